@@ -1,0 +1,1 @@
+//! The actor: generation engine, rollout loop, weight receiver.

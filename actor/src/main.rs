@@ -1,0 +1,3 @@
+//! The `sluice-actor` binary.
+
+fn main() {}

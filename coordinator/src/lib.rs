@@ -1,0 +1,1 @@
+//! The coordinator: prompts, leases, groups, filtration, batches, versions, membership, journal.

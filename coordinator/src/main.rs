@@ -1,0 +1,3 @@
+//! The `sluice-coordinator` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Collective communication: the c10d bridge with Gloo and NCCL.

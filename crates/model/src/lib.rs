@@ -1,0 +1,1 @@
+//! Decoder networks, tokenizers and Hugging Face folders.

@@ -1,0 +1,3 @@
+//! The `sluice-sandbox-init` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Untrusted code: isolation, limits and two-process grading.

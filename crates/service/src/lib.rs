@@ -1,0 +1,1 @@
+//! Process chassis: configuration, telemetry, tasks, shutdown.

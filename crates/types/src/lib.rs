@@ -1,0 +1,1 @@
+//! Domain data of Sluice with their invariants.

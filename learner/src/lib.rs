@@ -1,0 +1,1 @@
+//! The learner: PPO, sharding, checkpoints, weight publication, supervised objectives.

@@ -1,0 +1,3 @@
+//! The `sluice-learner` binary.
+
+fn main() {}

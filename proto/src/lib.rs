@@ -1,0 +1,1 @@
+//! The wire format: protobuf messages, generated code and conversions.

@@ -1,0 +1,1 @@
+//! The reward server: scorers, reference log-probs, sandboxed tests, streams.

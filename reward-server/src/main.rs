@@ -1,0 +1,3 @@
+//! The `sluice-reward-server` binary.
+
+fn main() {}

@@ -1,0 +1,91 @@
+#!/bin/sh
+# Puts what the build needs, and the registries of cargo do not carry, into .deps/ of this checkout:
+# libtorch (the Python wheel, unpacked) and the headers of Gloo (a Debian package, unpacked).
+# Needs no root, installs nothing outside .deps/, and does nothing when .deps/ is up to date.
+#
+#   setup/install.sh          CPU libtorch into .deps/python
+#   setup/install.sh cuda     the full CUDA wheel set into .deps/cuda (about 5 GB)
+set -eu
+cd "$(dirname "$0")/.."
+
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+say() { printf 'setup: %s\n' "$*"; }
+
+for tool in python3 cargo make g++ dpkg-deb apt-get; do
+    command -v "$tool" >/dev/null 2>&1 || fail "$tool is missing; install it (Debian: apt-get install build-essential python3) and run this again"
+done
+
+mkdir -p .deps
+if command -v flock >/dev/null 2>&1; then
+    exec 9>.deps/lock
+    flock -w 1800 9 || fail "another set-up has held .deps/lock for 30 minutes"
+fi
+
+# apt-get with lists and archives of its own, so that it needs neither root nor the system's lists.
+apt=$PWD/.deps/apt
+private_apt() {
+    apt-get -qq -o Dir::State::Lists="$apt/lists" -o Dir::Cache::Archives="$apt/archives" \
+        -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root "$@"
+}
+
+# unpack_debian PACKAGE...: unpacks Debian packages into .deps/debian.
+unpack_debian() {
+    mkdir -p .deps/debian "$apt/lists/partial" "$apt/archives/partial"
+    private_apt update || fail "cannot read the Debian package lists; check the sources in /etc/apt"
+    for package; do
+        (cd "$apt/archives" && private_apt download "$package") || fail "cannot download the Debian package $package"
+        dpkg-deb -x "$apt/archives/$package"_*.deb .deps/debian
+    done
+    rm -rf "$apt"
+}
+
+# pip as the machine has it; a bare Debian python3 has none, so its package is unpacked beside ours.
+find_pip() {
+    if python3 -m pip --version >/dev/null 2>&1; then return; fi
+    say "python3 has no pip: unpacking python3-pip into .deps/debian"
+    unpack_debian python3-pip python3-setuptools python3-wheel python3-distutils python3-lib2to3
+    PYTHONPATH="$PWD/.deps/debian/usr/lib/python3/dist-packages${PYTHONPATH:+:$PYTHONPATH}"
+    export PYTHONPATH
+    python3 -m pip --version >/dev/null 2>&1 || fail "python3 -m pip does not work; install python3-pip"
+}
+
+# install_wheels FOLDER PIP_ARGUMENT...: fills FOLDER in one step, so that a broken set-up is never used.
+install_wheels() {
+    folder=$1
+    shift
+    find_pip
+    rm -rf "$folder" "$folder.partial"
+    python3 -m pip install --quiet --no-compile --disable-pip-version-check --root-user-action=ignore \
+        --target "$folder.partial" "$@" || fail "pip could not install: $*"
+    mv "$folder.partial" "$folder"
+}
+
+# up_to_date FOLDER FILE...: true when FOLDER was filled from exactly these lists.
+up_to_date() {
+    folder=$1
+    shift
+    [ -f "$folder/.sluice-stamp" ] && cat "$@" | cmp -s - "$folder/.sluice-stamp"
+}
+
+if ! [ -f .deps/debian/usr/include/gloo/config.h ]; then
+    say "unpacking the Gloo headers into .deps/debian"
+    unpack_debian libgloo-dev
+fi
+
+case "${1:-cpu}" in
+cpu)
+    if ! up_to_date .deps/python setup/torch.txt; then
+        say "installing libtorch into .deps/python (about 600 MB)"
+        install_wheels .deps/python --no-deps --requirement setup/torch.txt
+        cp setup/torch.txt .deps/python/.sluice-stamp
+    fi
+    ;;
+cuda)
+    if ! up_to_date .deps/cuda setup/torch.txt setup/cuda.txt; then
+        say "installing libtorch with CUDA into .deps/cuda (about 5 GB)"
+        install_wheels .deps/cuda --requirement setup/torch.txt --requirement setup/cuda.txt
+        cat setup/torch.txt setup/cuda.txt >.deps/cuda/.sluice-stamp
+    fi
+    ;;
+*) fail "unknown argument $1; give nothing, or cuda" ;;
+esac
