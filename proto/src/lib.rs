@@ -1,1 +1,21 @@
-//! The wire format: protobuf messages, generated code and conversions.
+//! The wire format: the schema in `sluice/v1/*.proto`, the code generated from it, and the conversions between the
+//! generated types and the domain types of `types`.
+//!
+//! This is the only crate that knows both. Outside it, only `grpc.rs` and `*_client.rs` files may name [`pb`]. The
+//! receiving side validates: a `TryFrom<pb::X>` either yields a valid domain value or a [`ProtocolError`] that names
+//! the field, and that error maps to `INVALID_ARGUMENT`.
+
+mod convert;
+mod error;
+
+pub use convert::batch::{LearnerCommands, learner_messages};
+pub use error::ProtocolError;
+
+/// Generated code.
+#[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all, clippy::too_many_lines)]
+pub mod pb {
+    tonic::include_proto!("sluice.v1");
+}
+
+/// Largest message in either direction, in bytes. Batches and weights are sent in parts well below it.
+pub const MAX_MESSAGE_BYTES: usize = 32 << 20;

@@ -1,0 +1,128 @@
+//! The view every function on tokens takes: how a flat slice divides into responses, and which of its tokens count.
+//!
+//! Invariants: the lengths add up to the number of tokens; a token that does not count is never read, so whatever
+//! stands there (also NaN) cannot reach a loss, a gradient or a metric.
+
+use std::ops::Range;
+
+use crate::error::{Error, require_each};
+
+/// The response tokens of a batch, packed one response after the other without padding.
+///
+/// Tokens of the prompt are not part of it. Tokens inside a response that the policy did not choose (observations of a
+/// tool, for example) are, and the mask marks them as not counting.
+#[derive(Debug, Clone, Copy)]
+pub struct Responses<'a> {
+    lengths: &'a [usize],
+    mask: Option<&'a [bool]>,
+    tokens: usize,
+}
+
+impl<'a> Responses<'a> {
+    /// Responses of these lengths (tokens each) whose tokens all count. A length of zero is allowed.
+    pub fn new(lengths: &'a [usize]) -> Self {
+        let tokens = lengths.iter().fold(0_usize, |total, &length| total.saturating_add(length));
+        Self { lengths, mask: None, tokens }
+    }
+
+    /// The same responses with a response mask: `true` on tokens that count. `mask` is `[tokens]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if the mask does not have one element per token.
+    pub fn with_mask(self, mask: &'a [bool]) -> Result<Self, Error> {
+        self.require_len("mask", mask.len())?;
+        Ok(Self { mask: Some(mask), ..self })
+    }
+
+    /// Number of tokens, counting or not.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Number of responses.
+    pub fn len(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Whether there is no response at all.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.is_empty()
+    }
+
+    /// Whether the token at this place counts.
+    pub fn counts(&self, token: usize) -> bool {
+        self.mask.is_none_or(|mask| mask[token])
+    }
+
+    /// The places of each response, in order.
+    pub fn spans(&self) -> impl Iterator<Item = Range<usize>> + 'a {
+        self.lengths.iter().scan(0, |start, &length| {
+            let span = *start..*start + length;
+            *start = span.end;
+            Some(span)
+        })
+    }
+
+    /// The places inside `span` that count, in order.
+    pub fn counted(&self, span: Range<usize>) -> impl DoubleEndedIterator<Item = usize> + use<'a> {
+        let mask = self.mask;
+        span.filter(move |&token| mask.is_none_or(|mask| mask[token]))
+    }
+
+    /// All places that count, in order.
+    pub fn counted_tokens(&self) -> impl DoubleEndedIterator<Item = usize> + use<'a> {
+        self.counted(0..self.tokens)
+    }
+
+    pub(crate) fn require_len(&self, what: &'static str, found: usize) -> Result<(), Error> {
+        if found == self.tokens {
+            Ok(())
+        } else {
+            Err(Error::Length { what, found, expected: self.tokens, unit: "token" })
+        }
+    }
+
+    /// Checks a `[tokens]` slice: its length, and that every number that counts is finite.
+    pub(crate) fn require_tokens(&self, what: &'static str, values: &[f32]) -> Result<(), Error> {
+        self.require_len(what, values.len())?;
+        match self.counted_tokens().find(|&token| !values[token].is_finite()) {
+            Some(index) => Err(Error::NotFinite { what, index, value: f64::from(values[index]) }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks a `[responses]` slice: its length, and that every number is finite.
+    pub(crate) fn require_responses(&self, what: &'static str, values: &[f32]) -> Result<(), Error> {
+        require_each(what, values, self.len(), "response")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_cover_the_slice_and_skip_nothing() {
+        let responses = Responses::new(&[2, 0, 3]);
+        assert_eq!(responses.spans().collect::<Vec<_>>(), [0..2, 2..2, 2..5]);
+        assert_eq!((responses.len(), responses.tokens()), (3, 5));
+    }
+
+    #[test]
+    fn only_counted_tokens_are_checked() {
+        let mask = [true, false, true];
+        let responses = Responses::new(&[3]).with_mask(&mask).unwrap();
+        assert_eq!(responses.counted_tokens().collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(responses.require_tokens("logprobs", &[0.0, f32::NAN, 1.0]), Ok(()));
+        let error = responses.require_tokens("logprobs", &[0.0, 0.0, f32::INFINITY]).unwrap_err();
+        assert_eq!(error.to_string(), "logprobs[2] is inf: every number that counts must be finite");
+    }
+
+    #[test]
+    fn lengths_that_do_not_fit_are_an_error_and_not_a_panic() {
+        let responses = Responses::new(&[usize::MAX, 2]);
+        let error = responses.require_tokens("logprobs", &[0.0]).unwrap_err();
+        assert!(error.to_string().starts_with("logprobs has 1 elements, expected 18446744073709551615"));
+        assert!(Responses::new(&[2]).with_mask(&[true]).is_err());
+    }
+}

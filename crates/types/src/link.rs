@@ -1,0 +1,8 @@
+//! What the roles say to each other: one module per stream of the ring.
+//!
+//! A *report* goes towards the coordinator, a *command* comes from it. Acknowledgements travel backwards on the same
+//! streams. The wire form of each is in `proto`.
+
+pub mod actor;
+pub mod learner;
+pub mod reward;

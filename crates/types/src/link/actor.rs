@@ -1,0 +1,163 @@
+//! Coordinator and actor.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    GenerationId, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, Prompt, RolloutFailure, RolloutId,
+    RunId, Sampling, WeightHash,
+};
+
+/// An actor introduces itself: the first report on every stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActorHello {
+    /// Its name, unique in the run.
+    pub member: MemberId,
+    /// This life of its process.
+    pub incarnation: Incarnation,
+    /// The run it worked for before the stream broke; none on the first contact.
+    pub run: Option<RunId>,
+    /// Attempts it still works on or still holds unacknowledged, so that they are not issued anew.
+    pub holding: Vec<RolloutId>,
+}
+
+/// How loaded an actor is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActorLoad {
+    /// Responses that it could start now.
+    pub free_slots: u32,
+    /// Responses being generated.
+    pub running: u32,
+    /// Finished rollouts not yet acknowledged.
+    pub unacknowledged: u32,
+    /// Response tokens generated since its process started.
+    pub generated_tokens: u64,
+}
+
+/// Actor to coordinator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ActorReport {
+    /// First on the stream.
+    Hello(ActorHello),
+    /// Sent when the load changes and at least once per heartbeat interval.
+    Load(ActorLoad),
+    /// These weights are in use from the next decode step on.
+    WeightsConfirmed {
+        /// Their version.
+        version: PolicyVersion,
+        /// Their hash, checked before the swap.
+        hash: WeightHash,
+    },
+    /// A broadcast or pull failed; the version in use is unchanged.
+    WeightsFailed {
+        /// The version that did not arrive.
+        version: PolicyVersion,
+        /// Why, for a person.
+        detail: String,
+    },
+    /// The broadcast group of this generation is connected.
+    GenerationReady(GenerationId),
+    /// It could not be connected, or it broke.
+    GenerationFailed {
+        /// Which generation.
+        generation: GenerationId,
+        /// Why, for a person.
+        detail: String,
+    },
+    /// An attempt failed before it could be sent to a reward server.
+    Failed(RolloutFailure),
+    /// It takes no more leases and leaves when its last rollout is acknowledged.
+    Draining,
+}
+
+/// What an actor has to know about the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ActorWelcome {
+    /// The run.
+    pub run: RunId,
+    /// Seeds every response's sampling (see [`RolloutId::seed`]).
+    pub seed: u64,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Work lease by lease in fixed batch composition (design D7).
+    pub deterministic: bool,
+    /// An actor that is silent for longer than this is taken for lost.
+    pub heartbeat_timeout: Duration,
+}
+
+/// One prompt of a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeasedPrompt {
+    /// What to generate from.
+    pub prompt: Prompt,
+    /// The size of the whole group. In deterministic mode all of it is generated, so that the batch composition does
+    /// not depend on what arrived before a crash.
+    pub group_size: u16,
+    /// The attempts wanted, by sibling.
+    pub wanted: Vec<RolloutId>,
+}
+
+/// Prompts for one actor, for a limited time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Its number.
+    pub id: LeaseId,
+    /// The prompts.
+    pub prompts: Vec<LeasedPrompt>,
+    /// What is not delivered by then is issued anew.
+    pub time_limit: Duration,
+}
+
+/// A weight broadcast group to connect to (design D6).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationPlan {
+    /// Its number; also the prefix of its keys in the store.
+    pub id: GenerationId,
+    /// `host:port` of the learner's TCPStore.
+    pub store: String,
+    /// The members by rank; rank 0 is the learner.
+    pub members: Vec<MemberId>,
+}
+
+/// Where a reward server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewardServerAddress {
+    /// Its name.
+    pub member: MemberId,
+    /// `host:port` of its gRPC service.
+    pub address: String,
+}
+
+/// Coordinator to actor.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ActorCommand {
+    /// First on the stream.
+    Welcome(ActorWelcome),
+    /// The reward servers now ready; replaces the list before.
+    RewardServers(Vec<RewardServerAddress>),
+    /// Fetch these weights point to point and confirm them.
+    PullWeights {
+        /// `host:port` of the learner's weight service.
+        source: String,
+        /// The version to fetch.
+        version: PolicyVersion,
+        /// Its hash.
+        hash: WeightHash,
+    },
+    /// Connect to a new broadcast group in the background.
+    JoinGeneration(GenerationPlan),
+    /// The learner broadcasts these weights over this generation now.
+    ReceiveWeights {
+        /// The group.
+        generation: GenerationId,
+        /// What is sent.
+        manifest: Manifest,
+    },
+    /// Work.
+    Lease(Lease),
+    /// Take no more work, finish or hand back what is leased, then leave.
+    Drain,
+    /// The run is over: leave now.
+    Finish,
+}

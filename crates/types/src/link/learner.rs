@@ -1,0 +1,163 @@
+//! Coordinator and learner. Only rank 0 of the learner speaks.
+
+use serde::{Deserialize, Serialize};
+
+use crate::link::actor::GenerationPlan;
+use crate::{Batch, BatchId, GenerationId, Incarnation, Manifest, MemberId, PolicyVersion, RunId};
+
+/// The learner introduces itself: the first report on every stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearnerHello {
+    /// Its name.
+    pub member: MemberId,
+    /// This life of its processes (all ranks live and die together).
+    pub incarnation: Incarnation,
+    /// The run of the checkpoint it resumed from; none when it starts from a model folder.
+    pub run: Option<RunId>,
+    /// Number of ranks.
+    pub world_size: u32,
+    /// The last batch that is part of the weights it holds; 0 when none is.
+    pub trained: BatchId,
+    /// The last batch that is part of its newest checkpoint on disk.
+    pub checkpointed: BatchId,
+    /// The weights it holds, ready to be pulled.
+    pub manifest: Manifest,
+    /// `host:port` of its TCPStore for broadcast groups.
+    pub store: String,
+    /// `host:port` of its weight service.
+    pub weights: String,
+}
+
+/// What one training step measured; means are over response tokens unless the name says otherwise.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StepMetrics {
+    /// Clipped surrogate loss, mean over minibatches.
+    pub policy_loss: f64,
+    /// Clipped value loss, mean over minibatches; 0 without a critic.
+    pub value_loss: f64,
+    /// Entropy of the policy in nats.
+    pub entropy: f64,
+    /// Mean of (ratio - 1) - log ratio over all minibatches.
+    pub approx_kl: f64,
+    /// The same between the learner's old log-probs and the actors': zero but for rounding when on-policy.
+    pub rollout_approx_kl: f64,
+    /// Mean |learner - actor| log-prob.
+    pub rollout_logprob_diff: f64,
+    /// Share of tokens at which the clip was active.
+    pub clip_fraction: f64,
+    /// Explained variance of the returns by the values; 0 without a critic.
+    pub explained_variance: f64,
+    /// Mean score of the samples that train.
+    pub score_mean: f64,
+    /// Mean k1 estimate of KL(policy || reference), per response.
+    pub kl_to_ref: f64,
+    /// Gradient norm of the policy before clipping, mean over minibatches.
+    pub policy_grad_norm: f64,
+    /// Gradient norm of the critic before clipping, mean over minibatches.
+    pub critic_grad_norm: f64,
+    /// Learning rate of the policy in the last minibatch.
+    pub policy_lr: f64,
+    /// Coefficient of the KL penalty in force.
+    pub kl_coefficient: f64,
+    /// Mean of (trained version - 1 - version that drew the token).
+    pub staleness: f64,
+    /// Samples with weight above zero.
+    pub samples: u64,
+    /// Response tokens of those.
+    pub response_tokens: u64,
+    /// Prompt and response tokens of those.
+    pub tokens: u64,
+    /// Seconds of the log-prob and value passes before the update.
+    pub prepare_seconds: f64,
+    /// Seconds of the update.
+    pub update_seconds: f64,
+    /// Seconds of the whole step.
+    pub step_seconds: f64,
+}
+
+/// What the learner is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LearnerPhase {
+    /// Waits for a batch.
+    Waiting,
+    /// Runs a step.
+    Training,
+    /// Writes a checkpoint.
+    Checkpointing,
+}
+
+/// Learner to coordinator.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LearnerReport {
+    /// First on the stream.
+    Hello(LearnerHello),
+    /// A batch is part of the weights; the new version is ready to be published and pulled.
+    Trained {
+        /// Which batch.
+        batch: BatchId,
+        /// The new weights.
+        manifest: Manifest,
+        /// What the step measured.
+        metrics: Box<StepMetrics>,
+    },
+    /// A checkpoint that contains this batch is complete on disk: its samples may be forgotten.
+    Checkpointed(BatchId),
+    /// A broadcast ended well for the learner.
+    Published {
+        /// Over which group.
+        generation: GenerationId,
+        /// Which version.
+        version: PolicyVersion,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// A broadcast failed; the group is dead.
+    PublishFailed {
+        /// Over which group.
+        generation: GenerationId,
+        /// Which version.
+        version: PolicyVersion,
+        /// Why, for a person.
+        detail: String,
+    },
+    /// The broadcast group of this generation is connected.
+    GenerationReady(GenerationId),
+    /// It could not be connected.
+    GenerationFailed {
+        /// Which generation.
+        generation: GenerationId,
+        /// Why, for a person.
+        detail: String,
+    },
+    /// Alive.
+    Alive(LearnerPhase),
+}
+
+/// Coordinator to learner.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LearnerCommand {
+    /// First on the stream.
+    Welcome {
+        /// The run.
+        run: RunId,
+        /// The number of the last batch, for the learning-rate schedule.
+        last_batch: BatchId,
+    },
+    /// Train this next. Batches come in order without gaps.
+    Batch(Batch),
+    /// Connect to a new broadcast group in the background.
+    JoinGeneration(GenerationPlan),
+    /// Broadcast this version over this group now.
+    Publish {
+        /// The group.
+        generation: GenerationId,
+        /// The version.
+        version: PolicyVersion,
+    },
+    /// Write a checkpoint after the current step.
+    Checkpoint,
+    /// The run is over: leave now.
+    Finish,
+}

@@ -1,0 +1,76 @@
+//! Actor, reward server and coordinator: the way of a response.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Incarnation, MemberId, Rollout, RolloutFailure, RolloutId, RunId, ScoredRollout};
+
+/// Actor to reward server.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ScoreRequest {
+    /// First on the stream.
+    Hello {
+        /// The run.
+        run: RunId,
+        /// The actor.
+        member: MemberId,
+    },
+    /// One rollout to score.
+    Rollout(Rollout),
+}
+
+/// Reward server to actor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScoreReply {
+    /// The coordinator's journal knows how this attempt went: the actor may forget it.
+    Recorded(RolloutId),
+    /// The server has no room: offer it again, here or elsewhere, after this long.
+    Overloaded {
+        /// Which rollout was refused.
+        id: RolloutId,
+        /// The least pause before the next try.
+        retry_after: std::time::Duration,
+    },
+}
+
+/// A reward server introduces itself: the first report on every stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewardHello {
+    /// Its name, unique in the run.
+    pub member: MemberId,
+    /// This life of its process.
+    pub incarnation: Incarnation,
+    /// The run it worked for before the stream broke; none on the first contact.
+    pub run: Option<RunId>,
+    /// `host:port` under which actors reach it.
+    pub address: String,
+}
+
+/// Reward server to coordinator.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RewardReport {
+    /// First on the stream.
+    Hello(RewardHello),
+    /// A scored rollout.
+    Scored(ScoredRollout),
+    /// Scoring failed; never a score of zero.
+    Failed(RolloutFailure),
+    /// Alive, with this many rollouts waiting or being scored.
+    Load {
+        /// Rollouts accepted and not yet reported.
+        queued: u32,
+    },
+}
+
+/// Coordinator to reward server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RewardCommand {
+    /// First on the stream.
+    Welcome {
+        /// The run.
+        run: RunId,
+    },
+    /// The journal has it.
+    Recorded(RolloutId),
+    /// The run is over: leave now.
+    Finish,
+}

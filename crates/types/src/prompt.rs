@@ -1,0 +1,56 @@
+//! Prompts as the coordinator leases them: not yet token ids, because only roles with a tokenizer make those.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Invalid, PromptId};
+
+/// Most bytes of JSON that may travel with a prompt (hidden tests, labels).
+pub const MAX_FIELDS_BYTES: usize = 4 << 20;
+
+/// What the policy is given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptContent {
+    /// Text, tokenized as it stands.
+    Text(String),
+    /// Token ids, used as they stand.
+    Tokens(Vec<u32>),
+    /// Chat messages as a JSON list, rendered by the policy's chat template with the generation prompt added.
+    Messages(String),
+}
+
+/// One prompt of the data set, with what the scorers need to know about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// Which prompt of which epoch.
+    pub id: PromptId,
+    /// What the policy is given.
+    pub content: PromptContent,
+    /// The data set's line as JSON: scorers find their fields here (`test`, `cases`, `label`, ...). It travels with
+    /// the rollout, so that a reward server needs no data set of its own. Shared by all siblings.
+    pub fields: Arc<str>,
+}
+
+impl Prompt {
+    /// A prompt whose fields are a JSON object of bounded size.
+    ///
+    /// # Errors
+    /// When the content is empty or the fields exceed [`MAX_FIELDS_BYTES`].
+    pub fn new(id: PromptId, content: PromptContent, fields: Arc<str>) -> Result<Self, Invalid> {
+        let empty = match &content {
+            PromptContent::Text(text) | PromptContent::Messages(text) => text.is_empty(),
+            PromptContent::Tokens(tokens) => tokens.is_empty(),
+        };
+        if empty {
+            return Err(Invalid::new(format!("prompt {id}"), "is empty"));
+        }
+        if fields.len() > MAX_FIELDS_BYTES {
+            let problem =
+                format!("its fields have {} bytes, at most {MAX_FIELDS_BYTES} travel", fields.len());
+            return Err(Invalid::new(format!("prompt {id}"), problem));
+        }
+        Ok(Self { id, content, fields })
+    }
+}

@@ -1,0 +1,255 @@
+//! The actor's stream.
+
+use std::time::Duration;
+
+use types::link::actor::{
+    ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, GenerationPlan, Lease, LeasedPrompt,
+    RewardServerAddress,
+};
+use types::{GenerationId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId};
+
+use super::data::{hash, plain_text};
+use crate::error::required;
+use crate::{ProtocolError, pb};
+
+/// Longest `host:port` that is believed.
+const MAX_ADDRESS_BYTES: usize = 256;
+
+/// The run named in a hello: empty on the first contact.
+pub(crate) fn known_run(run: String) -> Result<Option<RunId>, ProtocolError> {
+    if run.is_empty() { Ok(None) } else { Ok(Some(RunId::try_from(run)?)) }
+}
+
+/// A `host:port`.
+pub(crate) fn address(field: &'static str, address: String) -> Result<String, ProtocolError> {
+    let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
+    let sound = address.len() <= MAX_ADDRESS_BYTES && port.is_some_and(|port| port.parse::<u16>().is_ok());
+    if sound { Ok(address) } else { Err(ProtocolError::field(field, "must be host:port")) }
+}
+
+fn rollout_ids(ids: Vec<pb::RolloutId>) -> Result<Vec<RolloutId>, ProtocolError> {
+    ids.into_iter().map(RolloutId::try_from).collect()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<ActorReport> for pb::ActorReport {
+    fn from(report: ActorReport) -> Self {
+        use pb::actor_report::Report;
+        let report = match report {
+            ActorReport::Hello(hello) => Report::Hello(pb::ActorHello {
+                member: hello.member.into(),
+                incarnation: hello.incarnation.0,
+                run: hello.run.map(String::from).unwrap_or_default(),
+                holding: hello.holding.into_iter().map(Into::into).collect(),
+            }),
+            ActorReport::Load(load) => Report::Load(pb::ActorLoad {
+                free_slots: load.free_slots,
+                running: load.running,
+                unacknowledged: load.unacknowledged,
+                generated_tokens: load.generated_tokens,
+            }),
+            ActorReport::WeightsConfirmed { version, hash } => {
+                Report::WeightsConfirmed(pb::WeightsConfirmed { version: version.0, hash: hash.0.to_vec() })
+            }
+            ActorReport::WeightsFailed { version, detail } => {
+                Report::WeightsFailed(pb::WeightsFailed { version: version.0, detail })
+            }
+            ActorReport::GenerationReady(id) => {
+                Report::GenerationReady(pb::GenerationReady { generation: id.0 })
+            }
+            ActorReport::GenerationFailed { generation, detail } => {
+                Report::GenerationFailed(pb::GenerationFailed { generation: generation.0, detail })
+            }
+            ActorReport::Failed(failure) => Report::Failed(failure.into()),
+            ActorReport::Draining => Report::Draining(pb::Empty {}),
+        };
+        Self { report: Some(report) }
+    }
+}
+
+impl TryFrom<pb::ActorReport> for ActorReport {
+    type Error = ProtocolError;
+
+    fn try_from(report: pb::ActorReport) -> Result<Self, ProtocolError> {
+        use pb::actor_report::Report;
+        Ok(match required("actor report", report.report)? {
+            Report::Hello(hello) => Self::Hello(ActorHello {
+                member: MemberId::try_from(hello.member)?,
+                incarnation: Incarnation(hello.incarnation),
+                run: known_run(hello.run)?,
+                holding: rollout_ids(hello.holding)?,
+            }),
+            Report::Load(load) => Self::Load(ActorLoad {
+                free_slots: load.free_slots,
+                running: load.running,
+                unacknowledged: load.unacknowledged,
+                generated_tokens: load.generated_tokens,
+            }),
+            Report::WeightsConfirmed(weights) => Self::WeightsConfirmed {
+                version: PolicyVersion(weights.version),
+                hash: hash("weights_confirmed.hash", &weights.hash)?,
+            },
+            Report::WeightsFailed(failed) => Self::WeightsFailed {
+                version: PolicyVersion(failed.version),
+                detail: plain_text(&failed.detail),
+            },
+            Report::GenerationReady(ready) => Self::GenerationReady(GenerationId(ready.generation)),
+            Report::GenerationFailed(failed) => Self::GenerationFailed {
+                generation: GenerationId(failed.generation),
+                detail: plain_text(&failed.detail),
+            },
+            Report::Failed(failure) => Self::Failed(failure.try_into()?),
+            Report::Draining(_) => Self::Draining,
+        })
+    }
+}
+
+impl From<GenerationPlan> for pb::GenerationPlan {
+    fn from(plan: GenerationPlan) -> Self {
+        Self {
+            generation: plan.id.0,
+            store: plan.store,
+            members: plan.members.into_iter().map(String::from).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::GenerationPlan> for GenerationPlan {
+    type Error = ProtocolError;
+
+    fn try_from(plan: pb::GenerationPlan) -> Result<Self, ProtocolError> {
+        Ok(Self {
+            id: GenerationId(plan.generation),
+            store: address("generation.store", plan.store)?,
+            members: plan.members.into_iter().map(MemberId::try_from).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<Lease> for pb::Lease {
+    fn from(lease: Lease) -> Self {
+        let leased = |leased: LeasedPrompt| pb::LeasedPrompt {
+            prompt: Some(leased.prompt.into()),
+            group_size: leased.group_size.into(),
+            wanted: leased.wanted.into_iter().map(Into::into).collect(),
+        };
+        Self {
+            id: lease.id.0,
+            prompts: lease.prompts.into_iter().map(leased).collect(),
+            time_limit_ms: millis(lease.time_limit),
+        }
+    }
+}
+
+impl TryFrom<pb::LeasedPrompt> for LeasedPrompt {
+    type Error = ProtocolError;
+
+    fn try_from(leased: pb::LeasedPrompt) -> Result<Self, ProtocolError> {
+        let prompt = types::Prompt::try_from(required("leased.prompt", leased.prompt)?)?;
+        let wanted = rollout_ids(leased.wanted)?;
+        let group_size = u16::try_from(leased.group_size)
+            .map_err(|_| ProtocolError::field("leased.group_size", "is out of range"))?;
+        if wanted.iter().any(|id| id.prompt != prompt.id || id.sibling >= group_size) {
+            return Err(ProtocolError::field("leased.wanted", format!("names no sibling of {}", prompt.id)));
+        }
+        Ok(Self { prompt, group_size, wanted })
+    }
+}
+
+impl TryFrom<pb::Lease> for Lease {
+    type Error = ProtocolError;
+
+    fn try_from(lease: pb::Lease) -> Result<Self, ProtocolError> {
+        Ok(Self {
+            id: LeaseId(lease.id),
+            prompts: lease.prompts.into_iter().map(LeasedPrompt::try_from).collect::<Result<_, _>>()?,
+            time_limit: Duration::from_millis(lease.time_limit_ms),
+        })
+    }
+}
+
+impl From<ActorCommand> for pb::ActorCommand {
+    fn from(command: ActorCommand) -> Self {
+        use pb::actor_command::Command;
+        let server = |server: RewardServerAddress| pb::RewardServerAddress {
+            member: server.member.into(),
+            address: server.address,
+        };
+        let command = match command {
+            ActorCommand::Welcome(welcome) => Command::Welcome(pb::ActorWelcome {
+                run: welcome.run.into(),
+                seed: welcome.seed,
+                sampling: Some(welcome.sampling.into()),
+                deterministic: welcome.deterministic,
+                heartbeat_timeout_ms: millis(welcome.heartbeat_timeout),
+            }),
+            ActorCommand::RewardServers(servers) => Command::RewardServers(pb::RewardServers {
+                servers: servers.into_iter().map(server).collect(),
+            }),
+            ActorCommand::PullWeights { source, version, hash } => {
+                Command::PullWeights(pb::PullWeights { source, version: version.0, hash: hash.0.to_vec() })
+            }
+            ActorCommand::JoinGeneration(plan) => Command::JoinGeneration(plan.into()),
+            ActorCommand::ReceiveWeights { generation, manifest } => {
+                Command::ReceiveWeights(pb::ReceiveWeights {
+                    generation: generation.0,
+                    manifest: Some(manifest.into()),
+                })
+            }
+            ActorCommand::Lease(lease) => Command::Lease(lease.into()),
+            ActorCommand::Drain => Command::Drain(pb::Empty {}),
+            ActorCommand::Finish => Command::Finish(pb::Empty {}),
+        };
+        Self { command: Some(command) }
+    }
+}
+
+impl TryFrom<pb::ActorWelcome> for ActorWelcome {
+    type Error = ProtocolError;
+
+    fn try_from(welcome: pb::ActorWelcome) -> Result<Self, ProtocolError> {
+        Ok(Self {
+            run: RunId::try_from(welcome.run)?,
+            seed: welcome.seed,
+            sampling: required("welcome.sampling", welcome.sampling)?.try_into()?,
+            deterministic: welcome.deterministic,
+            heartbeat_timeout: Duration::from_millis(welcome.heartbeat_timeout_ms),
+        })
+    }
+}
+
+impl TryFrom<pb::ActorCommand> for ActorCommand {
+    type Error = ProtocolError;
+
+    fn try_from(command: pb::ActorCommand) -> Result<Self, ProtocolError> {
+        use pb::actor_command::Command;
+        let server = |server: pb::RewardServerAddress| -> Result<_, ProtocolError> {
+            Ok(RewardServerAddress {
+                member: MemberId::try_from(server.member)?,
+                address: address("reward_server.address", server.address)?,
+            })
+        };
+        Ok(match required("actor command", command.command)? {
+            Command::Welcome(welcome) => Self::Welcome(welcome.try_into()?),
+            Command::RewardServers(list) => {
+                Self::RewardServers(list.servers.into_iter().map(server).collect::<Result<_, _>>()?)
+            }
+            Command::PullWeights(pull) => Self::PullWeights {
+                source: address("pull_weights.source", pull.source)?,
+                version: PolicyVersion(pull.version),
+                hash: hash("pull_weights.hash", &pull.hash)?,
+            },
+            Command::JoinGeneration(plan) => Self::JoinGeneration(plan.try_into()?),
+            Command::ReceiveWeights(receive) => Self::ReceiveWeights {
+                generation: GenerationId(receive.generation),
+                manifest: required("receive_weights.manifest", receive.manifest)?.try_into()?,
+            },
+            Command::Lease(lease) => Self::Lease(lease.try_into()?),
+            Command::Drain(_) => Self::Drain,
+            Command::Finish(_) => Self::Finish,
+        })
+    }
+}

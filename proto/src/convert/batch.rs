@@ -1,0 +1,96 @@
+//! The learner's commands, with batches cut into parts so that no message is large, and joined again.
+
+use prost::Message;
+use types::link::learner::LearnerCommand;
+use types::{Batch, BatchId, GenerationId, PolicyVersion, RunId, Sample};
+
+use super::learner::single_command;
+use crate::error::required;
+use crate::{ProtocolError, pb};
+
+/// A part is closed when it has grown to this many bytes.
+const PART_BYTES: usize = 4 << 20;
+
+/// The messages of a command: several for a batch, one for everything else.
+pub fn learner_messages(command: LearnerCommand) -> Vec<pb::LearnerCommand> {
+    match single_command(command) {
+        Ok(message) => vec![message],
+        Err(batch) => batch_parts(batch),
+    }
+}
+
+fn batch_parts(batch: Batch) -> Vec<pb::LearnerCommand> {
+    let mut parts: Vec<Vec<pb::Sample>> = vec![Vec::new()];
+    let mut part_bytes = 0;
+    for Sample { scored, weight } in batch.samples {
+        let sample = pb::Sample { scored: Some(scored.into()), weight };
+        let bytes = sample.encoded_len();
+        if part_bytes > 0 && part_bytes + bytes > PART_BYTES {
+            parts.push(Vec::new());
+            part_bytes = 0;
+        }
+        part_bytes += bytes;
+        parts.last_mut().expect("there is always a last part").push(sample);
+    }
+    let count = u32::try_from(parts.len()).expect("a batch fits into fewer than 2^32 parts");
+    let message = |(part, samples)| {
+        let part = pb::BatchPart { batch: batch.id.0, part, parts: count, samples };
+        pb::LearnerCommand { command: Some(pb::learner_command::Command::BatchPart(part)) }
+    };
+    (0..).zip(parts).map(message).collect()
+}
+
+/// Joins the learner's commands again: feeds on messages, yields whole commands.
+#[derive(Debug, Default)]
+pub struct LearnerCommands {
+    /// The batch under way: its id, the number of parts, and the parts that came.
+    open: Option<(BatchId, u32, Vec<Vec<pb::Sample>>)>,
+}
+
+impl LearnerCommands {
+    /// Takes the next message of the stream; yields a command when it completes one.
+    ///
+    /// # Errors
+    /// When a part comes out of turn, or a value is invalid.
+    pub fn push(&mut self, message: pb::LearnerCommand) -> Result<Option<LearnerCommand>, ProtocolError> {
+        use pb::learner_command::Command;
+        let command = match (required("learner command", message.command)?, &self.open) {
+            (Command::BatchPart(part), _) => return self.push_part(part),
+            (_, Some((batch, ..))) => {
+                return Err(ProtocolError::Unexpected(format!("a command amid the parts of batch {batch}")));
+            }
+            (Command::Welcome(welcome), None) => LearnerCommand::Welcome {
+                run: RunId::try_from(welcome.run)?,
+                last_batch: BatchId(welcome.last_batch),
+            },
+            (Command::JoinGeneration(plan), None) => LearnerCommand::JoinGeneration(plan.try_into()?),
+            (Command::Publish(publish), None) => LearnerCommand::Publish {
+                generation: GenerationId(publish.generation),
+                version: PolicyVersion(publish.version),
+            },
+            (Command::Checkpoint(_), None) => LearnerCommand::Checkpoint,
+            (Command::Finish(_), None) => LearnerCommand::Finish,
+        };
+        Ok(Some(command))
+    }
+
+    fn push_part(&mut self, part: pb::BatchPart) -> Result<Option<LearnerCommand>, ProtocolError> {
+        let id = BatchId(part.batch);
+        let (open_id, parts, mut came) = self.open.take().unwrap_or_else(|| (id, part.parts, Vec::new()));
+        if id != open_id || part.parts != parts || part.part as usize != came.len() || part.part >= parts {
+            let what = format!("part {} of {} of batch {id}", part.part, part.parts);
+            return Err(ProtocolError::Unexpected(what));
+        }
+        came.push(part.samples);
+        if came.len() < parts as usize {
+            self.open = Some((open_id, parts, came));
+            return Ok(None);
+        }
+        let sample = |sample: pb::Sample| -> Result<Sample, ProtocolError> {
+            let scored = required("sample.scored", sample.scored)?.try_into()?;
+            Ok(Sample { scored, weight: sample.weight })
+        };
+        let samples = came.into_iter().flatten().map(sample).collect::<Result<_, _>>()?;
+        Ok(Some(LearnerCommand::Batch(Batch::new(id, samples)?)))
+    }
+}

@@ -1,0 +1,183 @@
+//! The learner's stream. Batches travel in parts; `batch.rs` cuts and joins them.
+
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, StepMetrics};
+use types::{BatchId, GenerationId, Incarnation, MemberId, PolicyVersion};
+
+use super::actor::{address, known_run};
+use super::data::plain_text;
+use crate::error::required;
+use crate::{ProtocolError, pb};
+
+/// Both structs have the same fields; the exhaustive patterns make a forgotten one a compile error.
+macro_rules! same_fields {
+    ($($field:ident,)+) => {
+        impl From<StepMetrics> for pb::StepMetrics {
+            fn from(StepMetrics { $($field,)+ }: StepMetrics) -> Self {
+                Self { $($field,)+ }
+            }
+        }
+
+        impl From<pb::StepMetrics> for StepMetrics {
+            fn from(pb::StepMetrics { $($field,)+ }: pb::StepMetrics) -> Self {
+                Self { $($field,)+ }
+            }
+        }
+    };
+}
+
+same_fields! {
+    policy_loss,
+    value_loss,
+    entropy,
+    approx_kl,
+    rollout_approx_kl,
+    rollout_logprob_diff,
+    clip_fraction,
+    explained_variance,
+    score_mean,
+    kl_to_ref,
+    policy_grad_norm,
+    critic_grad_norm,
+    policy_lr,
+    kl_coefficient,
+    staleness,
+    samples,
+    response_tokens,
+    tokens,
+    prepare_seconds,
+    update_seconds,
+    step_seconds,
+}
+
+impl From<LearnerHello> for pb::LearnerHello {
+    fn from(hello: LearnerHello) -> Self {
+        Self {
+            member: hello.member.into(),
+            incarnation: hello.incarnation.0,
+            run: hello.run.map(String::from).unwrap_or_default(),
+            world_size: hello.world_size,
+            trained: hello.trained.0,
+            checkpointed: hello.checkpointed.0,
+            manifest: Some(hello.manifest.into()),
+            store: hello.store,
+            weights: hello.weights,
+        }
+    }
+}
+
+impl TryFrom<pb::LearnerHello> for LearnerHello {
+    type Error = ProtocolError;
+
+    fn try_from(hello: pb::LearnerHello) -> Result<Self, ProtocolError> {
+        if hello.checkpointed > hello.trained {
+            return Err(ProtocolError::field("learner_hello.checkpointed", "is ahead of what was trained"));
+        }
+        Ok(Self {
+            member: MemberId::try_from(hello.member)?,
+            incarnation: Incarnation(hello.incarnation),
+            run: known_run(hello.run)?,
+            world_size: hello.world_size,
+            trained: BatchId(hello.trained),
+            checkpointed: BatchId(hello.checkpointed),
+            manifest: required("learner_hello.manifest", hello.manifest)?.try_into()?,
+            store: address("learner_hello.store", hello.store)?,
+            weights: address("learner_hello.weights", hello.weights)?,
+        })
+    }
+}
+
+impl From<LearnerReport> for pb::LearnerReport {
+    fn from(report: LearnerReport) -> Self {
+        use pb::learner_report::Report;
+        let report = match report {
+            LearnerReport::Hello(hello) => Report::Hello(hello.into()),
+            LearnerReport::Trained { batch, manifest, metrics } => Report::Trained(pb::Trained {
+                batch: batch.0,
+                manifest: Some(manifest.into()),
+                metrics: Some((*metrics).into()),
+            }),
+            LearnerReport::Checkpointed(batch) => Report::Checkpointed(pb::Checkpointed { batch: batch.0 }),
+            LearnerReport::Published { generation, version, seconds } => {
+                Report::Published(pb::Published { generation: generation.0, version: version.0, seconds })
+            }
+            LearnerReport::PublishFailed { generation, version, detail } => {
+                Report::PublishFailed(pb::PublishFailed {
+                    generation: generation.0,
+                    version: version.0,
+                    detail,
+                })
+            }
+            LearnerReport::GenerationReady(id) => {
+                Report::GenerationReady(pb::GenerationReady { generation: id.0 })
+            }
+            LearnerReport::GenerationFailed { generation, detail } => {
+                Report::GenerationFailed(pb::GenerationFailed { generation: generation.0, detail })
+            }
+            LearnerReport::Alive(phase) => Report::Alive(pb::Alive {
+                phase: match phase {
+                    LearnerPhase::Waiting => pb::LearnerPhase::Waiting,
+                    LearnerPhase::Training => pb::LearnerPhase::Training,
+                    LearnerPhase::Checkpointing => pb::LearnerPhase::Checkpointing,
+                }
+                .into(),
+            }),
+        };
+        Self { report: Some(report) }
+    }
+}
+
+impl TryFrom<pb::LearnerReport> for LearnerReport {
+    type Error = ProtocolError;
+
+    fn try_from(report: pb::LearnerReport) -> Result<Self, ProtocolError> {
+        use pb::learner_report::Report;
+        Ok(match required("learner report", report.report)? {
+            Report::Hello(hello) => Self::Hello(hello.try_into()?),
+            Report::Trained(trained) => Self::Trained {
+                batch: BatchId(trained.batch),
+                manifest: required("trained.manifest", trained.manifest)?.try_into()?,
+                metrics: Box::new(required("trained.metrics", trained.metrics)?.into()),
+            },
+            Report::Checkpointed(done) => Self::Checkpointed(BatchId(done.batch)),
+            Report::Published(published) => Self::Published {
+                generation: GenerationId(published.generation),
+                version: PolicyVersion(published.version),
+                seconds: published.seconds,
+            },
+            Report::PublishFailed(failed) => Self::PublishFailed {
+                generation: GenerationId(failed.generation),
+                version: PolicyVersion(failed.version),
+                detail: plain_text(&failed.detail),
+            },
+            Report::GenerationReady(ready) => Self::GenerationReady(GenerationId(ready.generation)),
+            Report::GenerationFailed(failed) => Self::GenerationFailed {
+                generation: GenerationId(failed.generation),
+                detail: plain_text(&failed.detail),
+            },
+            Report::Alive(alive) => Self::Alive(match alive.phase() {
+                pb::LearnerPhase::Waiting => LearnerPhase::Waiting,
+                pb::LearnerPhase::Training => LearnerPhase::Training,
+                pb::LearnerPhase::Checkpointing => LearnerPhase::Checkpointing,
+                pb::LearnerPhase::Unspecified => return Err(ProtocolError::Missing("alive.phase")),
+            }),
+        })
+    }
+}
+
+/// Every command but a batch is one message.
+pub(crate) fn single_command(command: LearnerCommand) -> Result<pb::LearnerCommand, types::Batch> {
+    use pb::learner_command::Command;
+    let command = match command {
+        LearnerCommand::Batch(batch) => return Err(batch),
+        LearnerCommand::Welcome { run, last_batch } => {
+            Command::Welcome(pb::LearnerWelcome { run: run.into(), last_batch: last_batch.0 })
+        }
+        LearnerCommand::JoinGeneration(plan) => Command::JoinGeneration(plan.into()),
+        LearnerCommand::Publish { generation, version } => {
+            Command::Publish(pb::Publish { generation: generation.0, version: version.0 })
+        }
+        LearnerCommand::Checkpoint => Command::Checkpoint(pb::Empty {}),
+        LearnerCommand::Finish => Command::Finish(pb::Empty {}),
+    };
+    Ok(pb::LearnerCommand { command: Some(command) })
+}

@@ -1,0 +1,128 @@
+//! The reward server's two streams.
+
+use std::time::Duration;
+
+use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
+use types::{Incarnation, MemberId, RunId};
+
+use super::actor::{address, known_run};
+use crate::error::required;
+use crate::{ProtocolError, pb};
+
+impl From<ScoreRequest> for pb::ScoreRequest {
+    fn from(request: ScoreRequest) -> Self {
+        use pb::score_request::Request;
+        let request = match request {
+            ScoreRequest::Hello { run, member } => {
+                Request::Hello(pb::ScoreHello { run: run.into(), member: member.into() })
+            }
+            ScoreRequest::Rollout(rollout) => Request::Rollout(rollout.into()),
+        };
+        Self { request: Some(request) }
+    }
+}
+
+impl TryFrom<pb::ScoreRequest> for ScoreRequest {
+    type Error = ProtocolError;
+
+    fn try_from(request: pb::ScoreRequest) -> Result<Self, ProtocolError> {
+        use pb::score_request::Request;
+        Ok(match required("score request", request.request)? {
+            Request::Hello(hello) => {
+                Self::Hello { run: RunId::try_from(hello.run)?, member: MemberId::try_from(hello.member)? }
+            }
+            Request::Rollout(rollout) => Self::Rollout(rollout.try_into()?),
+        })
+    }
+}
+
+impl From<ScoreReply> for pb::ScoreReply {
+    fn from(reply: ScoreReply) -> Self {
+        use pb::score_reply::Reply;
+        let reply = match reply {
+            ScoreReply::Recorded(id) => Reply::Recorded(id.into()),
+            ScoreReply::Overloaded { id, retry_after } => Reply::Overloaded(pb::Overloaded {
+                id: Some(id.into()),
+                retry_after_ms: u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX),
+            }),
+        };
+        Self { reply: Some(reply) }
+    }
+}
+
+impl TryFrom<pb::ScoreReply> for ScoreReply {
+    type Error = ProtocolError;
+
+    fn try_from(reply: pb::ScoreReply) -> Result<Self, ProtocolError> {
+        use pb::score_reply::Reply;
+        Ok(match required("score reply", reply.reply)? {
+            Reply::Recorded(id) => Self::Recorded(id.try_into()?),
+            Reply::Overloaded(overloaded) => Self::Overloaded {
+                id: required("overloaded.id", overloaded.id)?.try_into()?,
+                retry_after: Duration::from_millis(overloaded.retry_after_ms),
+            },
+        })
+    }
+}
+
+impl From<RewardReport> for pb::RewardReport {
+    fn from(report: RewardReport) -> Self {
+        use pb::reward_report::Report;
+        let report = match report {
+            RewardReport::Hello(hello) => Report::Hello(pb::RewardHello {
+                member: hello.member.into(),
+                incarnation: hello.incarnation.0,
+                run: hello.run.map(String::from).unwrap_or_default(),
+                address: hello.address,
+            }),
+            RewardReport::Scored(scored) => Report::Scored(scored.into()),
+            RewardReport::Failed(failure) => Report::Failed(failure.into()),
+            RewardReport::Load { queued } => Report::Load(pb::RewardLoad { queued }),
+        };
+        Self { report: Some(report) }
+    }
+}
+
+impl TryFrom<pb::RewardReport> for RewardReport {
+    type Error = ProtocolError;
+
+    fn try_from(report: pb::RewardReport) -> Result<Self, ProtocolError> {
+        use pb::reward_report::Report;
+        Ok(match required("reward report", report.report)? {
+            Report::Hello(hello) => Self::Hello(RewardHello {
+                member: MemberId::try_from(hello.member)?,
+                incarnation: Incarnation(hello.incarnation),
+                run: known_run(hello.run)?,
+                address: address("reward_hello.address", hello.address)?,
+            }),
+            Report::Scored(scored) => Self::Scored(scored.try_into()?),
+            Report::Failed(failure) => Self::Failed(failure.try_into()?),
+            Report::Load(load) => Self::Load { queued: load.queued },
+        })
+    }
+}
+
+impl From<RewardCommand> for pb::RewardCommand {
+    fn from(command: RewardCommand) -> Self {
+        use pb::reward_command::Command;
+        let command = match command {
+            RewardCommand::Welcome { run } => Command::Welcome(pb::RunName { run: run.into() }),
+            RewardCommand::Recorded(id) => Command::Recorded(id.into()),
+            RewardCommand::Finish => Command::Finish(pb::Empty {}),
+        };
+        Self { command: Some(command) }
+    }
+}
+
+impl TryFrom<pb::RewardCommand> for RewardCommand {
+    type Error = ProtocolError;
+
+    fn try_from(command: pb::RewardCommand) -> Result<Self, ProtocolError> {
+        use pb::reward_command::Command;
+        Ok(match required("reward command", command.command)? {
+            Command::Welcome(name) => Self::Welcome { run: RunId::try_from(name.run)? },
+            Command::Recorded(id) => Self::Recorded(id.try_into()?),
+            Command::Finish(_) => Self::Finish,
+        })
+    }
+}

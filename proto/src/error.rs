@@ -1,0 +1,43 @@
+//! What can be wrong with a message.
+
+use types::Invalid;
+
+/// A message that no correct peer sends.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// A field without which the message means nothing.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A field whose value is out of range.
+    #[error("{field}: {problem}")]
+    Field {
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Fields that are sound alone but break an invariant together.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// A message that may not come at this point of a stream.
+    #[error("unexpected message: {0}")]
+    Unexpected(String),
+}
+
+impl ProtocolError {
+    /// A field whose value is out of range.
+    pub fn field(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Field { field, problem: problem.into() }
+    }
+}
+
+impl From<ProtocolError> for tonic::Status {
+    fn from(error: ProtocolError) -> Self {
+        tonic::Status::invalid_argument(error.to_string())
+    }
+}
+
+/// The value of a field that must be there.
+pub(crate) fn required<T>(field: &'static str, value: Option<T>) -> Result<T, ProtocolError> {
+    value.ok_or(ProtocolError::Missing(field))
+}

@@ -1,0 +1,210 @@
+//! Round trips through bytes, and junk that must never panic.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use prost::Message;
+use proto::{LearnerCommands, ProtocolError, learner_messages, pb};
+use types::link::actor::{ActorCommand, ActorReport, Lease, LeasedPrompt};
+use types::link::learner::{LearnerCommand, LearnerReport, StepMetrics};
+use types::link::reward::{RewardCommand, RewardReport, ScoreReply, ScoreRequest};
+use types::{
+    Batch, BatchId, DType, FailReason, FinishReason, LeaseId, Manifest, PolicyVersion, Prompt, PromptContent,
+    PromptId, Rollout, RolloutFailure, RolloutId, Sample, ScoredRollout, Span, TensorEntry, WeightHash,
+};
+
+/// Encodes, decodes and converts back.
+fn through_bytes<D, P>(value: D) -> D
+where
+    P: Message + Default + From<D>,
+    D: TryFrom<P, Error = ProtocolError>,
+{
+    let bytes = P::from(value).encode_to_vec();
+    D::try_from(P::decode(bytes.as_slice()).unwrap()).unwrap()
+}
+
+prop_compose! {
+    fn rollout_ids()(epoch in 0..9u32, ordinal: u64, sibling: u16, attempt: u16) -> RolloutId {
+        RolloutId { prompt: PromptId { epoch, ordinal }, sibling, attempt }
+    }
+}
+
+prop_compose! {
+    fn rollouts()(
+        id in rollout_ids(),
+        prompt in vec(any::<u32>(), 1..20),
+        tokens in vec((any::<u32>(), -30f32..0.0, 0.01f32..1.0), 1..40),
+        truncated: bool,
+        stop: bool,
+        version in 0..1_000_000u64,
+        cut in 0..40usize,
+    ) -> Rollout {
+        let first = u32::try_from(cut.clamp(1, tokens.len())).unwrap();
+        let rest = u32::try_from(tokens.len()).unwrap() - first;
+        let mut spans = vec![Span { version: PolicyVersion(version), tokens: first }];
+        if rest > 0 {
+            spans.push(Span { version: PolicyVersion(version + 1), tokens: rest });
+        }
+        Rollout {
+            id,
+            prompt_tokens: prompt.into(),
+            response_tokens: tokens.iter().map(|t| t.0).collect(),
+            rollout_logprobs: tokens.iter().map(|t| t.1).collect(),
+            surviving_mass: truncated.then(|| tokens.iter().map(|t| t.2).collect()),
+            spans,
+            finish_reason: if stop { FinishReason::Stop } else { FinishReason::Length },
+            fields: Arc::from("{\"task_id\": \"ä/1\"}"),
+        }
+    }
+}
+
+prop_compose! {
+    fn scored_rollouts()(rollout in rollouts(), score in -9f32..9.0, outcome: Option<bool>, reference: bool)
+        -> ScoredRollout {
+        let ref_logprobs = if reference { rollout.rollout_logprobs.clone() } else { Vec::new() };
+        ScoredRollout { rollout, score, ref_logprobs, outcome: outcome.map(|passed| f32::from(u8::from(passed))) }
+    }
+}
+
+fn manifest() -> Manifest {
+    let entry = TensorEntry {
+        name: "model.norm.weight".into(),
+        shape: vec![3, 5],
+        dtype: DType::Bf16,
+        hash: WeightHash([7; 32]),
+    };
+    Manifest { version: PolicyVersion(3), tensors: vec![entry], hash: WeightHash([9; 32]) }
+}
+
+proptest! {
+    #[test]
+    fn scored_rollouts_survive_the_wire(scored in scored_rollouts()) {
+        let request = ScoreRequest::Rollout(scored.rollout.clone());
+        prop_assert_eq!(through_bytes::<_, pb::ScoreRequest>(request.clone()), request);
+        let report = RewardReport::Scored(scored);
+        prop_assert_eq!(through_bytes::<_, pb::RewardReport>(report.clone()), report);
+    }
+
+    #[test]
+    fn batches_survive_being_cut_into_parts(samples in vec(scored_rollouts(), 1..12), copies in 1..40u16) {
+        // Copies under new ids make some batches larger than one part.
+        let mut all = Vec::new();
+        for (ordinal, scored) in (0u64..).zip(samples) {
+            for sibling in 0..copies {
+                let mut scored = scored.clone();
+                scored.rollout.id =
+                    RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling, attempt: 0 };
+                scored.rollout.fields = Arc::from("x".repeat(40_000));
+                all.push(Sample { scored, weight: f32::from(sibling) });
+            }
+        }
+        let batch = Batch::new(BatchId(4), all).unwrap();
+        let mut commands = LearnerCommands::default();
+        let messages = learner_messages(LearnerCommand::Batch(batch.clone()));
+        let last = messages.len() - 1;
+        for (at, message) in messages.into_iter().enumerate() {
+            prop_assert!(message.encoded_len() < 5 << 20);
+            let command = commands.push(message).unwrap();
+            prop_assert_eq!(command, (at == last).then(|| LearnerCommand::Batch(batch.clone())));
+        }
+    }
+
+    #[test]
+    fn junk_is_an_error_or_a_valid_value(bytes in vec(any::<u8>(), 0..300)) {
+        fn attempt<P: Message + Default, D: TryFrom<P>>(bytes: &[u8]) {
+            if let Ok(message) = P::decode(bytes) {
+                let _ = D::try_from(message);
+            }
+        }
+        attempt::<pb::ActorReport, ActorReport>(&bytes);
+        attempt::<pb::ActorCommand, ActorCommand>(&bytes);
+        attempt::<pb::RewardReport, RewardReport>(&bytes);
+        attempt::<pb::RewardCommand, RewardCommand>(&bytes);
+        attempt::<pb::ScoreRequest, ScoreRequest>(&bytes);
+        attempt::<pb::ScoreReply, ScoreReply>(&bytes);
+        attempt::<pb::LearnerReport, LearnerReport>(&bytes);
+        if let Ok(message) = pb::LearnerCommand::decode(bytes.as_slice()) {
+            let _ = LearnerCommands::default().push(message);
+        }
+    }
+
+    #[test]
+    fn a_flipped_byte_never_yields_an_invalid_rollout(
+        scored in scored_rollouts(),
+        at: proptest::sample::Index,
+        bit in 0..8u8,
+    ) {
+        let mut bytes = pb::ScoredRollout::from(scored).encode_to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        if let Ok(message) = pb::ScoredRollout::decode(bytes.as_slice())
+            && let Ok(scored) = ScoredRollout::try_from(message)
+        {
+            prop_assert!(scored.clone().validated().is_ok());
+        }
+    }
+}
+
+#[test]
+fn control_messages_survive_the_wire() {
+    let prompt = |content| Prompt::new(PromptId { epoch: 1, ordinal: 5 }, content, Arc::from("{}")).unwrap();
+    let wanted = vec![RolloutId { prompt: PromptId { epoch: 1, ordinal: 5 }, sibling: 2, attempt: 1 }];
+    for content in [
+        PromptContent::Text("def f(x):\n".into()),
+        PromptContent::Tokens(vec![1, 2, 3]),
+        PromptContent::Messages("[]".into()),
+    ] {
+        let leased = LeasedPrompt { prompt: prompt(content), group_size: 5, wanted: wanted.clone() };
+        let time_limit = std::time::Duration::from_secs(60);
+        let command = ActorCommand::Lease(Lease { id: LeaseId(3), prompts: vec![leased], time_limit });
+        assert_eq!(through_bytes::<_, pb::ActorCommand>(command.clone()), command);
+    }
+    let trained = LearnerReport::Trained {
+        batch: BatchId(3),
+        manifest: manifest(),
+        metrics: Box::new(StepMetrics { policy_loss: 0.25, tokens: 17, ..StepMetrics::default() }),
+    };
+    assert_eq!(through_bytes::<_, pb::LearnerReport>(trained.clone()), trained);
+    for reason in FailReason::ALL {
+        let failure =
+            RolloutFailure { id: wanted[0], reason: *reason, detail: "why".into(), response_tokens: 3 };
+        let report = ActorReport::Failed(failure);
+        assert_eq!(through_bytes::<_, pb::ActorReport>(report.clone()), report);
+    }
+}
+
+#[test]
+fn a_lease_for_another_prompt_is_refused() {
+    let id = PromptId { epoch: 0, ordinal: 1 };
+    let prompt = Prompt::new(id, PromptContent::Text("x".into()), Arc::from("{}")).unwrap();
+    let other = RolloutId { prompt: PromptId { epoch: 0, ordinal: 2 }, sibling: 0, attempt: 0 };
+    let leased = LeasedPrompt { prompt, group_size: 2, wanted: vec![other] };
+    let time_limit = std::time::Duration::from_secs(1);
+    let lease = Lease { id: LeaseId(1), prompts: vec![leased], time_limit };
+    let error = ActorCommand::try_from(pb::ActorCommand::from(ActorCommand::Lease(lease))).unwrap_err();
+    assert!(error.to_string().contains("names no sibling of e0-p1"), "{error}");
+}
+
+#[test]
+fn parts_out_of_turn_are_refused() {
+    let part = |part, parts| pb::LearnerCommand {
+        command: Some(pb::learner_command::Command::BatchPart(pb::BatchPart {
+            batch: 1,
+            part,
+            parts,
+            samples: Vec::new(),
+        })),
+    };
+    assert!(LearnerCommands::default().push(part(1, 2)).is_err());
+    assert!(LearnerCommands::default().push(part(0, 0)).is_err());
+    let mut commands = LearnerCommands::default();
+    assert_eq!(commands.push(part(0, 2)).unwrap(), None);
+    assert!(commands.push(part(0, 2)).is_err());
+    let mut interrupted = LearnerCommands::default();
+    interrupted.push(part(0, 2)).unwrap();
+    let finish = learner_messages(LearnerCommand::Finish).remove(0);
+    assert!(interrupted.push(finish).is_err());
+}
