@@ -16,7 +16,7 @@ pub enum GroupBaseline {
     },
     /// `R_i − mean` (Dr.GRPO, arXiv 2503.20783; the first step of REINFORCE++-baseline, arXiv 2501.03262)
     Mean,
-    /// `R_i − Σ_{j≠i} R_j / (G − 1)` (RLOO, arXiv 2402.14740, Eq. 8)
+    /// `R_i − Σ_{j≠i} R_j / (G − 1)` (RLOO, arXiv 2402.14740)
     LeaveOneOut,
 }
 
@@ -42,7 +42,8 @@ pub fn group_advantages(
     }
     let mut advantages = vec![0.0; scores.len()];
     for members in members.iter().filter(|members| !members.is_empty()) {
-        let (mean, scale) = baseline_of(baseline, members.iter().map(|&response| f64::from(scores[response])));
+        let (mean, scale) =
+            baseline_of(baseline, members.iter().map(|&response| f64::from(scores[response])));
         for &response in members {
             advantages[response] = ((f64::from(scores[response]) - mean) * scale) as f32;
         }
@@ -97,7 +98,9 @@ mod tests {
 
     #[test]
     fn equal_scores_carry_no_signal_and_a_single_one_passes() {
-        for baseline in [GRPO, GroupBaseline::MeanStd { epsilon: 0.0 }, GroupBaseline::Mean, GroupBaseline::LeaveOneOut] {
+        for baseline in
+            [GRPO, GroupBaseline::MeanStd { epsilon: 0.0 }, GroupBaseline::Mean, GroupBaseline::LeaveOneOut]
+        {
             assert_eq!(group_advantages(baseline, &[0.3; 3], &[1; 3]).unwrap(), [0.0; 3]);
             let single = group_advantages(baseline, &[0.3], &[0]).unwrap()[0];
             assert!((single - 0.3).abs() < 1e-6);

@@ -49,7 +49,8 @@ impl Totals {
         for (span, &weight) in responses.spans().zip(weights) {
             let tokens = responses.counted(span).count();
             if tokens > 0 {
-                totals.merge(&Self { responses: f64::from(weight), tokens: f64::from(weight) * tokens as f64 });
+                totals
+                    .merge(&Self { responses: f64::from(weight), tokens: f64::from(weight) * tokens as f64 });
             }
         }
         Ok(totals)

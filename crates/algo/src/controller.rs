@@ -49,7 +49,8 @@ impl KlController {
                 require(measured_kl.is_finite(), "measured_kl", measured_kl, "a finite number")?;
                 require(target.is_finite() && target > 0.0, "target", target, "a positive number")?;
                 require(horizon.is_finite() && horizon > 0.0, "horizon", horizon, "a positive number")?;
-                let error = (measured_kl / target - 1.0).clamp(-MAX_PROPORTIONAL_ERROR, MAX_PROPORTIONAL_ERROR);
+                let error =
+                    (measured_kl / target - 1.0).clamp(-MAX_PROPORTIONAL_ERROR, MAX_PROPORTIONAL_ERROR);
                 let factor = (1.0 + error * samples as f64 / horizon).max(0.0);
                 Ok(Self::Adaptive { coefficient: coefficient * factor, target, horizon })
             }
@@ -61,7 +62,8 @@ impl KlController {
 mod tests {
     use super::*;
 
-    const ADAPTIVE: KlController = KlController::Adaptive { coefficient: 0.1, target: 6.0, horizon: 10_000.0 };
+    const ADAPTIVE: KlController =
+        KlController::Adaptive { coefficient: 0.1, target: 6.0, horizon: 10_000.0 };
 
     #[test]
     fn fixed_stays() {
@@ -84,6 +86,9 @@ mod tests {
     fn a_broken_measurement_is_an_error() {
         assert!(ADAPTIVE.updated(f64::NAN, 10).is_err());
         let broken = KlController::Adaptive { coefficient: 0.1, target: 0.0, horizon: 1.0 };
-        assert_eq!(broken.updated(1.0, 1).unwrap_err().to_string(), "target is 0, expected a positive number");
+        assert_eq!(
+            broken.updated(1.0, 1).unwrap_err().to_string(),
+            "target is 0, expected a positive number"
+        );
     }
 }

@@ -38,7 +38,12 @@ pub enum Error {
 }
 
 /// `value` if `valid`, otherwise [`Error::Parameter`].
-pub(crate) fn require(valid: bool, name: &'static str, value: f64, expected: &'static str) -> Result<(), Error> {
+pub(crate) fn require(
+    valid: bool,
+    name: &'static str,
+    value: f64,
+    expected: &'static str,
+) -> Result<(), Error> {
     if valid { Ok(()) } else { Err(Error::Parameter { name, value, expected }) }
 }
 

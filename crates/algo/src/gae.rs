@@ -21,7 +21,7 @@ pub struct Advantages {
     pub returns: Vec<f32>,
 }
 
-/// GAE(γ, λ) (Schulman et al. 2016, arXiv 1506.02438, Eqs. 11, 12, 16):
+/// GAE(γ, λ) (Schulman et al. 2016, arXiv 1506.02438, Eq. 16):
 /// `δ_t = r_t + γ V_{t+1} − V_t`, `A_t = δ_t + γλ A_{t+1}`, `return_t = A_t + V_t`.
 ///
 /// `rewards` and `values` are `[tokens]`. The value after the last token of a response is 0. Tokens that do not count are

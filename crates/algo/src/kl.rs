@@ -92,12 +92,16 @@ pub struct KlTokens<'a> {
     pub coefficients: &'a [f64],
 }
 
-/// KL in the loss: `β Σ_it c_it k̂l(log π_θ,it − log π_ref,it)` (GRPO, arXiv 2402.03300, Eq. 3), with the gradient with
+/// KL in the loss: `β Σ_it c_it k̂l(log π_θ,it − log π_ref,it)` (GRPO, arXiv 2402.03300, section 4.1), with the gradient with
 /// respect to `logprobs`.
 ///
 /// # Errors
 /// A negative β, a wrong length or a counted number that is not finite.
-pub fn kl_loss(estimator: KlEstimator, kl_coefficient: f64, tokens: &KlTokens<'_>) -> Result<LossTerm, Error> {
+pub fn kl_loss(
+    estimator: KlEstimator,
+    kl_coefficient: f64,
+    tokens: &KlTokens<'_>,
+) -> Result<LossTerm, Error> {
     require_non_negative("kl_coefficient", kl_coefficient)?;
     tokens.responses.require_tokens("logprobs", tokens.logprobs)?;
     tokens.responses.require_tokens("ref_logprobs", tokens.ref_logprobs)?;

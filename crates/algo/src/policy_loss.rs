@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::coefficients::require_coefficients;
-use crate::error::{Error, require};
+use crate::error::{Error, require, require_non_negative};
 use crate::kl::{MAX_LOG_RATIO, bounded_exp};
 use crate::ratio::RatioSums;
 use crate::responses::Responses;
@@ -28,13 +28,8 @@ impl ClipRange {
     }
 
     fn validate(&self) -> Result<(), Error> {
-        require(self.low.is_finite() && self.low >= 0.0, "clip_ratio_low", self.low, "a finite number of 0 or more")?;
-        require(
-            self.high.is_finite() && self.high >= 0.0,
-            "clip_ratio_high",
-            self.high,
-            "a finite number of 0 or more",
-        )
+        require_non_negative("clip_ratio_low", self.low)?;
+        require_non_negative("clip_ratio_high", self.high)
     }
 }
 
@@ -44,7 +39,7 @@ impl ClipRange {
 pub enum RatioLevel {
     /// Each token has its own: `ρ_t = exp(log π_θ,t − log π_old,t)` (PPO).
     Token,
-    /// The geometric mean of the response: `s = exp(Σ_t (log π_θ,t − log π_old,t) / T)` (GSPO, arXiv 2507.18071, Eq. 7).
+    /// The geometric mean of the response: `s = exp(Σ_t (log π_θ,t − log π_old,t) / T)` (GSPO, arXiv 2507.18071, section 4).
     SequenceMean,
     /// The ratio of the whole response: `exp(Σ_t (log π_θ,t − log π_old,t))` (TRL's RLOO trainer).
     SequenceProduct,
@@ -55,7 +50,7 @@ pub enum RatioLevel {
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyObjective {
     /// `−min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A)` (PPO, arXiv 1707.06347, Eq. 7; asymmetric as in DAPO,
-    /// arXiv 2503.14476, Eq. 10). With a dual clip `c`, additionally at most `−c A` where `A < 0` (arXiv 1912.09729, Eq. 5).
+    /// arXiv 2503.14476, "clip-higher"). With a dual clip `c`, additionally at most `−c A` where `A < 0` (arXiv 1912.09729).
     Clip {
         /// Over what the ratio is taken.
         level: RatioLevel,
@@ -64,7 +59,7 @@ pub enum PolicyObjective {
         /// `c > 1`: bounds the loss of bad tokens whose ratio is huge.
         dual_clip: Option<f64>,
     },
-    /// `−sg[clip(ρ, 1 − ε_low, 1 + ε_high)] A log π_θ` (CISPO, arXiv 2506.13585, Eqs. 4, 5): no token loses its gradient.
+    /// `−sg[clip(ρ, 1 − ε_low, 1 + ε_high)] A log π_θ` (CISPO, arXiv 2506.13585, section 3): no token loses its gradient.
     /// The upper bound of the ratio is `1 + high`; where a source gives the bound itself (TRL, ScaleRL: 5.0), subtract 1.
     Cispo {
         /// ε_low (usually 1: no lower bound), ε_high.
@@ -123,9 +118,10 @@ pub fn policy_loss(objective: &PolicyObjective, tokens: &PolicyTokens<'_>) -> Re
             let surrogate = Surrogate { range, dual_clip };
             match level {
                 RatioLevel::Token => clip_tokens(&surrogate, tokens, &mut loss),
-                RatioLevel::SequenceMean | RatioLevel::SequenceProduct => {
-                    clip_sequences(&surrogate, level, tokens, &mut loss);
+                RatioLevel::SequenceMean => {
+                    clip_sequences(&surrogate, |length| 1.0 / length, tokens, &mut loss)
                 }
+                RatioLevel::SequenceProduct => clip_sequences(&surrogate, |_| 1.0, tokens, &mut loss),
             }
         }
         PolicyObjective::Cispo { range } => {
@@ -185,15 +181,21 @@ fn clip_tokens(surrogate: &Surrogate, tokens: &PolicyTokens<'_>, loss: &mut Poli
     }
 }
 
-fn clip_sequences(surrogate: &Surrogate, level: RatioLevel, tokens: &PolicyTokens<'_>, loss: &mut PolicyLoss) {
+/// `share` gives the power of the product of token ratios, from the number of counted tokens.
+fn clip_sequences(
+    surrogate: &Surrogate,
+    share: impl Fn(f64) -> f64,
+    tokens: &PolicyTokens<'_>,
+    loss: &mut PolicyLoss,
+) {
     let responses = tokens.responses;
     for span in responses.spans() {
-        let length = responses.counted(span.clone()).count() as f64;
+        let length = responses.counted(span.clone()).count();
+        if length == 0 {
+            continue;
+        }
+        let share = share(length as f64);
         let sum: f64 = responses.counted(span.clone()).map(|token| tokens.log_ratio(token)).sum();
-        let share = match level {
-            RatioLevel::SequenceMean => 1.0 / length.max(1.0),
-            RatioLevel::Token | RatioLevel::SequenceProduct => 1.0,
-        };
         let (ratio, ratio_slope) = bounded_exp(sum * share);
         let mut slope = 0.0;
         for token in responses.counted(span.clone()) {

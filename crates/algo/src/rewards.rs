@@ -41,7 +41,7 @@ pub struct TokenRewards {
 }
 
 /// Rewards of PPO for RLHF: `r_t = −β k̂l_t + 1[t = last counted token] · clip(score)` (Ziegler et al. 2019,
-/// arXiv 1909.08593, Eq. 2; PF-PPO, arXiv 2409.06957, Eq. 4).
+/// arXiv 1909.08593, section 2; PF-PPO, arXiv 2409.06957, Eq. 4).
 ///
 /// # Errors
 /// A negative β or clip, a wrong length, or a number that counts and is not finite.
@@ -57,7 +57,8 @@ pub fn token_rewards(shaping: &RewardShaping, tokens: &ScoredTokens<'_>) -> Resu
         let score = clip_score(f64::from(score), shaping.score_clip)?;
         let last = responses.counted(span.clone()).next_back();
         for token in responses.counted(span) {
-            let kl = shaping.kl_estimator.value(f64::from(old_logprobs[token]) - f64::from(ref_logprobs[token]));
+            let kl =
+                shaping.kl_estimator.value(f64::from(old_logprobs[token]) - f64::from(ref_logprobs[token]));
             result.kl.push(kl);
             let placed = if Some(token) == last { score } else { 0.0 };
             result.rewards[token] = (placed - shaping.kl_coefficient * kl) as f32;
@@ -92,7 +93,7 @@ pub fn response_returns(responses: Responses<'_>, rewards: &[f32]) -> Result<Vec
     Ok(responses.spans().map(sum).collect())
 }
 
-/// DAPO's soft overlong punishment, to be added to the score of a response of `length` tokens (arXiv 2503.14476, Eq. 13):
+/// DAPO's soft overlong punishment, to be added to the score of a response of `length` tokens (arXiv 2503.14476, "overlong reward shaping"):
 /// 0 up to `max_length − cache`, `(max_length − cache − length) / cache` up to `max_length`, −1 beyond.
 ///
 /// # Errors

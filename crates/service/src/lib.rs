@@ -1,1 +1,26 @@
-//! Process chassis: configuration, telemetry, tasks, shutdown.
+//! Process chassis: everything that a role's process needs and that is not its work.
+//!
+//! A role's `main` is one line over [`run`]: configuration in layers, logging, metrics over HTTP, named tasks whose
+//! failure is seen, and a shutdown that drains within a grace period. The crate knows no role.
+//!
+//! Start order: configuration, logging, the role's `build` (which binds and wires and may fail), then work.
+//! Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 130 told twice to stop.
+
+mod backoff;
+pub mod config;
+pub mod grpc;
+mod http;
+mod metrics;
+mod run;
+mod tasks;
+mod telemetry;
+
+pub use backoff::Backoff;
+pub use config::{Config, ServiceConfig};
+pub use http::Readiness;
+pub use run::{BadInput, Context, exit_code, run};
+pub use tasks::{OnError, Spawner, TaskSet};
+pub use telemetry::init_logging;
+
+pub use axum;
+pub use tokio_util::sync::CancellationToken;

@@ -130,6 +130,7 @@ number_type!(
 
 /// One prompt of one pass over the data; the group of its rollouts has the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PromptId {
     /// The pass over the data, from 0.
     pub epoch: u32,
@@ -179,43 +180,69 @@ impl fmt::Display for RolloutId {
     }
 }
 
+impl FromStr for PromptId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let parse = || {
+            let [epoch, ordinal] = numbers(text, ['e', 'p'])?;
+            Some(PromptId { epoch: u32::try_from(epoch).ok()?, ordinal })
+        };
+        parse().ok_or_else(|| not_an_id("prompt id", text, "e0-p17"))
+    }
+}
+
 impl FromStr for RolloutId {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        parse_rollout_id(text).ok_or_else(|| {
-            let shown: String = text.chars().take(MAX_NAME_BYTES).collect();
-            Invalid::new(format!("rollout id {shown:?}"), "must look like e0-p17-s3-a0")
-        })
+        let parse = || {
+            let [epoch, ordinal, sibling, attempt] = numbers(text, ['e', 'p', 's', 'a'])?;
+            Some(RolloutId {
+                prompt: PromptId { epoch: u32::try_from(epoch).ok()?, ordinal },
+                sibling: u16::try_from(sibling).ok()?,
+                attempt: u16::try_from(attempt).ok()?,
+            })
+        };
+        parse().ok_or_else(|| not_an_id("rollout id", text, "e0-p17-s3-a0"))
     }
 }
 
-fn parse_rollout_id(text: &str) -> Option<RolloutId> {
+/// The numbers of `<prefix><number>-<prefix><number>...`.
+fn numbers<const N: usize>(text: &str, prefixes: [char; N]) -> Option<[u64; N]> {
     let mut parts = text.split('-');
-    let mut number = |prefix: char| parts.next()?.strip_prefix(prefix)?.parse::<u64>().ok();
-    let (epoch, ordinal, sibling, attempt) = (number('e')?, number('p')?, number('s')?, number('a')?);
-    if parts.next().is_some() {
-        return None;
+    let mut numbers = [0; N];
+    for (number, prefix) in numbers.iter_mut().zip(prefixes) {
+        *number = parts.next()?.strip_prefix(prefix)?.parse().ok()?;
     }
-    Some(RolloutId {
-        prompt: PromptId { epoch: u32::try_from(epoch).ok()?, ordinal },
-        sibling: u16::try_from(sibling).ok()?,
-        attempt: u16::try_from(attempt).ok()?,
-    })
+    parts.next().is_none().then_some(numbers)
 }
 
-impl TryFrom<String> for RolloutId {
-    type Error = Invalid;
-    fn try_from(text: String) -> Result<Self, Invalid> {
-        text.parse()
-    }
+fn not_an_id(kind: &str, text: &str, example: &str) -> Invalid {
+    let shown: String = text.chars().take(MAX_NAME_BYTES).collect();
+    Invalid::new(format!("{kind} {shown:?}"), format!("must look like {example}"))
 }
 
-impl From<RolloutId> for String {
-    fn from(id: RolloutId) -> String {
-        id.to_string()
-    }
+/// Ids are text in JSON, so that they can be keys of a map.
+macro_rules! text_in_serde {
+    ($name:ident) => {
+        impl TryFrom<String> for $name {
+            type Error = Invalid;
+            fn try_from(text: String) -> Result<Self, Invalid> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.to_string()
+            }
+        }
+    };
 }
+
+text_in_serde!(PromptId);
+text_in_serde!(RolloutId);
 
 #[cfg(test)]
 mod tests {
@@ -251,6 +278,7 @@ mod tests {
         fn rollout_ids_survive_text(epoch: u32, ordinal: u64, sibling: u16, attempt: u16) {
             let id = id(epoch, ordinal, sibling, attempt);
             prop_assert_eq!(id.to_string().parse::<RolloutId>().unwrap(), id);
+            prop_assert_eq!(id.prompt.to_string().parse::<PromptId>().unwrap(), id.prompt);
         }
 
         #[test]

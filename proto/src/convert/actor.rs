@@ -47,6 +47,7 @@ impl From<ActorReport> for pb::ActorReport {
             }),
             ActorReport::Load(load) => Report::Load(pb::ActorLoad {
                 free_slots: load.free_slots,
+                last_lease: load.last_lease.0,
                 running: load.running,
                 unacknowledged: load.unacknowledged,
                 generated_tokens: load.generated_tokens,
@@ -84,6 +85,7 @@ impl TryFrom<pb::ActorReport> for ActorReport {
             }),
             Report::Load(load) => Self::Load(ActorLoad {
                 free_slots: load.free_slots,
+                last_lease: LeaseId(load.last_lease),
                 running: load.running,
                 unacknowledged: load.unacknowledged,
                 generated_tokens: load.generated_tokens,

@@ -27,6 +27,8 @@ pub struct ActorHello {
 pub struct ActorLoad {
     /// Responses that it could start now.
     pub free_slots: u32,
+    /// The newest lease it had received when it counted: later ones are not yet in `free_slots`.
+    pub last_lease: LeaseId,
     /// Responses being generated.
     pub running: u32,
     /// Finished rollouts not yet acknowledged.

@@ -1,0 +1,86 @@
+// The C face of c10d that src/ffi.rs declares. For every function here:
+//   - no C++ exception leaves it: failures come back as a status and a message;
+//   - `message` is set exactly when the status is SLUICE_FAILED, and belongs to the caller (sluice_message_free);
+//   - an object belongs to the caller once returned, and is released by its own *_free;
+//   - a tensor is a borrowed at::Tensor*, as tch's Tensor::as_ptr gives it; what an operation needs after the call it
+//     keeps alive itself, by reference counting.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+
+struct sluice_store;
+struct sluice_group;
+struct sluice_work;
+
+enum {
+  SLUICE_OK = 0,
+  SLUICE_FAILED = 1,
+  SLUICE_PENDING = 2,  // not finished, or not there, when the time was up
+};
+
+void sluice_message_free(char* message);
+void sluice_bytes_free(uint8_t* bytes);
+
+// Takes over the socket `listen_fd`, which is bound and listens.
+int sluice_store_serve(int listen_fd, const char* host, int64_t timeout_ms, sluice_store** out, char** message);
+int sluice_store_connect(const char* host, uint16_t port, int64_t timeout_ms, sluice_store** out, char** message);
+// A second connection to the same server.
+int sluice_store_reconnect(const sluice_store* store, sluice_store** out, char** message);
+void sluice_store_free(sluice_store* store);
+
+int sluice_store_set(sluice_store* store, const char* key, const uint8_t* value, size_t length, char** message);
+int sluice_store_get(
+    sluice_store* store, const char* key, int64_t timeout_ms, uint8_t** value, size_t* length, char** message);
+int sluice_store_wait(sluice_store* store, const char* const* keys, size_t count, int64_t timeout_ms, char** message);
+int sluice_store_check(sluice_store* store, const char* key, int* present, char** message);
+int sluice_store_add(sluice_store* store, const char* key, int64_t amount, int64_t* sum, char** message);
+int sluice_store_delete(sluice_store* store, const char* key, int* deleted, char** message);
+
+// Connects all ranks; may block for `join_ms` and somewhat longer. An operation that takes longer than `operation_ms`
+// is given up by c10d itself.
+struct sluice_group_config {
+  const char* prefix;  // of the keys in the store
+  int rank;
+  int world_size;
+  int64_t join_ms;
+  int64_t operation_ms;
+};
+// Exactly one of `host` (a name or address of this machine) and `interface` is given.
+int sluice_gloo_new(
+    const sluice_store* store,
+    const sluice_group_config* config,
+    const char* host,
+    const char* interface,
+    sluice_group** out,
+    char** message);
+int sluice_nccl_new(
+    const sluice_store* store, const sluice_group_config* config, int device, sluice_group** out, char** message);
+void sluice_group_free(sluice_group* group);
+// Ends every pending operation of this rank with an error and closes the connections, so that the other ranks end too.
+int sluice_group_abort(sluice_group* group, char** message);
+
+// Operations start and return. `tag`: only operations launched under equal tags match each other across ranks (Gloo).
+// `reduce` is a c10d::ReduceOp::RedOpType.
+int sluice_broadcast(sluice_group* group, void* tensor, int root, uint32_t tag, sluice_work** out, char** message);
+int sluice_all_reduce(sluice_group* group, void* tensor, int reduce, uint32_t tag, sluice_work** out, char** message);
+int sluice_all_gather(
+    sluice_group* group, void* const* outputs, void* input, uint32_t tag, sluice_work** out, char** message);
+int sluice_all_gather_into(
+    sluice_group* group, void* output, void* input, uint32_t tag, sluice_work** out, char** message);
+int sluice_all_to_all(sluice_group* group, void* output, void* input, uint32_t tag, sluice_work** out, char** message);
+int sluice_reduce_scatter(
+    sluice_group* group, void* output, void* input, int reduce, sluice_work** out, char** message);
+int sluice_barrier(sluice_group* group, uint32_t tag, sluice_work** out, char** message);
+int sluice_send(sluice_group* group, void* tensor, int to, uint32_t tag, sluice_work** out, char** message);
+int sluice_receive(sluice_group* group, void* tensor, int from, uint32_t tag, sluice_work** out, char** message);
+
+// SLUICE_PENDING: not finished after `timeout_ms`. A send or receive over Gloo is never pending: c10d gives it up, and
+// with it the whole group.
+int sluice_work_wait(sluice_group* group, sluice_work* work, int64_t timeout_ms, char** message);
+int sluice_work_done(sluice_work* work, int* done, char** message);
+void sluice_work_free(sluice_work* work);
+
+}  // extern "C"

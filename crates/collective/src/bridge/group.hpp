@@ -1,0 +1,65 @@
+// What bridge.cc and nccl.cc share: the objects behind the C face, and the border no exception crosses.
+#pragma once
+
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <string>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+#include <torch/csrc/distributed/c10d/Work.hpp>
+
+#include "bridge.h"
+
+struct sluice_store {
+  c10::intrusive_ptr<c10d::Store> store;
+};
+
+struct sluice_work {
+  c10::intrusive_ptr<c10d::Work> work;
+};
+
+// A backend, and where backends differ.
+struct sluice_group {
+  virtual ~sluice_group() = default;
+  virtual c10d::Backend& backend() = 0;
+  // The next collective matches only collectives that other ranks launch under the same tag.
+  virtual void tag_next(uint32_t /*tag*/) {}
+  // Waits at most `timeout`; false when the operation has not finished. Throws what the operation threw.
+  virtual bool wait(c10d::Work& work, std::chrono::milliseconds timeout) = 0;
+  virtual void abort() = 0;
+  virtual c10d::BarrierOptions barrier_options() const {
+    return {};
+  }
+
+  // c10d counts its operations without a lock, so whoever launches one holds this. Launching never blocks.
+  std::mutex launching;
+};
+
+inline char* copy_message(const char* text) {
+  char* copy = static_cast<char*>(std::malloc(std::strlen(text) + 1));
+  if (copy != nullptr) {
+    std::strcpy(copy, text);
+  }
+  return copy;
+}
+
+// Runs `body`, which returns a status, and turns whatever it throws into SLUICE_FAILED and a message.
+template <typename Body>
+int guarded(char** message, Body&& body) noexcept {
+  try {
+    return body();
+  } catch (const c10::Error& error) {
+    *message = copy_message(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    *message = copy_message(error.what());
+  } catch (...) {
+    *message = copy_message("an exception that is no std::exception");
+  }
+  return SLUICE_FAILED;
+}

@@ -1,0 +1,376 @@
+//! What a network is: the fields of `config.json` that decide its shape and its numbers.
+//!
+//! Invariants of a [`ModelConfig`] that came out of [`ModelConfig::parse`] or passed [`ModelConfig::validate`]:
+//! 1. every dimension is positive and bounded, so that no product of them overflows an `i64`;
+//! 2. `heads` is a multiple of `kv_heads`, `head_dim` is even;
+//! 3. nothing the network does not implement is silently ignored: another activation, RoPE variant, head or
+//!    quantisation is an error that names it.
+//!
+//! Fields of the file that are not understood are kept and written back, so that a folder read and written again
+//! still means the same to other programs.
+
+mod read;
+mod write;
+
+use serde_json::{Map, Value};
+use tch::Kind;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// The file is not a JSON object.
+    #[error("config.json is not a JSON object: {0}")]
+    Syntax(String),
+    /// A field the network cannot do without is absent.
+    #[error("config.json has no field {0}")]
+    Missing(&'static str),
+    /// A field has a value of the wrong type or outside its range.
+    #[error("config.json: {field} is {found}, expected {expected}")]
+    Invalid {
+        /// The field's name.
+        field: &'static str,
+        /// What stands there.
+        found: String,
+        /// What may stand there.
+        expected: String,
+    },
+    /// A network of another kind.
+    #[error("unsupported architecture {0}, expected one of {supported}", supported = supported())]
+    Architecture(String),
+    /// A feature of the network that is not implemented.
+    #[error("config.json: unsupported {field} {found}")]
+    Unsupported {
+        /// The field's name.
+        field: &'static str,
+        /// What stands there.
+        found: String,
+    },
+}
+
+fn supported() -> String {
+    let pairs = Architecture::ALL
+        .iter()
+        .flat_map(|architecture| [Head::Causal, Head::Scalar].map(|head| architecture.class(head)));
+    pairs.collect::<Vec<_>>().join(", ")
+}
+
+/// The family of decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// Llama 1 to 3, and what shares its network: DeepSeek-Coder, TinyLlama, SmolLM.
+    Llama,
+    /// Mistral 7B: Llama with a sliding attention window.
+    Mistral,
+    /// Qwen 2 and 2.5: Llama with a bias on the query, key and value projections.
+    Qwen2,
+    /// Qwen 3: RMS norm on each query and key head, head dimension independent of the width.
+    Qwen3,
+}
+
+impl Architecture {
+    /// Every family.
+    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+
+    /// `model_type` in `config.json`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// The class name transformers gives a network of this family with this head: the entry of `architectures`.
+    pub fn class(self, head: Head) -> &'static str {
+        match (self, head) {
+            (Self::Llama, Head::Causal) => "LlamaForCausalLM",
+            (Self::Llama, Head::Scalar) => "LlamaForSequenceClassification",
+            (Self::Mistral, Head::Causal) => "MistralForCausalLM",
+            (Self::Mistral, Head::Scalar) => "MistralForSequenceClassification",
+            (Self::Qwen2, Head::Causal) => "Qwen2ForCausalLM",
+            (Self::Qwen2, Head::Scalar) => "Qwen2ForSequenceClassification",
+            (Self::Qwen3, Head::Causal) => "Qwen3ForCausalLM",
+            (Self::Qwen3, Head::Scalar) => "Qwen3ForSequenceClassification",
+        }
+    }
+}
+
+/// What the network computes from its last hidden states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Head {
+    /// Logits over the vocabulary: `lm_head.weight`, or the embedding when tied.
+    Causal,
+    /// One number per token, `score.weight` `[1, hidden]`: reward models (read at the last token) and critics.
+    Scalar,
+}
+
+/// How rotary frequencies are stretched beyond the context they were trained on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all (Su et al., RoFormer, arXiv 2104.09864).
+    Default,
+    /// Positions divided by `factor` (Chen et al., position interpolation, arXiv 2306.15595).
+    Linear {
+        /// Divisor of the frequencies.
+        factor: f64,
+    },
+    /// NTK-aware: the base grows with sequences longer than `max_positions`.
+    Dynamic {
+        /// Growth of the context.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp between.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_max_positions / low_freq_factor` are divided.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max_positions / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length of the pre-training, in tokens.
+        original_max_positions: i64,
+    },
+}
+
+/// Rotary position embedding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the geometric series of wavelengths.
+    pub theta: f64,
+    /// Stretching.
+    pub scaling: RopeScaling,
+}
+
+/// Attention limited to the latest tokens, on some layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Keys a query sees, its own included.
+    pub tokens: i64,
+    /// For each layer, whether it is limited.
+    pub layers: Vec<bool>,
+}
+
+/// The sizes of a new network; everything else takes its family's default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dimensions {
+    /// Tokens in the vocabulary.
+    pub vocab_size: i64,
+    /// Width of the residual stream.
+    pub hidden_size: i64,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: i64,
+    /// Decoder blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: i64,
+    /// Key and value heads.
+    pub kv_heads: i64,
+    /// Longest sequence, in tokens.
+    pub max_positions: i64,
+}
+
+/// A decoder's shape and options.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Family.
+    pub architecture: Architecture,
+    /// Head.
+    pub head: Head,
+    /// Tokens in the vocabulary: rows of the embedding.
+    pub vocab_size: i64,
+    /// Width of the residual stream.
+    pub hidden_size: i64,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: i64,
+    /// Decoder blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: i64,
+    /// Key and value heads; `heads / kv_heads` queries share one (Ainslie et al., GQA, arXiv 2305.13245).
+    pub kv_heads: i64,
+    /// Elements of one head.
+    pub head_dim: i64,
+    /// Longest sequence the positions were trained for, in tokens.
+    pub max_positions: i64,
+    /// Added to the mean square in RMS norm.
+    pub rms_norm_eps: f64,
+    /// Positions.
+    pub rope: RopeConfig,
+    /// Bias on the query, key and value projections.
+    pub qkv_bias: bool,
+    /// Bias on the attention's output projection.
+    pub output_bias: bool,
+    /// Bias on the feed-forward projections.
+    pub mlp_bias: bool,
+    /// Sliding window, if any layer has one.
+    pub sliding_window: Option<SlidingWindow>,
+    /// Whether the logits use the embedding matrix.
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of newly initialised matrices.
+    pub initializer_range: f64,
+    /// Element type the file announces, if it does.
+    pub dtype: Option<Kind>,
+    /// Beginning-of-sequence token.
+    pub bos_token_id: Option<u32>,
+    /// End-of-sequence tokens.
+    pub eos_token_ids: Vec<u32>,
+    /// Padding token. Sluice never pads; other programs need it in a scalar head's folder.
+    pub pad_token_id: Option<u32>,
+    /// The object this was read from; empty for a new network.
+    source: Map<String, Value>,
+}
+
+impl ModelConfig {
+    /// A new network of a family, with that family's defaults, no bias beyond them, no window, untied, f32.
+    ///
+    /// # Errors
+    /// When the dimensions do not fit together.
+    pub fn new(architecture: Architecture, dimensions: Dimensions) -> Result<Self, Error> {
+        let Dimensions { heads, hidden_size, .. } = dimensions;
+        let config = Self {
+            architecture,
+            head: Head::Causal,
+            vocab_size: dimensions.vocab_size,
+            hidden_size,
+            intermediate_size: dimensions.intermediate_size,
+            layers: dimensions.layers,
+            heads,
+            kv_heads: dimensions.kv_heads,
+            head_dim: hidden_size.checked_div(heads).unwrap_or(0),
+            max_positions: dimensions.max_positions,
+            rms_norm_eps: 1e-6,
+            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default },
+            qkv_bias: architecture == Architecture::Qwen2,
+            output_bias: false,
+            mlp_bias: false,
+            sliding_window: None,
+            tie_word_embeddings: false,
+            initializer_range: 0.02,
+            dtype: None,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+            pad_token_id: None,
+            source: Map::new(),
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Keys a query of `layer` sees, its own included; `None` for all of them.
+    pub fn window(&self, layer: usize) -> Option<i64> {
+        let window = self.sliding_window.as_ref()?;
+        window.layers.get(layer).copied().unwrap_or(false).then_some(window.tokens)
+    }
+
+    /// Whether each query and key head is normalised before it is rotated.
+    pub fn qk_norm(&self) -> bool {
+        self.architecture == Architecture::Qwen3
+    }
+
+    /// Whether the logits come from the embedding matrix, so that the folder holds no head.
+    pub fn tied(&self) -> bool {
+        self.head == Head::Causal && self.tie_word_embeddings
+    }
+
+    /// The same trunk with a scalar head: a reward model's or critic's configuration.
+    #[must_use]
+    pub fn with_scalar_head(mut self) -> Self {
+        self.head = Head::Scalar;
+        self
+    }
+
+    /// Checks the invariants of this module.
+    ///
+    /// # Errors
+    /// Names the first field that breaks one.
+    pub fn validate(&self) -> Result<(), Error> {
+        let layers = i64::try_from(self.layers).unwrap_or(i64::MAX);
+        let bounded = [
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("hidden_size", self.hidden_size, 1 << 18),
+            ("intermediate_size", self.intermediate_size, 1 << 20),
+            ("num_hidden_layers", layers, 1 << 12),
+            ("num_attention_heads", self.heads, 1 << 12),
+            ("num_key_value_heads", self.kv_heads, 1 << 12),
+            ("head_dim", self.head_dim, 1 << 12),
+            ("max_position_embeddings", self.max_positions, 1 << 31),
+        ];
+        for (field, value, most) in bounded {
+            if !(1..=most).contains(&value) {
+                return Err(invalid(field, value, format!("1 to {most}")));
+            }
+        }
+        if self.heads % self.kv_heads != 0 {
+            let expected = format!("a divisor of num_attention_heads {}", self.heads);
+            return Err(invalid("num_key_value_heads", self.kv_heads, expected));
+        }
+        if self.head_dim % 2 != 0 {
+            return Err(invalid("head_dim", self.head_dim, "an even number"));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(invalid("rms_norm_eps", self.rms_norm_eps, "a number of at least 0"));
+        }
+        if !(self.initializer_range.is_finite() && self.initializer_range >= 0.0) {
+            return Err(invalid("initializer_range", self.initializer_range, "a number of at least 0"));
+        }
+        self.validate_rope()?;
+        self.validate_window()
+    }
+
+    fn validate_rope(&self) -> Result<(), Error> {
+        let positive = |field, value: f64| {
+            if value.is_finite() && value > 0.0 {
+                Ok(())
+            } else {
+                Err(invalid(field, value, "a positive number"))
+            }
+        };
+        positive("rope_theta", self.rope.theta)?;
+        match self.rope.scaling {
+            RopeScaling::Default => Ok(()),
+            RopeScaling::Linear { factor } => positive("rope factor", factor),
+            RopeScaling::Dynamic { .. } if self.head_dim < 4 => {
+                Err(invalid("head_dim", self.head_dim, "at least 4 with dynamic RoPE"))
+            }
+            RopeScaling::Dynamic { factor } => positive("rope factor", factor),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+                positive("rope factor", factor)?;
+                positive("low_freq_factor", low_freq_factor)?;
+                positive("high_freq_factor", high_freq_factor)?;
+                if low_freq_factor >= high_freq_factor {
+                    let expected = format!("less than high_freq_factor {high_freq_factor}");
+                    return Err(invalid("low_freq_factor", low_freq_factor, expected));
+                }
+                if original_max_positions < 1 {
+                    let field = "original_max_position_embeddings";
+                    return Err(invalid(field, original_max_positions, "at least 1"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn validate_window(&self) -> Result<(), Error> {
+        let Some(window) = &self.sliding_window else { return Ok(()) };
+        if window.tokens < 1 {
+            return Err(invalid("sliding_window", window.tokens, "at least 1"));
+        }
+        if window.layers.len() != self.layers {
+            let expected = format!("one for each of {} layers", self.layers);
+            return Err(invalid("layer_types", format!("{} entries", window.layers.len()), expected));
+        }
+        Ok(())
+    }
+}
+
+fn invalid(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Error {
+    Error::Invalid { field, found: shorten(&found.to_string()), expected: expected.into() }
+}
+
+/// A value from a file, short enough for a message.
+fn shorten(text: &str) -> String {
+    const MOST: usize = 120;
+    let short: String = text.chars().take(MOST).collect();
+    if short.len() < text.len() { short + "…" } else { short }
+}

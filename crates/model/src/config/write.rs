@@ -1,0 +1,133 @@
+//! Writes `config.json`. A file that was read keeps its shape (transformers 4 or 5) and its unknown fields; a new
+//! network is written in the shape of transformers 4, which every later version reads too.
+
+use serde_json::{Map, Value, json};
+use tch::Kind;
+
+use super::{Architecture, Head, ModelConfig, RopeScaling};
+
+impl ModelConfig {
+    /// The object to write to `config.json` for weights of element type `kind`.
+    pub fn to_object(&self, kind: Kind) -> Map<String, Value> {
+        let mut object = self.source.clone();
+        let mut set = |field: &str, value: Value| object.insert(field.to_owned(), value);
+        set("architectures", json!([self.architecture.class(self.head)]));
+        set("model_type", json!(self.architecture.model_type()));
+        set("vocab_size", json!(self.vocab_size));
+        set("hidden_size", json!(self.hidden_size));
+        set("intermediate_size", json!(self.intermediate_size));
+        set("num_hidden_layers", json!(self.layers));
+        set("num_attention_heads", json!(self.heads));
+        set("num_key_value_heads", json!(self.kv_heads));
+        set("head_dim", json!(self.head_dim));
+        set("hidden_act", json!("silu"));
+        set("max_position_embeddings", json!(self.max_positions));
+        set("rms_norm_eps", json!(self.rms_norm_eps));
+        set("initializer_range", json!(self.initializer_range));
+        set("tie_word_embeddings", json!(self.tie_word_embeddings));
+        set("bos_token_id", json!(self.bos_token_id));
+        set("pad_token_id", json!(self.pad_token_id));
+        set(
+            "eos_token_id",
+            match self.eos_token_ids.as_slice() {
+                [] => Value::Null,
+                [id] => json!(id),
+                ids => json!(ids),
+            },
+        );
+        self.set_biases(&mut object);
+        self.set_window(&mut object);
+        self.set_rope(&mut object);
+        self.set_labels(&mut object);
+        set_dtype(&mut object, kind);
+        object
+    }
+
+    /// The bytes of `config.json` for weights of element type `kind`: indented, in a stable order.
+    pub fn to_bytes(&self, kind: Kind) -> Vec<u8> {
+        let mut text = format!("{:#}", Value::Object(self.to_object(kind)));
+        text.push('\n');
+        text.into_bytes()
+    }
+
+    fn set_biases(&self, object: &mut Map<String, Value>) {
+        if matches!(self.architecture, Architecture::Llama | Architecture::Qwen3) {
+            object.insert("attention_bias".to_owned(), json!(self.qkv_bias));
+        }
+        if self.architecture == Architecture::Llama {
+            object.insert("mlp_bias".to_owned(), json!(self.mlp_bias));
+        }
+    }
+
+    fn set_window(&self, object: &mut Map<String, Value>) {
+        let tokens = self.sliding_window.as_ref().map(|window| window.tokens);
+        match self.architecture {
+            Architecture::Llama => {}
+            Architecture::Mistral => {
+                object.insert("sliding_window".to_owned(), json!(tokens));
+            }
+            Architecture::Qwen2 | Architecture::Qwen3 => {
+                let kind = |layer| match self.window(layer) {
+                    Some(_) => "sliding_attention",
+                    None => "full_attention",
+                };
+                let types: Vec<&str> = (0..self.layers).map(kind).collect();
+                let leading = types.iter().take_while(|kind| **kind == "full_attention").count();
+                object.insert("sliding_window".to_owned(), json!(tokens));
+                object.insert("use_sliding_window".to_owned(), json!(tokens.is_some()));
+                object.insert("max_window_layers".to_owned(), json!(leading));
+                object.insert("layer_types".to_owned(), json!(types));
+            }
+        }
+    }
+
+    fn set_rope(&self, object: &mut Map<String, Value>) {
+        let mut scaling = match self.rope.scaling {
+            RopeScaling::Default => json!({ "rope_type": "default" }),
+            RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+            RopeScaling::Dynamic { factor } => json!({ "rope_type": "dynamic", "factor": factor }),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_positions,
+            }),
+        };
+        if object.get("rope_parameters").is_some_and(Value::is_object) {
+            scaling["rope_theta"] = json!(self.rope.theta);
+            object.insert("rope_parameters".to_owned(), scaling);
+            object.remove("rope_scaling");
+            object.remove("rope_theta");
+            return;
+        }
+        let stretched = self.rope.scaling != RopeScaling::Default;
+        object.insert("rope_scaling".to_owned(), if stretched { scaling } else { Value::Null });
+        object.insert("rope_theta".to_owned(), json!(self.rope.theta));
+    }
+
+    /// One label for a scalar head; a causal head's file says nothing about labels.
+    fn set_labels(&self, object: &mut Map<String, Value>) {
+        match self.head {
+            Head::Scalar if !object.contains_key("id2label") => {
+                object.insert("id2label".to_owned(), json!({ "0": "LABEL_0" }));
+                object.insert("label2id".to_owned(), json!({ "LABEL_0": 0 }));
+            }
+            Head::Scalar => {}
+            Head::Causal => {
+                object.remove("id2label");
+                object.remove("label2id");
+            }
+        }
+    }
+}
+
+fn set_dtype(object: &mut Map<String, Value>, kind: Kind) {
+    let name = match kind {
+        Kind::BFloat16 => "bfloat16",
+        Kind::Half => "float16",
+        _ => "float32",
+    };
+    let field = if object.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    object.insert(field.to_owned(), json!(name));
+}

@@ -1,0 +1,106 @@
+//! Configuration: one TOML schema in layers, defaults < file < environment < `--set a.b=c`.
+//!
+//! Unknown keys and wrong types are refused with the place they came from (file and line, variable or flag) and,
+//! for a misspelt key, the nearest one that exists. Environment variables are read here and nowhere else:
+//! `SLUICE_<SECTION>__<KEY>=value` sets `section.key`.
+
+mod layers;
+mod origin;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use layers::{Layers, render};
+
+/// What is wrong with the configuration. Each message says where the value came from and what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {path}: {problem}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        problem: String,
+    },
+    /// A value at some place is not what the schema wants.
+    #[error("{origin}: {problem}")]
+    Value {
+        /// `file:line`, a variable or a flag.
+        origin: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// The values are sound one by one but not together; every problem is listed.
+    #[error("the configuration is not usable:\n  - {}", problems.join("\n  - "))]
+    Unusable {
+        /// The problems.
+        problems: Vec<String>,
+    },
+}
+
+/// The configuration of a process.
+pub trait Config: Serialize + DeserializeOwned + Default {
+    /// The section that the chassis reads.
+    fn service(&self) -> &ServiceConfig;
+
+    /// Everything that makes the values unusable together, each as one sentence that names the keys.
+    fn problems(&self) -> Vec<String>;
+}
+
+/// The chassis' own section, `[service]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// Where `/metrics`, `/health` and `/ready` are served. Port 0 takes any free port; the log says which.
+    pub listen_metrics: SocketAddr,
+    /// A file that receives the bound addresses as JSON once the process listens; none by default.
+    pub address_file: Option<PathBuf>,
+    /// What is logged, as a `tracing` filter.
+    pub log: String,
+    /// `text` for people, `json` for machines.
+    pub log_format: LogFormat,
+    /// How long a shutdown may take before what has not finished is named and abandoned.
+    #[serde(with = "humantime_serde")]
+    pub grace_period: Duration,
+    /// Threads of the I/O runtime. The work of a role has threads of its own.
+    pub io_threads: usize,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self {
+            // Loopback only: exposing an unauthenticated port is a decision, never a default.
+            listen_metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address_file: None,
+            log: "info".to_owned(),
+            log_format: LogFormat::Text,
+            grace_period: Duration::from_secs(30),
+            io_threads: 2,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One readable line per event.
+    Text,
+    /// One JSON object per event.
+    Json,
+}
+
+/// Reads a configuration from its layers and checks it.
+///
+/// # Errors
+/// The first value that does not fit the schema, or all the problems of values that do not fit together.
+pub fn load<C: Config>(file: Option<&Path>, settings: &[String]) -> Result<C, Error> {
+    let config: C = Layers::of_process(file, settings)?.parse()?;
+    let problems = config.problems();
+    if problems.is_empty() { Ok(config) } else { Err(Error::Unusable { problems }) }
+}

@@ -1,0 +1,282 @@
+//! The layers, merged into one table and parsed with errors that point at their origin.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::de::DeTable;
+use toml::{Table, Value};
+
+use super::Error;
+use super::origin::{Origins, join};
+
+/// Start of the environment variables that set values.
+const ENV_PREFIX: &str = "SLUICE_";
+
+/// Layers of configuration, later ones over earlier ones.
+#[derive(Debug, Default)]
+pub struct Layers {
+    merged: Table,
+    origins: Origins,
+}
+
+impl Layers {
+    /// The layers of a process: the file, its environment, its `--set` flags.
+    ///
+    /// # Errors
+    /// When the file cannot be read or parsed, or a setting is not `key=value`.
+    pub fn of_process(file: Option<&Path>, settings: &[String]) -> Result<Self, Error> {
+        let mut layers = Self::default();
+        if let Some(file) = file {
+            layers.add_file(file)?;
+        }
+        layers.add_environment(std::env::vars())?;
+        for setting in settings {
+            layers.add_setting(setting)?;
+        }
+        Ok(layers)
+    }
+
+    /// Lays a TOML file over what is there.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not TOML; the message names the line.
+    pub fn add_file(&mut self, file: &Path) -> Result<(), Error> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| Error::Read { path: file.to_owned(), problem: error.to_string() })?;
+        let broken = |error: toml::de::Error| {
+            let at = error.span().map_or(0, |span| span.start.min(text.len()));
+            let line = text[..at].matches('\n').count() + 1;
+            Error::Value { origin: format!("{}:{line}", file.display()), problem: error.message().to_owned() }
+        };
+        let spanned = DeTable::parse(&text).map_err(broken)?;
+        self.origins.set_from_file(file, &text, spanned.get_ref());
+        merge(&mut self.merged, text.parse::<Table>().map_err(broken)?);
+        Ok(())
+    }
+
+    /// Lays the variables that start with `SLUICE_` and hold a `__` over what is there.
+    ///
+    /// # Errors
+    /// When a variable names a key below a value that is no table.
+    pub fn add_environment(
+        &mut self,
+        variables: impl Iterator<Item = (String, String)>,
+    ) -> Result<(), Error> {
+        for (name, value) in variables {
+            if let Some(key) = name.strip_prefix(ENV_PREFIX)
+                && key.contains("__")
+            {
+                let path = key.to_ascii_lowercase().replace("__", ".");
+                self.set(&path, &value, format!("environment variable {name}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lays one `a.b=value` over what is there.
+    ///
+    /// # Errors
+    /// When it has no `=`, or names a key below a value that is no table.
+    pub fn add_setting(&mut self, setting: &str) -> Result<(), Error> {
+        let origin = format!("--set {setting}");
+        match setting.split_once('=') {
+            Some((path, value)) if !path.is_empty() => self.set(path, value, origin),
+            _ => Err(Error::Value { origin, problem: "must look like section.key=value".into() }),
+        }
+    }
+
+    fn set(&mut self, path: &str, text: &str, origin: String) -> Result<(), Error> {
+        let mut table = &mut self.merged;
+        let mut keys = path.split('.').peekable();
+        while let Some(key) = keys.next() {
+            if keys.peek().is_none() {
+                table.insert(key.to_owned(), parse_value(text));
+                break;
+            }
+            let inner = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
+            let Value::Table(inner) = inner else {
+                return Err(Error::Value { origin, problem: format!("{key} is a value, not a section") });
+            };
+            table = inner;
+        }
+        self.origins.set(path, origin);
+        Ok(())
+    }
+
+    /// Parses the merged layers; what no layer names has the type's default.
+    ///
+    /// # Errors
+    /// The first value that does not fit, with its origin.
+    pub fn parse<C: DeserializeOwned>(self) -> Result<C, Error> {
+        let Self { merged, origins } = self;
+        serde_path_to_error::deserialize(Value::Table(merged)).map_err(|error| {
+            let path = error.path().to_string();
+            let message = error.inner().message().to_owned();
+            describe(&origins, &path, &message)
+        })
+    }
+}
+
+/// A value given as text: TOML if it parses as such, otherwise a plain string.
+fn parse_value(text: &str) -> Value {
+    let parsed = format!("value = {text}").parse::<Table>().ok();
+    let value = parsed.and_then(|mut table| table.remove("value"));
+    value.unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+fn merge(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(inner)), Value::Table(value)) => merge(inner, value),
+            (_, value) => {
+                under.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Serde's message about `path`, with its origin and, for an unknown key, the nearest known one.
+fn describe(origins: &Origins, path: &str, message: &str) -> Error {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let at = |path: &str| origins.of(path).unwrap_or("the configuration").to_owned();
+    if message.starts_with("unknown field")
+        && let Some((unknown, known)) = quoted.split_first()
+    {
+        // serde_path_to_error may or may not include the unknown key itself.
+        let section = path.strip_suffix(unknown).map_or(path, |parent| parent.trim_end_matches('.'));
+        let key = join(section, unknown);
+        let nearest = known
+            .iter()
+            .map(|name| (strsim::damerau_levenshtein(unknown, name), *name))
+            .filter(|(distance, name)| *distance <= 1 + name.len() / 3)
+            .min();
+        let hint = match nearest {
+            Some((_, name)) => format!("did you mean {}?", join(section, name)),
+            None => format!("known here: {}", known.join(", ")),
+        };
+        return Error::Value { origin: at(&key), problem: format!("unknown key {key}; {hint}") };
+    }
+    let key = if path == "." { String::new() } else { format!("{path}: ") };
+    Error::Value { origin: at(path), problem: format!("{key}{message}") }
+}
+
+/// The effective configuration as TOML, as it is logged at the start and printed by `--check-config`.
+pub fn render<C: Serialize>(config: &C) -> String {
+    toml::to_string(config).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::Duration;
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Example {
+        name: String,
+        ppo: Ppo,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Ppo {
+        clip_ratio: f64,
+        epochs: u32,
+        #[serde(with = "humantime_serde")]
+        timeout: Duration,
+    }
+
+    fn layers(text: &str) -> Result<Layers, Error> {
+        let mut file = tempfile::Builder::new().prefix("recipe").suffix(".toml").tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let mut layers = Layers::default();
+        layers.add_file(file.path()).map(|()| layers)
+    }
+
+    fn error(text: &str) -> String {
+        match layers(text) {
+            Ok(layers) => layers.parse::<Example>().unwrap_err().to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let mut layers =
+            layers("name = 'file'\n[ppo]\nclip_ratio = 0.1\nepochs = 1\ntimeout = '3s'\n").unwrap();
+        let variables = [
+            ("SLUICE_PPO__EPOCHS", "2"),
+            ("SLUICE_PPO__CLIP_RATIO", "0.2"),
+            ("SLUICE_OTHER", "is not a setting"),
+            ("HOME", "/"),
+        ];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        layers.add_environment(variables.into_iter()).unwrap();
+        layers.add_setting("ppo.epochs=3").unwrap();
+        let expected = Ppo { clip_ratio: 0.2, epochs: 3, timeout: Duration::from_secs(3) };
+        assert_eq!(layers.parse::<Example>().unwrap(), Example { name: "file".into(), ppo: expected });
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_with_its_line_and_the_nearest_key() {
+        let message = error("name = 'x'\n\n[ppo]\nepochs = 1\nclip_ration = 0.2\n");
+        assert!(
+            message.contains(".toml:5: unknown key ppo.clip_ration; did you mean ppo.clip_ratio?"),
+            "{message}"
+        );
+        let message = error("[pppo]\nepochs = 1\n");
+        assert!(message.contains(".toml:1: unknown key pppo; did you mean ppo?"), "{message}");
+        let message = error("[ppo]\nqwertyuiop = 1\n");
+        assert!(message.contains("known here: clip_ratio, epochs, timeout"), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_with_its_line() {
+        let message = error("[ppo]\nepochs = 'three'\n");
+        assert!(message.contains(".toml:2: ppo.epochs: invalid type: string"), "{message}");
+        let message = error("[ppo]\nepochs = -1\n");
+        assert!(message.contains(".toml:2: ppo.epochs: invalid value"), "{message}");
+        let message = error("[ppo]\ntimeout = '5 parsecs'\n");
+        assert!(message.contains(".toml:2: ppo.timeout:"), "{message}");
+    }
+
+    #[test]
+    fn broken_toml_is_named_with_its_line() {
+        let message = error("name = 'x'\n[ppo\nepochs = 1\n");
+        assert!(message.contains(".toml:2: "), "{message}");
+    }
+
+    #[test]
+    fn settings_and_variables_are_named_as_origins() {
+        let mut by_flag = Layers::default();
+        by_flag.add_setting("ppo.epoch=3").unwrap();
+        let message = by_flag.parse::<Example>().unwrap_err().to_string();
+        assert!(message.starts_with("--set ppo.epoch=3: unknown key ppo.epoch; did you mean"), "{message}");
+        let mut by_variable = Layers::default();
+        let variable = ("SLUICE_PPO__EPOCHS".to_owned(), "many".to_owned());
+        by_variable.add_environment([variable].into_iter()).unwrap();
+        let message = by_variable.parse::<Example>().unwrap_err().to_string();
+        assert!(message.starts_with("environment variable SLUICE_PPO__EPOCHS: ppo.epochs"), "{message}");
+        assert!(Layers::default().add_setting("nonsense").is_err());
+        let mut below = layers("name = 'x'\n").unwrap();
+        assert!(below.add_setting("name.inner=1").is_err());
+    }
+
+    #[test]
+    fn text_needs_no_quotes_in_a_setting() {
+        for (text, expected) in [
+            ("3", Value::Integer(3)),
+            ("true", Value::Boolean(true)),
+            ("plain/path", Value::String("plain/path".into())),
+            ("'3'", Value::String("3".into())),
+            ("[1, 2]", Value::Array(vec![Value::Integer(1), Value::Integer(2)])),
+        ] {
+            assert_eq!(parse_value(text), expected);
+        }
+    }
+}

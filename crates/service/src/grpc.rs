@@ -1,0 +1,77 @@
+//! gRPC servers and channels with bounds on everything: streams, connections, silence and time.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Endpoint, Server};
+
+use crate::run::bind;
+
+/// Concurrent streams of one connection.
+const MAX_STREAMS: u32 = 256;
+/// A peer that does not answer a ping for this long is gone.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Patience with a new connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A bound gRPC port.
+#[derive(Debug)]
+pub struct Listener {
+    listener: TcpListener,
+    /// The address it is bound to.
+    pub address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds `address`, the value of the configuration key `key`.
+    ///
+    /// # Errors
+    /// Names the key and the address and says what to do.
+    pub async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<Self> {
+        let (listener, address) = bind(key, address).await?;
+        Ok(Self { listener, address })
+    }
+
+    /// The connections, for [`tonic::transport::server::Router::serve_with_incoming_shutdown`].
+    pub fn incoming(self) -> TcpListenerStream {
+        TcpListenerStream::new(self.listener)
+    }
+}
+
+/// A server with our bounds; add services and serve a [`Listener`].
+pub fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .concurrency_limit_per_connection(MAX_STREAMS as usize)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_adaptive_window(Some(true))
+        .tcp_nodelay(true)
+}
+
+/// Connects to `host:port`.
+///
+/// # Errors
+/// When the address is none, or nobody answers in time.
+pub async fn connect(address: &str) -> anyhow::Result<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .http2_adaptive_window(true)
+        .tcp_nodelay(true);
+    let connected = endpoint.connect().await;
+    connected.map_err(|error| anyhow::anyhow!("cannot reach {address}: {}", root_cause(&error)))
+}
+
+fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause
+}

@@ -1,0 +1,60 @@
+//! The Prometheus recorder, and what every process says about itself.
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Upper bounds of histogram buckets for durations, from a tenth of a millisecond to ten minutes.
+const SECONDS_BUCKETS: &[f64] = &[
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    120.0, 300.0, 600.0,
+];
+/// For counts of tokens.
+const TOKENS_BUCKETS: &[f64] =
+    &[1.0, 4.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0];
+/// For policy versions.
+const VERSIONS_BUCKETS: &[f64] = &[0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0];
+
+/// Installs the process's recorder.
+///
+/// # Errors
+/// When another recorder is installed.
+pub(crate) fn install(role: &'static str) -> anyhow::Result<PrometheusHandle> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Suffix("_tokens".into()), TOKENS_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Suffix("_versions".into()), VERSIONS_BUCKETS)?
+        .install_recorder()?;
+    describe();
+    build_info(role);
+    Ok(handle)
+}
+
+fn describe() {
+    metrics::describe_gauge!("rlhf_build_info", "Constant 1; the labels name the role and the version.");
+    metrics::describe_gauge!("process_resident_memory_bytes", "Resident memory of this process.");
+    metrics::describe_gauge!("process_open_fds", "Open file descriptors of this process.");
+    metrics::describe_gauge!("process_threads", "Threads of this process.");
+}
+
+#[expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
+fn build_info(role: &'static str) {
+    metrics::gauge!("rlhf_build_info", "role" => role, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// Reads the process's own figures, just before they are rendered.
+#[expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
+pub(crate) fn observe_process() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    if let Some(kibibytes) = field("VmRSS:") {
+        metrics::gauge!("process_resident_memory_bytes").set(kibibytes * 1024.0);
+    }
+    if let Some(threads) = field("Threads:") {
+        metrics::gauge!("process_threads").set(threads);
+    }
+    if let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") {
+        metrics::gauge!("process_open_fds").set(descriptors.count() as f64);
+    }
+}

@@ -1,0 +1,207 @@
+//! From the command line to the exit code.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config, ServiceConfig};
+use crate::http::{self, Readiness};
+use crate::tasks::{OnError, TaskSet};
+use crate::telemetry::init_logging;
+
+/// Exit code for bad usage and bad input.
+const BAD_INPUT: u8 = 2;
+/// Exit code of a process that was told twice to stop.
+const STOPPED_TWICE: i32 = 130;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Sets one value over file and environment; may be given several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    settings: Vec<String>,
+    /// Checks the configuration, prints it as it would be used, and exits.
+    #[arg(long)]
+    check_config: bool,
+}
+
+/// An error that the user's input caused: the process exits with 2 instead of 1.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadInput(pub String);
+
+/// What `build` is given to wire a role with.
+#[derive(Debug)]
+pub struct Context {
+    /// Cancelled when the process is to stop.
+    pub token: CancellationToken,
+    /// The tasks to run.
+    pub tasks: TaskSet,
+    /// Whether the role can do its work.
+    pub readiness: Readiness,
+    /// Pages to serve beside `/metrics`.
+    pub pages: axum::Router,
+    /// Addresses bound by `build`, for the log and the address file, as (what, address).
+    pub bound: Vec<(&'static str, SocketAddr)>,
+}
+
+/// The life of a role's process.
+///
+/// `build` binds and wires; whatever can fail at the start fails there, before anything runs. It adds the role's tasks
+/// to the context; the process ends when all of them have.
+pub fn run<C, B, F>(role: &'static str, build: B) -> ExitCode
+where
+    C: Config,
+    B: FnOnce(C, Context) -> F,
+    F: Future<Output = anyhow::Result<Context>>,
+{
+    let arguments = Arguments::parse();
+    let config = match config::load::<C>(arguments.config.as_deref(), &arguments.settings) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("sluice-{role}: {error}");
+            return ExitCode::from(BAD_INPUT);
+        }
+    };
+    if arguments.check_config {
+        print!("{}", config::render(&config));
+        return ExitCode::SUCCESS;
+    }
+    exit_code(role, start(role, config, build))
+}
+
+/// Prints a failure and turns the result into the exit code.
+pub fn exit_code(name: &str, result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            let bad_input = error.chain().any(|cause| cause.is::<BadInput>() || cause.is::<config::Error>());
+            if bad_input { ExitCode::from(BAD_INPUT) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn start<C, B, F>(role: &'static str, config: C, build: B) -> anyhow::Result<()>
+where
+    C: Config,
+    B: FnOnce(C, Context) -> F,
+    F: Future<Output = anyhow::Result<Context>>,
+{
+    let service = config.service().clone();
+    init_logging(&service.log, service.log_format).context("read service.log")?;
+    tracing::debug!(config = config::render(&config), "effective configuration");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(service.io_threads.max(1))
+        .enable_all()
+        .build()
+        .context("start the I/O runtime")?;
+    let result = runtime.block_on(live(role, &service, config, build));
+    // Blocking calls that outlived their task must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn live<C, B, F>(role: &'static str, service: &ServiceConfig, config: C, build: B) -> anyhow::Result<()>
+where
+    B: FnOnce(C, Context) -> F,
+    F: Future<Output = anyhow::Result<Context>>,
+{
+    let prometheus = crate::metrics::install(role)?;
+    let (listener, metrics_address) = bind("service.listen_metrics", service.listen_metrics).await?;
+    let token = CancellationToken::new();
+    stop_on_signals(token.clone())?;
+    let context = Context {
+        token: token.clone(),
+        tasks: TaskSet::default(),
+        readiness: Readiness::default(),
+        pages: axum::Router::new(),
+        bound: vec![("metrics", metrics_address)],
+    };
+    let Context { tasks, readiness, pages, bound, .. } = build(config, context).await?;
+    for (what, address) in &bound {
+        tracing::info!(what, %address, "listening");
+    }
+    if let Some(file) = &service.address_file {
+        write_addresses(file, &bound).with_context(|| format!("write {}", file.display()))?;
+    }
+    // The metrics stay up until the work is done, so that the last scrape sees the drain.
+    let work_done = CancellationToken::new();
+    let mut chassis = TaskSet::default();
+    let served = http::serve(listener, prometheus, readiness, pages, work_done.clone());
+    chassis.add("metrics", OnError::Log, served);
+    let grace_period = service.grace_period;
+    let work = async {
+        let result = tasks.run(token, grace_period).await;
+        work_done.cancel();
+        result
+    };
+    let (result, _) = tokio::join!(work, chassis.run(work_done.clone(), std::time::Duration::from_secs(1)));
+    match &result {
+        Ok(()) => tracing::info!("finished"),
+        Err(error) => tracing::error!(error = format!("{error:#}"), "failed"),
+    }
+    result
+}
+
+/// Binds a TCP port.
+///
+/// # Errors
+/// Names the configuration key, the address and, for a port in use, what to do.
+pub(crate) async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "; another process listens there, perhaps another run: stop it, or use port 0 for any free port",
+            std::io::ErrorKind::PermissionDenied => "; use a port above 1023",
+            _ => "",
+        };
+        BadInput(format!("cannot listen on {address} ({key}): {error}{advice}"))
+    })?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
+
+/// The first SIGINT or SIGTERM asks the process to drain, the second ends it at once.
+fn stop_on_signals(token: CancellationToken) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let watch = async move {
+        let mut told_before = false;
+        loop {
+            tokio::select! {
+                Some(()) = interrupt.recv() => {}
+                Some(()) = terminate.recv() => {}
+                else => return,
+            }
+            if told_before {
+                tracing::warn!("told twice to stop: leaving without draining");
+                std::process::exit(STOPPED_TWICE);
+            }
+            told_before = true;
+            tracing::info!("told to stop: draining");
+            token.cancel();
+        }
+    };
+    #[expect(clippy::disallowed_methods, reason = "must outlive the task set, which it ends")]
+    tokio::spawn(watch);
+    Ok(())
+}
+
+/// Writes `{"what": "address"}` in one step, so that a reader never sees half a file.
+fn write_addresses(file: &Path, bound: &[(&'static str, SocketAddr)]) -> anyhow::Result<()> {
+    let entries: Vec<String> =
+        bound.iter().map(|(what, address)| format!("\"{what}\": \"{address}\"")).collect();
+    let partial = file.with_extension("partial");
+    std::fs::write(&partial, format!("{{{}}}\n", entries.join(", ")))?;
+    std::fs::rename(&partial, file)?;
+    Ok(())
+}
