@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn broadcast_skips_tokens_that_do_not_count() {
         let mask = [true, false, true];
-        let responses = Responses::new(&[2, 1]).with_mask(&mask).unwrap();
+        let responses = Responses::new(&[2, 1]).unwrap().with_mask(&mask).unwrap();
         assert_eq!(broadcast(responses, &[2.0, 3.0]).unwrap(), [2.0, 0.0, 3.0]);
     }
 }

@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn weights_enter_numerator_and_denominator() {
-        let responses = Responses::new(&[1, 3]);
+        let responses = Responses::new(&[1, 3]).unwrap();
         let weights = [2.0, 1.0];
         let totals = Totals::of(responses, &weights).unwrap();
         assert_eq!(totals, Totals { responses: 3.0, tokens: 5.0 });
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn nothing_that_counts_gives_zeros_and_not_nan() {
         let mask = [false; 3];
-        let responses = Responses::new(&[2, 1, 0]).with_mask(&mask).unwrap();
+        let responses = Responses::new(&[2, 1, 0]).unwrap().with_mask(&mask).unwrap();
         let totals = Totals::of(responses, &[1.0; 3]).unwrap();
         assert_eq!(totals, Totals::default());
         for aggregation in ALL {
@@ -221,10 +221,16 @@ mod tests {
 
     #[test]
     fn totals_that_do_not_cover_the_responses_are_an_error() {
-        let error = coefficients(Aggregation::TokenMean, &Totals::default(), 1, Responses::new(&[1]), &[1.0]);
+        let error = coefficients(
+            Aggregation::TokenMean,
+            &Totals::default(),
+            1,
+            Responses::new(&[1]).unwrap(),
+            &[1.0],
+        );
         assert_eq!(error.unwrap_err().to_string(), "totals.tokens is 0, expected a positive number");
-        assert!(Totals::of(Responses::new(&[1]), &[-1.0]).is_err());
-        assert!(Totals::of(Responses::new(&[1]), &[f32::NAN]).is_err());
-        assert!(Totals::of(Responses::new(&[1]), &[]).is_err());
+        assert!(Totals::of(Responses::new(&[1]).unwrap(), &[-1.0]).is_err());
+        assert!(Totals::of(Responses::new(&[1]).unwrap(), &[f32::NAN]).is_err());
+        assert!(Totals::of(Responses::new(&[1]).unwrap(), &[]).is_err());
     }
 }

@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn identical_logprobs_have_weight_exactly_one() {
         let mask = [true, true, false];
-        let responses = Responses::new(&[3, 0]).with_mask(&mask).unwrap();
+        let responses = Responses::new(&[3, 0]).unwrap().with_mask(&mask).unwrap();
         let logprobs = [-0.3, -1.7, f32::NAN];
         for correction in EVERY {
             let result = correction.weights(responses, &logprobs, &logprobs).unwrap();
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn each_bound_does_what_it_says() {
-        let responses = Responses::new(&[2]);
+        let responses = Responses::new(&[2]).unwrap();
         let old = [4.0_f32.ln(), 0.5_f32.ln()];
         let weights_of = |correction: Correction| {
             let result = correction.weights(responses, &old, &[0.0, 0.0]).unwrap();
@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn only_bad_responses_that_drifted_are_dropped() {
-        let responses = Responses::new(&[1, 1, 1]);
+        let responses = Responses::new(&[1, 1, 1]).unwrap();
         let mask = |advantages: [f32; 3]| {
             off_policy_sequence_mask(0.5, responses, &advantages, &[-2.0, -2.0, -1.0], &[-1.0; 3]).unwrap()
         };
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn bad_bounds_are_errors() {
-        let responses = Responses::new(&[1]);
+        let responses = Responses::new(&[1]).unwrap();
         for correction in [
             Correction::TokenMask { min: 2.0, max: 1.0 },
             Correction::TokenTruncate { max: f64::NAN },

@@ -20,7 +20,7 @@
 //! ```
 //! use algo::{Aggregation, ClipRange, PolicyObjective, PolicyTokens, RatioLevel, Responses, Totals};
 //!
-//! let responses = Responses::new(&[2, 1]);
+//! let responses = Responses::new(&[2, 1])?;
 //! let weights = [1.0, 2.0];
 //! let totals = Totals::of(responses, &weights)?;
 //! let coefficients = algo::coefficients(Aggregation::TokenMean, &totals, 1024, responses, &weights)?;

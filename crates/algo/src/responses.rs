@@ -5,7 +5,10 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, require_each};
+use crate::error::{Error, require, require_each};
+
+/// A limit that turns a corrupt length into an error instead of an allocation.
+const MAX_TOKENS: usize = 1 << 32;
 
 /// The response tokens of a batch, packed one response after the other without padding.
 ///
@@ -20,9 +23,13 @@ pub struct Responses<'a> {
 
 impl<'a> Responses<'a> {
     /// Responses of these lengths (tokens each) whose tokens all count. A length of zero is allowed.
-    pub fn new(lengths: &'a [usize]) -> Self {
+    ///
+    /// # Errors
+    /// More than 2^32 tokens, which no batch has.
+    pub fn new(lengths: &'a [usize]) -> Result<Self, Error> {
         let tokens = lengths.iter().fold(0_usize, |total, &length| total.saturating_add(length));
-        Self { lengths, mask: None, tokens }
+        require(tokens <= MAX_TOKENS, "tokens", tokens as f64, "at most 2^32 in a batch")?;
+        Ok(Self { lengths, mask: None, tokens })
     }
 
     /// The same responses with a response mask: `true` on tokens that count. `mask` is `[tokens]`.
@@ -103,7 +110,7 @@ mod tests {
 
     #[test]
     fn spans_cover_the_slice_and_skip_nothing() {
-        let responses = Responses::new(&[2, 0, 3]);
+        let responses = Responses::new(&[2, 0, 3]).unwrap();
         assert_eq!(responses.spans().collect::<Vec<_>>(), [0..2, 2..2, 2..5]);
         assert_eq!((responses.len(), responses.tokens()), (3, 5));
     }
@@ -111,7 +118,7 @@ mod tests {
     #[test]
     fn only_counted_tokens_are_checked() {
         let mask = [true, false, true];
-        let responses = Responses::new(&[3]).with_mask(&mask).unwrap();
+        let responses = Responses::new(&[3]).unwrap().with_mask(&mask).unwrap();
         assert_eq!(responses.counted_tokens().collect::<Vec<_>>(), [0, 2]);
         assert_eq!(responses.require_tokens("logprobs", &[0.0, f32::NAN, 1.0]), Ok(()));
         let error = responses.require_tokens("logprobs", &[0.0, 0.0, f32::INFINITY]).unwrap_err();
@@ -120,9 +127,13 @@ mod tests {
 
     #[test]
     fn lengths_that_do_not_fit_are_an_error_and_not_a_panic() {
-        let responses = Responses::new(&[usize::MAX, 2]);
-        let error = responses.require_tokens("logprobs", &[0.0]).unwrap_err();
-        assert!(error.to_string().starts_with("logprobs has 1 elements, expected 18446744073709551615"));
-        assert!(Responses::new(&[2]).with_mask(&[true]).is_err());
+        let error = Responses::new(&[usize::MAX, 2]).unwrap_err();
+        assert!(
+            error.to_string().starts_with("tokens is 18446744073709552000, expected at most 2^32"),
+            "{error}"
+        );
+        let error = Responses::new(&[3]).unwrap().require_tokens("logprobs", &[0.0]).unwrap_err();
+        assert_eq!(error.to_string(), "logprobs has 1 elements, expected 3, one per token");
+        assert!(Responses::new(&[2]).unwrap().with_mask(&[true]).is_err());
     }
 }

@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn the_score_lands_on_the_last_token_that_counts() {
         let mask = [true, true, false, false];
-        let responses = Responses::new(&[3, 1]).with_mask(&mask).unwrap();
+        let responses = Responses::new(&[3, 1]).unwrap().with_mask(&mask).unwrap();
         let tokens = ScoredTokens {
             responses,
             old_logprobs: &[-1.0, -1.0, f32::NAN, 0.0],
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn bad_scores_and_parameters_are_errors() {
         let mut tokens = ScoredTokens {
-            responses: Responses::new(&[1]),
+            responses: Responses::new(&[1]).unwrap(),
             old_logprobs: &[0.0],
             ref_logprobs: &[0.0],
             scores: &[f32::NAN],

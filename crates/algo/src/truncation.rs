@@ -129,7 +129,7 @@ mod tests {
     /// trl#6789: without the correction the ratio of identical weights is the surviving mass; with it, 1.
     #[test]
     fn trl_6789_identical_weights_have_ratio_one_under_truncated_sampling() {
-        let responses = Responses::new(&[1]);
+        let responses = Responses::new(&[1]).unwrap();
         for truncation in
             [with(None, Some(0.7), None), with(Some(2), None, None), with(None, None, Some(0.5))]
         {
@@ -151,6 +151,6 @@ mod tests {
         assert!(with(None, None, Some(1.5)).log_mass(&[0.0]).is_err());
         assert!(Truncation::default().log_mass(&[]).is_err());
         assert!(Truncation::default().log_mass(&[f32::NAN]).is_err());
-        assert!(full_support_logprobs(Responses::new(&[1]), &[-1.0], &[0.1]).is_err());
+        assert!(full_support_logprobs(Responses::new(&[1]).unwrap(), &[-1.0], &[0.1]).is_err());
     }
 }

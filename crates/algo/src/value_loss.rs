@@ -106,7 +106,9 @@ mod tests {
     use super::*;
 
     fn explained(values: &[f32], returns: &[f32]) -> Option<f64> {
-        ExplainedVariance::of_tokens(Responses::new(&[values.len()]), values, returns).unwrap().value()
+        ExplainedVariance::of_tokens(Responses::new(&[values.len()]).unwrap(), values, returns)
+            .unwrap()
+            .value()
     }
 
     #[test]
@@ -122,7 +124,7 @@ mod tests {
     #[test]
     fn a_value_that_left_the_clip_range_towards_its_target_has_no_gradient() {
         let tokens = ValueTokens {
-            responses: Responses::new(&[3]),
+            responses: Responses::new(&[3]).unwrap(),
             values: &[0.5, 0.5, 0.1],
             old_values: &[0.0, 0.0, 0.0],
             returns: &[1.0, -1.0, 1.0],

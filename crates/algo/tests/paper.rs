@@ -1,6 +1,8 @@
 //! One test per claim or golden number of the algorithms, named after it. Unless a test says otherwise, the numbers come from
 //! executing the named reference implementations on the golden input below, in f64.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
+
 use algo::{
     Aggregation, ClipRange, Correction, Gae, GroupBaseline, KlEstimator, Kto, LabelledResponses, Moments,
     PolicyLoss, PolicyObjective, PolicyTokens, PreferenceObjective, PreferencePairs, RatioLevel, Responses,
@@ -17,7 +19,7 @@ const VALUES: [f32; 9] = [0.1, 0.2, 0.3, 0.4, 0.0, -0.1, 0.2, 0.5, 0.4];
 const SCORES: [f32; 3] = [1.0, -0.5, 0.25];
 
 fn responses() -> Responses<'static> {
-    Responses::new(&LENGTHS)
+    Responses::new(&LENGTHS).unwrap()
 }
 
 /// Coefficients with all weights 1; the constant norm is the padded length of the golden input.
@@ -275,7 +277,7 @@ fn s7_9_reinforce_plus_plus() {
 
 #[test]
 fn s7_9_reinforce_plus_plus_baseline() {
-    let responses = algo::Responses::new(&[3; 4]);
+    let responses = algo::Responses::new(&[3; 4]).unwrap();
     let centred = group_advantages(GroupBaseline::Mean, &[1.0, 0.0, 0.5, 0.0], &[0; 4]).unwrap();
     let mut advantages = algo::broadcast(responses, &centred).unwrap();
     let moments = Moments::of_tokens("advantages", responses, &advantages).unwrap();

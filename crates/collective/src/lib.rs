@@ -1,1 +1,40 @@
-//! Collective communication: the c10d bridge with Gloo and NCCL.
+//! Collective communication between processes: PyTorch's own c10d behind safe types.
+//!
+//! A [`Store`] is the meeting point, a key-value server that one process hosts. A [`ProcessGroup`] connects ranks that
+//! met there and runs broadcast, reduction, gathering, point-to-point and barrier on [`tch::Tensor`]s: over Gloo on
+//! CPU tensors, and with the feature `cuda` over NCCL on CUDA tensors. A [`Work`] is an operation under way.
+//!
+//! Invariants:
+//! 1. Every call ends by its deadline or within about a second after it; dropping anything ends within a few seconds.
+//!    [`AbortHandle::abort`] ends every pending operation from another thread.
+//! 2. A failure is an [`Error`] that names the operation, its number, the group, the ranks and, where it can be known,
+//!    the member that is missing. It ends the group on every member: later calls return [`Error::Dead`]. The store
+//!    survives, and the next group takes the next name.
+//! 3. Ranks that do not launch the same operation on the same shape and kind never exchange a byte; they get an error
+//!    that says how they differ.
+//! 4. No C++ exception and no panic leaves this crate.
+//!
+//! The way of an operation: [`group`](ProcessGroup) checks the tensors, notes the operation under its number
+//! (`progress`), and launches it in C++ (`ffi`, `bridge/`); [`Work::wait`] waits for it. Only when something fails does
+//! the store come in: `diagnosis` announces the end of the group there, `watcher` on every other member answers with
+//! how far that member is, and the answers, or their absence, become the error.
+
+mod checks;
+mod deadline;
+mod diagnosis;
+mod error;
+mod ffi;
+mod group;
+mod join;
+mod operations;
+mod progress;
+mod store;
+mod watcher;
+mod work;
+
+pub use error::{Error, Fault, Peer, PeerState, Result};
+pub use group::{AbortHandle, ProcessGroup};
+pub use join::{Backend, GlooAddress, GroupConfig};
+pub use operations::Reduce;
+pub use store::Store;
+pub use work::Work;

@@ -197,11 +197,9 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     /// Positions.
     pub rope: RopeConfig,
-    /// Bias on the query, key and value projections.
-    pub qkv_bias: bool,
-    /// Bias on the attention's output projection.
-    pub output_bias: bool,
-    /// Bias on the feed-forward projections.
+    /// Bias on all four attention projections (Llama and Qwen3 only; Qwen2 always has it on three of them).
+    pub attention_bias: bool,
+    /// Bias on the feed-forward projections (Llama only).
     pub mlp_bias: bool,
     /// Sliding window, if any layer has one.
     pub sliding_window: Option<SlidingWindow>,
@@ -241,8 +239,7 @@ impl ModelConfig {
             max_positions: dimensions.max_positions,
             rms_norm_eps: 1e-6,
             rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::Default },
-            qkv_bias: architecture == Architecture::Qwen2,
-            output_bias: false,
+            attention_bias: false,
             mlp_bias: false,
             sliding_window: None,
             tie_word_embeddings: false,
@@ -261,6 +258,11 @@ impl ModelConfig {
     pub fn window(&self, layer: usize) -> Option<i64> {
         let window = self.sliding_window.as_ref()?;
         window.layers.get(layer).copied().unwrap_or(false).then_some(window.tokens)
+    }
+
+    /// Whether the query, key and value projections have a bias.
+    pub fn qkv_bias(&self) -> bool {
+        self.architecture == Architecture::Qwen2 || self.attention_bias
     }
 
     /// Whether each query and key head is normalised before it is rotated.
@@ -313,6 +315,12 @@ impl ModelConfig {
         }
         if !(self.initializer_range.is_finite() && self.initializer_range >= 0.0) {
             return Err(invalid("initializer_range", self.initializer_range, "a number of at least 0"));
+        }
+        if self.attention_bias && matches!(self.architecture, Architecture::Mistral | Architecture::Qwen2) {
+            return Err(invalid("attention_bias", true, format!("false for {}", self.architecture.model_type())));
+        }
+        if self.mlp_bias && self.architecture != Architecture::Llama {
+            return Err(invalid("mlp_bias", true, format!("false for {}", self.architecture.model_type())));
         }
         self.validate_rope()?;
         self.validate_window()

@@ -1,1 +1,35 @@
 //! Decoder networks, tokenizers and Hugging Face folders.
+//!
+//! A folder gives a [`ModelConfig`] and [`Weights`]; [`forward`] and [`block`] are the network over them, with
+//! attention as an argument; [`logprobs`] and [`scores`] are its two heads. [`Tokenizer`] and [`ChatTemplate`] turn
+//! text and messages into tokens. Numbers, names and texts are those of the transformers library.
+//!
+//! This crate knows no other crate of Sluice and does no logging. Unsafe code stands in `raw` (memory of tensors and
+//! mapped files) and, with the feature `cuda`, in [`flash`] (one C++ call).
+
+mod attention;
+pub mod config;
+#[cfg(feature = "cuda")]
+pub mod flash;
+pub mod folder;
+mod init;
+mod layout;
+mod logprobs;
+mod network;
+pub mod packed;
+pub mod raw;
+mod rope;
+pub mod weights;
+
+pub use attention::packed_attention;
+pub use config::{Architecture, Dimensions, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+pub use folder::{LoadOptions, Model, SaveOptions};
+pub use layout::{GroupKind, GroupLayout, Layout, ParameterSpec};
+pub use logprobs::{LogprobOptions, TokenGradients, TokenLogprobs, logprobs, logprobs_backward};
+pub use network::{
+    BlockWeights, Network, OutputWeights, block, embed, final_norm, forward, logits, rms_norm, scores,
+};
+pub use packed::{NextTokens, Packed};
+pub use raw::{copy_bytes, hash_tensor, tensor_bytes};
+pub use rope::{Rope, RopeRows};
+pub use weights::{Parameter, ScalarInit, Weights};

@@ -1,1 +1,64 @@
 //! Untrusted code: isolation, limits and two-process grading.
+//!
+//! ```text
+//! caller --grade--> Grader --> pool of zygotes                        (this process)
+//!                                | control socket
+//!                    sluice-sandbox-init --> python zygote            (one per slot, never runs guest code)
+//!                                              | fork per run
+//!            tester  <------ two pipes ------> candidate              (confined; the server holds no pipe between them)
+//!               '--- verdict with a nonce --> Grader
+//! ```
+//!
+//! A response is executed in the *candidate*; tests and expected values exist only in the *tester*, another confined
+//! process. What crosses between them are exact builtin values, bounded in size and depth. The verdict is the tester's
+//! message, bound to a nonce that the candidate never had; exit codes and printed text decide nothing (in stdin/stdout
+//! problems the output is compared here, outside every guest).
+//!
+//! Invariants:
+//! 1. No guest code runs unless every step of the set-up succeeded; a step that fails is an `internal_error`.
+//! 2. `internal_error` and `unsupported` say nothing about the response and must never become a score.
+//! 3. Below the configured minimum tier there is no [`Grader`].
+//! 4. A dropped [`Grader`] leaves no process, descriptor, mount or file.
+//!
+//! Two tiers, chosen by [`probe`]:
+//! * **A**: user, PID, mount, network, IPC, UTS and cgroup namespaces, `pivot_root` onto read-only binds, a scratch tmpfs
+//!   per run, then Landlock, seccomp and resource limits;
+//! * **B**: where user namespaces are forbidden (a default Kubernetes pod): Landlock, seccomp and resource limits alone;
+//!   one process, no children, nothing to write.
+//!
+//! In both, guests of one zygote share the layout of its address space and its hash seed; `cold` starts an interpreter
+//! from nothing for every candidate.
+
+mod clock;
+mod config;
+mod error;
+mod grader;
+mod interpreter;
+mod judge;
+mod keeper;
+mod limits;
+mod memfd;
+mod pass_at_k;
+mod plan;
+mod pool;
+mod problem;
+mod read;
+mod stats;
+mod syscalls;
+mod tier;
+mod trial;
+mod verdict;
+mod watch;
+mod wire;
+mod zygote;
+
+pub use config::GraderConfig;
+pub use error::Error;
+pub use grader::{Grader, probe};
+pub use limits::Limits;
+pub use pass_at_k::pass_at_k;
+pub use problem::{CallCase, Compare, FunctionCalls, HumanEval, Mbpp, Problem, Stdio, StdioCase};
+pub use read::{ReadError, Record, read_jsonl, read_problems};
+pub use stats::Stats;
+pub use tier::{StepFailure, Tier, TierReport};
+pub use verdict::{Grade, Verdict};

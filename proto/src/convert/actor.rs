@@ -6,7 +6,7 @@ use types::link::actor::{
     ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, GenerationPlan, Lease, LeasedPrompt,
     RewardServerAddress,
 };
-use types::{GenerationId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId};
+use types::{GenerationId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId, WeightHash};
 
 use super::data::{hash, plain_text};
 use crate::error::required;
@@ -35,6 +35,14 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn confirmed(version: PolicyVersion, hash: WeightHash) -> pb::WeightsConfirmed {
+    pb::WeightsConfirmed { version: version.0, hash: hash.0.to_vec() }
+}
+
+fn weights(confirmed: pb::WeightsConfirmed) -> Result<(PolicyVersion, WeightHash), ProtocolError> {
+    Ok((PolicyVersion(confirmed.version), hash("weights_confirmed.hash", &confirmed.hash)?))
+}
+
 impl From<ActorReport> for pb::ActorReport {
     fn from(report: ActorReport) -> Self {
         use pb::actor_report::Report;
@@ -44,6 +52,7 @@ impl From<ActorReport> for pb::ActorReport {
                 incarnation: hello.incarnation.0,
                 run: hello.run.map(String::from).unwrap_or_default(),
                 holding: hello.holding.into_iter().map(Into::into).collect(),
+                weights: hello.weights.map(|(version, hash)| confirmed(version, hash)),
             }),
             ActorReport::Load(load) => Report::Load(pb::ActorLoad {
                 free_slots: load.free_slots,
@@ -53,7 +62,7 @@ impl From<ActorReport> for pb::ActorReport {
                 generated_tokens: load.generated_tokens,
             }),
             ActorReport::WeightsConfirmed { version, hash } => {
-                Report::WeightsConfirmed(pb::WeightsConfirmed { version: version.0, hash: hash.0.to_vec() })
+                Report::WeightsConfirmed(confirmed(version, hash))
             }
             ActorReport::WeightsFailed { version, detail } => {
                 Report::WeightsFailed(pb::WeightsFailed { version: version.0, detail })
@@ -82,6 +91,7 @@ impl TryFrom<pb::ActorReport> for ActorReport {
                 incarnation: Incarnation(hello.incarnation),
                 run: known_run(hello.run)?,
                 holding: rollout_ids(hello.holding)?,
+                weights: hello.weights.map(weights).transpose()?,
             }),
             Report::Load(load) => Self::Load(ActorLoad {
                 free_slots: load.free_slots,
@@ -90,10 +100,10 @@ impl TryFrom<pb::ActorReport> for ActorReport {
                 unacknowledged: load.unacknowledged,
                 generated_tokens: load.generated_tokens,
             }),
-            Report::WeightsConfirmed(weights) => Self::WeightsConfirmed {
-                version: PolicyVersion(weights.version),
-                hash: hash("weights_confirmed.hash", &weights.hash)?,
-            },
+            Report::WeightsConfirmed(confirmed) => {
+                let (version, hash) = weights(confirmed)?;
+                Self::WeightsConfirmed { version, hash }
+            }
             Report::WeightsFailed(failed) => Self::WeightsFailed {
                 version: PolicyVersion(failed.version),
                 detail: plain_text(&failed.detail),

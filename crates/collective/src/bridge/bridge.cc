@@ -5,10 +5,13 @@
 // and constructs nothing of Gloo's.
 #include "group.hpp"
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
 #include <ATen/core/grad_mode.h>
+#include <c10/util/Logging.h>
+#include <c10/util/env.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -16,21 +19,72 @@ using std::chrono::milliseconds;
 
 namespace {
 
-at::Tensor& tensor_at(void* tensor) {
-  return *static_cast<at::Tensor*>(tensor);
+// c10d logs a warning with a stack trace for every time-out and closed connection. All of these come back as errors
+// here, so warnings are off, unless the environment says how much libtorch shall log.
+void log_errors_only() {
+  static const bool once = [] {
+    if (!c10::utils::has_env("TORCH_CPP_LOG_LEVEL")) {
+      FLAGS_caffe2_log_level = std::max<int>(FLAGS_caffe2_log_level, c10::GLOG_ERROR);
+    }
+    return true;
+  }();
+  static_cast<void>(once);
 }
 
-// Launches one operation: `start` gets the backend and returns the c10d::Work.
-template <typename Start>
-int launch(sluice_group* group, uint32_t tag, sluice_work** out, char** message, Start&& start) {
-  return guarded(message, [&] {
-    // c10d's worker threads inherit this; their copies into leaves that require gradients would be refused otherwise.
-    at::NoGradGuard no_grad;
-    std::lock_guard<std::mutex> lock(group->launching);
-    group->tag_next(tag);
-    *out = new sluice_work{start(group->backend())};
-    return SLUICE_OK;
-  });
+c10d::ReduceOp reduce_op(int argument) {
+  return static_cast<c10d::ReduceOp::RedOpType>(argument);
+}
+
+c10::intrusive_ptr<c10d::Work> launch(sluice_group& group, const sluice_operation& operation) {
+  c10d::Backend& backend = group.backend();
+  std::vector<at::Tensor> outputs;
+  for (size_t i = 0; i < operation.output_count; ++i) {
+    outputs.push_back(*static_cast<at::Tensor*>(operation.outputs[i]));
+  }
+  std::vector<at::Tensor> inputs;
+  if (operation.input != nullptr) {
+    inputs.push_back(*static_cast<at::Tensor*>(operation.input));
+  }
+
+  switch (operation.kind) {
+    case SLUICE_SEND:
+      return backend.send(inputs, operation.argument, static_cast<int>(operation.tag));
+    case SLUICE_RECEIVE:
+      return backend.recv(outputs, operation.argument, static_cast<int>(operation.tag));
+    default:
+      group.tag_next(operation.tag);
+  }
+  switch (operation.kind) {
+    case SLUICE_BROADCAST: {
+      c10d::BroadcastOptions options;
+      options.rootRank = operation.argument;
+      return backend.broadcast(outputs, options);
+    }
+    case SLUICE_ALL_REDUCE: {
+      c10d::AllreduceOptions options;
+      options.reduceOp = reduce_op(operation.argument);
+      return backend.allreduce(outputs, options);
+    }
+    case SLUICE_ALL_GATHER: {
+      std::vector<std::vector<at::Tensor>> lists{outputs};
+      return backend.allgather(lists, inputs);
+    }
+    case SLUICE_ALL_GATHER_INTO:
+      return backend._allgather_base(outputs.at(0), inputs.at(0));
+    case SLUICE_ALL_TO_ALL: {
+      std::vector<int64_t> equal_parts;
+      return backend.alltoall_base(outputs.at(0), inputs.at(0), equal_parts, equal_parts);
+    }
+    case SLUICE_REDUCE_SCATTER: {
+      c10d::ReduceScatterOptions options;
+      options.reduceOp = reduce_op(operation.argument);
+      return backend._reduce_scatter_base(outputs.at(0), inputs.at(0), options);
+    }
+    case SLUICE_BARRIER:
+      return backend.barrier(group.barrier_options());
+    default:
+      TORCH_CHECK(false, "no operation has the number ", operation.kind);
+  }
 }
 
 // ProcessGroupGloo, with the counter it tags its messages with in our hands.
@@ -108,6 +162,7 @@ void sluice_bytes_free(uint8_t* bytes) {
 
 int sluice_store_serve(int listen_fd, const char* host, int64_t timeout_ms, sluice_store** out, char** message) {
   return guarded(message, [&] {
+    log_errors_only();
     c10d::TCPStoreOptions options;
     options.port = 0;
     options.isServer = true;
@@ -121,6 +176,7 @@ int sluice_store_serve(int listen_fd, const char* host, int64_t timeout_ms, slui
 
 int sluice_store_connect(const char* host, uint16_t port, int64_t timeout_ms, sluice_store** out, char** message) {
   return guarded(message, [&] {
+    log_errors_only();
     c10d::TCPStoreOptions options;
     options.port = port;
     options.waitWorkers = false;
@@ -231,76 +287,13 @@ int sluice_group_abort(sluice_group* group, char** message) {
   });
 }
 
-int sluice_broadcast(sluice_group* group, void* tensor, int root, uint32_t tag, sluice_work** out, char** message) {
-  return launch(group, tag, out, message, [&](c10d::Backend& backend) {
-    c10d::BroadcastOptions options;
-    options.rootRank = root;
-    std::vector<at::Tensor> tensors{tensor_at(tensor)};
-    return backend.broadcast(tensors, options);
-  });
-}
-
-int sluice_all_reduce(sluice_group* group, void* tensor, int reduce, uint32_t tag, sluice_work** out, char** message) {
-  return launch(group, tag, out, message, [&](c10d::Backend& backend) {
-    c10d::AllreduceOptions options;
-    options.reduceOp = static_cast<c10d::ReduceOp::RedOpType>(reduce);
-    std::vector<at::Tensor> tensors{tensor_at(tensor)};
-    return backend.allreduce(tensors, options);
-  });
-}
-
-int sluice_all_gather(
-    sluice_group* group, void* const* outputs, void* input, uint32_t tag, sluice_work** out, char** message) {
-  return launch(group, tag, out, message, [&](c10d::Backend& backend) {
-    std::vector<std::vector<at::Tensor>> gathered(1);
-    for (int rank = 0; rank < backend.getSize(); ++rank) {
-      gathered[0].push_back(tensor_at(outputs[rank]));
-    }
-    std::vector<at::Tensor> inputs{tensor_at(input)};
-    return backend.allgather(gathered, inputs);
-  });
-}
-
-int sluice_all_gather_into(
-    sluice_group* group, void* output, void* input, uint32_t tag, sluice_work** out, char** message) {
-  return launch(group, tag, out, message, [&](c10d::Backend& backend) {
-    return backend._allgather_base(tensor_at(output), tensor_at(input));
-  });
-}
-
-int sluice_all_to_all(sluice_group* group, void* output, void* input, uint32_t tag, sluice_work** out, char** message) {
-  return launch(group, tag, out, message, [&](c10d::Backend& backend) {
-    std::vector<int64_t> equal;
-    return backend.alltoall_base(tensor_at(output), tensor_at(input), equal, equal);
-  });
-}
-
-int sluice_reduce_scatter(
-    sluice_group* group, void* output, void* input, int reduce, sluice_work** out, char** message) {
-  return launch(group, 0, out, message, [&](c10d::Backend& backend) {
-    c10d::ReduceScatterOptions options;
-    options.reduceOp = static_cast<c10d::ReduceOp::RedOpType>(reduce);
-    return backend._reduce_scatter_base(tensor_at(output), tensor_at(input), options);
-  });
-}
-
-int sluice_barrier(sluice_group* group, uint32_t tag, sluice_work** out, char** message) {
-  return launch(group, tag, out, message, [&](c10d::Backend& backend) {
-    return backend.barrier(group->barrier_options());
-  });
-}
-
-int sluice_send(sluice_group* group, void* tensor, int to, uint32_t tag, sluice_work** out, char** message) {
-  return launch(group, 0, out, message, [&](c10d::Backend& backend) {
-    std::vector<at::Tensor> tensors{tensor_at(tensor)};
-    return backend.send(tensors, to, static_cast<int>(tag));
-  });
-}
-
-int sluice_receive(sluice_group* group, void* tensor, int from, uint32_t tag, sluice_work** out, char** message) {
-  return launch(group, 0, out, message, [&](c10d::Backend& backend) {
-    std::vector<at::Tensor> tensors{tensor_at(tensor)};
-    return backend.recv(tensors, from, static_cast<int>(tag));
+int sluice_launch(sluice_group* group, const sluice_operation* operation, sluice_work** out, char** message) {
+  return guarded(message, [&] {
+    // c10d's worker threads inherit this; their copies into leaves that require gradients would be refused otherwise.
+    at::NoGradGuard no_grad;
+    std::lock_guard<std::mutex> lock(group->launching);
+    *out = new sluice_work{launch(*group, *operation)};
+    return SLUICE_OK;
   });
 }
 

@@ -62,20 +62,28 @@ void sluice_group_free(sluice_group* group);
 // Ends every pending operation of this rank with an error and closes the connections, so that the other ranks end too.
 int sluice_group_abort(sluice_group* group, char** message);
 
-// Operations start and return. `tag`: only operations launched under equal tags match each other across ranks (Gloo).
-// `reduce` is a c10d::ReduceOp::RedOpType.
-int sluice_broadcast(sluice_group* group, void* tensor, int root, uint32_t tag, sluice_work** out, char** message);
-int sluice_all_reduce(sluice_group* group, void* tensor, int reduce, uint32_t tag, sluice_work** out, char** message);
-int sluice_all_gather(
-    sluice_group* group, void* const* outputs, void* input, uint32_t tag, sluice_work** out, char** message);
-int sluice_all_gather_into(
-    sluice_group* group, void* output, void* input, uint32_t tag, sluice_work** out, char** message);
-int sluice_all_to_all(sluice_group* group, void* output, void* input, uint32_t tag, sluice_work** out, char** message);
-int sluice_reduce_scatter(
-    sluice_group* group, void* output, void* input, int reduce, sluice_work** out, char** message);
-int sluice_barrier(sluice_group* group, uint32_t tag, sluice_work** out, char** message);
-int sluice_send(sluice_group* group, void* tensor, int to, uint32_t tag, sluice_work** out, char** message);
-int sluice_receive(sluice_group* group, void* tensor, int from, uint32_t tag, sluice_work** out, char** message);
+// One operation. Only operations launched under equal tags match each other across ranks (Gloo).
+enum {
+  SLUICE_BROADCAST = 0,        // outputs[0]; argument: the root
+  SLUICE_ALL_REDUCE = 1,       // outputs[0]; argument: a c10d::ReduceOp::RedOpType
+  SLUICE_ALL_GATHER = 2,       // input to outputs, one for each rank
+  SLUICE_ALL_GATHER_INTO = 3,  // input to outputs[0]
+  SLUICE_ALL_TO_ALL = 4,       // input to outputs[0], in equal parts
+  SLUICE_REDUCE_SCATTER = 5,   // input to outputs[0]; argument: a c10d::ReduceOp::RedOpType; NCCL only
+  SLUICE_BARRIER = 6,
+  SLUICE_SEND = 7,     // input; argument: the receiving rank
+  SLUICE_RECEIVE = 8,  // outputs[0]; argument: the sending rank
+};
+struct sluice_operation {
+  int kind;
+  int argument;
+  uint32_t tag;
+  void* input;
+  void* const* outputs;
+  size_t output_count;
+};
+// Starts the operation and returns.
+int sluice_launch(sluice_group* group, const sluice_operation* operation, sluice_work** out, char** message);
 
 // SLUICE_PENDING: not finished after `timeout_ms`. A send or receive over Gloo is never pending: c10d gives it up, and
 // with it the whole group.

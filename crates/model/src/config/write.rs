@@ -52,7 +52,7 @@ impl ModelConfig {
 
     fn set_biases(&self, object: &mut Map<String, Value>) {
         if matches!(self.architecture, Architecture::Llama | Architecture::Qwen3) {
-            object.insert("attention_bias".to_owned(), json!(self.qkv_bias));
+            object.insert("attention_bias".to_owned(), json!(self.attention_bias));
         }
         if self.architecture == Architecture::Llama {
             object.insert("mlp_bias".to_owned(), json!(self.mlp_bias));
@@ -108,8 +108,9 @@ impl ModelConfig {
 
     /// One label for a scalar head; a causal head's file says nothing about labels.
     fn set_labels(&self, object: &mut Map<String, Value>) {
+        let labels = object.get("id2label").and_then(Value::as_object).map_or(0, Map::len);
         match self.head {
-            Head::Scalar if !object.contains_key("id2label") => {
+            Head::Scalar if labels != 1 => {
                 object.insert("id2label".to_owned(), json!({ "0": "LABEL_0" }));
                 object.insert("label2id".to_owned(), json!({ "LABEL_0": 0 }));
             }

@@ -20,6 +20,8 @@ pub struct ActorHello {
     pub run: Option<RunId>,
     /// Attempts it still works on or still holds unacknowledged, so that they are not issued anew.
     pub holding: Vec<RolloutId>,
+    /// The weights it uses.
+    pub weights: Option<(PolicyVersion, WeightHash)>,
 }
 
 /// How loaded an actor is.

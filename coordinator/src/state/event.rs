@@ -1,0 +1,185 @@
+//! What happens to a run. Events are journaled; they carry summaries, the tokens themselves lie beside them in the
+//! journal's store.
+
+use serde::{Deserialize, Serialize};
+use types::link::actor::{ActorHello, ActorLoad};
+use types::link::learner::{LearnerHello, LearnerPhase, StepMetrics};
+use types::link::reward::RewardHello;
+use types::{
+    BatchId, GenerationId, Manifest, MemberId, PolicyVersion, RolloutFailure, RolloutId, ScoredRollout,
+    WeightHash,
+};
+
+use super::plan::Plan;
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The coordinator started again over its journal.
+    Restarted(Box<Plan>),
+    /// From or about an actor.
+    Actor {
+        /// Which.
+        member: MemberId,
+        /// What.
+        event: ActorEvent,
+    },
+    /// From or about a reward server.
+    Reward {
+        /// Which.
+        member: MemberId,
+        /// What.
+        event: RewardEvent,
+    },
+    /// From or about the learner.
+    Learner(LearnerEvent),
+    /// Somebody asked the run to stop.
+    DrainRequested,
+    /// A deadline passed.
+    Tick,
+}
+
+/// From or about an actor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActorEvent {
+    /// Its stream is open.
+    Joined(ActorHello),
+    /// Its stream is closed. An actor that comes back in the same incarnation keeps its leases until it is taken for lost.
+    Disconnected,
+    /// Its load.
+    Load(ActorLoad),
+    /// It uses these weights.
+    WeightsConfirmed {
+        /// Their version.
+        version: PolicyVersion,
+        /// Their hash.
+        hash: WeightHash,
+    },
+    /// It did not get these weights.
+    WeightsFailed {
+        /// Their version.
+        version: PolicyVersion,
+        /// Why.
+        detail: String,
+    },
+    /// Its side of a broadcast group is connected.
+    GenerationReady(GenerationId),
+    /// Its side of a broadcast group is dead.
+    GenerationFailed {
+        /// Which.
+        generation: GenerationId,
+        /// Why.
+        detail: String,
+    },
+    /// An attempt failed there.
+    Failed(RolloutFailure),
+    /// It takes no more leases.
+    Draining,
+}
+
+/// From or about a reward server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RewardEvent {
+    /// Its stream is open.
+    Joined(RewardHello),
+    /// Its stream is closed.
+    Disconnected,
+    /// Its load.
+    Load {
+        /// Rollouts accepted and not yet reported.
+        queued: u32,
+    },
+    /// It scored a response.
+    Scored(ScoreSummary),
+    /// It could not.
+    Failed(RolloutFailure),
+}
+
+/// What decisions need to know of a scored rollout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScoreSummary {
+    /// Which response.
+    pub id: RolloutId,
+    /// Its score.
+    pub score: f32,
+    /// Share of hidden tests passed, if it has any.
+    pub outcome: Option<f32>,
+    /// Response tokens.
+    pub tokens: u32,
+    /// The oldest version that drew one of them.
+    pub oldest: PolicyVersion,
+    /// Whether the response was cut off by the length limit.
+    pub truncated: bool,
+}
+
+impl ScoreSummary {
+    /// The summary of a scored rollout.
+    pub fn of(scored: &ScoredRollout) -> Self {
+        let rollout = &scored.rollout;
+        Self {
+            id: rollout.id,
+            score: scored.score,
+            outcome: scored.outcome,
+            tokens: u32::try_from(rollout.response_tokens.len()).unwrap_or(u32::MAX),
+            oldest: rollout.oldest_version(),
+            truncated: rollout.finish_reason == types::FinishReason::Length,
+        }
+    }
+}
+
+/// From or about the learner.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LearnerEvent {
+    /// Its stream is open.
+    Joined(LearnerHello),
+    /// Its stream is closed.
+    Disconnected,
+    /// Alive.
+    Alive(LearnerPhase),
+    /// A batch is part of the weights.
+    Trained(Box<TrainedBatch>),
+    /// A checkpoint that holds this batch is complete.
+    Checkpointed(BatchId),
+    /// A broadcast ended well.
+    Published {
+        /// Over which group.
+        generation: GenerationId,
+        /// Which version.
+        version: PolicyVersion,
+        /// How long it took.
+        seconds: f64,
+    },
+    /// A broadcast failed.
+    PublishFailed {
+        /// Over which group.
+        generation: GenerationId,
+        /// Which version.
+        version: PolicyVersion,
+        /// Why.
+        detail: String,
+    },
+    /// Its side of a broadcast group is connected.
+    GenerationReady(GenerationId),
+    /// Its side of a broadcast group is dead.
+    GenerationFailed {
+        /// Which.
+        generation: GenerationId,
+        /// Why.
+        detail: String,
+    },
+}
+
+/// A batch is part of the weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainedBatch {
+    /// Which batch.
+    pub batch: BatchId,
+    /// The new weights.
+    pub manifest: Manifest,
+    /// What the step measured.
+    pub metrics: StepMetrics,
+}

@@ -1,0 +1,188 @@
+//! The state machine under a random world: members that come, go, fail and repeat themselves, in virtual time. After
+//! every event the invariants of `state.rs` hold; with a fair world every run ends with every attempt accounted for.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod world;
+
+use std::time::Duration;
+
+use algo::filtration::{Filtration, Strategy as Filter};
+use coordinator::state::{Effect, Event, Phase, Plan, State};
+use proptest::prelude::*;
+use types::{Ending, FailReason, FilterReason, Timestamp};
+use world::{World, plan};
+
+#[test]
+fn a_quiet_world_trains_every_batch() {
+    for staleness in [0, 2] {
+        let mut world = World::new(Plan { max_staleness: staleness, ..plan() }, 1);
+        world.run_to_the_end(20_000);
+        let state = &world.state;
+        assert_eq!(state.phase(), Phase::Finished);
+        let account = state.account();
+        let plan = state.plan();
+        // best-worst keeps exactly 2 of N.
+        assert_eq!(account.count(Ending::Trained), plan.batches * plan.batch_prompts * 2);
+        assert_eq!(account.issued(), account.ended(), "nothing is left in flight");
+        assert_eq!(world.max_staleness_trained, if staleness == 0 { 0 } else { world.max_staleness_trained });
+        assert!(world.max_staleness_trained <= staleness);
+    }
+}
+
+#[test]
+fn synchronous_runs_issue_exactly_what_they_train() {
+    let mut world = World::new(plan(), 3);
+    world.run_to_the_end(20_000);
+    let plan = world.state.plan();
+    let needed = plan.batches * plan.batch_prompts * u64::from(plan.group_size);
+    assert_eq!(world.state.account().issued(), needed);
+}
+
+#[test]
+fn groups_without_signal_are_filtered_and_replaced() {
+    let mut world = World::new(plan(), 5);
+    world.equal_scores_in_percent = 40;
+    world.run_to_the_end(50_000);
+    let account = world.state.account();
+    assert!(account.count(Ending::Filtered(FilterReason::NoSignal)) > 0);
+    let plan = world.state.plan();
+    assert_eq!(account.count(Ending::Trained), plan.batches * plan.batch_prompts * 2, "batches stay full");
+}
+
+#[test]
+fn deterministic_leases_do_not_depend_on_timing() {
+    let plan = Plan { deterministic: true, lease_prompts: 3, ..plan() };
+    let compositions: Vec<_> = [11, 12, 13, 14]
+        .into_iter()
+        .map(|seed| {
+            let mut world = World::new(plan.clone(), seed);
+            world.equal_scores_in_percent = 20;
+            // A crash repeats whole leases, so that the composition is the same again.
+            world.crash_actors_in_percent = if seed > 12 { 3 } else { 0 };
+            world.run_to_the_end(50_000);
+            (world.compositions(), world.trained_samples.clone())
+        })
+        .collect();
+    for other in &compositions[1..] {
+        assert_eq!(other.0, compositions[0].0, "which prompts are generated together");
+        assert_eq!(other.1, compositions[0].1, "which responses are trained in which batch");
+    }
+}
+
+#[test]
+fn a_drain_stops_and_a_restart_goes_on() {
+    let mut world = World::new(plan(), 7);
+    for _ in 0..150 {
+        world.step();
+    }
+    world.deliver(Event::DrainRequested);
+    for _ in 0..2_000 {
+        if world.state.phase() == Phase::Stopped {
+            break;
+        }
+        world.step();
+    }
+    assert_eq!(world.state.phase(), Phase::Stopped);
+    assert!(world.state.checkpointed() >= world.state.trained(), "what was trained is written");
+    world.restart();
+    world.run_to_the_end(20_000);
+    assert_eq!(world.state.phase(), Phase::Finished);
+}
+
+#[test]
+fn a_learner_that_lost_its_checkpoint_is_refused() {
+    let mut world = World::new(plan(), 9);
+    while world.state.checkpointed().0 == 0 {
+        world.step();
+    }
+    let effects = world.learner_rejoins_from_nothing();
+    let refused = effects.iter().any(|effect| match effect {
+        Effect::Refuse { reason, .. } => reason.contains("restore that checkpoint"),
+        _ => false,
+    });
+    assert!(refused, "{effects:?}");
+}
+
+#[test]
+fn a_silent_actor_is_lost_after_the_timeout_and_its_work_issued_anew() {
+    let mut world = World::new(Plan { batches: 1, ..plan() }, 2);
+    while world.state.in_flight() == 0 {
+        world.step();
+    }
+    let timeout = world.state.plan().heartbeat_timeout;
+    world.now = world.now + timeout + Duration::from_millis(1);
+    world.deliver(Event::Tick);
+    assert!(world.state.account().count(Ending::Failed(FailReason::ActorLost)) > 0);
+    assert_eq!(world.state.in_flight(), 0);
+    assert_eq!(world.state.unaccounted(), 0);
+}
+
+#[test]
+fn a_plan_that_changes_the_meaning_of_the_journal_is_named() {
+    let began = plan();
+    let now = Plan { group_size: 8, batches: 99, ..plan() };
+    assert_eq!(now.conflicts_with(&began), ["group_size was 4 when the run began and is 8 now"]);
+    assert!(plan().conflicts_with(&began).is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_books_balance_under_chaos(
+        seed: u64,
+        staleness in 0..3u64,
+        deterministic: bool,
+        strategy in prop_oneof![
+            Just(Filter::BestWorst),
+            Just(Filter::BestRandom),
+            Just(Filter::None),
+            Just(Filter::Top { threshold: 0.5 }),
+        ],
+        send_filtered: bool,
+    ) {
+        let max_staleness = if deterministic { 0 } else { staleness };
+        let filtration = Filtration { strategy, ..Filtration::default() };
+        let mut world =
+            World::new(Plan { max_staleness, deterministic, filtration, send_filtered, ..plan() }, seed);
+        world.chaos = true;
+        world.equal_scores_in_percent = 10;
+        world.crash_actors_in_percent = 2;
+        // `World::deliver` checks the invariants after every event.
+        for _ in 0..1_500 {
+            world.step();
+        }
+        world.chaos = false;
+        world.crash_actors_in_percent = 0;
+        world.run_to_the_end(60_000);
+        prop_assert_eq!(world.state.phase(), Phase::Finished);
+        prop_assert_eq!(world.state.account().issued(), world.state.account().ended());
+    }
+
+    #[test]
+    fn a_journal_replays_to_the_same_state(seed: u64) {
+        let mut world = World::new(plan(), seed);
+        world.chaos = true;
+        world.crash_actors_in_percent = 2;
+        for _ in 0..800 {
+            world.step();
+        }
+        let mut replayed = State::new(plan());
+        for (at, event) in &world.journal {
+            // Through JSON, as the journal stores it.
+            let event: Event = serde_json::from_str(&serde_json::to_string(event).unwrap()).unwrap();
+            replayed.apply(*at, event);
+        }
+        prop_assert_eq!(&replayed, &world.state);
+        let snapshot: State = serde_json::from_str(&serde_json::to_string(&world.state).unwrap()).unwrap();
+        prop_assert_eq!(&snapshot, &world.state);
+    }
+}
+
+#[test]
+fn time_is_only_what_it_is_told() {
+    let mut state = State::new(plan());
+    assert_eq!(state.next_deadline(), None, "nothing is awaited before anybody came");
+    assert_eq!(state.apply(Timestamp(u64::MAX), Event::Tick), Vec::new());
+}

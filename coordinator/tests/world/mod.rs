@@ -1,0 +1,495 @@
+//! A world for the state machine: it performs effects the way real members would, in random order and with failures.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use algo::filtration::Filtration;
+use coordinator::state::{
+    ActorEvent, BatchPlan, Effect, Event, LearnerEvent, Phase, Plan, RewardEvent, ScoreSummary, State,
+    TrainedBatch,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use types::link::actor::{ActorCommand, ActorHello, ActorLoad};
+use types::link::learner::{LearnerCommand, LearnerHello, StepMetrics};
+use types::link::reward::RewardHello;
+use types::{
+    BatchId, FailReason, GenerationId, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, PromptId,
+    RolloutFailure, RolloutId, Sampling, Timestamp, WeightHash,
+};
+
+/// A small plan: 6 batches of 5 prompts, 4 responses each.
+pub fn plan() -> Plan {
+    Plan {
+        run: "world".parse().unwrap(),
+        seed: 17,
+        prompts: 13,
+        data_hash: "0".into(),
+        group_size: 4,
+        batch_prompts: 5,
+        batches: 6,
+        max_staleness: 0,
+        max_prompts_in_flight: 64,
+        lease_prompts: 2,
+        deterministic: false,
+        lease_time_limit: Duration::from_secs(60),
+        heartbeat_timeout: Duration::from_secs(10),
+        broadcast_time_limit: Duration::from_secs(5),
+        drain_time_limit: Duration::from_secs(20),
+        max_attempts: 3,
+        min_group: 2,
+        filtration: Filtration::default(),
+        critic_on: Default::default(),
+        send_filtered: false,
+        sampling: Sampling::default(),
+    }
+}
+
+struct SimActor {
+    incarnation: u64,
+    connected: bool,
+    version: Option<PolicyVersion>,
+    hash: WeightHash,
+    /// Attempts it works on, with the version that draws them.
+    work: Vec<(RolloutId, PolicyVersion)>,
+    last_lease: LeaseId,
+    draining: bool,
+}
+
+struct SimLearner {
+    connected: bool,
+    /// Crashes so far, where they change the bits.
+    life: u64,
+    /// The weights it holds.
+    manifest: Manifest,
+    trained: u64,
+    checkpointed: u64,
+    queue: VecDeque<BatchPlan>,
+}
+
+/// The world.
+pub struct World {
+    pub state: State,
+    pub now: Timestamp,
+    pub journal: Vec<(Timestamp, Event)>,
+    /// Failures and repetitions happen.
+    pub chaos: bool,
+    pub equal_scores_in_percent: u32,
+    pub crash_actors_in_percent: u32,
+    pub max_staleness_trained: u64,
+    /// Per batch, the samples that trained.
+    pub trained_samples: BTreeMap<BatchId, BTreeSet<(PromptId, u16)>>,
+    rng: ChaCha8Rng,
+    actors: BTreeMap<MemberId, SimActor>,
+    learner: SimLearner,
+    kept: BTreeMap<RolloutId, PolicyVersion>,
+    leases: BTreeMap<LeaseId, Vec<PromptId>>,
+    pending: VecDeque<Event>,
+    delivered: Vec<ScoreSummary>,
+}
+
+/// The weights of `version` as the learner's `life` made them: a learner that trains a batch again after a crash gets
+/// other bits, unless the run is deterministic.
+fn manifest(version: u64, life: u64) -> Manifest {
+    let mut hash = WeightHash([u8::try_from(version).unwrap(); 32]);
+    hash.0[..8].copy_from_slice(&life.to_le_bytes());
+    Manifest { version: PolicyVersion(version), tensors: Vec::new(), hash }
+}
+
+fn actor_event(member: &MemberId, event: ActorEvent) -> Event {
+    Event::Actor { member: member.clone(), event }
+}
+
+impl World {
+    pub fn new(plan: Plan, seed: u64) -> Self {
+        let actor = |n: u32| {
+            let actor = SimActor {
+                incarnation: 0,
+                connected: false,
+                version: None,
+                hash: WeightHash([0; 32]),
+                work: Vec::new(),
+                last_lease: LeaseId(0),
+                draining: false,
+            };
+            (format!("actor-{n}").parse().unwrap(), actor)
+        };
+        Self {
+            state: State::new(plan),
+            now: Timestamp(1_000_000),
+            journal: Vec::new(),
+            chaos: false,
+            equal_scores_in_percent: 0,
+            crash_actors_in_percent: 0,
+            max_staleness_trained: 0,
+            trained_samples: BTreeMap::new(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            actors: (0..3).map(actor).collect(),
+            learner: SimLearner {
+                connected: false,
+                life: 0,
+                manifest: manifest(0, 0),
+                trained: 0,
+                checkpointed: 0,
+                queue: VecDeque::new(),
+            },
+            kept: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            pending: VecDeque::new(),
+            delivered: Vec::new(),
+        }
+    }
+
+    fn percent(&mut self, chance: u32) -> bool {
+        self.rng.random_range(0..100) < chance
+    }
+
+    /// Which prompts were ever generated together.
+    pub fn compositions(&self) -> BTreeSet<Vec<PromptId>> {
+        self.leases.values().cloned().collect()
+    }
+
+    pub fn run_to_the_end(&mut self, max_steps: usize) {
+        for _ in 0..max_steps {
+            if self.state.phase() == Phase::Finished {
+                return;
+            }
+            self.step();
+        }
+        panic!("not finished after {max_steps} steps: {:#?}", self.state.account());
+    }
+
+    /// Something happens.
+    pub fn step(&mut self) {
+        let passes = self.rng.random_range(0..50);
+        self.now = self.now + Duration::from_millis(passes);
+        if self.state.next_deadline().is_some_and(|deadline| deadline <= self.now) {
+            self.deliver(Event::Tick);
+        }
+        if self.chaos && self.percent(2) {
+            self.restart();
+        }
+        if self.chaos && self.percent(2) {
+            self.crash_learner();
+        }
+        self.reconnect();
+        match self.rng.random_range(0..4) {
+            0 => {
+                if let Some(event) = self.pending.pop_front() {
+                    self.deliver(event);
+                }
+            }
+            1 => self.learner_works(),
+            _ => self.actor_works(),
+        }
+    }
+
+    /// Applies an event, checks the invariants, performs the effects.
+    pub fn deliver(&mut self, event: Event) -> Vec<Effect> {
+        self.journal.push((self.now, event.clone()));
+        let effects = self.state.apply(self.now, event);
+        assert_eq!(self.state.unaccounted(), 0, "invariant 1");
+        for effect in effects.clone() {
+            self.perform(effect);
+        }
+        assert!(
+            self.state.batched().iter().all(|id| self.kept.contains_key(id)),
+            "a batch without its tokens"
+        );
+        effects
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Actor { member, command } => self.command_actor(&member, *command),
+            Effect::Lease { member, grant } => {
+                self.leases.insert(grant.id, grant.groups.iter().map(|group| group.prompt).collect());
+                let actor = self.actors.get_mut(&member).unwrap();
+                let version = actor.version.expect("invariant 4: no lease without weights");
+                actor.last_lease = grant.id;
+                actor.work.extend(grant.groups.iter().flat_map(|g| g.wanted.iter().map(|id| (*id, version))));
+            }
+            Effect::Learner(LearnerCommand::JoinGeneration(plan)) => {
+                self.pending.push_back(Event::Learner(LearnerEvent::GenerationReady(plan.id)));
+            }
+            Effect::Learner(LearnerCommand::Publish { generation, version }) => {
+                self.pending.push_back(Event::Learner(LearnerEvent::Published {
+                    generation,
+                    version,
+                    seconds: 0.1,
+                }));
+            }
+            Effect::Learner(LearnerCommand::Checkpoint) => self.checkpoint(),
+            Effect::SendBatch(plan) => self.receive_batch(plan),
+            Effect::Forget(ids) => {
+                for id in ids {
+                    self.kept.remove(&id);
+                }
+            }
+            Effect::Keep(id) => {
+                let summary = self.delivered.iter().find(|summary| summary.id == id).unwrap();
+                self.kept.insert(id, summary.oldest);
+            }
+            Effect::Refuse { member, .. } => {
+                if let Some(actor) = self.actors.get_mut(&member) {
+                    actor.connected = false;
+                } else if member.as_str() == "learner" {
+                    self.learner.connected = false;
+                }
+            }
+            Effect::Learner(_) | Effect::Step(_) | Effect::Explain(_) | Effect::Finish(_) => {}
+        }
+    }
+
+    fn receive_batch(&mut self, plan: BatchPlan) {
+        assert_eq!(
+            plan.id.0,
+            self.learner.trained + self.learner.queue.len() as u64 + 1,
+            "invariant 2: in order"
+        );
+        for sample in plan.samples.iter().filter(|sample| sample.weight > 0.0) {
+            let drawn = self.kept[&sample.id];
+            let staleness = (plan.id.0 - 1).saturating_sub(drawn.0);
+            assert!(staleness <= self.state.plan().max_staleness, "invariant 3: {staleness}");
+            self.max_staleness_trained = self.max_staleness_trained.max(staleness);
+            for (batch, samples) in &self.trained_samples {
+                let id = (sample.id.prompt, sample.id.sibling);
+                assert!(*batch == plan.id || !samples.contains(&id), "invariant 2: {} twice", sample.id);
+            }
+        }
+        let ids = plan.samples.iter().filter(|s| s.weight > 0.0).map(|s| (s.id.prompt, s.id.sibling));
+        self.trained_samples.insert(plan.id, ids.collect());
+        self.learner.queue.push_back(plan);
+    }
+
+    fn command_actor(&mut self, member: &MemberId, command: ActorCommand) {
+        let fails = self.chaos && self.percent(5);
+        let actor = self.actors.get_mut(member).unwrap();
+        if !actor.connected {
+            return;
+        }
+        let mut answer = |event| self.pending.push_back(actor_event(member, event));
+        match command {
+            ActorCommand::PullWeights { version, hash, .. } => {
+                if fails {
+                    answer(ActorEvent::WeightsFailed { version, detail: "torn".into() });
+                } else {
+                    (actor.version, actor.hash) = (Some(version), hash);
+                    answer(ActorEvent::WeightsConfirmed { version, hash });
+                }
+            }
+            ActorCommand::JoinGeneration(plan) => {
+                if fails {
+                    let generation: GenerationId = plan.id;
+                    answer(ActorEvent::GenerationFailed { generation, detail: "no route".into() });
+                } else {
+                    answer(ActorEvent::GenerationReady(plan.id));
+                }
+            }
+            ActorCommand::ReceiveWeights { manifest, .. } => {
+                let (version, hash) = (manifest.version, manifest.hash);
+                if fails {
+                    answer(ActorEvent::WeightsFailed { version, detail: "hash".into() });
+                } else {
+                    (actor.version, actor.hash) = (Some(version), hash);
+                    answer(ActorEvent::WeightsConfirmed { version, hash });
+                }
+            }
+            ActorCommand::Drain => {
+                actor.draining = true;
+                answer(ActorEvent::Draining);
+            }
+            ActorCommand::Welcome(_)
+            | ActorCommand::RewardServers(_)
+            | ActorCommand::Lease(_)
+            | ActorCommand::Finish => {}
+        }
+    }
+
+    /// Everybody who is away comes back, one at a time.
+    fn reconnect(&mut self) {
+        if self.state.learner().is_none_or(|learner| !learner.connected) || !self.learner.connected {
+            self.join_learner();
+            return;
+        }
+        if self.state.reward_servers().values().all(|server| !server.connected) {
+            let hello = RewardHello {
+                member: "reward-0".parse().unwrap(),
+                incarnation: Incarnation(1),
+                run: None,
+                address: "127.0.0.1:1".into(),
+            };
+            self.deliver(Event::Reward { member: hello.member.clone(), event: RewardEvent::Joined(hello) });
+        }
+        let away = self.actors.iter().find(|(name, actor)| {
+            !actor.connected || self.state.actors().get(name).is_none_or(|known| !known.connected)
+        });
+        let Some(member) = away.map(|(member, _)| member.clone()) else {
+            return;
+        };
+        let actor = self.actors.get_mut(&member).unwrap();
+        actor.connected = true;
+        actor.draining = false;
+        let hello = ActorHello {
+            member: member.clone(),
+            incarnation: Incarnation(actor.incarnation),
+            run: None,
+            holding: actor.work.iter().map(|(id, _)| *id).collect(),
+            weights: actor.version.map(|version| (version, actor.hash)),
+        };
+        self.deliver(actor_event(&member, ActorEvent::Joined(hello)));
+    }
+
+    fn join_learner(&mut self) {
+        self.learner.connected = true;
+        self.learner.queue.clear();
+        let hello = LearnerHello {
+            member: "learner".parse().unwrap(),
+            incarnation: Incarnation(self.learner.trained),
+            run: None,
+            world_size: 1,
+            trained: BatchId(self.learner.trained),
+            checkpointed: BatchId(self.learner.checkpointed),
+            manifest: self.learner.manifest.clone(),
+            store: "127.0.0.1:2".into(),
+            weights: "127.0.0.1:3".into(),
+        };
+        self.deliver(Event::Learner(LearnerEvent::Joined(hello)));
+    }
+
+    pub fn learner_rejoins_from_nothing(&mut self) -> Vec<Effect> {
+        (self.learner.trained, self.learner.checkpointed) = (0, 0);
+        let before = self.journal.len();
+        self.join_learner();
+        let (now, event) = self.journal[before].clone();
+        // The same event on the state before it says what was decided.
+        let mut state = State::new(self.state.plan().clone());
+        for (at, event) in &self.journal[..before] {
+            state.apply(*at, event.clone());
+        }
+        state.apply(now, event)
+    }
+
+    fn crash_learner(&mut self) {
+        self.learner.trained = self.learner.checkpointed;
+        self.learner.life += u64::from(!self.state.plan().deterministic);
+        self.learner.manifest = manifest(self.learner.trained, self.learner.life);
+        self.learner.queue.clear();
+        self.learner.connected = false;
+        self.pending.retain(|event| !matches!(event, Event::Learner(_)));
+        self.deliver(Event::Learner(LearnerEvent::Disconnected));
+    }
+
+    fn learner_works(&mut self) {
+        if !self.learner.connected {
+            return;
+        }
+        let Some(plan) = self.learner.queue.pop_front() else {
+            return;
+        };
+        self.learner.trained = plan.id.0;
+        self.learner.manifest = manifest(plan.id.0, self.learner.life);
+        let trained = TrainedBatch {
+            batch: plan.id,
+            manifest: self.learner.manifest.clone(),
+            metrics: StepMetrics::default(),
+        };
+        // A crashing learner may not get to say what it did.
+        if self.chaos && self.percent(5) {
+            self.checkpoint_silently();
+            self.crash_learner();
+            return;
+        }
+        self.deliver(Event::Learner(LearnerEvent::Trained(Box::new(trained))));
+        if self.percent(40) || plan.id == self.state.last_batch() {
+            self.checkpoint();
+        }
+    }
+
+    fn checkpoint_silently(&mut self) {
+        if self.percent(50) {
+            self.learner.checkpointed = self.learner.trained;
+        }
+    }
+
+    fn checkpoint(&mut self) {
+        self.learner.checkpointed = self.learner.trained;
+        let batch = BatchId(self.learner.checkpointed);
+        self.pending.push_back(Event::Learner(LearnerEvent::Checkpointed(batch)));
+    }
+
+    fn actor_works(&mut self) {
+        let names: Vec<MemberId> = self.actors.keys().cloned().collect();
+        let member = names[self.rng.random_range(0..names.len())].clone();
+        if self.percent(self.crash_actors_in_percent) {
+            let actor = self.actors.get_mut(&member).unwrap();
+            actor.incarnation += 1;
+            actor.connected = false;
+            actor.work.clear();
+            (actor.version, actor.last_lease) = (None, LeaseId(0));
+            // What its stream still carried is lost with it.
+            self.pending.retain(|event| !matches!(event, Event::Actor { member: m, .. } if *m == member));
+            self.deliver(actor_event(&member, ActorEvent::Disconnected));
+            return;
+        }
+        self.finish_response(&member);
+        let actor = &self.actors[&member];
+        let load = ActorLoad {
+            free_slots: 24u32.saturating_sub(u32::try_from(actor.work.len()).unwrap()),
+            last_lease: actor.last_lease,
+            ..ActorLoad::default()
+        };
+        if actor.connected {
+            self.deliver(actor_event(&member, ActorEvent::Load(load)));
+        }
+    }
+
+    fn finish_response(&mut self, member: &MemberId) {
+        let actor = self.actors.get_mut(member).unwrap();
+        if actor.work.is_empty() {
+            return;
+        }
+        let at = self.rng.random_range(0..actor.work.len());
+        let (id, version) = actor.work.swap_remove(at);
+        let reward: MemberId = "reward-0".parse().unwrap();
+        if self.chaos && self.percent(5) {
+            let failure = RolloutFailure {
+                id,
+                reason: FailReason::RewardTimeout,
+                detail: "slow".into(),
+                response_tokens: 9,
+            };
+            self.deliver(Event::Reward { member: reward, event: RewardEvent::Failed(failure) });
+            return;
+        }
+        // The score depends on the response alone, as a deterministic scorer's does.
+        let spread = (id.prompt.ordinal * 31 + u64::from(id.prompt.epoch) * 17) % 100;
+        let equal = spread < u64::from(self.equal_scores_in_percent);
+        let score = if equal { 0.25 } else { (id.seed(5) % 1000) as f32 / 1000.0 };
+        let summary = ScoreSummary {
+            id,
+            score,
+            outcome: Some(f32::from(u8::from(score > 0.5))),
+            tokens: 12,
+            oldest: version,
+            truncated: false,
+        };
+        self.delivered.push(summary.clone());
+        let repeats = if self.chaos && self.percent(10) { 2 } else { 1 };
+        for _ in 0..repeats {
+            let event = RewardEvent::Scored(summary.clone());
+            self.deliver(Event::Reward { member: reward.clone(), event });
+        }
+    }
+
+    /// The coordinator's process dies and comes back over its journal.
+    pub fn restart(&mut self) {
+        let plan = self.state.plan().clone();
+        self.pending.clear();
+        self.learner.connected = false;
+        for actor in self.actors.values_mut() {
+            actor.connected = false;
+        }
+        self.deliver(Event::Restarted(Box::new(plan)));
+    }
+}

@@ -1,0 +1,98 @@
+//! Every algorithm, with its defaults, from scores to a gradient.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
+
+use algo::{
+    AdvantageEstimator, Aggregation, Algorithm, Gae, KlEstimator, KlPlacement, KlTokens, Moments,
+    PolicyTokens, Responses, RewardShaping, ScoredTokens, Totals, coefficients, kl_loss, policy_loss,
+    reweight, whiten,
+};
+
+const LENGTHS: [usize; 4] = [3, 1, 2, 4];
+const GROUPS: [usize; 4] = [0, 0, 1, 1];
+const SCORES: [f32; 4] = [1.0, -1.0, 0.0, 1.0];
+const WEIGHTS: [f32; 4] = [1.0, 1.0, 2.0, 1.0];
+const ROLLOUT: [f32; 10] = [-1.0, -0.5, -2.0, -0.3, -0.7, -1.2, -0.4, -0.2, -0.9, -1.1];
+const REF: [f32; 10] = [-1.2, -0.4, -1.9, -0.5, -0.8, -1.2, -0.6, -0.1, -0.8, -1.0];
+const VALUES: [f32; 10] = [0.1, 0.2, 0.3, -0.4, 0.0, -0.1, 0.2, 0.5, 0.4, 0.3];
+
+/// The gradient of the first step on fresh rollouts: π_θ = π_old = π_rollout.
+fn first_gradient(algorithm: Algorithm) -> Vec<f32> {
+    let defaults = algorithm.defaults();
+    let responses = Responses::new(&LENGTHS).unwrap();
+    let (kl_estimator, kl_coefficient) = match defaults.kl {
+        KlPlacement::Reward { estimator, coefficient } => (estimator, coefficient),
+        KlPlacement::None | KlPlacement::Loss { .. } => (KlEstimator::K1, 0.0),
+    };
+    let shaping = RewardShaping { kl_estimator, kl_coefficient, score_clip: None };
+    let scored = ScoredTokens { responses, old_logprobs: &ROLLOUT, ref_logprobs: &REF, scores: &SCORES };
+    let rewards = algo::token_rewards(&shaping, &scored).unwrap().rewards;
+    let mut advantages = match defaults.advantage {
+        AdvantageEstimator::Gae => {
+            assert!(defaults.needs_critic());
+            algo::gae(Gae { gamma: 1.0, gae_lambda: 0.95 }, responses, &rewards, &VALUES).unwrap().advantages
+        }
+        AdvantageEstimator::ReturnToGo => algo::returns_to_go(1.0, responses, &rewards).unwrap(),
+        AdvantageEstimator::Group(baseline) => {
+            let returns = algo::response_returns(responses, &rewards).unwrap();
+            let per_response = algo::group_advantages(baseline, &returns, &GROUPS).unwrap();
+            algo::broadcast(responses, &per_response).unwrap()
+        }
+    };
+    if defaults.whiten {
+        let moments = Moments::of_tokens("advantages", responses, &advantages).unwrap();
+        whiten(&mut advantages, moments.mean(), moments.variance());
+    }
+    let totals = Totals::of(responses, &WEIGHTS).unwrap();
+    let mut coefficients = coefficients(defaults.aggregation, &totals, 4, responses, &WEIGHTS).unwrap();
+    let correction = defaults.correction.weights(responses, &ROLLOUT, &ROLLOUT).unwrap();
+    reweight(responses, &mut coefficients, &correction.weights).unwrap();
+    let tokens = PolicyTokens {
+        responses,
+        logprobs: &ROLLOUT,
+        old_logprobs: &ROLLOUT,
+        advantages: &advantages,
+        coefficients: &coefficients,
+    };
+    let mut gradient = policy_loss(&defaults.objective, &tokens).unwrap().gradient;
+    if let KlPlacement::Loss { estimator, coefficient } = defaults.kl {
+        let tokens =
+            KlTokens { responses, logprobs: &ROLLOUT, ref_logprobs: &REF, coefficients: &coefficients };
+        let kl = kl_loss(estimator, coefficient, &tokens).unwrap().gradient;
+        gradient.iter_mut().zip(kl).for_each(|(gradient, kl)| *gradient += kl);
+    }
+    gradient
+}
+
+/// On fresh rollouts every clip and correction is idle, so that each algorithm's gradient is that of `-Σ c A log π` plus its KL.
+#[test]
+fn every_algorithm_takes_its_first_step() {
+    for algorithm in Algorithm::ALL {
+        let gradient = first_gradient(algorithm);
+        assert!(gradient.iter().all(|gradient| gradient.is_finite()), "{algorithm:?}");
+        // The best response of each group becomes likelier, the worst less likely.
+        let slope = |tokens: std::ops::Range<usize>| gradient[tokens].iter().sum::<f32>();
+        assert!(slope(0..3) < 0.0 && slope(3..4) > 0.0, "{algorithm:?}: {gradient:?}");
+    }
+}
+
+#[test]
+fn algorithms_that_differ_only_off_policy_agree_on_fresh_rollouts() {
+    assert_eq!(first_gradient(Algorithm::DecoupledPpo), first_gradient(Algorithm::Ppo));
+    assert_eq!(first_gradient(Algorithm::Cispo), first_gradient(Algorithm::Dapo));
+}
+
+/// Dr.GRPO weighs tokens alike whatever the length of their response; GRPO gives those of short responses more.
+#[test]
+fn dr_grpo_has_no_length_bias() {
+    let defaults = |algorithm: Algorithm| algorithm.defaults().aggregation;
+    let weight_of = |aggregation: Aggregation| {
+        let responses = Responses::new(&LENGTHS).unwrap();
+        let totals = Totals::of(responses, &[1.0; 4]).unwrap();
+        coefficients(aggregation, &totals, 4, responses, &[1.0; 4]).unwrap()
+    };
+    let dr_grpo = weight_of(defaults(Algorithm::DrGrpo));
+    assert!(dr_grpo.iter().all(|weight| *weight == dr_grpo[0]));
+    let grpo = weight_of(defaults(Algorithm::Grpo));
+    assert_eq!(grpo[3], 3.0 * grpo[0]);
+}

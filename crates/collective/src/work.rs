@@ -1,0 +1,182 @@
+//! An operation under way, and waiting for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use tch::{Kind, TchError, Tensor};
+
+use crate::deadline::Deadline;
+use crate::diagnosis::{Failure, Note};
+use crate::error::{Error, Result};
+use crate::ffi::RawWork;
+use crate::group::Inner;
+use crate::operations::Reduce;
+
+/// After how long in an operation the ranks compare notes for the first time; then after twice as long, and so on.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+
+/// How often a wait that polls looks whether the group has ended.
+const POLL: Duration = Duration::from_millis(20);
+
+/// An operation that was launched and may still be under way.
+///
+/// Until [`wait`](Work::wait) has returned, leave the tensors of the operation alone: they are being read and written.
+/// They may be dropped. A `Work` that is dropped goes on; dropping its group ends it.
+#[derive(Debug)]
+#[must_use = "the result is there only after `wait`"]
+pub struct Work {
+    group: Arc<Inner>,
+    note: Note,
+    pending: Pending,
+    finish: Finish,
+}
+
+/// Where an operation under way can be waited for.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    /// Nowhere: there was nothing to do.
+    Nothing,
+    InC10d(RawWork),
+    /// On a thread of its own.
+    OnThread { done: Arc<AtomicBool>, result: Receiver<std::result::Result<(), String>> },
+}
+
+impl Pending {
+    /// Sends and receives over Gloo cannot be asked whether they are done, and end the group when a wait for them is
+    /// too short; so a thread waits for them, once, for as long as they may take.
+    pub(crate) fn on_thread(group: &Arc<Inner>, work: RawWork) -> std::io::Result<Self> {
+        let (sender, result) = sync_channel(1);
+        let done = Arc::new(AtomicBool::new(false));
+        let raw = Arc::clone(group.raw.group());
+        let limit = group.timeout;
+        let finished = Arc::clone(&done);
+        thread::Builder::new().name("point-to-point".to_owned()).spawn(move || {
+            let outcome = raw.wait(&work, limit).map(|_| ());
+            finished.store(true, Ordering::Release);
+            // Nobody listens when the `Work` was dropped.
+            let _ = sender.send(outcome);
+        })?;
+        Ok(Self::OnThread { done, result })
+    }
+}
+
+/// What is left to do on this rank when the data is there.
+#[derive(Debug)]
+pub(crate) enum Finish {
+    Nothing,
+    /// Reduce `parts` [world_size, elements], one row from each rank, to `output` [elements].
+    Reduce { parts: Tensor, output: Tensor, reduce: Reduce },
+}
+
+impl Finish {
+    /// The sum goes through the rows in order of rank, in f32 for the half precisions, and is rounded once at the end.
+    fn run(&self) -> std::result::Result<(), TchError> {
+        let Self::Reduce { parts, output, reduce } = self else { return Ok(()) };
+        let _guard = tch::no_grad_guard();
+        let wide = matches!(parts.f_kind()?, Kind::Half | Kind::BFloat16);
+        let row = |rank| {
+            let row = parts.f_get(rank)?;
+            if wide { row.f_to_kind(Kind::Float) } else { Ok(row) }
+        };
+        // In place: `parts` is nobody else's.
+        let mut reduced = row(0)?;
+        let world_size = parts.size()[0];
+        for rank in 1..world_size {
+            reduced = match reduce {
+                Reduce::Sum | Reduce::Mean => reduced.f_add_(&row(rank)?)?,
+                Reduce::Max => reduced.f_maximum(&row(rank)?)?,
+                Reduce::Min => reduced.f_minimum(&row(rank)?)?,
+            };
+        }
+        if *reduce == Reduce::Mean {
+            reduced = reduced.f_div_scalar_(world_size)?;
+        }
+        let mut output = output.f_view([-1])?;
+        output.f_copy_(&reduced)
+    }
+}
+
+impl Work {
+    pub(crate) fn new(group: &Arc<Inner>, note: Note, pending: Pending, finish: Finish) -> Self {
+        group.under_way.fetch_add(1, Ordering::AcqRel);
+        Self { group: Arc::clone(group), note, pending, finish }
+    }
+
+    /// Whether the data has come, or the operation has failed. Results are complete only after [`wait`](Work::wait),
+    /// which will not block then.
+    pub fn is_done(&self) -> bool {
+        match &self.pending {
+            Pending::Nothing => true,
+            Pending::InC10d(work) => work.is_done(),
+            Pending::OnThread { done, .. } => done.load(Ordering::Acquire),
+        }
+    }
+
+    /// Waits until the operation is done: at most `timeout`, and not beyond the group's own deadline, which runs from
+    /// when the operation was launched. With NCCL, what the thread launches on its current stream afterwards sees the
+    /// result.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::Lost`] or [`Error::Aborted`]. Each ends the group; what the tensors that were to be
+    /// written hold then is not specified.
+    pub fn wait(self, timeout: Duration) -> Result<()> {
+        let limit = Deadline::after(timeout.min(self.note.deadline.left()));
+        let over = match &self.pending {
+            Pending::Nothing => Ok(()),
+            Pending::InC10d(work) => self.wait_in_c10d(work, &limit),
+            Pending::OnThread { result, .. } => match result.recv_timeout(limit.left()) {
+                Ok(outcome) => outcome.map_err(|message| self.failed_in_c10d(message, &limit)),
+                Err(RecvTimeoutError::Timeout) => Err(Failure::Late),
+                Err(RecvTimeoutError::Disconnected) => Err(Failure::Broken("its thread is gone".to_owned())),
+            },
+        };
+        let finished = over.and_then(|()| {
+            self.finish.run().map_err(|error| Failure::Broken(format!("cannot reduce what came: {error}")))
+        });
+        finished.map_err(|failure| self.group.fail(&self.note, failure))
+    }
+
+    fn wait_in_c10d(&self, work: &RawWork, limit: &Deadline) -> std::result::Result<(), Failure> {
+        let mut next_look = FIRST_LOOK;
+        loop {
+            let until_look = next_look.saturating_sub(self.note.deadline.waited());
+            let slice = if self.group.polls { POLL.min(until_look) } else { until_look };
+            match self.group.raw.wait(work, slice.min(limit.left())) {
+                Ok(true) => return Ok(()),
+                Err(message) => return Err(self.failed_in_c10d(message, limit)),
+                Ok(false) if limit.left().is_zero() => return Err(Failure::Late),
+                Ok(false) => {}
+            }
+            if let Some(ending) = &*self.group.ending() {
+                return Err(Failure::Broken(ending.to_string()));
+            }
+            if self.note.deadline.waited() >= next_look {
+                next_look *= 2;
+                if let Some(how) = self.group.disagreement(&self.note) {
+                    return Err(Failure::Broken(how));
+                }
+            }
+        }
+    }
+
+    /// c10d's limit for sends and receives is ours, and may strike first.
+    fn failed_in_c10d(&self, message: String, limit: &Deadline) -> Failure {
+        if limit.left().is_zero() { Failure::Late } else { Failure::Broken(message) }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if self.is_done() {
+            self.group.over();
+        }
+    }
+}
+
+/// Waits for what was launched, as long as the group's deadline allows.
+pub(crate) fn complete(started: Result<Work>) -> std::result::Result<(), Error> {
+    started?.wait(Duration::MAX)
+}

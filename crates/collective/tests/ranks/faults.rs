@@ -1,0 +1,187 @@
+//! Members that die, stop and come back, as processes.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use collective::{Error, GroupConfig, PeerState, ProcessGroup, Reduce, Store};
+use nix::sys::signal::Signal;
+use tch::{Device, Kind, Tensor};
+
+use crate::processes::{BROADCAST, Member, Scenario};
+use crate::threads::{PATIENCE, config, join, serve};
+
+crate::tests! {
+    a_member_killed_in_a_broadcast_is_named_and_the_next_generation_works,
+    a_member_stopped_in_an_all_reduce_is_named_after_the_deadline,
+    a_death_ends_the_group_on_a_member_that_is_idle,
+    the_death_of_the_host_of_the_store_is_named,
+    a_stopped_host_of_the_store_holds_nobody_up,
+    a_stopped_store_holds_no_call_up,
+}
+
+/// Repeats `operation` until it fails; returns the error, and when its last round began.
+fn until_failure(operation: impl Fn() -> collective::Result<()>) -> (Error, Instant) {
+    let start = Instant::now();
+    loop {
+        let round = Instant::now();
+        if let Err(error) = operation() {
+            return (error, round);
+        }
+        assert!(start.elapsed() < 2 * PATIENCE, "nothing fails");
+    }
+}
+
+fn broadcast(group: &ProcessGroup) -> collective::Result<()> {
+    group.broadcast(&mut Tensor::ones([BROADCAST], (Kind::Float, Device::Cpu)), 0)
+}
+
+fn all_reduce(group: &ProcessGroup) -> collective::Result<()> {
+    group.all_reduce(&mut Tensor::ones([1024], (Kind::Float, Device::Cpu)), Reduce::Sum)
+}
+
+fn a_member_killed_in_a_broadcast_is_named_and_the_next_generation_works() {
+    let store = serve();
+    let members = [1, 2].map(|rank| Member::start(Scenario::Broadcasts, store.port(), &config("generation-1", rank, 3)));
+    let group = join(&store, config("generation-1", 0, 3)).expect("join");
+    let killed = thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            members.iter().for_each(|member| drop(member.line("running")));
+            members[1].signal(Signal::SIGKILL);
+            Instant::now()
+        });
+        let (error, _) = until_failure(|| broadcast(&group));
+        let noticed = Instant::now();
+        assert!(matches!(error, Error::Lost(_)), "{error:?}");
+        assert_eq!(error.missing(), [2], "{error}");
+        assert!(error.to_string().contains("rank 2 does not answer"), "{error}");
+        assert!(error.to_string().starts_with("broadcast 0 Float [8388608] #"), "{error}");
+        noticed - killer.join().expect("the killer")
+    });
+    assert!(killed < Duration::from_millis(1500), "named after {killed:?}");
+    assert_eq!(members[0].line("missing"), "[2]");
+
+    let dead = broadcast(&group).expect_err("the generation is over");
+    assert!(matches!(dead, Error::Dead { .. }), "{dead:?}");
+    let start = Instant::now();
+    drop(group);
+    assert!(start.elapsed() < Duration::from_secs(1), "dropping took {:?}", start.elapsed());
+
+    let next = config("generation-2", 1, 2);
+    let member = Member::start(Scenario::Broadcasts, store.port(), &next);
+    let group = join(&store, GroupConfig { rank: 0, ..next }).expect("join the next");
+    for _ in 0..5 {
+        broadcast(&group).expect("the next generation works");
+    }
+    member.line("running");
+}
+
+fn a_member_stopped_in_an_all_reduce_is_named_after_the_deadline() {
+    let store = serve();
+    let limit = Duration::from_secs(2);
+    let at = |rank| GroupConfig { timeout: limit, ..config("group", rank, 3) };
+    let mut members = [1, 2].map(|rank| Member::start(Scenario::AllReduces, store.port(), &at(rank)));
+    let group = join(&store, at(0)).expect("join");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            members.iter().for_each(|member| drop(member.line("running")));
+            members[1].signal(Signal::SIGSTOP);
+        });
+        let (error, round) = until_failure(|| all_reduce(&group));
+        let waited = round.elapsed();
+        assert!(waited >= limit && waited < limit + Duration::from_millis(1500), "{waited:?}");
+        assert!(matches!(error, Error::Timeout(_)), "{error:?}");
+        assert_eq!(error.missing(), [2], "{error}");
+    });
+    assert_eq!(members[0].line("missing"), "[2]");
+    // When it goes on, it finds its group ended and does not hang.
+    members[1].signal(Signal::SIGCONT);
+    members[1].line("error");
+    let dropping: u64 = members[1].line("dropped").parse().expect("milliseconds");
+    assert!(dropping < 3000, "dropping took {dropping} ms");
+    members.iter_mut().for_each(Member::ends);
+}
+
+fn a_death_ends_the_group_on_a_member_that_is_idle() {
+    let store = serve();
+    let idle = Member::start(Scenario::Idle, store.port(), &config("group", 1, 3));
+    let killed = Member::start(Scenario::Idle, store.port(), &config("group", 2, 3));
+    let group = join(&store, config("group", 0, 3)).expect("join");
+    idle.line("joined");
+    killed.line("joined");
+    killed.signal(Signal::SIGKILL);
+    let start = Instant::now();
+    let error = broadcast(&group).expect_err("rank 2 is dead");
+    let states: Vec<_> = error.fault().expect("a fault").peers.iter().map(|peer| peer.state.clone()).collect();
+    assert_eq!(states, [PeerState::Behind(None), PeerState::Silent], "{error}");
+    let told = idle.line("error");
+    assert!(told.contains("the group has ended: broadcast 0 Float [8388608] #1 failed on rank 0"), "{told}");
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+/// Starts a member that hosts the store as rank 0 of 2, and joins it.
+fn with_host(limit: Duration) -> (Member, Store, ProcessGroup) {
+    let at = |rank| GroupConfig { timeout: limit, ..config("group", rank, 2) };
+    let host = Member::start(Scenario::Hosts, 0, &at(0));
+    let port = host.line("port").parse().expect("a port");
+    let store = Store::connect("127.0.0.1", port, limit).expect("connect");
+    let group = join(&store, at(1)).expect("join");
+    (host, store, group)
+}
+
+fn the_death_of_the_host_of_the_store_is_named() {
+    let (host, store, group) = with_host(PATIENCE);
+    thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            host.line("running");
+            host.signal(Signal::SIGKILL);
+            Instant::now()
+        });
+        let (error, _) = until_failure(|| all_reduce(&group));
+        let noticed = Instant::now();
+        assert!(matches!(error, Error::Lost(_)), "{error:?}");
+        assert_eq!(error.missing(), [0], "{error}");
+        let after = noticed - killer.join().expect("the killer");
+        assert!(after < Duration::from_millis(1500), "named after {after:?}");
+    });
+    assert!(store.get("anything", PATIENCE).is_err());
+    let start = Instant::now();
+    drop(group);
+    assert!(start.elapsed() < Duration::from_secs(3), "dropping took {:?}", start.elapsed());
+}
+
+fn a_stopped_host_of_the_store_holds_nobody_up() {
+    let limit = Duration::from_secs(1);
+    let (host, _store, group) = with_host(limit);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            host.line("running");
+            host.signal(Signal::SIGSTOP);
+        });
+        let (error, round) = until_failure(|| all_reduce(&group));
+        let waited = round.elapsed();
+        assert!(matches!(error, Error::Timeout(_)), "{error:?}");
+        assert_eq!(error.missing(), [0], "{error}");
+        assert!(waited >= limit && waited < limit + Duration::from_millis(2500), "{waited:?}");
+    });
+    let start = Instant::now();
+    drop(group);
+    assert!(start.elapsed() < Duration::from_secs(4), "dropping took {:?}", start.elapsed());
+}
+
+fn a_stopped_store_holds_no_call_up() {
+    let limit = Duration::from_secs(1);
+    let (host, store, group) = with_host(limit);
+    host.signal(Signal::SIGSTOP);
+    let start = Instant::now();
+    let error = store.get("anything", limit).expect_err("the server is stopped");
+    assert!(error.to_string().contains("the server did not answer"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    let again = Instant::now();
+    let error = store.add("anything", 1).expect_err("the connection was given up");
+    assert!(error.to_string().contains("did not answer an earlier call"), "{error}");
+    assert!(again.elapsed() < Duration::from_millis(100), "{:?}", again.elapsed());
+    let error = Store::connect(store.host(), store.port(), limit).expect_err("the server is stopped");
+    assert!(error.to_string().contains("no store answered") || error.to_string().contains("connect"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    drop(group);
+}

@@ -1,0 +1,58 @@
+//! Ranks as threads of this process, each with a connection and a group of its own.
+
+use std::thread;
+use std::time::Duration;
+
+use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Result, Store};
+
+/// Longer than anything that goes well here takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) fn serve() -> Store {
+    Store::serve("127.0.0.1", 0, PATIENCE).expect("serve a store on loopback")
+}
+
+pub(crate) fn connect(store: &Store) -> Store {
+    Store::connect(store.host(), store.port(), PATIENCE).expect("connect to the store")
+}
+
+pub(crate) fn config(name: &str, rank: usize, world_size: usize) -> GroupConfig {
+    GroupConfig {
+        name: name.to_owned(),
+        rank,
+        world_size,
+        backend: Backend::Gloo(GlooAddress::TowardsStore),
+        timeout: PATIENCE,
+        join_timeout: PATIENCE,
+    }
+}
+
+/// Runs `rank` on `world_size` threads, each with its rank and a store; returns the results in order of rank.
+pub(crate) fn on_threads<T: Send>(world_size: usize, rank: impl Fn(usize, Store) -> T + Sync) -> Vec<T> {
+    let server = serve();
+    thread::scope(|scope| {
+        let ranks: Vec<_> = (0..world_size)
+            .map(|own| {
+                let (store, rank) = (connect(&server), &rank);
+                scope.spawn(move || rank(own, store))
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().expect("a rank panicked")).collect()
+    })
+}
+
+/// Runs `work` in a group of `world_size` threads with the given operation timeout.
+pub(crate) fn in_group<T: Send>(
+    world_size: usize,
+    timeout: Duration,
+    work: impl Fn(&ProcessGroup) -> T + Sync,
+) -> Vec<T> {
+    on_threads(world_size, |rank, store| {
+        let group = join(&store, GroupConfig { timeout, ..config("group", rank, world_size) });
+        work(&group.expect("join the group"))
+    })
+}
+
+pub(crate) fn join(store: &Store, config: GroupConfig) -> Result<ProcessGroup> {
+    ProcessGroup::new(store, config)
+}

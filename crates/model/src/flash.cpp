@@ -1,0 +1,32 @@
+// FlashAttention over ragged sequences. tch exposes no operator that returns integers beside tensors, so this calls
+// ATen directly; autograd goes through, as ATen has the derivative.
+#include <ATen/ATen.h>
+
+#include <cstring>
+#include <exception>
+
+extern "C" {
+
+// A row dimension cut into sequences: offsets is int32 [sequences + 1] on the device, longest the longest of them.
+struct SluiceRagged {
+  const at::Tensor* offsets;
+  int64_t longest;
+};
+
+// Causal attention aligned to the end of each key sequence. left is the number of keys before its own that a query
+// sees, or -1 for all. Returns nullptr and sets *attended (owned by the caller), or returns a message (to be freed).
+char* sluice_flash_attention(const at::Tensor* queries, const at::Tensor* keys, const at::Tensor* values,
+                             const SluiceRagged* of_queries, const SluiceRagged* of_keys, int64_t left,
+                             at::Tensor** attended) {
+  try {
+    auto outputs = at::_flash_attention_forward(
+        *queries, *keys, *values, *of_queries->offsets, *of_keys->offsets, of_queries->longest, of_keys->longest,
+        /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false, /*scale=*/std::nullopt,
+        /*window_size_left=*/left, /*window_size_right=*/0);
+    *attended = new at::Tensor(std::get<0>(outputs));
+    return nullptr;
+  } catch (const std::exception& error) {
+    return strdup(error.what());
+  }
+}
+}

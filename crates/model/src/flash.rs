@@ -1,0 +1,92 @@
+//! FlashAttention over ragged sequences on CUDA (Dao, arXiv 2307.08691), through ATen's own operator. Compiled with
+//! the feature `cuda` only.
+
+use std::ffi::{CStr, c_char, c_void};
+
+use tch::{Device, Kind, TchError, Tensor};
+
+/// A row dimension cut into sequences that lie end to end.
+#[derive(Debug)]
+pub struct Ragged {
+    /// Where each sequence begins, and the end of the last: `[sequences + 1]` i32, on the device.
+    offsets: Tensor,
+    /// Rows of the longest.
+    longest: i64,
+}
+
+impl Ragged {
+    /// Sequences of `lengths` rows.
+    pub fn new(lengths: &[i64], device: Device) -> Self {
+        let mut end = 0;
+        let ends = lengths.iter().map(|length| (end += length, end).1);
+        let offsets: Vec<i64> = std::iter::once(0).chain(ends).collect();
+        let offsets = Tensor::from_slice(&offsets).to_kind(Kind::Int).to_device(device);
+        Self { offsets, longest: lengths.iter().copied().max().unwrap_or(0) }
+    }
+}
+
+#[repr(C)]
+struct RawRagged {
+    offsets: *const c_void,
+    longest: i64,
+}
+
+impl From<&Ragged> for RawRagged {
+    fn from(ragged: &Ragged) -> Self {
+        Self { offsets: ragged.offsets.as_ptr().cast(), longest: ragged.longest }
+    }
+}
+
+unsafe extern "C" {
+    fn sluice_flash_attention(
+        queries: *const c_void,
+        keys: *const c_void,
+        values: *const c_void,
+        of_queries: *const RawRagged,
+        of_keys: *const RawRagged,
+        left: i64,
+        attended: *mut *mut c_void,
+    ) -> *mut c_char;
+}
+
+/// Whether the kernel takes such queries: half precision on CUDA, a head of at most 256 elements, a multiple of 8.
+pub fn applies(queries: &Tensor) -> bool {
+    let head_dim = queries.size().last().copied().unwrap_or(0);
+    let half = matches!(queries.kind(), Kind::BFloat16 | Kind::Half);
+    half && queries.device().is_cuda() && head_dim <= 256 && head_dim % 8 == 0
+}
+
+/// Causal attention of ragged sequences: `queries` `[rows, heads, head_dim]` against `keys` and `values` `[columns,
+/// kv_heads, head_dim]`, as many sequences of each. The last query of a sequence stands at its last key, so a
+/// sequence may have fewer queries than keys (a cache). With a `window` a query sees that many keys, its own
+/// included.
+///
+/// # Errors
+/// The operator's message when it refuses: shapes, types or devices that [`applies`] excludes, or no memory.
+pub fn attention(
+    (queries, of_queries): (&Tensor, &Ragged),
+    (keys, values, of_keys): (&Tensor, &Tensor, &Ragged),
+    window: Option<i64>,
+) -> Result<Tensor, TchError> {
+    let mut attended = std::ptr::null_mut();
+    // SAFETY: the pointers are to live ATen tensors, borrowed for the call; the C++ side reads them, catches its
+    // exceptions, and on success stores one newly allocated tensor, whose ownership `from_ptr` takes. A message is
+    // a NUL-terminated string from `strdup`.
+    unsafe {
+        let message = sluice_flash_attention(
+            queries.as_ptr().cast(),
+            keys.as_ptr().cast(),
+            values.as_ptr().cast(),
+            &of_queries.into(),
+            &of_keys.into(),
+            window.map_or(-1, |window| window - 1),
+            &raw mut attended,
+        );
+        if message.is_null() {
+            return Ok(Tensor::from_ptr(attended.cast()));
+        }
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        libc::free(message.cast());
+        Err(TchError::Torch(text))
+    }
+}

@@ -1,0 +1,146 @@
+//! Which parameters a network has, and where each lies.
+//!
+//! Parameters form groups: the embedding, each decoder block, and the output (final norm and head). A group is one
+//! contiguous flat buffer in which its parameters lie one after the other without gaps. The buffers in order, and
+//! the parameters in order within them, are the order of the weight manifest.
+//!
+//! One buffer per group makes the operations of training and serving few and large: an optimizer step, a shard
+//! (ZeRO), a broadcast or a hash works on a buffer, and projections that read the same input lie side by side, so
+//! that queries, keys and values (and gate and up) are one matrix product. The Hugging Face names remain: a named
+//! parameter is a view.
+//!
+//! Invariant: within a group, matrices come first and vectors (biases, norms) last, so that weight decay, which
+//! applies to matrices only, applies to a prefix.
+
+use crate::config::{Head, ModelConfig};
+
+/// One named parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterSpec {
+    /// Its name in a Hugging Face folder.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<i64>,
+    /// Index of its first element in the group's buffer.
+    pub offset: i64,
+}
+
+impl ParameterSpec {
+    /// Elements.
+    pub fn numel(&self) -> i64 {
+        self.shape.iter().product()
+    }
+}
+
+/// What a group of parameters is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GroupKind {
+    /// The token embedding.
+    Embedding,
+    /// Decoder block with this index.
+    Block(usize),
+    /// Final norm and head.
+    Output,
+}
+
+/// One group of parameters: one flat buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupLayout {
+    /// What it is for.
+    pub kind: GroupKind,
+    /// Its parameters in order.
+    pub parameters: Vec<ParameterSpec>,
+    /// Elements of the buffer.
+    pub numel: i64,
+    /// Elements of the leading matrices: those that weight decay applies to.
+    pub decayed: i64,
+}
+
+impl GroupLayout {
+    fn new(kind: GroupKind, parameters: Vec<(String, Vec<i64>)>) -> Self {
+        let mut offset = 0;
+        let mut decayed = 0;
+        let mut specs = Vec::with_capacity(parameters.len());
+        for (name, shape) in parameters {
+            let spec = ParameterSpec { name, shape, offset };
+            offset += spec.numel();
+            if spec.shape.len() > 1 {
+                decayed = offset;
+            }
+            specs.push(spec);
+        }
+        Self { kind, parameters: specs, numel: offset, decayed }
+    }
+}
+
+/// Every group of a network, in order: embedding, blocks, output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The groups.
+    pub groups: Vec<GroupLayout>,
+}
+
+impl Layout {
+    /// The layout of a network.
+    pub fn new(config: &ModelConfig) -> Self {
+        let embedding = ("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, config.hidden_size]);
+        let mut groups = vec![GroupLayout::new(GroupKind::Embedding, vec![embedding])];
+        let block = |layer| GroupLayout::new(GroupKind::Block(layer), block_parameters(config, layer));
+        groups.extend((0..config.layers).map(block));
+        groups.push(GroupLayout::new(GroupKind::Output, output_parameters(config)));
+        Self { groups }
+    }
+
+    /// Parameters in manifest order.
+    pub fn parameters(&self) -> impl Iterator<Item = &ParameterSpec> {
+        self.groups.iter().flat_map(|group| &group.parameters)
+    }
+
+    /// Elements of all groups.
+    pub fn numel(&self) -> i64 {
+        self.groups.iter().map(|group| group.numel).sum()
+    }
+}
+
+fn block_parameters(config: &ModelConfig, layer: usize) -> Vec<(String, Vec<i64>)> {
+    let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+    let query = config.heads * config.head_dim;
+    let key = config.kv_heads * config.head_dim;
+    let projections = [
+        ("self_attn.q_proj", query, hidden, config.qkv_bias()),
+        ("self_attn.k_proj", key, hidden, config.qkv_bias()),
+        ("self_attn.v_proj", key, hidden, config.qkv_bias()),
+        ("self_attn.o_proj", hidden, query, config.attention_bias),
+        ("mlp.gate_proj", intermediate, hidden, config.mlp_bias),
+        ("mlp.up_proj", intermediate, hidden, config.mlp_bias),
+        ("mlp.down_proj", hidden, intermediate, config.mlp_bias),
+    ];
+    let name = |part: &str| format!("model.layers.{layer}.{part}");
+    let weights = projections.iter().map(|(part, rows, columns, _)| (format!("{part}.weight"), vec![*rows, *columns]));
+    let biases = projections
+        .iter()
+        .filter(|(.., bias)| *bias)
+        .map(|(part, rows, ..)| (format!("{part}.bias"), vec![*rows]));
+    let mut parameters: Vec<(String, Vec<i64>)> =
+        weights.chain(biases).map(|(part, shape)| (name(&part), shape)).collect();
+    parameters.push((name("input_layernorm.weight"), vec![hidden]));
+    parameters.push((name("post_attention_layernorm.weight"), vec![hidden]));
+    if config.qk_norm() {
+        parameters.push((name("self_attn.q_norm.weight"), vec![config.head_dim]));
+        parameters.push((name("self_attn.k_norm.weight"), vec![config.head_dim]));
+    }
+    parameters
+}
+
+fn output_parameters(config: &ModelConfig) -> Vec<(String, Vec<i64>)> {
+    let mut parameters = Vec::new();
+    match config.head {
+        Head::Causal if config.tie_word_embeddings => {}
+        Head::Causal => {
+            parameters.push(("lm_head.weight".to_owned(), vec![config.vocab_size, config.hidden_size]));
+        }
+        Head::Scalar => parameters.push(("score.weight".to_owned(), vec![1, config.hidden_size])),
+    }
+    parameters.push(("model.norm.weight".to_owned(), vec![config.hidden_size]));
+    parameters
+}

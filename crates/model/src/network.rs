@@ -1,0 +1,216 @@
+//! The decoder as pure functions over tensors (Vaswani et al., arXiv 1706.03762; Touvron et al., Llama, arXiv
+//! 2302.13971): pre-norm blocks of grouped-query attention with rotary positions and a gated feed-forward layer.
+//!
+//! Tokens of all sequences lie in one row dimension; there is no padding. Attention is an argument of [`block`]:
+//! training and scoring pass [`packed_attention`], generation passes attention over its cache, and both run the
+//! same network. Every function works with and without gradients.
+
+use tch::Tensor;
+
+use crate::attention::packed_attention;
+use crate::config::ModelConfig;
+use crate::packed::Packed;
+use crate::rope::RopeRows;
+
+/// The weights of one decoder block. Biases and head norms are present where the configuration has them.
+#[derive(Debug)]
+pub struct BlockWeights {
+    /// Queries, keys and values, `[(heads + 2 kv_heads) * head_dim, hidden]`.
+    pub qkv: Tensor,
+    /// Attention output, `[hidden, heads * head_dim]`.
+    pub output: Tensor,
+    /// Gate and up projections, `[2 * intermediate, hidden]`.
+    pub gate_up: Tensor,
+    /// Down projection, `[hidden, intermediate]`.
+    pub down: Tensor,
+    /// Bias of `qkv`.
+    pub qkv_bias: Option<Tensor>,
+    /// Bias of `output`.
+    pub output_bias: Option<Tensor>,
+    /// Bias of `gate_up`.
+    pub gate_up_bias: Option<Tensor>,
+    /// Bias of `down`.
+    pub down_bias: Option<Tensor>,
+    /// RMS norm before attention, `[hidden]`.
+    pub attention_norm: Tensor,
+    /// RMS norm before the feed-forward layer, `[hidden]`.
+    pub mlp_norm: Tensor,
+    /// RMS norm of each query head and of each key head, `[head_dim]` each.
+    pub head_norms: Option<(Tensor, Tensor)>,
+}
+
+impl BlockWeights {
+    /// Views of a block's flat buffer, `[numel]`, as [`crate::Layout`] lays it out. One split, so that the gradient
+    /// of the buffer is one concatenation.
+    ///
+    /// # Panics
+    /// When the buffer is not of this configuration's size.
+    pub fn view(config: &ModelConfig, flat: &Tensor) -> Self {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let query = config.heads * config.head_dim;
+        let qkv = query + 2 * config.kv_heads * config.head_dim;
+        let when = |condition: bool, size: i64| if condition { size } else { 0 };
+        let sizes = [
+            qkv * hidden,
+            hidden * query,
+            2 * intermediate * hidden,
+            hidden * intermediate,
+            when(config.qkv_bias(), qkv),
+            when(config.attention_bias, hidden),
+            when(config.mlp_bias, 2 * intermediate),
+            when(config.mlp_bias, hidden),
+            hidden,
+            hidden,
+            when(config.qk_norm(), config.head_dim),
+            when(config.qk_norm(), config.head_dim),
+        ];
+        let parts = flat.split_with_sizes(sizes, 0);
+        let optional = |at: usize| (sizes[at] > 0).then(|| parts[at].shallow_clone());
+        Self {
+            qkv: parts[0].view([qkv, hidden]),
+            output: parts[1].view([hidden, query]),
+            gate_up: parts[2].view([2 * intermediate, hidden]),
+            down: parts[3].view([hidden, intermediate]),
+            qkv_bias: optional(4),
+            output_bias: optional(5),
+            gate_up_bias: optional(6),
+            down_bias: optional(7),
+            attention_norm: parts[8].shallow_clone(),
+            mlp_norm: parts[9].shallow_clone(),
+            head_norms: optional(10).zip(optional(11)),
+        }
+    }
+}
+
+/// The weights behind the last block.
+#[derive(Debug)]
+pub struct OutputWeights {
+    /// Final RMS norm, `[hidden]`.
+    pub norm: Tensor,
+    /// `[vocab, hidden]` for a causal head (the embedding itself when tied), `[1, hidden]` for a scalar head.
+    pub head: Tensor,
+}
+
+impl OutputWeights {
+    /// Views of the output group's flat buffer; `embedding` `[vocab, hidden]` is the head of a tied network.
+    ///
+    /// # Panics
+    /// When the buffer is not of this configuration's size.
+    pub fn view(config: &ModelConfig, flat: &Tensor, embedding: &Tensor) -> Self {
+        if config.tied() {
+            return Self { norm: flat.shallow_clone(), head: embedding.shallow_clone() };
+        }
+        let hidden = config.hidden_size;
+        let parts = flat.split_with_sizes([flat.size()[0] - hidden, hidden], 0);
+        Self { norm: parts[1].shallow_clone(), head: parts[0].view([-1, hidden]) }
+    }
+}
+
+/// A whole network's weights, as the functions of this module take them.
+#[derive(Debug)]
+pub struct Network {
+    /// Token embedding, `[vocab, hidden]`.
+    pub embedding: Tensor,
+    /// Decoder blocks.
+    pub blocks: Vec<BlockWeights>,
+    /// Final norm and head.
+    pub output: OutputWeights,
+}
+
+/// Embeds `tokens`, `[rows]` i64, as `[rows, hidden]`.
+pub fn embed(embedding: &Tensor, tokens: &Tensor) -> Tensor {
+    Tensor::embedding(embedding, tokens, -1, false, false)
+}
+
+/// RMS norm over the last dimension, with f32 statistics: `x / sqrt(mean(x²) + eps) * weight`
+/// (Zhang and Sennrich, arXiv 1910.07467).
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    x.rms_norm(weight.size(), Some(weight), eps)
+}
+
+/// One decoder block: `x`, `[rows, hidden]`, to the same shape.
+///
+/// `attend` is given queries `[rows, heads, head_dim]` and keys and values `[rows, kv_heads, head_dim]`, normalised
+/// and rotated, and returns `[rows, heads, head_dim]`.
+///
+/// # Panics
+/// When a tensor's shape is not the configuration's.
+pub fn block(
+    config: &ModelConfig,
+    weights: &BlockWeights,
+    x: &Tensor,
+    rope: &RopeRows,
+    attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Tensor,
+) -> Tensor {
+    let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
+    let normed = rms_norm(x, &weights.attention_norm, config.rms_norm_eps);
+    let qkv = normed.linear(&weights.qkv, weights.qkv_bias.as_ref());
+    let qkv = qkv.view([-1, heads + 2 * kv_heads, head_dim]);
+    let queries_keys = qkv.narrow(1, 0, heads + kv_heads);
+    let queries_keys = match &weights.head_norms {
+        Some(norms) => head_norm(config, &queries_keys, norms),
+        None => queries_keys,
+    };
+    let rotated = rope.rotate(&queries_keys);
+    let attended = attend(
+        &rotated.narrow(1, 0, heads),
+        &rotated.narrow(1, heads, kv_heads),
+        &qkv.narrow(1, heads + kv_heads, kv_heads),
+    );
+    let attended = attended.reshape([-1, heads * head_dim]);
+    let x = add_linear(x, &attended, &weights.output, weights.output_bias.as_ref());
+
+    let normed = rms_norm(&x, &weights.mlp_norm, config.rms_norm_eps);
+    let gate_up = normed.linear(&weights.gate_up, weights.gate_up_bias.as_ref());
+    let gate = gate_up.narrow(1, 0, config.intermediate_size);
+    let up = gate_up.narrow(1, config.intermediate_size, config.intermediate_size);
+    add_linear(&x, &(gate.silu() * up), &weights.down, weights.down_bias.as_ref())
+}
+
+/// RMS norm of each query and key head, `[rows, heads + kv_heads, head_dim]`, with one weight for queries and one
+/// for keys.
+fn head_norm(config: &ModelConfig, queries_keys: &Tensor, (query, key): &(Tensor, Tensor)) -> Tensor {
+    let query = query.unsqueeze(0).expand([config.heads, config.head_dim], false);
+    let key = key.unsqueeze(0).expand([config.kv_heads, config.head_dim], false);
+    let normed = queries_keys.rms_norm([config.head_dim], None::<&Tensor>, config.rms_norm_eps);
+    normed * Tensor::cat(&[query, key], 0)
+}
+
+/// `x + input @ weight.T + bias`, the sum taken inside the matrix product.
+fn add_linear(x: &Tensor, input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let sum = x.addmm(input, &weight.tr());
+    match bias {
+        Some(bias) => sum + bias,
+        None => sum,
+    }
+}
+
+/// The norm behind the last block, `[rows, hidden]` to the same shape.
+pub fn final_norm(config: &ModelConfig, output: &OutputWeights, x: &Tensor) -> Tensor {
+    rms_norm(x, &output.norm, config.rms_norm_eps)
+}
+
+/// Logits of `hidden`, `[rows, hidden]`, as `[rows, vocab]` in the weights' element type. For log-probabilities of
+/// given tokens use [`crate::logprobs`], which never holds this matrix as a whole.
+pub fn logits(output: &OutputWeights, hidden: &Tensor) -> Tensor {
+    hidden.linear(&output.head, None::<&Tensor>)
+}
+
+/// The scalar head on `hidden`, `[rows, hidden]`, as `[rows]` f32.
+pub fn scores(output: &OutputWeights, hidden: &Tensor) -> Tensor {
+    use tch::Kind::Float;
+    hidden.to_kind(Float).matmul(&output.head.to_kind(Float).tr()).squeeze_dim(-1)
+}
+
+/// The whole network up to and including the final norm: `[total, hidden]` for a packed batch.
+pub fn forward(config: &ModelConfig, network: &Network, packed: &Packed) -> Tensor {
+    let rope = packed.rope(config, network.embedding.kind());
+    let mut x = embed(&network.embedding, packed.tokens());
+    for (layer, weights) in network.blocks.iter().enumerate() {
+        let window = config.window(layer);
+        x = block(config, weights, &x, &rope, |queries, keys, values| {
+            packed_attention(queries, keys, values, packed, window)
+        });
+    }
+    final_norm(config, &network.output, &x)
+}

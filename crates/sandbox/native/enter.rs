@@ -1,0 +1,211 @@
+//! From a fresh fork of the zygote to a confined guest, step by step.
+
+use core::ffi::{CStr, c_int, c_ulong, c_void};
+
+use crate::wire::{Job, MAX_GUEST_FDS, Request, Step};
+
+use super::{Plan, Run, SOCKET, sys, sys::Failure, sys::check};
+
+/// What a run gets of its own. The network namespace is the zygote's: it is empty, and guests cannot make sockets.
+pub(super) const RUN_NAMESPACES: usize = 0x2000_0000 | 0x0002_0000 | 0x0800_0000;
+pub(super) const CLONE_PIDFD: usize = 0x1000;
+pub(super) const SIGCHLD: usize = 17;
+
+/// Where the control socket waits while descriptors 0, 1, 2, ... become the guest's.
+pub(super) const REPORT_FD: c_int = 120;
+const LANDLOCK_FD: c_int = 121;
+const CHANNEL_FD: c_int = 122;
+/// The job's descriptors are parked from here on.
+const PARKED_FD: c_int = 123;
+
+const F_DUPFD_CLOEXEC: c_int = 1030;
+const MOUNT_FLAGS: c_ulong = 2 | 4 | 8; // nosuid, nodev, noexec
+const SCRATCH: &CStr = c"/box/tmp";
+
+/// In the first process of a run: the scratch folder and `/proc` of the new namespaces.
+pub(super) fn own_namespaces(job: &Job) -> Result<(), Failure> {
+    let mut options = [0_u8; 64];
+    scratch_options(job, &mut options);
+    mount(c"scratch", SCRATCH, c"tmpfs", MOUNT_FLAGS & !8, options.as_ptr().cast(), Step::Scratch)?;
+    mount(c"proc", c"/proc", c"proc", MOUNT_FLAGS, c"hidepid=2,subset=pid".as_ptr().cast(), Step::RunProc)?;
+    undumpable()
+}
+
+/// Writes `size=N,nr_inodes=N,mode=777` and a NUL.
+fn scratch_options(job: &Job, to: &mut [u8; 64]) {
+    let mut at = 0;
+    for (text, number) in [(&b"mode=777,size="[..], job.scratch_bytes), (b",nr_inodes=", job.scratch_inodes)] {
+        to[at..at + text.len()].copy_from_slice(text);
+        at += text.len();
+        let mut digits = [0_u8; 20];
+        let (mut n, mut count) = (number.max(1), 0);
+        while n > 0 {
+            digits[count] = b'0' + (n % 10) as u8;
+            n /= 10;
+            count += 1;
+        }
+        for digit in digits[..count].iter().rev() {
+            to[at] = *digit;
+            at += 1;
+        }
+    }
+}
+
+fn mount(
+    source: &CStr,
+    target: &CStr,
+    kind: &CStr,
+    flags: c_ulong,
+    data: *const c_void,
+    step: Step,
+) -> Result<(), Failure> {
+    // SAFETY: all strings end in NUL and outlive the call.
+    let done = unsafe { sys::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data) };
+    check(i64::from(done), step).map(|_| ())
+}
+
+/// The pair over which a guest hands its seccomp listener to the supervisor: `[supervisor, guest]`.
+pub(super) fn listener_channel() -> Result<[c_int; 2], Failure> {
+    let mut pair = [-1; 2];
+    // AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC.
+    // SAFETY: the array has room for the two descriptors.
+    let made = unsafe { sys::socketpair(1, 5 | 0o2_000_000, 0, pair.as_mut_ptr()) };
+    check(i64::from(made), Step::ListenerChannel).map(|_| pair)
+}
+
+/// In the guest: gives up everything but what the guest may have. On success only Python of the guest runs after it.
+pub(super) fn become_guest(plan: &Plan<'_>, run: &Run, channel: c_int) -> Result<(), Failure> {
+    let nested = run.job.request == Request::Nested as u32;
+    place_descriptors(plan, run, channel)?;
+    // SAFETY: no pointers but one constant string; a guest of the zygote is never a session leader already.
+    unsafe {
+        check(i64::from(sys::setsid()), Step::Session)?;
+        sys::umask(0o077);
+        let folder = if nested { SCRATCH } else { c"/" };
+        check(i64::from(sys::chdir(folder.as_ptr())), Step::WorkingFolder)?;
+    }
+    limits(&run.job)?;
+    drop_privileges(plan)?;
+    let entered = sys::raw(sys::LANDLOCK_RESTRICT_SELF, [LANDLOCK_FD as usize, 0, 0, 0, 0]);
+    check(entered, Step::Landlock)?;
+    seccomp(plan, if nested { plan.nested } else { plan.direct })?;
+    let first = run.job.fd_count as usize;
+    check(sys::raw(sys::CLOSE_RANGE, [first, u32::MAX as usize, 0, 0, 0]), Step::CloseRange).map(|_| ())
+}
+
+/// Moves the job's descriptors to 0, 1, 2, ... by way of high numbers, so that none overwrites another.
+fn place_descriptors(plan: &Plan<'_>, run: &Run, channel: c_int) -> Result<(), Failure> {
+    let step = Step::Descriptors;
+    let park = |fd: c_int, at: c_int| {
+        // SAFETY: duplicates a descriptor of this process; nothing of the zygote lives above 100.
+        let parked = unsafe { sys::fcntl(fd, F_DUPFD_CLOEXEC, at.into()) };
+        check(i64::from(parked), step).and_then(|got| {
+            if got == i64::from(at) { Ok(at) } else { Err(Failure { step, errno: 24 }) }
+        })
+    };
+    park(SOCKET, REPORT_FD)?;
+    park(plan.head.landlock_fd, LANDLOCK_FD)?;
+    park(channel, CHANNEL_FD)?;
+    let count = run.job.fd_count as usize;
+    let mut parked = [-1; MAX_GUEST_FDS];
+    for (index, fd) in run.fds[..count].iter().enumerate() {
+        parked[index] = park(*fd, PARKED_FD + index as c_int)?;
+    }
+    for (index, fd) in parked[..count].iter().enumerate() {
+        // SAFETY: both are descriptors of this process.
+        check(i64::from(unsafe { sys::dup2(*fd, index as c_int) }), step)?;
+    }
+    Ok(())
+}
+
+fn limits(job: &Job) -> Result<(), Failure> {
+    // RLIMIT_CPU, FSIZE, STACK, NPROC, NOFILE, AS: numbers shared by x86-64 and arm64.
+    let table = [
+        (0, job.cpu_seconds),
+        (1, job.file_bytes),
+        (3, job.stack_bytes),
+        (6, job.processes),
+        (7, job.open_files),
+        (9, job.address_space_bytes),
+    ];
+    for (resource, value) in table {
+        if value == 0 {
+            continue;
+        }
+        let limit = sys::Rlimit { soft: value, hard: value };
+        // SAFETY: the limit outlives the call.
+        check(i64::from(unsafe { sys::setrlimit(resource, &raw const limit) }), Step::Limits)?;
+    }
+    Ok(())
+}
+
+const PR_SET_PDEATHSIG: c_int = 1;
+const PR_SET_DUMPABLE: c_int = 4;
+const PR_CAPBSET_DROP: c_int = 24;
+const PR_SET_NO_NEW_PRIVS: c_int = 38;
+const PR_CAP_AMBIENT: c_int = 47;
+const PR_CAP_AMBIENT_CLEAR_ALL: usize = 4;
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+/// More than the kernel knows; it says which is the first it does not.
+const CAPABILITIES: usize = 64;
+
+fn prctl(option: c_int, argument: usize, step: Step) -> Result<(), Failure> {
+    // SAFETY: the options used here take numbers only.
+    check(i64::from(unsafe { sys::prctl(option, argument, 0, 0, 0) }), step).map(|_| ())
+}
+
+fn undumpable() -> Result<(), Failure> {
+    prctl(PR_SET_DUMPABLE, 0, Step::Privileges)
+}
+
+fn drop_privileges(plan: &Plan<'_>) -> Result<(), Failure> {
+    let head = &plan.head;
+    if head.drop_bounding != 0 {
+        prctl(PR_CAPBSET_DROP, 0, Step::Capabilities)?;
+        for capability in 1..CAPABILITIES {
+            // EINVAL marks the end of the kernel's list, which the first one above proved to be reachable.
+            if prctl(PR_CAPBSET_DROP, capability, Step::Capabilities).is_err_and(|failure| failure.errno != 22) {
+                return Err(Failure { step: Step::Capabilities, errno: sys::errno() });
+            }
+        }
+    }
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, Step::Capabilities)?;
+    if head.guest_uid != u32::MAX {
+        // SAFETY: no groups are passed, the ids are numbers.
+        unsafe {
+            check(i64::from(sys::setgroups(0, core::ptr::null())), Step::Identity)?;
+            let (user, group) = (head.guest_uid, head.guest_gid);
+            check(i64::from(sys::setresgid(group, group, group)), Step::Identity)?;
+            check(i64::from(sys::setresuid(user, user, user)), Step::Identity)?;
+        }
+    }
+    let header = [CAPABILITY_VERSION_3, 0];
+    let nothing = [0_u32; 6];
+    let cleared = [(&raw const header) as usize, (&raw const nothing) as usize, 0, 0, 0];
+    check(sys::raw(sys::CAPSET, cleared), Step::Capabilities)?;
+    prctl(PR_SET_PDEATHSIG, sys::SIGKILL as usize, Step::DeathSignal)?;
+    prctl(PR_SET_NO_NEW_PRIVS, 1, Step::Privileges)?;
+    undumpable()
+}
+
+/// `struct sock_fprog`.
+#[repr(C)]
+struct Program {
+    len: u16,
+    filter: *const u64,
+}
+
+const SET_MODE_FILTER: usize = 1;
+const NEW_LISTENER: usize = 8;
+
+/// Installs the filter, hands its listener to the supervisor, and then takes away what handing it over needed.
+fn seccomp(plan: &Plan<'_>, filter: &[u64]) -> Result<(), Failure> {
+    let install = |filter: &[u64], flags: usize| {
+        let program = Program { len: filter.len() as u16, filter: filter.as_ptr() };
+        let arguments = [SET_MODE_FILTER, flags, (&raw const program) as usize, 0, 0];
+        check(sys::raw(sys::SECCOMP, arguments), Step::Seccomp)
+    };
+    let listener = install(filter, NEW_LISTENER)? as c_int;
+    sys::send(CHANNEL_FD, b"l", Some(listener)).map_err(|errno| Failure { step: Step::Seccomp, errno })?;
+    install(plan.closing, 0).map(|_| ())
+}

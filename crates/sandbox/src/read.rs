@@ -1,0 +1,245 @@
+//! Readers for files of problems and samples: JSON lines, plain or gzip, one record at a time.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::problem::{HumanEval, Mbpp, Problem};
+
+/// A line longer than this is not a record of any of these files.
+const LONGEST_LINE: u64 = 256 << 20;
+
+/// A file that cannot be read, or a line in it.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file itself.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// One line of it.
+    #[error("{}:{line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A problem of a file, with the solution that some files carry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// The problem.
+    pub problem: Problem,
+    /// A response that solves it, where the file has one.
+    pub reference: Option<String>,
+}
+
+/// Streams the records of a `.jsonl` or `.jsonl.gz` file (told apart by content, not by name). Empty lines are skipped.
+///
+/// # Errors
+/// [`ReadError::File`] where the file cannot be opened; each item is an error where its line is broken.
+pub fn read_jsonl<T: DeserializeOwned>(
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<T, ReadError>> + use<T>, ReadError> {
+    Ok(lines(path)?.map(|line| line.and_then(|line| line.parse())))
+}
+
+/// Streams the problems of a file: lines in the shape of HumanEval, of MBPP (full or sanitised), or a tagged
+/// [`Problem`].
+///
+/// # Errors
+/// As [`read_jsonl`].
+pub fn read_problems(path: &Path) -> Result<impl Iterator<Item = Result<Record, ReadError>> + use<>, ReadError> {
+    Ok(lines(path)?.map(|line| {
+        let line = line?;
+        record(line.parse()?).map_err(|reason| line.wrong(reason))
+    }))
+}
+
+/// The lines of a plain or compressed file that are not empty.
+fn lines(path: &Path) -> Result<impl Iterator<Item = Result<Line, ReadError>> + use<>, ReadError> {
+    let file_error = |source| ReadError::File { path: path.to_owned(), source };
+    let mut plain = BufReader::new(File::open(path).map_err(file_error)?);
+    let compressed = plain.fill_buf().map_err(file_error)?.starts_with(&[0x1f, 0x8b]);
+    let lines: Box<dyn BufRead + Send> =
+        if compressed { Box::new(BufReader::new(MultiGzDecoder::new(plain))) } else { Box::new(plain) };
+    let all = Lines { path: path.to_owned(), lines, number: 0 };
+    Ok(all.filter(|line| line.as_ref().map_or(true, |line| !line.text.trim_ascii().is_empty())))
+}
+
+/// The fields of OpenAI's file.
+#[derive(Deserialize)]
+struct HumanEvalLine {
+    task_id: String,
+    prompt: String,
+    entry_point: String,
+    canonical_solution: Option<String>,
+    test: String,
+    #[serde(default)]
+    mutates_arguments: bool,
+}
+
+/// The fields of Google's file, and of its sanitised version.
+#[derive(Deserialize)]
+struct MbppLine {
+    task_id: Value,
+    code: Option<String>,
+    #[serde(default)]
+    test_setup_code: String,
+    #[serde(default)]
+    test_imports: Vec<String>,
+    test_list: Vec<String>,
+    entry_point: Option<String>,
+    #[serde(default)]
+    mutates_arguments: bool,
+}
+
+fn record(value: Value) -> Result<Record, String> {
+    let has = |field: &str| value.get(field).is_some();
+    if has("kind") {
+        let problem = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        return Ok(Record { problem, reference: None });
+    }
+    if has("test_list") {
+        let line: MbppLine = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        let task_id = line.task_id.as_str().map_or_else(|| line.task_id.to_string(), str::to_owned);
+        let mut setup = line.test_imports.join("\n");
+        setup.push('\n');
+        setup.push_str(&line.test_setup_code);
+        let problem = Problem::Mbpp(Mbpp {
+            task_id,
+            test_setup_code: setup,
+            test_list: line.test_list,
+            entry_point: line.entry_point,
+            mutates_arguments: line.mutates_arguments,
+        });
+        return Ok(Record { problem, reference: line.code });
+    }
+    if has("entry_point") && has("test") {
+        let line: HumanEvalLine = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        let problem = Problem::HumanEval(HumanEval {
+            task_id: line.task_id,
+            prompt: line.prompt,
+            entry_point: line.entry_point,
+            test: line.test,
+            mutates_arguments: line.mutates_arguments,
+        });
+        return Ok(Record { problem, reference: line.canonical_solution });
+    }
+    Err("no problem: expected HumanEval's `prompt`, `entry_point` and `test`, MBPP's `test_list`, or a `kind`".to_owned())
+}
+
+/// One line and where it stands.
+struct Line {
+    path: PathBuf,
+    number: u64,
+    text: Vec<u8>,
+}
+
+impl Line {
+    fn wrong(&self, reason: String) -> ReadError {
+        ReadError::Line { path: self.path.clone(), line: self.number, reason }
+    }
+
+    fn parse<T: DeserializeOwned>(&self) -> Result<T, ReadError> {
+        serde_json::from_slice(&self.text).map_err(|error| self.wrong(error.to_string()))
+    }
+}
+
+struct Lines {
+    path: PathBuf,
+    lines: Box<dyn BufRead + Send>,
+    number: u64,
+}
+
+impl Iterator for Lines {
+    type Item = Result<Line, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.number += 1;
+        let mut line = Line { path: self.path.clone(), number: self.number, text: Vec::new() };
+        let reason = match self.lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line.text) {
+            Ok(0) => return None,
+            Ok(length) if (length as u64) < LONGEST_LINE => return Some(Ok(line)),
+            Ok(_) => format!("longer than {LONGEST_LINE} bytes"),
+            Err(error) => error.to_string(),
+        };
+        // A broken stream stays broken: say so once, then end.
+        self.lines = Box::new(io::empty());
+        Some(Err(line.wrong(reason)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    const HUMAN_EVAL: &str = r#"{"task_id":"T/0","prompt":"def f():\n","entry_point":"f","canonical_solution":"  return 1","test":"def check(candidate): pass"}"#;
+    const MBPP: &str = r#"{"text":"words","code":"def f(): pass","task_id":11,"test_setup_code":"x = 1","test_imports":["import math"],"test_list":["assert f()"],"challenge_test_list":[]}"#;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn both_shapes_are_read_plain_and_compressed() {
+        let text = format!("{HUMAN_EVAL}\n\n{MBPP}\n");
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(text.as_bytes()).unwrap();
+        for bytes in [text.clone().into_bytes(), gzip.finish().unwrap()] {
+            let file = file(&bytes);
+            let records: Vec<_> = read_problems(file.path()).unwrap().collect::<Result<_, _>>().unwrap();
+            assert_eq!(records.len(), 2);
+            assert_eq!(records[0].problem.program("x"), "def f():\nx");
+            assert_eq!(records[0].reference.as_deref(), Some("  return 1"));
+            let Problem::Mbpp(mbpp) = &records[1].problem else { panic!("{:?}", records[1]) };
+            assert_eq!((mbpp.task_id.as_str(), mbpp.test_setup_code.as_str()), ("11", "import math\nx = 1"));
+        }
+    }
+
+    #[test]
+    fn a_broken_line_is_named_and_the_others_are_still_read() {
+        let file = file(format!("{HUMAN_EVAL}\n{{\"task_id\": 3\n\n{{\"prompt\": 1}}\n{MBPP}").as_bytes());
+        let items: Vec<_> = read_problems(file.path()).unwrap().collect();
+        let wrong: Vec<String> = items.iter().filter_map(|item| item.as_ref().err().map(ToString::to_string)).collect();
+        assert_eq!(items.len() - wrong.len(), 2);
+        assert!(wrong[0].contains(":2: EOF while parsing"), "{}", wrong[0]);
+        assert!(wrong[1].contains(":4: no problem"), "{}", wrong[1]);
+    }
+
+    #[test]
+    fn a_truncated_archive_is_an_error_with_the_line_it_broke_on() {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::none());
+        gzip.write_all(format!("{HUMAN_EVAL}\n").repeat(3).as_bytes()).unwrap();
+        let bytes = gzip.finish().unwrap();
+        let file = file(&bytes[..bytes.len() / 2]);
+        let items: Vec<_> = read_problems(file.path()).unwrap().collect();
+        assert!(items.first().is_some_and(Result::is_ok));
+        assert!(items.last().is_some_and(|item| matches!(item, Err(ReadError::Line { line: 2, .. }))), "{items:?}");
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = read_problems(Path::new("/does/not/exist.jsonl")).err().map(|error| error.to_string());
+        assert!(error.is_some_and(|text| text.starts_with("/does/not/exist.jsonl: No such file")));
+    }
+}

@@ -1,0 +1,127 @@
+//! What a run uses: processor time, memory and tasks of all its processes, read from `/proc`.
+//!
+//! There is no cgroup to ask (a pod or a job may not make one), so the numbers are sampled. Between two samples a guest is
+//! bounded by its resource limits.
+
+use std::fs;
+use std::time::Duration;
+
+/// A run's use of resources at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) cpu: Duration,
+    pub(crate) memory_bytes: u64,
+    /// Processes and threads, without the run's first process.
+    pub(crate) tasks: u64,
+}
+
+/// More processes than any limit allows: a walk that finds more has been overtaken by a fork bomb and stops.
+const MOST_PROCESSES: usize = 4096;
+
+/// Samples the process `root` and, where it has any, its descendants. A process that ends meanwhile counts as nothing.
+pub(crate) fn sample(root: u32, nested: bool) -> Usage {
+    let mut usage = Usage::default();
+    let mut pids = vec![root];
+    let mut next = 0;
+    while next < pids.len() && next < MOST_PROCESSES {
+        let pid = pids[next];
+        next += 1;
+        usage.cpu += cpu(pid).unwrap_or_default();
+        // The first process of a nested run is the supervisor: a fork of the zygote that touches nothing.
+        if !(nested && pid == root) {
+            let (memory_bytes, tasks) = memory(pid).unwrap_or_default();
+            usage.memory_bytes += memory_bytes;
+            usage.tasks += tasks;
+        }
+        if nested {
+            pids.extend(children(pid));
+        }
+    }
+    usage
+}
+
+/// Memory of the same processes with shared pages split between those that share them; slower, and exact where a guest
+/// forked with a large heap.
+pub(crate) fn proportional_memory(root: u32) -> Option<u64> {
+    let mut pids = vec![root];
+    let mut next = 0;
+    let mut total = 0;
+    while next < pids.len() && next < MOST_PROCESSES {
+        let pid = pids[next];
+        next += 1;
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        total += kib(&rollup, "Pss_Anon:")? + kib(&rollup, "Pss_Shmem:")?;
+        pids.extend(children(pid));
+    }
+    Some(total)
+}
+
+/// User and system time of a process and of the children it has reaped.
+fn cpu(pid: u32) -> Option<Duration> {
+    const TICKS_PER_SECOND: u64 = 100; // USER_HZ, fixed in the kernel's interface
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything; the numbers follow the last one.
+    let numbers = stat.rsplit_once(')')?.1;
+    let ticks: u64 = numbers.split_ascii_whitespace().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+/// Anonymous and shared memory in bytes, and the number of threads.
+fn memory(pid: u32) -> Option<(u64, u64)> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let bytes = kib(&status, "RssAnon:")? + kib(&status, "RssShmem:")?;
+    let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"))?.trim().parse().ok()?;
+    Some((bytes, threads))
+}
+
+/// A line `Name:  123 kB`, in bytes.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Children of all threads of a process.
+fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut found = Vec::new();
+    for thread in threads.flatten() {
+        let list = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        found.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_uses_what_it_uses() {
+        let me = std::process::id();
+        let before = sample(me, false);
+        assert!(before.tasks >= 1 && before.memory_bytes > 0);
+        let held = vec![7_u8; 64 << 20];
+        let after = sample(me, false);
+        assert!(after.memory_bytes >= before.memory_bytes + (60 << 20), "{before:?} {after:?}");
+        drop(held);
+    }
+
+    #[test]
+    fn descendants_count_and_the_supervisor_does_not() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(children(std::process::id()).contains(&child.id()));
+        let alone = sample(std::process::id(), false);
+        let with_children = sample(std::process::id(), true);
+        assert_eq!(with_children.tasks, 1);
+        assert!(alone.tasks >= 1);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_that_is_gone_uses_nothing() {
+        assert_eq!(sample(u32::MAX - 1, true), Usage::default());
+        assert_eq!(proportional_memory(u32::MAX - 1), None);
+    }
+}

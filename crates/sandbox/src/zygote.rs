@@ -1,0 +1,244 @@
+//! One zygote: the helper process that was started for it, and the socket that its interpreter reads jobs from.
+
+use std::fs;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, send, sendmsg, socketpair,
+};
+
+use crate::clock::Moment;
+use crate::error::Error;
+use crate::interpreter::Interpreter;
+use crate::memfd;
+use crate::plan::Plan;
+use crate::tier::{StepFailure, Tier};
+use crate::wire::{Event, EventKind, Job, STEPS};
+
+/// What every zygote of a tier is made from.
+#[derive(Debug)]
+pub(crate) struct Recipe {
+    init: PathBuf,
+    plan: Plan,
+    code: OwnedFd,
+}
+
+/// Unprivileged on every Linux; guests become this user where the server may change its own.
+const NOBODY: u32 = 65534;
+
+impl Recipe {
+    /// A recipe for `tier`.
+    pub(crate) fn new(init: PathBuf, interpreter: &Interpreter, import_paths: &[PathBuf], tier: Tier) -> Result<Self, Error> {
+        let code = memfd::with(&[&interpreter.code]).map_err(Error::io("create a memfd"))?;
+        let root = nix::unistd::geteuid().is_root();
+        // In its own root file system a guest reads what was bound there; outside of it, what every user may read. Where
+        // that is not enough the guest stays root without any capability.
+        let change_user = root && (tier == Tier::A || interpreter.is_public());
+        let plan = Plan {
+            namespaces: tier == Tier::A,
+            interpreter: interpreter.path.clone(),
+            reads: interpreter.reads.clone(),
+            import_paths: import_paths.to_vec(),
+            guest_ids: change_user.then_some((NOBODY, NOBODY)),
+            server_pid: std::process::id(),
+            warm: true,
+        };
+        Ok(Self { init, plan, code })
+    }
+
+    /// Starts a zygote. Its helper dies with the calling *thread*, so that thread has to outlive it.
+    pub(crate) fn launch(&self, warm: bool) -> io::Result<Starting> {
+        let (control, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let mut command = Command::new(&self.init);
+        command.env_clear().current_dir("/");
+        command.stdin(theirs).stdout(self.code.try_clone()?).stderr(Stdio::null());
+        // An interrupt from the terminal is for the server, which stops its zygotes itself.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let child = command.spawn()?;
+        let plan = serde_json::to_vec(&Plan { warm, ..self.plan.clone() })?;
+        send(control.as_raw_fd(), &plan, MsgFlags::MSG_NOSIGNAL)?;
+        Ok(Starting { zygote: Zygote { child, control, runs: 0 }, since: Moment::now() })
+    }
+}
+
+/// A zygote that is not ready yet.
+#[derive(Debug)]
+pub(crate) struct Starting {
+    zygote: Zygote,
+    since: Moment,
+}
+
+/// How far a start has come.
+#[derive(Debug)]
+pub(crate) enum Start {
+    /// Not there yet.
+    Pending(Starting),
+    /// Ready for jobs.
+    Ready(Zygote),
+    /// It will not become ready. The helper still has to be reaped.
+    Failed(Zygote, StepFailure),
+}
+
+impl Starting {
+    /// Becomes readable when something happens.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.zygote.fd()
+    }
+
+    /// Looks, without waiting, how far it has come.
+    pub(crate) fn advance(self, deadline: Duration) -> Start {
+        let failed = |zygote, step: &str, detail: String| {
+            Start::Failed(zygote, StepFailure { step: step.to_owned(), errno: 0, detail })
+        };
+        match self.zygote.receive() {
+            Ok(Some(message)) if message.kind() == Some(EventKind::Ready) => Start::Ready(self.zygote),
+            Ok(Some(message)) => Start::Failed(self.zygote, message.failure()),
+            Ok(None) if self.since.elapsed() > deadline => {
+                failed(self.zygote, "start the interpreter", format!("not ready after {deadline:?}"))
+            }
+            Ok(None) => Start::Pending(self),
+            Err(error) => failed(self.zygote, "start the interpreter", format!("ended before it was ready: {error}")),
+        }
+    }
+}
+
+/// A ready zygote.
+#[derive(Debug)]
+pub(crate) struct Zygote {
+    child: Child,
+    control: OwnedFd,
+    /// Jobs it has been given.
+    pub(crate) runs: u32,
+}
+
+/// An event with what came along.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) event: Event,
+    /// The run's pidfd, with `Started`.
+    pub(crate) fd: Option<OwnedFd>,
+    /// Words about a failure.
+    text: String,
+}
+
+impl Message {
+    /// What the message is about; `None` for one that this build does not know.
+    pub(crate) fn kind(&self) -> Option<EventKind> {
+        use EventKind::{Ended, Failed, Gone, Ready, Started};
+        [Ready, Started, Ended, Gone, Failed].into_iter().find(|kind| *kind as u32 == self.event.kind)
+    }
+
+    /// The failure that a `Failed` message reports.
+    pub(crate) fn failure(&self) -> StepFailure {
+        let step = STEPS.iter().find(|(step, _)| *step as u32 == self.event.step).map_or("unknown step", |(_, text)| text);
+        StepFailure { step: step.to_owned(), errno: self.event.errno, detail: self.text.clone() }
+    }
+}
+
+impl Zygote {
+    /// The control socket, to poll.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.control)
+    }
+
+    /// Hands over a job with its descriptors.
+    pub(crate) fn submit(&mut self, job: &Job, fds: &[RawFd]) -> io::Result<()> {
+        self.runs += 1;
+        // SAFETY: `Job` is `repr(C)`, integers without padding.
+        let bytes =
+            unsafe { std::slice::from_raw_parts((&raw const *job).cast::<u8>(), std::mem::size_of::<Job>()) };
+        let rights = [ControlMessage::ScmRights(fds)];
+        let rights = if fds.is_empty() { &rights[..0] } else { &rights[..] };
+        sendmsg::<()>(self.control.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
+    }
+
+    /// The next message, or `None` where there is none now.
+    ///
+    /// # Errors
+    /// Where the zygote has ended.
+    pub(crate) fn receive(&self) -> io::Result<Option<Message>> {
+        const LONGEST: usize = 4096;
+        let mut buffer = [0_u8; LONGEST];
+        let mut control = nix::cmsg_space!(RawFd);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let (length, fd) = {
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let received =
+                match recvmsg::<()>(self.control.as_raw_fd(), &mut slices, Some(&mut control), flags) {
+                    Ok(received) => received,
+                    Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+                    Err(errno) => return Err(errno.into()),
+                };
+            let mut fd = None;
+            for message in received.cmsgs()? {
+                if let ControlMessageOwned::ScmRights(rights) = message {
+                    for raw in rights {
+                        // SAFETY: the kernel has just made this descriptor for this process.
+                        fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+                    }
+                }
+            }
+            (received.bytes, fd)
+        };
+        let head = std::mem::size_of::<Event>();
+        if length < head {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "its control socket is closed"));
+        }
+        // SAFETY: the buffer holds that many bytes, and every byte pattern is an `Event`.
+        let event = unsafe { std::ptr::read_unaligned(buffer.as_ptr().cast::<Event>()) };
+        let text = String::from_utf8_lossy(&buffer[head..length]).into_owned();
+        Ok(Some(Message { event, fd, text }))
+    }
+
+    /// Closes the control socket, on which the zygote ends by itself.
+    pub(crate) fn dismiss(self) -> Dying {
+        Dying { child: self.child, since: Moment::now(), killed: false }
+    }
+}
+
+/// A zygote on its way out.
+#[derive(Debug)]
+pub(crate) struct Dying {
+    child: Child,
+    since: Moment,
+    killed: bool,
+}
+
+impl Dying {
+    /// True once it is reaped. Kills it where it takes too long.
+    pub(crate) fn is_gone(&mut self) -> bool {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        match self.child.try_wait() {
+            Ok(None) => {}
+            Ok(Some(_)) | Err(_) => return true,
+        }
+        if !self.killed && self.since.elapsed() > PATIENCE {
+            // The helper takes its zygote along by the death signal.
+            self.killed = self.child.kill().is_ok();
+        }
+        false
+    }
+}
+
+/// Sends a signal to the process behind a pidfd. A process that is dead already is as good.
+pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: Signal) {
+    // SAFETY: plain numbers and a null pointer, which stands for default signal information.
+    unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as libc::c_int, std::ptr::null::<u8>(), 0);
+    }
+}
+
+/// The process id behind a pidfd, as this process's `/proc` counts; `None` once it is dead.
+pub(crate) fn pid(pidfd: BorrowedFd<'_>) -> Option<u32> {
+    let facts = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let line = facts.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    line.trim().parse().ok()
+}
