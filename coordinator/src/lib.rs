@@ -1,3 +1,23 @@
 //! The coordinator: prompts, leases, groups, filtration, batches, versions, membership, journal.
+//!
+//! Decisions are made by the pure state machine in [`state`]; `server_loop` feeds it events in the order in which the
+//! `journal` makes them durable, and performs what it returns. `grpc` translates streams to events and back. Nothing
+//! here links torch.
 
+pub mod config;
+pub mod data;
+pub mod journal;
 pub mod state;
+
+mod dashboard;
+mod explain;
+mod grpc;
+mod metrics;
+mod server;
+mod server_loop;
+mod sessions;
+mod status;
+
+pub use config::Config;
+pub use server::build;
+pub use status::Status;

@@ -1,3 +1,7 @@
-//! The `sluice-coordinator` binary.
+//! `sluice-coordinator`: the run's one coordinator.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    service::run("coordinator", coordinator::build)
+}

@@ -37,7 +37,7 @@ pub use batches::{BatchPlan, PlannedSample};
 pub use effect::{Effect, Grant, LeasedGroup};
 pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent, ScoreSummary, TrainedBatch};
 pub use members::{Actor, Learner, RewardServer};
-pub use plan::{Critic, Plan};
+pub use plan::Plan;
 pub use record::{Reliability, StepRecord};
 
 use batches::Batches;
@@ -256,6 +256,16 @@ impl State {
     /// The last batch that a checkpoint holds.
     pub fn checkpointed(&self) -> BatchId {
         self.batches.checkpointed
+    }
+
+    /// Prompts with a response awaited.
+    pub fn open_prompts(&self) -> u64 {
+        self.groups.open_count()
+    }
+
+    /// Groups that wait for their batch.
+    pub fn ready_prompts(&self) -> u64 {
+        self.groups.ready.len() as u64
     }
 
     /// Attempts issued, minus endings, minus what is counted in flight: 0 unless there is a bug.

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "state/journal.rs"]
+mod journal;
+#[path = "state/world.rs"]
 mod world;
 
 use std::time::Duration;

@@ -33,7 +33,14 @@ pub enum Effect {
     Keep(RolloutId),
     /// These responses' tokens are needed no more.
     Forget(Vec<RolloutId>),
-    /// Close a member's stream, telling it why.
+    /// Close a member's stream; it may come back.
+    Disconnect {
+        /// Which member.
+        member: MemberId,
+        /// Why.
+        reason: String,
+    },
+    /// Close a member's stream for good: it cannot take part in this run.
     Refuse {
         /// Which member.
         member: MemberId,

@@ -102,7 +102,7 @@ impl State {
         }
         let Some(actor) = self.actors.get_mut(member) else {
             let reason = "introduce yourself first: this coordinator does not know you".to_owned();
-            effects.push(Effect::Refuse { member: member.clone(), reason });
+            effects.push(Effect::Disconnect { member: member.clone(), reason });
             return;
         };
         actor.last_seen = now;
@@ -112,7 +112,7 @@ impl State {
             ActorEvent::Load(load) => actor.load = load,
             ActorEvent::WeightsConfirmed { version, hash } => {
                 if let Err(reason) = self.weights_confirmed(member, version, hash) {
-                    effects.push(Effect::Refuse { member: member.clone(), reason });
+                    effects.push(Effect::Disconnect { member: member.clone(), reason });
                 }
             }
             ActorEvent::WeightsFailed { version, detail } => {
@@ -248,7 +248,7 @@ impl State {
             LearnerEvent::Alive(phase) => learner.phase = phase,
             LearnerEvent::Trained(trained) => {
                 if let Err(reason) = self.batch_trained(now, *trained, effects) {
-                    effects.push(Effect::Refuse { member, reason });
+                    effects.push(Effect::Disconnect { member, reason });
                 }
             }
             LearnerEvent::Checkpointed(batch) => self.batch_checkpointed(batch, effects),
@@ -339,7 +339,7 @@ impl State {
             effects
                 .push(Effect::Explain(format!("actor {member} was silent for {timeout:?}: taken for lost")));
             let reason = format!("silent for {timeout:?}");
-            effects.push(Effect::Refuse { member: member.clone(), reason });
+            effects.push(Effect::Disconnect { member: member.clone(), reason });
             self.actor_disconnected(now, &member);
             self.fail_leases_of(&member, &[], effects);
         }
@@ -350,7 +350,7 @@ impl State {
                 server.connected = false;
                 gone = true;
                 let reason = format!("silent for {timeout:?}");
-                effects.push(Effect::Refuse { member: member.clone(), reason });
+                effects.push(Effect::Disconnect { member: member.clone(), reason });
             }
         }
         if gone {
@@ -362,7 +362,7 @@ impl State {
         {
             learner.connected = false;
             let reason = format!("silent for {timeout:?}");
-            effects.push(Effect::Refuse { member: learner.member.clone(), reason });
+            effects.push(Effect::Disconnect { member: learner.member.clone(), reason });
             self.weights.forget_generations();
         }
         if self.drain_deadline.is_some_and(|deadline| deadline <= now) {

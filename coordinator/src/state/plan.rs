@@ -6,17 +6,6 @@ use algo::filtration::Filtration;
 use serde::{Deserialize, Serialize};
 use types::{RunId, Sampling};
 
-/// Which samples the critic sees (design, "What PF-PPO means here", 4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Critic {
-    /// Those that the policy trains on.
-    #[default]
-    Filtered,
-    /// All of the group.
-    All,
-}
-
 /// The plan of a run. The journal holds the plan that it was written under.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -56,8 +45,6 @@ pub struct Plan {
     pub min_group: u16,
     /// The filtration.
     pub filtration: Filtration,
-    /// Which samples the critic sees.
-    pub critic_on: Critic,
     /// Whether filtered samples travel to the learner as well, with weight 0 (for whitening over all, or the critic).
     pub send_filtered: bool,
     /// How tokens are drawn.

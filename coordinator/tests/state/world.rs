@@ -19,7 +19,7 @@ use types::{
 };
 
 /// A small plan: 6 batches of 5 prompts, 4 responses each.
-pub fn plan() -> Plan {
+pub(crate) fn plan() -> Plan {
     Plan {
         run: "world".parse().unwrap(),
         seed: 17,
@@ -39,7 +39,6 @@ pub fn plan() -> Plan {
         max_attempts: 3,
         min_group: 2,
         filtration: Filtration::default(),
-        critic_on: Default::default(),
         send_filtered: false,
         sampling: Sampling::default(),
     }
@@ -68,17 +67,17 @@ struct SimLearner {
 }
 
 /// The world.
-pub struct World {
-    pub state: State,
-    pub now: Timestamp,
-    pub journal: Vec<(Timestamp, Event)>,
+pub(crate) struct World {
+    pub(crate) state: State,
+    pub(crate) now: Timestamp,
+    pub(crate) journal: Vec<(Timestamp, Event)>,
     /// Failures and repetitions happen.
-    pub chaos: bool,
-    pub equal_scores_in_percent: u32,
-    pub crash_actors_in_percent: u32,
-    pub max_staleness_trained: u64,
+    pub(crate) chaos: bool,
+    pub(crate) equal_scores_in_percent: u32,
+    pub(crate) crash_actors_in_percent: u32,
+    pub(crate) max_staleness_trained: u64,
     /// Per batch, the samples that trained.
-    pub trained_samples: BTreeMap<BatchId, BTreeSet<(PromptId, u16)>>,
+    pub(crate) trained_samples: BTreeMap<BatchId, BTreeSet<(PromptId, u16)>>,
     rng: ChaCha8Rng,
     actors: BTreeMap<MemberId, SimActor>,
     learner: SimLearner,
@@ -101,7 +100,7 @@ fn actor_event(member: &MemberId, event: ActorEvent) -> Event {
 }
 
 impl World {
-    pub fn new(plan: Plan, seed: u64) -> Self {
+    pub(crate) fn new(plan: Plan, seed: u64) -> Self {
         let actor = |n: u32| {
             let actor = SimActor {
                 incarnation: 0,
@@ -145,11 +144,11 @@ impl World {
     }
 
     /// Which prompts were ever generated together.
-    pub fn compositions(&self) -> BTreeSet<Vec<PromptId>> {
+    pub(crate) fn compositions(&self) -> BTreeSet<Vec<PromptId>> {
         self.leases.values().cloned().collect()
     }
 
-    pub fn run_to_the_end(&mut self, max_steps: usize) {
+    pub(crate) fn run_to_the_end(&mut self, max_steps: usize) {
         for _ in 0..max_steps {
             if self.state.phase() == Phase::Finished {
                 return;
@@ -160,7 +159,7 @@ impl World {
     }
 
     /// Something happens.
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let passes = self.rng.random_range(0..50);
         self.now = self.now + Duration::from_millis(passes);
         if self.state.next_deadline().is_some_and(|deadline| deadline <= self.now) {
@@ -185,7 +184,7 @@ impl World {
     }
 
     /// Applies an event, checks the invariants, performs the effects.
-    pub fn deliver(&mut self, event: Event) -> Vec<Effect> {
+    pub(crate) fn deliver(&mut self, event: Event) -> Vec<Effect> {
         self.journal.push((self.now, event.clone()));
         let effects = self.state.apply(self.now, event);
         assert_eq!(self.state.unaccounted(), 0, "invariant 1");
@@ -230,7 +229,7 @@ impl World {
                 let summary = self.delivered.iter().find(|summary| summary.id == id).unwrap();
                 self.kept.insert(id, summary.oldest);
             }
-            Effect::Refuse { member, .. } => {
+            Effect::Refuse { member, .. } | Effect::Disconnect { member, .. } => {
                 if let Some(actor) = self.actors.get_mut(&member) {
                     actor.connected = false;
                 } else if member.as_str() == "learner" {
@@ -357,7 +356,7 @@ impl World {
         self.deliver(Event::Learner(LearnerEvent::Joined(hello)));
     }
 
-    pub fn learner_rejoins_from_nothing(&mut self) -> Vec<Effect> {
+    pub(crate) fn learner_rejoins_from_nothing(&mut self) -> Vec<Effect> {
         (self.learner.trained, self.learner.checkpointed) = (0, 0);
         let before = self.journal.len();
         self.join_learner();
@@ -483,7 +482,7 @@ impl World {
     }
 
     /// The coordinator's process dies and comes back over its journal.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         let plan = self.state.plan().clone();
         self.pending.clear();
         self.learner.connected = false;

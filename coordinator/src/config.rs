@@ -1,0 +1,233 @@
+//! The coordinator's configuration.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use algo::filtration::Filtration;
+use serde::{Deserialize, Serialize};
+use service::ServiceConfig;
+use types::{RunId, Sampling};
+
+use crate::data::DataSet;
+use crate::state::Plan;
+
+/// Everything the coordinator can be told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The run's name. A journal or checkpoint of another run is refused.
+    pub run: String,
+    /// Seeds the order of prompts, the filtration's draws and every response's sampling.
+    pub seed: u64,
+    /// Where members connect. Loopback by default: the port is not authenticated.
+    pub listen: SocketAddr,
+    /// The journal's folder. It belongs to one run.
+    pub journal: PathBuf,
+    /// Receives one JSON line per training step; none when empty.
+    pub steps_file: Option<PathBuf>,
+    /// Number of batches, that is of policy versions, to train.
+    pub batches: u64,
+    /// Prompts per batch. A batch is refilled until it has this many groups that carry signal.
+    pub batch_prompts: u64,
+    /// Responses per prompt, N. The paper's is 5.
+    pub group_size: u16,
+    /// Smallest number of scored responses for which a group with failures is still filtered.
+    pub min_group: u16,
+    /// Versions that a response may be behind when it trains, eta. 0 is synchronous and on-policy.
+    pub max_staleness: u64,
+    /// Most prompts in flight at a time.
+    pub max_prompts_in_flight: u64,
+    /// Most prompts in one lease; exactly this many in deterministic mode.
+    pub lease_prompts: u64,
+    /// Fixed batch composition everywhere: same seed, same weights, bit for bit on CPU. Needs `max_staleness = 0`.
+    pub deterministic: bool,
+    /// Send filtered samples to the learner with weight 0: for `whiten = "before-filter"` and `critic_on = "all"`.
+    pub send_filtered: bool,
+    /// Attempts at one response before it counts as failed for good. What only an actor is to blame for is not counted.
+    pub max_attempts: u16,
+    /// What is not scored by then is issued anew.
+    #[serde(with = "humantime_serde")]
+    pub lease_time_limit: Duration,
+    /// A member silent for longer is taken for lost.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_timeout: Duration,
+    /// How long a broadcast group may take to form, and weights to arrive.
+    #[serde(with = "humantime_serde")]
+    pub broadcast_time_limit: Duration,
+    /// How long a drain waits for actors to finish what they have begun.
+    #[serde(with = "humantime_serde")]
+    pub drain_time_limit: Duration,
+    /// The prompts.
+    pub data: DataConfig,
+    /// Which rollouts train.
+    pub filtration: Filtration,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// The process.
+    pub service: ServiceConfig,
+}
+
+/// The data set of prompts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// A JSON Lines file, plain or gzipped. A line has `prompt` (text), `messages` (chat) or `tokens` (ids), and whatever the
+    /// scorers read (`tests`, `cases`, `label`, ...).
+    pub path: PathBuf,
+    /// Take the prompts of each epoch in a new random order.
+    pub shuffle: bool,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { path: PathBuf::new(), shuffle: true }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            run: "run".to_owned(),
+            seed: 0,
+            listen: SocketAddr::from(([127, 0, 0, 1], 7700)),
+            journal: PathBuf::from("journal"),
+            steps_file: None,
+            batches: 100,
+            batch_prompts: 64,
+            // The paper's N, and what remains of it after best-worst.
+            group_size: 5,
+            min_group: 2,
+            max_staleness: 0,
+            max_prompts_in_flight: 1024,
+            lease_prompts: 8,
+            deterministic: false,
+            send_filtered: false,
+            max_attempts: 3,
+            // Longer than any sane generation; a lost actor is noticed much sooner by its silence.
+            lease_time_limit: Duration::from_secs(1800),
+            heartbeat_timeout: Duration::from_secs(10),
+            broadcast_time_limit: Duration::from_secs(60),
+            drain_time_limit: Duration::from_secs(20),
+            data: DataConfig::default(),
+            filtration: Filtration::default(),
+            sampling: Sampling::default(),
+            service: ServiceConfig::default(),
+        }
+    }
+}
+
+impl service::Config for Config {
+    fn service(&self) -> &ServiceConfig {
+        &self.service
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |ok: bool, problem: String| {
+            if !ok {
+                problems.push(problem);
+            }
+        };
+        if let Err(error) = RunId::try_from(self.run.clone()) {
+            check(false, error.to_string());
+        }
+        if let Err(error) = self.sampling.validate() {
+            check(false, format!("sampling.{error}"));
+        }
+        if let Err(error) = self.filtration.validate() {
+            check(false, error.to_string());
+        }
+        check(
+            !self.data.path.as_os_str().is_empty(),
+            "data.path is missing: name a .jsonl file of prompts".into(),
+        );
+        check(self.batches > 0, "batches must be at least 1".into());
+        check(self.batch_prompts > 0, "batch_prompts must be at least 1".into());
+        check(self.group_size > 0, "group_size must be at least 1".into());
+        check(self.lease_prompts > 0, "lease_prompts must be at least 1".into());
+        check(self.max_attempts > 0, "max_attempts must be at least 1".into());
+        check(
+            (1..=self.group_size).contains(&self.min_group),
+            format!(
+                "min_group is {}, must be between 1 and group_size = {}",
+                self.min_group, self.group_size
+            ),
+        );
+        check(
+            self.max_prompts_in_flight >= self.batch_prompts || self.max_staleness > 0,
+            format!(
+                "max_prompts_in_flight = {} is below batch_prompts = {}: a synchronous batch could never fill",
+                self.max_prompts_in_flight, self.batch_prompts
+            ),
+        );
+        check(
+            !self.deterministic || self.max_staleness == 0,
+            format!("deterministic runs are synchronous: set max_staleness = 0, not {}", self.max_staleness),
+        );
+        check(
+            self.heartbeat_timeout >= Duration::from_secs(1),
+            "heartbeat_timeout must be at least 1s".into(),
+        );
+        problems
+    }
+}
+
+impl Config {
+    /// The plan of the run over this data set.
+    ///
+    /// # Errors
+    /// When the run's name is no name.
+    pub fn plan(&self, data: &DataSet) -> Result<Plan, types::Invalid> {
+        Ok(Plan {
+            run: RunId::try_from(self.run.clone())?,
+            seed: self.seed,
+            prompts: data.len() as u64,
+            data_hash: data.hash().to_owned(),
+            group_size: self.group_size,
+            batch_prompts: self.batch_prompts,
+            batches: self.batches,
+            max_staleness: self.max_staleness,
+            max_prompts_in_flight: self.max_prompts_in_flight,
+            lease_prompts: self.lease_prompts,
+            deterministic: self.deterministic,
+            lease_time_limit: self.lease_time_limit,
+            heartbeat_timeout: self.heartbeat_timeout,
+            broadcast_time_limit: self.broadcast_time_limit,
+            drain_time_limit: self.drain_time_limit,
+            max_attempts: self.max_attempts,
+            min_group: self.min_group,
+            filtration: self.filtration,
+            send_filtered: self.send_filtered,
+            sampling: self.sampling.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use service::Config as _;
+
+    use super::*;
+
+    #[test]
+    fn every_problem_is_listed() {
+        let bad = Config {
+            run: "a b".into(),
+            batches: 0,
+            min_group: 9,
+            deterministic: true,
+            max_staleness: 2,
+            ..Config::default()
+        };
+        let problems = bad.problems();
+        for expected in ["run \"a b\"", "data.path", "batches", "min_group is 9", "deterministic"] {
+            assert!(problems.iter().any(|problem| problem.contains(expected)), "{expected}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_lack_only_the_data() {
+        assert_eq!(Config::default().problems(), ["data.path is missing: name a .jsonl file of prompts"]);
+    }
+}

@@ -1,0 +1,224 @@
+//! The data set of prompts: read once, checked line by line, served in a seeded order.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use flate2::read::MultiGzDecoder;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Map, Value};
+use types::{MAX_FIELDS_BYTES, Prompt, PromptContent, PromptId};
+
+/// A data set that cannot be used. The message names the file and the line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the prompts {path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// A line is no prompt.
+    #[error("{path}:{line}: {problem}")]
+    Line {
+        /// The file.
+        path: String,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// There are no lines.
+    #[error("{path} holds no prompts")]
+    Empty {
+        /// The file.
+        path: String,
+    },
+}
+
+/// Prompts by their place in an epoch's order.
+#[derive(Debug)]
+pub struct DataSet {
+    lines: Vec<Line>,
+    hash: String,
+    shuffle: bool,
+    seed: u64,
+    /// The order of the epoch asked for last; an epoch's order is a function of the seed and its number.
+    order: Mutex<Option<(u32, Arc<[u32]>)>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    content: PromptContent,
+    fields: Arc<str>,
+}
+
+impl DataSet {
+    /// Reads a JSON Lines file, plain or gzipped.
+    ///
+    /// # Errors
+    /// Names the file and, for a broken line, its number.
+    pub fn read(path: &Path, shuffle: bool, seed: u64) -> Result<Self, Error> {
+        let name = path.display().to_string();
+        let failed = |source| Error::Read { path: name.clone(), source };
+        let file = File::open(path).map_err(failed)?;
+        let gzipped = path.extension().is_some_and(|extension| extension == "gz");
+        let plain: Box<dyn Read> = if gzipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+        let (mut lines, mut hasher) = (Vec::new(), blake3::Hasher::new());
+        let mut reader = BufReader::new(plain);
+        let mut bytes = Vec::new();
+        for number in 1.. {
+            bytes.clear();
+            if reader.read_until(b'\n', &mut bytes).map_err(failed)? == 0 {
+                break;
+            }
+            hasher.update(&bytes);
+            let broken = |problem: String| Error::Line { path: name.clone(), line: number, problem };
+            let text = std::str::from_utf8(&bytes).map_err(|_| broken("is not UTF-8".into()))?.trim();
+            if !text.is_empty() {
+                lines.push(parse_line(text).map_err(broken)?);
+            }
+        }
+        if lines.is_empty() || u32::try_from(lines.len()).is_err() {
+            return Err(Error::Empty { path: name });
+        }
+        let hash = hasher.finalize().to_hex().to_string();
+        Ok(Self { lines, hash, shuffle, seed, order: Mutex::new(None) })
+    }
+
+    /// Number of prompts.
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Never true: a data set has at least one prompt.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// BLAKE3 of the uncompressed bytes.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The prompt at a place of an epoch's order; none beyond the end.
+    pub fn prompt(&self, id: PromptId) -> Option<Prompt> {
+        let place = usize::try_from(id.ordinal).ok()?;
+        let index = if self.shuffle { *self.epoch_order(id.epoch).get(place)? as usize } else { place };
+        let line = self.lines.get(index)?;
+        Prompt::new(id, line.content.clone(), Arc::clone(&line.fields)).ok()
+    }
+
+    fn epoch_order(&self, epoch: u32) -> Arc<[u32]> {
+        let mut cached = self.order.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((known, order)) = cached.as_ref()
+            && *known == epoch
+        {
+            return Arc::clone(order);
+        }
+        let mut order: Vec<u32> = (0u32..).take(self.lines.len()).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        rng.set_stream(u64::from(epoch));
+        order.shuffle(&mut rng);
+        let order: Arc<[u32]> = order.into();
+        *cached = Some((epoch, Arc::clone(&order)));
+        order
+    }
+}
+
+fn parse_line(text: &str) -> Result<Line, String> {
+    let fields: Map<String, Value> =
+        serde_json::from_str(text).map_err(|error| format!("is not a JSON object: {error}"))?;
+    let content = match (fields.get("prompt"), fields.get("messages"), fields.get("tokens")) {
+        (Some(Value::String(text)), None, None) => PromptContent::Text(text.clone()),
+        (None, Some(messages @ Value::Array(_)), None) | (Some(messages @ Value::Array(_)), None, None) => {
+            PromptContent::Messages(messages.to_string())
+        }
+        (None, None, Some(Value::Array(ids))) => PromptContent::Tokens(token_ids(ids)?),
+        _ => return Err("must have exactly one of prompt (text), messages (a list) or tokens (ids)".into()),
+    };
+    if text.len() > MAX_FIELDS_BYTES {
+        return Err(format!("has {} bytes, at most {MAX_FIELDS_BYTES} travel with a prompt", text.len()));
+    }
+    let id = PromptId { epoch: 0, ordinal: 0 };
+    let fields: Arc<str> = text.into();
+    let prompt = Prompt::new(id, content, Arc::clone(&fields)).map_err(|invalid| invalid.problem)?;
+    Ok(Line { content: prompt.content, fields })
+}
+
+fn token_ids(ids: &[Value]) -> Result<Vec<u32>, String> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
+    ids.ok_or_else(|| "tokens must be a list of token ids".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::io::Write;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<DataSet, Error> {
+        let mut file = tempfile::Builder::new().prefix("prompts").suffix(".jsonl").tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        DataSet::read(file.path(), true, 7)
+    }
+
+    fn texts(data: &DataSet, epoch: u32) -> Vec<String> {
+        let prompt = |ordinal| data.prompt(PromptId { epoch, ordinal });
+        let text = |prompt: Prompt| match prompt.content {
+            PromptContent::Text(text) => text,
+            other => panic!("{other:?}"),
+        };
+        (0..).map_while(prompt).map(text).collect()
+    }
+
+    #[test]
+    fn every_epoch_serves_every_prompt_once_in_an_order_of_its_own() {
+        let text: String = (0..40).map(|n| format!("{{\"prompt\": \"p{n}\", \"label\": {n}}}\n")).collect();
+        let data = read(&text).unwrap();
+        let (first, second) = (texts(&data, 0), texts(&data, 1));
+        assert_eq!(first.len(), 40);
+        assert_eq!(first.iter().collect::<BTreeSet<_>>(), second.iter().collect::<BTreeSet<_>>());
+        assert_ne!(first, second);
+        assert_eq!(first, texts(&read(&text).unwrap(), 0), "the order is a function of the seed");
+        let prompt = data.prompt(PromptId { epoch: 0, ordinal: 0 }).unwrap();
+        assert!(prompt.fields.contains("label"));
+    }
+
+    #[test]
+    fn a_broken_line_is_named() {
+        for (text, expected) in [
+            ("{\"prompt\": \"x\"}\n{\"prompt\": \n", ":2: is not a JSON object"),
+            ("{\"prompt\": \"x\"}\n\n{\"question\": 3}\n", ":3: must have exactly one of"),
+            ("{\"tokens\": [1, -2]}\n", ":1: tokens must be"),
+            ("{\"prompt\": \"\"}\n", ":1: is empty"),
+            ("\n\n", "holds no prompts"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error} should contain {expected}");
+        }
+        let missing = DataSet::read(Path::new("/nowhere/prompts.jsonl"), true, 0).unwrap_err().to_string();
+        assert!(missing.contains("/nowhere/prompts.jsonl"), "{missing}");
+    }
+
+    #[test]
+    fn chats_tokens_and_gzip_are_read() {
+        let file = tempfile::Builder::new().suffix(".jsonl.gz").tempfile().unwrap();
+        let mut encoder = flate2::write::GzEncoder::new(file.reopen().unwrap(), flate2::Compression::fast());
+        encoder
+            .write_all(b"{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n{\"tokens\": [3, 4]}")
+            .unwrap();
+        encoder.finish().unwrap();
+        let data = DataSet::read(file.path(), false, 0).unwrap();
+        let content = |ordinal| data.prompt(PromptId { epoch: 5, ordinal }).unwrap().content;
+        assert_eq!(content(0), PromptContent::Messages("[{\"content\":\"hi\",\"role\":\"user\"}]".into()));
+        assert_eq!(content(1), PromptContent::Tokens(vec![3, 4]));
+    }
+}

@@ -1,0 +1,274 @@
+//! The journal: events in order, the tokens of scored responses beside them, and a snapshot now and then (design D3).
+//!
+//! An event is durable (fsync) before anybody sees its effect. Restart is snapshot plus replay. A failed write ends the
+//! process: after a failed fsync nothing about the file may be assumed (Rebello et al., "Can Applications Recover from fsync
+//! Failures?", 2020). What was not acknowledged is sent again by those who hold it.
+
+use std::path::{Path, PathBuf};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use serde::{Deserialize, Serialize};
+use types::{RolloutId, ScoredRollout, Timestamp};
+
+use crate::state::{Event, Plan, State};
+
+/// Layout of the journal; another one is refused.
+const FORMAT: u32 = 1;
+/// Events after which a snapshot replaces them.
+const EVENTS_PER_SNAPSHOT: u64 = 4096;
+const SNAPSHOT_KEY: &str = "snapshot";
+
+/// What can go wrong with the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder cannot be opened as a journal.
+    #[error("cannot open the journal {path}: {problem}")]
+    Open {
+        /// Its folder.
+        path: PathBuf,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// What it holds cannot be understood.
+    #[error("the journal {path} is damaged: {problem}; restore it, or start a new run in another folder")]
+    Damaged {
+        /// Its folder.
+        path: PathBuf,
+        /// Where.
+        problem: String,
+    },
+    /// It belongs to a run with another plan.
+    #[error(
+        "the journal {path} was begun under another plan: {}; restore the old values, or start a new run",
+        conflicts.join("; ")
+    )]
+    OtherPlan {
+        /// Its folder.
+        path: PathBuf,
+        /// What differs.
+        conflicts: Vec<String>,
+    },
+    /// It cannot be written.
+    #[error(
+        "cannot write to the journal {path}: {problem}; nothing acknowledged is lost: make room and start again, and \
+         the run goes on where it was"
+    )]
+    Write {
+        /// Its folder.
+        path: PathBuf,
+        /// What the store says.
+        problem: String,
+    },
+}
+
+/// What one write makes durable.
+#[derive(Debug, Default)]
+pub struct Entries {
+    /// Events in order.
+    pub events: Vec<(Timestamp, Event)>,
+    /// Tokens of responses that count from now on.
+    pub keep: Vec<ScoredRollout>,
+    /// Responses whose tokens are needed no more.
+    pub forget: Vec<RolloutId>,
+}
+
+/// An open journal.
+pub struct Journal {
+    path: PathBuf,
+    database: Database,
+    /// Events since the snapshot, by sequence number.
+    events: Keyspace,
+    /// The snapshot.
+    head: Keyspace,
+    /// Scored rollouts by id.
+    rollouts: Keyspace,
+    /// Sequence number of the next event.
+    next: u64,
+    /// Sequence number of the first event that the snapshot does not hold.
+    snapshot_end: u64,
+    /// When the newest event happened.
+    last_event: Timestamp,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").field("path", &self.path).field("next", &self.next).finish_non_exhaustive()
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Snapshot<S> {
+    format: u32,
+    /// Sequence number of the first event that the state does not hold.
+    end: u64,
+    /// When the newest event that the state holds happened.
+    last_event: Timestamp,
+    state: S,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    at: Timestamp,
+    event: Event,
+}
+
+impl Journal {
+    /// Opens the journal of a run and replays it, or begins one.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, holds another run, or is damaged.
+    pub fn open(path: &Path, plan: &Plan) -> Result<(Self, State), Error> {
+        let mut journal = Self::open_store(path)?;
+        let state = journal.replay(plan)?;
+        let conflicts = plan.conflicts_with(state.plan());
+        if !conflicts.is_empty() {
+            return Err(Error::OtherPlan { path: path.to_owned(), conflicts });
+        }
+        if journal.next == 0 {
+            // The plan itself has to be durable before the first event that was decided under it.
+            journal.write_snapshot(&state)?;
+        }
+        Ok((journal, state))
+    }
+
+    fn open_store(path: &Path) -> Result<Self, Error> {
+        let failed = |error: fjall::Error| {
+            let problem = match &error {
+                fjall::Error::Locked => "another coordinator is using it; stop that one first".to_owned(),
+                other => store_problem(other),
+            };
+            Error::Open { path: path.to_owned(), problem }
+        };
+        let io = |error: std::io::Error| Error::Open { path: path.to_owned(), problem: error.to_string() };
+        std::fs::create_dir_all(path).map_err(io)?;
+        let database = Database::builder(path).worker_threads(1).open().map_err(failed)?;
+        let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default).map_err(failed);
+        let (events, head, rollouts) = (keyspace("events")?, keyspace("head")?, keyspace("rollouts")?);
+        Ok(Self {
+            path: path.to_owned(),
+            database,
+            events,
+            head,
+            rollouts,
+            next: 0,
+            snapshot_end: 0,
+            last_event: Timestamp(0),
+        })
+    }
+
+    fn replay(&mut self, plan: &Plan) -> Result<State, Error> {
+        let snapshot = self.head.get(SNAPSHOT_KEY).map_err(|error| self.damaged(store_problem(&error)))?;
+        let mut state = State::new(plan.clone());
+        if let Some(bytes) = snapshot {
+            let snapshot: Snapshot<State> = serde_json::from_slice(&bytes)
+                .map_err(|error| self.damaged(format!("its snapshot does not parse: {error}")))?;
+            if snapshot.format != FORMAT {
+                return Err(self.damaged(format!("it has format {}, this is {FORMAT}", snapshot.format)));
+            }
+            state = snapshot.state;
+            (self.next, self.snapshot_end) = (snapshot.end, snapshot.end);
+            self.last_event = snapshot.last_event;
+        }
+        for pair in self.events.range(self.snapshot_end.to_be_bytes()..) {
+            let (key, value) = pair.into_inner().map_err(|error| self.damaged(store_problem(&error)))?;
+            if key.as_ref() != self.next.to_be_bytes() {
+                return Err(self.damaged(format!("event {} is missing", self.next)));
+            }
+            let entry: Entry = serde_json::from_slice(&value)
+                .map_err(|error| self.damaged(format!("event {} does not parse: {error}", self.next)))?;
+            self.last_event = entry.at;
+            state.apply(entry.at, entry.event);
+            self.next += 1;
+        }
+        Ok(state)
+    }
+
+    /// Makes everything in `entries` durable at once; `state` is the state after the events.
+    ///
+    /// # Errors
+    /// When the store cannot write. The journal must not be used any more.
+    pub fn commit(&mut self, entries: Entries, state: &State) -> Result<(), Error> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        for (at, event) in entries.events {
+            let entry = serde_json::to_vec(&Entry { at, event })
+                .map_err(|error| self.unwritable(format!("an event does not serialise: {error}")))?;
+            batch.insert(&self.events, self.next.to_be_bytes(), entry);
+            self.next += 1;
+            self.last_event = at;
+        }
+        for scored in entries.keep {
+            let key = scored.rollout.id.to_string();
+            batch.insert(&self.rollouts, key.as_str(), proto::scored_to_bytes(scored));
+        }
+        for id in entries.forget {
+            batch.remove(&self.rollouts, id.to_string().as_str());
+        }
+        batch.commit().map_err(|error| self.unwritable(store_problem(&error)))?;
+        if self.next - self.snapshot_end >= EVENTS_PER_SNAPSHOT {
+            self.write_snapshot(state)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces all events so far by the state that they lead to.
+    fn write_snapshot(&mut self, state: &State) -> Result<(), Error> {
+        let snapshot = serde_json::to_vec(&Snapshot {
+            format: FORMAT,
+            end: self.next,
+            last_event: self.last_event,
+            state,
+        })
+        .map_err(|error| self.unwritable(format!("the state does not serialise: {error}")))?;
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        batch.insert(&self.head, SNAPSHOT_KEY, snapshot);
+        for sequence in self.snapshot_end..self.next {
+            batch.remove(&self.events, sequence.to_be_bytes());
+        }
+        batch.commit().map_err(|error| self.unwritable(store_problem(&error)))?;
+        self.snapshot_end = self.next;
+        Ok(())
+    }
+
+    /// The tokens of a response that counts.
+    ///
+    /// # Errors
+    /// When they are not there or not sound.
+    pub fn scored(&self, id: RolloutId) -> Result<ScoredRollout, Error> {
+        let stored =
+            self.rollouts.get(id.to_string()).map_err(|error| self.damaged(store_problem(&error)))?;
+        let bytes = stored.ok_or_else(|| self.damaged(format!("the tokens of {id} are missing")))?;
+        proto::scored_from_bytes(&bytes).map_err(|error| self.damaged(format!("the tokens of {id}: {error}")))
+    }
+
+    /// When the newest event happened; 0 in a new journal.
+    pub fn last_event(&self) -> Timestamp {
+        self.last_event
+    }
+
+    /// Number of responses stored.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn stored_rollouts(&self) -> Result<usize, Error> {
+        self.rollouts.len().map_err(|error| self.damaged(store_problem(&error)))
+    }
+
+    fn damaged(&self, problem: String) -> Error {
+        Error::Damaged { path: self.path.clone(), problem }
+    }
+
+    fn unwritable(&self, problem: String) -> Error {
+        Error::Write { path: self.path.clone(), problem }
+    }
+}
+
+/// The store's error with its causes: the outermost message alone often says nothing.
+fn store_problem(error: &fjall::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,124 @@
+//! The coordinator's metrics: every name, description and label.
+#![expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
+
+use std::time::Duration;
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+use crate::state::{Event, RewardEvent, State, StepRecord};
+
+/// Describes every metric.
+pub(crate) fn describe() {
+    describe_counter!("rlhf_coordinator_responses_issued_total", "Response attempts issued to actors.");
+    describe_counter!(
+        "rlhf_coordinator_responses_ended_total",
+        "Response attempts by their one ending: trained, filtered (intended), dropped or failed (not intended)."
+    );
+    describe_counter!("rlhf_rollouts_dropped_total", "Scored responses that did not train, by reason.");
+    describe_counter!("rlhf_coordinator_late_results_total", "Results of attempts that had ended before.");
+    describe_gauge!("rlhf_coordinator_responses_in_flight", "Response attempts issued and not ended.");
+    describe_gauge!("rlhf_samples_unaccounted", "Issued minus ended minus in flight: 0, or there is a bug.");
+    describe_gauge!("rlhf_coordinator_policy_version", "The newest policy version.");
+    describe_gauge!("rlhf_coordinator_batches_trained", "Batches trained.");
+    describe_gauge!("rlhf_coordinator_batches_checkpointed", "Batches that a checkpoint holds.");
+    describe_gauge!("rlhf_coordinator_members_connected", "Members connected, by role.");
+    describe_gauge!("rlhf_coordinator_prompts_open", "Prompts with a response awaited.");
+    describe_gauge!("rlhf_coordinator_last_step_timestamp_seconds", "When the last step was trained.");
+    describe_histogram!("rlhf_coordinator_journal_commit_seconds", "Time to make a lot of events durable.");
+    describe_histogram!("rlhf_coordinator_response_tokens", "Length of scored responses.");
+    describe_histogram!("rlhf_coordinator_staleness_versions", "Versions that a trained batch was behind.");
+    for (name, what) in STEP_GAUGES {
+        describe_gauge!(*name, *what);
+    }
+}
+
+/// Gauges of the last training step.
+const STEP_GAUGES: &[(&str, &str)] = &[
+    ("rlhf_step_policy_loss", "Policy loss of the last step."),
+    ("rlhf_step_value_loss", "Value loss of the last step."),
+    ("rlhf_step_entropy", "Entropy of the policy, nats."),
+    ("rlhf_step_approx_kl", "Approximate KL between the policy before and during the update."),
+    (
+        "rlhf_step_rollout_approx_kl",
+        "Approximate KL between learner and actor on the same tokens; 0 on-policy.",
+    ),
+    ("rlhf_step_rollout_logprob_diff", "Mean absolute difference of learner's and actor's log-probs."),
+    ("rlhf_step_clip_fraction", "Share of tokens at which the clip was active."),
+    ("rlhf_step_explained_variance", "Explained variance of the returns by the critic."),
+    ("rlhf_step_score_mean", "Mean score of all responses to the batch's prompts."),
+    ("rlhf_step_outcome_mean", "Mean outcome of the hidden tests on the batch's prompts."),
+    ("rlhf_step_kl_to_ref", "KL between the policy and the reference, per response."),
+    ("rlhf_step_filtration_r_squared", "R squared of outcome on score, unfiltered and filtered."),
+];
+
+/// One event.
+pub(crate) fn event(event: &Event) {
+    if let Event::Reward { event: RewardEvent::Scored(summary), .. } = event {
+        histogram!("rlhf_coordinator_response_tokens").record(f64::from(summary.tokens));
+    }
+}
+
+/// One write of the journal.
+pub(crate) fn journal_commit(took: Duration) {
+    histogram!("rlhf_coordinator_journal_commit_seconds").record(took.as_secs_f64());
+}
+
+/// The state after a lot of events.
+pub(crate) fn state(state: &State) {
+    let account = state.account();
+    counter!("rlhf_coordinator_responses_issued_total").absolute(account.issued());
+    counter!("rlhf_coordinator_late_results_total").absolute(account.late_results());
+    for (ending, count) in account.endings() {
+        let (outcome, reason) = ending.labels();
+        counter!("rlhf_coordinator_responses_ended_total", "outcome" => outcome, "reason" => reason)
+            .absolute(count);
+        if matches!(ending, types::Ending::Filtered(_) | types::Ending::Dropped(_)) {
+            let intentional = if outcome == "filtered" { "true" } else { "false" };
+            counter!("rlhf_rollouts_dropped_total", "reason" => reason, "intentional" => intentional)
+                .absolute(count);
+        }
+    }
+    gauge!("rlhf_coordinator_responses_in_flight").set(state.in_flight() as f64);
+    gauge!("rlhf_samples_unaccounted").set(state.unaccounted() as f64);
+    gauge!("rlhf_coordinator_policy_version").set(state.version().0 as f64);
+    gauge!("rlhf_coordinator_batches_trained").set(state.trained().0 as f64);
+    gauge!("rlhf_coordinator_batches_checkpointed").set(state.checkpointed().0 as f64);
+    gauge!("rlhf_coordinator_prompts_open").set(state.open_prompts() as f64);
+    let actors = state.actors().values().filter(|actor| actor.connected).count();
+    let servers = state.reward_servers().values().filter(|server| server.connected).count();
+    let learners = state.learner().iter().filter(|learner| learner.connected).count();
+    for (role, count) in [("actor", actors), ("reward-server", servers), ("learner", learners)] {
+        gauge!("rlhf_coordinator_members_connected", "role" => role).set(count as f64);
+    }
+}
+
+/// One training step.
+pub(crate) fn step(step: &StepRecord) {
+    let m = &step.metrics;
+    gauge!("rlhf_coordinator_last_step_timestamp_seconds").set(step.time.0 as f64 / 1000.0);
+    histogram!("rlhf_coordinator_staleness_versions").record(m.staleness);
+    for (name, value) in [
+        ("rlhf_step_policy_loss", m.policy_loss),
+        ("rlhf_step_value_loss", m.value_loss),
+        ("rlhf_step_entropy", m.entropy),
+        ("rlhf_step_approx_kl", m.approx_kl),
+        ("rlhf_step_rollout_approx_kl", m.rollout_approx_kl),
+        ("rlhf_step_rollout_logprob_diff", m.rollout_logprob_diff),
+        ("rlhf_step_clip_fraction", m.clip_fraction),
+        ("rlhf_step_explained_variance", m.explained_variance),
+        ("rlhf_step_score_mean", step.score_mean),
+        ("rlhf_step_kl_to_ref", m.kl_to_ref),
+    ] {
+        gauge!(name).set(value);
+    }
+    if let Some(outcome) = step.outcome_mean {
+        gauge!("rlhf_step_outcome_mean").set(outcome);
+    }
+    for (pool, r_squared) in
+        [("unfiltered", step.reliability.unfiltered), ("filtered", step.reliability.filtered)]
+    {
+        if let Some(r_squared) = r_squared {
+            gauge!("rlhf_step_filtration_r_squared", "pool" => pool).set(r_squared);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Wires the coordinator: data set, journal, loop, gRPC, dashboard.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use proto::MAX_MESSAGE_BYTES;
+use proto::pb::coordinator_server::CoordinatorServer;
+use proto::pb::observer_server::ObserverServer;
+use service::grpc::Listener;
+use service::{BadInput, CancellationToken, Context, OnError};
+
+use crate::config::Config;
+use crate::data::DataSet;
+use crate::grpc::Grpc;
+use crate::journal::Journal;
+use crate::server_loop::{Parts, ServerLoop};
+use crate::{dashboard, metrics};
+
+/// How long members get to hang up after the end.
+const HANG_UP: Duration = Duration::from_secs(1);
+
+/// Builds the coordinator; nothing runs yet.
+///
+/// # Errors
+/// When the data, the journal or a port cannot be used.
+pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
+    metrics::describe();
+    let bad_input = |error: &dyn std::error::Error| BadInput(error.to_string());
+    let data = DataSet::read(&config.data.path, config.data.shuffle, config.seed);
+    let data = Arc::new(data.map_err(|error| bad_input(&error))?);
+    let plan = config.plan(&data).map_err(|error| bad_input(&error))?;
+    let listener = Listener::bind("listen", config.listen).await?;
+    context.bound.push(("grpc", listener.address));
+    let (journal, state) = Journal::open(&config.journal, &plan)?;
+    let steps_file = config.steps_file.as_deref().map(append_to).transpose()?;
+    let began = state.trained();
+    tracing::info!(
+        run = %plan.run,
+        prompts = data.len(),
+        batches = plan.batches,
+        trained = began.0,
+        journal = %config.journal.display(),
+        "coordinator ready"
+    );
+    let done = CancellationToken::new();
+    let parts = Parts { state, plan, journal, data, steps_file, done: done.clone() };
+    let (server_loop, handle, view) = ServerLoop::new(parts);
+    context.pages = dashboard::pages(view);
+    let grpc = Grpc::new(handle, context.tasks.spawner(), done.clone());
+    let router = service::grpc::server()
+        .add_service(
+            CoordinatorServer::new(grpc.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(ObserverServer::new(grpc));
+    let token = context.token.clone();
+    context.tasks.add("server loop", OnError::Shutdown, async move { server_loop.run(token).await });
+    context.tasks.add("grpc", OnError::Shutdown, async move {
+        // The server outlives the request to stop, because the drain needs its streams: it ends with the loop, and
+        // does not wait for members that are slow to hang up.
+        let serving =
+            router.serve_with_incoming_shutdown(listener.incoming(), done.clone().cancelled_owned());
+        tokio::select! {
+            served = serving => served.context("serve gRPC"),
+            () = async { done.cancelled().await; tokio::time::sleep(HANG_UP).await } => Ok(()),
+        }
+    });
+    context.readiness.set(true);
+    Ok(context)
+}
+
+fn append_to(path: &Path) -> anyhow::Result<std::fs::File> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.with_context(|| format!("open the steps file {}", path.display()))
+}

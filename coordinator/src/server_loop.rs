@@ -1,0 +1,392 @@
+//! The owner of the state: one task, one inbox.
+//!
+//! ```text
+//!  streams --Input--> inbox (bounded) --> apply --> journal (fsync) --> effects --> outboxes (bounded) --> streams
+//!                                                              \--> acknowledgements
+//! ```
+//!
+//! | waits for        | unblocked by                          | bound                                   |
+//! |------------------|---------------------------------------|-----------------------------------------|
+//! | a stream's input | room in the inbox                     | gRPC flow control reaches the sender    |
+//! | this loop        | an input, a deadline, a cancellation  | the next deadline of the state          |
+//! | a stream's output| the member reading                    | a full outbox disconnects the member    |
+//!
+//! Inputs are taken in lots: all that wait are applied, made durable with one fsync, and only then acted upon.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use types::link::actor::{ActorCommand, Lease, LeasedPrompt};
+use types::link::learner::LearnerCommand;
+use types::link::reward::RewardCommand;
+use types::{Batch, MemberId, RolloutId, Sample, ScoredRollout, Timestamp};
+
+use crate::data::DataSet;
+use crate::journal::{Entries, Journal};
+use crate::metrics;
+use crate::sessions::{Closing, Outbox, SessionNumber, Sessions};
+use crate::state::{BatchPlan, Effect, Event, Grant, Phase, Plan, State, StepRecord};
+use crate::status::Status;
+
+/// Inputs that may wait.
+const INBOX_CAPACITY: usize = 1024;
+/// Inputs taken at once.
+const LOT: usize = 256;
+/// Shortest time between two publications of the status.
+const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+/// How long the streams get to carry the last commands.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What streams and observers say to the loop.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A member introduced itself on a new stream.
+    Joined { member: MemberId, session: SessionNumber, outbox: Outbox, event: Event },
+    /// Something came on a member's stream.
+    Message(Box<Message>),
+    /// A member's stream ended.
+    Closed { member: MemberId, session: SessionNumber, event: Event },
+    /// Somebody asked the run to stop.
+    Drain,
+    /// Somebody asks how things are, now.
+    Status(oneshot::Sender<Arc<Status>>),
+}
+
+/// Something that came on a member's stream.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) member: MemberId,
+    pub(crate) session: SessionNumber,
+    pub(crate) event: Event,
+    /// The tokens, where the event is a score.
+    pub(crate) scored: Option<ScoredRollout>,
+    /// To be acknowledged to a reward server once durable.
+    pub(crate) acknowledge: Option<RolloutId>,
+}
+
+/// The way to the loop.
+#[derive(Debug, Clone)]
+pub(crate) struct Handle {
+    inbox: mpsc::Sender<Input>,
+}
+
+impl Handle {
+    /// Puts an input into the inbox, waiting for room.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub(crate) async fn send(&self, input: Input) -> Result<(), Ended> {
+        self.inbox.send(input).await.map_err(|_| Ended)
+    }
+
+    /// How things are.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub(crate) async fn status(&self) -> Result<Arc<Status>, Ended> {
+        let (reply, status) = oneshot::channel();
+        self.send(Input::Status(reply)).await?;
+        status.await.map_err(|_| Ended)
+    }
+}
+
+/// The loop has ended: the run is over or failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the coordinator is shutting down")]
+pub(crate) struct Ended;
+
+/// Wall time that never goes back, whatever happens to the system's clock.
+#[derive(Debug)]
+struct Clock {
+    began: Timestamp,
+    since: Instant,
+}
+
+impl Clock {
+    fn starting_after(last: Timestamp) -> Self {
+        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let wall = Timestamp(u64::try_from(unix.as_millis()).unwrap_or(0));
+        Self { began: wall.max(last), since: Instant::now() }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.began + self.since.elapsed()
+    }
+
+    fn instant(&self, at: Timestamp) -> Instant {
+        self.since + at.since(self.began)
+    }
+}
+
+/// The loop with all that it owns.
+pub(crate) struct ServerLoop {
+    state: State,
+    /// The plan of this start, which may differ from the journal's where that is harmless.
+    plan: Plan,
+    journal: Journal,
+    data: Arc<DataSet>,
+    steps_file: Option<std::fs::File>,
+    published: Published,
+    /// Cancelled when this loop has ended and said farewell.
+    done: CancellationToken,
+    sessions: Sessions,
+    clock: Clock,
+    inbox: mpsc::Receiver<Input>,
+    /// What the next write makes durable, and what is done after it.
+    entries: Entries,
+    effects: Vec<Effect>,
+    acknowledgements: Vec<(MemberId, RolloutId)>,
+    ended: Option<Phase>,
+}
+
+/// What a loop is made of.
+pub(crate) struct Parts {
+    pub(crate) state: State,
+    pub(crate) plan: Plan,
+    pub(crate) journal: Journal,
+    pub(crate) data: Arc<DataSet>,
+    pub(crate) steps_file: Option<std::fs::File>,
+    pub(crate) done: CancellationToken,
+}
+
+/// Where the loop publishes what people see.
+#[derive(Debug)]
+struct Published {
+    status: watch::Sender<Arc<Status>>,
+    steps: watch::Sender<Arc<Vec<StepRecord>>>,
+}
+
+/// Where people see it.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) status: watch::Receiver<Arc<Status>>,
+    pub(crate) steps: watch::Receiver<Arc<Vec<StepRecord>>>,
+}
+
+impl ServerLoop {
+    /// A loop over a recovered state, the way to it, and what it publishes.
+    pub(crate) fn new(parts: Parts) -> (Self, Handle, View) {
+        let Parts { state, plan, journal, data, steps_file, done } = parts;
+        let (sender, inbox) = mpsc::channel(INBOX_CAPACITY);
+        let clock = Clock::starting_after(journal.last_event());
+        let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
+        let (steps, steps_view) = watch::channel(Arc::new(state.steps().cloned().collect()));
+        let this = Self {
+            state,
+            plan,
+            journal,
+            data,
+            steps_file,
+            published: Published { status, steps },
+            done,
+            sessions: Sessions::default(),
+            clock,
+            inbox,
+            entries: Entries::default(),
+            effects: Vec::new(),
+            acknowledgements: Vec::new(),
+            ended: None,
+        };
+        (this, Handle { inbox: sender }, View { status: status_view, steps: steps_view })
+    }
+
+    /// Runs until the run is over, or the token is cancelled and the drain done.
+    pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
+        let done = self.done.clone().drop_guard();
+        self.apply(Event::Restarted(Box::new(self.plan.clone())));
+        self.settle()?;
+        let mut lot = Vec::with_capacity(LOT);
+        let mut published = Instant::now();
+        let mut draining = false;
+        while self.ended.is_none() {
+            let deadline = self.state.next_deadline().map(|deadline| self.clock.instant(deadline));
+            let status_due = published + STATUS_INTERVAL;
+            tokio::select! {
+                count = self.inbox.recv_many(&mut lot, LOT) => anyhow::ensure!(count > 0, "every handle is gone"),
+                () = sleep_until(deadline) => self.apply(Event::Tick),
+                () = tokio::time::sleep_until(status_due) => {}
+                () = token.cancelled(), if !draining => {
+                    draining = true;
+                    self.apply(Event::DrainRequested);
+                }
+            }
+            for input in lot.drain(..) {
+                self.take(input);
+            }
+            self.settle()?;
+            if Instant::now() >= status_due {
+                self.publish_status();
+                published = Instant::now();
+            }
+        }
+        self.publish_status();
+        self.sessions.finish();
+        // The farewell needs a moment on the wire before the sockets close.
+        tokio::time::sleep(FAREWELL).await;
+        drop(done);
+        Ok(())
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Joined { member, session, outbox, event } => {
+                self.sessions.open(member, session, outbox);
+                self.apply(event);
+            }
+            Input::Message(message) => self.take_message(*message),
+            Input::Closed { member, session, event } => {
+                if self.sessions.is_current(&member, session) {
+                    self.sessions.ended(&member);
+                    self.apply(event);
+                }
+            }
+            Input::Drain => self.apply(Event::DrainRequested),
+            Input::Status(reply) => {
+                let _ = reply.send(Arc::new(Status::of(&self.state, self.clock.now())));
+            }
+        }
+    }
+
+    fn take_message(&mut self, message: Message) {
+        let Message { member, session, event, scored, acknowledge } = message;
+        if !self.sessions.is_current(&member, session) {
+            return;
+        }
+        let first = self.effects.len();
+        self.apply(event);
+        if let Some(mut scored) = scored {
+            let id = scored.rollout.id;
+            if self.effects[first..].contains(&Effect::Keep(id)) {
+                // The scorers have read the fields; the learner needs tokens and numbers only.
+                scored.rollout.fields = "".into();
+                self.entries.keep.push(scored);
+            }
+        }
+        self.acknowledgements.extend(acknowledge.map(|id| (member, id)));
+    }
+
+    fn apply(&mut self, event: Event) {
+        let now = self.clock.now();
+        metrics::event(&event);
+        let effects = self.state.apply(now, event.clone());
+        self.entries.events.push((now, event));
+        for effect in effects {
+            if let Effect::Forget(ids) = &effect {
+                self.entries.forget.extend(ids);
+            }
+            self.effects.push(effect);
+        }
+    }
+
+    /// Makes what was applied durable, then acts on it.
+    fn settle(&mut self) -> anyhow::Result<()> {
+        if self.entries.events.is_empty() {
+            return Ok(());
+        }
+        let mut entries = std::mem::take(&mut self.entries);
+        // A response can come and be filtered in one lot; then nothing is to be stored.
+        entries.keep.retain(|scored| !entries.forget.contains(&scored.rollout.id));
+        let started = Instant::now();
+        tokio::task::block_in_place(|| self.journal.commit(entries, &self.state))?;
+        metrics::journal_commit(started.elapsed());
+        for effect in std::mem::take(&mut self.effects) {
+            self.perform(effect)?;
+        }
+        for (member, id) in std::mem::take(&mut self.acknowledgements) {
+            self.sessions.reward(&member, RewardCommand::Recorded(id));
+        }
+        metrics::state(&self.state);
+        Ok(())
+    }
+
+    fn perform(&mut self, effect: Effect) -> anyhow::Result<()> {
+        match effect {
+            Effect::Actor { member, command } => self.sessions.actor(&member, *command),
+            Effect::Lease { member, grant } => {
+                let lease = self.lease(grant)?;
+                self.sessions.actor(&member, ActorCommand::Lease(lease));
+            }
+            Effect::Learner(command) => self.sessions.learner(command),
+            Effect::SendBatch(plan) => {
+                let batch = self.batch(&plan)?;
+                tracing::info!(batch = plan.id.0, samples = plan.samples.len(), "batch sent");
+                self.sessions.learner(LearnerCommand::Batch(batch));
+            }
+            Effect::Keep(_) | Effect::Forget(_) => {}
+            Effect::Disconnect { member, reason } => {
+                tracing::warn!(%member, reason, "disconnected");
+                self.sessions.close(&member, Closing::Disconnect(reason));
+            }
+            Effect::Refuse { member, reason } => {
+                tracing::error!(%member, reason, "refused");
+                self.sessions.close(&member, Closing::Refuse(reason));
+            }
+            Effect::Step(step) => self.step(&step)?,
+            Effect::Explain(what) => tracing::info!("{what}"),
+            Effect::Finish(phase) => {
+                tracing::info!(?phase, trained = self.state.trained().0, "the run has ended");
+                self.ended = Some(phase);
+            }
+        }
+        Ok(())
+    }
+
+    /// A lease with the prompts' texts.
+    fn lease(&self, grant: Grant) -> anyhow::Result<Lease> {
+        let Grant { id, groups, time_limit } = grant;
+        let group_size = self.state.plan().group_size;
+        let mut prompts = Vec::with_capacity(groups.len());
+        for group in groups {
+            let prompt = self.data.prompt(group.prompt);
+            let prompt = prompt.with_context(|| format!("prompt {} is not in the data set", group.prompt))?;
+            prompts.push(LeasedPrompt { prompt, group_size, wanted: group.wanted });
+        }
+        Ok(Lease { id, prompts, time_limit })
+    }
+
+    /// A batch with its tokens.
+    fn batch(&self, plan: &BatchPlan) -> anyhow::Result<Batch> {
+        let mut samples = Vec::with_capacity(plan.samples.len());
+        for sample in &plan.samples {
+            let scored = self.journal.scored(sample.id)?;
+            samples.push(Sample { scored, weight: sample.weight });
+        }
+        Ok(Batch::new(plan.id, samples)?)
+    }
+
+    fn step(&mut self, step: &StepRecord) -> anyhow::Result<()> {
+        tracing::info!(
+            batch = step.batch.0,
+            score_mean = step.score_mean,
+            outcome_mean = step.outcome_mean,
+            kl_to_ref = step.metrics.kl_to_ref,
+            approx_kl = step.metrics.approx_kl,
+            rollout_approx_kl = step.metrics.rollout_approx_kl,
+            step_seconds = step.metrics.step_seconds,
+            "step"
+        );
+        metrics::step(step);
+        self.published.steps.send_replace(Arc::new(self.state.steps().cloned().collect()));
+        if let Some(file) = &mut self.steps_file {
+            let line = serde_json::to_string(step)?;
+            writeln!(file, "{line}").context("write the steps file")?;
+        }
+        Ok(())
+    }
+
+    fn publish_status(&self) {
+        self.published.status.send_replace(Arc::new(Status::of(&self.state, self.clock.now())));
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

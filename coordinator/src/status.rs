@@ -1,0 +1,191 @@
+//! The run at a glance, as JSON for the dashboard, `sluice top` and the progress of `sluice run`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use types::link::learner::LearnerPhase;
+use types::{PolicyVersion, Timestamp};
+
+use crate::explain::waiting_for;
+use crate::state::{Phase, State, StepRecord};
+
+/// Steps from which the time to go is estimated.
+const ETA_STEPS: usize = 10;
+
+/// How a run is doing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub run: String,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// What it waits for, in one sentence.
+    pub waiting_for: String,
+    /// The newest policy version.
+    pub version: PolicyVersion,
+    /// Batches of the whole run.
+    pub batches: u64,
+    /// Batches trained.
+    pub trained: u64,
+    /// Batches that a checkpoint holds.
+    pub checkpointed: u64,
+    /// Groups that the next batch has, of `batch_prompts`.
+    pub ready_prompts: u64,
+    /// Groups per batch.
+    pub batch_prompts: u64,
+    /// Prompts with a response awaited.
+    pub open_prompts: u64,
+    /// Response tokens scored per second, lately.
+    pub tokens_per_second: f64,
+    /// Seconds until the last batch, at the pace of the last steps.
+    pub eta_seconds: Option<f64>,
+    /// The books.
+    pub account: AccountStatus,
+    /// The actors.
+    pub actors: Vec<ActorStatus>,
+    /// The reward servers.
+    pub reward_servers: Vec<RewardServerStatus>,
+    /// The learner.
+    pub learner: Option<LearnerStatus>,
+    /// The last step.
+    pub last_step: Option<StepRecord>,
+}
+
+/// The books: `issued` is the sum of the others, or there is a bug.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountStatus {
+    /// Attempts issued.
+    pub issued: u64,
+    /// Attempts in flight.
+    pub in_flight: u64,
+    /// Attempts by ending, as `outcome` or `outcome{reason}`.
+    pub endings: BTreeMap<String, u64>,
+    /// Always 0.
+    pub unaccounted: i64,
+    /// Results of attempts that had ended before.
+    pub late_results: u64,
+}
+
+/// One actor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActorStatus {
+    /// Its name.
+    pub member: String,
+    /// Its stream is open.
+    pub connected: bool,
+    /// It takes no more leases.
+    pub draining: bool,
+    /// The version it confirmed.
+    pub version: Option<PolicyVersion>,
+    /// Responses being generated.
+    pub running: u32,
+    /// Responses it could start.
+    pub free_slots: u32,
+    /// Rollouts not yet acknowledged.
+    pub unacknowledged: u32,
+    /// Tokens since its process started.
+    pub generated_tokens: u64,
+}
+
+/// One reward server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RewardServerStatus {
+    /// Its name.
+    pub member: String,
+    /// Its stream is open.
+    pub connected: bool,
+    /// Where actors reach it.
+    pub address: String,
+    /// Rollouts accepted and not yet reported.
+    pub queued: u32,
+}
+
+/// The learner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearnerStatus {
+    /// Its name.
+    pub member: String,
+    /// Its stream is open.
+    pub connected: bool,
+    /// Number of ranks.
+    pub world_size: u32,
+    /// The last batch in its weights.
+    pub trained: u64,
+    /// What it is doing.
+    pub phase: LearnerPhase,
+}
+
+impl Status {
+    /// The status of a state.
+    pub(crate) fn of(state: &State, now: Timestamp) -> Self {
+        let account = state.account();
+        let ending = |(ending, count): (types::Ending, u64)| {
+            let (outcome, reason) = ending.labels();
+            let name = if reason.is_empty() { outcome.to_owned() } else { format!("{outcome}{{{reason}}}") };
+            (name, count)
+        };
+        Self {
+            run: state.plan().run.to_string(),
+            phase: state.phase(),
+            waiting_for: waiting_for(state),
+            version: state.version(),
+            batches: state.plan().batches,
+            trained: state.trained().0,
+            checkpointed: state.checkpointed().0,
+            ready_prompts: state.ready_prompts(),
+            batch_prompts: state.plan().batch_prompts,
+            open_prompts: state.open_prompts(),
+            tokens_per_second: state.tokens_per_second(now),
+            eta_seconds: eta_seconds(state),
+            account: AccountStatus {
+                issued: account.issued(),
+                in_flight: state.in_flight(),
+                endings: account.endings().map(ending).collect(),
+                unaccounted: state.unaccounted(),
+                late_results: account.late_results(),
+            },
+            actors: actors(state),
+            reward_servers: reward_servers(state),
+            learner: state.learner().map(|learner| LearnerStatus {
+                member: learner.member.to_string(),
+                connected: learner.connected,
+                world_size: learner.world_size,
+                trained: learner.trained.0,
+                phase: learner.phase,
+            }),
+            last_step: state.steps().next_back().cloned(),
+        }
+    }
+}
+
+fn actors(state: &State) -> Vec<ActorStatus> {
+    let actor = |(member, actor): (&types::MemberId, &crate::state::Actor)| ActorStatus {
+        member: member.to_string(),
+        connected: actor.connected,
+        draining: actor.draining,
+        version: actor.weights.map(|(version, _)| version),
+        running: actor.load.running,
+        free_slots: actor.load.free_slots,
+        unacknowledged: actor.load.unacknowledged,
+        generated_tokens: actor.load.generated_tokens,
+    };
+    state.actors().iter().map(actor).collect()
+}
+
+fn reward_servers(state: &State) -> Vec<RewardServerStatus> {
+    let server = |(member, server): (&types::MemberId, &crate::state::RewardServer)| RewardServerStatus {
+        member: member.to_string(),
+        connected: server.connected,
+        address: server.address.clone(),
+        queued: server.queued,
+    };
+    state.reward_servers().iter().map(server).collect()
+}
+
+fn eta_seconds(state: &State) -> Option<f64> {
+    let recent: Vec<&StepRecord> = state.steps().rev().take(ETA_STEPS + 1).collect();
+    let (last, first) = (recent.first()?, recent.last()?);
+    let steps = last.batch.0.checked_sub(first.batch.0).filter(|steps| *steps > 0)?;
+    let pace = last.time.since(first.time).as_secs_f64() / steps as f64;
+    Some(pace * (state.plan().batches - state.trained().0) as f64)
+}

@@ -1,0 +1,114 @@
+//! The journal: what was committed is there after a restart, and what cannot be used is refused by name.
+
+use std::path::Path;
+
+use coordinator::journal::{Entries, Error, Journal};
+use coordinator::state::{Effect, Event, Plan, RewardEvent, State};
+use types::{FinishReason, Rollout, RolloutId, ScoredRollout, Span, Timestamp};
+
+use crate::world::{World, plan};
+
+fn scored(event: &Event) -> Option<ScoredRollout> {
+    let Event::Reward { event: RewardEvent::Scored(summary), .. } = event else {
+        return None;
+    };
+    let rollout = Rollout {
+        id: summary.id,
+        prompt_tokens: vec![1, 2, 3].into(),
+        response_tokens: vec![4; summary.tokens as usize],
+        rollout_logprobs: vec![-0.5; summary.tokens as usize],
+        surviving_mass: None,
+        spans: vec![Span { version: summary.oldest, tokens: summary.tokens }],
+        finish_reason: FinishReason::Stop,
+        fields: "".into(),
+    };
+    Some(ScoredRollout { rollout, score: summary.score, ref_logprobs: Vec::new(), outcome: summary.outcome })
+}
+
+/// Commits events one by one, as the server loop would, and returns the ids whose tokens must be there.
+fn record(journal: &mut Journal, state: &mut State, events: &[(Timestamp, Event)]) -> Vec<RolloutId> {
+    let mut kept = Vec::new();
+    for (at, event) in events {
+        let effects = state.apply(*at, event.clone());
+        let mut entries = Entries { events: vec![(*at, event.clone())], ..Entries::default() };
+        for effect in effects {
+            match effect {
+                Effect::Keep(id) => {
+                    entries.keep.extend(scored(event));
+                    kept.push(id);
+                }
+                Effect::Forget(ids) => {
+                    kept.retain(|id| !ids.contains(id));
+                    entries.keep.retain(|scored| !ids.contains(&scored.rollout.id));
+                    entries.forget.extend(ids);
+                }
+                _ => {}
+            }
+        }
+        journal.commit(entries, state).unwrap();
+    }
+    kept
+}
+
+fn events(steps: usize) -> Vec<(Timestamp, Event)> {
+    let mut world = World::new(plan(), 21);
+    for _ in 0..steps {
+        world.step();
+    }
+    world.journal
+}
+
+#[test]
+fn a_restart_finds_every_event_and_every_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let events = events(600);
+    let (mut journal, mut state) = Journal::open(folder.path(), &plan()).unwrap();
+    let kept = record(&mut journal, &mut state, &events);
+    assert!(!kept.is_empty());
+    drop(journal);
+    let (journal, replayed) = Journal::open(folder.path(), &plan()).unwrap();
+    assert_eq!(replayed, state);
+    assert_eq!(journal.last_event(), events.last().unwrap().0);
+    assert_eq!(journal.stored_rollouts().unwrap(), kept.len(), "no more and no fewer tokens than are needed");
+    for id in kept {
+        assert_eq!(journal.scored(id).unwrap().rollout.id, id);
+    }
+}
+
+#[test]
+fn a_snapshot_replaces_the_events() {
+    let folder = tempfile::tempdir().unwrap();
+    let events = events(9_000);
+    assert!(events.len() > 4_096, "enough events for a snapshot, not {}", events.len());
+    let (mut journal, mut state) = Journal::open(folder.path(), &plan()).unwrap();
+    record(&mut journal, &mut state, &events);
+    drop(journal);
+    let (_, replayed) = Journal::open(folder.path(), &plan()).unwrap();
+    assert_eq!(replayed, state);
+}
+
+#[test]
+fn another_plan_is_refused_and_harmless_changes_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Journal::open(folder.path(), &plan()).unwrap());
+    let error = Journal::open(folder.path(), &Plan { seed: 99, ..plan() }).unwrap_err();
+    assert!(error.to_string().contains("seed was 17 when the run began and is 99 now"), "{error}");
+    Journal::open(folder.path(), &Plan { batches: 50, ..plan() }).unwrap();
+}
+
+#[test]
+fn two_coordinators_cannot_share_a_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = Journal::open(folder.path(), &plan()).unwrap();
+    let error = Journal::open(folder.path(), &plan()).unwrap_err();
+    assert!(error.to_string().contains("another coordinator is using it"), "{error}");
+}
+
+#[test]
+fn a_folder_that_cannot_be_used_is_named() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().join("journal");
+    let error = Journal::open(&path, &plan()).unwrap_err();
+    assert!(matches!(&error, Error::Open { path: named, .. } if named == &path), "{error}");
+    assert!(Journal::open(Path::new("/proc/journal"), &plan()).is_err());
+}
