@@ -290,7 +290,11 @@ impl State {
             weights: hello.weights,
             last_seen: now,
         });
-        let welcome = LearnerCommand::Welcome { run: self.plan.run.clone(), last_batch: self.last_batch() };
+        let welcome = LearnerCommand::Welcome {
+            run: self.plan.run.clone(),
+            last_batch: self.last_batch(),
+            sampling: self.plan.sampling.clone(),
+        };
         effects.push(Effect::Learner(welcome));
     }
 

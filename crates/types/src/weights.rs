@@ -100,6 +100,64 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// The manifest of a flat buffer that holds tensors of these names, shapes and types one after the other.
+    ///
+    /// # Errors
+    /// When the tensors do not fill the buffer exactly.
+    pub fn of_buffer(
+        version: PolicyVersion,
+        tensors: Vec<(String, Vec<u64>, DType)>,
+        buffer: &[u8],
+    ) -> Result<Self, Invalid> {
+        let mut rest = buffer;
+        let mut entries = Vec::with_capacity(tensors.len());
+        for (name, shape, dtype) in tensors {
+            let mut entry = TensorEntry { name, shape, dtype, hash: WeightHash([0; 32]) };
+            let bytes = entry.bytes().and_then(|bytes| usize::try_from(bytes).ok());
+            let Some((own, others)) = bytes.and_then(|bytes| rest.split_at_checked(bytes)) else {
+                let what = format!("tensor {} of {version}", entry.name);
+                return Err(Invalid::new(what, format!("does not fit into the {} bytes left", rest.len())));
+            };
+            entry.hash = WeightHash(*blake3::hash(own).as_bytes());
+            entries.push(entry);
+            rest = others;
+        }
+        if !rest.is_empty() {
+            let problem = format!("{} bytes are left over behind its tensors", rest.len());
+            return Err(Invalid::new(format!("weights {version}"), problem));
+        }
+        let hash = Self::hash_of(&entries);
+        Ok(Self { version, tensors: entries, hash })
+    }
+
+    /// Checks that `buffer` holds exactly these weights.
+    ///
+    /// # Errors
+    /// Names the first tensor that differs.
+    pub fn verify(&self, buffer: &[u8]) -> Result<(), Invalid> {
+        let described = self.tensors.iter().map(|entry| (entry.name.clone(), entry.shape.clone(), entry.dtype));
+        let found = Self::of_buffer(self.version, described.collect(), buffer)?;
+        let differs = self.tensors.iter().zip(&found.tensors).find(|(wanted, found)| wanted.hash != found.hash);
+        match differs {
+            Some((wanted, found)) => Err(Invalid::new(
+                format!("tensor {} of {}", wanted.name, self.version),
+                format!("has hash {}, expected {}", found.hash, wanted.hash),
+            )),
+            None if found.hash != self.hash => {
+                Err(Invalid::new(format!("manifest of {}", self.version), "does not hash to its own hash"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn hash_of(entries: &[TensorEntry]) -> WeightHash {
+        let mut hasher = blake3::Hasher::new();
+        for entry in entries {
+            hasher.update(&entry.hash.0);
+        }
+        WeightHash(*hasher.finalize().as_bytes())
+    }
+
     /// Bytes of the whole flat buffer.
     ///
     /// # Errors
@@ -164,6 +222,25 @@ mod tests {
         assert_eq!(WeightHash::try_from(hash.to_string()).unwrap(), hash);
         assert!(WeightHash::try_from("zz".repeat(32)).is_err());
         assert!(WeightHash::try_from("ä".repeat(32)).is_err());
+    }
+
+    #[test]
+    fn a_buffer_is_verified_tensor_by_tensor() {
+        let buffer: Vec<u8> = (0..40).collect();
+        let tensors = vec![("a".to_owned(), vec![2, 3], DType::F32), ("b".to_owned(), vec![8], DType::Bf16)];
+        let manifest = Manifest::of_buffer(PolicyVersion(2), tensors.clone(), &buffer).unwrap();
+        assert_eq!(manifest.total_bytes().unwrap(), 40);
+        manifest.verify(&buffer).unwrap();
+        for at in 0..buffer.len() {
+            let mut flipped = buffer.clone();
+            flipped[at] ^= 4;
+            let error = manifest.verify(&flipped).unwrap_err();
+            assert!(error.what.contains(if at < 24 { "tensor a" } else { "tensor b" }), "{error}");
+        }
+        assert!(manifest.verify(&buffer[..39]).is_err());
+        assert!(Manifest::of_buffer(PolicyVersion(2), tensors, &[0; 41]).is_err());
+        let forged = Manifest { hash: WeightHash([1; 32]), ..manifest };
+        assert!(forged.verify(&buffer).is_err());
     }
 
     #[test]

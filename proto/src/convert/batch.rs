@@ -62,6 +62,7 @@ impl LearnerCommands {
             (Command::Welcome(welcome), None) => LearnerCommand::Welcome {
                 run: RunId::try_from(welcome.run)?,
                 last_batch: BatchId(welcome.last_batch),
+                sampling: required("learner_welcome.sampling", welcome.sampling)?.try_into()?,
             },
             (Command::JoinGeneration(plan), None) => LearnerCommand::JoinGeneration(plan.try_into()?),
             (Command::Publish(publish), None) => LearnerCommand::Publish {

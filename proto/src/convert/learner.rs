@@ -169,9 +169,11 @@ pub(crate) fn single_command(command: LearnerCommand) -> Result<pb::LearnerComma
     use pb::learner_command::Command;
     let command = match command {
         LearnerCommand::Batch(batch) => return Err(batch),
-        LearnerCommand::Welcome { run, last_batch } => {
-            Command::Welcome(pb::LearnerWelcome { run: run.into(), last_batch: last_batch.0 })
-        }
+        LearnerCommand::Welcome { run, last_batch, sampling } => Command::Welcome(pb::LearnerWelcome {
+            run: run.into(),
+            last_batch: last_batch.0,
+            sampling: Some(sampling.into()),
+        }),
         LearnerCommand::JoinGeneration(plan) => Command::JoinGeneration(plan.into()),
         LearnerCommand::Publish { generation, version } => {
             Command::Publish(pb::Publish { generation: generation.0, version: version.0 })

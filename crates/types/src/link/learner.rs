@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::link::actor::GenerationPlan;
-use crate::{Batch, BatchId, GenerationId, Incarnation, Manifest, MemberId, PolicyVersion, RunId};
+use crate::{
+    Batch, BatchId, GenerationId, Incarnation, Manifest, MemberId, PolicyVersion, RunId, Sampling,
+};
 
 /// The learner introduces itself: the first report on every stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +146,8 @@ pub enum LearnerCommand {
         run: RunId,
         /// The number of the last batch, for the learning-rate schedule.
         last_batch: BatchId,
+        /// How the actors draw tokens: log-probs are compared at this temperature.
+        sampling: Sampling,
     },
     /// Train this next. Batches come in order without gaps.
     Batch(Batch),
