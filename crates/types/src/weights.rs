@@ -135,9 +135,11 @@ impl Manifest {
     /// # Errors
     /// Names the first tensor that differs.
     pub fn verify(&self, buffer: &[u8]) -> Result<(), Invalid> {
-        let described = self.tensors.iter().map(|entry| (entry.name.clone(), entry.shape.clone(), entry.dtype));
+        let described =
+            self.tensors.iter().map(|entry| (entry.name.clone(), entry.shape.clone(), entry.dtype));
         let found = Self::of_buffer(self.version, described.collect(), buffer)?;
-        let differs = self.tensors.iter().zip(&found.tensors).find(|(wanted, found)| wanted.hash != found.hash);
+        let differs =
+            self.tensors.iter().zip(&found.tensors).find(|(wanted, found)| wanted.hash != found.hash);
         match differs {
             Some((wanted, found)) => Err(Invalid::new(
                 format!("tensor {} of {}", wanted.name, self.version),

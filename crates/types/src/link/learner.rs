@@ -3,9 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::link::actor::GenerationPlan;
-use crate::{
-    Batch, BatchId, GenerationId, Incarnation, Manifest, MemberId, PolicyVersion, RunId, Sampling,
-};
+use crate::{Batch, BatchId, GenerationId, Incarnation, Manifest, MemberId, PolicyVersion, RunId, Sampling};
 
 /// The learner introduces itself: the first report on every stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
