@@ -1,45 +1,14 @@
 //! The data set of prompts: read once, checked line by line, served in a seeded order.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use flate2::read::MultiGzDecoder;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value};
+use service::{BadInput, jsonl};
 use types::{MAX_FIELDS_BYTES, Prompt, PromptContent, PromptId};
-
-/// A data set that cannot be used. The message names the file and the line.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file cannot be read.
-    #[error("cannot read the prompts {path}: {source}")]
-    Read {
-        /// The file.
-        path: String,
-        /// What the operating system says.
-        source: std::io::Error,
-    },
-    /// A line is no prompt.
-    #[error("{path}:{line}: {problem}")]
-    Line {
-        /// The file.
-        path: String,
-        /// The line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// There are no lines.
-    #[error("{path} holds no prompts")]
-    Empty {
-        /// The file.
-        path: String,
-    },
-}
 
 /// Prompts by their place in an epoch's order.
 #[derive(Debug)]
@@ -63,29 +32,16 @@ impl DataSet {
     ///
     /// # Errors
     /// Names the file and, for a broken line, its number.
-    pub fn read(path: &Path, shuffle: bool, seed: u64) -> Result<Self, Error> {
-        let name = path.display().to_string();
-        let failed = |source| Error::Read { path: name.clone(), source };
-        let file = File::open(path).map_err(failed)?;
-        let gzipped = path.extension().is_some_and(|extension| extension == "gz");
-        let plain: Box<dyn Read> = if gzipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+    pub fn read(path: &Path, shuffle: bool, seed: u64) -> Result<Self, BadInput> {
         let (mut lines, mut hasher) = (Vec::new(), blake3::Hasher::new());
-        let mut reader = BufReader::new(plain);
-        let mut bytes = Vec::new();
-        for number in 1.. {
-            bytes.clear();
-            if reader.read_until(b'\n', &mut bytes).map_err(failed)? == 0 {
-                break;
-            }
-            hasher.update(&bytes);
-            let broken = |problem: String| Error::Line { path: name.clone(), line: number, problem };
-            let text = std::str::from_utf8(&bytes).map_err(|_| broken("is not UTF-8".into()))?.trim();
-            if !text.is_empty() {
-                lines.push(parse_line(text).map_err(broken)?);
-            }
+        for line in jsonl::read(path)? {
+            let line = line?;
+            hasher.update(line.text().as_bytes());
+            lines.push(parse_line(line.text().trim()).map_err(|problem| line.wrong(&problem))?);
         }
         if lines.is_empty() || u32::try_from(lines.len()).is_err() {
-            return Err(Error::Empty { path: name });
+            let count = lines.len();
+            return Err(BadInput(format!("{}: {count} prompts, must be 1 to {}", path.display(), u32::MAX)));
         }
         let hash = hasher.finalize().to_hex().to_string();
         Ok(Self { lines, hash, shuffle, seed, order: Mutex::new(None) })
@@ -101,7 +57,7 @@ impl DataSet {
         self.lines.is_empty()
     }
 
-    /// BLAKE3 of the uncompressed bytes.
+    /// BLAKE3 of the lines.
     pub fn hash(&self) -> &str {
         &self.hash
     }
@@ -164,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    fn read(text: &str) -> Result<DataSet, Error> {
+    fn read(text: &str) -> Result<DataSet, BadInput> {
         let mut file = tempfile::Builder::new().prefix("prompts").suffix(".jsonl").tempfile().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         DataSet::read(file.path(), true, 7)
@@ -199,7 +155,7 @@ mod tests {
             ("{\"prompt\": \"x\"}\n\n{\"question\": 3}\n", ":3: must have exactly one of"),
             ("{\"tokens\": [1, -2]}\n", ":1: tokens must be"),
             ("{\"prompt\": \"\"}\n", ":1: is empty"),
-            ("\n\n", "holds no prompts"),
+            ("\n\n", "0 prompts"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error} should contain {expected}");

@@ -28,10 +28,8 @@ const HANG_UP: Duration = Duration::from_secs(1);
 /// When the data, the journal or a port cannot be used.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     metrics::describe();
-    let bad_input = |error: &dyn std::error::Error| BadInput(error.to_string());
-    let data = DataSet::read(&config.data.path, config.data.shuffle, config.seed);
-    let data = Arc::new(data.map_err(|error| bad_input(&error))?);
-    let plan = config.plan(&data).map_err(|error| bad_input(&error))?;
+    let data = Arc::new(DataSet::read(&config.data.path, config.data.shuffle, config.seed)?);
+    let plan = config.plan(&data).map_err(|error| BadInput(error.to_string()))?;
     let listener = Listener::bind("listen", config.listen).await?;
     context.bound.push(("grpc", listener.address));
     let (journal, state) = Journal::open(&config.journal, &plan)?;

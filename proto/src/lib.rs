@@ -11,7 +11,7 @@ mod stored;
 
 pub use convert::batch::{LearnerCommands, learner_messages};
 pub use error::ProtocolError;
-pub use stored::{scored_from_bytes, scored_to_bytes};
+pub use stored::{batch_from_bytes, batch_to_bytes, scored_from_bytes, scored_to_bytes};
 
 /// Generated code.
 #[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all, clippy::too_many_lines)]

@@ -102,6 +102,7 @@ proptest! {
             }
         }
         let batch = Batch::new(BatchId(4), all).unwrap();
+        prop_assert_eq!(&proto::batch_from_bytes(&proto::batch_to_bytes(batch.clone())).unwrap(), &batch);
         let mut commands = LearnerCommands::default();
         let messages = learner_messages(LearnerCommand::Batch(batch.clone()));
         let last = messages.len() - 1;

@@ -67,6 +67,8 @@ pub struct ServiceConfig {
     /// How long a shutdown may take before what has not finished is named and abandoned.
     #[serde(with = "humantime_serde")]
     pub grace_period: Duration,
+    /// Stop when standard input closes: a supervisor holds it open, so that no process outlives its supervisor.
+    pub follow_stdin: bool,
     /// Threads of the I/O runtime. The work of a role has threads of its own.
     pub io_threads: usize,
 }
@@ -80,6 +82,7 @@ impl Default for ServiceConfig {
             log: "info".to_owned(),
             log_format: LogFormat::Text,
             grace_period: Duration::from_secs(30),
+            follow_stdin: false,
             io_threads: 2,
         }
     }

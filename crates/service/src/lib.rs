@@ -6,9 +6,11 @@
 //! Start order: configuration, logging, the role's `build` (which binds and wires and may fail), then work.
 //! Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 130 told twice to stop.
 
-mod backoff;
 pub mod config;
 pub mod grpc;
+pub mod jsonl;
+
+mod backoff;
 mod http;
 mod link;
 mod metrics;

@@ -120,6 +120,9 @@ where
     let (listener, metrics_address) = bind("service.listen_metrics", service.listen_metrics).await?;
     let token = CancellationToken::new();
     stop_on_signals(token.clone())?;
+    if service.follow_stdin {
+        stop_with_stdin(token.clone())?;
+    }
     let context = Context {
         token: token.clone(),
         tasks: TaskSet::default(),
@@ -193,6 +196,18 @@ fn stop_on_signals(token: CancellationToken) -> anyhow::Result<()> {
     };
     #[expect(clippy::disallowed_methods, reason = "must outlive the task set, which it ends")]
     tokio::spawn(watch);
+    Ok(())
+}
+
+/// Standard input that closes asks the process to drain. It is read on a thread of its own, which a blocked read may keep
+/// until the process ends.
+fn stop_with_stdin(token: CancellationToken) -> anyhow::Result<()> {
+    let wait = move || {
+        let ended = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        tracing::info!(?ended, "standard input closed: draining");
+        token.cancel();
+    };
+    std::thread::Builder::new().name("stdin".to_owned()).spawn(wait).context("start the stdin thread")?;
     Ok(())
 }
 

@@ -86,6 +86,11 @@ impl Layers {
         }
     }
 
+    /// Changes the merged values; errors about changed ones still point at where the old ones came from.
+    pub fn edit(&mut self, change: impl FnOnce(&mut Table)) {
+        change(&mut self.merged);
+    }
+
     fn set(&mut self, path: &str, text: &str, origin: String) -> Result<(), Error> {
         let mut table = &mut self.merged;
         let mut keys = path.split('.').peekable();
