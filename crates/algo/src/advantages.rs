@@ -108,6 +108,15 @@ mod tests {
     }
 
     #[test]
+    fn a_group_of_two_is_a_comparison() {
+        let advantages = |baseline| group_advantages(baseline, &[1.0, 0.0], &[1, 1]).unwrap();
+        assert_eq!(advantages(GroupBaseline::Mean), [0.5, -0.5]);
+        assert_eq!(advantages(GroupBaseline::LeaveOneOut), [1.0, -1.0]);
+        let root = std::f32::consts::FRAC_1_SQRT_2;
+        assert_eq!(advantages(GroupBaseline::MeanStd { epsilon: 0.0 }), [root, -root]);
+    }
+
+    #[test]
     fn bad_input_is_an_error() {
         assert!(group_advantages(GRPO, &[1.0], &[1]).is_err());
         assert!(group_advantages(GRPO, &[1.0], &[0, 0]).is_err());

@@ -233,4 +233,16 @@ mod tests {
         assert!(Totals::of(Responses::new(&[1]).unwrap(), &[f32::NAN]).is_err());
         assert!(Totals::of(Responses::new(&[1]).unwrap(), &[]).is_err());
     }
+
+    #[test]
+    fn coefficients_that_are_not_one_number_per_token_are_an_error() {
+        let mask = [true, false];
+        let responses = Responses::new(&[2]).unwrap().with_mask(&mask).unwrap();
+        let likelihood =
+            |coefficients: &[f64]| negative_log_likelihood(responses, &[-1.0, -1.0], coefficients);
+        assert_eq!(likelihood(&[2.0, f64::NAN]).unwrap().loss, 2.0);
+        assert!(likelihood(&[f64::NAN, 2.0]).is_err());
+        assert!(likelihood(&[1.0]).is_err());
+        assert!(entropy_bonus(f64::NAN, responses, &[1.0; 2], &[1.0; 2]).is_err());
+    }
 }

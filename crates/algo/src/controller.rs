@@ -85,10 +85,11 @@ mod tests {
     #[test]
     fn a_broken_measurement_is_an_error() {
         assert!(ADAPTIVE.updated(f64::NAN, 10).is_err());
-        let broken = KlController::Adaptive { coefficient: 0.1, target: 0.0, horizon: 1.0 };
-        assert_eq!(
-            broken.updated(1.0, 1).unwrap_err().to_string(),
-            "target is 0, expected a positive number"
-        );
+        for (target, horizon) in [(0.0, 1.0), (-1.0, 1.0), (f64::INFINITY, 1.0), (1.0, 0.0), (1.0, f64::NAN)]
+        {
+            let broken = KlController::Adaptive { coefficient: 0.1, target, horizon };
+            let error = broken.updated(1.0, 1).unwrap_err().to_string();
+            assert!(error.ends_with("expected a positive number"), "{error}");
+        }
     }
 }

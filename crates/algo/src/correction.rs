@@ -284,6 +284,32 @@ mod tests {
         };
         assert_eq!(mask([-1.0, 1.0, -1.0]), [0.0, 1.0, 1.0]);
         assert_eq!(mask([0.0, -0.1, 0.0]), [1.0, 0.0, 1.0]);
+        // The mean over tokens decides: 0.6 here, below a bound of 0.7 that the sum of 1.2 exceeds.
+        let responses = Responses::new(&[2]).unwrap();
+        let kept = |delta| {
+            off_policy_sequence_mask(delta, responses, &[-1.0], &[-2.0, -1.2], &[-1.0, -1.0]).unwrap()
+        };
+        assert_eq!((kept(0.7), kept(0.5)), (vec![1.0, 1.0], vec![0.0, 0.0]));
+    }
+
+    #[test]
+    fn sums_of_parts_add_up() {
+        let (old, rollout) = ([-1.0, -0.5, -2.0], [-1.5, -0.75, -1.0]);
+        let correction = Correction::TokenTruncate { max: 1.5 };
+        let sums = |tokens: std::ops::Range<usize>| {
+            let lengths = [tokens.len()];
+            let responses = Responses::new(&lengths).unwrap();
+            correction.weights(responses, &old[tokens.clone()], &rollout[tokens]).unwrap().sums
+        };
+        let mut merged = sums(0..1);
+        merged.merge(&sums(1..3));
+        let whole = sums(0..3);
+        assert_eq!((merged.tokens, merged.truncated, merged.rejected), (3.0, 1.0, 0.0));
+        assert!((merged.weight - whole.weight).abs() < 1e-12 && merged.weight > 2.0);
+        assert!((merged.rollout_kl - 0.25).abs() < 1e-12, "{merged:?}");
+        let mut rejected = CorrectionSums { rejected: 1.0, ..merged };
+        rejected.merge(&CorrectionSums { rejected: 2.0, truncated: 3.0, ..CorrectionSums::default() });
+        assert_eq!((rejected.rejected, rejected.truncated), (3.0, 4.0));
     }
 
     #[test]

@@ -246,7 +246,7 @@ impl Filtration {
     pub fn expected_weights(&self, scores: &[f64]) -> Result<Option<Vec<f64>>, Error> {
         self.validate()?;
         let mut ranking: Vec<usize> = (0..scores.len()).collect();
-        ranking.sort_by(|&a, &b| (scores[b] + 0.0).total_cmp(&(scores[a] + 0.0)));
+        ranking.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
         let ranked: Vec<f64> = ranking.iter().map(|&place| scores[place]).collect();
         if self.lacks_signal(&ranked) {
             return Ok(None);
@@ -281,7 +281,11 @@ impl Filtration {
         }
     }
 
-    fn validate(&self) -> Result<(), Error> {
+    /// Checks the strategy's parameters and the number of draws.
+    ///
+    /// # Errors
+    /// Names what was given and what is legal.
+    pub fn validate(&self) -> Result<(), Error> {
         self.strategy.validate()?;
         match self.mode {
             Mode::Resample { draws: 0 } => Err(Error::Mode { given: String::from(self.mode) }),

@@ -138,5 +138,15 @@ mod tests {
             assert!(ratio.is_finite() && slope == 0.0);
         }
         assert_eq!(KlEstimator::K3Plus.gradient(-1e4), -1e4);
+        assert_eq!(KlEstimator::Abs.gradient(0.0), 0.0);
+    }
+
+    #[test]
+    fn moments_are_over_the_tokens_that_count() {
+        let mask = [true, false, true];
+        let responses = Responses::new(&[3]).unwrap().with_mask(&mask).unwrap();
+        let moments =
+            KlEstimator::K1.moments(responses, &[-1.0, 9.0, -2.0], &[-1.5, f32::NAN, -3.0]).unwrap();
+        assert_eq!((moments.count, moments.mean()), (2.0, 0.75));
     }
 }

@@ -12,11 +12,8 @@ pub fn pass_at_k(samples: u64, correct: u64, k: u64) -> Result<f64, Error> {
     require(k > 0, "k", k as f64, "1 or more")?;
     require(samples >= k, "samples", samples as f64, "at least k: pass@k is not defined for fewer")?;
     require(correct <= samples, "correct", correct as f64, "at most the number of samples")?;
-    let wrong = samples - correct;
-    if wrong < k {
-        return Ok(1.0);
-    }
-    let all_wrong: f64 = (wrong + 1..=samples).map(|i| 1.0 - k as f64 / i as f64).product();
+    // Where fewer than k are wrong, the factor at i + 1 = k is 0.
+    let all_wrong: f64 = (samples - correct..samples).map(|i| 1.0 - k as f64 / (i + 1) as f64).product();
     Ok(1.0 - all_wrong)
 }
 

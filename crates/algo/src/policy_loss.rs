@@ -222,3 +222,52 @@ fn cispo(range: ClipRange, tokens: &PolicyTokens<'_>, loss: &mut PolicyLoss) {
         loss.gradient[token] = factor as f32;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one_token(objective: &PolicyObjective, log_ratio: f32, advantage: f32) -> Result<PolicyLoss, Error> {
+        policy_loss(
+            objective,
+            &PolicyTokens {
+                responses: Responses::new(&[1])?,
+                logprobs: &[log_ratio],
+                old_logprobs: &[0.0],
+                advantages: &[advantage],
+                coefficients: &[1.0],
+            },
+        )
+    }
+
+    fn clip(low: f64, high: f64, dual_clip: Option<f64>) -> PolicyObjective {
+        PolicyObjective::Clip { level: RatioLevel::Token, range: ClipRange { low, high }, dual_clip }
+    }
+
+    #[test]
+    fn the_dual_clip_is_a_multiple_of_the_advantage() {
+        let loss = one_token(&clip(0.2, 0.2, Some(3.0)), 2.0, -2.0).unwrap();
+        assert_eq!((loss.loss, loss.gradient[0], loss.ratios.dual_clipped), (6.0, 0.0, 1.0));
+        let good = one_token(&clip(0.2, 0.2, Some(3.0)), 2.0, 2.0).unwrap();
+        assert_eq!((good.loss, good.ratios.clipped, good.ratios.dual_clipped), (-2.4, 1.0, 0.0));
+    }
+
+    #[test]
+    fn without_a_lower_bound_only_the_upper_one_clips() {
+        let loss = one_token(&clip(2.0, 0.2, None), -5.0, -1.0).unwrap();
+        assert_eq!((loss.loss, loss.ratios.clipped), ((-5.0_f64).exp(), 0.0));
+    }
+
+    #[test]
+    fn parameters_outside_their_range_are_errors() {
+        for objective in [
+            clip(-0.1, 0.2, None),
+            clip(0.2, f64::NAN, None),
+            clip(0.2, 0.2, Some(1.0)),
+            clip(0.2, 0.2, Some(f64::INFINITY)),
+            PolicyObjective::Cispo { range: ClipRange { low: 0.2, high: -1.0 } },
+        ] {
+            assert!(one_token(&objective, 0.0, 1.0).is_err(), "{objective:?}");
+        }
+    }
+}

@@ -24,14 +24,6 @@ pub struct PairLoss {
 }
 
 impl PairLoss {
-    fn with_capacity(pairs: usize) -> Self {
-        Self {
-            chosen_gradient: Vec::with_capacity(pairs),
-            rejected_gradient: Vec::with_capacity(pairs),
-            ..Self::default()
-        }
-    }
-
     fn count(&mut self, margin: f64) {
         self.margins.push(margin);
         self.correct += if margin == 0.0 { 0.5 } else { f64::from(u8::from(margin > 0.0)) };
@@ -64,7 +56,7 @@ pub fn bradley_terry(pairs: &ScorePairs<'_>) -> Result<PairLoss, Error> {
         require_each("margins", margins, count, "pair")?;
     }
     require_total(pairs.total, count)?;
-    let mut result = PairLoss::with_capacity(count);
+    let mut result = PairLoss::default();
     for pair in 0..count {
         let difference = f64::from(pairs.chosen_scores[pair]) - f64::from(pairs.rejected_scores[pair]);
         let margin = pairs.margins.map_or(0.0, |margins| f64::from(margins[pair]));
@@ -141,7 +133,7 @@ pub fn preference_loss(
     let chosen_scales = objective.scales("chosen_lengths", pairs.chosen_lengths, count)?;
     let rejected_scales = objective.scales("rejected_lengths", pairs.rejected_lengths, count)?;
     require_total(pairs.total, count)?;
-    let mut result = PairLoss::with_capacity(count);
+    let mut result = PairLoss::default();
     for pair in 0..count {
         let chosen = f64::from(pairs.chosen_logprobs[pair]) - f64::from(pairs.ref_chosen_logprobs[pair]);
         let rejected =
@@ -264,7 +256,7 @@ pub fn kto_loss(kto: &Kto, reference_point: f64, examples: &LabelledResponses<'_
     require_total(examples.total, count)?;
     let mut result = KtoLoss {
         loss: 0.0,
-        gradient: Vec::with_capacity(count),
+        gradient: Vec::new(),
         desirable_rewards: Moments::default(),
         undesirable_rewards: Moments::default(),
     };
@@ -313,6 +305,43 @@ mod tests {
         assert!(result.loss.is_finite());
         assert_eq!(result.chosen_gradient[..2], [0.0, -1.0 / 3.0]);
         assert_eq!(result.correct, 1.5);
+    }
+
+    #[test]
+    fn metrics_count_pairs_and_measure_how_far_the_chosen_is_ahead() {
+        let pairs = ScorePairs {
+            chosen_scores: &[3.0, 2.0, 0.0],
+            rejected_scores: &[1.0, 1.0, 0.5],
+            margins: Some(&[2.0, 0.0, 0.0]),
+            total: 3,
+        };
+        let result = bradley_terry(&pairs).unwrap();
+        assert_eq!((result.correct, result.margins.count, result.margins.sum), (2.0, 3.0, 2.5));
+        // The first pair is ahead by just its margin: probability one half.
+        assert!((result.chosen_gradient[0] + 0.5 / 3.0).abs() < 1e-7);
+    }
+
+    #[test]
+    fn kto_measures_implicit_rewards_by_label() {
+        let kto = Kto { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 2.0 };
+        let examples = LabelledResponses {
+            logprobs: &[-11.5, -12.8],
+            ref_logprobs: &[-12.0, -12.0],
+            desirable: &[true, false],
+            total: 4,
+        };
+        let result = kto_loss(&kto, 0.3, &examples).unwrap();
+        assert!((result.loss - (0.495_000_166_66 + 2.0 * 0.472_527_695_655) / 4.0).abs() < 1e-7);
+        assert!((result.desirable_rewards.sum - 0.05).abs() < 1e-7);
+        assert!((result.undesirable_rewards.sum + 0.08).abs() < 1e-7);
+        for broken in
+            [Kto { beta: 0.0, ..kto }, Kto { beta: f64::NAN, ..kto }, Kto { undesirable_weight: -1.0, ..kto }]
+        {
+            assert!(kto_loss(&broken, 0.3, &examples).is_err(), "{broken:?}");
+        }
+        assert!(kto_loss(&kto, -0.1, &examples).is_err());
+        assert!(kto_loss(&kto, 0.3, &LabelledResponses { total: 1, ..examples }).is_err());
+        assert!(kto_loss(&kto, 0.3, &LabelledResponses { desirable: &[true], ..examples }).is_err());
     }
 
     #[test]

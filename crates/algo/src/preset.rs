@@ -110,6 +110,27 @@ const fn clip(level: RatioLevel, low: f64, high: f64) -> PolicyObjective {
     PolicyObjective::Clip { level, range: ClipRange { low, high }, dual_clip: None }
 }
 
+const PPO: AlgorithmDefaults = AlgorithmDefaults {
+    advantage: AdvantageEstimator::Gae,
+    whiten: true,
+    kl: KL_IN_REWARD,
+    objective: clip(RatioLevel::Token, 0.2, 0.2),
+    aggregation: Aggregation::TokenMean,
+    correction: Correction::None,
+    source: "arXiv 1707.06347; PF-PPO arXiv 2409.06957 and its code (k1 in the reward, β 0.01, clip 0.2)",
+};
+
+const GRPO: AlgorithmDefaults = AlgorithmDefaults {
+    advantage: GRPO_ADVANTAGE,
+    whiten: false,
+    kl: KlPlacement::Loss { estimator: KlEstimator::K3, coefficient: 0.04 },
+    aggregation: Aggregation::SeqMeanTokenMean,
+    source: "arXiv 2402.03300 (k3 in the loss, β 0.04); clip 0.2 and ε 1e-6 as in verl",
+    ..PPO
+};
+
+const WITHOUT_REFERENCE: AlgorithmDefaults = AlgorithmDefaults { kl: KlPlacement::None, ..GRPO };
+
 impl Algorithm {
     /// All of them.
     pub const ALL: [Self; 10] = [
@@ -127,32 +148,14 @@ impl Algorithm {
 
     /// The algorithm's defaults.
     pub fn defaults(self) -> AlgorithmDefaults {
-        let ppo = AlgorithmDefaults {
-            advantage: AdvantageEstimator::Gae,
-            whiten: true,
-            kl: KL_IN_REWARD,
-            objective: clip(RatioLevel::Token, 0.2, 0.2),
-            aggregation: Aggregation::TokenMean,
-            correction: Correction::None,
-            source: "arXiv 1707.06347; PF-PPO arXiv 2409.06957 and its code (k1 in the reward, β 0.01, clip 0.2)",
-        };
-        let grpo = AlgorithmDefaults {
-            advantage: GRPO_ADVANTAGE,
-            whiten: false,
-            kl: KlPlacement::Loss { estimator: KlEstimator::K3, coefficient: 0.04 },
-            aggregation: Aggregation::SeqMeanTokenMean,
-            source: "arXiv 2402.03300 (k3 in the loss, β 0.04); clip 0.2 and ε 1e-6 as in verl",
-            ..ppo
-        };
-        let without_reference = AlgorithmDefaults { kl: KlPlacement::None, ..grpo };
         match self {
-            Self::Ppo => ppo,
-            Self::Grpo => grpo,
+            Self::Ppo => PPO,
+            Self::Grpo => GRPO,
             Self::DrGrpo => AlgorithmDefaults {
                 advantage: AdvantageEstimator::Group(GroupBaseline::Mean),
                 aggregation: Aggregation::SeqMeanTokenSumNorm,
                 source: "arXiv 2503.20783 (no std, constant norm, no KL)",
-                ..without_reference
+                ..WITHOUT_REFERENCE
             },
             Self::Rloo => AlgorithmDefaults {
                 advantage: AdvantageEstimator::Group(GroupBaseline::LeaveOneOut),
@@ -160,18 +163,18 @@ impl Algorithm {
                 objective: clip(RatioLevel::SequenceProduct, 0.2, 0.2),
                 aggregation: Aggregation::SeqMeanTokenMean,
                 source: "arXiv 2402.14740 (the response is one action, KL in its reward); clipped as in TRL's RLOO trainer",
-                ..ppo
+                ..PPO
             },
             Self::ReinforcePlusPlus => AlgorithmDefaults {
                 advantage: AdvantageEstimator::ReturnToGo,
                 source: "arXiv 2501.03262 (k1 in the reward, return-to-go, whitened over the global batch)",
-                ..ppo
+                ..PPO
             },
             Self::ReinforcePlusPlusBaseline => AlgorithmDefaults {
                 advantage: AdvantageEstimator::Group(GroupBaseline::Mean),
                 kl: KlPlacement::Loss { estimator: KlEstimator::K2, coefficient: 0.01 },
                 source: "arXiv 2501.03262, baseline variant (group mean, then whitened over the global batch, k2 in the loss)",
-                ..ppo
+                ..PPO
             },
             Self::Dapo => AlgorithmDefaults {
                 objective: PolicyObjective::Clip {
@@ -181,23 +184,23 @@ impl Algorithm {
                 },
                 aggregation: Aggregation::TokenMean,
                 source: "arXiv 2503.14476; dual clip 10 as in its recipe",
-                ..without_reference
+                ..WITHOUT_REFERENCE
             },
             Self::Gspo => AlgorithmDefaults {
                 objective: clip(RatioLevel::SequenceMean, 3e-4, 4e-4),
                 source: "arXiv 2507.18071 (clip 3e-4 / 4e-4, no KL)",
-                ..without_reference
+                ..WITHOUT_REFERENCE
             },
             Self::Cispo => AlgorithmDefaults {
                 objective: PolicyObjective::Cispo { range: ClipRange { low: 1.0, high: 4.0 } },
                 aggregation: Aggregation::TokenMean,
                 source: "arXiv 2506.13585; no lower bound, upper bound 5 as recommended by AReaL and used by ScaleRL",
-                ..without_reference
+                ..WITHOUT_REFERENCE
             },
             Self::DecoupledPpo => AlgorithmDefaults {
                 correction: Correction::TokenMask { min: 0.0, max: 5.0 },
                 source: "arXiv 2110.00641, 2505.24298 section 5; weights above 5 rejected as in AReaL, the rest as ppo",
-                ..ppo
+                ..PPO
             },
         }
     }

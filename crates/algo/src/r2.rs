@@ -28,7 +28,7 @@ pub struct Outcome {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RSquared {
     /// `1 − Σ (s − ŝ)² / Σ (s − s̄)²` over bins, from 0 to 1. `None` where it is not defined: fewer than 3 bins, or the same
-    /// outcome in every bin. 0 where every bin has the same reward.
+    /// outcome in every bin, or numbers so large that their squares overflow. 0 where every bin has the same reward.
     pub r_squared: Option<f64>,
     /// Bins used: the number asked for, or the number of distinct rewards if that is smaller.
     pub bins: usize,
@@ -157,7 +157,8 @@ fn linear_r_squared(points: &[(f64, f64)]) -> Option<f64> {
     if yy <= count * (f64::EPSILON * 16.0 * mean_y).powi(2) {
         return None;
     }
-    Some(if xx > 0.0 { (xy * xy / (xx * yy)).clamp(0.0, 1.0) } else { 0.0 })
+    let correlation = if xx > 0.0 { xy / (xx.sqrt() * yy.sqrt()) } else { 0.0 };
+    correlation.is_finite().then(|| correlation.powi(2).min(1.0))
 }
 
 #[cfg(test)]
@@ -192,8 +193,16 @@ mod tests {
         let flat: Vec<_> = (0..97).map(|i| (f64::from(i), 0.3)).collect();
         assert_eq!(r_squared(&responses(&flat), 20).unwrap().r_squared, None);
         let mut heavy = responses(&[(0.0, 0.0), (1.0, 0.5), (2.0, 1.0)]);
-        heavy[1].weight = 1e300;
-        assert!(r_squared(&heavy, 20).unwrap().r_squared.is_none_or(f64::is_finite));
+        for weight in [1e-300, 1e300, f64::MAX] {
+            heavy[1].weight = weight;
+            heavy[2].weight = weight;
+            assert!(r_squared(&heavy, 20).unwrap().r_squared.is_none_or(f64::is_finite), "{weight}");
+        }
+        for (scale, defined) in [(1e-120, true), (1e120, true), (1e200, false)] {
+            let line: Vec<_> = (0..50).map(|i| (scale * f64::from(i), f64::from(i % 7 + i))).collect();
+            let result = r_squared(&responses(&line), 20).unwrap().r_squared;
+            assert_eq!(result.is_some_and(|value| value > 0.9), defined, "{scale}: {result:?}");
+        }
     }
 
     #[test]

@@ -85,3 +85,33 @@ impl RatioSums {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_means_over_the_tokens_of_all_parts() {
+        let part = RatioSums {
+            tokens: 3.0,
+            ratio: 3.5,
+            ratio_min: 0.5,
+            ratio_max: 2.0,
+            approx_kl: 0.3,
+            clipped: 1.0,
+            dual_clipped: 1.0,
+        };
+        let mut sums = RatioSums { tokens: 1.0, ratio: 0.1, ratio_min: 0.1, ratio_max: 0.1, ..part };
+        sums.merge(&part);
+        let expected = RatioMetrics {
+            ratio_mean: 0.9,
+            ratio_min: 0.1,
+            ratio_max: 2.0,
+            approx_kl: 0.15,
+            clip_fraction: 0.5,
+            dual_clip_fraction: 0.5,
+        };
+        assert_eq!(sums.metrics(), Some(expected));
+        assert_eq!(RatioSums::default().metrics(), None);
+    }
+}

@@ -56,11 +56,6 @@ impl<'a> Responses<'a> {
         self.lengths.is_empty()
     }
 
-    /// Whether the token at this place counts.
-    pub fn counts(&self, token: usize) -> bool {
-        self.mask.is_none_or(|mask| mask[token])
-    }
-
     /// The places of each response, in order.
     pub fn spans(&self) -> impl Iterator<Item = Range<usize>> + 'a {
         self.lengths.iter().scan(0, |start, &length| {
@@ -112,7 +107,8 @@ mod tests {
     fn spans_cover_the_slice_and_skip_nothing() {
         let responses = Responses::new(&[2, 0, 3]).unwrap();
         assert_eq!(responses.spans().collect::<Vec<_>>(), [0..2, 2..2, 2..5]);
-        assert_eq!((responses.len(), responses.tokens()), (3, 5));
+        assert_eq!((responses.len(), responses.tokens(), responses.is_empty()), (3, 5, false));
+        assert!(Responses::new(&[]).unwrap().is_empty());
     }
 
     #[test]

@@ -126,6 +126,12 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_mass_is_a_share_of_what_there_is() {
+        let log_mass = with(Some(1), None, None).log_mass(&[0.7_f32.ln(), 0.3008_f32.ln()]).unwrap();
+        assert!((log_mass.exp() - 0.7 / 1.0008).abs() < 1e-6);
+    }
+
     /// trl#6789: without the correction the ratio of identical weights is the surviving mass; with it, 1.
     #[test]
     fn trl_6789_identical_weights_have_ratio_one_under_truncated_sampling() {

@@ -134,7 +134,13 @@ fn s2_2_thresholds() {
 }
 
 #[test]
-fn a_group_of_one_is_kept() {
+fn a_group_of_one_is_kept_unless_its_score_says_otherwise() {
+    let alone = [("a", 0.0)];
+    for strategy in [Strategy::Top { threshold: 0.5 }, Strategy::TopBottom { low: -0.5, high: 0.5 }] {
+        for mode in [Mode::Select, RESAMPLE] {
+            assert_eq!(weights(&filter(by(strategy, mode), 3, "p", &alone)), [0.0], "{strategy}");
+        }
+    }
     for strategy in [Strategy::None, Strategy::BestOfN, Strategy::BestRandom, Strategy::BestWorst] {
         let kept = |weight| GroupDecision::Choices(vec![Choice { weight, kept: true }]);
         assert_eq!(filter(by(strategy, Mode::Select), 3, "p", &[("a", 0.0)]), kept(1.0), "{strategy}");
@@ -198,6 +204,15 @@ fn expected_weights_share_between_ties() {
     check(Strategy::TopRandom { threshold: 0.5 }, Mode::Select, &[0.0, 1.0], &[0.5, 1.0]);
     check(Strategy::Top { threshold: 0.5 }, Mode::Select, &[0.0, 1.0, 2.0], &[0.0, 1.0, 1.0]);
     check(Strategy::Top { threshold: 5.0 }, Mode::Select, &[0.0, 1.0], &[0.0, 0.0]);
+    // A score at a threshold is not beyond it.
+    check(Strategy::Top { threshold: 1.0 }, Mode::Select, &[1.0, 2.0], &[0.0, 1.0]);
+    check(Strategy::TopRandom { threshold: 1.0 }, Mode::Select, &[1.0, 2.0], &[0.5, 1.0]);
+    check(
+        Strategy::TopBottom { low: -1.0, high: 1.0 },
+        Mode::Select,
+        &[-1.0, 1.0, 2.0, -2.0],
+        &[0.0, 0.0, 1.0, 1.0],
+    );
     check(Strategy::Power { k: 1.0 }, Mode::Select, &[-3.0, 1.0], &[1.5, 0.5]);
     assert_eq!(by(Strategy::BestWorst, Mode::Select).expected_weights(&[1.0; 3]).unwrap(), None);
 }
@@ -256,10 +271,16 @@ fn diagnostics_of_known_decisions() {
     assert!((diagnostics.weight_entropy().unwrap() - 2.0_f64.ln()).abs() < 1e-12);
     let mut other = Diagnostics::default();
     other.record(2, &choices(&[2.0, 0.0]));
+    other.record(3, &GroupDecision::NoSignal);
     diagnostics.merge(&other);
-    assert_eq!((diagnostics.kept, diagnostics.weight, diagnostics.groups_without_signal), (3, 4.0, 1));
+    assert_eq!((diagnostics.groups, diagnostics.groups_without_signal, diagnostics.rollouts), (4, 2, 11));
+    assert_eq!((diagnostics.kept, diagnostics.weight), (3, 4.0));
     let expected = -(0.25 * 0.25_f64.ln() * 2.0 + 0.5 * 0.5_f64.ln());
     assert!((diagnostics.weight_entropy().unwrap() - expected).abs() < 1e-12);
+    let before = diagnostics;
+    diagnostics.merge(&before);
+    assert!((diagnostics.weight_entropy().unwrap() - expected - 2.0_f64.ln()).abs() < 1e-12);
+    assert_eq!((diagnostics.kept, diagnostics.weight, diagnostics.groups), (6, 8.0, 8));
 }
 
 #[test]

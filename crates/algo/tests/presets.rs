@@ -3,9 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use algo::{
-    AdvantageEstimator, Aggregation, Algorithm, Gae, KlEstimator, KlPlacement, KlTokens, Moments,
-    PolicyTokens, Responses, RewardShaping, ScoredTokens, Totals, coefficients, kl_loss, policy_loss,
-    reweight, whiten,
+    AdvantageEstimator, Aggregation, Algorithm, ClipRange, Correction, Gae, GroupBaseline, KlEstimator,
+    KlPlacement, KlTokens, Moments, PolicyObjective, PolicyTokens, RatioLevel, Responses, RewardShaping,
+    ScoredTokens, Totals, coefficients, kl_loss, policy_loss, reweight, whiten,
 };
 
 const LENGTHS: [usize; 4] = [3, 1, 2, 4];
@@ -82,6 +82,47 @@ fn algorithms_that_differ_only_off_policy_agree_on_fresh_rollouts() {
     assert_eq!(first_gradient(Algorithm::Cispo), first_gradient(Algorithm::Dapo));
 }
 
+/// The claims of section 7 about what each algorithm is.
+#[test]
+fn defaults_are_those_of_the_papers() {
+    use GroupBaseline::{LeaveOneOut, Mean, MeanStd};
+    let grpo = AdvantageEstimator::Group(MeanStd { epsilon: 1e-6 });
+    let reward = KlPlacement::Reward { estimator: KlEstimator::K1, coefficient: 0.01 };
+    let loss = |estimator, coefficient| KlPlacement::Loss { estimator, coefficient };
+    let clip = |level, low, high, dual_clip| PolicyObjective::Clip {
+        level,
+        range: ClipRange { low, high },
+        dual_clip,
+    };
+    let ppo = clip(RatioLevel::Token, 0.2, 0.2, None);
+    let sequence = clip(RatioLevel::SequenceMean, 3e-4, 4e-4, None);
+    let dapo = clip(RatioLevel::Token, 0.2, 0.28, Some(10.0));
+    let cispo = PolicyObjective::Cispo { range: ClipRange { low: 1.0, high: 4.0 } };
+    let product = clip(RatioLevel::SequenceProduct, 0.2, 0.2, None);
+    let (token_mean, seq_mean) = (Aggregation::TokenMean, Aggregation::SeqMeanTokenMean);
+    let mean = AdvantageEstimator::Group(Mean);
+    let none = KlPlacement::None;
+    for (algorithm, advantage, whiten, kl, objective, aggregation) in [
+        (Algorithm::Ppo, AdvantageEstimator::Gae, true, reward, ppo, token_mean),
+        (Algorithm::Grpo, grpo, false, loss(KlEstimator::K3, 0.04), ppo, seq_mean),
+        (Algorithm::DrGrpo, mean, false, none, ppo, Aggregation::SeqMeanTokenSumNorm),
+        (Algorithm::Rloo, AdvantageEstimator::Group(LeaveOneOut), false, reward, product, seq_mean),
+        (Algorithm::ReinforcePlusPlus, AdvantageEstimator::ReturnToGo, true, reward, ppo, token_mean),
+        (Algorithm::ReinforcePlusPlusBaseline, mean, true, loss(KlEstimator::K2, 0.01), ppo, token_mean),
+        (Algorithm::Dapo, grpo, false, none, dapo, token_mean),
+        (Algorithm::Gspo, grpo, false, none, sequence, seq_mean),
+        (Algorithm::Cispo, grpo, false, none, cispo, token_mean),
+        (Algorithm::DecoupledPpo, AdvantageEstimator::Gae, true, reward, ppo, token_mean),
+    ] {
+        let defaults = algorithm.defaults();
+        let found =
+            (defaults.advantage, defaults.whiten, defaults.kl, defaults.objective, defaults.aggregation);
+        assert_eq!(found, (advantage, whiten, kl, objective, aggregation), "{algorithm:?}");
+        let corrected = defaults.correction != Correction::None;
+        assert_eq!(corrected, algorithm == Algorithm::DecoupledPpo);
+    }
+}
+
 /// Dr.GRPO weighs tokens alike whatever the length of their response; GRPO gives those of short responses more.
 #[test]
 fn dr_grpo_has_no_length_bias() {
@@ -95,4 +136,23 @@ fn dr_grpo_has_no_length_bias() {
     assert!(dr_grpo.iter().all(|weight| *weight == dr_grpo[0]));
     let grpo = weight_of(defaults(Algorithm::Grpo));
     assert_eq!(grpo[3], 3.0 * grpo[0]);
+}
+
+#[test]
+fn every_algorithm_names_its_paper() {
+    let papers = [
+        "1707.06347",
+        "2402.03300",
+        "2503.20783",
+        "2402.14740",
+        "2501.03262 (k1",
+        "2501.03262, baseline",
+        "2503.14476",
+        "2507.18071",
+        "2506.13585",
+        "2110.00641",
+    ];
+    for (algorithm, paper) in Algorithm::ALL.into_iter().zip(papers) {
+        assert!(algorithm.defaults().source.starts_with(&format!("arXiv {paper}")), "{algorithm:?}");
+    }
 }

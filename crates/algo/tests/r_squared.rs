@@ -101,13 +101,13 @@ fn order_and_ties_have_no_say() {
     }
 }
 
-/// Rewards 0, 0, 1, 2 with outcomes 0, 1, 1, 1 in three bins of mass 4/3, by hand: (0, 1/2), (1/2, 3/4), (7/4, 1).
+/// Rewards 0, 0, 1, 2 with outcomes 0, 1, 0, 1 in three bins of mass 4/3, by hand: (0, 1/2), (1/2, 1/4), (7/4, 3/4).
 #[test]
 fn a_tie_has_its_mean_outcome_and_edges_divide_a_response() {
-    let tied = pool(&[(0.0, 0.0), (0.0, 1.0), (1.0, 1.0), (2.0, 1.0)]);
+    let tied = pool(&[(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (2.0, 1.0)]);
     let result = r_squared(&tied, 20).unwrap();
     assert_eq!((result.bins, result.responses), (3, 4));
-    assert_r2(result, 0.4375 * 0.4375 / (1.625 * 0.125));
+    assert_r2(result, 0.3125 * 0.3125 / (1.625 * 0.125));
 }
 
 /// A weight of two is the response twice.
