@@ -1,1 +1,1 @@
-//! Tests of the whole: end to end, architecture, chaos.
+//! Tests of the whole: architecture, end to end, chaos. What several of them need stands here.

@@ -1,0 +1,41 @@
+# `make demo` and `make test` are the only commands a fresh machine needs. Both set up what is missing first.
+
+CARGO = cargo
+DEMO = examples/tiny-coder/recipe.toml
+
+.PHONY: demo test setup build lint doc check-cuda parity clean-runs
+
+# Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
+demo: setup
+	$(CARGO) build --release --locked --workspace --bins
+	target/release/sluice run $(DEMO) --resume
+
+# Every test that needs nothing but this machine.
+test: setup
+	$(CARGO) nextest --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-nextest
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) nextest run --locked --workspace --profile ci
+	$(CARGO) test --locked --workspace --doc
+
+# libtorch and headers into .deps/ of this checkout.
+setup:
+	@setup/install.sh
+
+build: setup
+	$(CARGO) build --release --locked --workspace --bins
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+doc: setup
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+
+# Compiles everything with NCCL, against the CUDA wheels (about 5 GB into .deps/cuda).
+check-cuda:
+	setup/install.sh cuda
+	LIBTORCH=$(CURDIR)/.deps/cuda/torch $(CARGO) check --locked --workspace --features cli/cuda --target-dir target/cuda
+
+# Compares with transformers in a throw-away Python environment (needs the Python package index).
+parity: setup
+	crates/model/tests/parity/check.sh

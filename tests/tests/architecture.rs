@@ -1,0 +1,137 @@
+//! The arrows between crates, and the rules of form that no lint knows. ARCHITECTURE.md says why.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// Most lines of a source file.
+const MAX_FILE_LINES: usize = 500;
+
+/// Who may know whom. Nothing else.
+const ARROWS: [(&str, &[&str]); 13] = [
+    ("types", &[]),
+    ("algo", &[]),
+    ("service", &[]),
+    ("model", &[]),
+    ("collective", &[]),
+    ("sandbox", &[]),
+    ("proto", &["types"]),
+    ("coordinator", &["proto", "types", "algo", "service"]),
+    ("reward-server", &["proto", "types", "service", "model", "sandbox"]),
+    ("actor", &["proto", "types", "service", "model", "collective"]),
+    ("learner", &["proto", "types", "algo", "service", "model", "collective"]),
+    (
+        "cli",
+        &[
+            "actor",
+            "algo",
+            "collective",
+            "coordinator",
+            "learner",
+            "model",
+            "proto",
+            "reward-server",
+            "sandbox",
+            "service",
+            "types",
+        ],
+    ),
+    ("tests", &[]),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+#[test]
+fn crates_know_only_whom_they_may() {
+    let metadata = MetadataCommand::new().current_dir(root()).no_deps().exec().unwrap();
+    let allowed: BTreeMap<&str, &[&str]> = ARROWS.into_iter().collect();
+    let ours: BTreeSet<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
+    assert_eq!(ours, allowed.keys().copied().collect(), "every crate has its arrows listed");
+    for package in &metadata.packages {
+        let known =
+            package.dependencies.iter().filter(|dependency| dependency.kind == DependencyKind::Normal);
+        for dependency in known.filter(|dependency| ours.contains(dependency.name.as_str())) {
+            assert!(
+                allowed[package.name.as_str()].contains(&dependency.name.as_str()),
+                "{} must not know {}",
+                package.name,
+                dependency.name
+            );
+        }
+    }
+}
+
+#[test]
+fn only_roles_that_compute_link_torch() {
+    let metadata = MetadataCommand::new().current_dir(root()).no_deps().exec().unwrap();
+    for name in ["types", "algo", "service", "sandbox", "proto", "coordinator"] {
+        let package = metadata.packages.iter().find(|package| package.name.as_str() == name).unwrap();
+        let torch = package.dependencies.iter().any(|dependency| dependency.name == "tch");
+        assert!(!torch, "{name} must not link torch");
+    }
+}
+
+/// Every source file of ours, with its text.
+fn sources() -> Vec<(PathBuf, String)> {
+    let mut folders = vec![root()];
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() && !name.starts_with('.') && name != "target" && name != "runs" {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources.push((path.clone(), fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    assert!(sources.len() > 100, "found only {} sources", sources.len());
+    sources
+}
+
+#[test]
+fn files_are_short_and_named_for_what_they_do() {
+    for (path, text) in sources() {
+        let lines = text.lines().count();
+        assert!(lines <= MAX_FILE_LINES, "{} has {lines} lines; split it", path.display());
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let empty_words = ["mod", "util", "utils", "common", "helper", "helpers", "misc", "shared"];
+        assert!(!empty_words.contains(&name.as_str()), "{}: name it for what it does", path.display());
+        assert!(text.trim_start().starts_with("//!"), "{} does not say what it is", path.display());
+    }
+}
+
+#[test]
+fn generated_types_stop_at_the_boundary() {
+    for (path, text) in sources() {
+        let relative = path.strip_prefix(root()).unwrap();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let may = relative.starts_with("proto")
+            || relative.starts_with("tests")
+            || relative.components().any(|part| part.as_os_str() == "tests")
+            || name == "grpc.rs"
+            || name.ends_with("_client.rs");
+        let names_pb = text.contains("proto::pb") || text.contains("pb::");
+        assert!(may || !names_pb, "{} names generated types; use the domain's", relative.display());
+    }
+}
+
+#[test]
+fn no_source_is_unfinished() {
+    let marks = ["TO", "FIX", "HA", "XX"].iter().zip(["DO", "ME", "CK", "X"]);
+    let marks: Vec<String> = marks.map(|(first, second)| format!("{first}{second}")).collect();
+    for (path, text) in sources() {
+        for mark in &marks {
+            let found = text.split(|c: char| !c.is_ascii_alphabetic()).any(|word| word == mark);
+            assert!(!found, "{} holds a {mark}", path.display());
+        }
+        assert!(!text.contains(concat!("#[ign", "ore")), "{} skips a test", path.display());
+    }
+}
