@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use proto::pb;
-use proto::pb::coordinator_server::Coordinator;
-use proto::pb::observer_server::Observer;
+use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
+use proto::pb::observer_server::{Observer, ObserverServer};
+use proto::{MAX_MESSAGE_BYTES, pb};
 use service::{CancellationToken, OnError, Spawner};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::actor::{ActorCommand, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerReport};
@@ -77,6 +78,14 @@ struct StreamEnds<P> {
 impl Grpc {
     pub(crate) fn new(handle: Handle, spawner: Spawner, done: CancellationToken) -> Self {
         Self { handle, spawner, done, sessions: Arc::default() }
+    }
+
+    /// The services on a server with our bounds.
+    pub(crate) fn router(self) -> Router {
+        let coordinator = CoordinatorServer::new(self.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        service::grpc::server().add_service(coordinator).add_service(ObserverServer::new(self))
     }
 
     /// Introduces a stream to the loop and carries its reports there until it ends.

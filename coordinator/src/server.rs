@@ -6,9 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use proto::MAX_MESSAGE_BYTES;
-use proto::pb::coordinator_server::CoordinatorServer;
-use proto::pb::observer_server::ObserverServer;
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
 
@@ -47,14 +44,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let parts = Parts { state, plan, journal, data, steps_file, done: done.clone() };
     let (server_loop, handle, view) = ServerLoop::new(parts);
     context.pages = dashboard::pages(view);
-    let grpc = Grpc::new(handle, context.tasks.spawner(), done.clone());
-    let router = service::grpc::server()
-        .add_service(
-            CoordinatorServer::new(grpc.clone())
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES),
-        )
-        .add_service(ObserverServer::new(grpc));
+    let router = Grpc::new(handle, context.tasks.spawner(), done.clone()).router();
     let token = context.token.clone();
     context.tasks.add("server loop", OnError::Shutdown, async move { server_loop.run(token).await });
     context.tasks.add("grpc", OnError::Shutdown, async move {
