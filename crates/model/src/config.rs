@@ -215,8 +215,8 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// Padding token. Sluice never pads; other programs need it in a scalar head's folder.
     pub pad_token_id: Option<u32>,
-    /// The object this was read from; empty for a new network.
-    source: Map<String, Value>,
+    /// The object this was read from, whose unknown fields are written back; empty for a new network.
+    pub source: Map<String, Value>,
 }
 
 impl ModelConfig {
@@ -317,7 +317,11 @@ impl ModelConfig {
             return Err(invalid("initializer_range", self.initializer_range, "a number of at least 0"));
         }
         if self.attention_bias && matches!(self.architecture, Architecture::Mistral | Architecture::Qwen2) {
-            return Err(invalid("attention_bias", true, format!("false for {}", self.architecture.model_type())));
+            return Err(invalid(
+                "attention_bias",
+                true,
+                format!("false for {}", self.architecture.model_type()),
+            ));
         }
         if self.mlp_bias && self.architecture != Architecture::Llama {
             return Err(invalid("mlp_bias", true, format!("false for {}", self.architecture.model_type())));

@@ -59,7 +59,9 @@ pub enum Error {
         source: config::Error,
     },
     /// No safetensors in the folder.
-    #[error("{0} has neither model.safetensors nor model.safetensors.index.json; convert the weights to safetensors")]
+    #[error(
+        "{0} has neither model.safetensors nor model.safetensors.index.json; convert the weights to safetensors"
+    )]
     NoWeights(PathBuf),
     /// The index of a sharded model is unusable.
     #[error("{path}: {reason}")]
@@ -130,7 +132,9 @@ pub enum Error {
         other: PathBuf,
     },
     /// A tied network whose file has another head beside its embedding.
-    #[error("{path}: lm_head.weight differs from the embedding, but config.json has tie_word_embeddings true")]
+    #[error(
+        "{path}: lm_head.weight differs from the embedding, but config.json has tie_word_embeddings true"
+    )]
     Untied {
         /// The file.
         path: PathBuf,

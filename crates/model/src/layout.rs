@@ -116,7 +116,8 @@ fn block_parameters(config: &ModelConfig, layer: usize) -> Vec<(String, Vec<i64>
         ("mlp.down_proj", hidden, intermediate, config.mlp_bias),
     ];
     let name = |part: &str| format!("model.layers.{layer}.{part}");
-    let weights = projections.iter().map(|(part, rows, columns, _)| (format!("{part}.weight"), vec![*rows, *columns]));
+    let weights =
+        projections.iter().map(|(part, rows, columns, _)| (format!("{part}.weight"), vec![*rows, *columns]));
     let biases = projections
         .iter()
         .filter(|(.., bias)| *bias)

@@ -5,9 +5,11 @@
 //! text and messages into tokens. Numbers, names and texts are those of the transformers library.
 //!
 //! This crate knows no other crate of Sluice and does no logging. Unsafe code stands in `raw` (memory of tensors and
-//! mapped files) and, with the feature `cuda`, in [`flash`] (one C++ call).
+//! mapped files) and, with the feature `cuda`, in `flash` (one C++ call).
 
 mod attention;
+pub mod buffer;
+pub mod chat;
 pub mod config;
 #[cfg(feature = "cuda")]
 pub mod flash;
@@ -19,9 +21,11 @@ mod network;
 pub mod packed;
 pub mod raw;
 mod rope;
+pub mod tokenizer;
 pub mod weights;
 
 pub use attention::packed_attention;
+pub use chat::{ChatRequest, ChatTemplate};
 pub use config::{Architecture, Dimensions, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
 pub use folder::{LoadOptions, Model, SaveOptions};
 pub use layout::{GroupKind, GroupLayout, Layout, ParameterSpec};
@@ -32,4 +36,5 @@ pub use network::{
 pub use packed::{NextTokens, Packed};
 pub use raw::{copy_bytes, hash_tensor, tensor_bytes};
 pub use rope::{Rope, RopeRows};
+pub use tokenizer::{IncrementalDecoder, SpecialTokens, Tokenizer};
 pub use weights::{Parameter, ScalarInit, Weights};

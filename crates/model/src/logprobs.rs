@@ -54,7 +54,8 @@ pub fn logprobs(hidden: &Tensor, head: &Tensor, targets: &Tensor, options: Logpr
         [only] => only.shallow_clone(),
         several => Tensor::cat(several, 0),
     };
-    let entropy = options.entropy.then(|| join(chunks.iter().filter_map(|chunk| chunk.entropy.as_ref()).collect()));
+    let entropy =
+        options.entropy.then(|| join(chunks.iter().filter_map(|chunk| chunk.entropy.as_ref()).collect()));
     TokenLogprobs { logprobs: join(chunks.iter().map(|chunk| &chunk.logprobs).collect()), entropy }
 }
 
@@ -115,15 +116,20 @@ fn chunks(rows: i64, head: &Tensor) -> impl Iterator<Item = (i64, i64)> + use<> 
     (0..(rows + most - 1) / most).map(move |chunk| (chunk * most, most.min(rows - chunk * most)))
 }
 
-fn chunk_logprobs(hidden: &Tensor, head: &Tensor, targets: &Tensor, options: LogprobOptions) -> TokenLogprobs {
+fn chunk_logprobs(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &Tensor,
+    options: LogprobOptions,
+) -> TokenLogprobs {
     let logits = hidden.linear(head, None::<&Tensor>).to_kind(Kind::Float); // [rows, vocab]
     let logits = if options.temperature == 1.0 { logits } else { logits / options.temperature };
     let normalizer = logits.logsumexp([-1], false);
     let chosen = logits.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
     let entropy = options.entropy.then(|| {
-        // H = log Z - sum_i p_i logit_i
-        let probabilities = logits.softmax(-1, Kind::Float);
-        &normalizer - (probabilities * &logits).sum_dim_intlist([-1].as_slice(), false, Kind::Float)
+        // logsumexp sums a large vocabulary more exactly than softmax does, so the probabilities are taken from it.
+        let all = &logits - normalizer.unsqueeze(-1);
+        -(all.exp() * &all).sum_dim_intlist([-1].as_slice(), false, Kind::Float)
     });
     TokenLogprobs { logprobs: chosen - normalizer, entropy }
 }

@@ -20,7 +20,9 @@ pub enum Error {
         sequence: usize,
     },
     /// A token the network has no embedding for.
-    #[error("sequence {sequence}, position {position}: token {token} is outside the vocabulary of {vocab_size}")]
+    #[error(
+        "sequence {sequence}, position {position}: token {token} is outside the vocabulary of {vocab_size}"
+    )]
     Token {
         /// The sequence's index in the batch.
         sequence: usize,
@@ -72,7 +74,12 @@ impl Packed {
             }
             let outside = sequence.iter().position(|token| i64::from(*token) >= vocab_size);
             if let Some(position) = outside {
-                return Err(Error::Token { sequence: index, position, token: sequence[position], vocab_size });
+                return Err(Error::Token {
+                    sequence: index,
+                    position,
+                    token: sequence[position],
+                    vocab_size,
+                });
             }
             tokens.extend(sequence.iter().map(|token| i64::from(*token)));
             positions.extend((0i64..).take(sequence.len()));

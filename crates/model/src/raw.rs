@@ -50,7 +50,8 @@ impl MappedFile {
     /// Lets the pages of `range` go: they no longer count as this process's memory, and are read again if needed.
     pub(crate) fn release(&self, range: Range<usize>) {
         // SAFETY: the pages are clean pages of a read-only file mapping; a later access reads the file again.
-        let released = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        let released =
+            unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
         // Advice that is refused costs memory, never correctness.
         drop(released);
     }
@@ -66,7 +67,7 @@ pub fn copy_bytes(target: &mut Tensor, bytes: &[u8], kind: Kind) -> Result<(), E
     if bytes.len() != expected {
         return Err(Error::Length { found: bytes.len(), expected });
     }
-    let aligned = bytes.as_ptr().addr() % width == 0;
+    let aligned = bytes.as_ptr().addr().is_multiple_of(width);
     let bytes = if aligned { Cow::Borrowed(bytes) } else { Cow::Owned(bytes.to_vec()) };
     let shape = target.size();
     let strides = row_major(&shape);

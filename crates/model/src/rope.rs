@@ -37,7 +37,15 @@ impl Rope {
             _ => None,
         };
         let max_positions = config.max_positions;
-        Self { exponents, frequencies, theta: config.rope.theta, head_dim, max_positions, dynamic_factor, kind }
+        Self {
+            exponents,
+            frequencies,
+            theta: config.rope.theta,
+            head_dim,
+            max_positions,
+            dynamic_factor,
+            kind,
+        }
     }
 
     /// Whether a row's rotation depends on the length of its sequence besides its position. Then a key that was
@@ -74,7 +82,8 @@ impl Rope {
 
 /// Llama 3.1's piecewise division of the frequencies (`_compute_llama3_parameters` in transformers).
 fn llama3(frequencies: &Tensor, scaling: RopeScaling) -> Tensor {
-    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } = scaling else {
+    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } = scaling
+    else {
         return frequencies.shallow_clone();
     };
     let context = original_max_positions as f64;

@@ -79,7 +79,11 @@ pub struct Weights {
 
 impl Weights {
     /// Weights whose values are whatever the memory held.
-    pub(crate) fn uninitialized(config: &ModelConfig, kind: Kind, device: Device) -> Result<Self, tch::TchError> {
+    pub(crate) fn uninitialized(
+        config: &ModelConfig,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self, tch::TchError> {
         let layout = Layout::new(config);
         let allocate = |numel: i64| Tensor::f_empty([numel], (kind, device));
         let flats = layout.groups.iter().map(|group| allocate(group.numel)).collect::<Result<_, _>>()?;
@@ -205,6 +209,9 @@ impl Weights {
 
     /// The weights as the network's functions take them: views of the buffers. Where a buffer requires gradients
     /// and gradients are enabled, the views are part of the graph; then take new ones for each forward pass.
+    ///
+    /// # Panics
+    /// When `config` is another network's.
     pub fn network(&self, config: &ModelConfig) -> Network {
         let last = self.flats.len() - 1;
         let embedding = self.flats[0].view([config.vocab_size, config.hidden_size]);

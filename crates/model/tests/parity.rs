@@ -2,6 +2,8 @@
 //! models of every family and option, from configurations in the shape of transformers 4 and 5. The expectations in
 //! `parity/cases` are made by `parity/make.py`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -195,7 +197,8 @@ fn logprobs_equal_transformers() {
         for version in ["config_v4", "config_v5"] {
             let model = case.load(version, Kind::Float);
             let together = largest_difference(&logprobs(&model, &sequences), &expected);
-            let alone: Vec<_> = sequences.iter().flat_map(|one| logprobs(&model, std::slice::from_ref(one))).collect();
+            let alone: Vec<_> =
+                sequences.iter().flat_map(|one| logprobs(&model, std::slice::from_ref(one))).collect();
             let alone = largest_difference(&alone, &expected);
             println!("{} {version}: {together:.1e} packed, {alone:.1e} alone", case.name);
             assert!(together < 1e-4 && alone < 1e-4, "{} {version}: {together} {alone}", case.name);
@@ -228,7 +231,7 @@ fn scores_equal_transformers() {
             let hidden = model::forward(&model.config, &network, &packed);
             let scores = model::scores(&network.output, &hidden.index_select(0, &packed.last_rows()));
             let found: Vec<f64> = Vec::try_from(scores.to_kind(Kind::Double)).unwrap();
-            let worst = largest_difference(&[found], &[expected.clone()]);
+            let worst = largest_difference(&[found], std::slice::from_ref(&expected));
             println!("{} {version}: {worst:.1e}", case.name);
             assert!(worst < 1e-4, "{} {version}: {worst}", case.name);
         }

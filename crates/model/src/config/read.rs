@@ -4,7 +4,9 @@
 use serde_json::{Map, Value};
 use tch::Kind;
 
-use super::{Architecture, Error, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow, invalid, shorten};
+use super::{
+    Architecture, Error, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow, invalid, shorten,
+};
 
 /// transformers' default where a window is used without saying how wide.
 const DEFAULT_WINDOW: i64 = 4096;
@@ -108,7 +110,8 @@ fn architecture(fields: &Fields) -> Result<(Architecture, Head), Error> {
 
 /// Options that would change the numbers and that the network does not implement.
 fn refuse_unsupported(fields: &Fields, head: Head) -> Result<(), Error> {
-    let unsupported = |field, found: &dyn ToString| Error::Unsupported { field, found: shorten(&found.to_string()) };
+    let unsupported =
+        |field, found: &dyn ToString| Error::Unsupported { field, found: shorten(&found.to_string()) };
     if let Some(activation) = fields.string("hidden_act")?
         && !matches!(activation, "silu" | "swish")
     {
@@ -161,7 +164,9 @@ fn rope(fields: &Fields, max_positions: i64) -> Result<RopeConfig, Error> {
         "llama3" => RopeScaling::Llama3 {
             factor: factor()?,
             low_freq_factor: variant.number("low_freq_factor")?.ok_or(Error::Missing("low_freq_factor"))?,
-            high_freq_factor: variant.number("high_freq_factor")?.ok_or(Error::Missing("high_freq_factor"))?,
+            high_freq_factor: variant
+                .number("high_freq_factor")?
+                .ok_or(Error::Missing("high_freq_factor"))?,
             original_max_positions: variant
                 .integer("original_max_position_embeddings")?
                 .unwrap_or(max_positions),

@@ -1,5 +1,5 @@
-//! Writes `config.json`. A file that was read keeps its shape (transformers 4 or 5) and its unknown fields; a new
-//! network is written in the shape of transformers 4, which every later version reads too.
+//! Writes `config.json`. A file that was read keeps its unknown fields. The file is in the shape of transformers 4,
+//! which every later version reads too; where it was read in the shape of transformers 5, it is in both.
 
 use serde_json::{Map, Value, json};
 use tch::Kind;
@@ -86,24 +86,25 @@ impl ModelConfig {
             RopeScaling::Default => json!({ "rope_type": "default" }),
             RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
             RopeScaling::Dynamic { factor } => json!({ "rope_type": "dynamic", "factor": factor }),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low_freq_factor,
-                "high_freq_factor": high_freq_factor,
-                "original_max_position_embeddings": original_max_positions,
-            }),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+                json!({
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": low_freq_factor,
+                    "high_freq_factor": high_freq_factor,
+                    "original_max_position_embeddings": original_max_positions,
+                })
+            }
         };
-        if object.get("rope_parameters").is_some_and(Value::is_object) {
+        // transformers 4 would silently take the default frequencies from a file with `rope_parameters` alone.
+        let stretched = self.rope.scaling != RopeScaling::Default;
+        let legacy = if stretched { scaling.clone() } else { Value::Null };
+        object.insert("rope_scaling".to_owned(), legacy);
+        object.insert("rope_theta".to_owned(), json!(self.rope.theta));
+        if object.contains_key("rope_parameters") {
             scaling["rope_theta"] = json!(self.rope.theta);
             object.insert("rope_parameters".to_owned(), scaling);
-            object.remove("rope_scaling");
-            object.remove("rope_theta");
-            return;
         }
-        let stretched = self.rope.scaling != RopeScaling::Default;
-        object.insert("rope_scaling".to_owned(), if stretched { scaling } else { Value::Null });
-        object.insert("rope_theta".to_owned(), json!(self.rope.theta));
     }
 
     /// One label for a scalar head; a causal head's file says nothing about labels.

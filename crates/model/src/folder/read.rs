@@ -80,7 +80,9 @@ fn weight_files(dir: &Path) -> Result<WeightFiles, Error> {
     }
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::NoWeights(dir.to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::NoWeights(dir.to_owned()));
+        }
         Err(error) => return Err(Error::io("read", &path)(error)),
     };
     let wrong = |reason: String| Error::Index { path: path.clone(), reason };

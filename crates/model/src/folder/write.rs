@@ -115,7 +115,12 @@ fn dtype(kind: Kind) -> Result<Dtype, Error> {
 }
 
 /// Writes `model.safetensors`, or shards and their index. Returns the names of the weights files.
-fn write_weights(dir: &Path, weights: &Weights, dtype: Dtype, shard_bytes: u64) -> Result<Vec<String>, Error> {
+fn write_weights(
+    dir: &Path,
+    weights: &Weights,
+    dtype: Dtype,
+    shard_bytes: u64,
+) -> Result<Vec<String>, Error> {
     let shards = shards(weights, shard_bytes);
     let count = shards.len();
     let name = |number: usize| match count {
@@ -162,7 +167,8 @@ fn shards(weights: &Weights, shard_bytes: u64) -> Vec<Vec<Parameter<'_>>> {
 
 fn write_shard(path: &Path, shard: &[Parameter], dtype: Dtype) -> Result<(), Error> {
     let views = shard.iter().map(|parameter| {
-        let shape = parameter.tensor.size().into_iter().map(|dim| usize::try_from(dim).unwrap_or(0)).collect();
+        let shape =
+            parameter.tensor.size().into_iter().map(|dim| usize::try_from(dim).unwrap_or(0)).collect();
         (parameter.name, TensorView { tensor: &parameter.tensor, shape, dtype })
     });
     // transformers before 4.47.1 refuses a file without this.

@@ -1,0 +1,294 @@
+//! Chat templates: messages to the text a model was trained on, equal to transformers' `apply_chat_template`.
+//!
+//! A template is a Jinja program from a model repository, so it is untrusted input: it sees nothing but its
+//! arguments, has an instruction budget, and its failure is an error value. It runs in minijinja with what templates
+//! expect of Python: methods of strings and dictionaries, Python's spelling of values and of JSON, `raise_exception`
+//! and `strftime_now`.
+
+mod methods;
+mod python;
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::time::SystemTime;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, Value};
+use regex::Regex;
+use serde_json::{Map, Value as Json};
+
+use crate::tokenizer::{self, read_object};
+
+/// Instructions a template may execute: enough for tens of thousands of messages, gone in half a second.
+const FUEL: u64 = 5_000_000;
+
+/// Why a conversation cannot be rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the folder cannot be read.
+    #[error(transparent)]
+    File(#[from] tokenizer::Error),
+    /// The folder's templates have a shape that is not known.
+    #[error("{0}")]
+    Malformed(String),
+    /// There are several templates, none of them is the default, and the request names none.
+    #[error("the model has chat templates {0:?} and no default: name one")]
+    NoDefault(Vec<String>),
+    /// The template is not Jinja, or used something that is not there.
+    #[error("chat template {name}: {reason}")]
+    Template {
+        /// The template's name.
+        name: String,
+        /// Line and reason.
+        reason: String,
+    },
+    /// The template refused the conversation by `raise_exception`.
+    #[error("chat template {name} refuses the conversation: {message}")]
+    Refused {
+        /// The template's name.
+        name: String,
+        /// The template's own message.
+        message: String,
+    },
+}
+
+/// The templates of a model, compiled.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    names: Vec<String>,
+    special: BTreeMap<String, String>,
+}
+
+/// What to render.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ChatRequest<'a> {
+    /// The messages: objects with `role`, `content` and whatever else the template reads. Fields that are null are
+    /// taken as absent.
+    pub messages: &'a [Json],
+    /// JSON schemas of tools the model may call.
+    pub tools: Option<&'a [Json]>,
+    /// Documents for retrieval.
+    pub documents: Option<&'a [Json]>,
+    /// Whether the text ends with the beginning of the assistant's answer.
+    pub add_generation_prompt: bool,
+    /// Further variables, such as `enable_thinking`.
+    pub variables: Option<&'a Map<String, Json>>,
+    /// The time `strftime_now` tells, in the local time zone; now when `None`.
+    pub now: Option<SystemTime>,
+}
+
+impl ChatTemplate {
+    /// The only template of a model, with the special tokens it may use, by role (`bos_token`, ...).
+    ///
+    /// # Errors
+    /// When it is not Jinja.
+    pub fn new(source: &str, special: BTreeMap<String, String>) -> Result<Self, Error> {
+        Self::compile(BTreeMap::from([("default".to_owned(), source.to_owned())]), special)
+    }
+
+    /// The templates of a model folder, `None` if it has none: `chat_template.jinja` and
+    /// `additional_chat_templates/*.jinja`, else `chat_template` in `chat_template.json` or in
+    /// `tokenizer_config.json`, there one template or a list of named ones.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a template is not Jinja.
+    pub fn load(dir: &Path, special: BTreeMap<String, String>) -> Result<Option<Self>, Error> {
+        let mut sources = jinja_files(dir)?;
+        for name in ["chat_template.json", "tokenizer_config.json"] {
+            if !sources.is_empty() {
+                break;
+            }
+            let Some(mut object) = read_object(&dir.join(name))? else { continue };
+            sources = templates_of(object.remove("chat_template"))
+                .map_err(|reason| Error::Malformed(format!("{}: {reason}", dir.join(name).display())))?;
+        }
+        if sources.is_empty() { Ok(None) } else { Self::compile(sources, special).map(Some) }
+    }
+
+    fn compile(sources: BTreeMap<String, String>, special: BTreeMap<String, String>) -> Result<Self, Error> {
+        let mut environment = Environment::new();
+        let mut syntax = SyntaxConfig::builder();
+        syntax.trim_blocks(true).lstrip_blocks(true);
+        environment.set_syntax(syntax.build().expect("the default delimiters are valid"));
+        environment.set_fuel(Some(FUEL));
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_formatter(python::write_value);
+        environment.set_unknown_method_callback(methods::call);
+        environment.add_filter("tojson", python::to_json);
+        environment.add_filter("indent", methods::indent);
+        environment.add_filter("string", |value: Value| python::str_of(&value));
+        environment.add_function("raise_exception", raise_exception);
+        let names = sources.keys().cloned().collect();
+        for (name, source) in sources {
+            let source = without_generation_marks(&source.replace("\r\n", "\n"));
+            let compiled = environment.add_template_owned(name.clone(), source);
+            compiled.map_err(|error| failure(&name, &error))?;
+        }
+        Ok(Self { environment, names, special })
+    }
+
+    /// The names of the templates.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Renders with the default template: `tool_use` where there is one and the request has tools.
+    ///
+    /// # Errors
+    /// When the template fails on the request, refuses it, or exceeds its instruction budget.
+    pub fn render(&self, request: &ChatRequest) -> Result<String, Error> {
+        let has = |wanted: &str| self.names.iter().any(|name| name == wanted);
+        let name = match self.names.as_slice() {
+            _ if request.tools.is_some() && has("tool_use") => "tool_use",
+            [only] => only,
+            names if !has("default") => return Err(Error::NoDefault(names.to_vec())),
+            _ => "default",
+        };
+        self.render_named(name, request)
+    }
+
+    /// Renders with the template of this name.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`], and when there is no such template.
+    pub fn render_named(&self, name: &str, request: &ChatRequest) -> Result<String, Error> {
+        let template = self.environment.get_template(name).map_err(|error| failure(name, &error))?;
+        let context = self.context(request);
+        // minijinja 3.0.5 panics on some programs: `{{ ''[::-1] }}` indexes an empty string. Nothing survives a
+        // rendering that could be left inconsistent.
+        let rendered = std::panic::catch_unwind(AssertUnwindSafe(|| template.render(context)));
+        let crashed =
+            || Error::Template { name: name.to_owned(), reason: "the template engine crashed".to_owned() };
+        rendered.map_err(|_| crashed())?.map_err(|error| failure(name, &error))
+    }
+
+    /// The template's variables; later ones overwrite earlier ones, as in transformers.
+    fn context(&self, request: &ChatRequest) -> BTreeMap<String, Value> {
+        let messages: Value =
+            request.messages.iter().map(present_fields).map(|json| value_of(&json)).collect();
+        let list = |items: Option<&[Json]>| {
+            items.map_or(Value::from(()), |items| items.iter().map(value_of).collect())
+        };
+        let now = request.now.unwrap_or_else(SystemTime::now);
+        let mut context = BTreeMap::from([
+            ("strftime_now".to_owned(), Value::from_function(move |format: &str| strftime(now, format))),
+            ("messages".to_owned(), messages),
+            ("tools".to_owned(), list(request.tools)),
+            ("documents".to_owned(), list(request.documents)),
+            ("add_generation_prompt".to_owned(), Value::from(request.add_generation_prompt)),
+        ]);
+        context.extend(self.special.iter().map(|(role, token)| (role.clone(), Value::from(token.as_str()))));
+        let variables = request.variables.into_iter().flatten();
+        context.extend(variables.map(|(name, value)| (name.clone(), value_of(value))));
+        context
+    }
+}
+
+/// The template's view of a JSON value.
+fn value_of(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(truth) => Value::from(*truth),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(integer), _) => Value::from(integer),
+            (None, Some(integer)) => Value::from(integer),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => items.iter().map(value_of).collect(),
+        Json::Object(fields) => {
+            Value::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), value_of(value))))
+        }
+    }
+}
+
+/// A message without its null fields. Thoughts go by three names; templates read one or another.
+fn present_fields(message: &Json) -> Json {
+    const THOUGHTS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+    let Json::Object(fields) = message else { return message.clone() };
+    let mut present: Map<String, Json> = fields
+        .iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    if let Some(thoughts) = THOUGHTS.iter().find_map(|name| present.get(*name)).cloned() {
+        present.entry("thinking").or_insert_with(|| thoughts.clone());
+        present.insert("reasoning_content".to_owned(), thoughts);
+    }
+    Json::Object(present)
+}
+
+fn jinja_files(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
+    let read = |path: &Path| match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(tokenizer::Error::Io { action: "read", path: path.to_owned(), source }),
+    };
+    let mut sources = BTreeMap::new();
+    if let Some(text) = read(&dir.join("chat_template.jinja"))? {
+        sources.insert("default".to_owned(), text);
+    }
+    let Ok(entries) = std::fs::read_dir(dir.join("additional_chat_templates")) else { return Ok(sources) };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        if let (Some(name), true) = (stem, path.extension().is_some_and(|extension| extension == "jinja")) {
+            sources.extend(read(&path)?.map(|text| (name, text)));
+        }
+    }
+    Ok(sources)
+}
+
+/// The `chat_template` of a JSON file: absent, one template, or a list of named ones.
+fn templates_of(value: Option<Json>) -> Result<BTreeMap<String, String>, &'static str> {
+    let shape = "chat_template is neither a template nor a list of objects with name and template";
+    match value {
+        None | Some(Json::Null) => Ok(BTreeMap::new()),
+        Some(Json::String(source)) => Ok(BTreeMap::from([("default".to_owned(), source)])),
+        Some(Json::Array(entries)) => {
+            let text = |entry: &Json, field| entry.get(field)?.as_str().map(str::to_owned);
+            let named = entries.iter().map(|entry| Some((text(entry, "name")?, text(entry, "template")?)));
+            named.collect::<Option<_>>().ok_or(shape)
+        }
+        Some(_) => Err(shape),
+    }
+}
+
+/// transformers' own `{% generation %}` block marks what the assistant wrote and renders as its content.
+fn without_generation_marks(source: &str) -> String {
+    let marks = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is valid");
+    let replace = |captures: &regex::Captures| {
+        let statement = if captures.get(2).is_some() { "endif" } else { "if true" };
+        format!("{{%{} {statement} {}%}}", &captures[1], &captures[3])
+    };
+    marks.replace_all(source, replace).into_owned()
+}
+
+/// What a template said by `raise_exception`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
+    let error = minijinja::Error::new(ErrorKind::InvalidOperation, "raise_exception");
+    Err(error.with_source(Raised(message)))
+}
+
+fn strftime(now: SystemTime, format: &str) -> Result<String, minijinja::Error> {
+    let refuse = |error: jiff::Error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string());
+    let time = jiff::Timestamp::try_from(now).map_err(refuse)?;
+    let local = time.to_zoned(jiff::tz::TimeZone::system());
+    jiff::fmt::strtime::format(format, &local).map_err(refuse)
+}
+
+fn failure(name: &str, error: &minijinja::Error) -> Error {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        if let Some(Raised(message)) = cause.downcast_ref() {
+            return Error::Refused { name: name.to_owned(), message: message.clone() };
+        }
+        source = cause.source();
+    }
+    Error::Template { name: name.to_owned(), reason: error.to_string() }
+}

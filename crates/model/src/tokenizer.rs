@@ -1,0 +1,201 @@
+//! Text to tokens and back, as transformers' fast tokenizers do: both are the `tokenizers` library reading the same
+//! `tokenizer.json`.
+//!
+//! Unlike transformers, decoding never "cleans up" spaces before punctuation, even where an old
+//! `tokenizer_config.json` asks for it: it would change programs.
+
+mod incremental;
+mod train;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+pub use incremental::IncrementalDecoder;
+pub use train::{SpecialTokens, train_bpe};
+
+/// Why a tokenizer cannot be read, used or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A file is not what its name says.
+    #[error("{path}: {reason}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The text could not be encoded.
+    #[error("encode text of {bytes} bytes: {reason}")]
+    Encode {
+        /// Length of the text.
+        bytes: usize,
+        /// The library's message.
+        reason: String,
+    },
+    /// The tokens could not be decoded.
+    #[error("decode {tokens} tokens: {reason}")]
+    Decode {
+        /// Number of tokens.
+        tokens: usize,
+        /// The library's message.
+        reason: String,
+    },
+    /// No tokenizer could be trained.
+    #[error("train a tokenizer: {0}")]
+    Train(String),
+}
+
+/// A tokenizer with the special tokens of its folder.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    special: BTreeMap<String, String>,
+    bos_id: Option<u32>,
+    eos_ids: Vec<u32>,
+    pad_id: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Loads the tokenizer of a model folder: `tokenizer.json`, and where present `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `generation_config.json` and `config.json` for the special tokens.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is not what its name says.
+    pub fn load(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(io_error("read", &path))?;
+        let parsed = tokenizers::Tokenizer::from_bytes(bytes);
+        let mut inner = parsed.map_err(|error| Error::Invalid { path, reason: error.to_string() })?;
+        // What a training script left in the file; a caller who wants to cut or pad does it knowingly.
+        drop(inner.with_truncation(None));
+        inner.with_padding(None);
+        let special = special_tokens(dir)?;
+        let id = |role: &str| special.get(role).and_then(|token| inner.token_to_id(token));
+        let (bos_id, pad_id, eos_id) = (id("bos_token"), id("pad_token"), id("eos_token"));
+        let eos_ids = match eos_ids(dir)? {
+            Some(ids) => ids,
+            None => eos_id.into_iter().collect(),
+        };
+        Ok(Self { inner, special, bos_id, eos_ids, pad_id })
+    }
+
+    /// Encodes text. Special tokens written out in the text become their ids; with `add_special` the tokenizer adds
+    /// those it puts around a text (often a beginning-of-sequence token), which a rendered chat template already has.
+    ///
+    /// # Errors
+    /// When the library refuses the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, Error> {
+        let encoded = self.inner.encode_fast(text, add_special);
+        let encoding =
+            encoded.map_err(|error| Error::Encode { bytes: text.len(), reason: error.to_string() })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Decodes tokens; ids outside the vocabulary give nothing. Bytes that are no UTF-8 give U+FFFD.
+    ///
+    /// # Errors
+    /// When the library refuses the tokens.
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String, Error> {
+        let decoded = self.inner.decode(tokens, skip_special);
+        decoded.map_err(|error| Error::Decode { tokens: tokens.len(), reason: error.to_string() })
+    }
+
+    /// Tokens it can produce, those added to the model's vocabulary included. A network's embedding is often larger.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The id of a token.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token of an id, in the vocabulary's own spelling.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Beginning-of-sequence token.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos_id
+    }
+
+    /// The tokens that end a response: those of `generation_config.json`, else of `config.json`, else the
+    /// tokenizer's own.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
+    }
+
+    /// Padding token.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad_id
+    }
+
+    /// Special tokens by role (`bos_token`, `eos_token`, `pad_token`, `unk_token`, ...), as chat templates see them.
+    pub fn special(&self) -> &BTreeMap<String, String> {
+        &self.special
+    }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { action, path: path.to_owned(), source }
+}
+
+/// The object in a JSON file; `None` when there is no such file.
+pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("read", path)(error)),
+    };
+    let parsed: Result<Map<String, Value>, _> = serde_json::from_slice(&bytes);
+    parsed.map(Some).map_err(|error| Error::Invalid { path: path.to_owned(), reason: error.to_string() })
+}
+
+/// Tokens by role. A token is a string, or an object whose `content` is it.
+fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
+    let mut special = BTreeMap::new();
+    for name in ["special_tokens_map.json", "tokenizer_config.json"] {
+        let Some(object) = read_object(&dir.join(name))? else { continue };
+        for (role, token) in object {
+            let text = token.as_str().or_else(|| token.get("content")?.as_str());
+            if let (true, Some(text)) = (role.ends_with("_token"), text) {
+                special.insert(role, text.to_owned());
+            }
+        }
+    }
+    Ok(special)
+}
+
+fn eos_ids(dir: &Path) -> Result<Option<Vec<u32>>, Error> {
+    for name in ["generation_config.json", "config.json"] {
+        let path = dir.join(name);
+        let Some(object) = read_object(&path)? else { continue };
+        let ids = match object.get("eos_token_id") {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(ids)) => ids.iter().map(token_id).collect(),
+            Some(id) => token_id(id).map(|id| vec![id]),
+        };
+        let wrong =
+            || Error::Invalid { path, reason: "eos_token_id is not a token id or a list of them".to_owned() };
+        return ids.map(Some).ok_or_else(wrong);
+    }
+    Ok(None)
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    u32::try_from(value.as_u64()?).ok()
+}

@@ -1,0 +1,207 @@
+//! Tokenizers: training, special tokens, and text that arrives token by token.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
+
+use std::fs;
+use std::path::Path;
+
+use model::tokenizer::{Error, train_bpe};
+use model::{IncrementalDecoder, SpecialTokens, Tokenizer};
+use proptest::prelude::*;
+use serde_json::json;
+
+const TEXTS: [&str; 4] = [
+    "def add(a, b):\n    return a + b\n",
+    "def mul(a, b):\n    return a * b\n",
+    "naïve café — 你好, 世界 🙂🙃 and more and more",
+    "    for i in range(10):\n        print(i)\n",
+];
+
+fn special() -> SpecialTokens {
+    SpecialTokens {
+        bos: Some("<|begin|>".to_owned()),
+        eos: Some("<|end|>".to_owned()),
+        pad: Some("<|end|>".to_owned()),
+        additional: vec!["<|user|>".to_owned()],
+    }
+}
+
+fn trained() -> Tokenizer {
+    train_bpe(TEXTS.iter().copied(), 300, &special()).unwrap()
+}
+
+/// A tokenizer in the manner of Llama 2: pieces that carry their space, and bytes for everything else.
+fn sentencepiece(dir: &Path) -> Tokenizer {
+    let mut vocab = json!({ "<unk>": 0, "<s>": 1, "</s>": 2 });
+    for byte in 0..256 {
+        vocab[format!("<0x{byte:02X}>")] = json!(3 + byte);
+    }
+    for (piece, id) in ["▁", "a", "b", "▁a", "ab", "▁ab"].iter().zip(259..) {
+        vocab[*piece] = json!(id);
+    }
+    let added = |id: u32, content: &str| {
+        json!({ "id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false })
+    };
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
+        "normalizer": { "type": "Sequence", "normalizers": [
+            { "type": "Prepend", "prepend": "▁" },
+            { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
+        ] },
+        "pre_tokenizer": null,
+        "post_processor": { "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } } },
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+            { "type": "ByteFallback" },
+            { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": { "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
+            "merges": ["▁ a", "a b", "▁a b"] },
+    });
+    fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    Tokenizer::load(dir).unwrap()
+}
+
+#[test]
+fn training_is_deterministic_and_covers_every_byte() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    trained().save(first.path(), None).unwrap();
+    trained().save(second.path(), None).unwrap();
+    let read = |dir: &Path| fs::read(dir.join("tokenizer.json")).unwrap();
+    assert_eq!(read(first.path()), read(second.path()));
+    let tokenizer = Tokenizer::load(first.path()).unwrap();
+    assert_eq!(tokenizer.vocab_size(), 300);
+    assert_eq!(
+        ["<|begin|>", "<|end|>", "<|user|>"].map(|token| tokenizer.token_id(token)),
+        [Some(0), Some(1), Some(2)]
+    );
+    assert_eq!(
+        (tokenizer.bos_id(), tokenizer.eos_ids(), tokenizer.pad_id()),
+        (Some(0), [1].as_slice(), Some(1))
+    );
+    assert_eq!(tokenizer.token(2).as_deref(), Some("<|user|>"));
+    let common = tokenizer.encode("    return a", true).unwrap();
+    assert!(common.len() < 8, "{common:?}");
+    let strange = "\u{0}\u{7f}žŽ𝄞";
+    assert_eq!(tokenizer.decode(&tokenizer.encode(strange, true).unwrap(), false).unwrap(), strange);
+    let too_small = train_bpe(TEXTS.iter().copied(), 200, &special());
+    assert!(matches!(too_small, Err(Error::Train(_))));
+}
+
+#[test]
+fn special_tokens_in_the_text_are_one_token() {
+    let tokenizer = trained();
+    let tokens = tokenizer.encode("<|user|>hi<|end|>", false).unwrap();
+    assert_eq!((tokens[0], *tokens.last().unwrap()), (2, 1));
+    assert_eq!(tokenizer.decode(&tokens, true).unwrap(), "hi");
+    assert_eq!(tokenizer.decode(&tokens, false).unwrap(), "<|user|>hi<|end|>");
+    assert_eq!(tokenizer.decode(&[9_999_999], false).unwrap(), "");
+}
+
+#[test]
+fn ends_come_from_the_generation_config_first() {
+    let dir = tempfile::tempdir().unwrap();
+    trained().save(dir.path(), Some("{{ messages }}")).unwrap();
+    let ends = || Tokenizer::load(dir.path()).unwrap().eos_ids().to_vec();
+    assert_eq!(ends(), [1]);
+    fs::write(dir.path().join("config.json"), r#"{"eos_token_id": 5}"#).unwrap();
+    assert_eq!(ends(), [5]);
+    fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [1, 7]}"#).unwrap();
+    assert_eq!(ends(), [1, 7]);
+    fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": "x"}"#).unwrap();
+    assert!(matches!(Tokenizer::load(dir.path()), Err(Error::Invalid { .. })));
+    fs::write(dir.path().join("generation_config.json"), "{").unwrap();
+    assert!(matches!(Tokenizer::load(dir.path()), Err(Error::Invalid { .. })));
+}
+
+#[test]
+fn special_tokens_have_two_spellings() {
+    let dir = tempfile::tempdir().unwrap();
+    trained().save(dir.path(), None).unwrap();
+    let config = r#"{"bos_token": {"content": "<|user|>", "lstrip": false}, "eos_token": null, "add_bos_token": true}"#;
+    fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    fs::write(dir.path().join("special_tokens_map.json"), r#"{"eos_token": "<|end|>", "unk_token": "?"}"#)
+        .unwrap();
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_ids()), (Some(2), [1].as_slice()));
+    let roles: Vec<&str> = tokenizer.special().keys().map(String::as_str).collect();
+    assert_eq!(roles, ["bos_token", "eos_token", "unk_token"]);
+}
+
+#[test]
+fn junk_is_no_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(Tokenizer::load(dir.path()), Err(Error::Io { .. })));
+    for junk in ["", "{}", "[1]", r#"{"model": {"type": "BPE"}}"#] {
+        fs::write(dir.path().join("tokenizer.json"), junk).unwrap();
+        let error = Tokenizer::load(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    }
+}
+
+#[test]
+fn a_begin_token_is_added_where_the_tokenizer_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = sentencepiece(dir.path());
+    assert_eq!(tokenizer.encode("ab", true).unwrap(), [1, 264]);
+    assert_eq!(tokenizer.encode("ab", false).unwrap(), [264]);
+}
+
+/// The pieces of `tokens`, the last being what `finish` gives.
+fn pieces(tokenizer: &Tokenizer, tokens: &[u32], skip_special: bool) -> Vec<String> {
+    let mut decoder = IncrementalDecoder::new(skip_special);
+    let mut pieces: Vec<String> =
+        tokens.iter().map(|token| decoder.push(tokenizer, *token).unwrap()).collect();
+    pieces.push(decoder.finish(tokenizer).unwrap());
+    pieces
+}
+
+#[test]
+fn a_character_comes_out_whole() {
+    let tokenizer = trained();
+    let text = "x🙂y";
+    let tokens = tokenizer.encode(text, false).unwrap();
+    let pieces = pieces(&tokenizer, &tokens, false);
+    assert_eq!(pieces.concat(), text);
+    assert!(pieces.iter().all(|piece| !piece.contains(char::REPLACEMENT_CHARACTER)), "{pieces:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn pieces_of_text_are_the_text(text in "[a-c é你🙂\n]{0,24}") {
+        let dir = tempfile::tempdir().unwrap();
+        for tokenizer in [trained(), sentencepiece(dir.path())] {
+            let tokens = tokenizer.encode(&text, true).unwrap();
+            let pieces = pieces(&tokenizer, &tokens, true);
+            prop_assert_eq!(pieces.concat(), tokenizer.decode(&tokens, true).unwrap());
+            prop_assert!(pieces.iter().all(|piece| !piece.contains(char::REPLACEMENT_CHARACTER)));
+        }
+    }
+
+    /// Whatever tokens a network samples, invalid bytes and special tokens among them.
+    #[test]
+    fn pieces_of_any_tokens_are_their_text(tokens in proptest::collection::vec(0u32..310, 0..40), skip: bool) {
+        let tokenizer = trained();
+        let expected = tokenizer.decode(&tokens, skip).unwrap();
+        prop_assert_eq!(pieces(&tokenizer, &tokens, skip).concat(), expected);
+    }
+
+    /// With byte fallback one invalid byte spoils the characters beside it, but only then do the pieces differ.
+    #[test]
+    fn pieces_of_valid_fallback_bytes_are_their_text(tokens in proptest::collection::vec(prop_oneof![3u32..131, 259u32..265, 0u32..265], 0..40), skip: bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = sentencepiece(dir.path());
+        let expected = tokenizer.decode(&tokens, skip).unwrap();
+        let found = pieces(&tokenizer, &tokens, skip).concat();
+        prop_assert!(found == expected || expected.contains(char::REPLACEMENT_CHARACTER), "{found:?} {expected:?}");
+    }
+}
