@@ -1,1 +1,28 @@
 //! The learner: PPO, sharding, checkpoints, weight publication, supervised objectives.
+
+mod adapter;
+pub mod checkpoint;
+mod config;
+mod error;
+mod lines;
+mod metrics;
+mod microbatch;
+mod ppo;
+mod ranks;
+mod replay;
+pub mod ring;
+mod stopwatch;
+mod threads;
+mod trainee;
+
+pub use checkpoint::Checkpoints;
+pub use config::{
+    Bound, DecayOn, Device, ExecutionConfig, KlIn, LoraConfig, LoraTarget, OptimizerConfig, Overlong,
+    PpoConfig, Precision, RolloutSupport, SamplesOn, Whiten, ZeroStage,
+};
+pub use error::{Error, Result};
+pub use ppo::{CriticSource, Trainer, TrainerConfig};
+pub use ranks::Ranks;
+pub use replay::{ReplayOptions, read_batch, replay};
+pub use ring::{Config, build};
+pub use threads::on_ranks;

@@ -1,3 +1,7 @@
-//! The `sluice-learner` binary.
+//! `sluice-learner`: one rank of the learner.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    service::run("learner", learner::build)
+}

@@ -1,0 +1,249 @@
+//! How a network is trained, whatever the objective: precision, memory, ranks.
+
+use serde::{Deserialize, Serialize};
+use tch::Kind;
+
+use super::Problems;
+
+/// Element type of weights and activations. Optimizer state and gradient sums are f32 in either case; with `bf16` the
+/// optimizer keeps f32 master weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// Brain floats.
+    Bf16,
+}
+
+impl Precision {
+    /// Torch's name for it.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
+}
+
+/// What the ranks divide among themselves (Rajbhandari et al., ZeRO, arXiv 1910.02054). Each stage includes those before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub enum ZeroStage {
+    /// Nothing: every rank holds everything.
+    #[default]
+    Off,
+    /// Optimizer state and master weights.
+    Optimizer,
+    /// Gradients.
+    Gradients,
+    /// Weights: a block's are gathered while it is computed. Blocks are recomputed in the backward pass, because what a
+    /// graph keeps would keep the gathered weights too.
+    Weights,
+}
+
+impl TryFrom<u8> for ZeroStage {
+    type Error = String;
+
+    fn try_from(stage: u8) -> Result<Self, String> {
+        match stage {
+            0 => Ok(Self::Off),
+            1 => Ok(Self::Optimizer),
+            2 => Ok(Self::Gradients),
+            3 => Ok(Self::Weights),
+            _ => Err(format!("zero_stage is {stage}, must be 0, 1, 2 or 3")),
+        }
+    }
+}
+
+impl From<ZeroStage> for u8 {
+    fn from(stage: ZeroStage) -> Self {
+        match stage {
+            ZeroStage::Off => 0,
+            ZeroStage::Optimizer => 1,
+            ZeroStage::Gradients => 2,
+            ZeroStage::Weights => 3,
+        }
+    }
+}
+
+/// A device, written `cpu`, `cuda` or `cuda:N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Device {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// The GPU with this index.
+    Cuda(usize),
+}
+
+impl Device {
+    /// Torch's name for it.
+    pub fn to_torch(self) -> tch::Device {
+        self.of_rank(0)
+    }
+
+    /// Torch's name for it. Where ranks share a machine, rank `r` takes the `r`-th GPU after this one.
+    pub fn of_rank(self, rank: usize) -> tch::Device {
+        match self {
+            Self::Cpu => tch::Device::Cpu,
+            Self::Cuda(first) => tch::Device::Cuda(first + rank),
+        }
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let index = match text.as_str() {
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => Some(0),
+            other => other.strip_prefix("cuda:").and_then(|index| index.parse().ok()),
+        };
+        index.map(Self::Cuda).ok_or_else(|| format!("device {text:?} must be cpu, cuda or cuda:<number>"))
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Cpu => "cpu".to_owned(),
+            Device::Cuda(index) => format!("cuda:{index}"),
+        }
+    }
+}
+
+/// A projection that LoRA can adapt, by its name in the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraTarget {
+    /// Queries.
+    QProj,
+    /// Keys.
+    KProj,
+    /// Values.
+    VProj,
+    /// Attention output.
+    OProj,
+    /// Gate of the feed-forward layer.
+    GateProj,
+    /// Up projection.
+    UpProj,
+    /// Down projection.
+    DownProj,
+}
+
+impl LoraTarget {
+    /// Its name, the last part of a parameter's name but one.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::VProj => "v_proj",
+            Self::OProj => "o_proj",
+            Self::GateProj => "gate_proj",
+            Self::UpProj => "up_proj",
+            Self::DownProj => "down_proj",
+        }
+    }
+}
+
+/// Low-rank adaptation (Hu et al., arXiv 2106.09685): the weights stay, and `W + alpha / rank * B A` is used, with `A`
+/// `[rank, in]` and `B` `[out, rank]` trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank of the update.
+    pub rank: usize,
+    /// Scale of the update, times the rank.
+    pub alpha: f64,
+    /// The projections that are adapted.
+    pub targets: Vec<LoraTarget>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        use LoraTarget::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+        Self { rank: 16, alpha: 32.0, targets: vec![QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj] }
+    }
+}
+
+impl LoraConfig {
+    /// Everything that makes the values unusable.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Problems::default();
+        problems.positive("rank", self.rank);
+        problems.check(self.alpha.is_finite() && self.alpha > 0.0, || {
+            format!("alpha is {}, must be a positive number", self.alpha)
+        });
+        problems.check(!self.targets.is_empty(), || "targets is empty, must name a projection".to_owned());
+        problems.into_list()
+    }
+}
+
+/// How a supervised objective is run, `[execution]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExecutionConfig {
+    /// Element type of weights and activations.
+    pub dtype: Precision,
+    /// Where. With several ranks on GPUs, rank `r` takes the `r`-th GPU after this one.
+    pub device: Device,
+    /// Ranks: threads of this process, each with its part of every minibatch.
+    pub ranks: usize,
+    /// Threads of torch for each rank; the machine's processors divided by the ranks where absent.
+    pub threads: Option<usize>,
+    /// Most tokens of a micro-batch; a longer sequence is one of its own.
+    pub microbatch_tokens: usize,
+    /// Whether a block's activations are computed again in the backward pass instead of kept.
+    pub recompute: bool,
+    /// What the ranks divide among themselves.
+    pub zero_stage: ZeroStage,
+    /// Whether optimizer state lives in the host's memory.
+    pub offload_optimizer: bool,
+    /// Low-rank adaptation instead of training all weights.
+    pub lora: Option<LoraConfig>,
+}
+
+impl Default for ExecutionConfig {
+    fn default() -> Self {
+        Self {
+            dtype: Precision::F32,
+            device: Device::Cpu,
+            ranks: 1,
+            threads: None,
+            microbatch_tokens: 8192,
+            recompute: false,
+            zero_stage: ZeroStage::Off,
+            offload_optimizer: false,
+            lora: None,
+        }
+    }
+}
+
+impl ExecutionConfig {
+    /// Everything that makes the values unusable.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Problems::default();
+        problems
+            .check((1..=256).contains(&self.ranks), || format!("ranks is {}, must be 1 to 256", self.ranks));
+        problems.check(self.threads != Some(0), || "threads is 0, must be at least 1".to_owned());
+        problems.positive("microbatch_tokens", self.microbatch_tokens);
+        if let Some(lora) = &self.lora {
+            problems.section("lora", lora.problems());
+        }
+        if let Device::Cuda(first) = self.device {
+            let there = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+            problems.check(first + self.ranks <= there, || {
+                format!(
+                    "device cuda:{first} with {} ranks needs GPUs that are not there: torch sees {there}",
+                    self.ranks
+                )
+            });
+        }
+        problems.into_list()
+    }
+}

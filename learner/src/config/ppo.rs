@@ -1,0 +1,404 @@
+//! The configuration of a PPO step, whose semantics are those of [`crate::Trainer::step`].
+//!
+//! Keys that an algorithm decides are optional: absent means the algorithm's default
+//! ([`algo::Algorithm::defaults`]), present means this value. Everything else has the default that is documented here.
+
+use algo::{AdvantageEstimator, Aggregation, Algorithm, Correction, KlEstimator, Schedule};
+use serde::{Deserialize, Serialize};
+
+use super::{Bound, DecayOn, LoraConfig, OptimizerConfig, Precision, Problems, Settings, ZeroStage};
+
+/// Over which samples advantages are whitened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Whiten {
+    /// Over the samples that train.
+    AfterFilter,
+    /// Over all samples of the batch, those of weight 0 included, as the authors' PF-PPO code does.
+    BeforeFilter,
+    /// Not whitened.
+    Off,
+}
+
+/// Which samples of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SamplesOn {
+    /// Those that train the policy (weight above 0).
+    #[default]
+    Filtered,
+    /// All, those of weight 0 included.
+    All,
+}
+
+/// Where the KL to the reference enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KlIn {
+    /// In the token rewards.
+    Reward,
+    /// In the loss.
+    Loss,
+    /// Nowhere.
+    Off,
+}
+
+/// What distribution the rollout log-probs are of, where the sampler truncated it (top-p, top-k, min-p).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RolloutSupport {
+    /// The whole distribution, as Sluice's actors report it.
+    #[default]
+    Full,
+    /// The truncated one: the surviving mass of each token is put back (algorithms of trl#6789).
+    Truncated,
+}
+
+/// DAPO's soft punishment of responses that are nearly too long, added to the score (arXiv 2503.14476).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Overlong {
+    /// Response tokens from which on the penalty is 1.
+    pub max_length: usize,
+    /// Response tokens before that over which it rises from 0.
+    pub cache: usize,
+}
+
+/// The configuration of a PPO step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PpoConfig {
+    /// The algorithm; it decides the defaults of the optional keys.
+    pub algorithm: Algorithm,
+
+    /// β of the KL to the reference. Algorithm's default (PPO: 0.01).
+    pub kl_coefficient: Option<f64>,
+    /// Its estimator. Algorithm's default (PPO: k1).
+    pub kl_estimator: Option<KlEstimator>,
+    /// Where it enters. Algorithm's default (PPO: reward).
+    pub kl_in: Option<KlIn>,
+    /// KL per response, in nats, that an adaptive β aims at; absent means that β is fixed.
+    pub kl_target: Option<f64>,
+    /// Samples over which an adaptive β can change by about a fifth.
+    pub kl_horizon: f64,
+
+    /// γ, the discount per token.
+    pub gamma: f64,
+    /// λ of GAE.
+    pub gae_lambda: f64,
+    /// Over which samples advantages are whitened. Algorithm's default (PPO: after-filter).
+    pub whiten: Option<Whiten>,
+    /// Scores are kept within ± this.
+    pub score_clip: Bound,
+    /// Soft punishment of responses that are nearly too long.
+    pub overlong: Option<Overlong>,
+    /// What the critic trains on: the samples that train the policy, with their weights, or all samples, each with weight 1.
+    pub critic_on: SamplesOn,
+    /// Over which samples of a group its baseline is taken, for algorithms that have one.
+    pub baseline_on: SamplesOn,
+
+    /// ε below the ratio of 1. Algorithm's default (PPO: 0.2).
+    pub clip_ratio_low: Option<f64>,
+    /// ε above the ratio of 1. Algorithm's default (PPO: 0.2).
+    pub clip_ratio_high: Option<f64>,
+    /// Bounds the loss of bad tokens to this times `-A`. Algorithm's default (PPO: off).
+    pub dual_clip: Option<Bound>,
+    /// ε of the value clip.
+    pub value_clip: Bound,
+    /// κ of the entropy bonus.
+    pub entropy_coefficient: f64,
+    /// How token losses become one number. Algorithm's default (PPO: token-mean).
+    pub loss_aggregation: Option<Aggregation>,
+    /// The constant that `seq-mean-token-sum-norm` divides by, in tokens; the run's `max_new_tokens` where absent.
+    pub norm_tokens: Option<usize>,
+
+    /// Weight of tokens that another policy or engine drew. Algorithm's default (PPO: none).
+    pub correction: Option<Correction>,
+    /// δ of the off-policy sequence mask: responses with a negative advantage whose mean log-prob fell by more than this
+    /// since they were drawn do not train.
+    pub off_policy_delta: Bound,
+    /// What distribution the rollout log-probs are of.
+    pub rollout_support: RolloutSupport,
+    /// Mean |learner − actor| log-prob on fresh rollouts above which the learner warns.
+    pub logprob_alarm: f64,
+
+    /// Passes over the batch.
+    pub ppo_epochs: usize,
+    /// Samples of one optimizer step, of those that train. The last of a pass may have fewer.
+    pub minibatch_size: usize,
+    /// Most tokens of a micro-batch on one rank; a longer sequence is one of its own. Changes no gradient.
+    pub microbatch_tokens: usize,
+    /// Whether each pass has an order of its own; otherwise samples are taken in the order of the batch.
+    pub shuffle: bool,
+    /// Seed of that order.
+    pub seed: u64,
+
+    /// Peak learning rate of the policy.
+    pub policy_lr: f64,
+    /// Peak learning rate of the critic.
+    pub critic_lr: f64,
+    /// β₁ and β₂ of AdamW.
+    pub betas: [f64; 2],
+    /// Added to the root of AdamW's second moment.
+    pub adam_eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// What weight decay applies to.
+    pub weight_decay_on: DecayOn,
+    /// Each model's gradient is scaled down to this global norm.
+    pub max_grad_norm: Bound,
+    /// What the learning rates do after the warm-up.
+    pub schedule: Schedule,
+    /// Optimizer steps over which the learning rates rise from 0.
+    pub warmup_steps: u64,
+
+    /// Element type of weights and activations.
+    pub dtype: Precision,
+    /// Whether a block's activations are computed again in the backward pass instead of kept. Changes no gradient.
+    pub recompute: bool,
+    /// What the ranks divide among themselves. Changes no gradient.
+    pub zero_stage: ZeroStage,
+    /// Whether optimizer state lives in the host's memory.
+    pub offload_optimizer: bool,
+    /// Low-rank adaptation of the policy instead of training all its weights.
+    pub lora: Option<LoraConfig>,
+}
+
+impl Default for PpoConfig {
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::Ppo,
+            kl_coefficient: None,
+            kl_estimator: None,
+            kl_in: None,
+            kl_target: None,
+            kl_horizon: 10_000.0,
+            // The authors' PF-PPO code: γ 1, λ 0.95, scores clipped at 10, value clip 0.2.
+            gamma: 1.0,
+            gae_lambda: 0.95,
+            whiten: None,
+            score_clip: Bound::At(10.0),
+            overlong: None,
+            critic_on: SamplesOn::Filtered,
+            baseline_on: SamplesOn::Filtered,
+            clip_ratio_low: None,
+            clip_ratio_high: None,
+            dual_clip: None,
+            value_clip: Bound::At(0.2),
+            entropy_coefficient: 0.0,
+            loss_aggregation: None,
+            norm_tokens: None,
+            correction: None,
+            off_policy_delta: Bound::Off,
+            rollout_support: RolloutSupport::Full,
+            // Twenty times what two f32 implementations of one network differ by; bf16 is announced by setting it.
+            logprob_alarm: 2e-3,
+            // Each response is used three times (PF-PPO, arXiv 2409.06957, section 5).
+            ppo_epochs: 3,
+            minibatch_size: 256,
+            microbatch_tokens: 8192,
+            shuffle: true,
+            seed: 0,
+            // PF-PPO, for 7B parameters.
+            policy_lr: 5e-7,
+            critic_lr: 9e-6,
+            betas: [0.9, 0.95],
+            adam_eps: 1e-8,
+            weight_decay: 0.0,
+            weight_decay_on: DecayOn::All,
+            max_grad_norm: Bound::At(1.0),
+            schedule: Schedule::Constant,
+            warmup_steps: 0,
+            dtype: Precision::F32,
+            recompute: false,
+            zero_stage: ZeroStage::Off,
+            offload_optimizer: false,
+            lora: None,
+        }
+    }
+}
+
+impl PpoConfig {
+    /// Whether the algorithm trains a critic.
+    pub fn needs_critic(&self) -> bool {
+        self.algorithm.defaults().needs_critic()
+    }
+
+    /// Whether samples of weight 0 change anything; otherwise they need not be sent.
+    pub fn reads_filtered_samples(&self) -> bool {
+        let settings = Settings::of(self);
+        let whitens = settings.is_ok_and(|settings| settings.whiten == Whiten::BeforeFilter);
+        let has_baseline = matches!(self.algorithm.defaults().advantage, AdvantageEstimator::Group(_));
+        whitens
+            || (self.needs_critic() && self.critic_on == SamplesOn::All)
+            || (has_baseline && self.baseline_on == SamplesOn::All)
+    }
+
+    /// Whether log-probs of a reference policy are needed.
+    pub fn needs_reference(&self) -> bool {
+        Settings::of(self).is_ok_and(|settings| settings.kl_coefficient() > 0.0)
+    }
+
+    /// Everything that makes the values unusable, each as one sentence that names the key.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Problems::default();
+        self.check_numbers(&mut problems);
+        for (lr, model) in [(self.policy_lr, "policy_lr"), (self.critic_lr, "critic_lr")] {
+            problems.not_negative(model, lr);
+        }
+        let mut list = self.optimizer(0.0).problems();
+        list.extend(problems.into_list());
+        if let Some(lora) = &self.lora {
+            list.extend(lora.problems().into_iter().map(|problem| format!("lora.{problem}")));
+        }
+        if let Err(conflicts) = Settings::of(self) {
+            list.extend(conflicts);
+        }
+        list
+    }
+
+    fn check_numbers(&self, problems: &mut Problems) {
+        problems.share("gamma", self.gamma);
+        problems.share("gae_lambda", self.gae_lambda);
+        problems.not_negative("entropy_coefficient", self.entropy_coefficient);
+        problems.not_negative("logprob_alarm", self.logprob_alarm);
+        problems.positive("ppo_epochs", self.ppo_epochs);
+        problems.positive("minibatch_size", self.minibatch_size);
+        problems.positive("microbatch_tokens", self.microbatch_tokens);
+        for (key, value) in [
+            ("kl_coefficient", self.kl_coefficient),
+            ("clip_ratio_low", self.clip_ratio_low),
+            ("clip_ratio_high", self.clip_ratio_high),
+            ("score_clip", self.score_clip.number()),
+            ("value_clip", self.value_clip.number()),
+            ("off_policy_delta", self.off_policy_delta.number()),
+        ] {
+            if let Some(value) = value {
+                problems.not_negative(key, value);
+            }
+        }
+        if let Some(bound) = self.dual_clip.and_then(Bound::number) {
+            problems.check(bound.is_finite() && bound > 1.0, || {
+                format!("dual_clip is {bound}, must be above 1 or \"off\"")
+            });
+        }
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        problems.check(positive(self.kl_horizon), || {
+            format!("kl_horizon is {}, must be a positive number", self.kl_horizon)
+        });
+        if let Some(target) = self.kl_target {
+            problems.check(positive(target), || format!("kl_target is {target}, must be a positive number"));
+        }
+        if let Some(overlong) = self.overlong {
+            problems.check((1..=overlong.max_length).contains(&overlong.cache), || {
+                format!(
+                    "overlong.cache is {}, must be 1 to overlong.max_length {}",
+                    overlong.cache, overlong.max_length
+                )
+            });
+        }
+        problems.check(self.norm_tokens != Some(0), || "norm_tokens is 0, must be at least 1".to_owned());
+    }
+
+    /// The optimizer of a model with this peak learning rate.
+    pub(crate) fn optimizer(&self, lr: f64) -> OptimizerConfig {
+        OptimizerConfig {
+            lr,
+            betas: self.betas,
+            adam_eps: self.adam_eps,
+            weight_decay: self.weight_decay,
+            weight_decay_on: self.weight_decay_on,
+            max_grad_norm: self.max_grad_norm,
+            schedule: self.schedule,
+            warmup_steps: self.warmup_steps,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_has_no_problems_and_survives_toml() {
+        let config = PpoConfig::default();
+        assert_eq!(config.problems(), Vec::<String>::new());
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<PpoConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn every_key_of_the_documentation_is_one() {
+        let text = r#"
+            algorithm = "ppo"
+            kl_coefficient = 0.05
+            kl_estimator = "k1"
+            gamma = 0.99
+            gae_lambda = 0.9
+            whiten = "before-filter"
+            score_clip = 5.0
+            clip_ratio_low = 0.2
+            clip_ratio_high = 0.28
+            dual_clip = 3.0
+            value_clip = "off"
+            entropy_coefficient = 0.01
+            loss_aggregation = "token-mean"
+            ppo_epochs = 2
+            minibatch_size = 8
+            microbatch_tokens = 512
+            shuffle = false
+            seed = 3
+            policy_lr = 1e-4
+            critic_lr = 2e-4
+            betas = [0.9, 0.999]
+            adam_eps = 1e-3
+            weight_decay = 0.01
+            max_grad_norm = 1.0
+            schedule = "cosine"
+            warmup_steps = 2
+            dtype = "bf16"
+            recompute = true
+            zero_stage = 2
+            critic_on = "all"
+            correction = { token-truncate = { max = 2.0 } }
+            lora = { rank = 8, alpha = 16.0, targets = ["q_proj", "v_proj"] }
+        "#;
+        let config: PpoConfig = toml::from_str(text).unwrap();
+        assert_eq!(config.problems(), Vec::<String>::new());
+        assert_eq!((config.zero_stage, config.dtype), (ZeroStage::Gradients, Precision::Bf16));
+        assert_eq!((config.value_clip, config.dual_clip), (Bound::Off, Some(Bound::At(3.0))));
+        let error = toml::from_str::<PpoConfig>("gama = 1.0").unwrap_err().to_string();
+        assert!(error.contains("unknown field `gama`"), "{error}");
+    }
+
+    #[test]
+    fn all_problems_are_listed_at_once() {
+        let config = PpoConfig {
+            gamma: 1.5,
+            minibatch_size: 0,
+            policy_lr: -1.0,
+            betas: [1.0, 0.9],
+            dual_clip: Some(Bound::At(1.0)),
+            kl_target: Some(0.0),
+            max_grad_norm: Bound::At(0.0),
+            overlong: Some(Overlong { max_length: 10, cache: 11 }),
+            lora: Some(LoraConfig { rank: 0, ..LoraConfig::default() }),
+            ..PpoConfig::default()
+        };
+        let problems = config.problems();
+        for key in [
+            "gamma is 1.5",
+            "minibatch_size is 0",
+            "policy_lr is -1",
+            "betas holds 1",
+            "dual_clip is 1",
+            "kl_target is 0",
+            "max_grad_norm is 0",
+            "overlong.cache is 11",
+            "lora.rank is 0",
+        ] {
+            assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:?}");
+        }
+        assert_eq!(problems.len(), 9, "{problems:?}");
+    }
+}

@@ -1,0 +1,172 @@
+//! A step's settings: the algorithm's defaults with what the configuration overrides, free of contradictions.
+
+use algo::{
+    AdvantageEstimator, Aggregation, ClipRange, Correction, KlController, KlEstimator, KlPlacement,
+    PolicyObjective,
+};
+
+use super::{KlIn, PpoConfig, Whiten};
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// Where advantages come from.
+    pub(crate) advantage: AdvantageEstimator,
+    /// Over which samples they are whitened.
+    pub(crate) whiten: Whiten,
+    /// Where the KL enters; β is that of the start, [`controller`](Self::controller) moves it.
+    pub(crate) kl: KlPlacement,
+    /// The policy loss.
+    pub(crate) objective: PolicyObjective,
+    /// How token losses are aggregated.
+    pub(crate) aggregation: Aggregation,
+    /// The weight of tokens that another distribution drew.
+    pub(crate) correction: Correction,
+    kl_target: Option<f64>,
+    kl_horizon: f64,
+}
+
+impl Settings {
+    /// The settings of a configuration, or the keys that contradict each other.
+    pub(crate) fn of(config: &PpoConfig) -> Result<Self, Vec<String>> {
+        let defaults = config.algorithm.defaults();
+        let mut conflicts = Vec::new();
+        let kl = kl_placement(config, defaults.kl, &mut conflicts);
+        let objective = objective(config, defaults.objective, &mut conflicts);
+        let whiten = match (config.whiten, defaults.whiten) {
+            (Some(whiten), _) => whiten,
+            (None, true) => Whiten::AfterFilter,
+            (None, false) => Whiten::Off,
+        };
+        let settings = Self {
+            advantage: defaults.advantage,
+            whiten,
+            kl,
+            objective,
+            aggregation: config.loss_aggregation.unwrap_or(defaults.aggregation),
+            correction: config.correction.unwrap_or(defaults.correction),
+            kl_target: config.kl_target,
+            kl_horizon: config.kl_horizon,
+        };
+        if settings.kl_target.is_some() && settings.kl_coefficient() == 0.0 {
+            conflicts.push("kl_target is set, but the KL coefficient is 0 and can never change".to_owned());
+        }
+        if conflicts.is_empty() { Ok(settings) } else { Err(conflicts) }
+    }
+
+    /// β at the start.
+    pub(crate) fn kl_coefficient(&self) -> f64 {
+        match self.kl {
+            KlPlacement::None => 0.0,
+            KlPlacement::Reward { coefficient, .. } | KlPlacement::Loss { coefficient, .. } => coefficient,
+        }
+    }
+
+    /// Who moves β.
+    pub(crate) fn controller(&self) -> KlController {
+        let coefficient = self.kl_coefficient();
+        match self.kl_target {
+            None => KlController::Fixed { coefficient },
+            Some(target) => KlController::Adaptive { coefficient, target, horizon: self.kl_horizon },
+        }
+    }
+}
+
+fn kl_placement(config: &PpoConfig, default: KlPlacement, conflicts: &mut Vec<String>) -> KlPlacement {
+    let (place, estimator, coefficient) = match default {
+        KlPlacement::None => (KlIn::Off, KlEstimator::K3, 0.0),
+        KlPlacement::Reward { estimator, coefficient } => (KlIn::Reward, estimator, coefficient),
+        KlPlacement::Loss { estimator, coefficient } => (KlIn::Loss, estimator, coefficient),
+    };
+    let estimator = config.kl_estimator.unwrap_or(estimator);
+    let coefficient = config.kl_coefficient.unwrap_or(coefficient);
+    match config.kl_in.unwrap_or(place) {
+        KlIn::Reward => KlPlacement::Reward { estimator, coefficient },
+        KlIn::Loss => KlPlacement::Loss { estimator, coefficient },
+        KlIn::Off => {
+            if config.kl_coefficient.is_some_and(|coefficient| coefficient > 0.0) {
+                conflicts.push(format!(
+                    "kl_coefficient is {coefficient}, but kl_in is off (the default of this algorithm): \
+                     set kl_in to reward or loss"
+                ));
+            }
+            KlPlacement::None
+        }
+    }
+}
+
+fn objective(config: &PpoConfig, default: PolicyObjective, conflicts: &mut Vec<String>) -> PolicyObjective {
+    let clip = |range: ClipRange| ClipRange {
+        low: config.clip_ratio_low.unwrap_or(range.low),
+        high: config.clip_ratio_high.unwrap_or(range.high),
+    };
+    match default {
+        PolicyObjective::Clip { level, range, dual_clip } => PolicyObjective::Clip {
+            level,
+            range: clip(range),
+            dual_clip: config.dual_clip.map_or(dual_clip, super::Bound::number),
+        },
+        PolicyObjective::Cispo { range } => {
+            if let Some(bound) = config.dual_clip.and_then(super::Bound::number) {
+                conflicts.push(format!("dual_clip is {bound}, but cispo has no clip that it could bound"));
+            }
+            PolicyObjective::Cispo { range: clip(range) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use algo::{Algorithm, RatioLevel};
+
+    use super::super::Bound;
+    use super::*;
+
+    fn settings(config: PpoConfig) -> Settings {
+        Settings::of(&config).unwrap()
+    }
+
+    #[test]
+    fn absent_keys_are_the_algorithms() {
+        for algorithm in Algorithm::ALL {
+            let defaults = algorithm.defaults();
+            let found = settings(PpoConfig { algorithm, ..PpoConfig::default() });
+            assert_eq!(found.objective, defaults.objective, "{algorithm:?}");
+            assert_eq!(found.kl, defaults.kl, "{algorithm:?}");
+            assert_eq!((found.aggregation, found.correction), (defaults.aggregation, defaults.correction));
+            assert_eq!(found.whiten == Whiten::AfterFilter, defaults.whiten, "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn present_keys_win() {
+        let found = settings(PpoConfig {
+            algorithm: Algorithm::Dapo,
+            clip_ratio_high: Some(0.5),
+            dual_clip: Some(Bound::Off),
+            kl_in: Some(KlIn::Loss),
+            kl_coefficient: Some(0.1),
+            kl_estimator: Some(KlEstimator::K2),
+            whiten: Some(Whiten::BeforeFilter),
+            loss_aggregation: Some(Aggregation::TokenSum),
+            ..PpoConfig::default()
+        });
+        let range = ClipRange { low: 0.2, high: 0.5 };
+        assert_eq!(
+            found.objective,
+            PolicyObjective::Clip { level: RatioLevel::Token, range, dual_clip: None }
+        );
+        assert_eq!(found.kl, KlPlacement::Loss { estimator: KlEstimator::K2, coefficient: 0.1 });
+        assert_eq!((found.whiten, found.aggregation), (Whiten::BeforeFilter, Aggregation::TokenSum));
+    }
+
+    #[test]
+    fn keys_without_effect_are_conflicts() {
+        let conflicts = |config: PpoConfig| Settings::of(&config).unwrap_err().join("; ");
+        let dapo = PpoConfig { algorithm: Algorithm::Dapo, ..PpoConfig::default() };
+        assert!(conflicts(PpoConfig { kl_coefficient: Some(0.1), ..dapo.clone() }).contains("kl_in"));
+        assert!(conflicts(PpoConfig { kl_target: Some(6.0), ..dapo }).contains("kl_target"));
+        let cispo = PpoConfig { algorithm: Algorithm::Cispo, ..PpoConfig::default() };
+        assert!(conflicts(PpoConfig { dual_clip: Some(Bound::At(3.0)), ..cispo }).contains("dual_clip"));
+    }
+}

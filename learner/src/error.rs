@@ -1,0 +1,145 @@
+//! Why training cannot go on.
+
+use std::path::PathBuf;
+
+use types::BatchId;
+
+/// `std::result::Result` with [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of the training core. Nothing is trained half: after an error the weights in memory are not to be used, and
+/// training resumes from the newest checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is unusable.
+    #[error("the configuration is not usable:\n  - {}", problems.join("\n  - "))]
+    Config {
+        /// Everything that is wrong with it.
+        problems: Vec<String>,
+    },
+    /// A model folder cannot be read or written.
+    #[error(transparent)]
+    Folder(#[from] model::folder::Error),
+    /// A network's shape is unusable.
+    #[error("{path}: {source}")]
+    ModelConfig {
+        /// Where it comes from.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: model::config::Error,
+    },
+    /// A folder has another head than its use needs.
+    #[error("{path} is a {found}, but the {role} must be {wanted}")]
+    Head {
+        /// The folder.
+        path: PathBuf,
+        /// Its class.
+        found: &'static str,
+        /// What it was to be.
+        role: &'static str,
+        /// What that needs.
+        wanted: &'static str,
+    },
+    /// Weights do not fit their network.
+    #[error(transparent)]
+    Weights(#[from] model::weights::Error),
+    /// A tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenizer(#[from] model::tokenizer::Error),
+    /// A chat template cannot be used.
+    #[error(transparent)]
+    Chat(#[from] model::chat::Error),
+    /// A sequence does not fit the network.
+    #[error("{what}: {source}")]
+    Sequence {
+        /// Which one.
+        what: String,
+        /// What is wrong with it.
+        source: model::packed::Error,
+    },
+    /// A batch that cannot be trained.
+    #[error("batch {batch}: {problem}")]
+    Batch {
+        /// Which one.
+        batch: BatchId,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Numbers that a formula cannot take, in most cases because training has diverged.
+    #[error("{what}: {source}")]
+    Numbers {
+        /// Where.
+        what: String,
+        /// Which number.
+        source: algo::Error,
+    },
+    /// A gradient that is not a number.
+    #[error(
+        "{what}: the gradient norm is {norm}; training has diverged: lower the learning rate, or look at the batch"
+    )]
+    Diverged {
+        /// Which model, in which step.
+        what: String,
+        /// The norm.
+        norm: f64,
+    },
+    /// The ranks disagree.
+    #[error(
+        "rank {rank} has other {what} than rank 0: all ranks must start from the same folders and configuration"
+    )]
+    Disagreement {
+        /// The rank that noticed.
+        rank: usize,
+        /// What differs.
+        what: &'static str,
+    },
+    /// The communication between ranks failed.
+    #[error(transparent)]
+    Collective(#[from] collective::Error),
+    /// Torch refused.
+    #[error("torch: {0}")]
+    Torch(#[from] tch::TchError),
+    /// A line of a data file is unusable.
+    #[error("{path}:{line}: {problem}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file or folder cannot be read or written.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::Error),
+    /// A rank of this process ended without a result.
+    #[error("rank {rank} panicked: {reason}")]
+    Panicked {
+        /// Which.
+        rank: usize,
+        /// Its message.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// For `map_err` on formulas: names the place.
+    pub(crate) fn numbers(what: impl FnOnce() -> String) -> impl FnOnce(algo::Error) -> Self {
+        move |source| Self::Numbers { what: what(), source }
+    }
+
+    /// For `map_err` on files.
+    pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+}

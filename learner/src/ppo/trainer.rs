@@ -1,0 +1,200 @@
+//! Policy, critic and what a step does with them.
+
+use std::path::{Path, PathBuf};
+
+use algo::KlController;
+use collective::ProcessGroup;
+use model::{Head, LoadOptions, Model, ModelConfig, ScalarInit};
+use tch::{Device, Tensor};
+use types::{BatchId, PolicyVersion, Sampling};
+
+use crate::config::{PpoConfig, Settings};
+use crate::error::{Error, Result};
+use crate::ranks::Ranks;
+use crate::trainee::{Trainee, TraineeOptions};
+
+/// Where the critic comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CriticSource {
+    /// A folder: a critic or a reward model keeps its head, a policy gets one of zeros.
+    Folder(PathBuf),
+    /// The policy's trunk with a head of zeros.
+    Policy,
+}
+
+/// What a trainer is made from.
+#[derive(Debug, Clone)]
+pub struct TrainerConfig {
+    /// The step.
+    pub ppo: PpoConfig,
+    /// The policy's folder.
+    pub policy: PathBuf,
+    /// The critic; not read for algorithms without one.
+    pub critic: CriticSource,
+    /// Where this rank computes.
+    pub device: Device,
+}
+
+/// Trains a policy, and with it a critic where the algorithm has one. Lives on one thread, the only one of the process that
+/// touches torch.
+#[derive(Debug)]
+pub struct Trainer {
+    pub(crate) config: PpoConfig,
+    pub(crate) settings: Settings,
+    pub(crate) ranks: Ranks,
+    pub(crate) policy: Trainee,
+    pub(crate) critic: Option<Trainee>,
+    /// Whose tokenizer files go with the policy.
+    pub(crate) policy_folder: PathBuf,
+    pub(crate) controller: KlController,
+    pub(crate) version: PolicyVersion,
+    pub(crate) last_batch: Option<BatchId>,
+    pub(crate) temperature: f64,
+    pub(crate) max_new_tokens: usize,
+}
+
+impl Trainer {
+    /// Loads policy and critic. With a group, all its ranks do so together, from the same folders and configuration.
+    ///
+    /// # Errors
+    /// The configuration's problems, a folder that cannot be used, ranks that differ, no memory.
+    pub fn new(config: TrainerConfig, group: Option<ProcessGroup>) -> Result<Self> {
+        let TrainerConfig { ppo, policy: folder, critic, device } = config;
+        let problems = ppo.problems();
+        let settings = match Settings::of(&ppo) {
+            Ok(settings) if problems.is_empty() => settings,
+            _ => return Err(Error::Config { problems }),
+        };
+        let ranks = group.map_or_else(Ranks::alone, Ranks::of);
+        ranks.agree("configuration", format!("{ppo:?}").as_bytes())?;
+        let mut options = TraineeOptions {
+            kind: ppo.dtype.kind(),
+            device,
+            zero_stage: ppo.zero_stage,
+            recompute: ppo.recompute,
+            offload_optimizer: ppo.offload_optimizer,
+            lora: None,
+        };
+        let loaded = load(&folder)?;
+        require_head(&loaded, Head::Causal, ("policy", "a *ForCausalLM"))?;
+        let critic = match (ppo.needs_critic(), critic) {
+            (false, _) => None,
+            (true, CriticSource::Policy) => Some(scalar(&loaded)),
+            (true, CriticSource::Folder(path)) => Some(scalar(&load(&path)?)),
+        };
+        let critic = match critic {
+            None => None,
+            Some((config, weights)) => {
+                agree(&ranks, "critic weights", &weights)?;
+                Some(Trainee::new("critic", (config, &weights), &ranks, &options))
+            }
+        };
+        options.lora = ppo.lora.clone().map(|lora| (lora, ppo.seed));
+        agree(&ranks, "policy weights", &loaded.weights)?;
+        let policy = Trainee::new("policy", (loaded.config, &loaded.weights), &ranks, &options);
+        Ok(Self {
+            controller: settings.controller(),
+            config: ppo,
+            settings,
+            ranks,
+            policy,
+            critic,
+            policy_folder: folder,
+            version: PolicyVersion(0),
+            last_batch: None,
+            temperature: 1.0,
+            max_new_tokens: usize::try_from(Sampling::default().max_new_tokens).unwrap_or(usize::MAX),
+        })
+    }
+
+    /// Tells how the run draws tokens and when it ends: log-probs are taken at the sampling temperature, and schedules count
+    /// up to the last batch. Before that a temperature of 1 and a constant schedule apply.
+    ///
+    /// # Errors
+    /// Sampling that training cannot follow: greedy.
+    pub fn set_run(&mut self, sampling: &Sampling, last_batch: BatchId) -> Result<()> {
+        let problem = match sampling.validate() {
+            Err(invalid) => Some(invalid.to_string()),
+            Ok(()) if sampling.temperature == 0.0 => {
+                Some("sampling.temperature is 0: greedy rollouts have no log-probs to train on".to_owned())
+            }
+            Ok(()) => None,
+        };
+        if let Some(problem) = problem {
+            return Err(Error::Config { problems: vec![problem] });
+        }
+        self.temperature = f64::from(sampling.temperature);
+        self.max_new_tokens = usize::try_from(sampling.max_new_tokens).unwrap_or(usize::MAX);
+        self.last_batch = Some(last_batch);
+        Ok(())
+    }
+
+    /// The number of batches that are part of the weights.
+    pub fn version(&self) -> PolicyVersion {
+        self.version
+    }
+
+    /// The ranks that train together.
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    /// The policy's shape.
+    pub fn policy_config(&self) -> &ModelConfig {
+        self.policy.config()
+    }
+
+    /// The critic's shape, where there is one.
+    pub fn critic_config(&self) -> Option<&ModelConfig> {
+        self.critic.as_ref().map(Trainee::config)
+    }
+
+    /// The folder whose tokenizer and generation files belong to the policy.
+    pub fn policy_folder(&self) -> &Path {
+        &self.policy_folder
+    }
+
+    /// The policy's weights by group, `[numel]` each, in the element type it trains in: what is published. They are views of
+    /// the buffers that the next step writes, unless they had to be gathered (ZeRO stage 3) or merged (LoRA); copy them
+    /// before that step. All ranks call it together.
+    ///
+    /// # Errors
+    /// A rank that is lost while weights are gathered.
+    pub fn policy_flats(&self) -> Result<Vec<Tensor>> {
+        self.policy.flats(&self.ranks)
+    }
+
+    /// The critic's weights by group, as [`policy_flats`](Self::policy_flats); `None` for algorithms without a critic.
+    ///
+    /// # Errors
+    /// As for the policy.
+    pub fn critic_flats(&self) -> Result<Option<Vec<Tensor>>> {
+        self.critic.as_ref().map(|critic| critic.flats(&self.ranks)).transpose()
+    }
+}
+
+fn load(folder: &Path) -> Result<Model> {
+    Ok(model::folder::load(folder, &LoadOptions::default())?)
+}
+
+fn require_head(model: &Model, head: Head, (role, wanted): (&'static str, &'static str)) -> Result<()> {
+    if model.config.head == head {
+        return Ok(());
+    }
+    let found = model.config.architecture.class(model.config.head);
+    Err(Error::Head { path: model.path.clone(), found, role, wanted })
+}
+
+/// The model with a scalar head: its own, or one of zeros.
+fn scalar(model: &Model) -> (ModelConfig, model::Weights) {
+    model.weights.with_scalar_head(&model.config, ScalarInit::Zero)
+}
+
+/// Checks that every rank starts from the same weights.
+fn agree(ranks: &Ranks, what: &'static str, weights: &model::Weights) -> Result<()> {
+    if ranks.world_size() == 1 {
+        return Ok(());
+    }
+    let hashes: Vec<u8> = weights.flats().iter().flat_map(model::hash_tensor).collect();
+    ranks.agree(what, &hashes)
+}

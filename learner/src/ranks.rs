@@ -1,0 +1,113 @@
+//! The ranks that train together: a process group, or this rank alone.
+//!
+//! Invariant: every rank makes the same calls in the same order. What a call depends on is therefore computed from data
+//! that all ranks have, never from a rank's own part.
+
+use collective::{ProcessGroup, Reduce};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+
+/// This rank and the others.
+#[derive(Debug)]
+pub struct Ranks {
+    group: Option<ProcessGroup>,
+}
+
+impl Ranks {
+    /// One rank, without communication.
+    pub fn alone() -> Self {
+        Self { group: None }
+    }
+
+    /// The members of a group.
+    pub fn of(group: ProcessGroup) -> Self {
+        Self { group: Some(group) }
+    }
+
+    /// This rank, from 0.
+    pub fn rank(&self) -> usize {
+        self.group.as_ref().map_or(0, ProcessGroup::rank)
+    }
+
+    /// Number of ranks.
+    pub fn world_size(&self) -> usize {
+        self.group.as_ref().map_or(1, ProcessGroup::world_size)
+    }
+
+    /// The group, unless this rank is alone.
+    pub fn group(&self) -> Option<&ProcessGroup> {
+        self.group.as_ref()
+    }
+
+    fn device(&self) -> Device {
+        self.group.as_ref().map_or(Device::Cpu, ProcessGroup::device)
+    }
+
+    /// Adds up numbers over the ranks, place by place, in f64.
+    pub(crate) fn sum(&self, numbers: &mut [f64]) -> Result<()> {
+        let Some(group) = &self.group else { return Ok(()) };
+        let mut tensor = Tensor::from_slice(numbers).to_device(self.device());
+        group.all_reduce(&mut tensor, Reduce::Sum)?;
+        tensor.to_device(Device::Cpu).f_copy_data(numbers, numbers.len())?;
+        Ok(())
+    }
+
+    /// Fills slices of which each rank computed some places and left 0 in the others.
+    pub(crate) fn complete(&self, parts: &mut [&mut [f32]]) -> Result<()> {
+        let Some(group) = &self.group else { return Ok(()) };
+        for part in parts {
+            let mut tensor = Tensor::from_slice(part).to_device(self.device());
+            group.all_reduce(&mut tensor, Reduce::Sum)?;
+            tensor.to_device(Device::Cpu).f_copy_data(part, part.len())?;
+        }
+        Ok(())
+    }
+
+    /// Rank 0's bytes, on every rank.
+    pub(crate) fn from_first(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
+        let mut bytes = bytes;
+        if let Some(group) = &self.group {
+            group.broadcast_bytes(&mut bytes, 0)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Every rank's bytes, in order of rank, on every rank.
+    pub(crate) fn gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>> {
+        let Some(group) = &self.group else { return Ok(vec![bytes]) };
+        let mut all = Vec::with_capacity(group.world_size());
+        for root in 0..group.world_size() {
+            let mut part = if root == group.rank() { bytes.clone() } else { Vec::new() };
+            group.broadcast_bytes(&mut part, root)?;
+            all.push(part);
+        }
+        Ok(all)
+    }
+
+    /// Checks that every rank has the same bytes. All ranks learn of a difference.
+    pub(crate) fn agree(&self, what: &'static str, bytes: &[u8]) -> Result<()> {
+        let first = self.from_first(bytes.to_vec())?;
+        let rank = self.rank();
+        let mut differing = [if first == bytes { 0.0 } else { 1.0 }, 0.0];
+        differing[1] = differing[0] * rank as f64;
+        self.sum(&mut differing)?;
+        match differing[0] {
+            0.0 => Ok(()),
+            count => Err(Error::Disagreement { rank: (differing[1] / count) as usize, what }),
+        }
+    }
+
+    /// Waits until all ranks are here.
+    pub(crate) fn barrier(&self) -> Result<()> {
+        match &self.group {
+            Some(group) => Ok(group.barrier()?),
+            None => Ok(()),
+        }
+    }
+
+    /// A zero tensor on the device that the group works on, or on the given one.
+    pub(crate) fn zeros(numel: i64, device: Device) -> Tensor {
+        Tensor::zeros([numel], (Kind::Float, device))
+    }
+}

@@ -1,0 +1,126 @@
+//! The learner's configuration as a member of a ring.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use service::ServiceConfig;
+use types::MemberId;
+
+use crate::config::{Device, PpoConfig};
+
+/// Everything a rank of the learner can be told. All ranks are told the same, but for `rank`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The learner's name in the run.
+    pub member: String,
+    /// `host:port` of the coordinator. Only rank 0 speaks to it.
+    pub coordinator: String,
+    /// This process's rank, from 0.
+    pub rank: usize,
+    /// Number of ranks, one process each.
+    pub world_size: usize,
+    /// `host:port` where the ranks meet; rank 0 listens there. It takes any free port for port 0, and says which in its
+    /// address file.
+    pub rendezvous: String,
+    /// Where rank 0 serves weights to actors that join late.
+    pub listen: SocketAddr,
+    /// Host under which actors reach rank 0; the one of `listen` when empty.
+    pub advertise: String,
+    /// The policy's folder, before the first batch.
+    pub policy: PathBuf,
+    /// The critic's folder: a critic or reward model keeps its head. The policy with a head of zeros when absent.
+    pub critic: Option<PathBuf>,
+    /// Where checkpoints are written.
+    pub checkpoints: PathBuf,
+    /// Batches from one checkpoint to the next. The samples since the last one are kept by the coordinator.
+    pub checkpoint_every: u64,
+    /// Checkpoints kept, at least 2.
+    pub keep_checkpoints: usize,
+    /// Where this rank computes: `cpu` or `cuda:N`.
+    pub device: Device,
+    /// Threads of a tensor operation; 0 leaves it to torch.
+    pub threads: usize,
+    /// Longest wait of a rank for the others within a step.
+    #[serde(with = "humantime_serde")]
+    pub rank_time_limit: Duration,
+    /// Longest wait for all ranks to come.
+    #[serde(with = "humantime_serde")]
+    pub join_time_limit: Duration,
+    /// Deadline of forming a broadcast group, and of each part of a broadcast.
+    #[serde(with = "humantime_serde")]
+    pub broadcast_time_limit: Duration,
+    /// Longest silence towards the coordinator.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Duration,
+    /// How long to look for a coordinator before giving up.
+    #[serde(with = "humantime_serde")]
+    pub connect_time_limit: Duration,
+    /// The step.
+    pub ppo: PpoConfig,
+    /// The process.
+    pub service: ServiceConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            member: "learner".to_owned(),
+            coordinator: "127.0.0.1:7700".to_owned(),
+            rank: 0,
+            world_size: 1,
+            rendezvous: "127.0.0.1:0".to_owned(),
+            // Loopback only: weights are not for everybody.
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            advertise: String::new(),
+            policy: PathBuf::new(),
+            critic: None,
+            checkpoints: PathBuf::from("checkpoints"),
+            checkpoint_every: 10,
+            keep_checkpoints: 2,
+            device: Device::default(),
+            threads: 0,
+            rank_time_limit: Duration::from_secs(600),
+            join_time_limit: Duration::from_secs(120),
+            broadcast_time_limit: Duration::from_secs(60),
+            heartbeat_interval: Duration::from_millis(500),
+            connect_time_limit: Duration::from_secs(600),
+            ppo: PpoConfig::default(),
+            service: ServiceConfig::default(),
+        }
+    }
+}
+
+impl service::Config for Config {
+    fn service(&self) -> &ServiceConfig {
+        &self.service
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems: Vec<String> =
+            self.ppo.problems().into_iter().map(|problem| format!("ppo.{problem}")).collect();
+        if let Err(error) = self.member.parse::<MemberId>() {
+            problems.push(error.to_string());
+        }
+        if self.rank >= self.world_size {
+            problems.push(format!("rank is {}, must be below world_size = {}", self.rank, self.world_size));
+        }
+        for (key, address) in [("coordinator", &self.coordinator), ("rendezvous", &self.rendezvous)] {
+            if !address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+                problems.push(format!("{key} is {address:?}, must be host:port"));
+            }
+        }
+        if self.policy.as_os_str().is_empty() {
+            problems.push("policy is missing: name a model folder".to_owned());
+        }
+        if self.checkpoint_every == 0 {
+            problems.push("checkpoint_every must be at least 1".to_owned());
+        }
+        if self.keep_checkpoints < 2 {
+            problems.push("keep_checkpoints must be at least 2: one may be torn by a crash".to_owned());
+        }
+        problems
+    }
+}

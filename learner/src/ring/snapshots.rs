@@ -1,0 +1,79 @@
+//! Published weights: the newest versions as flat buffers, ready to be broadcast or pulled.
+//!
+//! A snapshot is immutable and shared. Two are kept, so that a transfer of the one before is not torn by the next step.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use types::{Manifest, PolicyVersion, WeightHash};
+
+/// Snapshots kept.
+const KEPT: usize = 2;
+
+/// One version's weights.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) manifest: Manifest,
+    pub(crate) buffer: Bytes,
+}
+
+/// The newest versions.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Snapshots(Arc<Mutex<VecDeque<Arc<Snapshot>>>>);
+
+impl Snapshots {
+    /// Adds the newest version, and forgets the oldest.
+    pub(crate) fn add(&self, snapshot: Snapshot) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back(Arc::new(snapshot));
+        while kept.len() > KEPT {
+            kept.pop_front();
+        }
+    }
+
+    /// The newest version.
+    pub(crate) fn newest(&self) -> Option<Arc<Snapshot>> {
+        self.find(|_| true)
+    }
+
+    /// The weights with this hash, if they are still kept.
+    pub(crate) fn with_hash(&self, hash: WeightHash) -> Option<Arc<Snapshot>> {
+        self.find(|manifest| manifest.hash == hash)
+    }
+
+    /// The newest weights of this version, if they are still kept.
+    pub(crate) fn of_version(&self, version: PolicyVersion) -> Option<Arc<Snapshot>> {
+        self.find(|manifest| manifest.version == version)
+    }
+
+    fn find(&self, wanted: impl Fn(&Manifest) -> bool) -> Option<Arc<Snapshot>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.iter().rev().find(|snapshot| wanted(&snapshot.manifest)).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(version: u64) -> Snapshot {
+        let buffer = Bytes::from(version.to_le_bytes().to_vec());
+        let tensors = vec![("w".to_owned(), vec![2], types::DType::F32)];
+        let manifest = Manifest::of_buffer(PolicyVersion(version), tensors, &buffer).unwrap();
+        Snapshot { manifest, buffer }
+    }
+
+    #[test]
+    fn the_two_newest_are_kept() {
+        let snapshots = Snapshots::default();
+        assert!(snapshots.newest().is_none());
+        for version in 0..3 {
+            snapshots.add(snapshot(version));
+        }
+        assert_eq!(snapshots.newest().unwrap().manifest.version, PolicyVersion(2));
+        assert!(snapshots.of_version(PolicyVersion(0)).is_none());
+        let older = snapshots.of_version(PolicyVersion(1)).unwrap();
+        assert_eq!(snapshots.with_hash(older.manifest.hash).unwrap().manifest.version, PolicyVersion(1));
+    }
+}

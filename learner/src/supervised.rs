@@ -1,0 +1,25 @@
+//! Training on given examples: supervised fine-tuning, reward models, and preferences without a reward model.
+//!
+//! ```text
+//! lines of JSON -> tokens -> examples -> minibatches -> micro-batches on ranks -> one AdamW step a minibatch
+//! ```
+//!
+//! The objectives differ in the gradient they take from the network's numbers ([`objective`]) and in what surrounds the
+//! training; everything between is the machinery of the PPO step. The same seed gives the same weights.
+
+mod config;
+mod examples;
+mod objective;
+mod preferences;
+mod reward_model;
+mod sft;
+mod source;
+mod training;
+
+pub use config::{
+    InitConfig, PreferenceConfig, PreferenceLoss, RewardModelConfig, SftConfig, TrainingConfig,
+};
+pub use preferences::dpo;
+pub use reward_model::{REWARD_MEAN_KEY, REWARD_STD_KEY, train_rm};
+pub use sft::sft;
+pub use training::{Progress, Report};

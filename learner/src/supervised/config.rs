@@ -1,0 +1,340 @@
+//! Configurations of the supervised objectives. Unknown keys are refused; `problems()` lists everything that is wrong.
+
+use std::path::PathBuf;
+
+use algo::{Aggregation, Kto, PreferenceObjective};
+use model::Architecture;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ExecutionConfig, OptimizerConfig, Problems};
+
+/// A new network instead of a folder, `[init]`: random weights, the tokenizer of a folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct InitConfig {
+    /// Folder with `tokenizer.json` and what else belongs to the tokenizer.
+    pub tokenizer: PathBuf,
+    /// Family: `llama`, `mistral`, `qwen2` or `qwen3`.
+    pub architecture: String,
+    /// Rows of the embedding; the tokenizer's size where absent.
+    pub vocab_size: Option<i64>,
+    /// Width of the residual stream.
+    pub hidden_size: i64,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: i64,
+    /// Decoder blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: i64,
+    /// Key and value heads.
+    pub kv_heads: i64,
+    /// Longest sequence, in tokens.
+    pub max_positions: i64,
+    /// Whether the logits use the embedding matrix.
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of new matrices.
+    pub initializer_range: f64,
+}
+
+impl Default for InitConfig {
+    fn default() -> Self {
+        Self {
+            tokenizer: PathBuf::new(),
+            architecture: "llama".to_owned(),
+            vocab_size: None,
+            hidden_size: 128,
+            intermediate_size: 384,
+            layers: 4,
+            heads: 4,
+            kv_heads: 4,
+            max_positions: 1024,
+            tie_word_embeddings: true,
+            initializer_range: 0.02,
+        }
+    }
+}
+
+impl InitConfig {
+    /// The family.
+    pub(crate) fn family(&self) -> Option<Architecture> {
+        Architecture::ALL.into_iter().find(|family| family.model_type() == self.architecture)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Problems::default();
+        problems.check(self.family().is_some(), || {
+            format!("architecture is {:?}, must be llama, mistral, qwen2 or qwen3", self.architecture)
+        });
+        problems.check(!self.tokenizer.as_os_str().is_empty(), || "tokenizer is missing: name a folder".to_owned());
+        problems.into_list()
+    }
+}
+
+/// What all supervised objectives have in common, `[training]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Examples (pairs) of one optimizer step. The last of a pass may have fewer.
+    pub batch_size: usize,
+    /// Most tokens of a prompt and its response; longer examples are left out, and counted.
+    pub max_length: usize,
+    /// Whether a response given as text ends with the end-of-sequence token.
+    pub append_eos: bool,
+    /// Whether each pass has an order of its own.
+    pub shuffle: bool,
+    /// Seed of orders and of new weights.
+    pub seed: u64,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self { epochs: 1, batch_size: 64, max_length: 2048, append_eos: true, shuffle: true, seed: 0 }
+    }
+}
+
+impl TrainingConfig {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Problems::default();
+        problems.positive("epochs", self.epochs);
+        problems.positive("batch_size", self.batch_size);
+        problems.check(self.max_length >= 2, || format!("max_length is {}, must be at least 2", self.max_length));
+        problems.into_list()
+    }
+}
+
+/// Supervised fine-tuning: `{"prompt", "response"}`, `{"messages"}` (the last one is learnt) or `{"prompt_tokens",
+/// "response_tokens"}` a line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SftConfig {
+    /// The model's folder.
+    pub model: Option<PathBuf>,
+    /// A new network instead.
+    pub init: Option<InitConfig>,
+    /// The examples.
+    pub data: PathBuf,
+    /// Examples on which the loss is measured after each pass.
+    pub eval_data: Option<PathBuf>,
+    /// Where the trained model's folder goes; it must not be there.
+    pub output: PathBuf,
+    /// How token losses become one number.
+    pub loss_aggregation: Aggregation,
+    /// Passes, batches, lengths.
+    pub training: TrainingConfig,
+    /// AdamW.
+    pub optimizer: OptimizerConfig,
+    /// Precision, memory, ranks.
+    pub execution: ExecutionConfig,
+}
+
+impl Default for SftConfig {
+    fn default() -> Self {
+        Self {
+            model: None,
+            init: None,
+            data: PathBuf::new(),
+            eval_data: None,
+            output: PathBuf::new(),
+            loss_aggregation: Aggregation::TokenMean,
+            training: TrainingConfig::default(),
+            optimizer: OptimizerConfig::default(),
+            execution: ExecutionConfig::default(),
+        }
+    }
+}
+
+impl SftConfig {
+    /// Everything that makes the values unusable.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Problems::default();
+        paths(&mut problems, (&self.data, &self.output));
+        problems.check(self.model.is_some() != self.init.is_some(), || {
+            "model and init: give exactly one, a folder or a new network".to_owned()
+        });
+        if let Some(init) = &self.init {
+            problems.section("init", init.problems());
+        }
+        sections(&mut problems, &self.training, &self.optimizer, &self.execution);
+        problems.into_list()
+    }
+}
+
+/// A reward model from pairs (Bradley-Terry): `{"prompt", "chosen", "rejected"}` or `{"prompt_tokens", "chosen_tokens",
+/// "rejected_tokens"}` a line, with `"margin"` where one is known.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RewardModelConfig {
+    /// The folder to start from: a policy gets a new head, a reward model keeps its own.
+    pub model: PathBuf,
+    /// The pairs.
+    pub data: PathBuf,
+    /// Pairs on which accuracy, mean and deviation of the scores are measured; the training pairs where absent.
+    pub eval_data: Option<PathBuf>,
+    /// Where the reward model's folder goes; it must not be there.
+    pub output: PathBuf,
+    /// Passes, batches, lengths.
+    pub training: TrainingConfig,
+    /// AdamW.
+    pub optimizer: OptimizerConfig,
+    /// Precision, memory, ranks.
+    pub execution: ExecutionConfig,
+}
+
+impl Default for RewardModelConfig {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            data: PathBuf::new(),
+            eval_data: None,
+            output: PathBuf::new(),
+            training: TrainingConfig::default(),
+            optimizer: OptimizerConfig::default(),
+            execution: ExecutionConfig::default(),
+        }
+    }
+}
+
+impl RewardModelConfig {
+    /// Everything that makes the values unusable.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Problems::default();
+        paths(&mut problems, (&self.data, &self.output));
+        problems.check(!self.model.as_os_str().is_empty(), || "model is missing: name a folder".to_owned());
+        problems.check(self.execution.lora.is_none(), || {
+            "execution.lora is set, but a reward model trains all its weights".to_owned()
+        });
+        sections(&mut problems, &self.training, &self.optimizer, &self.execution);
+        problems.into_list()
+    }
+}
+
+/// How preferences become a loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PreferenceLoss {
+    /// Direct preference optimisation (arXiv 2305.18290).
+    #[default]
+    Dpo,
+    /// DPO where labels are wrong with probability `label_smoothing`.
+    Cdpo,
+    /// Identity preference optimisation (arXiv 2310.12036).
+    Ipo,
+    /// Kahneman-Tversky optimisation (arXiv 2402.01306): labelled responses instead of pairs.
+    Kto,
+}
+
+/// A policy from preferences: pairs as for a reward model, and for KTO `{"prompt", "response", "label"}` or
+/// `{"prompt_tokens", "response_tokens", "label"}` a line, the label a bool.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PreferenceConfig {
+    /// The policy's folder.
+    pub model: PathBuf,
+    /// The reference's folder; the policy before training where absent.
+    pub reference: Option<PathBuf>,
+    /// The preferences.
+    pub data: PathBuf,
+    /// Preferences on which the loss is measured after each pass.
+    pub eval_data: Option<PathBuf>,
+    /// Where the trained policy's folder goes; it must not be there.
+    pub output: PathBuf,
+    /// The loss.
+    pub objective: PreferenceLoss,
+    /// β of DPO, cDPO and KTO.
+    pub beta: f64,
+    /// ε of cDPO.
+    pub label_smoothing: f64,
+    /// τ of IPO.
+    pub tau: f64,
+    /// Whether IPO divides log-ratios by the response's length, as TRL does; the authors of DPO do not.
+    pub length_average: bool,
+    /// λ_D of KTO.
+    pub desirable_weight: f64,
+    /// λ_U of KTO.
+    pub undesirable_weight: f64,
+    /// Passes, batches, lengths.
+    pub training: TrainingConfig,
+    /// AdamW.
+    pub optimizer: OptimizerConfig,
+    /// Precision, memory, ranks.
+    pub execution: ExecutionConfig,
+}
+
+impl Default for PreferenceConfig {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            reference: None,
+            data: PathBuf::new(),
+            eval_data: None,
+            output: PathBuf::new(),
+            objective: PreferenceLoss::Dpo,
+            beta: 0.1,
+            label_smoothing: 0.1,
+            tau: 0.1,
+            length_average: false,
+            desirable_weight: 1.0,
+            undesirable_weight: 1.0,
+            training: TrainingConfig::default(),
+            optimizer: OptimizerConfig { lr: 1e-6, ..OptimizerConfig::default() },
+            execution: ExecutionConfig::default(),
+        }
+    }
+}
+
+impl PreferenceConfig {
+    /// Everything that makes the values unusable.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Problems::default();
+        paths(&mut problems, (&self.data, &self.output));
+        problems.check(!self.model.as_os_str().is_empty(), || "model is missing: name a folder".to_owned());
+        for (key, value) in [("beta", self.beta), ("tau", self.tau)] {
+            problems.check(value.is_finite() && value > 0.0, || format!("{key} is {value}, must be a positive number"));
+        }
+        problems.check((0.0..0.5).contains(&self.label_smoothing), || {
+            format!("label_smoothing is {}, must be from 0 to below 0.5", self.label_smoothing)
+        });
+        problems.not_negative("desirable_weight", self.desirable_weight);
+        problems.not_negative("undesirable_weight", self.undesirable_weight);
+        sections(&mut problems, &self.training, &self.optimizer, &self.execution);
+        problems.into_list()
+    }
+
+    /// The loss on pairs; `None` for KTO.
+    pub(crate) fn of_pairs(&self) -> Option<PreferenceObjective> {
+        let Self { beta, label_smoothing, tau, length_average, .. } = *self;
+        match self.objective {
+            PreferenceLoss::Dpo => Some(PreferenceObjective::Dpo { beta }),
+            PreferenceLoss::Cdpo => Some(PreferenceObjective::Cdpo { beta, label_smoothing }),
+            PreferenceLoss::Ipo => Some(PreferenceObjective::Ipo { tau, length_average }),
+            PreferenceLoss::Kto => None,
+        }
+    }
+
+    /// The parameters of KTO.
+    pub(crate) fn kto(&self) -> Kto {
+        let Self { beta, desirable_weight, undesirable_weight, .. } = *self;
+        Kto { beta, desirable_weight, undesirable_weight }
+    }
+}
+
+fn paths(problems: &mut Problems, (data, output): (&std::path::Path, &std::path::Path)) {
+    problems.check(!data.as_os_str().is_empty(), || "data is missing: name a file of JSON lines".to_owned());
+    problems.check(!output.as_os_str().is_empty(), || "output is missing: name a folder to write".to_owned());
+    problems.check(!output.exists() || output.read_dir().is_ok_and(|mut entries| entries.next().is_none()), || {
+        format!("output {} is there already; remove it or name another", output.display())
+    });
+}
+
+fn sections(
+    problems: &mut Problems,
+    training: &TrainingConfig,
+    optimizer: &OptimizerConfig,
+    execution: &ExecutionConfig,
+) {
+    problems.section("training", training.problems());
+    problems.section("optimizer", optimizer.problems());
+    problems.section("execution", execution.problems());
+}

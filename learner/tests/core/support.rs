@@ -1,0 +1,180 @@
+//! Small models and random batches.
+
+use std::path::{Path, PathBuf};
+
+use collective::ProcessGroup;
+use learner::{Bound, CriticSource, PpoConfig, Trainer, TrainerConfig};
+use model::{
+    Architecture, Dimensions, LogprobOptions, ModelConfig, Packed, SaveOptions, ScalarInit, Weights,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::{Device, Kind, Tensor};
+use tempfile::TempDir;
+use types::{
+    Batch, BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, Sample, ScoredRollout, Span,
+};
+
+pub(crate) const VOCAB: i64 = 61;
+
+pub(crate) fn config(architecture: Architecture, tied: bool) -> ModelConfig {
+    let dimensions = Dimensions {
+        vocab_size: VOCAB,
+        hidden_size: 32,
+        intermediate_size: 48,
+        layers: 3,
+        heads: 4,
+        kv_heads: 2,
+        max_positions: 64,
+    };
+    let mut config = ModelConfig::new(architecture, dimensions).unwrap();
+    config.tie_word_embeddings = tied;
+    // Wide enough that every part of the network matters.
+    config.initializer_range = 0.15;
+    config
+}
+
+/// Folders of a policy and a critic, and what else a test writes.
+pub(crate) struct Models {
+    pub(crate) dir: TempDir,
+    config: ModelConfig,
+}
+
+impl Models {
+    pub(crate) fn new(config: ModelConfig) -> Self {
+        tch::set_num_threads(1);
+        let dir = tempfile::tempdir().unwrap();
+        let weights = Weights::random(&config, 1, Kind::Float, Device::Cpu);
+        model::folder::save(&dir.path().join("policy"), &config, &weights, &SaveOptions::default()).unwrap();
+        let other = Weights::random(&config, 2, Kind::Float, Device::Cpu);
+        let (scalar, critic) = other.with_scalar_head(&config, ScalarInit::Normal { seed: 3 });
+        model::folder::save(&dir.path().join("critic"), &scalar, &critic, &SaveOptions::default()).unwrap();
+        Self { dir, config }
+    }
+
+    pub(crate) fn policy(&self) -> PathBuf {
+        self.dir.path().join("policy")
+    }
+
+    pub(crate) fn critic(&self) -> PathBuf {
+        self.dir.path().join("critic")
+    }
+
+    pub(crate) fn trainer(&self, ppo: &PpoConfig, group: Option<ProcessGroup>) -> Trainer {
+        self.try_trainer(ppo, group).unwrap()
+    }
+
+    pub(crate) fn try_trainer(
+        &self,
+        ppo: &PpoConfig,
+        group: Option<ProcessGroup>,
+    ) -> learner::Result<Trainer> {
+        let config = TrainerConfig {
+            ppo: ppo.clone(),
+            policy: self.policy(),
+            critic: CriticSource::Folder(self.critic()),
+            device: Device::Cpu,
+        };
+        Trainer::new(config, group)
+    }
+
+    /// A ragged batch whose log-probs are those of the policy in the folder.
+    pub(crate) fn batch(&self, id: u64, samples: usize) -> Batch {
+        let weights = load(&self.policy());
+        let mut rng = ChaCha8Rng::seed_from_u64(id);
+        let samples = (0..samples).map(|at| {
+            let length = [1, 3, 9, 17][at % 4] + rng.random_range(0..3usize);
+            let mut sample = random_sample(&mut rng, (at / 4, at % 4), 2 + at % 5, length);
+            let rollout = &mut sample.scored.rollout;
+            rollout.rollout_logprobs = self.logprobs(&weights, rollout);
+            sample.scored.ref_logprobs = rollout
+                .rollout_logprobs
+                .iter()
+                .map(|l| (l + 0.4 * (rng.random::<f32>() - 0.5)).min(0.0))
+                .collect();
+            rollout.spans[0].version = PolicyVersion(id - 1);
+            sample.weight = [1.0, 0.5, 2.0][at % 3];
+            sample
+        });
+        Batch::new(BatchId(id), samples.collect()).unwrap()
+    }
+
+    /// Log-probs of a response, its sequence alone in the network, as an actor would have them.
+    pub(crate) fn logprobs(&self, weights: &Weights, rollout: &Rollout) -> Vec<f32> {
+        let _guard = tch::no_grad_guard();
+        let tokens = [&*rollout.prompt_tokens, &rollout.response_tokens].concat();
+        let packed = Packed::new(&[tokens], VOCAB, Device::Cpu).unwrap();
+        let network = weights.network(&self.config);
+        let hidden = model::forward(&self.config, &network, &packed);
+        let next = packed.next_tokens();
+        let hidden = hidden.index_select(0, &next.rows);
+        let found = model::logprobs(&hidden, &network.output.head, &next.targets, LogprobOptions::default());
+        let all = Vec::<f32>::try_from(found.logprobs).unwrap();
+        all[rollout.prompt_tokens.len() - 1..].to_vec()
+    }
+}
+
+pub(crate) fn load(folder: &Path) -> Weights {
+    model::folder::load(folder, &model::LoadOptions::default()).unwrap().weights
+}
+
+fn random_sample(
+    rng: &mut ChaCha8Rng,
+    (prompt, sibling): (usize, usize),
+    prompt_len: usize,
+    length: usize,
+) -> Sample {
+    let token = |rng: &mut ChaCha8Rng| rng.random_range(0..VOCAB as u32);
+    let id = RolloutId {
+        prompt: PromptId { epoch: 0, ordinal: prompt as u64 },
+        sibling: u16::try_from(sibling).unwrap(),
+        attempt: 0,
+    };
+    let rollout = Rollout {
+        id,
+        prompt_tokens: (0..prompt_len).map(|_| token(rng)).collect(),
+        response_tokens: (0..length).map(|_| token(rng)).collect(),
+        rollout_logprobs: vec![0.0; length],
+        surviving_mass: None,
+        spans: vec![Span { version: PolicyVersion(0), tokens: u32::try_from(length).unwrap() }],
+        finish_reason: if length > 17 { FinishReason::Length } else { FinishReason::Stop },
+        fields: "{}".into(),
+    };
+    let score = 2.0 * rng.random::<f32>() - 1.0;
+    Sample { scored: ScoredRollout { rollout, score, ref_logprobs: Vec::new(), outcome: None }, weight: 1.0 }
+}
+
+/// A configuration whose one optimizer step moves the weights by `SCALE` times the gradient: AdamW with an ε that outweighs
+/// everything.
+pub(crate) fn gradient_config() -> PpoConfig {
+    PpoConfig {
+        ppo_epochs: 1,
+        minibatch_size: 1000,
+        shuffle: false,
+        policy_lr: 1e8 * SCALE,
+        critic_lr: 1e8 * SCALE,
+        adam_eps: 1e8,
+        max_grad_norm: Bound::Off,
+        ..PpoConfig::default()
+    }
+}
+
+const SCALE: f64 = 1e3;
+
+/// The weights, one after the other.
+pub(crate) fn flat(flats: &[Tensor]) -> Vec<f64> {
+    flats.iter().flat_map(|flat| Vec::<f64>::try_from(flat.to_kind(Kind::Double)).unwrap()).collect()
+}
+
+/// The gradient that [`gradient_config`] turned into a step.
+pub(crate) fn gradient(before: &[f64], after: &[f64]) -> Vec<f64> {
+    before.iter().zip(after).map(|(before, after)| (before - after) / SCALE).collect()
+}
+
+/// The length of the difference over the length of the second.
+pub(crate) fn difference(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let norm = |numbers: &mut dyn Iterator<Item = f64>| numbers.map(|x| x * x).sum::<f64>().sqrt();
+    let apart = norm(&mut found.iter().zip(expected).map(|(a, b)| a - b));
+    apart / norm(&mut expected.iter().copied())
+}
