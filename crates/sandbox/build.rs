@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
-    let variable = |name: &str| std::env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name} for build scripts"));
+    let variable =
+        |name: &str| std::env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name} for build scripts"));
     let output = PathBuf::from(variable("OUT_DIR")).join("sluice_native.so");
     println!("cargo::rerun-if-changed=native");
     println!("cargo::rerun-if-changed=src/wire.rs");

@@ -1,15 +1,14 @@
 //! From a fresh fork of the zygote to a confined guest, step by step.
 
-use core::ffi::{CStr, c_int, c_ulong, c_void};
+use core::ffi::{CStr, c_char, c_int, c_ulong};
 
-use crate::wire::{Job, MAX_GUEST_FDS, Request, Step};
+use crate::wire::{Blueprint, Job, MAX_GUEST_FDS, Request, Step};
 
 use super::{Plan, Run, SOCKET, sys, sys::Failure, sys::check};
 
-/// What a run gets of its own. The network namespace is the zygote's: it is empty, and guests cannot make sockets.
-pub(super) const RUN_NAMESPACES: usize = 0x2000_0000 | 0x0002_0000 | 0x0800_0000;
-pub(super) const CLONE_PIDFD: usize = 0x1000;
-pub(super) const SIGCHLD: usize = 17;
+/// Mounts and IPC; the PID namespace is made before the fork. The network namespace is the zygote's: it is empty, and
+/// guests cannot make sockets.
+const RUN_NAMESPACES: c_int = 0x0002_0000 | 0x0800_0000;
 
 /// Where the control socket waits while descriptors 0, 1, 2, ... become the guest's.
 pub(super) const REPORT_FD: c_int = 120;
@@ -22,19 +21,21 @@ const F_DUPFD_CLOEXEC: c_int = 1030;
 const MOUNT_FLAGS: c_ulong = 2 | 4 | 8; // nosuid, nodev, noexec
 const SCRATCH: &CStr = c"/box/tmp";
 
-/// In the first process of a run: the scratch folder and `/proc` of the new namespaces.
-pub(super) fn own_namespaces(job: &Job) -> Result<(), Failure> {
+/// The scratch folder and `/proc` of a nested guest, in namespaces of its own.
+fn own_namespaces(job: &Job) -> Result<(), Failure> {
+    // SAFETY: numbers only.
+    check(i64::from(unsafe { sys::unshare(RUN_NAMESPACES) }), Step::Clone)?;
     let mut options = [0_u8; 64];
     scratch_options(job, &mut options);
-    mount(c"scratch", SCRATCH, c"tmpfs", MOUNT_FLAGS & !8, options.as_ptr().cast(), Step::Scratch)?;
-    mount(c"proc", c"/proc", c"proc", MOUNT_FLAGS, c"hidepid=2,subset=pid".as_ptr().cast(), Step::RunProc)?;
-    undumpable()
+    mount(c"tmpfs", SCRATCH, options.as_ptr().cast(), Step::Scratch)?;
+    mount(c"proc", c"/view/proc", c"hidepid=2,subset=pid".as_ptr(), Step::RunProc)
 }
 
 /// Writes `size=N,nr_inodes=N,mode=777` and a NUL.
 fn scratch_options(job: &Job, to: &mut [u8; 64]) {
     let mut at = 0;
-    for (text, number) in [(&b"mode=777,size="[..], job.scratch_bytes), (b",nr_inodes=", job.scratch_inodes)] {
+    for (text, number) in [(&b"mode=777,size="[..], job.scratch_bytes), (b",nr_inodes=", job.scratch_inodes)]
+    {
         to[at..at + text.len()].copy_from_slice(text);
         at += text.len();
         let mut digits = [0_u8; 20];
@@ -51,16 +52,10 @@ fn scratch_options(job: &Job, to: &mut [u8; 64]) {
     }
 }
 
-fn mount(
-    source: &CStr,
-    target: &CStr,
-    kind: &CStr,
-    flags: c_ulong,
-    data: *const c_void,
-    step: Step,
-) -> Result<(), Failure> {
+fn mount(kind: &CStr, target: &CStr, options: *const c_char, step: Step) -> Result<(), Failure> {
     // SAFETY: all strings end in NUL and outlive the call.
-    let done = unsafe { sys::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data) };
+    let done =
+        unsafe { sys::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), MOUNT_FLAGS, options.cast()) };
     check(i64::from(done), step).map(|_| ())
 }
 
@@ -73,10 +68,21 @@ pub(super) fn listener_channel() -> Result<[c_int; 2], Failure> {
     check(i64::from(made), Step::ListenerChannel).map(|_| pair)
 }
 
+/// Where a guest comes from.
+pub(super) struct Origin {
+    /// Its end of the channel for the seccomp listener.
+    pub(super) channel: c_int,
+    /// The process that forked it.
+    pub(super) zygote: c_int,
+}
+
 /// In the guest: gives up everything but what the guest may have. On success only Python of the guest runs after it.
-pub(super) fn become_guest(plan: &Plan<'_>, run: &Run, channel: c_int) -> Result<(), Failure> {
+pub(super) fn become_guest(plan: &Plan<'_>, run: &Run, origin: Origin) -> Result<(), Failure> {
     let nested = run.job.request == Request::Nested as u32;
-    place_descriptors(plan, run, channel)?;
+    place_descriptors(plan, run, origin.channel)?;
+    if nested {
+        own_namespaces(&run.job)?;
+    }
     // SAFETY: no pointers but one constant string; a guest of the zygote is never a session leader already.
     unsafe {
         check(i64::from(sys::setsid()), Step::Session)?;
@@ -86,6 +92,12 @@ pub(super) fn become_guest(plan: &Plan<'_>, run: &Run, channel: c_int) -> Result
     }
     limits(&run.job)?;
     drop_privileges(plan)?;
+    // A zygote that died before the death signal was armed. A nested guest has its parent in another namespace and dies
+    // with that namespace.
+    // SAFETY: no arguments.
+    if !nested && unsafe { sys::getppid() } != origin.zygote {
+        return Err(Failure { step: Step::DeathSignal, errno: 3 });
+    }
     let entered = sys::raw(sys::LANDLOCK_RESTRICT_SELF, [LANDLOCK_FD as usize, 0, 0, 0, 0]);
     check(entered, Step::Landlock)?;
     seccomp(plan, if nested { plan.nested } else { plan.direct })?;
@@ -99,9 +111,8 @@ fn place_descriptors(plan: &Plan<'_>, run: &Run, channel: c_int) -> Result<(), F
     let park = |fd: c_int, at: c_int| {
         // SAFETY: duplicates a descriptor of this process; nothing of the zygote lives above 100.
         let parked = unsafe { sys::fcntl(fd, F_DUPFD_CLOEXEC, at.into()) };
-        check(i64::from(parked), step).and_then(|got| {
-            if got == i64::from(at) { Ok(at) } else { Err(Failure { step, errno: 24 }) }
-        })
+        check(i64::from(parked), step)
+            .and_then(|got| if got == i64::from(at) { Ok(at) } else { Err(Failure { step, errno: 24 }) })
     };
     park(SOCKET, REPORT_FD)?;
     park(plan.head.landlock_fd, LANDLOCK_FD)?;
@@ -158,17 +169,26 @@ fn undumpable() -> Result<(), Failure> {
     prctl(PR_SET_DUMPABLE, 0, Step::Privileges)
 }
 
-fn drop_privileges(plan: &Plan<'_>) -> Result<(), Failure> {
-    let head = &plan.head;
-    if head.drop_bounding != 0 {
-        prctl(PR_CAPBSET_DROP, 0, Step::Capabilities)?;
-        for capability in 1..CAPABILITIES {
-            // EINVAL marks the end of the kernel's list, which the first one above proved to be reachable.
-            if prctl(PR_CAPBSET_DROP, capability, Step::Capabilities).is_err_and(|failure| failure.errno != 22) {
-                return Err(Failure { step: Step::Capabilities, errno: sys::errno() });
-            }
+/// In the zygote: makes its memory unreadable to others of its user, and empties the bounding set, so that no guest can
+/// gain a capability by executing something. The zygote keeps those it has, because it executes nothing.
+pub(super) fn prepare_zygote(head: &Blueprint) -> Result<(), Failure> {
+    undumpable()?;
+    if head.drop_bounding == 0 {
+        return Ok(());
+    }
+    for capability in 0..CAPABILITIES {
+        match prctl(PR_CAPBSET_DROP, capability, Step::Capabilities) {
+            Ok(()) => {}
+            // The first number that the kernel has no capability for.
+            Err(failure) if failure.errno == 22 && capability > 0 => return Ok(()),
+            Err(failure) => return Err(failure),
         }
     }
+    Ok(())
+}
+
+fn drop_privileges(plan: &Plan<'_>) -> Result<(), Failure> {
+    let head = &plan.head;
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, Step::Capabilities)?;
     if head.guest_uid != u32::MAX {
         // SAFETY: no groups are passed, the ids are numbers.
@@ -206,6 +226,6 @@ fn seccomp(plan: &Plan<'_>, filter: &[u64]) -> Result<(), Failure> {
         check(sys::raw(sys::SECCOMP, arguments), Step::Seccomp)
     };
     let listener = install(filter, NEW_LISTENER)? as c_int;
-    sys::send(CHANNEL_FD, b"l", Some(listener)).map_err(|errno| Failure { step: Step::Seccomp, errno })?;
+    sys::send(CHANNEL_FD, b"l", &[listener]).map_err(|errno| Failure { step: Step::Seccomp, errno })?;
     install(plan.closing, 0).map(|_| ())
 }

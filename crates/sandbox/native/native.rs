@@ -4,14 +4,18 @@
 //! 1. The zygote never runs guest code: `serve` returns to Python in guests only, and a guest holds no way back.
 //! 2. Between the fork and the guest's first line of Python every step of `enter` succeeded; otherwise the process ends
 //!    and the server hears [`EventKind::Failed`] with the step.
-//! 3. One run at a time: whoever supervises it is also the only reader of the control socket.
+//! 3. One run at a time. A zygote that cannot restore itself after one ends.
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 
-use crate::wire::{Blueprint, Event, EventKind, Job, MAGIC, MAX_BLUEPRINT, MAX_GUEST_FDS, Request, RulingEntry, Step};
+use crate::wire::{
+    Blueprint, Event, EventKind, Job, MAGIC, MAX_BLUEPRINT, MAX_GUEST_FDS, Request, RulingEntry, Step,
+};
 
 #[path = "enter.rs"]
 mod enter;
+#[path = "first_process.rs"]
+mod first_process;
 #[path = "supervise.rs"]
 mod supervise;
 #[path = "sys.rs"]
@@ -98,6 +102,8 @@ struct Plan<'a> {
     nested: &'a [u64],
     closing: &'a [u64],
     rulings: &'a [RulingEntry],
+    /// The zygote's own PID namespace, to return to after a nested run.
+    pid_namespace: c_int,
 }
 
 /// A job with its descriptors.
@@ -115,15 +121,17 @@ unsafe extern "C" fn serve(_module: *mut c_void, blueprint_fd: *mut c_void) -> *
         Ok(plan) => plan,
         Err(failure) => give_up(0, failure),
     };
-    sys::report(SOCKET, &Event::new(EventKind::Ready, 0), None);
+    if let Err(failure) = enter::prepare_zygote(&plan.head) {
+        give_up(0, failure);
+    }
+    sys::report(SOCKET, &Event::new(EventKind::Ready, 0), &[]);
     loop {
         let Some(run) = next_run() else { end_process() };
-        let role = match run.job.request {
-            n if n == Request::Direct as u32 => direct(&plan, &run),
-            n if n == Request::Nested as u32 => nested(&plan, &run),
-            _ => None,
-        };
-        if let Some(role) = role {
+        // A late request to stop belongs to a run that is over.
+        if run.job.request == Request::Stop as u32 {
+            continue;
+        }
+        if let Some(role) = guest(&plan, &run) {
             // SAFETY: this is the guest, holding the lock that its parent held across the fork.
             return unsafe { python::PyLong_FromLong(c_long::from(role)) };
         }
@@ -151,7 +159,11 @@ fn read_plan(fd: c_int, buffer: &mut [u64]) -> Result<Plan<'_>, Failure> {
         sys::close(fd);
         core::slice::from_raw_parts(rulings.as_ptr().cast::<RulingEntry>(), rulings_len)
     };
+    // SAFETY: the path ends in NUL. Close-on-exec only matters to a program that executes something.
+    let pid_namespace = unsafe { sys::open(c"/proc/self/ns/pid".as_ptr(), 0o2_000_000) };
+    check(i64::from(pid_namespace), Step::Native)?;
     Ok(Plan {
+        pid_namespace,
         head,
         direct: &programs[..a],
         nested: &programs[a..a + b],
@@ -164,9 +176,7 @@ fn read_plan(fd: c_int, buffer: &mut [u64]) -> Result<Plan<'_>, Failure> {
 fn next_run() -> Option<Run> {
     let mut run = Run { job: EMPTY_JOB, fds: [-1; MAX_GUEST_FDS + 1] };
     // SAFETY: `Job` is `repr(C)`, plain integers without padding: every byte pattern is a value.
-    let bytes = unsafe {
-        core::slice::from_raw_parts_mut((&raw mut run.job).cast::<u8>(), size_of::<Job>())
-    };
+    let bytes = unsafe { core::slice::from_raw_parts_mut((&raw mut run.job).cast::<u8>(), size_of::<Job>()) };
     let (length, fd_count) = match sys::receive(SOCKET, bytes, &mut run.fds) {
         Ok((0, _)) => return None,
         Ok(got) => got,
@@ -195,91 +205,49 @@ const EMPTY_JOB: Job = Job {
     scratch_inodes: 0,
 };
 
-/// Runs a guest in the zygote's own namespaces. `Some(role)` in the guest.
-fn direct(plan: &Plan<'_>, run: &Run) -> Option<u32> {
-    let role = supervised(plan, run, true);
-    if role.is_none() {
-        close_fds(run);
-        sys::report(SOCKET, &Event::new(EventKind::Gone, run.job.run), None);
-    }
-    role
-}
-
-/// Runs a guest under a first process of its own namespaces, whose death ends all of them. `Some(role)` in the guest.
-fn nested(plan: &Plan<'_>, run: &Run) -> Option<u32> {
-    let mut pidfd: c_int = -1;
-    let flags = enter::RUN_NAMESPACES | enter::CLONE_PIDFD | enter::SIGCHLD;
-    // The raw call leaves the C library's idea of the thread id stale, which is why this process runs nothing but the
-    // supervisor and forks the guest through the C library.
-    let pid = sys::raw(sys::CLONE, [flags, 0, (&raw mut pidfd) as usize, 0, 0]);
-    if pid == 0 {
-        if let Err(failure) = enter::own_namespaces(&run.job) {
-            give_up(run.job.run, failure);
-        }
-        match supervised(plan, run, false) {
-            Some(role) => return Some(role),
-            None => end_process(),
-        }
-    }
-    close_fds(run);
-    match check(pid, Step::Clone) {
-        Err(failure) => report_failure(run.job.run, failure),
-        Ok(pid) => {
-            sys::report(SOCKET, &Event::new(EventKind::Started, run.job.run), Some(pidfd));
-            // SAFETY: waits for the process cloned above; both pointers may be null.
-            while unsafe { sys::wait4(pid as c_int, core::ptr::null_mut(), 0, core::ptr::null_mut()) } < 0
-                && sys::errno() == sys::EINTR
-            {}
-            // SAFETY: the descriptor came from the clone above.
-            unsafe { sys::close(pidfd) };
-        }
-    }
-    sys::report(SOCKET, &Event::new(EventKind::Gone, run.job.run), None);
-    None
-}
-
-/// Forks the guest, confines it and waits for its end. `Some(role)` in the guest, `None` in the supervisor.
-fn supervised(plan: &Plan<'_>, run: &Run, announce: bool) -> Option<u32> {
-    let channel = match enter::listener_channel() {
-        Ok(channel) => channel,
-        Err(failure) => {
-            report_failure(run.job.run, failure);
-            return None;
-        }
-    };
+/// Forks a guest and supervises it until nothing of it is left. `Some(role)` in the guest.
+fn guest(plan: &Plan<'_>, run: &Run) -> Option<u32> {
+    let number = run.job.run;
+    let nested = run.job.request == Request::Nested as u32;
+    let first = if nested { first_process::start().map(Some) } else { Ok(None) };
+    let first = first.unwrap_or_else(|failure| give_up(number, failure));
+    let [channel, theirs] = enter::listener_channel().unwrap_or_else(|failure| give_up(number, failure));
     // SAFETY: single-threaded process that holds the interpreter's lock, as the interpreter's own `os.fork` has it.
-    let pid = unsafe {
+    let (zygote, pid) = unsafe {
+        let zygote = sys::getpid();
         python::PyOS_BeforeFork();
-        sys::fork()
+        (zygote, sys::fork())
     };
     if pid == 0 {
         // SAFETY: as above, in the child.
         unsafe { python::PyOS_AfterFork_Child() };
-        if let Err(failure) = enter::become_guest(plan, run, channel[1]) {
-            let event = failed(run.job.run, failure);
-            // The socket is at its own place as long as the descriptors have not been moved.
-            if !sys::report(enter::REPORT_FD, &event, None) {
-                sys::report(SOCKET, &event, None);
-            }
-            end_process();
+        match enter::become_guest(plan, run, enter::Origin { channel: theirs, zygote }) {
+            Ok(()) => return Some(run.job.role),
+            Err(failure) => fail_in_guest(number, failure),
         }
-        return Some(run.job.role);
     }
-    // SAFETY: as above, in the parent; the guest's end of the channel is closed so that its death is seen.
+    // SAFETY: as above, in the parent; descriptors that only the guest needs are closed, so that its death is seen.
     unsafe {
         python::PyOS_AfterFork_Parent();
-        sys::close(channel[1]);
+        sys::close(theirs);
     }
+    close_fds(run);
     let outcome = check(i64::from(pid), Step::Fork)
-        .and_then(|_| supervise::until_dead(plan, run, supervise::Guest { pid, channel: channel[0], announce }));
+        .and_then(|_| first.as_ref().map_or(Ok(()), |first| first.leave(plan)))
+        .and_then(|()| {
+            supervise::until_dead(plan, run, &supervise::Guest { pid, channel, first: first.as_ref() })
+        });
     // SAFETY: the descriptor came from `listener_channel`.
-    unsafe { sys::close(channel[0]) };
+    unsafe { sys::close(channel) };
     match outcome {
-        Ok(event) => {
-            sys::report(SOCKET, &event, None);
-        }
-        Err(failure) => report_failure(run.job.run, failure),
+        Ok(event) => sys::report(SOCKET, &event, &[]),
+        // A supervisor that cannot supervise must not leave a guest behind: its death ends them.
+        Err(failure) => give_up(number, failure),
+    };
+    if let Some(first) = first {
+        first.end();
     }
+    sys::report(SOCKET, &Event::new(EventKind::Gone, number), &[]);
     None
 }
 
@@ -297,12 +265,18 @@ fn failed(run: u64, failure: Failure) -> Event {
     event
 }
 
-fn report_failure(run: u64, failure: Failure) {
-    sys::report(SOCKET, &failed(run, failure), None);
+/// Reports a failure to the server and ends this process, and with it every guest and namespace it has made.
+fn give_up(run: u64, failure: Failure) -> ! {
+    sys::report(SOCKET, &failed(run, failure), &[]);
+    end_process()
 }
 
-fn give_up(run: u64, failure: Failure) -> ! {
-    report_failure(run, failure);
+/// The same in a guest, whose descriptors may or may not have been moved yet.
+fn fail_in_guest(run: u64, failure: Failure) -> ! {
+    let event = failed(run, failure);
+    if !sys::report(enter::REPORT_FD, &event, &[]) {
+        sys::report(SOCKET, &event, &[]);
+    }
     end_process()
 }
 

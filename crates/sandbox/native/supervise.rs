@@ -3,18 +3,20 @@
 use core::ffi::c_int;
 
 use crate::wire::{
-    DANGEROUS, Denied, Event, EventKind, Job, MAX_DENIED, Request, Ruling, Step, WANTED_PROCESS, WANTED_SCRATCH,
+    DANGEROUS, Denied, Event, EventKind, Job, MAX_DENIED, Request, Ruling, Step, WANTED_PROCESS,
+    WANTED_SCRATCH,
 };
 
+use super::first_process::FirstProcess;
 use super::{EMPTY_JOB, Plan, Run, SOCKET, sys, sys::Failure, sys::POLLIN, sys::PollFd, sys::check};
 
 /// A forked guest as its supervisor knows it.
-pub(super) struct Guest {
+pub(super) struct Guest<'a> {
     pub(super) pid: c_int,
     /// Brings the seccomp listener.
     pub(super) channel: c_int,
-    /// Whether the server still has to be given a pidfd of the run.
-    pub(super) announce: bool,
+    /// Holds the guest's PID namespace, where it has one of its own.
+    pub(super) first: Option<&'a FirstProcess>,
 }
 
 /// `struct seccomp_notif` (80 bytes) and `struct seccomp_notif_resp` (24 bytes), linux/seccomp.h.
@@ -47,27 +49,21 @@ const ENOSYS: i32 = 38;
 /// Marks a call of the x32 table, which none of the filters allow.
 const X32_BIT: i32 = 0x4000_0000;
 const WNOHANG: c_int = 1;
-/// How often a first process looks for orphans of its guest.
-const ORPHANS_MS: c_int = 100;
 
 /// Supervises the guest until it is dead and reaped; returns what the server is to hear.
-pub(super) fn until_dead(plan: &Plan<'_>, run: &Run, guest: Guest) -> Result<Event, Failure> {
+pub(super) fn until_dead(plan: &Plan<'_>, run: &Run, guest: &Guest<'_>) -> Result<Event, Failure> {
     let pidfd = check(sys::raw(sys::PIDFD_OPEN, [guest.pid as usize, 0, 0, 0, 0]), Step::Pidfd)? as c_int;
-    if guest.announce {
-        sys::report(SOCKET, &Event::new(EventKind::Started, run.job.run), Some(pidfd));
-    }
+    let to_kill = guest.first.map_or(pidfd, |first| first.pidfd);
+    sys::report(SOCKET, &Event::new(EventKind::Started, run.job.run), &[to_kill, pidfd]);
     let mut event = Event::new(EventKind::Ended, run.job.run);
-    let mut fds =
-        [pidfd, SOCKET, guest.channel, -1].map(|fd| PollFd { fd, events: POLLIN, revents: 0 });
-    let nested = run.job.request == Request::Nested as u32;
-    let timeout_ms = if nested { ORPHANS_MS } else { -1 };
+    let mut fds = [pidfd, SOCKET, guest.channel, -1].map(|fd| PollFd { fd, events: POLLIN, revents: 0 });
     let outcome = loop {
         // SAFETY: the array is alive and has four entries; negative descriptors are skipped by the kernel.
-        let ready = unsafe { sys::poll(fds.as_mut_ptr(), 4, timeout_ms) };
+        let ready = unsafe { sys::poll(fds.as_mut_ptr(), 4, -1) };
         if ready < 0 && sys::errno() != sys::EINTR {
             break check(-1, Step::Supervise).map(|_| ());
         }
-        if reaped(&guest, nested, &mut event) {
+        if reaped(guest, &mut event) {
             break Ok(());
         }
         if ready <= 0 {
@@ -82,7 +78,7 @@ pub(super) fn until_dead(plan: &Plan<'_>, run: &Run, guest: Guest) -> Result<Eve
             fds[2].fd = -1;
         }
         if fds[3].revents & POLLIN != 0 {
-            rule(plan, nested, &guest, (fds[3].fd, &mut event));
+            rule(plan, guest, fds[3].fd, &mut event);
         } else if fds[3].revents != 0 {
             // SAFETY: the listener belongs to this function; nobody is left under its filter.
             unsafe { sys::close(fds[3].fd) };
@@ -96,33 +92,26 @@ pub(super) fn until_dead(plan: &Plan<'_>, run: &Run, guest: Guest) -> Result<Eve
     outcome.map(|()| event)
 }
 
-/// Collects dead children without waiting. True once the guest itself is among them; its end is then in `event`.
-fn reaped(guest: &Guest, nested: bool, event: &mut Event) -> bool {
-    let whom = if nested { -1 } else { guest.pid };
-    loop {
-        let mut usage = sys::Rusage::default();
-        let mut status = 0;
-        // SAFETY: both locals outlive the call.
-        let pid = unsafe { sys::wait4(whom, &raw mut status, WNOHANG, &raw mut usage) };
-        if pid <= 0 {
-            return false;
-        }
-        if pid == guest.pid {
-            let seconds = usage.user[0] + usage.system[0];
-            event.status = status;
-            event.cpu_micros = (seconds * 1_000_000 + usage.user[1] + usage.system[1]).max(0) as u64;
-            event.max_rss_kib = usage.max_rss_kib.max(0) as u64;
-            return true;
-        }
+/// True once the guest is dead; its end is then in `event`. Does not wait.
+fn reaped(guest: &Guest<'_>, event: &mut Event) -> bool {
+    let mut usage = sys::Rusage::default();
+    let mut status = 0;
+    // SAFETY: both locals outlive the call.
+    if unsafe { sys::wait4(guest.pid, &raw mut status, WNOHANG, &raw mut usage) } != guest.pid {
+        return false;
     }
+    let seconds = usage.user[0] + usage.system[0];
+    event.status = status;
+    event.cpu_micros = (seconds * 1_000_000 + usage.user[1] + usage.system[1]).max(0) as u64;
+    event.max_rss_kib = usage.max_rss_kib.max(0) as u64;
+    true
 }
 
 /// True where the server asked for the end of this run, or is gone.
 fn server_wants_stop(run: u64, socket: &mut PollFd) -> bool {
     let mut job = EMPTY_JOB;
     // SAFETY: `Job` is plain integers without padding.
-    let bytes =
-        unsafe { core::slice::from_raw_parts_mut((&raw mut job).cast::<u8>(), size_of::<Job>()) };
+    let bytes = unsafe { core::slice::from_raw_parts_mut((&raw mut job).cast::<u8>(), size_of::<Job>()) };
     match sys::receive(SOCKET, bytes, &mut []) {
         Ok((0, _)) | Err(_) => {
             socket.fd = -1;
@@ -142,14 +131,18 @@ fn receive_listener(channel: c_int) -> c_int {
 }
 
 /// Answers one refused system call and writes it down.
-fn rule(plan: &Plan<'_>, nested: bool, guest: &Guest, (listener, event): (c_int, &mut Event)) {
+fn rule(plan: &Plan<'_>, guest: &Guest<'_>, listener: c_int, event: &mut Event) {
     let mut asked = Notification::default();
     // SAFETY: the structure has the size that the request number encodes, and is zeroed as the kernel demands.
     if unsafe { sys::ioctl(listener, NOTIF_RECV, (&raw mut asked).cast()) } < 0 {
         return;
     }
     let entry = plan.rulings.iter().find(|entry| i32::from(entry.syscall) == asked.syscall);
-    let number = entry.map_or(Ruling::Refuse as u8, |entry| if nested { entry.nested } else { entry.direct });
+    let number =
+        entry.map_or(
+            Ruling::Refuse as u8,
+            |entry| if guest.first.is_some() { entry.nested } else { entry.direct },
+        );
     let is = |ruling: Ruling| number == ruling as u8;
     let mut answer = Answer { id: asked.id, value: 0, error: -EPERM, flags: 0 };
     if is(Ruling::Kill) || asked.syscall & X32_BIT != 0 {

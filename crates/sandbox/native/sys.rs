@@ -11,6 +11,8 @@ unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
     fn __errno_location() -> *mut c_int;
     pub(crate) fn fork() -> c_int;
+    pub(crate) fn getpid() -> c_int;
+    pub(crate) fn getppid() -> c_int;
     pub(crate) fn _exit(code: c_int) -> !;
     pub(crate) fn close(fd: c_int) -> c_int;
     pub(crate) fn dup2(from: c_int, to: c_int) -> c_int;
@@ -31,6 +33,18 @@ unsafe extern "C" {
     pub(crate) fn socketpair(domain: c_int, kind: c_int, protocol: c_int, fds: *mut c_int) -> c_int;
     pub(crate) fn sendmsg(fd: c_int, message: *const MessageHeader, flags: c_int) -> isize;
     pub(crate) fn recvmsg(fd: c_int, message: *mut MessageHeader, flags: c_int) -> isize;
+    pub(crate) fn unshare(flags: c_int) -> c_int;
+    pub(crate) fn setns(fd: c_int, kind: c_int) -> c_int;
+    pub(crate) fn pause() -> c_int;
+    pub(crate) fn signal(number: c_int, handler: usize) -> usize;
+    pub(crate) fn open(path: *const c_char, flags: c_int, ...) -> c_int;
+    pub(crate) fn clone(
+        run: extern "C" fn(*mut c_void) -> c_int,
+        stack: *mut c_void,
+        flags: c_int,
+        argument: *mut c_void,
+        ...
+    ) -> c_int;
     pub(crate) fn mount(
         source: *const c_char,
         target: *const c_char,
@@ -42,17 +56,15 @@ unsafe extern "C" {
 
 #[cfg(target_arch = "x86_64")]
 mod numbers {
-    pub(crate) const CLONE: i64 = 56;
     pub(crate) const CAPSET: i64 = 126;
     pub(crate) const SECCOMP: i64 = 317;
 }
 #[cfg(target_arch = "aarch64")]
 mod numbers {
-    pub(crate) const CLONE: i64 = 220;
     pub(crate) const CAPSET: i64 = 91;
     pub(crate) const SECCOMP: i64 = 277;
 }
-pub(crate) use numbers::{CAPSET, CLONE, SECCOMP};
+pub(crate) use numbers::{CAPSET, SECCOMP};
 /// These three have the same number on every architecture.
 pub(crate) const PIDFD_OPEN: i64 = 434;
 pub(crate) const CLOSE_RANGE: i64 = 436;
@@ -142,16 +154,18 @@ pub(crate) fn raw(number: i64, arguments: [usize; 5]) -> i64 {
     unsafe { syscall(number, a, b, c, d, e) }
 }
 
-/// Sends `bytes` and, where given, one descriptor.
-pub(crate) fn send(socket: c_int, bytes: &[u8], fd: Option<c_int>) -> Result<(), i32> {
-    let mut rights =
-        Rights { len: RIGHTS_HEADER + 4, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [-1; MAX_GUEST_FDS + 1] };
+/// Sends `bytes` and descriptors.
+pub(crate) fn send(socket: c_int, bytes: &[u8], fds: &[c_int]) -> Result<(), i32> {
+    let len = RIGHTS_HEADER + 4 * fds.len();
+    let mut rights = Rights { len, level: SOL_SOCKET, kind: SCM_RIGHTS, fds: [-1; MAX_GUEST_FDS + 1] };
     let mut slice = IoSlice { base: bytes.as_ptr().cast_mut().cast(), len: bytes.len() };
     let mut header = header(&mut slice);
-    if let Some(fd) = fd {
-        rights.fds[0] = fd;
+    if !fds.is_empty() {
+        for (to, from) in rights.fds.iter_mut().zip(fds) {
+            *to = *from;
+        }
         header.control = (&raw mut rights).cast();
-        header.control_len = RIGHTS_HEADER + 8;
+        header.control_len = len.next_multiple_of(8);
     }
     loop {
         // SAFETY: every pointer in the header is to a live local.
@@ -204,10 +218,10 @@ fn header(slice: &mut IoSlice) -> MessageHeader {
 
 /// Sends an event to the server and says whether that worked. A server that is gone is nobody's failure: the death
 /// signal ends this process.
-pub(crate) fn report(socket: c_int, event: &Event, fd: Option<c_int>) -> bool {
+pub(crate) fn report(socket: c_int, event: &Event, fds: &[c_int]) -> bool {
     // SAFETY: `Event` is `repr(C)` without padding, so all its bytes are initialised.
     let bytes = unsafe {
         core::slice::from_raw_parts((&raw const *event).cast::<u8>(), core::mem::size_of::<Event>())
     };
-    send(socket, bytes, fd).is_ok()
+    send(socket, bytes, fds).is_ok()
 }

@@ -1,6 +1,9 @@
 //! Wall time. Everything here runs on ordinary threads and waits for real processes, so there is no clock to pause.
 
-#[expect(clippy::disallowed_types, reason = "OS threads wait for real processes; no async runtime, nothing to pause")]
+#[expect(
+    clippy::disallowed_types,
+    reason = "OS threads wait for real processes; no async runtime, nothing to pause"
+)]
 pub(crate) type Moment = std::time::Instant;
 
 /// Milliseconds from now until `until` for `poll`, rounded up so that a wait never ends too early; 0 once it has passed.

@@ -10,7 +10,10 @@ use crate::tier::{StepFailure, Tier, TierReport};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The helper binary is nowhere.
-    #[error("sluice-sandbox-init is not at {}; install it beside the program or configure its path", list(looked))]
+    #[error(
+        "sluice-sandbox-init is not at {}; install it beside the program or configure its path",
+        list(looked)
+    )]
     NoInit {
         /// Where it was looked for.
         looked: Vec<PathBuf>,

@@ -23,7 +23,9 @@ mod tests {
 
     /// The definition, with exact binomials.
     fn by_definition(samples: u64, correct: u64, k: u64) -> f64 {
-        let choose = |n: u64, k: u64| (0..k).fold(1_u128, |product, i| product * u128::from(n - i) / u128::from(i + 1));
+        let choose = |n: u64, k: u64| {
+            (0..k).fold(1_u128, |product, i| product * u128::from(n.saturating_sub(i)) / u128::from(i + 1))
+        };
         1.0 - choose(samples - correct, k) as f64 / choose(samples, k) as f64
     }
 
@@ -32,7 +34,8 @@ mod tests {
         for samples in 1..=20 {
             for correct in 0..=samples {
                 for k in 1..=samples {
-                    let (got, want) = (pass_at_k(samples, correct, k).unwrap(), by_definition(samples, correct, k));
+                    let (got, want) =
+                        (pass_at_k(samples, correct, k).unwrap(), by_definition(samples, correct, k));
                     assert!((got - want).abs() < 1e-12, "n={samples} c={correct} k={k}: {got} {want}");
                 }
             }

@@ -61,7 +61,9 @@ pub fn read_jsonl<T: DeserializeOwned>(
 ///
 /// # Errors
 /// As [`read_jsonl`].
-pub fn read_problems(path: &Path) -> Result<impl Iterator<Item = Result<Record, ReadError>> + use<>, ReadError> {
+pub fn read_problems(
+    path: &Path,
+) -> Result<impl Iterator<Item = Result<Record, ReadError>> + use<>, ReadError> {
     Ok(lines(path)?.map(|line| {
         let line = line?;
         record(line.parse()?).map_err(|reason| line.wrong(reason))
@@ -220,7 +222,8 @@ mod tests {
     fn a_broken_line_is_named_and_the_others_are_still_read() {
         let file = file(format!("{HUMAN_EVAL}\n{{\"task_id\": 3\n\n{{\"prompt\": 1}}\n{MBPP}").as_bytes());
         let items: Vec<_> = read_problems(file.path()).unwrap().collect();
-        let wrong: Vec<String> = items.iter().filter_map(|item| item.as_ref().err().map(ToString::to_string)).collect();
+        let wrong: Vec<String> =
+            items.iter().filter_map(|item| item.as_ref().err().map(ToString::to_string)).collect();
         assert_eq!(items.len() - wrong.len(), 2);
         assert!(wrong[0].contains(":2: EOF while parsing"), "{}", wrong[0]);
         assert!(wrong[1].contains(":4: no problem"), "{}", wrong[1]);
@@ -234,7 +237,10 @@ mod tests {
         let file = file(&bytes[..bytes.len() / 2]);
         let items: Vec<_> = read_problems(file.path()).unwrap().collect();
         assert!(items.first().is_some_and(Result::is_ok));
-        assert!(items.last().is_some_and(|item| matches!(item, Err(ReadError::Line { line: 2, .. }))), "{items:?}");
+        assert!(
+            items.last().is_some_and(|item| matches!(item, Err(ReadError::Line { line: 2, .. }))),
+            "{items:?}"
+        );
     }
 
     #[test]

@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_report_names_the_step_and_the_systems_words() {
-        let failure = StepFailure { step: "create namespaces".into(), errno: libc::EPERM, detail: String::new() };
+        let failure =
+            StepFailure { step: "create namespaces".into(), errno: libc::EPERM, detail: String::new() };
         let report = TierReport { a: Some(failure), b: None };
         assert_eq!(report.best(), Some(Tier::B));
         assert_eq!(

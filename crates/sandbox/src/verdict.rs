@@ -93,7 +93,8 @@ pub struct Grade {
     pub passed: u32,
     /// Tests there are; at least 1.
     pub total: u32,
-    /// Why, in one line of printable ASCII; empty where accepted.
+    /// Why, in one line of printable ASCII; empty where accepted. It may quote the response and the hidden tests: it is for
+    /// the operator, never for the policy.
     pub detail: String,
     /// Wall time of the grading without queueing.
     pub wall: Duration,
@@ -147,7 +148,10 @@ mod tests {
 
     #[test]
     fn printable_escapes_what_a_terminal_would_obey() {
-        assert_eq!(printable("\u{1b}[2J\0 caf\u{e9}\n\u{202e}x "), "\\u{1b}[2J\\u{0} caf\\u{e9}\\n\\u{202e}x");
+        assert_eq!(
+            printable("\u{1b}[2J\0 caf\u{e9}\n\u{202e}x "),
+            "\\u{1b}[2J\\u{0} caf\\u{e9}\\n\\u{202e}x"
+        );
         assert_eq!(printable(&"y".repeat(2000)).len(), 503);
     }
 }

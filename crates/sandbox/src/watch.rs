@@ -18,42 +18,45 @@ pub(crate) struct Usage {
 /// More processes than any limit allows: a walk that finds more has been overtaken by a fork bomb and stops.
 const MOST_PROCESSES: usize = 4096;
 
-/// Samples the process `root` and, where it has any, its descendants. A process that ends meanwhile counts as nothing.
-pub(crate) fn sample(root: u32, nested: bool) -> Usage {
+/// Samples a run. `pids` are what [`EventKind::Started`](crate::wire::EventKind::Started) brought: the process that holds
+/// the namespace, if the run has one (`nested`), and the guest. A process that ends meanwhile counts as nothing.
+pub(crate) fn sample(pids: &[u32], nested: bool) -> Usage {
     let mut usage = Usage::default();
-    let mut pids = vec![root];
-    let mut next = 0;
-    while next < pids.len() && next < MOST_PROCESSES {
-        let pid = pids[next];
-        next += 1;
+    for pid in members(pids, nested) {
         usage.cpu += cpu(pid).unwrap_or_default();
-        // The first process of a nested run is the supervisor: a fork of the zygote that touches nothing.
-        if !(nested && pid == root) {
-            let (memory_bytes, tasks) = memory(pid).unwrap_or_default();
-            usage.memory_bytes += memory_bytes;
-            usage.tasks += tasks;
-        }
-        if nested {
-            pids.extend(children(pid));
-        }
+        let (memory_bytes, tasks) = memory(pid).unwrap_or_default();
+        usage.memory_bytes += memory_bytes;
+        usage.tasks += tasks;
     }
     usage
 }
 
-/// Memory of the same processes with shared pages split between those that share them; slower, and exact where a guest
-/// forked with a large heap.
-pub(crate) fn proportional_memory(root: u32) -> Option<u64> {
-    let mut pids = vec![root];
-    let mut next = 0;
+/// Memory of a nested run with shared pages split between those that share them; slower, and exact where a guest forked
+/// with a large heap.
+pub(crate) fn proportional_memory(pids: &[u32]) -> Option<u64> {
     let mut total = 0;
-    while next < pids.len() && next < MOST_PROCESSES {
-        let pid = pids[next];
-        next += 1;
+    for pid in members(pids, true) {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
         total += kib(&rollup, "Pss_Anon:")? + kib(&rollup, "Pss_Shmem:")?;
-        pids.extend(children(pid));
     }
     Some(total)
+}
+
+/// The guest and its descendants, orphans included. The process that holds the namespace is the zygote's own memory and
+/// does nothing, so only what was left to it counts.
+fn members(pids: &[u32], nested: bool) -> Vec<u32> {
+    let [holder, guest] = pids else { return Vec::new() };
+    let mut found = vec![*guest];
+    if !nested {
+        return found;
+    }
+    found.extend(children(*holder));
+    let mut next = 0;
+    while next < found.len() && found.len() < MOST_PROCESSES {
+        found.extend(children(found[next]));
+        next += 1;
+    }
+    found
 }
 
 /// User and system time of a process and of the children it has reaped.
@@ -62,7 +65,8 @@ fn cpu(pid: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything; the numbers follow the last one.
     let numbers = stat.rsplit_once(')')?.1;
-    let ticks: u64 = numbers.split_ascii_whitespace().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
+    let ticks: u64 =
+        numbers.split_ascii_whitespace().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
     Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
@@ -94,34 +98,48 @@ fn children(pid: u32) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+    use crate::clock::Moment;
 
     #[test]
     fn this_process_uses_what_it_uses() {
-        let me = std::process::id();
-        let before = sample(me, false);
+        let me = [std::process::id(); 2];
+        let before = sample(&me, false);
         assert!(before.tasks >= 1 && before.memory_bytes > 0);
         let held = vec![7_u8; 64 << 20];
-        let after = sample(me, false);
+        let after = sample(&me, false);
         assert!(after.memory_bytes >= before.memory_bytes + (60 << 20), "{before:?} {after:?}");
         drop(held);
     }
 
     #[test]
-    fn descendants_count_and_the_supervisor_does_not() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        assert!(children(std::process::id()).contains(&child.id()));
-        let alone = sample(std::process::id(), false);
-        let with_children = sample(std::process::id(), true);
-        assert_eq!(with_children.tasks, 1);
-        assert!(alone.tasks >= 1);
-        child.kill().unwrap();
-        child.wait().unwrap();
+    fn descendants_and_orphans_count_and_their_keeper_does_not() {
+        let mut keeper = Command::new("sh").args(["-c", "sleep 60 & sleep 60 & wait"]).spawn().unwrap();
+        let mut guest = Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
+        let deadline = Moment::now() + Duration::from_secs(20);
+        let mut usage = Usage::default();
+        while usage.tasks != 4 && Moment::now() < deadline {
+            usage = sample(&[keeper.id(), guest.id()], true);
+        }
+        assert_eq!(usage.tasks, 4, "two orphans, the guest and its child");
+        let exact = proportional_memory(&[keeper.id(), guest.id()]);
+        for pid in members(&[keeper.id(), guest.id()], true) {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::SIGKILL)
+                .unwrap();
+        }
+        keeper.kill().unwrap();
+        for process in [&mut keeper, &mut guest] {
+            process.wait().unwrap();
+        }
+        assert!(exact.is_some_and(|bytes| bytes < usage.memory_bytes * 2));
     }
 
     #[test]
     fn a_process_that_is_gone_uses_nothing() {
-        assert_eq!(sample(u32::MAX - 1, true), Usage::default());
-        assert_eq!(proportional_memory(u32::MAX - 1), None);
+        let nobody = [u32::MAX - 1; 2];
+        assert_eq!(sample(&nobody, true), Usage::default());
+        assert_eq!(proportional_memory(&nobody), None);
     }
 }

@@ -7,18 +7,18 @@
 //! the zygote, which has no standard library. It therefore uses `core` only.
 
 /// First field of every [`Job`], so that a message of the wrong build is refused instead of misread.
-pub const MAGIC: u32 = 0x736c_7303;
+pub(crate) const MAGIC: u32 = 0x736c_7303;
 
 /// Descriptors a guest may be given; they become 0, 1, 2, ... in the guest.
-pub const MAX_GUEST_FDS: usize = 7;
+pub(crate) const MAX_GUEST_FDS: usize = 7;
 
 /// How many different refused system calls one event can name.
-pub const MAX_DENIED: usize = 12;
+pub(crate) const MAX_DENIED: usize = 12;
 
 /// What the server asks of a zygote.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub(crate) enum Request {
     /// Fork a guest that shares the zygote's namespaces: no children, nothing writable.
     Direct = 1,
     /// Fork a guest with PID, mount and IPC namespaces and a scratch folder of its own.
@@ -30,7 +30,7 @@ pub enum Request {
 /// What a guest is there for; the zygote hands it to the Python half as a number.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// Untrusted: defines the entry point and answers calls.
     Candidate = 1,
     /// Holds the tests and the expected values, reports the verdict.
@@ -42,39 +42,39 @@ pub enum Role {
 /// One run, from the server to the zygote. Zero in a limit means "leave as it is".
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Job {
+pub(crate) struct Job {
     /// [`MAGIC`].
-    pub magic: u32,
+    pub(crate) magic: u32,
     /// A [`Request`].
-    pub request: u32,
+    pub(crate) request: u32,
     /// Names the run in every event that belongs to it.
-    pub run: u64,
+    pub(crate) run: u64,
     /// A [`Role`].
-    pub role: u32,
+    pub(crate) role: u32,
     /// Descriptors that travel with this message.
-    pub fd_count: u32,
+    pub(crate) fd_count: u32,
     /// `RLIMIT_CPU`, seconds; the server's own clock is finer, this is the backstop.
-    pub cpu_seconds: u64,
+    pub(crate) cpu_seconds: u64,
     /// `RLIMIT_AS`, bytes.
-    pub address_space_bytes: u64,
+    pub(crate) address_space_bytes: u64,
     /// `RLIMIT_FSIZE`, bytes.
-    pub file_bytes: u64,
+    pub(crate) file_bytes: u64,
     /// `RLIMIT_NOFILE`.
-    pub open_files: u64,
+    pub(crate) open_files: u64,
     /// `RLIMIT_NPROC`.
-    pub processes: u64,
+    pub(crate) processes: u64,
     /// `RLIMIT_STACK`, bytes.
-    pub stack_bytes: u64,
+    pub(crate) stack_bytes: u64,
     /// Size of the scratch tmpfs, bytes (nested only).
-    pub scratch_bytes: u64,
+    pub(crate) scratch_bytes: u64,
     /// Files and folders the scratch tmpfs may hold (nested only).
-    pub scratch_inodes: u64,
+    pub(crate) scratch_inodes: u64,
 }
 
 /// What a zygote reports.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventKind {
+pub(crate) enum EventKind {
     /// The interpreter is warm and waits for jobs.
     Ready = 1,
     /// The run exists; its pidfd travels with the message.
@@ -88,55 +88,55 @@ pub enum EventKind {
 }
 
 /// The guest tried to start a process or another program where it may not.
-pub const WANTED_PROCESS: u32 = 1;
+pub(crate) const WANTED_PROCESS: u32 = 1;
 /// The guest tried to write a file where it has no scratch folder.
-pub const WANTED_SCRATCH: u32 = 2;
+pub(crate) const WANTED_SCRATCH: u32 = 2;
 /// The guest was killed for a system call that no program under test needs.
-pub const DANGEROUS: u32 = 4;
+pub(crate) const DANGEROUS: u32 = 4;
 
 /// A refused system call and how often it was tried.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Denied {
+pub(crate) struct Denied {
     /// Number in the kernel's table of this architecture.
-    pub syscall: u32,
+    pub(crate) syscall: u32,
     /// Attempts.
-    pub count: u32,
+    pub(crate) count: u32,
 }
 
 /// One report, from the zygote (or a run's first process) to the server.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Event {
+pub(crate) struct Event {
     /// An [`EventKind`].
-    pub kind: u32,
+    pub(crate) kind: u32,
     /// A [`Step`], where `kind` is `Failed`.
-    pub step: u32,
+    pub(crate) step: u32,
     /// The run, or 0 where none is meant.
-    pub run: u64,
+    pub(crate) run: u64,
     /// `errno` of the failed step.
-    pub errno: i32,
+    pub(crate) errno: i32,
     /// The guest's status as `waitpid` gives it.
-    pub status: i32,
+    pub(crate) status: i32,
     /// `WANTED_*` and `DANGEROUS`.
-    pub flags: u32,
+    pub(crate) flags: u32,
     /// The system call the guest was killed for, where `DANGEROUS` is set.
-    pub dangerous_syscall: u32,
+    pub(crate) dangerous_syscall: u32,
     /// User and system time of the guest and its reaped children, microseconds.
-    pub cpu_micros: u64,
+    pub(crate) cpu_micros: u64,
     /// Peak resident set of the guest, KiB.
-    pub max_rss_kib: u64,
+    pub(crate) max_rss_kib: u64,
     /// Entries of `denied` in use.
-    pub denied_len: u32,
+    pub(crate) denied_len: u32,
     /// Keeps the size free of hidden padding.
-    pub reserved: u32,
+    pub(crate) reserved: u32,
     /// Refused system calls, in the order of their first attempt.
-    pub denied: [Denied; MAX_DENIED],
+    pub(crate) denied: [Denied; MAX_DENIED],
 }
 
 impl Event {
     /// An event with everything but its kind and run at zero.
-    pub const fn new(kind: EventKind, run: u64) -> Self {
+    pub(crate) const fn new(kind: EventKind, run: u64) -> Self {
         Self {
             kind: kind as u32,
             step: 0,
@@ -157,7 +157,7 @@ impl Event {
 /// What the supervisor answers to a system call that the filter does not allow.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ruling {
+pub(crate) enum Ruling {
     /// `EPERM`; also the answer to every call without an entry.
     Refuse = 0,
     /// `ENOSYS`, so that the C library falls back to an older call.
@@ -177,49 +177,49 @@ pub enum Ruling {
 /// The ruling on one system call in both kinds of run.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct RulingEntry {
+pub(crate) struct RulingEntry {
     /// Number in the kernel's table of this architecture.
-    pub syscall: u16,
+    pub(crate) syscall: u16,
     /// A [`Ruling`] for [`Request::Direct`].
-    pub direct: u8,
+    pub(crate) direct: u8,
     /// A [`Ruling`] for [`Request::Nested`].
-    pub nested: u8,
+    pub(crate) nested: u8,
 }
 
 /// Bytes a whole blueprint may have; the zygote reads it into a buffer of this size.
-pub const MAX_BLUEPRINT: usize = 48 * 1024;
+pub(crate) const MAX_BLUEPRINT: usize = 48 * 1024;
 
 /// Head of the blueprint: what `sluice-sandbox-init` worked out once and every run of a zygote uses. The three seccomp
 /// programs (8 bytes an instruction) and the rulings follow it in the same memfd, in the order of the length fields.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct Blueprint {
+pub(crate) struct Blueprint {
     /// [`MAGIC`].
-    pub magic: u32,
+    pub(crate) magic: u32,
     /// The Landlock ruleset every guest enters.
-    pub landlock_fd: i32,
+    pub(crate) landlock_fd: i32,
     /// User id of guests, or `u32::MAX` to keep the zygote's.
-    pub guest_uid: u32,
+    pub(crate) guest_uid: u32,
     /// Group id of guests, or `u32::MAX` to keep the zygote's.
-    pub guest_gid: u32,
+    pub(crate) guest_gid: u32,
     /// Instructions of the filter for [`Request::Direct`]; decides by user notification.
-    pub direct_len: u32,
+    pub(crate) direct_len: u32,
     /// Instructions of the filter for [`Request::Nested`]; decides by user notification.
-    pub nested_len: u32,
+    pub(crate) nested_len: u32,
     /// Instructions of the filter that closes what installing the first one needed.
-    pub closing_len: u32,
+    pub(crate) closing_len: u32,
     /// Entries of the table of [`RulingEntry`].
-    pub rulings_len: u32,
+    pub(crate) rulings_len: u32,
     /// 1 where the zygote holds `CAP_SETPCAP`, so that guests can empty their bounding set.
-    pub drop_bounding: u32,
+    pub(crate) drop_bounding: u32,
     /// Keeps the size a multiple of 8.
-    pub reserved: u32,
+    pub(crate) reserved: u32,
 }
 
 /// A step of the set-up. Every failure names one; [`STEPS`] says what it means.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Reading the plan from the server.
     ReadPlan = 1,
     /// Creating the namespaces.
@@ -289,7 +289,7 @@ pub enum Step {
 }
 
 /// Each step as an operator reads it.
-pub const STEPS: &[(Step, &str)] = &[
+pub(crate) const STEPS: &[(Step, &str)] = &[
     (Step::ReadPlan, "read the plan"),
     (Step::Namespaces, "create user, PID, mount, network, IPC, UTS and cgroup namespaces"),
     (Step::IdMaps, "write the user and group id maps"),

@@ -10,7 +10,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, send, sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, send, sendmsg,
+    socketpair,
 };
 
 use crate::clock::Moment;
@@ -34,12 +35,16 @@ const NOBODY: u32 = 65534;
 
 impl Recipe {
     /// A recipe for `tier`.
-    pub(crate) fn new(init: PathBuf, interpreter: &Interpreter, import_paths: &[PathBuf], tier: Tier) -> Result<Self, Error> {
+    pub(crate) fn new(
+        init: PathBuf,
+        interpreter: &Interpreter,
+        import_paths: &[PathBuf],
+        tier: Tier,
+    ) -> Result<Self, Error> {
         let code = memfd::with(&[&interpreter.code]).map_err(Error::io("create a memfd"))?;
-        let root = nix::unistd::geteuid().is_root();
         // In its own root file system a guest reads what was bound there; outside of it, what every user may read. Where
-        // that is not enough the guest stays root without any capability.
-        let change_user = root && (tier == Tier::A || interpreter.is_public());
+        // that is not enough the guest keeps the server's user, without any capability.
+        let change_user = may_change_user() && (tier == Tier::A || interpreter.is_public());
         let plan = Plan {
             namespaces: tier == Tier::A,
             interpreter: interpreter.path.clone(),
@@ -68,6 +73,15 @@ impl Recipe {
     }
 }
 
+/// Whether this process may give its children another user and group.
+fn may_change_user() -> bool {
+    const SETGID_AND_SETUID: u64 = 1 << 6 | 1 << 7;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & SETGID_AND_SETUID == SETGID_AND_SETUID
+}
+
 /// A zygote that is not ready yet.
 #[derive(Debug)]
 pub(crate) struct Starting {
@@ -92,6 +106,11 @@ impl Starting {
         self.zygote.fd()
     }
 
+    /// Gives the start up.
+    pub(crate) fn dismiss(self) -> Dying {
+        self.zygote.dismiss()
+    }
+
     /// Looks, without waiting, how far it has come.
     pub(crate) fn advance(self, deadline: Duration) -> Start {
         let failed = |zygote, step: &str, detail: String| {
@@ -104,7 +123,9 @@ impl Starting {
                 failed(self.zygote, "start the interpreter", format!("not ready after {deadline:?}"))
             }
             Ok(None) => Start::Pending(self),
-            Err(error) => failed(self.zygote, "start the interpreter", format!("ended before it was ready: {error}")),
+            Err(error) => {
+                failed(self.zygote, "start the interpreter", format!("ended before it was ready: {error}"))
+            }
         }
     }
 }
@@ -114,7 +135,7 @@ impl Starting {
 pub(crate) struct Zygote {
     child: Child,
     control: OwnedFd,
-    /// Jobs it has been given.
+    /// Guests it has been asked for; the number of the latest names it.
     pub(crate) runs: u32,
 }
 
@@ -122,8 +143,8 @@ pub(crate) struct Zygote {
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) event: Event,
-    /// The run's pidfd, with `Started`.
-    pub(crate) fd: Option<OwnedFd>,
+    /// With `Started`: what to kill, and the guest.
+    pub(crate) fds: Vec<OwnedFd>,
     /// Words about a failure.
     text: String,
 }
@@ -137,7 +158,10 @@ impl Message {
 
     /// The failure that a `Failed` message reports.
     pub(crate) fn failure(&self) -> StepFailure {
-        let step = STEPS.iter().find(|(step, _)| *step as u32 == self.event.step).map_or("unknown step", |(_, text)| text);
+        let step = STEPS
+            .iter()
+            .find(|(step, _)| *step as u32 == self.event.step)
+            .map_or("unknown step", |(_, text)| text);
         StepFailure { step: step.to_owned(), errno: self.event.errno, detail: self.text.clone() }
     }
 }
@@ -149,14 +173,19 @@ impl Zygote {
     }
 
     /// Hands over a job with its descriptors.
-    pub(crate) fn submit(&mut self, job: &Job, fds: &[RawFd]) -> io::Result<()> {
-        self.runs += 1;
+    pub(crate) fn submit(&self, job: &Job, fds: &[RawFd]) -> io::Result<()> {
         // SAFETY: `Job` is `repr(C)`, integers without padding.
         let bytes =
             unsafe { std::slice::from_raw_parts((&raw const *job).cast::<u8>(), std::mem::size_of::<Job>()) };
         let rights = [ControlMessage::ScmRights(fds)];
         let rights = if fds.is_empty() { &rights[..0] } else { &rights[..] };
-        sendmsg::<()>(self.control.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        sendmsg::<()>(
+            self.control.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
         Ok(())
     }
 
@@ -167,9 +196,9 @@ impl Zygote {
     pub(crate) fn receive(&self) -> io::Result<Option<Message>> {
         const LONGEST: usize = 4096;
         let mut buffer = [0_u8; LONGEST];
-        let mut control = nix::cmsg_space!(RawFd);
+        let mut control = nix::cmsg_space!([RawFd; 2]);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let (length, fd) = {
+        let (length, fds) = {
             let mut slices = [IoSliceMut::new(&mut buffer)];
             let received =
                 match recvmsg::<()>(self.control.as_raw_fd(), &mut slices, Some(&mut control), flags) {
@@ -177,16 +206,16 @@ impl Zygote {
                     Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
                     Err(errno) => return Err(errno.into()),
                 };
-            let mut fd = None;
+            let mut fds = Vec::new();
             for message in received.cmsgs()? {
                 if let ControlMessageOwned::ScmRights(rights) = message {
                     for raw in rights {
                         // SAFETY: the kernel has just made this descriptor for this process.
-                        fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+                        fds.push(unsafe { OwnedFd::from_raw_fd(raw) });
                     }
                 }
             }
-            (received.bytes, fd)
+            (received.bytes, fds)
         };
         let head = std::mem::size_of::<Event>();
         if length < head {
@@ -195,7 +224,7 @@ impl Zygote {
         // SAFETY: the buffer holds that many bytes, and every byte pattern is an `Event`.
         let event = unsafe { std::ptr::read_unaligned(buffer.as_ptr().cast::<Event>()) };
         let text = String::from_utf8_lossy(&buffer[head..length]).into_owned();
-        Ok(Some(Message { event, fd, text }))
+        Ok(Some(Message { event, fds, text }))
     }
 
     /// Closes the control socket, on which the zygote ends by itself.
@@ -232,7 +261,13 @@ impl Dying {
 pub(crate) fn signal(pidfd: BorrowedFd<'_>, signal: Signal) {
     // SAFETY: plain numbers and a null pointer, which stands for default signal information.
     unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as libc::c_int, std::ptr::null::<u8>(), 0);
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal as libc::c_int,
+            std::ptr::null::<u8>(),
+            0,
+        );
     }
 }
 

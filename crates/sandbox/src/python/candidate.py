@@ -6,7 +6,6 @@ Imports nothing that a cold interpreter does not have anyway.
 """
 
 import builtins
-import io
 import sys
 from marshal import loads
 from posix import _exit, close, fstat, pread, read, write
@@ -58,8 +57,6 @@ def encode(value, depth=0):
         return '{"d":[' + ",".join(pairs) + "]}"
     if kind is bytes:
         return '{"b":' + quote(value.decode("latin-1")) + "}"
-    if kind is bytearray:
-        return '{"y":' + quote(value.decode("latin-1")) + "}"
     if kind is complex:
         return '{"c":[' + encode_float(value.real) + "," + encode_float(value.imag) + "]}"
     return encode(plain(value), depth)
@@ -146,7 +143,7 @@ def answer(call, name, function, arguments, named, always):
     result = function(*arguments, **named)
     changed = ""
     try:
-        if (result is None or always) and any(type(item) in (list, dict, set, bytearray) for item in arguments):
+        if (result is None or always) and any(type(item) in (list, dict, set) for item in arguments):
             changed = ',"arguments":' + encode(arguments)
         return '{"call":%d,"value":%s%s}' % (call, encode(result), changed)
     except Foreign as foreign:
@@ -176,11 +173,8 @@ def read_job():
 
 
 def set_up(name):
-    """Streams and module of a program named `name`."""
-    utf8 = {"encoding": "utf-8", "errors": "surrogateescape"}
-    sys.stdin = sys.__stdin__ = io.open(0, "r", **utf8)
-    sys.stdout = sys.__stdout__ = io.open(1, "w", **utf8)
-    sys.stderr = sys.__stderr__ = io.open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+    """The module of a program named `name`. Its streams are those of the zygote: UTF-8, unused so far, and on the numbers
+    at which the guest's descriptors are now."""
     sys.argv = ["solution.py"]
     # The two names that `site` would have brought and that programs use.
     builtins.exit = builtins.quit = sys.exit

@@ -1,7 +1,7 @@
 """The values that may cross, as the trusted side reads and checks them.
 
 Replies are JSON. What JSON lacks is an object with one key: t tuple, s set, z frozenset, d dictionary as pairs, b bytes,
-y bytearray, c complex, i integer in hexadecimal. Any other object is not a value. The reader builds exact builtin
+c complex, i integer in hexadecimal. Any other object is not a value. The reader builds exact builtin
 values or raises; it runs no code of the other side.
 """
 
@@ -10,6 +10,7 @@ import json
 MAX_DEPTH = 100
 SCALARS = frozenset([type(None), bool, int, float, str, bytes, complex])
 CONTAINERS = (list, tuple, set, frozenset)
+MUTABLE = (list, dict, set)
 
 
 class Malformed(Exception):
@@ -34,12 +35,11 @@ READERS = {
     "z": frozenset,
     "d": dict,
     "b": latin,
-    "y": lambda text: bytearray(latin(text)),
     "c": lambda parts: complex(*parts),
     "i": number,
 }
 # Of what type the content of each tag must be; `bool` and `int` never pass for one another here.
-CONTENTS = {"t": list, "s": list, "z": list, "d": list, "b": str, "y": str, "c": list, "i": str}
+CONTENTS = {"t": list, "s": list, "z": list, "d": list, "b": str, "c": list, "i": str}
 
 
 def hook(item):
@@ -86,7 +86,7 @@ def check(value, failure=Uncrossable, depth=0):
         for key, item in value.items():
             check(key, failure, depth + 1)
             check(item, failure, depth + 1)
-    elif kind is not bytearray:
+    else:
         raise failure("a value of type " + kind.__qualname__)
 
 
@@ -97,7 +97,7 @@ def mirror(old, new):
     if type(old) is list:
         if len(old) == len(new):
             for index, (before, after) in enumerate(zip(old, new)):
-                if type(before) in (list, dict, set, bytearray) and type(before) is type(after):
+                if type(before) in MUTABLE and type(before) is type(after):
                     mirror(before, after)
                 else:
                     old[index] = after
@@ -108,7 +108,7 @@ def mirror(old, new):
         old.clear()
         for key, after in new.items():
             before = kept.get(key)
-            if type(before) in (list, dict, set, bytearray) and type(before) is type(after):
+            if type(before) in MUTABLE and type(before) is type(after):
                 mirror(before, after)
                 old[key] = before
             else:
@@ -116,5 +116,3 @@ def mirror(old, new):
     elif type(old) is set:
         old.clear()
         old.update(new)
-    elif type(old) is bytearray:
-        old[:] = new

@@ -121,24 +121,24 @@ fn devices() -> Result<(), Failure> {
     for name in DEVICES {
         let to = Path::new("/dev").join(name);
         let from = Path::new(OLD_ROOT).join("dev").join(name);
+        // Read-only is about the node, whose times could be changed otherwise; a device is written through it all the same.
         fs::File::create(&to)
-            .and_then(|_| bind_device(&from, &to))
+            .and_then(|_| bind(&from, &to, 0))
             .at(Step::Devices, to.display().to_string())?;
     }
     symlink("/box/tmp", "/dev/shm").at(Step::Devices, "/dev/shm")
 }
 
-/// Devices must stay writable, so they get no read-only attribute; that they are devices is their point.
-fn bind_device(from: &Path, to: &Path) -> io::Result<()> {
-    Ok(mount(Some(from), to, NONE, MsFlags::MS_BIND, NONE)?)
-}
-
 fn folders() -> Result<(), Failure> {
     for (folder, link) in [("/box/tmp", "/tmp"), ("/view/proc", "/proc")] {
-        fs::create_dir_all(folder)
-            .and_then(|()| symlink(folder, link))
-            .at(Step::RootMount, folder)?;
+        fs::create_dir_all(folder).at(Step::RootMount, folder)?;
+        // An interpreter or an import path may itself lie in /tmp, which then is a folder; the scratch folder is also the
+        // working folder, and `tempfile` falls back to that.
+        if fs::symlink_metadata(link).is_err() {
+            symlink(folder, link).at(Step::RootMount, link)?;
+        }
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/view/proc", Some("proc"), flags, Some("hidepid=2")).at(Step::ProcMount, "/view/proc")
+    mount(Some("proc"), "/view/proc", Some("proc"), flags, Some("hidepid=2"))
+        .at(Step::ProcMount, "/view/proc")
 }

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset,
-    RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, Scope,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible as _, PathBeneath, PathFd,
+    Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, Scope,
 };
 
 use crate::failure::Failure;
@@ -48,7 +48,7 @@ pub(crate) fn ruleset(plan: &Plan) -> Result<OwnedFd, Failure> {
     }
     if plan.namespaces {
         rules = allow(rules, Path::new("/view"), read)?;
-        let special = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSock;
+        let special = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeSock | AccessFs::Execute;
         rules = allow(rules, Path::new("/box"), AccessFs::from_all(REQUIRED) & !special)?;
     }
     let fd: Option<OwnedFd> = rules.into();

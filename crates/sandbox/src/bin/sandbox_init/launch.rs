@@ -59,7 +59,11 @@ fn read_plan() -> Result<Plan, Failure> {
     // SAFETY: the buffer is alive and as long as said.
     let got = unsafe { libc::recv(libc::STDIN_FILENO, buffer.as_mut_ptr().cast(), buffer.len(), 0) };
     let got = usize::try_from(got).map_err(|_| {
-        Failure::new(Step::ReadPlan, &std::io::Error::last_os_error(), "receive from the control socket on stdin")
+        Failure::new(
+            Step::ReadPlan,
+            &std::io::Error::last_os_error(),
+            "receive from the control socket on stdin",
+        )
     })?;
     serde_json::from_slice(&buffer[..got]).map_err(|error| Failure::other(Step::ReadPlan, error))
 }
@@ -69,7 +73,10 @@ fn die_with_parent(server_pid: u32) -> Result<(), Failure> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).at(Step::DeathSignal, "prctl")?;
     let parent = nix::unistd::getppid().as_raw();
     if parent != server_pid.cast_signed() {
-        return Err(Failure::other(Step::DeathSignal, format!("started by {server_pid}, but the parent is {parent}")));
+        return Err(Failure::other(
+            Step::DeathSignal,
+            format!("started by {server_pid}, but the parent is {parent}"),
+        ));
     }
     Ok(())
 }
@@ -84,7 +91,11 @@ fn keep_code() -> Result<OwnedFd, Failure> {
         if kept == KEPT { libc::syscall(libc::SYS_close_range, KEPT + 1, libc::c_uint::MAX, 0) } else { -1 }
     };
     if kept != 0 {
-        return Err(Failure::new(Step::ReadPlan, &std::io::Error::last_os_error(), "take over the descriptors"));
+        return Err(Failure::new(
+            Step::ReadPlan,
+            &std::io::Error::last_os_error(),
+            "take over the descriptors",
+        ));
     }
     let null = File::options().write(true).open("/dev/null").at(Step::ReadPlan, "open /dev/null")?;
     for target in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
@@ -105,7 +116,8 @@ fn execute(plan: &Plan, code: &OwnedFd) -> Result<(), Failure> {
     for fd in [&ruleset, &blueprint, &native, code] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).at(Step::Exec, "keep a descriptor across execve")?;
     }
-    let text = |text: &OsStr| CString::new(text.as_bytes()).map_err(|error| Failure::other(Step::Exec, error));
+    let text =
+        |text: &OsStr| CString::new(text.as_bytes()).map_err(|error| Failure::other(Step::Exec, error));
     let mut arguments = vec![text(plan.interpreter.as_os_str())?];
     for argument in ["-s", "-S", "-B", "-X", "utf8", "-c", STUB] {
         arguments.push(text(OsStr::new(argument))?);

@@ -11,6 +11,7 @@
 //! 3. It dies with the server, and the zygote dies with it.
 
 mod blueprint;
+mod bpf;
 mod failure;
 mod filesystem;
 mod landlock_rules;
@@ -19,6 +20,7 @@ mod namespaces;
 #[path = "../../plan.rs"]
 #[allow(unreachable_pub)]
 mod plan;
+mod seccomp_lists;
 mod seccomp_rules;
 #[path = "../../wire.rs"]
 #[allow(unreachable_pub, dead_code)]

@@ -39,7 +39,8 @@ pub(crate) fn in_namespaces(
         std::process::exit(1);
     }
     drop(mapped);
-    let child = Pid::from_raw(libc::pid_t::try_from(pid).map_err(|error| Failure::other(Step::Namespaces, error))?);
+    let child =
+        Pid::from_raw(libc::pid_t::try_from(pid).map_err(|error| Failure::other(Step::Namespaces, error))?);
     map_ids(child, guest_ids)?;
     File::from(tell_mapped).write_all(b"m").at(Step::IdMaps, "tell the first process")?;
     leave_to(child)

@@ -1,0 +1,299 @@
+//! The service: grades responses, from as many threads as care to call.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha20Rng;
+
+use crate::config::GraderConfig;
+use crate::error::Error;
+use crate::judge::{self, Bench, Judgement};
+use crate::keeper::Keeper;
+use crate::limits::Limits;
+use crate::plans::Plans;
+use crate::pool::{Kind, Lease, Pool};
+use crate::problem::{Problem, Stdio};
+use crate::stats::{Counters, Stats};
+use crate::tier::Tier;
+use crate::verdict::{Grade, Verdict};
+use crate::workshop::Workshop;
+
+/// Grades responses in sandboxes. All methods may be called from any number of threads; dropping it ends and reaps every
+/// process it has started.
+#[derive(Debug)]
+pub struct Grader {
+    config: GraderConfig,
+    tier: Tier,
+    pool: Arc<Pool>,
+    keeper: Option<JoinHandle<()>>,
+    counters: Counters,
+    nonces: Mutex<ChaCha20Rng>,
+    plans: Plans,
+}
+
+impl Grader {
+    /// Finds the helper and the interpreter, proves that the tier works by running a program in it, and starts the pool.
+    ///
+    /// # Errors
+    /// Where any of that is impossible; in particular [`Error::BelowMinimumTier`].
+    pub fn start(config: GraderConfig) -> Result<Self, Error> {
+        check(&config)?;
+        let nonces = Mutex::new(seeded_from_the_system()?);
+        let workshop = Workshop::new(&config)?;
+        let tier = workshop.choose(&config)?;
+        let recipe = workshop.recipe(tier)?;
+        if config.hide_server {
+            nix::sys::prctl::set_dumpable(false)
+                .map_err(|errno| Error::io("make the server unreadable")(errno.into()))?;
+        }
+        let pool = Pool::new(&config)?;
+        let keeper = Keeper::new(Arc::clone(&pool), recipe, config.cold, config.start_deadline);
+        let (ended, failure) = mpsc::sync_channel(1);
+        let pool_of_keeper = Arc::clone(&pool);
+        let keeper = std::thread::Builder::new()
+            .name("sandbox-keeper".to_owned())
+            .spawn(move || {
+                if let Err(error) = keeper.run() {
+                    // Callers must not wait for zygotes that nobody starts.
+                    pool_of_keeper.close();
+                    let _ = ended.try_send(error);
+                }
+            })
+            .map_err(Error::io("start the keeper thread"))?;
+        let grader = Self {
+            config,
+            tier,
+            pool,
+            keeper: Some(keeper),
+            counters: Counters::default(),
+            nonces,
+            plans: Plans::default(),
+        };
+        // The first caller finds a sandbox ready, or there is no grader.
+        match grader.pool.lease(&Kind::BOTH, grader.config.start_deadline) {
+            Ok(lease) => lease.healthy(),
+            Err(error) => {
+                let stopped = failure.try_recv().map(Error::io("run the keeper thread"));
+                return Err(stopped.unwrap_or(error));
+            }
+        }
+        Ok(grader)
+    }
+
+    /// The tier in use.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Grades a response: for HumanEval what follows the prompt, otherwise a whole program. Waits for a worker no longer
+    /// than [`GraderConfig::queue_deadline`].
+    ///
+    /// # Errors
+    /// Only where no grading took place: [`Error::Overloaded`], [`Error::Unavailable`], [`Error::Closed`]. Everything that
+    /// happens in a sandbox is a verdict.
+    pub fn grade(&self, problem: &Problem, response: &str, limits: &Limits) -> Result<Grade, Error> {
+        let seed = self.seed(problem, response);
+        let judged = match problem {
+            Problem::Stdio(stdio) => self.grade_program(stdio, response, limits, seed)?,
+            Problem::HumanEval(_) | Problem::Mbpp(_) | Problem::FunctionCalls(_) => {
+                let nonce = self.nonce();
+                let key = Plans::key(problem);
+                let bench = Bench { plan: self.plans.get(&key), ..self.bench(limits, seed) };
+                let mut judged = self.attempt(&Kind::BOTH, |lease| {
+                    let mut zygotes = lease.zygotes();
+                    match (zygotes.next(), zygotes.next()) {
+                        (Some(candidate), Some(tester)) => {
+                            judge::function(&bench, problem, response, &nonce, [candidate, tester])
+                        }
+                        _ => Err(std::io::Error::other("a lease without its zygotes")),
+                    }
+                })?;
+                if let Some(plan) = judged.plan.take() {
+                    self.plans.insert(key, plan);
+                }
+                judged
+            }
+        };
+        self.counters.update(|counts| *counts.verdicts.entry(judged.verdict).or_default() += 1);
+        Ok(Grade {
+            verdict: judged.verdict,
+            passed: judged.passed,
+            total: judged.total,
+            detail: judged.detail,
+            wall: judged.wall,
+            cpu: judged.cpu,
+        })
+    }
+
+    /// A snapshot for metrics.
+    pub fn stats(&self) -> Stats {
+        let counts = self.counters.snapshot();
+        let pool = self.pool.counts();
+        Stats {
+            tier: self.tier,
+            verdicts: counts.verdicts,
+            runs: counts.runs,
+            retries: counts.retries,
+            overloaded: counts.overloaded,
+            denied_syscalls: counts.denied,
+            zygotes_started: pool.started,
+            zygote_start_failures: pool.start_failures,
+            zygotes_recycled: pool.recycled,
+            zygotes_discarded: pool.discarded,
+            idle_candidates: pool.idle[Kind::Candidate as usize],
+            idle_testers: pool.idle[Kind::Tester as usize],
+            busy: pool.busy,
+            waiting: pool.waiting,
+        }
+    }
+
+    fn bench<'a>(&'a self, limits: &'a Limits, seed: u64) -> Bench<'a> {
+        Bench { limits, nested: self.tier == Tier::A, seed, plan: None }
+    }
+
+    /// Every case of a program, in the order of the seed; the earliest failed case of the problem decides. A time limit
+    /// ends it: the other cases would most likely take as long.
+    fn grade_program(
+        &self,
+        stdio: &Stdio,
+        source: &str,
+        limits: &Limits,
+        seed: u64,
+    ) -> Result<Judgement, Error> {
+        let mut order: Vec<usize> = (0..stdio.cases.len()).collect();
+        shuffle(&mut order, seed);
+        let total = u32::try_from(order.len()).unwrap_or(u32::MAX);
+        let mut all = Judgement {
+            verdict: Verdict::Unsupported,
+            passed: 0,
+            total: total.max(1),
+            detail: "the problem has no cases".to_owned(),
+            wall: Duration::ZERO,
+            cpu: Duration::ZERO,
+            event: None,
+            healthy: true,
+            plan: None,
+        };
+        let mut failed: Option<usize> = None;
+        for index in order {
+            let case = &stdio.cases[index];
+            let judged = self.attempt(&[Kind::Candidate], |lease| match lease.zygotes().next() {
+                Some(zygote) => {
+                    judge::program(&self.bench(limits, seed), source, case, stdio.compare, zygote)
+                }
+                None => Err(std::io::Error::other("a lease without its zygote")),
+            })?;
+            all.wall += judged.wall;
+            all.cpu += judged.cpu;
+            if judged.verdict == Verdict::Accepted {
+                all.passed += 1;
+            } else if failed.is_none_or(|earliest| index < earliest) {
+                failed = Some(index);
+                all.verdict = judged.verdict;
+                all.detail = format!("case {index}: {}", judged.detail);
+            }
+            if matches!(judged.verdict, Verdict::TimeLimit | Verdict::WallLimit | Verdict::InternalError) {
+                break;
+            }
+        }
+        if all.passed > 0 && failed.is_none() {
+            all.verdict = Verdict::Accepted;
+            all.detail.clear();
+        }
+        Ok(all)
+    }
+
+    /// Leases zygotes and runs a trial on them, again where the sandbox itself failed.
+    fn attempt(
+        &self,
+        kinds: &[Kind],
+        run: impl Fn(&mut Lease) -> std::io::Result<Judgement>,
+    ) -> Result<Judgement, Error> {
+        let mut left = self.config.retries;
+        loop {
+            let lease = self.pool.lease(kinds, self.config.queue_deadline);
+            let mut lease = lease.inspect_err(|_| self.counters.update(|counts| counts.overloaded += 1))?;
+            let judged = run(&mut lease).unwrap_or_else(|error| judge::no_resources(&error));
+            if judged.healthy {
+                lease.healthy();
+            } else {
+                drop(lease);
+            }
+            self.counters.update(|counts| counts.runs += kinds.len() as u64);
+            if let Some(event) = &judged.event {
+                self.counters.denied(event);
+            }
+            if judged.verdict != Verdict::InternalError || left == 0 {
+                return Ok(judged);
+            }
+            left -= 1;
+            self.counters.update(|counts| counts.retries += 1);
+        }
+    }
+
+    /// The same response to the same problem is tested in the same order.
+    fn seed(&self, problem: &Problem, response: &str) -> u64 {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&self.config.seed.to_le_bytes());
+        hash.update(problem.task_id().as_bytes());
+        hash.update(&[0]);
+        hash.update(response.as_bytes());
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash.finalize().as_bytes()[..8]);
+        u64::from_le_bytes(first)
+    }
+
+    fn nonce(&self) -> String {
+        let mut bytes = [0_u8; 16];
+        self.nonces.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(&mut bytes);
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl Drop for Grader {
+    fn drop(&mut self) {
+        self.pool.close();
+        if let Some(keeper) = self.keeper.take() {
+            // A keeper that panicked has nothing left to wait for.
+            let _ = keeper.join();
+        }
+    }
+}
+
+fn check(config: &GraderConfig) -> Result<(), Error> {
+    if config.workers == 0 {
+        return Err(Error::Config(
+            "workers is 0; at least one grading must be possible at a time".to_owned(),
+        ));
+    }
+    if config.recycle_after == 0 {
+        return Err(Error::Config("recycle_after is 0; a zygote must do at least one run".to_owned()));
+    }
+    if let Some(path) = config.import_paths.iter().find(|path| !path.is_absolute() || !path.is_dir()) {
+        return Err(Error::Config(format!(
+            "import path {} is not an absolute path of a folder",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+fn seeded_from_the_system() -> Result<ChaCha20Rng, Error> {
+    let mut seed = [0_u8; 32];
+    let read =
+        File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut seed));
+    read.map_err(Error::io("read /dev/urandom"))?;
+    Ok(ChaCha20Rng::from_seed(seed))
+}
+
+/// Fisher-Yates.
+fn shuffle(items: &mut [usize], seed: u64) {
+    let mut random = ChaCha20Rng::seed_from_u64(seed);
+    for last in (1..items.len()).rev() {
+        let other = (random.next_u64() % (last as u64 + 1)) as usize;
+        items.swap(last, other);
+    }
+}

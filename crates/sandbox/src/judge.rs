@@ -1,0 +1,424 @@
+//! From a problem and a response to a verdict: what each guest is given, and what its end means. Functions are judged
+//! here, whole programs in [`program`].
+
+mod program;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+use serde::{Deserialize, Serialize};
+
+use crate::limits::Limits;
+use crate::memfd;
+use crate::problem::{CallCase, FunctionCalls, HumanEval, Mbpp, Problem};
+use crate::syscalls;
+use crate::trial::{End, Outcome, Spec, Trial, raw};
+use crate::verdict::{Verdict, printable};
+use crate::wire::{DANGEROUS, Event, Role, WANTED_PROCESS, WANTED_SCRATCH};
+use crate::zygote::Zygote;
+
+pub(crate) use program::program;
+
+/// One grading of one run.
+#[derive(Debug)]
+pub(crate) struct Judgement {
+    pub(crate) verdict: Verdict,
+    pub(crate) passed: u32,
+    pub(crate) total: u32,
+    pub(crate) detail: String,
+    pub(crate) wall: Duration,
+    pub(crate) cpu: Duration,
+    /// How the response's process ended.
+    pub(crate) event: Option<Event>,
+    /// Whether the zygotes may be used again.
+    pub(crate) healthy: bool,
+    /// The problem's tests in compiled form, where the tester had to make it.
+    pub(crate) plan: Option<String>,
+}
+
+/// What both kinds of grading need.
+#[derive(Debug)]
+pub(crate) struct Bench<'a> {
+    pub(crate) limits: &'a Limits,
+    /// Whether guests get namespaces of their own (tier A).
+    pub(crate) nested: bool,
+    /// Orders the tests.
+    pub(crate) seed: u64,
+    /// The problem's tests as an earlier tester compiled them.
+    pub(crate) plan: Option<Arc<str>>,
+}
+
+/// The tester's job; `tester.py` reads it.
+#[derive(Default, Serialize)]
+struct TesterJob<'a> {
+    nonce: &'a str,
+    plan: Option<&'a str>,
+    kind: &'static str,
+    seed: u64,
+    value_bytes: u64,
+    mutates_arguments: bool,
+    entry_point: Option<&'a str>,
+    prompt: &'a str,
+    test: &'a str,
+    setup: &'a str,
+    asserts: &'a [String],
+    cases: &'a [CallCase],
+    tolerance: Option<f64>,
+}
+
+/// A tester's verdict.
+#[derive(Deserialize)]
+struct Report {
+    nonce: String,
+    verdict: String,
+    passed: u32,
+    total: u32,
+    detail: String,
+}
+
+/// What a tester says before that, where it was given no plan.
+#[derive(Deserialize)]
+struct PlanReport {
+    nonce: String,
+    plan: String,
+}
+
+/// The longest that honest reports of a tester are together; mostly the compiled tests.
+const REPORT_BYTES: u64 = 4 << 20;
+/// Streams of a function's trial, in the order in which they are opened.
+const VERDICT: usize = 2;
+/// The tester holds the candidate's values and its own.
+const TESTER_MEMORY: u64 = 512 << 20;
+/// Grades the function that a program defines. `None` for problems that are whole programs.
+pub(crate) fn function(
+    bench: &Bench<'_>,
+    problem: &Problem,
+    response: &str,
+    nonce: &str,
+    zygotes: [&mut Zygote; 2],
+) -> io::Result<Judgement> {
+    let limits = bench.limits;
+    let tester_job = serde_json::to_vec(&TesterJob {
+        nonce,
+        plan: bench.plan.as_deref(),
+        seed: bench.seed,
+        value_bytes: limits.value_bytes,
+        ..tester_job(problem)
+    })?;
+    let program = problem.program(response);
+    let candidate_job = memfd::with(&[format!("{}\n", limits.value_bytes).as_bytes(), program.as_bytes()])?;
+    let tester_job = memfd::with(&[&tester_job])?;
+    let (requests_read, requests_write) = pipe2(OFlag::O_CLOEXEC)?;
+    let (replies_read, replies_write) = pipe2(OFlag::O_CLOEXEC)?;
+    let [candidate, tester] = zygotes;
+
+    let mut trial = Trial::new(limits);
+    let stdout = trial.stream(limits.output_bytes)?;
+    let stderr = trial.stream(limits.output_bytes)?;
+    let verdict = trial.stream(REPORT_BYTES)?;
+    // One each, opened anew: its flags could carry marks from one run to the next.
+    let (nothing_in, nothing) = (open_null()?, open_null()?);
+    let null = raw(&nothing);
+    let candidate_fds = [
+        raw(&nothing_in),
+        raw(&stdout),
+        raw(&stderr),
+        raw(&candidate_job),
+        raw(&requests_read),
+        raw(&replies_write),
+    ];
+    let candidate_spec =
+        Spec { role: Role::Candidate, nested: bench.nested, fds: &candidate_fds, extra_memory_bytes: 0 };
+    trial.start(candidate, &candidate_spec);
+    let tester_fds =
+        [null, null, null, raw(&tester_job), raw(&replies_read), raw(&requests_write), raw(&verdict)];
+    let tester_spec =
+        Spec { role: Role::Tester, nested: false, fds: &tester_fds, extra_memory_bytes: TESTER_MEMORY };
+    trial.start(tester, &tester_spec);
+    // The guests hold these now; as long as the server does too, neither sees the other's end.
+    drop((stdout, stderr, verdict, requests_read, requests_write, replies_read, replies_write));
+    let outcome = trial.run();
+    Ok(judge_function(&outcome, nonce, limits))
+}
+
+fn tester_job(problem: &Problem) -> TesterJob<'_> {
+    match problem {
+        Problem::HumanEval(HumanEval { prompt, entry_point, test, mutates_arguments, .. }) => TesterJob {
+            kind: "check",
+            prompt,
+            test,
+            entry_point: Some(entry_point),
+            mutates_arguments: *mutates_arguments,
+            ..TesterJob::default()
+        },
+        Problem::Mbpp(Mbpp { test_setup_code, test_list, entry_point, mutates_arguments, .. }) => TesterJob {
+            kind: "asserts",
+            setup: test_setup_code,
+            asserts: test_list,
+            entry_point: entry_point.as_deref(),
+            mutates_arguments: *mutates_arguments,
+            ..TesterJob::default()
+        },
+        Problem::FunctionCalls(FunctionCalls { entry_point, cases, tolerance, .. }) => TesterJob {
+            kind: "cases",
+            entry_point: Some(entry_point),
+            cases,
+            tolerance: *tolerance,
+            ..TesterJob::default()
+        },
+        // Whole programs have no tester; `Grader` sends them to `program`.
+        Problem::Stdio(_) => TesterJob::default(),
+    }
+}
+
+fn judge_function(outcome: &Outcome, nonce: &str, limits: &Limits) -> Judgement {
+    let candidate = outcome.events.first().copied().flatten();
+    let reports = outcome.streams.get(VERDICT).map_or(&[][..], Vec::as_slice);
+    // A tester says one thing a line; what it said before its verdict it said before it heard anything of the response.
+    let mut lines = reports.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).rev();
+    let report = lines.next().and_then(|line| serde_json::from_slice::<Report>(line).ok());
+    let report = report.filter(|report| report.nonce == nonce);
+    let plan = lines.next().and_then(|line| serde_json::from_slice::<PlanReport>(line).ok());
+    let plan = plan.filter(|plan| plan.nonce == nonce).map(|report| report.plan);
+    let (passed, total) = report.as_ref().map_or((0, 1), |report| (report.passed, report.total.max(1)));
+    let (verdict, detail) = match (ended_early(outcome, candidate, limits), report) {
+        (Some(early), _) => early,
+        (None, Some(report)) if report.verdict == "gone" => death(candidate, limits, &report.detail),
+        (None, Some(report)) => match Verdict::named(&report.verdict) {
+            Some(verdict) => (verdict, report.detail),
+            None => (Verdict::InternalError, format!("the tester reported {:?}", report.verdict)),
+        },
+        (None, None) => silent_tester(outcome, limits),
+    };
+    let tester = outcome.events.last().copied().flatten();
+    let (verdict, detail) = without_facility(verdict, detail, candidate, tester);
+    let passed = if verdict == Verdict::Accepted { total } else { passed.min(total.saturating_sub(1)) };
+    Judgement {
+        verdict,
+        passed,
+        total,
+        detail: printable(&detail),
+        wall: outcome.wall,
+        cpu: outcome.cpu,
+        event: candidate,
+        healthy: outcome.healthy,
+        plan,
+    }
+}
+
+/// A run that the server itself could not set up.
+pub(crate) fn no_resources(error: &std::io::Error) -> Judgement {
+    Judgement {
+        verdict: Verdict::InternalError,
+        passed: 0,
+        total: 1,
+        detail: format!("the server could not set up a run: {error}"),
+        wall: Duration::ZERO,
+        cpu: Duration::ZERO,
+        event: None,
+        healthy: false,
+        plan: None,
+    }
+}
+
+/// A verdict that does not depend on what the tests say.
+fn ended_early(outcome: &Outcome, response: Option<Event>, limits: &Limits) -> Option<(Verdict, String)> {
+    let dangerous = response.filter(|event| event.flags & DANGEROUS != 0);
+    if let Some(event) = dangerous {
+        let name = syscalls::name(event.dangerous_syscall);
+        return Some((Verdict::DangerousSyscall, format!("killed for calling {name}")));
+    }
+    let (verdict, detail) = match &outcome.end {
+        End::Finished => return None,
+        End::Wall => (Verdict::WallLimit, format!("still running after {:?}", limits.wall)),
+        End::Cpu => (Verdict::TimeLimit, format!("used more than {:?} of processor time", limits.cpu)),
+        End::Memory => {
+            (Verdict::MemoryLimit, format!("used more than {} bytes of memory", limits.memory_bytes))
+        }
+        End::Tasks => {
+            (Verdict::RuntimeError, format!("more than {} processes and threads", limits.processes))
+        }
+        End::Output(VERDICT) => (Verdict::InternalError, "the tester's message is too long".to_owned()),
+        End::Output(index) => {
+            let name = if *index == 0 { "stdout" } else { "stderr" };
+            (Verdict::OutputLimit, format!("more than {} bytes on {name}", limits.output_bytes))
+        }
+        End::SetUp(failure) => (Verdict::InternalError, format!("set-up of the sandbox: {failure}")),
+        End::Lost(reason) => (Verdict::InternalError, format!("the zygote was lost: {reason}")),
+    };
+    Some((verdict, detail))
+}
+
+/// What killed a response's process that ended before it was told to.
+fn death(event: Option<Event>, limits: &Limits, detail: &str) -> (Verdict, String) {
+    let Some(event) = event else {
+        return (Verdict::InternalError, "no word of the response's process".to_owned());
+    };
+    if libc::WIFEXITED(event.status) {
+        return (Verdict::RuntimeError, format!("{detail} (exit code {})", libc::WEXITSTATUS(event.status)));
+    }
+    let cpu = Duration::from_micros(event.cpu_micros);
+    match libc::WTERMSIG(event.status) {
+        libc::SIGSYS => {
+            (Verdict::DangerousSyscall, "killed for a system call of another architecture".to_owned())
+        }
+        libc::SIGXFSZ => (Verdict::FileLimit, format!("a file larger than {} bytes", limits.file_bytes)),
+        libc::SIGKILL | libc::SIGXCPU if cpu >= limits.cpu => {
+            (Verdict::TimeLimit, format!("used more than {:?} of processor time", limits.cpu))
+        }
+        signal => (Verdict::RuntimeError, format!("{detail} (signal {signal})")),
+    }
+}
+
+/// A tester that ended without a word: its own limits, or a fault of ours.
+fn silent_tester(outcome: &Outcome, limits: &Limits) -> (Verdict, String) {
+    let tester = outcome.events.last().copied().flatten();
+    let cpu = tester.map_or(Duration::ZERO, |event| Duration::from_micros(event.cpu_micros));
+    if cpu >= limits.cpu {
+        return (
+            Verdict::TimeLimit,
+            format!("checking the answers took more than {:?} of processor time", limits.cpu),
+        );
+    }
+    let status = tester.map_or(0, |event| event.status);
+    (Verdict::InternalError, format!("the tester ended without a verdict (status {status:#x})"))
+}
+
+/// A failure that comes of a facility this tier has not is no failure: tests that needed one say nothing, and a response
+/// that broke off after it was refused one could not be judged. A response that went on and answered wrongly was.
+fn without_facility(
+    verdict: Verdict,
+    detail: String,
+    response: Option<Event>,
+    tester: Option<Event>,
+) -> (Verdict, String) {
+    let flags = |event: Option<Event>| event.map_or(0, |event| event.flags);
+    let wanted = match verdict {
+        Verdict::RuntimeError => flags(response) | flags(tester),
+        Verdict::WrongAnswer => flags(tester),
+        _ => 0,
+    };
+    if wanted & WANTED_PROCESS != 0 {
+        return (
+            Verdict::Unsupported,
+            format!("needs processes of its own, which this tier has not: {detail}"),
+        );
+    }
+    if wanted & WANTED_SCRATCH != 0 {
+        return (Verdict::Unsupported, format!("needs files of its own, which this tier has not: {detail}"));
+    }
+    (verdict, detail)
+}
+
+/// `/dev/null`, for streams that lead nowhere.
+fn open_null() -> io::Result<OwnedFd> {
+    File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::EventKind;
+
+    fn outcome(end: End, candidate: Event, report: &str) -> Outcome {
+        Outcome {
+            end,
+            events: vec![Some(candidate), Some(Event::new(EventKind::Ended, 1))],
+            streams: vec![vec![], vec![], report.as_bytes().to_vec()],
+            wall: Duration::from_millis(1),
+            cpu: Duration::ZERO,
+            healthy: true,
+        }
+    }
+
+    fn report(nonce: &str, verdict: &str) -> String {
+        format!(r#"{{"nonce":"{nonce}","verdict":"{verdict}","passed":3,"total":3,"detail":"why"}}"#)
+    }
+
+    #[test]
+    fn a_verdict_needs_the_nonce() {
+        let event = Event::new(EventKind::Ended, 1);
+        let judge =
+            |text: &str| judge_function(&outcome(End::Finished, event, text), "secret", &Limits::default());
+        assert_eq!(judge(&report("secret", "accepted")).verdict, Verdict::Accepted);
+        assert_eq!(judge(&report("guess", "accepted")).verdict, Verdict::InternalError);
+        assert_eq!(judge("").verdict, Verdict::InternalError);
+        assert_eq!(judge(&report("secret", "fine")).verdict, Verdict::InternalError);
+        let with_plan = |nonce: &str| {
+            format!("{{\"nonce\":\"{nonce}\",\"plan\":\"abc\"}}\n{}\n", report("secret", "accepted"))
+        };
+        assert_eq!(judge(&with_plan("secret")).plan.as_deref(), Some("abc"));
+        assert_eq!(judge(&with_plan("guess")).plan, None);
+    }
+
+    #[test]
+    fn the_server_overrides_the_tester() {
+        let event = Event::new(EventKind::Ended, 1);
+        for (end, verdict) in [
+            (End::Wall, Verdict::WallLimit),
+            (End::Cpu, Verdict::TimeLimit),
+            (End::Memory, Verdict::MemoryLimit),
+            (End::Output(0), Verdict::OutputLimit),
+            (End::Output(VERDICT), Verdict::InternalError),
+            (End::Lost("x".into()), Verdict::InternalError),
+        ] {
+            let judged =
+                judge_function(&outcome(end, event, &report("n", "accepted")), "n", &Limits::default());
+            assert_eq!(judged.verdict, verdict);
+            assert!(
+                judged.passed < judged.total,
+                "a response that is not accepted has not passed everything"
+            );
+        }
+    }
+
+    #[test]
+    fn a_dangerous_call_outweighs_passed_tests() {
+        let mut event = Event::new(EventKind::Ended, 1);
+        event.flags = DANGEROUS;
+        event.dangerous_syscall = libc::SYS_ptrace as u32;
+        let judged =
+            judge_function(&outcome(End::Finished, event, &report("n", "accepted")), "n", &Limits::default());
+        assert_eq!(
+            (judged.verdict, judged.detail.as_str()),
+            (Verdict::DangerousSyscall, "killed for calling ptrace")
+        );
+    }
+
+    #[test]
+    fn a_missing_facility_excuses_breaking_off_only() {
+        let mut event = Event::new(EventKind::Ended, 1);
+        event.flags = WANTED_PROCESS;
+        let judge = |verdict: &str| {
+            judge_function(&outcome(End::Finished, event, &report("n", verdict)), "n", &Limits::default())
+                .verdict
+        };
+        assert_eq!(judge("runtime_error"), Verdict::Unsupported);
+        assert_eq!(judge("wrong_answer"), Verdict::WrongAnswer);
+        assert_eq!(judge("accepted"), Verdict::Accepted);
+        assert_eq!(judge("output_limit"), Verdict::OutputLimit);
+    }
+
+    #[test]
+    fn deaths_are_told_apart() {
+        let limits = Limits::default();
+        let mut event = Event::new(EventKind::Ended, 1);
+        let mut verdict = |status: i32, cpu: Duration| {
+            event.status = status;
+            event.cpu_micros = u64::try_from(cpu.as_micros()).unwrap();
+            death(Some(event), &limits, "gone").0
+        };
+        assert_eq!(verdict(0, Duration::ZERO), Verdict::RuntimeError);
+        assert_eq!(verdict(libc::SIGSEGV, Duration::ZERO), Verdict::RuntimeError);
+        assert_eq!(verdict(libc::SIGSYS, Duration::ZERO), Verdict::DangerousSyscall);
+        assert_eq!(verdict(libc::SIGXFSZ, Duration::ZERO), Verdict::FileLimit);
+        assert_eq!(verdict(libc::SIGKILL, limits.cpu), Verdict::TimeLimit);
+        assert_eq!(verdict(libc::SIGKILL, Duration::ZERO), Verdict::RuntimeError);
+        assert_eq!(death(None, &limits, "").0, Verdict::InternalError);
+    }
+}

@@ -1,0 +1,102 @@
+//! Whole programs: one run for each case, its output compared here, outside every guest.
+
+use std::io;
+
+use super::{Bench, Judgement, death, ended_early, without_facility};
+use crate::limits::Limits;
+use crate::memfd;
+use crate::problem::{Compare, StdioCase};
+use crate::trial::{Outcome, Spec, Trial, raw};
+use crate::verdict::{Verdict, printable};
+use crate::wire::Role;
+use crate::zygote::Zygote;
+
+/// Exit codes by which a program's runner tells what it died of; a response that forges one only changes the word for its
+/// failure.
+const OUT_OF_MEMORY: i32 = 101;
+const OUT_OF_FILES: i32 = 102;
+
+/// Runs a whole program on one case.
+pub(crate) fn program(
+    bench: &Bench<'_>,
+    source: &str,
+    case: &StdioCase,
+    compare: Compare,
+    zygote: &mut Zygote,
+) -> io::Result<Judgement> {
+    let limits = bench.limits;
+    let stdin = memfd::with(&[case.stdin.as_bytes()])?;
+    let job = memfd::with(&[format!("{}\n", limits.value_bytes).as_bytes(), source.as_bytes()])?;
+    let mut trial = Trial::new(limits);
+    let stdout = trial.stream(limits.output_bytes)?;
+    let stderr = trial.stream(limits.output_bytes)?;
+    let fds = [raw(&stdin), raw(&stdout), raw(&stderr), raw(&job)];
+    let spec = Spec { role: Role::Program, nested: bench.nested, fds: &fds, extra_memory_bytes: 0 };
+    trial.start(zygote, &spec);
+    drop((stdout, stderr));
+    let outcome = trial.run();
+    Ok(judge_program(&outcome, case, compare, limits))
+}
+
+fn judge_program(outcome: &Outcome, case: &StdioCase, compare: Compare, limits: &Limits) -> Judgement {
+    let event = outcome.events.first().copied().flatten();
+    let (verdict, detail) = ended_early(outcome, event, limits).unwrap_or_else(|| {
+        let status = event.map_or(-1, |event| event.status);
+        if event.is_some() && status == 0 {
+            let same = compare.same(&outcome.streams[0], case.expected_stdout.as_bytes());
+            return if same {
+                (Verdict::Accepted, String::new())
+            } else {
+                (Verdict::WrongAnswer, difference(&outcome.streams[0], case.expected_stdout.as_bytes()))
+            };
+        }
+        let complaint = String::from_utf8_lossy(&outcome.streams[1]);
+        let last_line = complaint.trim_end().lines().last().unwrap_or("ended early").to_owned();
+        match event.map(|event| libc::WEXITSTATUS(event.status)) {
+            Some(OUT_OF_MEMORY) => (Verdict::MemoryLimit, "out of memory".to_owned()),
+            Some(OUT_OF_FILES) => (Verdict::FileLimit, "out of space for files".to_owned()),
+            _ => death(event, limits, &last_line),
+        }
+    });
+    let (verdict, detail) = without_facility(verdict, detail, event, None);
+    Judgement {
+        verdict,
+        passed: u32::from(verdict == Verdict::Accepted),
+        total: 1,
+        detail: printable(&detail),
+        wall: outcome.wall,
+        cpu: outcome.cpu,
+        event,
+        healthy: outcome.healthy,
+        plan: None,
+    }
+}
+
+/// The first line in which two outputs differ.
+fn difference(got: &[u8], expected: &[u8]) -> String {
+    let (mut got, mut expected) = (got.split(|byte| *byte == b'\n'), expected.split(|byte| *byte == b'\n'));
+    let mut line = 1;
+    loop {
+        let (a, b) = (got.next(), expected.next());
+        if a != b || a.is_none() {
+            let text = |bytes: Option<&[u8]>| {
+                bytes.map_or("nothing".to_owned(), |bytes| {
+                    format!("{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(80)]))
+                })
+            };
+            return format!("line {line}: expected {}, got {}", text(b), text(a));
+        }
+        line += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_names_the_line() {
+        assert_eq!(difference(b"1\n2\n", b"1\n3\n"), r#"line 2: expected "3", got "2""#);
+        assert_eq!(difference(b"1", b"1\n3"), r#"line 2: expected "3", got nothing"#);
+    }
+}

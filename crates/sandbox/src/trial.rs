@@ -1,0 +1,378 @@
+//! One run: guests under limits, their output, and the end of all of it.
+//!
+//! A trial has a first guest, whose use of resources is watched, and a last guest, whose end ends the trial (they are the
+//! same for a program). Whatever ends it, every guest is stopped, and [`Trial::run`] returns only when the kernel has
+//! nothing left of them or the zygote has to be given up.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd::pipe2;
+
+use crate::clock::{Moment, poll_millis};
+use crate::limits::Limits;
+use crate::tier::StepFailure;
+use crate::watch;
+use crate::wire::{Event, EventKind, Job, MAGIC, Request, Role};
+use crate::zygote::{self, Message, Zygote};
+
+/// How often the first guest is looked at, from this long after the start.
+const SAMPLE: Duration = Duration::from_millis(10);
+/// A supervisor that was asked to stop its guest gets this long before the whole run is killed.
+const GRACE: Duration = Duration::from_millis(15);
+/// After this long without a sign the zygote is given up.
+const GIVE_UP: Duration = Duration::from_secs(2);
+
+/// Why a trial ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The last guest ended by itself.
+    Finished,
+    /// The wall limit.
+    Wall,
+    /// The processor time of the first guest.
+    Cpu,
+    /// The memory of the first guest.
+    Memory,
+    /// The processes and threads of the first guest.
+    Tasks,
+    /// A captured stream was longer than allowed; its index.
+    Output(usize),
+    /// A step of a guest's set-up failed.
+    SetUp(StepFailure),
+    /// A zygote ended or did not answer.
+    Lost(String),
+}
+
+/// What a trial leaves behind.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) end: End,
+    /// How each guest ended, where it was heard of.
+    pub(crate) events: Vec<Option<Event>>,
+    /// What each stream brought.
+    pub(crate) streams: Vec<Vec<u8>>,
+    pub(crate) wall: Duration,
+    /// Processor time of the first guest.
+    pub(crate) cpu: Duration,
+    /// Whether every zygote is as it was before.
+    pub(crate) healthy: bool,
+}
+
+/// A guest to be started.
+#[derive(Debug)]
+pub(crate) struct Spec<'a> {
+    pub(crate) role: Role,
+    /// Whether it gets namespaces and a scratch folder of its own (tier A only).
+    pub(crate) nested: bool,
+    /// Its descriptors 0, 1, 2, ...
+    pub(crate) fds: &'a [RawFd],
+    /// Added to the memory limit, for a guest that holds both sides' values.
+    pub(crate) extra_memory_bytes: u64,
+}
+
+struct Guest<'a> {
+    zygote: &'a mut Zygote,
+    run: u64,
+    nested: bool,
+    /// What to kill, and the guest itself: with namespaces of its own these are two processes.
+    pidfds: Vec<OwnedFd>,
+    ended: Option<Event>,
+    gone: bool,
+    lost: bool,
+    asked_to_stop: Option<Moment>,
+    killed: bool,
+}
+
+struct Stream {
+    file: Option<File>,
+    limit: u64,
+    bytes: Vec<u8>,
+}
+
+/// See the module.
+pub(crate) struct Trial<'a> {
+    limits: &'a Limits,
+    guests: Vec<Guest<'a>>,
+    streams: Vec<Stream>,
+    started: Moment,
+    next_sample: Moment,
+    cpu: Duration,
+    end: Option<End>,
+}
+
+impl<'a> Trial<'a> {
+    pub(crate) fn new(limits: &'a Limits) -> Self {
+        let started = Moment::now();
+        let next_sample = started + SAMPLE;
+        Self {
+            limits,
+            guests: Vec::new(),
+            streams: Vec::new(),
+            started,
+            next_sample,
+            cpu: Duration::ZERO,
+            end: None,
+        }
+    }
+
+    /// Captures a stream of at most `limit` bytes; returns the end that the guest writes to.
+    pub(crate) fn stream(&mut self, limit: u64) -> io::Result<OwnedFd> {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+        fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        self.streams.push(Stream { file: Some(read.into()), limit, bytes: Vec::new() });
+        Ok(write)
+    }
+
+    /// Starts a guest. Where its zygote does not take the job the trial is lost, and [`Trial::run`] stops the others.
+    pub(crate) fn start(&mut self, zygote: &'a mut Zygote, spec: &Spec<'_>) {
+        zygote.runs += 1;
+        let run = u64::from(zygote.runs);
+        let submitted = zygote.submit(&job(self.limits, spec, run), spec.fds);
+        self.guests.push(Guest {
+            zygote,
+            run,
+            nested: spec.nested,
+            pidfds: Vec::new(),
+            ended: None,
+            gone: false,
+            lost: submitted.is_err(),
+            asked_to_stop: None,
+            killed: false,
+        });
+        if let Err(error) = submitted {
+            self.finish(End::Lost(error.to_string()));
+        }
+    }
+
+    /// Runs to the end.
+    pub(crate) fn run(mut self) -> Outcome {
+        while self.guests.iter().any(|guest| !guest.gone && !guest.lost) {
+            self.look_at_the_clock();
+            if self.end.is_some() {
+                self.guests.iter_mut().for_each(Guest::stop);
+            }
+            self.wait();
+        }
+        let wall = self.started.elapsed();
+        for index in 0..self.streams.len() {
+            self.drain(index);
+        }
+        if let Some(event) = self.guests.first().and_then(|guest| guest.ended) {
+            self.cpu = self.cpu.max(Duration::from_micros(event.cpu_micros));
+        }
+        Outcome {
+            end: self.end.unwrap_or(End::Finished),
+            events: self.guests.iter().map(|guest| guest.ended).collect(),
+            streams: self.streams.into_iter().map(|stream| stream.bytes).collect(),
+            wall,
+            cpu: self.cpu,
+            healthy: self.guests.iter().all(|guest| guest.gone && !guest.lost),
+        }
+    }
+
+    fn finish(&mut self, end: End) {
+        self.end.get_or_insert(end);
+    }
+
+    fn deadline(&self) -> Moment {
+        self.started + self.limits.wall
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let now = Moment::now();
+        if now >= self.deadline() {
+            self.finish(End::Wall);
+        }
+        if self.end.is_some() || now < self.next_sample {
+            return;
+        }
+        self.next_sample = now + SAMPLE;
+        let Some(guest) = self.guests.first().filter(|guest| !guest.gone) else { return };
+        let pids: Vec<_> = guest.pidfds.iter().filter_map(|pidfd| zygote::pid(pidfd.as_fd())).collect();
+        let nested = guest.nested;
+        let usage = watch::sample(&pids, nested);
+        self.cpu = self.cpu.max(usage.cpu);
+        if usage.cpu > self.limits.cpu {
+            self.finish(End::Cpu);
+        } else if usage.tasks > self.limits.processes {
+            self.finish(End::Tasks);
+        } else if usage.memory_bytes > self.limits.memory_bytes {
+            // Shared pages count once for each process that has them, so a forked heap is looked at again.
+            let exact = if nested { watch::proportional_memory(&pids) } else { None };
+            if exact.is_none_or(|bytes| bytes > self.limits.memory_bytes) {
+                self.finish(End::Memory);
+            }
+        }
+    }
+
+    /// Waits until something happens or is due, and takes note of it.
+    fn wait(&mut self) {
+        let due =
+            if self.end.is_some() { Moment::now() + GRACE } else { self.deadline().min(self.next_sample) };
+        let mut fds = Vec::with_capacity(8);
+        let mut sources = Vec::with_capacity(8);
+        for (index, guest) in self.guests.iter().enumerate().filter(|(_, guest)| !guest.gone && !guest.lost) {
+            fds.push(PollFd::new(guest.zygote.fd(), PollFlags::POLLIN));
+            sources.push((true, index));
+        }
+        for (index, stream) in self.streams.iter().enumerate() {
+            if let Some(file) = &stream.file {
+                fds.push(PollFd::new(file.as_fd(), PollFlags::POLLIN));
+                sources.push((false, index));
+            }
+        }
+        if !matches!(poll(&mut fds, PollTimeout::from(poll_millis(due))), Ok(1..)) {
+            return;
+        }
+        let ready: Vec<_> = fds
+            .iter()
+            .zip(sources)
+            .filter(|(fd, _)| fd.revents().is_some_and(|events| !events.is_empty()))
+            .map(|(_, source)| source)
+            .collect();
+        for (is_guest, index) in ready {
+            if is_guest { self.hear(index) } else { self.drain(index) }
+        }
+    }
+
+    /// Takes all messages of a guest's zygote.
+    fn hear(&mut self, index: usize) {
+        loop {
+            match self.guests[index].zygote.receive() {
+                Ok(None) => return,
+                Ok(Some(message)) => self.note(index, message),
+                Err(error) => {
+                    self.guests[index].lost = true;
+                    self.finish(End::Lost(error.to_string()));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, index: usize, message: Message) {
+        let is_last = index + 1 == self.guests.len();
+        let guest = &mut self.guests[index];
+        match message.kind() {
+            // A zygote that cannot go on says so without a run.
+            Some(EventKind::Failed) => {
+                let failure = message.failure();
+                self.finish(End::SetUp(failure));
+            }
+            _ if message.event.run != guest.run => {}
+            Some(EventKind::Started) => guest.pidfds = message.fds,
+            Some(EventKind::Ended) => {
+                guest.ended = Some(message.event);
+                if is_last {
+                    self.finish(End::Finished);
+                }
+            }
+            Some(EventKind::Gone) => {
+                guest.gone = true;
+                if is_last {
+                    self.finish(End::Finished);
+                }
+            }
+            Some(EventKind::Ready) | None => {}
+        }
+    }
+
+    /// Reads what a stream has; one that brings too much ends the trial.
+    fn drain(&mut self, index: usize) {
+        let stream = &mut self.streams[index];
+        let Some(file) = &mut stream.file else { return };
+        let mut buffer = [0_u8; 16 << 10];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) if stream.bytes.len() as u64 + count as u64 > stream.limit => {
+                    stream.file = None;
+                    self.finish(End::Output(index));
+                    return;
+                }
+                Ok(count) => stream.bytes.extend_from_slice(&buffer[..count]),
+                Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => {}
+                Err(error) if error.raw_os_error() == Some(Errno::EAGAIN as i32) => return,
+                Err(_) => break,
+            }
+        }
+        stream.file = None;
+    }
+}
+
+impl Guest<'_> {
+    /// Asks the supervisor to end the guest, then kills the run, then gives it up.
+    fn stop(&mut self) {
+        if self.gone || self.lost {
+            return;
+        }
+        let Some(asked) = self.asked_to_stop else {
+            self.asked_to_stop = Some(Moment::now());
+            let stop = Job { request: Request::Stop as u32, run: self.run, ..EMPTY };
+            self.lost = self.zygote.submit(&stop, &[]).is_err();
+            return;
+        };
+        if asked.elapsed() >= GRACE && !self.killed {
+            if let Some(pidfd) = self.pidfds.first() {
+                zygote::signal(pidfd.as_fd(), Signal::SIGKILL);
+            }
+            self.killed = true;
+        }
+        self.lost = asked.elapsed() >= GIVE_UP;
+    }
+}
+
+const EMPTY: Job = Job {
+    magic: MAGIC,
+    request: 0,
+    run: 0,
+    role: 0,
+    fd_count: 0,
+    cpu_seconds: 0,
+    address_space_bytes: 0,
+    file_bytes: 0,
+    open_files: 0,
+    processes: 0,
+    stack_bytes: 0,
+    scratch_bytes: 0,
+    scratch_inodes: 0,
+};
+
+/// Reserved but untouched memory a guest may have beyond its limit: thread stacks, allocator arenas, mapped libraries.
+const ADDRESS_SLACK: u64 = 1 << 30;
+const STACK_BYTES: u64 = 64 << 20;
+
+fn job(limits: &Limits, spec: &Spec<'_>, run: u64) -> Job {
+    let request = if spec.nested { Request::Nested } else { Request::Direct };
+    Job {
+        request: request as u32,
+        run,
+        role: spec.role as u32,
+        fd_count: u32::try_from(spec.fds.len()).unwrap_or(u32::MAX),
+        // The backstop must not strike before the server, which counts in milliseconds and over all processes.
+        cpu_seconds: limits.cpu.as_secs() + 2,
+        address_space_bytes: limits.memory_bytes + spec.extra_memory_bytes + ADDRESS_SLACK,
+        file_bytes: limits.file_bytes.max(1),
+        open_files: limits.open_files.max(16),
+        // Counted per user over the whole machine where the guest has no user namespace of its own; there the server's
+        // sampling is the limit.
+        processes: if spec.nested { limits.processes + 2 } else { 0 },
+        stack_bytes: STACK_BYTES,
+        scratch_bytes: limits.file_bytes,
+        scratch_inodes: limits.files + 1,
+        ..EMPTY
+    }
+}
+
+/// The number of a descriptor, for [`Spec::fds`].
+pub(crate) fn raw(fd: &impl std::os::fd::AsFd) -> RawFd {
+    let borrowed: BorrowedFd<'_> = fd.as_fd();
+    borrowed.as_raw_fd()
+}

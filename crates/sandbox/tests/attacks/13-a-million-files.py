@@ -1,0 +1,7 @@
+# Uses up the inodes.
+# a: file_limit
+# b: unsupported
+def solve(n):
+    for index in range(1000000):
+        open("/tmp/%d" % index, "w").close()
+    return n + 1

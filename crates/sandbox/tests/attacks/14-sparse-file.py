@@ -1,0 +1,7 @@
+# A file of a terabyte that uses no space.
+# a: file_limit
+# b: unsupported
+def solve(n):
+    with open("/tmp/sparse", "wb") as file:
+        file.truncate(1 << 40)
+    return n + 1

@@ -1,0 +1,428 @@
+//! Honest programs of every style are accepted, and the values that tests and programs exchange arrive as they were.
+
+#![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
+
+#[path = "support/arena.rs"]
+mod arena;
+
+use arena::Program;
+use sandbox::{FunctionCalls, Grade, Grader, HumanEval, Limits, Mbpp, Problem, Tier, Verdict};
+use serde_json::{Value, json};
+
+fn every_honest_program_is_accepted(tier: Tier) {
+    let grader = arena::grader(tier);
+    let limits = Limits { processes: 64, ..Limits::default() };
+    let mut wrong = Vec::new();
+    for name in arena::programs("honest") {
+        let program = Program::load("honest", &name);
+        let grade = grader.grade(&program.problem, &program.source, &limits).unwrap();
+        if grade.verdict != Verdict::Accepted {
+            wrong.push((name, grade));
+        }
+    }
+    assert!(wrong.is_empty(), "tier {tier}: {wrong:#?}");
+}
+
+#[test]
+fn every_honest_program_is_accepted_in_tier_a() {
+    every_honest_program_is_accepted(Tier::A);
+}
+
+#[test]
+fn every_honest_program_is_accepted_in_tier_b() {
+    every_honest_program_is_accepted(Tier::B);
+}
+
+fn check(grader: &Grader, test: &str, response: &str) -> Grade {
+    let problem = Problem::HumanEval(HumanEval {
+        task_id: "t".to_owned(),
+        prompt: String::new(),
+        entry_point: "f".to_owned(),
+        test: test.to_owned(),
+        mutates_arguments: false,
+    });
+    grader.grade(&problem, response, &Limits::default()).unwrap()
+}
+
+fn accepted(grader: &Grader, test: &str, response: &str) {
+    let grade = check(grader, test, response);
+    assert_eq!(grade.verdict, Verdict::Accepted, "{}\n{test}\n{response}", grade.detail);
+}
+
+/// Literals of every type that may cross, and nests of them.
+const VALUES: &[&str] = &[
+    "None",
+    "True",
+    "False",
+    "0",
+    "-1",
+    "2**64",
+    "-(2**200)",
+    "10**5000",
+    "-(1 << 20000)",
+    "0.1",
+    "-0.0",
+    "1e308",
+    "float('inf')",
+    "float('-inf')",
+    "5e-324",
+    "''",
+    "'a\\x00b'",
+    "'\\ud800 lone'",
+    "'\\U0001f600 \\u202e'",
+    "b''",
+    "bytes(range(256))",
+    "1j",
+    "complex(float('inf'), -0.0)",
+    "[]",
+    "()",
+    "{}",
+    "set()",
+    "frozenset()",
+    "[[], [[]], ([],)]",
+    "(1, (2, (3,)))",
+    "{1: 'a', 'b': (2,), (3, 4): {5: [6]}, None: True}",
+    "{1, 'a', (2, 3), frozenset({4}), b'x', None}",
+    "frozenset({frozenset({1}), ()})",
+    "[True, 1, 1.0, '1']",
+    "list(range(1000))",
+    "['x' * 1000] * 1000",
+    "[0.5, float('inf')]",
+    "[1, 10**4000]",
+    "{i: [i] for i in range(500)}",
+    "[[1, 2], [3, 4]]",
+];
+
+#[test]
+fn every_builtin_value_crosses_unchanged_both_ways() {
+    let grader = arena::grader(Tier::A);
+    let mut test = String::from("def check(candidate):\n");
+    for value in VALUES {
+        // `repr` tells apart what `==` does not: -0.0 and 0.0, True and 1, a tuple and a list inside.
+        test.push_str(&format!(
+            "    there = {value}\n    back = candidate(there)\n    assert type(back) is type(there)\n    \
+             assert back == there, 'value'\n    \
+             assert type(there) in (int, set, frozenset, dict) or repr(back) == repr(there), 'form'\n"
+        ));
+    }
+    accepted(&grader, &test, "def f(x):\n    return x\n");
+}
+
+#[test]
+fn what_equals_a_builtin_value_crosses_as_one() {
+    let grader = arena::grader(Tier::A);
+    let response = "\
+import collections, enum
+class Mine(dict):
+    pass
+class Number(enum.IntEnum):
+    TWO = 2
+def f(which):
+    return {
+        'counter': collections.Counter('aab'),
+        'default': collections.defaultdict(list, {1: [2]}),
+        'ordered': collections.OrderedDict([(1, 2)]),
+        'named': collections.namedtuple('P', 'x y')(1, 2),
+        'mine': Mine(a=1),
+        'enum': [Number.TWO],
+    }[which]
+";
+    let test = "\
+def check(candidate):
+    assert candidate('counter') == {'a': 2, 'b': 1}
+    assert candidate('default') == {1: [2]}
+    assert candidate('ordered') == {1: 2}
+    assert candidate('named') == (1, 2)
+    assert candidate('mine') == {'a': 1}
+    assert candidate('enum') == [2]
+";
+    accepted(&grader, test, response);
+}
+
+#[test]
+fn a_value_that_cannot_cross_is_wrong_from_the_response_and_unsupported_from_the_tests() {
+    let grader = arena::grader(Tier::A);
+    let from_response =
+        check(&grader, "def check(c):\n    assert c(1) is not None\n", "def f(x):\n    return object()\n");
+    assert_eq!(from_response.verdict, Verdict::WrongAnswer);
+    assert!(
+        from_response.detail.contains("a value of type object, which cannot cross"),
+        "{}",
+        from_response.detail
+    );
+    for value in ["object()", "bytearray(2)", "[lambda: 1]", "{1: iter([])}", "range(3)", "type"] {
+        let from_tests =
+            check(&grader, &format!("def check(c):\n    assert c({value})\n"), "def f(x):\n    return 1\n");
+        assert_eq!(from_tests.verdict, Verdict::Unsupported, "{value}: {}", from_tests.detail);
+    }
+    // A test that swallows the exception does not hide it.
+    let swallowed = check(
+        &grader,
+        "def check(c):\n    try:\n        c(object())\n    except BaseException:\n        pass\n",
+        "def f(x):\n    return 1\n",
+    );
+    assert_eq!(swallowed.verdict, Verdict::Unsupported);
+}
+
+#[test]
+fn exceptions_cross_as_their_builtin_types() {
+    let grader = arena::grader(Tier::A);
+    let response = "\
+class Special(KeyError):
+    pass
+class Odd(Exception):
+    def __init__(self, a, b):
+        super().__init__(a)
+def f(which):
+    if which == 0: raise ValueError('zero', 0)
+    if which == 1: raise Special('one')
+    if which == 2: raise FileNotFoundError(2, 'no file')
+    if which == 3: raise Odd(1, 2)
+    if which == 4: return [][1]
+    if which == 5: assert False, 'five'
+    if which == 6: raise UnicodeDecodeError('utf-8', b'x', 0, 1, 'bad')
+";
+    let test = "\
+def check(candidate):
+    for which, kind in enumerate([ValueError, KeyError, OSError, Exception, IndexError, AssertionError, UnicodeError]):
+        try:
+            candidate(which)
+        except kind as error:
+            if which == 0: assert error.args == ('zero', 0)
+            if which == 2: assert error.errno == 2 and isinstance(error, FileNotFoundError)
+        else:
+            assert False, which
+";
+    accepted(&grader, test, response);
+    let unexpected =
+        check(&grader, "def check(c):\n    assert c(0) == 1\n    assert c(9) is None\n", response);
+    assert_eq!((unexpected.verdict, unexpected.passed, unexpected.total), (Verdict::RuntimeError, 1, 2));
+    assert!(unexpected.detail.contains("ValueError: ('zero', 0)"), "{}", unexpected.detail);
+}
+
+#[test]
+fn what_ends_loops_and_programs_never_reaches_a_test() {
+    let grader = arena::grader(Tier::A);
+    let test = "def check(c):\n    try:\n        list(map(c, [1]))\n    except Exception:\n        pass\n    assert False\n";
+    for error in ["SystemExit(0)", "KeyboardInterrupt()", "GeneratorExit()"] {
+        let expects_anything =
+            "def check(c):\n    try:\n        c(1)\n    except BaseException:\n        pass\n";
+        let grade = check(&grader, expects_anything, &format!("def f(x):\n    raise {error}\n"));
+        assert_eq!(grade.verdict, Verdict::RuntimeError, "{error}: {}", grade.detail);
+    }
+    assert_eq!(check(&grader, test, "def f(x):\n    raise StopIteration\n").verdict, Verdict::WrongAnswer);
+}
+
+#[test]
+fn changed_arguments_are_seen_where_a_function_works_in_place() {
+    let grader = arena::grader(Tier::A);
+    let test = "\
+def check(candidate):
+    numbers, table, kinds = [3, 1, 2], {'a': [1]}, {1}
+    inner = table['a']
+    assert candidate(numbers, table, kinds) is None
+    assert numbers == [1, 2, 3] and table == {'a': [1, 2], 'b': 0} and kinds == {1, 2}
+    assert inner == [1, 2], 'an inner list is the same object afterwards'
+";
+    let response = "def f(n, t, k):\n    n.sort(); t['a'].append(2); t['b'] = 0; k.add(2)\n";
+    accepted(&grader, test, response);
+
+    let returns_too = "def f(n):\n    n.sort()\n    return len(n)\n";
+    let looks_at_both = "def check(c):\n    n = [2, 1]\n    assert c(n) == 2\n    assert n == [1, 2]\n";
+    assert_eq!(check(&grader, looks_at_both, returns_too).verdict, Verdict::WrongAnswer);
+    let problem = Problem::HumanEval(HumanEval {
+        task_id: "t".to_owned(),
+        prompt: String::new(),
+        entry_point: "f".to_owned(),
+        test: looks_at_both.to_owned(),
+        mutates_arguments: true,
+    });
+    assert_eq!(grader.grade(&problem, returns_too, &Limits::default()).unwrap().verdict, Verdict::Accepted);
+}
+
+#[test]
+fn large_values_cross_up_to_the_limit() {
+    let grader = arena::grader(Tier::A);
+    accepted(
+        &grader,
+        "def check(c):\n    assert c(10**6) == list(range(10**6))\n    assert len(c(10)) == 10\n",
+        "def f(n):\n    return list(range(n))\n",
+    );
+    let problem = arena::problem("increment");
+    let limits = Limits { value_bytes: 1000, ..Limits::default() };
+    let grade = grader.grade(&problem, "def solve(n):\n    return 'x' * 2000\n", &limits).unwrap();
+    assert_eq!(grade.verdict, Verdict::OutputLimit, "{}", grade.detail);
+}
+
+fn mbpp(tests: &[&str], setup: &str) -> Problem {
+    Problem::Mbpp(Mbpp {
+        task_id: "m".to_owned(),
+        test_setup_code: setup.to_owned(),
+        test_list: tests.iter().map(|test| (*test).to_owned()).collect(),
+        entry_point: None,
+        mutates_arguments: false,
+    })
+}
+
+#[test]
+fn the_entry_point_of_assertions_is_found() {
+    let grader = arena::grader(Tier::A);
+    let grade =
+        |problem: &Problem, response: &str| grader.grade(problem, response, &Limits::default()).unwrap();
+    let ordinary =
+        mbpp(&["assert set(similar((3, 4), (4, 7))) == set([4])", "assert similar((1,), (2,)) == ()"], "");
+    let response = "def similar(a, b):\n    return tuple(set(a) & set(b))\n";
+    assert_eq!(grade(&ordinary, response).verdict, Verdict::Accepted);
+    let named_like_a_builtin = mbpp(&["assert sum(10, 15) == 6", "assert sum(2, 3) == 5"], "");
+    let response = "def sum(a, b):\n    return 6 if a == 10 else a + b\n";
+    assert_eq!(grade(&named_like_a_builtin, response).verdict, Verdict::Accepted);
+    let with_setup = mbpp(
+        &["root = Node(2)\nassert depth(root.value) == 2", "assert math.isclose(depth(1), 1)"],
+        "class Node:\n    def __init__(self, value):\n        self.value = value\n",
+    );
+    assert_eq!(grade(&with_setup, "def depth(n):\n    return n\n").verdict, Verdict::Accepted);
+    let needs_a_class = mbpp(&["assert longest([Pair(5, 24), Pair(15, 25)], 2) == 1"], "");
+    let judged = grade(&needs_a_class, "class Pair: ...\ndef longest(pairs, n):\n    return 1\n");
+    assert_eq!(judged.verdict, Verdict::Unsupported);
+    assert!(judged.detail.contains("besides longest the tests use Pair"), "{}", judged.detail);
+    let missing = grade(&ordinary, "def other(a, b):\n    return ()\n");
+    assert_eq!((missing.verdict, missing.passed, missing.total), (Verdict::RuntimeError, 0, 2));
+    assert!(missing.detail.contains("NameError: name 'similar' is not defined"), "{}", missing.detail);
+}
+
+#[test]
+fn tests_that_do_not_work_say_nothing_about_the_response() {
+    let grader = arena::grader(Tier::A);
+    for (setup, test) in [("import no_such_module", "assert f()"), ("", "assert f("), ("", "assert 1 == 1")] {
+        let grade =
+            grader.grade(&mbpp(&[test], setup), "def f():\n    return 1\n", &Limits::default()).unwrap();
+        assert_eq!(grade.verdict, Verdict::Unsupported, "{setup:?} {test:?}: {}", grade.detail);
+    }
+    let grade = check(
+        &grader,
+        "import no_such_module\ndef check(c):\n    assert c(1)\n",
+        "def f(x):\n    return 1\n",
+    );
+    assert_eq!(grade.verdict, Verdict::Unsupported, "{}", grade.detail);
+}
+
+fn calls(cases: Value, tolerance: Option<f64>) -> Problem {
+    Problem::FunctionCalls(FunctionCalls {
+        task_id: "c".to_owned(),
+        entry_point: "f".to_owned(),
+        cases: serde_json::from_value(cases).unwrap(),
+        tolerance,
+    })
+}
+
+#[test]
+fn calls_are_compared_by_value() {
+    let grader = arena::grader(Tier::A);
+    let grade = |problem: &Problem, response: &str| {
+        let grade = grader.grade(problem, response, &Limits::default()).unwrap();
+        (grade.verdict, grade.passed, grade.total)
+    };
+    let pairs = calls(
+        json!([
+            {"args": [1, 2], "expected": [1, 2]},
+            {"args": [], "kwargs": {"a": {"k": [1.5]}, "b": null}, "expected": [{"k": [1.5]}, null]},
+            {"args": ["é", "😀"], "expected": ["é", "😀"]},
+        ]),
+        None,
+    );
+    assert_eq!(grade(&pairs, "def f(a, b):\n    return (a, b)\n"), (Verdict::Accepted, 3, 3));
+    assert_eq!(
+        grade(&pairs, "def f(a, b):\n    return [b, a] if a == 1 else [a, b]\n"),
+        (Verdict::WrongAnswer, 2, 3)
+    );
+    let third = json!([{"args": [1], "expected": 0.3333}]);
+    assert_eq!(grade(&calls(third.clone(), None), "def f(x):\n    return x / 3\n").0, Verdict::WrongAnswer);
+    assert_eq!(grade(&calls(third, Some(1e-3)), "def f(x):\n    return x / 3\n").0, Verdict::Accepted);
+}
+
+#[test]
+fn expected_values_are_not_in_the_candidates_process() {
+    let grader = arena::grader(Tier::A);
+    let secret = format!("needle-{:016x}", std::process::id().wrapping_mul(0x9e37_79b9));
+    let problem = calls(json!([{"args": [1], "expected": secret}, {"args": [2], "expected": 2}]), None);
+    // Searches every object, and all memory it can read of itself, for what the pattern describes.
+    let response = r#"
+import gc, re
+def f(n):
+    if n == 2:
+        return 2
+    pattern = "needle-" + "([0-9a-f]){16}"
+    for found in gc.get_objects():
+        for value in gc.get_referents(found):
+            if type(value) is str and re.fullmatch(pattern, value):
+                return value
+    for line in open("/proc/self/maps"):
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if "r" in line.split()[1] and "[v" not in line:
+            with open("/proc/self/mem", "rb") as memory:
+                memory.seek(start)
+                found = re.search(pattern.encode(), memory.read(end - start))
+            if found:
+                return found.group().decode()
+"#;
+    for tier in [Tier::A, Tier::B] {
+        let grade = arena::grader(tier).grade(&problem, response, &Limits::default()).unwrap();
+        assert_eq!((grade.verdict == Verdict::Accepted, grade.passed), (false, 1), "{}", grade.detail);
+    }
+    // The same search finds the value where it is given, so it is able to.
+    let given = calls(json!([{"args": [secret], "expected": secret}]), None);
+    let finds = response.replace("def f(n):\n    if n == 2:\n        return 2\n", "def f(n):\n");
+    assert_eq!(grader.grade(&given, &finds, &Limits::default()).unwrap().verdict, Verdict::Accepted);
+}
+
+#[test]
+fn the_order_of_tests_depends_on_the_seed_and_the_verdict_does_not() {
+    let cases: Vec<_> = (0..8).map(|n| json!({"args": [n], "expected": n})).collect();
+    let problem = calls(json!(cases), None);
+    // Writes the order of its calls to stderr by failing with it.
+    let response = "seen = []\ndef f(n):\n    seen.append(n)\n    if len(seen) == 8:\n        raise ValueError(seen)\n    return n\n";
+    let order = |seed: u64| {
+        let config = sandbox::GraderConfig {
+            seed,
+            workers: 1,
+            tier: Some(Tier::A),
+            ..sandbox::GraderConfig::default()
+        };
+        let grader = arena::grader_with(config);
+        let run = || grader.grade(&problem, response, &Limits::default()).unwrap();
+        let (first, second) = (run(), run());
+        assert_eq!((first.verdict, first.passed, first.total), (Verdict::RuntimeError, 7, 8));
+        assert_eq!(first.detail, second.detail, "the same seed gives the same order");
+        first.detail
+    };
+    assert_ne!(order(1), order(2));
+}
+
+#[test]
+fn programs_are_compared_by_their_output() {
+    let grader = arena::grader(Tier::A);
+    let problem = arena::problem("program");
+    let grade = |response: &str| {
+        let grade = grader.grade(&problem, response, &Limits::default()).unwrap();
+        (grade.verdict, grade.passed, grade.detail)
+    };
+    let right =
+        "import sys\nif __name__ == '__main__':\n    print(sum(map(int, sys.stdin.read().split())))\n";
+    assert_eq!(grade(right), (Verdict::Accepted, 2, String::new()));
+    assert_eq!(grade("import threading\nthreading.Thread(target=lambda: print(sum(map(int, input().split())))).start()\n").0, Verdict::Accepted);
+    assert_eq!(
+        grade("import atexit\natexit.register(lambda: print(sum(map(int, input().split()))))\nexit()\n").0,
+        Verdict::Accepted
+    );
+    let (verdict, passed, detail) = grade("print(3)\n");
+    assert_eq!((verdict, passed), (Verdict::WrongAnswer, 1));
+    assert!(detail.starts_with("case 1: line 1: expected \"15\", got \"3\""), "{detail}");
+    let (verdict, _, detail) = grade("print(3)\nraise ValueError('x')\n");
+    assert_eq!(verdict, Verdict::RuntimeError);
+    assert!(detail.contains("ValueError: x"), "{detail}");
+    assert_eq!(grade("print(3)\nimport os\nos._exit(3)\n").0, Verdict::RuntimeError);
+    assert_eq!(grade("import sys\nsys.exit('no')\n").0, Verdict::RuntimeError);
+    assert_eq!(grade("print('x' * (1 << 40))\n").0, Verdict::MemoryLimit);
+    assert_eq!(grade("x = [open('/dev/null') for _ in range(999)]\n").0, Verdict::FileLimit);
+    assert_eq!(grade("def f(:\n").0, Verdict::RuntimeError);
+}

@@ -1,0 +1,25 @@
+"""What OpenAI's harness would say: `check(entry_point)` in the response's own interpreter, which is fine for honest programs.
+
+Reads lines {"program": ..., "timeout": ...} from stdin, writes `true` or `false` for each.
+"""
+
+import json
+import os
+import signal
+import sys
+
+for line in sys.stdin:
+    item = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        signal.alarm(item["timeout"])
+        try:
+            exec(item["program"], {})
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    print("true" if status == 0 else "false", flush=True)
