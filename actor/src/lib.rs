@@ -1,1 +1,21 @@
 //! The actor: generation engine, rollout loop, weight receiver.
+//!
+//! [`engine`] generates and knows nothing of the ring; [`build`] wires the role that leases prompts from the
+//! coordinator, generates with it, and streams rollouts to the reward servers.
+
+pub mod config;
+pub mod engine;
+
+mod coordinator_client;
+mod metrics;
+mod policy;
+mod prompts;
+mod pull_client;
+mod reward_client;
+mod reward_router;
+mod rollout_loop;
+mod server;
+mod weights;
+
+pub use config::Config;
+pub use server::build;

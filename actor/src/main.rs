@@ -1,3 +1,7 @@
-//! The `sluice-actor` binary.
+//! `sluice-actor`: generates rollouts; needs nothing but the coordinator's address.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    service::run("actor", actor::build)
+}

@@ -1,0 +1,95 @@
+//! The actor's configuration.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use service::ServiceConfig;
+use types::MemberId;
+
+use crate::engine::EngineConfig;
+
+/// Everything an actor can be told. The coordinator's address is the only thing it must be told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Its name, unique in the run. Made from the host's name and the process id when empty.
+    pub member: String,
+    /// `host:port` of the coordinator.
+    pub coordinator: String,
+    /// Finished rollouts that may wait for their acknowledgement. No more work is taken while there are so many.
+    pub max_unacknowledged: usize,
+    /// Longest silence towards the coordinator.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Duration,
+    /// How long to look for a coordinator before giving up.
+    #[serde(with = "humantime_serde")]
+    pub connect_time_limit: Duration,
+    /// After this long without an acknowledgement a rollout is sent again, to another reward server if there is one.
+    #[serde(with = "humantime_serde")]
+    pub acknowledge_time_limit: Duration,
+    /// How long a transfer of weights may take without progress.
+    #[serde(with = "humantime_serde")]
+    pub weights_time_limit: Duration,
+    /// How long a drain goes on generating before the rest is handed back.
+    #[serde(with = "humantime_serde")]
+    pub drain_time_limit: Duration,
+    /// The generation engine.
+    pub engine: EngineConfig,
+    /// The process.
+    pub service: ServiceConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            member: String::new(),
+            coordinator: "127.0.0.1:7700".to_owned(),
+            max_unacknowledged: 4096,
+            heartbeat_interval: Duration::from_millis(500),
+            connect_time_limit: Duration::from_secs(600),
+            // Longer than a reward server's own deadlines, so that only a lost rollout is sent again.
+            acknowledge_time_limit: Duration::from_secs(120),
+            weights_time_limit: Duration::from_secs(60),
+            drain_time_limit: Duration::from_secs(15),
+            engine: EngineConfig::default(),
+            service: ServiceConfig::default(),
+        }
+    }
+}
+
+impl service::Config for Config {
+    fn service(&self) -> &ServiceConfig {
+        &self.service
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems: Vec<String> =
+            self.engine.problems().into_iter().map(|problem| format!("engine.{problem}")).collect();
+        if let Err(error) = self.member_id() {
+            problems.push(error.to_string());
+        }
+        if self.coordinator.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            problems.push(format!("coordinator is {:?}, must be host:port", self.coordinator));
+        }
+        if self.max_unacknowledged == 0 {
+            problems.push("max_unacknowledged must be at least 1".to_owned());
+        }
+        problems
+    }
+}
+
+impl Config {
+    /// The actor's name.
+    ///
+    /// # Errors
+    /// When the configured one is no name.
+    pub fn member_id(&self) -> Result<MemberId, types::Invalid> {
+        if !self.member.is_empty() {
+            return self.member.parse();
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' };
+        let host: String = host.trim().chars().map(plain).take(40).collect();
+        format!("actor-{host}-{}", std::process::id()).parse()
+    }
+}

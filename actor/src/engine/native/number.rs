@@ -1,0 +1,157 @@
+//! Element types of weights and cache. Arithmetic is f32 always; a half-precision element is widened as it is read.
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+use tch::Kind;
+
+/// Columns of a panel of weights (see `panels`).
+pub(crate) const PANEL: usize = 32;
+
+/// An element type.
+pub(crate) trait Number: Pod + Send + Sync + tch::kind::Element {
+    /// Two rows of a panel of weights: elements `2i` and `2i + 1` of each of its columns.
+    type Pair: Pod + Send + Sync + std::fmt::Debug;
+
+    /// Torch's name for it.
+    const TORCH: Kind;
+
+    /// Packs elements `2i` and `2i + 1` of a panel's columns.
+    fn pair(even: &[Self; PANEL], odd: &[Self; PANEL]) -> Self::Pair;
+
+    /// Both rows of columns `first..first + W` of a pair.
+    fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2];
+
+    /// The same number as f32.
+    fn widen(self) -> f32;
+
+    /// The nearest number of this type.
+    fn narrow(value: f32) -> Self;
+}
+
+impl Number for f32 {
+    type Pair = [[f32; PANEL]; 2];
+
+    const TORCH: Kind = Kind::Float;
+
+    #[inline(always)]
+    fn pair(even: &[Self; PANEL], odd: &[Self; PANEL]) -> Self::Pair {
+        [*even, *odd]
+    }
+
+    #[inline(always)]
+    fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2] {
+        std::array::from_fn(|row| std::array::from_fn(|column| pair[row][first + column]))
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+}
+
+impl Number for bf16 {
+    type Pair = [u32; PANEL];
+
+    const TORCH: Kind = Kind::BFloat16;
+
+    #[inline(always)]
+    fn pair(even: &[Self; PANEL], odd: &[Self; PANEL]) -> Self::Pair {
+        std::array::from_fn(|column| join(even[column].to_bits(), odd[column].to_bits()))
+    }
+
+    #[inline(always)]
+    fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2] {
+        let even = std::array::from_fn(|column| f32::from_bits(pair[first + column] << 16));
+        let odd = std::array::from_fn(|column| f32::from_bits(pair[first + column] & 0xffff_0000));
+        [even, odd]
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+impl Number for f16 {
+    type Pair = [u32; PANEL];
+
+    const TORCH: Kind = Kind::Half;
+
+    #[inline(always)]
+    fn pair(even: &[Self; PANEL], odd: &[Self; PANEL]) -> Self::Pair {
+        std::array::from_fn(|column| join(even[column].to_bits(), odd[column].to_bits()))
+    }
+
+    #[inline(always)]
+    fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2] {
+        let even = std::array::from_fn(|column| widen_half(pair[first + column] & 0xffff));
+        let odd = std::array::from_fn(|column| widen_half(pair[first + column] >> 16));
+        [even, odd]
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        widen_half(u32::from(self.to_bits()))
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+fn join(low: u16, high: u16) -> u32 {
+    u32::from(low) | u32::from(high) << 16
+}
+
+/// An IEEE half as f32, exactly, without a branch: its exponent and mantissa are read as those of an f32, which is
+/// too small by 2^112. Infinities become 65536 or more; weights and keys have none.
+#[inline(always)]
+fn widen_half(bits: u32) -> f32 {
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip<N: Number>(values: [f32; PANEL]) {
+        let even = values.map(N::narrow);
+        let odd = values.map(|value| N::narrow(-value * 0.5));
+        let [first, second] = N::unpair::<16>(&N::pair(&even, &odd), 16);
+        assert_eq!(first.to_vec(), even[16..].iter().map(|x| x.widen()).collect::<Vec<_>>());
+        assert_eq!(second.to_vec(), odd[16..].iter().map(|x| x.widen()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn pairs_keep_their_columns() {
+        let values = std::array::from_fn(|column| column as f32 * 0.37 - 3.0);
+        round_trip::<f32>(values);
+        round_trip::<bf16>(values);
+        round_trip::<f16>(values);
+    }
+
+    #[test]
+    fn every_finite_half_is_widened_exactly() {
+        for bits in 0..=u16::MAX {
+            let (half, brain) = (f16::from_bits(bits), bf16::from_bits(bits));
+            if half.is_finite() {
+                assert_eq!(Number::widen(half).to_bits(), half.to_f32().to_bits(), "{bits:#06x}");
+            }
+            if !brain.is_nan() {
+                assert_eq!(Number::widen(brain).to_bits(), brain.to_f32().to_bits(), "{bits:#06x}");
+            }
+        }
+    }
+}

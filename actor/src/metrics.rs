@@ -1,0 +1,84 @@
+//! The actor's metrics: every name, description and label.
+#![expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
+
+use std::time::Duration;
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use types::FailReason;
+
+/// Describes every metric.
+pub(crate) fn describe() {
+    describe_counter!("rlhf_actor_tokens_generated_total", "Response tokens of finished rollouts.");
+    describe_counter!("rlhf_actor_rollouts_finished_total", "Rollouts generated to their end.");
+    describe_counter!(
+        "rlhf_actor_rollouts_failed_total",
+        "Attempts that this actor could not finish, by reason."
+    );
+    describe_counter!(
+        "rlhf_actor_reward_overloads_total",
+        "Rollouts that a reward server had no room for, each time."
+    );
+    describe_counter!(
+        "rlhf_actor_weights_received_total",
+        "Weight versions received, by way: broadcast or pull."
+    );
+    describe_counter!("rlhf_actor_weights_failed_total", "Weight versions that did not arrive, by way.");
+    describe_gauge!("rlhf_actor_policy_version", "The version that draws tokens now.");
+    describe_gauge!("rlhf_actor_responses_running", "Responses being generated.");
+    describe_gauge!("rlhf_actor_responses_free", "Responses that could be started now.");
+    describe_gauge!("rlhf_actor_rollouts_unacknowledged", "Finished rollouts that no journal holds yet.");
+    describe_histogram!(
+        "rlhf_actor_weights_seconds",
+        "Time from the order to the use of a weight version, by way."
+    );
+    describe_histogram!("rlhf_actor_response_tokens", "Length of generated responses.");
+}
+
+/// How weights came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Broadcast,
+    Pull,
+}
+
+impl Way {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Broadcast => "broadcast",
+            Self::Pull => "pull",
+        }
+    }
+}
+
+pub(crate) fn finished(tokens: usize) {
+    counter!("rlhf_actor_rollouts_finished_total").increment(1);
+    counter!("rlhf_actor_tokens_generated_total").increment(tokens as u64);
+    histogram!("rlhf_actor_response_tokens").record(tokens as f64);
+}
+
+pub(crate) fn failed(reason: FailReason) {
+    counter!("rlhf_actor_rollouts_failed_total", "reason" => reason.as_str()).increment(1);
+}
+
+pub(crate) fn overloaded() {
+    counter!("rlhf_actor_reward_overloads_total").increment(1);
+}
+
+pub(crate) fn unacknowledged(count: usize) {
+    gauge!("rlhf_actor_rollouts_unacknowledged").set(count as f64);
+}
+
+pub(crate) fn load(running: u32, free: u32) {
+    gauge!("rlhf_actor_responses_running").set(f64::from(running));
+    gauge!("rlhf_actor_responses_free").set(f64::from(free));
+}
+
+pub(crate) fn weights_in_use(way: Way, version: u64, took: Duration) {
+    counter!("rlhf_actor_weights_received_total", "way" => way.label()).increment(1);
+    histogram!("rlhf_actor_weights_seconds", "way" => way.label()).record(took.as_secs_f64());
+    gauge!("rlhf_actor_policy_version").set(version as f64);
+}
+
+pub(crate) fn weights_failed(way: Way) {
+    counter!("rlhf_actor_weights_failed_total", "way" => way.label()).increment(1);
+}

@@ -1,0 +1,496 @@
+//! The actor's loop: leases in, rollouts out.
+//!
+//! ```text
+//!  coordinator --commands--> link --+
+//!                                   v
+//!  learner --weights--> receiver --> rollout loop --requests--> engine (a thread of its own)
+//!                                   ^     |   ^----- events ------+
+//!               recorded ids -------+     v
+//!                          reward router --rollouts--> reward servers
+//! ```
+//!
+//! | waits for                 | unblocked by                         | bound                                      |
+//! |---------------------------|--------------------------------------|--------------------------------------------|
+//! | a lease                   | room in engine and router            | free slots reported with every load        |
+//! | the engine's events       | its next step                        | `max_sequences` plus what waits            |
+//! | an acknowledgement        | the coordinator's journal            | `max_unacknowledged`; then no more leases  |
+//! | weights                   | the learner, within the time limit   | one transfer at a time                     |
+//!
+//! The loop never waits for one of these alone: it is one `select!` over all of them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use service::{CancellationToken, LinkEvent, Readiness, Spawner};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use types::link::actor::{
+    ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, Lease, LeasedPrompt,
+};
+use types::{
+    FailReason, Incarnation, LeaseId, MemberId, PolicyVersion, Rollout, RolloutFailure, RolloutId, WeightHash,
+};
+
+use crate::config::Config;
+use crate::coordinator_client::CoordinatorLink;
+use crate::engine::{Event, Finished, Request, SampleRequest};
+use crate::metrics;
+use crate::policy::{Policy, PolicyEvent, PolicyKeeper};
+use crate::reward_router::{Offer, RewardRouter, Sender};
+
+/// Offers to the router that may wait.
+const OFFERS: usize = 256;
+/// How soon a changed load is reported.
+const LOAD_DELAY: Duration = Duration::from_millis(10);
+
+/// A response that the engine works on.
+#[derive(Debug)]
+struct Work {
+    id: RolloutId,
+    prompt_tokens: Arc<[u32]>,
+    fields: Arc<str>,
+    /// Generated only to keep the batch composition (design D7): the coordinator has it already.
+    unwanted: bool,
+}
+
+/// The loop with all that it owns.
+#[derive(Debug)]
+pub(crate) struct RolloutLoop {
+    config: Config,
+    member: MemberId,
+    incarnation: Incarnation,
+    link: CoordinatorLink,
+    spawner: Spawner,
+    readiness: Readiness,
+    welcome: Option<ActorWelcome>,
+    keeper: PolicyKeeper,
+    policy: Option<Policy>,
+    /// Version and hash of the weights in use.
+    weights: Option<(PolicyVersion, WeightHash)>,
+    /// What the engine works on, by its number for it.
+    work: BTreeMap<u64, Work>,
+    next_work: u64,
+    /// Leases that wait for the engine: for its first weights, or in deterministic mode for the lease before.
+    leases: VecDeque<Lease>,
+    last_lease: LeaseId,
+    unacknowledged: BTreeSet<RolloutId>,
+    offers: Option<mpsc::Sender<Offer>>,
+    recorded: (mpsc::Sender<RolloutId>, mpsc::Receiver<RolloutId>),
+    generated_tokens: u64,
+    reported: (ActorLoad, Instant),
+    /// When a drain hands back what is not finished.
+    drain_until: Option<Instant>,
+    /// Cancelled with the process.
+    token: CancellationToken,
+}
+
+/// What the select found.
+enum Happened {
+    Link(LinkEvent<ActorCommand>),
+    Policy(PolicyEvent),
+    Engine(anyhow::Result<Event>),
+    Recorded(RolloutId),
+    LoadDue,
+    DrainOver,
+    Stop,
+}
+
+impl RolloutLoop {
+    /// A loop that is not running.
+    ///
+    /// # Errors
+    /// When the actor's name is none.
+    pub(crate) fn new(
+        config: Config,
+        spawner: Spawner,
+        readiness: Readiness,
+        token: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let member = config.member_id()?;
+        let link = CoordinatorLink::new(config.coordinator.clone(), config.connect_time_limit);
+        // Ids are recorded at most once each, so that this never fills: the router never waits for this loop.
+        let recorded = mpsc::channel(2 * config.max_unacknowledged + config.engine.max_waiting);
+        Ok(Self {
+            keeper: PolicyKeeper::new(&config, member.clone()),
+            member,
+            incarnation: Incarnation(new_incarnation()),
+            link,
+            spawner,
+            readiness,
+            welcome: None,
+            policy: None,
+            weights: None,
+            work: BTreeMap::new(),
+            next_work: 0,
+            leases: VecDeque::new(),
+            last_lease: LeaseId(0),
+            unacknowledged: BTreeSet::new(),
+            offers: None,
+            recorded,
+            generated_tokens: 0,
+            reported: (ActorLoad::default(), Instant::now()),
+            drain_until: None,
+            token,
+            config,
+        })
+    }
+
+    /// Runs until the run is over, or the actor has drained.
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        loop {
+            match self.next().await {
+                Happened::Link(event) => {
+                    if self.link_event(event).await?.is_break() {
+                        break;
+                    }
+                }
+                Happened::Policy(event) => self.policy_event(event).await?,
+                Happened::Engine(event) => self.engine_event(event.context("generate")?).await,
+                Happened::Recorded(id) => {
+                    self.unacknowledged.remove(&id);
+                }
+                Happened::LoadDue => self.report_load().await,
+                Happened::DrainOver => self.hand_back().await?,
+                Happened::Stop => self.drain().await,
+            }
+            self.feed_engine().await?;
+            if self.has_drained() {
+                tracing::info!("drained");
+                break;
+            }
+        }
+        self.token.cancel();
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Happened {
+        let load_due = match self.load() == self.reported.0 {
+            true => self.reported.1 + self.config.heartbeat_interval,
+            false => self.reported.1 + LOAD_DELAY,
+        };
+        let drain_over = self.drain_until;
+        let stopping = self.drain_until.is_some();
+        tokio::select! {
+            event = self.link.next() => Happened::Link(event),
+            event = self.keeper.next() => Happened::Policy(event),
+            event = next_event(&mut self.policy) => Happened::Engine(event),
+            Some(id) = self.recorded.1.recv() => Happened::Recorded(id),
+            () = tokio::time::sleep_until(load_due), if self.link.is_connected() => Happened::LoadDue,
+            () = sleep_until(drain_over), if !self.work.is_empty() || !self.leases.is_empty() => Happened::DrainOver,
+            () = self.token.cancelled(), if !stopping => Happened::Stop,
+        }
+    }
+
+    /// Attempts that this actor works on or holds.
+    fn holding(&self) -> Vec<RolloutId> {
+        let working = self.work.values().filter(|work| !work.unwanted).map(|work| work.id);
+        let leased = self.leases.iter().flat_map(|lease| &lease.prompts).flat_map(|prompt| &prompt.wanted);
+        working.chain(leased.copied()).chain(self.unacknowledged.iter().copied()).collect()
+    }
+
+    async fn link_event(
+        &mut self,
+        event: LinkEvent<ActorCommand>,
+    ) -> anyhow::Result<std::ops::ControlFlow<()>> {
+        let mut event = Some(event);
+        while let Some(happened) = event.take() {
+            match happened {
+                LinkEvent::Due => {
+                    let hello = ActorHello {
+                        member: self.member.clone(),
+                        incarnation: self.incarnation,
+                        run: self.welcome.as_ref().map(|welcome| welcome.run.clone()),
+                        holding: self.holding(),
+                        weights: self.weights,
+                    };
+                    event = self.link.connect(ActorReport::Hello(hello)).await;
+                }
+                LinkEvent::Command(command) => return self.command(command).await,
+                LinkEvent::Lost(reason) => tracing::info!(reason, "coordinator lost; trying again"),
+                LinkEvent::Refused(reason) => anyhow::bail!("the coordinator refuses this actor: {reason}"),
+                LinkEvent::GaveUp(reason) => anyhow::bail!(reason),
+            }
+        }
+        Ok(std::ops::ControlFlow::Continue(()))
+    }
+
+    async fn command(&mut self, command: ActorCommand) -> anyhow::Result<std::ops::ControlFlow<()>> {
+        match command {
+            ActorCommand::Welcome(welcome) => self.welcomed(welcome).await,
+            ActorCommand::RewardServers(servers) => self.offer(Offer::Servers(servers)).await,
+            ActorCommand::PullWeights { source, version, hash } => {
+                self.keeper.pull(&self.spawner, source, version, hash).await;
+            }
+            ActorCommand::JoinGeneration(plan) => self.keeper.join(plan).await,
+            ActorCommand::ReceiveWeights { generation, manifest } => {
+                self.keeper.receive(generation, manifest).await;
+            }
+            ActorCommand::Lease(lease) => self.lease(lease),
+            ActorCommand::Drain => self.drain().await,
+            ActorCommand::Finish => {
+                tracing::info!("the run is over");
+                return Ok(std::ops::ControlFlow::Break(()));
+            }
+        }
+        Ok(std::ops::ControlFlow::Continue(()))
+    }
+
+    async fn welcomed(&mut self, welcome: ActorWelcome) {
+        tracing::info!(run = %welcome.run, member = %self.member, "welcome");
+        if self.offers.is_none() {
+            let (offers, inbox) = mpsc::channel(OFFERS);
+            let sender = Sender {
+                run: welcome.run.clone(),
+                member: self.member.clone(),
+                ack_time_limit: self.config.acknowledge_time_limit,
+            };
+            let recorded = self.recorded.0.clone();
+            let router = RewardRouter::new(sender, inbox, recorded, self.spawner.clone());
+            let token = self.token.clone();
+            let run = async move { router.run(token).await };
+            self.spawner.spawn("reward router", service::OnError::Shutdown, run).await;
+            self.offers = Some(offers);
+        }
+        self.welcome = Some(welcome);
+    }
+
+    async fn offer(&mut self, offer: Offer) {
+        if let Some(offers) = &self.offers {
+            // The router ends only with the process.
+            let _ = offers.send(offer).await;
+        }
+    }
+
+    fn lease(&mut self, lease: Lease) {
+        self.last_lease = self.last_lease.max(lease.id);
+        self.leases.push_back(lease);
+    }
+
+    /// Gives waiting leases to the engine: all at once, or in deterministic mode one after the other.
+    async fn feed_engine(&mut self) -> anyhow::Result<()> {
+        let Some(welcome) = self.welcome.clone() else { return Ok(()) };
+        while self.policy.is_some() && (!welcome.deterministic || self.work.is_empty()) {
+            let Some(lease) = self.leases.pop_front() else { break };
+            self.submit(lease, &welcome).await?;
+        }
+        Ok(())
+    }
+
+    async fn submit(&mut self, lease: Lease, welcome: &ActorWelcome) -> anyhow::Result<()> {
+        let Some(policy) = &self.policy else { return Ok(()) };
+        let sampling = Arc::new(welcome.sampling.clone());
+        let (mut requests, mut works, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        for leased in lease.prompts {
+            let prompt_tokens = match policy.encoder.encode(&leased.prompt.content) {
+                Ok(tokens) => tokens,
+                Err(error) => {
+                    failures.push((leased.wanted, format!("{error:#}")));
+                    continue;
+                }
+            };
+            let first = self.next_work + works.len() as u64;
+            let group = group_work(&leased, &prompt_tokens, welcome.deterministic);
+            let sample =
+                |(number, work): (u64, &Work)| SampleRequest { id: number, seed: work.id.seed(welcome.seed) };
+            requests.push(Request {
+                prompt_tokens,
+                samples: (first..).zip(&group).map(sample).collect(),
+                sampling: Arc::clone(&sampling),
+                eos_token_ids: policy.encoder.eos_ids(),
+                top_logprobs: 0,
+                stream: false,
+            });
+            works.push(group);
+        }
+        let refusals = policy.client.submit(requests).await?;
+        for (group, refusal) in works.into_iter().zip(refusals) {
+            let numbers = self.next_work..;
+            self.next_work += group.len() as u64;
+            match refusal {
+                Ok(()) => self.work.extend(numbers.zip(group)),
+                Err(refusal) => {
+                    let wanted = group.iter().filter(|work| !work.unwanted).map(|work| work.id).collect();
+                    failures.push((wanted, refusal.to_string()));
+                }
+            }
+        }
+        for (ids, detail) in failures {
+            for id in ids {
+                self.fail(id, FailReason::Generation, detail.clone(), 0).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn engine_event(&mut self, event: Event) {
+        match event {
+            Event::Token(_) => {}
+            Event::Finished(finished) => self.finished(*finished).await,
+            Event::Failed { id, response_tokens, problem } => {
+                if let Some(work) = self.work.remove(&id).filter(|work| !work.unwanted) {
+                    self.fail(work.id, FailReason::Generation, problem, response_tokens).await;
+                }
+            }
+        }
+    }
+
+    async fn finished(&mut self, finished: Finished) {
+        let Some(work) = self.work.remove(&finished.id) else { return };
+        let tokens = finished.response_tokens.len();
+        self.generated_tokens += tokens as u64;
+        metrics::finished(tokens);
+        if work.unwanted {
+            return;
+        }
+        let rollout = Rollout {
+            id: work.id,
+            prompt_tokens: work.prompt_tokens,
+            response_tokens: finished.response_tokens,
+            rollout_logprobs: finished.rollout_logprobs,
+            surviving_mass: finished.surviving_mass,
+            spans: finished.spans,
+            finish_reason: finished.finish_reason,
+            fields: work.fields,
+        };
+        match rollout.validated() {
+            Ok(rollout) => {
+                self.unacknowledged.insert(rollout.id);
+                self.offer(Offer::Rollout(Arc::new(rollout))).await;
+            }
+            Err(invalid) => self.fail(work.id, FailReason::Invalid, invalid.to_string(), tokens).await,
+        }
+    }
+
+    async fn fail(&mut self, id: RolloutId, reason: FailReason, detail: String, tokens: usize) {
+        tracing::debug!(%id, %reason, detail, "attempt failed");
+        metrics::failed(reason);
+        let response_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        let failure = RolloutFailure { id, reason, detail, response_tokens };
+        self.link.report(ActorReport::Failed(failure)).await;
+    }
+
+    async fn policy_event(&mut self, event: PolicyEvent) -> anyhow::Result<()> {
+        match event {
+            PolicyEvent::GroupReady(id) => self.link.report(ActorReport::GenerationReady(id)).await,
+            PolicyEvent::GroupFailed(generation, detail) => {
+                let report = ActorReport::GenerationFailed { generation, detail };
+                self.link.report(report).await;
+            }
+            PolicyEvent::Failed { version, detail } => {
+                tracing::warn!(%version, detail, "weights did not arrive");
+                self.link.report(ActorReport::WeightsFailed { version, detail }).await;
+            }
+            PolicyEvent::Arrived(manifest, weights) => {
+                self.keeper.install(&mut self.policy, &manifest, *weights).await?;
+                let (version, hash) = (manifest.version, manifest.hash);
+                self.weights = Some((version, hash));
+                self.readiness.set(true);
+                self.link.report(ActorReport::WeightsConfirmed { version, hash }).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&self) -> ActorLoad {
+        let waiting: usize =
+            self.leases.iter().flat_map(|lease| &lease.prompts).map(|p| p.wanted.len()).sum();
+        let running = self.work.len();
+        // A few responses wait in the engine, so that a finished one is followed at once.
+        let places = self.config.engine.max_sequences + self.config.engine.max_sequences / 4;
+        let full = self.unacknowledged.len() >= self.config.max_unacknowledged;
+        let closed = self.policy.is_none() || self.drain_until.is_some() || full;
+        let free = if closed { 0 } else { places.saturating_sub(running + waiting) };
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        ActorLoad {
+            free_slots: number(free),
+            last_lease: self.last_lease,
+            running: number(running),
+            unacknowledged: number(self.unacknowledged.len()),
+            generated_tokens: self.generated_tokens,
+        }
+    }
+
+    async fn report_load(&mut self) {
+        let load = self.load();
+        metrics::load(load.running, load.free_slots);
+        self.reported = (load, Instant::now());
+        self.link.report(ActorReport::Load(load)).await;
+    }
+
+    /// Takes no more work; what has begun may finish within the time limit.
+    async fn drain(&mut self) {
+        if self.drain_until.is_none() {
+            tracing::info!(running = self.work.len(), "draining");
+            self.drain_until = Some(Instant::now() + self.config.drain_time_limit);
+            self.link.report(ActorReport::Draining).await;
+        }
+    }
+
+    /// Gives up what a drain did not finish: the coordinator issues it anew.
+    async fn hand_back(&mut self) -> anyhow::Result<()> {
+        let leased = std::mem::take(&mut self.leases);
+        let waiting = leased.into_iter().flat_map(|lease| lease.prompts).flat_map(|prompt| prompt.wanted);
+        let mut ids: Vec<RolloutId> = waiting.collect();
+        for (number, work) in std::mem::take(&mut self.work) {
+            if let Some(policy) = &self.policy {
+                policy.client.cancel(number).await?;
+            }
+            if !work.unwanted {
+                ids.push(work.id);
+            }
+        }
+        for id in ids {
+            self.fail(id, FailReason::Returned, "the actor is leaving".to_owned(), 0).await;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is left of the work, and everybody knows what became of it.
+    fn has_drained(&self) -> bool {
+        self.drain_until.is_some()
+            && self.work.is_empty()
+            && self.leases.is_empty()
+            && self.unacknowledged.is_empty()
+    }
+}
+
+/// The responses to generate for a leased prompt: those wanted, or in deterministic mode the whole group.
+fn group_work(leased: &LeasedPrompt, prompt_tokens: &Arc<[u32]>, whole_group: bool) -> Vec<Work> {
+    let work = |id: RolloutId, unwanted: bool| Work {
+        id,
+        prompt_tokens: Arc::clone(prompt_tokens),
+        fields: Arc::clone(&leased.prompt.fields),
+        unwanted,
+    };
+    if !whole_group {
+        return leased.wanted.iter().map(|id| work(*id, false)).collect();
+    }
+    let sibling = |sibling: u16| {
+        let wanted = leased.wanted.iter().find(|id| id.sibling == sibling);
+        let stand_in = RolloutId { prompt: leased.prompt.id, sibling, attempt: 0 };
+        work(*wanted.unwrap_or(&stand_in), wanted.is_none())
+    };
+    (0..leased.group_size).map(sibling).collect()
+}
+
+/// A number that no other life of this actor has: the time it began, in microseconds.
+fn new_incarnation() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+async fn next_event(policy: &mut Option<Policy>) -> anyhow::Result<Event> {
+    match policy {
+        Some(policy) => Ok(policy.client.next_event().await?),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
