@@ -133,6 +133,30 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the user's input is to blame, and not the system or the training.
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Config { .. }
+            | Self::Folder(_)
+            | Self::ModelConfig { .. }
+            | Self::Head { .. }
+            | Self::Weights(_)
+            | Self::Tokenizer(_)
+            | Self::Chat(_)
+            | Self::Line { .. } => true,
+            Self::Io { action, .. } => *action == "read",
+            Self::Sequence { .. }
+            | Self::Batch { .. }
+            | Self::Numbers { .. }
+            | Self::Diverged { .. }
+            | Self::Disagreement { .. }
+            | Self::Collective(_)
+            | Self::Torch(_)
+            | Self::Checkpoint(_)
+            | Self::Panicked { .. } => false,
+        }
+    }
+
     /// For `map_err` on formulas: names the place.
     pub(crate) fn numbers(what: impl FnOnce() -> String) -> impl FnOnce(algo::Error) -> Self {
         move |source| Self::Numbers { what: what(), source }

@@ -12,6 +12,7 @@ mod ranks;
 mod replay;
 pub mod ring;
 mod stopwatch;
+mod supervised;
 mod threads;
 mod trainee;
 
@@ -25,4 +26,8 @@ pub use ppo::{CriticSource, Trainer, TrainerConfig};
 pub use ranks::Ranks;
 pub use replay::{ReplayOptions, read_batch, replay};
 pub use ring::{Config, build};
+pub use supervised::{
+    Evaluation, InitConfig, PreferenceConfig, PreferenceLoss, Progress, REWARD_MEAN_KEY, REWARD_STD_KEY,
+    Report, RewardModelConfig, ScoreStatistics, SftConfig, TrainingConfig, dpo, sft, train_rm,
+};
 pub use threads::on_ranks;

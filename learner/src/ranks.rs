@@ -4,7 +4,7 @@
 //! that all ranks have, never from a rank's own part.
 
 use collective::{ProcessGroup, Reduce};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -96,18 +96,5 @@ impl Ranks {
             0.0 => Ok(()),
             count => Err(Error::Disagreement { rank: (differing[1] / count) as usize, what }),
         }
-    }
-
-    /// Waits until all ranks are here.
-    pub(crate) fn barrier(&self) -> Result<()> {
-        match &self.group {
-            Some(group) => Ok(group.barrier()?),
-            None => Ok(()),
-        }
-    }
-
-    /// A zero tensor on the device that the group works on, or on the given one.
-    pub(crate) fn zeros(numel: i64, device: Device) -> Tensor {
-        Tensor::zeros([numel], (Kind::Float, device))
     }
 }

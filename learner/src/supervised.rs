@@ -11,6 +11,7 @@ mod config;
 mod examples;
 mod objective;
 mod preferences;
+mod report;
 mod reward_model;
 mod sft;
 mod source;
@@ -20,6 +21,6 @@ pub use config::{
     InitConfig, PreferenceConfig, PreferenceLoss, RewardModelConfig, SftConfig, TrainingConfig,
 };
 pub use preferences::dpo;
+pub use report::{Evaluation, Progress, Report, ScoreStatistics};
 pub use reward_model::{REWARD_MEAN_KEY, REWARD_STD_KEY, train_rm};
 pub use sft::sft;
-pub use training::{Progress, Report};

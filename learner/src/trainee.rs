@@ -118,11 +118,6 @@ impl Trainee {
         self.device
     }
 
-    /// Element type of weights and activations.
-    pub(crate) fn kind(&self) -> Kind {
-        self.network.kind()
-    }
-
     /// The weights that the network uses, by group, `[numel]`: views of the buffers it trains where every rank has them whole
     /// and there is no adapter, otherwise gathered and merged. All ranks call it together.
     pub(crate) fn flats(&self, ranks: &Ranks) -> Result<Vec<Tensor>> {

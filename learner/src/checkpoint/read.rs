@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use algo::KlController;
 use model::LoadOptions;
 use tracing::warn;
-use types::PolicyVersion;
+use types::{BatchId, PolicyVersion};
 
 use super::manifest::{self, Manifest};
 use super::parts::Parts;
@@ -55,6 +55,14 @@ fn newest_whole(folder: &Path) -> std::result::Result<Option<(PathBuf, Manifest)
 }
 
 impl Checkpoints {
+    /// The newest whole checkpoint and the last batch in its weights; `None` where there is none at all.
+    ///
+    /// # Errors
+    /// A folder with checkpoints of which none is whole.
+    pub fn newest(&self) -> std::result::Result<Option<(PathBuf, BatchId)>, Error> {
+        Ok(newest_whole(&self.folder)?.map(|(path, manifest)| (path, manifest.batch)))
+    }
+
     /// Takes a trainer back to the newest whole checkpoint; `None` where there is none, and then nothing changes. All ranks
     /// call it together; their number need not be that of the ranks that wrote it.
     ///

@@ -65,7 +65,9 @@ impl InitConfig {
         problems.check(self.family().is_some(), || {
             format!("architecture is {:?}, must be llama, mistral, qwen2 or qwen3", self.architecture)
         });
-        problems.check(!self.tokenizer.as_os_str().is_empty(), || "tokenizer is missing: name a folder".to_owned());
+        problems.check(!self.tokenizer.as_os_str().is_empty(), || {
+            "tokenizer is missing: name a folder".to_owned()
+        });
         problems.into_list()
     }
 }
@@ -99,7 +101,8 @@ impl TrainingConfig {
         let mut problems = Problems::default();
         problems.positive("epochs", self.epochs);
         problems.positive("batch_size", self.batch_size);
-        problems.check(self.max_length >= 2, || format!("max_length is {}, must be at least 2", self.max_length));
+        problems
+            .check(self.max_length >= 2, || format!("max_length is {}, must be at least 2", self.max_length));
         problems.into_list()
     }
 }
@@ -291,7 +294,9 @@ impl PreferenceConfig {
         paths(&mut problems, (&self.data, &self.output));
         problems.check(!self.model.as_os_str().is_empty(), || "model is missing: name a folder".to_owned());
         for (key, value) in [("beta", self.beta), ("tau", self.tau)] {
-            problems.check(value.is_finite() && value > 0.0, || format!("{key} is {value}, must be a positive number"));
+            problems.check(value.is_finite() && value > 0.0, || {
+                format!("{key} is {value}, must be a positive number")
+            });
         }
         problems.check((0.0..0.5).contains(&self.label_smoothing), || {
             format!("label_smoothing is {}, must be from 0 to below 0.5", self.label_smoothing)
@@ -323,9 +328,10 @@ impl PreferenceConfig {
 fn paths(problems: &mut Problems, (data, output): (&std::path::Path, &std::path::Path)) {
     problems.check(!data.as_os_str().is_empty(), || "data is missing: name a file of JSON lines".to_owned());
     problems.check(!output.as_os_str().is_empty(), || "output is missing: name a folder to write".to_owned());
-    problems.check(!output.exists() || output.read_dir().is_ok_and(|mut entries| entries.next().is_none()), || {
-        format!("output {} is there already; remove it or name another", output.display())
-    });
+    problems.check(
+        !output.exists() || output.read_dir().is_ok_and(|mut entries| entries.next().is_none()),
+        || format!("output {} is there already; remove it or name another", output.display()),
+    );
 }
 
 fn sections(

@@ -120,21 +120,29 @@ impl Reader<'_> {
 
     fn answer(&self, line: Line) -> Problem<Answer> {
         match line {
-            Line { prompt_tokens: Some(prompt), response_tokens: Some(response), .. } => Answer::of(prompt, response),
+            Line { prompt_tokens: Some(prompt), response_tokens: Some(response), .. } => {
+                Answer::of(prompt, response)
+            }
             Line { messages: Some(messages), .. } => self.chat(&messages),
             Line { prompt: Some(prompt), response: Some(response), .. } => {
                 Answer::of(self.prompt(&prompt)?, self.response(&response)?)
             }
-            _ => Err("must have prompt and response, messages, or prompt_tokens and response_tokens".to_owned()),
+            _ => {
+                Err("must have prompt and response, messages, or prompt_tokens and response_tokens"
+                    .to_owned())
+            }
         }
     }
 
     fn pair(&self, line: Line) -> Problem<Pair> {
         let margin = line.margin.unwrap_or(0.0);
         let (prompt, chosen, rejected) = match line {
-            Line { prompt_tokens: Some(prompt), chosen_tokens: Some(chosen), rejected_tokens: Some(rejected), .. } => {
-                (prompt, chosen, rejected)
-            }
+            Line {
+                prompt_tokens: Some(prompt),
+                chosen_tokens: Some(chosen),
+                rejected_tokens: Some(rejected),
+                ..
+            } => (prompt, chosen, rejected),
             Line { prompt: Some(prompt), chosen: Some(chosen), rejected: Some(rejected), .. } => {
                 (self.prompt(&prompt)?, self.response(&chosen)?, self.response(&rejected)?)
             }
@@ -145,7 +153,11 @@ impl Reader<'_> {
         if !margin.is_finite() {
             return Err(format!("margin is {margin}, must be a finite number"));
         }
-        Ok(Pair { chosen: Answer::of(prompt.clone(), chosen)?, rejected: Answer::of(prompt, rejected)?, margin })
+        Ok(Pair {
+            chosen: Answer::of(prompt.clone(), chosen)?,
+            rejected: Answer::of(prompt, rejected)?,
+            margin,
+        })
     }
 
     fn encoder(&self) -> Problem<&TextEncoder> {
@@ -178,9 +190,9 @@ impl Reader<'_> {
         }
         let prompt = render(before, true)?;
         let whole = render(messages, false)?;
-        let response = whole
-            .strip_prefix(&prompt)
-            .ok_or("the chat template does not continue its own prompt, so that the response cannot be told apart")?;
+        let response = whole.strip_prefix(&prompt).ok_or(
+            "the chat template does not continue its own prompt, so that the response cannot be told apart",
+        )?;
         let encode = |text: &str| encoder.tokenizer.encode(text, false).map_err(|error| error.to_string());
         Answer::of(encode(&prompt)?, encode(response)?)
     }

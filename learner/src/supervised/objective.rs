@@ -1,8 +1,8 @@
 //! From the network's numbers to the gradient in them, for each supervised objective.
 
 use algo::{
-    Aggregation, Kto, LabelledResponses, Moments, PairLoss, PreferenceObjective, PreferencePairs, Responses, ScorePairs,
-    Totals, bradley_terry, coefficients, kto_loss, negative_log_likelihood, preference_loss,
+    Aggregation, Kto, LabelledResponses, Moments, PairLoss, PreferenceObjective, PreferencePairs, Responses,
+    ScorePairs, Totals, bradley_terry, coefficients, kto_loss, negative_log_likelihood, preference_loss,
 };
 
 use crate::microbatch::Sequence;
@@ -21,15 +21,32 @@ pub(crate) struct Sums {
     pub(crate) margin: f64,
     /// Tokens that the network saw.
     pub(crate) tokens: f64,
+    /// The scores of responses, of a reward model.
+    pub(crate) scores: Moments,
 }
 
 impl Sums {
-    pub(crate) fn numbers(&self) -> [f64; 5] {
-        [self.loss, self.correct, self.judged, self.margin, self.tokens]
+    /// What ranks add up.
+    pub(crate) fn numbers(&self) -> [f64; 8] {
+        let Moments { count, sum, sum_of_squares } = self.scores;
+        [self.loss, self.correct, self.judged, self.margin, self.tokens, count, sum, sum_of_squares]
     }
 
-    pub(crate) fn from_numbers([loss, correct, judged, margin, tokens]: [f64; 5]) -> Self {
-        Self { loss, correct, judged, margin, tokens }
+    /// The sums of all ranks.
+    pub(crate) fn from_numbers(numbers: [f64; 8]) -> Self {
+        let [loss, correct, judged, margin, tokens, count, sum, sum_of_squares] = numbers;
+        let scores = Moments { count, sum, sum_of_squares };
+        Self { loss, correct, judged, margin, tokens, scores }
+    }
+
+    /// Share of pairs or examples on the right side, if any were judged.
+    pub(crate) fn accuracy(&self) -> Option<f64> {
+        (self.judged > 0.0).then(|| self.correct / self.judged)
+    }
+
+    /// Mean of how far the right side is ahead, if any were judged.
+    pub(crate) fn mean_margin(&self) -> Option<f64> {
+        (self.judged > 0.0).then(|| self.margin / self.judged)
     }
 }
 
@@ -100,6 +117,7 @@ impl Objective {
                     total: whole.items,
                 })?;
                 sums.count(&loss);
+                numbers.values.iter().for_each(|score| sums.scores.push(f64::from(*score)));
                 interleave(&loss)
             }
             Self::Pairs { objective, reference } => {
@@ -107,15 +125,18 @@ impl Objective {
                 let [chosen_lengths, rejected_lengths] = alternate(&part.lengths);
                 let of_reference: Vec<f32> = part.items.iter().flat_map(|item| reference[*item]).collect();
                 let [ref_chosen, ref_rejected] = alternate(&of_reference);
-                let loss = preference_loss(objective, &PreferencePairs {
-                    chosen_logprobs: &chosen,
-                    rejected_logprobs: &rejected,
-                    ref_chosen_logprobs: &ref_chosen,
-                    ref_rejected_logprobs: &ref_rejected,
-                    chosen_lengths: &chosen_lengths,
-                    rejected_lengths: &rejected_lengths,
-                    total: whole.items,
-                })?;
+                let loss = preference_loss(
+                    objective,
+                    &PreferencePairs {
+                        chosen_logprobs: &chosen,
+                        rejected_logprobs: &rejected,
+                        ref_chosen_logprobs: &ref_chosen,
+                        ref_rejected_logprobs: &ref_rejected,
+                        chosen_lengths: &chosen_lengths,
+                        rejected_lengths: &rejected_lengths,
+                        total: whole.items,
+                    },
+                )?;
                 sums.count(&loss);
                 spread(&part.lengths, &interleave(&loss))
             }
@@ -123,12 +144,16 @@ impl Objective {
                 let logprobs = summed(&part.lengths, &numbers.values);
                 let ref_logprobs: Vec<f32> = part.items.iter().map(|item| reference[*item][0]).collect();
                 let desirable: Vec<bool> = part.items.iter().map(|item| desirable[*item]).collect();
-                let loss = kto_loss(kto, whole.reference_point, &LabelledResponses {
-                    logprobs: &logprobs,
-                    ref_logprobs: &ref_logprobs,
-                    desirable: &desirable,
-                    total: whole.items,
-                })?;
+                let loss = kto_loss(
+                    kto,
+                    whole.reference_point,
+                    &LabelledResponses {
+                        logprobs: &logprobs,
+                        ref_logprobs: &ref_logprobs,
+                        desirable: &desirable,
+                        total: whole.items,
+                    },
+                )?;
                 sums.loss += loss.loss;
                 for ((logprob, reference), desirable) in logprobs.iter().zip(&ref_logprobs).zip(&desirable) {
                     let ahead = f64::from(*logprob) - f64::from(*reference) - whole.reference_point;
@@ -166,7 +191,11 @@ pub(crate) fn summed(lengths: &[usize], values: &[f32]) -> Vec<f32> {
 
 /// Gives every row of a sequence its sequence's number.
 fn spread(lengths: &[usize], of_sequences: &[f32]) -> Vec<f32> {
-    lengths.iter().zip(of_sequences).flat_map(|(length, value)| std::iter::repeat_n(*value, *length)).collect()
+    lengths
+        .iter()
+        .zip(of_sequences)
+        .flat_map(|(length, value)| std::iter::repeat_n(*value, *length))
+        .collect()
 }
 
 /// The elements at even places, and those at odd ones.
@@ -176,5 +205,9 @@ fn alternate<T: Copy>(values: &[T]) -> [Vec<T>; 2] {
 }
 
 fn interleave(loss: &PairLoss) -> Vec<f32> {
-    loss.chosen_gradient.iter().zip(&loss.rejected_gradient).flat_map(|(chosen, rejected)| [*chosen, *rejected]).collect()
+    loss.chosen_gradient
+        .iter()
+        .zip(&loss.rejected_gradient)
+        .flat_map(|(chosen, rejected)| [*chosen, *rejected])
+        .collect()
 }

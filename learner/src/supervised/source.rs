@@ -38,7 +38,9 @@ impl Source {
     pub(crate) fn new(init: &InitConfig, seed: u64) -> Result<Self> {
         let wrong = |source| Error::ModelConfig { path: "init".into(), source };
         let tokenizer = Tokenizer::load(&init.tokenizer)?;
-        let family = init.family().ok_or_else(|| wrong(model::config::Error::Architecture(init.architecture.clone())))?;
+        let family = init
+            .family()
+            .ok_or_else(|| wrong(model::config::Error::Architecture(init.architecture.clone())))?;
         let tokens = i64::try_from(tokenizer.vocab_size()).unwrap_or(i64::MAX);
         let dimensions = Dimensions {
             vocab_size: init.vocab_size.unwrap_or(tokens),
@@ -51,7 +53,8 @@ impl Source {
         };
         let mut config = ModelConfig::new(family, dimensions).map_err(wrong)?;
         if config.vocab_size < tokens {
-            let problem = format!("init.vocab_size is {}, the tokenizer has {tokens} tokens", config.vocab_size);
+            let problem =
+                format!("init.vocab_size is {}, the tokenizer has {tokens} tokens", config.vocab_size);
             return Err(Error::Config { problems: vec![problem] });
         }
         config.tie_word_embeddings = init.tie_word_embeddings;

@@ -1,7 +1,7 @@
 //! A network's weights on this rank and the forward pass over them.
 
 use model::{Layout, ModelConfig};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::blocks::{Decoder, Fetched, Keep, Tape};
 use super::head::Head;
@@ -31,11 +31,6 @@ impl Network {
     /// The adapters, if the weights are frozen.
     pub(crate) fn lora(&self) -> Option<&Lora> {
         self.adapters.as_ref().map(|(lora, _)| lora)
-    }
-
-    /// Element type of weights and activations.
-    pub(crate) fn kind(&self) -> Kind {
-        self.adapters.as_ref().map_or(&self.store, |(_, frozen)| frozen).kind()
     }
 
     /// The groups in the order of a forward pass.

@@ -86,11 +86,6 @@ impl Store {
         &self.cuts
     }
 
-    /// Element type.
-    pub(crate) fn kind(&self) -> Kind {
-        self.buffers[0].kind()
-    }
-
     /// This rank's part of a group: a view, `[part]`.
     pub(crate) fn part(&self, group: usize) -> Tensor {
         match self.is_cut {

@@ -1,0 +1,143 @@
+//! What is said of training on examples, while it goes on and at its end.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::training::Taught;
+
+/// Where training stands after an optimizer step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Progress {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Optimizer steps in all.
+    pub steps: u64,
+    /// The pass over the data, from 1.
+    pub epoch: usize,
+    /// Loss of this step's minibatch.
+    pub loss: f64,
+    /// Share of its pairs (or labelled responses) on the right side, for objectives that have one.
+    pub accuracy: Option<f64>,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Tokens a second since training began.
+    pub tokens_per_second: f64,
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "epoch {}, loss {:.4}", self.epoch, self.loss)?;
+        if let Some(accuracy) = self.accuracy {
+            write!(f, ", accuracy {:.1} %", 100.0 * accuracy)?;
+        }
+        write!(f, ", lr {:.1e}, {:.0} tokens/s", self.lr, self.tokens_per_second)
+    }
+}
+
+/// The objective on a set of examples, without training on them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Passes over the training data before it.
+    pub epoch: usize,
+    /// Whether the examples are others than those trained on.
+    pub held_out: bool,
+    /// The loss, aggregated over all of them.
+    pub loss: f64,
+    /// Share of pairs (or labelled responses) on the right side, for objectives that have one.
+    pub accuracy: Option<f64>,
+    /// Mean of how far the right side is ahead: score difference, or difference of log-ratios.
+    pub margin: Option<f64>,
+}
+
+/// Mean and standard deviation of a reward model's scores over chosen and rejected responses.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ScoreStatistics {
+    /// The mean.
+    pub mean: f64,
+    /// The standard deviation (biased), never 0.
+    pub std: f64,
+}
+
+/// What came of training.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Examples or pairs trained on.
+    pub examples: usize,
+    /// Examples or pairs of the data that were longer than allowed.
+    pub too_long: usize,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Tokens that the network was trained on, prompts included.
+    pub tokens: u64,
+    /// Seconds of training, without reading and writing.
+    pub seconds: f64,
+    /// Mean loss over the minibatches of the last pass.
+    pub loss: f64,
+    /// Measured after each pass where there is something to measure on.
+    pub evaluations: Vec<Evaluation>,
+    /// What a reward model's folder stores.
+    pub scores: Option<ScoreStatistics>,
+}
+
+impl Report {
+    /// Of a course over `examples`, besides which `too_long` were left out.
+    pub(crate) fn of(
+        taught: Taught,
+        (examples, too_long): (usize, usize),
+        scores: Option<ScoreStatistics>,
+    ) -> Self {
+        let Taught { steps, tokens, seconds, loss, evaluations, .. } = taught;
+        Self { examples, too_long, steps, tokens, seconds, loss, evaluations, scores }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { examples, steps, loss, .. } = self;
+        let rate = self.tokens as f64 / self.seconds.max(1e-9);
+        write!(f, "{examples} examples, {steps} steps, loss {loss:.4}")?;
+        if let Some(last) = self.evaluations.last() {
+            let on = if last.held_out { "held-out" } else { "training-set" };
+            write!(f, ", {on} loss {:.4}", last.loss)?;
+            if let Some(accuracy) = last.accuracy {
+                write!(f, ", accuracy {:.1} %", 100.0 * accuracy)?;
+            }
+        }
+        if let Some(ScoreStatistics { mean, std }) = self.scores {
+            write!(f, ", scores {mean:.3} ± {std:.3}")?;
+        }
+        if self.too_long > 0 {
+            write!(f, ", {} too long", self.too_long)?;
+        }
+        write!(f, ", {:.1} s, {rate:.0} tokens/s", self.seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_matters() {
+        let evaluation =
+            Evaluation { epoch: 1, held_out: true, loss: 0.51, accuracy: Some(0.8), margin: Some(1.0) };
+        let report = Report {
+            examples: 10,
+            too_long: 2,
+            steps: 5,
+            tokens: 1000,
+            seconds: 2.0,
+            loss: 0.5,
+            evaluations: vec![evaluation],
+            scores: Some(ScoreStatistics { mean: 0.25, std: 2.0 }),
+        };
+        assert_eq!(
+            report.to_string(),
+            "10 examples, 5 steps, loss 0.5000, held-out loss 0.5100, accuracy 80.0 %, scores 0.250 ± 2.000, \
+             2 too long, 2.0 s, 500 tokens/s"
+        );
+    }
+}
