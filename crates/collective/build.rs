@@ -43,8 +43,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The folder that the environment variable names, which must hold `file`.
 fn folder(variable: &str, file: &str) -> Result<PathBuf, Box<dyn Error>> {
     println!("cargo:rerun-if-env-changed={variable}");
-    let value = env::var_os(variable)
-        .ok_or_else(|| format!("{variable} is not set; run setup/install.sh and build inside the checkout"))?;
+    let value = env::var_os(variable).ok_or_else(|| {
+        format!("{variable} is not set; run setup/install.sh and build inside the checkout")
+    })?;
     let folder = PathBuf::from(value);
     if !folder.join(file).is_file() {
         return Err(format!("{variable}={} has no {file}; run setup/install.sh", folder.display()).into());
@@ -56,7 +57,10 @@ fn folder(variable: &str, file: &str) -> Result<PathBuf, Box<dyn Error>> {
 fn cuda_includes(libtorch: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
     let wheels = libtorch.join("../nvidia");
     let missing = |reason: String| {
-        format!("the feature cuda needs the CUDA headers in {}: {reason}; run `setup/install.sh cuda`", wheels.display())
+        format!(
+            "the feature cuda needs the CUDA headers in {}: {reason}; run `setup/install.sh cuda`",
+            wheels.display()
+        )
     };
     let mut includes = Vec::new();
     for wheel in fs::read_dir(&wheels).map_err(|error| missing(error.to_string()))? {

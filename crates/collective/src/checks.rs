@@ -68,12 +68,22 @@ mod tests {
         let good = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
         assert_eq!(tensor("input", &good, Device::Cpu), Ok(()));
         assert_eq!(tensor("input", &Tensor::new(), Device::Cpu), Err("input is not defined".into()));
-        assert_eq!(tensor("input", &good.transpose(0, 1), Device::Cpu), Err("input is not contiguous".into()));
-        assert_eq!(tensor("input", &good.to_sparse(None, None::<i64>, 0), Device::Cpu), Err("input is not dense".into()));
+        assert_eq!(
+            tensor("input", &good.transpose(0, 1), Device::Cpu),
+            Err("input is not contiguous".into())
+        );
+        assert_eq!(
+            tensor("input", &good.to_sparse(None, None::<i64>, 0), Device::Cpu),
+            Err("input is not dense".into())
+        );
         let elsewhere = tensor("input", &good, Device::Cuda(0)).expect_err("wrong device");
         assert_eq!(elsewhere, "input is on Cpu, but the group works on Cuda(0)");
         let complex = Tensor::zeros([2], (Kind::ComplexFloat, Device::Cpu));
-        assert!(tensor("input", &complex, Device::Cpu).expect_err("complex").starts_with("input is of kind ComplexFloat"));
+        assert!(
+            tensor("input", &complex, Device::Cpu)
+                .expect_err("complex")
+                .starts_with("input is of kind ComplexFloat")
+        );
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! who is silent.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::deadline::Deadline;
@@ -36,6 +35,8 @@ pub(crate) enum Failure {
     Late,
     /// It threw; c10d's message.
     Broken(String),
+    /// The group ended while it was under way.
+    Ended,
 }
 
 impl Inner {
@@ -46,6 +47,7 @@ impl Inner {
         let what = match failure {
             Failure::Late => "not done by its deadline".to_owned(),
             Failure::Broken(message) => message,
+            Failure::Ended => "not done when the group ended".to_owned(),
         };
         let cause = format!("{} #{} failed on rank {}: {what}", note.description, note.sequence, self.rank);
         let mut root_cause = None;
@@ -188,15 +190,14 @@ impl Inner {
             }
             Ok(reports)
         });
-        looked.unwrap_or_default().into_iter().find_map(|(rank, report)| match state_at(note, report.as_ref()) {
-            PeerState::Differs(theirs) => Some(format!("the ranks disagree: rank {rank} launched {theirs}")),
-            _ => None,
+        looked.unwrap_or_default().into_iter().find_map(|(rank, report)| {
+            match state_at(note, report.as_ref()) {
+                PeerState::Differs(theirs) => {
+                    Some(format!("the ranks disagree: rank {rank} launched {theirs}"))
+                }
+                _ => None,
+            }
         })
-    }
-
-    /// Notes that an operation is over.
-    pub(crate) fn over(&self) {
-        self.under_way.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

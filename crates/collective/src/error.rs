@@ -72,7 +72,10 @@ pub enum Error {
     #[error("{0}")]
     Aborted(Box<Fault>),
     /// The group had ended before this call.
-    #[error("group {group:?}: rank {rank} of {world_size} cannot {operation}: the group has ended: {cause}{}", silence(silent))]
+    #[error(
+        "group {group:?}: rank {rank} of {world_size} cannot {operation}: the group has ended: {cause}{}",
+        silence(silent)
+    )]
     Dead {
         /// Name of the group.
         group: String,
@@ -137,17 +140,24 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// The ranks that kept the operation from completing: silent, behind, gone or aborted.
+    /// The ranks that kept the operation from completing: those that are silent, aborted or gone. When there are none,
+    /// those that never arrived.
     pub fn missing(&self) -> Vec<usize> {
-        let missing = self.peers.iter().filter(|peer| !matches!(peer.state, PeerState::Present | PeerState::Differs(_)));
-        missing.map(|peer| peer.rank).collect()
+        let of = |wanted: fn(&PeerState) -> bool| -> Vec<usize> {
+            self.peers.iter().filter(|peer| wanted(&peer.state)).map(|peer| peer.rank).collect()
+        };
+        let gone = of(|state| matches!(state, PeerState::Silent | PeerState::Aborted(_) | PeerState::Left));
+        if gone.is_empty() { of(|state| matches!(state, PeerState::Behind(_))) } else { gone }
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { group, rank, world_size, operation, sequence, waited, reason, peers } = self;
-        write!(f, "{operation} #{sequence} of group {group:?} failed on rank {rank} of {world_size} after {waited:.3?}: {reason}")?;
+        write!(
+            f,
+            "{operation} #{sequence} of group {group:?} failed on rank {rank} of {world_size} after {waited:.3?}: {reason}"
+        )?;
         for peer in peers.iter().filter(|peer| peer.state != PeerState::Present) {
             write!(f, "; {peer}")?;
         }
@@ -228,6 +238,9 @@ mod tests {
              rank 2 does not answer (dead, stopped or cut off); \
              rank 3 never arrived (its last operation was broadcast 0 Float [1] #16)"
         );
-        assert_eq!(error.missing(), [2, 3]);
+        assert_eq!(error.missing(), [2], "rank 3 may yet have come");
+        let Error::Timeout(mut fault) = error else { unreachable!() };
+        fault.peers.remove(1);
+        assert_eq!(fault.missing(), [3]);
     }
 }

@@ -27,6 +27,10 @@ use crate::watcher;
 /// Gloo; ncclCommAbort is known to hang at times.
 const CLOSING: Duration = Duration::from_secs(2);
 
+/// How long freeing a group may take before it is left to a thread of its own. It takes some 20 ms, unless an operation
+/// is stuck in c10d, which may take until c10d's own limit to end.
+const FREEING: Duration = Duration::from_millis(250);
+
 /// How long telling the store may take before the news goes untold.
 pub(crate) const TELLING: Duration = Duration::from_millis(250);
 
@@ -244,6 +248,6 @@ impl Drop for FreedInTime {
     fn drop(&mut self) {
         let raw = self.0.take();
         // When it is late, or there is no thread to be had, it is freed behind our back or not at all.
-        let _ = call_within("group-free", CLOSING, move || drop(raw));
+        let _ = call_within("group-free", FREEING, move || drop(raw));
     }
 }

@@ -113,7 +113,8 @@ fn note_arrival(control: &Connection, config: &GroupConfig) -> Result<()> {
         Ok(count)
     })?;
     if count > 1 {
-        let reason = format!("rank {rank} has joined before; a name is used once, and by one process for each rank");
+        let reason =
+            format!("rank {rank} has joined before; a name is used once, and by one process for each rank");
         return Err(Error::Invalid { group: config.name.clone(), operation: "join", reason });
     }
     Ok(())
@@ -193,7 +194,9 @@ fn make(
         Backend::Gloo(GlooAddress::TowardsStore) => {
             RawGroup::gloo(store, config, &RawAddress::Host(&text(&towards(store_address)?)?))
         }
-        Backend::Gloo(GlooAddress::Host(host)) => RawGroup::gloo(store, config, &RawAddress::Host(&text(host)?)),
+        Backend::Gloo(GlooAddress::Host(host)) => {
+            RawGroup::gloo(store, config, &RawAddress::Host(&text(host)?))
+        }
         Backend::Gloo(GlooAddress::Interface(name)) => {
             RawGroup::gloo(store, config, &RawAddress::Interface(&text(name)?))
         }
@@ -212,7 +215,9 @@ fn towards(store: &Address) -> std::result::Result<String, String> {
     let mut last = std::io::Error::other("the name has no address");
     for target in targets {
         let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-        match UdpSocket::bind(any).and_then(|socket| socket.connect(target).and_then(|()| socket.local_addr())) {
+        match UdpSocket::bind(any)
+            .and_then(|socket| socket.connect(target).and_then(|()| socket.local_addr()))
+        {
             Ok(local) => return Ok(local.ip().to_string()),
             Err(error) => last = error,
         }
@@ -269,6 +274,8 @@ mod tests {
     fn the_way_to_a_store_on_loopback_is_loopback() {
         let local = |host: &str| towards(&Address { host: host.into(), port: 1 });
         assert_eq!(local("127.0.0.1").as_deref(), Ok("127.0.0.1"));
-        assert!(local("no such host").expect_err("not a name").starts_with("no way to the store no such host:1"));
+        assert!(
+            local("no such host").expect_err("not a name").starts_with("no way to the store no such host:1")
+        );
     }
 }

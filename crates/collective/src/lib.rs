@@ -10,14 +10,23 @@
 //! 2. A failure is an [`Error`] that names the operation, its number, the group, the ranks and, where it can be known,
 //!    the member that is missing. It ends the group on every member: later calls return [`Error::Dead`]. The store
 //!    survives, and the next group takes the next name.
-//! 3. Ranks that do not launch the same operation on the same shape and kind never exchange a byte; they get an error
-//!    that says how they differ.
+//! 3. Over Gloo, ranks that do not launch the same operation on the same shape and kind never exchange a byte of it
+//!    (operations are tagged with their number and 24 bits of a hash of what they are); they get an error that says how
+//!    they differ. NCCL has no tags: there such ranks get the same error if the operation hangs, and unspecified values
+//!    if it does not.
 //! 4. No C++ exception and no panic leaves this crate.
 //!
 //! The way of an operation: [`group`](ProcessGroup) checks the tensors, notes the operation under its number
 //! (`progress`), and launches it in C++ (`ffi`, `bridge/`); [`Work::wait`] waits for it. Only when something fails does
 //! the store come in: `diagnosis` announces the end of the group there, `watcher` on every other member answers with
 //! how far that member is, and the answers, or their absence, become the error.
+//!
+//! What opening a store changes in the libtorch of this process: warnings are no longer logged, unless
+//! `TORCH_CPP_LOG_LEVEL` is set, since c10d logs one with a stack trace for every closed connection; c10d's flight recorder
+//! is off, since it is not safe with groups on several threads. Joining a group over NCCL also turns off c10d's habit of
+//! ending the process when an operation fails.
+//!
+//! Nothing here is authenticated or encrypted: stores and groups belong on loopback or a private network.
 
 mod checks;
 mod deadline;

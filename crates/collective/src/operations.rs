@@ -4,7 +4,7 @@
 //! Tensors are dense, contiguous and on the group's device, of kind f32, bf16, f16, f64, i64, i32, i8 or u8; shape and
 //! kind of what is sent agree on all ranks. What can be seen to be wrong on this rank is [`Error::Invalid`], before
 //! anything is launched; what only differs between ranks is an error on all of them, at the latest at the deadline and
-//! in most cases a second or two after the launch. Tensors without elements are allowed everywhere and wait for nobody.
+//! in most cases within a second of the launch. Tensors without elements are allowed everywhere and wait for nobody.
 //!
 //! What c10d's Gloo backend lacks is built from what it has:
 //! - `reduce_scatter` (Gloo's own is an all-reduce that throws most of its result away): every rank sends each other
@@ -29,7 +29,7 @@ use crate::work::{Finish, Pending, Work, complete};
 pub enum Reduce {
     /// Their sum; integers wrap around.
     Sum,
-    /// Their sum divided by the number of ranks; for floating-point kinds.
+    /// Their sum divided by the number of ranks, so that it overflows where the sum does; for floating-point kinds.
     Mean,
     /// The greatest.
     Max,
@@ -152,8 +152,12 @@ impl ProcessGroup {
     pub fn start_all_gather_into(&self, output: &mut Tensor, input: &Tensor) -> Result<Work> {
         self.check("all_gather_into", || self.check_parts("output", output, "input", input))?;
         let outputs = [output.view([-1])];
-        let launch =
-            Launch { kind: Kind::AllGatherInto, argument: 0, input: Some(&input.view([-1])), outputs: &outputs };
+        let launch = Launch {
+            kind: Kind::AllGatherInto,
+            argument: 0,
+            input: Some(&input.view([-1])),
+            outputs: &outputs,
+        };
         self.start(format!("all_gather_into {}", shape(input)), &launch, Finish::Nothing)
     }
 
@@ -181,7 +185,8 @@ impl ProcessGroup {
         if self.inner.polls {
             let outputs = [output.view([-1])];
             let argument = reduce.in_c10d();
-            let launch = Launch { kind: Kind::ReduceScatter, argument, input: Some(&input), outputs: &outputs };
+            let launch =
+                Launch { kind: Kind::ReduceScatter, argument, input: Some(&input), outputs: &outputs };
             return self.start(description, &launch, Finish::Nothing);
         }
         let received = input.f_empty_like().map_err(|error| {
@@ -274,7 +279,9 @@ impl ProcessGroup {
         let mut copy = Vec::new();
         copy.try_reserve_exact(received.numel()).map_err(|error| self.cannot_hold("a copy", &error))?;
         copy.resize(received.numel(), 0);
-        received.f_copy_data_u8(&mut copy, received.numel()).map_err(|error| self.cannot_hold("a copy", &error))?;
+        received
+            .f_copy_data_u8(&mut copy, received.numel())
+            .map_err(|error| self.cannot_hold("a copy", &error))?;
         *bytes = copy;
         Ok(())
     }
@@ -321,7 +328,8 @@ impl ProcessGroup {
             true => Ok(Pending::Nothing),
             false => self.inner.raw.launch(launch, tag).and_then(|work| match self.inner.polls {
                 true => Ok(Pending::InC10d(work)),
-                false => Pending::on_thread(&self.inner, work).map_err(|error| format!("no thread for it: {error}")),
+                false => Pending::on_thread(&self.inner, work)
+                    .map_err(|error| format!("no thread for it: {error}")),
             }),
         };
         match launched {
@@ -330,7 +338,11 @@ impl ProcessGroup {
         }
     }
 
-    fn check(&self, operation: &'static str, check: impl FnOnce() -> std::result::Result<(), String>) -> Result<()> {
+    fn check(
+        &self,
+        operation: &'static str,
+        check: impl FnOnce() -> std::result::Result<(), String>,
+    ) -> Result<()> {
         check().map_err(|reason| self.inner.invalid(operation, reason))
     }
 

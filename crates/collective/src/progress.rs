@@ -72,7 +72,10 @@ pub(crate) struct Report {
 impl Report {
     /// What was launched under a number, if that is remembered.
     pub(crate) fn operation(&self, sequence: u64) -> Option<&str> {
-        self.recent.iter().find(|(number, _)| *number == sequence).map(|(_, description)| description.as_str())
+        self.recent
+            .iter()
+            .find(|(number, _)| *number == sequence)
+            .map(|(_, description)| description.as_str())
     }
 
     /// The last operation launched, with its number.
@@ -118,7 +121,10 @@ mod tests {
     #[test]
     fn a_report_survives_the_store() {
         let mut progress = Progress::default();
-        assert_eq!(Report::decode(&progress.report(Standing::Left).encode()), Some(progress.report(Standing::Left)));
+        assert_eq!(
+            Report::decode(&progress.report(Standing::Left).encode()),
+            Some(progress.report(Standing::Left))
+        );
         for number in 1..=100 {
             assert_eq!(progress.launch(&format!("broadcast 0 Float [{number}]")), number);
         }
@@ -132,7 +138,9 @@ mod tests {
 
     #[test]
     fn junk_is_no_report() {
-        for junk in ["", "member", "member\tx", "stranger\t", "member\t\nx\ty", "member\t\n1", "member\t\n-1\ty"] {
+        for junk in
+            ["", "member", "member\tx", "stranger\t", "member\t\nx\ty", "member\t\n1", "member\t\n-1\ty"]
+        {
             assert_eq!(Report::decode(junk.as_bytes()), None, "{junk:?}");
         }
         assert_eq!(Report::decode(&[0xff, 0xfe]), None);

@@ -9,10 +9,12 @@
 use std::cell::Cell;
 use std::ffi::CString;
 use std::fmt;
+use std::io;
 use std::marker::PhantomData;
-use std::net::{TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use crate::deadline::{Deadline, Late, call_within};
@@ -21,6 +23,12 @@ use crate::ffi::RawStore;
 
 /// What a call gets beyond its own limit, for the way to the server and back.
 const ROUND_TRIP: Duration = Duration::from_millis(500);
+
+/// How long to wait before looking for the server again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// How long one address may take to answer before the next one is tried.
+const MAX_CONNECT: Duration = Duration::from_secs(3);
 
 /// `host:port` of a store's server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +55,8 @@ pub struct Store {
 
 impl Store {
     /// Hosts a store on `host`, which is a name or address of this machine by which the others reach it, and connects
-    /// to it. `port` 0 takes any free port; [`port`](Store::port) says which. Nothing is bound on other addresses.
+    /// to it. `port` 0 takes any free port; [`port`](Store::port) says which. Nothing is bound on other addresses: a name
+    /// that means loopback here, as a machine's own name may, serves this machine only.
     /// `timeout` is the limit of every later call that has none of its own.
     ///
     /// # Errors
@@ -56,12 +65,11 @@ impl Store {
         let address = Address { host: host.to_owned(), port };
         let host = host.to_owned();
         open(&address, "serve", timeout, true, move || {
-            let bound = (host.as_str(), port).to_socket_addrs().and_then(|addresses| {
-                TcpListener::bind(addresses.collect::<Vec<_>>().as_slice())
-            });
-            let listener = bound.map_err(|error| error.to_string())?;
-            let port = listener.local_addr().map_err(|error| error.to_string())?.port();
-            Ok((RawStore::serve(listener.into(), &text(&host)?, timeout)?, port))
+            let addresses: Vec<_> = (host.as_str(), port).to_socket_addrs()?.collect();
+            let listener = TcpListener::bind(&*addresses)?;
+            let bound = listener.local_addr()?;
+            let raw = RawStore::serve(listener.into(), &numeric(bound), timeout);
+            Ok((raw.map_err(io::Error::other)?, bound.port()))
         })
     }
 
@@ -73,7 +81,12 @@ impl Store {
     pub fn connect(host: &str, port: u16, timeout: Duration) -> Result<Self> {
         let address = Address { host: host.to_owned(), port };
         let host = host.to_owned();
-        open(&address, "connect", timeout, false, move || Ok((RawStore::connect(&text(&host)?, port, timeout)?, port)))
+        open(&address, "connect", timeout, false, move || {
+            let limit = Deadline::after(timeout);
+            let server = find_server(&host, port, &limit)?;
+            let raw = RawStore::connect(&numeric(server), port, limit.left());
+            Ok((raw.map_err(io::Error::other)?, port))
+        })
     }
 
     /// The host given to [`serve`](Store::serve) or [`connect`](Store::connect).
@@ -109,7 +122,8 @@ impl Store {
     /// [`Error::StoreTimeout`] when it is not there within `timeout`; [`Error::Store`] when the server is gone.
     pub fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>> {
         let waiting = Deadline::after(timeout);
-        let value = self.connection.call_for(timeout, "get", &[key], move |raw, keys| raw.get(&keys[0], timeout))?;
+        let value =
+            self.connection.call_for(timeout, "get", &[key], move |raw, keys| raw.get(&keys[0], timeout))?;
         value.ok_or_else(|| self.connection.absent("get", &[key], &waiting))
     }
 
@@ -150,15 +164,51 @@ impl Store {
     }
 }
 
+/// The first address of `host` where somebody listens, asked for again and again until the limit: the server may start
+/// later, and its name may come later still.
+fn find_server(host: &str, port: u16, limit: &Deadline) -> io::Result<SocketAddr> {
+    loop {
+        let mut failure = io::Error::other("the name has no address");
+        match (host, port).to_socket_addrs() {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
+            Err(error) => failure = error,
+            Ok(addresses) => {
+                for address in addresses {
+                    let patience = limit.left().clamp(RETRY, MAX_CONNECT);
+                    match TcpStream::connect_timeout(&address, patience) {
+                        Ok(_) => return Ok(address),
+                        Err(error) => failure = error,
+                    }
+                }
+            }
+        }
+        if limit.left().is_zero() {
+            return Err(failure);
+        }
+        thread::sleep(RETRY.min(limit.left()));
+    }
+}
+
+/// The address as text that needs no looking up.
+fn numeric(address: SocketAddr) -> CString {
+    CString::new(address.ip().to_string()).expect("an IP address has no NUL")
+}
+
 /// Opens the first connection on a thread of its own: resolving a name and connecting know limits of their own only.
-fn open<F>(address: &Address, operation: &'static str, timeout: Duration, serves: bool, make: F) -> Result<Store>
+fn open<F>(
+    address: &Address,
+    operation: &'static str,
+    timeout: Duration,
+    serves: bool,
+    make: F,
+) -> Result<Store>
 where
-    F: FnOnce() -> std::result::Result<(RawStore, u16), String> + Send + 'static,
+    F: FnOnce() -> io::Result<(RawStore, u16)> + Send + 'static,
 {
     let key = String::new();
     let failed = |reason| Error::Store { address: address.to_string(), operation, key: key.clone(), reason };
     let (raw, port) = match call_within("store-open", timeout.saturating_add(ROUND_TRIP), make) {
-        Ok(made) => made.map_err(failed)?,
+        Ok(made) => made.map_err(|error| failed(error.to_string()))?,
         Err(Late::NoThread(error)) => return Err(failed(error.to_string())),
         Err(Late::NotBack(waited)) => {
             let reason = "no store answered";

@@ -15,10 +15,14 @@ use crate::ffi::RawWork;
 use crate::group::Inner;
 use crate::operations::Reduce;
 
-/// After how long in an operation the ranks compare notes for the first time; then after twice as long, and so on.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// After how long in an operation a rank first looks after the others; then after twice as long, and so on.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
 
-/// How often a wait that polls looks whether the group has ended.
+/// How long at most between two looks at the connections, and so how long a death may go unnoticed by an operation that
+/// is not told of it, or waits for another rank.
+const CHECK: Duration = Duration::from_secs(2);
+
+/// How often a wait that does not notice the end of the group by itself looks for it.
 const POLL: Duration = Duration::from_millis(20);
 
 /// An operation that was launched and may still be under way.
@@ -41,7 +45,10 @@ pub(crate) enum Pending {
     Nothing,
     InC10d(RawWork),
     /// On a thread of its own.
-    OnThread { done: Arc<AtomicBool>, result: Receiver<std::result::Result<(), String>> },
+    OnThread {
+        done: Arc<AtomicBool>,
+        result: Receiver<std::result::Result<(), String>>,
+    },
 }
 
 impl Pending {
@@ -68,7 +75,11 @@ impl Pending {
 pub(crate) enum Finish {
     Nothing,
     /// Reduce `parts` [world_size, elements], one row from each rank, to `output` [elements].
-    Reduce { parts: Tensor, output: Tensor, reduce: Reduce },
+    Reduce {
+        parts: Tensor,
+        output: Tensor,
+        reduce: Reduce,
+    },
 }
 
 impl Finish {
@@ -108,14 +119,15 @@ impl Work {
     /// Whether the data has come, or the operation has failed. Results are complete only after [`wait`](Work::wait),
     /// which will not block then.
     pub fn is_done(&self) -> bool {
-        match &self.pending {
+        let over = match &self.pending {
             Pending::Nothing => true,
             Pending::InC10d(work) => work.is_done(),
             Pending::OnThread { done, .. } => done.load(Ordering::Acquire),
-        }
+        };
+        over || self.group.ending().is_some()
     }
 
-    /// Waits until the operation is done: at most `timeout`, and not beyond the group's own deadline, which runs from
+    /// Blocks until the operation is done: at most `timeout`, and not beyond the group's own deadline, which runs from
     /// when the operation was launched. With NCCL, what the thread launches on its current stream afterwards sees the
     /// result.
     ///
@@ -124,41 +136,60 @@ impl Work {
     /// written hold then is not specified.
     pub fn wait(self, timeout: Duration) -> Result<()> {
         let limit = Deadline::after(timeout.min(self.note.deadline.left()));
-        let over = match &self.pending {
-            Pending::Nothing => Ok(()),
-            Pending::InC10d(work) => self.wait_in_c10d(work, &limit),
-            Pending::OnThread { result, .. } => match result.recv_timeout(limit.left()) {
-                Ok(outcome) => outcome.map_err(|message| self.failed_in_c10d(message, &limit)),
-                Err(RecvTimeoutError::Timeout) => Err(Failure::Late),
-                Err(RecvTimeoutError::Disconnected) => Err(Failure::Broken("its thread is gone".to_owned())),
-            },
-        };
+        let over = self.wait_until(&limit);
         let finished = over.and_then(|()| {
             self.finish.run().map_err(|error| Failure::Broken(format!("cannot reduce what came: {error}")))
         });
         finished.map_err(|failure| self.group.fail(&self.note, failure))
     }
 
-    fn wait_in_c10d(&self, work: &RawWork, limit: &Deadline) -> std::result::Result<(), Failure> {
-        let mut next_look = FIRST_LOOK;
+    /// Waits in slices; between them it looks whether the group has ended, whether the connections are whole, and
+    /// whether all ranks do the same.
+    fn wait_until(&self, limit: &Deadline) -> std::result::Result<(), Failure> {
+        let mut next_check = FIRST_LOOK;
+        let mut next_comparison = FIRST_LOOK;
         loop {
-            let until_look = next_look.saturating_sub(self.note.deadline.waited());
-            let slice = if self.group.polls { POLL.min(until_look) } else { until_look };
-            match self.group.raw.wait(work, slice.min(limit.left())) {
-                Ok(true) => return Ok(()),
-                Err(message) => return Err(self.failed_in_c10d(message, limit)),
-                Ok(false) if limit.left().is_zero() => return Err(Failure::Late),
-                Ok(false) => {}
+            let until_check = next_check.saturating_sub(self.note.deadline.waited());
+            let polls = self.group.polls || matches!(self.pending, Pending::OnThread { .. });
+            let slice = if polls { POLL.min(until_check) } else { until_check };
+            if self.is_over(slice.min(limit.left()), limit)? {
+                return Ok(());
             }
-            if let Some(ending) = &*self.group.ending() {
-                return Err(Failure::Broken(ending.to_string()));
+            if limit.left().is_zero() {
+                return Err(Failure::Late);
             }
-            if self.note.deadline.waited() >= next_look {
-                next_look *= 2;
+            if self.group.ending().is_some() {
+                return Err(Failure::Ended);
+            }
+            let waited = self.note.deadline.waited();
+            if waited >= next_check {
+                next_check = waited + waited.min(CHECK);
+                self.group.raw.check().map_err(Failure::Broken)?;
+            }
+            if waited >= next_comparison {
+                next_comparison = 2 * waited;
                 if let Some(how) = self.group.disagreement(&self.note) {
                     return Err(Failure::Broken(how));
                 }
             }
+        }
+    }
+
+    /// Whether the operation is done within `slice`.
+    fn is_over(&self, slice: Duration, limit: &Deadline) -> std::result::Result<bool, Failure> {
+        match &self.pending {
+            Pending::Nothing => Ok(true),
+            Pending::InC10d(work) => match self.group.raw.wait(work, slice) {
+                // An operation that was aborted looks done to NCCL.
+                Ok(done) => Ok(done && (!self.group.polls || self.group.ending().is_none())),
+                Err(message) => Err(self.failed_in_c10d(message, limit)),
+            },
+            Pending::OnThread { result, .. } => match result.recv_timeout(slice) {
+                Ok(Ok(())) => Ok(true),
+                Ok(Err(message)) => Err(self.failed_in_c10d(message, limit)),
+                Err(RecvTimeoutError::Timeout) => Ok(false),
+                Err(RecvTimeoutError::Disconnected) => Err(Failure::Broken("its thread is gone".to_owned())),
+            },
         }
     }
 
@@ -171,7 +202,7 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         if self.is_done() {
-            self.group.over();
+            self.group.under_way.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }

@@ -42,6 +42,19 @@ pub enum LinkEvent<C> {
     GaveUp(String),
 }
 
+impl<C> LinkEvent<C> {
+    /// The same event, with a command turned into what `translate` makes of it.
+    pub fn and_then<D>(self, translate: impl FnOnce(C) -> LinkEvent<D>) -> LinkEvent<D> {
+        match self {
+            Self::Command(command) => translate(command),
+            Self::Due => LinkEvent::Due,
+            Self::Lost(reason) => LinkEvent::Lost(reason),
+            Self::Refused(reason) => LinkEvent::Refused(reason),
+            Self::GaveUp(reason) => LinkEvent::GaveUp(reason),
+        }
+    }
+}
+
 #[derive(Debug)]
 enum State<R, C> {
     Pausing(Instant),
@@ -95,14 +108,14 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
     }
 
     /// Drops the stream, for the reason given; the next try follows after a pause.
-    pub fn broke(&mut self, reason: String) -> LinkEvent<C> {
+    pub fn broke<D>(&mut self, reason: String) -> LinkEvent<D> {
         if self.is_connected() {
             self.away_since = Instant::now();
         }
         self.pause(reason)
     }
 
-    fn pause(&mut self, reason: String) -> LinkEvent<C> {
+    fn pause<D>(&mut self, reason: String) -> LinkEvent<D> {
         self.state = State::Pausing(Instant::now() + self.backoff.next_pause());
         if self.away_since.elapsed() > self.time_limit {
             let (address, limit) = (&self.address, self.time_limit);
@@ -112,7 +125,7 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
     }
 
     /// Opens a stream with `hello` as its first report. Yields what went wrong, if anything did.
-    pub async fn connect(&mut self, hello: R) -> Option<LinkEvent<C>> {
+    pub async fn connect<D>(&mut self, hello: R) -> Option<LinkEvent<D>> {
         let channel = match connect(&self.address).await {
             Ok(channel) => channel,
             Err(error) => return Some(self.pause(format!("{error:#}"))),

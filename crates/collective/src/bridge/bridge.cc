@@ -5,8 +5,14 @@
 // and constructs nothing of Gloo's.
 #include "group.hpp"
 
+#include <arpa/nameser.h>
+#include <netinet/in.h>
+#include <resolv.h>
+
 #include <algorithm>
+#include <condition_variable>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/grad_mode.h>
@@ -19,17 +25,41 @@ using std::chrono::milliseconds;
 
 namespace {
 
-// c10d logs a warning with a stack trace for every time-out and closed connection. All of these come back as errors
-// here, so warnings are off, unless the environment says how much libtorch shall log.
-void log_errors_only() {
+// Sets up, once and before the first store, what c10d reads from the environment and its flags.
+void prepare_c10d() {
   static const bool once = [] {
+    // c10d logs a warning with a stack trace for every time-out and closed connection. They come back as errors here,
+    // so warnings are off, unless the environment says how much libtorch shall log.
     if (!c10::utils::has_env("TORCH_CPP_LOG_LEVEL")) {
       FLAGS_caffe2_log_level = std::max<int>(FLAGS_caffe2_log_level, c10::GLOG_ERROR);
     }
+    // c10d's flight recorder notes each new group in a map without a lock (recordWithResetEnabled in
+    // FlightRecorderDetail.hpp), which crashes when two threads launch in groups of their own. It is not needed here.
+    c10::utils::set_env("TORCH_FR_BUFFER_SIZE", "0");
     return true;
   }();
   static_cast<void>(once);
 }
+
+// Names are not looked up while one of these lives. c10d asks the DNS for the name of each address it connects to, only
+// to have something to log; a reply that is lost costs five seconds, and group after group connects.
+class NoNames {
+ public:
+  NoNames() {
+    if ((_res.options & RES_INIT) == 0) {
+      res_ninit(&_res);
+    }
+    servers_ = std::exchange(_res.nscount, 0);
+  }
+  ~NoNames() {
+    _res.nscount = servers_;
+  }
+  NoNames(const NoNames&) = delete;
+  NoNames& operator=(const NoNames&) = delete;
+
+ private:
+  int servers_;  // of this thread: _res is thread-local
+};
 
 c10d::ReduceOp reduce_op(int argument) {
   return static_cast<c10d::ReduceOp::RedOpType>(argument);
@@ -97,6 +127,13 @@ class TaggedGloo final : public c10d::ProcessGroupGloo {
   }
 };
 
+// Where the thread that waits for an operation hears that it is over, or that the group is.
+struct Signal {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool aborted = false;
+};
+
 class GlooGroup final : public sluice_group {
  public:
   explicit GlooGroup(c10::intrusive_ptr<TaggedGloo> gloo) : gloo_(std::move(gloo)) {}
@@ -109,43 +146,78 @@ class GlooGroup final : public sluice_group {
     gloo_->tag_next(tag);
   }
 
-  bool wait(c10d::Work& work, milliseconds timeout) override {
-    try {
-      // Zero means for ever to c10d.
-      work.wait(std::max(timeout, milliseconds(1)));
-      return true;
-    } catch (const c10::Error&) {
-      if (!work.isCompleted()) {
-        return false;
-      }
-      throw;
+  void launched(c10d::Work& work) override {
+    if (!c10d::isP2POp(work.retrieveOpType())) {
+      work.getFuture()->addCallback([signal = signal_](c10::ivalue::Future&) {
+        std::lock_guard<std::mutex> lock(signal->mutex);
+        signal->changed.notify_all();
+      });
     }
   }
 
+  // Not c10d::Work::wait: a send that is under way when its connection is closed is sometimes not told of it, and stays
+  // in Gloo's thread, with its tensors, until c10d's own limit (4 of 150 broadcasts whose receiver was killed). The
+  // caller must not stay with it: it is called back here by abort(), and looks after the connections with check().
+  bool wait(c10d::Work& work, milliseconds timeout) override {
+    if (c10d::isP2POp(work.retrieveOpType())) {
+      return work.wait(std::max(timeout, milliseconds(1)));
+    }
+    const auto future = work.getFuture();
+    {
+      std::unique_lock<std::mutex> lock(signal_->mutex);
+      signal_->changed.wait_for(lock, timeout, [&] { return signal_->aborted || future->completed(); });
+    }
+    if (!future->completed()) {
+      return false;
+    }
+    return work.wait();
+  }
+
   // Gloo cannot be aborted from outside, but a receive that times out closes every connection of its context and fails
-  // all that is pending on them. So: receive what nobody sends. A pair that is closed already throws; then the next
+  // all that is pending on them. So: wait for what nobody sends. A pair that is closed already throws; then the next
   // one is tried, and when all are closed nothing is pending any more.
   void abort() override {
+    {
+      std::lock_guard<std::mutex> lock(signal_->mutex);
+      signal_->aborted = true;
+      signal_->changed.notify_all();
+    }
     for (int peer = 0; peer < gloo_->getSize(); ++peer) {
       if (peer == gloo_->getRank()) {
         continue;
       }
       try {
-        std::vector<at::Tensor> unsent{at::empty({1}, at::kByte)};
-        c10::intrusive_ptr<c10d::Work> never;
-        {
-          std::lock_guard<std::mutex> lock(launching);
-          never = gloo_->recv(unsent, peer, kNeverSent);
-        }
-        never->wait(milliseconds(1));
+        receive_unsent(peer)->wait(milliseconds(1));
       } catch (const std::exception&) {
       }
     }
   }
 
+  // A new receive from a peer whose connection is closed fails at once. One that does not fail leaves a few dozen bytes
+  // behind until the group is freed.
+  void check() override {
+    for (int peer = 0; peer < gloo_->getSize(); ++peer) {
+      if (peer == gloo_->getRank()) {
+        continue;
+      }
+      try {
+        receive_unsent(peer);
+      } catch (const std::exception& error) {
+        TORCH_CHECK(false, "lost the connection to rank ", peer, ": ", error.what());
+      }
+    }
+  }
+
  private:
-  static constexpr int kNeverSent = 0x7fffffff;
+  // Launches a receive of a message that nobody sends: its tag has a bit that no message has.
+  c10::intrusive_ptr<c10d::Work> receive_unsent(int peer) {
+    std::vector<at::Tensor> nothing{at::empty({1}, at::kByte)};
+    std::lock_guard<std::mutex> lock(launching);
+    return gloo_->recv(nothing, peer, 0x7fffffff);
+  }
+
   c10::intrusive_ptr<TaggedGloo> gloo_;
+  std::shared_ptr<Signal> signal_ = std::make_shared<Signal>();
 };
 
 }  // namespace
@@ -162,7 +234,8 @@ void sluice_bytes_free(uint8_t* bytes) {
 
 int sluice_store_serve(int listen_fd, const char* host, int64_t timeout_ms, sluice_store** out, char** message) {
   return guarded(message, [&] {
-    log_errors_only();
+    prepare_c10d();
+    const NoNames no_names;
     c10d::TCPStoreOptions options;
     options.port = 0;
     options.isServer = true;
@@ -176,7 +249,8 @@ int sluice_store_serve(int listen_fd, const char* host, int64_t timeout_ms, slui
 
 int sluice_store_connect(const char* host, uint16_t port, int64_t timeout_ms, sluice_store** out, char** message) {
   return guarded(message, [&] {
-    log_errors_only();
+    prepare_c10d();
+    const NoNames no_names;
     c10d::TCPStoreOptions options;
     options.port = port;
     options.waitWorkers = false;
@@ -188,6 +262,7 @@ int sluice_store_connect(const char* host, uint16_t port, int64_t timeout_ms, sl
 
 int sluice_store_reconnect(const sluice_store* store, sluice_store** out, char** message) {
   return guarded(message, [&] {
+    const NoNames no_names;
     *out = new sluice_store{store->store->clone()};
     return SLUICE_OK;
   });
@@ -263,7 +338,7 @@ int sluice_gloo_new(
     sluice_group** out,
     char** message) {
   return guarded(message, [&] {
-    auto keys = c10::make_intrusive<c10d::PrefixStore>(config->prefix, store->store->clone());
+    auto keys = c10::make_intrusive<c10d::PrefixStore>(config->prefix, store->store);
     keys->setTimeout(milliseconds(config->join_ms));
     auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(config->join_ms));
     options->devices.push_back(
@@ -287,12 +362,21 @@ int sluice_group_abort(sluice_group* group, char** message) {
   });
 }
 
+int sluice_group_check(sluice_group* group, char** message) {
+  return guarded(message, [&] {
+    group->check();
+    return SLUICE_OK;
+  });
+}
+
 int sluice_launch(sluice_group* group, const sluice_operation* operation, sluice_work** out, char** message) {
   return guarded(message, [&] {
     // c10d's worker threads inherit this; their copies into leaves that require gradients would be refused otherwise.
     at::NoGradGuard no_grad;
     std::lock_guard<std::mutex> lock(group->launching);
-    *out = new sluice_work{launch(*group, *operation)};
+    auto work = launch(*group, *operation);
+    group->launched(*work);
+    *out = new sluice_work{std::move(work)};
     return SLUICE_OK;
   });
 }

@@ -24,7 +24,8 @@ enum {
 void sluice_message_free(char* message);
 void sluice_bytes_free(uint8_t* bytes);
 
-// Takes over the socket `listen_fd`, which is bound and listens.
+// Takes over the socket `listen_fd`, which is bound to the address `host` and listens. Here and below, `host` is numeric:
+// names are not looked up.
 int sluice_store_serve(int listen_fd, const char* host, int64_t timeout_ms, sluice_store** out, char** message);
 int sluice_store_connect(const char* host, uint16_t port, int64_t timeout_ms, sluice_store** out, char** message);
 // A second connection to the same server.
@@ -39,7 +40,7 @@ int sluice_store_check(sluice_store* store, const char* key, int* present, char*
 int sluice_store_add(sluice_store* store, const char* key, int64_t amount, int64_t* sum, char** message);
 int sluice_store_delete(sluice_store* store, const char* key, int* deleted, char** message);
 
-// Connects all ranks; may block for `join_ms` and somewhat longer. An operation that takes longer than `operation_ms`
+// Connects all ranks; may block for `join_ms` and somewhat longer, and the store's connection with it. An operation that takes longer than `operation_ms`
 // is given up by c10d itself.
 struct sluice_group_config {
   const char* prefix;  // of the keys in the store
@@ -61,6 +62,8 @@ int sluice_nccl_new(
 void sluice_group_free(sluice_group* group);
 // Ends every pending operation of this rank with an error and closes the connections, so that the other ranks end too.
 int sluice_group_abort(sluice_group* group, char** message);
+// SLUICE_FAILED when the connection to a peer is known to be closed (Gloo). Costs a small message to each peer.
+int sluice_group_check(sluice_group* group, char** message);
 
 // One operation. Only operations launched under equal tags match each other across ranks (Gloo).
 enum {

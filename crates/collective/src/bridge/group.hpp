@@ -30,9 +30,13 @@ struct sluice_group {
   virtual c10d::Backend& backend() = 0;
   // The next collective matches only collectives that other ranks launch under the same tag.
   virtual void tag_next(uint32_t /*tag*/) {}
-  // Waits at most `timeout`; false when the operation has not finished. Throws what the operation threw.
+  // Called with every operation that was launched.
+  virtual void launched(c10d::Work& /*work*/) {}
+  // Waits at most `timeout`, and not beyond abort(); false when the operation has not finished. Throws what it threw.
   virtual bool wait(c10d::Work& work, std::chrono::milliseconds timeout) = 0;
   virtual void abort() = 0;
+  // Throws when the connection to a peer is known to be closed.
+  virtual void check() {}
   virtual c10d::BarrierOptions barrier_options() const {
     return {};
   }

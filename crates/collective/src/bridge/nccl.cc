@@ -1,6 +1,7 @@
 // The NCCL backend behind bridge.h; compiled with the feature `cuda`.
 #include "group.hpp"
 
+#include <atomic>
 #include <thread>
 
 #include <c10/util/env.h>
@@ -23,6 +24,16 @@ class NcclGroup final : public sluice_group {
  public:
   NcclGroup(c10::intrusive_ptr<c10d::ProcessGroupNCCL> nccl, at::Device device)
       : nccl_(std::move(nccl)), device_(device) {}
+
+  // Without either, c10d complains about a group that was not shut down.
+  ~NcclGroup() override {
+    if (!aborted_) {
+      try {
+        nccl_->shutdown();
+      } catch (const std::exception&) {
+      }
+    }
+  }
 
   c10d::Backend& backend() override {
     return *nccl_;
@@ -48,6 +59,7 @@ class NcclGroup final : public sluice_group {
   }
 
   void abort() override {
+    aborted_ = true;
     nccl_->abort();
   }
 
@@ -61,6 +73,7 @@ class NcclGroup final : public sluice_group {
  private:
   c10::intrusive_ptr<c10d::ProcessGroupNCCL> nccl_;
   at::Device device_;
+  std::atomic<bool> aborted_{false};
 };
 
 }  // namespace

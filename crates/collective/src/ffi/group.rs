@@ -59,6 +59,7 @@ unsafe extern "C" {
     ) -> c_int;
     fn sluice_group_free(group: *mut OpaqueGroup);
     fn sluice_group_abort(group: *mut OpaqueGroup, message: Message) -> c_int;
+    fn sluice_group_check(group: *mut OpaqueGroup, message: Message) -> c_int;
     fn sluice_launch(
         group: *mut OpaqueGroup,
         operation: *const Operation,
@@ -156,7 +157,11 @@ impl RawGroup {
     }
 
     /// Connects all ranks over Gloo.
-    pub(crate) fn gloo(store: &RawStore, config: &RawGroupConfig<'_>, at: &RawAddress<'_>) -> Result<Self, String> {
+    pub(crate) fn gloo(
+        store: &RawStore,
+        config: &RawGroupConfig<'_>,
+        at: &RawAddress<'_>,
+    ) -> Result<Self, String> {
         let (host, interface) = match at {
             RawAddress::Host(host) => (host.as_ptr(), ptr::null()),
             RawAddress::Interface(interface) => (ptr::null(), interface.as_ptr()),
@@ -200,6 +205,13 @@ impl RawGroup {
         call(|message| unsafe {
             sluice_work_wait(self.0.as_ptr(), work.0.as_ptr(), milliseconds(limit), message)
         })
+    }
+
+    /// Fails when the connection to a peer is known to be closed.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        // SAFETY: the group is live.
+        call(|message| unsafe { sluice_group_check(self.0.as_ptr(), message) })?;
+        Ok(())
     }
 
     /// Ends every pending operation with an error and closes the connections.

@@ -16,8 +16,20 @@ pub(super) struct Opaque {
 
 unsafe extern "C" {
     fn sluice_bytes_free(bytes: *mut u8);
-    fn sluice_store_serve(fd: c_int, host: *const c_char, ms: i64, out: *mut *mut Opaque, message: Message) -> c_int;
-    fn sluice_store_connect(host: *const c_char, port: u16, ms: i64, out: *mut *mut Opaque, message: Message) -> c_int;
+    fn sluice_store_serve(
+        fd: c_int,
+        host: *const c_char,
+        ms: i64,
+        out: *mut *mut Opaque,
+        message: Message,
+    ) -> c_int;
+    fn sluice_store_connect(
+        host: *const c_char,
+        port: u16,
+        ms: i64,
+        out: *mut *mut Opaque,
+        message: Message,
+    ) -> c_int;
     fn sluice_store_reconnect(store: *const Opaque, out: *mut *mut Opaque, message: Message) -> c_int;
     fn sluice_store_free(store: *mut Opaque);
     fn sluice_store_set(
@@ -42,7 +54,12 @@ unsafe extern "C" {
         ms: i64,
         message: Message,
     ) -> c_int;
-    fn sluice_store_check(store: *mut Opaque, key: *const c_char, present: *mut c_int, message: Message) -> c_int;
+    fn sluice_store_check(
+        store: *mut Opaque,
+        key: *const c_char,
+        present: *mut c_int,
+        message: Message,
+    ) -> c_int;
     fn sluice_store_add(
         store: *mut Opaque,
         key: *const c_char,
@@ -50,7 +67,12 @@ unsafe extern "C" {
         sum: *mut i64,
         message: Message,
     ) -> c_int;
-    fn sluice_store_delete(store: *mut Opaque, key: *const c_char, deleted: *mut c_int, message: Message) -> c_int;
+    fn sluice_store_delete(
+        store: *mut Opaque,
+        key: *const c_char,
+        deleted: *mut c_int,
+        message: Message,
+    ) -> c_int;
 }
 
 /// One connection to a store. Calls from several threads queue up behind each other, so a waiting one holds up the rest.
@@ -84,7 +106,9 @@ impl RawStore {
         // twice would be worse than leaking it.
         let fd = listener.into_raw_fd();
         // SAFETY: `host` is a C string for the length of the call, `fd` is ours to give away.
-        Self::made(|out, message| unsafe { sluice_store_serve(fd, host.as_ptr(), milliseconds(limit), out, message) })
+        Self::made(|out, message| unsafe {
+            sluice_store_serve(fd, host.as_ptr(), milliseconds(limit), out, message)
+        })
     }
 
     pub(crate) fn connect(host: &CStr, port: u16, limit: Duration) -> Result<Self, String> {
@@ -135,6 +159,9 @@ impl RawStore {
 
     /// Whether all the keys are there within `limit`.
     pub(crate) fn wait<K: AsRef<CStr>>(&self, keys: &[K], limit: Duration) -> Result<bool, String> {
+        if keys.is_empty() {
+            return Ok(true);
+        }
         let keys: Vec<_> = keys.iter().map(|key| key.as_ref().as_ptr()).collect();
         // SAFETY: `self` is a live store; `keys` are C strings, borrowed for the length of the call.
         call(|message| unsafe {
@@ -152,7 +179,9 @@ impl RawStore {
     pub(crate) fn add(&self, key: &CStr, amount: i64) -> Result<i64, String> {
         let mut sum = 0;
         // SAFETY: `self` is a live store; `key` lives for the length of the call.
-        call(|message| unsafe { sluice_store_add(self.0.as_ptr(), key.as_ptr(), amount, &mut sum, message) })?;
+        call(|message| unsafe {
+            sluice_store_add(self.0.as_ptr(), key.as_ptr(), amount, &mut sum, message)
+        })?;
         Ok(sum)
     }
 

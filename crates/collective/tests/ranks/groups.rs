@@ -1,6 +1,5 @@
 //! How groups come, disagree and go, among ranks that all live.
 
-use std::sync::Barrier;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 use collective::{Backend, Error, GlooAddress, GroupConfig, PeerState, ProcessGroup, Reduce};
 use tch::{Device, Kind, Tensor};
 
-use crate::threads::{PATIENCE, config, in_group, join, on_threads, serve};
+use crate::threads::{Meeting, PATIENCE, config, in_group, join, on_threads, serve};
 
 crate::tests! {
     two_generations_work_at_once,
@@ -37,8 +36,10 @@ fn two_generations_work_at_once() {
     on_threads(3, |rank, store| {
         let old = join(&store, config("generation-1", rank, 3)).expect("join the first");
         let mut in_old: Vec<_> = (0..4).map(|_| ones(10_000)).collect();
-        let under_way: Vec<_> =
-            in_old.iter_mut().map(|tensor| old.start_all_reduce(tensor, Reduce::Sum).expect("start")).collect();
+        let under_way: Vec<_> = in_old
+            .iter_mut()
+            .map(|tensor| old.start_all_reduce(tensor, Reduce::Sum).expect("start"))
+            .collect();
         // The second has fewer members, and ranks of its own.
         if rank > 0 {
             let new = join(&store, config("generation-2", 2 - rank, 2)).expect("join the second");
@@ -70,8 +71,13 @@ fn a_member_that_never_comes_is_named() {
         let start = Instant::now();
         let limit = Duration::from_millis(700);
         // Ranks 1 and 3 of 4 never come.
-        let error = join(&store, GroupConfig { join_timeout: limit, ..config("group", 2 * rank, 4) }).expect_err("not all came");
-        assert!(start.elapsed() >= limit && start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        let error = join(&store, GroupConfig { join_timeout: limit, ..config("group", 2 * rank, 4) })
+            .expect_err("not all came");
+        assert!(
+            start.elapsed() >= limit && start.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            start.elapsed()
+        );
         error
     });
     for error in errors {
@@ -101,14 +107,18 @@ fn gloo_listens_where_it_is_told() {
         let at = [GlooAddress::Host("127.0.0.1".into()), GlooAddress::Interface("lo".into())];
         for (number, address) in at.into_iter().enumerate() {
             let name = format!("group-{number}");
-            let group = join(&store, GroupConfig { backend: Backend::Gloo(address), ..config(&name, rank, 2) });
+            let group =
+                join(&store, GroupConfig { backend: Backend::Gloo(address), ..config(&name, rank, 2) });
             group.expect("join").barrier().expect("barrier");
         }
         let nowhere = Backend::Gloo(GlooAddress::Host("192.0.2.1".into()));
         let short = Duration::from_secs(2);
         let config = GroupConfig { backend: nowhere, join_timeout: short, ..config("nowhere", rank, 2) };
         let error = join(&store, config).expect_err("that address belongs to nobody");
-        assert!(error.to_string().contains("cannot connect") && error.to_string().contains("192.0.2.1"), "{error}");
+        assert!(
+            error.to_string().contains("cannot connect") && error.to_string().contains("192.0.2.1"),
+            "{error}"
+        );
     });
 }
 
@@ -143,19 +153,19 @@ fn on_one_gpu() {
 }
 
 fn an_abort_ends_what_is_pending() {
-    let started = Barrier::new(2);
+    let started = Meeting::of(2);
     in_group(2, PATIENCE, |group| {
         if group.rank() == 1 {
-            started.wait();
+            started.meet();
             // Never takes part, but lives until the other is through.
-            started.wait();
+            started.meet();
             return;
         }
         let handle = group.abort_handle();
         let mut tensor = ones(4);
         let work = group.start_all_reduce(&mut tensor, Reduce::Sum).expect("start");
         let second = group.start_barrier().expect("start");
-        started.wait();
+        started.meet();
         let aborter = thread::spawn(move || handle.abort("the run is over"));
         let start = Instant::now();
         let error = work.wait(PATIENCE).expect_err("aborted");
@@ -167,7 +177,7 @@ fn an_abort_ends_what_is_pending() {
         aborter.join().expect("abort returns");
         let dead = group.barrier().expect_err("the group has ended");
         assert!(matches!(&dead, Error::Dead { cause, .. } if cause.contains("the run is over")), "{dead:?}");
-        started.wait();
+        started.meet();
     });
 }
 
@@ -197,7 +207,10 @@ fn an_abort_ends_the_group_elsewhere() {
 }
 
 /// Runs two ranks that disagree, and checks that both say how, long before the deadline.
-fn disagreement(rank_0: impl Fn(&ProcessGroup) -> collective::Result<()> + Sync, rank_1: impl Fn(&ProcessGroup) -> collective::Result<()> + Sync) -> Vec<Error> {
+fn disagreement(
+    rank_0: impl Fn(&ProcessGroup) -> collective::Result<()> + Sync,
+    rank_1: impl Fn(&ProcessGroup) -> collective::Result<()> + Sync,
+) -> Vec<Error> {
     let start = Instant::now();
     let errors = in_group(2, PATIENCE, |group| {
         group.barrier().expect("they still agree");
@@ -257,10 +270,10 @@ fn a_send_and_a_receive_that_differ_never_mix() {
 }
 
 fn a_short_wait_ends_the_group() {
-    let started = Barrier::new(2);
+    let started = Meeting::of(2);
     in_group(2, PATIENCE, |group| {
         if group.rank() == 1 {
-            started.wait();
+            started.meet();
             return;
         }
         let start = Instant::now();
@@ -271,24 +284,29 @@ fn a_short_wait_ends_the_group() {
         assert_eq!(error.missing(), [1]);
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         assert!(matches!(group.barrier(), Err(Error::Dead { .. })));
-        started.wait();
+        started.meet();
     });
 }
 
 fn a_rank_that_lags_behind_is_named() {
     let limit = Duration::from_secs(1);
-    let over = Barrier::new(3);
+    let over = Meeting::of(3);
     in_group(3, limit, |group| {
         group.barrier().expect("all are there");
         let start = Instant::now();
         if group.rank() != 2 {
             let error = group.all_reduce(&mut ones(3), Reduce::Sum).expect_err("rank 2 never comes");
             let waited = start.elapsed();
-            assert!(waited >= limit && waited < limit + Duration::from_secs(1), "{waited:?}");
+            // The other's deadline may strike a little earlier and end the group here too.
+            let early = Duration::from_millis(500);
+            assert!(waited + early >= limit && waited < 2 * limit, "{waited:?}");
             assert_eq!(error.missing(), [2], "{error}");
-            assert!(error.to_string().contains("rank 2 never arrived (its last operation was barrier #1)"), "{error}");
+            assert!(
+                error.to_string().contains("rank 2 never arrived (its last operation was barrier #1)"),
+                "{error}"
+            );
         }
-        over.wait();
+        over.meet();
     });
 }
 
@@ -306,7 +324,7 @@ fn leaving_early_spoils_nothing() {
 }
 
 fn leaving_with_operations_under_way_is_quick_and_known() {
-    let (dropped, other) = (channel(), Barrier::new(2));
+    let (dropped, other) = (channel(), Meeting::of(2));
     let receiver = std::sync::Mutex::new(dropped.1);
     on_threads(2, |rank, store| {
         let group = join(&store, config("group", rank, 2)).expect("join");
@@ -321,13 +339,13 @@ fn leaving_with_operations_under_way_is_quick_and_known() {
             let error = work.wait(PATIENCE).expect_err("its group is gone");
             assert!(matches!(error, Error::Lost(_)), "{error:?}");
             dropped.0.send(()).expect("rank 1 listens");
-            other.wait();
+            other.meet();
             return;
         }
         receiver.lock().expect("not poisoned").recv_timeout(PATIENCE).expect("rank 0 leaves");
         let error = group.barrier().expect_err("rank 0 has left");
         assert!(matches!(&error, Error::Lost(fault) if fault.peers[0].state == PeerState::Left), "{error:?}");
         assert_eq!(error.missing(), [0]);
-        other.wait();
+        other.meet();
     });
 }

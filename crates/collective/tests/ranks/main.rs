@@ -16,6 +16,8 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
+    // Ranks share few processors here; torch's threads would only wait for each other.
+    tch::set_num_threads(1);
     let arguments: Vec<String> = std::env::args().collect();
     if arguments.get(1).is_some_and(|first| first == "member") {
         return processes::member(&arguments[2..]);

@@ -46,7 +46,13 @@ fn filled(rank: usize, shape: &[i64], kind: Kind) -> Tensor {
 fn values(tensor: &Tensor) -> Vec<i64> {
     let exact = tensor.to_kind(Kind::Double).view([-1]);
     let values = Vec::<f64>::try_from(exact).expect("a vector of f64");
-    values.into_iter().map(|value| { assert_eq!(value.fract(), 0.0); value as i64 }).collect()
+    values
+        .into_iter()
+        .map(|value| {
+            assert_eq!(value.fract(), 0.0);
+            value as i64
+        })
+        .collect()
 }
 
 fn reduced(reduce: Reduce, world_size: usize, i: usize) -> i64 {
@@ -153,8 +159,9 @@ fn all_reduce_is_the_same_bit_for_bit() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let results = in_group(3, PATIENCE, |group| {
             // Values of all magnitudes, different on every rank, without a random number generator.
-            let values: Vec<f64> =
-                (1..=10_007).map(|i| (f64::from(i) * (group.rank() + 2) as f64).sin() * f64::from(i % 97).exp2()).collect();
+            let values: Vec<f64> = (1..=10_007)
+                .map(|i| (f64::from(i) * (group.rank() + 2) as f64).sin() * f64::from(i % 97).exp2())
+                .collect();
             let mut tensor = Tensor::from_slice(&values).to_kind(kind);
             group.all_reduce(&mut tensor, Reduce::Sum).expect("all_reduce");
             Vec::<f64>::try_from(tensor.to_kind(Kind::Double)).expect("values")
@@ -220,8 +227,9 @@ fn bytes_are_broadcast() {
 /// Buckets in flight at once, waited for backwards, with other operations between them.
 fn operations_overlap() {
     in_group(3, PATIENCE, |group| {
-        let mut buckets: Vec<_> =
-            (0..8).map(|i| Tensor::full([100_000], i + group.rank() as i64, (Kind::Float, Device::Cpu))).collect();
+        let mut buckets: Vec<_> = (0..8)
+            .map(|i| Tensor::full([100_000], i + group.rank() as i64, (Kind::Float, Device::Cpu)))
+            .collect();
         let works: Vec<_> = buckets
             .iter_mut()
             .map(|bucket| group.start_all_reduce(bucket, Reduce::Sum).expect("start"))
@@ -269,13 +277,22 @@ fn what_is_wrong_here_is_refused_and_the_group_goes_on() {
         refused(group.broadcast(&mut good(), 2), "the root is rank 2 in a world of 2");
         refused(group.broadcast_bytes(&mut vec![1], 2), "the root is rank 2 in a world of 2");
         refused(group.broadcast(&mut Tensor::new(), 0), "not defined");
-        refused(group.broadcast(&mut Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)).transpose(0, 1), 0), "not contiguous");
+        refused(
+            group.broadcast(&mut Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)).transpose(0, 1), 0),
+            "not contiguous",
+        );
         refused(group.all_reduce(&mut good().to_kind(Kind::Bool), Reduce::Sum), "of kind Bool");
         refused(group.all_reduce(&mut good().to_kind(Kind::Int64), Reduce::Mean), "Int64 has no mean");
         refused(group.all_gather(&mut [good()], &good()), "1 outputs for 2 ranks");
-        refused(group.all_gather(&mut [good(), Tensor::zeros([5], (Kind::Float, Device::Cpu))], &good()), "an output is [5]");
+        refused(
+            group.all_gather(&mut [good(), Tensor::zeros([5], (Kind::Float, Device::Cpu))], &good()),
+            "an output is [5]",
+        );
         refused(group.all_gather_into(&mut good(), &good()), "does not hold 2 parts");
-        refused(group.all_gather_into(&mut Tensor::zeros([8], (Kind::Half, Device::Cpu)), &good()), "output is Half, but input is Float");
+        refused(
+            group.all_gather_into(&mut Tensor::zeros([8], (Kind::Half, Device::Cpu)), &good()),
+            "output is Half, but input is Float",
+        );
         refused(group.reduce_scatter(&mut good(), &good(), Reduce::Sum), "does not hold 2 parts");
         refused(group.send(&good(), group.rank()), "is this rank itself");
         refused(group.receive(&mut good(), 9), "the peer is rank 9 in a world of 2");

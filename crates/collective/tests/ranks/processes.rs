@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tch::{Device, Kind, Tensor};
 
-use crate::threads::{PATIENCE, config};
+use crate::threads::{PATIENCE, config, on_threads};
 
 /// What a member process does once it has joined.
 #[derive(Clone, Copy, Debug)]
@@ -27,10 +27,12 @@ pub(crate) enum Scenario {
     Idle,
     /// Hosts the store, joins as rank 0, then all-reduces for ever.
     Hosts,
+    /// Joins nobody, but forms one generation after the other on threads, and counts what is left of them.
+    Generations,
 }
 
 impl Scenario {
-    const ALL: [Self; 4] = [Self::Broadcasts, Self::AllReduces, Self::Idle, Self::Hosts];
+    const ALL: [Self; 5] = [Self::Broadcasts, Self::AllReduces, Self::Idle, Self::Hosts, Self::Generations];
 
     fn name(self) -> String {
         format!("{self:?}")
@@ -53,7 +55,10 @@ impl Member {
         let program = std::env::current_exe().expect("this program has a path");
         let mut child = Command::new(program)
             .args(["member", &scenario.name(), &port.to_string(), &config.name])
-            .args([config.rank, config.world_size, config.timeout.as_millis() as usize].map(|number| number.to_string()))
+            .args(
+                [config.rank, config.world_size, config.timeout.as_millis() as usize]
+                    .map(|number| number.to_string()),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -69,7 +74,8 @@ impl Member {
         let start = Instant::now();
         let lines = self.lines.lock().expect("one reader at a time");
         loop {
-            let line = lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no line {word:?}: {error}"));
+            let line =
+                lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no line {word:?}: {error}"));
             if let Some(rest) = line.strip_prefix(word) {
                 return rest.trim().to_owned();
             }
@@ -105,6 +111,7 @@ pub(crate) fn member(arguments: &[String]) -> ExitCode {
     let numbers: Vec<usize> = numbers.iter().map(|number| number.parse().expect("a number")).collect();
     let scenario = Scenario::ALL.into_iter().find(|known| known.name() == *scenario).expect("a scenario");
     let store = match scenario {
+        Scenario::Generations => return generations(),
         Scenario::Hosts => Store::serve("127.0.0.1", 0, PATIENCE).expect("serve"),
         _ => Store::connect("127.0.0.1", port.parse().expect("a port"), PATIENCE).expect("connect"),
     };
@@ -115,12 +122,13 @@ pub(crate) fn member(arguments: &[String]) -> ExitCode {
     println!("joined");
     let start = Instant::now();
     let error = match scenario {
-        Scenario::Broadcasts => for_ever(|| {
-            group.broadcast(&mut Tensor::zeros([BROADCAST], (Kind::Float, Device::Cpu)), 0)
-        }),
-        Scenario::AllReduces | Scenario::Hosts => for_ever(|| {
-            group.all_reduce(&mut Tensor::zeros([1024], (Kind::Float, Device::Cpu)), Reduce::Sum)
-        }),
+        Scenario::Broadcasts => {
+            for_ever(|| group.broadcast(&mut Tensor::zeros([BROADCAST], (Kind::Float, Device::Cpu)), 0))
+        }
+        Scenario::AllReduces | Scenario::Hosts => {
+            for_ever(|| group.all_reduce(&mut Tensor::zeros([1024], (Kind::Float, Device::Cpu)), Reduce::Sum))
+        }
+        Scenario::Generations => unreachable!("returned above"),
         Scenario::Idle => {
             thread::spawn(|| {
                 // Whatever comes, it is the end of input.
@@ -152,4 +160,41 @@ fn for_ever(operation: impl Fn() -> collective::Result<()>) -> collective::Error
         }
     }
     unreachable!("rounds do not end")
+}
+
+/// Runs 10 generations, then 50, and prints the open files and threads after each batch.
+fn generations() -> ExitCode {
+    for batch in [0..10, 10..60] {
+        on_threads(3, |rank, store| {
+            for number in batch.clone() {
+                let name = format!("generation-{number}");
+                let group = ProcessGroup::new(&store, config(&name, rank, 3)).expect("join");
+                let mut tensor = Tensor::ones([1024], (Kind::Float, Device::Cpu));
+                let outcome = group.broadcast(&mut tensor, 0);
+                if number % 2 == 0 {
+                    outcome.expect("broadcast");
+                } else if rank == 0 {
+                    // Others may be in the middle of it.
+                    group.abort_handle().abort("every other generation");
+                }
+            }
+        });
+        // Some of it goes on threads of its own; so look until nothing has changed for a second.
+        let start = Instant::now();
+        let mut counts = (0, 0);
+        let mut since = start;
+        while since.elapsed() < Duration::from_secs(1) && start.elapsed() < PATIENCE {
+            let now = (entries("/proc/self/fd"), entries("/proc/self/task"));
+            if now != counts {
+                (counts, since) = (now, Instant::now());
+            }
+            thread::yield_now();
+        }
+        println!("files {} threads {}", counts.0, counts.1);
+    }
+    ExitCode::SUCCESS
+}
+
+fn entries(folder: &str) -> usize {
+    std::fs::read_dir(folder).expect("proc is mounted").count()
 }

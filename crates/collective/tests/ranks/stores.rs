@@ -69,7 +69,10 @@ fn what_is_not_there_in_time_is_an_error() {
     let start = Instant::now();
     let error = store.get("never", limit).expect_err("nobody sets it");
     assert!(start.elapsed() >= limit && start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    assert!(matches!(&error, Error::StoreTimeout { operation: "get", key, .. } if key == "never"), "{error:?}");
+    assert!(
+        matches!(&error, Error::StoreTimeout { operation: "get", key, .. } if key == "never"),
+        "{error:?}"
+    );
     store.set("there", b"").expect("set");
     let error = store.wait(&["there", "never"], limit).expect_err("one of them never comes");
     assert!(error.to_string().contains("wait for \"there,never\": not there after"), "{error}");

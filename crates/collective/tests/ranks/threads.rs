@@ -1,5 +1,7 @@
 //! Ranks as threads of this process, each with a connection and a group of its own.
 
+use std::panic::resume_unwind;
+use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -37,7 +39,7 @@ pub(crate) fn on_threads<T: Send>(world_size: usize, rank: impl Fn(usize, Store)
                 scope.spawn(move || rank(own, store))
             })
             .collect();
-        ranks.into_iter().map(|rank| rank.join().expect("a rank panicked")).collect()
+        ranks.into_iter().map(|rank| rank.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     })
 }
 
@@ -55,4 +57,29 @@ pub(crate) fn in_group<T: Send>(
 
 pub(crate) fn join(store: &Store, config: GroupConfig) -> Result<ProcessGroup> {
     ProcessGroup::new(store, config)
+}
+
+/// Where a number of threads wait for each other, though not for one that has panicked.
+pub(crate) struct Meeting {
+    expected: usize,
+    arrivals: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Meeting {
+    pub(crate) fn of(expected: usize) -> Self {
+        Self { expected, arrivals: Mutex::new(0), changed: Condvar::new() }
+    }
+
+    pub(crate) fn meet(&self) {
+        let mut arrivals = self.arrivals.lock().expect("nobody panics while counting");
+        *arrivals += 1;
+        self.changed.notify_all();
+        // The arrivals of a later meeting are beyond this one's.
+        let complete = arrivals.next_multiple_of(self.expected);
+        let waiting = self.changed.wait_timeout_while(arrivals, PATIENCE, |arrivals| *arrivals < complete);
+        let (arrivals, timeout) = waiting.expect("nobody panics while counting");
+        drop(arrivals);
+        assert!(!timeout.timed_out(), "the others do not come");
+    }
 }
