@@ -1,10 +1,11 @@
 //! The actor: generation engine, rollout loop, weight receiver.
 //!
-//! [`engine`] generates and knows nothing of the ring; [`build`] wires the role that leases prompts from the
+//! [`engine`] generates and knows nothing of the ring; [`generate`] runs one over prompts of a file; [`build`] wires the role that leases prompts from the
 //! coordinator, generates with it, and streams rollouts to the reward servers.
 
 pub mod config;
 pub mod engine;
+pub mod generate;
 
 mod coordinator_client;
 mod metrics;
