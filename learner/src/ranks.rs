@@ -65,7 +65,7 @@ impl Ranks {
     }
 
     /// Rank 0's bytes, on every rank.
-    pub(crate) fn from_first(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    pub(crate) fn of_first(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
         let mut bytes = bytes;
         if let Some(group) = &self.group {
             group.broadcast_bytes(&mut bytes, 0)?;
@@ -87,7 +87,7 @@ impl Ranks {
 
     /// Checks that every rank has the same bytes. All ranks learn of a difference.
     pub(crate) fn agree(&self, what: &'static str, bytes: &[u8]) -> Result<()> {
-        let first = self.from_first(bytes.to_vec())?;
+        let first = self.of_first(bytes.to_vec())?;
         let rank = self.rank();
         let mut differing = [if first == bytes { 0.0 } else { 1.0 }, 0.0];
         differing[1] = differing[0] * rank as f64;

@@ -216,11 +216,4 @@ impl Trainee {
         self.network.store.share(ranks)?;
         Ok(norm)
     }
-
-    /// The gradient of the minibatch so far, by group, `[part]`; for tests, after every reduction is over.
-    #[cfg(test)]
-    pub(crate) fn gradient(&mut self) -> Result<Vec<Tensor>> {
-        self.gradients.finish()?;
-        Ok((0..=self.network.output()).map(|group| self.gradients.part(group)).collect())
-    }
 }

@@ -98,7 +98,7 @@ fn chosen(ranks: &Ranks, folder: &Path) -> Result<Option<(PathBuf, Manifest)>> {
         Ok(found) => Ok(found.as_ref().map(|(path, manifest)| (path, manifest))),
         Err(error) => Err(error.to_string()),
     };
-    let bytes = ranks.from_first(serde_json::to_vec(&word).expect("a manifest is JSON"))?;
+    let bytes = ranks.of_first(serde_json::to_vec(&word).expect("a manifest is JSON"))?;
     let found = found?;
     if ranks.rank() == 0 {
         return Ok(found);

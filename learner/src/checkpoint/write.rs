@@ -112,14 +112,18 @@ impl Checkpoints {
     }
 }
 
+/// Tensors with their names.
+type Named = Vec<(String, Tensor)>;
+
 /// What a rank writes, in memory of its own.
 #[derive(Debug, Default)]
 struct Snapshot {
     models: Vec<(&'static str, ModelConfig, Weights)>,
     companions: Option<PathBuf>,
-    adapter: Option<(LoraConfig, Vec<(String, Tensor)>, PathBuf)>,
+    /// With LoRA, the adapters and whose they are.
+    adapter: Option<(LoraConfig, Named, PathBuf)>,
     /// Optimizer state by file name.
-    state: Vec<(String, Vec<(String, Tensor)>)>,
+    state: Vec<(String, Named)>,
 }
 
 impl Snapshot {
@@ -239,7 +243,7 @@ impl<T> Outcome<T> {
 /// Rank 0's result, on every rank.
 fn agreed(ranks: &Ranks, result: std::result::Result<String, Error>) -> Result<String> {
     let bytes = serde_json::to_vec(&Outcome::of(&result)).expect("text is JSON");
-    let first: Outcome<String> = decode(&ranks.from_first(bytes)?)?;
+    let first: Outcome<String> = decode(&ranks.of_first(bytes)?)?;
     match (result, first) {
         (Err(error), _) => Err(error.into()),
         (Ok(_), Outcome::Done(value)) => Ok(value),

@@ -108,7 +108,7 @@ impl service::Config for Config {
             problems.push(format!("rank is {}, must be below world_size = {}", self.rank, self.world_size));
         }
         for (key, address) in [("coordinator", &self.coordinator), ("rendezvous", &self.rendezvous)] {
-            if !address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+            if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
                 problems.push(format!("{key} is {address:?}, must be host:port"));
             }
         }
