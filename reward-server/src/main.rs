@@ -1,3 +1,7 @@
-//! The `sluice-reward-server` binary.
+//! `sluice-reward-server`: scores rollouts.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    service::run("reward-server", reward_server::build)
+}

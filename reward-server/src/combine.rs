@@ -1,0 +1,108 @@
+//! From the scorers' numbers to the score.
+
+use crate::config::{Gate, ScorerConfig, Share};
+use crate::fault::Fault;
+
+/// The rule that turns one number per scorer into the score.
+#[derive(Debug, Clone)]
+pub(crate) struct Combination {
+    parts: Vec<(f64, Share)>,
+    clip: Option<[f64; 2]>,
+}
+
+impl Combination {
+    /// The rule of these scorers, in their order.
+    pub(crate) fn new(scorers: &[ScorerConfig], clip: Option<[f64; 2]>) -> Self {
+        let parts = scorers.iter().map(|scorer| (scorer.weight(), scorer.share.clone())).collect();
+        Self { parts, clip }
+    }
+
+    /// `sum_i w_i clip_i((s_i - mean_i) / std_i)`, clipped, then gate by gate in the scorers' order.
+    ///
+    /// `numbers` has one finite number per scorer.
+    pub(crate) fn score(&self, numbers: &[f64]) -> Result<f32, Fault> {
+        let parts = || self.parts.iter().zip(numbers);
+        let sum = parts().map(|((weight, share), number)| weight * standardised(share, *number)).sum();
+        let clipped = clip(sum, self.clip);
+        let score = parts().fold(clipped, |score, ((_, share), number)| gated(share, *number, score)) as f32;
+        if score.is_finite() {
+            Ok(score)
+        } else {
+            Err(Fault::error(format!("the combined score is {score}")))
+        }
+    }
+}
+
+fn standardised(share: &Share, number: f64) -> f64 {
+    clip((number - share.mean) / share.std, share.clip)
+}
+
+fn clip(number: f64, range: Option<[f64; 2]>) -> f64 {
+    range.map_or(number, |[low, high]| number.clamp(low, high))
+}
+
+fn gated(share: &Share, number: f64, score: f64) -> f64 {
+    let passed = share.threshold.is_none_or(|threshold| number >= threshold);
+    match (share.gate, share.threshold) {
+        (None, _) => score,
+        (Some(Gate::Multiply), None) => score * number,
+        (Some(Gate::Multiply), Some(_)) => score * f64::from(u8::from(passed)),
+        (Some(Gate::Floor), _) if passed => score,
+        (Some(Gate::Floor), _) => share.floor,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Kind, UnitTests};
+
+    fn scorer(share: Share) -> ScorerConfig {
+        ScorerConfig { share, kind: Kind::UnitTests(UnitTests::default()) }
+    }
+
+    fn weighted(weight: f64) -> ScorerConfig {
+        scorer(Share { weight: Some(weight), ..Share::default() })
+    }
+
+    fn score(scorers: &[ScorerConfig], clip: Option<[f64; 2]>, numbers: &[f64]) -> f32 {
+        Combination::new(scorers, clip).score(numbers).unwrap()
+    }
+
+    #[test]
+    fn the_score_is_the_weighted_sum() {
+        assert_eq!(score(&[weighted(1.0), weighted(0.5), weighted(0.0)], None, &[2.0, -3.0, 100.0]), 0.5);
+    }
+
+    #[test]
+    fn numbers_are_standardised_then_clipped() {
+        let share = Share { mean: 1.0, std: 2.0, clip: Some([-1.0, 1.0]), ..Share::default() };
+        let scorers = [scorer(share)];
+        assert_eq!(score(&scorers, None, &[2.0]), 0.5);
+        assert_eq!(score(&scorers, None, &[9.0]), 1.0);
+        assert_eq!(score(&scorers, Some([-0.25, 0.25]), &[2.0]), 0.25);
+    }
+
+    #[test]
+    fn a_gate_multiplies_or_floors() {
+        let gate = |gate, threshold| {
+            let share = Share { gate: Some(gate), threshold, floor: -2.0, ..Share::default() };
+            [weighted(1.0), scorer(share)]
+        };
+        assert_eq!(score(&gate(Gate::Multiply, None), None, &[3.0, 0.5]), 1.5, "by the number");
+        assert_eq!(
+            score(&gate(Gate::Multiply, Some(0.6)), None, &[3.0, 0.5]),
+            0.0,
+            "by 0 below the threshold"
+        );
+        assert_eq!(score(&gate(Gate::Multiply, Some(0.5)), None, &[3.0, 0.5]), 3.0, "by 1 at the threshold");
+        assert_eq!(score(&gate(Gate::Floor, Some(0.6)), None, &[3.0, 0.5]), -2.0);
+        assert_eq!(score(&gate(Gate::Floor, Some(0.5)), None, &[3.0, 0.5]), 3.0);
+    }
+
+    #[test]
+    fn a_sum_too_large_for_a_score_is_a_fault() {
+        let combination = Combination::new(&[weighted(1e30)], None);
+        assert!(combination.score(&[1e30]).unwrap_err().detail.contains("inf"));
+    }
+}

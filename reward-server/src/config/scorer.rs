@@ -1,0 +1,410 @@
+//! What a scorer is told. A scorer is one flat table: the keys of every scorer (`weight`, `gate`, ...) beside those of
+//! its kind.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Keys of every scorer; all others are its kind's.
+const SHARED: [&str; 7] = ["weight", "mean", "std", "clip", "gate", "threshold", "floor"];
+
+/// One scorer and how its number enters the score.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
+pub struct ScorerConfig {
+    /// How its number enters the score.
+    pub share: Share,
+    /// What it computes.
+    pub kind: Kind,
+}
+
+/// How a scorer's number enters the score: `weight * clip((number - mean) / std)` is added, then the gates act.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Share {
+    /// Its factor in the sum; where not given 1, and 0 for a gate.
+    pub weight: Option<f64>,
+    /// Subtracted from the number.
+    pub mean: f64,
+    /// Divides the number.
+    pub std: f64,
+    /// Keeps the standardised number within `[low, high]`.
+    pub clip: Option<[f64; 2]>,
+    /// Acts on the sum.
+    pub gate: Option<Gate>,
+    /// The least number that passes the gate.
+    pub threshold: Option<f64>,
+    /// The score of what does not pass a `floor` gate.
+    pub floor: f64,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { weight: None, mean: 0.0, std: 1.0, clip: None, gate: None, threshold: None, floor: 0.0 }
+    }
+}
+
+/// How a scorer's number acts on the sum of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gate {
+    /// Multiplies it: by the number itself, or with a threshold by 1 or 0.
+    Multiply,
+    /// Below the threshold the score is `floor`, whatever the others say.
+    Floor,
+}
+
+/// What a scorer computes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Kind {
+    /// A learned reward model's number at the last token.
+    RewardModel(RewardModel),
+    /// Hidden unit tests, run in the sandbox.
+    UnitTests(UnitTests),
+    /// 1 where the response matches a regular expression, else 0.
+    Regex(RegexMatch),
+    /// 1 where the response, or a part of it, equals a field of the prompt, else 0.
+    ExactMatch(ExactMatch),
+    /// 1 where a number in the response equals a field of the prompt, else 0.
+    NumericMatch(NumericMatch),
+    /// 0 for short responses, falling to -1 for long ones.
+    LengthPenalty(LengthPenalty),
+    /// Minus the share of repeated n-grams.
+    RepetitionPenalty(RepetitionPenalty),
+    /// 1 where the response has a form, else 0.
+    Format(Format),
+    /// A Python function of the user.
+    Python(Python),
+    /// A remote reward service.
+    Http(Http),
+}
+
+/// A learned reward model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardModel {
+    /// Its folder: a `*ForSequenceClassification` with one label and the policy's vocabulary.
+    pub model: PathBuf,
+    /// Apply the mean and standard deviation that its `config.json` stores, if it does.
+    #[serde(default = "yes")]
+    pub normalise: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Hidden unit tests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UnitTests {
+    /// How the tests' results become a number.
+    pub rule: Rule,
+}
+
+/// How the tests' results become a number.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// The share of tests passed.
+    #[default]
+    Share,
+    /// 1 where all passed, else 0.
+    All,
+}
+
+/// A regular expression.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegexMatch {
+    /// In the syntax of the `regex` crate; found anywhere unless anchored.
+    pub pattern: String,
+}
+
+/// Equality with a field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExactMatch {
+    /// The field of the prompt that holds the expected text or number.
+    pub field: String,
+    /// Takes the last match's first group (the whole match without groups) out of the response; none found is 0.
+    pub pattern: Option<String>,
+    /// Compare without regard to case.
+    pub ignore_case: bool,
+}
+
+impl Default for ExactMatch {
+    fn default() -> Self {
+        Self { field: "label".to_owned(), pattern: None, ignore_case: false }
+    }
+}
+
+/// Equality of numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NumericMatch {
+    /// The field of the prompt that holds the expected number, or a text whose last number it is.
+    pub field: String,
+    /// Takes a part out of the response, as in [`ExactMatch::pattern`]; its last number counts.
+    pub pattern: Option<String>,
+    /// Relative and absolute tolerance.
+    pub tolerance: f64,
+}
+
+impl Default for NumericMatch {
+    fn default() -> Self {
+        Self { field: "label".to_owned(), pattern: None, tolerance: 1e-6 }
+    }
+}
+
+/// A penalty on length (the soft overlong punishment of DAPO, arXiv 2503.14476, equation 13).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LengthPenalty {
+    /// Up to this many tokens a response costs nothing.
+    pub free_tokens: usize,
+    /// From here on it costs 1; between the two the cost grows linearly.
+    pub max_tokens: usize,
+}
+
+/// A penalty on repetition (Yeo et al., arXiv 2502.03373, appendix): minus the share of n-grams that occurred before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepetitionPenalty {
+    /// Tokens of an n-gram.
+    pub ngram: usize,
+}
+
+impl Default for RepetitionPenalty {
+    fn default() -> Self {
+        Self { ngram: 4 }
+    }
+}
+
+/// A form of responses; everything that is asked for must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Format {
+    /// The trimmed response starts with this.
+    pub starts_with: Option<String>,
+    /// The trimmed response ends with this.
+    pub ends_with: Option<String>,
+    /// Each occurs exactly once, in this order (`["<think>", "</think>", "<answer>", "</answer>"]`).
+    pub in_order: Vec<String>,
+    /// None occurs.
+    pub excludes: Vec<String>,
+    /// The trimmed response is one JSON value.
+    pub json: bool,
+    /// It holds a fenced code block.
+    pub code_block: bool,
+    /// It ended by itself and was not cut off.
+    pub finished: bool,
+}
+
+/// `reward.py` with `def reward(prompt, response, **fields) -> float`, or
+/// `def reward_batch(prompts, responses, fields) -> list[float]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Python {
+    /// The file.
+    pub file: PathBuf,
+    /// The interpreter.
+    #[serde(default = "python3")]
+    pub interpreter: PathBuf,
+    /// Worker processes.
+    #[serde(default = "two")]
+    pub workers: usize,
+    /// Most responses in one call of `reward_batch`.
+    #[serde(default = "sixteen")]
+    pub batch: usize,
+    /// How long a call may take; then its worker is killed and replaced.
+    #[serde(default = "half_a_minute", with = "humantime_serde")]
+    pub time_limit: Duration,
+    /// Address space of a worker; 0 is unlimited.
+    #[serde(default = "four_gibibytes")]
+    pub memory_bytes: u64,
+}
+
+/// A remote reward service in the shape of OpenRLHF's: `POST {"query", "prompts", "labels"}`, answer `{"rewards"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// Where.
+    pub url: String,
+    /// A file whose first line is sent as bearer token.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+    /// The field of the prompt that is sent as label; all fields as JSON text where not given.
+    #[serde(default)]
+    pub label: Option<String>,
+    /// How long one attempt may take.
+    #[serde(default = "half_a_minute", with = "humantime_serde")]
+    pub timeout: Duration,
+    /// Attempts after the first.
+    #[serde(default = "three")]
+    pub retries: u32,
+    /// Requests at a time.
+    #[serde(default = "sixteen")]
+    pub concurrency: usize,
+    /// Most responses in a request.
+    #[serde(default = "sixteen")]
+    pub batch: usize,
+    /// Attempts that fail in a row before nothing is sent for a while.
+    #[serde(default = "eight")]
+    pub breaker_failures: u32,
+    /// That while. Meanwhile actors are told to come back later.
+    #[serde(default = "five_seconds", with = "humantime_serde")]
+    pub breaker_pause: Duration,
+}
+
+fn python3() -> PathBuf {
+    PathBuf::from("python3")
+}
+fn two() -> usize {
+    2
+}
+fn three() -> u32 {
+    3
+}
+fn eight() -> u32 {
+    8
+}
+fn sixteen() -> usize {
+    16
+}
+fn five_seconds() -> Duration {
+    Duration::from_secs(5)
+}
+fn half_a_minute() -> Duration {
+    Duration::from_secs(30)
+}
+fn four_gibibytes() -> u64 {
+    4 << 30
+}
+
+impl Kind {
+    /// The name in configuration and metrics.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::RewardModel(_) => "reward-model",
+            Self::UnitTests(_) => "unit-tests",
+            Self::Regex(_) => "regex",
+            Self::ExactMatch(_) => "exact-match",
+            Self::NumericMatch(_) => "numeric-match",
+            Self::LengthPenalty(_) => "length-penalty",
+            Self::RepetitionPenalty(_) => "repetition-penalty",
+            Self::Format(_) => "format",
+            Self::Python(_) => "python",
+            Self::Http(_) => "http",
+        }
+    }
+
+    /// Whether it needs the response's text.
+    pub(crate) fn reads_text(&self) -> bool {
+        !matches!(self, Self::RewardModel(_) | Self::LengthPenalty(_) | Self::RepetitionPenalty(_))
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let pattern = |pattern: &str| {
+            Regex::new(pattern)
+                .err()
+                .map(|error| format!("pattern {pattern:?} is no regular expression: {error}"))
+        };
+        let at_least_one =
+            |name: &str, value: usize| (value == 0).then(|| format!("{name} must be at least 1"));
+        let problems = match self {
+            Self::RewardModel(_) | Self::UnitTests(_) => Vec::new(),
+            Self::Regex(regex) => vec![pattern(&regex.pattern)],
+            Self::ExactMatch(exact) => vec![exact.pattern.as_deref().and_then(pattern)],
+            Self::NumericMatch(numeric) => {
+                let sane = numeric.tolerance.is_finite() && numeric.tolerance >= 0.0;
+                let tolerance =
+                    (!sane).then(|| format!("tolerance is {}, must be at least 0", numeric.tolerance));
+                vec![numeric.pattern.as_deref().and_then(pattern), tolerance]
+            }
+            Self::LengthPenalty(LengthPenalty { free_tokens, max_tokens }) => {
+                vec![(free_tokens >= max_tokens).then(|| {
+                    format!("free_tokens is {free_tokens}, must be below max_tokens = {max_tokens}")
+                })]
+            }
+            Self::RepetitionPenalty(repetition) => vec![at_least_one("ngram", repetition.ngram)],
+            Self::Format(format) => {
+                vec![(*format == Format::default()).then(|| "format asks for nothing".to_owned())]
+            }
+            Self::Python(python) => {
+                vec![at_least_one("workers", python.workers), at_least_one("batch", python.batch)]
+            }
+            Self::Http(http) => vec![
+                at_least_one("concurrency", http.concurrency),
+                at_least_one("batch", http.batch),
+                (http.breaker_failures == 0).then(|| "breaker_failures must be at least 1".to_owned()),
+                (!http.url.starts_with("http://") && !http.url.starts_with("https://"))
+                    .then(|| format!("url is {:?}, must start with http:// or https://", http.url)),
+            ],
+        };
+        problems.into_iter().flatten().collect()
+    }
+}
+
+impl ScorerConfig {
+    /// A scorer of weight 1.
+    pub fn new(kind: Kind) -> Self {
+        Self { share: Share::default(), kind }
+    }
+
+    /// Its factor in the sum.
+    pub fn weight(&self) -> f64 {
+        self.share.weight.unwrap_or(if self.share.gate.is_some() { 0.0 } else { 1.0 })
+    }
+
+    pub(super) fn problems(&self) -> Vec<String> {
+        let Share { mean, std, clip, gate, threshold, floor, .. } = &self.share;
+        let mut problems = self.kind.problems();
+        let mut check = |ok: bool, problem: String| {
+            if !ok {
+                problems.push(problem);
+            }
+        };
+        check(self.weight().is_finite(), format!("weight is {}, must be finite", self.weight()));
+        check(mean.is_finite(), format!("mean is {mean}, must be finite"));
+        check(std.is_finite() && *std > 0.0, format!("std is {std}, must be above 0"));
+        check(floor.is_finite(), format!("floor is {floor}, must be finite"));
+        if let Some([low, high]) = clip {
+            check(low < high, format!("clip is [{low}, {high}], the first must be below the second"));
+        }
+        check(
+            *gate != Some(Gate::Floor) || threshold.is_some(),
+            "threshold is missing: a floor gate needs one".to_owned(),
+        );
+        check(gate.is_some() || threshold.is_none(), "threshold needs a gate".to_owned());
+        problems
+    }
+}
+
+impl TryFrom<Map<String, Value>> for ScorerConfig {
+    type Error = serde_json::Error;
+
+    fn try_from(table: Map<String, Value>) -> Result<Self, serde_json::Error> {
+        let (share, kind) = table.into_iter().partition(|(key, _)| SHARED.contains(&key.as_str()));
+        Ok(Self {
+            share: serde_json::from_value(Value::Object(share))?,
+            kind: serde_json::from_value(Value::Object(kind))?,
+        })
+    }
+}
+
+impl From<ScorerConfig> for Map<String, Value> {
+    fn from(config: ScorerConfig) -> Self {
+        let parts = [serde_json::to_value(config.share), serde_json::to_value(config.kind)];
+        let tables = parts.into_iter().filter_map(|part| match part {
+            Ok(Value::Object(table)) => Some(table),
+            _ => None,
+        });
+        // TOML has no null: what is not given is not written.
+        tables.flatten().filter(|(_, value)| !value.is_null()).collect()
+    }
+}

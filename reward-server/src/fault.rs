@@ -1,0 +1,30 @@
+//! Why there is no score. A fault is never turned into a number: it travels on as a failure of the rollout.
+
+use types::FailReason;
+
+/// No score, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub(crate) struct Fault {
+    /// The reason that the coordinator counts.
+    pub(crate) reason: FailReason,
+    /// What happened, for a person.
+    pub(crate) detail: String,
+}
+
+impl Fault {
+    /// A scorer failed.
+    pub(crate) fn error(detail: impl Into<String>) -> Self {
+        Self { reason: FailReason::RewardError, detail: detail.into() }
+    }
+
+    /// A scorer took too long.
+    pub(crate) fn timeout(detail: impl Into<String>) -> Self {
+        Self { reason: FailReason::RewardTimeout, detail: detail.into() }
+    }
+
+    /// The problem cannot be graded here, whatever the response.
+    pub(crate) fn unsupported(detail: impl Into<String>) -> Self {
+        Self { reason: FailReason::Unsupported, detail: detail.into() }
+    }
+}

@@ -1,0 +1,185 @@
+//! A remote reward service in the shape that OpenRLHF's users have (`openrlhf/utils/remote_rm_utils.py`,
+//! `openrlhf/cli/serve_rm.py` of OpenRLHF/OpenRLHF): `POST {"query": [...], "prompts": [...], "labels": [...]}`, where a
+//! query is prompt and response, answered by `{"rewards": [...]}`.
+//!
+//! What fails on the way is tried again with growing, jittered pauses; what the service answers with an error of the
+//! caller is not. After failures in a row nothing is sent for a while; meanwhile samples wait and actors are told to come
+//! back later, so that an outage costs time and no samples.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use service::Backoff;
+use tokio::time::Instant;
+
+use crate::breaker::Breaker;
+use crate::config::Http;
+use crate::fault::Fault;
+use crate::item::Item;
+use crate::lane::{Call, Calls};
+use crate::metrics;
+
+/// Longest answer of a service.
+const MAX_ANSWER_BYTES: u64 = 16 << 20;
+
+/// A remote service.
+#[derive(Debug, Clone)]
+pub(crate) struct Remote {
+    config: Arc<Http>,
+    agent: ureq::Agent,
+    /// The value of the `authorization` header.
+    authorization: Option<Arc<str>>,
+    breaker: Arc<Mutex<Breaker>>,
+}
+
+/// A failed attempt.
+#[derive(Debug)]
+enum Failure {
+    /// Another attempt may succeed.
+    Transient(Fault),
+    /// It would fail again.
+    Permanent(Fault),
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    rewards: Vec<Option<f64>>,
+}
+
+impl Remote {
+    /// The way to a service.
+    ///
+    /// # Errors
+    /// When the token's file cannot be read; the text names it.
+    pub(crate) fn new(config: Http) -> Result<Self, String> {
+        let agent = ureq::Agent::config_builder()
+            .timeout_global(Some(config.timeout))
+            .max_idle_connections_per_host(config.concurrency)
+            .build();
+        let authorization = config.token_file.as_deref().map(read_token).transpose()?;
+        let breaker = Breaker::new(config.breaker_failures, config.breaker_pause);
+        Ok(Self {
+            config: Arc::new(config),
+            agent: agent.into(),
+            authorization,
+            breaker: Arc::new(Mutex::new(breaker)),
+        })
+    }
+
+    /// How long nothing will be sent; none while the service works.
+    pub(crate) fn paused(&self) -> Option<Duration> {
+        self.breaker(|breaker| breaker.open_for(Instant::now()))
+    }
+
+    /// One of the service's requests at a time. Lasts until all callers are gone.
+    pub(crate) async fn work(self, calls: Calls) {
+        loop {
+            let taken = calls.take(self.config.batch).await;
+            if taken.is_empty() {
+                return;
+            }
+            self.score(taken).await;
+        }
+    }
+
+    async fn score(&self, mut calls: Vec<Call>) {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut attempts_left = self.config.retries;
+        loop {
+            calls.retain(|call| !call.is_abandoned());
+            if calls.is_empty() {
+                return;
+            }
+            if let Err(until) = self.breaker(|breaker| breaker.admit(Instant::now())) {
+                tokio::time::sleep_until(until).await;
+                continue;
+            }
+            let result = self.attempt(&calls).await;
+            metrics::http_attempt(result.is_ok());
+            self.breaker(|breaker| match &result {
+                Ok(_) | Err(Failure::Permanent(_)) => breaker.succeeded(),
+                Err(Failure::Transient(_)) => breaker.failed(Instant::now()),
+            });
+            match result {
+                Ok(numbers) => {
+                    calls.into_iter().zip(numbers).for_each(|(call, number)| call.answer(number));
+                    return;
+                }
+                Err(Failure::Transient(_)) if attempts_left > 0 => {
+                    attempts_left -= 1;
+                    tokio::time::sleep(backoff.next_pause()).await;
+                }
+                Err(Failure::Transient(fault) | Failure::Permanent(fault)) => {
+                    calls.into_iter().for_each(|call| call.answer(Err(fault.clone())));
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, calls: &[Call]) -> Result<Vec<Result<f64, Fault>>, Failure> {
+        let items = || calls.iter().map(|call| call.item.as_ref());
+        let body = json!({
+            "query": items().map(|item| format!("{}{}", item.prompt, item.response)).collect::<Vec<_>>(),
+            "prompts": items().map(|item| item.prompt.as_str()).collect::<Vec<_>>(),
+            "labels": items().map(|item| self.label(item)).collect::<Vec<_>>(),
+        });
+        let this = self.clone();
+        let posted = tokio::task::spawn_blocking(move || this.post(&body)).await;
+        let ended =
+            |error| Failure::Transient(Fault::error(format!("http: the request ended early: {error}")));
+        let rewards = posted.map_err(ended)??.rewards;
+        if rewards.len() != calls.len() {
+            let detail =
+                format!("http: {} answered {} rewards for {}", self.config.url, rewards.len(), calls.len());
+            return Err(Failure::Permanent(Fault::error(detail)));
+        }
+        let number = |reward: Option<f64>| reward.ok_or_else(|| Fault::error("http: the reward is null"));
+        Ok(rewards.into_iter().map(number).collect())
+    }
+
+    fn label(&self, item: &Item) -> Value {
+        match &self.config.label {
+            Some(field) => item.fields.get(field).cloned().unwrap_or(Value::Null),
+            None => Value::String(Value::Object(item.fields.clone()).to_string()),
+        }
+    }
+
+    fn post(&self, body: &Value) -> Result<Answer, Failure> {
+        let mut request = self.agent.post(&self.config.url);
+        if let Some(authorization) = &self.authorization {
+            request = request.header("authorization", authorization.as_ref());
+        }
+        let mut response = request.send_json(body).map_err(|error| self.failure(&error))?;
+        let answer = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_json();
+        answer.map_err(|error| self.failure(&error))
+    }
+
+    fn failure(&self, error: &ureq::Error) -> Failure {
+        let detail = format!("http: {}: {error}", self.config.url);
+        match error {
+            ureq::Error::Timeout(_) => Failure::Transient(Fault::timeout(detail)),
+            ureq::Error::StatusCode(status) if *status != 429 && *status < 500 => {
+                Failure::Permanent(Fault::error(detail))
+            }
+            ureq::Error::Json(_) | ureq::Error::BadUri(_) => Failure::Permanent(Fault::error(detail)),
+            _ => Failure::Transient(Fault::error(detail)),
+        }
+    }
+
+    fn breaker<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
+        act(&mut self.breaker.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn read_token(file: &Path) -> Result<Arc<str>, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("read {}: {error}", file.display()))?;
+    let token = text.lines().next().unwrap_or_default().trim();
+    if token.is_empty() {
+        return Err(format!("{} holds no token in its first line", file.display()));
+    }
+    Ok(format!("Bearer {token}").into())
+}

@@ -1,0 +1,186 @@
+//! The reward server's metrics: every name, description and label.
+#![expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
+
+use std::time::Duration;
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use sandbox::{Stats, Tier, Verdict};
+use types::FailReason;
+
+/// Lengths of responses by which failures are split, so that a bias against long ones is visible.
+const LENGTHS: [(u32, &str); 5] =
+    [(128, "0-127"), (512, "128-511"), (2048, "512-2047"), (8192, "2048-8191"), (u32::MAX, "8192-")];
+
+/// Describes every metric.
+pub(crate) fn describe() {
+    describe_counter!(
+        "rlhf_reward_offers_total",
+        "Rollouts that actors offered, by what became of the offer."
+    );
+    describe_counter!("rlhf_reward_scored_total", "Rollouts scored.");
+    describe_counter!(
+        "rlhf_reward_failures_total",
+        "Rollouts without a score, by reason and by length of the response in tokens."
+    );
+    describe_counter!("rlhf_reward_recorded_total", "Results that the coordinator's journal has.");
+    describe_counter!("rlhf_reward_resent_total", "Results sent again after a reconnect.");
+    describe_counter!("rlhf_reward_reconnects_total", "Streams to the coordinator that broke.");
+    describe_gauge!(
+        "rlhf_reward_queue_rollouts",
+        "Rollouts in work, by whether their result waits to be recorded."
+    );
+    describe_gauge!("rlhf_reward_queue_bytes", "Estimated bytes of the rollouts in work.");
+    describe_gauge!("rlhf_reward_coordinator_connected", "1 while the stream to the coordinator is open.");
+    describe_histogram!("rlhf_reward_rollout_seconds", "Time from a rollout's arrival until it is recorded.");
+    describe_histogram!("rlhf_reward_scorer_seconds", "Time of a scorer for one response, waiting included.");
+    describe_counter!(
+        "rlhf_reward_scorer_faults_total",
+        "Responses for which a scorer has no number, by reason."
+    );
+    describe_counter!(
+        "rlhf_reward_outcomes_missing_total",
+        "Scored responses whose tests could not be judged and decide nothing, by reason."
+    );
+    describe_counter!("rlhf_reward_batches_total", "Batches that torch computed, by network.");
+    describe_counter!("rlhf_reward_sequences_total", "Sequences in them.");
+    describe_histogram!("rlhf_reward_batch_tokens", "Tokens of a batch.");
+    describe_histogram!("rlhf_reward_batch_seconds", "Time to compute a batch.");
+    describe_counter!("rlhf_reward_verdicts_total", "Gradings in the sandbox, by verdict.");
+    describe_counter!("rlhf_reward_verdicts_remembered_total", "Gradings answered from memory.");
+    describe_histogram!("rlhf_reward_grading_seconds", "Time of a grading without waiting.");
+    describe_gauge!("rlhf_reward_sandbox_tier_info", "Constant 1; the label names the sandbox's tier.");
+    describe_gauge!("rlhf_reward_sandbox_busy_workers", "Gradings under way.");
+    describe_counter!("rlhf_reward_sandbox_runs_total", "Guests started.");
+    describe_counter!("rlhf_reward_sandbox_retries_total", "Gradings repeated after an internal error.");
+    describe_counter!("rlhf_reward_sandbox_start_failures_total", "Interpreters that could not be started.");
+    describe_counter!("rlhf_reward_python_starts_total", "Worker processes of Python scorers started.");
+    describe_counter!("rlhf_reward_http_attempts_total", "Requests to remote reward services, by result.");
+    describe_gauge!(
+        "rlhf_reward_http_breaker_open",
+        "1 while nothing is sent to a remote service that fails."
+    );
+    describe_counter!("rlhf_reward_endpoint_requests_total", "Requests to /get_reward, by HTTP status.");
+}
+
+/// What became of an offer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Offered {
+    Accepted,
+    Attached,
+    Overloaded,
+    Draining,
+}
+
+/// One offer of an actor.
+pub(crate) fn offer(offered: Offered) {
+    let answer = match offered {
+        Offered::Accepted => "accepted",
+        Offered::Attached => "attached",
+        Offered::Overloaded => "overloaded",
+        Offered::Draining => "draining",
+    };
+    counter!("rlhf_reward_offers_total", "answer" => answer).increment(1);
+}
+
+/// What is in work.
+pub(crate) fn queue(scoring: usize, unrecorded: usize, bytes: usize) {
+    gauge!("rlhf_reward_queue_rollouts", "state" => "scoring").set(scoring as f64);
+    gauge!("rlhf_reward_queue_rollouts", "state" => "unrecorded").set(unrecorded as f64);
+    gauge!("rlhf_reward_queue_bytes").set(bytes as f64);
+}
+
+/// A rollout was scored.
+pub(crate) fn scored() {
+    counter!("rlhf_reward_scored_total").increment(1);
+}
+
+/// A rollout has no score.
+pub(crate) fn failed(reason: FailReason, response_tokens: u32) {
+    let length = LENGTHS.iter().find(|(end, _)| response_tokens < *end).map_or("8192-", |(_, label)| label);
+    counter!("rlhf_reward_failures_total", "reason" => reason.as_str(), "length" => length).increment(1);
+}
+
+/// The journal has a result.
+pub(crate) fn recorded(took: Duration) {
+    counter!("rlhf_reward_recorded_total").increment(1);
+    histogram!("rlhf_reward_rollout_seconds").record(took.as_secs_f64());
+}
+
+/// The stream to the coordinator is open, and so many results go over it again.
+pub(crate) fn connected(resent: usize) {
+    gauge!("rlhf_reward_coordinator_connected").set(1.0);
+    counter!("rlhf_reward_resent_total").increment(resent as u64);
+}
+
+/// The stream to the coordinator broke.
+pub(crate) fn disconnected() {
+    gauge!("rlhf_reward_coordinator_connected").set(0.0);
+    counter!("rlhf_reward_reconnects_total").increment(1);
+}
+
+/// A scorer is done with a response.
+pub(crate) fn scorer(scorer: &'static str, took: Duration, fault: Option<FailReason>) {
+    histogram!("rlhf_reward_scorer_seconds", "scorer" => scorer).record(took.as_secs_f64());
+    if let Some(reason) = fault {
+        counter!("rlhf_reward_scorer_faults_total", "scorer" => scorer, "reason" => reason.as_str())
+            .increment(1);
+    }
+}
+
+/// The yardstick could not be taken.
+pub(crate) fn outcome_missing(reason: FailReason) {
+    counter!("rlhf_reward_outcomes_missing_total", "reason" => reason.as_str()).increment(1);
+}
+
+/// Torch has computed a batch.
+pub(crate) fn batch(network: &'static str, sequences: usize, tokens: usize, took: Duration) {
+    counter!("rlhf_reward_batches_total", "network" => network).increment(1);
+    counter!("rlhf_reward_sequences_total", "network" => network).increment(sequences as u64);
+    histogram!("rlhf_reward_batch_tokens", "network" => network).record(tokens as f64);
+    histogram!("rlhf_reward_batch_seconds", "network" => network).record(took.as_secs_f64());
+}
+
+/// A grading has its verdict.
+pub(crate) fn verdict(verdict: Verdict, wall: Duration) {
+    counter!("rlhf_reward_verdicts_total", "verdict" => verdict.name()).increment(1);
+    histogram!("rlhf_reward_grading_seconds").record(wall.as_secs_f64());
+}
+
+/// A grading was not needed.
+pub(crate) fn verdict_remembered() {
+    counter!("rlhf_reward_verdicts_remembered_total").increment(1);
+}
+
+/// The sandbox has proved its tier.
+pub(crate) fn sandbox_tier(tier: Tier) {
+    gauge!("rlhf_reward_sandbox_tier_info", "tier" => tier.name()).set(1.0);
+}
+
+/// The sandbox's own counts.
+pub(crate) fn sandbox(stats: &Stats) {
+    gauge!("rlhf_reward_sandbox_busy_workers").set(stats.busy as f64);
+    counter!("rlhf_reward_sandbox_runs_total").absolute(stats.runs);
+    counter!("rlhf_reward_sandbox_retries_total").absolute(stats.retries);
+    counter!("rlhf_reward_sandbox_start_failures_total").absolute(stats.zygote_start_failures);
+}
+
+/// A worker process of a Python scorer was started.
+pub(crate) fn python_started() {
+    counter!("rlhf_reward_python_starts_total").increment(1);
+}
+
+/// An attempt at a remote service.
+pub(crate) fn http_attempt(succeeded: bool) {
+    let result = if succeeded { "success" } else { "failure" };
+    counter!("rlhf_reward_http_attempts_total", "result" => result).increment(1);
+}
+
+/// Whether requests to a remote service are held back.
+pub(crate) fn http_breaker(open: bool) {
+    gauge!("rlhf_reward_http_breaker_open").set(f64::from(u8::from(open)));
+}
+
+/// A request to the endpoint.
+pub(crate) fn endpoint(status: &'static str) {
+    counter!("rlhf_reward_endpoint_requests_total", "status" => status).increment(1);
+}

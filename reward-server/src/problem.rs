@@ -1,0 +1,110 @@
+//! Finds the problem that a prompt's fields describe.
+//!
+//! A data set's line is a problem in one of the sandbox's shapes, with whatever else the line holds beside it: HumanEval
+//! (`prompt`, `entry_point`, `test`), MBPP (`test_list`), or a `kind` of `human_eval`, `mbpp`, `function_calls`, `stdio`.
+//! Where the shape's keys would collide with the line's own (a chat prompt has no `prompt` text, say), the problem
+//! stands under the key `problem`.
+
+use sandbox::Problem;
+use serde_json::{Map, Value};
+
+use crate::fault::Fault;
+
+/// The problem in `fields`; none where they hold no tests.
+pub(crate) fn problem(fields: &Map<String, Value>) -> Result<Option<Problem>, Fault> {
+    let line = match fields.get("problem") {
+        Some(Value::Object(problem)) => problem,
+        _ => fields,
+    };
+    let Some(kind) = kind(line) else { return Ok(None) };
+    let mut known: Map<String, Value> = keys(kind)
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), line.get(*key).filter(|value| !value.is_null())?.clone())))
+        .collect();
+    if kind == "mbpp" {
+        known.insert("test_setup_code".to_owned(), Value::String(mbpp_setup(line)));
+    }
+    let task_id = match line.get("task_id") {
+        Some(Value::String(id)) => id.clone(),
+        Some(Value::Number(id)) => id.to_string(),
+        _ => "problem".to_owned(),
+    };
+    known.insert("task_id".to_owned(), Value::String(task_id));
+    known.insert("kind".to_owned(), Value::String(kind.to_owned()));
+    let parsed = serde_json::from_value(Value::Object(known));
+    parsed.map(Some).map_err(|error| Fault::unsupported(format!("the prompt's {kind} problem: {error}")))
+}
+
+/// The shape of a line that is a problem.
+fn kind(line: &Map<String, Value>) -> Option<&'static str> {
+    let has = |key: &str| line.get(key).is_some_and(|value| !value.is_null());
+    let named = line.get("kind").and_then(Value::as_str);
+    let kinds = ["human_eval", "mbpp", "function_calls", "stdio"];
+    match kinds.into_iter().find(|kind| Some(*kind) == named) {
+        Some(kind) => Some(kind),
+        None if has("test_list") => Some("mbpp"),
+        None if has("entry_point") && has("test") => Some("human_eval"),
+        None => None,
+    }
+}
+
+/// The keys that the sandbox reads.
+fn keys(kind: &str) -> &'static [&'static str] {
+    match kind {
+        "human_eval" => &["prompt", "entry_point", "test", "mutates_arguments"],
+        "mbpp" => &["test_list", "entry_point", "mutates_arguments"],
+        "function_calls" => &["entry_point", "cases", "tolerance"],
+        _ => &["cases", "compare"],
+    }
+}
+
+/// MBPP's set-up code; its sanitised version lists imports apart.
+fn mbpp_setup(line: &Map<String, Value>) -> String {
+    let imports = line.get("test_imports").and_then(Value::as_array).into_iter().flatten();
+    let imports = imports.filter_map(Value::as_str);
+    let setup = line.get("test_setup_code").and_then(Value::as_str);
+    imports.chain(setup).flat_map(|part| [part, "\n"]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn found(line: Value) -> Result<Option<Problem>, Fault> {
+        let Value::Object(fields) = line else { unreachable!("an object literal") };
+        problem(&fields)
+    }
+
+    #[test]
+    fn every_shape_is_found_among_other_fields() {
+        let human_eval = json!({
+            "task_id": "HumanEval/0", "prompt": "def f():\n", "entry_point": "f", "test": "def check(c): pass",
+            "canonical_solution": "  pass", "difficulty": 3
+        });
+        assert!(matches!(found(human_eval), Ok(Some(Problem::HumanEval(_)))));
+        let mbpp = json!({"task_id": 11, "text": "words", "test_imports": ["import math"], "test_list": ["assert f()"]});
+        let Ok(Some(Problem::Mbpp(mbpp))) = found(mbpp) else { panic!("not MBPP") };
+        assert_eq!((mbpp.task_id.as_str(), mbpp.test_setup_code.as_str()), ("11", "import math\n"));
+        let calls = json!({
+            "kind": "function_calls", "prompt": "Write f.", "entry_point": "f",
+            "cases": [{"args": [1], "expected": 2}], "split": "train"
+        });
+        assert!(matches!(found(calls), Ok(Some(Problem::FunctionCalls(_)))));
+        let nested = json!({
+            "messages": [], "problem": {"kind": "stdio", "cases": [{"stdin": "1", "expected_stdout": "2"}]}
+        });
+        assert!(matches!(found(nested), Ok(Some(Problem::Stdio(_)))));
+    }
+
+    #[test]
+    fn a_line_without_tests_is_no_problem_and_a_broken_one_is_unsupported() {
+        assert_eq!(found(json!({"prompt": "2 + 2?", "label": "4"})), Ok(None));
+        assert_eq!(found(json!({"prompt": "x", "kind": "algebra"})), Ok(None));
+        let fault = found(json!({"kind": "function_calls", "entry_point": "f"})).unwrap_err();
+        assert_eq!(fault.reason, types::FailReason::Unsupported);
+        assert!(fault.detail.contains("cases"), "{fault}");
+        assert!(found(json!({"entry_point": "f", "test": "x"})).unwrap_err().detail.contains("prompt"));
+    }
+}

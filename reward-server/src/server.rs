@@ -1,0 +1,92 @@
+//! Wires the reward server: scorers, desk, coordinator's stream, actors' service, endpoint.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use proto::MAX_MESSAGE_BYTES;
+use proto::pb::reward_server_server::RewardServerServer;
+use service::grpc::Listener;
+use service::{BadInput, CancellationToken, Context, OnError};
+use types::MemberId;
+
+use crate::config::Config;
+use crate::coordinator_client::{Membership, reachable};
+use crate::desk::Desk;
+use crate::grpc::Grpc;
+use crate::ledger::Bounds;
+use crate::panel::Panel;
+use crate::{endpoint, metrics, scoring};
+
+/// How long actors get to hang up after the end.
+const HANG_UP: Duration = Duration::from_secs(1);
+
+/// Builds the reward server; nothing but its workers runs yet.
+///
+/// # Errors
+/// When a port is taken, a model or file cannot be used, or the sandbox cannot be started.
+pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
+    metrics::describe();
+    let listener = match config.coordinator {
+        Some(_) => Some(Listener::bind("listen", config.listen).await?),
+        None => None,
+    };
+    // Cancelled when the server has left the run: everything ends then, and not when it is asked to leave.
+    let done = CancellationToken::new();
+    let panel = Arc::new(Panel::start(&config, &mut context.tasks, &done).await?);
+    if config.endpoint.enabled {
+        context.pages = endpoint::pages(Arc::clone(&panel), &config.endpoint);
+    }
+    match listener {
+        Some(listener) => join_run(&config, listener, panel, (&mut context, done))?,
+        None => {
+            context.readiness.set(true);
+            let token = context.token.clone();
+            context.tasks.add("endpoint", OnError::Shutdown, async move {
+                token.cancelled().await;
+                done.cancel();
+                Ok(())
+            });
+        }
+    }
+    Ok(context)
+}
+
+/// Adds the tasks of a member of a run.
+fn join_run(
+    config: &Config,
+    listener: Listener,
+    panel: Arc<Panel>,
+    (context, done): (&mut Context, CancellationToken),
+) -> anyhow::Result<()> {
+    let bounds = Bounds { rollouts: config.queue.max_rollouts, bytes: config.queue.max_bytes };
+    let (desk, arrivals) = Desk::new(bounds, Arc::clone(&panel), context.token.clone());
+    context.bound.push(("grpc", listener.address));
+    let membership = Membership {
+        member: MemberId::try_from(config.member.clone()).map_err(|error| BadInput(error.to_string()))?,
+        coordinator: config.coordinator.clone().context("a member of a run has a coordinator")?,
+        address: reachable(config.advertise.as_ref(), listener.address),
+        desk: desk.clone(),
+        readiness: context.readiness.clone(),
+        token: context.token.clone(),
+        done: done.clone(),
+    };
+    let grpc = Grpc::new(desk.clone(), context.tasks.spawner(), config.queue.stream_rollouts, done.clone());
+    let service = RewardServerServer::new(grpc)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let router = service::grpc::server().add_service(service);
+    context.tasks.add("scoring", OnError::Shutdown, scoring::run(panel, desk, arrivals, done.clone()));
+    context.tasks.add("coordinator", OnError::Shutdown, membership.run());
+    context.tasks.add("grpc", OnError::Shutdown, async move {
+        // The server outlives the request to stop, because actors wait for their answers; it ends with the membership,
+        // and does not wait for actors that are slow to hang up.
+        let serving =
+            router.serve_with_incoming_shutdown(listener.incoming(), done.clone().cancelled_owned());
+        tokio::select! {
+            served = serving => served.context("serve gRPC"),
+            () = async { done.cancelled().await; tokio::time::sleep(HANG_UP).await } => Ok(()),
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! `/get_reward`: the scorers for other programs.
+
+use reward_server::Config;
+use reward_server::config::{EndpointConfig, ExactMatch, Kind, ScorerConfig};
+use serde_json::{Value, json};
+
+use crate::stub::Stub;
+use crate::tiny;
+use crate::world::{Server, networks, scorer, until};
+
+fn endpoint() -> EndpointConfig {
+    EndpointConfig { enabled: true, max_texts: 4, ..EndpointConfig::default() }
+}
+
+fn exact_match() -> Vec<ScorerConfig> {
+    scorer(Kind::ExactMatch(ExactMatch::default()))
+}
+
+/// Posts a body; status and answer.
+async fn post(address: &str, body: String) -> (u16, Value) {
+    let url = format!("http://{address}/get_reward");
+    let posted = tokio::task::spawn_blocking(move || {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut response = agent.post(&url).send(body).unwrap();
+        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+    });
+    let (status, text) = posted.await.unwrap();
+    (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_scored_without_a_coordinator() {
+    let config = Config {
+        endpoint: endpoint(),
+        tokenizer: Some(tiny::folder("policy")),
+        scorers: exact_match(),
+        ..Config::default()
+    };
+    let mut server = Server::start(config).await.unwrap();
+    assert!(server.readiness.get());
+    let address = server.serve_pages().await;
+    let body = json!({
+        "query": ["2+2=4", "2+2=5", "x42"],
+        "prompts": ["2+2=", "2+2=", "x"],
+        "labels": ["4", {"label": "4"}, "{\"label\": 42}"]
+    });
+    assert_eq!(post(&address, body.to_string()).await, (200, json!({ "rewards": [1.0, 0.0, 1.0] })));
+    let one = json!({ "query": "yes", "labels": "yes" });
+    assert_eq!(post(&address, one.to_string()).await, (200, json!({ "rewards": [1.0] })), "without prompts");
+    server.token.cancel();
+    server.ended().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reward_model_scores_the_texts_tokens() {
+    let mut server =
+        Server::start(Config { endpoint: endpoint(), reference: None, ..networks() }).await.unwrap();
+    let address = server.serve_pages().await;
+    let body = json!({ "query": ["the answer is 42"], "prompts": ["the answer"] });
+    let (status, answer) = post(&address, body.to_string()).await;
+    assert_eq!(status, 200, "{answer}");
+    let tokenizer = tiny::tokenizer();
+    let encode = |text: &str| tokenizer.encode(text, false).unwrap();
+    let expected = tiny::expected_score(&[encode("the answer"), encode(" is 42")].concat());
+    let found = answer["rewards"][0].as_f64().unwrap();
+    assert!((found - f64::from(expected)).abs() < 1e-5, "{found} is not {expected}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_cannot_be_answered_gets_no_rewards() {
+    let config = Config {
+        endpoint: endpoint(),
+        tokenizer: Some(tiny::folder("policy")),
+        scorers: exact_match(),
+        ..Config::default()
+    };
+    let mut server = Server::start(config).await.unwrap();
+    let address = server.serve_pages().await;
+    for (body, status, expected) in [
+        ("{\"query\": [\"x\"".to_owned(), 400, "EOF"),
+        (json!({ "prompts": ["x"] }).to_string(), 400, "query"),
+        (json!({ "query": ["ab"], "prompts": ["b"] }).to_string(), 400, "does not begin with its prompt"),
+        (json!({ "query": ["ab"], "labels": ["x", "y"] }).to_string(), 400, "2 labels for 1"),
+        (json!({ "query": ["", ""] }).to_string(), 400, "is empty"),
+        (
+            json!({ "query": ["ab", "cd"], "labels": ["ab", null] }).to_string(),
+            422,
+            "text 1: the prompt has no field",
+        ),
+        (json!({ "query": ["a", "b", "c", "d", "e"] }).to_string(), 429, "4 of 4 places"),
+    ] {
+        let (found, answer) = post(&address, body).await;
+        assert_eq!(found, status, "{answer}");
+        assert!(answer["error"].as_str().unwrap().contains(expected), "{answer}");
+        assert!(answer.get("rewards").is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_texts_than_there_are_places_are_told_to_come_back() {
+    let stub = Stub::closed().await;
+    let config = Config {
+        endpoint: endpoint(),
+        tokenizer: Some(tiny::folder("policy")),
+        scorers: scorer(Kind::Http(stub.scorer())),
+        ..Config::default()
+    };
+    let mut server = Server::start(config).await.unwrap();
+    let address = server.serve_pages().await;
+    let three = json!({ "query": ["a", "b", "c"] }).to_string();
+    let first = post(&address, three.clone());
+    let second = async {
+        until("the first is in work", || stub.bodies().len() == 3).await;
+        let refused = post(&address, three.clone()).await;
+        stub.let_through(3);
+        refused
+    };
+    let (first, second) = futures::join!(first, second);
+    assert_eq!((first.0, second.0), (200, 429), "{first:?} {second:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_not_served_unless_enabled() {
+    let config = Config { coordinator: Some("127.0.0.1:1".into()), ..networks() };
+    let mut server = Server::start(config).await.unwrap();
+    let address = server.serve_pages().await;
+    assert_eq!(post(&address, json!({ "query": ["a"] }).to_string()).await.0, 404);
+}

@@ -1,0 +1,161 @@
+//! `score_file` and `logprobs_file`: whole files, in order, with bounded memory and errors that name the line.
+
+use std::path::{Path, PathBuf};
+
+use model::{LoadOptions, SaveOptions};
+use reward_server::files::Error;
+use reward_server::{FileOptions, Progress, logprobs_file, score_file};
+use serde_json::{Value, json};
+
+use crate::tiny;
+
+/// A folder with an input.
+struct Files {
+    dir: tempfile::TempDir,
+}
+
+impl Files {
+    fn new(lines: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("in.jsonl"), lines).unwrap();
+        Self { dir }
+    }
+
+    fn options(&self, model: &Path) -> FileOptions {
+        FileOptions::new(model.to_owned(), self.dir.path().join("in.jsonl"), self.output())
+    }
+
+    fn output(&self) -> PathBuf {
+        self.dir.path().join("out.jsonl")
+    }
+
+    fn results(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.output()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+fn ragged(count: u64) -> Vec<Vec<u32>> {
+    (0..count).map(|n| tiny::tokens(n, 1 + (n as usize * 37) % 120)).collect()
+}
+
+fn lines(sequences: &[Vec<u32>]) -> String {
+    let line = |(id, tokens)| format!("{}\n", json!({ "id": id, "tokens": tokens, "note": "ignored" }));
+    sequences.iter().enumerate().map(line).collect()
+}
+
+#[test]
+fn scores_come_in_the_input_order_and_are_those_of_each_sequence_alone() {
+    let sequences = ragged(200);
+    let files = Files::new(&lines(&sequences));
+    // Small enough that there are several windows.
+    let options = FileOptions { batch_tokens: 96, ..files.options(&tiny::folder("reward-model")) };
+    let mut seen = Vec::new();
+    let done = score_file(&options, |progress| seen.push(progress)).unwrap();
+    let tokens: usize = sequences.iter().map(Vec::len).sum();
+    let size = std::fs::metadata(&options.input).unwrap().len();
+    let expected = Progress { sequences: 200, tokens: tokens as u64, bytes: size, total_bytes: size };
+    assert_eq!((done, seen.last()), (expected, Some(&expected)));
+    assert!(seen.is_sorted_by_key(|progress| progress.sequences));
+    let results = files.results();
+    assert_eq!(results.len(), 200);
+    for (id, (result, tokens)) in results.iter().zip(&sequences).enumerate() {
+        assert_eq!(result["id"], id);
+        let (found, expected) = (result["score"].as_f64().unwrap(), f64::from(tiny::expected_score(tokens)));
+        assert!((found - expected).abs() < 1e-4, "line {id}: {found} is not {expected}");
+    }
+}
+
+#[test]
+fn logprobs_are_one_fewer_than_tokens() {
+    let sequences = vec![vec![5], tiny::tokens(3, 9), tiny::tokens(4, 2)];
+    let files = Files::new(&format!("{}\n\n", lines(&sequences)));
+    let options = FileOptions { temperature: 0.7, ..files.options(&tiny::folder("policy")) };
+    logprobs_file(&options, |_| {}).unwrap();
+    for (result, tokens) in files.results().iter().zip(&sequences) {
+        let found: Vec<f32> = serde_json::from_value(result["logprobs"].clone()).unwrap();
+        assert_eq!(found.len(), tokens.len() - 1);
+        if tokens.len() > 1 {
+            let mut rollout = tiny::with_tokens(0, &tokens[1..], "");
+            rollout.prompt_tokens = tokens[..1].to_vec().into();
+            let expected = tiny::expected_logprobs(&rollout, 0.7);
+            assert!(found.iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-4), "{found:?} {expected:?}");
+        }
+    }
+}
+
+#[test]
+fn ids_of_any_kind_come_back_as_they_were() {
+    let files =
+        Files::new("{\"id\": \"a\\u00e4\", \"tokens\": [1]}\n{\"id\": {\"x\": [1.5]}, \"tokens\": [2]}");
+    score_file(&files.options(&tiny::folder("reward-model")), |_| {}).unwrap();
+    let ids: Vec<Value> = files.results().into_iter().map(|mut result| result["id"].take()).collect();
+    assert_eq!(ids, [json!("aä"), json!({ "x": [1.5] })]);
+}
+
+#[test]
+fn the_stored_statistics_normalise_unless_told_not_to() {
+    let source = tiny::folder("reward-model");
+    let files = Files::new("{\"id\": 1, \"tokens\": [1, 2, 3]}");
+    let folder = files.dir.path().join("rm");
+    let model = model::folder::load(&source, &LoadOptions::default()).unwrap();
+    model::folder::save(&folder, &model.config, &model.weights, &SaveOptions::default()).unwrap();
+    let config = folder.join("config.json");
+    let mut object: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    let set = |object: &mut Value, mean: f64, std: f64| {
+        object["sluice_reward_mean"] = json!(mean);
+        object["sluice_reward_std"] = json!(std);
+        std::fs::write(&config, object.to_string()).unwrap();
+    };
+    set(&mut object, 1.5, 0.25);
+    let raw = f64::from(tiny::expected_score(&[1, 2, 3]));
+    for (normalise, expected) in [(true, (raw - 1.5) / 0.25), (false, raw)] {
+        let options = FileOptions { normalise, ..files.options(&folder) };
+        score_file(&options, |_| {}).unwrap();
+        let found = files.results()[0]["score"].as_f64().unwrap();
+        assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+    }
+    set(&mut object, 0.0, 0.0);
+    let error = score_file(&files.options(&folder), |_| {}).unwrap_err();
+    assert!(error.to_string().contains("deviation 0"), "{error}");
+}
+
+#[test]
+fn a_broken_line_is_named_and_there_is_no_output() {
+    for (line, expected) in [
+        ("{\"id\": 1, \"tokens\": [1, -2]}", ":3: is no"),
+        ("{\"id\": 1}", "missing field `tokens`"),
+        ("{\"tokens\": [1]}", "missing field `id`"),
+        ("{\"id\": 1, \"tokens\": []}", ":3: has no tokens"),
+        ("{\"id\": 1, \"tokens\": [1, 384]}", ":3: token 384 is outside the model's vocabulary of 384"),
+        ("\u{0}\u{1}", ":3: is no"),
+    ] {
+        let files = Files::new(&format!("{{\"id\": 0, \"tokens\": [1]}}\n\n{line}\n"));
+        let error = score_file(&files.options(&tiny::folder("reward-model")), |_| {}).unwrap_err();
+        assert!(error.is_bad_input());
+        let text = error.to_string();
+        assert!(text.contains(expected) && text.contains("in.jsonl:3"), "{text}");
+        assert_eq!(std::fs::read_dir(files.dir.path()).unwrap().count(), 1, "only the input is there");
+    }
+}
+
+#[test]
+fn a_model_of_the_other_kind_or_none_is_named() {
+    let files = Files::new("");
+    let error = score_file(&files.options(&tiny::folder("policy")), |_| {}).unwrap_err().to_string();
+    assert!(error.contains("LlamaForCausalLM, which has no score"), "{error}");
+    let error = logprobs_file(&files.options(&tiny::folder("reward-model")), |_| {}).unwrap_err().to_string();
+    assert!(error.contains("has no log-probs"), "{error}");
+    let error = score_file(&files.options(Path::new("/nowhere")), |_| {}).unwrap_err();
+    assert!(
+        matches!(error, Error::Model(_)) && error.to_string().contains("/nowhere/config.json"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_empty_file_gives_an_empty_file() {
+    let files = Files::new("");
+    let done = score_file(&files.options(&tiny::folder("reward-model")), |_| {}).unwrap();
+    assert_eq!((done.sequences, files.results().len()), (0, 0));
+}

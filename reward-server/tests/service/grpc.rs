@@ -1,0 +1,172 @@
+//! The peers' side of the wire: a coordinator and an actor that do what a test tells them.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{FutureExt, Stream, StreamExt};
+use proto::pb;
+use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
+use proto::pb::reward_server_client::RewardServerClient;
+use service::grpc::{Listener, connect};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
+use types::{MemberId, Rollout, RolloutId};
+
+use crate::world::{RUN, soon};
+
+/// A coordinator that hands its streams to the test.
+pub(crate) struct FakeCoordinator {
+    pub(crate) address: String,
+    sessions: mpsc::Receiver<Session>,
+    _server: JoinSet<()>,
+}
+
+/// One stream of a reward server.
+pub(crate) struct Session {
+    pub(crate) hello: RewardHello,
+    reports: Streaming<pb::RewardReport>,
+    commands: mpsc::Sender<Result<pb::RewardCommand, Status>>,
+}
+
+#[derive(Clone)]
+struct Service(Arc<Mutex<mpsc::Sender<Session>>>);
+
+type Commands<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Coordinator for Service {
+    type ActStream = Commands<pb::ActorCommand>;
+    type RewardStream = Commands<pb::RewardCommand>;
+    type LearnStream = Commands<pb::LearnerCommand>;
+
+    async fn act(&self, _: Request<Streaming<pb::ActorReport>>) -> Result<Response<Self::ActStream>, Status> {
+        Err(Status::unimplemented("no actors here"))
+    }
+
+    async fn reward(
+        &self,
+        request: Request<Streaming<pb::RewardReport>>,
+    ) -> Result<Response<Self::RewardStream>, Status> {
+        let mut reports = request.into_inner();
+        let first = reports.next().await.unwrap()?;
+        let RewardReport::Hello(hello) = first.try_into()? else { panic!("no hello") };
+        let (commands, outbox) = mpsc::channel(1024);
+        let session = Session { hello, reports, commands };
+        self.0.lock().await.send(session).await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbox))))
+    }
+
+    async fn learn(
+        &self,
+        _: Request<Streaming<pb::LearnerReport>>,
+    ) -> Result<Response<Self::LearnStream>, Status> {
+        Err(Status::unimplemented("no learner here"))
+    }
+}
+
+impl FakeCoordinator {
+    pub(crate) async fn start() -> Self {
+        let listener = Listener::bind("test", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.address.to_string();
+        let (sender, sessions) = mpsc::channel(4);
+        let service = CoordinatorServer::new(Service(Arc::new(Mutex::new(sender))));
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            service::grpc::server()
+                .add_service(service)
+                .serve_with_incoming(listener.incoming())
+                .await
+                .unwrap();
+        });
+        Self { address, sessions, _server: server }
+    }
+
+    /// The next stream of a reward server, not yet welcomed.
+    pub(crate) async fn session(&mut self) -> Session {
+        soon(self.sessions.recv()).await.unwrap()
+    }
+
+    /// The next stream, welcomed.
+    pub(crate) async fn welcomed(&mut self) -> Session {
+        let session = self.session().await;
+        session.command(RewardCommand::Welcome { run: RUN.parse().unwrap() }).await;
+        session
+    }
+}
+
+impl Session {
+    pub(crate) async fn command(&self, command: RewardCommand) {
+        self.commands.send(Ok(command.into())).await.unwrap();
+    }
+
+    pub(crate) async fn record(&self, id: RolloutId) {
+        self.command(RewardCommand::Recorded(id)).await;
+    }
+
+    pub(crate) async fn refuse(self, status: Status) {
+        self.commands.send(Err(status)).await.unwrap();
+    }
+
+    /// The next report of any kind; none when the reward server has left.
+    pub(crate) async fn any_report(&mut self) -> Option<RewardReport> {
+        let report = soon(self.reports.next()).await?;
+        Some(report.ok()?.try_into().unwrap())
+    }
+
+    /// The next result; loads are skipped.
+    pub(crate) async fn result(&mut self) -> RewardReport {
+        loop {
+            match self.any_report().await.expect("the reward server has left") {
+                RewardReport::Load { .. } => {}
+                report => return report,
+            }
+        }
+    }
+}
+
+/// An actor's stream.
+pub(crate) struct Actor {
+    requests: mpsc::Sender<pb::ScoreRequest>,
+    replies: Streaming<pb::ScoreReply>,
+}
+
+impl Actor {
+    /// Connects and introduces itself.
+    pub(crate) async fn connect(address: &str, run: &str, member: &str) -> Result<Self, Status> {
+        let channel = connect(address).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let (requests, outbox) = mpsc::channel(4096);
+        let member: MemberId = member.parse().unwrap();
+        let hello = ScoreRequest::Hello { run: run.parse().unwrap(), member };
+        requests.try_send(hello.into()).unwrap();
+        let replies =
+            soon(RewardServerClient::new(channel).score(ReceiverStream::new(outbox))).await?.into_inner();
+        Ok(Self { requests, replies })
+    }
+
+    pub(crate) async fn offer(&self, rollout: &Rollout) {
+        self.requests.send(ScoreRequest::Rollout(rollout.clone()).into()).await.unwrap();
+    }
+
+    /// Offers what a correct actor would not.
+    pub(crate) async fn offer_broken(&self, rollout: &Rollout, break_it: impl FnOnce(&mut pb::Rollout)) {
+        let mut message = pb::Rollout::from(rollout.clone());
+        break_it(&mut message);
+        let request = pb::score_request::Request::Rollout(message);
+        self.requests.send(pb::ScoreRequest { request: Some(request) }).await.unwrap();
+    }
+
+    /// The next answer.
+    pub(crate) async fn reply(&mut self) -> Result<ScoreReply, Status> {
+        let reply = soon(self.replies.next()).await.expect("the stream has ended")?;
+        Ok(reply.try_into().unwrap())
+    }
+
+    /// The answer that lies ready, if one does.
+    pub(crate) fn ready_reply(&mut self) -> Option<Result<ScoreReply, Status>> {
+        let reply = self.replies.next().now_or_never()?.expect("the stream has ended");
+        Some(reply.map(|reply| reply.try_into().unwrap()))
+    }
+}

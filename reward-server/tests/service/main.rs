@@ -1,0 +1,17 @@
+//! The reward server as its peers see it: real gRPC and HTTP over loopback, tiny random networks, the real sandbox and
+//! real Python workers.
+
+#![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
+
+mod determinism;
+mod endpoint;
+mod files;
+mod grpc;
+mod overload;
+mod python;
+mod remote;
+mod ring;
+mod stub;
+mod tiny;
+mod unit_tests;
+mod world;

@@ -1,0 +1,1 @@
+//! Four times as many rollouts as can be scored: bounded memory, full speed, nothing lost.

@@ -1,0 +1,133 @@
+//! Hidden unit tests as a scorer and as the yardstick, in the real sandbox.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Once;
+
+use reward_server::Config;
+use reward_server::config::{Extract, Kind, LengthPenalty, Rule, SandboxConfig, ScorerConfig, UnitTests};
+use serde_json::json;
+use types::FailReason;
+
+use crate::tiny;
+use crate::world::{World, scored, scorer, why};
+
+/// The sandbox's helper is a program of its own, which testing this crate alone does not build.
+fn build_sandbox_init() {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| {
+        let program = std::env::current_exe().unwrap();
+        if program.ancestors().any(|folder| folder.join("sluice-sandbox-init").is_file()) {
+            return;
+        }
+        let release = program.ancestors().any(|path| path.ends_with("release"));
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--offline", "-p", "sandbox", "--bin", "sluice-sandbox-init"]);
+        cargo.args(release.then_some("--release"));
+        cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap());
+        assert!(cargo.status().unwrap().success(), "sluice-sandbox-init cannot be built");
+    });
+}
+
+fn with_sandbox(scorers: Vec<ScorerConfig>) -> Config {
+    build_sandbox_init();
+    Config {
+        tokenizer: Some(tiny::folder("policy")),
+        sandbox: Some(SandboxConfig::default()),
+        scorers,
+        ..Config::default()
+    }
+}
+
+fn tests(rule: Rule) -> Vec<ScorerConfig> {
+    scorer(Kind::UnitTests(UnitTests { rule }))
+}
+
+/// Doubling a number, four cases.
+fn doubling() -> String {
+    let cases: Vec<_> = (0..4).map(|x| json!({"args": [x], "expected": 2 * x})).collect();
+    json!({"prompt": "Write f.", "kind": "function_calls", "entry_point": "f", "cases": cases}).to_string()
+}
+
+const RIGHT: &str = "def f(x):\n    return x + x\n";
+/// Right for 0 and 1.
+const HALF: &str = "def f(x):\n    return 2 * x if x < 2 else 7\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_share_of_passed_tests_is_the_score() {
+    let mut world = World::start(with_sandbox(tests(Rule::Share))).await;
+    for (number, response, expected) in [(0, RIGHT, 1.0), (1, HALF, 0.5), (2, "def f(x:", 0.0)] {
+        world.actor.offer(&tiny::rollout(number, response, &doubling())).await;
+        let scored = scored(world.session.result().await);
+        assert_eq!((scored.score, scored.outcome), (expected, Some(expected)), "{response}");
+        assert_eq!(&*scored.rollout.fields, "", "nobody reads them any more");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_or_nothing_is_another_rule_with_the_same_outcome() {
+    let mut world = World::start(with_sandbox(tests(Rule::All))).await;
+    world.actor.offer(&tiny::rollout(0, HALF, &doubling())).await;
+    let scored = scored(world.session.result().await);
+    assert_eq!((scored.score, scored.outcome), (0.0, Some(0.5)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_outcome_is_the_yardstick_even_when_it_decides_nothing() {
+    let length = LengthPenalty { free_tokens: 1, max_tokens: 2 };
+    let mut scorers = scorer(Kind::LengthPenalty(length));
+    scorers.extend(tests(Rule::Share));
+    scorers[1].share.weight = Some(0.0);
+    let mut world = World::start(with_sandbox(scorers)).await;
+    world.actor.offer(&tiny::rollout(0, RIGHT, &doubling())).await;
+    let judged = scored(world.session.result().await);
+    assert_eq!((judged.score, judged.outcome), (-1.0, Some(1.0)));
+    world.actor.offer(&tiny::rollout(1, RIGHT, r#"{"prompt": "no tests"}"#)).await;
+    assert_eq!(scored(world.session.result().await).outcome, None);
+    let broken = r#"{"prompt": "Write f.", "kind": "function_calls", "entry_point": "f"}"#;
+    world.actor.offer(&tiny::rollout(2, RIGHT, broken)).await;
+    let unjudged = scored(world.session.result().await);
+    assert_eq!((unjudged.score, unjudged.outcome), (-1.0, None), "what decides nothing fails nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_sandbox_cannot_judge_is_never_a_score() {
+    let mut world = World::start(with_sandbox(tests(Rule::Share))).await;
+    world.actor.offer(&tiny::rollout(0, RIGHT, r#"{"prompt": "no tests"}"#)).await;
+    assert_eq!(why(world.session.result().await).0, FailReason::Unsupported);
+    let crossing = json!({
+        "task_id": 1, "prompt": "Write a class.", "test_list": ["assert Point(1).x == 1", "assert g(Point(2)) == 2"]
+    });
+    world.actor.offer(&tiny::rollout(1, "class Point: pass", &crossing.to_string())).await;
+    let (reason, detail) = why(world.session.result().await);
+    assert_eq!(reason, FailReason::Unsupported, "{detail}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_can_be_the_last_code_block() {
+    let mut config = with_sandbox(tests(Rule::Share));
+    config.sandbox.as_mut().unwrap().extract = Extract::CodeBlock;
+    let mut world = World::start(config).await;
+    let chat = format!("First try:\n```python\n{HALF}```\nBetter:\n```python\n{RIGHT}```\nDone.");
+    for (number, response) in [(0, chat.as_str()), (1, RIGHT)] {
+        world.actor.offer(&tiny::rollout(number, response, &doubling())).await;
+        assert_eq!(scored(world.session.result().await).score, 1.0, "{response}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_programs_are_run_once() {
+    let mut world = World::start(with_sandbox(tests(Rule::Share))).await;
+    // Run anew it would pass half of the time.
+    let coin = "import os\ndef f(x):\n    return 1 if os.urandom(1)[0] < 128 else 0\n";
+    let fields = json!({
+        "prompt": "Toss a coin.", "kind": "function_calls", "entry_point": "f", "cases": [{"args": [0], "expected": 1}]
+    });
+    for number in 0..30 {
+        world.actor.offer(&tiny::rollout(number, coin, &fields.to_string())).await;
+    }
+    let first = scored(world.session.result().await).score;
+    for _ in 1..30 {
+        assert_eq!(scored(world.session.result().await).score, first);
+    }
+}
