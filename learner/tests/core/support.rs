@@ -1,5 +1,6 @@
 //! Small models and random batches.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use collective::ProcessGroup;
@@ -118,6 +119,16 @@ pub(crate) fn load(folder: &Path) -> Weights {
     model::folder::load(folder, &model::LoadOptions::default()).unwrap().weights
 }
 
+/// The parameters of a folder by name.
+pub(crate) fn parameters(folder: &Path) -> BTreeMap<String, Vec<f64>> {
+    let weights = load(folder);
+    let named = weights.parameters().map(|parameter| {
+        let values = parameter.tensor.reshape([-1]).to_kind(Kind::Double);
+        (parameter.name.to_owned(), Vec::try_from(values).unwrap())
+    });
+    named.collect()
+}
+
 fn random_sample(
     rng: &mut ChaCha8Rng,
     (prompt, sibling): (usize, usize),
@@ -144,22 +155,23 @@ fn random_sample(
     Sample { scored: ScoredRollout { rollout, score, ref_logprobs: Vec::new(), outcome: None }, weight: 1.0 }
 }
 
-/// A configuration whose one optimizer step moves the weights by `SCALE` times the gradient: AdamW with an ε that outweighs
+/// A configuration whose one optimizer step moves the weights by [`GRADIENT_SCALE`] times the gradient: AdamW with an ε that outweighs
 /// everything.
 pub(crate) fn gradient_config() -> PpoConfig {
     PpoConfig {
         ppo_epochs: 1,
         minibatch_size: 1000,
         shuffle: false,
-        policy_lr: 1e8 * SCALE,
-        critic_lr: 1e8 * SCALE,
+        policy_lr: 1e8 * GRADIENT_SCALE,
+        critic_lr: 1e8 * GRADIENT_SCALE,
         adam_eps: 1e8,
         max_grad_norm: Bound::Off,
         ..PpoConfig::default()
     }
 }
 
-const SCALE: f64 = 1e3;
+/// See [`gradient_config`]; `bench/reference/cases.py` has the same.
+pub(crate) const GRADIENT_SCALE: f64 = 1e3;
 
 /// The weights, one after the other.
 pub(crate) fn flat(flats: &[Tensor]) -> Vec<f64> {
@@ -168,7 +180,7 @@ pub(crate) fn flat(flats: &[Tensor]) -> Vec<f64> {
 
 /// The gradient that [`gradient_config`] turned into a step.
 pub(crate) fn gradient(before: &[f64], after: &[f64]) -> Vec<f64> {
-    before.iter().zip(after).map(|(before, after)| (before - after) / SCALE).collect()
+    before.iter().zip(after).map(|(before, after)| (before - after) / GRADIENT_SCALE).collect()
 }
 
 /// The length of the difference over the length of the second.

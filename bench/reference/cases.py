@@ -1,0 +1,117 @@
+"""Networks, random batches and the table of configurations that both sides are compared on."""
+
+import random
+
+import torch
+
+import network
+import ppo
+
+VOCAB = 29
+
+# name: (family, tied, hidden, intermediate, layers, heads, key heads)
+NETWORKS = {
+    "llama": ("llama", False, 16, 24, 2, 4, 2),
+    "qwen2": ("qwen2", True, 16, 24, 2, 4, 2),
+    "tiny": ("llama", False, 8, 12, 1, 2, 1),
+}
+
+# A step of one minibatch from which the gradient can be read: AdamW with an epsilon that outweighs everything moves
+# weights by lr / eps times the gradient.
+GRADIENT_SCALE = 1e3
+GRADIENT = dict(ppo_epochs=1, minibatch_size=1000, policy_lr=1e8 * GRADIENT_SCALE, critic_lr=1e8 * GRADIENT_SCALE,
+                adam_eps=1e8, max_grad_norm="off", shuffle=False)
+
+# Several optimizer steps that move far enough for every clip to act.
+UPDATE = dict(ppo_epochs=3, minibatch_size=5, policy_lr=2e-2, critic_lr=2e-2, adam_eps=1e-3, shuffle=False)
+
+
+def gradient(name, net="tiny", **options):
+    return dict(name=name, net=net, kind="gradient", config={**GRADIENT, **options})
+
+
+def update(name, net="tiny", **options):
+    return dict(name=name, net=net, kind="update", config={**UPDATE, **options})
+
+
+CASES = [
+    gradient("gradient-llama", "llama"),
+    gradient("gradient-qwen2-tied", "qwen2"),
+    gradient("gradient-discounts", gamma=0.97, gae_lambda=0.9, kl_coefficient=0.1, kl_estimator="k3"),
+    gradient("gradient-k2", kl_coefficient=0.2, kl_estimator="k2", score_clip=0.4),
+    gradient("gradient-whiten-before", whiten="before-filter"),
+    gradient("gradient-whiten-off", whiten="off", critic_on="all"),
+    gradient("gradient-entropy", entropy_coefficient=0.05),
+    gradient("gradient-seq-mean-token-mean", loss_aggregation="seq-mean-token-mean"),
+    gradient("gradient-seq-mean-token-sum", loss_aggregation="seq-mean-token-sum"),
+    gradient("gradient-seq-mean-token-sum-norm", loss_aggregation="seq-mean-token-sum-norm", norm_tokens=40),
+    gradient("gradient-token-sum", loss_aggregation="token-sum"),
+    gradient("gradient-kl-in-loss", kl_in="loss", kl_coefficient=0.3, kl_estimator="k3"),
+    gradient("gradient-k3-plus-in-loss", kl_in="loss", kl_coefficient=0.3, kl_estimator="k3+"),
+    gradient("gradient-overlong", overlong=dict(max_length=16, cache=8)),
+    update("update-llama", "llama"),
+    update("update-qwen2-tied", "qwen2", betas=[0.9, 0.999], weight_decay=0.1, schedule="linear", warmup_steps=2),
+    update("update-clips", clip_ratio_low=0.1, clip_ratio_high=0.05, dual_clip=1.05, value_clip=0.05),
+    update("update-no-value-clip", value_clip="off", max_grad_norm=0.05, schedule="cosine"),
+    update("update-decay-on-matrices", weight_decay=0.5, weight_decay_on="matrices", max_grad_norm="off"),
+    update("update-critic-on-all", critic_on="all", whiten="before-filter", minibatch_size=4),
+    update("update-off-policy-mask", off_policy_delta=0.02),
+    *[update(f"update-{algorithm}", algorithm=algorithm) for algorithm in ppo.ALGORITHMS if algorithm != "ppo"],
+    update("update-group-of-all", algorithm="grpo", baseline_on="all"),
+    update("update-token", correction="token"),
+    update("update-tis", correction={"token-truncate": {"max": 1.1}}),
+    update("update-icepop", correction={"token-mask": {"min": 0.9, "max": 1.1}}),
+    update("update-sequence-tis", correction={"sequence-truncate": {"max": 1.05}}),
+    update("update-sequence-mask", correction={"sequence-mask": {"min": 0.98, "max": 1.02}}),
+    update("update-sequence-product-mask", correction={"sequence-product-mask": {"max": 1.1}}),
+]
+
+
+def models(net, seed):
+    """A random policy and critic."""
+    family, tied, hidden, intermediate, layers, heads, kv_heads = NETWORKS[net]
+    found = []
+    for scalar in (False, True):
+        config = network.config_of(family, vocab=VOCAB, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
+                                   kv_heads=kv_heads, tied=tied, scalar=scalar)
+        found.append((config, network.random_weights(config, 2 * seed + scalar, 0.25)))
+    return found
+
+
+def batch(policy, seed, samples=14):
+    """A ragged batch: groups of four, weights of every kind, responses of one token, truncated ones, rollout log-probs that
+    are the policy's up to noise."""
+    rng = random.Random(seed)
+    rows = []
+    for at in range(samples):
+        length = [1, 3, 9, 15][at % 4] + rng.randrange(3) * (at % 4 > 0)
+        prompt = [rng.randrange(VOCAB) for _ in range(1 + at % 5)]
+        response = [rng.randrange(VOCAB) for _ in range(length)]
+        with torch.no_grad():
+            logprobs = network.of_responses(*policy, [prompt], [response])[0][0].tolist()
+        noise = lambda scale: [min(0.0, value + scale * rng.gauss(0, 1)) for value in logprobs]  # noqa: E731
+        rows.append({
+            "prompt_id": f"p{at // 4}", "prompt_tokens": prompt, "response_tokens": response,
+            "rollout_logprobs": noise(0.05), "ref_logprobs": noise(0.3), "score": round(rng.gauss(0, 1), 4),
+            "weight": [1.0, 0.5, 2.0, 0.0, 1.5][at % 5], "finish_reason": "length" if length > 14 else "stop",
+        })
+    # What is written has the precision of f32 on the other side.
+    for row in rows:
+        for key in ("rollout_logprobs", "ref_logprobs"):
+            row[key] = torch.tensor(row[key], dtype=torch.float32).double().tolist()
+        row["score"] = float(torch.tensor(row["score"], dtype=torch.float32))
+    return rows
+
+
+def expected(case, policy, critic, rows):
+    """What a step does, by `model.parameter`: the first minibatch's gradient, or the way the weights went."""
+    trained = ppo.step(policy, critic, rows, {k: v for k, v in case["config"].items() if k != "shuffle"})[:2]
+    found = {}
+    for name, start, end in zip(("policy", "critic"), (policy, critic), trained):
+        if end is None:
+            continue
+        for parameter, before in start[1].items():
+            is_gradient = case["kind"] == "gradient"
+            value = end.gradients[parameter] if is_gradient else end.weights[parameter].detach() - before
+            found[f"{name}.{parameter}"] = value
+    return found

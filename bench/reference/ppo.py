@@ -1,0 +1,312 @@
+"""The PPO step as Sluice documents it (learner/src/ppo.rs), in plain PyTorch with autograd: an independent implementation.
+
+`step(policy, critic, samples, options)` trains on one batch; `options` has the keys of `sluice replay --config`, with the
+same defaults. Samples are the objects of a batch file. Everything is in the precision of the weights.
+"""
+
+import math
+
+import torch
+
+import network
+
+DEFAULTS = dict(
+    algorithm="ppo", gamma=1.0, gae_lambda=0.95, score_clip=10.0, value_clip=0.2, critic_on="filtered",
+    baseline_on="filtered", entropy_coefficient=0.0, ppo_epochs=3, minibatch_size=256, policy_lr=5e-7, critic_lr=9e-6,
+    betas=(0.9, 0.95), adam_eps=1e-8, weight_decay=0.0, weight_decay_on="all", max_grad_norm=1.0, schedule="constant",
+    warmup_steps=0, norm_tokens=None, kl_target=None, kl_horizon=10000.0, overlong=None, off_policy_delta="off",
+)
+
+# What an algorithm decides where a key is absent: the papers' choices.
+PPO = dict(advantage="gae", whiten="after-filter", kl_in="reward", kl_estimator="k1", kl_coefficient=0.01, ratio="token",
+           clip_ratio_low=0.2, clip_ratio_high=0.2, dual_clip="off", loss_aggregation="token-mean", correction="none")
+GRPO = dict(PPO, advantage="mean-std", whiten="off", kl_in="loss", kl_estimator="k3", kl_coefficient=0.04,
+            loss_aggregation="seq-mean-token-mean")
+ALGORITHMS = {
+    "ppo": PPO,
+    "grpo": GRPO,
+    "dr-grpo": dict(GRPO, advantage="mean", kl_in="off", loss_aggregation="seq-mean-token-sum-norm"),
+    "rloo": dict(PPO, advantage="leave-one-out", whiten="off", ratio="product", loss_aggregation="seq-mean-token-mean"),
+    "reinforce-plus-plus": dict(PPO, advantage="return-to-go"),
+    "reinforce-plus-plus-baseline": dict(PPO, advantage="mean", kl_in="loss", kl_estimator="k2"),
+    "dapo": dict(GRPO, kl_in="off", clip_ratio_high=0.28, dual_clip=10.0, loss_aggregation="token-mean"),
+    "gspo": dict(GRPO, kl_in="off", ratio="mean", clip_ratio_low=3e-4, clip_ratio_high=4e-4),
+    "cispo": dict(GRPO, kl_in="off", ratio="cispo", clip_ratio_low=1.0, clip_ratio_high=4.0, loss_aggregation="token-mean"),
+    "decoupled-ppo": dict(PPO, correction={"token-mask": {"min": 0.0, "max": 5.0}}),
+}
+
+
+def number(value):
+    """A bound, or None where it is "off"."""
+    return None if value in ("off", None) else value
+
+
+def kl_value(estimator, difference):
+    if estimator == "k1":
+        return difference
+    if estimator == "abs":
+        return difference.abs()
+    k2 = difference.pow(2) / 2
+    if estimator == "k2":
+        return k2
+    k3 = torch.exp(-difference) - 1 + difference
+    return k3 if estimator == "k3" else k2 + (k3 - k2).detach()
+
+
+class Batch:
+    """The samples that take part, padded, and what the step derives from them before it trains."""
+
+    def __init__(self, samples, options):
+        self.options = options
+        with_critic = options["advantage"] == "gae"
+        takes_all = (
+            options["whiten"] == "before-filter"
+            or (with_critic and options["critic_on"] == "all")
+            or (options["advantage"] in ("mean", "mean-std", "leave-one-out") and options["baseline_on"] == "all")
+        )
+        samples = [s for s in samples if takes_all or s.get("weight", 1.0) > 0]
+        self.samples = samples
+        self.prompts = [s["prompt_tokens"] for s in samples]
+        self.responses = [s["response_tokens"] for s in samples]
+        self.lengths = torch.tensor([len(r) for r in self.responses])
+        self.mask = torch.arange(int(self.lengths.max()))[None] < self.lengths[:, None]
+        self.weights = torch.tensor([s.get("weight", 1.0) for s in samples], dtype=torch.float64)
+        self.trained = self.weights > 0
+        self.scores = torch.tensor([s["score"] for s in samples], dtype=torch.float64)
+        if options["overlong"]:
+            longest, cache = options["overlong"]["max_length"], options["overlong"]["cache"]
+            self.scores = self.scores + ((longest - cache - self.lengths.double()) / cache).clamp(-1, 0)
+        self.rollout = self.padded("rollout_logprobs")
+        self.ref = self.padded("ref_logprobs") if all(s.get("ref_logprobs") for s in samples) else None
+
+    def padded(self, key):
+        rows = [torch.tensor(s[key], dtype=torch.float64) for s in self.samples]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    def forward(self, model, which):
+        config, weights = model
+        prompts, responses = ([rows[i] for i in which] for rows in (self.prompts, self.responses))
+        values, entropies, mask = network.of_responses(config, weights, prompts, responses, self.options["temperature"])
+        width = self.mask.shape[1] - values.shape[1]
+        grow = lambda t: torch.nn.functional.pad(torch.where(mask, t, torch.zeros_like(t)), (0, width))  # noqa: E731
+        return grow(values), None if entropies is None else grow(entropies)
+
+    def estimate(self, old, values, beta):
+        """Token rewards, advantages (whitened where asked for), returns and correction weights."""
+        options, mask = self.options, self.mask.to(old.dtype)
+        rewards = torch.zeros_like(old)
+        if options["kl_in"] == "reward" and beta > 0:
+            rewards = -beta * kl_value(options["kl_estimator"], (old - self.ref) * mask)
+        scores = self.scores
+        if number(options["score_clip"]) is not None:
+            scores = scores.clamp(-options["score_clip"], options["score_clip"])
+        rewards[torch.arange(len(scores)), self.lengths - 1] += scores.to(old.dtype)
+        advantages, returns = self.advantages(rewards * mask, values)
+        if options["whiten"] != "off":
+            over = self.mask & self.trained[:, None] if options["whiten"] == "after-filter" else self.mask
+            chosen = advantages[over]
+            advantages = (advantages - chosen.mean()) / torch.sqrt(chosen.var(unbiased=False) + 1e-8)
+        return advantages * mask, returns, self.corrections(old)
+
+    def advantages(self, rewards, values):
+        options, kind = self.options, self.options["advantage"]
+        steps = rewards.shape[1]
+        if kind in ("gae", "return-to-go"):
+            trace = 1.0 if kind == "return-to-go" else options["gae_lambda"]
+            values = torch.zeros_like(rewards) if kind == "return-to-go" else values
+            gamma, running, found = options["gamma"], torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards)
+            for t in reversed(range(steps)):
+                following = values[:, t + 1] if t + 1 < steps else torch.zeros_like(running)
+                running = rewards[:, t] + gamma * following - values[:, t] + gamma * trace * running
+                found[:, t] = running * self.mask[:, t]
+                running = found[:, t]
+            return found, found + values
+        totals, found = rewards.sum(1), torch.zeros_like(rewards[:, 0])
+        keys = [str(s["prompt_id"]) for s in self.samples]
+        for key in set(keys):
+            members = [i for i, k in enumerate(keys) if k == key and (options["baseline_on"] == "all" or self.trained[i])]
+            own = totals[members]
+            if len(members) < 2:
+                found[members] = own / (1 + 1e-6 if kind == "mean-std" else 1)
+                continue
+            centred = own - own.mean()
+            if kind == "mean-std":
+                centred = centred / (own.std() + 1e-6)
+            elif kind == "leave-one-out":
+                centred = centred * len(members) / (len(members) - 1)
+            found[members] = centred
+        return found[:, None].expand_as(rewards), torch.zeros_like(rewards)
+
+    def corrections(self, old):
+        correction, mask = self.options["correction"], self.mask.to(old.dtype)
+        logs = (old - self.rollout) * mask
+        ratio, total = logs.exp(), logs.sum(1, keepdim=True)
+        if correction == "none":
+            return torch.ones_like(old)
+        if correction == "token":
+            return ratio
+        (kind, bounds), = correction.items()
+        low, high = bounds.get("min", 0.0), bounds["max"]
+        inside = lambda x: (x >= low) & (x <= high)  # noqa: E731
+        if kind == "token-truncate":
+            return ratio.clamp(max=high)
+        if kind == "token-mask":
+            return ratio * inside(ratio)
+        if kind == "sequence-truncate":
+            return total.exp().clamp(max=high).expand_as(old)
+        if kind == "sequence-mask":
+            return ratio * inside((total / self.lengths[:, None]).exp())
+        if kind == "sequence-product-mask":
+            return (total.exp() * (total.exp() <= high)).expand_as(old)
+        raise ValueError(f"unknown correction {kind}")
+
+    def aggregate(self, losses, which, weights):
+        """Token losses of a minibatch `[n, T]` as one number."""
+        kind = self.options["loss_aggregation"]
+        mask, lengths = self.mask[which].to(losses.dtype), self.lengths[which]
+        weights = weights.to(losses.dtype)
+        sums = (losses * mask).sum(1)
+        if kind == "token-mean":
+            return (weights * sums).sum() / (weights * lengths).sum()
+        if kind == "seq-mean-token-mean":
+            return (weights * sums / lengths).sum() / weights.sum()
+        if kind == "seq-mean-token-sum":
+            return (weights * sums).sum() / weights.sum()
+        if kind == "seq-mean-token-sum-norm":
+            return (weights * sums).sum() / weights.sum() / self.options["norm_tokens"]
+        if kind == "token-sum":
+            return (weights * sums).sum()
+        raise ValueError(f"unknown aggregation {kind}")
+
+    def policy_loss(self, model, which, known, beta):
+        old, advantages, _, corrections = known
+        options = self.options
+        logprobs, entropies = self.forward(model, which)
+        advantages, mask = advantages[which], self.mask[which].to(logprobs.dtype)
+        logs = (logprobs - old[which]) * mask
+        if options["ratio"] in ("mean", "product"):
+            summed = logs.sum(1, keepdim=True)
+            logs = (summed / self.lengths[which][:, None] if options["ratio"] == "mean" else summed).expand_as(logs)
+        ratio = logs.exp()
+        clipped = ratio.clamp(1 - options["clip_ratio_low"], 1 + options["clip_ratio_high"])
+        if options["ratio"] == "cispo":
+            losses = -clipped.detach() * advantages * logprobs
+        else:
+            losses = -torch.minimum(ratio * advantages, clipped * advantages)
+            if number(options["dual_clip"]) is not None:
+                bounded = torch.minimum(losses, -options["dual_clip"] * advantages)
+                losses = torch.where(advantages < 0, bounded, losses)
+        losses = losses * corrections[which]
+        if number(options["off_policy_delta"]) is not None:
+            lengths = self.lengths[which]
+            fallen = ((self.rollout[which] - logprobs.detach()) * mask).sum(1) / lengths
+            bad = (advantages.sum(1) / lengths < 0) & (fallen > options["off_policy_delta"])
+            losses = losses * ~bad[:, None]
+        surrogate = self.aggregate(losses, which, self.weights[which])
+        loss = surrogate
+        if options["kl_in"] == "loss" and beta > 0:
+            kl = kl_value(options["kl_estimator"], (logprobs - self.ref[which]) * mask)
+            loss = loss + beta * self.aggregate(kl, which, self.weights[which])
+        if options["entropy_coefficient"] > 0:
+            loss = loss - options["entropy_coefficient"] * self.aggregate(entropies, which, self.weights[which])
+        return loss, float(surrogate.detach())
+
+    def value_loss(self, model, which, old_values, returns):
+        values, _ = self.forward(model, which)
+        old_values, returns = old_values[which], returns[which]
+        squares = (values - returns).pow(2)
+        clip = number(self.options["value_clip"])
+        if clip is not None:
+            clipped = old_values + (values - old_values).clamp(-clip, clip)
+            squares = torch.maximum(squares, (clipped - returns).pow(2))
+        everyone = self.options["critic_on"] == "all"
+        weights = torch.ones(len(which), dtype=torch.float64) if everyone else self.weights[which]
+        return 0.5 * self.aggregate(squares, which, weights)
+
+
+class Model:
+    """Parameters with their optimizer."""
+
+    def __init__(self, model, lr, options, total):
+        self.config, weights = model
+        self.weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
+        decay = options["weight_decay"]
+        matrices = [t for t in self.weights.values() if t.dim() > 1]
+        others = [t for t in self.weights.values() if t.dim() == 1]
+        other_decay = decay if options["weight_decay_on"] == "all" else 0.0
+        groups = [dict(params=matrices, weight_decay=decay), dict(params=others, weight_decay=other_decay)]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(options["betas"]), eps=options["adam_eps"])
+        self.lr, self.options, self.total = lr, options, total
+        self.gradients = None
+
+    def pair(self):
+        return self.config, self.weights
+
+    def update(self, loss, step):
+        self.optimizer.zero_grad()
+        loss.backward()
+        for tensor in self.weights.values():
+            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        if self.gradients is None:
+            self.gradients = {name: tensor.grad.clone() for name, tensor in self.weights.items()}
+        most = number(self.options["max_grad_norm"])
+        if most is not None:
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), most)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor(self.options, step, self.total)
+        self.optimizer.step()
+
+
+def factor(options, step, total):
+    """Learning-rate factor of an optimizer step, as transformers.get_scheduler."""
+    warmup = options["warmup_steps"]
+    if step < warmup:
+        return step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[options["schedule"]]
+
+
+def settings(options, samples):
+    """Options with every default filled in."""
+    given = {key: value for key, value in options.items() if value is not None}
+    merged = {**DEFAULTS, **ALGORITHMS[given.get("algorithm", "ppo")], **given}
+    merged.setdefault("temperature", 1.0)
+    if merged["norm_tokens"] is None:
+        merged["norm_tokens"] = max(len(s["response_tokens"]) for s in samples)
+    return merged
+
+
+def step(policy, critic, samples, options):
+    """Trains on a batch without shuffling. Returns the trained weights of both, the gradients of the first minibatch, and
+    metrics."""
+    options = settings(options, samples)
+    batch = Batch(samples, options)
+    with_critic = options["advantage"] == "gae"
+    everyone = list(range(len(batch.samples)))
+    trained = [i for i in everyone if batch.trained[i]]
+    order = everyone if with_critic and options["critic_on"] == "all" else trained
+    size = options["minibatch_size"]
+    minibatches = [order[i:i + size] for i in range(0, len(order), size)]
+    total = options["ppo_epochs"] * len(minibatches)
+    policy = Model(policy, options["policy_lr"], options, total)
+    critic = Model(critic, options["critic_lr"], options, total) if with_critic else None
+    beta = options["kl_coefficient"] if options["kl_in"] != "off" else 0.0
+    with torch.no_grad():
+        old, _ = batch.forward(policy.pair(), everyone)
+        old_values = batch.forward(critic.pair(), everyone)[0] if with_critic else torch.zeros_like(old)
+        advantages, returns, corrections = batch.estimate(old, old_values, beta)
+    losses = []
+    for done in range(total):
+        chunk = minibatches[done % len(minibatches)]
+        own = [i for i in chunk if batch.trained[i]]
+        if own:
+            loss, surrogate = batch.policy_loss(policy.pair(), own, (old, advantages, returns, corrections), beta)
+            losses.append(surrogate)
+        # Both losses are of the weights before the minibatch: policy and critic share nothing.
+        if with_critic:
+            value_loss = batch.value_loss(critic.pair(), chunk, old_values, returns)
+            critic.update(value_loss, done)
+        if own:
+            policy.update(loss, done)
+    metrics = {"policy_loss": sum(losses) / total, "old_logprobs": old}
+    return policy, critic, metrics

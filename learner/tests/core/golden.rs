@@ -1,0 +1,148 @@
+//! The numbers of an independent PyTorch implementation of the documented semantics (`bench/reference/golden.py` makes the
+//! folder `golden/`): gradients and updates of the PPO step for every algorithm and option, and of the supervised objectives.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use learner::{Device, PpoConfig, ReplayOptions};
+use safetensors::SafeTensors;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::support::{GRADIENT_SCALE, parameters};
+
+/// A gradient may differ by this share of its length, and an update after several optimizer steps by that.
+const GRADIENT_TOLERANCE: f64 = 1e-5;
+const UPDATE_TOLERANCE: f64 = 1e-3;
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    net: String,
+    kind: String,
+    config: Value,
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn table<T: serde::de::DeserializeOwned>(name: &str) -> Vec<T> {
+    serde_json::from_slice(&std::fs::read(golden().join(name)).unwrap()).unwrap()
+}
+
+/// The expected numbers under `prefix`, by what follows it.
+fn expected(prefix: &str) -> BTreeMap<String, Vec<f64>> {
+    let bytes = std::fs::read(golden().join("expected.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let floats = |data: &[u8]| -> Vec<f64> {
+        data.chunks_exact(4).map(|four| f64::from(f32::from_le_bytes(four.try_into().unwrap()))).collect()
+    };
+    let found: BTreeMap<_, _> = tensors
+        .tensors()
+        .into_iter()
+        .filter_map(|(name, view)| Some((name.strip_prefix(prefix)?.to_owned(), floats(view.data()))))
+        .collect();
+    assert!(!found.is_empty(), "no numbers for {prefix}");
+    found
+}
+
+/// How far what `after` moved away from `before`, times `scale`, is from what was expected, over the length of that.
+fn apart(
+    expected: &BTreeMap<String, Vec<f64>>,
+    (before, after): (&BTreeMap<String, Vec<f64>>, &BTreeMap<String, Vec<f64>>),
+    scale: f64,
+) -> f64 {
+    assert!(expected.keys().eq(after.keys()), "{:?} {:?}", expected.keys(), after.keys());
+    let (mut difference, mut length) = (0.0, 0.0);
+    for (name, wanted) in expected {
+        assert_eq!(wanted.len(), after[name].len(), "{name}");
+        for ((wanted, after), before) in wanted.iter().zip(&after[name]).zip(&before[name]) {
+            difference += ((after - before) * scale - wanted).powi(2);
+            length += wanted.powi(2);
+        }
+    }
+    assert!(length > 0.0, "nothing was to move");
+    (difference / length).sqrt()
+}
+
+#[test]
+fn gradients_and_updates_are_those_of_the_reference() {
+    tch::set_num_threads(1);
+    let dir = tempfile::tempdir().unwrap();
+    for case in table::<Case>("cases.json") {
+        let net = golden().join(&case.net);
+        let config: PpoConfig = serde_json::from_value(case.config).unwrap();
+        let has_critic = config.needs_critic();
+        let options = ReplayOptions {
+            policy: net.join("policy"),
+            critic: Some(net.join("critic")),
+            batch: net.join("batch.jsonl"),
+            config,
+            output: dir.path().join(&case.name),
+            ranks: 1,
+            device: Device::Cpu,
+            temperature: 1.0,
+        };
+        learner::replay(&options).unwrap();
+        let (scale, tolerance) = match case.kind.as_str() {
+            "gradient" => (-1.0 / GRADIENT_SCALE, GRADIENT_TOLERANCE),
+            _ => (1.0, UPDATE_TOLERANCE),
+        };
+        for model in ["policy", "critic"].into_iter().take(1 + usize::from(has_critic)) {
+            let expected = expected(&format!("{}.{model}.", case.name));
+            let before = parameters(&net.join(model));
+            let after = parameters(&options.output.join(model));
+            let apart = apart(&expected, (&before, &after), scale);
+            println!("{} {model}: {apart:.1e}", case.name);
+            assert!(apart < tolerance, "{} {model}: {apart:.2e}", case.name);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Supervised {
+    name: String,
+    command: String,
+    config: Value,
+    losses: Vec<f64>,
+}
+
+#[test]
+fn supervised_objectives_are_those_of_the_reference() {
+    let dir = tempfile::tempdir().unwrap();
+    let net = golden().join("tiny");
+    for case in table::<Supervised>("supervised.json") {
+        let start = net.join(if case.command == "train-rm" { "critic" } else { "policy" });
+        let output = dir.path().join(&case.name);
+        for (ranks, microbatch_tokens) in [(1, 8192), (2, 8)] {
+            let output = output.with_extension(ranks.to_string());
+            let mut config = case.config.clone();
+            config["model"] = json!(start);
+            config["data"] = json!(golden().join("examples.jsonl"));
+            config["output"] = json!(output);
+            config["execution"] =
+                json!({"ranks": ranks, "threads": 1, "microbatch_tokens": microbatch_tokens});
+            let mut losses = Vec::new();
+            let mut hear = |progress: learner::Progress| losses.push(progress.loss);
+            let report = match case.command.as_str() {
+                "sft" => learner::sft(&serde_json::from_value(config).unwrap(), &mut hear),
+                "train-rm" => learner::train_rm(&serde_json::from_value(config).unwrap(), &mut hear),
+                _ => learner::dpo(&serde_json::from_value(config).unwrap(), &mut hear),
+            };
+            assert_eq!(report.unwrap().examples, 8);
+            for (found, wanted) in losses.iter().zip(&case.losses) {
+                assert!(
+                    (found - wanted).abs() < 1e-4 * wanted.abs().max(0.1),
+                    "{}: {found} {wanted}",
+                    case.name
+                );
+            }
+            assert_eq!(losses.len(), case.losses.len());
+            let expected = expected(&format!("{}.", case.name));
+            let apart = apart(&expected, (&parameters(&start), &parameters(&output)), 1.0);
+            println!("{} on {ranks} ranks: {apart:.1e}", case.name);
+            assert!(apart < UPDATE_TOLERANCE, "{} on {ranks} ranks: {apart:.2e}", case.name);
+        }
+    }
+}
