@@ -8,7 +8,7 @@ use tch::Kind;
 pub(crate) const PANEL: usize = 32;
 
 /// An element type.
-pub(crate) trait Number: Pod + Send + Sync + tch::kind::Element {
+pub(crate) trait Number: Pod + Send + Sync {
     /// Two rows of a panel of weights: elements `2i` and `2i + 1` of each of its columns.
     type Pair: Pod + Send + Sync + std::fmt::Debug;
 

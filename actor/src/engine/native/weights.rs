@@ -1,6 +1,6 @@
 //! A policy's weights as the native backend reads them: matrices packed, vectors as they are.
 
-use model::{BlockWeights, ModelConfig, Weights};
+use model::{BlockWeights, ModelConfig, Weights, buffer};
 use tch::Tensor;
 
 use super::memory::Buffer;
@@ -106,10 +106,8 @@ fn matrix<N: Number>(elements: &[N], outputs: usize) -> std::io::Result<Panels<N
 /// The elements of a tensor as numbers of this type.
 fn numbers<N: Number>(tensor: &Tensor) -> Vec<N> {
     let tensor = tensor.to_kind(N::TORCH).to_device(tch::Device::Cpu).contiguous();
-    let mut numbers = vec![N::narrow(0.0); tensor.numel()];
-    let count = numbers.len();
-    tensor.copy_data(&mut numbers, count);
-    numbers
+    // As bytes: tch 0.24.0 takes `half::bf16` for f16.
+    buffer::with_bytes(&tensor, |bytes| bytemuck::allocation::pod_collect_to_vec(bytes))
 }
 
 /// A dimension of a validated configuration.

@@ -1,0 +1,12 @@
+//! The engine against transformers, against slow references, and against itself.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod determinism;
+mod drawing;
+mod files;
+mod fixture;
+mod handle;
+mod parity;
+mod scheduling;
+mod stopping;
+mod swapping;

@@ -1,0 +1,60 @@
+//! Greedy continuations equal to those of transformers, log-probabilities equal to those of the learner.
+
+use actor::engine::{EngineConfig, Finished};
+use model::{LogprobOptions, ModelConfig, NextTokens, Packed, Weights};
+use tch::Device;
+use types::{FinishReason, Sampling};
+
+use crate::fixture::{Case, request, run, small_config};
+
+/// Log-probabilities of the response tokens as the learner computes them: one packed forward pass.
+pub(crate) fn learner_logprobs(
+    model: &ModelConfig,
+    weights: &Weights,
+    prompt: &[u32],
+    response: &Finished,
+    temperature: f64,
+) -> Vec<f32> {
+    let _guard = tch::no_grad_guard();
+    let sequence = [prompt, &response.response_tokens].concat();
+    let packed = Packed::new(&[sequence], model.vocab_size, Device::Cpu).unwrap();
+    let network = weights.network(model);
+    let hidden = model::forward(model, &network, &packed);
+    let NextTokens { rows, targets } = packed.next_tokens();
+    let options = LogprobOptions { temperature, entropy: false };
+    let found =
+        model::logprobs(&hidden.index_select(0, &rows), &network.output.head, &targets, options).logprobs;
+    let found: Vec<f32> = Vec::try_from(found).unwrap();
+    found[prompt.len() - 1..].to_vec()
+}
+
+pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn greedy_continuations_equal_transformers_in_ragged_batches() {
+    for case in Case::causal() {
+        let (prompts, expected) = (case.token_rows("prompts"), case.token_rows("greedy"));
+        let requests: Vec<_> = prompts
+            .iter()
+            .enumerate()
+            .map(|(id, prompt)| request(id as u64, prompt.clone(), Sampling::greedy(200)))
+            .collect();
+        // Chunks shorter than the longest prompt, so that prompts are cut.
+        let config = EngineConfig { prefill_chunk_tokens: 11, ..small_config() };
+        let finished = run(&mut case.engine(&config), &requests);
+        for (id, expected) in expected.iter().enumerate() {
+            let found = &finished[&(id as u64)];
+            assert_eq!(&found.response_tokens, expected, "{} prompt {id}", case.name);
+            assert_eq!(found.finish_reason, FinishReason::Length);
+            let learner = learner_logprobs(&case.config, &case.weights, &prompts[id], found, 1.0);
+            let difference = largest_difference(&found.rollout_logprobs, &learner);
+            println!("{} prompt {id}: log-probs differ from the learner's by {difference:.1e}", case.name);
+            assert!(difference < 2e-5, "{} prompt {id}: {difference}", case.name);
+        }
+        let alone = run(&mut case.engine(&config), &requests[3..]);
+        assert_eq!(alone[&3], finished[&3], "{} alone", case.name);
+    }
+}
