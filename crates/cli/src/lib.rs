@@ -1,1 +1,28 @@
-//! The sluice command.
+//! The `sluice` command: a whole run on one machine, and tools that work on files.
+//!
+//! `run` starts and supervises the roles and runs the stages of a recipe; `commands` holds one file per subcommand. What
+//! they do is done by the roles' crates: here are arguments, progress and tables.
+
+mod bar;
+mod commands;
+mod grading;
+mod responses;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Reinforcement learning of language models from rewards that are not always right (PF-PPO, arXiv 2409.06957).
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, propagate_version = true)]
+struct Sluice {
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+/// The life of the command. Exit codes: 0 done, 1 failed, 2 bad usage or bad input.
+pub fn main() -> ExitCode {
+    let Sluice { command } = Sluice::parse();
+    service::exit_code("sluice", command.run())
+}

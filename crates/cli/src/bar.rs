@@ -1,0 +1,57 @@
+//! Progress on stderr: a bar where a person looks on, a line now and then where a file does.
+
+use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::Instant;
+
+/// Pause between two lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(15);
+
+/// The progress of one thing that takes a while.
+#[derive(Debug)]
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    what: String,
+    plain: bool,
+    /// When the last line was printed, without a terminal.
+    printed: Mutex<Instant>,
+}
+
+impl Bar {
+    /// A bar over `total` steps; 0 when their number is not known.
+    pub(crate) fn new(what: &str, total: u64) -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(total) };
+        let style = ProgressStyle::with_template("  {prefix} {bar:30.cyan} {pos}/{len} {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_prefix(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(250));
+        bar.set_length(total);
+        Self { bar, what: what.to_owned(), plain, printed: Mutex::new(Instant::now()) }
+    }
+
+    /// How far it is, with the figures that matter.
+    pub(crate) fn at(&self, done: u64, total: u64, message: &str) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        self.bar.set_message(message.to_owned());
+        let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.plain && printed.elapsed() >= LINE_EVERY {
+            *printed = Instant::now();
+            eprintln!("  {} {done}/{total} {message}", self.what);
+        }
+    }
+
+    /// A line that stays.
+    pub(crate) fn line(&self, text: &str) {
+        if self.plain { eprintln!("{text}") } else { self.bar.println(text) }
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

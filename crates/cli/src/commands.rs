@@ -1,0 +1,92 @@
+//! The subcommands, one file each.
+
+mod check_config;
+mod eval;
+mod filter;
+mod generate;
+
+mod grade;
+mod logprobs;
+mod r2;
+
+mod replay;
+mod run;
+mod sampling;
+mod score;
+
+mod top;
+mod train;
+
+use std::future::Future;
+
+use anyhow::Context as _;
+use service::BadInput;
+
+/// What `sluice` can be told to do.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Runs a recipe on this machine: its stages, and the ring as supervised processes.
+    Run(run::Arguments),
+    /// Log-probs of token sequences under a model.
+    Logprobs(logprobs::Arguments),
+    /// Responses of a model to prompts.
+    Generate(generate::Arguments),
+    /// Scores of token sequences by a reward model.
+    Score(score::Arguments),
+    /// Grades samples by hidden tests in the sandbox; prints pass@k.
+    Grade(grade::Arguments),
+    /// Samples a model on problems and grades what comes: generate and grade in one.
+    Eval(eval::Arguments),
+    /// PF-PPO's filtration on a file of scored rollouts.
+    Filter(filter::Arguments),
+    /// How far a reward can be trusted under each filtration strategy.
+    R2(r2::Arguments),
+    /// The learner's step on recorded samples.
+    Replay(replay::Arguments),
+    /// Supervised fine-tuning.
+    Sft(train::Arguments),
+    /// A reward model from preference pairs.
+    TrainRm(train::Arguments),
+    /// Direct preference optimisation (DPO, cDPO, IPO, KTO).
+    Dpo(train::Arguments),
+    /// A live view of a run in the terminal.
+    Top(top::Arguments),
+    /// Checks a recipe and prints it as it would be used.
+    CheckConfig(check_config::Arguments),
+}
+
+impl Command {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Whatever went wrong, with what to do about it.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Run(arguments) => on_runtime(run::run(arguments)),
+            Self::Logprobs(arguments) => logprobs::run(&arguments),
+            Self::Generate(arguments) => generate::run(&arguments),
+            Self::Score(arguments) => score::run(&arguments),
+            Self::Grade(arguments) => grade::run(&arguments),
+            Self::Eval(arguments) => eval::run(&arguments),
+            Self::Filter(arguments) => filter::run(&arguments),
+            Self::R2(arguments) => r2::run(&arguments),
+            Self::Replay(arguments) => replay::run(&arguments),
+            Self::Sft(arguments) => train::sft(&arguments),
+            Self::TrainRm(arguments) => train::reward_model(&arguments),
+            Self::Dpo(arguments) => train::dpo(&arguments),
+            Self::Top(arguments) => on_runtime(top::run(arguments)),
+            Self::CheckConfig(arguments) => check_config::run(&arguments),
+        }
+    }
+}
+
+/// Runs an async command to its end.
+fn on_runtime(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.context("start the I/O runtime")?.block_on(command)
+}
+
+/// Makes an error of the learner exit with 2 where the user's input is to blame.
+pub(crate) fn blame_input(error: learner::Error) -> anyhow::Error {
+    if error.is_bad_input() { BadInput(format!("{error:#}")).into() } else { error.into() }
+}

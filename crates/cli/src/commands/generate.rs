@@ -1,0 +1,82 @@
+//! `sluice generate`: responses to a file of prompts.
+
+use std::path::PathBuf;
+
+use actor::engine::{Device, EngineConfig};
+use actor::generate::{DrawOptions, FileOptions, Generator, generate};
+use service::BadInput;
+use types::DType;
+
+use super::sampling::SamplingArguments;
+use super::score::parse_dtype;
+use crate::bar::Bar;
+use crate::responses::pace;
+
+/// Responses of a model to the prompts of a file, through the rollout engine. Memory does not grow with the file.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The model's folder.
+    #[arg(long)]
+    model: PathBuf,
+    /// Lines {"id", "prompt" | "tokens" | "messages"}, plain or gzipped; - is standard input.
+    #[arg(long)]
+    input: PathBuf,
+    /// Lines {"id", "index", "tokens", "text", "logprobs", "finish_reason"}, in the input's order; - is standard output.
+    #[arg(long)]
+    output: PathBuf,
+    #[command(flatten)]
+    sampling: SamplingArguments,
+    /// Responses per prompt.
+    #[arg(long, default_value_t = 1)]
+    n: usize,
+    /// Seeds the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Element type of weights and cache: f32, bf16 or f16.
+    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
+    dtype: DType,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Threads; one for each core where not given.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Most responses at a time.
+    #[arg(long, default_value_t = EngineConfig::default().max_sequences)]
+    max_sequences: usize,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Names the model's file, or the file and line of the input, that cannot be used.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.n == 0 {
+        return Err(BadInput("--n is 0, must be at least 1".to_owned()).into());
+    }
+    let options = FileOptions {
+        input: arguments.input.clone(),
+        output: arguments.output.clone(),
+        draw: DrawOptions { n: arguments.n, seed: arguments.seed, sampling: arguments.sampling.sampling(1.0)? },
+    };
+    let engine = EngineConfig {
+        device: arguments.device,
+        dtype: arguments.dtype,
+        threads: arguments.threads,
+        max_sequences: arguments.max_sequences,
+        ..EngineConfig::default()
+    };
+    let mut generator = Generator::load(&arguments.model, &engine).map_err(|error| BadInput(format!("{error:#}")))?;
+    let bar = Bar::new("responses", 0);
+    let done = generate(&mut generator, &options, &mut |progress| bar.at(progress.requests, 0, &pace(progress)));
+    bar.finish();
+    let done = done?;
+    eprintln!(
+        "{} requests, {} new tokens, {:.3} s, {:.1} tokens/s",
+        done.requests,
+        done.new_tokens,
+        done.elapsed.as_secs_f64(),
+        done.tokens_per_second()
+    );
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! `sluice replay`: the learner's step on recorded samples.
+
+use std::path::PathBuf;
+
+use learner::{PpoConfig, ReplayOptions};
+use service::BadInput;
+use service::config::Layers;
+
+/// Runs the learner's step on recorded samples: writes policy/, critic/ and metrics.json.
+///
+/// A line of the batch has prompt_id, prompt_tokens, response_tokens, rollout_logprobs, ref_logprobs, score and weight.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The policy's folder.
+    #[arg(long)]
+    policy: PathBuf,
+    /// The critic's folder; the policy with a head of zeros where not given.
+    #[arg(long)]
+    critic: Option<PathBuf>,
+    /// The samples (JSON Lines).
+    #[arg(long)]
+    batch: PathBuf,
+    /// Configuration of the step (TOML); the defaults where not given.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where policy/, critic/ and metrics.json go.
+    #[arg(long)]
+    output: PathBuf,
+    /// Ranks, as threads of this process.
+    #[arg(long, default_value_t = 1)]
+    ranks: usize,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Temperature the samples were drawn at.
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// Sets one value over the configuration; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Prints the metrics as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Names the file, line or key that cannot be used.
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config: PpoConfig = Layers::of_process(arguments.config.as_deref(), &arguments.settings)?.parse()?;
+    let problems = config.problems();
+    if !problems.is_empty() {
+        return Err(service::config::Error::Unusable { problems }.into());
+    }
+    if arguments.ranks == 0 {
+        return Err(BadInput("--ranks is 0, must be at least 1".to_owned()).into());
+    }
+    let options = ReplayOptions {
+        policy: arguments.policy.clone(),
+        critic: arguments.critic.clone(),
+        batch: arguments.batch.clone(),
+        config,
+        output: arguments.output.clone(),
+        ranks: arguments.ranks,
+        device: arguments.device.clone().try_into().map_err(BadInput)?,
+        temperature: arguments.temperature,
+    };
+    let metrics = learner::replay(&options).map_err(super::blame_input)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string(&metrics)?);
+    } else {
+        println!(
+            "policy_loss {:.6}, value_loss {:.6}, approx_kl {:.2e}, clip_fraction {:.3}, {:.2} s",
+            metrics.policy_loss, metrics.value_loss, metrics.approx_kl, metrics.clip_fraction, metrics.step_seconds
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! `sluice run`: a recipe from the first stage that is not done to the last.
+
+use std::path::PathBuf;
+
+use service::init_logging;
+
+use crate::run::recipe::Recipe;
+use crate::run::stages::{self, Done, Plan};
+
+/// Runs a recipe on this machine.
+///
+/// Finished stages are skipped. Ctrl-C drains the ring and writes a checkpoint; a second Ctrl-C leaves at once.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The recipe (TOML).
+    recipe: PathBuf,
+    /// Goes on with a ring that was interrupted.
+    #[arg(long)]
+    resume: bool,
+    /// Does this stage and all later ones again.
+    #[arg(long, value_name = "STAGE")]
+    redo_from: Option<String>,
+    /// Sets one value over file and environment; may be given several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    settings: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A recipe that cannot be used, a stage that failed.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    init_logging("warn", service::config::LogFormat::Text)?;
+    let recipe = Recipe::read(&arguments.recipe, &arguments.settings)?;
+    let started = tokio::time::Instant::now();
+    let plan = Plan { resume: arguments.resume, redo_from: arguments.redo_from };
+    if stages::run(&recipe, &plan).await? == Done::Complete {
+        eprintln!("{} is complete after {}: {}", recipe.name, stages::span(started.elapsed()), recipe.output.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! What a person sees while the ring runs: a bar and the figures that matter.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use coordinator::Status;
+use coordinator::state::{Phase, StepRecord};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::recipe::Recipe;
+use super::ring::RingFolder;
+use super::supervisor::RingEnd;
+
+/// Without a terminal a line is printed every so many batches.
+const LINES_PER_RUN: u64 = 20;
+
+/// The progress of a ring.
+#[derive(Debug)]
+pub(crate) struct RingProgress {
+    bar: ProgressBar,
+    /// Whether lines take the place of the bar.
+    plain: bool,
+    batches: u64,
+    shown: u64,
+    first_token_after: Option<Duration>,
+    started: tokio::time::Instant,
+}
+
+impl RingProgress {
+    /// A progress at its beginning.
+    pub(crate) fn new(recipe: &Recipe, folder: &RingFolder, address: &str) -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(recipe.coordinator.batches) };
+        let style = ProgressStyle::with_template("{bar:30.cyan} {pos}/{len} {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.enable_steady_tick(Duration::from_millis(250));
+        let this = Self {
+            bar,
+            plain,
+            batches: recipe.coordinator.batches,
+            shown: 0,
+            first_token_after: None,
+            started: tokio::time::Instant::now(),
+        };
+        this.line(&format!("coordinator at {address}; logs in {}", folder.logs().display()));
+        this
+    }
+
+    fn line(&self, text: &str) {
+        if self.plain { eprintln!("{text}") } else { self.bar.println(text) }
+    }
+
+    /// The processes run.
+    pub(crate) fn started(&self, processes: &[(String, u32)]) {
+        let list: Vec<String> = processes.iter().map(|(name, id)| format!("{name} ({id})")).collect();
+        self.line(&format!("started {}", list.join(", ")));
+    }
+
+    /// Shows how things are.
+    pub(crate) fn show(&mut self, status: &Status) {
+        if self.first_token_after.is_none() && status.account.issued > 0 {
+            let took = self.started.elapsed();
+            self.first_token_after = Some(took);
+            self.line(&format!("first prompts leased after {:.1} s", took.as_secs_f64()));
+        }
+        self.bar.set_length(status.batches);
+        self.bar.set_position(status.trained);
+        let figures = status.last_step.as_ref().map(figures).unwrap_or_default();
+        let pace = format!("{:.0} tokens/s, {} to go", status.tokens_per_second, to_go(status.eta_seconds));
+        let waiting = if status.phase == Phase::Running { String::new() } else { format!(" · {:?}", status.phase) };
+        self.bar.set_message(format!("{figures}{pace} · waits for {}{waiting}", status.waiting_for));
+        let every = (self.batches / LINES_PER_RUN).max(1);
+        if self.plain && status.trained >= self.shown + every {
+            self.shown = status.trained;
+            eprintln!("batch {}/{}: {figures}{pace}", status.trained, status.batches);
+        }
+    }
+
+    /// Somebody pressed Ctrl-C.
+    pub(crate) fn interrupted(&self) {
+        self.line("draining: what is begun is finished and a checkpoint written; Ctrl-C again leaves at once");
+    }
+
+    /// The ring has ended.
+    pub(crate) fn finish(&self, ended: RingEnd, restarts: u64) {
+        self.bar.finish_and_clear();
+        if restarts > 0 {
+            eprintln!("{restarts} restart(s) of a role");
+        }
+        if ended == RingEnd::Aborted {
+            eprintln!("left at once; `--resume` goes on from the newest checkpoint");
+        }
+    }
+}
+
+/// Score, pass rate, KL, staleness of a step.
+fn figures(step: &StepRecord) -> String {
+    let outcome = step.outcome_mean.map(|outcome| format!("pass@1 {:.1} %, ", 100.0 * outcome)).unwrap_or_default();
+    format!(
+        "score {:+.3}, {outcome}KL {:.3}, staleness {:.1}, {:.2} s/step, ",
+        step.score_mean, step.metrics.kl_to_ref, step.metrics.staleness, step.metrics.step_seconds
+    )
+}
+
+fn to_go(seconds: Option<f64>) -> String {
+    match seconds {
+        None => "?".to_owned(),
+        Some(seconds) if seconds < 90.0 => format!("{seconds:.0} s"),
+        Some(seconds) => format!("{:.0} min", seconds / 60.0),
+    }
+}

@@ -1,0 +1,93 @@
+//! A stage of a recipe: a name and one kind of work, which makes one file or folder.
+
+use std::path::{Path, PathBuf};
+
+use learner::{PreferenceConfig, RewardModelConfig, SftConfig};
+use serde::{Deserialize, Serialize};
+
+use super::stages::command::CommandStage;
+use super::stages::eval::EvalStage;
+use super::stages::preferences::PreferencesStage;
+use super::stages::ring::RingStage;
+use super::stages::tokenizer::TokenizerStage;
+
+/// A stage. Beside its name it has exactly one table, which says what to do.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Stage {
+    /// Its name, unique in the recipe.
+    pub(crate) name: String,
+    /// Runs a program.
+    pub(crate) command: Option<CommandStage>,
+    /// Trains a tokenizer.
+    pub(crate) tokenizer: Option<TokenizerStage>,
+    /// Supervised fine-tuning.
+    pub(crate) sft: Option<SftConfig>,
+    /// Preference pairs from a policy's own responses.
+    pub(crate) preferences: Option<PreferencesStage>,
+    /// A reward model from preference pairs.
+    pub(crate) reward_model: Option<RewardModelConfig>,
+    /// Direct preference optimisation.
+    pub(crate) dpo: Option<PreferenceConfig>,
+    /// The ring.
+    pub(crate) ring: Option<RingStage>,
+    /// Compares policies on problems with tests.
+    pub(crate) eval: Option<EvalStage>,
+}
+
+/// What a stage does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Work<'a> {
+    Command(&'a CommandStage),
+    Tokenizer(&'a TokenizerStage),
+    Sft(&'a SftConfig),
+    Preferences(&'a PreferencesStage),
+    RewardModel(&'a RewardModelConfig),
+    Dpo(&'a PreferenceConfig),
+    Ring(&'a RingStage),
+    Eval(&'a EvalStage),
+}
+
+impl Stage {
+    /// The stage of a recipe that names none: the ring alone.
+    pub(crate) fn ring_alone(output: &Path) -> Self {
+        let ring = RingStage { output: output.join("policy") };
+        Self { name: "ring".to_owned(), ring: Some(ring), ..Self::default() }
+    }
+
+    /// What it does; an error where that is nothing, or more than one thing.
+    pub(crate) fn work(&self) -> Result<Work<'_>, String> {
+        let kinds = [
+            self.command.as_ref().map(Work::Command),
+            self.tokenizer.as_ref().map(Work::Tokenizer),
+            self.sft.as_ref().map(Work::Sft),
+            self.preferences.as_ref().map(Work::Preferences),
+            self.reward_model.as_ref().map(Work::RewardModel),
+            self.dpo.as_ref().map(Work::Dpo),
+            self.ring.as_ref().map(Work::Ring),
+            self.eval.as_ref().map(Work::Eval),
+        ];
+        let mut kinds = kinds.into_iter().flatten();
+        match (kinds.next(), kinds.next()) {
+            (Some(work), None) => Ok(work),
+            (None, _) => Err(format!("stage {:?} has nothing to do: give it a table such as [stages.sft]", self.name)),
+            (Some(_), Some(_)) => Err(format!("stage {:?} has two things to do: make two stages of it", self.name)),
+        }
+    }
+}
+
+impl Work<'_> {
+    /// The file or folder that it makes.
+    pub(crate) fn output(&self) -> &PathBuf {
+        match self {
+            Self::Command(stage) => &stage.output,
+            Self::Tokenizer(stage) => &stage.output,
+            Self::Sft(config) => &config.output,
+            Self::Preferences(stage) => &stage.output,
+            Self::RewardModel(config) => &config.output,
+            Self::Dpo(config) => &config.output,
+            Self::Ring(stage) => &stage.output,
+            Self::Eval(stage) => &stage.output,
+        }
+    }
+}

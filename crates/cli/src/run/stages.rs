@@ -1,0 +1,143 @@
+//! The kinds of work that stages do, one file each, and the order in which stages are done.
+//!
+//! A stage that has finished leaves a record beside the outputs; a run that finds it skips the stage. A stage without a
+//! record starts over: what it left unfinished is removed first. The ring alone goes on where it was, from its journal
+//! and checkpoints.
+
+pub(crate) mod command;
+pub(crate) mod eval;
+pub(crate) mod preferences;
+mod records;
+pub(crate) mod ring;
+pub(crate) mod tokenizer;
+pub(crate) mod training;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use service::BadInput;
+use tokio::time::Instant;
+
+use super::recipe::Recipe;
+use super::stage::{Stage, Work};
+use records::Records;
+
+/// Which stages a run does.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Plan {
+    /// Go on with a ring that was interrupted.
+    pub(crate) resume: bool,
+    /// Do this stage and all later ones again.
+    pub(crate) redo_from: Option<String>,
+}
+
+/// Whether a stage did all its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// It did.
+    Complete,
+    /// The user stopped it.
+    Stopped,
+}
+
+/// Does the stages of a recipe that are not done yet.
+///
+/// # Errors
+/// Names the stage that failed.
+pub(crate) async fn run(recipe: &Recipe, plan: &Plan) -> anyhow::Result<Done> {
+    let stages = recipe.stages_or_ring();
+    let records = Records::of(&recipe.output)?;
+    if let Some(first) = &plan.redo_from {
+        redo(&stages, first, &records)?;
+    }
+    for (number, stage) in stages.iter().enumerate() {
+        let work = stage.work().map_err(BadInput)?;
+        let told = told(recipe, stage)?;
+        let title = format!("[{}/{}] {}", number + 1, stages.len(), stage.name);
+        if let Some(seconds) = records.finished(&stage.name, &told, work.output())? {
+            eprintln!("{title}: done before, in {}", span(Duration::from_secs_f64(seconds)));
+            continue;
+        }
+        eprintln!("{title}");
+        let started = Instant::now();
+        let done = perform(recipe, stage, work, plan.resume).await;
+        if done.with_context(|| format!("stage {}", stage.name))? == Done::Stopped {
+            return Ok(Done::Stopped);
+        }
+        records.finish(&stage.name, told, started.elapsed())?;
+        eprintln!("  {} in {}", work.output().display(), span(started.elapsed()));
+    }
+    Ok(Done::Complete)
+}
+
+/// Does one stage. Ctrl-C ends the process at once, except in the ring, which drains.
+async fn perform(recipe: &Recipe, stage: &Stage, work: Work<'_>, resume: bool) -> anyhow::Result<Done> {
+    if let Work::Ring(ring) = work {
+        return ring::run(recipe, ring, resume).await;
+    }
+    discard(work.output(), &recipe.output)?;
+    let work = async {
+        match work {
+            Work::Command(command) => command::run(command).await,
+            Work::Tokenizer(tokenizer) => tokenizer::run(tokenizer),
+            Work::Sft(config) => training::sft(config.clone()).await,
+            Work::RewardModel(config) => training::reward_model(config.clone()).await,
+            Work::Dpo(config) => training::dpo(config.clone()).await,
+            Work::Preferences(stage) => preferences::run(stage.clone()).await,
+            Work::Eval(eval) => eval::run(recipe, eval.clone()).await,
+            Work::Ring(_) => Ok(()),
+        }
+    };
+    tokio::select! {
+        done = work => done.map(|()| Done::Complete),
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("stopped in stage {}; the stages before it are kept", stage.name);
+            // Training on a thread of its own cannot be interrupted; nothing of it is worth waiting for.
+            std::process::exit(130);
+        }
+    }
+}
+
+/// What a stage's result follows from, as text that is compared: its own table, and for the ring the roles' too.
+fn told(recipe: &Recipe, stage: &Stage) -> anyhow::Result<String> {
+    let mut told = toml::to_string(stage).context("write down the stage")?;
+    if stage.ring.is_some() {
+        let roles = Recipe { stages: Vec::new(), ..recipe.clone() };
+        told += &toml::to_string(&roles).context("write down the recipe")?;
+    }
+    Ok(told)
+}
+
+fn redo(stages: &[Stage], first: &str, records: &Records) -> anyhow::Result<()> {
+    let Some(from) = stages.iter().position(|stage| stage.name == first) else {
+        let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
+        return Err(BadInput(format!("there is no stage {first:?}; the recipe has {}", names.join(", "))).into());
+    };
+    for stage in &stages[from..] {
+        records.forget(&stage.name)?;
+        if stage.ring.is_some() {
+            ring::discard(records.output())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an unfinished stage left, if that lies in the run's own folder.
+fn discard(leftover: &Path, output: &Path) -> anyhow::Result<()> {
+    if !leftover.exists() {
+        return Ok(());
+    }
+    if !leftover.starts_with(output) {
+        let problem = format!("{} is there already; remove it or name another output", leftover.display());
+        return Err(BadInput(problem).into());
+    }
+    let removed = if leftover.is_dir() { std::fs::remove_dir_all(leftover) } else { std::fs::remove_file(leftover) };
+    removed.with_context(|| format!("remove the unfinished {}", leftover.display()))
+}
+
+/// A time for people.
+pub(crate) fn span(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds < 90.0 { format!("{seconds:.1} s") } else { format!("{:.1} min", seconds / 60.0) }
+}

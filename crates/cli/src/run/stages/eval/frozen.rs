@@ -1,0 +1,73 @@
+//! What frozen networks say about sampled responses: scores of a reward model, and the KL to a reference.
+
+use std::path::{Path, PathBuf};
+
+use actor::generate::Response;
+use anyhow::Context as _;
+use reward_server::FileOptions;
+use serde::Deserialize;
+use service::jsonl;
+
+use super::file_of;
+
+/// Responses of one policy.
+#[derive(Debug)]
+pub(super) struct Frozen<'a> {
+    /// Where intermediate files go; they are kept for whoever wants to look.
+    pub(super) folder: &'a Path,
+    /// The policy.
+    pub(super) name: &'a str,
+    /// Its responses, by problem.
+    pub(super) responses: &'a [Vec<Response>],
+}
+
+#[derive(Debug, Deserialize)]
+struct Scored {
+    score: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Logprobs {
+    logprobs: Vec<f64>,
+}
+
+impl Frozen<'_> {
+    fn write_tokens(&self) -> anyhow::Result<PathBuf> {
+        let path = file_of(self.folder, self.name, "tokens");
+        let mut writer = jsonl::Writer::create(&path)?;
+        for (id, response) in self.responses.iter().flatten().enumerate() {
+            let tokens: Vec<u32> = response.prompt_tokens.iter().chain(&response.tokens).copied().collect();
+            writer.write(&serde_json::json!({"id": id, "tokens": tokens}))?;
+        }
+        writer.finish()?;
+        Ok(path)
+    }
+
+    /// The reward model's score of every response, normalised as in training.
+    pub(super) fn scores(&self, model: &Path) -> anyhow::Result<Vec<Vec<f64>>> {
+        let output = file_of(self.folder, self.name, "scores");
+        let options = FileOptions::new(model.to_owned(), self.write_tokens()?, output.clone());
+        reward_server::score_file(&options, &mut |_| ())?;
+        let mut scores = jsonl::read(&output)?.map(|line| anyhow::Ok(line?.parse::<Scored>()?.score));
+        let of_group = |group: &Vec<Response>| scores.by_ref().take(group.len()).collect::<anyhow::Result<Vec<f64>>>();
+        self.responses.iter().map(of_group).collect()
+    }
+
+    /// Mean over responses of `Σ log π − log π_ref`, in nats: an unbiased estimate of the sequence's KL to the reference.
+    pub(super) fn kl(&self, reference: &Path, temperature: f32) -> anyhow::Result<f64> {
+        let output = file_of(self.folder, self.name, "reference");
+        let mut options = FileOptions::new(reference.to_owned(), self.write_tokens()?, output.clone());
+        options.temperature = f64::from(temperature);
+        reward_server::logprobs_file(&options, &mut |_| ())?;
+        let (mut total, mut count) = (0.0, 0usize);
+        for (line, response) in jsonl::read(&output)?.zip(self.responses.iter().flatten()) {
+            let Logprobs { logprobs } = line?.parse()?;
+            let of_response = logprobs.get(response.prompt_tokens.len().saturating_sub(1)..);
+            let of_response = of_response.context("the reference's log-probs are shorter than the prompt")?;
+            let drawn = response.logprobs.iter().map(|logprob| f64::from(*logprob));
+            total += drawn.zip(of_response).map(|(policy, reference)| policy - reference).sum::<f64>();
+            count += 1;
+        }
+        Ok(total / count.max(1) as f64)
+    }
+}

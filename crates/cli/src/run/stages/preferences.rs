@@ -1,0 +1,171 @@
+//! Preference pairs from a policy's own responses: for a problem that it solves now and then, one response that passes
+//! the hidden tests and one that does not.
+//!
+//! Of all such pairs of a problem the one of maximum edit distance is taken (PF-PPO, arXiv 2409.06957, section 5.2,
+//! after Pal et al. 2024), so that the reward model sees what matters and not only a last character.
+
+use std::path::{Path, PathBuf};
+
+use actor::generate::{DrawOptions, Response};
+use anyhow::Context as _;
+use sandbox::Limits;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use service::jsonl;
+use types::{PromptContent, Sampling};
+
+use crate::grading;
+use crate::responses;
+
+/// What to sample.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PreferencesStage {
+    /// The policy's folder.
+    pub(crate) model: PathBuf,
+    /// Problems with tests.
+    pub(crate) problems: PathBuf,
+    /// Problems used, from the first; all where not given.
+    pub(crate) max_problems: Option<usize>,
+    /// Responses per problem.
+    pub(crate) n: usize,
+    /// How they are drawn.
+    pub(crate) sampling: Sampling,
+    /// Seeds the draws.
+    pub(crate) seed: u64,
+    /// Share of the pairs kept apart for evaluating the reward model.
+    pub(crate) eval_share: f64,
+    /// Folder of `train.jsonl` and `eval.jsonl`.
+    pub(crate) output: PathBuf,
+}
+
+impl Default for PreferencesStage {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            problems: PathBuf::new(),
+            max_problems: None,
+            // As the paper's.
+            n: 5,
+            sampling: Sampling::default(),
+            seed: 0,
+            eval_share: 0.1,
+            output: PathBuf::new(),
+        }
+    }
+}
+
+/// A pair of responses.
+#[derive(Debug)]
+struct Pair<'a> {
+    prompt: &'a PromptContent,
+    chosen: &'a str,
+    rejected: &'a str,
+}
+
+impl Pair<'_> {
+    /// As the reward model's training reads it.
+    fn line(&self) -> Value {
+        let prompt = match self.prompt {
+            PromptContent::Text(text) => json!(text),
+            PromptContent::Messages(messages) => serde_json::from_str(messages).unwrap_or_default(),
+            PromptContent::Tokens(tokens) => json!(tokens),
+        };
+        json!({"prompt": prompt, "chosen": self.chosen, "rejected": self.rejected})
+    }
+}
+
+/// Samples, grades, pairs.
+///
+/// # Errors
+/// When the model or problems cannot be used, or no problem gave a pair.
+pub(crate) async fn run(stage: PreferencesStage) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(move || make(&stage)).await?
+}
+
+fn make(stage: &PreferencesStage) -> anyhow::Result<()> {
+    let mut tasks = grading::read_tasks(&stage.problems)?;
+    tasks.truncate(stage.max_problems.unwrap_or(usize::MAX));
+    let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
+    let responses = responses::draw(&stage.model, &prompts, &DrawOptions {
+        n: stage.n,
+        seed: stage.seed,
+        sampling: stage.sampling.clone(),
+    })?;
+
+    let grades = grading::grade_groups(&tasks, &responses, &Limits::default())?;
+    let passed: Vec<Option<bool>> = grades.iter().flatten().map(grading::passed).collect();
+    let mut pairs = Vec::new();
+    for ((task, group), passed) in tasks.iter().zip(&responses).zip(passed.chunks(stage.n)) {
+        if let Some((chosen, rejected)) = widest_pair(group, passed) {
+            pairs.push(Pair { prompt: &task.prompt, chosen, rejected });
+        }
+    }
+    let solved = passed.iter().filter(|passed| **passed == Some(true)).count();
+    anyhow::ensure!(
+        !pairs.is_empty(),
+        "no problem has both a response that passes and one that fails ({solved} of {} pass): sample more",
+        passed.len()
+    );
+    let kept_apart = ((pairs.len() as f64 * stage.eval_share) as usize).min(pairs.len() - 1);
+    let (eval, train) = pairs.split_at(kept_apart);
+    std::fs::create_dir_all(&stage.output).with_context(|| format!("create {}", stage.output.display()))?;
+    write(&stage.output, "train.jsonl", train)?;
+    write(&stage.output, "eval.jsonl", eval)?;
+    let share = 100.0 * solved as f64 / passed.len() as f64;
+    eprintln!("  {} pairs from {} responses, {share:.1} % of which pass", pairs.len(), passed.len());
+    Ok(())
+}
+
+fn write(folder: &Path, name: &str, pairs: &[Pair<'_>]) -> anyhow::Result<()> {
+    let lines: Vec<Value> = pairs.iter().map(Pair::line).collect();
+    jsonl::write(&folder.join(name), lines.iter())
+}
+
+/// The passing and the failing response that differ most.
+fn widest_pair<'a>(group: &'a [Response], passed: &[Option<bool>]) -> Option<(&'a str, &'a str)> {
+    let of = |wanted: bool| {
+        let judged = group.iter().zip(passed);
+        judged.filter(move |(_, passed)| **passed == Some(wanted)).map(|(response, _)| response.text.as_str())
+    };
+    let pairs = of(true).flat_map(|chosen| of(false).map(move |rejected| (chosen, rejected)));
+    let mut best: Option<(usize, (&str, &str))> = None;
+    for (chosen, rejected) in pairs {
+        let distance = strsim::levenshtein(chosen, rejected);
+        if best.is_none_or(|(most, _)| distance > most) {
+            best = Some((distance, (chosen, rejected)));
+        }
+    }
+    best.map(|(_, pair)| pair)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn responses(texts: &[&str]) -> Vec<Response> {
+        let response = |text: &&str| Response {
+            prompt_tokens: [1].into(),
+            tokens: vec![2],
+            text: (*text).to_owned(),
+            logprobs: vec![-1.0],
+            finish_reason: types::FinishReason::Stop,
+        };
+        texts.iter().map(response).collect()
+    }
+
+    #[test]
+    fn the_pair_of_maximum_edit_distance_is_taken() {
+        let group = responses(&["return 1", "return 12", "pass", "return 2 + 3"]);
+        let pair = widest_pair(&group, &[Some(true), Some(false), Some(false), Some(true)]);
+        assert_eq!(pair, Some(("return 2 + 3", "pass")));
+    }
+
+    #[test]
+    fn a_problem_without_both_kinds_gives_no_pair() {
+        let group = responses(&["a", "b", "c"]);
+        for passed in [[Some(true); 3], [Some(false); 3], [Some(true), None, None]] {
+            assert_eq!(widest_pair(&group, &passed), None);
+        }
+    }
+}

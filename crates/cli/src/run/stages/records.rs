@@ -1,0 +1,114 @@
+//! What is done: one file per finished stage, holding what the stage was told.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use service::BadInput;
+
+/// The records of a run.
+#[derive(Debug)]
+pub(super) struct Records {
+    output: PathBuf,
+}
+
+/// A finished stage.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    /// How long it took.
+    seconds: f64,
+    /// What it was told; another text means another result.
+    told: String,
+}
+
+impl Records {
+    /// Those in a run's output folder.
+    pub(super) fn of(output: &Path) -> anyhow::Result<Self> {
+        let folder = output.join("stages");
+        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        Ok(Self { output: output.to_owned() })
+    }
+
+    /// The run's output folder.
+    pub(super) fn output(&self) -> &Path {
+        &self.output
+    }
+
+    fn path(&self, stage: &str) -> PathBuf {
+        self.output.join("stages").join(format!("{stage}.toml"))
+    }
+
+    /// Seconds that a stage took, if it has finished.
+    ///
+    /// # Errors
+    /// When it was told something else then.
+    pub(super) fn finished(&self, stage: &str, told: &str, output: &Path) -> anyhow::Result<Option<f64>> {
+        let path = self.path(stage);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        let Ok(record) = toml::from_str::<Record>(&text) else { return Ok(None) };
+        if !output.exists() {
+            return Ok(None);
+        }
+        if record.told != told {
+            let changed = first_difference(&record.told, told);
+            let advice = format!("do it and what follows again with --redo-from {stage}, or name another output");
+            return Err(BadInput(format!("stage {stage} was done with {changed}; {advice}")).into());
+        }
+        Ok(Some(record.seconds))
+    }
+
+    /// Writes down that a stage has finished.
+    pub(super) fn finish(&self, stage: &str, told: String, took: Duration) -> anyhow::Result<()> {
+        let (path, record) = (self.path(stage), Record { seconds: took.as_secs_f64(), told });
+        let partial = path.with_extension("partial");
+        let text = toml::to_string(&record).context("write down the stage")?;
+        let written = std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, &path));
+        written.with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Forgets that a stage has finished.
+    pub(super) fn forget(&self, stage: &str) -> anyhow::Result<()> {
+        let path = self.path(stage);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where two texts part, for people.
+fn first_difference(before: &str, now: &str) -> String {
+    let pair = before.lines().zip(now.lines()).find(|(before, now)| before != now);
+    match pair {
+        Some((before, now)) => format!("`{before}`, now it is `{now}`"),
+        None => "another configuration".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finished_stage_is_known_until_it_is_told_something_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::of(folder.path()).unwrap();
+        let output = folder.path().join("sft");
+        assert_eq!(records.finished("sft", "lr = 1", &output).unwrap(), None);
+        records.finish("sft", "lr = 1".to_owned(), Duration::from_secs(3)).unwrap();
+        assert_eq!(records.finished("sft", "lr = 1", &output).unwrap(), None, "its output is gone");
+        std::fs::create_dir(&output).unwrap();
+        assert_eq!(records.finished("sft", "lr = 1", &output).unwrap(), Some(3.0));
+        let error = records.finished("sft", "lr = 2", &output).unwrap_err().to_string();
+        assert!(error.contains("`lr = 1`, now it is `lr = 2`") && error.contains("--redo-from sft"), "{error}");
+        records.forget("sft").unwrap();
+        assert_eq!(records.finished("sft", "lr = 2", &output).unwrap(), None);
+    }
+}
