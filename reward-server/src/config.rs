@@ -63,12 +63,14 @@ pub struct QueueConfig {
     pub max_bytes: usize,
     /// Rollouts of one actor's stream that may await their answer; then the stream is read no further.
     pub stream_rollouts: usize,
+    /// Actors' streams; one more is answered `RESOURCE_EXHAUSTED`, and the actor goes elsewhere or tries later.
+    pub max_streams: usize,
 }
 
 impl Default for QueueConfig {
     fn default() -> Self {
         // A batch of the default recipe is 64 prompts of 5 responses; a few of them fit.
-        Self { max_rollouts: 2048, max_bytes: 512 << 20, stream_rollouts: 1024 }
+        Self { max_rollouts: 2048, max_bytes: 512 << 20, stream_rollouts: 1024, max_streams: 1024 }
     }
 }
 
@@ -287,6 +289,7 @@ impl Config {
             ("queue.max_rollouts", self.queue.max_rollouts),
             ("queue.max_bytes", self.queue.max_bytes),
             ("queue.stream_rollouts", self.queue.stream_rollouts),
+            ("queue.max_streams", self.queue.max_streams),
             ("models.batch_tokens", self.models.batch_tokens),
             ("models.threads", self.models.threads.unwrap_or(1)),
             ("endpoint.max_texts", self.endpoint.max_texts),

@@ -72,16 +72,15 @@ impl Desk {
     pub(crate) async fn receive(&self, rollout: Rollout, actor: &MemberId, answer: Answer) {
         let offered = {
             let mut ledger = self.ledger();
-            let known = ledger.holds(rollout.id);
-            let pause = match known {
+            let refusal = match ledger.holds(rollout.id) {
                 true => None,
-                false if self.0.draining.is_cancelled() => Some(DRAINING_PAUSE),
-                false => self.0.panel.paused(),
+                false if self.0.draining.is_cancelled() => Some((DRAINING_PAUSE, Offered::Draining)),
+                false => self.0.panel.paused().map(|pause| (pause, Offered::Paused)),
             };
-            match pause {
-                Some(pause) => {
+            match refusal {
+                Some((pause, offered)) => {
                     ledger.refuse(rollout.id, answer, pause);
-                    Offered::Draining
+                    offered
                 }
                 None => match ledger.offer(Instant::now(), (rollout.id, bytes_of(&rollout)), actor, answer) {
                     Offer::Accepted => Offered::Accepted,

@@ -1,18 +1,20 @@
 //! The service for actors: a stream of rollouts up, one answer each down.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use proto::pb;
 use proto::pb::reward_server_server::RewardServer;
 use service::{CancellationToken, OnError, Spawner};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::reward::ScoreRequest;
 use types::{MemberId, RolloutId};
 
+use crate::config::QueueConfig;
 use crate::desk::Desk;
 use crate::ledger::{Misbehaved, Reply};
 
@@ -24,15 +26,17 @@ const HELLO_TIME_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Grpc {
     desk: Desk,
     spawner: Spawner,
-    /// Answers that one stream may await.
-    stream_rollouts: usize,
+    queue: QueueConfig,
+    /// One permit for each stream there may be.
+    streams: Arc<Semaphore>,
     /// Cancelled when the server has left the run: streams are read no further.
     done: CancellationToken,
 }
 
 impl Grpc {
-    pub(crate) fn new(desk: Desk, spawner: Spawner, stream_rollouts: usize, done: CancellationToken) -> Self {
-        Self { desk, spawner, stream_rollouts, done }
+    pub(crate) fn new(desk: Desk, spawner: Spawner, queue: QueueConfig, done: CancellationToken) -> Self {
+        let streams = Arc::new(Semaphore::new(queue.max_streams));
+        Self { desk, spawner, queue, streams, done }
     }
 
     /// The actor behind a new stream.
@@ -64,12 +68,19 @@ impl RewardServer for Grpc {
         request: Request<Streaming<pb::ScoreRequest>>,
     ) -> Result<Response<Self::ScoreStream>, Status> {
         let mut requests = request.into_inner();
+        let stream = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "{} streams are open, the most that queue.max_streams allows; try another reward server, or later",
+                self.queue.max_streams
+            ))
+        })?;
         let actor = self.introduction(&mut requests).await?;
-        let (replies, outbox) = mpsc::channel::<Reply>(self.stream_rollouts);
+        let (replies, outbox) = mpsc::channel::<Reply>(self.queue.stream_rollouts);
         let (desk, done) = (self.desk.clone(), self.done.clone());
         tracing::info!(%actor, "actor connected");
         let name = format!("stream of {actor}");
         let carry = async move {
+            let _stream = stream;
             tokio::select! {
                 ended = carry_rollouts(&desk, &actor, &mut requests, &replies) => match ended {
                     Ok(()) => tracing::info!(%actor, "actor left"),

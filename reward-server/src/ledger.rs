@@ -85,19 +85,37 @@ pub(crate) struct Ledger {
     pace: Pace,
 }
 
-/// Smoothed time between two records.
+/// Smoothed time between two records while there is work, and the appointments of those who were refused.
 #[derive(Debug, Default)]
 struct Pace {
     last: Option<Instant>,
     interval: Option<f64>,
+    /// When the next one that is refused shall return, at the earliest.
+    appointment: Option<Instant>,
 }
 
 impl Pace {
+    /// Work has come after a time without any, which says nothing about the pace.
+    fn wake(&mut self, now: Instant) {
+        self.last = Some(now);
+    }
+
     fn tick(&mut self, now: Instant) {
         if let Some(last) = self.last.replace(now) {
             let seconds = now.duration_since(last).as_secs_f64();
             self.interval = Some(self.interval.map_or(seconds, |interval| 0.95 * interval + 0.05 * seconds));
         }
+    }
+
+    /// The pause of one that is refused: about half of the `entries` will have left by then, and all that are refused
+    /// return one by one, at twice the pace. So they neither flood the server nor leave it idle, however many they are.
+    fn appoint(&mut self, now: Instant, entries: usize) -> Duration {
+        let Some(interval) = self.interval else { return FIRST_PAUSE };
+        let times = |count: f64| Duration::from_secs_f64((interval * count).min(LONGEST_PAUSE.as_secs_f64()));
+        let earliest = now + times(entries as f64 / 2.0);
+        let slot = self.appointment.map_or(earliest, |slot| slot.max(earliest)).min(now + LONGEST_PAUSE);
+        self.appointment = Some(slot + times(0.5));
+        slot.duration_since(now).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
     }
 }
 
@@ -130,7 +148,7 @@ impl Ledger {
         // One rollout always fits, or one larger than the bound could never be scored.
         let full = self.entries.len() >= self.bounds.rollouts || self.bytes + bytes > self.bounds.bytes;
         if full && !self.entries.is_empty() {
-            let retry_after = self.pause();
+            let retry_after = self.pace.appoint(now, self.entries.len());
             self.refuse(id, answer, retry_after);
             return Offer::Refused;
         }
@@ -141,6 +159,9 @@ impl Ledger {
             report: None,
             answers: vec![(actor.clone(), answer)],
         };
+        if self.entries.is_empty() {
+            self.pace.wake(now);
+        }
         self.arrivals += 1;
         self.bytes += bytes;
         self.entries.insert(id, entry);
@@ -155,13 +176,6 @@ impl Ledger {
     /// Whether this rollout is in work.
     pub(crate) fn holds(&self, id: RolloutId) -> bool {
         self.entries.contains_key(&id)
-    }
-
-    /// The pause after which about half of what is in work will have left.
-    fn pause(&self) -> Duration {
-        let seconds = |interval: f64| interval * self.entries.len() as f64 / 2.0;
-        let pause = self.pace.interval.map_or(FIRST_PAUSE, |i| Duration::from_secs_f64(seconds(i).min(1e6)));
-        pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
     }
 
     /// A rollout has its result.
@@ -353,24 +367,36 @@ mod tests {
         assert_eq!(ledger.scoring(), 1);
     }
 
-    #[test]
-    fn the_pause_follows_the_pace() {
-        let (mut ledger, mut actor) = (ledger(100), Actor::new("a"));
-        let mut now = Instant::now();
-        for ordinal in 0..100 {
-            let answer = actor.sender.clone().try_reserve_owned();
-            let answer = answer.unwrap_or_else(|_| {
-                while actor.next().is_some() {}
-                actor = Actor::new("a");
-                actor.sender.clone().try_reserve_owned().unwrap()
-            });
-            ledger.offer(now, (rollout(ordinal).id, 100), &actor.member, answer);
-        }
-        for ordinal in 0..50 {
+    /// Fifty rollouts in work, of which one leaves every 20 ms.
+    fn steady() -> (Pace, Instant) {
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        for _ in 0..50 {
             now += Duration::from_millis(20);
-            ledger.recorded(now, rollout(ordinal).id);
+            pace.tick(now);
         }
-        let pause = ledger.pause().as_secs_f64();
-        assert!((0.45..0.55).contains(&pause), "half of 50 at 20 ms each: {pause}");
+        (pace, now)
+    }
+
+    #[test]
+    fn the_refused_return_one_by_one_after_half_of_the_work() {
+        let (mut pace, now) = steady();
+        let pauses: Vec<f64> = (0..100).map(|_| pace.appoint(now, 50).as_secs_f64()).collect();
+        assert!((0.45..0.55).contains(&pauses[0]), "half of 50 at 20 ms each: {}", pauses[0]);
+        for pair in pauses.windows(2) {
+            assert!((0.009..0.011).contains(&(pair[1] - pair[0])), "at twice the pace: {pair:?}");
+        }
+        let many = (0..10_000).map(|_| pace.appoint(now, 50)).max();
+        assert_eq!(many, Some(LONGEST_PAUSE));
+        let later = now + Duration::from_secs(60);
+        assert!(pace.appoint(later, 50).as_secs_f64() < 0.55, "old appointments are past");
+    }
+
+    #[test]
+    fn a_time_without_work_says_nothing_about_the_pace() {
+        let (mut pace, now) = steady();
+        let later = now + Duration::from_secs(600);
+        pace.wake(later);
+        pace.tick(later + Duration::from_millis(20));
+        assert!(pace.appoint(later, 50).as_secs_f64() < 0.55);
     }
 }

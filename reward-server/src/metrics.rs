@@ -65,9 +65,15 @@ pub(crate) fn describe() {
 /// What became of an offer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Offered {
+    /// It will be scored.
     Accepted,
+    /// It is in work already.
     Attached,
+    /// There is no room.
     Overloaded,
+    /// A remote service is down.
+    Paused,
+    /// The server is leaving.
     Draining,
 }
 
@@ -77,6 +83,7 @@ pub(crate) fn offer(offered: Offered) {
         Offered::Accepted => "accepted",
         Offered::Attached => "attached",
         Offered::Overloaded => "overloaded",
+        Offered::Paused => "paused",
         Offered::Draining => "draining",
     };
     counter!("rlhf_reward_offers_total", "answer" => answer).increment(1);

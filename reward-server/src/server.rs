@@ -71,7 +71,7 @@ fn join_run(
         token: context.token.clone(),
         done: done.clone(),
     };
-    let grpc = Grpc::new(desk.clone(), context.tasks.spawner(), config.queue.stream_rollouts, done.clone());
+    let grpc = Grpc::new(desk.clone(), context.tasks.spawner(), config.queue.clone(), done.clone());
     let service = RewardServerServer::new(grpc)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);

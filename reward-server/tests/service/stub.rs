@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -29,6 +30,8 @@ struct Inner {
     script: Mutex<VecDeque<(StatusCode, String)>>,
     /// One permit lets one request through.
     gate: Option<Semaphore>,
+    /// How long it works on a request, on so many at a time; it then remembers no bodies.
+    work: Option<(Duration, Semaphore)>,
 }
 
 impl Stub {
@@ -48,6 +51,11 @@ impl Stub {
             |(status, body): &(u16, &str)| (StatusCode::from_u16(*status).unwrap(), (*body).to_owned());
         let script = Mutex::new(answers.iter().map(answer).collect());
         Self::start(Inner { script, ..Inner::default() }).await
+    }
+
+    /// A service that takes this long for a request and works on so many at a time.
+    pub(crate) async fn slow(time: Duration, places: usize) -> Self {
+        Self::start(Inner { work: Some((time, Semaphore::new(places))), ..Inner::default() }).await
     }
 
     async fn start(inner: Inner) -> Self {
@@ -89,7 +97,13 @@ async fn answer(
 ) -> (StatusCode, String) {
     let authorization = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
     state.authorizations.lock().unwrap().extend(authorization);
-    state.bodies.lock().unwrap().push(body.clone());
+    match &state.work {
+        Some((time, places)) => {
+            let _place = places.acquire().await.unwrap();
+            tokio::time::sleep(*time).await;
+        }
+        None => state.bodies.lock().unwrap().push(body.clone()),
+    }
     if let Some(gate) = &state.gate {
         gate.acquire().await.unwrap().forget();
     }

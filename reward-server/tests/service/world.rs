@@ -102,7 +102,11 @@ impl World {
 
 /// An actor of the server's run. The welcome may still be on its way: until then the server says that it is unavailable.
 pub(crate) async fn connect(server: &Server, member: &str) -> Actor {
-    let address = server.address.as_deref().unwrap();
+    connect_to(server.address.as_deref().unwrap(), member).await
+}
+
+/// The same, by the server's address.
+pub(crate) async fn connect_to(address: &str, member: &str) -> Actor {
     let connecting = async {
         loop {
             match Actor::connect(address, RUN, member).await {
