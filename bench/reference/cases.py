@@ -48,6 +48,7 @@ CASES = [
     gradient("gradient-token-sum", loss_aggregation="token-sum"),
     gradient("gradient-kl-in-loss", kl_in="loss", kl_coefficient=0.3, kl_estimator="k3"),
     gradient("gradient-k3-plus-in-loss", kl_in="loss", kl_coefficient=0.3, kl_estimator="k3+"),
+    dict(gradient("gradient-temperature", entropy_coefficient=0.02), temperature=0.7),
     gradient("gradient-overlong", overlong=dict(max_length=16, cache=8)),
     update("update-llama", "llama"),
     update("update-qwen2-tied", "qwen2", betas=[0.9, 0.999], weight_decay=0.1, schedule="linear", warmup_steps=2),
@@ -105,7 +106,8 @@ def batch(policy, seed, samples=14):
 
 def expected(case, policy, critic, rows):
     """What a step does, by `model.parameter`: the first minibatch's gradient, or the way the weights went."""
-    trained = ppo.step(policy, critic, rows, {k: v for k, v in case["config"].items() if k != "shuffle"})[:2]
+    options = {key: value for key, value in case["config"].items() if key != "shuffle"}
+    trained = ppo.step(policy, critic, rows, dict(options, temperature=case.get("temperature", 1.0)))[:2]
     found = {}
     for name, start, end in zip(("policy", "critic"), (policy, critic), trained):
         if end is None:

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <folder>/step-00000012/
-//!     manifest.json                                hashes of everything below, and what cannot be seen from it
+//!     manifest.json                                hashes of everything below and of itself, and what cannot be seen from it
 //!     policy/  critic/                             Hugging Face folders
 //!     adapter/                                     with LoRA: a PEFT folder (policy/ is merged)
 //!     optimizer/policy-00000-of-00002.safetensors  one part a rank, each group cut into equal parts

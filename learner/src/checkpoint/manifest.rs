@@ -56,6 +56,8 @@ pub(crate) struct Manifest {
     pub(crate) config: PpoConfig,
     /// Every other file.
     pub(crate) files: Files,
+    /// BLAKE3 of this manifest with an empty text here.
+    pub(crate) digest: String,
 }
 
 /// BLAKE3 of a configuration.
@@ -65,6 +67,17 @@ pub(crate) fn config_hash(config: &PpoConfig) -> String {
 }
 
 impl Manifest {
+    /// The bytes of the file, its digest filled in.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let text = |digest: String| {
+            let sealed = Self { digest, ..self.clone() };
+            let mut text = serde_json::to_vec_pretty(&sealed).expect("a manifest is JSON");
+            text.push(b'\n');
+            text
+        };
+        text(blake3::hash(&text(String::new())).to_hex().to_string())
+    }
+
     /// The manifest of a checkpoint, once every file that it names has been found to be there and unchanged.
     pub(crate) fn verified(checkpoint: &Path) -> Result<Self, Error> {
         let path = checkpoint.join(NAME);
@@ -72,6 +85,9 @@ impl Manifest {
         let damaged = |path: PathBuf, reason: String| Error::Damaged { path, reason };
         let manifest: Self =
             serde_json::from_slice(&bytes).map_err(|error| damaged(path.clone(), error.to_string()))?;
+        if manifest.to_bytes() != bytes {
+            return Err(damaged(path, "does not have the digest that it names".to_owned()));
+        }
         if manifest.format != FORMAT {
             return Err(damaged(
                 path,

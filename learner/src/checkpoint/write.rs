@@ -77,6 +77,7 @@ impl Checkpoints {
             config_hash: manifest::config_hash(&trainer.config),
             config: trainer.config.clone(),
             files: Files::new(),
+            digest: String::new(),
         };
         let snapshot = Snapshot::of(trainer)?;
         let root = partial.clone();
@@ -197,10 +198,8 @@ fn begin(folder: &Path, name: &str) -> std::result::Result<String, Error> {
 /// The last steps: manifest, flush, rename, flush the parent.
 fn commit(manifest: &Manifest, partial: &Path, target: &Path) -> std::result::Result<(), Error> {
     let path = partial.join(manifest::NAME);
-    let mut text = serde_json::to_vec_pretty(manifest).expect("a manifest is JSON");
-    text.push(b'\n');
     let mut file = File::create(&path).map_err(Error::io("create", &path))?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(Error::io("write", &path))?;
+    file.write_all(&manifest.to_bytes()).and_then(|()| file.sync_all()).map_err(Error::io("write", &path))?;
     sync_folder(partial)?;
     if target.exists() {
         // Only a damaged one that was passed over on resuming is made again.

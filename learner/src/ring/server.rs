@@ -126,8 +126,8 @@ impl Life {
             manifest,
         };
         let ring_loop = RingLoop::new(parts)?;
-        let serving =
-            service.router().serve_with_incoming_shutdown(self.listener.incoming(), self.token.cancelled());
+        // Weights are served until the loop has left, which on a cancelled token is after a checkpoint.
+        let serving = service.router().serve_with_incoming(self.listener.incoming());
         tokio::select! {
             ended = ring_loop.run() => ended,
             served = serving => served.context("serve weights"),

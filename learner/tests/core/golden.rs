@@ -21,6 +21,7 @@ struct Case {
     net: String,
     kind: String,
     config: Value,
+    temperature: Option<f32>,
 }
 
 fn golden() -> PathBuf {
@@ -82,7 +83,7 @@ fn gradients_and_updates_are_those_of_the_reference() {
             output: dir.path().join(&case.name),
             ranks: 1,
             device: Device::Cpu,
-            temperature: 1.0,
+            temperature: case.temperature.unwrap_or(1.0),
         };
         learner::replay(&options).unwrap();
         let (scale, tolerance) = match case.kind.as_str() {

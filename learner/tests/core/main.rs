@@ -1,7 +1,9 @@
-//! The training core on small models: exactness, algorithms, ranks.
+//! The training core on small models: exactness, algorithms, ranks, checkpoints, the ring.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
+mod checkpoints;
 mod exactness;
 mod golden;
+mod ring;
 mod support;

@@ -1,0 +1,381 @@
+//! The learner as a member of a ring, against a coordinator that says what the test wants, over loopback gRPC.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Store};
+use learner::Config;
+use model::Architecture;
+use proto::pb;
+use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
+use proto::pb::weight_source_client::WeightSourceClient;
+use service::grpc::Listener;
+use service::{CancellationToken, Context, OnError, Readiness, TaskSet};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use types::link::actor::GenerationPlan;
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
+use types::{BatchId, GenerationId, Manifest, ModelDescription, PolicyVersion, Sampling};
+
+use crate::support::{Models, config};
+
+/// Patience with anything that should happen soon.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Commands = mpsc::Sender<Result<pb::LearnerCommand, Status>>;
+
+/// A coordinator whose conversations are the test's.
+struct FakeCoordinator {
+    conversations: mpsc::Sender<Conversation>,
+}
+
+/// A stream of the learner, from the coordinator's side.
+struct Conversation {
+    reports: Streaming<pb::LearnerReport>,
+    commands: Commands,
+}
+
+type Unused<T> = tokio_stream::Empty<Result<T, Status>>;
+
+#[tonic::async_trait]
+impl Coordinator for FakeCoordinator {
+    type ActStream = Unused<pb::ActorCommand>;
+    type RewardStream = Unused<pb::RewardCommand>;
+    type LearnStream = ReceiverStream<Result<pb::LearnerCommand, Status>>;
+
+    async fn act(&self, _: Request<Streaming<pb::ActorReport>>) -> Result<Response<Self::ActStream>, Status> {
+        Err(Status::unimplemented("only the learner is here"))
+    }
+
+    async fn reward(
+        &self,
+        _: Request<Streaming<pb::RewardReport>>,
+    ) -> Result<Response<Self::RewardStream>, Status> {
+        Err(Status::unimplemented("only the learner is here"))
+    }
+
+    async fn learn(
+        &self,
+        request: Request<Streaming<pb::LearnerReport>>,
+    ) -> Result<Response<Self::LearnStream>, Status> {
+        let (commands, outgoing) = mpsc::channel(64);
+        let conversation = Conversation { reports: request.into_inner(), commands };
+        self.conversations.send(conversation).await.map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
+impl Conversation {
+    /// The next report that is not only a sign of life.
+    async fn report(&mut self) -> LearnerReport {
+        loop {
+            let message =
+                tokio::time::timeout(PATIENCE, self.reports.next()).await.unwrap().unwrap().unwrap();
+            match LearnerReport::try_from(message).unwrap() {
+                LearnerReport::Alive(_) => {}
+                report => return report,
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> LearnerHello {
+        match self.report().await {
+            LearnerReport::Hello(hello) => hello,
+            other => panic!("began with {other:?}"),
+        }
+    }
+
+    async fn trained(&mut self) -> (BatchId, Manifest) {
+        match self.report().await {
+            LearnerReport::Trained { batch, manifest, metrics } => {
+                assert!(metrics.samples > 0 && metrics.step_seconds > 0.0);
+                (batch, manifest)
+            }
+            other => panic!("instead of a trained batch: {other:?}"),
+        }
+    }
+
+    async fn send(&self, command: LearnerCommand) {
+        for message in proto::learner_messages(command) {
+            self.commands.send(Ok(message)).await.unwrap();
+        }
+    }
+
+    async fn welcome(&self) {
+        let run = "run-1".parse().unwrap();
+        self.send(LearnerCommand::Welcome { run, last_batch: BatchId(9), sampling: Sampling::default() })
+            .await;
+    }
+}
+
+/// A coordinator and what a learner needs to find it.
+struct Ring {
+    models: Models,
+    address: SocketAddr,
+    conversations: mpsc::Receiver<Conversation>,
+    server: TaskSet,
+}
+
+impl Ring {
+    async fn new() -> Self {
+        let (sender, conversations) = mpsc::channel(4);
+        let listener = Listener::bind("coordinator", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.address;
+        let service = CoordinatorServer::new(FakeCoordinator { conversations: sender });
+        let serving = service::grpc::server().add_service(service).serve_with_incoming(listener.incoming());
+        let mut server = TaskSet::default();
+        server.add("coordinator", OnError::Shutdown, async move { Ok(serving.await?) });
+        Self { models: Models::new(config(Architecture::Llama, false)), address, conversations, server }
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            coordinator: self.address.to_string(),
+            policy: self.models.policy(),
+            critic: Some(self.models.critic()),
+            checkpoints: self.models.dir.path().join("checkpoints"),
+            checkpoint_every: 2,
+            heartbeat_interval: Duration::from_millis(50),
+            threads: 1,
+            ..Config::default()
+        }
+    }
+
+    async fn conversation(&mut self) -> Conversation {
+        tokio::time::timeout(PATIENCE, self.conversations.recv()).await.unwrap().unwrap()
+    }
+
+    /// Runs the test beside the coordinator.
+    async fn play<F>(mut self, test: impl FnOnce(Self) -> F)
+    where
+        F: Future<Output = ()>,
+    {
+        let server = std::mem::take(&mut self.server);
+        let token = CancellationToken::new();
+        let played = async {
+            test(self).await;
+            token.cancel();
+        };
+        let (ended, ()) = tokio::join!(server.run(token.clone(), Duration::ZERO), played);
+        drop(ended);
+    }
+}
+
+/// A learner's process, within this one.
+struct Learner {
+    token: CancellationToken,
+    tasks: TaskSet,
+    bound: Vec<(&'static str, SocketAddr)>,
+}
+
+impl Learner {
+    async fn build(config: Config) -> Self {
+        let token = CancellationToken::new();
+        let context = Context {
+            token: token.clone(),
+            tasks: TaskSet::default(),
+            readiness: Readiness::default(),
+            pages: service::axum::Router::new(),
+            bound: Vec::new(),
+        };
+        let Context { tasks, bound, .. } = learner::build(config, context).await.unwrap();
+        Self { token, tasks, bound }
+    }
+
+    async fn run(self) -> anyhow::Result<()> {
+        tokio::time::timeout(2 * PATIENCE, self.tasks.run(self.token, PATIENCE)).await.unwrap()
+    }
+}
+
+/// Pulls weights as an actor does that joins late.
+async fn pull(hello: &LearnerHello, manifest: &Manifest, offset: u64) -> Vec<u8> {
+    let channel = service::grpc::connect(&hello.weights).await.unwrap();
+    let mut source = WeightSourceClient::new(channel).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
+    let hash = manifest.hash.0.to_vec();
+    let described = source.describe(pb::DescribeRequest { hash: hash.clone() }).await.unwrap();
+    let described = ModelDescription::try_from(described.into_inner()).unwrap();
+    assert_eq!(&described.manifest, manifest);
+    assert!(described.files.iter().any(|file| file.name == "config.json"));
+    let request = pb::PullRequest { hash, offset };
+    let mut chunks = source.pull(request).await.unwrap().into_inner();
+    let mut buffer = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.unwrap();
+        assert_eq!(chunk.offset, offset + buffer.len() as u64);
+        buffer.extend_from_slice(&chunk.data);
+    }
+    buffer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_are_trained_once_published_and_saved() {
+    Ring::new().await.play(first_life_and_second).await;
+}
+
+async fn first_life_and_second(mut ring: Ring) {
+    let learner = Learner::build(ring.config()).await;
+    let token = learner.token.clone();
+    let batches = [ring.models.batch(1, 6), ring.models.batch(2, 6)];
+    let first_life = async {
+        let mut talk = ring.conversation().await;
+        let hello = talk.hello().await;
+        assert_eq!((hello.trained, hello.checkpointed, &hello.run), (BatchId(0), BatchId(0), &None));
+        talk.welcome().await;
+        talk.send(LearnerCommand::Batch(batches[0].clone())).await;
+        let (batch, manifest) = talk.trained().await;
+        assert_eq!((batch, manifest.version), (BatchId(1), PolicyVersion(1)));
+        assert_ne!(manifest.hash, hello.manifest.hash);
+        let buffer = pull(&hello, &manifest, 0).await;
+        manifest.verify(&buffer).unwrap();
+        assert_eq!(pull(&hello, &manifest, 1000).await, buffer[1000..]);
+        // The bits are those of a trainer outside of any ring.
+        let mut alone = ring.models.trainer(&ring.config().ppo, None);
+        alone.set_run(&Sampling::default(), BatchId(9)).unwrap();
+        alone.step(&batches[0]).unwrap();
+        assert_eq!(buffer, model::buffer::pack(&alone.policy_flats().unwrap(), tch::Kind::Float));
+
+        // The connection breaks: the learner comes again, and what it has trained is not trained again.
+        drop(talk);
+        let mut talk = ring.conversation().await;
+        let hello = talk.hello().await;
+        assert_eq!((hello.trained, hello.run.as_ref().unwrap().to_string().as_str()), (BatchId(1), "run-1"));
+        talk.welcome().await;
+        for batch in &batches {
+            talk.send(LearnerCommand::Batch(batch.clone())).await;
+        }
+        let (batch, manifest) = talk.trained().await;
+        assert_eq!(batch, BatchId(2));
+        assert_eq!(talk.report().await, LearnerReport::Checkpointed(BatchId(2)));
+        talk.send(LearnerCommand::Batch(ring.models.batch(3, 6))).await;
+        assert_eq!(talk.trained().await.0, BatchId(3));
+        // The checkpoint that this asks for is told with the next hello at the latest.
+        token.cancel();
+        (talk, manifest)
+    };
+    let (ended, (_talk, manifest)) = tokio::join!(learner.run(), first_life);
+    ended.unwrap();
+    assert_eq!(manifest.version, PolicyVersion(2));
+    assert!(ring.config().checkpoints.join("step-00000003/manifest.json").is_file());
+
+    let learner = Learner::build(ring.config()).await;
+    let second_life = async {
+        let mut talk = ring.conversation().await;
+        let hello = talk.hello().await;
+        assert_eq!((hello.trained, hello.checkpointed), (BatchId(3), BatchId(3)));
+        assert_eq!(hello.run.unwrap().to_string(), "run-1");
+        talk.welcome().await;
+        talk.send(LearnerCommand::Finish).await;
+    };
+    let (ended, ()) = tokio::join!(learner.run(), second_life);
+    ended.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_ends_the_process_with_the_reason() {
+    Ring::new().await.play(refused).await;
+}
+
+async fn refused(mut ring: Ring) {
+    let learner = Learner::build(ring.config()).await;
+    let refuse = async {
+        let mut talk = ring.conversation().await;
+        talk.hello().await;
+        talk.commands.send(Err(Status::failed_precondition("another run is served here"))).await.unwrap();
+    };
+    let (ended, ()) = tokio::join!(learner.run(), refuse);
+    let message = format!("{:#}", ended.unwrap_err());
+    assert!(message.contains("another run is served here"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gap_in_the_batches_ends_the_process() {
+    Ring::new().await.play(gap).await;
+}
+
+async fn gap(mut ring: Ring) {
+    let learner = Learner::build(ring.config()).await;
+    let skip = async {
+        let mut talk = ring.conversation().await;
+        talk.hello().await;
+        talk.welcome().await;
+        talk.send(LearnerCommand::Batch(ring.models.batch(2, 6))).await;
+        talk
+    };
+    let (ended, _talk) = tokio::join!(learner.run(), skip);
+    let message = format!("{:#}", ended.unwrap_err());
+    assert!(message.contains("batch b2 came, but b1 is next"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_ranks_broadcast_what_one_rank_would() {
+    Ring::new().await.play(two_ranks).await;
+}
+
+async fn two_ranks(mut ring: Ring) {
+    let config = Config { world_size: 2, ..ring.config() };
+    let first = Learner::build(config.clone()).await;
+    let rendezvous = first.bound.iter().find(|(what, _)| *what == "rendezvous").unwrap().1.to_string();
+    let second = Learner::build(Config { rank: 1, rendezvous, ..config }).await;
+    let coordinate = async {
+        let mut talk = ring.conversation().await;
+        let hello = talk.hello().await;
+        assert_eq!(hello.world_size, 2);
+        talk.welcome().await;
+        let generation = GenerationId(5);
+        let members = vec![hello.member.clone(), "actor-0".parse().unwrap()];
+        let plan = GenerationPlan { id: generation, store: hello.store.clone(), members };
+        talk.send(LearnerCommand::JoinGeneration(plan)).await;
+        let store = hello.store.clone();
+        let joining = tokio::task::spawn_blocking(move || join(&store, generation));
+        assert_eq!(talk.report().await, LearnerReport::GenerationReady(generation));
+        let group = joining.await.unwrap();
+        talk.send(LearnerCommand::Batch(ring.models.batch(1, 6))).await;
+        let (_, manifest) = talk.trained().await;
+        let version = manifest.version;
+        talk.send(LearnerCommand::Publish { generation, version }).await;
+        let bytes = i64::try_from(manifest.total_bytes().unwrap()).unwrap();
+        let receiving = tokio::task::spawn_blocking(move || receive(&group, bytes));
+        let received = receiving.await.unwrap();
+        manifest.verify(&received).unwrap();
+        match talk.report().await {
+            LearnerReport::Published { version: published, .. } => assert_eq!(published, version),
+            other => panic!("instead of a publication: {other:?}"),
+        }
+        // A group that nobody formed is a failure of that group, not of the learner.
+        let generation = GenerationId(6);
+        talk.send(LearnerCommand::Publish { generation, version }).await;
+        match talk.report().await {
+            LearnerReport::PublishFailed { detail, .. } => {
+                assert!(detail.contains("not a member"), "{detail}")
+            }
+            other => panic!("instead of a failure: {other:?}"),
+        }
+        talk.send(LearnerCommand::Finish).await;
+        talk
+    };
+    let (first, second, _talk) = tokio::join!(first.run(), second.run(), coordinate);
+    first.unwrap();
+    second.unwrap();
+}
+
+fn join(store: &str, generation: GenerationId) -> ProcessGroup {
+    let (host, port) = store.rsplit_once(':').unwrap();
+    let store = Store::connect(host, port.parse().unwrap(), PATIENCE).unwrap();
+    let config = GroupConfig {
+        name: format!("weights-{generation}"),
+        rank: 1,
+        world_size: 2,
+        backend: Backend::Gloo(GlooAddress::TowardsStore),
+        timeout: PATIENCE,
+        join_timeout: PATIENCE,
+    };
+    ProcessGroup::new(&store, config).unwrap()
+}
+
+fn receive(group: &ProcessGroup, bytes: i64) -> Vec<u8> {
+    let mut buffer = tch::Tensor::zeros([bytes], (tch::Kind::Uint8, tch::Device::Cpu));
+    group.broadcast(&mut buffer, 0).unwrap();
+    Vec::try_from(buffer).unwrap()
+}
