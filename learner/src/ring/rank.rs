@@ -165,6 +165,8 @@ struct Rank {
     written: BatchId,
     checkpoint_every: u64,
     kind: Kind,
+    /// Where the ranks met: on rank 0 the server. A rank that joins, or finds out why an operation failed, still needs it.
+    _store: Option<Store>,
 }
 
 impl Rank {
@@ -174,9 +176,9 @@ impl Rank {
         if config.threads > 0 {
             tch::set_num_threads(i32::try_from(config.threads)?);
         }
-        let group = match (store, config.world_size) {
+        let group = match (&store, config.world_size) {
             (_, 1) | (None, _) => None,
-            (Some(store), _) => Some(meet(config, &store, device)?),
+            (Some(store), _) => Some(meet(config, store, device)?),
         };
         let critic = config.critic.clone().map_or(CriticSource::Policy, CriticSource::Folder);
         let trainer =
@@ -203,6 +205,7 @@ impl Rank {
             written: trained,
             checkpoint_every: config.checkpoint_every,
             kind,
+            _store: store,
         };
         Ok((rank, ready))
     }
