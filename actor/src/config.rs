@@ -7,6 +7,7 @@ use service::ServiceConfig;
 use types::MemberId;
 
 use crate::engine::EngineConfig;
+use crate::serve::ServeConfig;
 
 /// Everything an actor can be told. The coordinator's address is the only thing it must be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub struct Config {
     pub drain_time_limit: Duration,
     /// The generation engine.
     pub engine: EngineConfig,
+    /// The policy as pages beside the metrics.
+    pub serve: ServeConfig,
     /// The process.
     pub service: ServiceConfig,
 }
@@ -52,6 +55,7 @@ impl Default for Config {
             weights_time_limit: Duration::from_secs(60),
             drain_time_limit: Duration::from_secs(15),
             engine: EngineConfig::default(),
+            serve: ServeConfig::default(),
             service: ServiceConfig::default(),
         }
     }
@@ -65,6 +69,7 @@ impl service::Config for Config {
     fn problems(&self) -> Vec<String> {
         let mut problems: Vec<String> =
             self.engine.problems().into_iter().map(|problem| format!("engine.{problem}")).collect();
+        problems.extend(self.serve.problems().into_iter().map(|problem| format!("serve.{problem}")));
         if let Err(error) = self.member_id() {
             problems.push(error.to_string());
         }

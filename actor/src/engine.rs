@@ -210,7 +210,13 @@ fn check(model: &ModelConfig, config: &EngineConfig) -> Result<(), Error> {
     if model.head != Head::Causal {
         return Err(Error::Head(model.architecture.class(model.head).to_owned()));
     }
-    if config.is_native() && !native::supports(model) {
+    if !config.is_native() {
+        let asked = format!("device is {}, backend is {:?}", config.device, config.backend);
+        return Err(Error::Config(vec![format!(
+            "{asked}: this engine runs on the CPU only; set device = \"cpu\""
+        )]));
+    }
+    if !native::supports(model) {
         return Err(Error::HeadDim(model.head_dim));
     }
     Ok(())

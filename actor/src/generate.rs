@@ -13,12 +13,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use model::{LoadOptions, Tokenizer};
-use tch::Kind;
-use types::{DType, FinishReason, PolicyVersion, PromptContent, PromptId, RolloutId, Sampling};
+use model::Tokenizer;
+use types::{FinishReason, PromptContent, PromptId, RolloutId, Sampling};
 
-use crate::engine::{Engine, EngineConfig, Event, Finished, PolicyWeights, Request, SampleRequest};
+use crate::engine::{Engine, EngineConfig, Event, Finished, Request, SampleRequest};
+use crate::folder::Folder;
 use crate::prompts::PromptEncoder;
 
 pub use file::{FileOptions, generate};
@@ -96,26 +95,13 @@ impl Generator {
     /// # Errors
     /// When the folder cannot be read, or the engine cannot run its network.
     pub fn load(folder: &Path, config: &EngineConfig) -> anyhow::Result<Self> {
-        let kind = match config.dtype {
-            DType::F32 => Kind::Float,
-            DType::Bf16 => Kind::BFloat16,
-            DType::F16 => Kind::Half,
-        };
-        let options = LoadOptions { kind: Some(kind), ..LoadOptions::default() };
-        let model = model::folder::load(folder, &options).context("load the model")?;
-        let (tokenizer, encoder) = match folder.join("tokenizer.json").exists() {
-            true => {
-                let tokenizer = Arc::new(Tokenizer::load(folder).context("load the tokenizer")?);
-                (Some(Arc::clone(&tokenizer)), Some(PromptEncoder::load(folder, tokenizer)?))
-            }
-            false => (None, None),
-        };
+        let Folder { model, weights, text } = Folder::load(folder, config)?;
+        let (tokenizer, encoder) = text.unzip();
         let eos_token_ids = match &encoder {
             Some(encoder) => encoder.eos_ids(),
-            None => model.config.eos_token_ids.clone().into(),
+            None => model.eos_token_ids.clone().into(),
         };
-        let weights = PolicyWeights::prepare(&model.config, &model.weights, PolicyVersion(0), config)?;
-        let engine = Engine::new(&model.config, weights, tokenizer.clone(), config)?;
+        let engine = Engine::new(&model, weights, tokenizer.clone(), config)?;
         Ok(Self { engine, encoder, tokenizer, eos_token_ids, next_id: 0 })
     }
 
@@ -337,7 +323,7 @@ impl<'a, T> Run<'a, T> {
 }
 
 /// The seed of a response: a function of its place alone, so that it does not depend on what else is in the input.
-fn response_seed(seed: u64, prompt: u64, sibling: u64) -> u64 {
+pub(crate) fn response_seed(seed: u64, prompt: u64, sibling: u64) -> u64 {
     let place = PromptId { epoch: 0, ordinal: prompt };
     let sibling = u16::try_from(sibling).unwrap_or(u16::MAX);
     RolloutId { prompt: place, sibling, attempt: 0 }.seed(seed)

@@ -6,8 +6,10 @@
 pub mod config;
 pub mod engine;
 pub mod generate;
+pub mod serve;
 
 mod coordinator_client;
+mod folder;
 mod metrics;
 mod policy;
 mod prompts;

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use model::{ModelConfig, Tokenizer};
 use service::{OnError, Spawner};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::GenerationPlan;
 use types::{GenerationId, Manifest, MemberId, ModelDescription, PolicyVersion, WeightHash};
@@ -18,6 +18,7 @@ use crate::engine::{EngineClient, EngineConfig, EngineHandle, EngineParts, Polic
 use crate::metrics::{self, Way};
 use crate::prompts::PromptEncoder;
 use crate::pull_client;
+use crate::serve::Served;
 use crate::weights::{ReceiverConfig, WeightEvent, WeightReceiver};
 
 /// Events that may wait.
@@ -29,7 +30,7 @@ pub(crate) struct Policy {
     pub(crate) engine: EngineHandle,
     /// The rollout loop's way to it.
     pub(crate) client: EngineClient,
-    pub(crate) encoder: PromptEncoder,
+    pub(crate) encoder: Arc<PromptEncoder>,
 }
 
 /// What the keeper has to say.
@@ -72,13 +73,15 @@ pub(crate) struct PolicyKeeper {
     encoder: Option<PromptEncoder>,
     weight_events: (mpsc::Sender<WeightEvent>, mpsc::Receiver<WeightEvent>),
     pulls: (mpsc::Sender<Pulled>, mpsc::Receiver<Pulled>),
+    /// Tells the pages of [`crate::serve`] about the policy, once there is one.
+    served: watch::Sender<Option<Served>>,
     /// How the transfer under way comes, and since when.
     transfer: (Way, Instant),
 }
 
 impl PolicyKeeper {
     /// A keeper that knows no model yet.
-    pub(crate) fn new(config: &Config, member: MemberId) -> Self {
+    pub(crate) fn new(config: &Config, member: MemberId, served: watch::Sender<Option<Served>>) -> Self {
         Self {
             member,
             time_limit: config.weights_time_limit,
@@ -87,6 +90,7 @@ impl PolicyKeeper {
             encoder: None,
             weight_events: mpsc::channel(EVENTS),
             pulls: mpsc::channel(EVENTS),
+            served,
             transfer: (Way::Pull, Instant::now()),
         }
     }
@@ -219,6 +223,10 @@ impl PolicyKeeper {
                 let parts = EngineParts { model, weights, tokenizer, config };
                 let engine = EngineHandle::start(parts).await.context("start the engine")?;
                 let client = engine.client().await?;
+                let encoder = Arc::new(encoder);
+                // Nobody serves it unless the configuration says so.
+                self.served
+                    .send_replace(Some(Served { engine: engine.clone(), encoder: Arc::clone(&encoder) }));
                 *policy = Some(Policy { engine, client, encoder });
             }
         }

@@ -57,6 +57,11 @@ impl PromptEncoder {
         Ok(tokens.into())
     }
 
+    /// The tokenizer.
+    pub(crate) fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
     /// The tokens that end a response.
     pub(crate) fn eos_ids(&self) -> Arc<[u32]> {
         self.tokenizer.eos_ids().into()

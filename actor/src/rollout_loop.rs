@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use service::{CancellationToken, LinkEvent, Readiness, Spawner};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::{
     ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, Lease, LeasedPrompt,
@@ -39,6 +39,7 @@ use crate::engine::{Event, Finished, Request, SampleRequest};
 use crate::metrics;
 use crate::policy::{Policy, PolicyEvent, PolicyKeeper};
 use crate::reward_router::{Offer, RewardRouter, Sender};
+use crate::serve::Served;
 
 /// Offers to the router that may wait.
 const OFFERS: usize = 256;
@@ -107,13 +108,14 @@ impl RolloutLoop {
         spawner: Spawner,
         readiness: Readiness,
         token: CancellationToken,
+        served: watch::Sender<Option<Served>>,
     ) -> anyhow::Result<Self> {
         let member = config.member_id()?;
         let link = CoordinatorLink::new(config.coordinator.clone(), config.connect_time_limit);
         // Ids are recorded at most once each, so that this never fills: the router never waits for this loop.
         let recorded = mpsc::channel(2 * config.max_unacknowledged + config.engine.max_waiting);
         Ok(Self {
-            keeper: PolicyKeeper::new(&config, member.clone()),
+            keeper: PolicyKeeper::new(&config, member.clone(), served),
             member,
             incarnation: Incarnation(new_incarnation()),
             link,

@@ -8,5 +8,6 @@ mod fixture;
 mod handle;
 mod parity;
 mod scheduling;
+mod serving;
 mod stopping;
 mod swapping;

@@ -1,0 +1,69 @@
+//! Measures the engine: `engine_speed MODEL_DIR REQUESTS.jsonl MAX_SEQUENCES DTYPE [REPEATS]`.
+//!
+//! A line is `{"tokens": [..], "max_new_tokens": N}`; tokens are drawn at temperature 1 and end at their number alone. For
+//! each repetition one line of JSON on standard output: new tokens and seconds, from the first submission to the last
+//! token, without the loading of the model.
+#![expect(clippy::disallowed_types, reason = "it measures wall time")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use actor::engine::{Engine, EngineConfig, PolicyWeights, Request, SampleRequest};
+use anyhow::Context as _;
+use model::{LoadOptions, folder};
+use serde::Deserialize;
+use service::jsonl;
+use types::{DType, PolicyVersion, Sampling};
+
+#[derive(Deserialize)]
+struct Line {
+    tokens: Vec<u32>,
+    max_new_tokens: u32,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, input, max_sequences, dtype, rest @ ..] = arguments.as_slice() else {
+        anyhow::bail!("usage: engine_speed MODEL_DIR REQUESTS.jsonl MAX_SEQUENCES DTYPE [REPEATS]");
+    };
+    let repeats: usize = rest.first().map_or(Ok(1), |count| count.parse()).context("REPEATS")?;
+    let dtype: DType = serde_json::from_value(dtype.as_str().into()).context("DTYPE")?;
+    let config = EngineConfig { max_sequences: max_sequences.parse()?, dtype, ..EngineConfig::default() };
+    let loaded = folder::load(Path::new(model), &LoadOptions::default())?;
+    let weights = PolicyWeights::prepare(&loaded.config, &loaded.weights, PolicyVersion(0), &config)?;
+    let mut engine = Engine::new(&loaded.config, weights, None, &config)?;
+    let mut requests = Vec::new();
+    for line in jsonl::read(Path::new(input))? {
+        requests.push(line?.parse::<Line>()?);
+    }
+    for repeat in 0..repeats as u64 {
+        let request = |(id, line): (u64, &Line)| Request {
+            prompt_tokens: line.tokens.as_slice().into(),
+            samples: vec![SampleRequest { id, seed: repeat << 32 | id }],
+            sampling: Arc::new(Sampling {
+                max_new_tokens: line.max_new_tokens,
+                ignore_eos: true,
+                ..Sampling::default()
+            }),
+            eos_token_ids: Arc::from([]),
+            top_logprobs: 0,
+            stream: false,
+        };
+        let requests: Vec<Request> = (0..).zip(&requests).map(request).collect();
+        let before = engine.totals().response_tokens;
+        let started = Instant::now();
+        for outcome in engine.submit(&requests) {
+            outcome?;
+        }
+        while !engine.is_idle() {
+            engine.step()?;
+        }
+        let new_tokens = engine.totals().response_tokens - before;
+        println!(
+            "{}",
+            serde_json::json!({"new_tokens": new_tokens, "seconds": started.elapsed().as_secs_f64()})
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! A model folder, read for an engine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use model::{LoadOptions, ModelConfig, Tokenizer};
+use tch::Kind;
+use types::{DType, PolicyVersion};
+
+use crate::engine::{EngineConfig, PolicyWeights};
+use crate::prompts::PromptEncoder;
+
+/// What an engine and its callers need of a model folder.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    pub(crate) model: ModelConfig,
+    pub(crate) weights: PolicyWeights,
+    /// With its encoder; `None` when the folder has no `tokenizer.json`.
+    pub(crate) text: Option<(Arc<Tokenizer>, PromptEncoder)>,
+}
+
+impl Folder {
+    /// Reads a folder.
+    ///
+    /// # Errors
+    /// When a file of it is missing, broken, or does not fit the others.
+    pub(crate) fn load(path: &Path, config: &EngineConfig) -> anyhow::Result<Self> {
+        let kind = match config.dtype {
+            DType::F32 => Kind::Float,
+            DType::Bf16 => Kind::BFloat16,
+            DType::F16 => Kind::Half,
+        };
+        let options = LoadOptions { kind: Some(kind), ..LoadOptions::default() };
+        let loaded = model::folder::load(path, &options).context("load the model")?;
+        let weights = PolicyWeights::prepare(&loaded.config, &loaded.weights, PolicyVersion(0), config)?;
+        let text = match path.join("tokenizer.json").exists() {
+            true => {
+                let tokenizer = Arc::new(Tokenizer::load(path).context("load the tokenizer")?);
+                Some((Arc::clone(&tokenizer), PromptEncoder::load(path, tokenizer)?))
+            }
+            false => None,
+        };
+        Ok(Self { model: loaded.config, weights, text })
+    }
+}
