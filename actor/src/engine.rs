@@ -49,9 +49,7 @@ pub enum Error {
     #[error("{0} has a scalar head, which draws no tokens; give a causal language model")]
     Head(String),
     /// The backend does not run this network.
-    #[error(
-        "the native backend supports heads of up to 512 elements, the model has {0}; set backend = \"aten\""
-    )]
+    #[error("the native backend supports heads of up to 512 elements, the model has {0}")]
     HeadDim(i64),
     /// The system did not give memory or threads.
     #[error("the system refused {what}: {source}")]

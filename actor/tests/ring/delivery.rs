@@ -1,0 +1,116 @@
+//! A rollout is delivered until the coordinator's journal has it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use types::link::actor::{ActorCommand, ActorReport};
+use types::link::reward::{ScoreReply, ScoreRequest};
+use types::{PolicyVersion, Rollout, RolloutId, Sampling};
+
+use crate::grpc::{self, ScoreStream};
+use crate::world::{World, soon};
+
+fn sampling() -> Sampling {
+    Sampling { max_new_tokens: 6, ..Sampling::default() }
+}
+
+/// The rollouts that come next, by id.
+async fn rollouts(stream: &mut ScoreStream, count: usize) -> BTreeMap<RolloutId, Rollout> {
+    let mut found = BTreeMap::new();
+    while found.len() < count {
+        match soon("a rollout", stream.up.recv()).await.expect("the stream ended before all rollouts came") {
+            ScoreRequest::Hello { run, member } => {
+                assert_eq!(
+                    (run.to_string(), member.to_string()),
+                    ("run-1".to_owned(), "actor-under-test".to_owned())
+                );
+            }
+            ScoreRequest::Rollout(rollout) => {
+                assert!(found.insert(rollout.id, rollout).is_none(), "twice on one stream, too early");
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_is_sent_until_it_is_recorded() {
+    let mut world = World::start(|config| config.acknowledge_time_limit = Duration::from_millis(300)).await;
+    let (address, mut streams) = grpc::reward_server(&mut world.tasks).await;
+    let mut link = world.ready(sampling()).await;
+    link.reward_servers(&[address]).await;
+    let wanted = link.lease(0, 3).await;
+
+    let mut first = soon("a stream", streams.recv()).await.unwrap();
+    let sent = rollouts(&mut first, 3).await;
+    assert_eq!(sent.keys().copied().collect::<Vec<_>>(), wanted);
+    for rollout in sent.values() {
+        assert_eq!(rollout.fields.as_ref(), "{\"test\": 1}");
+        assert!(rollout.spans.iter().all(|span| span.version == PolicyVersion(1)));
+        assert_eq!(rollout.response_tokens.len(), rollout.rollout_logprobs.len());
+    }
+    // One is recorded, then the server breaks off: only the others come again, the same to the bit.
+    first.down.send(ScoreReply::Recorded(wanted[0])).await.unwrap();
+    link.until("one acknowledged", |report| match report {
+        ActorReport::Load(load) => (load.unacknowledged == 2).then_some(()),
+        _ => None,
+    })
+    .await;
+    drop(first);
+    let mut second = soon("another stream", streams.recv()).await.unwrap();
+    let again = rollouts(&mut second, 2).await;
+    assert!(again.iter().all(|(id, rollout)| sent[id] == *rollout) && !again.contains_key(&wanted[0]));
+
+    // One is refused for a moment, the other not acknowledged at all: both come again.
+    let retry_after = Duration::from_millis(10);
+    second.down.send(ScoreReply::Overloaded { id: wanted[1], retry_after }).await.unwrap();
+    assert_eq!(rollouts(&mut second, 2).await, again);
+    for id in &wanted[1..] {
+        second.down.send(ScoreReply::Recorded(*id)).await.unwrap();
+    }
+    link.until("all acknowledged", |report| match report {
+        ActorReport::Load(load) => (load.unacknowledged == 0 && load.running == 0).then_some(()),
+        _ => None,
+    })
+    .await;
+    link.command(ActorCommand::Finish).await;
+    world.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_server_loses_its_rollouts_to_the_others() {
+    let mut world = World::start(|_| {}).await;
+    let (one, mut streams_one) = grpc::reward_server(&mut world.tasks).await;
+    let (two, mut streams_two) = grpc::reward_server(&mut world.tasks).await;
+    let mut link = world.ready(sampling()).await;
+    link.reward_servers(&[one]).await;
+    link.lease(0, 4).await;
+    let mut first = soon("a stream", streams_one.recv()).await.unwrap();
+    let sent = rollouts(&mut first, 4).await;
+    // The coordinator no longer lists it.
+    link.reward_servers(&[two]).await;
+    let mut second = soon("a stream to the other", streams_two.recv()).await.unwrap();
+    assert_eq!(rollouts(&mut second, 4).await, sent);
+
+    // A coordinator that comes back is told what must not be issued anew, and which weights are in use.
+    let hash = world.weights.lock().unwrap().0.manifest.hash;
+    drop(link);
+    let (mut link, hello) = world.welcome(sampling()).await;
+    let mut holding = hello.holding;
+    holding.sort();
+    assert_eq!(holding, sent.keys().copied().collect::<Vec<_>>());
+    assert_eq!(
+        (hello.weights, hello.run.unwrap().to_string()),
+        (Some((PolicyVersion(1), hash)), "run-1".to_owned())
+    );
+    for id in sent.keys() {
+        second.down.send(ScoreReply::Recorded(*id)).await.unwrap();
+    }
+    link.until("all acknowledged", |report| match report {
+        ActorReport::Load(load) => (load.unacknowledged == 0).then_some(()),
+        _ => None,
+    })
+    .await;
+    link.command(ActorCommand::Finish).await;
+    world.ends().await;
+}

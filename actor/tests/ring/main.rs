@@ -1,0 +1,8 @@
+//! The actor in a ring of which everybody else is the test: coordinator, reward servers and learner over loopback gRPC.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod delivery;
+mod grpc;
+mod leaving;
+mod weights;
+mod world;

@@ -1,0 +1,36 @@
+//! Weights are taken up only when every hash is right.
+
+use types::link::actor::{ActorCommand, ActorReport};
+use types::{PolicyVersion, Sampling};
+
+use crate::world::{World, published};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_weights_are_refused_and_the_old_ones_stay() {
+    let mut world = World::start(|_| {}).await;
+    let mut link = world.ready(Sampling::default()).await;
+    let (description, mut damaged) = published(2);
+    let at = damaged.len() - 3;
+    damaged[at] ^= 1;
+    *world.weights.lock().unwrap() = (description, damaged);
+    world.order_pull(&link).await;
+    let detail = link.until("failed weights", |report| match report {
+        ActorReport::WeightsFailed { version, detail } => Some((version, detail)),
+        ActorReport::WeightsConfirmed { .. } => panic!("damaged weights were confirmed"),
+        _ => None,
+    });
+    let (version, detail) = detail.await;
+    assert_eq!(version, PolicyVersion(2));
+    assert!(detail.contains("hash"), "{detail}");
+    // Whole ones are taken up; the pull goes on where its stream breaks off.
+    *world.weights.lock().unwrap() = published(2);
+    let ordered = world.order_pull(&link).await;
+    let confirmed = link.until("confirmed weights", |report| match report {
+        ActorReport::WeightsConfirmed { version, hash } => Some((version, hash)),
+        ActorReport::WeightsFailed { detail, .. } => panic!("{detail}"),
+        _ => None,
+    });
+    assert_eq!(confirmed.await, ordered);
+    link.command(ActorCommand::Finish).await;
+    world.ends().await;
+}
