@@ -1,0 +1,60 @@
+//! Trains the same recorded batch again and again and prints each step's seconds, for `bench/step`:
+//!
+//!     steps POLICY CRITIC BATCH.jsonl CONFIG.json COUNT [RANKS]
+//!
+//! Prints one JSON object a step, by rank 0: its number, its seconds, and the process's memory now and at its peak, in bytes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use learner::{CriticSource, Device, Trainer, TrainerConfig, on_ranks, read_batch};
+use types::{BatchId, Sampling};
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [policy, critic, batch, config, count, rest @ ..] = arguments.as_slice() else {
+        anyhow::bail!("usage: steps POLICY CRITIC BATCH.jsonl CONFIG.json COUNT [RANKS]");
+    };
+    let ranks = rest.first().map_or(Ok(1), |ranks| ranks.parse())?;
+    let count: u64 = count.parse()?;
+    let ppo: learner::PpoConfig =
+        serde_json::from_slice(&std::fs::read(config)?).with_context(|| format!("read {config}"))?;
+    let batch = read_batch(Path::new(batch))?;
+    let trainer = TrainerConfig {
+        ppo,
+        policy: PathBuf::from(policy),
+        critic: CriticSource::Folder(PathBuf::from(critic)),
+        device: Device::Cpu.to_torch(),
+    };
+    let processors = std::thread::available_parallelism()?.get();
+    tch::set_num_threads(i32::try_from((processors / ranks).max(1))?);
+    on_ranks(ranks, Device::Cpu, |group| {
+        let mut trainer = Trainer::new(trainer.clone(), group)?;
+        let sampling = Sampling { max_new_tokens: 512, ..Sampling::default() };
+        trainer.set_run(&sampling, BatchId(count))?;
+        let mut batch = batch.clone();
+        for step in 1..=count {
+            batch.id = BatchId(step);
+            let metrics = trainer.step(&batch)?;
+            if trainer.ranks().rank() == 0 {
+                let [now, peak] = memory();
+                println!(
+                    "{{\"step\": {step}, \"seconds\": {:.6}, \"memory\": {now}, \"peak\": {peak}}}",
+                    metrics.step_seconds
+                );
+            }
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Resident memory of this process, now and at its peak, in bytes; 0 where the system does not say.
+fn memory() -> [u64; 2] {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ["VmRSS:", "VmHWM:"].map(|key| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        1024 * kilobytes.unwrap_or(0)
+    })
+}
