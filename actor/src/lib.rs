@@ -19,6 +19,7 @@ mod reward_router;
 mod rollout_loop;
 mod server;
 mod weights;
+mod work;
 
 pub use config::Config;
 pub use server::build;

@@ -106,8 +106,9 @@ impl RewardRouter {
         }
     }
 
-    /// Runs until cancelled or nobody offers any more.
-    pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
+    /// Runs until nobody offers any more. A process that is to stop goes on delivering as long as its rollout loop
+    /// drains.
+    pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
             tokio::select! {
@@ -118,7 +119,6 @@ impl RewardRouter {
                 },
                 Some(report) = self.events.1.recv() => self.server_report(report).await,
                 _ = sweep.tick() => self.expire(),
-                () = token.cancelled() => break,
             }
             self.dispatch();
             metrics::unacknowledged(self.pending.len());

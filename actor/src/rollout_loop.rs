@@ -26,9 +26,7 @@ use anyhow::Context as _;
 use service::{CancellationToken, LinkEvent, Readiness, Spawner};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use types::link::actor::{
-    ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, Lease, LeasedPrompt,
-};
+use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, Lease};
 use types::{
     FailReason, Incarnation, LeaseId, MemberId, PolicyVersion, Rollout, RolloutFailure, RolloutId, WeightHash,
 };
@@ -40,21 +38,14 @@ use crate::metrics;
 use crate::policy::{Policy, PolicyEvent, PolicyKeeper};
 use crate::reward_router::{Offer, RewardRouter, Sender};
 use crate::serve::Served;
+use crate::work::{Work, group_work};
 
 /// Offers to the router that may wait.
 const OFFERS: usize = 256;
 /// How soon a changed load is reported.
 const LOAD_DELAY: Duration = Duration::from_millis(10);
-
-/// A response that the engine works on.
-#[derive(Debug)]
-struct Work {
-    id: RolloutId,
-    prompt_tokens: Arc<[u32]>,
-    fields: Arc<str>,
-    /// Generated only to keep the batch composition (design D7): the coordinator has it already.
-    unwanted: bool,
-}
+/// How long a drained actor waits for the coordinator to hang up.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The loop with all that it owns.
 #[derive(Debug)]
@@ -83,6 +74,8 @@ pub(crate) struct RolloutLoop {
     reported: (ActorLoad, Instant),
     /// When a drain hands back what is not finished.
     drain_until: Option<Instant>,
+    /// When an actor that has drained leaves, though the coordinator has not hung up.
+    leave_at: Option<Instant>,
     /// Cancelled with the process.
     token: CancellationToken,
 }
@@ -95,6 +88,7 @@ enum Happened {
     Recorded(RolloutId),
     LoadDue,
     DrainOver,
+    Leave,
     Stop,
 }
 
@@ -134,6 +128,7 @@ impl RolloutLoop {
             generated_tokens: 0,
             reported: (ActorLoad::default(), Instant::now()),
             drain_until: None,
+            leave_at: None,
             token,
             config,
         })
@@ -155,12 +150,14 @@ impl RolloutLoop {
                 }
                 Happened::LoadDue => self.report_load().await,
                 Happened::DrainOver => self.hand_back().await?,
+                Happened::Leave => break,
                 Happened::Stop => self.drain().await,
             }
             self.feed_engine().await?;
-            if self.has_drained() {
+            if self.has_drained() && self.leave_at.is_none() {
                 tracing::info!("drained");
-                break;
+                // The last reports are on their way, and a stream that is dropped takes them with it.
+                self.leave_at = Some(Instant::now() + FAREWELL);
             }
         }
         self.token.cancel();
@@ -181,6 +178,7 @@ impl RolloutLoop {
             Some(id) = self.recorded.1.recv() => Happened::Recorded(id),
             () = tokio::time::sleep_until(load_due), if self.link.is_connected() => Happened::LoadDue,
             () = sleep_until(drain_over), if !self.work.is_empty() || !self.leases.is_empty() => Happened::DrainOver,
+            () = sleep_until(self.leave_at) => Happened::Leave,
             () = self.token.cancelled(), if !stopping => Happened::Stop,
         }
     }
@@ -210,6 +208,7 @@ impl RolloutLoop {
                     event = self.link.connect(ActorReport::Hello(hello)).await;
                 }
                 LinkEvent::Command(command) => return self.command(command).await,
+                LinkEvent::Lost(_) if self.leave_at.is_some() => return Ok(std::ops::ControlFlow::Break(())),
                 LinkEvent::Lost(reason) => tracing::info!(reason, "coordinator lost; trying again"),
                 LinkEvent::Refused(reason) => anyhow::bail!("the coordinator refuses this actor: {reason}"),
                 LinkEvent::GaveUp(reason) => anyhow::bail!(reason),
@@ -250,9 +249,7 @@ impl RolloutLoop {
             };
             let recorded = self.recorded.0.clone();
             let router = RewardRouter::new(sender, inbox, recorded, self.spawner.clone());
-            let token = self.token.clone();
-            let run = async move { router.run(token).await };
-            self.spawner.spawn("reward router", service::OnError::Shutdown, run).await;
+            self.spawner.spawn("reward router", service::OnError::Shutdown, router.run()).await;
             self.offers = Some(offers);
         }
         self.welcome = Some(welcome);
@@ -456,25 +453,6 @@ impl RolloutLoop {
             && self.leases.is_empty()
             && self.unacknowledged.is_empty()
     }
-}
-
-/// The responses to generate for a leased prompt: those wanted, or in deterministic mode the whole group.
-fn group_work(leased: &LeasedPrompt, prompt_tokens: &Arc<[u32]>, whole_group: bool) -> Vec<Work> {
-    let work = |id: RolloutId, unwanted: bool| Work {
-        id,
-        prompt_tokens: Arc::clone(prompt_tokens),
-        fields: Arc::clone(&leased.prompt.fields),
-        unwanted,
-    };
-    if !whole_group {
-        return leased.wanted.iter().map(|id| work(*id, false)).collect();
-    }
-    let sibling = |sibling: u16| {
-        let wanted = leased.wanted.iter().find(|id| id.sibling == sibling);
-        let stand_in = RolloutId { prompt: leased.prompt.id, sibling, attempt: 0 };
-        work(*wanted.unwrap_or(&stand_in), wanted.is_none())
-    };
-    (0..leased.group_size).map(sibling).collect()
 }
 
 /// A number that no other life of this actor has: the time it began, in microseconds.

@@ -167,7 +167,7 @@ pub enum Backend {
     Auto,
     /// The engine's own code for the CPU: the numbers of a response do not depend on what else is generated.
     Native,
-    /// Torch's operators, on any device.
+    /// Torch's operators, on any device; not in this build.
     Aten,
 }
 

@@ -82,7 +82,7 @@ async fn a_lost_server_loses_its_rollouts_to_the_others() {
     let mut world = World::start(|_| {}).await;
     let (one, mut streams_one) = grpc::reward_server(&mut world.tasks).await;
     let (two, mut streams_two) = grpc::reward_server(&mut world.tasks).await;
-    let mut link = world.ready(sampling()).await;
+    let link = world.ready(sampling()).await;
     link.reward_servers(&[one]).await;
     link.lease(0, 4).await;
     let mut first = soon("a stream", streams_one.recv()).await.unwrap();

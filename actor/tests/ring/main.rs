@@ -4,5 +4,6 @@
 mod delivery;
 mod grpc;
 mod leaving;
+mod pages;
 mod weights;
 mod world;
