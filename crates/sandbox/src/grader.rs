@@ -23,6 +23,23 @@ use crate::workshop::Workshop;
 
 /// Grades responses in sandboxes. All methods may be called from any number of threads; dropping it ends and reaps every
 /// process it has started.
+///
+/// A whole file is graded by [`read_problems`](crate::read_problems), one [`Grader`], and as many threads as it has
+/// workers; [`pass_at_k`](crate::pass_at_k) sums up. Samples whose verdict [judges nothing](Verdict::judges_response) are
+/// counted apart:
+///
+/// ```no_run
+/// use sandbox::{Grader, GraderConfig, Limits, read_problems};
+///
+/// let limits = Limits::with_timeout(std::time::Duration::from_secs(3));
+/// let grader = Grader::start(GraderConfig::default())?;
+/// for record in read_problems("HumanEval.jsonl.gz".as_ref())? {
+///     let record = record?;
+///     let grade = grader.grade(&record.problem, "    return 1\n", &limits)?;
+///     println!("{}: {} {}", record.problem.task_id(), grade.verdict, grade.detail);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Grader {
     config: GraderConfig,

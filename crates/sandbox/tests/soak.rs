@@ -1,6 +1,8 @@
 //! Thousands of hostile runs on one grader leave nothing behind.
 //!
-//! `SLUICE_SOAK_RUNS` sets how many (80 where not set). The limits are small, so that most runs end by a limit.
+//! `SLUICE_SOAK_RUNS` sets how many in each tier (80 where not set). The limits are small, so that most runs end by a limit.
+//! The long one takes about nine minutes a tier on two cores:
+//! `SLUICE_SOAK_RUNS=10000 cargo test -p sandbox --test soak -- --nocapture`.
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 

@@ -1,18 +1,16 @@
 //! Four times as many rollouts as can be scored, on a server of its own: full speed, bounded memory, nothing lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use reward_server::Config;
 use reward_server::config::Kind;
-use service::config::render;
 use tokio::time::Instant;
 use types::link::reward::ScoreReply;
 use types::{Rollout, RolloutId};
 
 use crate::grpc::{Actor, FakeCoordinator, Session};
+use crate::process::Process;
 use crate::stub::Stub;
 use crate::tiny;
 use crate::world::{RUN, connect_to, networks, scored, scorer, soon};
@@ -24,43 +22,6 @@ const CONCURRENCY: usize = 8;
 const SERVICE_TIME: Duration = Duration::from_millis(20);
 /// Long responses, so that memory shows what the server keeps.
 const RESPONSE_TOKENS: usize = 2000;
-
-/// A server in a process of its own, whose memory can be read.
-struct Process {
-    child: Child,
-    _dir: tempfile::TempDir,
-}
-
-impl Process {
-    fn start(config: &Config) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("reward.toml");
-        std::fs::write(&file, render(config)).unwrap();
-        let program = Path::new(env!("CARGO_BIN_EXE_sluice-reward-server"));
-        let child = Command::new(program)
-            .arg("--config")
-            .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child, _dir: dir }
-    }
-
-    /// The most memory it has ever had resident.
-    fn peak_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
 
 /// The coordinator: records every result at once, and counts how often it gets each.
 async fn record_all(mut session: Session, expected: usize) -> (Session, BTreeMap<RolloutId, u32>) {

@@ -1,26 +1,23 @@
-//! HumanEval where it is at hand, and problems of the same shape that always are.
+//! HumanEval (`tests/problems/HumanEval.LICENSE`), and problems of our own in the same shape.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sandbox::{Record, read_problems};
 
-/// OpenAI's file: `$SLUICE_HUMANEVAL`, or `shared/data/` beside the repository.
-pub(crate) fn human_eval_file() -> Option<PathBuf> {
-    let configured = std::env::var_os("SLUICE_HUMANEVAL").map(PathBuf::from);
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/HumanEval.jsonl.gz");
-    configured.or_else(|| beside.exists().then_some(beside))
+/// The problems of a file in `tests/problems/`.
+fn file(name: &str) -> Vec<Record> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/problems").join(name);
+    read_problems(&path).unwrap().collect::<Result<_, _>>().unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// All of HumanEval, or our own problems.
+/// All 164 problems of HumanEval, and our own.
 pub(crate) fn problems() -> Vec<Record> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/problems/own.jsonl");
-    let path = human_eval_file().unwrap_or(own);
-    let records: Result<Vec<_>, _> = read_problems(&path).unwrap().collect();
-    let records = records.unwrap_or_else(|error| panic!("{error}"));
-    println!("{} problems of {}", records.len(), path.display());
+    let mut records = file("HumanEval.jsonl.gz");
+    assert_eq!(records.len(), 164);
+    records.extend(file("own.jsonl"));
     records
 }
 
