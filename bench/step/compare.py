@@ -26,7 +26,7 @@ import torch  # noqa: E402
 import network  # noqa: E402
 
 SIZES = {
-    "6m": dict(vocab=4096, hidden=256, intermediate=688, layers=5, heads=8, kv_heads=8, tied=True),
+    "6m": dict(vocab=4096, hidden=256, intermediate=688, layers=6, heads=8, kv_heads=8, tied=True),
     "90m": dict(vocab=16384, hidden=768, intermediate=2048, layers=11, heads=12, kv_heads=12, tied=True),
 }
 

@@ -80,6 +80,8 @@ pub(crate) struct TextEncoder {
 impl TextEncoder {
     /// Of a folder; `None` where it has no tokenizer, which data of tokens does not need.
     pub(crate) fn load(folder: &Path, append_eos: bool) -> Result<Option<Self>> {
+        // A folder that is not there is to be named, not taken for one of a model without a tokenizer.
+        std::fs::read_dir(folder).map_err(Error::io("open folder", folder))?;
         if !folder.join("tokenizer.json").is_file() {
             return Ok(None);
         }

@@ -6,4 +6,5 @@ mod checkpoints;
 mod exactness;
 mod golden;
 mod ring;
+mod supervised;
 mod support;
