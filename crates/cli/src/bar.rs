@@ -45,11 +45,6 @@ impl Bar {
         }
     }
 
-    /// A line that stays.
-    pub(crate) fn line(&self, text: &str) {
-        if self.plain { eprintln!("{text}") } else { self.bar.println(text) }
-    }
-
     /// Takes the bar away.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();

@@ -6,6 +6,7 @@
 mod bar;
 mod commands;
 mod grading;
+mod patience;
 mod responses;
 mod run;
 
@@ -24,5 +25,6 @@ struct Sluice {
 /// The life of the command. Exit codes: 0 done, 1 failed, 2 bad usage or bad input.
 pub fn main() -> ExitCode {
     let Sluice { command } = Sluice::parse();
+    patience::sleep_while_waiting();
     service::exit_code("sluice", command.run())
 }

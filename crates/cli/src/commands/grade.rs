@@ -80,7 +80,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let problem = record.map_err(|error| BadInput(error.to_string()))?.problem;
         by_id.insert(problem.task_id().to_owned(), problem);
     }
-    let (mut rows, mut samples): (Vec<Map<String, Value>>, Vec<(String, String)>) = (Vec::new(), Vec::new());
+    let mut rows: Vec<Map<String, Value>> = Vec::new();
+    let mut samples: Vec<(String, String)> = Vec::new();
     for line in jsonl::read(&arguments.samples)? {
         let line = line?;
         let Sample { task_id, completion } = line.parse()?;

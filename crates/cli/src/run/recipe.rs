@@ -146,8 +146,8 @@ fn fill_in(table: &mut Table, file: &Path) {
     ];
     table.insert("output".to_owned(), Value::String(output));
     table.iter_mut().for_each(|(_, value)| replace_names(value, &names));
-    hand_down(table, "coordinator", "run", Value::String(name));
-    for section in ["coordinator", "learner"] {
+    hand_down(table, &["coordinator"], "run", Value::String(name));
+    for section in [&["coordinator"][..], &["learner", "ppo"]] {
         hand_down(table, section, "seed", Value::Integer(seed));
     }
 }
@@ -165,11 +165,14 @@ fn replace_names(value: &mut Value, names: &[(&str, String)]) {
     }
 }
 
-/// Sets `section.key` where the recipe does not.
-fn hand_down(table: &mut Table, section: &str, key: &str, value: Value) {
-    let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-    if let Value::Table(section) = section {
-        section.entry(key).or_insert(value);
+/// Sets a key of a section where the recipe does not.
+fn hand_down(table: &mut Table, section: &[&str], key: &str, value: Value) {
+    let Some((outer, inner)) = section.split_first() else {
+        table.entry(key).or_insert(value);
+        return;
+    };
+    if let Value::Table(table) = table.entry(*outer).or_insert_with(|| Value::Table(Table::new())) {
+        hand_down(table, inner, key, value);
     }
 }
 
@@ -188,6 +191,7 @@ mod tests {
         assert_eq!(table["coordinator"]["data"]["path"].as_str(), Some("runs/x/p-5.jsonl"));
         assert_eq!(table["stages"][0]["command"][0].as_str(), Some("examples/tiny/make.py"));
         assert_eq!(table["coordinator"]["seed"].as_integer(), Some(5));
+        assert_eq!(table["learner"]["ppo"]["seed"].as_integer(), Some(5));
         assert_eq!(table["coordinator"]["run"].as_str(), Some("x"));
     }
 }

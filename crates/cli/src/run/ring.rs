@@ -18,7 +18,7 @@ use super::supervisor::{RingEnd, Supervisor, Unit};
 /// How often processes are looked after.
 const TEND: Duration = Duration::from_millis(100);
 /// How often the coordinator is asked how things are.
-const ASK: Duration = Duration::from_millis(500);
+const ASK: Duration = Duration::from_millis(250);
 
 /// Where a ring keeps its things.
 #[derive(Debug, Clone)]
@@ -154,7 +154,7 @@ fn members(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Resul
         config.listen = loopback();
         config.deterministic |= recipe.coordinator.deterministic;
         let program = folder.program(&name, "sluice-reward-server", &config)?;
-        units.push(Unit::new(name, vec![program]));
+        units.push(Unit::new(vec![program]));
     }
     units.push(learner(recipe, folder, address)?);
     for number in 0..recipe.processes.actors {
@@ -163,7 +163,7 @@ fn members(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Resul
         config.member = name.clone();
         config.coordinator = address.to_owned();
         let program = folder.program(&name, "sluice-actor", &config)?;
-        units.push(Unit::new(name, vec![program]));
+        units.push(Unit::new(vec![program]));
     }
     Ok(units)
 }
@@ -183,7 +183,7 @@ fn learner(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Resul
         config.rendezvous = rendezvous.clone();
         programs.push(folder.program(&name, "sluice-learner", &config)?);
     }
-    Ok(Unit::new("learner", programs))
+    Ok(Unit::new(programs))
 }
 
 fn loopback() -> std::net::SocketAddr {

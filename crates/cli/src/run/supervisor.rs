@@ -34,8 +34,7 @@ const BAD_INPUT: i32 = 2;
 /// Processes that live and die together: a role, or all ranks of the learner.
 #[derive(Debug)]
 pub(crate) struct Unit {
-    pub(crate) name: String,
-    pub(crate) programs: Vec<Program>,
+    programs: Vec<Program>,
     running: Vec<Process>,
     /// When it was restarted lately.
     restarts: VecDeque<Instant>,
@@ -46,10 +45,9 @@ pub(crate) struct Unit {
 
 impl Unit {
     /// A unit that is not running.
-    pub(crate) fn new(name: impl Into<String>, programs: Vec<Program>) -> Self {
+    pub(crate) fn new(programs: Vec<Program>) -> Self {
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         Self {
-            name: name.into(),
             programs,
             running: Vec::new(),
             restarts: VecDeque::new(),
@@ -107,7 +105,7 @@ impl Supervisor {
     pub(crate) async fn start(coordinator: Program, address_file: &PathBuf) -> anyhow::Result<(Self, String)> {
         // An old file would name an old address.
         let _ = std::fs::remove_file(address_file);
-        let mut unit = Unit::new("coordinator", vec![coordinator]);
+        let mut unit = Unit::new(vec![coordinator]);
         unit.start()?;
         let mut this = Self { coordinator: unit, members: Vec::new(), restarts: 0, interrupts: 0 };
         let address = this.wait_for_address(address_file).await?;

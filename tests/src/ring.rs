@@ -1,0 +1,152 @@
+//! A small ring.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+use crate::{binary, read_until};
+
+/// Prompts of the data set.
+const PROMPTS: usize = 64;
+
+/// A recipe for a ring that takes seconds: a tokenizer, a network taught a little, and PF-PPO against a rule.
+#[derive(Debug, Clone)]
+pub struct TinyRing {
+    /// Everything is below it.
+    pub folder: PathBuf,
+    /// `--set` values.
+    pub settings: Vec<String>,
+}
+
+impl TinyRing {
+    /// Writes data and recipe into a folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn new(folder: &Path) -> anyhow::Result<Self> {
+        let mut lines = String::new();
+        for number in 0..PROMPTS {
+            let (a, b) = (number % 8, number / 8);
+            lines += &format!("{{\"prompt\": \"{a} plus {b} is\", \"response\": \" {}.\"}}\n", a + b);
+        }
+        fs::write(folder.join("data.jsonl"), lines)?;
+        fs::write(folder.join("recipe.toml"), include_str!("ring/recipe.toml"))?;
+        Ok(Self { folder: folder.to_owned(), settings: Vec::new() })
+    }
+
+    /// The same ring with one more `--set`.
+    #[must_use]
+    pub fn with(mut self, setting: &str) -> Self {
+        self.settings.push(setting.to_owned());
+        self
+    }
+
+    /// The run's output folder.
+    pub fn output(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
+    fn command(&self) -> anyhow::Result<Command> {
+        let mut command = Command::new(binary("sluice")?);
+        command.arg("run").arg(self.folder.join("recipe.toml")).arg("--resume");
+        command.args(self.settings.iter().flat_map(|setting| ["--set", setting.as_str()]));
+        command.args(["--set", &format!("output={}", self.output().display())]);
+        // One thread an operation, and none that spins: tests share the machine.
+        command.env("OMP_NUM_THREADS", "1").env("OMP_WAIT_POLICY", "passive");
+        Ok(command)
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// When it fails; shows what it said.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let output = self.command()?.stdin(Stdio::null()).output().context("start sluice run")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "sluice run ended with {}:\n{said}", output.status);
+        Ok(())
+    }
+
+    /// Starts it and returns once the ring's processes run.
+    ///
+    /// # Errors
+    /// When it fails before that.
+    pub fn start(&self) -> anyhow::Result<Running> {
+        let mut child = self.command()?.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("start sluice run")?;
+        let mut said = BufReader::new(child.stderr.take().context("standard error is piped")?);
+        let line = read_until(&mut said, |line| line.starts_with("started "))?;
+        let named = line.trim_start_matches("started ").trim().split(", ");
+        let process = |text: &str| Some((text.split_once(" (")?.0.to_owned(), text.split_once(" (")?.1.trim_end_matches(')').parse().ok()?));
+        let processes = named.filter_map(process).collect();
+        Ok(Running { child, said, processes })
+    }
+
+    /// The records of all training steps, one each; a step that was done again after a crash counts with its last record.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn steps(&self) -> anyhow::Result<BTreeMap<u64, Value>> {
+        let text = fs::read_to_string(self.output().join("ring/steps.jsonl")).context("read the steps")?;
+        let mut steps = BTreeMap::new();
+        for line in text.lines() {
+            let step: Value = serde_json::from_str(line)?;
+            steps.insert(step["batch"].as_u64().context("a step has a batch")?, step);
+        }
+        Ok(steps)
+    }
+
+    /// The bytes of the trained policy.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn weights(&self) -> anyhow::Result<Vec<u8>> {
+        fs::read(self.output().join("policy/model.safetensors")).context("read the trained policy")
+    }
+
+    /// What a role logged.
+    ///
+    /// # Errors
+    /// When there is no such log.
+    pub fn log(&self, role: &str) -> anyhow::Result<String> {
+        fs::read_to_string(self.output().join(format!("ring/logs/{role}.log"))).with_context(|| format!("read {role}'s log"))
+    }
+}
+
+/// A ring that runs.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    said: BufReader<ChildStderr>,
+    /// Process ids by name.
+    pub processes: BTreeMap<String, i32>,
+}
+
+impl Running {
+    /// Reads on until a line for which `wanted` is true.
+    ///
+    /// # Errors
+    /// When the run ends first.
+    pub fn wait_for(&mut self, wanted: impl Fn(&str) -> bool) -> anyhow::Result<String> {
+        read_until(&mut self.said, wanted)
+    }
+
+    /// The id of the command's own process.
+    pub fn id(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap_or(i32::MAX)
+    }
+
+    /// Waits for the end; what was said till then comes with it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn end(mut self) -> anyhow::Result<(ExitStatus, String)> {
+        let mut rest = String::new();
+        std::io::Read::read_to_string(&mut self.said, &mut rest)?;
+        Ok((self.child.wait()?, rest))
+    }
+}

@@ -1,0 +1,126 @@
+//! The whole ring as processes: what a run promises, also when its roles are killed.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tests::{Running, TinyRing};
+
+/// Enough for a role to be killed long before the end.
+const BATCHES: &str = "coordinator.batches=60";
+
+fn ring(folder: &tempfile::TempDir) -> TinyRing {
+    TinyRing::new(folder.path()).unwrap()
+}
+
+fn sigkill(process: i32) {
+    kill(Pid::from_raw(process), Signal::SIGKILL).unwrap();
+}
+
+/// The value of a metric in Prometheus' text, summed over its labels.
+fn metric(text: &str, name: &str) -> f64 {
+    let of_name = |line: &&str| line.split(['{', ' ']).next() == Some(name);
+    let values = text.lines().filter(of_name).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+    let values: Vec<f64> = values.collect();
+    assert!(!values.is_empty(), "no metric {name} in:\n{text}");
+    values.iter().sum()
+}
+
+fn address(ring: &TinyRing, role: &str, what: &str) -> String {
+    let file = ring.output().join(format!("ring/{role}.address.json"));
+    let addresses: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    addresses[what].as_str().unwrap().to_owned()
+}
+
+/// Waits until so many batches are trained. The supervisor looks several times a second, and may see several at once.
+fn wait_for_batches(running: &mut Running, batches: u64) {
+    let trained = |line: &str| line.strip_prefix("batch ")?.split('/').next()?.parse::<u64>().ok();
+    running.wait_for(|line| trained(line).is_some_and(|trained| trained >= batches)).unwrap();
+}
+
+/// Every batch was trained, each on rollouts of which actor and learner say the same.
+fn assert_complete(ring: &TinyRing, batches: u64) {
+    let steps = ring.steps().unwrap();
+    assert_eq!(steps.keys().copied().collect::<Vec<_>>(), (1..=batches).collect::<Vec<_>>());
+    for (batch, step) in &steps {
+        let found = step["metrics"]["rollout_approx_kl"].as_f64().unwrap();
+        assert!(found < 1e-6, "batch {batch}: learner and actor disagree, approx_kl {found}");
+    }
+}
+
+#[test]
+fn a_run_repeats_itself_bit_for_bit_also_when_actor_and_learner_are_killed() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let of = |folder| ring(folder).with(BATCHES);
+    let (undisturbed, disturbed) = (of(&first), of(&second));
+    undisturbed.run().unwrap();
+    assert_complete(&undisturbed, 60);
+
+    let mut running = disturbed.start().unwrap();
+    wait_for_batches(&mut running, 10);
+    sigkill(running.processes["actor-0"]);
+    wait_for_batches(&mut running, 30);
+    sigkill(running.processes["learner"]);
+    let (status, said) = running.end().unwrap();
+    assert!(status.success(), "{said}");
+    assert!(said.contains("2 restart(s)"), "{said}");
+    assert_complete(&disturbed, 60);
+    assert!(undisturbed.weights().unwrap() == disturbed.weights().unwrap(), "another policy came out");
+}
+
+#[test]
+fn four_processes_account_for_every_attempt() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = ring(&folder).with(BATCHES).with("coordinator.deterministic=false");
+    let mut running = ring.start().unwrap();
+    let names: Vec<&str> = running.processes.keys().map(String::as_str).collect();
+    assert_eq!(names, ["actor-0", "coordinator", "learner", "reward-server-0"]);
+    for process in running.processes.values() {
+        assert!(Path::new(&format!("/proc/{process}")).exists());
+    }
+    wait_for_batches(&mut running, 4);
+    let metrics = format!("http://{}/metrics", address(&ring, "coordinator", "metrics"));
+    let text = ureq::get(&metrics).call().unwrap().body_mut().read_to_string().unwrap();
+    let issued = metric(&text, "rlhf_coordinator_responses_issued_total");
+    let ended = metric(&text, "rlhf_coordinator_responses_ended_total");
+    let in_flight = metric(&text, "rlhf_coordinator_responses_in_flight");
+    assert_eq!(issued, ended + in_flight, "{text}");
+    assert_eq!(metric(&text, "rlhf_samples_unaccounted"), 0.0);
+
+    // Ctrl-C drains: a checkpoint is written, and --resume goes on where it was.
+    kill(Pid::from_raw(running.id()), Signal::SIGINT).unwrap();
+    let (status, said) = running.end().unwrap();
+    assert!(status.success() && said.contains("--resume goes on"), "{said}");
+    ring.run().unwrap();
+    assert_complete(&ring, 60);
+}
+
+#[test]
+fn two_ranks_train_the_same_policy_as_one() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let one = ring(&first).with("coordinator.batches=1");
+    let two = ring(&second).with("coordinator.batches=1").with("processes.learner_ranks=2");
+    one.run().unwrap();
+    two.run().unwrap();
+    let (one, two) = (one.steps().unwrap(), two.steps().unwrap());
+    for figure in ["policy_loss", "value_loss", "entropy", "approx_kl", "policy_grad_norm", "critic_grad_norm"] {
+        let (one, two) = (one[&1]["metrics"][figure].as_f64().unwrap(), two[&1]["metrics"][figure].as_f64().unwrap());
+        assert!((one - two).abs() <= 1e-5 * one.abs().max(1e-3), "{figure}: {one} on one rank, {two} on two");
+    }
+}
+
+#[test]
+fn the_coordinator_comes_back_from_its_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = ring(&folder).with(BATCHES);
+    let mut running = ring.start().unwrap();
+    wait_for_batches(&mut running, 10);
+    sigkill(running.processes["coordinator"]);
+    let (status, said) = running.end().unwrap();
+    assert!(status.success() && said.contains("1 restart(s)"), "{said}");
+    assert_complete(&ring, 60);
+}
