@@ -311,6 +311,7 @@ impl ServerLoop {
                 let lease = self.lease(grant)?;
                 self.sessions.actor(&member, ActorCommand::Lease(lease));
             }
+            Effect::Reward { member, command } => self.sessions.reward(&member, command),
             Effect::Learner(command) => self.sessions.learner(command),
             Effect::SendBatch(plan) => {
                 let batch = self.batch(&plan)?;

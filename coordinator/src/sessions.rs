@@ -89,7 +89,7 @@ impl Sessions {
         self.drop_unless(sent, member);
     }
 
-    /// Tells a reward server that the journal has a response's fate.
+    /// Sends a command to a reward server.
     pub(crate) fn reward(&mut self, member: &MemberId, command: RewardCommand) {
         let sent = match self.0.get(member).map(|session| &session.outbox) {
             Some(Outbox::Reward(sender)) => sender.try_send(Ok(command)).is_ok(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use types::link::actor::ActorCommand;
 use types::link::learner::LearnerCommand;
+use types::link::reward::RewardCommand;
 use types::{LeaseId, MemberId, PromptId, RolloutId};
 
 use super::{BatchPlan, Phase, StepRecord};
@@ -24,6 +25,13 @@ pub enum Effect {
         member: MemberId,
         /// The lease.
         grant: Grant,
+    },
+    /// Tell a reward server.
+    Reward {
+        /// Which.
+        member: MemberId,
+        /// What.
+        command: RewardCommand,
     },
     /// Tell the learner.
     Learner(LearnerCommand),

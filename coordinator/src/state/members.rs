@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorWelcome, RewardServerAddress};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerPhase};
-use types::link::reward::RewardHello;
+use types::link::reward::{RewardCommand, RewardHello};
 use types::{BatchId, Incarnation, MemberId, PolicyVersion, RunId, Timestamp, WeightHash};
 
 use super::event::{ActorEvent, LearnerEvent, RewardEvent};
@@ -208,6 +208,8 @@ impl State {
             return;
         }
         let server = RewardServer { incarnation, connected: true, address, queued: 0, last_seen: now };
+        let welcome = RewardCommand::Welcome { run: self.plan.run.clone() };
+        effects.push(Effect::Reward { member: member.clone(), command: welcome });
         self.reward_servers.insert(member, server);
         self.tell_reward_servers(effects);
     }

@@ -236,7 +236,7 @@ impl World {
                     self.learner.connected = false;
                 }
             }
-            Effect::Learner(_) | Effect::Step(_) | Effect::Explain(_) | Effect::Finish(_) => {}
+            Effect::Reward { .. } | Effect::Learner(_) | Effect::Step(_) | Effect::Explain(_) | Effect::Finish(_) => {}
         }
     }
 
