@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use proto::MAX_MESSAGE_BYTES;
 use proto::pb;
-use proto::pb::reward_server_server::RewardServer;
+use proto::pb::reward_server_server::{RewardServer, RewardServerServer};
 use service::{CancellationToken, OnError, Spawner};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::reward::ScoreRequest;
 use types::{MemberId, RolloutId};
@@ -37,6 +39,14 @@ impl Grpc {
     pub(crate) fn new(desk: Desk, spawner: Spawner, queue: QueueConfig, done: CancellationToken) -> Self {
         let streams = Arc::new(Semaphore::new(queue.max_streams));
         Self { desk, spawner, queue, streams, done }
+    }
+
+    /// The service on a server with our bounds.
+    pub(crate) fn router(self) -> Router {
+        let service = RewardServerServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        service::grpc::server().add_service(service)
     }
 
     /// The actor behind a new stream.

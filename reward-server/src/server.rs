@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use proto::MAX_MESSAGE_BYTES;
-use proto::pb::reward_server_server::RewardServerServer;
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
 use types::MemberId;
@@ -72,10 +70,7 @@ fn join_run(
         done: done.clone(),
     };
     let grpc = Grpc::new(desk.clone(), context.tasks.spawner(), config.queue.clone(), done.clone());
-    let service = RewardServerServer::new(grpc)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let router = service::grpc::server().add_service(service);
+    let router = grpc.router();
     context.tasks.add("scoring", OnError::Shutdown, scoring::run(panel, desk, arrivals, done.clone()));
     context.tasks.add("coordinator", OnError::Shutdown, membership.run());
     context.tasks.add("grpc", OnError::Shutdown, async move {

@@ -25,7 +25,10 @@ pub fn read_until(output: &mut impl BufRead, wanted: impl Fn(&str) -> bool) -> a
     let mut said = String::new();
     loop {
         let mut line = String::new();
-        anyhow::ensure!(output.read_line(&mut line)? > 0, "the output ended before the line was said:\n{said}");
+        anyhow::ensure!(
+            output.read_line(&mut line)? > 0,
+            "the output ended before the line was said:\n{said}"
+        );
         if wanted(&line) {
             return Ok(line);
         }

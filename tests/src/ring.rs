@@ -77,11 +77,21 @@ impl TinyRing {
     /// # Errors
     /// When it fails before that.
     pub fn start(&self) -> anyhow::Result<Running> {
-        let mut child = self.command()?.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().context("start sluice run")?;
+        let mut child = self
+            .command()?
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start sluice run")?;
         let mut said = BufReader::new(child.stderr.take().context("standard error is piped")?);
         let line = read_until(&mut said, |line| line.starts_with("started "))?;
         let named = line.trim_start_matches("started ").trim().split(", ");
-        let process = |text: &str| Some((text.split_once(" (")?.0.to_owned(), text.split_once(" (")?.1.trim_end_matches(')').parse().ok()?));
+        let process = |text: &str| {
+            Some((
+                text.split_once(" (")?.0.to_owned(),
+                text.split_once(" (")?.1.trim_end_matches(')').parse().ok()?,
+            ))
+        };
         let processes = named.filter_map(process).collect();
         Ok(Running { child, said, processes })
     }
@@ -113,7 +123,8 @@ impl TinyRing {
     /// # Errors
     /// When there is no such log.
     pub fn log(&self, role: &str) -> anyhow::Result<String> {
-        fs::read_to_string(self.output().join(format!("ring/logs/{role}.log"))).with_context(|| format!("read {role}'s log"))
+        fs::read_to_string(self.output().join(format!("ring/logs/{role}.log")))
+            .with_context(|| format!("read {role}'s log"))
     }
 }
 

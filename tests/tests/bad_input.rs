@@ -31,7 +31,10 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = folder.path().join("recipe.toml");
     fs::write(&recipe, "name = 'x'\n[coordinator]\nbatch = 3\n").unwrap();
-    expect_bad_input(&["run", path(&recipe)], &["recipe.toml:3: unknown key coordinator.batch; did you mean"]);
+    expect_bad_input(
+        &["run", path(&recipe)],
+        &["recipe.toml:3: unknown key coordinator.batch; did you mean"],
+    );
     fs::write(&recipe, "name = 'x'\n[[stages]]\nname = 's'\n[stages.sft]\nepoch = 3\n").unwrap();
     expect_bad_input(&["check-config", path(&recipe)], &["recipe.toml:", "epoch"]);
 }
@@ -65,7 +68,8 @@ fn a_broken_line_is_named_by_file_and_number() {
     let folder = tempfile::tempdir().unwrap();
     let ring = TinyRing::new(folder.path()).unwrap();
     let data = folder.path().join("data.jsonl");
-    let broken = fs::read_to_string(&data).unwrap().replacen("{\"prompt\": \"3 plus", "{\"prompt: \"3 plus", 1);
+    let broken =
+        fs::read_to_string(&data).unwrap().replacen("{\"prompt\": \"3 plus", "{\"prompt: \"3 plus", 1);
     fs::write(&data, broken).unwrap();
     let error = ring.run().unwrap_err().to_string();
     assert!(error.contains("data.jsonl:4"), "{error}");

@@ -24,7 +24,8 @@ fn sigkill(process: i32) {
 /// The value of a metric in Prometheus' text, summed over its labels.
 fn metric(text: &str, name: &str) -> f64 {
     let of_name = |line: &&str| line.split(['{', ' ']).next() == Some(name);
-    let values = text.lines().filter(of_name).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+    let values =
+        text.lines().filter(of_name).map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
     let values: Vec<f64> = values.collect();
     assert!(!values.is_empty(), "no metric {name} in:\n{text}");
     values.iter().sum()
@@ -107,8 +108,11 @@ fn two_ranks_train_the_same_policy_as_one() {
     one.run().unwrap();
     two.run().unwrap();
     let (one, two) = (one.steps().unwrap(), two.steps().unwrap());
-    for figure in ["policy_loss", "value_loss", "entropy", "approx_kl", "policy_grad_norm", "critic_grad_norm"] {
-        let (one, two) = (one[&1]["metrics"][figure].as_f64().unwrap(), two[&1]["metrics"][figure].as_f64().unwrap());
+    for figure in
+        ["policy_loss", "value_loss", "entropy", "approx_kl", "policy_grad_norm", "critic_grad_norm"]
+    {
+        let (one, two) =
+            (one[&1]["metrics"][figure].as_f64().unwrap(), two[&1]["metrics"][figure].as_f64().unwrap());
         assert!((one - two).abs() <= 1e-5 * one.abs().max(1e-3), "{figure}: {one} on one rank, {two} on two");
     }
 }

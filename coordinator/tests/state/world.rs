@@ -236,7 +236,11 @@ impl World {
                     self.learner.connected = false;
                 }
             }
-            Effect::Reward { .. } | Effect::Learner(_) | Effect::Step(_) | Effect::Explain(_) | Effect::Finish(_) => {}
+            Effect::Reward { .. }
+            | Effect::Learner(_)
+            | Effect::Step(_)
+            | Effect::Explain(_)
+            | Effect::Finish(_) => {}
         }
     }
 

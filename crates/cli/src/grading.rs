@@ -37,7 +37,9 @@ pub(crate) fn read_tasks(path: &Path) -> Result<Vec<Task>, BadInput> {
         let prompt = match (text("prompt").or(text("text")), fields.get("messages")) {
             (Some(text), _) => PromptContent::Text(text.to_owned()),
             (None, Some(messages)) => PromptContent::Messages(messages.to_string()),
-            (None, None) => return Err(line.wrong("has tests, but no prompt, text or messages for the policy")),
+            (None, None) => {
+                return Err(line.wrong("has tests, but no prompt, text or messages for the policy"));
+            }
         };
         tasks.push(Task { prompt, problem });
     }
@@ -62,7 +64,9 @@ pub(crate) fn grade_all(
     let worker = || {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            let (Some((problem, response)), Some(place)) = (work.get(number), grades.get(number)) else { return };
+            let (Some((problem, response)), Some(place)) = (work.get(number), grades.get(number)) else {
+                return;
+            };
             match grader.grade(problem, response, limits) {
                 Ok(grade) => *place.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(grade),
                 Err(error) => {
@@ -78,7 +82,8 @@ pub(crate) fn grade_all(
     if let Some(error) = failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         return Err(error).context("grade a response");
     }
-    let grade = |place: Mutex<Option<Grade>>| place.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let grade =
+        |place: Mutex<Option<Grade>>| place.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     grades.into_iter().map(|place| grade(place).context("a response was not graded")).collect()
 }
 

@@ -19,7 +19,8 @@ pub(crate) fn draw(
 ) -> anyhow::Result<Vec<Vec<Response>>> {
     let mut generator = Generator::load(model, &EngineConfig::default())?;
     let (bar, total) = (Bar::new("responses", prompts.len() as u64), prompts.len() as u64);
-    let drawn = generator.responses(prompts, options, &mut |progress| bar.at(progress.requests, total, &pace(progress)));
+    let drawn = generator
+        .responses(prompts, options, &mut |progress| bar.at(progress.requests, total, &pace(progress)));
     bar.finish();
     drawn
 }

@@ -44,7 +44,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let tasks = grading::read_tasks(&arguments.problems)?;
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
-    let draw = DrawOptions { n: arguments.n, seed: arguments.seed, sampling: arguments.sampling.sampling(0.0)? };
+    let draw =
+        DrawOptions { n: arguments.n, seed: arguments.seed, sampling: arguments.sampling.sampling(0.0)? };
     let groups = responses::draw(&arguments.model, &prompts, &draw)?;
     let pairs = tasks.iter().zip(&groups);
     let work: Vec<(&Problem, &str)> = pairs

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use algo::filtration::{Candidate, Diagnostics, Filtration, Group, GroupDecision, Mode, NoSignal, Strategy, filter_group};
+use algo::filtration::{
+    Candidate, Diagnostics, Filtration, Group, GroupDecision, Mode, NoSignal, Strategy, filter_group,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use service::{BadInput, jsonl};

@@ -57,7 +57,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let options = FileOptions {
         input: arguments.input.clone(),
         output: arguments.output.clone(),
-        draw: DrawOptions { n: arguments.n, seed: arguments.seed, sampling: arguments.sampling.sampling(1.0)? },
+        draw: DrawOptions {
+            n: arguments.n,
+            seed: arguments.seed,
+            sampling: arguments.sampling.sampling(1.0)?,
+        },
     };
     let engine = EngineConfig {
         device: arguments.device,
@@ -66,9 +70,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         max_sequences: arguments.max_sequences,
         ..EngineConfig::default()
     };
-    let mut generator = Generator::load(&arguments.model, &engine).map_err(|error| BadInput(format!("{error:#}")))?;
+    let mut generator =
+        Generator::load(&arguments.model, &engine).map_err(|error| BadInput(format!("{error:#}")))?;
     let bar = Bar::new("responses", 0);
-    let done = generate(&mut generator, &options, &mut |progress| bar.at(progress.requests, 0, &pace(progress)));
+    let done =
+        generate(&mut generator, &options, &mut |progress| bar.at(progress.requests, 0, &pace(progress)));
     bar.finish();
     let done = done?;
     eprintln!(

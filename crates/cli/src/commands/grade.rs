@@ -74,7 +74,8 @@ struct Sample {
 /// # Errors
 /// Names the file and line that cannot be used, or why there is no sandbox.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let problems = sandbox::read_problems(&arguments.problems).map_err(|error| BadInput(error.to_string()))?;
+    let problems =
+        sandbox::read_problems(&arguments.problems).map_err(|error| BadInput(error.to_string()))?;
     let mut by_id: BTreeMap<String, Problem> = BTreeMap::new();
     for record in problems {
         let problem = record.map_err(|error| BadInput(error.to_string()))?.problem;
@@ -137,7 +138,11 @@ impl How {
     ///
     /// # Errors
     /// When a k is larger than a problem's samples.
-    pub(crate) fn print(&self, counts: &[(u64, u64)], verdicts: &BTreeMap<Verdict, u64>) -> anyhow::Result<()> {
+    pub(crate) fn print(
+        &self,
+        counts: &[(u64, u64)],
+        verdicts: &BTreeMap<Verdict, u64>,
+    ) -> anyhow::Result<()> {
         let mut rates: Vec<(u64, Option<f64>)> = Vec::new();
         for k in &self.k {
             let of_problem: Option<Vec<f64>> =
@@ -146,10 +151,16 @@ impl How {
             rates.push((*k, mean.filter(|_| !counts.is_empty())));
         }
         if self.json {
-            let rates: Map<String, Value> = rates.iter().map(|(k, rate)| (format!("pass@{k}"), (*rate).into())).collect();
-            let verdicts: Map<String, Value> =
-                verdicts.iter().map(|(verdict, count)| (verdict.name().to_owned(), (*count).into())).collect();
-            println!("{}", serde_json::json!({"problems": counts.len(), "pass": rates, "verdicts": verdicts}));
+            let rates: Map<String, Value> =
+                rates.iter().map(|(k, rate)| (format!("pass@{k}"), (*rate).into())).collect();
+            let verdicts: Map<String, Value> = verdicts
+                .iter()
+                .map(|(verdict, count)| (verdict.name().to_owned(), (*count).into()))
+                .collect();
+            println!(
+                "{}",
+                serde_json::json!({"problems": counts.len(), "pass": rates, "verdicts": verdicts})
+            );
             return Ok(());
         }
         let mut table = Table::new();
@@ -157,7 +168,8 @@ impl How {
         table.set_header(["", "value"]);
         table.add_row(["problems".to_owned(), counts.len().to_string()]);
         for (k, rate) in rates {
-            let rate = rate.map_or_else(|| format!("fewer than {k} samples"), |rate| format!("{:.2} %", 100.0 * rate));
+            let rate = rate
+                .map_or_else(|| format!("fewer than {k} samples"), |rate| format!("{:.2} %", 100.0 * rate));
             table.add_row([format!("pass@{k}"), rate]);
         }
         for (verdict, count) in verdicts {

@@ -72,7 +72,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     } else {
         println!(
             "policy_loss {:.6}, value_loss {:.6}, approx_kl {:.2e}, clip_fraction {:.3}, {:.2} s",
-            metrics.policy_loss, metrics.value_loss, metrics.approx_kl, metrics.clip_fraction, metrics.step_seconds
+            metrics.policy_loss,
+            metrics.value_loss,
+            metrics.approx_kl,
+            metrics.clip_fraction,
+            metrics.step_seconds
         );
     }
     Ok(())

@@ -35,7 +35,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let started = tokio::time::Instant::now();
     let plan = Plan { resume: arguments.resume, redo_from: arguments.redo_from };
     if stages::run(&recipe, &plan).await? == Done::Complete {
-        eprintln!("{} is complete after {}: {}", recipe.name, stages::span(started.elapsed()), recipe.output.display());
+        eprintln!(
+            "{} is complete after {}: {}",
+            recipe.name,
+            stages::span(started.elapsed()),
+            recipe.output.display()
+        );
     }
     Ok(())
 }

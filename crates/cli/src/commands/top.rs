@@ -72,8 +72,18 @@ fn table(header: &[&str]) -> Table {
 }
 
 fn run_table(status: &Status) -> Table {
-    let mut table =
-        table(&["batch", "checkpoint", "score", "pass@1", "KL", "approx KL", "R²", "R² filtered", "tokens/s", "to go"]);
+    let mut table = table(&[
+        "batch",
+        "checkpoint",
+        "score",
+        "pass@1",
+        "KL",
+        "approx KL",
+        "R²",
+        "R² filtered",
+        "tokens/s",
+        "to go",
+    ]);
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     let step = status.last_step.as_ref();
     table.add_row([
@@ -96,7 +106,10 @@ fn member_table(status: &Status) -> Table {
     let state = |connected: bool| if connected { "connected" } else { "away" }.to_owned();
     for actor in &status.actors {
         let version = actor.version.map_or_else(|| "-".to_owned(), |version| version.to_string());
-        let work = format!("{} running, {} free, {} unacknowledged", actor.running, actor.free_slots, actor.unacknowledged);
+        let work = format!(
+            "{} running, {} free, {} unacknowledged",
+            actor.running, actor.free_slots, actor.unacknowledged
+        );
         table.add_row([actor.member.clone(), state(actor.connected), version, work]);
     }
     for server in &status.reward_servers {

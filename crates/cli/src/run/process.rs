@@ -113,6 +113,10 @@ pub(crate) fn beside_us(binary: &str) -> anyhow::Result<PathBuf> {
     let folder = std::env::current_exe().context("find our own binary")?;
     let folder = folder.parent().context("our own binary is in no folder")?;
     let path = folder.join(binary);
-    anyhow::ensure!(path.exists(), "{} is missing; build all binaries: cargo build --release", path.display());
+    anyhow::ensure!(
+        path.exists(),
+        "{} is missing; build all binaries: cargo build --release",
+        path.display()
+    );
     Ok(path)
 }

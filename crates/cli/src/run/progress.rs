@@ -67,7 +67,8 @@ impl RingProgress {
         self.bar.set_position(status.trained);
         let figures = status.last_step.as_ref().map(figures).unwrap_or_default();
         let pace = format!("{:.0} tokens/s, {} to go", status.tokens_per_second, to_go(status.eta_seconds));
-        let waiting = if status.phase == Phase::Running { String::new() } else { format!(" · {:?}", status.phase) };
+        let waiting =
+            if status.phase == Phase::Running { String::new() } else { format!(" · {:?}", status.phase) };
         self.bar.set_message(format!("{figures}{pace} · waits for {}{waiting}", status.waiting_for));
         let every = (self.batches / LINES_PER_RUN).max(1);
         if self.plain && status.trained >= self.shown + every {
@@ -78,7 +79,9 @@ impl RingProgress {
 
     /// Somebody pressed Ctrl-C.
     pub(crate) fn interrupted(&self) {
-        self.line("draining: what is begun is finished and a checkpoint written; Ctrl-C again leaves at once");
+        self.line(
+            "draining: what is begun is finished and a checkpoint written; Ctrl-C again leaves at once",
+        );
     }
 
     /// The ring has ended.
@@ -95,7 +98,8 @@ impl RingProgress {
 
 /// Score, pass rate, KL, staleness of a step.
 fn figures(step: &StepRecord) -> String {
-    let outcome = step.outcome_mean.map(|outcome| format!("pass@1 {:.1} %, ", 100.0 * outcome)).unwrap_or_default();
+    let outcome =
+        step.outcome_mean.map(|outcome| format!("pass@1 {:.1} %, ", 100.0 * outcome)).unwrap_or_default();
     format!(
         "score {:+.3}, {outcome}KL {:.3}, staleness {:.1}, {:.2} s/step, ",
         step.score_mean, step.metrics.kl_to_ref, step.metrics.staleness, step.metrics.step_seconds

@@ -96,7 +96,11 @@ impl Recipe {
         layers.edit(|table| fill_in(table, file));
         let recipe: Self = layers.parse()?;
         let problems = recipe.problems();
-        if problems.is_empty() { Ok(recipe) } else { Err(service::config::Error::Unusable { problems }.into()) }
+        if problems.is_empty() {
+            Ok(recipe)
+        } else {
+            Err(service::config::Error::Unusable { problems }.into())
+        }
     }
 
     /// Its stages, or the ring where it names none.
@@ -131,9 +135,8 @@ impl Recipe {
 
 /// Puts folders and seed in for their names, and hands run name and seed down to the roles.
 fn fill_in(table: &mut Table, file: &Path) {
-    let text = |key: &str, default: &str| {
-        table.get(key).and_then(Value::as_str).unwrap_or(default).to_owned()
-    };
+    let text =
+        |key: &str, default: &str| table.get(key).and_then(Value::as_str).unwrap_or(default).to_owned();
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let seed = table.get("seed").and_then(Value::as_integer).unwrap_or(0);
     let name = text("name", "run");

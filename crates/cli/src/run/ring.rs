@@ -93,7 +93,8 @@ pub(crate) async fn run(recipe: &Recipe, resume: bool) -> anyhow::Result<RingEnd
         return Err(BadInput(format!("{} holds an unfinished run: {advice}", journal.display())).into());
     }
     folder.create()?;
-    let (mut supervisor, address) = Supervisor::start(coordinator(recipe, &folder)?, &folder.address_file("coordinator")).await?;
+    let (mut supervisor, address) =
+        Supervisor::start(coordinator(recipe, &folder)?, &folder.address_file("coordinator")).await?;
     for unit in members(recipe, &folder, &address)? {
         supervisor.add(unit)?;
     }
@@ -106,7 +107,11 @@ pub(crate) async fn run(recipe: &Recipe, resume: bool) -> anyhow::Result<RingEnd
     Ok(ended)
 }
 
-async fn watch(supervisor: &mut Supervisor, progress: &mut RingProgress, address: &str) -> anyhow::Result<RingEnd> {
+async fn watch(
+    supervisor: &mut Supervisor,
+    progress: &mut RingProgress,
+    address: &str,
+) -> anyhow::Result<RingEnd> {
     let mut observer = Observer::new(address.to_owned());
     let mut tend = tokio::time::interval(TEND);
     let mut ask = tokio::time::interval(ASK);

@@ -70,8 +70,12 @@ impl Stage {
         let mut kinds = kinds.into_iter().flatten();
         match (kinds.next(), kinds.next()) {
             (Some(work), None) => Ok(work),
-            (None, _) => Err(format!("stage {:?} has nothing to do: give it a table such as [stages.sft]", self.name)),
-            (Some(_), Some(_)) => Err(format!("stage {:?} has two things to do: make two stages of it", self.name)),
+            (None, _) => {
+                Err(format!("stage {:?} has nothing to do: give it a table such as [stages.sft]", self.name))
+            }
+            (Some(_), Some(_)) => {
+                Err(format!("stage {:?} has two things to do: make two stages of it", self.name))
+            }
         }
     }
 }

@@ -112,7 +112,9 @@ fn told(recipe: &Recipe, stage: &Stage) -> anyhow::Result<String> {
 fn redo(stages: &[Stage], first: &str, records: &Records) -> anyhow::Result<()> {
     let Some(from) = stages.iter().position(|stage| stage.name == first) else {
         let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
-        return Err(BadInput(format!("there is no stage {first:?}; the recipe has {}", names.join(", "))).into());
+        return Err(
+            BadInput(format!("there is no stage {first:?}; the recipe has {}", names.join(", "))).into()
+        );
     };
     for stage in &stages[from..] {
         records.forget(&stage.name)?;
@@ -132,7 +134,8 @@ fn discard(leftover: &Path, output: &Path) -> anyhow::Result<()> {
         let problem = format!("{} is there already; remove it or name another output", leftover.display());
         return Err(BadInput(problem).into());
     }
-    let removed = if leftover.is_dir() { std::fs::remove_dir_all(leftover) } else { std::fs::remove_file(leftover) };
+    let removed =
+        if leftover.is_dir() { std::fs::remove_dir_all(leftover) } else { std::fs::remove_file(leftover) };
     removed.with_context(|| format!("remove the unfinished {}", leftover.display()))
 }
 

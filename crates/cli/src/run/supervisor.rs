@@ -47,13 +47,7 @@ impl Unit {
     /// A unit that is not running.
     pub(crate) fn new(programs: Vec<Program>) -> Self {
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        Self {
-            programs,
-            running: Vec::new(),
-            restarts: VecDeque::new(),
-            backoff,
-            start_at: None,
-        }
+        Self { programs, running: Vec::new(), restarts: VecDeque::new(), backoff, start_at: None }
     }
 
     fn start(&mut self) -> anyhow::Result<()> {
@@ -64,7 +58,8 @@ impl Unit {
 
     /// The first of its processes that has failed, and how.
     fn failed(&mut self) -> Option<(usize, ExitStatus)> {
-        let ended = self.running.iter_mut().enumerate().filter_map(|(at, process)| Some((at, process.ended()?)));
+        let ended =
+            self.running.iter_mut().enumerate().filter_map(|(at, process)| Some((at, process.ended()?)));
         ended.into_iter().find(|(_, status)| !status.success())
     }
 
@@ -102,7 +97,10 @@ impl Supervisor {
     ///
     /// # Errors
     /// When it does not start; its log's last lines say why.
-    pub(crate) async fn start(coordinator: Program, address_file: &PathBuf) -> anyhow::Result<(Self, String)> {
+    pub(crate) async fn start(
+        coordinator: Program,
+        address_file: &PathBuf,
+    ) -> anyhow::Result<(Self, String)> {
         // An old file would name an old address.
         let _ = std::fs::remove_file(address_file);
         let mut unit = Unit::new(vec![coordinator]);
@@ -236,8 +234,12 @@ fn tend_unit(unit: &mut Unit, draining: bool) -> anyhow::Result<bool> {
     unit.restarts.push_back(now);
     let too_often = unit.restarts.len() > MAX_RESTARTS;
     if status.code() == Some(BAD_INPUT) || too_often {
-        let why = if too_often { format!("died {} times in a row", unit.restarts.len()) } else { "gave up".into() };
-        return Err(bad_input_if(status, anyhow::anyhow!("{name} {why} ({status}); its last words:\n{tail}")));
+        let why =
+            if too_often { format!("died {} times in a row", unit.restarts.len()) } else { "gave up".into() };
+        return Err(bad_input_if(
+            status,
+            anyhow::anyhow!("{name} {why} ({status}); its last words:\n{tail}"),
+        ));
     }
     if unit.restarts.len() == 1 {
         unit.backoff.reset();

@@ -241,6 +241,22 @@ mod tests {
     }
 
     #[test]
+    fn a_key_in_a_list_of_tables_is_named_with_its_line() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Listed {
+            #[expect(dead_code, reason = "only its errors matter")]
+            stages: Vec<Ppo>,
+        }
+        let text = "[[stages]]\nepochs = 1\n\n[[stages]]\nepoch = 2\n";
+        let message = layers(text).unwrap().parse::<Listed>().unwrap_err().to_string();
+        assert!(
+            message.contains(".toml:5: unknown key stages[1].epoch; did you mean stages[1].epochs?"),
+            "{message}"
+        );
+    }
+
+    #[test]
     fn a_wrong_type_is_named_with_its_line() {
         let message = error("[ppo]\nepochs = 'three'\n");
         assert!(message.contains(".toml:2: ppo.epochs: invalid type: string"), "{message}");

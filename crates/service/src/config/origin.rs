@@ -27,9 +27,19 @@ impl Origins {
             let path = join(prefix, key.get_ref());
             let line = text[..key.span().start].matches('\n').count() + 1;
             self.0.insert(path.clone(), format!("{}:{line}", file.display()));
-            if let DeValue::Table(inner) = value.get_ref() {
-                self.walk(file, text, inner, &path);
+            self.walk_value(file, text, value.get_ref(), &path);
+        }
+    }
+
+    fn walk_value(&mut self, file: &Path, text: &str, value: &DeValue<'_>, path: &str) {
+        match value {
+            DeValue::Table(inner) => self.walk(file, text, inner, path),
+            DeValue::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    self.walk_value(file, text, item.get_ref(), &format!("{path}[{index}]"));
+                }
             }
+            _ => {}
         }
     }
 

@@ -113,7 +113,8 @@ fn examine(stage: &EvalStage, candidate: &Candidate, tasks: &[Task]) -> anyhow::
     let limits = Limits::default();
     let frozen = Frozen { folder: &stage.output, name: &candidate.name, responses: &sampled };
     let scores = stage.reward_model.as_deref().map(|model| frozen.scores(model)).transpose()?;
-    let kl = stage.reference.as_deref().map(|model| frozen.kl(model, stage.sampling.temperature)).transpose()?;
+    let kl =
+        stage.reference.as_deref().map(|model| frozen.kl(model, stage.sampling.temperature)).transpose()?;
     let line = Line {
         name: candidate.name.clone(),
         model: candidate.model.clone(),

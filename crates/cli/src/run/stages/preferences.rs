@@ -87,11 +87,11 @@ fn make(stage: &PreferencesStage) -> anyhow::Result<()> {
     let mut tasks = grading::read_tasks(&stage.problems)?;
     tasks.truncate(stage.max_problems.unwrap_or(usize::MAX));
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
-    let responses = responses::draw(&stage.model, &prompts, &DrawOptions {
-        n: stage.n,
-        seed: stage.seed,
-        sampling: stage.sampling.clone(),
-    })?;
+    let responses = responses::draw(
+        &stage.model,
+        &prompts,
+        &DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() },
+    )?;
 
     let grades = grading::grade_groups(&tasks, &responses, &Limits::default())?;
     let passed: Vec<Option<bool>> = grades.iter().flatten().map(grading::passed).collect();

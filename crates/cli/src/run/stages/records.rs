@@ -56,7 +56,8 @@ impl Records {
         }
         if record.told != told {
             let changed = first_difference(&record.told, told);
-            let advice = format!("do it and what follows again with --redo-from {stage}, or name another output");
+            let advice =
+                format!("do it and what follows again with --redo-from {stage}, or name another output");
             return Err(BadInput(format!("stage {stage} was done with {changed}; {advice}")).into());
         }
         Ok(Some(record.seconds))
@@ -107,7 +108,10 @@ mod tests {
         std::fs::create_dir(&output).unwrap();
         assert_eq!(records.finished("sft", "lr = 1", &output).unwrap(), Some(3.0));
         let error = records.finished("sft", "lr = 2", &output).unwrap_err().to_string();
-        assert!(error.contains("`lr = 1`, now it is `lr = 2`") && error.contains("--redo-from sft"), "{error}");
+        assert!(
+            error.contains("`lr = 1`, now it is `lr = 2`") && error.contains("--redo-from sft"),
+            "{error}"
+        );
         records.forget("sft").unwrap();
         assert_eq!(records.finished("sft", "lr = 2", &output).unwrap(), None);
     }

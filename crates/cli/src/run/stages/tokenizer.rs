@@ -60,10 +60,12 @@ pub(crate) fn run(stage: &TokenizerStage) -> anyhow::Result<()> {
         }
     }
     if texts.is_empty() {
-        let problem = format!("data has no text in the fields {}: a tokenizer needs some", stage.fields.join(", "));
+        let problem =
+            format!("data has no text in the fields {}: a tokenizer needs some", stage.fields.join(", "));
         return Err(BadInput(problem).into());
     }
-    let special = SpecialTokens { bos: stage.bos.clone(), eos: Some(stage.eos.clone()), ..SpecialTokens::default() };
+    let special =
+        SpecialTokens { bos: stage.bos.clone(), eos: Some(stage.eos.clone()), ..SpecialTokens::default() };
     let tokenizer = train_bpe(texts.iter(), stage.vocab_size, &special)?;
     let template = stage.chat_template.as_ref().map(|path| {
         std::fs::read_to_string(path).with_context(|| format!("read the chat template {}", path.display()))

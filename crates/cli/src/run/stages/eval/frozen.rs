@@ -49,7 +49,8 @@ impl Frozen<'_> {
         let options = FileOptions::new(model.to_owned(), self.write_tokens()?, output.clone());
         reward_server::score_file(&options, &mut |_| ())?;
         let mut scores = jsonl::read(&output)?.map(|line| anyhow::Ok(line?.parse::<Scored>()?.score));
-        let of_group = |group: &Vec<Response>| scores.by_ref().take(group.len()).collect::<anyhow::Result<Vec<f64>>>();
+        let of_group =
+            |group: &Vec<Response>| scores.by_ref().take(group.len()).collect::<anyhow::Result<Vec<f64>>>();
         self.responses.iter().map(of_group).collect()
     }
 

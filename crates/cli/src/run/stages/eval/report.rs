@@ -106,7 +106,13 @@ impl Row {
             kl_to_reference: line.kl,
             r_squared_unfiltered: r_squared(&none),
             r_squared_filtered: r_squared(filtration),
-            unjudged: line.sampled.iter().chain(&line.greedy).flatten().filter(|outcome| outcome.is_none()).count(),
+            unjudged: line
+                .sampled
+                .iter()
+                .chain(&line.greedy)
+                .flatten()
+                .filter(|outcome| outcome.is_none())
+                .count(),
             name: line.name,
             model: line.model,
         }
@@ -143,7 +149,8 @@ fn groups(scores: &[Vec<f64>], outcomes: &[Vec<Option<f64>>], size: usize) -> Ve
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+        let optional =
+            |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
         let filtered = format!("R² {}", self.strategy);
         let mut table =
             table(&["policy", "pass@1 greedy", "pass@1 sampled", "reward", "KL", "R² no filter", &filtered]);
@@ -184,7 +191,14 @@ mod tests {
 
     fn line(name: &str, sampled: Vec<Vec<Option<f64>>>, scores: Vec<Vec<f64>>) -> Line {
         let greedy = sampled.iter().map(|group| vec![group[0]]).collect();
-        Line { name: name.to_owned(), model: PathBuf::from(name), greedy, sampled, scores: Some(scores), kl: Some(0.5) }
+        Line {
+            name: name.to_owned(),
+            model: PathBuf::from(name),
+            greedy,
+            sampled,
+            scores: Some(scores),
+            kl: Some(0.5),
+        }
     }
 
     #[test]
@@ -198,8 +212,10 @@ mod tests {
     #[test]
     fn the_gain_is_paired_and_what_was_not_judged_counts_nowhere() {
         let (pass, fail) = (Some(1.0), Some(0.0));
-        let before = line("SFT", vec![vec![pass, fail], vec![fail, fail]], vec![vec![1.0, -1.0], vec![0.0, 0.5]]);
-        let after = line("PF-PPO", vec![vec![pass, None], vec![pass, fail]], vec![vec![1.0, -1.0], vec![2.0, 0.0]]);
+        let before =
+            line("SFT", vec![vec![pass, fail], vec![fail, fail]], vec![vec![1.0, -1.0], vec![0.0, 0.5]]);
+        let after =
+            line("PF-PPO", vec![vec![pass, None], vec![pass, fail]], vec![vec![1.0, -1.0], vec![2.0, 0.0]]);
         let report = Report::new(vec![before, after], &Filtration::default(), 2);
         assert_eq!(report.rows[0].pass_at_1_sampled.mean, 0.25);
         assert_eq!(report.rows[1].pass_at_1_sampled.mean, 0.75);
