@@ -281,6 +281,7 @@ impl RolloutLoop {
         let Some(policy) = &self.policy else { return Ok(()) };
         let sampling = Arc::new(welcome.sampling.clone());
         let (mut requests, mut works, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        let mut first = self.next_work;
         for leased in lease.prompts {
             let prompt_tokens = match policy.encoder.encode(&leased.prompt.content) {
                 Ok(tokens) => tokens,
@@ -289,7 +290,6 @@ impl RolloutLoop {
                     continue;
                 }
             };
-            let first = self.next_work + works.len() as u64;
             let group = group_work(&leased, &prompt_tokens, welcome.deterministic);
             let sample =
                 |(number, work): (u64, &Work)| SampleRequest { id: number, seed: work.id.seed(welcome.seed) };
@@ -301,6 +301,7 @@ impl RolloutLoop {
                 top_logprobs: 0,
                 stream: false,
             });
+            first += group.len() as u64;
             works.push(group);
         }
         let refusals = policy.client.submit(requests).await?;

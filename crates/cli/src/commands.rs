@@ -13,6 +13,7 @@ mod replay;
 mod run;
 mod sampling;
 mod score;
+mod serve;
 
 mod top;
 mod train;
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     TrainRm(train::Arguments),
     /// Direct preference optimisation (DPO, cDPO, IPO, KTO).
     Dpo(train::Arguments),
+    /// Serves a model under the OpenAI API.
+    Serve(serve::Arguments),
     /// A live view of a run in the terminal.
     Top(top::Arguments),
     /// Checks a recipe and prints it as it would be used.
@@ -74,6 +77,7 @@ impl Command {
             Self::Sft(arguments) => train::sft(&arguments),
             Self::TrainRm(arguments) => train::reward_model(&arguments),
             Self::Dpo(arguments) => train::dpo(&arguments),
+            Self::Serve(arguments) => on_runtime(serve::run(arguments)),
             Self::Top(arguments) => on_runtime(top::run(arguments)),
             Self::CheckConfig(arguments) => check_config::run(&arguments),
         }

@@ -1,0 +1,63 @@
+//! `sluice serve`: a model under the OpenAI API.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use actor::engine::{Device, EngineConfig};
+use actor::serve::{self, ServeConfig, Served};
+use service::{BadInput, CancellationToken};
+use tokio::net::TcpListener;
+use types::DType;
+
+use super::score::parse_dtype;
+
+/// Serves a model: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics. Ctrl-C stops it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The model's folder.
+    #[arg(long)]
+    model: PathBuf,
+    /// Port; 0 takes any free one, which is printed.
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// Address to listen on. The port is not authenticated: loopback by default.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// Element type of weights and cache: f32, bf16 or f16.
+    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
+    dtype: DType,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Requests at a time; one more is answered 429.
+    #[arg(long, default_value_t = ServeConfig::default().max_concurrent_requests)]
+    max_concurrent_requests: usize,
+}
+
+/// Runs the command until Ctrl-C.
+///
+/// # Errors
+/// When the model cannot be used or the port is taken.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments { model, port, host, dtype, device, max_concurrent_requests } = arguments;
+    let address = SocketAddr::from((host, port));
+    let listener = TcpListener::bind(address).await;
+    let listener = listener
+        .map_err(|error| BadInput(format!("cannot listen on {address}: {error}; choose another --port")))?;
+    let engine = EngineConfig { dtype, device, ..EngineConfig::default() };
+    let served = Served::load(&model, engine).await.map_err(|error| BadInput(format!("{error:#}")))?;
+    let config = ServeConfig { max_concurrent_requests, ..ServeConfig::default() };
+    let problems = config.problems();
+    if !problems.is_empty() {
+        return Err(BadInput(problems.join("; ")).into());
+    }
+    println!("http://{}/v1", listener.local_addr()?);
+    let token = CancellationToken::new();
+    let serving = serve::run(listener, serve::router(served, config), token.clone());
+    tokio::pin!(serving);
+    tokio::select! {
+        ended = &mut serving => return ended,
+        _ = tokio::signal::ctrl_c() => token.cancel(),
+    }
+    serving.await
+}
