@@ -167,7 +167,8 @@ impl Panel {
         });
         let outcome = async {
             match graded.clone().await {
-                Ok(tally) => Ok(tally.map(|tally| tally.share() as f32)),
+                // Correct or not, as the paper's actual score is: what a scorer makes of partial success is its own affair.
+                Ok(tally) => Ok(tally.map(|tally| tally.number(Rule::All) as f32)),
                 Err(fault) => {
                     metrics::outcome_missing(fault.reason);
                     Ok(None)

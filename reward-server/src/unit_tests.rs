@@ -26,7 +26,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// The share of tests passed, in 0..=1.
-    pub(crate) fn share(self) -> f64 {
+    fn share(self) -> f64 {
         f64::from(self.passed) / f64::from(self.total.max(1))
     }
 

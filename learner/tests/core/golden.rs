@@ -48,10 +48,13 @@ fn expected(prefix: &str) -> BTreeMap<String, Vec<f64>> {
     found
 }
 
+/// Numbers by the name of their tensor.
+type Named = BTreeMap<String, Vec<f64>>;
+
 /// How far what `after` moved away from `before`, times `scale`, is from what was expected, over the length of that.
 fn apart(
-    expected: &BTreeMap<String, Vec<f64>>,
-    (before, after): (&BTreeMap<String, Vec<f64>>, &BTreeMap<String, Vec<f64>>),
+    expected: &Named,
+    (before, after): (&Named, &Named),
     scale: f64,
 ) -> f64 {
     assert!(expected.keys().eq(after.keys()), "{:?} {:?}", expected.keys(), after.keys());

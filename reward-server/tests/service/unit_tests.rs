@@ -56,10 +56,12 @@ const HALF: &str = "def f(x):\n    return 2 * x if x < 2 else 7\n";
 #[tokio::test(flavor = "multi_thread")]
 async fn the_share_of_passed_tests_is_the_score() {
     let mut world = World::start(with_sandbox(tests(Rule::Share))).await;
-    for (number, response, expected) in [(0, RIGHT, 1.0), (1, HALF, 0.5), (2, "def f(x:", 0.0)] {
+    for (number, response, score, outcome) in
+        [(0, RIGHT, 1.0, 1.0), (1, HALF, 0.5, 0.0), (2, "def f(x:", 0.0, 0.0)]
+    {
         world.actor.offer(&tiny::rollout(number, response, &doubling())).await;
         let scored = scored(world.session.result().await);
-        assert_eq!((scored.score, scored.outcome), (expected, Some(expected)), "{response}");
+        assert_eq!((scored.score, scored.outcome), (score, Some(outcome)), "{response}");
         assert_eq!(&*scored.rollout.fields, "", "nobody reads them any more");
     }
 }
@@ -69,7 +71,7 @@ async fn all_or_nothing_is_another_rule_with_the_same_outcome() {
     let mut world = World::start(with_sandbox(tests(Rule::All))).await;
     world.actor.offer(&tiny::rollout(0, HALF, &doubling())).await;
     let scored = scored(world.session.result().await);
-    assert_eq!((scored.score, scored.outcome), (0.0, Some(0.5)));
+    assert_eq!((scored.score, scored.outcome), (0.0, Some(0.0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
