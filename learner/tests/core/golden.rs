@@ -52,11 +52,7 @@ fn expected(prefix: &str) -> BTreeMap<String, Vec<f64>> {
 type Named = BTreeMap<String, Vec<f64>>;
 
 /// How far what `after` moved away from `before`, times `scale`, is from what was expected, over the length of that.
-fn apart(
-    expected: &Named,
-    (before, after): (&Named, &Named),
-    scale: f64,
-) -> f64 {
+fn apart(expected: &Named, (before, after): (&Named, &Named), scale: f64) -> f64 {
     assert!(expected.keys().eq(after.keys()), "{:?} {:?}", expected.keys(), after.keys());
     let (mut difference, mut length) = (0.0, 0.0);
     for (name, wanted) in expected {
