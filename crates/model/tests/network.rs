@@ -164,11 +164,15 @@ fn logprobs_and_their_gradients_do_not_depend_on_chunks() {
     let gradients = TokenGradients { logprobs: &of_logprobs, entropy: Some(&of_entropy) };
     let inputs = (&hidden, &head, &targets);
     let hidden_gradient = model::logprobs_backward(inputs, temperature, &gradients, &mut head_gradient);
-    for (found, exact) in [&hidden_gradient, &(head_gradient - 1.0)].into_iter().zip(&exact_gradients) {
-        assert!(difference(found, exact) < 1e-4, "two steps");
+    for (found, direct) in [&hidden_gradient, &(head_gradient - 1.0)].into_iter().zip(&direct) {
+        let apart = difference(found, direct);
+        assert!(apart < 1e-5, "two steps: {apart}");
     }
     for (found, exact) in direct.iter().zip(&exact_gradients) {
-        assert!(difference(found, exact) < 1e-4, "autograd");
+        // The hidden states' gradient is a sum over a million tokens, which f32 rounds by up to a thousandth on some
+        // processors.
+        let (apart, size) = (difference(found, exact), exact.abs().max().double_value(&[]));
+        assert!(apart < 2e-3 * size, "autograd: {apart} of {size}");
     }
     assert_eq!(model::logprobs(&hidden.i(0..0), &head, &targets.i(0..0), options).logprobs.size(), [0]);
 }

@@ -34,7 +34,32 @@ pub struct Pending {
     /// What it will be called.
     target: PathBuf,
     manifest: Manifest,
-    writer: JoinHandle<std::result::Result<Files, Error>>,
+    writer: Writer,
+}
+
+/// The thread that writes. Dropping it waits for the thread, so that nothing appears in a folder that is given up.
+#[derive(Debug)]
+struct Writer(Option<JoinHandle<std::result::Result<Files, Error>>>);
+
+impl Writer {
+    /// What it has written.
+    fn join(mut self) -> std::result::Result<Files, Error> {
+        let thread = self.0.take().ok_or(Error::Writer)?;
+        thread.join().unwrap_or(Err(Error::Writer))
+    }
+
+    fn is_finished(&self) -> bool {
+        self.0.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // Nobody wants its result any more.
+            drop(thread.join());
+        }
+    }
 }
 
 impl Pending {
@@ -83,7 +108,7 @@ impl Checkpoints {
         let root = partial.clone();
         let writer =
             thread::Builder::new().name("checkpoint".to_owned()).spawn(move || snapshot.write(&root));
-        let writer = writer.map_err(Error::io("start a thread for", &partial))?;
+        let writer = Writer(Some(writer.map_err(Error::io("start a thread for", &partial))?));
         Ok(Pending { partial, target: self.folder.join(name), manifest, writer })
     }
 
@@ -96,7 +121,7 @@ impl Checkpoints {
         let Pending { partial, target, mut manifest, writer } = pending;
         let ranks = &trainer.ranks;
         let is_first = ranks.rank() == 0;
-        let written = writer.join().unwrap_or(Err(Error::Writer));
+        let written = writer.join();
         let committed = gathered(ranks, written)?.and_then(|files| {
             manifest.files = files;
             if is_first { commit(&manifest, &partial, &target) } else { Ok(()) }
