@@ -12,14 +12,12 @@ use model::{ModelConfig, buffer};
 use tch::{Device, Kind, Tensor};
 use tokio::sync::mpsc;
 use types::link::actor::GenerationPlan;
-use types::{DType, GenerationId, Manifest, MemberId, PolicyVersion};
+use types::{BROADCAST_CHUNK_BYTES, DType, GenerationId, Manifest, MemberId, PolicyVersion};
 
 use crate::engine::{EngineConfig, PolicyWeights};
 
 /// Orders that may wait; one that finds no room is an error that the sender reports.
 const ORDERS: usize = 16;
-/// Bytes broadcast at a time. The learner cuts the buffer the same way.
-const BROADCAST_CHUNK_BYTES: i64 = 64 << 20;
 /// Groups that may be forming or standing at a time.
 const MAX_GROUPS: usize = 4;
 
@@ -192,9 +190,10 @@ impl Worker {
         let group = self.groups.get(&id).with_context(|| format!("not a member of broadcast group {id}"))?;
         let total = i64::try_from(manifest.total_bytes()?)?;
         let buffer = Tensor::f_empty([total], (Kind::Uint8, group.device()))?;
+        let chunk = i64::try_from(BROADCAST_CHUNK_BYTES)?;
         let mut at = 0;
         while at < total {
-            let bytes = BROADCAST_CHUNK_BYTES.min(total - at);
+            let bytes = chunk.min(total - at);
             group.broadcast(&mut buffer.narrow(0, at, bytes), 0)?;
             at += bytes;
         }

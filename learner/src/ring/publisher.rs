@@ -12,14 +12,12 @@ use tch::{Device, Tensor};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use types::link::actor::GenerationPlan;
-use types::{DType, GenerationId, Manifest, PolicyVersion};
+use types::{BROADCAST_CHUNK_BYTES, DType, GenerationId, Manifest, PolicyVersion};
 
 use super::snapshots::{Snapshot, Snapshots};
 
 /// Orders that may wait.
 const ORDERS: usize = 64;
-/// Bytes broadcast at a time. The actors cut the buffer the same way.
-const CHUNK_BYTES: usize = 64 << 20;
 /// Groups that may stand at a time.
 const MAX_GROUPS: usize = 4;
 
@@ -208,7 +206,7 @@ impl Worker {
         let snapshot = self.snapshots.of_version(version);
         let snapshot = snapshot.with_context(|| format!("{version} has been replaced by a newer version"))?;
         let mut under_way = None;
-        for chunk in snapshot.buffer.chunks(CHUNK_BYTES) {
+        for chunk in snapshot.buffer.chunks(BROADCAST_CHUNK_BYTES) {
             // The next chunk is copied while the one before is on the wire.
             let mut tensor = Tensor::from_slice(chunk).to_device(group.device());
             if let Some((work, _tensor)) = under_way.take() {
