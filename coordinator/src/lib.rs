@@ -17,6 +17,7 @@ mod server;
 mod server_loop;
 mod sessions;
 mod status;
+mod steps_file;
 
 pub use config::Config;
 pub use server::build;

@@ -1,7 +1,5 @@
 //! Wires the coordinator: data set, journal, loop, gRPC, dashboard.
 
-use std::fs::OpenOptions;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +12,7 @@ use crate::data::DataSet;
 use crate::grpc::Grpc;
 use crate::journal::Journal;
 use crate::server_loop::{Parts, ServerLoop};
+use crate::steps_file::StepsFile;
 use crate::{dashboard, metrics};
 
 /// How long members get to hang up after the end.
@@ -30,7 +29,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let listener = Listener::bind("listen", config.listen).await?;
     context.bound.push(("grpc", listener.address));
     let (journal, state) = Journal::open(&config.journal, &plan)?;
-    let steps_file = config.steps_file.as_deref().map(append_to).transpose()?;
+    let steps_file = config.steps_file.as_deref().map(|path| StepsFile::open(path, state.steps())).transpose()?;
     let began = state.trained();
     tracing::info!(
         run = %plan.run,
@@ -59,9 +58,4 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     });
     context.readiness.set(true);
     Ok(context)
-}
-
-fn append_to(path: &Path) -> anyhow::Result<std::fs::File> {
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    file.with_context(|| format!("open the steps file {}", path.display()))
 }

@@ -13,7 +13,6 @@
 //!
 //! Inputs are taken in lots: all that wait are applied, made durable with one fsync, and only then acted upon.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -32,6 +31,7 @@ use crate::metrics;
 use crate::sessions::{Closing, Outbox, SessionNumber, Sessions};
 use crate::state::{BatchPlan, Effect, Event, Grant, Phase, Plan, State, StepRecord};
 use crate::status::Status;
+use crate::steps_file::StepsFile;
 
 /// Inputs that may wait.
 const INBOX_CAPACITY: usize = 1024;
@@ -130,7 +130,7 @@ pub(crate) struct ServerLoop {
     plan: Plan,
     journal: Journal,
     data: Arc<DataSet>,
-    steps_file: Option<std::fs::File>,
+    steps_file: Option<StepsFile>,
     published: Published,
     /// Cancelled when this loop has ended and said farewell.
     done: CancellationToken,
@@ -150,7 +150,7 @@ pub(crate) struct Parts {
     pub(crate) plan: Plan,
     pub(crate) journal: Journal,
     pub(crate) data: Arc<DataSet>,
-    pub(crate) steps_file: Option<std::fs::File>,
+    pub(crate) steps_file: Option<StepsFile>,
     pub(crate) done: CancellationToken,
 }
 
@@ -374,8 +374,7 @@ impl ServerLoop {
         metrics::step(step);
         self.published.steps.send_replace(Arc::new(self.state.steps().cloned().collect()));
         if let Some(file) = &mut self.steps_file {
-            let line = serde_json::to_string(step)?;
-            writeln!(file, "{line}").context("write the steps file")?;
+            file.append(step)?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use prost::Message;
 use proto::{LearnerCommands, ProtocolError, learner_messages, pb};
 use types::link::actor::{ActorCommand, ActorReport, Lease, LeasedPrompt};
-use types::link::learner::{LearnerCommand, LearnerReport, StepMetrics};
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
 use types::link::reward::{RewardCommand, RewardReport, ScoreReply, ScoreRequest};
 use types::{
     Batch, BatchId, DType, FailReason, FinishReason, LeaseId, Manifest, PolicyVersion, Prompt, PromptContent,
@@ -169,6 +169,20 @@ fn control_messages_survive_the_wire() {
         metrics: Box::new(StepMetrics { policy_loss: 0.25, tokens: 17, ..StepMetrics::default() }),
     };
     assert_eq!(through_bytes::<_, pb::LearnerReport>(trained.clone()), trained);
+    let metrics = StepMetrics { entropy: 1.5, samples: 4, ..StepMetrics::default() };
+    let hello = LearnerReport::Hello(LearnerHello {
+        member: "learner".parse().unwrap(),
+        incarnation: Incarnation(9),
+        run: Some("run-1".parse().unwrap()),
+        world_size: 2,
+        trained: BatchId(3),
+        checkpointed: BatchId(2),
+        manifest: manifest(),
+        steps: vec![MeasuredStep { batch: BatchId(3), metrics }],
+        store: "host:1".into(),
+        weights: "host:2".into(),
+    });
+    assert_eq!(through_bytes::<_, pb::LearnerReport>(hello.clone()), hello);
     for reason in FailReason::ALL {
         let failure =
             RolloutFailure { id: wanted[0], reason: *reason, detail: "why".into(), response_tokens: 3 };

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
+use types::link::learner::{MeasuredStep, StepMetrics};
 use types::{BatchId, DropReason, Ending, RolloutId, Timestamp};
 
 use super::event::TrainedBatch;
@@ -146,12 +147,7 @@ impl State {
         learner.trained = batch;
         if batch > self.batches.trained {
             self.count_trained(batch);
-            let reliability = self.record.reliability(&self.plan.filtration);
-            if let Some(plan) = self.batches.kept.iter().find(|plan| plan.id == batch) {
-                let step = StepRecord::new(now, plan, metrics, reliability);
-                self.record.push(step.clone());
-                effects.push(Effect::Step(Box::new(step)));
-            }
+            self.record_step(now, batch, metrics, effects);
         }
         self.weights.offer(manifest);
         Ok(())
@@ -167,10 +163,32 @@ impl State {
         self.batches.trained = batch;
     }
 
-    /// A learner's weights hold every batch up to `trained`, whether or not it could say so at the time.
-    pub(super) fn catch_up_trained(&mut self, trained: BatchId) {
-        if trained > self.batches.trained {
+    fn record_step(&mut self, now: Timestamp, batch: BatchId, metrics: StepMetrics, effects: &mut Vec<Effect>) {
+        let reliability = self.record.reliability(&self.plan.filtration);
+        if let Some(plan) = self.batches.kept.iter().find(|plan| plan.id == batch) {
+            let step = StepRecord::new(now, plan, metrics, reliability);
+            self.record.push(step.clone());
+            effects.push(Effect::Step(Box::new(step)));
+        }
+    }
+
+    /// A learner's weights hold every batch up to `trained`, whether or not it could say so at the time: that it trained
+    /// them, and what it measured, is recorded now.
+    pub(super) fn catch_up_trained(
+        &mut self,
+        now: Timestamp,
+        trained: BatchId,
+        steps: Vec<MeasuredStep>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let known = self.batches.trained;
+        if trained > known {
             self.count_trained(trained);
+            for MeasuredStep { batch, metrics } in steps {
+                if batch > known && batch <= trained {
+                    self.record_step(now, batch, metrics, effects);
+                }
+            }
         }
     }
 

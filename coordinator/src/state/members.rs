@@ -273,7 +273,7 @@ impl State {
             effects.push(Effect::Refuse { member: hello.member, reason });
             return;
         }
-        self.catch_up_trained(hello.trained);
+        self.catch_up_trained(now, hello.trained, hello.steps, effects);
         self.batch_checkpointed(hello.checkpointed, effects);
         self.send_after(hello.trained);
         self.weights.forget_generations();

@@ -11,7 +11,7 @@ use coordinator::state::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad};
-use types::link::learner::{LearnerCommand, LearnerHello, StepMetrics};
+use types::link::learner::{LearnerCommand, LearnerHello, MeasuredStep, StepMetrics};
 use types::link::reward::RewardHello;
 use types::{
     BatchId, FailReason, GenerationId, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, PromptId,
@@ -95,6 +95,10 @@ fn manifest(version: u64, life: u64) -> Manifest {
     Manifest { version: PolicyVersion(version), tensors: Vec::new(), hash }
 }
 
+fn measured(batch: u64) -> MeasuredStep {
+    MeasuredStep { batch: BatchId(batch), metrics: StepMetrics::default() }
+}
+
 fn actor_event(member: &MemberId, event: ActorEvent) -> Event {
     Event::Actor { member: member.clone(), event }
 }
@@ -151,6 +155,8 @@ impl World {
     pub(crate) fn run_to_the_end(&mut self, max_steps: usize) {
         for _ in 0..max_steps {
             if self.state.phase() == Phase::Finished {
+                let recorded = self.state.steps().map(|step| step.batch);
+                assert!(recorded.eq((1..=self.state.last_batch().0).map(BatchId)), "a step is recorded once");
                 return;
             }
             self.step();
@@ -354,6 +360,7 @@ impl World {
             trained: BatchId(self.learner.trained),
             checkpointed: BatchId(self.learner.checkpointed),
             manifest: self.learner.manifest.clone(),
+            steps: (1..=self.learner.trained).map(measured).collect(),
             store: "127.0.0.1:2".into(),
             weights: "127.0.0.1:3".into(),
         };

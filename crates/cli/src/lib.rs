@@ -25,6 +25,6 @@ struct Sluice {
 /// The life of the command. Exit codes: 0 done, 1 failed, 2 bad usage or bad input.
 pub fn main() -> ExitCode {
     let Sluice { command } = Sluice::parse();
-    patience::sleep_while_waiting();
+    patience::wait_patiently();
     service::exit_code("sluice", command.run())
 }

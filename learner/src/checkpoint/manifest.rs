@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use types::link::learner::MeasuredStep;
 use types::{BatchId, RunId};
 
 use super::Error;
@@ -14,7 +15,7 @@ use crate::config::PpoConfig;
 pub(crate) const NAME: &str = "manifest.json";
 
 /// The layout of a checkpoint's folder; another number is another layout.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// A file of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +51,8 @@ pub(crate) struct Manifest {
     pub(crate) critic_steps: Option<u64>,
     /// β of the KL penalty now.
     pub(crate) kl_coefficient: f64,
+    /// What the last steps measured: a coordinator that did not hear of them is told.
+    pub(crate) steps: Vec<MeasuredStep>,
     /// BLAKE3 of the configuration.
     pub(crate) config_hash: String,
     /// The configuration, for people.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use algo::{KlEstimator, Responses};
 use model::LogprobOptions;
 use tracing::{debug, warn};
-use types::link::learner::StepMetrics;
+use types::link::learner::{MeasuredStep, REMEMBERED_STEPS, StepMetrics};
 use types::{Batch, BatchId};
 
 use super::experience::Experience;
@@ -64,6 +64,10 @@ impl Trainer {
         metrics.update_seconds = metrics.step_seconds - prepare_seconds;
         self.adapt_kl(&experience)?;
         self.version = self.version.next();
+        self.steps.push_back(MeasuredStep { batch: batch.id, metrics: metrics.clone() });
+        while self.steps.len() > REMEMBERED_STEPS {
+            self.steps.pop_front();
+        }
         Ok(metrics)
     }
 

@@ -1,11 +1,13 @@
 //! Policy, critic and what a step does with them.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use algo::KlController;
 use collective::ProcessGroup;
 use model::{Head, LoadOptions, Model, ModelConfig, ScalarInit};
 use tch::{Device, Tensor};
+use types::link::learner::MeasuredStep;
 use types::{BatchId, PolicyVersion, Sampling};
 
 use crate::config::{PpoConfig, Settings};
@@ -48,6 +50,8 @@ pub struct Trainer {
     pub(crate) policy_folder: PathBuf,
     pub(crate) controller: KlController,
     pub(crate) version: PolicyVersion,
+    /// The last steps, at most `REMEMBERED_STEPS`.
+    pub(crate) steps: VecDeque<MeasuredStep>,
     pub(crate) last_batch: Option<BatchId>,
     pub(crate) temperature: f64,
     pub(crate) max_new_tokens: usize,
@@ -101,6 +105,7 @@ impl Trainer {
             critic,
             policy_folder: folder,
             version: PolicyVersion(0),
+            steps: VecDeque::new(),
             last_batch: None,
             temperature: 1.0,
             max_new_tokens: usize::try_from(Sampling::default().max_new_tokens).unwrap_or(usize::MAX),
@@ -132,6 +137,12 @@ impl Trainer {
     /// The number of batches that are part of the weights.
     pub fn version(&self) -> PolicyVersion {
         self.version
+    }
+
+    /// What the last steps measured, also those before a checkpoint that was restored; at most
+    /// [`REMEMBERED_STEPS`](types::link::learner::REMEMBERED_STEPS).
+    pub fn steps(&self) -> impl Iterator<Item = &MeasuredStep> {
+        self.steps.iter()
     }
 
     /// The ranks that train together.

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Store};
 use tch::Kind;
 use tokio::sync::mpsc;
-use types::link::learner::StepMetrics;
+use types::link::learner::{MeasuredStep, StepMetrics};
 use types::{Batch, BatchId, RunId, Sampling};
 
 use super::config::Config;
@@ -59,6 +59,8 @@ pub(crate) struct Ready {
     pub(crate) run: Option<RunId>,
     /// The last batch in its weights.
     pub(crate) trained: BatchId,
+    /// What the last steps up to it measured.
+    pub(crate) steps: Vec<MeasuredStep>,
     /// Names and shapes of the policy's parameters, in buffer order.
     pub(crate) parameters: Vec<(String, Vec<u64>)>,
     /// Their element type.
@@ -191,6 +193,7 @@ impl Rank {
         let ready = Ready {
             run: run.clone(),
             trained,
+            steps: trainer.steps().cloned().collect(),
             parameters: model::buffer::parameters(trainer.policy_config()),
             kind,
             buffer: model::buffer::pack(&trainer.policy_flats()?, kind),

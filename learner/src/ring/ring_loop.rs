@@ -6,7 +6,9 @@ use anyhow::Context as _;
 use service::{CancellationToken, LinkEvent, Readiness};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use types::link::learner::{LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, StepMetrics};
+use types::link::learner::{
+    LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, MeasuredStep, REMEMBERED_STEPS, StepMetrics,
+};
 use types::{Batch, BatchId, Incarnation, Manifest, MemberId, PolicyVersion, RunId};
 
 use super::config::Config;
@@ -47,8 +49,10 @@ pub(crate) struct RingLoop {
     ordered: BatchId,
     trained: BatchId,
     checkpointed: BatchId,
-    /// Metrics of batches whose weights the publisher is describing.
+    /// What the last steps measured, for a coordinator that has not heard of them.
     measured: BTreeMap<BatchId, Box<StepMetrics>>,
+    /// A checkpoint that is whole, but of weights that the publisher is still describing: said after them.
+    unsaid: Option<BatchId>,
     heard: Instant,
     /// Asked to leave: a checkpoint comes first.
     leaving: bool,
@@ -67,6 +71,7 @@ pub(crate) struct Parts {
     pub(crate) token: CancellationToken,
     pub(crate) run: Option<RunId>,
     pub(crate) trained: BatchId,
+    pub(crate) steps: Vec<MeasuredStep>,
     pub(crate) manifest: Manifest,
 }
 
@@ -94,6 +99,7 @@ impl RingLoop {
             token,
             run,
             trained,
+            steps,
             manifest,
         } = parts;
         let link = CoordinatorLink::new(config.coordinator.clone(), config.connect_time_limit);
@@ -114,7 +120,8 @@ impl RingLoop {
             ordered: trained,
             trained,
             checkpointed: trained,
-            measured: BTreeMap::new(),
+            measured: steps.into_iter().map(|step| (step.batch, Box::new(step.metrics))).collect(),
+            unsaid: None,
             heard: Instant::now(),
             leaving: false,
             config,
@@ -152,7 +159,7 @@ impl RingLoop {
 
     fn begin_to_leave(&mut self) -> anyhow::Result<Next> {
         self.leaving = true;
-        if self.checkpointed >= self.trained && self.ordered == self.trained {
+        if self.checkpointed >= self.trained && self.unsaid.is_none() && self.ordered == self.trained {
             return Ok(Next::Leave);
         }
         tracing::info!(trained = self.trained.0, "writing a checkpoint before leaving");
@@ -181,16 +188,21 @@ impl RingLoop {
     }
 
     fn hello(&self) -> LearnerHello {
+        // What the newest weights hold that can be pulled; a batch whose weights are still being described is reported when
+        // they are.
+        let trained = BatchId(self.manifest.version.0);
+        let steps = self.measured.range(..=trained);
         LearnerHello {
             member: self.member.clone(),
             incarnation: self.incarnation,
             run: self.run.clone(),
             world_size: u32::try_from(self.config.world_size).unwrap_or(u32::MAX),
-            // What the newest weights hold that can be pulled; a batch whose weights are still being described is
-            // reported when they are.
-            trained: BatchId(self.manifest.version.0),
-            checkpointed: self.checkpointed.min(BatchId(self.manifest.version.0)),
+            trained,
+            checkpointed: self.checkpointed.min(trained),
             manifest: self.manifest.clone(),
+            steps: steps
+                .map(|(batch, metrics)| MeasuredStep { batch: *batch, metrics: (**metrics).clone() })
+                .collect(),
             store: self.addresses.store.clone(),
             weights: self.addresses.weights.clone(),
         }
@@ -253,6 +265,9 @@ impl RingLoop {
                 self.phase =
                     if self.ordered == batch { LearnerPhase::Waiting } else { LearnerPhase::Training };
                 self.measured.insert(batch, metrics);
+                while self.measured.len() > REMEMBERED_STEPS {
+                    self.measured.pop_first();
+                }
                 self.publisher.snapshot(PolicyVersion(batch.0), buffer);
             }
             Outcome::Checkpointing => self.phase = LearnerPhase::Checkpointing,
@@ -262,14 +277,26 @@ impl RingLoop {
                 self.checkpointed = batch;
                 let idle = self.ordered == self.trained;
                 self.phase = if idle { LearnerPhase::Waiting } else { LearnerPhase::Training };
-                self.report(LearnerReport::Checkpointed(batch)).await;
-                if self.leaving && idle {
-                    return Ok(Next::Leave);
-                }
+                self.unsaid = Some(batch);
+                return Ok(self.say_checkpointed().await);
             }
             Outcome::Failed(error) => return Err(error),
         }
         Ok(Next::GoOn)
+    }
+
+    /// Says that a checkpoint is whole, once the batches in it have been reported: the coordinator forgets them then.
+    async fn say_checkpointed(&mut self) -> Next {
+        if let Some(batch) = self.unsaid
+            && batch.0 <= self.manifest.version.0
+        {
+            self.unsaid = None;
+            self.report(LearnerReport::Checkpointed(batch)).await;
+            if self.leaving && self.ordered == self.trained {
+                return Next::Leave;
+            }
+        }
+        Next::GoOn
     }
 
     async fn published(&mut self, event: PublishEvent) -> anyhow::Result<Next> {
@@ -277,8 +304,10 @@ impl RingLoop {
             PublishEvent::Ready(manifest) => {
                 self.manifest = manifest.clone();
                 let batch = BatchId(manifest.version.0);
-                let Some(metrics) = self.measured.remove(&batch) else { return Ok(Next::GoOn) };
-                LearnerReport::Trained { batch, manifest, metrics }
+                if let Some(metrics) = self.measured.get(&batch).cloned() {
+                    self.report(LearnerReport::Trained { batch, manifest, metrics }).await;
+                }
+                return Ok(self.say_checkpointed().await);
             }
             PublishEvent::Broken(detail) => anyhow::bail!("the new weights cannot be described: {detail}"),
             PublishEvent::GroupReady(id) => LearnerReport::GenerationReady(id),

@@ -94,7 +94,7 @@ impl Life {
             },
             () = self.token.cancelled() => return Ok(()),
         };
-        let Ready { run, trained, parameters, kind, buffer, folder } = ready;
+        let Ready { run, trained, steps, parameters, kind, buffer, folder } = ready;
         tracing::info!(trained = trained.0, run = ?run, ranks = self.config.world_size, "learner ready");
         let snapshots = Snapshots::default();
         let (event_sender, mut events) = mpsc::channel::<PublishEvent>(QUEUE);
@@ -123,6 +123,7 @@ impl Life {
             token: self.token.clone(),
             run,
             trained,
+            steps,
             manifest,
         };
         let ring_loop = RingLoop::new(parts)?;

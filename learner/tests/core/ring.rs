@@ -264,6 +264,8 @@ async fn first_life_and_second(mut ring: Ring) {
         let mut talk = ring.conversation().await;
         let hello = talk.hello().await;
         assert_eq!((hello.trained, hello.checkpointed), (BatchId(3), BatchId(3)));
+        let steps: Vec<BatchId> = hello.steps.iter().map(|step| step.batch).collect();
+        assert_eq!(steps, [BatchId(1), BatchId(2), BatchId(3)], "what was measured, also before this life");
         assert_eq!(hello.run.unwrap().to_string(), "run-1");
         talk.welcome().await;
         talk.send(LearnerCommand::Finish).await;

@@ -1,6 +1,8 @@
 //! The learner's stream. Batches travel in parts; `batch.rs` cuts and joins them.
 
-use types::link::learner::{LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, StepMetrics};
+use types::link::learner::{
+    LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, MeasuredStep, StepMetrics,
+};
 use types::{BatchId, GenerationId, Incarnation, MemberId, PolicyVersion};
 
 use super::actor::{address, known_run};
@@ -49,6 +51,21 @@ same_fields! {
     step_seconds,
 }
 
+impl From<MeasuredStep> for pb::MeasuredStep {
+    fn from(step: MeasuredStep) -> Self {
+        Self { batch: step.batch.0, metrics: Some(step.metrics.into()) }
+    }
+}
+
+impl TryFrom<pb::MeasuredStep> for MeasuredStep {
+    type Error = ProtocolError;
+
+    fn try_from(step: pb::MeasuredStep) -> Result<Self, ProtocolError> {
+        let metrics = required("measured_step.metrics", step.metrics)?.into();
+        Ok(Self { batch: BatchId(step.batch), metrics })
+    }
+}
+
 impl From<LearnerHello> for pb::LearnerHello {
     fn from(hello: LearnerHello) -> Self {
         Self {
@@ -61,6 +78,7 @@ impl From<LearnerHello> for pb::LearnerHello {
             manifest: Some(hello.manifest.into()),
             store: hello.store,
             weights: hello.weights,
+            steps: hello.steps.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -82,6 +100,7 @@ impl TryFrom<pb::LearnerHello> for LearnerHello {
             manifest: required("learner_hello.manifest", hello.manifest)?.try_into()?,
             store: address("learner_hello.store", hello.store)?,
             weights: address("learner_hello.weights", hello.weights)?,
+            steps: hello.steps.into_iter().map(MeasuredStep::try_from).collect::<Result<_, _>>()?,
         })
     }
 }

@@ -5,8 +5,11 @@ use serde::{Deserialize, Serialize};
 use crate::link::actor::GenerationPlan;
 use crate::{Batch, BatchId, GenerationId, Incarnation, Manifest, MemberId, PolicyVersion, RunId, Sampling};
 
+/// Steps whose metrics the learner remembers, in its checkpoints too, for a coordinator that did not hear of them.
+pub const REMEMBERED_STEPS: usize = 64;
+
 /// The learner introduces itself: the first report on every stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LearnerHello {
     /// Its name.
     pub member: MemberId,
@@ -22,6 +25,8 @@ pub struct LearnerHello {
     pub checkpointed: BatchId,
     /// The weights it holds, ready to be pulled.
     pub manifest: Manifest,
+    /// What its last steps up to `trained` measured, at most [`REMEMBERED_STEPS`], in order.
+    pub steps: Vec<MeasuredStep>,
     /// `host:port` of its TCPStore for broadcast groups.
     pub store: String,
     /// `host:port` of its weight service.
@@ -74,6 +79,15 @@ pub struct StepMetrics {
     pub update_seconds: f64,
     /// Seconds of the whole step.
     pub step_seconds: f64,
+}
+
+/// What the step that trained a batch measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MeasuredStep {
+    /// The batch.
+    pub batch: BatchId,
+    /// The measurements.
+    pub metrics: StepMetrics,
 }
 
 /// What the learner is doing.

@@ -1,9 +1,11 @@
-//! Preference pairs from a policy's own responses: for a problem that it solves now and then, one response that passes
+//! Preference pairs from a policy's own responses: for a problem that it solves now and then, a response that passes
 //! the hidden tests and one that does not.
 //!
-//! Of all such pairs of a problem the one of maximum edit distance is taken (PF-PPO, arXiv 2409.06957, section 5.2,
-//! after Pal et al. 2024), so that the reward model sees what matters and not only a last character.
+//! Of all such pairs of a problem the one of maximum edit distance comes first (PF-PPO, arXiv 2409.06957, section 5.2,
+//! after Pal et al. 2024). That pair alone tells working code from garbage, which a small reward model then takes for
+//! the whole difference: `max_pairs` lets closer pairs in, each failing response once.
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
 use actor::generate::{DrawOptions, Response};
@@ -29,6 +31,8 @@ pub(crate) struct PreferencesStage {
     pub(crate) max_problems: Option<usize>,
     /// Responses per problem.
     pub(crate) n: usize,
+    /// Most pairs of one problem, those of greater edit distance first.
+    pub(crate) max_pairs: usize,
     /// How they are drawn.
     pub(crate) sampling: Sampling,
     /// Seeds the draws.
@@ -47,6 +51,7 @@ impl Default for PreferencesStage {
             max_problems: None,
             // As the paper's.
             n: 5,
+            max_pairs: 1,
             sampling: Sampling::default(),
             seed: 0,
             eval_share: 0.1,
@@ -95,48 +100,64 @@ fn make(stage: &PreferencesStage) -> anyhow::Result<()> {
 
     let grades = grading::grade_groups(&tasks, &responses, &Limits::default())?;
     let passed: Vec<Option<bool>> = grades.iter().flatten().map(grading::passed).collect();
-    let mut pairs = Vec::new();
+    let mut problems = Vec::new();
     for ((task, group), passed) in tasks.iter().zip(&responses).zip(passed.chunks(stage.n)) {
-        if let Some((chosen, rejected)) = widest_pair(group, passed) {
-            pairs.push(Pair { prompt: &task.prompt, chosen, rejected });
+        let widest = widest_pairs(group, passed).into_iter().take(stage.max_pairs);
+        let pairs: Vec<Pair<'_>> =
+            widest.map(|(chosen, rejected)| Pair { prompt: &task.prompt, chosen, rejected }).collect();
+        if !pairs.is_empty() {
+            problems.push(pairs);
         }
     }
     let solved = passed.iter().filter(|passed| **passed == Some(true)).count();
     anyhow::ensure!(
-        !pairs.is_empty(),
+        !problems.is_empty(),
         "no problem has both a response that passes and one that fails ({solved} of {} pass): sample more",
         passed.len()
     );
-    let kept_apart = ((pairs.len() as f64 * stage.eval_share) as usize).min(pairs.len() - 1);
-    let (eval, train) = pairs.split_at(kept_apart);
+    // By problem, so that no prompt is on both sides.
+    let kept_apart = ((problems.len() as f64 * stage.eval_share) as usize).min(problems.len() - 1);
+    let (eval, train) = problems.split_at(kept_apart);
     std::fs::create_dir_all(&stage.output).with_context(|| format!("create {}", stage.output.display()))?;
     write(&stage.output, "train.jsonl", train)?;
     write(&stage.output, "eval.jsonl", eval)?;
     let share = 100.0 * solved as f64 / passed.len() as f64;
-    eprintln!("  {} pairs from {} responses, {share:.1} % of which pass", pairs.len(), passed.len());
+    eprintln!(
+        "  {} pairs of {} problems from {} responses, {share:.1} % of which pass",
+        problems.iter().map(Vec::len).sum::<usize>(),
+        problems.len(),
+        passed.len()
+    );
     Ok(())
 }
 
-fn write(folder: &Path, name: &str, pairs: &[Pair<'_>]) -> anyhow::Result<()> {
-    let lines: Vec<Value> = pairs.iter().map(Pair::line).collect();
+fn write(folder: &Path, name: &str, problems: &[Vec<Pair<'_>>]) -> anyhow::Result<()> {
+    let lines: Vec<Value> = problems.iter().flatten().map(Pair::line).collect();
     jsonl::write(&folder.join(name), lines.iter())
 }
 
-/// The passing and the failing response that differ most.
-fn widest_pair<'a>(group: &'a [Response], passed: &[Option<bool>]) -> Option<(&'a str, &'a str)> {
+/// Each failing response with the passing one that differs most from it; of pairs, those that differ more first.
+/// Equal responses count once; of equal distances the earlier response is taken.
+fn widest_pairs<'a>(group: &'a [Response], passed: &[Option<bool>]) -> Vec<(&'a str, &'a str)> {
     let of = |wanted: bool| {
-        let judged = group.iter().zip(passed);
-        judged.filter(move |(_, passed)| **passed == Some(wanted)).map(|(response, _)| response.text.as_str())
-    };
-    let pairs = of(true).flat_map(|chosen| of(false).map(move |rejected| (chosen, rejected)));
-    let mut best: Option<(usize, (&str, &str))> = None;
-    for (chosen, rejected) in pairs {
-        let distance = strsim::levenshtein(chosen, rejected);
-        if best.is_none_or(|(most, _)| distance > most) {
-            best = Some((distance, (chosen, rejected)));
+        let mut texts: Vec<&str> = Vec::new();
+        for (response, _) in group.iter().zip(passed).filter(|(_, passed)| **passed == Some(wanted)) {
+            if !texts.contains(&response.text.as_str()) {
+                texts.push(&response.text);
+            }
         }
-    }
-    best.map(|(_, pair)| pair)
+        texts
+    };
+    let (right, wrong) = (of(true), of(false));
+    let farthest = |rejected| {
+        let distances = right.iter().map(|chosen| (strsim::levenshtein(chosen, rejected), *chosen));
+        // The first of the greatest: `max_by_key` would give the last.
+        let (distance, chosen) = distances.min_by_key(|(distance, _)| Reverse(*distance))?;
+        Some((distance, chosen, rejected))
+    };
+    let mut pairs: Vec<_> = wrong.into_iter().filter_map(farthest).collect();
+    pairs.sort_by_key(|(distance, ..)| Reverse(*distance));
+    pairs.into_iter().map(|(_, chosen, rejected)| (chosen, rejected)).collect()
 }
 
 #[cfg(test)]
@@ -155,17 +176,18 @@ mod tests {
     }
 
     #[test]
-    fn the_pair_of_maximum_edit_distance_is_taken() {
-        let group = responses(&["return 1", "return 12", "pass", "return 2 + 3"]);
-        let pair = widest_pair(&group, &[Some(true), Some(false), Some(false), Some(true)]);
-        assert_eq!(pair, Some(("return 2 + 3", "pass")));
+    fn the_pair_of_maximum_edit_distance_comes_first_and_each_failing_response_once() {
+        let group = responses(&["return 1", "return 12", "pass", "return 2 + 3", "pass"]);
+        let passed = [Some(true), Some(false), Some(false), Some(true), Some(false)];
+        let pairs = widest_pairs(&group, &passed);
+        assert_eq!(pairs, [("return 2 + 3", "pass"), ("return 2 + 3", "return 12")]);
     }
 
     #[test]
     fn a_problem_without_both_kinds_gives_no_pair() {
         let group = responses(&["a", "b", "c"]);
         for passed in [[Some(true); 3], [Some(false); 3], [Some(true), None, None]] {
-            assert_eq!(widest_pair(&group, &passed), None);
+            assert_eq!(widest_pairs(&group, &passed), []);
         }
     }
 }

@@ -1,0 +1,112 @@
+//! The file of steps: a JSON line for each, for people and plots.
+//!
+//! The journal is the truth. A coordinator that was killed between the two has the step in its journal only, or wrote half
+//! a line; the next one mends the file when it opens it.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+use types::BatchId;
+
+use crate::state::StepRecord;
+
+/// The file, open at its end.
+#[derive(Debug)]
+pub(crate) struct StepsFile {
+    path: PathBuf,
+    file: File,
+}
+
+/// What of a line says where the file stands.
+#[derive(Deserialize)]
+struct Line {
+    batch: BatchId,
+}
+
+impl StepsFile {
+    /// Opens or begins the file, cuts off half a last line, and adds those of `steps` that come after its last line.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub(crate) fn open<'a>(path: &Path, steps: impl Iterator<Item = &'a StepRecord>) -> anyhow::Result<Self> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).with_context(|| format!("read the steps file {}", path.display())),
+        };
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let last = text[..whole].trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        let last = serde_json::from_slice(last).map_or(BatchId(0), |line: Line| line.batch);
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let file = file.with_context(|| format!("open the steps file {}", path.display()))?;
+        let mut this = Self { path: path.to_owned(), file };
+        if whole < text.len() {
+            let cut = this.file.set_len(whole as u64);
+            cut.with_context(|| format!("cut half a line off the steps file {}", path.display()))?;
+        }
+        for step in steps.filter(|step| step.batch > last) {
+            this.append(step)?;
+        }
+        Ok(this)
+    }
+
+    /// Adds a step.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn append(&mut self, step: &StepRecord) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(step)?;
+        line.push(b'\n');
+        self.file.write_all(&line).with_context(|| format!("write the steps file {}", self.path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::Timestamp;
+    use types::link::learner::StepMetrics;
+
+    use super::*;
+    use crate::state::Reliability;
+
+    fn step(batch: u64) -> StepRecord {
+        StepRecord {
+            batch: BatchId(batch),
+            time: Timestamp(0),
+            prompts: 1,
+            responses: 1,
+            score_mean: 0.0,
+            outcome_mean: None,
+            response_tokens_mean: 1.0,
+            truncated: 0.0,
+            reliability: Reliability::default(),
+            metrics: StepMetrics::default(),
+        }
+    }
+
+    fn batches(path: &Path) -> Vec<u64> {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Line>(line).unwrap().batch.0).collect()
+    }
+
+    #[test]
+    fn lines_that_a_killed_coordinator_did_not_write_are_added() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("steps.jsonl");
+        let steps: Vec<StepRecord> = (1..=3).map(step).collect();
+        let mut file = StepsFile::open(&path, [].into_iter()).unwrap();
+        file.append(&steps[0]).unwrap();
+        let half = &serde_json::to_vec(&steps[1]).unwrap()[..40];
+        file.file.write_all(half).unwrap();
+        drop(file);
+
+        let mut file = StepsFile::open(&path, steps.iter()).unwrap();
+        file.append(&step(4)).unwrap();
+        assert_eq!(batches(&path), [1, 2, 3, 4]);
+        drop(StepsFile::open(&path, steps.iter()).unwrap());
+        assert_eq!(batches(&path), [1, 2, 3, 4], "nothing is written twice");
+    }
+}
