@@ -29,7 +29,8 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let listener = Listener::bind("listen", config.listen).await?;
     context.bound.push(("grpc", listener.address));
     let (journal, state) = Journal::open(&config.journal, &plan)?;
-    let steps_file = config.steps_file.as_deref().map(|path| StepsFile::open(path, state.steps())).transpose()?;
+    let steps_file =
+        config.steps_file.as_deref().map(|path| StepsFile::open(path, state.steps())).transpose()?;
     let began = state.trained();
     tracing::info!(
         run = %plan.run,

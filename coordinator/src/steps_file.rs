@@ -35,7 +35,9 @@ impl StepsFile {
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error).with_context(|| format!("read the steps file {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("read the steps file {}", path.display()));
+            }
         };
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let last = text[..whole].trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();

@@ -12,8 +12,9 @@ use types::link::actor::{ActorCommand, ActorReport, Lease, LeasedPrompt};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
 use types::link::reward::{RewardCommand, RewardReport, ScoreReply, ScoreRequest};
 use types::{
-    Batch, BatchId, DType, FailReason, FinishReason, LeaseId, Manifest, PolicyVersion, Prompt, PromptContent,
-    PromptId, Rollout, RolloutFailure, RolloutId, Sample, ScoredRollout, Span, TensorEntry, WeightHash,
+    Batch, BatchId, DType, FailReason, FinishReason, Incarnation, LeaseId, Manifest, PolicyVersion, Prompt,
+    PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, Sample, ScoredRollout, Span, TensorEntry,
+    WeightHash,
 };
 
 /// Encodes, decodes and converts back.

@@ -51,7 +51,11 @@ impl TinyRing {
         self.folder.join("run")
     }
 
-    fn command(&self) -> anyhow::Result<Command> {
+    /// The command that runs it, or goes on with it.
+    ///
+    /// # Errors
+    /// When our binaries are not built.
+    pub fn command(&self) -> anyhow::Result<Command> {
         let mut command = Command::new(binary("sluice")?);
         command.arg("run").arg(self.folder.join("recipe.toml")).arg("--resume");
         command.args(self.settings.iter().flat_map(|setting| ["--set", setting.as_str()]));

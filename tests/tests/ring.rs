@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -129,4 +130,40 @@ fn the_coordinator_comes_back_from_its_journal() {
     assert!(status.success() && said.contains("1 restart(s)"), "{said}");
     assert_complete(&ring, 60);
     assert!(!ring.weights().unwrap().is_empty());
+}
+
+/// A full disk under the journal, first too small for the run and then larger. The rest of the run lies elsewhere.
+const FULL_DISK: &str = r#"
+journal=$0
+mkdir -p "$journal" && mount -t tmpfs -o size=1m journal "$journal" || exit 9
+"$@"; first=$?
+mount -o remount,size=64m "$journal" || exit 9
+"$@"; echo "ended with $first, then with $?"
+"#;
+
+#[test]
+fn a_full_disk_under_the_journal_loses_nothing() {
+    let in_namespace = ["--user", "--map-root-user", "--mount"];
+    let possible = Command::new("unshare").args(in_namespace).arg("true").status();
+    if !possible.is_ok_and(|status| status.success()) {
+        eprintln!("not tested: a small disk needs user namespaces, which this machine does not give");
+        return;
+    }
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let of = |folder| ring(folder).with(BATCHES);
+    let (undisturbed, disturbed) = (of(&first), of(&second));
+    undisturbed.run().unwrap();
+
+    let run = disturbed.command().unwrap();
+    let journal = disturbed.output().join("ring/journal");
+    let mut full = Command::new("unshare");
+    full.args(in_namespace).args(["sh", "-c", FULL_DISK]).arg(&journal);
+    full.arg(run.get_program()).args(run.get_args());
+    full.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let ended = full.output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(String::from_utf8_lossy(&ended.stdout).trim(), "ended with 1, then with 0", "{said}");
+    assert!(said.contains("No space left on device") && said.contains("make room and start again"), "{said}");
+    assert_complete(&disturbed, 60);
+    assert!(undisturbed.weights().unwrap() == disturbed.weights().unwrap(), "another policy came out");
 }

@@ -163,7 +163,13 @@ impl State {
         self.batches.trained = batch;
     }
 
-    fn record_step(&mut self, now: Timestamp, batch: BatchId, metrics: StepMetrics, effects: &mut Vec<Effect>) {
+    fn record_step(
+        &mut self,
+        now: Timestamp,
+        batch: BatchId,
+        metrics: StepMetrics,
+        effects: &mut Vec<Effect>,
+    ) {
         let reliability = self.record.reliability(&self.plan.filtration);
         if let Some(plan) = self.batches.kept.iter().find(|plan| plan.id == batch) {
             let step = StepRecord::new(now, plan, metrics, reliability);

@@ -95,10 +95,6 @@ fn manifest(version: u64, life: u64) -> Manifest {
     Manifest { version: PolicyVersion(version), tensors: Vec::new(), hash }
 }
 
-fn measured(batch: u64) -> MeasuredStep {
-    MeasuredStep { batch: BatchId(batch), metrics: StepMetrics::default() }
-}
-
 fn actor_event(member: &MemberId, event: ActorEvent) -> Event {
     Event::Actor { member: member.clone(), event }
 }
@@ -352,6 +348,7 @@ impl World {
     fn join_learner(&mut self) {
         self.learner.connected = true;
         self.learner.queue.clear();
+        let step = |batch| MeasuredStep { batch: BatchId(batch), metrics: StepMetrics::default() };
         let hello = LearnerHello {
             member: "learner".parse().unwrap(),
             incarnation: Incarnation(self.learner.trained),
@@ -360,7 +357,7 @@ impl World {
             trained: BatchId(self.learner.trained),
             checkpointed: BatchId(self.learner.checkpointed),
             manifest: self.learner.manifest.clone(),
-            steps: (1..=self.learner.trained).map(measured).collect(),
+            steps: (1..=self.learner.trained).map(step).collect(),
             store: "127.0.0.1:2".into(),
             weights: "127.0.0.1:3".into(),
         };
@@ -406,19 +403,15 @@ impl World {
         };
         // A crashing learner may not get to say what it did.
         if self.chaos && self.percent(5) {
-            self.checkpoint_silently();
+            if self.percent(50) {
+                self.learner.checkpointed = self.learner.trained;
+            }
             self.crash_learner();
             return;
         }
         self.deliver(Event::Learner(LearnerEvent::Trained(Box::new(trained))));
         if self.percent(40) || plan.id == self.state.last_batch() {
             self.checkpoint();
-        }
-    }
-
-    fn checkpoint_silently(&mut self) {
-        if self.percent(50) {
-            self.learner.checkpointed = self.learner.trained;
         }
     }
 
