@@ -9,6 +9,7 @@ mod grade;
 mod logprobs;
 mod r2;
 
+mod render;
 mod replay;
 mod run;
 mod sampling;
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Top(top::Arguments),
     /// Checks a recipe and prints it as it would be used.
     CheckConfig(check_config::Arguments),
+    /// Writes the ring of a recipe as files for a cluster.
+    Render(render::Arguments),
 }
 
 impl Command {
@@ -80,6 +83,7 @@ impl Command {
             Self::Serve(arguments) => on_runtime(serve::run(arguments)),
             Self::Top(arguments) => on_runtime(top::run(arguments)),
             Self::CheckConfig(arguments) => check_config::run(&arguments),
+            Self::Render(arguments) => render::run(&arguments),
         }
     }
 }

@@ -1,12 +1,14 @@
 //! The `sluice` command: a whole run on one machine, and tools that work on files.
 //!
-//! `run` starts and supervises the roles and runs the stages of a recipe; `commands` holds one file per subcommand. What
-//! they do is done by the roles' crates: here are arguments, progress and tables.
+//! `run` starts and supervises the roles and runs the stages of a recipe; `render` writes a recipe's ring as files for a
+//! cluster; `commands` holds one file per subcommand. What they do is done by the roles' crates: here are arguments,
+//! progress and tables.
 
 mod bar;
 mod commands;
 mod grading;
 mod patience;
+mod render;
 mod responses;
 mod run;
 

@@ -40,7 +40,13 @@ impl Number for f32 {
 
     #[inline(always)]
     fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2] {
-        std::array::from_fn(|row| std::array::from_fn(|column| pair[row][first + column]))
+        // Loops, here and below: a closure of `array::from_fn` is a function of its own where the compiler so decides,
+        // and then without the vector instructions of its caller.
+        let mut rows = [[0.0; W]; 2];
+        for (row, source) in rows.iter_mut().zip(pair) {
+            row.copy_from_slice(&source[first..first + W]);
+        }
+        rows
     }
 
     #[inline(always)]
@@ -66,8 +72,11 @@ impl Number for bf16 {
 
     #[inline(always)]
     fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2] {
-        let even = std::array::from_fn(|column| f32::from_bits(pair[first + column] << 16));
-        let odd = std::array::from_fn(|column| f32::from_bits(pair[first + column] & 0xffff_0000));
+        let [mut even, mut odd] = [[0.0; W]; 2];
+        for ((even, odd), both) in even.iter_mut().zip(&mut odd).zip(&pair[first..first + W]) {
+            *even = f32::from_bits(both << 16);
+            *odd = f32::from_bits(both & 0xffff_0000);
+        }
         [even, odd]
     }
 
@@ -94,8 +103,11 @@ impl Number for f16 {
 
     #[inline(always)]
     fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2] {
-        let even = std::array::from_fn(|column| widen_half(pair[first + column] & 0xffff));
-        let odd = std::array::from_fn(|column| widen_half(pair[first + column] >> 16));
+        let [mut even, mut odd] = [[0.0; W]; 2];
+        for ((even, odd), both) in even.iter_mut().zip(&mut odd).zip(&pair[first..first + W]) {
+            *even = widen_half(both & 0xffff);
+            *odd = widen_half(both >> 16);
+        }
         [even, odd]
     }
 

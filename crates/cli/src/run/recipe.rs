@@ -23,6 +23,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use service::config::Layers;
 use toml::{Table, Value};
 use types::RunId;
 
@@ -38,7 +39,7 @@ pub(crate) struct Recipe {
     pub(crate) seed: u64,
     /// The folder that everything is written to.
     pub(crate) output: PathBuf,
-    /// How many processes the ring has on this machine.
+    /// How many processes the ring has, on this machine or, rendered, on a cluster.
     pub(crate) processes: Processes,
     /// What is done, in order; the ring alone when empty.
     pub(crate) stages: Vec<Stage>,
@@ -52,7 +53,7 @@ pub(crate) struct Recipe {
     pub(crate) actor: actor::Config,
 }
 
-/// Processes of the ring on this machine. The coordinator is always one.
+/// Processes of the ring. The coordinator is always one.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Processes {
@@ -87,20 +88,49 @@ impl Default for Recipe {
 }
 
 impl Recipe {
-    /// Reads a recipe with `--set` values over it.
+    /// Reads a recipe with the environment's and `--set` values over it.
     ///
     /// # Errors
     /// Names the place and what is wrong there.
     pub(crate) fn read(file: &Path, settings: &[String]) -> anyhow::Result<Self> {
-        let mut layers = service::config::Layers::of_process(Some(file), settings)?;
-        layers.edit(|table| fill_in(table, file));
+        Ok(Self::checked(Layers::of_process(Some(file), settings)?, file)?.0)
+    }
+
+    /// Reads a recipe as [`read`](Self::read) does, but for the environment: for what is used elsewhere, where the
+    /// environment is another. Yields also the sections as they are written, without the defaults.
+    ///
+    /// # Errors
+    /// Names the place and what is wrong there.
+    pub(crate) fn read_for_elsewhere(file: &Path, settings: &[String]) -> anyhow::Result<(Self, Table)> {
+        let mut layers = Layers::default();
+        layers.add_file(file)?;
+        settings.iter().try_for_each(|setting| layers.add_setting(setting))?;
+        Self::checked(layers, file)
+    }
+
+    fn checked(mut layers: Layers, file: &Path) -> anyhow::Result<(Self, Table)> {
+        let mut written = Table::new();
+        layers.edit(|table| {
+            fill_in(table, file);
+            written.clone_from(table);
+        });
         let recipe: Self = layers.parse()?;
         let problems = recipe.problems();
         if problems.is_empty() {
-            Ok(recipe)
+            Ok((recipe, written))
         } else {
             Err(service::config::Error::Unusable { problems }.into())
         }
+    }
+
+    /// Whether the coordinator sends filtered samples too: where it is told to, or the learner reads them.
+    pub(crate) fn sends_filtered(&self) -> bool {
+        self.coordinator.send_filtered || self.learner.ppo.reads_filtered_samples()
+    }
+
+    /// Whether reward servers score every rollout by itself: where they are told to, or the run is deterministic.
+    pub(crate) fn scores_deterministically(&self) -> bool {
+        self.reward_server.deterministic || self.coordinator.deterministic
     }
 
     /// Its stages, or the ring where it names none.

@@ -143,7 +143,7 @@ fn coordinator(recipe: &Recipe, folder: &RingFolder) -> anyhow::Result<Program> 
     config.listen = loopback();
     config.journal = folder.journal();
     config.steps_file = Some(folder.steps());
-    config.send_filtered |= recipe.learner.ppo.reads_filtered_samples();
+    config.send_filtered = recipe.sends_filtered();
     config.service.address_file = Some(folder.address_file("coordinator"));
     folder.program("coordinator", "sluice-coordinator", &config)
 }
@@ -157,7 +157,7 @@ fn members(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Resul
         config.member = name.clone();
         config.coordinator = Some(address.to_owned());
         config.listen = loopback();
-        config.deterministic |= recipe.coordinator.deterministic;
+        config.deterministic = recipe.scores_deterministically();
         let program = folder.program(&name, "sluice-reward-server", &config)?;
         units.push(Unit::new(vec![program]));
     }
