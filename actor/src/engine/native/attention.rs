@@ -249,8 +249,8 @@ impl<N: Number> Task<'_, '_, N> {
             let tokens = TILE_TOKENS.min(span.end - (span.first_tile + tile) * TILE_TOKENS);
             let of_tile: [&[f32; TILE_TOKENS]; R] =
                 std::array::from_fn(|place| &scores[place * span.tiles + tile]);
-            for token in 0..tokens {
-                let row = &values[token * shape.value_row() + column..][..W];
+            for (token, row) in values.chunks_exact(shape.value_row()).take(tokens).enumerate() {
+                let row: &[N; W] = row[column..].first_chunk().expect("a row of values is a multiple of W");
                 let mut wide = [0.0; W];
                 for (wide, value) in wide.iter_mut().zip(row) {
                     *wide = value.widen();
@@ -267,9 +267,9 @@ impl<N: Number> Task<'_, '_, N> {
             let query = queries.first + place;
             let row = self.block.row(queries.row + query / group - first_row);
             let target = &mut row[query % group * shape.head_dim + column..][..count];
-            for (target, sum) in target.iter_mut().zip(sums) {
-                *target = sum * weights[place];
-            }
+            // All of them, whatever part is wanted: only then do the sums stay in whole registers.
+            let results = sums.map(|sum| sum * weights[place]);
+            target.copy_from_slice(&results[..count]);
         }
     }
 
