@@ -1,0 +1,171 @@
+//! The pod of a role: one container that runs the role's binary, restricted as far as it goes.
+
+use serde_json::{Value, json};
+
+use super::{COORDINATOR_PORT, METRICS_PORT, Manifests, RENDEZVOUS_PORT, REWARD_PORT, WEIGHTS_PORT};
+use crate::render::options::Role;
+
+/// The user that the image runs as; files that pods share are its group's.
+const USER: u32 = 10001;
+/// What a pod gets beyond the time that its process takes to leave.
+const MARGIN_SECONDS: u64 = 15;
+/// How long a process may take from its start until it answers: it may read large models over the network.
+const START_PERIODS: u32 = 360;
+
+/// What only the pod knows of its process's configuration: keys, and values as Kubernetes fills them in.
+fn settings_of(role: Role) -> Vec<(&'static str, String)> {
+    let name = ("member", "$(POD_NAME)".to_owned());
+    match role {
+        Role::Coordinator => Vec::new(),
+        Role::RewardServer => vec![name, ("advertise", format!("$(POD_IP):{REWARD_PORT}"))],
+        Role::Learner => vec![("rank", "$(RANK)".to_owned()), ("advertise", "$(POD_IP)".to_owned())],
+        Role::Actor => vec![name],
+    }
+}
+
+/// The same as some pod could have it, for a check.
+pub(super) fn examples_of(role: Role) -> Vec<(&'static str, toml::Value)> {
+    let example = |value: String| match value.as_str() {
+        "$(RANK)" => toml::Value::Integer(0),
+        text => toml::Value::String(text.replace("$(POD_NAME)", "pod-0").replace("$(POD_IP)", "10.0.0.1")),
+    };
+    settings_of(role).into_iter().map(|(key, value)| (key, example(value))).collect()
+}
+
+/// The template of a role's pods.
+pub(super) fn template(manifests: &Manifests<'_>, role: Role) -> anyhow::Result<Value> {
+    let plan = manifests.ring.of(role);
+    let config = manifests.ring.config_text(role)?;
+    let metadata = json!({
+        "labels": manifests.labels(role),
+        "annotations": {
+            // Another configuration makes other pods.
+            "sluice/config": blake3::hash(config.as_bytes()).to_hex()[..16].to_owned(),
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": METRICS_PORT.to_string(),
+            "prometheus.io/path": "/metrics",
+        },
+    });
+    let mut volumes = json!([
+        { "name": "config", "configMap": { "name": format!("{}-config", manifests.name) } },
+        { "name": "shared", "persistentVolumeClaim": { "claimName": manifests.options.volume_claim } },
+        { "name": "tmp", "emptyDir": { "sizeLimit": "4Gi" } },
+    ]);
+    if role == Role::Learner
+        && let Value::Array(volumes) = &mut volumes
+    {
+        // NCCL needs more shared memory than a container has.
+        volumes.push(json!({ "name": "shm", "emptyDir": { "medium": "Memory", "sizeLimit": "4Gi" } }));
+    }
+    let spec = json!({
+        "automountServiceAccountToken": false,
+        // Services would put variables into the environment, from which processes are configured.
+        "enableServiceLinks": false,
+        "terminationGracePeriodSeconds": plan.grace_period.as_secs() + MARGIN_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "containers": [container(manifests, role)],
+        "volumes": volumes,
+    });
+    Ok(json!({ "metadata": metadata, "spec": spec }))
+}
+
+fn container(manifests: &Manifests<'_>, role: Role) -> Value {
+    let plan = manifests.ring.of(role);
+    let mut arguments = vec!["--config".to_owned(), format!("/etc/sluice/{}.toml", role.name())];
+    for (key, value) in settings_of(role) {
+        arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
+    }
+    let mut container = json!({
+        "name": role.name(),
+        "image": manifests.options.image,
+        "command": [role.binary()],
+        "args": arguments,
+        "workingDir": manifests.options.mount_path,
+    });
+    let variables = variables(role);
+    if !variables.is_empty() {
+        container["env"] = json!(variables);
+    }
+    container["ports"] = json!(ports(role));
+    let mut given =
+        json!({ "cpu": plan.resources.cpus.to_string(), "memory": memory(plan.resources.memory_mib) });
+    if plan.gpu {
+        given["nvidia.com/gpu"] = json!(1);
+    }
+    container["resources"] = json!({ "requests": given, "limits": given });
+    container["startupProbe"] = probe("/health", START_PERIODS);
+    container["livenessProbe"] = probe("/health", 6);
+    container["readinessProbe"] = probe(ready_page(role, plan.processes), 3);
+    container["securityContext"] = json!({
+        "allowPrivilegeEscalation": false,
+        "readOnlyRootFilesystem": true,
+        "capabilities": { "drop": ["ALL"] },
+    });
+    container["volumeMounts"] = json!(mounts(manifests, role));
+    container
+}
+
+/// What `settings_of` refers to.
+fn variables(role: Role) -> Vec<Value> {
+    let fields = [
+        ("$(POD_NAME)", "POD_NAME", "metadata.name"),
+        ("$(POD_IP)", "POD_IP", "status.podIP"),
+        ("$(RANK)", "RANK", "metadata.labels['apps.kubernetes.io/pod-index']"),
+    ];
+    let used = |reference: &str| settings_of(role).iter().any(|(_, value)| value.contains(reference));
+    let used = fields.into_iter().filter(|(reference, ..)| used(reference));
+    used.map(|(_, name, path)| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } }))
+        .collect()
+}
+
+fn ports(role: Role) -> Vec<Value> {
+    let own: &[(&str, u16)] = match role {
+        Role::Coordinator => &[("grpc", COORDINATOR_PORT)],
+        Role::RewardServer => &[("grpc", REWARD_PORT)],
+        Role::Learner => &[("weights", WEIGHTS_PORT), ("rendezvous", RENDEZVOUS_PORT)],
+        Role::Actor => &[],
+    };
+    let ports = own.iter().chain(&[("metrics", METRICS_PORT)]);
+    ports.map(|(name, port)| json!({ "name": name, "containerPort": port })).collect()
+}
+
+fn mounts(manifests: &Manifests<'_>, role: Role) -> Vec<Value> {
+    let mut mounts = vec![
+        json!({ "name": "config", "mountPath": "/etc/sluice", "readOnly": true }),
+        json!({ "name": "shared", "mountPath": manifests.options.mount_path }),
+        json!({ "name": "tmp", "mountPath": "/tmp" }),
+    ];
+    match role {
+        Role::Coordinator => mounts.push(json!({ "name": "journal", "mountPath": "/journal" })),
+        Role::Learner => mounts.push(json!({ "name": "shm", "mountPath": "/dev/shm" })),
+        Role::RewardServer | Role::Actor => {}
+    }
+    mounts
+}
+
+/// The page that says whether a pod is ready. Of several ranks of the learner only the first ever says so, and all have
+/// the same template; that they are alive has to do.
+fn ready_page(role: Role, processes: usize) -> &'static str {
+    if role == Role::Learner && processes > 1 { "/health" } else { "/ready" }
+}
+
+fn probe(page: &str, failures: u32) -> Value {
+    json!({
+        "httpGet": { "path": page, "port": "metrics" },
+        "periodSeconds": 10,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    })
+}
+
+/// Memory as Kubernetes writes it.
+fn memory(mebibytes: u64) -> String {
+    if mebibytes.is_multiple_of(1024) { format!("{}Gi", mebibytes / 1024) } else { format!("{mebibytes}Mi") }
+}

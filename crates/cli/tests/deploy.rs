@@ -1,0 +1,113 @@
+//! What `deploy/` asks of the running roles exists: the metrics that alerts and dashboard name.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn read(path: &str) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The words of a text that look like names of our metrics.
+fn names(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let ours = words.filter(|word| word.starts_with("rlhf_") || word.starts_with("process_"));
+    ours.map(str::to_owned).collect()
+}
+
+/// The metrics that the sources describe, and those of them that are histograms.
+struct Described {
+    all: BTreeSet<String>,
+    histograms: BTreeSet<String>,
+}
+
+impl Described {
+    fn in_sources() -> Self {
+        let (mut all, mut histograms) = (BTreeSet::new(), BTreeSet::new());
+        for role in ["crates/service", "coordinator", "reward-server", "actor", "learner"] {
+            let source = read(&format!("{role}/src/metrics.rs"));
+            // Names are string literals; a description begins with its name.
+            all.extend(names(&source));
+            for described in source.split("describe_histogram!(").skip(1) {
+                histograms.extend(described.split('"').nth(1).map(str::to_owned));
+            }
+        }
+        assert!(all.len() > 60 && histograms.len() > 8, "{all:?} {histograms:?}");
+        Self { all, histograms }
+    }
+
+    /// Whether Prometheus has a series of this name.
+    fn has(&self, name: &str) -> bool {
+        let series_of =
+            |suffix: &str| name.strip_suffix(suffix).is_some_and(|of| self.histograms.contains(of));
+        match self.histograms.contains(name) {
+            true => false,
+            false => self.all.contains(name) || ["_bucket", "_sum", "_count"].into_iter().any(series_of),
+        }
+    }
+}
+
+#[test]
+fn alerts_name_metrics_that_exist() {
+    let described = Described::in_sources();
+    let alerts: Value = yaml_serde::from_str(&read("deploy/prometheus/alerts.yml")).unwrap();
+    let mut seen = BTreeSet::new();
+    for rule in
+        alerts["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap())
+    {
+        let alert = rule["alert"].as_str().unwrap();
+        assert!(seen.insert(alert.to_owned()), "{alert} is there twice");
+        for name in names(rule["expr"].as_str().unwrap()) {
+            assert!(described.has(&name), "{alert} asks for {name}, which no role has");
+        }
+        for text in ["summary", "description"] {
+            assert!(rule["annotations"][text].is_string(), "{alert} has no {text}");
+        }
+    }
+    for text in ["deploy/prometheus/alerts.yml", "deploy/prometheus/alerts.test.yml"] {
+        for name in names(&read(text)) {
+            assert!(described.has(&name), "{text} mentions {name}, which no role has");
+        }
+    }
+}
+
+#[test]
+fn the_dashboard_names_metrics_that_exist() {
+    let described = Described::in_sources();
+    let dashboard: Value = serde_json::from_str(&read("deploy/grafana/sluice.json")).unwrap();
+    let mut queries = 0;
+    let mut ids = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        let title = panel["title"].as_str().unwrap();
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title} has another panel's id");
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            queries += 1;
+            let query = target["expr"].as_str().unwrap();
+            let named = names(query);
+            assert!(!named.is_empty(), "{title}: {query} asks for nothing of ours");
+            for name in named {
+                assert!(described.has(&name), "{title} asks for {name}, which no role has");
+            }
+        }
+    }
+    assert!(queries > 40);
+    let variables = dashboard["templating"].to_string();
+    names(&variables).iter().for_each(|name| assert!(described.has(name), "{name} is no metric"));
+}
+
+#[test]
+fn the_scrape_configuration_can_be_read() {
+    let config: Value = yaml_serde::from_str(&read("deploy/prometheus/prometheus.yml")).unwrap();
+    for rules in config["rule_files"].as_array().unwrap() {
+        read(&format!("deploy/prometheus/{}", rules.as_str().unwrap()));
+    }
+}

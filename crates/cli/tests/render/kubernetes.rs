@@ -1,0 +1,233 @@
+//! Manifests for Kubernetes.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde::Deserialize as _;
+use serde_json::Value;
+
+use super::{RECIPE, Workplace, load};
+
+const OPTIONS: &[&str] = &["--image", "sluice:1", "--volume-claim", "shared", "--namespace", "rl"];
+
+/// Everything that was rendered, by kind and name.
+struct Objects(BTreeMap<(String, String), Value>);
+
+impl Objects {
+    fn render(workplace: &Workplace, options: &[&str]) -> Self {
+        workplace.render("k8s", &[OPTIONS, options].concat());
+        let mut objects = BTreeMap::new();
+        for entry in fs::read_dir(workplace.path("out")).unwrap() {
+            let path = entry.unwrap().path();
+            let text = fs::read_to_string(&path).unwrap();
+            for document in yaml_serde::Deserializer::from_str(&text) {
+                let object = Value::deserialize(document).unwrap();
+                let name = |value: &Value| value.as_str().unwrap().to_owned();
+                let key = (name(&object["kind"]), name(&object["metadata"]["name"]));
+                assert!(objects.insert(key, object).is_none(), "{} holds it twice", path.display());
+            }
+        }
+        Self(objects)
+    }
+
+    fn get(&self, kind: &str, name: &str) -> &Value {
+        &self.0[&(kind.to_owned(), name.to_owned())]
+    }
+
+    fn workload(&self, role: &str) -> &Value {
+        let kind = if ["coordinator", "learner"].contains(&role) { "StatefulSet" } else { "Deployment" };
+        self.get(kind, &format!("ring-1-{role}"))
+    }
+
+    fn pod(&self, role: &str) -> &Value {
+        &self.workload(role)["spec"]["template"]
+    }
+
+    /// A role's configuration as one of its pods reads it.
+    fn config<C: service::Config>(&self, role: &str) -> C {
+        let container = &self.pod(role)["spec"]["containers"][0];
+        let arguments: Vec<&str> =
+            container["args"].as_array().unwrap().iter().map(|argument| argument.as_str().unwrap()).collect();
+        assert_eq!(container["command"][0], format!("sluice-{role}"));
+        assert_eq!(arguments[..2], ["--config", &format!("/etc/sluice/{role}.toml")]);
+        let settings = arguments[2..].chunks(2).map(|pair| {
+            assert_eq!(pair[0], "--set");
+            let value = pair[1].replace("$(POD_NAME)", &format!("ring-1-{role}-7f9c6d5b4-x2x4z"));
+            let value = value.replace("$(POD_IP)", "10.1.2.3").replace("$(RANK)", "1");
+            assert!(!value.contains('$'), "{value} refers to a variable that no pod has");
+            value
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("role.toml");
+        let data = &self.get("ConfigMap", "ring-1-config")["data"];
+        fs::write(&file, data[format!("{role}.toml")].as_str().unwrap()).unwrap();
+        load(&file, &settings.collect::<Vec<_>>())
+    }
+}
+
+const ROLES: [&str; 4] = ["coordinator", "reward-server", "learner", "actor"];
+
+#[test]
+fn every_role_accepts_its_configuration() {
+    let workplace = Workplace::new(RECIPE);
+    let objects = Objects::render(&workplace, &["--resources", "learner=6,8Gi"]);
+
+    let coordinator: coordinator::Config = objects.config("coordinator");
+    assert_eq!(coordinator.run, "Ring_1");
+    assert_eq!((coordinator.seed, coordinator.batches), (3, 5));
+    assert!(coordinator.send_filtered, "the critic trains on what the filter leaves out");
+    assert_eq!(coordinator.listen.to_string(), "0.0.0.0:7700");
+    assert!(coordinator.journal.starts_with("/journal"));
+
+    let reward_server: reward_server::Config = objects.config("reward-server");
+    assert_eq!(reward_server.member, "ring-1-reward-server-7f9c6d5b4-x2x4z");
+    assert_eq!(reward_server.coordinator.as_deref(), Some("ring-1-coordinator:7700"));
+    assert_eq!(reward_server.advertise.as_deref(), Some("10.1.2.3:7710"));
+    assert_eq!(reward_server.listen.port(), 7710);
+    assert!(reward_server.deterministic, "a deterministic run's rewards are");
+    let text = objects.get("ConfigMap", "ring-1-config")["data"]["reward-server.toml"].as_str().unwrap();
+    assert!(!text.contains("workers"), "the number of workers is for the node to say: {text}");
+
+    let learner: learner::Config = objects.config("learner");
+    assert_eq!((learner.rank, learner.world_size, learner.threads), (1, 2, 6));
+    assert_eq!(learner.advertise, "10.1.2.3");
+    assert_eq!(learner.rendezvous, "ring-1-learner-0:7730");
+    assert_eq!(learner.checkpoints.to_str(), Some("runs/Ring_1/ring/checkpoints"));
+    assert_eq!(learner.ppo.seed, 3);
+
+    let actor: actor::Config = objects.config("actor");
+    assert_eq!(actor.coordinator, "ring-1-coordinator:7700");
+    assert_eq!(actor.engine.threads, 4);
+    for service in [&coordinator.service, &reward_server.service, &learner.service, &actor.service] {
+        assert_eq!(service.listen_metrics.to_string(), "0.0.0.0:9464");
+    }
+}
+
+#[test]
+fn the_tiny_coder_example_can_be_rendered() {
+    let example = include_str!("../../../../examples/tiny-coder/recipe.toml");
+    let workplace = Workplace::new(example);
+    workplace.render("k8s", OPTIONS);
+    workplace.render("slurm", &[]);
+}
+
+#[test]
+fn all_objects_are_there_and_named_for_each_other() {
+    let workplace = Workplace::new(RECIPE);
+    let objects = Objects::render(&workplace, &[]);
+    let mut kinds = BTreeMap::new();
+    for ((kind, _), object) in &objects.0 {
+        *kinds.entry(kind.as_str()).or_insert(0) += 1;
+        assert_eq!(object["metadata"]["namespace"], "rl");
+        assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/instance"], "ring-1");
+    }
+    let expected = [
+        ("ConfigMap", 1),
+        ("Deployment", 2),
+        ("NetworkPolicy", 2),
+        ("PodDisruptionBudget", 3),
+        ("Service", 2),
+        ("StatefulSet", 2),
+    ];
+    assert_eq!(kinds, expected.into());
+    for (role, replicas) in ROLES.into_iter().zip([1, 2, 2, 3]) {
+        let workload = objects.workload(role);
+        assert_eq!(workload["spec"]["replicas"], replicas);
+        let labels = &objects.pod(role)["metadata"]["labels"];
+        assert_eq!(&workload["spec"]["selector"]["matchLabels"], labels);
+    }
+    // Rank 0's service is called like its pod, and selects it.
+    let service = objects.get("Service", "ring-1-learner-0");
+    let learner = objects.workload("learner");
+    assert_eq!(service["spec"]["selector"]["statefulset.kubernetes.io/pod-name"], "ring-1-learner-0");
+    assert_eq!(service["spec"]["clusterIP"], "None");
+    assert_eq!(service["spec"]["publishNotReadyAddresses"], true);
+    assert_eq!(learner["spec"]["serviceName"], "ring-1-learner-0");
+    assert_eq!(learner["spec"]["podManagementPolicy"], "Parallel");
+    let claim = &objects.workload("coordinator")["spec"]["volumeClaimTemplates"][0];
+    assert_eq!(claim["metadata"]["name"], "journal");
+    // Every port that a service leads to has its name in the container.
+    for (service, role) in [("ring-1-learner-0", "learner"), ("ring-1-coordinator", "coordinator")] {
+        let ports = objects.pod(role)["spec"]["containers"][0]["ports"].as_array().unwrap();
+        for port in objects.get("Service", service)["spec"]["ports"].as_array().unwrap() {
+            let named = ports.iter().find(|named| named["name"] == port["targetPort"]);
+            assert_eq!(named.unwrap()["containerPort"], port["port"]);
+        }
+    }
+}
+
+#[test]
+fn pods_are_restricted_and_have_time_to_drain() {
+    let workplace = Workplace::new(&format!("{RECIPE}\n[learner.service]\ngrace_period = '5m'\n"));
+    let objects = Objects::render(&workplace, &["--drain-seconds", "60"]);
+    for role in ROLES {
+        let spec = &objects.pod(role)["spec"];
+        assert_eq!(spec["automountServiceAccountToken"], false);
+        assert_eq!(
+            spec["enableServiceLinks"], false,
+            "services would set variables that configure processes"
+        );
+        assert_eq!(spec["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        let seconds = if role == "learner" { 315 } else { 75 };
+        assert_eq!(spec["terminationGracePeriodSeconds"], seconds);
+        let container = &spec["containers"][0];
+        assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
+        assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+        assert_eq!(container["securityContext"]["capabilities"]["drop"][0], "ALL");
+        assert_eq!(container["resources"]["requests"], container["resources"]["limits"]);
+        assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/health");
+        assert_eq!(container["workingDir"], "/data");
+        let names = |list: &Value| -> Vec<String> {
+            list.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
+        };
+        let mut volumes = names(&spec["volumes"]);
+        if role == "coordinator" {
+            volumes.push("journal".to_owned());
+        }
+        let (mut volumes, mut mounts) = (volumes, names(&container["volumeMounts"]));
+        volumes.sort();
+        mounts.sort();
+        assert_eq!(volumes, mounts, "{role}");
+    }
+}
+
+#[test]
+fn gpus_and_memory_are_asked_for() {
+    let workplace = Workplace::new(RECIPE);
+    let options = [
+        &["--set", "learner.device=cuda", "--gpus-per-learner-rank", "1"][..],
+        &["--set", "reward_server.models.device=cuda", "--gpus-per-reward-server", "1"],
+        &["--resources", "3,1500Mi", "--resources", "learner=12,96Gi"],
+    ];
+    let objects = Objects::render(&workplace, &options.concat());
+    let limits = |role: &str| objects.pod(role)["spec"]["containers"][0]["resources"]["limits"].clone();
+    assert_eq!(limits("learner"), serde_json::json!({ "cpu": "12", "memory": "96Gi", "nvidia.com/gpu": 1 }));
+    assert_eq!(limits("reward-server")["nvidia.com/gpu"], 1);
+    assert_eq!(limits("actor"), serde_json::json!({ "cpu": "3", "memory": "1500Mi" }));
+}
+
+#[test]
+fn pods_change_with_their_own_configuration_only() {
+    let workplace = Workplace::new(RECIPE);
+    let hash = |options: &[&str], role: &str| {
+        let objects = Objects::render(&workplace, options);
+        objects.pod(role)["metadata"]["annotations"]["sluice/config"].clone()
+    };
+    let change = ["--set", "learner.checkpoint_every=3"];
+    assert_ne!(hash(&[], "learner"), hash(&change, "learner"));
+    assert_eq!(hash(&[], "actor"), hash(&change, "actor"));
+}
+
+#[test]
+fn who_grades_code_reaches_nobody_else() {
+    let workplace = Workplace::new(RECIPE);
+    let objects = Objects::render(&workplace, &[]);
+    let policy = objects.get("NetworkPolicy", "ring-1-reward-server");
+    assert_eq!(policy["spec"]["policyTypes"][0], "Egress");
+    let remote = "[[reward_server.scorers]]\nkind = 'http'\nurl = 'http://scores.example/get_reward'\n";
+    let recipe = RECIPE.replace("[reward_server.sandbox]", &format!("{remote}[reward_server.sandbox]"));
+    let workplace = Workplace::new(&recipe);
+    let objects = Objects::render(&workplace, &[]);
+    assert!(!objects.0.contains_key(&("NetworkPolicy".to_owned(), "ring-1-reward-server".to_owned())));
+}

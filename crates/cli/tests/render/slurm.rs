@@ -1,0 +1,277 @@
+//! Batch scripts for Slurm. Slurm itself is played by two small scripts: an `srun` that starts its tasks here, and an
+//! `scontrol` that notes what it is asked; the roles are played by scripts too.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
+use super::{RECIPE, Workplace, load};
+
+const SRUN: &str = r#"#!/bin/bash
+tasks=1 output=/dev/null together=''
+while [[ $1 == --* ]]; do
+    case $1 in
+    --ntasks=*) tasks=${1#*=} ;;
+    --output=*) output=${1#*=} ;;
+    --kill-on-bad-exit=1) together=1 ;;
+    esac
+    shift
+done
+for ((task = 0; task < tasks; task++)); do
+    SLURM_PROCID=$task setsid "$@" >>"${output/\%t/$task}" 2>&1 &
+    started+=($!)
+done
+worst=0
+for ((left = tasks; left > 0; left--)); do
+    wait -n
+    status=$?
+    ((status > worst)) && worst=$status
+    if [ -n "$together" ] && [ "$status" -ne 0 ]; then
+        for task in "${started[@]}"; do kill -KILL -- "-$task" || kill -KILL "$task"; done 2>/dev/null
+    fi
+done
+exit "$worst"
+"#;
+
+const SCONTROL: &str = "#!/bin/bash\necho \"scontrol $*\" >>record\n";
+
+/// Notes its start, writes its address file, and leaves when everybody is told to, or as a file of its name says.
+const ROLE: &str = r#"#!/bin/bash
+role=${0##*/}
+echo "$role $*" >>record
+echo $$ >"$role.id"
+for word; do
+    case $word in service.address_file=*) address_file=${word#*=} ;; esac
+done
+if [ -e "$role.ends" ]; then
+    read -r status <"$role.ends"
+    rm "$role.ends"
+    exit "$status"
+fi
+trap 'echo "$role told" >>record; touch leave' TERM
+echo '{"metrics": "0.0.0.0:9464", "grpc": "0.0.0.0:7700", "rendezvous": "10.0.0.1:7730"}' >"$address_file.new"
+mv "$address_file.new" "$address_file"
+until [ -e leave ] || ! [ -e record ]; do sleep 0.02; done
+"#;
+
+/// A ring job that runs here.
+struct Job {
+    workplace: Workplace,
+    script: Child,
+}
+
+impl Job {
+    /// Renders and starts a ring of 2 reward servers, 2 ranks and 3 actors, after `prepare`.
+    fn start(prepare: impl Fn(&Workplace)) -> Self {
+        let workplace = Workplace::new(RECIPE);
+        workplace.render("slurm", &["--binaries", "bin"]);
+        fs::create_dir(workplace.path("bin")).unwrap();
+        let roles = ["coordinator", "reward-server", "learner", "actor"].map(|role| format!("sluice-{role}"));
+        let programs = roles.iter().map(|role| (role.as_str(), ROLE));
+        for (name, text) in programs.chain([("srun", SRUN), ("scontrol", SCONTROL)]) {
+            let path = workplace.path("bin").join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::write(workplace.path("record"), "").unwrap();
+        prepare(&workplace);
+        let script = Command::new("bash")
+            .arg("out/ring.sbatch")
+            .current_dir(workplace.0.path())
+            .env("SLURM_SUBMIT_DIR", workplace.0.path())
+            .env("SLURM_JOB_ID", "77")
+            .env("SLUICE_LEARNER__CHECKPOINT_EVERY", "of the submitting shell")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Self { workplace, script }
+    }
+
+    fn id(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.script.id()).unwrap())
+    }
+
+    /// What the programs noted, once so many lines of it contain a text.
+    fn record_with(&self, count: usize, text: &str) -> Vec<String> {
+        for _ in 0..1500 {
+            let record: Vec<String> = self.workplace.read("record").lines().map(str::to_owned).collect();
+            let found: Vec<String> = record.into_iter().filter(|line| line.contains(text)).collect();
+            if found.len() >= count {
+                return found;
+            }
+            sleep(Duration::from_millis(20));
+        }
+        panic!("the record never held {count} lines with {text:?}:\n{}", self.workplace.read("record"));
+    }
+
+    fn everybody_runs(&self) {
+        self.record_with(2, "sluice-reward-server --config");
+        self.record_with(2, "sluice-learner --config");
+        self.record_with(3, "sluice-actor --config");
+    }
+
+    /// The exit code and what the script said and the programs noted.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut said = String::new();
+        std::io::Read::read_to_string(self.script.stdout.as_mut().unwrap(), &mut said).unwrap();
+        let code = self.script.wait().unwrap().code();
+        (code, said + &self.workplace.read("record"))
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let _ = killpg(self.id(), Signal::SIGKILL);
+    }
+}
+
+#[test]
+fn every_role_accepts_its_configuration() {
+    let workplace = Workplace::new(RECIPE);
+    workplace.render("slurm", &[]);
+    let file = |role: &str| workplace.path(&format!("out/config/{role}.toml"));
+    let told = |settings: &[&str]| settings.iter().map(|setting| (*setting).to_owned()).collect::<Vec<_>>();
+    let coordinator: coordinator::Config = load(&file("coordinator"), &[]);
+    assert_eq!(coordinator.journal.to_str(), Some("runs/Ring_1/ring/journal"));
+    assert!(coordinator.send_filtered);
+    let address = ["coordinator=node1:7700", "listen=10.0.0.1:0", "member=reward-server-1"];
+    let reward_server: reward_server::Config = load(&file("reward-server"), &told(&address));
+    assert!(reward_server.deterministic);
+    let address = ["coordinator=node1:7700", "listen=10.0.0.1:0", "rank=1", "rendezvous=10.0.0.1:7730"];
+    let learner: learner::Config = load(&file("learner"), &told(&address));
+    assert_eq!((learner.rank, learner.world_size), (1, 2));
+    let _: actor::Config = load(&file("actor"), &told(&["coordinator=node1:7700", "member=actor-77-0"]));
+}
+
+#[test]
+fn the_scripts_are_sound_and_ask_for_what_was_asked() {
+    let workplace = Workplace::new(RECIPE);
+    let options = [
+        &["--partition", "cpu", "--partition", "learner=gpu", "--account", "lab", "--time", "1-00:00:00"][..],
+        &["--sbatch", "--qos=high", "--sbatch=learner=--constraint=h100", "--resources", "learner=6,32Gi"],
+        &["--set", "learner.device=cuda", "--gpus-per-learner-rank", "1", "--drain-seconds", "90"],
+        &["--binaries", "/opt/sluice/bin"],
+    ];
+    workplace.render("slurm", &options.concat());
+    for name in ["ring.sbatch", "actors.sbatch", "member.sh"] {
+        let path = workplace.path("out").join(name);
+        let checked = Command::new("bash").arg("-n").arg(&path).output().unwrap();
+        assert!(checked.status.success(), "{name}: {}", String::from_utf8_lossy(&checked.stderr));
+        assert_ne!(fs::metadata(&path).unwrap().permissions().mode() & 0o111, 0, "{name} can be run");
+        assert!(workplace.read(&format!("out/{name}")).starts_with("#!/bin/bash\n"));
+    }
+    let script = workplace.read("out/ring.sbatch");
+    // What sbatch reads ends at the first line that is no comment.
+    let options = script.lines().take_while(|line| line.starts_with('#'));
+    let options: Vec<&str> = options.filter_map(|line| line.strip_prefix("#SBATCH ")).collect();
+    let parts: Vec<&[&str]> = options.split(|option| *option == "hetjob").collect();
+    let [reward_servers, learner, actors] = parts[..] else { panic!("three parts: {options:?}") };
+    for (part, wanted) in [
+        (reward_servers, &["--partition=cpu", "--ntasks=2", "--signal=B:TERM@120", "--requeue"][..]),
+        (learner, &["--partition=gpu", "--ntasks=2", "--cpus-per-task=6", "--mem-per-cpu=5462M"]),
+        (learner, &["--gpus-per-task=1", "--constraint=h100", "--qos=high", "--account=lab"]),
+        (actors, &["--partition=cpu", "--ntasks=3", "--no-kill", "--time=1-00:00:00", "--qos=high"]),
+    ] {
+        for option in wanted {
+            assert!(part.contains(option), "{option} in {part:?}");
+        }
+    }
+    assert!(!actors.contains(&"--constraint=h100"));
+    assert!(script.contains("export PATH=/opt/sluice/bin:$PATH"));
+}
+
+#[test]
+fn a_ring_runs_to_its_end() {
+    let job = Job::start(|_| ());
+    job.everybody_runs();
+    let coordinator = job.workplace.read("runs/Ring_1/ring/coordinator");
+    assert!(coordinator.trim_end().ends_with(":7700"), "{coordinator}");
+    for line in job.record_with(7, &format!("--set coordinator={}", coordinator.trim_end())) {
+        let role = line.split(' ').next().unwrap();
+        let file = format!("--config out/config/{}.toml", role.trim_start_matches("sluice-"));
+        assert!(line.contains(&file), "{line}");
+    }
+    job.record_with(1, "--set rank=1 ").iter().for_each(|line| {
+        assert!(line.ends_with("--set rendezvous=10.0.0.1:7730"), "rank 1 meets rank 0: {line}");
+    });
+    job.record_with(1, "--set member=reward-server-1 ");
+    job.record_with(1, "--set member=actor-77-2 ");
+    fs::write(job.workplace.path("leave"), "").unwrap();
+    let (code, said) = job.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("requeue"), "{said}");
+}
+
+#[test]
+fn a_signal_drains_the_ring_and_queues_it_again() {
+    let job = Job::start(|_| ());
+    job.everybody_runs();
+    kill(job.id(), Signal::SIGTERM).unwrap();
+    let (code, said) = job.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches("told").count(), 1, "the coordinator alone is told, and once: {said}");
+    assert!(said.contains("sluice-coordinator told") && said.contains("scontrol requeue 77"), "{said}");
+}
+
+#[test]
+fn another_signal_drains_it_for_good() {
+    let job = Job::start(|_| ());
+    job.everybody_runs();
+    kill(job.id(), Signal::SIGUSR1).unwrap();
+    let (code, said) = job.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("sluice-coordinator told") && !said.contains("scontrol"), "{said}");
+}
+
+#[test]
+fn what_dies_is_started_again_and_found_where_it_was() {
+    let job = Job::start(|workplace| {
+        fs::write(workplace.path("sluice-actor.ends"), "1").unwrap();
+        fs::write(workplace.path("sluice-learner.ends"), "1").unwrap();
+    });
+    job.record_with(4, "sluice-actor --config");
+    job.record_with(3, "sluice-learner --config");
+    fs::write(job.workplace.path("leave"), "").unwrap();
+    let (code, said) = job.end();
+    assert_eq!(code, Some(0), "{said}");
+
+    let job = Job::start(|_| ());
+    job.everybody_runs();
+    let id = job.workplace.read("sluice-coordinator.id").trim_end().parse().unwrap();
+    kill(Pid::from_raw(id), Signal::SIGKILL).unwrap();
+    let starts = job.record_with(2, "sluice-coordinator --config");
+    assert!(starts[0].contains("--set listen=0.0.0.0:0 "), "{starts:?}");
+    assert!(starts[1].contains("--set listen=0.0.0.0:7700 "), "{starts:?}");
+    fs::write(job.workplace.path("leave"), "").unwrap();
+    assert_eq!(job.end().0, Some(0));
+}
+
+#[test]
+fn bad_input_ends_the_ring() {
+    let job = Job::start(|workplace| fs::write(workplace.path("sluice-coordinator.ends"), "2").unwrap());
+    let (code, said) = job.end();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(!said.contains("sluice-actor"), "{said}");
+
+    let job = Job::start(|workplace| fs::write(workplace.path("sluice-learner.ends"), "2").unwrap());
+    let (code, said) = job.end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("ranks gave up") && !said.contains("scontrol"), "{said}");
+}
+
+#[test]
+fn a_complete_run_is_not_started_again() {
+    let checkpoint = "runs/Ring_1/ring/checkpoints/step-00000005";
+    let job = Job::start(|workplace| fs::create_dir_all(workplace.path(checkpoint)).unwrap());
+    let (code, said) = job.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("the run is complete") && !said.contains("sluice-coordinator"), "{said}");
+}
