@@ -49,10 +49,8 @@ impl Described {
     fn has(&self, name: &str) -> bool {
         let series_of =
             |suffix: &str| name.strip_suffix(suffix).is_some_and(|of| self.histograms.contains(of));
-        match self.histograms.contains(name) {
-            true => false,
-            false => self.all.contains(name) || ["_bucket", "_sum", "_count"].into_iter().any(series_of),
-        }
+        let plain = self.all.contains(name) && !self.histograms.contains(name);
+        plain || ["_bucket", "_sum", "_count"].into_iter().any(series_of)
     }
 }
 

@@ -123,7 +123,8 @@ pub(crate) struct RingOptions {
     /// Folder that the files are written to; files of an earlier rendering are replaced.
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
-    /// CPUs and memory of a process; may be given several times.
+    /// CPUs and memory of a process, such as 8,32Gi; may be given several times. A ROLE is coordinator, reward-server,
+    /// learner or actor.
     #[arg(long, value_name = "[ROLE=]CPUS,MEMORY")]
     pub(crate) resources: Vec<ForRole<Resources>>,
     /// GPUs of an actor: 1 where actor.engine.device is cuda.

@@ -149,11 +149,10 @@ fn fill_in(name: &str, template: &str, values: &minijinja::Value) -> anyhow::Res
 
 /// A text that can stand in a script and in an option of sbatch as it is.
 fn plain<'a>(what: &str, text: &'a str) -> anyhow::Result<&'a str> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,~".contains(c);
+    let legal = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c);
     if !text.is_empty() && text.chars().all(legal) {
         return Ok(text);
     }
-    let problem =
-        format!("{what} is {text:?}; a batch script takes only letters, digits and ./_-+:@,~ there");
+    let problem = format!("{what} is {text:?}; a batch script takes only letters, digits and ./_-+:@, there");
     Err(BadInput(problem).into())
 }

@@ -6,7 +6,7 @@ use std::fs;
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::{RECIPE, Workplace, load};
+use super::{Project, RECIPE, load};
 
 const OPTIONS: &[&str] = &["--image", "sluice:1", "--volume-claim", "shared", "--namespace", "rl"];
 
@@ -14,10 +14,10 @@ const OPTIONS: &[&str] = &["--image", "sluice:1", "--volume-claim", "shared", "-
 struct Objects(BTreeMap<(String, String), Value>);
 
 impl Objects {
-    fn render(workplace: &Workplace, options: &[&str]) -> Self {
-        workplace.render("k8s", &[OPTIONS, options].concat());
+    fn render(project: &Project, options: &[&str]) -> Self {
+        project.render("k8s", &[OPTIONS, options].concat());
         let mut objects = BTreeMap::new();
-        for entry in fs::read_dir(workplace.path("out")).unwrap() {
+        for entry in fs::read_dir(project.path("out")).unwrap() {
             let path = entry.unwrap().path();
             let text = fs::read_to_string(&path).unwrap();
             for document in yaml_serde::Deserializer::from_str(&text) {
@@ -69,8 +69,8 @@ const ROLES: [&str; 4] = ["coordinator", "reward-server", "learner", "actor"];
 
 #[test]
 fn every_role_accepts_its_configuration() {
-    let workplace = Workplace::new(RECIPE);
-    let objects = Objects::render(&workplace, &["--resources", "learner=6,8Gi"]);
+    let project = Project::new(RECIPE);
+    let objects = Objects::render(&project, &["--resources", "learner=6,8Gi"]);
 
     let coordinator: coordinator::Config = objects.config("coordinator");
     assert_eq!(coordinator.run, "Ring_1");
@@ -106,15 +106,15 @@ fn every_role_accepts_its_configuration() {
 #[test]
 fn the_tiny_coder_example_can_be_rendered() {
     let example = include_str!("../../../../examples/tiny-coder/recipe.toml");
-    let workplace = Workplace::new(example);
-    workplace.render("k8s", OPTIONS);
-    workplace.render("slurm", &[]);
+    let project = Project::new(example);
+    project.render("k8s", OPTIONS);
+    project.render("slurm", &[]);
 }
 
 #[test]
 fn all_objects_are_there_and_named_for_each_other() {
-    let workplace = Workplace::new(RECIPE);
-    let objects = Objects::render(&workplace, &[]);
+    let project = Project::new(RECIPE);
+    let objects = Objects::render(&project, &[]);
     let mut kinds = BTreeMap::new();
     for ((kind, _), object) in &objects.0 {
         *kinds.entry(kind.as_str()).or_insert(0) += 1;
@@ -158,8 +158,8 @@ fn all_objects_are_there_and_named_for_each_other() {
 
 #[test]
 fn pods_are_restricted_and_have_time_to_drain() {
-    let workplace = Workplace::new(&format!("{RECIPE}\n[learner.service]\ngrace_period = '5m'\n"));
-    let objects = Objects::render(&workplace, &["--drain-seconds", "60"]);
+    let project = Project::new(&format!("{RECIPE}\n[learner.service]\ngrace_period = '5m'\n"));
+    let objects = Objects::render(&project, &["--drain-seconds", "60"]);
     for role in ROLES {
         let spec = &objects.pod(role)["spec"];
         assert_eq!(spec["automountServiceAccountToken"], false);
@@ -194,13 +194,13 @@ fn pods_are_restricted_and_have_time_to_drain() {
 
 #[test]
 fn gpus_and_memory_are_asked_for() {
-    let workplace = Workplace::new(RECIPE);
+    let project = Project::new(RECIPE);
     let options = [
         &["--set", "learner.device=cuda", "--gpus-per-learner-rank", "1"][..],
         &["--set", "reward_server.models.device=cuda", "--gpus-per-reward-server", "1"],
         &["--resources", "3,1500Mi", "--resources", "learner=12,96Gi"],
     ];
-    let objects = Objects::render(&workplace, &options.concat());
+    let objects = Objects::render(&project, &options.concat());
     let limits = |role: &str| objects.pod(role)["spec"]["containers"][0]["resources"]["limits"].clone();
     assert_eq!(limits("learner"), serde_json::json!({ "cpu": "12", "memory": "96Gi", "nvidia.com/gpu": 1 }));
     assert_eq!(limits("reward-server")["nvidia.com/gpu"], 1);
@@ -209,9 +209,9 @@ fn gpus_and_memory_are_asked_for() {
 
 #[test]
 fn pods_change_with_their_own_configuration_only() {
-    let workplace = Workplace::new(RECIPE);
+    let project = Project::new(RECIPE);
     let hash = |options: &[&str], role: &str| {
-        let objects = Objects::render(&workplace, options);
+        let objects = Objects::render(&project, options);
         objects.pod(role)["metadata"]["annotations"]["sluice/config"].clone()
     };
     let change = ["--set", "learner.checkpoint_every=3"];
@@ -221,13 +221,13 @@ fn pods_change_with_their_own_configuration_only() {
 
 #[test]
 fn who_grades_code_reaches_nobody_else() {
-    let workplace = Workplace::new(RECIPE);
-    let objects = Objects::render(&workplace, &[]);
+    let project = Project::new(RECIPE);
+    let objects = Objects::render(&project, &[]);
     let policy = objects.get("NetworkPolicy", "ring-1-reward-server");
     assert_eq!(policy["spec"]["policyTypes"][0], "Egress");
     let remote = "[[reward_server.scorers]]\nkind = 'http'\nurl = 'http://scores.example/get_reward'\n";
     let recipe = RECIPE.replace("[reward_server.sandbox]", &format!("{remote}[reward_server.sandbox]"));
-    let workplace = Workplace::new(&recipe);
-    let objects = Objects::render(&workplace, &[]);
+    let project = Project::new(&recipe);
+    let objects = Objects::render(&project, &[]);
     assert!(!objects.0.contains_key(&("NetworkPolicy".to_owned(), "ring-1-reward-server".to_owned())));
 }

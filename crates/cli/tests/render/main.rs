@@ -48,9 +48,9 @@ critic_on = "all"
 "#;
 
 /// A folder with a recipe, and the command called in it.
-struct Workplace(tempfile::TempDir);
+struct Project(tempfile::TempDir);
 
-impl Workplace {
+impl Project {
     fn new(recipe: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("recipe.toml"), recipe).unwrap();

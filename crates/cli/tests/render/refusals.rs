@@ -1,21 +1,21 @@
 //! Input that cannot be rendered: exit code 2, the place, and what to do.
 
-use super::{RECIPE, Workplace};
+use super::{Project, RECIPE};
 
 const KUBERNETES: &[&str] = &["--image", "sluice:1", "--volume-claim", "shared"];
 
 /// Renders for both targets, which both have to refuse with all of these words.
 fn refused(recipe: &str, options: &[&str], words: &[&str]) {
-    let workplace = Workplace::new(recipe);
+    let project = Project::new(recipe);
     for (target, needed) in [("k8s", KUBERNETES), ("slurm", &[])] {
         let arguments = [&["render", target, "recipe.toml", "--output", "out"][..], needed, options].concat();
-        let output = workplace.sluice(&arguments).output().unwrap();
+        let output = project.sluice(&arguments).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{target}: {said}");
         for word in words {
             assert!(said.contains(word), "{target}: {said:?} should say {word:?}");
         }
-        assert!(!workplace.path("out").exists(), "{target} wrote something");
+        assert!(!project.path("out").exists(), "{target} wrote something");
     }
 }
 
@@ -71,10 +71,10 @@ fn devices_and_gpus_have_to_fit() {
 #[test]
 fn options_are_checked() {
     refused(RECIPE, &["--resources", "learner=lots"], &["8,32Gi"]);
-    let workplace = Workplace::new(RECIPE);
+    let project = Project::new(RECIPE);
     let refused = |arguments: &[&str], word: &str| {
         let arguments = [&["render"][..], arguments, &["recipe.toml", "--output", "out"]].concat();
-        let output = workplace.sluice(&arguments).output().unwrap();
+        let output = project.sluice(&arguments).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains(word), "{said:?} should say {word:?}");
@@ -90,17 +90,17 @@ fn options_are_checked() {
 
 #[test]
 fn the_environment_is_not_rendered() {
-    let workplace = Workplace::new(RECIPE);
+    let project = Project::new(RECIPE);
     let arguments =
         ["render", "slurm", "recipe.toml", "--output", "out", "--set", "coordinator.group_size=7"];
-    let output = workplace.sluice(&arguments).env("SLUICE_COORDINATOR__BATCHES", "99").output().unwrap();
+    let output = project.sluice(&arguments).env("SLUICE_COORDINATOR__BATCHES", "99").output().unwrap();
     assert!(output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("variables of the environment"), "{said}");
-    let config = workplace.read("out/config/coordinator.toml");
+    let config = project.read("out/config/coordinator.toml");
     assert!(config.contains("batches = 5\n") && config.contains("group_size = 7\n"), "{config}");
 
-    let quiet = String::from_utf8(workplace.render("slurm", &[]).stderr).unwrap();
+    let quiet = String::from_utf8(project.render("slurm", &[]).stderr).unwrap();
     assert_eq!(quiet, "");
 }
 
@@ -118,7 +118,7 @@ name = 'ring'
 [stages.ring]
 output = '{output}/policy'
 ";
-    let workplace = Workplace::new(&format!("{RECIPE}\n{stages}"));
-    let said = String::from_utf8(workplace.render("slurm", &[]).stderr).unwrap();
+    let project = Project::new(&format!("{RECIPE}\n{stages}"));
+    let said = String::from_utf8(project.render("slurm", &[]).stderr).unwrap();
     assert!(said.contains("only the ring is rendered; the other stages (vocabulary)"), "{said}");
 }

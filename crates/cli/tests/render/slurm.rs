@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use super::{RECIPE, Workplace, load};
+use super::{Project, RECIPE, load};
 
 const SRUN: &str = r#"#!/bin/bash
 tasks=1 output=/dev/null together=''
@@ -62,29 +62,29 @@ until [ -e leave ] || ! [ -e record ]; do sleep 0.02; done
 
 /// A ring job that runs here.
 struct Job {
-    workplace: Workplace,
+    project: Project,
     script: Child,
 }
 
 impl Job {
     /// Renders and starts a ring of 2 reward servers, 2 ranks and 3 actors, after `prepare`.
-    fn start(prepare: impl Fn(&Workplace)) -> Self {
-        let workplace = Workplace::new(RECIPE);
-        workplace.render("slurm", &["--binaries", "bin"]);
-        fs::create_dir(workplace.path("bin")).unwrap();
+    fn start(prepare: impl Fn(&Project)) -> Self {
+        let project = Project::new(RECIPE);
+        project.render("slurm", &["--binaries", "bin"]);
+        fs::create_dir(project.path("bin")).unwrap();
         let roles = ["coordinator", "reward-server", "learner", "actor"].map(|role| format!("sluice-{role}"));
         let programs = roles.iter().map(|role| (role.as_str(), ROLE));
         for (name, text) in programs.chain([("srun", SRUN), ("scontrol", SCONTROL)]) {
-            let path = workplace.path("bin").join(name);
+            let path = project.path("bin").join(name);
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        fs::write(workplace.path("record"), "").unwrap();
-        prepare(&workplace);
+        fs::write(project.path("record"), "").unwrap();
+        prepare(&project);
         let script = Command::new("bash")
             .arg("out/ring.sbatch")
-            .current_dir(workplace.0.path())
-            .env("SLURM_SUBMIT_DIR", workplace.0.path())
+            .current_dir(project.0.path())
+            .env("SLURM_SUBMIT_DIR", project.0.path())
             .env("SLURM_JOB_ID", "77")
             .env("SLUICE_LEARNER__CHECKPOINT_EVERY", "of the submitting shell")
             .stdout(Stdio::piped())
@@ -92,7 +92,7 @@ impl Job {
             .process_group(0)
             .spawn()
             .unwrap();
-        Self { workplace, script }
+        Self { project, script }
     }
 
     fn id(&self) -> Pid {
@@ -102,14 +102,14 @@ impl Job {
     /// What the programs noted, once so many lines of it contain a text.
     fn record_with(&self, count: usize, text: &str) -> Vec<String> {
         for _ in 0..1500 {
-            let record: Vec<String> = self.workplace.read("record").lines().map(str::to_owned).collect();
+            let record: Vec<String> = self.project.read("record").lines().map(str::to_owned).collect();
             let found: Vec<String> = record.into_iter().filter(|line| line.contains(text)).collect();
             if found.len() >= count {
                 return found;
             }
             sleep(Duration::from_millis(20));
         }
-        panic!("the record never held {count} lines with {text:?}:\n{}", self.workplace.read("record"));
+        panic!("the record never held {count} lines with {text:?}:\n{}", self.project.read("record"));
     }
 
     fn everybody_runs(&self) {
@@ -123,7 +123,7 @@ impl Job {
         let mut said = String::new();
         std::io::Read::read_to_string(self.script.stdout.as_mut().unwrap(), &mut said).unwrap();
         let code = self.script.wait().unwrap().code();
-        (code, said + &self.workplace.read("record"))
+        (code, said + &self.project.read("record"))
     }
 }
 
@@ -135,9 +135,9 @@ impl Drop for Job {
 
 #[test]
 fn every_role_accepts_its_configuration() {
-    let workplace = Workplace::new(RECIPE);
-    workplace.render("slurm", &[]);
-    let file = |role: &str| workplace.path(&format!("out/config/{role}.toml"));
+    let project = Project::new(RECIPE);
+    project.render("slurm", &[]);
+    let file = |role: &str| project.path(&format!("out/config/{role}.toml"));
     let told = |settings: &[&str]| settings.iter().map(|setting| (*setting).to_owned()).collect::<Vec<_>>();
     let coordinator: coordinator::Config = load(&file("coordinator"), &[]);
     assert_eq!(coordinator.journal.to_str(), Some("runs/Ring_1/ring/journal"));
@@ -153,22 +153,22 @@ fn every_role_accepts_its_configuration() {
 
 #[test]
 fn the_scripts_are_sound_and_ask_for_what_was_asked() {
-    let workplace = Workplace::new(RECIPE);
+    let project = Project::new(RECIPE);
     let options = [
         &["--partition", "cpu", "--partition", "learner=gpu", "--account", "lab", "--time", "1-00:00:00"][..],
         &["--sbatch", "--qos=high", "--sbatch=learner=--constraint=h100", "--resources", "learner=6,32Gi"],
         &["--set", "learner.device=cuda", "--gpus-per-learner-rank", "1", "--drain-seconds", "90"],
         &["--binaries", "/opt/sluice/bin"],
     ];
-    workplace.render("slurm", &options.concat());
+    project.render("slurm", &options.concat());
     for name in ["ring.sbatch", "actors.sbatch", "member.sh"] {
-        let path = workplace.path("out").join(name);
+        let path = project.path("out").join(name);
         let checked = Command::new("bash").arg("-n").arg(&path).output().unwrap();
         assert!(checked.status.success(), "{name}: {}", String::from_utf8_lossy(&checked.stderr));
         assert_ne!(fs::metadata(&path).unwrap().permissions().mode() & 0o111, 0, "{name} can be run");
-        assert!(workplace.read(&format!("out/{name}")).starts_with("#!/bin/bash\n"));
+        assert!(project.read(&format!("out/{name}")).starts_with("#!/bin/bash\n"));
     }
-    let script = workplace.read("out/ring.sbatch");
+    let script = project.read("out/ring.sbatch");
     // What sbatch reads ends at the first line that is no comment.
     let options = script.lines().take_while(|line| line.starts_with('#'));
     let options: Vec<&str> = options.filter_map(|line| line.strip_prefix("#SBATCH ")).collect();
@@ -192,7 +192,7 @@ fn the_scripts_are_sound_and_ask_for_what_was_asked() {
 fn a_ring_runs_to_its_end() {
     let job = Job::start(|_| ());
     job.everybody_runs();
-    let coordinator = job.workplace.read("runs/Ring_1/ring/coordinator");
+    let coordinator = job.project.read("runs/Ring_1/ring/coordinator");
     assert!(coordinator.trim_end().ends_with(":7700"), "{coordinator}");
     for line in job.record_with(7, &format!("--set coordinator={}", coordinator.trim_end())) {
         let role = line.split(' ').next().unwrap();
@@ -204,7 +204,7 @@ fn a_ring_runs_to_its_end() {
     });
     job.record_with(1, "--set member=reward-server-1 ");
     job.record_with(1, "--set member=actor-77-2 ");
-    fs::write(job.workplace.path("leave"), "").unwrap();
+    fs::write(job.project.path("leave"), "").unwrap();
     let (code, said) = job.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(!said.contains("requeue"), "{said}");
@@ -233,35 +233,35 @@ fn another_signal_drains_it_for_good() {
 
 #[test]
 fn what_dies_is_started_again_and_found_where_it_was() {
-    let job = Job::start(|workplace| {
-        fs::write(workplace.path("sluice-actor.ends"), "1").unwrap();
-        fs::write(workplace.path("sluice-learner.ends"), "1").unwrap();
+    let job = Job::start(|project| {
+        fs::write(project.path("sluice-actor.ends"), "1").unwrap();
+        fs::write(project.path("sluice-learner.ends"), "1").unwrap();
     });
     job.record_with(4, "sluice-actor --config");
     job.record_with(3, "sluice-learner --config");
-    fs::write(job.workplace.path("leave"), "").unwrap();
+    fs::write(job.project.path("leave"), "").unwrap();
     let (code, said) = job.end();
     assert_eq!(code, Some(0), "{said}");
 
     let job = Job::start(|_| ());
     job.everybody_runs();
-    let id = job.workplace.read("sluice-coordinator.id").trim_end().parse().unwrap();
+    let id = job.project.read("sluice-coordinator.id").trim_end().parse().unwrap();
     kill(Pid::from_raw(id), Signal::SIGKILL).unwrap();
     let starts = job.record_with(2, "sluice-coordinator --config");
     assert!(starts[0].contains("--set listen=0.0.0.0:0 "), "{starts:?}");
     assert!(starts[1].contains("--set listen=0.0.0.0:7700 "), "{starts:?}");
-    fs::write(job.workplace.path("leave"), "").unwrap();
+    fs::write(job.project.path("leave"), "").unwrap();
     assert_eq!(job.end().0, Some(0));
 }
 
 #[test]
 fn bad_input_ends_the_ring() {
-    let job = Job::start(|workplace| fs::write(workplace.path("sluice-coordinator.ends"), "2").unwrap());
+    let job = Job::start(|project| fs::write(project.path("sluice-coordinator.ends"), "2").unwrap());
     let (code, said) = job.end();
     assert_eq!(code, Some(2), "{said}");
     assert!(!said.contains("sluice-actor"), "{said}");
 
-    let job = Job::start(|workplace| fs::write(workplace.path("sluice-learner.ends"), "2").unwrap());
+    let job = Job::start(|project| fs::write(project.path("sluice-learner.ends"), "2").unwrap());
     let (code, said) = job.end();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("ranks gave up") && !said.contains("scontrol"), "{said}");
@@ -270,7 +270,7 @@ fn bad_input_ends_the_ring() {
 #[test]
 fn a_complete_run_is_not_started_again() {
     let checkpoint = "runs/Ring_1/ring/checkpoints/step-00000005";
-    let job = Job::start(|workplace| fs::create_dir_all(workplace.path(checkpoint)).unwrap());
+    let job = Job::start(|project| fs::create_dir_all(project.path(checkpoint)).unwrap());
     let (code, said) = job.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("the run is complete") && !said.contains("sluice-coordinator"), "{said}");
