@@ -140,10 +140,8 @@ impl State {
         if let Some(learner) = &mut self.learner {
             learner.connected = false;
         }
+        // A run that is complete ends once more: `end_phase` says so to everybody who waits.
         self.weights.forget_generations();
-        if self.batches.trained >= self.last_batch() && self.batches.checkpointed >= self.last_batch() {
-            self.phase = Phase::Finished;
-        }
     }
 
     fn drain(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {

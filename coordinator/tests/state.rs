@@ -94,6 +94,14 @@ fn a_drain_stops_and_a_restart_goes_on() {
 }
 
 #[test]
+fn a_complete_run_that_is_started_again_ends_at_once() {
+    let mut world = World::new(plan(), 7);
+    world.run_to_the_end(20_000);
+    let effects = world.deliver(Event::Restarted(Box::new(plan())));
+    assert!(effects.contains(&Effect::Finish(Phase::Finished)), "{effects:?}");
+}
+
+#[test]
 fn a_learner_that_lost_its_checkpoint_is_refused() {
     let mut world = World::new(plan(), 9);
     while world.state.checkpointed().0 == 0 {
