@@ -27,7 +27,9 @@ const MAX_RESTARTS: usize = 6;
 const RESTART_WINDOW: Duration = Duration::from_secs(300);
 /// How long a role may take to say where it listens.
 const START_TIME_LIMIT: Duration = Duration::from_secs(60);
-/// How long the others may take to leave once the coordinator has.
+/// How long the others may take to leave of themselves once the coordinator has told them to and left.
+const HEARD_TIME_LIMIT: Duration = Duration::from_secs(2);
+/// How long they may take in all.
 const LEAVE_TIME_LIMIT: Duration = Duration::from_secs(20);
 const BAD_INPUT: i32 = 2;
 
@@ -189,17 +191,19 @@ impl Supervisor {
         Ok(None)
     }
 
-    /// The coordinator has told everybody to leave: waits, then insists.
+    /// The coordinator has told everybody to leave: waits a moment for those who heard it, tells the others, then insists.
     async fn dismiss(&mut self) {
-        let deadline = Instant::now() + LEAVE_TIME_LIMIT;
+        let (told, deadline) = (Instant::now() + HEARD_TIME_LIMIT, Instant::now() + LEAVE_TIME_LIMIT);
+        let left = |until: Instant| until.saturating_duration_since(Instant::now());
         for process in self.members.iter_mut().flat_map(|unit| &mut unit.running) {
-            let time_left = deadline.saturating_duration_since(Instant::now());
-            if process.wait(time_left / 2).await.is_none() {
-                tracing::warn!(name = process.name, "does not leave: told again");
+            if process.wait(left(told)).await.is_none() {
+                tracing::info!(name = process.name, "did not leave by itself: told again");
                 process.terminate();
-                if process.wait(deadline.saturating_duration_since(Instant::now())).await.is_none() {
-                    process.kill();
-                }
+            }
+        }
+        for process in self.members.iter_mut().flat_map(|unit| &mut unit.running) {
+            if process.wait(left(deadline)).await.is_none() {
+                process.kill();
             }
         }
     }
