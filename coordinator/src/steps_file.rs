@@ -42,6 +42,9 @@ impl StepsFile {
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let last = text[..whole].trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
         let last = serde_json::from_slice(last).map_or(BatchId(0), |line: Line| line.batch);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        }
         let file = OpenOptions::new().create(true).append(true).open(path);
         let file = file.with_context(|| format!("open the steps file {}", path.display()))?;
         let mut this = Self { path: path.to_owned(), file };
@@ -97,7 +100,7 @@ mod tests {
     #[test]
     fn lines_that_a_killed_coordinator_did_not_write_are_added() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("steps.jsonl");
+        let path = folder.path().join("of-a-run/steps.jsonl");
         let steps: Vec<StepRecord> = (1..=3).map(step).collect();
         let mut file = StepsFile::open(&path, [].into_iter()).unwrap();
         file.append(&steps[0]).unwrap();

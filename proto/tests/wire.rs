@@ -179,11 +179,19 @@ fn control_messages_survive_the_wire() {
         trained: BatchId(3),
         checkpointed: BatchId(2),
         manifest: manifest(),
-        steps: vec![MeasuredStep { batch: BatchId(3), metrics }],
+        steps: [MeasuredStep { batch: BatchId(3), metrics }].into_iter().collect(),
         store: "host:1".into(),
         weights: "host:2".into(),
     });
     assert_eq!(through_bytes::<_, pb::LearnerReport>(hello.clone()), hello);
+    let pb::LearnerReport { report: Some(pb::learner_report::Report::Trained(mut trained)) } = trained.into()
+    else {
+        panic!("another report");
+    };
+    trained.metrics.as_mut().unwrap().entropy = f64::NAN;
+    let report = pb::LearnerReport { report: Some(pb::learner_report::Report::Trained(trained)) };
+    let error = LearnerReport::try_from(report).unwrap_err().to_string();
+    assert!(error.contains("entropy is no finite number"), "{error}");
     for reason in FailReason::ALL {
         let failure =
             RolloutFailure { id: wanted[0], reason: *reason, detail: "why".into(), response_tokens: 3 };

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
-use types::link::learner::{MeasuredStep, StepMetrics};
+use types::link::learner::{MeasuredStep, RecentSteps, StepMetrics};
 use types::{BatchId, DropReason, Ending, RolloutId, Timestamp};
 
 use super::event::TrainedBatch;
@@ -184,7 +184,7 @@ impl State {
         &mut self,
         now: Timestamp,
         trained: BatchId,
-        steps: Vec<MeasuredStep>,
+        steps: RecentSteps,
         effects: &mut Vec<Effect>,
     ) {
         let known = self.batches.trained;

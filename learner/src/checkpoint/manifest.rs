@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use types::link::learner::MeasuredStep;
+use types::link::learner::RecentSteps;
 use types::{BatchId, RunId};
 
 use super::Error;
@@ -52,7 +52,7 @@ pub(crate) struct Manifest {
     /// β of the KL penalty now.
     pub(crate) kl_coefficient: f64,
     /// What the last steps measured: a coordinator that did not hear of them is told.
-    pub(crate) steps: Vec<MeasuredStep>,
+    pub(crate) steps: RecentSteps,
     /// BLAKE3 of the configuration.
     pub(crate) config_hash: String,
     /// The configuration, for people.

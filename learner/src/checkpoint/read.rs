@@ -83,7 +83,7 @@ impl Checkpoints {
             *coefficient = manifest.kl_coefficient;
         }
         trainer.version = PolicyVersion(manifest.batch.0);
-        trainer.steps = manifest.steps.into();
+        trainer.steps = manifest.steps;
         let config_changed = manifest.config_hash != manifest::config_hash(&trainer.config);
         if config_changed && trainer.ranks.rank() == 0 {
             warn!(path = %path.display(), "the configuration has changed since the checkpoint was written");

@@ -99,7 +99,7 @@ impl Checkpoints {
             policy_steps: trainer.policy.steps(),
             critic_steps: trainer.critic.as_ref().map(Trainee::steps),
             kl_coefficient: trainer.controller.coefficient(),
-            steps: trainer.steps().cloned().collect(),
+            steps: trainer.steps.clone(),
             config_hash: manifest::config_hash(&trainer.config),
             config: trainer.config.clone(),
             files: Files::new(),

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use algo::{KlEstimator, Responses};
 use model::LogprobOptions;
 use tracing::{debug, warn};
-use types::link::learner::{MeasuredStep, REMEMBERED_STEPS, StepMetrics};
+use types::link::learner::{MeasuredStep, StepMetrics};
 use types::{Batch, BatchId};
 
 use super::experience::Experience;
@@ -64,10 +64,7 @@ impl Trainer {
         metrics.update_seconds = metrics.step_seconds - prepare_seconds;
         self.adapt_kl(&experience)?;
         self.version = self.version.next();
-        self.steps.push_back(MeasuredStep { batch: batch.id, metrics: metrics.clone() });
-        while self.steps.len() > REMEMBERED_STEPS {
-            self.steps.pop_front();
-        }
+        self.steps.push(MeasuredStep { batch: batch.id, metrics: metrics.clone() });
         Ok(metrics)
     }
 
@@ -242,6 +239,10 @@ impl Trainer {
             tokens,
             ..StepMetrics::default()
         };
+        if let Some(name) = metrics.not_finite() {
+            let problem = format!("its {name} is no finite number: training has diverged");
+            return Err(Error::Batch { batch: batch.id, problem });
+        }
         self.sound_alarm(batch, &metrics);
         Ok(metrics)
     }

@@ -1,13 +1,12 @@
 //! Policy, critic and what a step does with them.
 
-use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use algo::KlController;
 use collective::ProcessGroup;
 use model::{Head, LoadOptions, Model, ModelConfig, ScalarInit};
 use tch::{Device, Tensor};
-use types::link::learner::MeasuredStep;
+use types::link::learner::RecentSteps;
 use types::{BatchId, PolicyVersion, Sampling};
 
 use crate::config::{PpoConfig, Settings};
@@ -50,8 +49,7 @@ pub struct Trainer {
     pub(crate) policy_folder: PathBuf,
     pub(crate) controller: KlController,
     pub(crate) version: PolicyVersion,
-    /// The last steps, at most `REMEMBERED_STEPS`.
-    pub(crate) steps: VecDeque<MeasuredStep>,
+    pub(crate) steps: RecentSteps,
     pub(crate) last_batch: Option<BatchId>,
     pub(crate) temperature: f64,
     pub(crate) max_new_tokens: usize,
@@ -105,7 +103,7 @@ impl Trainer {
             critic,
             policy_folder: folder,
             version: PolicyVersion(0),
-            steps: VecDeque::new(),
+            steps: RecentSteps::default(),
             last_batch: None,
             temperature: 1.0,
             max_new_tokens: usize::try_from(Sampling::default().max_new_tokens).unwrap_or(usize::MAX),
@@ -139,10 +137,9 @@ impl Trainer {
         self.version
     }
 
-    /// What the last steps measured, also those before a checkpoint that was restored; at most
-    /// [`REMEMBERED_STEPS`](types::link::learner::REMEMBERED_STEPS).
-    pub fn steps(&self) -> impl Iterator<Item = &MeasuredStep> {
-        self.steps.iter()
+    /// What the last steps measured, also those before a checkpoint that was restored.
+    pub fn steps(&self) -> &RecentSteps {
+        &self.steps
     }
 
     /// The ranks that train together.

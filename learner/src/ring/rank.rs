@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Store};
 use tch::Kind;
 use tokio::sync::mpsc;
-use types::link::learner::{MeasuredStep, StepMetrics};
+use types::link::learner::{RecentSteps, StepMetrics};
 use types::{Batch, BatchId, RunId, Sampling};
 
 use super::config::Config;
@@ -60,7 +60,7 @@ pub(crate) struct Ready {
     /// The last batch in its weights.
     pub(crate) trained: BatchId,
     /// What the last steps up to it measured.
-    pub(crate) steps: Vec<MeasuredStep>,
+    pub(crate) steps: RecentSteps,
     /// Names and shapes of the policy's parameters, in buffer order.
     pub(crate) parameters: Vec<(String, Vec<u64>)>,
     /// Their element type.
@@ -193,7 +193,7 @@ impl Rank {
         let ready = Ready {
             run: run.clone(),
             trained,
-            steps: trainer.steps().cloned().collect(),
+            steps: trainer.steps().clone(),
             parameters: model::buffer::parameters(trainer.policy_config()),
             kind,
             buffer: model::buffer::pack(&trainer.policy_flats()?, kind),

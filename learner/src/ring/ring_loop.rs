@@ -1,13 +1,11 @@
 //! Rank 0's loop between coordinator, trainer and publisher. See the picture at the head of `ring`.
 
-use std::collections::BTreeMap;
-
 use anyhow::Context as _;
 use service::{CancellationToken, LinkEvent, Readiness};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use types::link::learner::{
-    LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, MeasuredStep, REMEMBERED_STEPS, StepMetrics,
+    LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, MeasuredStep, RecentSteps,
 };
 use types::{Batch, BatchId, Incarnation, Manifest, MemberId, PolicyVersion, RunId};
 
@@ -50,7 +48,7 @@ pub(crate) struct RingLoop {
     trained: BatchId,
     checkpointed: BatchId,
     /// What the last steps measured, for a coordinator that has not heard of them.
-    measured: BTreeMap<BatchId, Box<StepMetrics>>,
+    measured: RecentSteps,
     /// A checkpoint that is whole, but of weights that the publisher is still describing: said after them.
     unsaid: Option<BatchId>,
     heard: Instant,
@@ -71,7 +69,7 @@ pub(crate) struct Parts {
     pub(crate) token: CancellationToken,
     pub(crate) run: Option<RunId>,
     pub(crate) trained: BatchId,
-    pub(crate) steps: Vec<MeasuredStep>,
+    pub(crate) steps: RecentSteps,
     pub(crate) manifest: Manifest,
 }
 
@@ -120,7 +118,7 @@ impl RingLoop {
             ordered: trained,
             trained,
             checkpointed: trained,
-            measured: steps.into_iter().map(|step| (step.batch, Box::new(step.metrics))).collect(),
+            measured: steps,
             unsaid: None,
             heard: Instant::now(),
             leaving: false,
@@ -191,7 +189,6 @@ impl RingLoop {
         // What the newest weights hold that can be pulled; a batch whose weights are still being described is reported when
         // they are.
         let trained = BatchId(self.manifest.version.0);
-        let steps = self.measured.range(..=trained);
         LearnerHello {
             member: self.member.clone(),
             incarnation: self.incarnation,
@@ -200,9 +197,7 @@ impl RingLoop {
             trained,
             checkpointed: self.checkpointed.min(trained),
             manifest: self.manifest.clone(),
-            steps: steps
-                .map(|(batch, metrics)| MeasuredStep { batch: *batch, metrics: (**metrics).clone() })
-                .collect(),
+            steps: self.measured.up_to(trained),
             store: self.addresses.store.clone(),
             weights: self.addresses.weights.clone(),
         }
@@ -264,10 +259,7 @@ impl RingLoop {
                 self.trained = batch;
                 self.phase =
                     if self.ordered == batch { LearnerPhase::Waiting } else { LearnerPhase::Training };
-                self.measured.insert(batch, metrics);
-                while self.measured.len() > REMEMBERED_STEPS {
-                    self.measured.pop_first();
-                }
+                self.measured.push(MeasuredStep { batch, metrics: *metrics });
                 self.publisher.snapshot(PolicyVersion(batch.0), buffer);
             }
             Outcome::Checkpointing => self.phase = LearnerPhase::Checkpointing,
@@ -304,7 +296,8 @@ impl RingLoop {
             PublishEvent::Ready(manifest) => {
                 self.manifest = manifest.clone();
                 let batch = BatchId(manifest.version.0);
-                if let Some(metrics) = self.measured.get(&batch).cloned() {
+                if let Some(metrics) = self.measured.of(batch) {
+                    let metrics = Box::new(metrics.clone());
                     self.report(LearnerReport::Trained { batch, manifest, metrics }).await;
                 }
                 return Ok(self.say_checkpointed().await);

@@ -19,9 +19,15 @@ macro_rules! same_fields {
             }
         }
 
-        impl From<pb::StepMetrics> for StepMetrics {
-            fn from(pb::StepMetrics { $($field,)+ }: pb::StepMetrics) -> Self {
-                Self { $($field,)+ }
+        impl TryFrom<pb::StepMetrics> for StepMetrics {
+            type Error = ProtocolError;
+
+            fn try_from(pb::StepMetrics { $($field,)+ }: pb::StepMetrics) -> Result<Self, ProtocolError> {
+                let metrics = Self { $($field,)+ };
+                match metrics.not_finite() {
+                    None => Ok(metrics),
+                    Some(name) => Err(ProtocolError::field("step_metrics", format!("{name} is no finite number"))),
+                }
             }
         }
     };
@@ -61,7 +67,7 @@ impl TryFrom<pb::MeasuredStep> for MeasuredStep {
     type Error = ProtocolError;
 
     fn try_from(step: pb::MeasuredStep) -> Result<Self, ProtocolError> {
-        let metrics = required("measured_step.metrics", step.metrics)?.into();
+        let metrics = required("measured_step.metrics", step.metrics)?.try_into()?;
         Ok(Self { batch: BatchId(step.batch), metrics })
     }
 }
@@ -155,7 +161,7 @@ impl TryFrom<pb::LearnerReport> for LearnerReport {
             Report::Trained(trained) => Self::Trained {
                 batch: BatchId(trained.batch),
                 manifest: required("trained.manifest", trained.manifest)?.try_into()?,
-                metrics: Box::new(required("trained.metrics", trained.metrics)?.into()),
+                metrics: Box::new(required("trained.metrics", trained.metrics)?.try_into()?),
             },
             Report::Checkpointed(done) => Self::Checkpointed(BatchId(done.batch)),
             Report::Published(published) => Self::Published {

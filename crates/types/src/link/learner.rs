@@ -1,12 +1,11 @@
 //! Coordinator and learner. Only rank 0 of the learner speaks.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use crate::link::actor::GenerationPlan;
 use crate::{Batch, BatchId, GenerationId, Incarnation, Manifest, MemberId, PolicyVersion, RunId, Sampling};
-
-/// Steps whose metrics the learner remembers, in its checkpoints too, for a coordinator that did not hear of them.
-pub const REMEMBERED_STEPS: usize = 64;
 
 /// The learner introduces itself: the first report on every stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,8 +24,8 @@ pub struct LearnerHello {
     pub checkpointed: BatchId,
     /// The weights it holds, ready to be pulled.
     pub manifest: Manifest,
-    /// What its last steps up to `trained` measured, at most [`REMEMBERED_STEPS`], in order.
-    pub steps: Vec<MeasuredStep>,
+    /// What its last steps up to `trained` measured.
+    pub steps: RecentSteps,
     /// `host:port` of its TCPStore for broadcast groups.
     pub store: String,
     /// `host:port` of its weight service.
@@ -81,6 +80,16 @@ pub struct StepMetrics {
     pub step_seconds: f64,
 }
 
+impl StepMetrics {
+    /// The name of a measurement that is no finite number, if there is one. JSON, and with it the journal and the
+    /// checkpoints, has no form for such a number: it becomes null.
+    pub fn not_finite(&self) -> Option<String> {
+        let fields = serde_json::to_value(self).ok()?;
+        let null = fields.as_object()?.iter().find(|(_, value)| value.is_null());
+        null.map(|(name, _)| name.clone())
+    }
+}
+
 /// What the step that trained a batch measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MeasuredStep {
@@ -88,6 +97,64 @@ pub struct MeasuredStep {
     pub batch: BatchId,
     /// The measurements.
     pub metrics: StepMetrics,
+}
+
+/// What the last steps measured, in order: at most [`RecentSteps::MOST`]. The learner remembers them, in its checkpoints
+/// too, for a coordinator that did not hear of them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Vec<MeasuredStep>")]
+pub struct RecentSteps(VecDeque<MeasuredStep>);
+
+impl RecentSteps {
+    /// Steps that are remembered.
+    pub const MOST: usize = 64;
+
+    /// Adds the step that follows; the oldest is forgotten when there are too many.
+    pub fn push(&mut self, step: MeasuredStep) {
+        self.0.push_back(step);
+        if self.0.len() > Self::MOST {
+            self.0.pop_front();
+        }
+    }
+
+    /// The steps, the oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &MeasuredStep> {
+        self.0.iter()
+    }
+
+    /// What the step of a batch measured, if it is remembered.
+    pub fn of(&self, batch: BatchId) -> Option<&StepMetrics> {
+        self.iter().find(|step| step.batch == batch).map(|step| &step.metrics)
+    }
+
+    /// The steps up to that of a batch.
+    #[must_use]
+    pub fn up_to(&self, batch: BatchId) -> Self {
+        self.iter().filter(|step| step.batch <= batch).cloned().collect()
+    }
+}
+
+impl FromIterator<MeasuredStep> for RecentSteps {
+    fn from_iter<I: IntoIterator<Item = MeasuredStep>>(steps: I) -> Self {
+        let mut recent = Self::default();
+        steps.into_iter().for_each(|step| recent.push(step));
+        recent
+    }
+}
+
+impl From<Vec<MeasuredStep>> for RecentSteps {
+    fn from(steps: Vec<MeasuredStep>) -> Self {
+        steps.into_iter().collect()
+    }
+}
+
+impl IntoIterator for RecentSteps {
+    type Item = MeasuredStep;
+    type IntoIter = std::collections::vec_deque::IntoIter<MeasuredStep>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
 }
 
 /// What the learner is doing.
@@ -176,4 +243,40 @@ pub enum LearnerCommand {
     Checkpoint,
     /// The run is over: leave now.
     Finish,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(batch: u64) -> MeasuredStep {
+        MeasuredStep {
+            batch: BatchId(batch),
+            metrics: StepMetrics { tokens: batch, ..StepMetrics::default() },
+        }
+    }
+
+    #[test]
+    fn only_the_last_steps_are_remembered() {
+        let steps: RecentSteps = (1..=100).map(step).collect();
+        let batches: Vec<u64> = steps.iter().map(|step| step.batch.0).collect();
+        assert_eq!(batches, (37..=100).collect::<Vec<_>>());
+        assert_eq!(steps.of(BatchId(50)).map(|metrics| metrics.tokens), Some(50));
+        assert_eq!(steps.of(BatchId(36)), None);
+        assert_eq!(steps.up_to(BatchId(40)).iter().count(), 4);
+    }
+
+    #[test]
+    fn a_measurement_that_is_no_number_is_named() {
+        let sound = StepMetrics::default();
+        assert_eq!(sound.not_finite(), None);
+        let broken = [
+            (StepMetrics { policy_loss: f64::NAN, ..sound.clone() }, "policy_loss"),
+            (StepMetrics { approx_kl: f64::INFINITY, ..sound.clone() }, "approx_kl"),
+            (StepMetrics { step_seconds: f64::NEG_INFINITY, ..sound }, "step_seconds"),
+        ];
+        for (metrics, name) in broken {
+            assert_eq!(metrics.not_finite().as_deref(), Some(name));
+        }
+    }
 }
