@@ -53,10 +53,12 @@ def warm_up():
 candidate = part("candidate")
 if warm:
     warm_up()
+# Listed before the fork: a guest that looks through all modules writes a reference count into each name, on 50 pages.
+own = [name for name in sys.modules if name.partition(".")[0] == "sluice"]
 role = native.serve(blueprint_fd)
 
 # From here on this is a guest. Its own modules are none of the response's business.
-for name in [name for name in sys.modules if name.partition(".")[0] == "sluice"]:
+for name in own:
     del sys.modules[name]
 if role == TESTER:
     sluice.tester.run()
