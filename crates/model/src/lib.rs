@@ -29,7 +29,9 @@ pub use chat::{ChatRequest, ChatTemplate};
 pub use config::{Architecture, Dimensions, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
 pub use folder::{LoadOptions, Model, SaveOptions};
 pub use layout::{GroupKind, GroupLayout, Layout, ParameterSpec};
-pub use logprobs::{LogprobOptions, TokenGradients, TokenLogprobs, logprobs, logprobs_backward};
+pub use logprobs::{
+    Kept, LogprobOptions, TokenGradients, TokenLogprobs, logprobs, logprobs_backward, logprobs_kept,
+};
 pub use network::{
     BlockWeights, Network, OutputWeights, block, embed, final_norm, forward, logits, rms_norm, scores,
 };

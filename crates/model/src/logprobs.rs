@@ -2,10 +2,11 @@
 //!
 //! The vocabulary is often a hundred times the hidden size, so that the logits of a batch would outweigh everything
 //! else. Rows are taken in chunks; a chunk's logits are a matrix product in the weights' element type, the softmax
-//! is f32. Training goes in two steps, so that the same bound holds with gradients: [`logprobs`] without gradients
-//! gives the numbers the loss is computed from, and [`logprobs_backward`] takes the loss's gradient in them and
-//! recomputes each chunk for the gradients of the hidden states and the head. ([`logprobs`] under autograd gives
-//! the same gradients, but keeps every chunk for the backward pass.)
+//! is f32. Training goes in two steps, so that the same bound holds with gradients: [`logprobs_kept`] gives the numbers
+//! the loss is computed from, and [`logprobs_backward`] takes the loss's gradient in them and computes each chunk again,
+//! unless there was only one, for the gradients of the hidden states and the head. All write over the chunk they hold
+//! instead of making new ones: on the CPU the passes over the logits take as long as the products. None records
+//! gradients for autograd.
 
 use tch::{Kind, Tensor};
 
@@ -42,6 +43,7 @@ impl Default for LogprobOptions {
 /// # Panics
 /// When the shapes do not fit each other.
 pub fn logprobs(hidden: &Tensor, head: &Tensor, targets: &Tensor, options: LogprobOptions) -> TokenLogprobs {
+    let _guard = tch::no_grad_guard();
     let (rows, _) = hidden.size2().expect("hidden states are [rows, hidden]");
     let chunks: Vec<TokenLogprobs> = chunks(rows, head)
         .map(|(start, count)| {
@@ -59,6 +61,29 @@ pub fn logprobs(hidden: &Tensor, head: &Tensor, targets: &Tensor, options: Logpr
     TokenLogprobs { logprobs: join(chunks.iter().map(|chunk| &chunk.logprobs).collect()), entropy }
 }
 
+/// The log-probability of every token of some rows, `[rows, vocab]` f32: one chunk.
+#[derive(Debug)]
+pub struct Kept(Tensor);
+
+/// [`logprobs`], and what [`logprobs_backward`] would otherwise compute again, if it is no more than one chunk.
+///
+/// # Panics
+/// When the shapes do not fit each other.
+pub fn logprobs_kept(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &Tensor,
+    options: LogprobOptions,
+) -> (TokenLogprobs, Option<Kept>) {
+    let _guard = tch::no_grad_guard();
+    if chunks(hidden.size()[0], head).len() != 1 {
+        return (logprobs(hidden, head, targets, options), None);
+    }
+    let all = all_logprobs(hidden, head, options.temperature);
+    let entropy = options.entropy.then(|| negated_sum(&(all.exp() * &all)));
+    (TokenLogprobs { logprobs: chosen(&all, targets), entropy }, Some(Kept(all)))
+}
+
 /// The gradients of a loss in what [`logprobs`] returned.
 #[derive(Debug)]
 pub struct TokenGradients<'a> {
@@ -68,7 +93,12 @@ pub struct TokenGradients<'a> {
     pub entropy: Option<&'a Tensor>,
 }
 
-/// Propagates gradients in log-probabilities (and entropies) to the hidden states and the head, one chunk at a time.
+/// Propagates gradients in log-probabilities (and entropies) to the hidden states and the head, one chunk at a time;
+/// `kept` is what [`logprobs_kept`] made of the same inputs.
+///
+/// With the probabilities `p` and the entropy `H` of a row at the temperature `T`, and the gradients `g` in the
+/// log-probability of target `t` and `e` in the entropy, the gradient in logit `j` is
+/// `(g (1[j = t] - p_j) - e p_j (log p_j + H)) / T`.
 ///
 /// Returns the gradient in `hidden`, `[rows, hidden]`, in its element type; the gradient in the head is added to
 /// `head_gradient`, `[vocab, hidden]`.
@@ -77,43 +107,59 @@ pub struct TokenGradients<'a> {
 /// When the shapes do not fit each other.
 pub fn logprobs_backward(
     (hidden, head, targets): (&Tensor, &Tensor, &Tensor),
+    mut kept: Option<Kept>,
     temperature: f64,
     gradients: &TokenGradients,
     head_gradient: &mut Tensor,
 ) -> Tensor {
+    let _guard = tch::no_grad_guard();
     let (rows, width) = hidden.size2().expect("hidden states are [rows, hidden]");
-    let head = head.detach().set_requires_grad(true);
-    let mut hidden_gradients = Vec::new();
-    for (start, count) in chunks(rows, &head) {
-        let of_chunk = |tensor: &Tensor| tensor.narrow(0, start, count);
-        let inputs = of_chunk(&hidden.detach()).set_requires_grad(true);
-        let weighted = tch::with_grad(|| {
-            let options = LogprobOptions { temperature, entropy: gradients.entropy.is_some() };
-            let chunk = chunk_logprobs(&inputs, &head, &of_chunk(targets), options);
-            let loss = chunk.logprobs.dot(&of_chunk(gradients.logprobs));
-            match chunk.entropy.zip(gradients.entropy) {
-                Some((entropy, gradient)) => loss + entropy.dot(&of_chunk(gradient)),
-                None => loss,
+    let of_hidden: Vec<Tensor> = chunks(rows, head)
+        .map(|(start, count)| {
+            let of_chunk = |tensor: &Tensor| tensor.narrow(0, start, count);
+            let hidden = of_chunk(hidden);
+            let of_logprobs = (of_chunk(gradients.logprobs) / temperature).unsqueeze(-1);
+            let of_entropy = gradients.entropy.map(|entropy| (of_chunk(entropy) / temperature).unsqueeze(-1));
+            let all = match kept.take() {
+                Some(Kept(all)) => all,
+                None => all_logprobs(&hidden, head, temperature),
+            };
+            let mut of_logits = weighted_probabilities(all, &of_logprobs, of_entropy.as_ref());
+            let _ = of_logits.scatter_add_(-1, &of_chunk(targets).unsqueeze(-1), &of_logprobs);
+            let of_logits = of_logits.to_kind(head.kind());
+            if head_gradient.kind() == head.kind() {
+                let _ = head_gradient.addmm_(&of_logits.tr(), &hidden);
+            } else {
+                let _ = head_gradient.g_add_(&of_logits.tr().matmul(&hidden));
             }
-        });
-        let [hidden_gradient, of_head] =
-            <[Tensor; 2]>::try_from(Tensor::run_backward(&[&weighted], &[&inputs, &head], false, false))
-                .expect("one gradient for each of two inputs");
-        let _guard = tch::no_grad_guard();
-        let _ = head_gradient.g_add_(&of_head);
-        hidden_gradients.push(hidden_gradient);
-    }
-    match hidden_gradients.as_slice() {
+            of_logits.matmul(head)
+        })
+        .collect();
+    match of_hidden.as_slice() {
         [] => Tensor::zeros([0, width], (hidden.kind(), hidden.device())),
+        [only] => only.shallow_clone(),
         several => Tensor::cat(several, 0),
     }
 }
 
+/// `-g p - e p (log p + H)`, `[rows, vocab]`, of the log-probabilities `all`; `g` and `e` are `[rows, 1]`.
+fn weighted_probabilities(mut all: Tensor, g: &Tensor, e: Option<&Tensor>) -> Tensor {
+    let Some(e) = e else { return all.exp_().g_mul_(&g.neg()) };
+    let probabilities = all.exp();
+    let entropy = negated_sum(&(&probabilities * &all)).unsqueeze(-1);
+    let _ = all.g_add_(&entropy).g_mul_(e).g_add_(g);
+    all.neg_().g_mul_(&probabilities)
+}
+
 /// Start and count of each chunk of rows.
-fn chunks(rows: i64, head: &Tensor) -> impl Iterator<Item = (i64, i64)> + use<> {
+fn chunks(rows: i64, head: &Tensor) -> impl ExactSizeIterator<Item = (i64, i64)> + use<> {
     let vocab = head.size()[0].max(1);
     let most = (CHUNK_ELEMENTS / vocab).max(1);
-    (0..(rows + most - 1) / most).map(move |chunk| (chunk * most, most.min(rows - chunk * most)))
+    let count = usize::try_from((rows + most - 1) / most).unwrap_or(0);
+    (0..count).map(move |chunk| {
+        let start = chunk as i64 * most;
+        (start, most.min(rows - start))
+    })
 }
 
 fn chunk_logprobs(
@@ -122,14 +168,32 @@ fn chunk_logprobs(
     targets: &Tensor,
     options: LogprobOptions,
 ) -> TokenLogprobs {
-    let logits = hidden.linear(head, None::<&Tensor>).to_kind(Kind::Float); // [rows, vocab]
-    let logits = if options.temperature == 1.0 { logits } else { logits / options.temperature };
-    let normalizer = logits.logsumexp([-1], false);
-    let chosen = logits.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
+    let mut all = all_logprobs(hidden, head, options.temperature);
+    let logprobs = chosen(&all, targets);
     let entropy = options.entropy.then(|| {
-        // logsumexp sums a large vocabulary more exactly than softmax does, so the probabilities are taken from it.
-        let all = &logits - normalizer.unsqueeze(-1);
-        -(all.exp() * &all).sum_dim_intlist([-1].as_slice(), false, Kind::Float)
+        let probabilities = all.exp();
+        negated_sum(&all.g_mul_(&probabilities))
     });
-    TokenLogprobs { logprobs: chosen - normalizer, entropy }
+    TokenLogprobs { logprobs, entropy }
+}
+
+/// The log-probability of every token at the temperature, `[rows, vocab]` f32.
+fn all_logprobs(hidden: &Tensor, head: &Tensor, temperature: f64) -> Tensor {
+    let mut logits = hidden.linear(head, None::<&Tensor>).to_kind(Kind::Float);
+    if temperature != 1.0 {
+        let _ = logits.g_div_scalar_(temperature);
+    }
+    // logsumexp sums a large vocabulary more exactly than log_softmax does.
+    let normalizer = logits.logsumexp([-1], true);
+    logits.g_sub_(&normalizer)
+}
+
+/// The targets' numbers, `[rows]`.
+fn chosen(all: &Tensor, targets: &Tensor) -> Tensor {
+    all.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1)
+}
+
+/// The negated sum of each row, `[rows]`.
+fn negated_sum(of_rows: &Tensor) -> Tensor {
+    -of_rows.sum_dim_intlist([-1].as_slice(), false, Kind::Float)
 }

@@ -146,25 +146,26 @@ pub fn block(
     let normed = rms_norm(x, &weights.attention_norm, config.rms_norm_eps);
     let qkv = normed.linear(&weights.qkv, weights.qkv_bias.as_ref());
     let qkv = qkv.view([-1, heads + 2 * kv_heads, head_dim]);
-    let queries_keys = qkv.narrow(1, 0, heads + kv_heads);
+    let [queries_keys, values] = split(&qkv, [heads + kv_heads, kv_heads]);
     let queries_keys = match &weights.head_norms {
         Some(norms) => head_norm(config, &queries_keys, norms),
         None => queries_keys,
     };
-    let rotated = rope.rotate(&queries_keys);
-    let attended = attend(
-        &rotated.narrow(1, 0, heads),
-        &rotated.narrow(1, heads, kv_heads),
-        &qkv.narrow(1, heads + kv_heads, kv_heads),
-    );
+    let [queries, keys] = split(&rope.rotate(&queries_keys), [heads, kv_heads]);
+    let attended = attend(&queries, &keys, &values);
     let attended = attended.reshape([-1, heads * head_dim]);
     let x = add_linear(x, &attended, &weights.output, weights.output_bias.as_ref());
 
     let normed = rms_norm(&x, &weights.mlp_norm, config.rms_norm_eps);
     let gate_up = normed.linear(&weights.gate_up, weights.gate_up_bias.as_ref());
-    let gate = gate_up.narrow(1, 0, config.intermediate_size);
-    let up = gate_up.narrow(1, config.intermediate_size, config.intermediate_size);
+    let [gate, up] = split(&gate_up, [config.intermediate_size; 2]);
     add_linear(&x, &(gate.silu() * up), &weights.down, weights.down_bias.as_ref())
+}
+
+/// Parts of the second dimension. One split, so that its gradient is one concatenation: that of a `narrow` would be a
+/// matrix of zeros for each part.
+fn split<const PARTS: usize>(x: &Tensor, sizes: [i64; PARTS]) -> [Tensor; PARTS] {
+    x.split_with_sizes(sizes, 1).try_into().expect("as many parts as sizes")
 }
 
 /// RMS norm of each query and key head, `[rows, heads + kv_heads, head_dim]`, with one weight for queries and one

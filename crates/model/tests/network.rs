@@ -154,27 +154,37 @@ fn logprobs_and_their_gradients_do_not_depend_on_chunks() {
         Tensor::run_backward(&[loss(&exact_logprobs, &exact_entropy)], &[&hidden, &head], false, false);
 
     let found = model::logprobs(&hidden, &head, &targets, options);
-    let entropy = found.entropy.unwrap();
     assert!(difference(&found.logprobs, &exact_logprobs) < 1e-5);
-    assert!(difference(&entropy, &exact_entropy) < 2e-5);
-    let direct = Tensor::run_backward(&[loss(&found.logprobs, &entropy)], &[&hidden, &head], false, false);
+    assert!(difference(&found.entropy.unwrap(), &exact_entropy) < 2e-5);
 
-    let _guard = tch::no_grad_guard();
     let mut head_gradient = Tensor::ones([vocab, width], (Kind::Float, Device::Cpu));
     let gradients = TokenGradients { logprobs: &of_logprobs, entropy: Some(&of_entropy) };
     let inputs = (&hidden, &head, &targets);
-    let hidden_gradient = model::logprobs_backward(inputs, temperature, &gradients, &mut head_gradient);
-    for (found, direct) in [&hidden_gradient, &(head_gradient - 1.0)].into_iter().zip(&direct) {
-        let apart = difference(found, direct);
-        assert!(apart < 1e-5, "two steps: {apart}");
-    }
-    for (found, exact) in direct.iter().zip(&exact_gradients) {
-        // The hidden states' gradient is a sum over a million tokens, which f32 rounds by up to a thousandth on some
-        // processors.
-        let (apart, size) = (difference(found, exact), exact.abs().max().double_value(&[]));
-        assert!(apart < 2e-3 * size, "autograd: {apart} of {size}");
-    }
+    let hidden_gradient = model::logprobs_backward(inputs, None, temperature, &gradients, &mut head_gradient);
+    // The hidden states' gradient is a sum over a million tokens, which f32 rounds by up to a thousandth on some
+    // processors.
+    let size = exact_gradients[0].abs().max().double_value(&[]);
+    let apart = difference(&hidden_gradient, &exact_gradients[0]);
+    assert!(apart < 2e-3 * size, "hidden states: {apart} of {size}");
+    let apart = difference(&(head_gradient - 1.0), &exact_gradients[1]);
+    assert!(apart < 1e-5, "head: {apart}");
     assert_eq!(model::logprobs(&hidden.i(0..0), &head, &targets.i(0..0), options).logprobs.size(), [0]);
+
+    assert!(model::logprobs_kept(&hidden, &head, &targets, options).1.is_none(), "three chunks are not kept");
+    let few = |tensor: &Tensor| tensor.i(0..10);
+    let (again, kept) = model::logprobs_kept(&few(&hidden), &head, &few(&targets), options);
+    assert!(again.logprobs.equal(&model::logprobs(&few(&hidden), &head, &few(&targets), options).logprobs));
+    assert!(again.entropy.is_some() && kept.is_some());
+    let of_few = (few(&of_logprobs), few(&of_entropy));
+    let backward = |kept| {
+        let mut of_head = head.zeros_like();
+        let gradients = TokenGradients { logprobs: &of_few.0, entropy: Some(&of_few.1) };
+        let inputs = (&few(&hidden), &head, &few(&targets));
+        let of_hidden = model::logprobs_backward(inputs, kept, temperature, &gradients, &mut of_head);
+        (of_hidden, of_head)
+    };
+    let (from_kept, made_again) = (backward(kept), backward(None));
+    assert!(from_kept.0.equal(&made_again.0) && from_kept.1.equal(&made_again.1));
 }
 
 #[test]

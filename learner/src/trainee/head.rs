@@ -1,11 +1,12 @@
 //! What stands behind the last block: the final norm and the head, for the wanted rows only.
 
 use model::{
-    LogprobOptions, ModelConfig, OutputWeights, TokenGradients, logprobs, logprobs_backward, scores,
+    Kept, LogprobOptions, ModelConfig, OutputWeights, TokenGradients, logprobs, logprobs_backward,
+    logprobs_kept, scores,
 };
 use tch::{Device, Kind, Tensor};
 
-use super::blocks::gradients;
+use super::blocks::{Keep, gradients};
 use crate::error::Result;
 use crate::microbatch::Microbatch;
 
@@ -56,6 +57,8 @@ pub(crate) struct Head<'a> {
     selected: Tensor,
     /// The same behind the norm.
     hidden: Tensor,
+    /// What the backward pass need not compute again.
+    kept: Option<Kept>,
 }
 
 impl<'a> Head<'a> {
@@ -74,15 +77,20 @@ impl<'a> Head<'a> {
         let weights = OutputWeights::view(config, output, &embedding);
         let selected = x.index_select(0, &microbatch.rows);
         let hidden = model::final_norm(config, &weights, &selected);
-        Self { config, microbatch, weights, selected, hidden }
+        Self { config, microbatch, weights, selected, hidden, kept: None }
     }
 
-    /// The numbers of the wanted rows.
-    pub(crate) fn numbers(&self, request: Request) -> Result<Numbers> {
+    /// The numbers of the wanted rows; `keep` says that [`backward`](Self::backward) follows.
+    pub(crate) fn numbers(&mut self, request: Request, keep: Keep) -> Result<Numbers> {
         let Self { weights, hidden, microbatch, .. } = self;
         match request {
             Request::Logprobs(options) => {
-                let result = logprobs(hidden, &weights.head, &microbatch.targets, options);
+                let (head, targets) = (&weights.head, &microbatch.targets);
+                let (result, kept) = match keep {
+                    Keep::Nothing => (logprobs(hidden, head, targets, options), None),
+                    Keep::Inputs | Keep::Graphs => logprobs_kept(hidden, head, targets, options),
+                };
+                self.kept = kept;
                 let entropies = result.entropy.as_ref().map(floats).transpose()?;
                 Ok(Numbers { values: floats(&result.logprobs)?, entropies })
             }
@@ -92,7 +100,7 @@ impl<'a> Head<'a> {
 
     /// The gradient in the last block's output, `[total, hidden]`, from the one in the numbers.
     pub(crate) fn backward(
-        &self,
+        mut self,
         request: Request,
         gradient: &NumberGradients,
         sums: Option<&HeadSums>,
@@ -110,7 +118,7 @@ impl<'a> Head<'a> {
                 let mut of_matrix = of_matrix.unwrap_or_else(|| self.scratch());
                 let inputs = (&self.hidden, &self.weights.head, &self.microbatch.targets);
                 let gradients = TokenGradients { logprobs: &values, entropy: entropy.as_ref() };
-                logprobs_backward(inputs, options.temperature, &gradients, &mut of_matrix)
+                logprobs_backward(inputs, self.kept.take(), options.temperature, &gradients, &mut of_matrix)
             }
             Request::Scalars => {
                 let head = self.weights.head.detach().set_requires_grad(true);
