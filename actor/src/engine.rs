@@ -5,9 +5,11 @@
 //! [`Engine::swap_weights`] exchanges the policy between two steps. What comes out is a function of what was submitted
 //! and between which steps. [`EngineHandle`] puts an engine on a thread of its own for async callers.
 //!
-//! The scheduler decides (`scheduler`), the backend computes (`native`, on the CPU). A response depends on its prompt,
-//! sampling, seed and weights only, to the bit.
+//! The scheduler decides (`scheduler`), a backend computes: `native`, the engine's own code for the CPU, or `aten`, torch's
+//! operators for GPUs. With the native one a response depends on its prompt, sampling, seed and weights only, to the
+//! bit; with torch's operators up to rounding.
 
+mod aten;
 mod batch;
 mod blocks;
 mod config;
@@ -49,7 +51,9 @@ pub enum Error {
     #[error("{0} has a scalar head, which draws no tokens; give a causal language model")]
     Head(String),
     /// The backend does not run this network.
-    #[error("the native backend supports heads of up to 512 elements, the model has {0}")]
+    #[error(
+        "the native backend supports heads of up to 512 elements, the model has {0}; set backend = \"aten\""
+    )]
     HeadDim(i64),
     /// The system did not give memory or threads.
     #[error("the system refused {what}: {source}")]
@@ -122,7 +126,7 @@ impl Engine {
         };
         let version = weights.version();
         let network = Network::new(model, weights, config, blocks)?;
-        let mut scheduler = Scheduler::new(limits, BlockPool::new(blocks, !config.is_native()), tokenizer);
+        let mut scheduler = Scheduler::new(limits, BlockPool::new(blocks), tokenizer);
         scheduler.swap(version, config.on_swap);
         Ok(Self { scheduler, network, config: config.clone(), context, batch: Batch::default() })
     }
@@ -154,7 +158,7 @@ impl Engine {
     }
 
     /// Exchanges the policy: all tokens drawn from now on are drawn by these weights. Takes no longer than exchanging
-    /// pointers (on a GPU, than queueing one copy). Gives the old weights back, whose memory may take a while to free.
+    /// pointers. Gives the old weights back, whose memory may take a while to free.
     ///
     /// # Errors
     /// When the weights are of another network or element type, or older than those in use.
@@ -208,16 +212,10 @@ fn check(model: &ModelConfig, config: &EngineConfig) -> Result<(), Error> {
     if model.head != Head::Causal {
         return Err(Error::Head(model.architecture.class(model.head).to_owned()));
     }
-    if !config.is_native() {
-        let asked = format!("device is {}, backend is {:?}", config.device, config.backend);
-        return Err(Error::Config(vec![format!(
-            "{asked}: this engine runs on the CPU only; set device = \"cpu\""
-        )]));
-    }
-    if !native::supports(model) {
+    if config.is_native() && !native::supports(model) {
         return Err(Error::HeadDim(model.head_dim));
     }
-    Ok(())
+    config.check_device()
 }
 
 /// Longest prompt and response together: what the model was trained for, stretched where its positions are.

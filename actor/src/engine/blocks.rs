@@ -15,14 +15,12 @@ pub(crate) struct BlockPool {
     holders: Vec<u32>,
     /// Ordered, so that which block is handed out depends on what was asked before and on nothing else.
     free: BTreeSet<BlockId>,
-    /// Whether the blocks of one allocation must lie side by side.
-    contiguous: bool,
 }
 
 impl BlockPool {
-    pub(crate) fn new(blocks: usize, contiguous: bool) -> Self {
+    pub(crate) fn new(blocks: usize) -> Self {
         let count = BlockId::try_from(blocks).expect("the configuration bounds the blocks");
-        Self { holders: vec![0; blocks], free: (0..count).collect(), contiguous }
+        Self { holders: vec![0; blocks], free: (0..count).collect() }
     }
 
     pub(crate) fn total(&self) -> usize {
@@ -33,46 +31,18 @@ impl BlockPool {
         self.free.len()
     }
 
-    /// Whether allocations are contiguous.
-    pub(crate) fn contiguous(&self) -> bool {
-        self.contiguous
-    }
-
-    /// Appends `count` blocks to `table`; false, and nothing done, when they are not there. A contiguous pool fills
-    /// an empty table only.
+    /// Appends `count` blocks to `table`; false, and nothing done, when they are not there.
     pub(crate) fn allocate(&mut self, count: usize, table: &mut Vec<BlockId>) -> bool {
         if self.free.len() < count {
             return false;
         }
-        let blocks: Vec<BlockId> = if self.contiguous {
-            let Some(first) = self.first_run(count) else { return false };
-            (first..).take(count).collect()
-        } else {
-            self.free.iter().copied().take(count).collect()
-        };
+        let blocks: Vec<BlockId> = self.free.iter().copied().take(count).collect();
         for block in &blocks {
             self.free.remove(block);
             self.holders[*block as usize] = 1;
         }
         table.extend(blocks);
         true
-    }
-
-    /// The first of `count` free blocks that lie side by side.
-    fn first_run(&self, count: usize) -> Option<BlockId> {
-        let mut first = 0;
-        let mut length = 0;
-        for block in &self.free {
-            if length == 0 || *block != first + length {
-                first = *block;
-                length = 0;
-            }
-            length += 1;
-            if length as usize >= count {
-                return Some(first);
-            }
-        }
-        (count == 0).then_some(0)
     }
 
     /// One more holder for each of these blocks.
@@ -107,7 +77,7 @@ mod tests {
 
     #[test]
     fn blocks_are_handed_out_once_and_come_back() {
-        let mut pool = BlockPool::new(4, false);
+        let mut pool = BlockPool::new(4);
         let (mut mine, mut yours) = (Vec::new(), Vec::new());
         assert!(pool.allocate(3, &mut mine));
         assert!(!pool.allocate(2, &mut yours));
@@ -120,21 +90,5 @@ mod tests {
         assert_eq!((pool.free(), pool.holders(0)), (1, 1));
         pool.release(&mut yours);
         assert_eq!(pool.free(), 4);
-    }
-
-    #[test]
-    fn a_contiguous_pool_gives_neighbours() {
-        let mut pool = BlockPool::new(6, true);
-        let mut tables = [Vec::new(), Vec::new(), Vec::new()];
-        for table in &mut tables {
-            assert!(pool.allocate(2, table));
-        }
-        pool.release(&mut tables[0]);
-        pool.release(&mut tables[2]);
-        assert_eq!(pool.free(), 4);
-        assert!(!pool.allocate(3, &mut tables[0]), "the free blocks are 0, 1 and 4, 5");
-        pool.release(&mut tables[1]);
-        assert!(pool.allocate(5, &mut tables[0]));
-        assert_eq!(tables[0], [0, 1, 2, 3, 4]);
     }
 }

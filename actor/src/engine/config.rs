@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use types::DType;
 
+use super::Error;
+
 /// Tokens of one tile of the native cache; a block is a multiple of it.
 pub(crate) const TILE_TOKENS: usize = 16;
 
@@ -92,6 +94,22 @@ impl EngineConfig {
         problems
     }
 
+    /// Whether the device is there.
+    ///
+    /// # Errors
+    /// When it is a GPU that torch does not see on this machine, or in this build.
+    pub fn check_device(&self) -> Result<(), Error> {
+        let Device::Cuda(index) = self.device else { return Ok(()) };
+        let there = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
+        if index < there {
+            return Ok(());
+        }
+        Err(Error::Config(vec![format!(
+            "device is cuda:{index}, but torch sees {there} GPUs here; set device = \"cpu\" or another index, or use a build \
+             with --features cuda on a machine with a GPU"
+        )]))
+    }
+
     /// Whether the engine's own CPU code runs the network.
     pub(crate) fn is_native(&self) -> bool {
         match self.backend {
@@ -167,7 +185,8 @@ pub enum Backend {
     Auto,
     /// The engine's own code for the CPU: the numbers of a response do not depend on what else is generated.
     Native,
-    /// Torch's operators, on any device; not in this build.
+    /// Torch's operators, on any device: the learner's network, to the learner's rounding. Numbers of a response depend
+    /// on what else is generated in their last bits.
     Aten,
 }
 

@@ -1,9 +1,11 @@
 //! The network with its weights, whichever backend runs it.
 
 use model::{Layout, ModelConfig, Weights};
-use types::PolicyVersion;
+use tch::Kind;
+use types::{DType, PolicyVersion};
 
 use super::Error;
+use super::aten::{self, Aten, AtenWeights};
 use super::batch::{Batch, Drawn};
 use super::config::EngineConfig;
 use super::native::{self, Native, NativeWeights};
@@ -20,22 +22,30 @@ pub struct PolicyWeights {
 #[derive(Debug)]
 enum Prepared {
     Native(NativeWeights),
+    Aten(AtenWeights),
 }
 
 impl PolicyWeights {
-    /// Brings weights of any element type and device into the form for engines of this configuration. This copies
-    /// them: `weights` may be written or dropped afterwards.
+    /// Brings weights of any element type and device into the form for engines of this configuration, on its device. This
+    /// copies them: `weights` may be written or dropped afterwards. A GPU takes the copies in turn with the steps of an
+    /// engine that runs there.
     ///
     /// # Errors
-    /// When there is no room for the copy.
+    /// When there is no room for the copy, or no such device.
     pub fn prepare(
         model: &ModelConfig,
         weights: &Weights,
         version: PolicyVersion,
         engine: &EngineConfig,
     ) -> Result<Self, Error> {
-        let packed = NativeWeights::pack(model, weights, engine.dtype);
-        let prepared = Prepared::Native(packed.map_err(Error::system("memory for the weights"))?);
+        engine.check_device()?;
+        let prepared = if engine.is_native() {
+            let packed = NativeWeights::pack(model, weights, engine.dtype);
+            Prepared::Native(packed.map_err(Error::system("memory for the weights"))?)
+        } else {
+            let place = (kind(engine.dtype), engine.device.to_torch());
+            Prepared::Aten(AtenWeights::copy(model, weights, place)?)
+        };
         Ok(Self { version, layout: weights.layout().clone(), prepared })
     }
 
@@ -45,12 +55,27 @@ impl PolicyWeights {
     }
 }
 
+/// The element type as torch names it.
+fn kind(dtype: DType) -> Kind {
+    match dtype {
+        DType::F32 => Kind::Float,
+        DType::Bf16 => Kind::BFloat16,
+        DType::F16 => Kind::Half,
+    }
+}
+
 /// A backend with the weights it runs.
 #[derive(Debug)]
 pub(super) struct Network {
-    backend: Native,
+    backend: Backend,
     version: PolicyVersion,
     layout: Layout,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Native(Native),
+    Aten(Box<Aten>),
 }
 
 impl Network {
@@ -65,30 +90,45 @@ impl Network {
         if layout != Layout::new(model) {
             return Err(Error::Weights);
         }
-        let Prepared::Native(weights) = prepared;
-        let backend = Native::new(model, weights, engine, blocks);
-        let backend = backend.map_err(Error::system("memory for the cache, or threads"))?;
+        let backend = match prepared {
+            Prepared::Native(weights) => {
+                let native = Native::new(model, weights, engine, blocks);
+                Backend::Native(native.map_err(Error::system("memory for the cache, or threads"))?)
+            }
+            Prepared::Aten(weights) => Backend::Aten(Box::new(Aten::new(model, weights, engine, blocks)?)),
+        };
         Ok(Self { backend, version, layout })
     }
 
     /// Computes a step; the drawn tokens in the order of `batch.draws`.
     pub(super) fn step(&mut self, batch: &Batch) -> Result<&[Drawn], Error> {
-        Ok(self.backend.step(batch))
+        match &mut self.backend {
+            Backend::Native(native) => Ok(native.step(batch)),
+            Backend::Aten(aten) => aten.step(batch),
+        }
     }
 
     /// Exchanges the weights; the old ones.
     pub(super) fn swap(&mut self, weights: PolicyWeights) -> Result<PolicyWeights, Error> {
-        if weights.layout != self.layout {
+        let PolicyWeights { version, layout, prepared } = weights;
+        if layout != self.layout {
             return Err(Error::Weights);
         }
-        let Prepared::Native(new) = weights.prepared;
-        let old = self.backend.swap(new).map_err(|_| Error::Weights)?;
-        let version = std::mem::replace(&mut self.version, weights.version);
-        Ok(PolicyWeights { version, layout: weights.layout, prepared: Prepared::Native(old) })
+        let old = match (&mut self.backend, prepared) {
+            (Backend::Native(native), Prepared::Native(new)) => native.swap(new).map(Prepared::Native).ok(),
+            (Backend::Aten(aten), Prepared::Aten(new)) => aten.swap(new).map(Prepared::Aten).ok(),
+            (Backend::Native(_), Prepared::Aten(_)) | (Backend::Aten(_), Prepared::Native(_)) => None,
+        };
+        let prepared = old.ok_or(Error::Weights)?;
+        let version = std::mem::replace(&mut self.version, version);
+        Ok(PolicyWeights { version, layout, prepared })
     }
 }
 
 /// Bytes of one block of the cache.
 pub(super) fn block_bytes(model: &ModelConfig, engine: &EngineConfig) -> u64 {
-    native::block_bytes(model, engine)
+    match engine.is_native() {
+        true => native::block_bytes(model, engine),
+        false => aten::block_bytes(model, engine),
+    }
 }

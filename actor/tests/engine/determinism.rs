@@ -8,7 +8,7 @@ use types::{DType, Sampling};
 use crate::fixture::{engine, prompt, request, run, siblings, small_config, small_model};
 
 /// Requests of many lengths and ways of drawing.
-fn requests() -> Vec<Request> {
+pub(crate) fn requests() -> Vec<Request> {
     let plain = |max_new_tokens| Sampling { max_new_tokens, ..Sampling::default() };
     let truncated = Sampling { top_k: 20, top_p: 0.9, min_p: 0.02, temperature: 0.7, ..plain(33) };
     let penalised = Sampling { repetition_penalty: 1.3, ..plain(25) };
@@ -81,7 +81,7 @@ fn half_precision_is_deterministic_and_near_the_full_one() {
         let again = together(&EngineConfig { max_sequences: 3, prefill_chunk_tokens: 5, ..config }).0;
         assert_eq!(finished, again, "{dtype:?}");
         let learner = crate::parity::learner_logprobs(&model, &weights, &prompt(1, 0), &finished[&0], 1.0);
-        let difference = crate::parity::largest_difference(&finished[&0].rollout_logprobs, &learner);
+        let difference = crate::fixture::largest_difference(&finished[&0].rollout_logprobs, &learner);
         assert!(difference < tolerance && difference > 0.0, "{dtype:?}: {difference}");
     }
 }

@@ -1,16 +1,16 @@
 //! What is drawn has the distribution that was asked for.
 
-use actor::engine::{EngineConfig, Finished, Request};
+use actor::engine::{Backend, EngineConfig, Finished, Request};
 use types::Sampling;
 
-use crate::fixture::{engine, next_logprobs, prompt, run, siblings, small_config, small_model};
+use crate::fixture::{BACKENDS, config_of, engine, next_logprobs, prompt, run, siblings, small_model};
 
 /// Responses of one token each, with seeds 0, 1, 2, ...
 const DRAWS: u64 = 20_000;
 
-fn draw(sampling: Sampling) -> Vec<Finished> {
+fn draw(backend: Backend, sampling: Sampling) -> Vec<Finished> {
     let (model, weights) = small_model();
-    let config = EngineConfig { max_waiting: DRAWS as usize, max_sequences: 64, ..small_config() };
+    let config = EngineConfig { max_waiting: DRAWS as usize, max_sequences: 64, ..config_of(backend) };
     let mut engine = engine(&model, &weights, &config);
     let ids: Vec<u64> = (0..DRAWS).collect();
     let request = Request { top_logprobs: 3, ..siblings(&ids, prompt(12, 3), sampling) };
@@ -78,16 +78,23 @@ fn tokens_are_drawn_with_their_probabilities() {
         Sampling { top_k: 30, top_p: 0.8, min_p: 0.05, temperature: 1.2, ..Sampling::default() },
     ];
     let expected: Vec<(Vec<f64>, f64)> = ways.iter().map(reference).collect();
-    for (number, sampling) in ways.iter().enumerate() {
-        let finished = draw(Sampling { max_new_tokens: 1, ..sampling.clone() });
+    let numbered = || ways.iter().enumerate();
+    for (backend, (number, sampling)) in
+        BACKENDS.into_iter().flat_map(|backend| numbered().map(move |way| (backend, way)))
+    {
+        let finished = draw(backend, Sampling { max_new_tokens: 1, ..sampling.clone() });
         let mut counts = vec![0.0; 97];
         finished.iter().for_each(|response| counts[response.response_tokens[0] as usize] += 1.0);
         for (other, (probabilities, _)) in expected.iter().enumerate() {
             let deviation = deviation(&counts, probabilities);
             if other == number {
-                assert!(deviation < 4.0, "{sampling:?}: {deviation} standard deviations");
+                assert!(deviation < 4.0, "{backend:?} {sampling:?}: {deviation} standard deviations");
             } else {
-                assert!(deviation > 8.0, "{sampling:?} looks like {:?}: {deviation}", ways[other]);
+                assert!(
+                    deviation > 8.0,
+                    "{backend:?} {sampling:?} looks like {:?}: {deviation}",
+                    ways[other]
+                );
             }
         }
         let surviving = expected[number].1;
@@ -109,7 +116,8 @@ fn logprobs_are_those_before_truncation() {
     let full = next_logprobs(&model, &weights, &prompt(12, 3), f64::from(sampling.temperature));
     let mut order: Vec<usize> = (0..97).collect();
     order.sort_by(|a, b| full[*b].total_cmp(&full[*a]));
-    for response in draw(sampling).iter().take(200) {
+    let drawn = BACKENDS.map(|backend| draw(backend, sampling.clone()));
+    for response in drawn.iter().flat_map(|of_backend| of_backend.iter().take(200)) {
         let token = response.response_tokens[0] as usize;
         assert!((f64::from(response.rollout_logprobs[0]) - full[token]).abs() < 1e-5);
         let top: Vec<usize> = response.top_logprobs[0].iter().map(|top| top.token as usize).collect();
@@ -122,8 +130,12 @@ fn logprobs_are_those_before_truncation() {
 
 #[test]
 fn a_repetition_penalty_holds_for_prompt_and_response() {
+    BACKENDS.into_iter().for_each(penalised);
+}
+
+fn penalised(backend: Backend) {
     let (model, weights) = small_model();
-    let mut engine = engine(&model, &weights, &small_config());
+    let mut engine = engine(&model, &weights, &config_of(backend));
     let penalty = 1e6;
     let sampling = Sampling { repetition_penalty: penalty, ..Sampling::greedy(60) };
     let prompt = prompt(12, 3);
@@ -137,4 +149,37 @@ fn a_repetition_penalty_holds_for_prompt_and_response() {
     let free = run(&mut engine, &[siblings(&[0], crate::fixture::prompt(12, 3), Sampling::greedy(60))]);
     let tokens: std::collections::BTreeSet<u32> = free[&0].response_tokens.iter().copied().collect();
     assert!(tokens.len() < 60, "without a penalty nothing is repeated, so that this shows nothing");
+}
+
+/// A head of zeros makes all tokens equal: what is kept then is decided by the rules for equals alone.
+#[test]
+fn of_equal_tokens_the_lower_id_comes_first() {
+    let (model, weights) = small_model();
+    let _ = weights.parameter("lm_head.weight").unwrap().zero_();
+    let one = |sampling: Sampling| Sampling { max_new_tokens: 1, ..sampling };
+    // Of 97 tokens the 49th reaches half of the mass.
+    let cases = [
+        (Sampling::greedy(1), 1.0, 1),
+        (one(Sampling { top_k: 5, ..Sampling::default() }), 1.0, 97),
+        (one(Sampling { top_p: 0.5, ..Sampling::default() }), 49.0 / 97.0, 49),
+        (one(Sampling { top_k: 5, min_p: 1.0, top_p: 0.5, ..Sampling::default() }), 49.0 / 97.0, 49),
+    ];
+    for (backend, (sampling, mass, tokens)) in
+        BACKENDS.into_iter().flat_map(|backend| cases.iter().map(move |case| (backend, case)))
+    {
+        let mut engine = engine(&model, &weights, &config_of(backend));
+        let ids: Vec<u64> = (0..400).collect();
+        let request = Request { top_logprobs: 4, ..siblings(&ids, prompt(7, 0), sampling.clone()) };
+        let mut drawn = std::collections::BTreeSet::new();
+        for response in run(&mut engine, &[request]).into_values() {
+            drawn.insert(response.response_tokens[0]);
+            let found = response.surviving_mass.map_or(1.0, |masses| masses[0]);
+            assert!((found - mass).abs() < 1e-6, "{backend:?} {sampling:?}: {found}");
+            assert!((response.rollout_logprobs[0] + 97f32.ln()).abs() < 1e-6);
+            let top: Vec<u32> = response.top_logprobs[0].iter().map(|top| top.token).collect();
+            assert_eq!(top, [0, 1, 2, 3], "{backend:?}");
+        }
+        assert!(drawn.iter().all(|token| token < tokens), "{backend:?} {sampling:?}: {drawn:?}");
+        assert!(drawn.len() > *tokens as usize * 9 / 10, "{backend:?} {sampling:?}: {drawn:?}");
+    }
 }

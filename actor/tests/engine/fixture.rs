@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use actor::engine::{Engine, EngineConfig, Event, Finished, PolicyWeights, Request, SampleRequest};
+use actor::engine::{Backend, Engine, EngineConfig, Event, Finished, PolicyWeights, Request, SampleRequest};
 use model::{Architecture, Dimensions, ModelConfig, Packed, Weights};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -119,6 +119,58 @@ pub(crate) fn policy(
 /// A configuration for small models; few blocks, so that tests notice when one is lost.
 pub(crate) fn small_config() -> EngineConfig {
     EngineConfig { threads: 2, max_sequences: 8, kv_cache_blocks: Some(256), ..EngineConfig::default() }
+}
+
+/// The backends that run on every machine.
+pub(crate) const BACKENDS: [Backend; 2] = [Backend::Native, Backend::Aten];
+
+/// The like for a backend.
+pub(crate) fn config_of(backend: Backend) -> EngineConfig {
+    EngineConfig { backend, ..small_config() }
+}
+
+/// Asserts that responses are the same: to the bit with the native backend, but for rounding with torch's operators.
+pub(crate) fn assert_same(
+    backend: Backend,
+    found: &BTreeMap<u64, Finished>,
+    expected: &BTreeMap<u64, Finished>,
+) {
+    if backend == Backend::Native {
+        assert_eq!(found, expected);
+    }
+    assert!(found.keys().eq(expected.keys()), "{found:?}");
+    for (id, found) in found {
+        assert_near(found, &expected[id]);
+    }
+}
+
+/// Asserts that two responses are the same but for the rounding of numbers.
+pub(crate) fn assert_near(found: &Finished, expected: &Finished) {
+    let difference = largest_difference(&found.rollout_logprobs, &expected.rollout_logprobs);
+    assert!(difference < 1e-4, "log-probs of response {} differ by {difference}", found.id);
+    let masses = [found, expected].map(|response| response.surviving_mass.clone().unwrap_or_default());
+    let difference = largest_difference(&masses[0], &masses[1]);
+    assert!(difference < 1e-4, "surviving masses of response {} differ by {difference}", found.id);
+    let plain = |response: &Finished| Finished {
+        rollout_logprobs: Vec::new(),
+        surviving_mass: response.surviving_mass.as_ref().map(|_| Vec::new()),
+        top_logprobs: Vec::new(),
+        ..response.clone()
+    };
+    assert_eq!(plain(found), plain(expected));
+    let tops = |response: &Finished| response.top_logprobs.iter().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!(tops(found), tops(expected));
+    for (found, expected) in found.top_logprobs.iter().flatten().zip(expected.top_logprobs.iter().flatten()) {
+        assert_eq!(found.token, expected.token);
+        // A temperature of almost 0 makes small differences of logits huge.
+        let tolerance = if expected.logprob > -1e3 { 1e-4 } else { -1e-2 * expected.logprob };
+        assert!((found.logprob - expected.logprob).abs() < tolerance, "{found:?} and {expected:?}");
+    }
+}
+
+pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 /// A prompt of `length` tokens of a vocabulary of at least 97.

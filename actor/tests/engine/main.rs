@@ -1,6 +1,7 @@
 //! The engine against transformers, against slow references, and against itself.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod backends;
 mod determinism;
 mod drawing;
 mod files;

@@ -5,7 +5,7 @@ use model::{LogprobOptions, ModelConfig, NextTokens, Packed, Weights};
 use tch::Device;
 use types::{FinishReason, Sampling};
 
-use crate::fixture::{Case, request, run, small_config};
+use crate::fixture::{BACKENDS, Case, assert_same, config_of, largest_difference, request, run};
 
 /// Log-probabilities of the response tokens as the learner computes them: one packed forward pass.
 pub(crate) fn learner_logprobs(
@@ -28,14 +28,12 @@ pub(crate) fn learner_logprobs(
     found[prompt.len() - 1..].to_vec()
 }
 
-pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
-
 #[test]
 fn greedy_continuations_equal_transformers_in_ragged_batches() {
-    for case in Case::causal() {
+    let cases = Case::causal();
+    for (backend, case) in
+        BACKENDS.into_iter().flat_map(|backend| cases.iter().map(move |case| (backend, case)))
+    {
         let (prompts, expected) = (case.token_rows("prompts"), case.token_rows("greedy"));
         let requests: Vec<_> = prompts
             .iter()
@@ -43,7 +41,7 @@ fn greedy_continuations_equal_transformers_in_ragged_batches() {
             .map(|(id, prompt)| request(id as u64, prompt.clone(), Sampling::greedy(200)))
             .collect();
         // Chunks shorter than the longest prompt, so that prompts are cut.
-        let config = EngineConfig { prefill_chunk_tokens: 11, ..small_config() };
+        let config = EngineConfig { prefill_chunk_tokens: 11, ..config_of(backend) };
         let finished = run(&mut case.engine(&config), &requests);
         for (id, expected) in expected.iter().enumerate() {
             let found = &finished[&(id as u64)];
@@ -51,10 +49,14 @@ fn greedy_continuations_equal_transformers_in_ragged_batches() {
             assert_eq!(found.finish_reason, FinishReason::Length);
             let learner = learner_logprobs(&case.config, &case.weights, &prompts[id], found, 1.0);
             let difference = largest_difference(&found.rollout_logprobs, &learner);
-            println!("{} prompt {id}: log-probs differ from the learner's by {difference:.1e}", case.name);
+            println!(
+                "{backend:?} {} prompt {id}: log-probs differ from the learner's by {difference:.1e}",
+                case.name
+            );
             assert!(difference < 2e-5, "{} prompt {id}: {difference}", case.name);
         }
         let alone = run(&mut case.engine(&config), &requests[3..]);
-        assert_eq!(alone[&3], finished[&3], "{} alone", case.name);
+        let together = finished.into_iter().filter(|(id, _)| *id >= 3).collect();
+        assert_same(backend, &alone, &together);
     }
 }

@@ -3,7 +3,10 @@
 use actor::engine::{EngineConfig, Event, Refusal, Request};
 use types::Sampling;
 
-use crate::fixture::{drain, engine, prompt, request, run, siblings, small_config, small_model};
+use crate::fixture::{
+    BACKENDS, assert_same, config_of, drain, engine, prompt, request, run, siblings, small_config,
+    small_model,
+};
 
 fn plain(max_new_tokens: u32) -> Sampling {
     Sampling { max_new_tokens, ..Sampling::default() }
@@ -12,16 +15,18 @@ fn plain(max_new_tokens: u32) -> Sampling {
 #[test]
 fn siblings_share_one_prefill() {
     let (model, weights) = small_model();
-    let config = EngineConfig { max_sequences: 3, ..small_config() };
-    let ids = [0, 1, 2, 3, 4, 5];
-    let mut shared = engine(&model, &weights, &config);
-    let finished = run(&mut shared, &[siblings(&ids, prompt(100, 0), plain(1))]);
-    let totals = shared.totals();
-    assert_eq!((totals.computed_tokens, totals.shared_tokens), (100 + 5, 5 * 99));
-    let mut apart = engine(&model, &weights, &config);
-    let requests: Vec<Request> = ids.iter().map(|id| request(*id, prompt(100, 0), plain(1))).collect();
-    assert_eq!(run(&mut apart, &requests), finished);
-    assert_eq!((apart.totals().computed_tokens, apart.totals().shared_tokens), (600, 0));
+    for backend in BACKENDS {
+        let config = EngineConfig { max_sequences: 3, ..config_of(backend) };
+        let ids = [0, 1, 2, 3, 4, 5];
+        let mut shared = engine(&model, &weights, &config);
+        let finished = run(&mut shared, &[siblings(&ids, prompt(100, 0), plain(4))]);
+        let totals = shared.totals();
+        assert_eq!((totals.computed_tokens, totals.shared_tokens), (100 + 5 + 6 * 3, 5 * 99));
+        let mut apart = engine(&model, &weights, &config);
+        let requests: Vec<Request> = ids.iter().map(|id| request(*id, prompt(100, 0), plain(4))).collect();
+        assert_same(backend, &run(&mut apart, &requests), &finished);
+        assert_eq!((apart.totals().computed_tokens, apart.totals().shared_tokens), (600 + 6 * 3, 0));
+    }
 }
 
 #[test]
@@ -82,37 +87,42 @@ fn what_cannot_be_served_is_refused_with_the_reason() {
 #[test]
 fn a_pool_that_is_too_small_for_all_serves_all_in_turn() {
     let (model, weights) = small_model();
-    let config = EngineConfig { kv_cache_blocks: Some(6), max_sequences: 16, ..small_config() };
-    let mut tight = engine(&model, &weights, &config);
-    let requests: Vec<Request> = (0..20).map(|id| request(id, prompt(20, id), plain(60))).collect();
-    let finished = run(&mut tight, &requests);
-    assert_eq!(finished.len(), 20);
-    assert!(tight.totals().preemptions > 0);
-    let mut wide = engine(&model, &weights, &EngineConfig { max_sequences: 16, ..small_config() });
-    assert_eq!(run(&mut wide, &requests), finished);
-    assert_eq!(wide.totals().preemptions, 0);
+    for backend in BACKENDS {
+        let config = EngineConfig { max_sequences: 16, ..config_of(backend) };
+        let mut tight =
+            engine(&model, &weights, &EngineConfig { kv_cache_blocks: Some(6), ..config.clone() });
+        let requests: Vec<Request> = (0..20).map(|id| request(id, prompt(20, id), plain(60))).collect();
+        let finished = run(&mut tight, &requests);
+        assert_eq!(finished.len(), 20);
+        assert!(tight.totals().preemptions > 0);
+        let mut wide = engine(&model, &weights, &config);
+        assert_same(backend, &run(&mut wide, &requests), &finished);
+        assert_eq!(wide.totals().preemptions, 0);
+    }
 }
 
 #[test]
 fn a_cancelled_response_leaves_nothing_behind() {
     let (model, weights) = small_model();
-    let config = EngineConfig { max_sequences: 2, ..small_config() };
-    let requests = [siblings(&[0, 1, 2, 3], prompt(40, 0), plain(30)), request(4, prompt(9, 1), plain(30))];
-    let reference = run(&mut engine(&model, &weights, &config), &requests);
-    let mut engine = engine(&model, &weights, &config);
-    engine.submit(&requests);
-    for _ in 0..5 {
-        engine.step().unwrap();
+    for backend in BACKENDS {
+        let config = EngineConfig { max_sequences: 2, ..config_of(backend) };
+        let requests =
+            [siblings(&[0, 1, 2, 3], prompt(40, 0), plain(30)), request(4, prompt(9, 1), plain(30))];
+        let mut reference = run(&mut engine(&model, &weights, &config), &requests);
+        let mut engine = engine(&model, &weights, &config);
+        engine.submit(&requests);
+        for _ in 0..5 {
+            engine.step().unwrap();
+        }
+        assert_eq!(engine.load().running, 2);
+        // One that runs, one that waits, one twice, one that never was.
+        assert_eq!([0, 3, 3, 99].map(|id| engine.cancel(id)), [true, true, false, false]);
+        let finished = drain(&mut engine);
+        assert_eq!(finished.keys().copied().collect::<Vec<_>>(), [1, 2, 4]);
+        reference.retain(|id, _| finished.contains_key(id));
+        assert_same(backend, &finished, &reference);
+        assert_eq!(engine.totals().cancelled, 2);
+        // Its id is free again.
+        assert_eq!(run(&mut engine, &[request(0, prompt(3, 0), plain(2))]).len(), 1);
     }
-    assert_eq!(engine.load().running, 2);
-    // One that runs, one that waits, one twice, one that never was.
-    assert_eq!([0, 3, 3, 99].map(|id| engine.cancel(id)), [true, true, false, false]);
-    let finished = drain(&mut engine);
-    assert_eq!(finished.keys().copied().collect::<Vec<_>>(), [1, 2, 4]);
-    for (id, response) in finished {
-        assert_eq!(response, reference[&id]);
-    }
-    assert_eq!(engine.totals().cancelled, 2);
-    // Its id is free again.
-    assert_eq!(run(&mut engine, &[request(0, prompt(3, 0), plain(2))]).len(), 1);
 }

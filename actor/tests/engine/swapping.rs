@@ -1,10 +1,10 @@
 //! New weights between two steps.
 
-use actor::engine::{CacheOnSwap, EngineConfig, Error};
+use actor::engine::{Backend, CacheOnSwap, EngineConfig, Error};
 use types::{PolicyVersion, Sampling, Span};
 
 use crate::fixture::{
-    drain, engine, model_of, next_logprobs, policy, prompt, siblings, small_config, small_model,
+    BACKENDS, config_of, drain, engine, model_of, next_logprobs, policy, prompt, siblings, small_model,
 };
 
 const PROMPT: usize = 20;
@@ -14,10 +14,10 @@ fn span(version: u64, tokens: u32) -> Span {
 }
 
 /// Checks responses of which `before` tokens were drawn by the first weights.
-fn swapped(on_swap: CacheOnSwap) {
+fn swapped(backend: Backend, on_swap: CacheOnSwap) {
     let (model, first) = small_model();
     let (_, second) = model_of(97, 12);
-    let config = EngineConfig { on_swap, ..small_config() };
+    let config = EngineConfig { on_swap, ..config_of(backend) };
     let mut engine = engine(&model, &first, &config);
     let sampling = Sampling { max_new_tokens: 15, ..Sampling::default() };
     engine.submit(&[siblings(&[0, 1], prompt(PROMPT, 0), sampling)]);
@@ -52,27 +52,37 @@ fn swapped(on_swap: CacheOnSwap) {
 
 #[test]
 fn a_kept_cache_is_recorded() {
-    swapped(CacheOnSwap::Keep);
+    BACKENDS.into_iter().for_each(|backend| swapped(backend, CacheOnSwap::Keep));
 }
 
 #[test]
 fn a_recomputed_cache_is_the_new_weights_own() {
-    swapped(CacheOnSwap::Recompute);
+    BACKENDS.into_iter().for_each(|backend| swapped(backend, CacheOnSwap::Recompute));
 }
 
 #[test]
 fn weights_that_do_not_follow_are_refused() {
     let (model, weights) = small_model();
-    let config = small_config();
-    let mut engine = engine(&model, &weights, &config);
-    engine.swap_weights(policy(&model, &weights, &config, 5)).unwrap();
-    let error = engine.swap_weights(policy(&model, &weights, &config, 4)).unwrap_err();
-    assert!(matches!(error, Error::Version { current: PolicyVersion(5), new: PolicyVersion(4) }), "{error}");
-    let (other_model, other) = model_of(98, 11);
-    let error = engine.swap_weights(policy(&other_model, &other, &config, 6)).unwrap_err();
-    assert!(matches!(error, Error::Weights), "{error}");
-    let half = EngineConfig { dtype: types::DType::Bf16, ..config };
-    let error = engine.swap_weights(policy(&model, &weights, &half, 6)).unwrap_err();
-    assert!(matches!(error, Error::Weights), "{error}");
-    assert_eq!(engine.version(), PolicyVersion(5));
+    for (backend, other_backend) in [(BACKENDS[0], BACKENDS[1]), (BACKENDS[1], BACKENDS[0])] {
+        let config = config_of(backend);
+        let mut engine = engine(&model, &weights, &config);
+        engine.swap_weights(policy(&model, &weights, &config, 5)).unwrap();
+        let error = engine.swap_weights(policy(&model, &weights, &config, 4)).unwrap_err();
+        assert!(
+            matches!(error, Error::Version { current: PolicyVersion(5), new: PolicyVersion(4) }),
+            "{error}"
+        );
+        let (other_model, other) = model_of(98, 11);
+        let half = EngineConfig { dtype: types::DType::Bf16, ..config.clone() };
+        let wrong = [
+            policy(&other_model, &other, &config, 6),
+            policy(&model, &weights, &half, 6),
+            policy(&model, &weights, &config_of(other_backend), 6),
+        ];
+        for wrong in wrong {
+            let error = engine.swap_weights(wrong).unwrap_err();
+            assert!(matches!(error, Error::Weights), "{error}");
+        }
+        assert_eq!(engine.version(), PolicyVersion(5));
+    }
 }

@@ -4,12 +4,15 @@
 
 #include <cstring>
 #include <exception>
+#include <optional>
 
 extern "C" {
 
-// A row dimension cut into sequences: offsets is int32 [sequences + 1] on the device, longest the longest of them.
+// A row dimension cut into sequences: offsets is int32 [sequences + 1] on the device, longest the longest of them. used is
+// null, or int32 [sequences]: how many rows of each count.
 struct SluiceRagged {
   const at::Tensor* offsets;
+  const at::Tensor* used;
   int64_t longest;
 };
 
@@ -19,10 +22,14 @@ char* sluice_flash_attention(const at::Tensor* queries, const at::Tensor* keys, 
                              const SluiceRagged* of_queries, const SluiceRagged* of_keys, int64_t left,
                              at::Tensor** attended) {
   try {
+    std::optional<at::Tensor> used;
+    if (of_keys->used != nullptr) {
+      used = *of_keys->used;
+    }
     auto outputs = at::_flash_attention_forward(
         *queries, *keys, *values, *of_queries->offsets, *of_keys->offsets, of_queries->longest, of_keys->longest,
         /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false, /*scale=*/std::nullopt,
-        /*window_size_left=*/left, /*window_size_right=*/0);
+        /*window_size_left=*/left, /*window_size_right=*/0, /*seqused_k=*/used);
     *attended = new at::Tensor(std::get<0>(outputs));
     return nullptr;
   } catch (const std::exception& error) {

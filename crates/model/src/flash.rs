@@ -10,6 +10,8 @@ use tch::{Device, Kind, TchError, Tensor};
 pub struct Ragged {
     /// Where each sequence begins, and the end of the last: `[sequences + 1]` i32, on the device.
     offsets: Tensor,
+    /// Rows of each sequence that count, from its beginning on, `[sequences]` i32; all where absent.
+    used: Option<Tensor>,
     /// Rows of the longest.
     longest: i64,
 }
@@ -21,19 +23,33 @@ impl Ragged {
         let ends = lengths.iter().map(|length| (end += length, end).1);
         let offsets: Vec<i64> = std::iter::once(0).chain(ends).collect();
         let offsets = Tensor::from_slice(&offsets).to_kind(Kind::Int).to_device(device);
-        Self { offsets, longest: lengths.iter().copied().max().unwrap_or(0) }
+        Self::from_offsets(offsets, lengths.iter().copied().max().unwrap_or(0))
+    }
+
+    /// Sequences that begin at `offsets`, `[sequences + 1]` i32 on the device, the end of the last included. The
+    /// longest has at most `longest` rows that count.
+    pub fn from_offsets(offsets: Tensor, longest: i64) -> Self {
+        Self { offsets, used: None, longest }
+    }
+
+    /// Lets only the first rows of each sequence count: `used`, `[sequences]` i32 on the device. For keys only.
+    #[must_use]
+    pub fn with_used(self, used: Tensor) -> Self {
+        Self { used: Some(used), ..self }
     }
 }
 
 #[repr(C)]
 struct RawRagged {
     offsets: *const c_void,
+    used: *const c_void,
     longest: i64,
 }
 
 impl From<&Ragged> for RawRagged {
     fn from(ragged: &Ragged) -> Self {
-        Self { offsets: ragged.offsets.as_ptr().cast(), longest: ragged.longest }
+        let used = ragged.used.as_ref().map_or(std::ptr::null(), |used| used.as_ptr().cast_const());
+        Self { offsets: ragged.offsets.as_ptr().cast(), used: used.cast(), longest: ragged.longest }
     }
 }
 
@@ -49,11 +65,15 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Whether the kernel takes such queries: half precision on CUDA, a head of at most 256 elements, a multiple of 8.
+/// Whether the kernel takes such queries: see [`takes`].
 pub fn applies(queries: &Tensor) -> bool {
-    let head_dim = queries.size().last().copied().unwrap_or(0);
-    let half = matches!(queries.kind(), Kind::BFloat16 | Kind::Half);
-    half && queries.device().is_cuda() && head_dim <= 256 && head_dim % 8 == 0
+    takes(queries.kind(), queries.device(), queries.size().last().copied().unwrap_or(0))
+}
+
+/// Whether the kernel takes heads of `head_dim` elements: half precision on CUDA, at most 256 elements, a multiple of 8.
+pub fn takes(kind: Kind, device: Device, head_dim: i64) -> bool {
+    let half = matches!(kind, Kind::BFloat16 | Kind::Half);
+    half && device.is_cuda() && head_dim <= 256 && head_dim % 8 == 0
 }
 
 /// Causal attention of ragged sequences: `queries` `[rows, heads, head_dim]` against `keys` and `values` `[columns,

@@ -79,8 +79,7 @@ impl Scheduler {
         let beginning = loop {
             let beginning = self.beginning(&self.waiting[candidate]);
             // Room to go on for each that runs, so that the newcomer does not push one out in the next step.
-            let reserve = if self.blocks.contiguous() { 0 } else { self.running.len() };
-            let room = self.blocks.free() >= beginning.own + reserve;
+            let room = self.blocks.free() >= beginning.own + self.running.len();
             if room && self.blocks.allocate(beginning.own, &mut table) {
                 break beginning;
             }
@@ -113,14 +112,9 @@ impl Scheduler {
     }
 
     fn beginning(&self, sequence: &Sequence) -> Beginning {
-        let contiguous = self.blocks.contiguous();
-        let tokens = if contiguous { sequence.limit - 1 } else { sequence.len() };
         let forks = self.forks(sequence);
-        let shared = match forks && !contiguous {
-            true => (sequence.prompt.len() - 1) / self.limits.block_tokens,
-            false => 0,
-        };
-        Beginning { shared, own: self.blocks_of(tokens) - shared, forks }
+        let shared = if forks { (sequence.prompt.len() - 1) / self.limits.block_tokens } else { 0 };
+        Beginning { shared, own: self.blocks_of(sequence.len()) - shared, forks }
     }
 
     /// Lets a sequence begin with its group's prompt, all tokens but the last: `shared` blocks as they are, the

@@ -1,0 +1,44 @@
+//! A policy's weights on the engine's device.
+
+use model::{ModelConfig, Network, Weights};
+use tch::{Device, Kind, TchError, Tensor};
+
+use super::super::Error;
+use super::failure::caught;
+
+/// The weights as the network's functions take them.
+#[derive(Debug)]
+pub(crate) struct AtenWeights {
+    network: Network,
+}
+
+impl AtenWeights {
+    /// Copies weights to a device, one group after the other, as elements of `kind`.
+    ///
+    /// # Errors
+    /// When the device has no room for them.
+    pub(crate) fn copy(
+        config: &ModelConfig,
+        weights: &Weights,
+        (kind, device): (Kind, Device),
+    ) -> Result<Self, Error> {
+        let _guard = tch::no_grad_guard();
+        let copy = |flat: &Tensor| -> Result<Tensor, TchError> {
+            let mut place = Tensor::f_empty(flat.size(), (kind, device))?;
+            place.f_copy_(flat)?;
+            Ok(place)
+        };
+        let flats: Vec<Tensor> = weights.flats().iter().map(copy).collect::<Result<_, _>>()?;
+        let copied = Weights::from_flats(config, flats).map_err(|_| Error::Weights)?;
+        Ok(Self { network: caught(|| copied.network(config))? })
+    }
+
+    pub(crate) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Element type and device.
+    pub(crate) fn place(&self) -> (Kind, Device) {
+        (self.network.embedding.kind(), self.network.embedding.device())
+    }
+}
