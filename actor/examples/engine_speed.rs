@@ -1,4 +1,4 @@
-//! Measures the engine: `engine_speed MODEL_DIR REQUESTS.jsonl MAX_SEQUENCES DTYPE [REPEATS]`.
+//! Measures the engine: `engine_speed MODEL_DIR REQUESTS.jsonl MAX_SEQUENCES DTYPE [REPEATS [BACKEND [DEVICE]]]`.
 //!
 //! A line is `{"tokens": [..], "max_new_tokens": N}`; tokens are drawn at temperature 1 and end at their number alone. For
 //! each repetition one line of JSON on standard output: new tokens and seconds, from the first submission to the last
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use actor::engine::{Engine, EngineConfig, PolicyWeights, Request, SampleRequest};
+use actor::engine::{Backend, Device, Engine, EngineConfig, PolicyWeights, Request, SampleRequest};
 use anyhow::Context as _;
 use model::{LoadOptions, folder};
 use serde::Deserialize;
@@ -25,11 +25,17 @@ struct Line {
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, input, max_sequences, dtype, rest @ ..] = arguments.as_slice() else {
-        anyhow::bail!("usage: engine_speed MODEL_DIR REQUESTS.jsonl MAX_SEQUENCES DTYPE [REPEATS]");
+        anyhow::bail!(
+            "usage: engine_speed MODEL_DIR REQUESTS.jsonl MAX_SEQUENCES DTYPE [REPEATS [BACKEND [DEVICE]]]"
+        );
     };
     let repeats: usize = rest.first().map_or(Ok(1), |count| count.parse()).context("REPEATS")?;
     let dtype: DType = serde_json::from_value(dtype.as_str().into()).context("DTYPE")?;
-    let config = EngineConfig { max_sequences: max_sequences.parse()?, dtype, ..EngineConfig::default() };
+    let backend: Backend =
+        serde_json::from_value(rest.get(1).map_or("auto", String::as_str).into()).context("BACKEND")?;
+    let device = rest.get(2).map_or(Ok(Device::Cpu), |device| device.parse()).map_err(anyhow::Error::msg)?;
+    let max_sequences = max_sequences.parse()?;
+    let config = EngineConfig { max_sequences, dtype, backend, device, ..EngineConfig::default() };
     let loaded = folder::load(Path::new(model), &LoadOptions::default())?;
     let weights = PolicyWeights::prepare(&loaded.config, &loaded.weights, PolicyVersion(0), &config)?;
     let mut engine = Engine::new(&loaded.config, weights, None, &config)?;

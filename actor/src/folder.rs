@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use model::{LoadOptions, ModelConfig, Tokenizer};
-use tch::Kind;
-use types::{DType, PolicyVersion};
+use types::PolicyVersion;
 
 use crate::engine::{EngineConfig, PolicyWeights};
 use crate::prompts::PromptEncoder;
@@ -26,11 +25,7 @@ impl Folder {
     /// # Errors
     /// When a file of it is missing, broken, or does not fit the others.
     pub(crate) fn load(path: &Path, config: &EngineConfig) -> anyhow::Result<Self> {
-        let kind = match config.dtype {
-            DType::F32 => Kind::Float,
-            DType::Bf16 => Kind::BFloat16,
-            DType::F16 => Kind::Half,
-        };
+        let (kind, _) = config.place();
         let options = LoadOptions { kind: Some(kind), ..LoadOptions::default() };
         let loaded = model::folder::load(path, &options).context("load the model")?;
         let weights = PolicyWeights::prepare(&loaded.config, &loaded.weights, PolicyVersion(0), config)?;

@@ -1,7 +1,8 @@
 //! The actor: generation engine, rollout loop, weight receiver.
 //!
-//! [`engine`] generates and knows nothing of the ring; [`generate`] runs one over prompts of a file; [`build`] wires the role that leases prompts from the
-//! coordinator, generates with it, and streams rollouts to the reward servers.
+//! [`engine`] generates, on the CPU with its own code or with torch's operators on a GPU, and knows nothing of the ring; [`generate`]
+//! runs one over prompts of a file; [`build`] wires the role that leases prompts from the coordinator, generates with it,
+//! and streams rollouts to the reward servers.
 
 pub mod config;
 pub mod engine;

@@ -1,5 +1,6 @@
 //! Wires the actor: the rollout loop with all that it talks to.
 
+use anyhow::Context as _;
 use service::{Context, OnError};
 use tokio::sync::watch;
 
@@ -12,9 +13,10 @@ use crate::serve;
 /// configuration says so, clients of its policy: everything else it reaches out to.
 ///
 /// # Errors
-/// When the actor's name is none.
+/// When the actor's name is none, or its engine's device is not there.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     metrics::describe();
+    config.engine.check_device().context("engine")?;
     let (served, policy) = watch::channel(None);
     if config.serve.enabled {
         context.pages = context.pages.merge(serve::pages(policy, config.serve.clone()));

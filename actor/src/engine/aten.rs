@@ -16,25 +16,23 @@
 mod attention;
 mod cache;
 mod failure;
-#[cfg(feature = "cuda")]
-mod flash;
 mod rows;
 mod sampling;
 mod upload;
 mod weights;
 
 use model::{ModelConfig, Rope};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::Error;
 use super::batch::{Batch, Drawn};
 use super::config::EngineConfig;
-use attention::{Padded, PlacedPadded};
-use cache::{Cache, Copies, LayerCache, Shape};
+use attention::{Attention, PlacedAttention, Setting};
+use cache::{Cache, Copies, Shape};
 use failure::caught;
-use rows::{Order, Rows};
+use rows::{Order, PlacedRows, Rows};
 use sampling::Draws;
-use upload::{Arrived, Upload};
+use upload::Upload;
 
 pub(crate) use weights::AtenWeights;
 
@@ -51,25 +49,10 @@ pub(crate) struct Aten {
     shape: Shape,
     cache: Cache,
     rope: Rope,
-    /// The windows that layers have, each once.
-    windows: Vec<Option<i64>>,
+    attention: Setting,
     /// The work of a step for the device; kept for its memory.
     upload: Upload,
     drawn: Vec<Drawn>,
-}
-
-/// What the rows of a step see.
-enum Attention {
-    Padded(Padded),
-    #[cfg(feature = "cuda")]
-    Flash(flash::Flash),
-}
-
-/// The same on the device.
-enum PlacedAttention {
-    Padded(PlacedPadded),
-    #[cfg(feature = "cuda")]
-    Flash(flash::PlacedFlash),
 }
 
 impl Aten {
@@ -77,7 +60,7 @@ impl Aten {
     /// `engine.threads` threads from now on.
     ///
     /// # Errors
-    /// When the device has no room for the cache.
+    /// When the weights are not of the engine's device and element type, or the device has no room for the cache.
     pub(crate) fn new(
         model: &ModelConfig,
         weights: AtenWeights,
@@ -85,7 +68,10 @@ impl Aten {
         blocks: usize,
     ) -> Result<Self, Error> {
         let _guard = tch::no_grad_guard();
-        let place @ (kind, device) = weights.place();
+        let place @ (kind, device) = engine.place();
+        if weights.place() != place {
+            return Err(Error::Weights);
+        }
         if device == Device::Cpu {
             let available = std::thread::available_parallelism().map_or(1, usize::from);
             let threads = if engine.threads == 0 { available } else { engine.threads };
@@ -94,16 +80,13 @@ impl Aten {
         let shape = Shape::new(model, engine.block_tokens);
         let cache =
             Cache::new(&shape, blocks, place).map_err(|error| no_room(&error, blocks, engine, model))?;
-        let mut windows: Vec<Option<i64>> = (0..model.layers).map(|layer| model.window(layer)).collect();
-        windows.sort_unstable();
-        windows.dedup();
         Ok(Self {
             model: model.clone(),
             weights,
             shape,
             cache,
             rope: caught(|| Rope::new(model, kind, device))?,
-            windows,
+            attention: Setting::new(model, shape, place),
             upload: Upload::default(),
             drawn: Vec::new(),
         })
@@ -133,70 +116,37 @@ impl Aten {
         let order = Order::new(batch);
         let copies = Copies::new(&batch.copies, &mut self.upload);
         let rows = Rows::new(&order, &self.shape, &mut self.upload);
-        let attention: Vec<Attention> =
-            self.windows.clone().into_iter().map(|window| self.attention(&order, window)).collect();
+        let attention = Attention::new(&order, &self.attention, &mut self.upload);
         let draws = Draws::new(batch, &order.places(), self.model.vocab_size, &mut self.upload);
 
-        let place @ (_, device) = self.weights.place();
+        let (_, device) = self.weights.place();
         let arrived = self.upload.send(device);
         if let Some(copies) = copies {
             self.cache.copy(&copies, &arrived);
         }
         let rows = rows.place(&self.rope, &arrived);
-        let attention: Vec<PlacedAttention> =
-            attention.iter().map(|attention| attention.place(&arrived, place)).collect();
+        let attention = attention.place(&arrived, &self.attention);
         let hidden = self.blocks(&rows, &attention);
         let Some(drawn) = draws.draw(&self.model, self.weights.network(), &hidden, &arrived) else {
             return Vec::new();
         };
-        let numbers = Vec::try_from(drawn).expect("the numbers are f64 in one dimension");
+        let numbers =
+            Vec::try_from(drawn.to_device(Device::Cpu)).expect("the numbers are f64 in one dimension");
         draws.read(batch, &numbers)
     }
 
-    fn attention(&mut self, order: &Order, window: Option<i64>) -> Attention {
-        #[cfg(feature = "cuda")]
-        if flash::applies(&self.model, self.weights.place()) {
-            return Attention::Flash(flash::Flash::new(order, window, &self.shape, &mut self.upload));
-        }
-        Attention::Padded(Padded::new(order, window, &self.shape, &mut self.upload))
-    }
-
     /// The embedding and all blocks: `[rows, hidden]`.
-    fn blocks(&mut self, rows: &rows::PlacedRows, attention: &[PlacedAttention]) -> Tensor {
+    fn blocks(&mut self, rows: &PlacedRows, attention: &PlacedAttention) -> Tensor {
         let network = self.weights.network();
         let mut x = model::embed(&network.embedding, &rows.tokens);
         for (layer, weights) in network.blocks.iter().enumerate() {
-            let window = self.model.window(layer);
-            let attention = self.windows.iter().zip(attention).find(|(other, _)| **other == window);
-            let (_, attention) = attention.expect("the windows are those of the layers");
-            let cache = self.cache.layer(layer);
+            let (window, cache) = (self.model.window(layer), self.cache.layer(layer));
             x = model::block(&self.model, weights, &x, &rows.rope, |queries, keys, values| {
                 cache.write(&rows.slots, keys, values);
-                attention.attend(cache, queries)
+                attention.attend(cache, window, queries)
             });
         }
         x
-    }
-}
-
-impl Attention {
-    fn place(&self, arrived: &Arrived, place: (Kind, Device)) -> PlacedAttention {
-        match self {
-            Self::Padded(padded) => PlacedAttention::Padded(padded.place(arrived, place)),
-            #[cfg(feature = "cuda")]
-            Self::Flash(flash) => PlacedAttention::Flash(flash.place(arrived)),
-        }
-    }
-}
-
-impl PlacedAttention {
-    /// Attention of `queries`, `[rows, heads, head_dim]`, over a layer's cache; the same shape.
-    fn attend(&self, cache: &LayerCache, queries: &Tensor) -> Tensor {
-        match self {
-            Self::Padded(padded) => padded.attend(cache, queries),
-            #[cfg(feature = "cuda")]
-            Self::Flash(flash) => flash.attend(cache, queries),
-        }
     }
 }
 

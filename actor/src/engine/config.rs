@@ -12,13 +12,14 @@ pub(crate) const TILE_TOKENS: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
-    /// Where the network runs: `cpu`, `cuda` or `cuda:N`.
+    /// Where the network runs: `cpu`, `cuda` or `cuda:N`. GPUs need a build with the feature `cuda`.
     pub device: Device,
     /// Element type of weights and cache.
     pub dtype: DType,
     /// Which code runs the network.
     pub backend: Backend,
-    /// Threads of the network on the CPU; 0 is one for each core.
+    /// Threads of the network on the CPU; 0 is one for each core. With the ATen backend these are torch's own, of the whole
+    /// process.
     pub threads: usize,
     /// Most responses that are generated at a time.
     pub max_sequences: usize,
@@ -47,7 +48,8 @@ impl Default for EngineConfig {
             threads: 0,
             max_sequences: 64,
             max_waiting: 16_384,
-            // Enough for 64 sequences of a small model; a large one on a GPU is given what the weights leave.
+            // Enough for 64 sequences of a small model. On a GPU give it what the weights leave: twice their size while new
+            // ones arrive, and a few hundred megabytes for a step.
             kv_cache_bytes: 1 << 30,
             kv_cache_blocks: None,
             block_tokens: TILE_TOKENS,
@@ -92,6 +94,16 @@ impl EngineConfig {
             format!("backend is native, which runs on the CPU only, but device is {}", self.device),
         );
         problems
+    }
+
+    /// Element type and device as torch names them.
+    pub(crate) fn place(&self) -> (tch::Kind, tch::Device) {
+        let kind = match self.dtype {
+            DType::F32 => tch::Kind::Float,
+            DType::Bf16 => tch::Kind::BFloat16,
+            DType::F16 => tch::Kind::Half,
+        };
+        (kind, self.device.to_torch())
     }
 
     /// Whether the device is there.
@@ -185,8 +197,8 @@ pub enum Backend {
     Auto,
     /// The engine's own code for the CPU: the numbers of a response do not depend on what else is generated.
     Native,
-    /// Torch's operators, on any device: the learner's network, to the learner's rounding. Numbers of a response depend
-    /// on what else is generated in their last bits.
+    /// Torch's operators, on any device: the network that the learner runs, with its rounding of each element type. The
+    /// last bits of a response's numbers depend on what else is generated.
     Aten,
 }
 

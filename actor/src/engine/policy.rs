@@ -1,8 +1,7 @@
 //! The network with its weights, whichever backend runs it.
 
 use model::{Layout, ModelConfig, Weights};
-use tch::Kind;
-use types::{DType, PolicyVersion};
+use types::PolicyVersion;
 
 use super::Error;
 use super::aten::{self, Aten, AtenWeights};
@@ -43,8 +42,7 @@ impl PolicyWeights {
             let packed = NativeWeights::pack(model, weights, engine.dtype);
             Prepared::Native(packed.map_err(Error::system("memory for the weights"))?)
         } else {
-            let place = (kind(engine.dtype), engine.device.to_torch());
-            Prepared::Aten(AtenWeights::copy(model, weights, place)?)
+            Prepared::Aten(AtenWeights::copy(model, weights, engine.place())?)
         };
         Ok(Self { version, layout: weights.layout().clone(), prepared })
     }
@@ -52,15 +50,6 @@ impl PolicyWeights {
     /// Which policy they are.
     pub fn version(&self) -> PolicyVersion {
         self.version
-    }
-}
-
-/// The element type as torch names it.
-fn kind(dtype: DType) -> Kind {
-    match dtype {
-        DType::F32 => Kind::Float,
-        DType::Bf16 => Kind::BFloat16,
-        DType::F16 => Kind::Half,
     }
 }
 

@@ -75,22 +75,29 @@ fn responses_of_all_rules_agree_in_mixed_batches() {
     assert!(engine.totals().preemptions > 5, "{} preemptions", engine.totals().preemptions);
 }
 
+/// A prompt longer than windows and pre-training, in chunks, with siblings, under several rules.
+fn long(case: &Case) -> [Request; 3] {
+    let drawn = Sampling { max_new_tokens: 60, temperature: 0.9, ..Sampling::default() };
+    let vocab_size = case.config.vocab_size as u32;
+    let prompt =
+        |length, stream| prompt(length, stream).into_iter().map(|token| token % vocab_size).collect();
+    [
+        siblings(&[0, 1, 2], prompt(215, 1), drawn.clone()),
+        siblings(&[3, 4], prompt(50, 2), Sampling { top_p: 0.95, ..drawn.clone() }),
+        request(5, prompt(130, 3), Sampling { repetition_penalty: 1.1, ..drawn }),
+    ]
+}
+
+fn long_config() -> EngineConfig {
+    EngineConfig { prefill_chunk_tokens: 37, block_tokens: 32, ..small_config() }
+}
+
 /// Prompts and responses beyond windows and beyond the context of the pre-training, cut into short chunks, with siblings.
 #[test]
 fn long_prompts_agree_for_every_option() {
     for case in Case::causal() {
-        let config = EngineConfig { prefill_chunk_tokens: 37, block_tokens: 32, ..small_config() };
-        let drawn = Sampling { max_new_tokens: 60, temperature: 0.9, ..Sampling::default() };
-        let vocab_size = case.config.vocab_size as u32;
-        let prompt =
-            |length, stream| prompt(length, stream).into_iter().map(|token| token % vocab_size).collect();
-        let requests = [
-            siblings(&[0, 1, 2], prompt(215, 1), drawn.clone()),
-            siblings(&[3, 4], prompt(50, 2), Sampling { top_p: 0.95, ..drawn.clone() }),
-            request(5, prompt(130, 3), Sampling { repetition_penalty: 1.1, ..drawn }),
-        ];
         println!("{}", case.name);
-        assert_agreement(&both(&case.config, &case.weights, &config, &requests));
+        assert_agreement(&both(&case.config, &case.weights, &long_config(), &long(&case)));
     }
 }
 
@@ -171,12 +178,16 @@ fn a_device_that_is_not_there_is_named() {
     // No machine has a thousand GPUs.
     let config = EngineConfig { device: Device::Cuda(999), ..small_config() };
     let prepared = PolicyWeights::prepare(&model, &weights, PolicyVersion(0), &config).unwrap_err();
-    let on_cpu = policy(&model, &weights, &config_of(Backend::Aten), 0);
-    let made = Engine::new(&model, on_cpu, None, &config).unwrap_err();
+    let on_cpu = || policy(&model, &weights, &config_of(Backend::Aten), 0);
+    let made = Engine::new(&model, on_cpu(), None, &config).unwrap_err();
     for problem in [prepared, made].map(config_problem) {
         assert!(problem.starts_with("device is cuda:999, but torch sees"), "{problem}");
         assert!(problem.contains("set device = \"cpu\""), "{problem}");
     }
+    // Weights of another element type than the engine's are refused too, not run as they are.
+    let half = EngineConfig { dtype: DType::F16, ..config_of(Backend::Aten) };
+    let error = Engine::new(&model, on_cpu(), None, &half).unwrap_err();
+    assert!(matches!(error, Error::Weights), "{error}");
 }
 
 #[test]
@@ -191,4 +202,51 @@ fn a_cache_without_room_is_named() {
         problem.contains("cpu has no room") && problem.ends_with("set kv_cache_blocks lower"),
         "{problem}"
     );
+}
+
+/// Needs a GPU (`nextest` profile `gpu`).
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::*;
+
+    fn on_gpu(config: EngineConfig) -> EngineConfig {
+        EngineConfig { device: Device::Cuda(0), backend: Backend::Aten, ..config }
+    }
+
+    #[test]
+    fn responses_of_a_gpu_agree_with_the_native_ones() {
+        let (model, weights) = small_model();
+        let all = [requests(), mixed()].concat();
+        let config = EngineConfig { max_sequences: 30, kv_cache_blocks: Some(40), ..small_config() };
+        let on = |config: &EngineConfig| run(&mut engine(&model, &weights, config), &all);
+        assert_agreement(&[on(&config), on(&on_gpu(config.clone()))]);
+        for case in Case::causal() {
+            let on = |config: &EngineConfig| run(&mut case.engine(config), &long(&case));
+            assert_agreement(&[on(&long_config()), on(&on_gpu(long_config()))]);
+        }
+    }
+
+    /// FlashAttention over gathered blocks errs no more than the padded operators do on the CPU, whatever the option.
+    #[test]
+    fn half_precision_is_as_near_as_on_the_cpu() {
+        for case in Case::causal() {
+            let config = EngineConfig { dtype: DType::Bf16, backend: Backend::Aten, ..long_config() };
+            let mean_difference = |config: &EngineConfig| {
+                let requests = long(&case);
+                let finished = run(&mut case.engine(config), &requests);
+                let differences = [0, 3].map(|id: u64| {
+                    let request = requests.iter().find(|request| request.samples[0].id == id).unwrap();
+                    let (prompt, found) = (&request.prompt_tokens, &finished[&id]);
+                    let learner = learner_logprobs(&case.config, &case.weights, prompt, found, 0.9);
+                    let sum: f32 =
+                        learner.iter().zip(&found.rollout_logprobs).map(|(a, b)| (a - b).abs()).sum();
+                    sum / learner.len() as f32
+                });
+                (differences[0] + differences[1]) / 2.0
+            };
+            let (here, there) = (mean_difference(&config), mean_difference(&on_gpu(config.clone())));
+            println!("{}: {here} on the CPU, {there} on the GPU", case.name);
+            assert!(there < 2.0 * here + 0.01, "{}: {there} against {here}", case.name);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use actor::engine::EngineConfig;
+use actor::engine::{Backend, EngineConfig};
 use actor::generate::{DrawOptions, FileOptions, Generator, generate};
 use model::tokenizer::train_bpe;
 use model::{SaveOptions, SpecialTokens};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use service::BadInput;
 use types::{PromptContent, Sampling};
 
-use crate::fixture::{model_of, small_config};
+use crate::fixture::{BACKENDS, config_of, model_of, small_config};
 
 /// A model folder, with a tokenizer and a chat template if wanted.
 pub(crate) fn folder(parent: &Path, with_tokenizer: bool) -> PathBuf {
@@ -89,7 +89,11 @@ fn responses_come_in_the_order_of_the_prompts_and_do_not_depend_on_the_batch() {
 
 #[test]
 fn lists_of_prompts_get_the_same_responses_as_files() {
-    let mut files = Files::new(&small_config(), true);
+    BACKENDS.into_iter().for_each(lists_as_files);
+}
+
+fn lists_as_files(backend: Backend) {
+    let mut files = Files::new(&config_of(backend), true);
     let rows =
         files.run("{\"id\": 0, \"prompt\": \"the fox\"}\n{\"id\": 1, \"tokens\": [3, 4]}\n", 2).unwrap();
     let prompts = [PromptContent::Text("the fox".to_owned()), PromptContent::Tokens(vec![3, 4])];

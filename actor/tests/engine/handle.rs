@@ -2,15 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use actor::engine::{EngineClient, EngineHandle, EngineParts, Error, Event, Finished, Refusal, Request};
+use actor::engine::{
+    Backend, EngineClient, EngineHandle, EngineParts, Error, Event, Finished, Refusal, Request,
+};
 use futures::FutureExt as _;
 use types::{PolicyVersion, Sampling};
 
-use crate::fixture::{engine, model_of, policy, prompt, request, run, siblings, small_config, small_model};
+use crate::fixture::{
+    BACKENDS, config_of, engine, model_of, policy, prompt, request, run, siblings, small_config, small_model,
+};
 
 async fn start() -> EngineHandle {
+    start_with(Backend::Native).await
+}
+
+async fn start_with(backend: Backend) -> EngineHandle {
     let (model, weights) = small_model();
-    let config = small_config();
+    let config = config_of(backend);
     let weights = policy(&model, &weights, &config, 0);
     EngineHandle::start(EngineParts { model, weights, tokenizer: None, config }).await.unwrap()
 }
@@ -112,16 +120,22 @@ async fn refusals_and_cancelling_are_each_clients_own() {
 
 #[tokio::test]
 async fn weights_are_swapped_under_way_and_wrong_ones_refused() {
-    let handle = start().await;
-    let mut client = handle.client().await.unwrap();
-    let (model, weights) = model_of(97, 12);
-    let (other_model, other) = model_of(98, 12);
-    let wrong = handle.swap_weights(policy(&other_model, &other, &small_config(), 1)).await.unwrap_err();
-    assert!(matches!(wrong, Error::Weights), "{wrong}");
-    handle.swap_weights(policy(&model, &weights, &small_config(), 7)).await.unwrap();
-    client.submit(requests(0)).await.unwrap();
-    for response in read(&mut client, 10).await.into_values() {
-        assert_eq!(response.spans[0].version, PolicyVersion(7));
+    for backend in BACKENDS {
+        let handle = start_with(backend).await;
+        let mut client = handle.client().await.unwrap();
+        let (model, weights) = model_of(97, 12);
+        let (other_model, other) = model_of(98, 12);
+        let config = config_of(backend);
+        let wrong = handle.swap_weights(policy(&other_model, &other, &config, 1)).await.unwrap_err();
+        assert!(matches!(wrong, Error::Weights), "{wrong}");
+        handle.swap_weights(policy(&model, &weights, &config, 7)).await.unwrap();
+        client.submit(requests(0)).await.unwrap();
+        let finished = read(&mut client, 10).await;
+        let alone = run(&mut engine(&model, &weights, &config), &requests(0));
+        for (id, response) in &finished {
+            assert_eq!(response.spans[0].version, PolicyVersion(7));
+            assert_eq!(response.response_tokens, alone[id].response_tokens, "{backend:?} response {id}");
+        }
     }
 }
 

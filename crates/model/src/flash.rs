@@ -48,8 +48,8 @@ struct RawRagged {
 
 impl From<&Ragged> for RawRagged {
     fn from(ragged: &Ragged) -> Self {
-        let used = ragged.used.as_ref().map_or(std::ptr::null(), |used| used.as_ptr().cast_const());
-        Self { offsets: ragged.offsets.as_ptr().cast(), used: used.cast(), longest: ragged.longest }
+        let used = ragged.used.as_ref().map_or(std::ptr::null(), |used| used.as_ptr().cast());
+        Self { offsets: ragged.offsets.as_ptr().cast(), used, longest: ragged.longest }
     }
 }
 

@@ -11,8 +11,11 @@ fn an_exception_of_the_operator_is_an_error() {
     let tensor = Tensor::zeros([4, 2, 8], (Kind::BFloat16, Device::Cpu));
     assert!(!flash::applies(&tensor));
     let ragged = Ragged::new(&[1, 3], Device::Cpu);
-    let error = flash::attention((&tensor, &ragged), (&tensor, &tensor, &ragged), Some(2)).unwrap_err();
-    assert!(error.to_string().contains("_flash_attention_forward"), "{error}");
+    let used = Tensor::from_slice(&[1i32, 2]);
+    for keys in [Ragged::new(&[1, 3], Device::Cpu), Ragged::new(&[1, 3], Device::Cpu).with_used(used)] {
+        let error = flash::attention((&tensor, &ragged), (&tensor, &tensor, &keys), Some(2)).unwrap_err();
+        assert!(error.to_string().contains("_flash_attention_forward"), "{error}");
+    }
 }
 
 mod gpu {
@@ -68,5 +71,27 @@ mod gpu {
         let queries = q.index_select(0, &last);
         let found = flash::attention((&queries, &of_queries), (&k, &v, &of_keys), Some(9)).unwrap();
         assert!(difference(&found, &whole.index_select(0, &last)) < 1e-2);
+    }
+
+    /// Keys that do not count change nothing, not even when they are not numbers.
+    #[test]
+    fn keys_beyond_the_used_ones_are_not_read() {
+        tch::manual_seed(3);
+        let device = Device::Cuda(0);
+        let make = |rows, heads| Tensor::randn([rows, heads, 64], (Kind::BFloat16, device));
+        let (q, k, v) = (make(3, 4), make(35, 2), make(35, 2));
+        let of_queries = Ragged::new(&[1, 2], device);
+        let exact =
+            flash::attention((&q, &of_queries), (&k, &v, &Ragged::new(&[5, 30], device)), None).unwrap();
+        let spread = |rows: &Tensor| {
+            let wide = Tensor::full([48, 2, 64], f64::NAN, (Kind::BFloat16, device));
+            wide.narrow(0, 0, 5).copy_(&rows.narrow(0, 0, 5));
+            wide.narrow(0, 16, 30).copy_(&rows.narrow(0, 5, 30));
+            wide
+        };
+        let of_keys =
+            Ragged::new(&[16, 32], device).with_used(Tensor::from_slice(&[5i32, 30]).to_device(device));
+        let found = flash::attention((&q, &of_queries), (&spread(&k), &spread(&v), &of_keys), None).unwrap();
+        assert!(difference(&found, &exact) < 1e-2);
     }
 }

@@ -4,18 +4,12 @@
 //! The blocks that the rows see are gathered whole, one index a block. The call is told where each sequence's blocks begin
 //! and how many keys of them count, so that the unused end of a last block is copied and not read.
 
-use model::ModelConfig;
 use model::flash::{self, Ragged};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use super::cache::{LayerCache, Shape};
-use super::rows::{Order, first_visible, length};
-use super::upload::{Arrived, Part, Upload};
-
-/// Whether the kernel takes the model's heads.
-pub(crate) fn applies(model: &ModelConfig, (kind, device): (Kind, Device)) -> bool {
-    flash::takes(kind, device, model.head_dim)
-}
+use super::super::cache::{LayerCache, Shape};
+use super::super::rows::{Order, first_visible, length};
+use super::super::upload::{Arrived, Part, Upload};
 
 /// What the rows of a step see, in layers of one window.
 #[derive(Debug)]
