@@ -89,3 +89,80 @@ impl PlacedFlash {
             .expect("a refusal inside a step is caught as a panic, like those of all operators")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::super::super::super::batch::{Batch, Segment};
+    use super::super::super::cache::Cache;
+    use super::super::padded::Padded;
+    use super::*;
+
+    const SHAPE: Shape = Shape { layers: 1, kv_heads: 2, head_dim: 8, block_tokens: 16 };
+
+    /// Sequences of (start, rows), their blocks spread over the pool.
+    fn batch(sequences: &[(usize, usize)]) -> Batch {
+        let mut batch = Batch::default();
+        for (number, (start, rows)) in sequences.iter().copied().enumerate() {
+            let (first_row, first_block) = (batch.tokens.len(), batch.tables.len());
+            batch.tokens.extend(std::iter::repeat_n(0, rows));
+            let blocks = first_block..first_block + (start + rows).div_ceil(SHAPE.block_tokens);
+            batch.tables.extend(blocks.map(|block| (block * 7 % 31) as u32));
+            batch.segments.push(Segment {
+                sequence: number,
+                rows: first_row..first_row + rows,
+                start,
+                prompt_tokens: 1,
+                table: first_block..batch.tables.len(),
+                draw: None,
+            });
+        }
+        batch
+    }
+
+    /// What the kernel is to compute of what it is given, slowly.
+    fn reference(flash: &Flash, arrived: &Arrived, cache: &LayerCache, queries: &Tensor) -> Tensor {
+        let numbers = |part: Part| Vec::<i64>::try_from(arrived.integers(part)).unwrap();
+        let gathered = cache.blocks.index_select(0, &arrived.integers(flash.blocks)).view([-1, 4, 8]);
+        let (query_offsets, key_offsets) = (numbers(flash.query_offsets), numbers(flash.key_offsets));
+        let mut attended = Vec::new();
+        for (sequence, used) in numbers(flash.keys).into_iter().enumerate() {
+            let rows = query_offsets[sequence + 1] - query_offsets[sequence];
+            assert!(rows <= flash.longest_queries && used <= flash.longest_keys);
+            let of_sequence = gathered.narrow(0, key_offsets[sequence], used).transpose(0, 1);
+            let by_query_head =
+                |first: i64| of_sequence.narrow(0, first, 2).repeat_interleave_self_int(2, 0, 4);
+            let queries = queries.narrow(0, query_offsets[sequence], rows).transpose(0, 1);
+            let seen = Tensor::ones([rows, used], (Kind::Bool, Device::Cpu)).tril(used - rows);
+            let window = flash.window.unwrap_or(used);
+            let hidden = seen.triu(used - rows - window + 1).logical_not();
+            let scores = queries.matmul(&by_query_head(0).transpose(1, 2)) / 8f64.sqrt();
+            let weights = scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, Kind::Float);
+            attended.push(weights.matmul(&by_query_head(2)).transpose(0, 1));
+        }
+        Tensor::cat(&attended, 0)
+    }
+
+    /// Both ways gather the same keys: blocks here, tokens with padding there.
+    #[test]
+    fn the_kernel_is_given_what_the_padded_operators_see() {
+        tch::manual_seed(4);
+        let place = (Kind::Float, Device::Cpu);
+        let mut cache = Cache::new(&SHAPE, 31, place).unwrap();
+        let _ = cache.layer(0).tokens.normal_(0.0, 1.0);
+        let batch = batch(&[(0, 1), (15, 1), (16, 1), (100, 1), (0, 20), (33, 17), (79, 2), (1, 1)]);
+        let queries = Tensor::randn([batch.tokens.len() as i64, 4, 8], place);
+        let order = Order::new(&batch);
+        for window in [None, Some(1), Some(7), Some(16), Some(90)] {
+            let mut upload = Upload::default();
+            let flash = Flash::new(&order, window, &SHAPE, &mut upload);
+            let padded = Padded::new(&order, window, &SHAPE, &mut upload);
+            let arrived = upload.send(Device::Cpu);
+            let expected = padded.place(&arrived, place).attend(cache.layer(0), &queries);
+            let found = reference(&flash, &arrived, cache.layer(0), &queries);
+            let difference = (found - expected).abs().max().double_value(&[]);
+            assert!(difference < 1e-5, "window {window:?}: {difference}");
+        }
+    }
+}
