@@ -82,7 +82,7 @@ fn long(case: &Case) -> [Request; 3] {
     let prompt =
         |length, stream| prompt(length, stream).into_iter().map(|token| token % vocab_size).collect();
     [
-        siblings(&[0, 1, 2], prompt(215, 1), drawn.clone()),
+        siblings(&[0, 1, 2], prompt(300, 1), drawn.clone()),
         siblings(&[3, 4], prompt(50, 2), Sampling { top_p: 0.95, ..drawn.clone() }),
         request(5, prompt(130, 3), Sampling { repetition_penalty: 1.1, ..drawn }),
     ]

@@ -165,6 +165,17 @@ mod tests {
     }
 
     #[test]
+    fn a_token_without_mass_is_never_drawn() {
+        let row = |numbers: &[f64]| Tensor::from_slice(numbers).unsqueeze(0);
+        // Tokens 0 and 2 have no mass, nor has the last.
+        let distribution = row(&[0.0, 0.25, 0.25, 1.0, 1.0]);
+        for (target, token) in [(0.0, 1), (0.2, 1), (0.25, 3), (0.9, 3), (1.0, 3), (1.1, 3)] {
+            let drawn = invert(&distribution, &row(&[target]), &row(&[1.0]));
+            assert_eq!(drawn.int64_value(&[0, 0]), token, "{target}");
+        }
+    }
+
+    #[test]
     fn draws_do_not_depend_on_the_chunks() {
         let dimensions = Dimensions {
             vocab_size: 50,

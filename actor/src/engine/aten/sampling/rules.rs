@@ -5,9 +5,6 @@ use tch::{Kind, Tensor};
 use super::super::super::batch::{Batch, Draw};
 use super::super::upload::{Arrived, Part, Upload};
 
-/// A share of top-p that keeps everything: above any sum.
-const EVERYTHING: f64 = 2.0;
-
 /// Draws whose logits are one matrix. Those that truncate come first.
 #[derive(Debug)]
 pub(super) struct Chunk {
@@ -54,7 +51,6 @@ impl Chunk {
             let top_k = truncating.clone().map(|rule| rule.top_k as i64);
             let top_k = top_k.map(|count| if count == 0 { vocab_size } else { count.min(vocab_size) });
             let top_p = truncating.clone().map(|rule| f64::from(rule.top_p));
-            let top_p = top_p.map(|share| if share < 1.0 { share } else { EVERYTHING });
             let min_p = truncating.clone().map(|rule| f64::from(rule.min_p));
             [upload.integers(top_k), upload.floats(top_p), upload.floats(min_p)]
         });
