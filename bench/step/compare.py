@@ -1,10 +1,10 @@
-"""Step time of the learner against the same PPO step in plain PyTorch, padded and free of padding, by turns.
+"""Step time of the learner against the same PPO step in plain PyTorch, padded and free of padding, and in TRL, by turns.
 
-    python3 -m venv VENV && VENV/bin/pip install torch==2.11.0 numpy safetensors
-    VENV/bin/python bench/step/compare.py [--size 6m|90m] [--samples N] [--rounds N]
+    python3 -m venv VENV && VENV/bin/pip install torch==2.11.0 numpy safetensors [transformers==5.24.0 trl==1.0.0]
+    VENV/bin/python bench/step/compare.py [--size 6m|90m] [--samples N] [--rounds N] [--trl]
 
 A ragged batch of sequences of 16 to 512 tokens, f32, one pass over one minibatch of all samples, on this machine's processors.
-Prints medians and the medians of the ratios of rounds; each round runs all three one after the other.
+Prints medians and the medians of the ratios of rounds; each round runs all of them one after the other.
 """
 
 import argparse
@@ -61,7 +61,8 @@ def make(folder, size, samples, microbatch_tokens):
 def seconds(command):
     """Median seconds of a command's steps, without the first."""
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return statistics.median(json.loads(line)["seconds"] for line in output.splitlines()[1:])
+    steps = [json.loads(line)["seconds"] for line in output.splitlines() if line.startswith("{")]
+    return statistics.median(steps[1:])
 
 
 def main():
@@ -71,6 +72,7 @@ def main():
     parser.add_argument("--microbatch-tokens", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=3, help="steps that count in each turn")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trl", action="store_true", help="also the step of TRL's experimental PPOTrainer")
     arguments = parser.parse_args()
     build = ["cargo", "build", "--release", "-p", "learner", "--example", "steps"]
     subprocess.run(build, cwd=CHECKOUT, check=True)
@@ -83,6 +85,8 @@ def main():
                 folder / "config.json", count]
         sides = {"sluice": ours, **{kind: [sys.executable, str(HERE / "plain.py"), kind, folder, count]
                                     for kind in ("padded", "free")}}
+        if arguments.trl:
+            sides["TRL"] = [sys.executable, str(HERE / "trl_step.py"), folder, count]
         times = {side: [] for side in sides}
         print(f"{parameters / 1e6:.1f}M parameters, {arguments.samples} samples, {tokens} tokens, "
               f"load {os.getloadavg()[0]:.1f}", flush=True)
@@ -90,9 +94,9 @@ def main():
             for side, command in sides.items():
                 times[side].append(seconds(command))
             print({side: round(found[-1], 3) for side, found in times.items()}, flush=True)
-    for side in ("padded", "free"):
+    for side in list(sides)[1:]:
         ratios = [theirs / mine for theirs, mine in zip(times[side], times["sluice"])]
-        print(f"PyTorch {side}: {statistics.median(times[side]):.3f} s, Sluice {statistics.median(times['sluice']):.3f} s, "
+        print(f"{side}: {statistics.median(times[side]):.3f} s, Sluice {statistics.median(times['sluice']):.3f} s, "
               f"median ratio {statistics.median(ratios):.2f}")
 
 

@@ -27,6 +27,7 @@ pub fn on_ranks<T: Send>(
     device: Device,
     work: impl Fn(Option<ProcessGroup>) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
+    model::keep_freed_memory();
     if count <= 1 {
         return Ok(vec![work(None)?]);
     }

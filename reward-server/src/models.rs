@@ -124,6 +124,7 @@ pub(crate) async fn start(
         failures: 0,
     };
     let body = move || {
+        model::keep_freed_memory();
         if let Some(threads) = threads {
             tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
         }

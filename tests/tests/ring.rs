@@ -120,6 +120,23 @@ fn two_ranks_train_the_same_policy_as_one() {
 }
 
 #[test]
+fn a_killed_rank_is_named_and_all_ranks_go_on_together() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let of = |folder| ring(folder).with("coordinator.batches=30").with("processes.learner_ranks=2");
+    let (undisturbed, disturbed) = (of(&first), of(&second));
+    undisturbed.run().unwrap();
+
+    let mut running = disturbed.start().unwrap();
+    wait_for_batches(&mut running, 10);
+    sigkill(running.processes["learner-rank-1"]);
+    let (status, said) = running.end().unwrap();
+    assert!(status.success() && said.contains("1 restart(s)"), "{said}");
+    assert!(said.contains("learner-rank-1"), "who died is not said: {said}");
+    assert_complete(&disturbed, 30);
+    assert!(undisturbed.weights().unwrap() == disturbed.weights().unwrap(), "another policy came out");
+}
+
+#[test]
 fn the_coordinator_comes_back_from_its_journal() {
     let folder = tempfile::tempdir().unwrap();
     let ring = ring(&folder).with(BATCHES);

@@ -5,7 +5,7 @@
 //! text and messages into tokens. Numbers, names and texts are those of the transformers library.
 //!
 //! This crate knows no other crate of Sluice and does no logging. Unsafe code stands in `raw` (memory of tensors and
-//! mapped files) and, with the feature `cuda`, in `flash` (one C++ call).
+//! mapped files), in `heap` (one call of the allocator) and, with the feature `cuda`, in `flash` (one C++ call).
 
 mod attention;
 pub mod buffer;
@@ -14,6 +14,7 @@ pub mod config;
 #[cfg(feature = "cuda")]
 pub mod flash;
 pub mod folder;
+mod heap;
 mod init;
 mod layout;
 mod logprobs;
@@ -28,6 +29,7 @@ pub use attention::packed_attention;
 pub use chat::{ChatRequest, ChatTemplate};
 pub use config::{Architecture, Dimensions, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
 pub use folder::{LoadOptions, Model, SaveOptions};
+pub use heap::keep_freed_memory;
 pub use layout::{GroupKind, GroupLayout, Layout, ParameterSpec};
 pub use logprobs::{
     Kept, LogprobOptions, TokenGradients, TokenLogprobs, logprobs, logprobs_backward, logprobs_kept,

@@ -175,6 +175,7 @@ impl Rank {
     /// Meets the other ranks, loads the models, and goes back to the newest whole checkpoint.
     fn prepare(config: &Config, store: Option<Store>) -> anyhow::Result<(Self, Ready)> {
         let device = config.device.to_torch();
+        model::keep_freed_memory();
         if config.threads > 0 {
             tch::set_num_threads(i32::try_from(config.threads)?);
         }

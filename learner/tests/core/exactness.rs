@@ -124,7 +124,7 @@ fn memory_stays_flat_over_many_steps() {
     let ppo = PpoConfig { ppo_epochs: 1, microbatch_tokens: 64, policy_lr: 1e-5, ..PpoConfig::default() };
     let mut trainer = models.trainer(&ppo, None);
     let batches: Vec<_> =
-        (1..=300).map(|id| types::Batch { id: types::BatchId(id), ..models.batch(1, 3) }).collect();
+        (1..=500).map(|id| types::Batch { id: types::BatchId(id), ..models.batch(1, 3) }).collect();
     let mut after_warm_up = 0;
     for (step, batch) in batches.iter().enumerate() {
         trainer.step(batch).unwrap();
@@ -133,8 +133,8 @@ fn memory_stays_flat_over_many_steps() {
         }
     }
     let grown = resident_bytes().saturating_sub(after_warm_up);
-    // 200 steps: a leak of one gradient (60 kB) a step would be 12 MB.
-    assert!(grown < 8 << 20, "{grown} bytes in 200 steps");
+    // A leak of one gradient (60 kB) a step would be 24 MB.
+    assert!(grown < 8 << 20, "{grown} bytes in 400 steps");
 }
 
 fn resident_bytes() -> u64 {

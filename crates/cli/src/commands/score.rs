@@ -75,6 +75,7 @@ impl FileArguments {
         what: &str,
         compute: impl FnOnce(&mut dyn FnMut(Progress)) -> Result<Progress, Error>,
     ) -> anyhow::Result<()> {
+        model::keep_freed_memory();
         if let Some(threads) = self.threads {
             tch::set_num_threads(threads.max(1));
         }
