@@ -143,7 +143,7 @@ impl Trainee {
         let _guard = tch::no_grad_guard();
         let mut fetch = self.network.fetch(ranks, self.network.forward_order());
         let passed = self.network.forward(&mut fetch, microbatch, Keep::Nothing)?;
-        passed.map(|(_, mut head)| head.numbers(request, Keep::Nothing)).transpose()
+        passed.map(|(_, mut head)| head.numbers(request)).transpose()
     }
 
     /// Forward and backward pass of a micro-batch. `loss` is given the numbers of the wanted rows and returns its gradient in
@@ -169,7 +169,7 @@ impl Trainee {
         let mut passed = match passed {
             None => None,
             Some((tape, mut head)) => {
-                let gradient = loss(&head.numbers(request, self.keep)?)?;
+                let gradient = loss(&head.numbers(request)?)?;
                 let tied = of_tied.as_ref().map(|open| open.sum.shallow_clone());
                 let sums = HeadSums { output: of_output.sum.shallow_clone(), tied };
                 let of_x = head.backward(request, &gradient, (!is_frozen).then_some(&sums))?;

@@ -8,7 +8,7 @@
 //! instead of making new ones: on the CPU the passes over the logits take as long as the products. None records
 //! gradients for autograd.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Elements of the largest chunk of logits: 64 MiB in f32.
 const CHUNK_ELEMENTS: i64 = 1 << 24;
@@ -43,22 +43,7 @@ impl Default for LogprobOptions {
 /// # Panics
 /// When the shapes do not fit each other.
 pub fn logprobs(hidden: &Tensor, head: &Tensor, targets: &Tensor, options: LogprobOptions) -> TokenLogprobs {
-    let _guard = tch::no_grad_guard();
-    let (rows, _) = hidden.size2().expect("hidden states are [rows, hidden]");
-    let chunks: Vec<TokenLogprobs> = chunks(rows, head)
-        .map(|(start, count)| {
-            let targets = targets.narrow(0, start, count);
-            chunk_logprobs(&hidden.narrow(0, start, count), head, &targets, options)
-        })
-        .collect();
-    let join = |parts: Vec<&Tensor>| match parts.as_slice() {
-        [] => Tensor::zeros([0], (Kind::Float, hidden.device())),
-        [only] => only.shallow_clone(),
-        several => Tensor::cat(several, 0),
-    };
-    let entropy =
-        options.entropy.then(|| join(chunks.iter().filter_map(|chunk| chunk.entropy.as_ref()).collect()));
-    TokenLogprobs { logprobs: join(chunks.iter().map(|chunk| &chunk.logprobs).collect()), entropy }
+    logprobs_kept(hidden, head, targets, options).0
 }
 
 /// The log-probability of every token of some rows, `[rows, vocab]` f32: one chunk.
@@ -76,12 +61,21 @@ pub fn logprobs_kept(
     options: LogprobOptions,
 ) -> (TokenLogprobs, Option<Kept>) {
     let _guard = tch::no_grad_guard();
-    if chunks(hidden.size()[0], head).len() != 1 {
-        return (logprobs(hidden, head, targets, options), None);
+    let (mut logprobs, mut entropies, mut kept) = (Vec::new(), Vec::new(), None);
+    let chunks = chunks(hidden.size()[0], head);
+    let is_lone = chunks.len() == 1;
+    for (start, count) in chunks {
+        let all = all_logprobs(&hidden.narrow(0, start, count), head, options.temperature);
+        let targets = targets.narrow(0, start, count).unsqueeze(-1);
+        logprobs.push(all.gather(-1, &targets, false).squeeze_dim(-1));
+        if options.entropy {
+            entropies.push(entropy(&all));
+        }
+        kept = is_lone.then_some(Kept(all));
     }
-    let all = all_logprobs(hidden, head, options.temperature);
-    let entropy = options.entropy.then(|| negated_sum(&(all.exp() * &all)));
-    (TokenLogprobs { logprobs: chosen(&all, targets), entropy }, Some(Kept(all)))
+    let join = |parts: Vec<Tensor>| joined(parts, &[0], (Kind::Float, hidden.device()));
+    let entropy = options.entropy.then(|| join(entropies));
+    (TokenLogprobs { logprobs: join(logprobs), entropy }, kept)
 }
 
 /// The gradients of a loss in what [`logprobs`] returned.
@@ -135,18 +129,13 @@ pub fn logprobs_backward(
             of_logits.matmul(head)
         })
         .collect();
-    match of_hidden.as_slice() {
-        [] => Tensor::zeros([0, width], (hidden.kind(), hidden.device())),
-        [only] => only.shallow_clone(),
-        several => Tensor::cat(several, 0),
-    }
+    joined(of_hidden, &[0, width], (hidden.kind(), hidden.device()))
 }
 
 /// `-g p - e p (log p + H)`, `[rows, vocab]`, of the log-probabilities `all`; `g` and `e` are `[rows, 1]`.
 fn weighted_probabilities(mut all: Tensor, g: &Tensor, e: Option<&Tensor>) -> Tensor {
     let Some(e) = e else { return all.exp_().g_mul_(&g.neg()) };
-    let probabilities = all.exp();
-    let entropy = negated_sum(&(&probabilities * &all)).unsqueeze(-1);
+    let (probabilities, entropy) = (all.exp(), entropy(&all).unsqueeze(-1));
     let _ = all.g_add_(&entropy).g_mul_(e).g_add_(g);
     all.neg_().g_mul_(&probabilities)
 }
@@ -162,21 +151,6 @@ fn chunks(rows: i64, head: &Tensor) -> impl ExactSizeIterator<Item = (i64, i64)>
     })
 }
 
-fn chunk_logprobs(
-    hidden: &Tensor,
-    head: &Tensor,
-    targets: &Tensor,
-    options: LogprobOptions,
-) -> TokenLogprobs {
-    let mut all = all_logprobs(hidden, head, options.temperature);
-    let logprobs = chosen(&all, targets);
-    let entropy = options.entropy.then(|| {
-        let probabilities = all.exp();
-        negated_sum(&all.g_mul_(&probabilities))
-    });
-    TokenLogprobs { logprobs, entropy }
-}
-
 /// The log-probability of every token at the temperature, `[rows, vocab]` f32.
 fn all_logprobs(hidden: &Tensor, head: &Tensor, temperature: f64) -> Tensor {
     let mut logits = hidden.linear(head, None::<&Tensor>).to_kind(Kind::Float);
@@ -188,12 +162,16 @@ fn all_logprobs(hidden: &Tensor, head: &Tensor, temperature: f64) -> Tensor {
     logits.g_sub_(&normalizer)
 }
 
-/// The targets' numbers, `[rows]`.
-fn chosen(all: &Tensor, targets: &Tensor) -> Tensor {
-    all.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1)
+/// The entropy of each row of log-probabilities, `[rows]`.
+fn entropy(all: &Tensor) -> Tensor {
+    -all.exp().g_mul_(all).sum_dim_intlist([-1].as_slice(), false, Kind::Float)
 }
 
-/// The negated sum of each row, `[rows]`.
-fn negated_sum(of_rows: &Tensor) -> Tensor {
-    -of_rows.sum_dim_intlist([-1].as_slice(), false, Kind::Float)
+/// Parts of rows end to end; without any, zeros of this shape.
+fn joined(parts: Vec<Tensor>, empty: &[i64], place: (Kind, Device)) -> Tensor {
+    match parts.as_slice() {
+        [] => Tensor::zeros(empty, place),
+        [only] => only.shallow_clone(),
+        several => Tensor::cat(several, 0),
+    }
 }

@@ -1,12 +1,12 @@
 //! What stands behind the last block: the final norm and the head, for the wanted rows only.
 
 use model::{
-    Kept, LogprobOptions, ModelConfig, OutputWeights, TokenGradients, logprobs, logprobs_backward,
-    logprobs_kept, scores,
+    Kept, LogprobOptions, ModelConfig, OutputWeights, TokenGradients, logprobs_backward, logprobs_kept,
+    scores,
 };
 use tch::{Device, Kind, Tensor};
 
-use super::blocks::{Keep, gradients};
+use super::blocks::gradients;
 use crate::error::Result;
 use crate::microbatch::Microbatch;
 
@@ -80,16 +80,12 @@ impl<'a> Head<'a> {
         Self { config, microbatch, weights, selected, hidden, kept: None }
     }
 
-    /// The numbers of the wanted rows; `keep` says that [`backward`](Self::backward) follows.
-    pub(crate) fn numbers(&mut self, request: Request, keep: Keep) -> Result<Numbers> {
+    /// The numbers of the wanted rows.
+    pub(crate) fn numbers(&mut self, request: Request) -> Result<Numbers> {
         let Self { weights, hidden, microbatch, .. } = self;
         match request {
             Request::Logprobs(options) => {
-                let (head, targets) = (&weights.head, &microbatch.targets);
-                let (result, kept) = match keep {
-                    Keep::Nothing => (logprobs(hidden, head, targets, options), None),
-                    Keep::Inputs | Keep::Graphs => logprobs_kept(hidden, head, targets, options),
-                };
+                let (result, kept) = logprobs_kept(hidden, &weights.head, &microbatch.targets, options);
                 self.kept = kept;
                 let entropies = result.entropy.as_ref().map(floats).transpose()?;
                 Ok(Numbers { values: floats(&result.logprobs)?, entropies })
