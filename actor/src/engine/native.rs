@@ -5,7 +5,9 @@
 //! the order in which they are read, and nothing is allocated once the largest step was seen.
 //!
 //! Invariant: a row's numbers are a function of its sequence's tokens and the weights alone, to the bit. They do not
-//! depend on the other rows, on how a prompt was cut into steps, on a preemption, or on the number of threads.
+//! depend on the other rows, on how a prompt was cut into steps, on a preemption, or on the number of threads. They may
+//! differ between processors: each has one set of vector instructions (`machine::Level`), which decides how often a sum
+//! is rounded, and for bf16 whether a pair of products is one instruction.
 
 mod attention;
 mod cache;
@@ -153,26 +155,26 @@ pub(crate) struct Runner<N: Number> {
     write_plan: WritePlan,
     /// The segment of each row of the step.
     segments: Vec<u32>,
-    space: Space,
+    space: Space<N>,
     targets: DistinctUnits,
     drawn: Vec<Drawn>,
 }
 
 /// The activations of a step, one row for each token.
 #[derive(Debug)]
-struct Space {
+struct Space<N: Number> {
     /// The residual stream.
     stream: Matrix,
-    normed: Matrix,
+    normed: Matrix<N::Input>,
     qkv: Matrix,
-    attended: Matrix,
-    gated: Matrix,
+    attended: Matrix<N::Input>,
+    gated: Matrix<N::Input>,
     /// Final states of the rows that draw.
-    last: Matrix,
+    last: Matrix<N::Input>,
     logits: Matrix,
 }
 
-impl Space {
+impl<N: Number> Space<N> {
     fn new(model: &ModelConfig, engine: &EngineConfig) -> io::Result<Self> {
         let rows = engine.max_sequences + engine.prefill_chunk_tokens;
         let (heads, kv_heads, head_dim) = (size(model.heads), size(model.kv_heads), size(model.head_dim));
@@ -296,6 +298,10 @@ impl<N: Number> Runner<N> {
     }
 }
 
-fn product<'a, N: Number>(input: &'a Matrix, projection: &'a Projection<N>, store: Store) -> Product<'a, N> {
+fn product<'a, N: Number>(
+    input: &'a Matrix<N::Input>,
+    projection: &'a Projection<N>,
+    store: Store,
+) -> Product<'a, N> {
     Product { input, weights: &projection.weights, bias: projection.bias.as_deref(), store }
 }

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use super::super::batch::{Batch, Segment};
 use super::super::config::TILE_TOKENS;
 use super::cache::{Cache, HeadTile, MAX_HEAD_DIM, Shape, tile_number};
-use super::machine::{self, Block, BlockSize, Kernel, Level, MatrixMut, Team};
+use super::machine::{self, Block, BlockSize, Kernel, Level, MatrixMut, PairProducts, Team};
 use super::math::{add_lanes, add_product, exp};
 use super::matrix::Matrix;
 use super::number::Number;
@@ -45,7 +45,7 @@ pub(crate) struct Attention<'a, N> {
 pub(crate) fn attend<N: Number>(
     (team, level): (&mut Team, Level),
     attention: Attention<'_, N>,
-    output: MatrixMut<'_>,
+    output: MatrixMut<'_, N::Input>,
 ) {
     let Shape { heads, kv_heads, head_dim, .. } = attention.cache.shape;
     let wanted = TASKS_PER_THREAD * team.threads();
@@ -66,14 +66,14 @@ struct Scratch {
     scores: Vec<[f32; TILE_TOKENS]>,
 }
 
-struct Task<'a, 'b, N> {
+struct Task<'a, 'b, N: Number> {
     attention: &'a Attention<'b, N>,
-    block: Block<'a>,
+    block: Block<'a, N::Input>,
 }
 
 impl<N: Number> Kernel for Task<'_, '_, N> {
     #[inline(always)]
-    fn run<const FUSED: bool, const WIDE: bool>(mut self) {
+    fn run<const FUSED: bool, const WIDE: bool, P: PairProducts>(mut self) {
         let mut scratch = SCRATCH.take();
         scratch.queries.resize(TILE_QUERIES, [0.0; MAX_HEAD_DIM]);
         let shape = self.attention.cache.shape;
@@ -268,7 +268,10 @@ impl<N: Number> Task<'_, '_, N> {
             let row = self.block.row(queries.row + query / group - first_row);
             let target = &mut row[query % group * shape.head_dim + column..][..count];
             // All of them, whatever part is wanted: only then do the sums stay in whole registers.
-            let results = sums.map(|sum| sum * weights[place]);
+            let mut results = [N::Input::narrow(0.0); W];
+            for (result, sum) in results.iter_mut().zip(sums) {
+                *result = N::Input::narrow(sum * weights[place]);
+            }
             target.copy_from_slice(&results[..count]);
         }
     }

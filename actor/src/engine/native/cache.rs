@@ -6,7 +6,7 @@
 
 use super::super::batch::Batch;
 use super::super::config::TILE_TOKENS;
-use super::machine::{self, DistinctUnits, Kernel, Level, Team};
+use super::machine::{self, DistinctUnits, Kernel, Level, PairProducts, Team};
 use super::matrix::Matrix;
 use super::memory::Buffer;
 use super::number::Number;
@@ -168,7 +168,7 @@ struct WriteTask<'a, 'b, N> {
 
 impl<N: Number> Kernel for WriteTask<'_, '_, N> {
     #[inline(always)]
-    fn run<const FUSED: bool, const WIDE: bool>(self) {
+    fn run<const FUSED: bool, const WIDE: bool, P: PairProducts>(self) {
         let Shape { heads, kv_heads, head_dim, .. } = self.shape;
         let mut rotated = [0.0f32; MAX_HEAD_DIM];
         let key = &mut rotated[..head_dim];

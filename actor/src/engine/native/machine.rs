@@ -1,10 +1,13 @@
-//! Threads that share memory, and vector instructions: the only unsafe code of the engine beside the bridge to CUDA.
+//! Threads that share memory, and vector instructions (`instructions`): the only unsafe code of the engine beside the
+//! bridge to CUDA.
 //!
 //! A [`Team`] splits one operation at a time into tasks, each done by one of its threads. An operation of the network
 //! takes microseconds, so the threads wait for the next one spinning for a moment, and only then sleep. A thread that
 //! the system has put aside holds up nobody: it takes no task until it runs again.
 //!
 //! Safe code gets at shared memory only in parts that belong to one task: [`Team::blocks`] and [`Team::units`].
+
+mod instructions;
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -13,6 +16,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+
+pub(crate) use instructions::{Kernel, Level, PairProducts, fetch, run, widen_pairs};
 
 /// Turns of the waiting loop before a thread sleeps: some tens of microseconds, more than there is between two
 /// operations of a step, less than what would hurt other processes.
@@ -208,9 +213,10 @@ impl Team {
 
     /// Splits `matrix`, rows of `stride` elements of which the first `columns` count, into blocks of the given size
     /// (smaller at the edges) and calls `task` once with each.
-    pub(crate) fn blocks<F>(&mut self, matrix: MatrixMut<'_>, size: BlockSize, task: F)
+    pub(crate) fn blocks<T, F>(&mut self, matrix: MatrixMut<'_, T>, size: BlockSize, task: F)
     where
-        F: Fn(Block<'_>) + Sync,
+        T: Send,
+        F: Fn(Block<'_, T>) + Sync,
     {
         let MatrixMut { data, rows, columns, stride } = matrix;
         assert!(columns <= stride && data.len() >= rows * stride, "a matrix is larger than its memory");
@@ -272,8 +278,8 @@ unsafe impl<T: Send> Sync for Pointer<T> {}
 
 /// A row-major matrix to write.
 #[derive(Debug)]
-pub(crate) struct MatrixMut<'a> {
-    pub(crate) data: &'a mut [f32],
+pub(crate) struct MatrixMut<'a, T = f32> {
+    pub(crate) data: &'a mut [T],
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     /// Elements from one row to the next.
@@ -289,17 +295,17 @@ pub(crate) struct BlockSize {
 
 /// A task's part of a matrix.
 #[derive(Debug)]
-pub(crate) struct Block<'a> {
-    data: *mut f32,
+pub(crate) struct Block<'a, T = f32> {
+    data: *mut T,
     stride: usize,
     first_row: usize,
     rows: usize,
     first_column: usize,
     columns: usize,
-    matrix: std::marker::PhantomData<&'a mut [f32]>,
+    matrix: std::marker::PhantomData<&'a mut [T]>,
 }
 
-impl Block<'_> {
+impl<T> Block<'_, T> {
     /// Its rows in the matrix.
     pub(crate) fn rows(&self) -> Range<usize> {
         self.first_row..self.first_row + self.rows
@@ -312,7 +318,7 @@ impl Block<'_> {
 
     /// The block's part of its row `row`, counted from the block's first.
     #[inline(always)]
-    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+    pub(crate) fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "row {row} of a block of {}", self.rows);
         // SAFETY: `Team::blocks` made this block inside a matrix that is borrowed for `'_`, and no other block has
         // these rows and columns; the exclusive borrow of the block keeps a second slice of it away.
@@ -346,77 +352,4 @@ impl DistinctUnits {
             self.units.push(unit);
         }
     }
-}
-
-/// Vector instructions that this processor has: a value of this type is the proof.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Level(Instructions);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Instructions {
-    /// Whatever the target promises.
-    Portable,
-    /// 8 lanes, fused multiply-add.
-    Avx2,
-    /// 16 lanes.
-    Avx512,
-}
-
-impl Level {
-    /// All levels of this processor, the best last.
-    pub(crate) fn available() -> Vec<Self> {
-        let mut levels = vec![Self(Instructions::Portable)];
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            levels.push(Self(Instructions::Avx2));
-            let has_512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            if has_512 {
-                levels.push(Self(Instructions::Avx512));
-            }
-        }
-        levels
-    }
-
-    /// The best that this processor has.
-    pub(crate) fn best() -> Self {
-        Self::available().pop().unwrap_or(Self(Instructions::Portable))
-    }
-}
-
-/// Code that is compiled once for each level. `run` is marked `#[inline(always)]`, and so is what it calls in its
-/// inner loops, so that all of it uses the level's instructions.
-pub(crate) trait Kernel {
-    /// Does the work. `FUSED` says whether a multiplication and an addition are one instruction; `WIDE` whether there
-    /// are 32 registers of 16 lanes, or half of each.
-    fn run<const FUSED: bool, const WIDE: bool>(self);
-}
-
-/// Runs a kernel as compiled for `level`.
-#[inline(always)]
-pub(crate) fn run<K: Kernel>(level: Level, kernel: K) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-        fn avx512<K: Kernel>(kernel: K) {
-            kernel.run::<true, true>();
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2<K: Kernel>(kernel: K) {
-            kernel.run::<true, false>();
-        }
-        match level.0 {
-            // SAFETY: a level of these instructions comes from `Level::available` only, which found them here.
-            Instructions::Avx512 => return unsafe { avx512(kernel) },
-            // SAFETY: as above.
-            Instructions::Avx2 => return unsafe { avx2(kernel) },
-            Instructions::Portable => {}
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let Level(_) = level;
-    // Every 64-bit Arm has fused multiply-add; without hardware it would be a call into the C library.
-    kernel.run::<{ cfg!(target_arch = "aarch64") }, false>();
 }

@@ -1,21 +1,22 @@
-//! Row-major matrices of f32: the activations of a step.
+//! Row-major matrices: the activations of a step.
 
 use super::machine::MatrixMut;
 use super::memory::Buffer;
+use super::number::Number;
 
 /// Room between rows, so that equal columns of neighbouring rows do not share a cache set.
 const GAP: usize = 16;
 
 /// A matrix with room for a number of rows. Elements behind a row's columns are zero.
 #[derive(Debug)]
-pub(crate) struct Matrix {
-    data: Buffer<f32>,
+pub(crate) struct Matrix<N = f32> {
+    data: Buffer<N>,
     rows: usize,
     columns: usize,
     stride: usize,
 }
 
-impl Matrix {
+impl<N: Number> Matrix<N> {
     /// A matrix of zeros.
     ///
     /// # Errors
@@ -32,18 +33,18 @@ impl Matrix {
 
     /// A row.
     #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> &[f32] {
+    pub(crate) fn row(&self, row: usize) -> &[N] {
         &self.data[row * self.stride..][..self.columns]
     }
 
-    /// A row with the zero behind it, if the columns are odd.
+    /// A row in pairs; if the columns are odd, with the zero behind it.
     #[inline(always)]
-    pub(crate) fn even_row(&self, row: usize) -> &[f32] {
-        &self.data[row * self.stride..][..self.columns.next_multiple_of(2)]
+    pub(crate) fn pairs(&self, row: usize) -> &[[N; 2]] {
+        self.data[row * self.stride..][..self.columns.next_multiple_of(2)].as_chunks().0
     }
 
     /// The first `rows` rows to write.
-    pub(crate) fn first_rows(&mut self, rows: usize) -> MatrixMut<'_> {
+    pub(crate) fn first_rows(&mut self, rows: usize) -> MatrixMut<'_, N> {
         let data = &mut self.data[..rows * self.stride];
         MatrixMut { data, rows, columns: self.columns, stride: self.stride }
     }

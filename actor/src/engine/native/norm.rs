@@ -1,6 +1,6 @@
 //! Embedding and RMS norm: operations on one row.
 
-use super::machine::{self, Block, BlockSize, Kernel, Level, Team};
+use super::machine::{self, Block, BlockSize, Kernel, Level, PairProducts, Team};
 use super::math::sum;
 use super::matrix::Matrix;
 use super::number::Number;
@@ -19,33 +19,33 @@ pub(crate) struct Norm<'a> {
 }
 
 /// Writes the norm of `row(i)` of `input` to row `i` of `output`, for the first `rows` rows.
-pub(crate) fn normalize(
+pub(crate) fn normalize<N: Number>(
     (team, level): (&mut Team, Level),
     norm: Norm<'_>,
     input: &Matrix,
     row: impl Fn(usize) -> usize + Sync,
-    output: machine::MatrixMut<'_>,
+    output: machine::MatrixMut<'_, N>,
 ) {
     let size = row_blocks(team, &output);
     team.blocks(output, size, |block| machine::run(level, NormTask { norm, input, row: &row, block }));
 }
 
-struct NormTask<'a, F> {
+struct NormTask<'a, N, F> {
     norm: Norm<'a>,
     input: &'a Matrix,
     row: &'a F,
-    block: Block<'a>,
+    block: Block<'a, N>,
 }
 
-impl<F: Fn(usize) -> usize> Kernel for NormTask<'_, F> {
+impl<N: Number, F: Fn(usize) -> usize> Kernel for NormTask<'_, N, F> {
     #[inline(always)]
-    fn run<const FUSED: bool, const WIDE: bool>(mut self) {
+    fn run<const FUSED: bool, const WIDE: bool, P: PairProducts>(mut self) {
         for (offset, row) in self.block.rows().enumerate() {
             let input = self.input.row((self.row)(row));
             let factor = inverse_rms(input, self.norm.eps);
             let output = self.block.row(offset);
             for ((output, x), weight) in output.iter_mut().zip(input).zip(self.norm.weight) {
-                *output = x * factor * weight;
+                *output = N::narrow(x * factor * weight);
             }
         }
     }
@@ -70,7 +70,7 @@ struct EmbedTask<'a, N> {
 
 impl<N: Number> Kernel for EmbedTask<'_, N> {
     #[inline(always)]
-    fn run<const FUSED: bool, const WIDE: bool>(mut self) {
+    fn run<const FUSED: bool, const WIDE: bool, P: PairProducts>(mut self) {
         let columns = self.block.columns().len();
         for (offset, row) in self.block.rows().enumerate() {
             let embedding = &self.table[self.tokens[row] as usize * columns..][..columns];
@@ -82,6 +82,6 @@ impl<N: Number> Kernel for EmbedTask<'_, N> {
 }
 
 /// Whole rows, some for each thread.
-fn row_blocks(team: &Team, output: &machine::MatrixMut<'_>) -> BlockSize {
+fn row_blocks<T>(team: &Team, output: &machine::MatrixMut<'_, T>) -> BlockSize {
     BlockSize { rows: output.rows.div_ceil(2 * team.threads()).max(1), columns: output.columns }
 }

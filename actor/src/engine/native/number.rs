@@ -1,16 +1,23 @@
-//! Element types of weights and cache. Arithmetic is f32 always; a half-precision element is widened as it is read.
+//! Element types of weights and cache. Sums are f32 always; a half-precision element is widened as it is read, except
+//! that two bf16 are multiplied with two others, and added up, by one instruction where the processor has it.
 
 use bytemuck::Pod;
 use half::{bf16, f16};
 use tch::Kind;
 
+use super::machine::{PairProducts, widen_pairs};
+use super::math::add_product;
+
 /// Columns of a panel of weights (see `panels`).
 pub(crate) const PANEL: usize = 32;
 
 /// An element type.
-pub(crate) trait Number: Pod + Send + Sync {
+pub(crate) trait Number: Pod + Send + Sync + std::fmt::Debug {
     /// Two rows of a panel of weights: elements `2i` and `2i + 1` of each of its columns.
     type Pair: Pod + Send + Sync + std::fmt::Debug;
+
+    /// What the inputs of products with such weights are rounded to.
+    type Input: Number;
 
     /// Torch's name for it.
     const TORCH: Kind;
@@ -21,6 +28,23 @@ pub(crate) trait Number: Pod + Send + Sync {
     /// Both rows of columns `first..first + W` of a pair.
     fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2];
 
+    /// Adds to `sums[row][column]` the products of both `inputs[row][at]` with those of column `first + column` of a pair.
+    #[inline(always)]
+    fn add_products<P: PairProducts, const R: usize, const W: usize, const FUSED: bool>(
+        sums: &mut [[f32; W]; R],
+        (inputs, at): (&[&[[Self::Input; 2]]; R], usize),
+        pair: &Self::Pair,
+        first: usize,
+    ) {
+        let [even, odd] = Self::unpair::<W>(pair, first);
+        for row in 0..R {
+            add_product::<W, FUSED>(&mut sums[row], inputs[row][at][0].widen(), &even);
+        }
+        for row in 0..R {
+            add_product::<W, FUSED>(&mut sums[row], inputs[row][at][1].widen(), &odd);
+        }
+    }
+
     /// The same number as f32.
     fn widen(self) -> f32;
 
@@ -30,6 +54,7 @@ pub(crate) trait Number: Pod + Send + Sync {
 
 impl Number for f32 {
     type Pair = [[f32; PANEL]; 2];
+    type Input = f32;
 
     const TORCH: Kind = Kind::Float;
 
@@ -62,6 +87,8 @@ impl Number for f32 {
 
 impl Number for bf16 {
     type Pair = [u32; PANEL];
+    /// As in torch.
+    type Input = bf16;
 
     const TORCH: Kind = Kind::BFloat16;
 
@@ -72,12 +99,18 @@ impl Number for bf16 {
 
     #[inline(always)]
     fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2] {
-        let [mut even, mut odd] = [[0.0; W]; 2];
-        for ((even, odd), both) in even.iter_mut().zip(&mut odd).zip(&pair[first..first + W]) {
-            *even = f32::from_bits(both << 16);
-            *odd = f32::from_bits(both & 0xffff_0000);
-        }
-        [even, odd]
+        widen_pairs(pair[first..].first_chunk().expect("a pair has the columns asked for"))
+    }
+
+    #[inline(always)]
+    fn add_products<P: PairProducts, const R: usize, const W: usize, const FUSED: bool>(
+        sums: &mut [[f32; W]; R],
+        inputs: (&[&[[Self; 2]]; R], usize),
+        pair: &Self::Pair,
+        first: usize,
+    ) {
+        let weights = pair[first..].first_chunk().expect("a pair has the columns asked for");
+        P::add(sums, inputs, weights);
     }
 
     #[inline(always)]
@@ -85,14 +118,20 @@ impl Number for bf16 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
+    /// Without a branch, so that rows are narrowed by vectors.
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        Self::from_f32(value)
+        let bits = value.to_bits();
+        // To even: what is behind the half grows into the last bit kept, the half only if that is odd.
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        let quiet = bits >> 16 | 0x40;
+        Self::from_bits((if value.is_nan() { quiet } else { rounded }) as u16)
     }
 }
 
 impl Number for f16 {
     type Pair = [u32; PANEL];
+    type Input = f32;
 
     const TORCH: Kind = Kind::Half;
 
@@ -163,6 +202,17 @@ mod tests {
             }
             if !brain.is_nan() {
                 assert_eq!(Number::widen(brain).to_bits(), brain.to_f32().to_bits(), "{bits:#06x}");
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_is_the_nearest_of_ties_the_even_one() {
+        for high in 0..=u32::from(u16::MAX) {
+            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits(high << 16 | low);
+                let (found, expected) = (<bf16 as Number>::narrow(value), bf16::from_f32(value));
+                assert_eq!(found.to_bits(), expected.to_bits(), "{high:#06x} {low:#06x}");
             }
         }
     }

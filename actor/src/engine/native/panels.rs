@@ -53,4 +53,12 @@ impl<N: Number> Panels<N> {
     pub(crate) fn panel(&self, number: usize) -> &[N::Pair] {
         &self.pairs[number * self.depth..][..self.depth]
     }
+
+    /// Share `part` of `parts` of a panel; nothing of one behind the last.
+    #[inline(always)]
+    pub(crate) fn share(&self, number: usize, (part, parts): (usize, usize)) -> &[N::Pair] {
+        let panel = self.pairs.get(number * self.depth..).unwrap_or_default();
+        let panel = &panel[..self.depth.min(panel.len())];
+        &panel[part * panel.len() / parts..(part + 1) * panel.len() / parts]
+    }
 }

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 
 use super::super::batch::{Batch, Draw, DrawRule, Drawn};
 use super::super::request::TokenLogprob;
-use super::machine::{self, DistinctUnits, Kernel, Level, Team};
+use super::machine::{self, DistinctUnits, Kernel, Level, PairProducts, Team};
 use super::math::{LANES, add_lanes, exp};
 use super::matrix::Matrix;
 
@@ -76,7 +76,7 @@ struct Task<'a> {
 
 impl Kernel for Task<'_> {
     #[inline(always)]
-    fn run<const FUSED: bool, const WIDE: bool>(self) {
+    fn run<const FUSED: bool, const WIDE: bool, P: PairProducts>(self) {
         let mut scratch = SCRATCH.take();
         let rule = self.draw.rule;
         let mut penalised = std::mem::take(&mut scratch.penalised);
