@@ -15,6 +15,7 @@ mod http;
 mod link;
 mod metrics;
 mod run;
+mod signals;
 mod tasks;
 mod telemetry;
 
@@ -23,6 +24,7 @@ pub use config::{Config, ServiceConfig};
 pub use http::Readiness;
 pub use link::{Link, LinkEvent, Open, Opening};
 pub use run::{BadInput, Context, exit_code, run};
+pub use signals::StopSignals;
 pub use tasks::{OnError, Spawner, TaskSet};
 pub use telemetry::init_logging;
 

@@ -8,11 +8,11 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, ServiceConfig};
 use crate::http::{self, Readiness};
+use crate::signals::StopSignals;
 use crate::tasks::{OnError, TaskSet};
 use crate::telemetry::init_logging;
 
@@ -175,16 +175,11 @@ pub(crate) async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<(TcpL
 
 /// The first SIGINT or SIGTERM asks the process to drain, the second ends it at once.
 fn stop_on_signals(token: CancellationToken) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut stop = StopSignals::listen()?;
     let watch = async move {
         let mut told_before = false;
         loop {
-            tokio::select! {
-                Some(()) = interrupt.recv() => {}
-                Some(()) = terminate.recv() => {}
-                else => return,
-            }
+            stop.next().await;
             if told_before {
                 tracing::warn!("told twice to stop: leaving without draining");
                 std::process::exit(STOPPED_TWICE);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use actor::engine::{Device, EngineConfig};
 use actor::serve::{self, ServeConfig, Served};
-use service::{BadInput, CancellationToken};
+use service::{BadInput, CancellationToken, StopSignals};
 use tokio::net::TcpListener;
 use types::DType;
 
@@ -52,12 +52,13 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return Err(BadInput(problems.join("; ")).into());
     }
     println!("http://{}/v1", listener.local_addr()?);
+    let mut stop = StopSignals::listen()?;
     let token = CancellationToken::new();
     let serving = serve::run(listener, serve::router(served, config), token.clone());
     tokio::pin!(serving);
     tokio::select! {
         ended = &mut serving => return ended,
-        _ = tokio::signal::ctrl_c() => token.cancel(),
+        () = stop.next() => token.cancel(),
     }
     serving.await
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use comfy_table::{Table, presets};
 use coordinator::Status;
+use service::StopSignals;
 
 use crate::run::Observer;
 
@@ -36,6 +37,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(arguments.every.clamp(0.1, 3600.0)));
     let mut shown = first;
+    let mut stop = StopSignals::listen()?;
     loop {
         tokio::select! {
             _ = ticks.tick() => {
@@ -46,7 +48,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
                     draw(status, answers)?;
                 }
             }
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            () = stop.next() => return Ok(()),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use learner::Checkpoints;
 use serde::Serialize;
-use service::BadInput;
+use service::{BadInput, StopSignals};
 use types::BatchId;
 
 use super::observer_client::Observer;
@@ -85,7 +85,7 @@ impl RingFolder {
 ///
 /// # Errors
 /// When it cannot start or cannot go on; the message holds the last words of the role concerned.
-pub(crate) async fn run(recipe: &Recipe, resume: bool) -> anyhow::Result<RingEnd> {
+pub(crate) async fn run(recipe: &Recipe, resume: bool, stop: &mut StopSignals) -> anyhow::Result<RingEnd> {
     let folder = RingFolder::of(&recipe.output);
     if folder.journal().exists() && !resume {
         let journal = folder.journal();
@@ -100,7 +100,7 @@ pub(crate) async fn run(recipe: &Recipe, resume: bool) -> anyhow::Result<RingEnd
     }
     let mut progress = RingProgress::new(recipe, &folder, &address);
     progress.started(&supervisor.process_ids());
-    let ended = watch(&mut supervisor, &mut progress, &address).await;
+    let ended = watch(&mut supervisor, &mut progress, &address, stop).await;
     supervisor.kill_all();
     let ended = ended?;
     progress.finish(ended, supervisor.restarts);
@@ -111,6 +111,7 @@ async fn watch(
     supervisor: &mut Supervisor,
     progress: &mut RingProgress,
     address: &str,
+    stop: &mut StopSignals,
 ) -> anyhow::Result<RingEnd> {
     let mut observer = Observer::new(address.to_owned());
     let mut tend = tokio::time::interval(TEND);
@@ -119,7 +120,12 @@ async fn watch(
     loop {
         tokio::select! {
             _ = tend.tick() => {
-                if let Some(ended) = supervisor.tend().await? {
+                if let Some(ended) = supervisor.tend()? {
+                    // Told to stop once more: those who have not left yet are killed.
+                    tokio::select! {
+                        () = supervisor.dismiss() => {}
+                        () = stop.next() => {}
+                    }
                     return Ok(ended);
                 }
             }
@@ -129,8 +135,7 @@ async fn watch(
                     progress.show(&status);
                 }
             }
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted?;
+            () = stop.next() => {
                 supervisor.interrupt();
                 progress.interrupted();
             }

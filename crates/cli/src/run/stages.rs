@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use service::BadInput;
+use service::{BadInput, StopSignals};
 use tokio::time::Instant;
 
 use super::recipe::Recipe;
@@ -51,6 +51,7 @@ pub(crate) async fn run(recipe: &Recipe, plan: &Plan) -> anyhow::Result<Done> {
     if let Some(first) = &plan.redo_from {
         redo(&stages, first, &records)?;
     }
+    let mut stop = StopSignals::listen()?;
     for (number, stage) in stages.iter().enumerate() {
         let work = stage.work().map_err(BadInput)?;
         let told = told(recipe, stage)?;
@@ -61,7 +62,7 @@ pub(crate) async fn run(recipe: &Recipe, plan: &Plan) -> anyhow::Result<Done> {
         }
         eprintln!("{title}");
         let started = Instant::now();
-        let done = perform(recipe, stage, work, plan.resume).await;
+        let done = perform(recipe, stage, work, plan.resume, &mut stop).await;
         if done.with_context(|| format!("stage {}", stage.name))? == Done::Stopped {
             return Ok(Done::Stopped);
         }
@@ -71,10 +72,16 @@ pub(crate) async fn run(recipe: &Recipe, plan: &Plan) -> anyhow::Result<Done> {
     Ok(Done::Complete)
 }
 
-/// Does one stage. Ctrl-C ends the process at once, except in the ring, which drains.
-async fn perform(recipe: &Recipe, stage: &Stage, work: Work<'_>, resume: bool) -> anyhow::Result<Done> {
+/// Does one stage. Ctrl-C or SIGTERM ends the process at once, except in the ring, which drains.
+async fn perform(
+    recipe: &Recipe,
+    stage: &Stage,
+    work: Work<'_>,
+    resume: bool,
+    stop: &mut StopSignals,
+) -> anyhow::Result<Done> {
     if let Work::Ring(ring) = work {
-        return ring::run(recipe, ring, resume).await;
+        return ring::run(recipe, ring, resume, stop).await;
     }
     discard(work.output(), &recipe.output)?;
     let work = async {
@@ -91,7 +98,7 @@ async fn perform(recipe: &Recipe, stage: &Stage, work: Work<'_>, resume: bool) -
     };
     tokio::select! {
         done = work => done.map(|()| Done::Complete),
-        _ = tokio::signal::ctrl_c() => {
+        () = stop.next() => {
             eprintln!("stopped in stage {}; the stages before it are kept", stage.name);
             // Training on a thread of its own cannot be interrupted; nothing of it is worth waiting for.
             std::process::exit(130);

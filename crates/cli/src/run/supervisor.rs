@@ -8,7 +8,7 @@
 //! | a role exits with 2      | the run ends: its input is bad, trying again cannot help                     |
 //! | a role dies too often    | the run ends, with the last lines of its log                                 |
 //! | the coordinator exits 0  | the run is over (or stopped); the others get a moment to leave               |
-//! | Ctrl-C                   | the coordinator is asked to drain; a second Ctrl-C ends everything at once   |
+//! | Ctrl-C or SIGTERM        | the coordinator is asked to drain; the second ends everything at once        |
 //! | this process dies        | the children's standard input closes, and they drain                         |
 
 use std::collections::VecDeque;
@@ -154,7 +154,7 @@ impl Supervisor {
         processes.filter_map(|process| Some((process.name.clone(), process.id()?))).collect()
     }
 
-    /// Somebody pressed Ctrl-C.
+    /// Somebody pressed Ctrl-C, or sent SIGTERM.
     pub(crate) fn interrupt(&mut self) {
         self.interrupts += 1;
         if self.interrupts == 1 {
@@ -162,18 +162,18 @@ impl Supervisor {
         }
     }
 
-    /// Looks after the processes once: call it several times a second. Yields how the ring ended, once it has.
+    /// Looks after the processes once: call it several times a second. Yields how the ring ended, once it has: then comes
+    /// [`dismiss`](Self::dismiss).
     ///
     /// # Errors
     /// When the run cannot go on; the message holds the last lines of the log concerned.
-    pub(crate) async fn tend(&mut self) -> anyhow::Result<Option<RingEnd>> {
+    pub(crate) fn tend(&mut self) -> anyhow::Result<Option<RingEnd>> {
         if self.interrupts > 1 {
             self.kill_all();
             return Ok(Some(RingEnd::Aborted));
         }
         let gone = !self.coordinator.running.is_empty() && self.coordinator.has_left();
         if gone || (self.interrupts > 0 && self.coordinator.failed().is_some()) {
-            self.dismiss().await;
             return Ok(Some(RingEnd::Complete));
         }
         // While the run drains nobody is started again.
@@ -192,7 +192,7 @@ impl Supervisor {
     }
 
     /// The coordinator has told everybody to leave: waits a moment for those who heard it, tells the others, then insists.
-    async fn dismiss(&mut self) {
+    pub(crate) async fn dismiss(&mut self) {
         let (told, deadline) = (Instant::now() + HEARD_TIME_LIMIT, Instant::now() + LEAVE_TIME_LIMIT);
         let left = |until: Instant| until.saturating_duration_since(Instant::now());
         for process in self.members.iter_mut().flat_map(|unit| &mut unit.running) {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use service::StopSignals;
 
 use super::Done;
 use crate::run::recipe::Recipe;
@@ -21,8 +22,13 @@ pub(crate) struct RingStage {
 ///
 /// # Errors
 /// When the ring cannot start or go on, or left no checkpoint.
-pub(crate) async fn run(recipe: &Recipe, stage: &RingStage, resume: bool) -> anyhow::Result<Done> {
-    ring::run(recipe, resume).await?;
+pub(crate) async fn run(
+    recipe: &Recipe,
+    stage: &RingStage,
+    resume: bool,
+    stop: &mut StopSignals,
+) -> anyhow::Result<Done> {
+    ring::run(recipe, resume, stop).await?;
     let (checkpoint, trained) = ring::newest_checkpoint(&RingFolder::of(&recipe.output).checkpoints())?;
     if trained.0 < recipe.coordinator.batches {
         eprintln!("  stopped after batch {} of {}; --resume goes on", trained.0, recipe.coordinator.batches);

@@ -1,0 +1,56 @@
+//! How a process is told to stop.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// SIGINT (Ctrl-C) and SIGTERM, as a stream that lives as long as the work: a signal that comes while nobody waits is kept
+/// for the next call. `tokio::signal::ctrl_c()` made anew in a loop would lose it.
+#[derive(Debug)]
+pub struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignals {
+    /// Takes over both signals: from now on they do not end the process.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn listen() -> io::Result<Self> {
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next one. Several that come before it is called may count as one. Cancel safe.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            Some(()) = self.interrupt.recv() => {}
+            Some(()) = self.terminate.recv() => {}
+            // Neither stream ends while the process lives.
+            else => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nix::sys::signal::{Signal, raise};
+
+    use super::StopSignals;
+
+    #[tokio::test]
+    async fn a_signal_that_comes_while_nobody_waits_is_not_lost() {
+        let mut stop = StopSignals::listen().unwrap();
+        for signal in [Signal::SIGINT, Signal::SIGTERM] {
+            let nobody = tokio::time::timeout(Duration::from_millis(20), stop.next()).await;
+            assert!(nobody.is_err(), "told to stop before {signal}");
+            raise(signal).unwrap();
+            // Time for the runtime to hand it to whoever waits: nobody does.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::timeout(Duration::from_secs(5), stop.next()).await.unwrap();
+        }
+    }
+}
