@@ -145,6 +145,13 @@ impl Plan {
         self.rounds.iter().flatten().flatten().copied()
     }
 
+    /// What the rank that computes the most has in all, with the size of each item.
+    pub(crate) fn most_of_a_rank(&self, size: impl Fn(usize) -> usize) -> usize {
+        let ranks = self.rounds.first().map_or(0, Vec::len);
+        let of_rank = |rank| self.of_rank(rank).flatten().map(|item| size(*item)).sum();
+        (0..ranks).map(of_rank).max().unwrap_or(0)
+    }
+
     /// This rank's micro-batches, one a round.
     pub(crate) fn of_rank(&self, rank: usize) -> impl ExactSizeIterator<Item = &[usize]> {
         self.rounds.iter().map(move |round| round[rank].as_slice())

@@ -12,7 +12,8 @@
 //!
 //! Invariants:
 //! 1. The forward pass has the same bits with and without gradients, kept or made again, gathered or not.
-//! 2. Every rank calls [`Trainee::infer`] and [`Trainee::learn`] equally often, with `None` where it has no sequence.
+//! 2. Every rank calls [`Trainee::infer`], [`Trainee::forward`] and [`Trainee::backward`] equally often, with `None` where it
+//!    has no sequence.
 //! 3. Gradients are sums: of micro-batches, of ranks. The loss settles the coefficients before.
 
 mod adamw;
@@ -32,9 +33,9 @@ use crate::error::{Error, Result};
 use crate::microbatch::Microbatch;
 use crate::ranks::Ranks;
 use adamw::{AdamW, Step};
-use blocks::{Keep, embedding_backward};
+use blocks::{Keep, Tape, embedding_backward};
 use gradients::Gradients;
-use head::HeadSums;
+use head::{Head, HeadSums};
 pub(crate) use head::{NumberGradients, Numbers, Request};
 use lora::Lora;
 use network::Network;
@@ -56,6 +57,16 @@ pub(crate) struct TraineeOptions {
     pub(crate) offload_optimizer: bool,
     /// Adapters instead of training all weights, and the seed they start from.
     pub(crate) lora: Option<(LoraConfig, u64)>,
+}
+
+/// A micro-batch after its forward pass: the numbers, and what the way back starts from.
+#[derive(Debug)]
+pub(crate) struct Passed {
+    /// The numbers of the wanted rows.
+    pub(crate) numbers: Numbers,
+    request: Request,
+    tape: Tape,
+    head: Head,
 }
 
 /// A network in training.
@@ -128,51 +139,75 @@ impl Trainee {
     pub(crate) fn adapters(&self, ranks: &Ranks) -> Result<Option<Vec<(String, Tensor)>>> {
         let Some(lora) = self.network.lora() else { return Ok(None) };
         let groups = 0..=self.network.output();
-        let mut fetch = self.network.store.fetcher(ranks, groups.clone());
+        let mut fetch = self.network.store.fetcher(ranks, groups.clone())?;
         let trained: Vec<Tensor> = groups.map(|_| fetch.next()).collect::<Result<_>>()?;
         Ok(Some(lora.named(&trained)))
     }
 
-    /// The numbers of the wanted rows, without gradients.
+    /// Whether a pass on its way back holds all that the forward pass made, so that it can wait for long at no other cost.
+    pub(crate) fn keeps_graphs(&self) -> bool {
+        self.keep == Keep::Graphs
+    }
+
+    /// The numbers of the wanted rows, without a way back.
     pub(crate) fn infer(
         &self,
         ranks: &Ranks,
-        microbatch: Option<&Microbatch>,
+        microbatch: Option<Microbatch>,
         request: Request,
     ) -> Result<Option<Numbers>> {
-        let _guard = tch::no_grad_guard();
-        let mut fetch = self.network.fetch(ranks, self.network.forward_order());
-        let passed = self.network.forward(&mut fetch, microbatch, Keep::Nothing)?;
-        passed.map(|(_, mut head)| head.numbers(request)).transpose()
+        let passed = self.pass(ranks, microbatch, request, Keep::Nothing)?;
+        Ok(passed.map(|passed| passed.numbers))
     }
 
-    /// Forward and backward pass of a micro-batch. `loss` is given the numbers of the wanted rows and returns its gradient in
-    /// them; the gradient in what is trained is added to the minibatch's. `last` says that this is the minibatch's last
-    /// micro-batch, after which [`update`](Self::update) follows.
-    pub(crate) fn learn(
+    /// The forward pass of a micro-batch, for [`backward`](Self::backward).
+    pub(crate) fn forward(
+        &self,
+        ranks: &Ranks,
+        microbatch: Option<Microbatch>,
+        request: Request,
+    ) -> Result<Option<Passed>> {
+        self.pass(ranks, microbatch, request, self.keep)
+    }
+
+    fn pass(
+        &self,
+        ranks: &Ranks,
+        microbatch: Option<Microbatch>,
+        request: Request,
+        keep: Keep,
+    ) -> Result<Option<Passed>> {
+        let _guard = tch::no_grad_guard();
+        let Some((tape, mut head)) = self.network.forward(ranks, microbatch, keep)? else { return Ok(None) };
+        let numbers = head.numbers(&tape.microbatch, request, keep != Keep::Nothing)?;
+        Ok(Some(Passed { numbers, request, tape, head }))
+    }
+
+    /// The backward pass of a micro-batch, at the weights of its forward pass. `loss` is given the numbers and returns its
+    /// gradient in them; the gradient in what is trained is added to the minibatch's. `last` says that this is the minibatch's last micro-batch,
+    /// after which [`update`](Self::update) follows.
+    pub(crate) fn backward(
         &mut self,
         ranks: &Ranks,
-        (microbatch, last): (Option<&Microbatch>, bool),
-        request: Request,
+        (passed, last): (Option<Passed>, bool),
         loss: impl FnOnce(&Numbers) -> Result<NumberGradients>,
     ) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let Self { network, gradients, .. } = self;
         let output = network.output();
-        let order = network.forward_order().into_iter().chain((1..output).rev()).collect();
-        let mut fetch = network.fetch(ranks, order);
-        let passed = network.forward(&mut fetch, microbatch, self.keep)?;
+        let mut fetch = network.fetch(ranks, (1..output).rev().collect())?;
 
         let is_frozen = network.lora().is_some();
         let of_output = gradients.open(output)?;
         let of_tied = network.config.tied().then(|| gradients.open(0)).transpose()?;
         let mut passed = match passed {
             None => None,
-            Some((tape, mut head)) => {
-                let gradient = loss(&head.numbers(request)?)?;
+            Some(Passed { numbers, request, tape, head }) => {
+                let gradient = loss(&numbers)?;
                 let tied = of_tied.as_ref().map(|open| open.sum.shallow_clone());
                 let sums = HeadSums { output: of_output.sum.shallow_clone(), tied };
-                let of_x = head.backward(request, &gradient, (!is_frozen).then_some(&sums))?;
+                let inputs = (&network.config, &tape.microbatch);
+                let of_x = head.backward(inputs, request, &gradient, (!is_frozen).then_some(&sums))?;
                 Some((tape, of_x))
             }
         };
@@ -181,7 +216,7 @@ impl Trainee {
             let weights = fetch.next()?;
             let mut open = gradients.open(group)?;
             if let Some((tape, of_x)) = &mut passed {
-                *of_x = tape.backward(&weights, of_x, &mut open.sum)?;
+                *of_x = tape.backward(network.decoder(), &weights, of_x, &mut open.sum)?;
             }
             drop(weights);
             gradients.close(ranks, open, last)?;
@@ -193,7 +228,7 @@ impl Trainee {
         if let Some((tape, of_x)) = passed
             && !is_frozen
         {
-            embedding_backward(&network.config, tape.microbatch, &of_x, &of_embedding.sum);
+            embedding_backward(&network.config, &tape.microbatch, &of_x, &of_embedding.sum);
         }
         gradients.close(ranks, of_embedding, last)
     }

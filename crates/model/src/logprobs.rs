@@ -4,7 +4,7 @@
 //! else. Rows are taken in chunks; a chunk's logits are a matrix product in the weights' element type, the softmax
 //! is f32. Training goes in two steps, so that the same bound holds with gradients: [`logprobs_kept`] gives the numbers
 //! the loss is computed from, and [`logprobs_backward`] takes the loss's gradient in them and computes each chunk again,
-//! unless there was only one, for the gradients of the hidden states and the head. All write over the chunk they hold
+//! unless they were few, for the gradients of the hidden states and the head. All write over the chunk they hold
 //! instead of making new ones: on the CPU the passes over the logits take as long as the products. None records
 //! gradients for autograd.
 
@@ -12,6 +12,8 @@ use tch::{Device, Kind, Tensor};
 
 /// Elements of the largest chunk of logits: 64 MiB in f32.
 const CHUNK_ELEMENTS: i64 = 1 << 24;
+/// Chunks that are kept for the backward pass when there are no more: 256 MiB.
+const KEPT_CHUNKS: usize = 4;
 
 /// What [`logprobs`] computes for each row.
 #[derive(Debug)]
@@ -43,14 +45,21 @@ impl Default for LogprobOptions {
 /// # Panics
 /// When the shapes do not fit each other.
 pub fn logprobs(hidden: &Tensor, head: &Tensor, targets: &Tensor, options: LogprobOptions) -> TokenLogprobs {
-    logprobs_kept(hidden, head, targets, options).0
+    pass(hidden, head, targets, options, 0).0
 }
 
-/// The log-probability of every token of some rows, `[rows, vocab]` f32: one chunk.
-#[derive(Debug)]
-pub struct Kept(Tensor);
+/// The log-probability of every token of some rows: all chunks, `[rows, vocab]` f32 each, or none.
+#[derive(Debug, Default)]
+pub struct Kept(Vec<Tensor>);
 
-/// [`logprobs`], and what [`logprobs_backward`] would otherwise compute again, if it is no more than one chunk.
+impl Kept {
+    /// Whether everything is to be computed again.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// [`logprobs`], and what [`logprobs_backward`] would otherwise compute again, if it is no more than a few chunks.
 ///
 /// # Panics
 /// When the shapes do not fit each other.
@@ -59,11 +68,22 @@ pub fn logprobs_kept(
     head: &Tensor,
     targets: &Tensor,
     options: LogprobOptions,
-) -> (TokenLogprobs, Option<Kept>) {
+) -> (TokenLogprobs, Kept) {
+    pass(hidden, head, targets, options, KEPT_CHUNKS)
+}
+
+/// Keeps the chunks if there are no more than `most_kept`.
+fn pass(
+    hidden: &Tensor,
+    head: &Tensor,
+    targets: &Tensor,
+    options: LogprobOptions,
+    most_kept: usize,
+) -> (TokenLogprobs, Kept) {
     let _guard = tch::no_grad_guard();
-    let (mut logprobs, mut entropies, mut kept) = (Vec::new(), Vec::new(), None);
+    let (mut logprobs, mut entropies, mut kept) = (Vec::new(), Vec::new(), Vec::new());
     let chunks = chunks(hidden.size()[0], head);
-    let is_lone = chunks.len() == 1;
+    let keep = chunks.len() <= most_kept;
     for (start, count) in chunks {
         let all = all_logprobs(&hidden.narrow(0, start, count), head, options.temperature);
         let targets = targets.narrow(0, start, count).unsqueeze(-1);
@@ -71,11 +91,13 @@ pub fn logprobs_kept(
         if options.entropy {
             entropies.push(entropy(&all));
         }
-        kept = is_lone.then_some(Kept(all));
+        if keep {
+            kept.push(all);
+        }
     }
     let join = |parts: Vec<Tensor>| joined(parts, &[0], (Kind::Float, hidden.device()));
     let entropy = options.entropy.then(|| join(entropies));
-    (TokenLogprobs { logprobs: join(logprobs), entropy }, kept)
+    (TokenLogprobs { logprobs: join(logprobs), entropy }, Kept(kept))
 }
 
 /// The gradients of a loss in what [`logprobs`] returned.
@@ -101,23 +123,21 @@ pub struct TokenGradients<'a> {
 /// When the shapes do not fit each other.
 pub fn logprobs_backward(
     (hidden, head, targets): (&Tensor, &Tensor, &Tensor),
-    mut kept: Option<Kept>,
+    kept: Kept,
     temperature: f64,
     gradients: &TokenGradients,
     head_gradient: &mut Tensor,
 ) -> Tensor {
     let _guard = tch::no_grad_guard();
     let (rows, width) = hidden.size2().expect("hidden states are [rows, hidden]");
+    let mut kept = kept.0.into_iter();
     let of_hidden: Vec<Tensor> = chunks(rows, head)
         .map(|(start, count)| {
             let of_chunk = |tensor: &Tensor| tensor.narrow(0, start, count);
             let hidden = of_chunk(hidden);
             let of_logprobs = (of_chunk(gradients.logprobs) / temperature).unsqueeze(-1);
             let of_entropy = gradients.entropy.map(|entropy| (of_chunk(entropy) / temperature).unsqueeze(-1));
-            let all = match kept.take() {
-                Some(Kept(all)) => all,
-                None => all_logprobs(&hidden, head, temperature),
-            };
+            let all = kept.next().unwrap_or_else(|| all_logprobs(&hidden, head, temperature));
             let mut of_logits = weighted_probabilities(all, &of_logprobs, of_entropy.as_ref());
             let _ = of_logits.scatter_add_(-1, &of_chunk(targets).unsqueeze(-1), &of_logprobs);
             let of_logits = of_logits.to_kind(head.kind());

@@ -5,7 +5,7 @@
 use model::packed::Error as PackedError;
 use model::weights::Error as WeightsError;
 use model::{
-    Architecture, Dimensions, GroupKind, Head, LogprobOptions, ModelConfig, Packed, ScalarInit,
+    Architecture, Dimensions, GroupKind, Head, Kept, LogprobOptions, ModelConfig, Packed, ScalarInit,
     SlidingWindow, TokenGradients, Weights,
 };
 use tch::{Device, IndexOp, Kind, Tensor};
@@ -160,31 +160,26 @@ fn logprobs_and_their_gradients_do_not_depend_on_chunks() {
     let mut head_gradient = Tensor::ones([vocab, width], (Kind::Float, Device::Cpu));
     let gradients = TokenGradients { logprobs: &of_logprobs, entropy: Some(&of_entropy) };
     let inputs = (&hidden, &head, &targets);
-    let hidden_gradient = model::logprobs_backward(inputs, None, temperature, &gradients, &mut head_gradient);
+    let hidden_gradient =
+        model::logprobs_backward(inputs, Kept::default(), temperature, &gradients, &mut head_gradient);
     // The hidden states' gradient is a sum over a million tokens, which f32 rounds by up to a thousandth on some
     // processors.
     let size = exact_gradients[0].abs().max().double_value(&[]);
     let apart = difference(&hidden_gradient, &exact_gradients[0]);
     assert!(apart < 2e-3 * size, "hidden states: {apart} of {size}");
-    let apart = difference(&(head_gradient - 1.0), &exact_gradients[1]);
+    let apart = difference(&(&head_gradient - 1.0), &exact_gradients[1]);
     assert!(apart < 1e-5, "head: {apart}");
     assert_eq!(model::logprobs(&hidden.i(0..0), &head, &targets.i(0..0), options).logprobs.size(), [0]);
 
-    assert!(model::logprobs_kept(&hidden, &head, &targets, options).1.is_none(), "three chunks are not kept");
-    let few = |tensor: &Tensor| tensor.i(0..10);
-    let (again, kept) = model::logprobs_kept(&few(&hidden), &head, &few(&targets), options);
-    assert!(again.logprobs.equal(&model::logprobs(&few(&hidden), &head, &few(&targets), options).logprobs));
-    assert!(again.entropy.is_some() && kept.is_some());
-    let of_few = (few(&of_logprobs), few(&of_entropy));
-    let backward = |kept| {
-        let mut of_head = head.zeros_like();
-        let gradients = TokenGradients { logprobs: &of_few.0, entropy: Some(&of_few.1) };
-        let inputs = (&few(&hidden), &head, &few(&targets));
-        let of_hidden = model::logprobs_backward(inputs, kept, temperature, &gradients, &mut of_head);
-        (of_hidden, of_head)
-    };
-    let (from_kept, made_again) = (backward(kept), backward(None));
-    assert!(from_kept.0.equal(&made_again.0) && from_kept.1.equal(&made_again.1));
+    let (again, kept) = model::logprobs_kept(&hidden, &head, &targets, options);
+    assert!(again.logprobs.equal(&found.logprobs) && again.entropy.is_some() && !kept.is_empty());
+    let mut from_kept = Tensor::ones([vocab, width], (Kind::Float, Device::Cpu));
+    let of_hidden = model::logprobs_backward(inputs, kept, temperature, &gradients, &mut from_kept);
+    assert!(of_hidden.equal(&hidden_gradient) && from_kept.equal(&head_gradient), "kept or made again");
+
+    let many = |tensor: &Tensor| Tensor::cat(&[tensor, tensor], 0);
+    let (_, kept) = model::logprobs_kept(&many(&hidden), &head, &many(&targets), options);
+    assert!(kept.is_empty(), "five chunks are not kept");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! One step: prepare, estimate, pass over minibatches, measure.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 
 use algo::{KlEstimator, Responses};
 use model::LogprobOptions;
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::microbatch::{Microbatch, Plan};
 use crate::ranks::Ranks;
 use crate::stopwatch::Stopwatch;
-use crate::trainee::{NumberGradients, Numbers, Request, Trainee};
+use crate::trainee::{NumberGradients, Numbers, Passed, Request, Trainee};
 
 impl Trainer {
     /// Trains one batch, whose number must be that of the next version, and returns what was measured; every rank is given
@@ -38,7 +39,7 @@ impl Trainer {
         let mut experience = Experience::new(batch, &self.config, &self.settings)?;
         let division = Division { config: &self.config, world_size: self.ranks.world_size() };
         let mut minibatches = division.minibatches(&experience, batch.id, 0)?;
-        self.prepare(&mut experience, &minibatches)?;
+        let mut kept = self.prepare(&mut experience, &minibatches)?;
         let beta = self.controller.coefficient();
         let corrections =
             experience.estimate(&self.config, &self.settings, beta).map_err(Error::numbers(numbers))?;
@@ -55,7 +56,8 @@ impl Trainer {
             for (index, minibatch) in minibatches.iter().enumerate() {
                 let place = (pass * steps_per_pass + index) as u64;
                 let factor = self.schedule_factor(place, (self.config.ppo_epochs * steps_per_pass) as u64);
-                self.train(&experience, minibatch, factor, &mut totals)?;
+                let kept = std::mem::take(&mut kept);
+                self.train(&experience, (minibatch, kept), factor, &mut totals)?;
             }
         }
         let mut metrics = self.metrics(batch, &experience, totals)?;
@@ -77,37 +79,63 @@ impl Trainer {
     }
 
     /// Old log-probs, entropies and values of every sample, each rank its part. The micro-batches are those of the first
-    /// pass, so that the first minibatch sees ratios of exactly 1.
-    fn prepare(&self, experience: &mut Experience, minibatches: &[Minibatch]) -> Result<()> {
-        let rank = self.ranks.rank();
+    /// pass, so that the first minibatch sees ratios of exactly 1. Its forward passes are kept, where there is room: nothing
+    /// changes the weights before their backward passes.
+    fn prepare(&self, experience: &mut Experience, minibatches: &[Minibatch]) -> Result<Kept> {
         let options = LogprobOptions { temperature: self.temperature, entropy: true };
         let mut logprobs = vec![0.0; experience.old_logprobs.len()];
         let (mut entropies, mut values) = (logprobs.clone(), logprobs.clone());
-        for plan in self.plans(experience, minibatches, |minibatch| &minibatch.policy) {
-            for samples in plan.of_rank(rank) {
-                let microbatch = self.microbatch(&self.policy, experience, samples)?;
-                let numbers =
-                    self.policy.infer(&self.ranks, microbatch.as_ref(), Request::Logprobs(options))?;
-                if let Some(numbers) = numbers {
-                    experience.scatter(&mut logprobs, samples, &numbers.values);
-                    experience.scatter(&mut entropies, samples, &numbers.entropies.unwrap_or_default());
-                }
-            }
-        }
+        let mut room = self.config.microbatch_tokens;
+        let mut kept = Kept::default();
+        let plans = self.plans(experience, minibatches, |minibatch| &minibatch.policy);
+        let keep =
+            has_room(&self.policy, experience, minibatches.first().map(|first| &first.policy), &mut room);
+        let request = Request::Logprobs(options);
+        kept.policy = self.pass(&self.policy, experience, (&plans, keep), request, |samples, numbers| {
+            experience.scatter(&mut logprobs, samples, &numbers.values);
+            experience.scatter(&mut entropies, samples, numbers.entropies.as_deref().unwrap_or_default());
+        })?;
         if let Some(critic) = &self.critic {
-            for plan in self.plans(experience, minibatches, |minibatch| &minibatch.critic) {
-                for samples in plan.of_rank(rank) {
-                    let microbatch = self.microbatch(critic, experience, samples)?;
-                    if let Some(numbers) = critic.infer(&self.ranks, microbatch.as_ref(), Request::Scalars)? {
-                        experience.scatter(&mut values, samples, &numbers.values);
-                    }
-                }
-            }
+            let plans = self.plans(experience, minibatches, |minibatch| &minibatch.critic);
+            let keep =
+                has_room(critic, experience, minibatches.first().map(|first| &first.critic), &mut room);
+            kept.critic =
+                self.pass(critic, experience, (&plans, keep), Request::Scalars, |samples, numbers| {
+                    experience.scatter(&mut values, samples, &numbers.values);
+                })?;
         }
         self.ranks.complete(&mut [&mut logprobs, &mut entropies, &mut values])?;
         (experience.old_logprobs, experience.old_entropies, experience.old_values) =
             (logprobs, entropies, values);
-        Ok(())
+        Ok(kept)
+    }
+
+    /// The forward passes of all micro-batches of some divisions. Those of the first division are returned, if they are to be
+    /// kept.
+    fn pass(
+        &self,
+        trainee: &Trainee,
+        experience: &Experience,
+        (plans, keep): (&[Cow<'_, Plan>], bool),
+        request: Request,
+        mut take: impl FnMut(&[usize], &Numbers),
+    ) -> Result<VecDeque<Option<Passed>>> {
+        let mut kept = VecDeque::new();
+        for (number, plan) in plans.iter().enumerate() {
+            for samples in plan.of_rank(self.ranks.rank()) {
+                let microbatch = microbatch(trainee, experience, samples)?;
+                if keep && number == 0 {
+                    let passed = trainee.forward(&self.ranks, microbatch, request)?;
+                    if let Some(passed) = &passed {
+                        take(samples, &passed.numbers);
+                    }
+                    kept.push_back(passed);
+                } else if let Some(numbers) = trainee.infer(&self.ranks, microbatch, request)? {
+                    take(samples, &numbers);
+                }
+            }
+        }
+        Ok(kept)
     }
 
     /// Divisions that cover every sample: those of the first pass, and one of the samples that are in none of them.
@@ -129,25 +157,11 @@ impl Trainer {
         plans
     }
 
-    fn microbatch(
-        &self,
-        trainee: &Trainee,
-        experience: &Experience,
-        samples: &[usize],
-    ) -> Result<Option<Microbatch>> {
-        if samples.is_empty() {
-            return Ok(None);
-        }
-        let sequences: Vec<_> = samples.iter().map(|sample| &experience.sequences[*sample]).collect();
-        let name = |at: usize| format!("rollout {}", experience.ids[samples[at]]);
-        Microbatch::new(&sequences, trainee.config(), trainee.device(), name).map(Some)
-    }
-
     /// One optimizer step of each model.
     fn train(
         &mut self,
         experience: &Experience,
-        minibatch: &Minibatch,
+        (minibatch, kept): (&Minibatch, Kept),
         factor: f64,
         updates: &mut Updates,
     ) -> Result<()> {
@@ -164,12 +178,16 @@ impl Trainer {
         updates.minibatches += 1.0;
         let sums = &mut updates.sums;
         let Part { is_empty, totals, plan } = &minibatch.policy;
-        run(ranks, policy, (experience, plan), Request::Logprobs(options), |samples, numbers| {
-            losses.of_policy(samples, totals, numbers, sums)
-        })?;
+        run(
+            ranks,
+            policy,
+            (experience, plan, kept.policy),
+            Request::Logprobs(options),
+            |samples, numbers| losses.of_policy(samples, totals, numbers, sums),
+        )?;
         let Part { totals, plan, .. } = &minibatch.critic;
         if let Some(critic) = critic {
-            run(ranks, critic, (experience, plan), Request::Scalars, |samples, numbers| {
+            run(ranks, critic, (experience, plan, kept.critic), Request::Scalars, |samples, numbers| {
                 losses.of_critic(samples, totals, numbers, sums)
             })?;
         }
@@ -272,31 +290,58 @@ struct Updates {
     sums: Sums,
 }
 
-/// All micro-batches of a model's part of a minibatch.
+/// Forward passes of the first minibatch that wait for their backward passes, one a round.
+#[derive(Debug, Default)]
+struct Kept {
+    policy: VecDeque<Option<Passed>>,
+    critic: VecDeque<Option<Passed>>,
+}
+
+/// Whether a model's part of the first minibatch can be kept: what is kept of both models stays within the tokens of one
+/// micro-batch. Says the same on every rank.
+fn has_room(trainee: &Trainee, experience: &Experience, part: Option<&Part>, room: &mut usize) -> bool {
+    let Some(part) = part.filter(|_| trainee.keeps_graphs()) else { return false };
+    let tokens = part.plan.most_of_a_rank(|sample| experience.sequences[sample].tokens());
+    let has_room = tokens <= *room;
+    if has_room {
+        *room -= tokens;
+    }
+    has_room
+}
+
+/// All micro-batches of a model's part of a minibatch, those with a kept forward pass first.
 fn run(
     ranks: &Ranks,
     trainee: &mut Trainee,
-    (experience, plan): (&Experience, &Plan),
+    (experience, plan, mut kept): (&Experience, &Plan, VecDeque<Option<Passed>>),
     request: Request,
     mut loss: impl FnMut(&[usize], &Numbers) -> std::result::Result<NumberGradients, algo::Error>,
 ) -> Result<()> {
     let rounds = plan.of_rank(ranks.rank());
     let count = rounds.len();
     for (round, samples) in rounds.enumerate() {
-        let sequences: Vec<_> = samples.iter().map(|sample| &experience.sequences[*sample]).collect();
-        let name = |at: usize| format!("rollout {}", experience.ids[samples[at]]);
-        let microbatch = match sequences.as_slice() {
-            [] => None,
-            sequences => Some(Microbatch::new(sequences, trainee.config(), trainee.device(), name)?),
+        let passed = match kept.pop_front() {
+            Some(passed) => passed,
+            None => trainee.forward(ranks, microbatch(trainee, experience, samples)?, request)?,
         };
         let what = || {
             samples.iter().map(|sample| experience.ids[*sample].to_string()).collect::<Vec<_>>().join(", ")
         };
-        trainee.learn(ranks, (microbatch.as_ref(), round + 1 == count), request, |numbers| {
+        trainee.backward(ranks, (passed, round + 1 == count), |numbers| {
             loss(samples, numbers).map_err(Error::numbers(what))
         })?;
     }
     Ok(())
+}
+
+/// Samples as a micro-batch; `None` without any.
+fn microbatch(trainee: &Trainee, experience: &Experience, samples: &[usize]) -> Result<Option<Microbatch>> {
+    if samples.is_empty() {
+        return Ok(None);
+    }
+    let sequences: Vec<_> = samples.iter().map(|sample| &experience.sequences[*sample]).collect();
+    let name = |at: usize| format!("rollout {}", experience.ids[samples[at]]);
+    Microbatch::new(&sequences, trainee.config(), trainee.device(), name).map(Some)
 }
 
 /// Mean over the tokens that train of how many versions the policy that drew them is behind the one before this batch.

@@ -190,7 +190,7 @@ impl<'a> Course<'a> {
         for part in plan.of_rank(self.ranks.rank()) {
             let sequences = items.of(part, items.per_item);
             let microbatch = self.microbatch(&sequences)?;
-            let Some(numbers) = self.trainee.infer(&self.ranks, microbatch.as_ref(), self.request)? else {
+            let Some(numbers) = self.trainee.infer(&self.ranks, microbatch, self.request)? else {
                 continue;
             };
             let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.wanted()).collect();
@@ -261,11 +261,11 @@ impl<'a> Course<'a> {
             };
             match mode {
                 Mode::Learn => {
-                    let microbatch = (microbatch.as_ref(), round + 1 == count);
-                    self.trainee.learn(&self.ranks, microbatch, self.request, loss)?;
+                    let passed = self.trainee.forward(&self.ranks, microbatch, self.request)?;
+                    self.trainee.backward(&self.ranks, (passed, round + 1 == count), loss)?;
                 }
                 Mode::Measure => {
-                    let numbers = self.trainee.infer(&self.ranks, microbatch.as_ref(), self.request)?;
+                    let numbers = self.trainee.infer(&self.ranks, microbatch, self.request)?;
                     numbers.as_ref().map(&mut loss).transpose()?;
                 }
             }
@@ -297,7 +297,7 @@ impl<'a> Course<'a> {
         for part in plan.of_rank(self.ranks.rank()) {
             let sequences: Vec<&Sequence> = part.iter().map(|item| &all.sequences[2 * item + 1]).collect();
             let microbatch = self.microbatch(&sequences)?;
-            let numbers = self.trainee.infer(&self.ranks, microbatch.as_ref(), self.request)?;
+            let numbers = self.trainee.infer(&self.ranks, microbatch, self.request)?;
             let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.wanted()).collect();
             let logprobs = summed(&lengths, &numbers.unwrap_or_default().values);
             for (item, logprob) in part.iter().zip(logprobs) {

@@ -44,9 +44,8 @@ pub(crate) struct Decoder<'a> {
 
 /// The way of one micro-batch through the blocks.
 #[derive(Debug)]
-pub(crate) struct Tape<'a> {
-    decoder: Decoder<'a>,
-    pub(crate) microbatch: &'a Microbatch,
+pub(crate) struct Tape {
+    pub(crate) microbatch: Microbatch,
     rope: RopeRows,
     /// Blocks done, forward.
     layer: usize,
@@ -83,25 +82,25 @@ pub(crate) enum Keep {
     Graphs,
 }
 
-impl<'a> Tape<'a> {
+impl Tape {
     /// Embeds the tokens with the `[vocab * hidden]` buffer of the embedding.
-    pub(crate) fn new(decoder: Decoder<'a>, embedding: &Tensor, microbatch: &'a Microbatch) -> Self {
+    pub(crate) fn new(decoder: Decoder<'_>, embedding: &Tensor, microbatch: Microbatch) -> Self {
         let embedding = embedding.view([decoder.config.vocab_size, decoder.config.hidden_size]);
         let rope = microbatch.packed.rope(decoder.config, embedding.kind());
         let x = model::embed(&embedding, microbatch.packed.tokens());
-        Self { decoder, microbatch, rope, layer: 0, kept: Vec::with_capacity(decoder.config.layers), x }
+        Self { microbatch, rope, layer: 0, kept: Vec::with_capacity(decoder.config.layers), x }
     }
 
     /// Runs the next block.
-    pub(crate) fn forward(&mut self, weights: &Fetched, keep: Keep) {
+    pub(crate) fn forward(&mut self, decoder: Decoder<'_>, weights: &Fetched, keep: Keep) {
         let input = std::mem::replace(&mut self.x, Tensor::new());
         if keep == Keep::Graphs {
-            let graph = self.graph(self.layer, weights, &input);
+            let graph = self.graph(decoder, self.layer, weights, &input);
             self.x = graph.output.detach();
             self.kept.push(Kept::Graph(graph));
         } else {
-            let flat = weights.used(self.decoder.lora, 1 + self.layer);
-            self.x = self.block(self.layer, &flat, &input);
+            let flat = weights.used(decoder.lora, 1 + self.layer);
+            self.x = self.block(decoder.config, self.layer, &flat, &input);
             if keep == Keep::Inputs {
                 self.kept.push(Kept::Input(input));
             }
@@ -113,6 +112,7 @@ impl<'a> Tape<'a> {
     /// gradient in what is trained is added to `sum`, `[numel]` f32.
     pub(crate) fn backward(
         &mut self,
+        decoder: Decoder<'_>,
         weights: &Fetched,
         gradient: &Tensor,
         sum: &mut Tensor,
@@ -120,25 +120,24 @@ impl<'a> Tape<'a> {
         let layer = self.kept.len() - 1;
         let graph = match self.kept.pop().expect("a backward pass follows its forward pass") {
             Kept::Graph(graph) => graph,
-            Kept::Input(input) => self.graph(layer, weights, &input),
+            Kept::Input(input) => self.graph(decoder, layer, weights, &input),
         };
         let (of_input, of_trained) = graph.gradients(gradient)?;
         let _ = sum.g_add_(&of_trained);
         Ok(of_input)
     }
 
-    fn graph(&self, layer: usize, weights: &Fetched, input: &Tensor) -> Graph {
+    fn graph(&self, decoder: Decoder<'_>, layer: usize, weights: &Fetched, input: &Tensor) -> Graph {
         tch::with_grad(|| {
             let input = input.detach().set_requires_grad(true);
             let trained = weights.trained.detach().set_requires_grad(true);
-            let flat = weights.effective(self.decoder.lora, 1 + layer, &trained);
-            let output = self.block(layer, &flat, &input);
+            let flat = weights.effective(decoder.lora, 1 + layer, &trained);
+            let output = self.block(decoder.config, layer, &flat, &input);
             Graph { input, trained, output }
         })
     }
 
-    fn block(&self, layer: usize, flat: &Tensor, x: &Tensor) -> Tensor {
-        let config = self.decoder.config;
+    fn block(&self, config: &ModelConfig, layer: usize, flat: &Tensor, x: &Tensor) -> Tensor {
         let weights = BlockWeights::view(config, flat);
         let window = config.window(layer);
         model::block(config, &weights, x, &self.rope, |queries, keys, values| {

@@ -1,8 +1,8 @@
 //! What stands behind the last block: the final norm and the head, for the wanted rows only.
 
 use model::{
-    Kept, LogprobOptions, ModelConfig, OutputWeights, TokenGradients, logprobs_backward, logprobs_kept,
-    scores,
+    Kept, LogprobOptions, ModelConfig, OutputWeights, TokenGradients, logprobs, logprobs_backward,
+    logprobs_kept, scores,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -48,9 +48,7 @@ pub(crate) struct HeadSums {
 
 /// The head over one micro-batch.
 #[derive(Debug)]
-pub(crate) struct Head<'a> {
-    pub(crate) config: &'a ModelConfig,
-    pub(crate) microbatch: &'a Microbatch,
+pub(crate) struct Head {
     /// Norm and head matrix.
     weights: OutputWeights,
     /// The last block's output at the wanted rows, `[wanted, hidden]`.
@@ -58,14 +56,14 @@ pub(crate) struct Head<'a> {
     /// The same behind the norm.
     hidden: Tensor,
     /// What the backward pass need not compute again.
-    kept: Option<Kept>,
+    kept: Kept,
 }
 
-impl<'a> Head<'a> {
+impl Head {
     /// `x` is the last block's output, `[total, hidden]`; `output` the buffer of the output group and `embedding` that of
     /// the embedding where it is the head.
     pub(crate) fn new(
-        (config, microbatch): (&'a ModelConfig, &'a Microbatch),
+        (config, microbatch): (&ModelConfig, &Microbatch),
         x: &Tensor,
         output: &Tensor,
         embedding: Option<&Tensor>,
@@ -77,26 +75,39 @@ impl<'a> Head<'a> {
         let weights = OutputWeights::view(config, output, &embedding);
         let selected = x.index_select(0, &microbatch.rows);
         let hidden = model::final_norm(config, &weights, &selected);
-        Self { config, microbatch, weights, selected, hidden, kept: None }
+        Self { weights, selected, hidden, kept: Kept::default() }
     }
 
-    /// The numbers of the wanted rows.
-    pub(crate) fn numbers(&mut self, request: Request) -> Result<Numbers> {
-        let Self { weights, hidden, microbatch, .. } = self;
+    /// The numbers of the wanted rows; `keep` says that a backward pass follows.
+    pub(crate) fn numbers(
+        &mut self,
+        microbatch: &Microbatch,
+        request: Request,
+        keep: bool,
+    ) -> Result<Numbers> {
         match request {
             Request::Logprobs(options) => {
-                let (result, kept) = logprobs_kept(hidden, &weights.head, &microbatch.targets, options);
-                self.kept = kept;
+                let (hidden, head, targets) = (&self.hidden, &self.weights.head, &microbatch.targets);
+                let result = if keep {
+                    let (result, kept) = logprobs_kept(hidden, head, targets, options);
+                    self.kept = kept;
+                    result
+                } else {
+                    logprobs(hidden, head, targets, options)
+                };
                 let entropies = result.entropy.as_ref().map(floats).transpose()?;
                 Ok(Numbers { values: floats(&result.logprobs)?, entropies })
             }
-            Request::Scalars => Ok(Numbers { values: floats(&scores(weights, hidden))?, entropies: None }),
+            Request::Scalars => {
+                Ok(Numbers { values: floats(&scores(&self.weights, &self.hidden))?, entropies: None })
+            }
         }
     }
 
     /// The gradient in the last block's output, `[total, hidden]`, from the one in the numbers.
     pub(crate) fn backward(
         mut self,
+        (config, microbatch): (&ModelConfig, &Microbatch),
         request: Request,
         gradient: &NumberGradients,
         sums: Option<&HeadSums>,
@@ -112,9 +123,10 @@ impl<'a> Head<'a> {
         let of_hidden = match request {
             Request::Logprobs(options) => {
                 let mut of_matrix = of_matrix.unwrap_or_else(|| self.scratch());
-                let inputs = (&self.hidden, &self.weights.head, &self.microbatch.targets);
+                let inputs = (&self.hidden, &self.weights.head, &microbatch.targets);
                 let gradients = TokenGradients { logprobs: &values, entropy: entropy.as_ref() };
-                logprobs_backward(inputs, self.kept.take(), options.temperature, &gradients, &mut of_matrix)
+                let kept = std::mem::take(&mut self.kept);
+                logprobs_backward(inputs, kept, options.temperature, &gradients, &mut of_matrix)
             }
             Request::Scalars => {
                 let head = self.weights.head.detach().set_requires_grad(true);
@@ -128,24 +140,28 @@ impl<'a> Head<'a> {
                 found[0].shallow_clone()
             }
         };
-        self.norm_backward(&of_hidden, sums)
+        self.norm_backward((config, microbatch), &of_hidden, sums)
     }
 
-    fn norm_backward(&self, of_hidden: &Tensor, sums: Option<&HeadSums>) -> Result<Tensor> {
+    fn norm_backward(
+        &self,
+        (config, microbatch): (&ModelConfig, &Microbatch),
+        of_hidden: &Tensor,
+        sums: Option<&HeadSums>,
+    ) -> Result<Tensor> {
         let selected = self.selected.detach().set_requires_grad(true);
         let norm = self.weights.norm.detach().set_requires_grad(true);
         let weights = OutputWeights { norm, head: self.weights.head.shallow_clone() };
-        let hidden = tch::with_grad(|| model::final_norm(self.config, &weights, &selected));
+        let hidden = tch::with_grad(|| model::final_norm(config, &weights, &selected));
         let found = gradients(&hidden, of_hidden, &[&selected, &weights.norm])?;
         if let Some(sums) = sums {
-            let width = self.config.hidden_size;
+            let width = config.hidden_size;
             let mut of_norm = sums.output.narrow(0, sums.output.size()[0] - width, width);
             let _ = of_norm.g_add_(&found[1]);
         }
-        let total = self.microbatch.packed.total();
-        let mut of_x =
-            found[0].new_zeros([total, self.config.hidden_size], (found[0].kind(), found[0].device()));
-        let _ = of_x.index_copy_(0, &self.microbatch.rows, &found[0]);
+        let total = microbatch.packed.total();
+        let mut of_x = found[0].new_zeros([total, config.hidden_size], (found[0].kind(), found[0].device()));
+        let _ = of_x.index_copy_(0, &microbatch.rows, &found[0]);
         Ok(of_x)
     }
 

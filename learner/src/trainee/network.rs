@@ -34,47 +34,52 @@ impl Network {
     }
 
     /// The groups in the order of a forward pass.
-    pub(crate) fn forward_order(&self) -> Vec<usize> {
+    fn forward_order(&self) -> Vec<usize> {
         (0..=self.output()).chain(self.config.tied().then_some(0)).collect()
     }
 
-    /// Fetches groups in this order.
-    pub(crate) fn fetch<'a>(&'a self, ranks: &'a Ranks, order: Vec<usize>) -> Fetch<'a> {
+    /// What its blocks are computed with.
+    pub(crate) fn decoder(&self) -> Decoder<'_> {
+        Decoder { config: &self.config, lora: self.lora() }
+    }
+
+    /// Fetches groups in this order, the first one from now on.
+    pub(crate) fn fetch<'a>(&'a self, ranks: &'a Ranks, order: Vec<usize>) -> Result<Fetch<'a>> {
         let frozen = self.adapters.as_ref().map(|(_, frozen)| frozen.fetcher(ranks, order.iter().copied()));
-        Fetch { frozen, trained: self.store.fetcher(ranks, order) }
+        Ok(Fetch { frozen: frozen.transpose()?, trained: self.store.fetcher(ranks, order)? })
     }
 
     /// The weights of every group, `[numel]`: views where every rank has them whole and there is no adapter, otherwise
     /// gathered and merged.
     pub(crate) fn flats(&self, ranks: &Ranks) -> Result<Vec<Tensor>> {
         let _guard = tch::no_grad_guard();
-        let mut fetch = self.fetch(ranks, (0..=self.output()).collect());
+        let mut fetch = self.fetch(ranks, (0..=self.output()).collect())?;
         (0..=self.output()).map(|group| Ok(fetch.next()?.used(self.lora(), group))).collect()
     }
 
-    /// The forward pass up to the head: the groups of [`forward_order`](Self::forward_order) are fetched, also without a
-    /// micro-batch.
-    pub(crate) fn forward<'a>(
-        &'a self,
-        fetch: &mut Fetch<'_>,
-        microbatch: Option<&'a Microbatch>,
+    /// The forward pass up to the head. All ranks call it together, also those without a micro-batch.
+    pub(crate) fn forward(
+        &self,
+        ranks: &Ranks,
+        microbatch: Option<Microbatch>,
         keep: Keep,
-    ) -> Result<Option<(Tape<'a>, Head<'a>)>> {
-        let decoder = Decoder { config: &self.config, lora: self.lora() };
+    ) -> Result<Option<(Tape, Head)>> {
+        let decoder = self.decoder();
+        let mut fetch = self.fetch(ranks, self.forward_order())?;
         let embedding = fetch.next()?.used(self.lora(), 0);
         let mut tape = microbatch.map(|microbatch| Tape::new(decoder, &embedding, microbatch));
         drop(embedding);
         for _ in 0..self.config.layers {
             let weights = fetch.next()?;
             if let Some(tape) = &mut tape {
-                tape.forward(&weights, keep);
+                tape.forward(decoder, &weights, keep);
             }
         }
         let output = fetch.next()?.used(self.lora(), self.output());
         let tied = if self.config.tied() { Some(fetch.next()?.used(self.lora(), 0)) } else { None };
         Ok(tape.map(|mut tape| {
             let x = std::mem::replace(&mut tape.x, Tensor::new());
-            let head = Head::new((&self.config, tape.microbatch), &x, &output, tied.as_ref());
+            let head = Head::new((&self.config, &tape.microbatch), &x, &output, tied.as_ref());
             (tape, head)
         }))
     }

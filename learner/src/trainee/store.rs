@@ -112,13 +112,15 @@ impl Store {
         Ok(())
     }
 
-    /// Fetches groups in the given order, the next one under way while one is used.
+    /// Fetches groups in the given order: the first from now on, and the next while one is used.
     pub(crate) fn fetcher<'a>(
         &'a self,
         ranks: &'a Ranks,
         order: impl IntoIterator<Item = usize>,
-    ) -> Fetcher<'a> {
-        Fetcher { store: self, ranks, order: order.into_iter().collect(), under_way: None }
+    ) -> Result<Fetcher<'a>> {
+        let mut fetcher = Fetcher { store: self, ranks, order: order.into_iter().collect(), under_way: None };
+        fetcher.start_next()?;
+        Ok(fetcher)
     }
 }
 
@@ -142,23 +144,20 @@ impl Fetcher<'_> {
         if !self.store.is_cut {
             return Ok(cut.unpadded(&self.store.buffers[group]));
         }
-        let (buffer, work) = match self.under_way.take() {
-            Some(under_way) => under_way,
-            None => self.start(group)?,
-        };
-        if let Some(next) = self.order.front().copied() {
-            self.under_way = Some(self.start(next)?);
-        }
+        let (buffer, work) = self.under_way.take().expect("the next group is always under way");
+        self.start_next()?;
         work.wait(Duration::MAX)?;
         Ok(cut.unpadded(&buffer))
     }
 
-    fn start(&self, group: usize) -> Result<(Tensor, Work)> {
+    fn start_next(&mut self) -> Result<()> {
+        let Some(group) = self.order.front().copied().filter(|_| self.store.is_cut) else { return Ok(()) };
         let part = &self.store.buffers[group];
         let mut whole = Tensor::f_empty([self.store.cuts[group].padded], (part.kind(), part.device()))?;
         let group = self.ranks.group().expect("weights are cut only among the ranks of a group");
         let work = group.start_all_gather_into(&mut whole, part)?;
-        Ok((whole, work))
+        self.under_way = Some((whole, work));
+        Ok(())
     }
 }
 

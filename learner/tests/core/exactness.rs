@@ -54,6 +54,20 @@ fn gradients_do_not_depend_on_micro_batches_recomputation_stage_or_ranks() {
 }
 
 #[test]
+fn a_forward_pass_that_is_kept_for_the_first_minibatch_changes_no_bit() {
+    let models = Models::new(config(Architecture::Llama, false));
+    let weights = |ppo: PpoConfig| gradients(&models, &ppo, 1);
+    let ppo = PpoConfig { ppo_epochs: 2, minibatch_size: 9, policy_lr: 1e-3, ..PpoConfig::default() };
+    // Nothing is kept of networks that are computed again; of the others the policy's passes, or both models', as they fit.
+    let never = weights(PpoConfig { recompute: true, microbatch_tokens: 8192, ..ppo.clone() });
+    assert!(never == weights(PpoConfig { microbatch_tokens: 8192, ..ppo.clone() }), "both are kept");
+    let batch = models.batch(1, 14);
+    let rollouts = batch.samples.iter().map(|sample| &sample.scored.rollout);
+    let tokens = rollouts.map(|rollout| rollout.prompt_tokens.len() + rollout.response_tokens.len()).sum();
+    assert!(never == weights(PpoConfig { microbatch_tokens: tokens, ..ppo }), "one is kept");
+}
+
+#[test]
 fn adapters_have_the_same_gradient_on_any_number_of_ranks() {
     let models = Models::new(config(Architecture::Llama, false));
     let lora = Some(LoraConfig { rank: 2, ..LoraConfig::default() });
