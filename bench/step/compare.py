@@ -69,7 +69,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="6m")
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--microbatch-tokens", type=int, default=4096)
+    parser.add_argument("--microbatch-tokens", type=int, default=8192, help="the learner's own default")
     parser.add_argument("--steps", type=int, default=3, help="steps that count in each turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trl", action="store_true", help="also the step of TRL's experimental PPOTrainer")
