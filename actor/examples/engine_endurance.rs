@@ -20,8 +20,8 @@ fn main() -> anyhow::Result<()> {
     };
     let count: u64 = rest.first().map_or(Ok(100_000), |count| count.parse()).context("REQUESTS")?;
     let config = EngineConfig::default();
-    let loaded = folder::load(Path::new(model), &LoadOptions::default())?;
-    let weights = PolicyWeights::prepare(&loaded.config, &loaded.weights, PolicyVersion(0), &config)?;
+    let loaded = folder::open(Path::new(model), &LoadOptions::default())?;
+    let weights = PolicyWeights::prepare(&loaded.config, &loaded, PolicyVersion(0), &config)?;
     let mut engine = Engine::new(&loaded.config, weights, None, &config)?;
     let vocabulary = u32::try_from(loaded.config.vocab_size)?;
     drop(loaded);

@@ -23,8 +23,8 @@ fn main() -> anyhow::Result<()> {
     let length: u64 = rest.first().map_or(Ok(512), |count| count.parse()).context("PROMPT_TOKENS")?;
     let repeats: u64 = rest.get(1).map_or(Ok(21), |count| count.parse()).context("REPEATS")?;
     let config = EngineConfig::default();
-    let loaded = folder::load(Path::new(model), &LoadOptions::default())?;
-    let weights = PolicyWeights::prepare(&loaded.config, &loaded.weights, PolicyVersion(0), &config)?;
+    let loaded = folder::open(Path::new(model), &LoadOptions::default())?;
+    let weights = PolicyWeights::prepare(&loaded.config, &loaded, PolicyVersion(0), &config)?;
     let mut engine = Engine::new(&loaded.config, weights, None, &config)?;
     let vocabulary = u64::try_from(loaded.config.vocab_size)?;
 

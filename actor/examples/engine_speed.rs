@@ -36,8 +36,8 @@ fn main() -> anyhow::Result<()> {
     let device = rest.get(2).map_or(Ok(Device::Cpu), |device| device.parse()).map_err(anyhow::Error::msg)?;
     let max_sequences = max_sequences.parse()?;
     let config = EngineConfig { max_sequences, dtype, backend, device, ..EngineConfig::default() };
-    let loaded = folder::load(Path::new(model), &LoadOptions::default())?;
-    let weights = PolicyWeights::prepare(&loaded.config, &loaded.weights, PolicyVersion(0), &config)?;
+    let loaded = folder::open(Path::new(model), &LoadOptions::default())?;
+    let weights = PolicyWeights::prepare(&loaded.config, &loaded, PolicyVersion(0), &config)?;
     let mut engine = Engine::new(&loaded.config, weights, None, &config)?;
     let mut requests = Vec::new();
     for line in jsonl::read(Path::new(input))? {

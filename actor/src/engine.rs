@@ -63,6 +63,9 @@ pub enum Error {
         /// Its answer.
         source: std::io::Error,
     },
+    /// Weights could not be read.
+    #[error(transparent)]
+    Read(Box<dyn std::error::Error + Send + Sync>),
     /// New weights do not belong to the network that runs.
     #[error("the new weights are of another network or element type than those the engine was made with")]
     Weights,

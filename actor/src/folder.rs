@@ -27,8 +27,9 @@ impl Folder {
     pub(crate) fn load(path: &Path, config: &EngineConfig) -> anyhow::Result<Self> {
         let (kind, _) = config.place();
         let options = LoadOptions { kind: Some(kind), ..LoadOptions::default() };
-        let loaded = model::folder::load(path, &options).context("load the model")?;
-        let weights = PolicyWeights::prepare(&loaded.config, &loaded.weights, PolicyVersion(0), config)?;
+        let opened = model::folder::open(path, &options).context("load the model")?;
+        let weights = PolicyWeights::prepare(&opened.config, &opened, PolicyVersion(0), config);
+        let weights = weights.context("load the model")?;
         let text = match path.join("tokenizer.json").exists() {
             true => {
                 let tokenizer = Arc::new(Tokenizer::load(path).context("load the tokenizer")?);
@@ -36,6 +37,6 @@ impl Folder {
             }
             false => None,
         };
-        Ok(Self { model: loaded.config, weights, text })
+        Ok(Self { model: opened.config, weights, text })
     }
 }

@@ -210,7 +210,7 @@ impl Worker {
             sent.eq(expected.iter().map(|(name, shape)| (name, shape))),
             "the learner's policy has other parameters than this actor's model"
         );
-        let weights = buffer::unpack(&self.config.model, bytes, kind, Device::Cpu)?;
+        let weights = buffer::PackedWeights::new(&self.config.model, bytes, kind, Device::Cpu)?;
         Ok(PolicyWeights::prepare(&self.config.model, &weights, manifest.version, &self.config.engine)?)
     }
 }

@@ -26,11 +26,13 @@ mod weights;
 use std::io;
 
 use half::{bf16, f16};
-use model::{ModelConfig, Weights};
+use model::ModelConfig;
 use types::DType;
 
+use super::Error;
 use super::batch::{Batch, Draw, Drawn};
 use super::config::{EngineConfig, TILE_TOKENS};
+use super::policy::ReadGroup;
 use attention::Attention;
 use cache::{Cache, Shape, WritePlan, Writing};
 use machine::{DistinctUnits, Level, Team};
@@ -56,12 +58,12 @@ impl NativeWeights {
     /// Packs the weights of a network as `dtype`.
     ///
     /// # Errors
-    /// When the system has no room for them.
-    pub(crate) fn pack(config: &ModelConfig, weights: &Weights, dtype: DType) -> io::Result<Self> {
+    /// When they cannot be read, or the system has no room for them.
+    pub(crate) fn pack(config: &ModelConfig, read: ReadGroup<'_>, dtype: DType) -> Result<Self, Error> {
         Ok(match dtype {
-            DType::F32 => Self::F32(weights::NativeWeights::pack(config, weights)?),
-            DType::Bf16 => Self::Bf16(weights::NativeWeights::pack(config, weights)?),
-            DType::F16 => Self::F16(weights::NativeWeights::pack(config, weights)?),
+            DType::F32 => Self::F32(weights::NativeWeights::pack(config, read)?),
+            DType::Bf16 => Self::Bf16(weights::NativeWeights::pack(config, read)?),
+            DType::F16 => Self::F16(weights::NativeWeights::pack(config, read)?),
         })
     }
 }
@@ -227,7 +229,7 @@ impl<N: Number> Runner<N> {
         }
         let rows = batch.tokens.len();
         let machine = (&mut self.team, self.level);
-        norm::embed(machine, &self.weights.embedding, &batch.tokens, self.space.stream.first_rows(rows));
+        norm::embed(machine, self.weights.embedding(), &batch.tokens, self.space.stream.first_rows(rows));
         for layer in 0..self.weights.layers.len() {
             self.attention(layer, batch);
             self.feed_forward(layer, rows);

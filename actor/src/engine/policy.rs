@@ -1,6 +1,7 @@
 //! The network with its weights, whichever backend runs it.
 
-use model::{Layout, ModelConfig, Weights};
+use model::{Groups, Layout, ModelConfig};
+use tch::Tensor;
 use types::PolicyVersion;
 
 use super::Error;
@@ -8,6 +9,9 @@ use super::aten::{self, Aten, AtenWeights};
 use super::batch::{Batch, Drawn};
 use super::config::EngineConfig;
 use super::native::{self, Native, NativeWeights};
+
+/// Reads a group of weights, `[numel]` as the layout says.
+pub(super) type ReadGroup<'a> = &'a dyn Fn(usize) -> Result<Tensor, Error>;
 
 /// The weights of one policy version, in the form that an engine takes up at once. Made beside a running engine, on
 /// any thread.
@@ -26,25 +30,30 @@ enum Prepared {
 
 impl PolicyWeights {
     /// Brings weights of any element type and device into the form for engines of this configuration, on its device. This
-    /// copies them: `weights` may be written or dropped afterwards. A GPU takes the copies in turn with the steps of an
-    /// engine that runs there.
+    /// copies them, one group after the other: `weights` may be written or dropped afterwards, and a source that makes its
+    /// groups as they are read never stands whole beside the copy. A GPU takes the copies in turn with the steps of an engine
+    /// that runs there.
     ///
     /// # Errors
-    /// When there is no room for the copy, or no such device.
+    /// When they cannot be read or are not `model`'s, when there is no room for the copy, or no such device.
     pub fn prepare(
         model: &ModelConfig,
-        weights: &Weights,
+        weights: &impl Groups,
         version: PolicyVersion,
         engine: &EngineConfig,
     ) -> Result<Self, Error> {
         engine.check_device()?;
-        let prepared = if engine.is_native() {
-            let packed = NativeWeights::pack(model, weights, engine.dtype);
-            Prepared::Native(packed.map_err(Error::system("memory for the weights"))?)
-        } else {
-            Prepared::Aten(AtenWeights::copy(model, weights, engine.place())?)
+        let layout = Layout::new(model);
+        let read = |index: usize| {
+            let group = weights.group(index).map_err(|error| Error::Read(Box::new(error)))?;
+            if group.size() == [layout.groups[index].numel] { Ok(group) } else { Err(Error::Weights) }
         };
-        Ok(Self { version, layout: weights.layout().clone(), prepared })
+        let prepared = if engine.is_native() {
+            Prepared::Native(NativeWeights::pack(model, &read, engine.dtype)?)
+        } else {
+            Prepared::Aten(AtenWeights::copy(model, &read, engine.place())?)
+        };
+        Ok(Self { version, layout, prepared })
     }
 
     /// Which policy they are.

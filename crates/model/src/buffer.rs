@@ -7,6 +7,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
+use crate::groups::Groups;
 use crate::layout::Layout;
 use crate::raw::{self, bytes_of, copy_bytes};
 use crate::weights::{self, Weights};
@@ -53,25 +54,56 @@ pub fn pack(flats: &[Tensor], kind: Kind) -> Vec<u8> {
     buffer
 }
 
+/// Weights in a buffer of bytes, unpacked group by group.
+#[derive(Debug)]
+pub struct PackedWeights<'a> {
+    /// The bytes of each group.
+    groups: Vec<&'a [u8]>,
+    kind: Kind,
+    device: Device,
+}
+
+impl<'a> PackedWeights<'a> {
+    /// Weights of elements of `kind`, which are unpacked to `device`.
+    ///
+    /// # Errors
+    /// When the buffer is not of the network's size.
+    pub fn new(config: &ModelConfig, buffer: &'a [u8], kind: Kind, device: Device) -> Result<Self, Error> {
+        let expected = bytes(config, kind);
+        if buffer.len() != expected {
+            return Err(Error::Length { found: buffer.len(), expected });
+        }
+        let mut rest = buffer;
+        let mut take = |numel: i64| {
+            let (own, others) = rest.split_at(usize::try_from(numel).unwrap_or(0) * kind.elt_size_in_bytes());
+            rest = others;
+            own
+        };
+        let groups = Layout::new(config).groups.iter().map(|group| take(group.numel)).collect();
+        Ok(Self { groups, kind, device })
+    }
+}
+
+impl Groups for PackedWeights<'_> {
+    type Error = raw::Error;
+
+    fn group(&self, index: usize) -> Result<Tensor, raw::Error> {
+        let own = self.groups[index];
+        let numel = (own.len() / self.kind.elt_size_in_bytes()) as i64;
+        let mut flat = Tensor::f_empty([numel], (self.kind, self.device))
+            .map_err(|error| raw::Error::Torch(error.to_string()))?;
+        copy_bytes(&mut flat, own, self.kind)?;
+        Ok(flat)
+    }
+}
+
 /// Weights from a buffer of bytes with elements of `kind`, on `device`.
 ///
 /// # Errors
 /// When the buffer is not of the network's size.
 pub fn unpack(config: &ModelConfig, buffer: &[u8], kind: Kind, device: Device) -> Result<Weights, Error> {
-    let expected = bytes(config, kind);
-    if buffer.len() != expected {
-        return Err(Error::Length { found: buffer.len(), expected });
-    }
-    let mut rest = buffer;
-    let mut flats = Vec::new();
-    for group in Layout::new(config).groups {
-        let mut flat = Tensor::f_empty([group.numel], (kind, device))
-            .map_err(|error| raw::Error::Torch(error.to_string()))?;
-        let (own, others) = rest.split_at(flat.numel() * kind.elt_size_in_bytes());
-        copy_bytes(&mut flat, own, kind)?;
-        flats.push(flat);
-        rest = others;
-    }
+    let packed = PackedWeights::new(config, buffer, kind, device)?;
+    let flats = (0..packed.groups.len()).map(|index| packed.group(index)).collect::<Result<_, _>>()?;
     Ok(Weights::from_flats(config, flats)?)
 }
 

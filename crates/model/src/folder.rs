@@ -20,7 +20,7 @@ use crate::config::{self, ModelConfig};
 use crate::weights::Weights;
 
 pub use manifest::MANIFEST;
-pub use read::load;
+pub use read::{Opened, load, open};
 pub use write::{SaveOptions, save};
 
 /// The files beside weights and `config.json` that belong to a model and travel with it.

@@ -14,6 +14,7 @@ pub mod config;
 #[cfg(feature = "cuda")]
 pub mod flash;
 pub mod folder;
+mod groups;
 mod heap;
 mod init;
 mod layout;
@@ -29,6 +30,7 @@ pub use attention::packed_attention;
 pub use chat::{ChatRequest, ChatTemplate};
 pub use config::{Architecture, Dimensions, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
 pub use folder::{LoadOptions, Model, SaveOptions};
+pub use groups::Groups;
 pub use heap::keep_freed_memory;
 pub use layout::{GroupKind, GroupLayout, Layout, ParameterSpec};
 pub use logprobs::{

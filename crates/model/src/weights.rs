@@ -78,18 +78,6 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Weights whose values are whatever the memory held.
-    pub(crate) fn uninitialized(
-        config: &ModelConfig,
-        kind: Kind,
-        device: Device,
-    ) -> Result<Self, tch::TchError> {
-        let layout = Layout::new(config);
-        let allocate = |numel: i64| Tensor::f_empty([numel], (kind, device));
-        let flats = layout.groups.iter().map(|group| allocate(group.numel)).collect::<Result<_, _>>()?;
-        Ok(Self { layout: Arc::new(layout), flats })
-    }
-
     /// Weights of zeros.
     pub fn zeros(config: &ModelConfig, kind: Kind, device: Device) -> Self {
         let layout = Layout::new(config);

@@ -1,9 +1,10 @@
 //! A policy's weights on the engine's device.
 
 use model::{ModelConfig, Network, Weights};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::super::Error;
+use super::super::policy::ReadGroup;
 use super::failure::caught;
 
 /// The weights as the network's functions take them.
@@ -16,19 +17,20 @@ impl AtenWeights {
     /// Copies weights to a device, one group after the other, as elements of `kind`.
     ///
     /// # Errors
-    /// When the device has no room for them.
+    /// When they cannot be read, or the device has no room for them.
     pub(crate) fn copy(
         config: &ModelConfig,
-        weights: &Weights,
+        read: ReadGroup<'_>,
         (kind, device): (Kind, Device),
     ) -> Result<Self, Error> {
         let _guard = tch::no_grad_guard();
-        let copy = |flat: &Tensor| -> Result<Tensor, TchError> {
+        let copy = |group: usize| -> Result<Tensor, Error> {
+            let flat = read(group)?;
             let mut place = Tensor::f_empty(flat.size(), (kind, device))?;
-            place.f_copy_(flat)?;
+            place.f_copy_(&flat)?;
             Ok(place)
         };
-        let flats: Vec<Tensor> = weights.flats().iter().map(copy).collect::<Result<_, _>>()?;
+        let flats: Vec<Tensor> = (0..config.layers + 2).map(copy).collect::<Result<_, _>>()?;
         let copied = Weights::from_flats(config, flats).map_err(|_| Error::Weights)?;
         Ok(Self { network: caught(|| copied.network(config))? })
     }

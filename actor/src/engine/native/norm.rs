@@ -4,6 +4,7 @@ use super::machine::{self, Block, BlockSize, Kernel, Level, PairProducts, Team};
 use super::math::sum;
 use super::matrix::Matrix;
 use super::number::Number;
+use super::weights::Embedding;
 
 /// `1 / sqrt(mean(x²) + eps)`.
 #[inline(always)]
@@ -51,19 +52,19 @@ impl<N: Number, F: Fn(usize) -> usize> Kernel for NormTask<'_, N, F> {
     }
 }
 
-/// Writes the embeddings of `tokens` to the rows of `output`. `table` is `[vocab, columns]`.
+/// Writes the embeddings of `tokens` to the rows of `output`.
 pub(crate) fn embed<N: Number>(
     (team, level): (&mut Team, Level),
-    table: &[N],
+    embedding: Embedding<'_, N>,
     tokens: &[u32],
     output: machine::MatrixMut<'_>,
 ) {
     let size = row_blocks(team, &output);
-    team.blocks(output, size, |block| machine::run(level, EmbedTask { table, tokens, block }));
+    team.blocks(output, size, |block| machine::run(level, EmbedTask { embedding, tokens, block }));
 }
 
-struct EmbedTask<'a, N> {
-    table: &'a [N],
+struct EmbedTask<'a, N: Number> {
+    embedding: Embedding<'a, N>,
     tokens: &'a [u32],
     block: Block<'a>,
 }
@@ -73,9 +74,14 @@ impl<N: Number> Kernel for EmbedTask<'_, N> {
     fn run<const FUSED: bool, const WIDE: bool, P: PairProducts>(mut self) {
         let columns = self.block.columns().len();
         for (offset, row) in self.block.rows().enumerate() {
-            let embedding = &self.table[self.tokens[row] as usize * columns..][..columns];
-            for (output, element) in self.block.row(offset).iter_mut().zip(embedding) {
-                *output = element.widen();
+            let (token, output) = (self.tokens[row] as usize, self.block.row(offset));
+            match self.embedding {
+                Embedding::Rows(table) => {
+                    for (output, element) in output.iter_mut().zip(&table[token * columns..][..columns]) {
+                        *output = element.widen();
+                    }
+                }
+                Embedding::Head(panels) => panels.copy_output(token, output),
             }
         }
     }

@@ -54,6 +54,19 @@ impl<N: Number> Panels<N> {
         &self.pairs[number * self.depth..][..self.depth]
     }
 
+    /// The weights of one output, as many as `row` holds.
+    #[inline(always)]
+    pub(crate) fn copy_output(&self, output: usize, row: &mut [f32]) {
+        let panel = self.panel(output / PANEL);
+        for (inputs, pair) in row.chunks_mut(2).zip(panel) {
+            let [[even], [odd]] = N::unpair::<1>(pair, output % PANEL);
+            inputs[0] = even;
+            if let Some(input) = inputs.get_mut(1) {
+                *input = odd;
+            }
+        }
+    }
+
     /// Share `part` of `parts` of a panel; nothing of one behind the last.
     #[inline(always)]
     pub(crate) fn share(&self, number: usize, (part, parts): (usize, usize)) -> &[N::Pair] {

@@ -1,8 +1,10 @@
 //! A policy's weights as the native backend reads them: matrices packed, vectors as they are.
 
-use model::{BlockWeights, ModelConfig, Weights, buffer};
+use model::{BlockWeights, ModelConfig, OutputWeights, buffer};
 use tch::Tensor;
 
+use super::super::Error;
+use super::super::policy::ReadGroup;
 use super::memory::Buffer;
 use super::number::{Number, PANEL};
 use super::panels::Panels;
@@ -32,39 +34,59 @@ pub(crate) struct Layer<N: Number> {
 /// The weights of a network.
 #[derive(Debug)]
 pub(crate) struct NativeWeights<N: Number> {
-    /// `[vocab, hidden]`.
-    pub(crate) embedding: Buffer<N>,
+    /// `[vocab, hidden]`; none where the head is the embedding too.
+    embedding: Option<Buffer<N>>,
     pub(crate) layers: Vec<Layer<N>>,
     pub(crate) final_norm: Vec<f32>,
     pub(crate) head: Panels<N>,
 }
 
+/// Where the embeddings of tokens are read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Embedding<'a, N: Number> {
+    /// `[vocab, hidden]`.
+    Rows(&'a [N]),
+    /// Those of the head, one output each.
+    Head(&'a Panels<N>),
+}
+
 impl<N: Number> NativeWeights<N> {
-    /// Packs the weights of a network, converting their element type.
-    ///
-    /// # Errors
-    /// When the system has no room for them.
-    pub(crate) fn pack(config: &ModelConfig, weights: &Weights) -> std::io::Result<Self> {
+    /// Packs the weights of a network, converting their element type. A group is read, packed and released before the next:
+    /// the output first, because it is among the largest, then embedding and blocks.
+    pub(crate) fn pack(config: &ModelConfig, read: ReadGroup<'_>) -> Result<Self, Error> {
         let _guard = tch::no_grad_guard();
-        let network = weights.network(config);
-        let table: Vec<N> = numbers(&network.embedding);
-        let mut embedding = Buffer::zeros(table.len())?;
-        embedding.copy_from_slice(&table);
-        let tied = config.tied();
-        let head = if tied { table } else { numbers(&network.output.head) };
         let vocab = size(config.vocab_size);
-        Ok(Self {
-            embedding,
-            layers: network.blocks.iter().map(|block| layer(config, block)).collect::<Result<_, _>>()?,
-            final_norm: numbers(&network.output.norm),
-            head: matrix(&head, vocab)?,
-        })
+        let output = OutputWeights::view(config, &read(1 + config.layers)?, &Tensor::new());
+        let final_norm = numbers(&output.norm);
+        let room = || Error::system("memory for the weights");
+        let of_output = if config.tied() { None } else { Some(matrix(&output.head, vocab).map_err(room())?) };
+        drop(output);
+        let table = read(0)?;
+        let (embedding, head) = match of_output {
+            Some(head) => (Some(rows(&table).map_err(room())?), head),
+            None => (None, matrix(&table, vocab).map_err(room())?),
+        };
+        drop(table);
+        let layers = (1..=config.layers).map(|group| {
+            let flat = read(group)?;
+            layer(config, &BlockWeights::view(config, &flat)).map_err(room())
+        });
+        let layers = layers.collect::<Result<_, Error>>()?;
+        Ok(Self { embedding, layers, final_norm, head })
+    }
+
+    /// The token embeddings.
+    pub(crate) fn embedding(&self) -> Embedding<'_, N> {
+        match &self.embedding {
+            Some(table) => Embedding::Rows(table),
+            None => Embedding::Head(&self.head),
+        }
     }
 }
 
 fn layer<N: Number>(config: &ModelConfig, block: &BlockWeights) -> std::io::Result<Layer<N>> {
     let plain = |weight: &Tensor, bias: &Option<Tensor>| {
-        let weights = matrix(&numbers::<N>(weight), size(weight.size()[0]))?;
+        let weights = matrix::<N>(weight, size(weight.size()[0]))?;
         Ok::<_, std::io::Error>(Projection { weights, bias: bias.as_ref().map(numbers) })
     };
     Ok(Layer {
@@ -88,26 +110,44 @@ fn gate_up<N: Number>(config: &ModelConfig, block: &BlockWeights) -> std::io::Re
         (column < intermediate).then_some(column + place / PANEL * intermediate)
     };
     let inputs = size(config.hidden_size);
-    let elements: Vec<N> = numbers(&block.gate_up);
-    let row = |output: usize| source(output).map(|row| &elements[row * inputs..][..inputs]);
     let bias = block.gate_up_bias.as_ref().map(|bias| {
         let bias: Vec<f32> = numbers(bias);
         (0..outputs).map(|output| source(output).map_or(0.0, |row| bias[row])).collect()
     });
-    Ok(Projection { weights: Panels::pack(outputs, inputs, row)?, bias })
+    let weights = with_numbers(&block.gate_up, |elements: &[N]| {
+        Panels::pack(outputs, inputs, |output| source(output).map(|row| &elements[row * inputs..][..inputs]))
+    });
+    Ok(Projection { weights: weights?, bias })
 }
 
 /// Packs a row-major matrix.
-fn matrix<N: Number>(elements: &[N], outputs: usize) -> std::io::Result<Panels<N>> {
-    let inputs = elements.len() / outputs;
-    Panels::pack(outputs, inputs, |row| Some(&elements[row * inputs..][..inputs]))
+fn matrix<N: Number>(tensor: &Tensor, outputs: usize) -> std::io::Result<Panels<N>> {
+    with_numbers(tensor, |elements: &[N]| {
+        let inputs = elements.len() / outputs;
+        Panels::pack(outputs, inputs, |row| Some(&elements[row * inputs..][..inputs]))
+    })
+}
+
+/// A matrix as it is.
+fn rows<N: Number>(tensor: &Tensor) -> std::io::Result<Buffer<N>> {
+    with_numbers(tensor, |elements: &[N]| {
+        let mut buffer = Buffer::zeros(elements.len())?;
+        buffer.copy_from_slice(elements);
+        Ok(buffer)
+    })
 }
 
 /// The elements of a tensor as numbers of this type.
 fn numbers<N: Number>(tensor: &Tensor) -> Vec<N> {
+    with_numbers(tensor, |elements: &[N]| elements.to_vec())
+}
+
+/// Calls `take` with the elements of a tensor as numbers of this type: copied only where they are not such in the host's
+/// memory already.
+fn with_numbers<N: Number, T>(tensor: &Tensor, take: impl FnOnce(&[N]) -> T) -> T {
     let tensor = tensor.to_kind(N::TORCH).to_device(tch::Device::Cpu).contiguous();
-    // As bytes: tch 0.24.0 takes `half::bf16` for f16.
-    buffer::with_bytes(&tensor, |bytes| bytemuck::allocation::pod_collect_to_vec(bytes))
+    // As bytes: tch 0.24.0 takes `half::bf16` for f16. Torch aligns tensors, and views begin at an element.
+    buffer::with_bytes(&tensor, |bytes| take(bytemuck::cast_slice(bytes)))
 }
 
 /// A dimension of a validated configuration.

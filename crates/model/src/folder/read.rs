@@ -2,14 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::manifest::Manifest;
 use super::{Error, LoadOptions, Model, load_config};
 use crate::config::ModelConfig;
+use crate::groups::Groups;
 use crate::layout::Layout;
 use crate::raw::{MappedFile, copy_bytes};
 use crate::weights::Weights;
@@ -22,6 +24,20 @@ const STRETCH_BYTES: usize = 16 << 20;
 /// # Errors
 /// Names the file, and the tensor or field, that is missing, damaged, or not what `config.json` says.
 pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model, Error> {
+    let opened = open(dir, options)?;
+    let groups = 0..opened.layout.groups.len();
+    let flats = groups.map(|index| opened.group(index)).collect::<Result<_, _>>()?;
+    let weights = Weights::from_flats(&opened.config, flats);
+    let weights = weights.map_err(|error| opened.torch(&error))?;
+    Ok(Model { config: opened.config, weights, path: opened.path })
+}
+
+/// Opens a model folder: everything is checked but the redundant head of a tied network, which is compared when the
+/// embedding is read.
+///
+/// # Errors
+/// As for [`load`].
+pub fn open(dir: &Path, options: &LoadOptions) -> Result<Opened, Error> {
     let config = load_config(dir)?;
     let files = weight_files(dir)?;
     if options.verify
@@ -29,21 +45,48 @@ pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model, Error> {
     {
         manifest.verify(dir, &files.names)?;
     }
-    let maps = open(dir, &files.names)?;
-    let stored = headers(&maps)?;
+    let stored = headers(&map(dir, &files.names)?)?;
     files.check(&stored)?;
-    let plan = plan(dir, &config, &stored)?;
-    let kind = options.kind.unwrap_or(plan.kind);
-    let torch = |error: &dyn ToString| Error::Torch { path: dir.to_owned(), reason: error.to_string() };
-    let weights = Weights::uninitialized(&config, kind, options.device).map_err(|error| torch(&error))?;
-    for parameter in weights.parameters() {
-        let source = &plan.sources[parameter.name];
-        copy_parameter(&parameter.tensor, source).map_err(|error| torch(&error))?;
+    let layout = Layout::new(&config);
+    let plan = plan(dir, (&config, &layout), &stored)?;
+    let place = (options.kind.unwrap_or(plan.kind), options.device);
+    Ok(Opened { config, path: dir.to_owned(), layout, plan, place })
+}
+
+/// A model folder whose weights are read group by group.
+#[derive(Debug)]
+pub struct Opened {
+    /// The network's shape and options.
+    pub config: ModelConfig,
+    path: PathBuf,
+    layout: Layout,
+    plan: Plan,
+    place: (Kind, Device),
+}
+
+impl Groups for Opened {
+    type Error = Error;
+
+    fn group(&self, index: usize) -> Result<Tensor, Error> {
+        let group = &self.layout.groups[index];
+        let flat = Tensor::f_empty([group.numel], self.place).map_err(|error| self.torch(&error))?;
+        for spec in &group.parameters {
+            let part = flat.narrow(0, spec.offset, spec.numel());
+            copy(&part, &self.plan.sources[&spec.name]).map_err(|error| self.torch(&error))?;
+        }
+        if index == 0
+            && let Some(head) = &self.plan.redundant_head
+        {
+            check_tied(&flat, head)?;
+        }
+        Ok(flat)
     }
-    if let Some(head) = plan.redundant_head {
-        check_tied(&weights, &head)?;
+}
+
+impl Opened {
+    fn torch(&self, error: &dyn ToString) -> Error {
+        Error::Torch { path: self.path.clone(), reason: error.to_string() }
     }
-    Ok(Model { config, weights, path: dir.to_owned() })
 }
 
 /// The weights files of a folder, and what its index says about them.
@@ -96,30 +139,32 @@ fn weight_files(dir: &Path) -> Result<WeightFiles, Error> {
     Ok(WeightFiles { names, index: Some((path, index.weight_map)) })
 }
 
+#[derive(Debug)]
 struct WeightFile {
     path: PathBuf,
     map: MappedFile,
 }
 
-fn open(dir: &Path, names: &[String]) -> Result<Vec<WeightFile>, Error> {
+fn map(dir: &Path, names: &[String]) -> Result<Vec<Arc<WeightFile>>, Error> {
     let open = |name: &String| {
         let path = dir.join(name);
         let map = MappedFile::open(&path).map_err(Error::io("open", &path))?;
-        Ok(WeightFile { path, map })
+        Ok(Arc::new(WeightFile { path, map }))
     };
     names.iter().map(open).collect()
 }
 
 /// A tensor as it lies in a file.
-struct Stored<'a> {
-    file: &'a WeightFile,
+#[derive(Debug, Clone)]
+struct Stored {
+    file: Arc<WeightFile>,
     shape: Vec<usize>,
     dtype: Dtype,
     start: usize,
     length: usize,
 }
 
-impl Stored<'_> {
+impl Stored {
     fn kind(&self, name: &str) -> Result<Kind, Error> {
         match self.dtype {
             Dtype::F32 => Ok(Kind::Float),
@@ -133,7 +178,7 @@ impl Stored<'_> {
     }
 }
 
-fn headers(files: &[WeightFile]) -> Result<BTreeMap<String, Stored<'_>>, Error> {
+fn headers(files: &[Arc<WeightFile>]) -> Result<BTreeMap<String, Stored>, Error> {
     let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
     for file in files {
         let bytes = file.map.bytes();
@@ -146,7 +191,7 @@ fn headers(files: &[WeightFile]) -> Result<BTreeMap<String, Stored<'_>>, Error> 
             let (start, end) = info.data_offsets;
             let start = start + header + size_of::<u64>();
             let (shape, dtype, length) = (info.shape.clone(), info.dtype, end - info.data_offsets.0);
-            let tensor = Stored { file, shape, dtype, start, length };
+            let tensor = Stored { file: Arc::clone(file), shape, dtype, start, length };
             if let Some(other) = stored.insert(name.clone(), tensor) {
                 let (path, other) = (file.path.clone(), other.file.path.clone());
                 return Err(Error::Duplicate { path, name, other });
@@ -157,25 +202,26 @@ fn headers(files: &[WeightFile]) -> Result<BTreeMap<String, Stored<'_>>, Error> 
 }
 
 /// A checked source for each parameter.
-struct Plan<'a> {
-    sources: BTreeMap<String, Source<'a>>,
+#[derive(Debug)]
+struct Plan {
+    sources: BTreeMap<String, Source>,
     /// The head that a tied network's file has beside the embedding.
-    redundant_head: Option<Source<'a>>,
+    redundant_head: Option<Source>,
     /// Element type of the embedding.
     kind: Kind,
 }
 
-struct Source<'a> {
-    stored: &'a Stored<'a>,
+#[derive(Debug)]
+struct Source {
+    stored: Stored,
     kind: Kind,
 }
 
-fn plan<'a>(
+fn plan(
     dir: &Path,
-    config: &ModelConfig,
-    stored: &'a BTreeMap<String, Stored<'a>>,
-) -> Result<Plan<'a>, Error> {
-    let layout = Layout::new(config);
+    (config, layout): (&ModelConfig, &Layout),
+    stored: &BTreeMap<String, Stored>,
+) -> Result<Plan, Error> {
     let mut sources = BTreeMap::new();
     for spec in layout.parameters() {
         let Some(tensor) = stored.get(&spec.name) else {
@@ -201,7 +247,7 @@ fn plan<'a>(
     Ok(Plan { sources, redundant_head, kind })
 }
 
-fn source<'a>(name: &str, stored: &'a Stored<'a>, shape: &[i64]) -> Result<Source<'a>, Error> {
+fn source(name: &str, stored: &Stored, shape: &[i64]) -> Result<Source, Error> {
     let equal = stored.shape.len() == shape.len()
         && stored.shape.iter().zip(shape).all(|(found, expected)| i64::try_from(*found) == Ok(*expected));
     if !equal {
@@ -212,7 +258,7 @@ fn source<'a>(name: &str, stored: &'a Stored<'a>, shape: &[i64]) -> Result<Sourc
             expected: shape.to_vec(),
         });
     }
-    Ok(Source { stored, kind: stored.kind(name)? })
+    Ok(Source { kind: stored.kind(name)?, stored: stored.clone() })
 }
 
 /// Tables that old checkpoints store and that are computed from the configuration.
@@ -220,8 +266,8 @@ fn is_buffer(name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attn.masked_bias")
 }
 
-fn copy_parameter(parameter: &Tensor, source: &Source) -> Result<(), crate::raw::Error> {
-    let flat = parameter.view([-1]);
+/// Copies a parameter into its part of a group's buffer, `[numel]`.
+fn copy(flat: &Tensor, source: &Source) -> Result<(), crate::raw::Error> {
     for_stretches(source, |first, bytes| {
         let count = (bytes.len() / source.kind.elt_size_in_bytes()) as i64;
         copy_bytes(&mut flat.narrow(0, first as i64, count), bytes, source.kind)
@@ -231,10 +277,10 @@ fn copy_parameter(parameter: &Tensor, source: &Source) -> Result<(), crate::raw:
 /// Calls `visit` with the index of its first element and the bytes of each stretch of a tensor, and releases each
 /// stretch's pages behind it.
 fn for_stretches<E>(source: &Source, mut visit: impl FnMut(usize, &[u8]) -> Result<(), E>) -> Result<(), E> {
-    let Stored { file, start, length, .. } = *source.stored;
+    let Stored { file, start, length, .. } = &source.stored;
     let mut done = 0;
-    while done < length {
-        let end = (done + STRETCH_BYTES).min(length);
+    while done < *length {
+        let end = (done + STRETCH_BYTES).min(*length);
         let range = start + done..start + end;
         visit(done / source.kind.elt_size_in_bytes(), &file.map.bytes()[range.clone()])?;
         file.map.release(range);
@@ -244,8 +290,7 @@ fn for_stretches<E>(source: &Source, mut visit: impl FnMut(usize, &[u8]) -> Resu
 }
 
 /// A tied network's stored head must be its embedding, or the file means another network than `config.json` says.
-fn check_tied(weights: &Weights, head: &Source) -> Result<(), Error> {
-    let embedding = weights.flats()[0].shallow_clone();
+fn check_tied(embedding: &Tensor, head: &Source) -> Result<(), Error> {
     for_stretches(head, |first, bytes| {
         let count = (bytes.len() / head.kind.elt_size_in_bytes()) as i64;
         let mine = embedding.narrow(0, first as i64, count);
