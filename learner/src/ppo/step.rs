@@ -91,16 +91,17 @@ impl Trainer {
         let keep =
             has_room(&self.policy, experience, minibatches.first().map(|first| &first.policy), &mut room);
         let request = Request::Logprobs(options);
-        kept.policy = self.pass(&self.policy, experience, (&plans, keep), request, |samples, numbers| {
-            experience.scatter(&mut logprobs, samples, &numbers.values);
-            experience.scatter(&mut entropies, samples, numbers.entropies.as_deref().unwrap_or_default());
-        })?;
+        kept.policy =
+            self.pass((&self.policy, request), experience, (&plans, keep), |samples, numbers| {
+                experience.scatter(&mut logprobs, samples, &numbers.values);
+                experience.scatter(&mut entropies, samples, numbers.entropies.as_deref().unwrap_or_default());
+            })?;
         if let Some(critic) = &self.critic {
             let plans = self.plans(experience, minibatches, |minibatch| &minibatch.critic);
             let keep =
                 has_room(critic, experience, minibatches.first().map(|first| &first.critic), &mut room);
             kept.critic =
-                self.pass(critic, experience, (&plans, keep), Request::Scalars, |samples, numbers| {
+                self.pass((critic, Request::Scalars), experience, (&plans, keep), |samples, numbers| {
                     experience.scatter(&mut values, samples, &numbers.values);
                 })?;
         }
@@ -114,10 +115,9 @@ impl Trainer {
     /// kept.
     fn pass(
         &self,
-        trainee: &Trainee,
+        (trainee, request): (&Trainee, Request),
         experience: &Experience,
         (plans, keep): (&[Cow<'_, Plan>], bool),
-        request: Request,
         mut take: impl FnMut(&[usize], &Numbers),
     ) -> Result<VecDeque<Option<Passed>>> {
         let mut kept = VecDeque::new();
