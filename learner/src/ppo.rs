@@ -20,6 +20,7 @@
 mod experience;
 mod losses;
 mod minibatch;
+mod prepare;
 mod step;
 mod trainer;
 

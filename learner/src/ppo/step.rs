@@ -1,8 +1,5 @@
 //! One step: prepare, estimate, pass over minibatches, measure.
 
-use std::borrow::Cow;
-use std::collections::VecDeque;
-
 use algo::{KlEstimator, Responses};
 use model::LogprobOptions;
 use tracing::{debug, warn};
@@ -12,12 +9,13 @@ use types::{Batch, BatchId};
 use super::experience::Experience;
 use super::losses::{Losses, Sums};
 use super::minibatch::{Division, Minibatch, Part};
+use super::prepare::{Kept, KeptPasses, microbatch};
 use super::trainer::Trainer;
 use crate::error::{Error, Result};
-use crate::microbatch::{Microbatch, Plan};
+use crate::microbatch::Plan;
 use crate::ranks::Ranks;
 use crate::stopwatch::Stopwatch;
-use crate::trainee::{NumberGradients, Numbers, Passed, Request, Trainee};
+use crate::trainee::{NumberGradients, Numbers, Request, Trainee};
 
 impl Trainer {
     /// Trains one batch, whose number must be that of the next version, and returns what was measured; every rank is given
@@ -76,85 +74,6 @@ impl Trainer {
         let done = self.version.0 * count + place;
         let total = self.last_batch.unwrap_or(BatchId(self.version.0 + 1)).0 * count;
         self.config.schedule.factor(done, self.config.warmup_steps, total)
-    }
-
-    /// Old log-probs, entropies and values of every sample, each rank its part. The micro-batches are those of the first
-    /// pass, so that the first minibatch sees ratios of exactly 1. Its forward passes are kept, where there is room: nothing
-    /// changes the weights before their backward passes.
-    fn prepare(&self, experience: &mut Experience, minibatches: &[Minibatch]) -> Result<Kept> {
-        let options = LogprobOptions { temperature: self.temperature, entropy: true };
-        let mut logprobs = vec![0.0; experience.old_logprobs.len()];
-        let (mut entropies, mut values) = (logprobs.clone(), logprobs.clone());
-        let mut room = self.config.microbatch_tokens;
-        let mut kept = Kept::default();
-        let plans = self.plans(experience, minibatches, |minibatch| &minibatch.policy);
-        let keep =
-            has_room(&self.policy, experience, minibatches.first().map(|first| &first.policy), &mut room);
-        let request = Request::Logprobs(options);
-        kept.policy =
-            self.pass((&self.policy, request), experience, (&plans, keep), |samples, numbers| {
-                experience.scatter(&mut logprobs, samples, &numbers.values);
-                experience.scatter(&mut entropies, samples, numbers.entropies.as_deref().unwrap_or_default());
-            })?;
-        if let Some(critic) = &self.critic {
-            let plans = self.plans(experience, minibatches, |minibatch| &minibatch.critic);
-            let keep =
-                has_room(critic, experience, minibatches.first().map(|first| &first.critic), &mut room);
-            kept.critic =
-                self.pass((critic, Request::Scalars), experience, (&plans, keep), |samples, numbers| {
-                    experience.scatter(&mut values, samples, &numbers.values);
-                })?;
-        }
-        self.ranks.complete(&mut [&mut logprobs, &mut entropies, &mut values])?;
-        (experience.old_logprobs, experience.old_entropies, experience.old_values) =
-            (logprobs, entropies, values);
-        Ok(kept)
-    }
-
-    /// The forward passes of all micro-batches of some divisions. Those of the first division are returned, if they are to be
-    /// kept.
-    fn pass(
-        &self,
-        (trainee, request): (&Trainee, Request),
-        experience: &Experience,
-        (plans, keep): (&[Cow<'_, Plan>], bool),
-        mut take: impl FnMut(&[usize], &Numbers),
-    ) -> Result<VecDeque<Option<Passed>>> {
-        let mut kept = VecDeque::new();
-        for (number, plan) in plans.iter().enumerate() {
-            for samples in plan.of_rank(self.ranks.rank()) {
-                let microbatch = microbatch(trainee, experience, samples)?;
-                if keep && number == 0 {
-                    let passed = trainee.forward(&self.ranks, microbatch, request)?;
-                    if let Some(passed) = &passed {
-                        take(samples, &passed.numbers);
-                    }
-                    kept.push_back(passed);
-                } else if let Some(numbers) = trainee.infer(&self.ranks, microbatch, request)? {
-                    take(samples, &numbers);
-                }
-            }
-        }
-        Ok(kept)
-    }
-
-    /// Divisions that cover every sample: those of the first pass, and one of the samples that are in none of them.
-    fn plans<'a>(
-        &self,
-        experience: &Experience,
-        minibatches: &'a [Minibatch],
-        part: impl Fn(&'a Minibatch) -> &'a Part,
-    ) -> Vec<Cow<'a, Plan>> {
-        let mut plans: Vec<Cow<'a, Plan>> =
-            minibatches.iter().map(|minibatch| Cow::Borrowed(&part(minibatch).plan)).collect();
-        let mut is_covered = vec![false; experience.len()];
-        for sample in plans.iter().flat_map(|plan| plan.items()) {
-            is_covered[sample] = true;
-        }
-        let rest = (0..experience.len()).filter(|sample| !is_covered[*sample]);
-        let division = Division { config: &self.config, world_size: self.ranks.world_size() };
-        plans.push(Cow::Owned(division.plan(experience, rest)));
-        plans
     }
 
     /// One optimizer step of each model.
@@ -290,30 +209,11 @@ struct Updates {
     sums: Sums,
 }
 
-/// Forward passes of the first minibatch that wait for their backward passes, one a round.
-#[derive(Debug, Default)]
-struct Kept {
-    policy: VecDeque<Option<Passed>>,
-    critic: VecDeque<Option<Passed>>,
-}
-
-/// Whether a model's part of the first minibatch can be kept: what is kept of both models stays within the tokens of one
-/// micro-batch. Says the same on every rank.
-fn has_room(trainee: &Trainee, experience: &Experience, part: Option<&Part>, room: &mut usize) -> bool {
-    let Some(part) = part.filter(|_| trainee.keeps_graphs()) else { return false };
-    let tokens = part.plan.most_of_a_rank(|sample| experience.sequences[sample].tokens());
-    let has_room = tokens <= *room;
-    if has_room {
-        *room -= tokens;
-    }
-    has_room
-}
-
 /// All micro-batches of a model's part of a minibatch, those with a kept forward pass first.
 fn run(
     ranks: &Ranks,
     trainee: &mut Trainee,
-    (experience, plan, mut kept): (&Experience, &Plan, VecDeque<Option<Passed>>),
+    (experience, plan, mut kept): (&Experience, &Plan, KeptPasses),
     request: Request,
     mut loss: impl FnMut(&[usize], &Numbers) -> std::result::Result<NumberGradients, algo::Error>,
 ) -> Result<()> {
@@ -332,16 +232,6 @@ fn run(
         })?;
     }
     Ok(())
-}
-
-/// Samples as a micro-batch; `None` without any.
-fn microbatch(trainee: &Trainee, experience: &Experience, samples: &[usize]) -> Result<Option<Microbatch>> {
-    if samples.is_empty() {
-        return Ok(None);
-    }
-    let sequences: Vec<_> = samples.iter().map(|sample| &experience.sequences[*sample]).collect();
-    let name = |at: usize| format!("rollout {}", experience.ids[samples[at]]);
-    Microbatch::new(&sequences, trainee.config(), trainee.device(), name).map(Some)
 }
 
 /// Mean over the tokens that train of how many versions the policy that drew them is behind the one before this batch.
