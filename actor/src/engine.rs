@@ -28,8 +28,9 @@ use std::sync::Arc;
 use model::{Head, ModelConfig, RopeScaling, Tokenizer};
 use types::PolicyVersion;
 
-pub use config::{Backend, CacheOnSwap, Device, EngineConfig};
+pub use config::{Backend, CacheOnSwap, EngineConfig};
 pub use handle::{EngineClient, EngineHandle, EngineParts};
+pub use model::Device;
 pub use policy::PolicyWeights;
 pub use request::{
     Event, Finished, Load, MAX_TOP_LOGPROBS, Refusal, Request, SampleRequest, StopText, Token, TokenLogprob,

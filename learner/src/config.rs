@@ -11,7 +11,7 @@ mod ppo;
 mod settings;
 
 pub use bound::Bound;
-pub use execution::{Device, ExecutionConfig, LoraConfig, LoraTarget, Precision, ZeroStage};
+pub use execution::{ExecutionConfig, LoraConfig, LoraTarget, Precision, ZeroStage};
 pub use optimizer::{DecayOn, OptimizerConfig};
 pub use ppo::{KlIn, Overlong, PpoConfig, RolloutSupport, SamplesOn, Whiten};
 pub(crate) use settings::Settings;

@@ -18,10 +18,11 @@ mod trainee;
 
 pub use checkpoint::Checkpoints;
 pub use config::{
-    Bound, DecayOn, Device, ExecutionConfig, KlIn, LoraConfig, LoraTarget, OptimizerConfig, Overlong,
-    PpoConfig, Precision, RolloutSupport, SamplesOn, Whiten, ZeroStage,
+    Bound, DecayOn, ExecutionConfig, KlIn, LoraConfig, LoraTarget, OptimizerConfig, Overlong, PpoConfig,
+    Precision, RolloutSupport, SamplesOn, Whiten, ZeroStage,
 };
 pub use error::{Error, Result};
+pub use model::Device;
 pub use ppo::{CriticSource, Trainer, TrainerConfig};
 pub use ranks::Ranks;
 pub use replay::{ReplayOptions, read_batch, replay};

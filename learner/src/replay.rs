@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use model::{SaveOptions, Weights};
+use model::{Device, SaveOptions, Weights};
 use serde::Deserialize;
 use tch::Tensor;
 use types::link::learner::StepMetrics;
@@ -12,7 +12,7 @@ use types::{
     ScoredRollout, Span,
 };
 
-use crate::config::{Device, PpoConfig};
+use crate::config::PpoConfig;
 use crate::error::{Error, Result};
 use crate::lines;
 use crate::ppo::{CriticSource, Trainer, TrainerConfig};

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Store};
+use model::Device;
 
-use crate::config::Device;
 use crate::error::{Error, Result};
 
 /// How long an operation may wait for the slowest rank: longer than any micro-batch, so that it only strikes when a rank hangs.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use model::Device;
 use sandbox::{GraderConfig, Limits};
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
@@ -101,63 +102,6 @@ impl Default for ModelsConfig {
             batch_tokens: 8192,
             // While a batch is computed the next one gathers by itself; this only helps the first.
             batch_wait: Duration::from_millis(2),
-        }
-    }
-}
-
-/// A device of torch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Device {
-    /// The processor.
-    Cpu,
-    /// A GPU by its number.
-    Cuda(usize),
-}
-
-impl Device {
-    /// Torch's name for it.
-    pub(crate) fn torch(self) -> tch::Device {
-        match self {
-            Self::Cpu => tch::Device::Cpu,
-            Self::Cuda(index) => tch::Device::Cuda(index),
-        }
-    }
-
-    /// Why it cannot be used here, if it cannot.
-    fn problem(self) -> Option<String> {
-        match self {
-            Self::Cpu => None,
-            Self::Cuda(index) => {
-                (i64::try_from(index).map_or(true, |index| index >= tch::Cuda::device_count())).then(|| {
-                    format!(
-                        "models.device is cuda:{index}, but torch sees {} GPUs here",
-                        tch::Cuda::device_count()
-                    )
-                })
-            }
-        }
-    }
-}
-
-impl TryFrom<String> for Device {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let index = match text.as_str() {
-            "cpu" => return Ok(Self::Cpu),
-            "cuda" => Some(0),
-            other => other.strip_prefix("cuda:").and_then(|index| index.parse().ok()),
-        };
-        index.map(Self::Cuda).ok_or_else(|| format!("device {text:?} must be cpu, cuda or cuda:<number>"))
-    }
-}
-
-impl From<Device> for String {
-    fn from(device: Device) -> String {
-        match device {
-            Device::Cpu => "cpu".to_owned(),
-            Device::Cuda(index) => format!("cuda:{index}"),
         }
     }
 }
@@ -328,7 +272,7 @@ impl service::Config for Config {
         let mut problems = Vec::new();
         self.address_problems(&mut problems);
         self.queue_problems(&mut problems);
-        problems.extend(self.models.device.problem());
+        problems.extend(self.models.device.problem(1).map(|problem| format!("models.{problem}")));
         if self.scorers.is_empty() {
             problems.push("scorers is empty: a rollout needs a score".to_owned());
         } else if self.scorers.iter().all(|scorer| scorer.weight() == 0.0) {

@@ -9,11 +9,11 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use model::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use types::DType;
 
-use crate::config::Device;
 use crate::frozen::{self, Frozen, Numbers, Placement, Sequence};
 
 /// Tokens of a window, in batches.

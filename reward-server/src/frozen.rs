@@ -4,12 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
-use model::{Head, LoadOptions, LogprobOptions, Model, ModelConfig, Network, Packed};
+use model::{Device, Head, LoadOptions, LogprobOptions, Model, ModelConfig, Network, Packed};
 use serde::Deserialize;
 use tch::Tensor;
 use types::DType;
 
-use crate::config::{Device, kind};
+use crate::config::kind;
 
 /// Why a network cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +121,7 @@ impl Frozen {
             let found = config.architecture.class(config.head);
             return Err(Error::Head { path: dir.to_owned(), found, wanted, advice });
         }
-        let device = placement.device.torch();
+        let device = placement.device.to_torch();
         let options = LoadOptions { kind: placement.dtype.map(kind), device, ..LoadOptions::default() };
         let Model { config, weights, .. } = model::folder::load(dir, &options)?;
         // The network's tensors are views that keep the weights' storage.

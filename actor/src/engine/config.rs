@@ -1,5 +1,6 @@
 //! What an engine may use, and how.
 
+use model::Device;
 use serde::{Deserialize, Serialize};
 use types::DType;
 
@@ -111,15 +112,7 @@ impl EngineConfig {
     /// # Errors
     /// When it is a GPU that torch does not see on this machine, or in this build.
     pub fn check_device(&self) -> Result<(), Error> {
-        let Device::Cuda(index) = self.device else { return Ok(()) };
-        let there = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
-        if index < there {
-            return Ok(());
-        }
-        Err(Error::Config(vec![format!(
-            "device is cuda:{index}, but torch sees {there} GPUs here; set device = \"cpu\" or another index, or use a build \
-             with --features cuda on a machine with a GPU"
-        )]))
+        self.device.problem(1).map_or(Ok(()), |problem| Err(Error::Config(vec![problem])))
     }
 
     /// Whether the engine's own CPU code runs the network.
@@ -129,63 +122,6 @@ impl EngineConfig {
             Backend::Native => true,
             Backend::Aten => false,
         }
-    }
-}
-
-/// A device, written `cpu`, `cuda` or `cuda:N`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Device {
-    /// The processor.
-    Cpu,
-    /// The GPU with this index.
-    Cuda(usize),
-}
-
-impl Device {
-    /// The device as torch names it.
-    pub fn to_torch(self) -> tch::Device {
-        match self {
-            Self::Cpu => tch::Device::Cpu,
-            Self::Cuda(index) => tch::Device::Cuda(index),
-        }
-    }
-}
-
-impl std::fmt::Display for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(index) => write!(f, "cuda:{index}"),
-        }
-    }
-}
-
-impl std::str::FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("cuda") {
-            None if text == "cpu" => Some(Self::Cpu),
-            Some("") => Some(Self::Cuda(0)),
-            Some(index) => index.strip_prefix(':').and_then(|index| index.parse().ok()).map(Self::Cuda),
-            None => None,
-        }
-        .ok_or_else(|| format!("unknown device {text:?}, expected cpu, cuda or cuda:N"))
-    }
-}
-
-impl TryFrom<String> for Device {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<Device> for String {
-    fn from(device: Device) -> Self {
-        device.to_string()
     }
 }
 
@@ -240,17 +176,5 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key} in {problems:?}");
         }
         assert_eq!(problems.len(), 4);
-    }
-
-    #[test]
-    fn devices_are_read_and_written() {
-        for (text, device) in [("cpu", Device::Cpu), ("cuda:3", Device::Cuda(3))] {
-            assert_eq!(text.parse(), Ok(device));
-            assert_eq!(device.to_string(), text);
-        }
-        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
-        for bad in ["", "gpu", "cuda:", "cuda:x", "cpu:0"] {
-            assert!(bad.parse::<Device>().is_err(), "{bad:?}");
-        }
     }
 }

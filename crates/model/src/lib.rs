@@ -11,6 +11,7 @@ mod attention;
 pub mod buffer;
 pub mod chat;
 pub mod config;
+mod device;
 #[cfg(feature = "cuda")]
 pub mod flash;
 pub mod folder;
@@ -29,6 +30,7 @@ pub mod weights;
 pub use attention::packed_attention;
 pub use chat::{ChatRequest, ChatTemplate};
 pub use config::{Architecture, Dimensions, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+pub use device::Device;
 pub use folder::{LoadOptions, Model, SaveOptions};
 pub use groups::Groups;
 pub use heap::keep_freed_memory;

@@ -1,5 +1,6 @@
 //! How a network is trained, whatever the objective: precision, memory, ranks.
 
+use model::Device;
 use serde::{Deserialize, Serialize};
 use tch::Kind;
 
@@ -64,54 +65,6 @@ impl From<ZeroStage> for u8 {
             ZeroStage::Optimizer => 1,
             ZeroStage::Gradients => 2,
             ZeroStage::Weights => 3,
-        }
-    }
-}
-
-/// A device, written `cpu`, `cuda` or `cuda:N`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Device {
-    /// The processor.
-    #[default]
-    Cpu,
-    /// The GPU with this index.
-    Cuda(usize),
-}
-
-impl Device {
-    /// Torch's name for it.
-    pub fn to_torch(self) -> tch::Device {
-        self.of_rank(0)
-    }
-
-    /// Torch's name for it. Where ranks share a machine, rank `r` takes the `r`-th GPU after this one.
-    pub fn of_rank(self, rank: usize) -> tch::Device {
-        match self {
-            Self::Cpu => tch::Device::Cpu,
-            Self::Cuda(first) => tch::Device::Cuda(first + rank),
-        }
-    }
-}
-
-impl TryFrom<String> for Device {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let index = match text.as_str() {
-            "cpu" => return Ok(Self::Cpu),
-            "cuda" => Some(0),
-            other => other.strip_prefix("cuda:").and_then(|index| index.parse().ok()),
-        };
-        index.map(Self::Cuda).ok_or_else(|| format!("device {text:?} must be cpu, cuda or cuda:<number>"))
-    }
-}
-
-impl From<Device> for String {
-    fn from(device: Device) -> Self {
-        match device {
-            Device::Cpu => "cpu".to_owned(),
-            Device::Cuda(index) => format!("cuda:{index}"),
         }
     }
 }
@@ -235,15 +188,8 @@ impl ExecutionConfig {
         if let Some(lora) = &self.lora {
             problems.section("lora", lora.problems());
         }
-        if let Device::Cuda(first) = self.device {
-            let there = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
-            problems.check(first + self.ranks <= there, || {
-                format!(
-                    "device cuda:{first} with {} ranks needs GPUs that are not there: torch sees {there}",
-                    self.ranks
-                )
-            });
-        }
+        let of_device = self.device.problem(self.ranks);
+        problems.check(of_device.is_none(), || of_device.unwrap_or_default());
         problems.into_list()
     }
 }

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use model::Device;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
 use types::MemberId;
 
-use crate::config::{Device, PpoConfig};
+use crate::config::PpoConfig;
 
 /// Everything a rank of the learner can be told. All ranks are told the same, but for `rank`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
