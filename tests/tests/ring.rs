@@ -128,6 +128,10 @@ fn a_killed_rank_is_named_and_all_ranks_go_on_together() {
 
     let mut running = disturbed.start().unwrap();
     wait_for_batches(&mut running, 10);
+    for rank in ["learner-rank-0", "learner-rank-1"] {
+        let page = format!("http://{}/ready", address(&disturbed, rank, "metrics"));
+        assert!(ureq::get(&page).call().is_ok(), "{rank} trains but is not ready");
+    }
     sigkill(running.processes["learner-rank-1"]);
     let (status, said) = running.end().unwrap();
     assert!(status.success() && said.contains("1 restart(s)"), "{said}");

@@ -68,7 +68,7 @@ fn soak(tier: Tier) {
     assert!(grown * 20 <= resident, "resident memory grew from {resident} by {grown} bytes");
     let stats = grader.stats();
     println!(
-        "tier {tier}: {verdicts:?}, {} recycled, {} discarded",
+        "tier {tier}: {verdicts:?}, {} recycled, {} discarded, {resident} bytes of its own and {grown} more",
         stats.zygotes_recycled, stats.zygotes_discarded
     );
     assert_eq!(verdicts.get(&Verdict::InternalError), None);

@@ -144,11 +144,12 @@ fn lead(
 ///
 /// # Errors
 /// When this rank or another one fails.
-pub(crate) fn follow(config: &Config) -> anyhow::Result<()> {
+pub(crate) fn follow(config: &Config, ready: impl FnOnce()) -> anyhow::Result<()> {
     let (host, port) = config.rendezvous.rsplit_once(':').context("rendezvous must be host:port")?;
     let store = Store::connect(host, port.parse()?, config.join_time_limit)?;
     let (mut rank, _) = Rank::prepare(config, Some(store))?;
     tracing::info!(rank = config.rank, world_size = config.world_size, "rank ready");
+    ready();
     loop {
         let Some(order) = rank.hear()? else { continue };
         if !rank.carry_out(order, |_| {})? {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Context as _;
 use collective::Store;
 use service::grpc::Listener;
-use service::{CancellationToken, Context, OnError};
+use service::{CancellationToken, Context, OnError, Readiness};
 use tokio::sync::mpsc;
 
 use super::config::Config;
@@ -26,7 +26,7 @@ const QUEUE: usize = 16;
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     metrics::describe();
     if config.rank > 0 {
-        context.tasks.add("rank", OnError::Shutdown, follow(config));
+        context.tasks.add("rank", OnError::Shutdown, follow(config, context.readiness.clone()));
         return Ok(context);
     }
     let listener = Listener::bind("listen", config.listen).await?;
@@ -77,7 +77,7 @@ struct Life {
     addresses: Addresses,
     listener: Listener,
     token: CancellationToken,
-    readiness: service::Readiness,
+    readiness: Readiness,
     /// Groups meet here as long as this process lives.
     _broadcast_store: Store,
 }
@@ -137,12 +137,12 @@ impl Life {
 }
 
 /// The life of any other rank, on a thread of its own.
-async fn follow(config: Config) -> anyhow::Result<()> {
+async fn follow(config: Config, readiness: Readiness) -> anyhow::Result<()> {
     let (done, ended) = tokio::sync::oneshot::channel();
     let name = format!("rank {}", config.rank);
     let work = move || {
         // Nobody waiting means that the process is ending.
-        let _ = done.send(rank::follow(&config));
+        let _ = done.send(rank::follow(&config, || readiness.set(true)));
     };
     std::thread::Builder::new().name(name).spawn(work).context("start the rank's thread")?;
     ended.await.context("the rank's thread panicked")?

@@ -163,6 +163,7 @@ fn members(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Resul
         config.coordinator = Some(address.to_owned());
         config.listen = loopback();
         config.deterministic = recipe.scores_deterministically();
+        config.service.address_file = Some(folder.address_file(&name));
         let program = folder.program(&name, "sluice-reward-server", &config)?;
         units.push(Unit::new(vec![program]));
     }
@@ -172,6 +173,7 @@ fn members(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Resul
         let mut config = recipe.actor.clone();
         config.member = name.clone();
         config.coordinator = address.to_owned();
+        config.service.address_file = Some(folder.address_file(&name));
         let program = folder.program(&name, "sluice-actor", &config)?;
         units.push(Unit::new(vec![program]));
     }
@@ -191,6 +193,7 @@ fn learner(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Resul
         config.checkpoints = folder.checkpoints();
         (config.rank, config.world_size) = (rank, ranks);
         config.rendezvous = rendezvous.clone();
+        config.service.address_file = Some(folder.address_file(&name));
         programs.push(folder.program(&name, "sluice-learner", &config)?);
     }
     Ok(Unit::new(programs))

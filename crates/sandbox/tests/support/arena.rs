@@ -206,9 +206,13 @@ pub(crate) fn descendants(of: u32) -> Vec<(u32, String)> {
     found
 }
 
-/// Resident memory of this process, bytes.
+/// Memory that this process holds for itself, bytes. Pages of files, such as its code, are not counted: the system takes them
+/// back and reads them again as it likes.
 pub(crate) fn resident() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+    let of = |field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    };
+    of("RssAnon:") + of("RssShmem:")
 }

@@ -2,7 +2,7 @@
 
     cargo build --release -p actor --example engine_speed
     python -m venv /tmp/peers && /tmp/peers/bin/pip install torch transformers gguf llama-cpp-python
-    /tmp/peers/bin/python bench/generate/llama_cpp.py [--repeats 5]
+    /tmp/peers/bin/python bench/generate/compare_llama_cpp.py [--repeats 5]
 
 The weights are converted to GGUF, and the log-probs of one prompt compared, so that both run the same network. llama.cpp decodes
 one token of every sequence in a call of `llama_decode`, through its own interface; only the time inside these calls counts,
@@ -24,6 +24,9 @@ import torch
 import transformers
 
 import compare
+
+# llama.cpp would print every tensor.
+SILENT = llama_cpp.llama_log_callback(lambda *_: None)
 
 # model, batch
 WORKLOADS = [("1M", 64), ("6M", 64), ("90M", 16)]
@@ -74,6 +77,7 @@ class LlamaCpp:
 
     def __init__(self, file, sequences, threads):
         self.sequences = sequences
+        llama_cpp.llama_log_set(SILENT, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         options = llama_cpp.llama_model_default_params()
         options.n_gpu_layers = 0
@@ -84,7 +88,7 @@ class LlamaCpp:
         options.n_batch = options.n_ubatch = max(512, sequences)
         options.n_seq_max = sequences
         options.n_threads = options.n_threads_batch = threads
-        # Both ways are offered by llama.cpp; the cache is f32 as ours.
+        # GGML_TYPE_F32, as ours.
         options.type_k = options.type_v = 0
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         self.batch = llama_cpp.llama_batch_init(options.n_batch, 0, 1)
