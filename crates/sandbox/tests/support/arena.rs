@@ -205,16 +205,3 @@ pub(crate) fn descendants(of: u32) -> Vec<(u32, String)> {
     }
     found
 }
-
-/// Memory that this process holds for itself, bytes: what the allocator has kept of freed memory is given back first. Pages of
-/// files, such as its code, are not counted: the system takes them back and reads them again as it likes.
-pub(crate) fn resident() -> u64 {
-    // SAFETY: glibc's function takes no pointer and may be called at any time.
-    unsafe { libc::malloc_trim(0) };
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let of = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
-    };
-    of("RssAnon:") + of("RssShmem:")
-}
