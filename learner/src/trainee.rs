@@ -184,8 +184,8 @@ impl Trainee {
     }
 
     /// The backward pass of a micro-batch, at the weights of its forward pass. `loss` is given the numbers and returns its
-    /// gradient in them; the gradient in what is trained is added to the minibatch's. `last` says that this is the minibatch's last micro-batch,
-    /// after which [`update`](Self::update) follows.
+    /// gradient in them; the gradient in what is trained is added to the minibatch's. `last` says that this is the
+    /// minibatch's last micro-batch, after which [`update`](Self::update) follows.
     pub(crate) fn backward(
         &mut self,
         ranks: &Ranks,

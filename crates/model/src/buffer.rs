@@ -10,25 +10,15 @@ use crate::config::ModelConfig;
 use crate::groups::Groups;
 use crate::layout::Layout;
 use crate::raw::{self, bytes_of, copy_bytes};
-use crate::weights::{self, Weights};
 
-/// Why a buffer holds no weights of a network.
+/// A buffer of another size than the network's weights have.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Of another size.
-    #[error("a buffer of {found} bytes, the network's weights have {expected}")]
-    Length {
-        /// Given.
-        found: usize,
-        /// Needed.
-        expected: usize,
-    },
-    /// Torch refused.
-    #[error(transparent)]
-    Raw(#[from] raw::Error),
-    /// The parts do not fit the network.
-    #[error(transparent)]
-    Weights(#[from] weights::Error),
+#[error("a buffer of {found} bytes, the network's weights have {expected}")]
+pub struct WrongLength {
+    /// Bytes given.
+    pub found: usize,
+    /// Bytes needed.
+    pub expected: usize,
 }
 
 /// Name, shape and place of every parameter in the buffer.
@@ -68,10 +58,15 @@ impl<'a> PackedWeights<'a> {
     ///
     /// # Errors
     /// When the buffer is not of the network's size.
-    pub fn new(config: &ModelConfig, buffer: &'a [u8], kind: Kind, device: Device) -> Result<Self, Error> {
+    pub fn new(
+        config: &ModelConfig,
+        buffer: &'a [u8],
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self, WrongLength> {
         let expected = bytes(config, kind);
         if buffer.len() != expected {
-            return Err(Error::Length { found: buffer.len(), expected });
+            return Err(WrongLength { found: buffer.len(), expected });
         }
         let mut rest = buffer;
         let mut take = |numel: i64| {
@@ -97,16 +92,6 @@ impl Groups for PackedWeights<'_> {
     }
 }
 
-/// Weights from a buffer of bytes with elements of `kind`, on `device`.
-///
-/// # Errors
-/// When the buffer is not of the network's size.
-pub fn unpack(config: &ModelConfig, buffer: &[u8], kind: Kind, device: Device) -> Result<Weights, Error> {
-    let packed = PackedWeights::new(config, buffer, kind, device)?;
-    let flats = (0..packed.groups.len()).map(|index| packed.group(index)).collect::<Result<_, _>>()?;
-    Ok(Weights::from_flats(config, flats)?)
-}
-
 /// Calls `read` with the bytes of a tensor, copied to host memory if it lies elsewhere.
 pub fn with_bytes<T>(tensor: &Tensor, read: impl FnOnce(&[u8]) -> T) -> T {
     read(&bytes_of(tensor))
@@ -115,6 +100,7 @@ pub fn with_bytes<T>(tensor: &Tensor, read: impl FnOnce(&[u8]) -> T) -> T {
 #[cfg(test)]
 mod tests {
     use crate::config::{Architecture, Dimensions};
+    use crate::weights::Weights;
 
     use super::*;
 
@@ -138,7 +124,10 @@ mod tests {
         for kind in [Kind::Float, Kind::BFloat16] {
             let buffer = pack(weights.flats(), kind);
             assert_eq!(buffer.len(), bytes(&config, kind));
-            let back = unpack(&config, &buffer, kind, Device::Cpu).unwrap();
+            let packed = PackedWeights::new(&config, &buffer, kind, Device::Cpu).unwrap();
+            let groups = 0..weights.flats().len();
+            let flats = groups.map(|index| packed.group(index).unwrap()).collect();
+            let back = Weights::from_flats(&config, flats).unwrap();
             for (a, b) in weights.parameters().zip(back.parameters()) {
                 assert_eq!(a.tensor.to_kind(kind), b.tensor, "{}", a.name);
             }
@@ -163,7 +152,7 @@ mod tests {
     fn a_buffer_of_another_size_is_refused() {
         let config = config();
         let short = vec![0; bytes(&config, Kind::Float) - 1];
-        let error = unpack(&config, &short, Kind::Float, Device::Cpu).unwrap_err();
-        assert!(matches!(error, Error::Length { .. }), "{error}");
+        let error = PackedWeights::new(&config, &short, Kind::Float, Device::Cpu).unwrap_err();
+        assert_eq!(error.found + 1, error.expected);
     }
 }

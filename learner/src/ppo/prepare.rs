@@ -71,7 +71,7 @@ impl Trainer {
         mut take: impl FnMut(&[usize], &Numbers),
     ) -> Result<KeptPasses> {
         let Parts { trainee, request, ref parts } = *model;
-        let keep = model.has_room(experience, room);
+        let keep = model.reserve(experience, room);
         let mut kept = KeptPasses::new();
         for (number, plan) in self.plans(parts, experience).iter().enumerate() {
             for samples in plan.of_rank(self.ranks.rank()) {
@@ -105,17 +105,14 @@ impl Trainer {
 }
 
 impl Parts<'_> {
-    /// Whether the first minibatch's passes can be kept: what is kept of both models stays within the tokens of one
-    /// micro-batch. Says the same on every rank.
-    fn has_room(&self, experience: &Experience, room: &mut usize) -> bool {
-        let first = self.parts.first().filter(|_| self.trainee.keeps_graphs());
-        let Some(first) = first else { return false };
+    /// Takes the room that the first minibatch's passes need, if it is there and they can be kept: what is kept of both models
+    /// stays within the tokens of one micro-batch. Says the same on every rank.
+    fn reserve(&self, experience: &Experience, room: &mut usize) -> bool {
+        let Some(first) = self.parts.first().filter(|_| self.trainee.keeps_graphs()) else { return false };
         let tokens = first.plan.most_of_a_rank(|sample| experience.sequences[sample].tokens());
-        let has_room = tokens <= *room;
-        if has_room {
-            *room -= tokens;
-        }
-        has_room
+        let left = room.checked_sub(tokens);
+        *room = left.unwrap_or(*room);
+        left.is_some()
     }
 }
 

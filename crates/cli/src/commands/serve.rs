@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use actor::engine::{Device, EngineConfig};
 use actor::serve::{self, ServeConfig, Served};
@@ -11,7 +12,10 @@ use types::DType;
 
 use super::score::parse_dtype;
 
-/// Serves a model: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics. Ctrl-C stops it.
+/// How long requests that are under way may take to end.
+const GRACE_PERIOD: Duration = Duration::from_secs(30);
+
+/// Serves a model: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics. Ctrl-C stops it, the second at once.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The model's folder.
@@ -34,7 +38,7 @@ pub(crate) struct Arguments {
     max_concurrent_requests: usize,
 }
 
-/// Runs the command until Ctrl-C.
+/// Runs the command until Ctrl-C or SIGTERM, then until requests that are under way have ended.
 ///
 /// # Errors
 /// When the model cannot be used or the port is taken.
@@ -60,5 +64,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ended = &mut serving => return ended,
         () = stop.next() => token.cancel(),
     }
-    serving.await
+    // A client that never ends its request must not hold the process.
+    let left = tokio::select! {
+        ended = serving => return ended,
+        () = stop.next() => "told twice to stop".to_owned(),
+        () = tokio::time::sleep(GRACE_PERIOD) => format!("requests take longer than {GRACE_PERIOD:?}"),
+    };
+    eprintln!("{left}: leaving with requests under way");
+    Ok(())
 }

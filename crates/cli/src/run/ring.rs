@@ -67,15 +67,18 @@ impl RingFolder {
         self.0.join(format!("{name}.address.json"))
     }
 
-    /// A role as a program: its configuration goes to a file of its own.
+    /// A role as a program: its configuration goes to a file of its own, and another one will say where it listens.
     fn program<C: Serialize>(&self, name: &str, binary: &'static str, config: &C) -> anyhow::Result<Program> {
         let file = self.configs().join(format!("{name}.toml"));
         let text = toml::to_string(config).with_context(|| format!("write the configuration of {name}"))?;
         std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+        let address_file = format!("service.address_file={}", self.address_file(name).display());
         Ok(Program {
             name: name.to_owned(),
             binary,
-            arguments: vec!["--config".to_owned(), file.display().to_string()],
+            arguments: ["--config", &file.display().to_string(), "--set", &address_file]
+                .map(str::to_owned)
+                .into(),
             log: self.logs().join(format!("{name}.log")),
         })
     }
@@ -149,7 +152,6 @@ fn coordinator(recipe: &Recipe, folder: &RingFolder) -> anyhow::Result<Program> 
     config.journal = folder.journal();
     config.steps_file = Some(folder.steps());
     config.send_filtered = recipe.sends_filtered();
-    config.service.address_file = Some(folder.address_file("coordinator"));
     folder.program("coordinator", "sluice-coordinator", &config)
 }
 
@@ -163,7 +165,6 @@ fn members(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Resul
         config.coordinator = Some(address.to_owned());
         config.listen = loopback();
         config.deterministic = recipe.scores_deterministically();
-        config.service.address_file = Some(folder.address_file(&name));
         let program = folder.program(&name, "sluice-reward-server", &config)?;
         units.push(Unit::new(vec![program]));
     }
@@ -173,7 +174,6 @@ fn members(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Resul
         let mut config = recipe.actor.clone();
         config.member = name.clone();
         config.coordinator = address.to_owned();
-        config.service.address_file = Some(folder.address_file(&name));
         let program = folder.program(&name, "sluice-actor", &config)?;
         units.push(Unit::new(vec![program]));
     }
@@ -193,7 +193,6 @@ fn learner(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Resul
         config.checkpoints = folder.checkpoints();
         (config.rank, config.world_size) = (rank, ranks);
         config.rendezvous = rendezvous.clone();
-        config.service.address_file = Some(folder.address_file(&name));
         programs.push(folder.program(&name, "sluice-learner", &config)?);
     }
     Ok(Unit::new(programs))
