@@ -7,14 +7,14 @@ use std::fs;
 
 use actor::engine::{EngineConfig, PolicyWeights};
 use model::{Architecture, Dimensions, LoadOptions, ModelConfig, SaveOptions, Weights, folder};
+use procfs::process::Process;
 use tch::{Device, Kind};
 use types::{DType, PolicyVersion};
 
-/// A line of `/proc/self/status` in bytes.
-fn status(field: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+/// Resident bytes of this process now and at its peak.
+fn resident() -> (u64, u64) {
+    let status = Process::myself().unwrap().status().unwrap();
+    (status.vmrss.unwrap() * 1024, status.vmhwm.unwrap() * 1024)
 }
 
 #[test]
@@ -44,11 +44,11 @@ fn weights_are_prepared_within_one_and_a_fifth_of_the_model() {
         folder::save(&path, &config, &zeros, &SaveOptions::default()).unwrap();
         drop(zeros);
         fs::write("/proc/self/clear_refs", "5").unwrap();
-        let before = status("VmRSS");
+        let (before, _) = resident();
         let options = LoadOptions { kind: Some(kind), ..LoadOptions::default() };
         let opened = folder::open(&path, &options).unwrap();
         let weights = PolicyWeights::prepare(&config, &opened, PolicyVersion(0), &engine).unwrap();
-        let ratio = (status("VmHWM") - before) as f64 / bytes as f64;
+        let ratio = (resident().1 - before) as f64 / bytes as f64;
         println!("tied {tied}, {stored:?} as {dtype:?}: {} MB, peak {ratio:.3} of it", bytes >> 20);
         assert!((0.8..1.2).contains(&ratio), "tied {tied}, {stored:?} as {dtype:?}: {ratio}");
         drop(weights);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use learner::{CriticSource, Device, Trainer, TrainerConfig, on_ranks, read_batch};
+use procfs::process::Process;
 use types::{BatchId, Sampling};
 
 fn main() -> anyhow::Result<()> {
@@ -51,10 +52,7 @@ fn main() -> anyhow::Result<()> {
 
 /// Resident memory of this process, now and at its peak, in bytes; 0 where the system does not say.
 fn memory() -> [u64; 2] {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    ["VmRSS:", "VmHWM:"].map(|key| {
-        let line = status.lines().find_map(|line| line.strip_prefix(key));
-        let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        1024 * kilobytes.unwrap_or(0)
-    })
+    let status = Process::myself().and_then(|process| process.status());
+    status
+        .map_or([0, 0], |status| [status.vmrss, status.vmhwm].map(|kilobytes| 1024 * kilobytes.unwrap_or(0)))
 }

@@ -6,13 +6,13 @@
 use std::fs;
 
 use model::{Architecture, Dimensions, LoadOptions, ModelConfig, SaveOptions, Weights, folder};
+use procfs::process::Process;
 use tch::{Device, Kind};
 
-/// A line of `/proc/self/status` in bytes.
-fn status(field: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+/// Resident bytes of this process now and at its peak.
+fn resident() -> (u64, u64) {
+    let status = Process::myself().unwrap().status().unwrap();
+    (status.vmrss.unwrap() * 1024, status.vmhwm.unwrap() * 1024)
 }
 
 #[test]
@@ -35,10 +35,10 @@ fn loading_peaks_under_one_and_a_fifth_of_the_model() {
         let options = SaveOptions { shard_bytes: 200_000_000, ..SaveOptions::default() };
         folder::save(&path, &config, &Weights::zeros(&config, stored, Device::Cpu), &options).unwrap();
         fs::write("/proc/self/clear_refs", "5").unwrap();
-        let before = status("VmRSS");
+        let (before, _) = resident();
         let options = LoadOptions { kind: Some(loaded), ..LoadOptions::default() };
         let model = folder::load(&path, &options).unwrap();
-        let peak = status("VmHWM") - before;
+        let peak = resident().1 - before;
         let ratio = peak as f64 / model.weights.bytes() as f64;
         println!(
             "{stored:?} as {loaded:?}: {} MB, peak {} MB, {ratio:.3}",

@@ -24,9 +24,8 @@ impl Process {
 
     /// The most memory it has ever had resident.
     pub(crate) fn peak_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+        let process = procfs::process::Process::new(self.child.id().cast_signed()).unwrap();
+        process.status().unwrap().vmhwm.unwrap() * 1024
     }
 
     /// SIGKILL: it can do nothing about it.
