@@ -54,6 +54,8 @@ pub(crate) struct Sender {
 struct Pending {
     rollout: Arc<Rollout>,
     place: Place,
+    /// The server that last did not acknowledge it in time: any other comes first.
+    late_at: Option<MemberId>,
 }
 
 #[derive(Debug, Clone)]
@@ -169,7 +171,7 @@ impl RewardRouter {
 
     fn accept(&mut self, rollout: Arc<Rollout>) {
         let id = rollout.id;
-        self.pending.insert(id, Pending { rollout, place: Place::Waiting(Instant::now()) });
+        self.pending.insert(id, Pending { rollout, place: Place::Waiting(Instant::now()), late_at: None });
         self.waiting.insert(id);
     }
 
@@ -219,20 +221,25 @@ impl RewardRouter {
         }
     }
 
-    /// What was not acknowledged in time waits again.
+    /// What was not acknowledged in time waits again, for another server. The late one may answer all the same: whichever
+    /// answer comes first counts.
     fn expire(&mut self) {
-        let limit = self.sender.ack_time_limit;
-        let late =
-            |pending: &Pending| matches!(pending.place, Place::At(_, since) if since.elapsed() > limit);
-        let ids: Vec<RolloutId> =
-            self.pending.iter().filter(|(_, pending)| late(pending)).map(|(id, _)| *id).collect();
-        for id in ids {
-            tracing::warn!(%id, ?limit, "not acknowledged in time: sent again");
-            self.wait(id, Instant::now());
+        let (limit, now) = (self.sender.ack_time_limit, Instant::now());
+        for (id, pending) in &mut self.pending {
+            match &pending.place {
+                Place::At(server, since) if since.elapsed() > limit => {
+                    tracing::warn!(%id, %server, ?limit, "not acknowledged in time: sent again");
+                    pending.late_at = Some(server.clone());
+                    pending.place = Place::Waiting(now);
+                    self.waiting.insert(*id);
+                }
+                Place::At(..) | Place::Waiting(_) => {}
+            }
         }
     }
 
-    /// Sends what may be sent, each to the connected server with the shortest queue.
+    /// Sends what may be sent, each to the connected server with the shortest queue, but to one that was late with it only
+    /// where there is no other.
     fn dispatch(&mut self) {
         let now = Instant::now();
         let due: Vec<RolloutId> = self.waiting.iter().copied().collect();
@@ -245,7 +252,9 @@ impl RewardRouter {
                 continue;
             }
             let connected = self.servers.iter().filter(|(_, server)| server.connected);
-            let Some((member, server)) = connected.max_by_key(|(_, server)| server.queue.capacity()) else {
+            let Some((member, server)) = connected.max_by_key(|(member, server)| {
+                (pending.late_at.as_ref() != Some(*member), server.queue.capacity())
+            }) else {
                 return;
             };
             if server.queue.try_send(Arc::clone(&pending.rollout)).is_err() {

@@ -78,6 +78,36 @@ async fn a_rollout_is_sent_until_it_is_recorded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_silent_gets_no_second_chance_where_there_is_another() {
+    let mut world = World::start(|config| config.acknowledge_time_limit = Duration::from_millis(300)).await;
+    let (first, mut at_first) = grpc::reward_server(&mut world.tasks).await;
+    let (second, mut at_second) = grpc::reward_server(&mut world.tasks).await;
+    let mut link = world.ready(sampling()).await;
+    link.reward_servers(&[first, second]).await;
+    let mut one = soon("a stream", at_first.recv()).await.unwrap();
+    let mut two = soon("a stream", at_second.recv()).await.unwrap();
+    let wanted = link.lease(0, 1).await;
+
+    let (mut late, mut other) = tokio::select! {
+        _ = rollouts(&mut one, 1) => (one, two),
+        _ = rollouts(&mut two, 1) => (two, one),
+    };
+    // Both are silent, and nothing waits for either: each time it is the other's turn.
+    for _ in 0..2 {
+        assert!(rollouts(&mut other, 1).await.keys().eq(&wanted));
+        assert!(rollouts(&mut late, 1).await.keys().eq(&wanted));
+    }
+    other.down.send(ScoreReply::Recorded(wanted[0])).await.unwrap();
+    link.until("acknowledged by the one that was late", |report| match report {
+        ActorReport::Load(load) => (load.unacknowledged == 0).then_some(()),
+        _ => None,
+    })
+    .await;
+    link.command(ActorCommand::Finish).await;
+    world.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_server_loses_its_rollouts_to_the_others() {
     let mut world = World::start(|_| {}).await;
     let (one, mut streams_one) = grpc::reward_server(&mut world.tasks).await;
