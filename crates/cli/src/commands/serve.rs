@@ -55,8 +55,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if !problems.is_empty() {
         return Err(BadInput(problems.join("; ")).into());
     }
-    println!("http://{}/v1", listener.local_addr()?);
+    // Before the address is printed: who reads it may stop the server at once.
     let mut stop = StopSignals::listen()?;
+    println!("http://{}/v1", listener.local_addr()?);
     let token = CancellationToken::new();
     let serving = serve::run(listener, serve::router(served, config), token.clone());
     tokio::pin!(serving);
