@@ -25,7 +25,12 @@ pub struct Config {
     /// How long to look for a coordinator before giving up.
     #[serde(with = "humantime_serde")]
     pub connect_time_limit: Duration,
-    /// After this long without an acknowledgement a rollout is sent again, to another reward server if there is one.
+    /// After this long without an acknowledgement a rollout is sent to a second reward server too, and the first answer
+    /// counts. At most one rollout in ten is: a slow scorer must not be given twice the work.
+    #[serde(with = "humantime_serde")]
+    pub hedge_after: Duration,
+    /// After this long without an acknowledgement a reward server counts as having lost a rollout: it is sent again, to
+    /// another one if there is one.
     #[serde(with = "humantime_serde")]
     pub acknowledge_time_limit: Duration,
     /// How long a transfer of weights may take without progress.
@@ -50,8 +55,9 @@ impl Default for Config {
             max_unacknowledged: 4096,
             heartbeat_interval: Duration::from_millis(500),
             connect_time_limit: Duration::from_secs(600),
+            hedge_after: Duration::from_secs(20),
             // Longer than a reward server's own deadlines, so that only a lost rollout is sent again.
-            acknowledge_time_limit: Duration::from_secs(120),
+            acknowledge_time_limit: Duration::from_secs(150),
             weights_time_limit: Duration::from_secs(60),
             drain_time_limit: Duration::from_secs(15),
             engine: EngineConfig::default(),

@@ -19,6 +19,10 @@ pub(crate) fn describe() {
         "Rollouts that a reward server had no room for, each time."
     );
     describe_counter!(
+        "rlhf_actor_rollouts_hedged_total",
+        "Rollouts that a reward server took long with and a second one was given too."
+    );
+    describe_counter!(
         "rlhf_actor_weights_received_total",
         "Weight versions received, by way: broadcast or pull."
     );
@@ -62,6 +66,10 @@ pub(crate) fn failed(reason: FailReason) {
 
 pub(crate) fn overloaded() {
     counter!("rlhf_actor_reward_overloads_total").increment(1);
+}
+
+pub(crate) fn hedged() {
+    counter!("rlhf_actor_rollouts_hedged_total").increment(1);
 }
 
 pub(crate) fn unacknowledged(count: usize) {

@@ -1,18 +1,18 @@
 //! One stream to one reward server, kept up as long as the server is listed.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use proto::pb;
 use proto::pb::reward_server_client::RewardServerClient;
 use service::Backoff;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use types::MemberId;
 use types::link::reward::{ScoreReply, ScoreRequest};
-use types::{MemberId, Rollout};
 
-use crate::reward_router::Sender;
+use crate::reward_router::{Offered, Sender};
 
 /// Requests that may wait for the wire.
 const REQUESTS: usize = 16;
@@ -39,7 +39,7 @@ pub(crate) async fn serve(
     server: MemberId,
     address: String,
     sender: Sender,
-    mut rollouts: mpsc::Receiver<Arc<Rollout>>,
+    mut rollouts: mpsc::Receiver<Offered>,
     events: mpsc::Sender<ServerReport>,
 ) {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
@@ -85,13 +85,14 @@ async fn converse(
     server: &MemberId,
     requests: Requests,
     mut replies: Streaming<pb::ScoreReply>,
-    rollouts: &mut mpsc::Receiver<Arc<Rollout>>,
+    rollouts: &mut mpsc::Receiver<Offered>,
     events: &mpsc::Sender<ServerReport>,
 ) -> anyhow::Error {
     loop {
         tokio::select! {
-            Some(rollout) = rollouts.recv() => {
-                let request = ScoreRequest::Rollout(rollout.as_ref().clone());
+            Some(Offered { rollout, until }) = rollouts.recv() => {
+                let time_left = until.saturating_duration_since(Instant::now());
+                let request = ScoreRequest::Rollout { rollout: rollout.as_ref().clone(), time_left };
                 if requests.send(request.into()).await.is_err() {
                     return anyhow::anyhow!("the stream closed");
                 }

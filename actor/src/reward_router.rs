@@ -7,9 +7,11 @@
 //!        +---- Recorded ------+  +------- replies --------------+
 //! ```
 //!
-//! The router owns the unacknowledged rollouts. Each is at one server at a time, or waits: for a server to connect, or for
-//! the pause that an overloaded server asked for. A server that goes away, or does not acknowledge within the time limit,
-//! loses its rollouts to the others. The coordinator recognises what arrives twice.
+//! The router owns the unacknowledged rollouts. Each is at a server, or waits: for a server to connect, or for the pause that
+//! an overloaded server asked for. A server that goes away, or does not acknowledge within the time limit, loses its
+//! rollouts to the others. What a server takes long with is given to a second one too, so that one slow server does not hold
+//! up a batch (hedged requests: Dean and Barroso, "The tail at scale", 2013); the first answer counts. The coordinator
+//! recognises what arrives twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -38,7 +40,15 @@ pub(crate) enum Offer {
     /// These servers are ready; replaces the list before.
     Servers(Vec<RewardServerAddress>),
     /// Deliver this.
-    Rollout(Arc<Rollout>),
+    Rollout(Offered),
+}
+
+/// A finished rollout.
+#[derive(Debug, Clone)]
+pub(crate) struct Offered {
+    pub(crate) rollout: Arc<Rollout>,
+    /// When its lease runs out: the reward server is told what is left.
+    pub(crate) until: Instant,
 }
 
 /// Who delivers, for whom.
@@ -48,28 +58,60 @@ pub(crate) struct Sender {
     pub(crate) member: MemberId,
     /// After this long without an acknowledgement a rollout is sent to another server.
     pub(crate) ack_time_limit: Duration,
+    /// After this long it is sent to a second server too.
+    pub(crate) hedge_after: Duration,
 }
 
 #[derive(Debug)]
 struct Pending {
-    rollout: Arc<Rollout>,
-    place: Place,
+    offered: Offered,
+    /// The servers that have it: one, or two once it is hedged. It waits while none has.
+    sent: Vec<Sent>,
+    /// While it waits: not before this moment.
+    not_before: Instant,
     /// The server that last did not acknowledge it in time: any other comes first.
     late_at: Option<MemberId>,
 }
 
-#[derive(Debug, Clone)]
-enum Place {
-    /// Not before this moment.
-    Waiting(Instant),
-    /// At a server since.
-    At(MemberId, Instant),
+#[derive(Debug)]
+struct Sent {
+    server: MemberId,
+    since: Instant,
+}
+
+/// Hedges that may be sent: one for ten acknowledged rollouts, and a few to begin with. So servers that are all slow are not
+/// given twice the work.
+#[derive(Debug)]
+struct HedgeBudget {
+    /// Acknowledged rollouts not yet spent.
+    acknowledged: u32,
+}
+
+impl HedgeBudget {
+    const PRICE: u32 = 10;
+    const MOST: u32 = 10 * Self::PRICE;
+
+    fn full() -> Self {
+        Self { acknowledged: Self::MOST }
+    }
+
+    fn earn(&mut self) {
+        self.acknowledged = (self.acknowledged + 1).min(Self::MOST);
+    }
+
+    fn allows(&self) -> bool {
+        self.acknowledged >= Self::PRICE
+    }
+
+    fn spend(&mut self) {
+        self.acknowledged = self.acknowledged.saturating_sub(Self::PRICE);
+    }
 }
 
 #[derive(Debug)]
 struct Server {
     address: String,
-    queue: mpsc::Sender<Arc<Rollout>>,
+    queue: mpsc::Sender<Offered>,
     connected: bool,
     stop: CancellationToken,
 }
@@ -85,6 +127,7 @@ pub(crate) struct RewardRouter {
     pending: BTreeMap<RolloutId, Pending>,
     /// Ids that wait, so that a sweep does not look through everything.
     waiting: BTreeSet<RolloutId>,
+    hedges: HedgeBudget,
     events: (mpsc::Sender<ServerReport>, mpsc::Receiver<ServerReport>),
 }
 
@@ -104,6 +147,7 @@ impl RewardRouter {
             servers: BTreeMap::new(),
             pending: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            hedges: HedgeBudget::full(),
             events: mpsc::channel(EVENTS),
         }
     }
@@ -116,11 +160,14 @@ impl RewardRouter {
             tokio::select! {
                 offer = self.offers.recv() => match offer {
                     Some(Offer::Servers(list)) => self.replace_servers(list).await,
-                    Some(Offer::Rollout(rollout)) => self.accept(rollout),
+                    Some(Offer::Rollout(offered)) => self.accept(offered),
                     None => break,
                 },
                 Some(report) = self.events.1.recv() => self.server_report(report).await,
-                _ = sweep.tick() => self.expire(),
+                _ = sweep.tick() => {
+                    self.expire();
+                    self.hedge();
+                }
             }
             self.dispatch();
             metrics::unacknowledged(self.pending.len());
@@ -144,7 +191,7 @@ impl RewardRouter {
             if let Some(server) = self.servers.remove(&member) {
                 server.stop.cancel();
             }
-            self.take_back(&member);
+            self.take_back_all(&member);
         }
         for (member, address) in listed {
             if !self.servers.contains_key(&member) {
@@ -169,9 +216,10 @@ impl RewardRouter {
         self.spawner.spawn(format!("stream to {member}"), OnError::Log, until_stopped).await;
     }
 
-    fn accept(&mut self, rollout: Arc<Rollout>) {
-        let id = rollout.id;
-        self.pending.insert(id, Pending { rollout, place: Place::Waiting(Instant::now()), late_at: None });
+    fn accept(&mut self, offered: Offered) {
+        let id = offered.rollout.id;
+        let not_before = Instant::now();
+        self.pending.insert(id, Pending { offered, sent: Vec::new(), not_before, late_at: None });
         self.waiting.insert(id);
     }
 
@@ -188,36 +236,40 @@ impl RewardRouter {
                 if let Some(server) = self.servers.get_mut(&server) {
                     server.connected = false;
                 }
-                self.take_back(&server);
+                self.take_back_all(&server);
             }
             ServerEvent::Reply(ScoreReply::Recorded(id)) => {
                 self.waiting.remove(&id);
                 if self.pending.remove(&id).is_some() {
+                    self.hedges.earn();
                     // The rollout loop reads these as long as it lives.
                     let _ = self.recorded.send(id).await;
                 }
             }
             ServerEvent::Reply(ScoreReply::Overloaded { id, retry_after }) => {
                 metrics::overloaded();
-                self.wait(id, Instant::now() + retry_after);
+                self.take_back(id, &server, Instant::now() + retry_after);
             }
         }
     }
 
-    fn wait(&mut self, id: RolloutId, until: Instant) {
-        if let Some(pending) = self.pending.get_mut(&id) {
-            pending.place = Place::Waiting(until);
+    /// A server does not have a rollout any more: if no other has it, it waits.
+    fn take_back(&mut self, id: RolloutId, server: &MemberId, not_before: Instant) {
+        let Some(pending) = self.pending.get_mut(&id) else { return };
+        let before = pending.sent.len();
+        pending.sent.retain(|sent| sent.server != *server);
+        if before > 0 && pending.sent.is_empty() {
+            pending.not_before = not_before;
             self.waiting.insert(id);
         }
     }
 
-    /// What a server had and did not acknowledge waits again.
-    fn take_back(&mut self, server: &MemberId) {
-        let at_server = |pending: &Pending| matches!(&pending.place, Place::At(at, _) if at == server);
-        let ids: Vec<RolloutId> =
-            self.pending.iter().filter(|(_, pending)| at_server(pending)).map(|(id, _)| *id).collect();
+    /// A server has nothing any more.
+    fn take_back_all(&mut self, server: &MemberId) {
+        let now = Instant::now();
+        let ids: Vec<RolloutId> = self.pending.keys().copied().collect();
         for id in ids {
-            self.wait(id, Instant::now());
+            self.take_back(id, server, now);
         }
     }
 
@@ -226,20 +278,35 @@ impl RewardRouter {
     fn expire(&mut self) {
         let (limit, now) = (self.sender.ack_time_limit, Instant::now());
         for (id, pending) in &mut self.pending {
-            match &pending.place {
-                Place::At(server, since) if since.elapsed() > limit => {
-                    tracing::warn!(%id, %server, ?limit, "not acknowledged in time: sent again");
-                    pending.late_at = Some(server.clone());
-                    pending.place = Place::Waiting(now);
-                    self.waiting.insert(*id);
-                }
-                Place::At(..) | Place::Waiting(_) => {}
+            let Some(late) = pending.sent.iter().find(|sent| sent.since.elapsed() > limit) else { continue };
+            tracing::warn!(%id, server = %late.server, ?limit, "not acknowledged in time");
+            pending.late_at = Some(late.server.clone());
+            pending.sent.retain(|sent| sent.since.elapsed() <= limit);
+            if pending.sent.is_empty() {
+                pending.not_before = now;
+                self.waiting.insert(*id);
             }
         }
     }
 
-    /// Sends what may be sent, each to the connected server with the shortest queue, but to one that was late with it only
-    /// where there is no other.
+    /// Gives what one server takes long with to a second one too.
+    fn hedge(&mut self) {
+        for (id, pending) in &mut self.pending {
+            let [first] = pending.sent.as_slice() else { continue };
+            if first.since.elapsed() <= self.sender.hedge_after || !self.hedges.allows() {
+                continue;
+            }
+            let others = self.servers.iter().filter(|(member, _)| **member != first.server);
+            if let Some(sent) = send(&pending.offered, least_busy(others, None)) {
+                tracing::debug!(%id, slow = %first.server, server = %sent.server, "hedged");
+                pending.sent.push(sent);
+                self.hedges.spend();
+                metrics::hedged();
+            }
+        }
+    }
+
+    /// Sends what may be sent.
     fn dispatch(&mut self) {
         let now = Instant::now();
         let due: Vec<RolloutId> = self.waiting.iter().copied().collect();
@@ -248,20 +315,29 @@ impl RewardRouter {
                 self.waiting.remove(&id);
                 continue;
             };
-            if matches!(pending.place, Place::Waiting(until) if until > now) {
+            if pending.not_before > now {
                 continue;
             }
-            let connected = self.servers.iter().filter(|(_, server)| server.connected);
-            let Some((member, server)) = connected.max_by_key(|(member, server)| {
-                (pending.late_at.as_ref() != Some(*member), server.queue.capacity())
-            }) else {
-                return;
-            };
-            if server.queue.try_send(Arc::clone(&pending.rollout)).is_err() {
-                return;
-            }
-            pending.place = Place::At(member.clone(), now);
+            let server = least_busy(self.servers.iter(), pending.late_at.as_ref());
+            let Some(sent) = send(&pending.offered, server) else { return };
+            pending.sent.push(sent);
             self.waiting.remove(&id);
         }
     }
+}
+
+/// The connected server with the shortest queue; one that was late only where there is no other.
+fn least_busy<'a>(
+    servers: impl Iterator<Item = (&'a MemberId, &'a Server)>,
+    late: Option<&MemberId>,
+) -> Option<(&'a MemberId, &'a Server)> {
+    let connected = servers.filter(|(_, server)| server.connected);
+    connected.max_by_key(|(member, server)| (late != Some(*member), server.queue.capacity()))
+}
+
+/// Sends a rollout, if there is a server and room on the way to it.
+fn send(offered: &Offered, to: Option<(&MemberId, &Server)>) -> Option<Sent> {
+    let (member, server) = to?;
+    server.queue.try_send(offered.clone()).ok()?;
+    Some(Sent { server: member.clone(), since: Instant::now() })
 }

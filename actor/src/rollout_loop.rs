@@ -26,7 +26,7 @@ use anyhow::Context as _;
 use service::{CancellationToken, LinkEvent, Readiness, Spawner};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, Lease};
+use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome};
 use types::{
     FailReason, Incarnation, LeaseId, MemberId, PolicyVersion, Rollout, RolloutFailure, RolloutId, WeightHash,
 };
@@ -36,9 +36,9 @@ use crate::coordinator_client::CoordinatorLink;
 use crate::engine::{Event, Finished, Request, SampleRequest};
 use crate::metrics;
 use crate::policy::{Policy, PolicyEvent, PolicyKeeper};
-use crate::reward_router::{Offer, RewardRouter, Sender};
+use crate::reward_router::{Offer, Offered, RewardRouter, Sender};
 use crate::serve::Served;
-use crate::work::{Work, group_work};
+use crate::work::{HeldLease, Work, group_work};
 
 /// Offers to the router that may wait.
 const OFFERS: usize = 256;
@@ -65,7 +65,7 @@ pub(crate) struct RolloutLoop {
     work: BTreeMap<u64, Work>,
     next_work: u64,
     /// Leases that wait for the engine: for its first weights, or in deterministic mode for the lease before.
-    leases: VecDeque<Lease>,
+    leases: VecDeque<HeldLease>,
     last_lease: LeaseId,
     unacknowledged: BTreeSet<RolloutId>,
     offers: Option<mpsc::Sender<Offer>>,
@@ -87,6 +87,7 @@ enum Happened {
     Engine(anyhow::Result<Event>),
     Recorded(RolloutId),
     LoadDue,
+    LeaseOver,
     DrainOver,
     Leave,
     Stop,
@@ -149,6 +150,7 @@ impl RolloutLoop {
                     self.unacknowledged.remove(&id);
                 }
                 Happened::LoadDue => self.report_load().await,
+                Happened::LeaseOver => self.give_up_overdue().await?,
                 Happened::DrainOver => self.hand_back().await?,
                 Happened::Leave => break,
                 Happened::Stop => self.drain().await,
@@ -169,7 +171,7 @@ impl RolloutLoop {
             true => self.reported.1 + self.config.heartbeat_interval,
             false => self.reported.1 + LOAD_DELAY,
         };
-        let drain_over = self.drain_until;
+        let (lease_over, drain_over) = (self.first_lease_over(), self.drain_until);
         let stopping = self.drain_until.is_some();
         tokio::select! {
             event = self.link.next() => Happened::Link(event),
@@ -177,6 +179,7 @@ impl RolloutLoop {
             event = next_event(&mut self.policy) => Happened::Engine(event),
             Some(id) = self.recorded.1.recv() => Happened::Recorded(id),
             () = tokio::time::sleep_until(load_due), if self.link.is_connected() => Happened::LoadDue,
+            () = sleep_until(lease_over) => Happened::LeaseOver,
             () = sleep_until(drain_over), if !self.work.is_empty() || !self.leases.is_empty() => Happened::DrainOver,
             () = sleep_until(self.leave_at) => Happened::Leave,
             () = self.token.cancelled(), if !stopping => Happened::Stop,
@@ -186,8 +189,8 @@ impl RolloutLoop {
     /// Attempts that this actor works on or holds.
     fn holding(&self) -> Vec<RolloutId> {
         let working = self.work.values().filter(|work| !work.unwanted).map(|work| work.id);
-        let leased = self.leases.iter().flat_map(|lease| &lease.prompts).flat_map(|prompt| &prompt.wanted);
-        working.chain(leased.copied()).chain(self.unacknowledged.iter().copied()).collect()
+        let leased = self.leases.iter().flat_map(HeldLease::wanted);
+        working.chain(leased).chain(self.unacknowledged.iter().copied()).collect()
     }
 
     async fn link_event(
@@ -228,7 +231,10 @@ impl RolloutLoop {
             ActorCommand::ReceiveWeights { generation, manifest } => {
                 self.keeper.receive(generation, manifest).await;
             }
-            ActorCommand::Lease(lease) => self.lease(lease),
+            ActorCommand::Lease(lease) => {
+                self.last_lease = self.last_lease.max(lease.id);
+                self.leases.push_back(lease.into());
+            }
             ActorCommand::Drain => self.drain().await,
             ActorCommand::Finish => {
                 tracing::info!("the run is over");
@@ -246,6 +252,7 @@ impl RolloutLoop {
                 run: welcome.run.clone(),
                 member: self.member.clone(),
                 ack_time_limit: self.config.acknowledge_time_limit,
+                hedge_after: self.config.hedge_after,
             };
             let recorded = self.recorded.0.clone();
             let router = RewardRouter::new(sender, inbox, recorded, self.spawner.clone());
@@ -262,11 +269,6 @@ impl RolloutLoop {
         }
     }
 
-    fn lease(&mut self, lease: Lease) {
-        self.last_lease = self.last_lease.max(lease.id);
-        self.leases.push_back(lease);
-    }
-
     /// Gives waiting leases to the engine: all at once, or in deterministic mode one after the other.
     async fn feed_engine(&mut self) -> anyhow::Result<()> {
         let Some(welcome) = self.welcome.clone() else { return Ok(()) };
@@ -277,7 +279,7 @@ impl RolloutLoop {
         Ok(())
     }
 
-    async fn submit(&mut self, lease: Lease, welcome: &ActorWelcome) -> anyhow::Result<()> {
+    async fn submit(&mut self, lease: HeldLease, welcome: &ActorWelcome) -> anyhow::Result<()> {
         let Some(policy) = &self.policy else { return Ok(()) };
         let sampling = Arc::new(welcome.sampling.clone());
         let (mut requests, mut works, mut failures) = (Vec::new(), Vec::new(), Vec::new());
@@ -290,7 +292,7 @@ impl RolloutLoop {
                     continue;
                 }
             };
-            let group = group_work(&leased, &prompt_tokens, welcome.deterministic);
+            let group = group_work(&leased, lease.until, &prompt_tokens, welcome.deterministic);
             let sample =
                 |(number, work): (u64, &Work)| SampleRequest { id: number, seed: work.id.seed(welcome.seed) };
             requests.push(Request {
@@ -357,7 +359,8 @@ impl RolloutLoop {
         match rollout.validated() {
             Ok(rollout) => {
                 self.unacknowledged.insert(rollout.id);
-                self.offer(Offer::Rollout(Arc::new(rollout))).await;
+                let offered = Offered { rollout: Arc::new(rollout), until: work.until };
+                self.offer(Offer::Rollout(offered)).await;
             }
             Err(invalid) => self.fail(work.id, FailReason::Invalid, invalid.to_string(), tokens).await,
         }
@@ -394,8 +397,7 @@ impl RolloutLoop {
     }
 
     fn load(&self) -> ActorLoad {
-        let waiting: usize =
-            self.leases.iter().flat_map(|lease| &lease.prompts).map(|p| p.wanted.len()).sum();
+        let waiting = self.leases.iter().flat_map(HeldLease::wanted).count();
         let running = self.work.len();
         // A few responses wait in the engine, so that a finished one is followed at once.
         let places = self.config.engine.max_sequences + self.config.engine.max_sequences / 4;
@@ -430,10 +432,36 @@ impl RolloutLoop {
 
     /// Gives up what a drain did not finish: the coordinator issues it anew.
     async fn hand_back(&mut self) -> anyhow::Result<()> {
-        let leased = std::mem::take(&mut self.leases);
-        let waiting = leased.into_iter().flat_map(|lease| lease.prompts).flat_map(|prompt| prompt.wanted);
-        let mut ids: Vec<RolloutId> = waiting.collect();
-        for (number, work) in std::mem::take(&mut self.work) {
+        self.give_up(|_| true, FailReason::Returned, "the actor is leaving").await
+    }
+
+    /// When the first lease runs out of which something is still to be generated.
+    fn first_lease_over(&self) -> Option<Instant> {
+        let leased = self.leases.iter().map(|lease| lease.until);
+        leased.chain(self.work.values().map(|work| work.until)).min()
+    }
+
+    /// Gives up what others are to generate by now. What is generated already is delivered all the same: reward server and
+    /// coordinator know what to make of it.
+    async fn give_up_overdue(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        self.give_up(|until| until <= now, FailReason::LeaseExpired, "not generated before its lease ran out")
+            .await
+    }
+
+    /// Generates no further what is `chosen` by the end of its lease.
+    async fn give_up(
+        &mut self,
+        chosen: impl Fn(Instant) -> bool,
+        reason: FailReason,
+        detail: &str,
+    ) -> anyhow::Result<()> {
+        let held = std::mem::take(&mut self.leases).into_iter();
+        let (over, kept): (VecDeque<_>, _) = held.partition(|lease| chosen(lease.until));
+        self.leases = kept;
+        let mut ids: Vec<RolloutId> = over.iter().flat_map(HeldLease::wanted).collect();
+        let work: Vec<(u64, Work)> = self.work.extract_if(.., |_, work| chosen(work.until)).collect();
+        for (number, work) in work {
             if let Some(policy) = &self.policy {
                 policy.client.cancel(number).await?;
             }
@@ -442,7 +470,7 @@ impl RolloutLoop {
             }
         }
         for id in ids {
-            self.fail(id, FailReason::Returned, "the actor is leaving".to_owned(), 0).await;
+            self.fail(id, reason, detail.to_owned(), 0).await;
         }
         Ok(())
     }

@@ -83,7 +83,8 @@ fn manifest() -> Manifest {
 proptest! {
     #[test]
     fn scored_rollouts_survive_the_wire(scored in scored_rollouts()) {
-        let request = ScoreRequest::Rollout(scored.rollout.clone());
+        let time_left = std::time::Duration::from_millis(scored.rollout.id.prompt.ordinal);
+        let request = ScoreRequest::Rollout { rollout: scored.rollout.clone(), time_left };
         prop_assert_eq!(through_bytes::<_, pb::ScoreRequest>(request.clone()), request);
         let report = RewardReport::Scored(scored);
         prop_assert_eq!(through_bytes::<_, pb::RewardReport>(report.clone()), report);

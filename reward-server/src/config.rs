@@ -33,7 +33,7 @@ pub struct Config {
     pub deterministic: bool,
     /// Folder of the policy's tokenizer; that of the reference, else of the first reward model, where not given.
     pub tokenizer: Option<PathBuf>,
-    /// What is not scored this long after its arrival has failed.
+    /// What is not scored this long after its arrival has failed; sooner where its lease runs out sooner.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
     /// Keeps the combined score within `[low, high]`.

@@ -28,6 +28,14 @@ use crate::panel::Panel;
 /// Pause before an actor offers a rollout again to a server that is leaving: by then it knows of others.
 const DRAINING_PAUSE: Duration = Duration::from_secs(1);
 
+/// A rollout that is to be scored.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) rollout: Rollout,
+    /// Later than this nobody wants the score.
+    pub(crate) until: Instant,
+}
+
 /// The shared ledger. A cheap clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Desk(Arc<Inner>);
@@ -36,7 +44,7 @@ pub(crate) struct Desk(Arc<Inner>);
 struct Inner {
     ledger: Mutex<Ledger>,
     /// To the scoring tasks; as many places as the ledger has rollouts.
-    arrivals: mpsc::Sender<Rollout>,
+    arrivals: mpsc::Sender<Arrival>,
     /// A result waits to be sent.
     unsent: Notify,
     /// A rollout has left the ledger.
@@ -54,7 +62,7 @@ impl Desk {
         bounds: Bounds,
         panel: Arc<Panel>,
         draining: CancellationToken,
-    ) -> (Self, mpsc::Receiver<Rollout>) {
+    ) -> (Self, mpsc::Receiver<Arrival>) {
         let (arrivals, inbox) = mpsc::channel(bounds.rollouts);
         let inner = Inner {
             ledger: Mutex::new(Ledger::new(bounds)),
@@ -68,8 +76,17 @@ impl Desk {
         (Self(Arc::new(inner)), inbox)
     }
 
-    /// An actor offers a rollout; `answer` is given now if there is no room, otherwise when its fate is recorded.
-    pub(crate) async fn receive(&self, rollout: Rollout, actor: &MemberId, answer: Answer) {
+    /// An actor offers a rollout that its lease wants for `time_left` still; `answer` is given now if there is no room,
+    /// otherwise when its fate is recorded.
+    pub(crate) async fn receive(
+        &self,
+        rollout: Rollout,
+        time_left: Duration,
+        actor: &MemberId,
+        answer: Answer,
+    ) {
+        let now = Instant::now();
+        let until = now + time_left.min(self.0.panel.time_limit());
         let offered = {
             let mut ledger = self.ledger();
             let refusal = match ledger.holds(rollout.id) {
@@ -82,7 +99,7 @@ impl Desk {
                     ledger.refuse(rollout.id, answer, pause);
                     offered
                 }
-                None => match ledger.offer(Instant::now(), (rollout.id, bytes_of(&rollout)), actor, answer) {
+                None => match ledger.offer(now, (rollout.id, bytes_of(&rollout)), actor, answer) {
                     Offer::Accepted => Offered::Accepted,
                     Offer::Attached => Offered::Attached,
                     Offer::Refused => Offered::Overloaded,
@@ -92,7 +109,7 @@ impl Desk {
         metrics::offer(offered);
         if matches!(offered, Offered::Accepted) {
             // Without scoring tasks the process is ending; the actor keeps what it has no answer for.
-            let _ = self.0.arrivals.send(rollout).await;
+            let _ = self.0.arrivals.send(Arrival { rollout, until }).await;
         }
     }
 

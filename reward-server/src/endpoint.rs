@@ -18,6 +18,7 @@ use futures::future::try_join_all;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use types::FailReason;
 
 use crate::config::EndpointConfig;
@@ -110,7 +111,7 @@ async fn get_reward(
     let wanted = u32::try_from(texts).unwrap_or(u32::MAX);
     let busy = |_| Refusal::Busy { texts, places: endpoint.places.available_permits(), max };
     let _places = endpoint.places.try_acquire_many(wanted).map_err(busy)?;
-    let until = endpoint.panel.deadline();
+    let until = Instant::now() + endpoint.panel.time_limit();
     let panel = &endpoint.panel;
     let rewards = items.iter().enumerate().map(|(index, item)| async move {
         let judged = panel.judge(item, until).await;

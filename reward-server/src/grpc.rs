@@ -121,7 +121,9 @@ async fn carry_rollouts(
         let request = request?;
         let id = rollout_id(&request);
         match (ScoreRequest::try_from(request), id) {
-            (Ok(ScoreRequest::Rollout(rollout)), _) => desk.receive(rollout, actor, answer).await,
+            (Ok(ScoreRequest::Rollout { rollout, time_left }), _) => {
+                desk.receive(rollout, time_left, actor, answer).await;
+            }
             (Err(problem), Some((id, tokens))) => {
                 // Sent again it would be refused again: this attempt has failed, and the coordinator shall know.
                 tracing::warn!(%actor, %id, %problem, "an invalid rollout");
@@ -143,7 +145,8 @@ async fn carry_rollouts(
 /// The id and length of a rollout that may be invalid otherwise.
 fn rollout_id(request: &pb::ScoreRequest) -> Option<(RolloutId, usize)> {
     match request.request.as_ref()? {
-        pb::score_request::Request::Rollout(rollout) => {
+        pb::score_request::Request::Rollout(offered) => {
+            let rollout = offered.rollout.as_ref()?;
             Some((RolloutId::try_from(rollout.id?).ok()?, rollout.response_tokens.len()))
         }
         pb::score_request::Request::Hello(_) => None,

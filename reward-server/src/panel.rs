@@ -129,9 +129,9 @@ impl Panel {
         self.tokenizer.as_ref()
     }
 
-    /// When a response that arrives now has to be scored.
-    pub(crate) fn deadline(&self) -> Instant {
-        Instant::now() + self.deadline
+    /// The most time that the scoring of one response may take.
+    pub(crate) fn time_limit(&self) -> Duration {
+        self.deadline
     }
 
     /// How long no response can be scored because a remote service is down; none while all work.

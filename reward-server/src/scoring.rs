@@ -7,10 +7,11 @@ use futures::FutureExt;
 use service::CancellationToken;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use types::link::reward::RewardReport;
 use types::{FailReason, Rollout, ScoredRollout};
 
-use crate::desk::{Desk, failure};
+use crate::desk::{Arrival, Desk, failure};
 use crate::fault::Fault;
 use crate::item::Item;
 use crate::panel::Panel;
@@ -19,16 +20,16 @@ use crate::panel::Panel;
 pub(crate) async fn run(
     panel: Arc<Panel>,
     desk: Desk,
-    mut arrivals: mpsc::Receiver<Rollout>,
+    mut arrivals: mpsc::Receiver<Arrival>,
     done: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
             arrival = arrivals.recv() => {
-                let Some(rollout) = arrival else { return Ok(()) };
+                let Some(arrival) = arrival else { return Ok(()) };
                 let (panel, desk) = (Arc::clone(&panel), desk.clone());
-                tasks.spawn(async move { desk.finished(report(&panel, rollout).await) });
+                tasks.spawn(async move { desk.finished(report(&panel, arrival).await) });
             }
             // Frees what an ended task has left; a task does not fail.
             Some(_) = tasks.join_next() => {}
@@ -38,9 +39,9 @@ pub(crate) async fn run(
 }
 
 /// The report about a rollout. Even a panic of a scorer becomes one, so that no rollout is left without.
-async fn report(panel: &Panel, rollout: Rollout) -> RewardReport {
+async fn report(panel: &Panel, Arrival { rollout, until }: Arrival) -> RewardReport {
     let (id, tokens) = (rollout.id, rollout.response_tokens.len());
-    let scored = AssertUnwindSafe(score(panel, rollout)).catch_unwind().await;
+    let scored = AssertUnwindSafe(score(panel, rollout, until)).catch_unwind().await;
     match scored {
         Ok(Ok(scored)) => RewardReport::Scored(scored),
         Ok(Err(Fault { reason, detail })) => failure(id, reason, detail, tokens),
@@ -48,8 +49,7 @@ async fn report(panel: &Panel, rollout: Rollout) -> RewardReport {
     }
 }
 
-async fn score(panel: &Panel, rollout: Rollout) -> Result<ScoredRollout, Fault> {
-    let until = panel.deadline();
+async fn score(panel: &Panel, rollout: Rollout, until: Instant) -> Result<ScoredRollout, Fault> {
     let item = Arc::new(Item::of_rollout(&rollout, panel.tokenizer())?);
     let (ref_logprobs, judgement) =
         futures::try_join!(panel.ref_logprobs(&item, until), panel.judge(&item, until))?;

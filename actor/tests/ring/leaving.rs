@@ -25,7 +25,7 @@ async fn a_drain_hands_back_what_it_does_not_finish() {
     // At least one is delivered before the coordinator tells the actor to leave.
     let mut delivered = BTreeSet::new();
     while delivered.is_empty() {
-        if let ScoreRequest::Rollout(rollout) = soon("a rollout", stream.up.recv()).await.unwrap() {
+        if let ScoreRequest::Rollout { rollout, .. } = soon("a rollout", stream.up.recv()).await.unwrap() {
             delivered.insert(rollout.id);
             stream.down.send(ScoreReply::Recorded(rollout.id)).await.unwrap();
         }
@@ -39,7 +39,7 @@ async fn a_drain_hands_back_what_it_does_not_finish() {
                 assert_eq!(failure.reason, FailReason::Returned);
                 assert!(returned.insert(failure.id), "handed back twice");
             },
-            Some(request) = stream.up.recv() => if let ScoreRequest::Rollout(rollout) = request {
+            Some(request) = stream.up.recv() => if let ScoreRequest::Rollout { rollout, .. } = request {
                 assert!(delivered.insert(rollout.id), "delivered twice");
                 stream.down.send(ScoreReply::Recorded(rollout.id)).await.unwrap();
             },
@@ -68,7 +68,7 @@ async fn an_actor_told_to_stop_finishes_what_it_has() {
     link.until("draining", |report| matches!(report, ActorReport::Draining).then_some(())).await;
     let mut delivered = BTreeSet::new();
     while delivered.len() < issued.len() {
-        if let ScoreRequest::Rollout(rollout) = soon("a rollout", stream.up.recv()).await.unwrap() {
+        if let ScoreRequest::Rollout { rollout, .. } = soon("a rollout", stream.up.recv()).await.unwrap() {
             delivered.insert(rollout.id);
             stream.down.send(ScoreReply::Recorded(rollout.id)).await.unwrap();
         }

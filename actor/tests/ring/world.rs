@@ -184,13 +184,23 @@ impl Link {
 
     /// Leases one prompt; the ids that are wanted.
     pub(crate) async fn lease(&self, ordinal: u64, siblings: u16) -> Vec<RolloutId> {
+        self.lease_for(PATIENCE, ordinal, siblings).await
+    }
+
+    /// The same, for a limited time.
+    pub(crate) async fn lease_for(
+        &self,
+        time_limit: Duration,
+        ordinal: u64,
+        siblings: u16,
+    ) -> Vec<RolloutId> {
         let id = PromptId { epoch: 0, ordinal };
         let prompt =
             Prompt::new(id, PromptContent::Text("the fox".to_owned()), "{\"test\": 1}".into()).unwrap();
         let wanted: Vec<RolloutId> =
             (0..siblings).map(|sibling| RolloutId { prompt: id, sibling, attempt: 0 }).collect();
         let leased = LeasedPrompt { prompt, group_size: siblings, wanted: wanted.clone() };
-        let lease = Lease { id: LeaseId(ordinal + 1), prompts: vec![leased], time_limit: PATIENCE };
+        let lease = Lease { id: LeaseId(ordinal + 1), prompts: vec![leased], time_limit };
         self.command(ActorCommand::Lease(lease)).await;
         wanted
     }

@@ -9,6 +9,7 @@ use types::link::actor::{
 use types::{GenerationId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId, WeightHash};
 
 use super::data::{hash, plain_text};
+use super::millis;
 use crate::error::required;
 use crate::{ProtocolError, pb};
 
@@ -29,10 +30,6 @@ pub(crate) fn address(field: &'static str, address: String) -> Result<String, Pr
 
 fn rollout_ids(ids: Vec<pb::RolloutId>) -> Result<Vec<RolloutId>, ProtocolError> {
     ids.into_iter().map(RolloutId::try_from).collect()
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn confirmed(version: PolicyVersion, hash: WeightHash) -> pb::WeightsConfirmed {

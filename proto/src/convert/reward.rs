@@ -6,6 +6,7 @@ use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, 
 use types::{Incarnation, MemberId, RunId};
 
 use super::actor::{address, known_run};
+use super::millis;
 use crate::error::required;
 use crate::{ProtocolError, pb};
 
@@ -16,7 +17,10 @@ impl From<ScoreRequest> for pb::ScoreRequest {
             ScoreRequest::Hello { run, member } => {
                 Request::Hello(pb::ScoreHello { run: run.into(), member: member.into() })
             }
-            ScoreRequest::Rollout(rollout) => Request::Rollout(rollout.into()),
+            ScoreRequest::Rollout { rollout, time_left } => Request::Rollout(pb::RolloutToScore {
+                rollout: Some(rollout.into()),
+                time_left_ms: millis(time_left),
+            }),
         };
         Self { request: Some(request) }
     }
@@ -31,7 +35,10 @@ impl TryFrom<pb::ScoreRequest> for ScoreRequest {
             Request::Hello(hello) => {
                 Self::Hello { run: RunId::try_from(hello.run)?, member: MemberId::try_from(hello.member)? }
             }
-            Request::Rollout(rollout) => Self::Rollout(rollout.try_into()?),
+            Request::Rollout(offered) => Self::Rollout {
+                rollout: required("rollout_to_score.rollout", offered.rollout)?.try_into()?,
+                time_left: Duration::from_millis(offered.time_left_ms),
+            },
         })
     }
 }
@@ -41,10 +48,9 @@ impl From<ScoreReply> for pb::ScoreReply {
         use pb::score_reply::Reply;
         let reply = match reply {
             ScoreReply::Recorded(id) => Reply::Recorded(id.into()),
-            ScoreReply::Overloaded { id, retry_after } => Reply::Overloaded(pb::Overloaded {
-                id: Some(id.into()),
-                retry_after_ms: u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX),
-            }),
+            ScoreReply::Overloaded { id, retry_after } => {
+                Reply::Overloaded(pb::Overloaded { id: Some(id.into()), retry_after_ms: millis(retry_after) })
+            }
         };
         Self { reply: Some(reply) }
     }

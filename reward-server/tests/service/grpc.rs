@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{FutureExt, Stream, StreamExt};
 use proto::pb;
@@ -146,15 +147,23 @@ impl Actor {
         Ok(Self { requests, replies })
     }
 
+    /// Offers a rollout whose lease lasts.
     pub(crate) async fn offer(&self, rollout: &Rollout) {
-        self.requests.send(ScoreRequest::Rollout(rollout.clone()).into()).await.unwrap();
+        self.offer_for(Duration::from_secs(3600), rollout).await;
+    }
+
+    /// Offers a rollout whose lease runs out after this long.
+    pub(crate) async fn offer_for(&self, time_left: Duration, rollout: &Rollout) {
+        let request = ScoreRequest::Rollout { rollout: rollout.clone(), time_left };
+        self.requests.send(request.into()).await.unwrap();
     }
 
     /// Offers what a correct actor would not.
     pub(crate) async fn offer_broken(&self, rollout: &Rollout, break_it: impl FnOnce(&mut pb::Rollout)) {
         let mut message = pb::Rollout::from(rollout.clone());
         break_it(&mut message);
-        let request = pb::score_request::Request::Rollout(message);
+        let offered = pb::RolloutToScore { rollout: Some(message), time_left_ms: 3_600_000 };
+        let request = pb::score_request::Request::Rollout(offered);
         self.requests.send(pb::ScoreRequest { request: Some(request) }).await.unwrap();
     }
 

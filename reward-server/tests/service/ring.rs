@@ -200,6 +200,20 @@ async fn beyond_its_bounds_the_server_says_when_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_whose_lease_runs_out_is_a_timeout_of_its_length() {
+    let stub = Stub::closed().await;
+    let mut world = World::start(remote(&stub)).await;
+    let rollout = tiny::rollout(0, "the answer", "");
+    world.actor.offer_for(Duration::from_millis(200), &rollout).await;
+    let failure = failed(world.session.result().await);
+    let tokens = u32::try_from(rollout.response_tokens.len()).unwrap();
+    assert_eq!(
+        (failure.id, failure.reason, failure.response_tokens),
+        (rollout.id, FailReason::RewardTimeout, tokens)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_told_to_stop_finishes_what_it_has_and_takes_nothing_new() {
     let stub = Stub::closed().await;
     let mut world = World::start(remote(&stub)).await;

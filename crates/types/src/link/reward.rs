@@ -1,5 +1,7 @@
 //! Actor, reward server and coordinator: the way of a response.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Incarnation, MemberId, Rollout, RolloutFailure, RolloutId, RunId, ScoredRollout};
@@ -15,7 +17,12 @@ pub enum ScoreRequest {
         member: MemberId,
     },
     /// One rollout to score.
-    Rollout(Rollout),
+    Rollout {
+        /// What to score.
+        rollout: Rollout,
+        /// What is left of its lease: later than that nobody wants the score. A span and not a moment, since clocks differ.
+        time_left: Duration,
+    },
 }
 
 /// Reward server to actor.
@@ -28,7 +35,7 @@ pub enum ScoreReply {
         /// Which rollout was refused.
         id: RolloutId,
         /// The least pause before the next try.
-        retry_after: std::time::Duration,
+        retry_after: Duration,
     },
 }
 
