@@ -18,7 +18,7 @@
 //!
 //! The loop never waits for one of these alone: it is one `select!` over all of them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome};
 use types::{
-    FailReason, Incarnation, LeaseId, MemberId, PolicyVersion, Rollout, RolloutFailure, RolloutId, WeightHash,
+    FailReason, Incarnation, MemberId, PolicyVersion, Rollout, RolloutFailure, RolloutId, WeightHash,
 };
 
 use crate::config::Config;
@@ -38,7 +38,7 @@ use crate::metrics;
 use crate::policy::{Policy, PolicyEvent, PolicyKeeper};
 use crate::reward_router::{Offer, Offered, RewardRouter, Sender};
 use crate::serve::Served;
-use crate::work::{HeldLease, Work, group_work};
+use crate::work::{HeldLease, Work, Workload, group_work};
 
 /// Offers to the router that may wait.
 const OFFERS: usize = 256;
@@ -61,12 +61,7 @@ pub(crate) struct RolloutLoop {
     policy: Option<Policy>,
     /// Version and hash of the weights in use.
     weights: Option<(PolicyVersion, WeightHash)>,
-    /// What the engine works on, by its number for it.
-    work: BTreeMap<u64, Work>,
-    next_work: u64,
-    /// Leases that wait for the engine: for its first weights, or in deterministic mode for the lease before.
-    leases: VecDeque<HeldLease>,
-    last_lease: LeaseId,
+    work: Workload,
     unacknowledged: BTreeSet<RolloutId>,
     offers: Option<mpsc::Sender<Offer>>,
     recorded: (mpsc::Sender<RolloutId>, mpsc::Receiver<RolloutId>),
@@ -119,10 +114,7 @@ impl RolloutLoop {
             welcome: None,
             policy: None,
             weights: None,
-            work: BTreeMap::new(),
-            next_work: 0,
-            leases: VecDeque::new(),
-            last_lease: LeaseId(0),
+            work: Workload::default(),
             unacknowledged: BTreeSet::new(),
             offers: None,
             recorded,
@@ -171,7 +163,7 @@ impl RolloutLoop {
             true => self.reported.1 + self.config.heartbeat_interval,
             false => self.reported.1 + LOAD_DELAY,
         };
-        let (lease_over, drain_over) = (self.first_lease_over(), self.drain_until);
+        let (lease_over, drain_over) = (self.work.first_until(), self.drain_until);
         let stopping = self.drain_until.is_some();
         tokio::select! {
             event = self.link.next() => Happened::Link(event),
@@ -180,7 +172,7 @@ impl RolloutLoop {
             Some(id) = self.recorded.1.recv() => Happened::Recorded(id),
             () = tokio::time::sleep_until(load_due), if self.link.is_connected() => Happened::LoadDue,
             () = sleep_until(lease_over) => Happened::LeaseOver,
-            () = sleep_until(drain_over), if !self.work.is_empty() || !self.leases.is_empty() => Happened::DrainOver,
+            () = sleep_until(drain_over), if !self.work.is_empty() => Happened::DrainOver,
             () = sleep_until(self.leave_at) => Happened::Leave,
             () = self.token.cancelled(), if !stopping => Happened::Stop,
         }
@@ -188,9 +180,7 @@ impl RolloutLoop {
 
     /// Attempts that this actor works on or holds.
     fn holding(&self) -> Vec<RolloutId> {
-        let working = self.work.values().filter(|work| !work.unwanted).map(|work| work.id);
-        let leased = self.leases.iter().flat_map(HeldLease::wanted);
-        working.chain(leased).chain(self.unacknowledged.iter().copied()).collect()
+        self.work.attempts().chain(self.unacknowledged.iter().copied()).collect()
     }
 
     async fn link_event(
@@ -231,10 +221,7 @@ impl RolloutLoop {
             ActorCommand::ReceiveWeights { generation, manifest } => {
                 self.keeper.receive(generation, manifest).await;
             }
-            ActorCommand::Lease(lease) => {
-                self.last_lease = self.last_lease.max(lease.id);
-                self.leases.push_back(lease.into());
-            }
+            ActorCommand::Lease(lease) => self.work.lease(lease),
             ActorCommand::Drain => self.drain().await,
             ActorCommand::Finish => {
                 tracing::info!("the run is over");
@@ -272,8 +259,8 @@ impl RolloutLoop {
     /// Gives waiting leases to the engine: all at once, or in deterministic mode one after the other.
     async fn feed_engine(&mut self) -> anyhow::Result<()> {
         let Some(welcome) = self.welcome.clone() else { return Ok(()) };
-        while self.policy.is_some() && (!welcome.deterministic || self.work.is_empty()) {
-            let Some(lease) = self.leases.pop_front() else { break };
+        while self.policy.is_some() && (!welcome.deterministic || self.work.running() == 0) {
+            let Some(lease) = self.work.next_lease() else { break };
             self.submit(lease, &welcome).await?;
         }
         Ok(())
@@ -283,7 +270,7 @@ impl RolloutLoop {
         let Some(policy) = &self.policy else { return Ok(()) };
         let sampling = Arc::new(welcome.sampling.clone());
         let (mut requests, mut works, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-        let mut first = self.next_work;
+        let mut first = self.work.next_number();
         for leased in lease.prompts {
             let prompt_tokens = match policy.encoder.encode(&leased.prompt.content) {
                 Ok(tokens) => tokens,
@@ -308,15 +295,11 @@ impl RolloutLoop {
         }
         let refusals = policy.client.submit(requests).await?;
         for (group, refusal) in works.into_iter().zip(refusals) {
-            let numbers = self.next_work..;
-            self.next_work += group.len() as u64;
-            match refusal {
-                Ok(()) => self.work.extend(numbers.zip(group)),
-                Err(refusal) => {
-                    let wanted = group.iter().filter(|work| !work.unwanted).map(|work| work.id).collect();
-                    failures.push((wanted, refusal.to_string()));
-                }
+            if let Err(refusal) = &refusal {
+                let wanted = group.iter().filter(|work| !work.unwanted).map(|work| work.id).collect();
+                failures.push((wanted, refusal.to_string()));
             }
+            self.work.start(group, refusal.is_err());
         }
         for (ids, detail) in failures {
             for id in ids {
@@ -331,7 +314,7 @@ impl RolloutLoop {
             Event::Token(_) => {}
             Event::Finished(finished) => self.finished(*finished).await,
             Event::Failed { id, response_tokens, problem } => {
-                if let Some(work) = self.work.remove(&id).filter(|work| !work.unwanted) {
+                if let Some(work) = self.work.end(id).filter(|work| !work.unwanted) {
                     self.fail(work.id, FailReason::Generation, problem, response_tokens).await;
                 }
             }
@@ -339,7 +322,7 @@ impl RolloutLoop {
     }
 
     async fn finished(&mut self, finished: Finished) {
-        let Some(work) = self.work.remove(&finished.id) else { return };
+        let Some(work) = self.work.end(finished.id) else { return };
         let tokens = finished.response_tokens.len();
         self.generated_tokens += tokens as u64;
         metrics::finished(tokens);
@@ -397,17 +380,16 @@ impl RolloutLoop {
     }
 
     fn load(&self) -> ActorLoad {
-        let waiting = self.leases.iter().flat_map(HeldLease::wanted).count();
-        let running = self.work.len();
+        let running = self.work.running();
         // A few responses wait in the engine, so that a finished one is followed at once.
         let places = self.config.engine.max_sequences + self.config.engine.max_sequences / 4;
         let full = self.unacknowledged.len() >= self.config.max_unacknowledged;
         let closed = self.policy.is_none() || self.drain_until.is_some() || full;
-        let free = if closed { 0 } else { places.saturating_sub(running + waiting) };
+        let free = if closed { 0 } else { places.saturating_sub(running + self.work.waiting()) };
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         ActorLoad {
             free_slots: number(free),
-            last_lease: self.last_lease,
+            last_lease: self.work.last_lease(),
             running: number(running),
             unacknowledged: number(self.unacknowledged.len()),
             generated_tokens: self.generated_tokens,
@@ -424,7 +406,7 @@ impl RolloutLoop {
     /// Takes no more work; what has begun may finish within the time limit.
     async fn drain(&mut self) {
         if self.drain_until.is_none() {
-            tracing::info!(running = self.work.len(), "draining");
+            tracing::info!(running = self.work.running(), "draining");
             self.drain_until = Some(Instant::now() + self.config.drain_time_limit);
             self.link.report(ActorReport::Draining).await;
         }
@@ -433,12 +415,6 @@ impl RolloutLoop {
     /// Gives up what a drain did not finish: the coordinator issues it anew.
     async fn hand_back(&mut self) -> anyhow::Result<()> {
         self.give_up(|_| true, FailReason::Returned, "the actor is leaving").await
-    }
-
-    /// When the first lease runs out of which something is still to be generated.
-    fn first_lease_over(&self) -> Option<Instant> {
-        let leased = self.leases.iter().map(|lease| lease.until);
-        leased.chain(self.work.values().map(|work| work.until)).min()
     }
 
     /// Gives up what others are to generate by now. What is generated already is delivered all the same: reward server and
@@ -456,20 +432,13 @@ impl RolloutLoop {
         reason: FailReason,
         detail: &str,
     ) -> anyhow::Result<()> {
-        let held = std::mem::take(&mut self.leases).into_iter();
-        let (over, kept): (VecDeque<_>, _) = held.partition(|lease| chosen(lease.until));
-        self.leases = kept;
-        let mut ids: Vec<RolloutId> = over.iter().flat_map(HeldLease::wanted).collect();
-        let work: Vec<(u64, Work)> = self.work.extract_if(.., |_, work| chosen(work.until)).collect();
-        for (number, work) in work {
+        let given_up = self.work.give_up(chosen);
+        for number in given_up.numbers {
             if let Some(policy) = &self.policy {
                 policy.client.cancel(number).await?;
             }
-            if !work.unwanted {
-                ids.push(work.id);
-            }
         }
-        for id in ids {
+        for id in given_up.wanted {
             self.fail(id, reason, detail.to_owned(), 0).await;
         }
         Ok(())
@@ -477,10 +446,7 @@ impl RolloutLoop {
 
     /// Whether nothing is left of the work, and everybody knows what became of it.
     fn has_drained(&self) -> bool {
-        self.drain_until.is_some()
-            && self.work.is_empty()
-            && self.leases.is_empty()
-            && self.unacknowledged.is_empty()
+        self.drain_until.is_some() && self.work.is_empty() && self.unacknowledged.is_empty()
     }
 }
 

@@ -1,11 +1,13 @@
-//! What a lease asks for, response by response.
+//! What the coordinator has asked for and is not generated yet: leases that wait for the engine, and the responses that it
+//! works on.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use types::RolloutId;
 use types::link::actor::{Lease, LeasedPrompt};
+use types::{LeaseId, RolloutId};
 
 /// No lease is taken to last longer.
 const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -19,15 +21,8 @@ pub(crate) struct HeldLease {
     pub(crate) until: Instant,
 }
 
-impl From<Lease> for HeldLease {
-    fn from(lease: Lease) -> Self {
-        Self { prompts: lease.prompts, until: Instant::now() + lease.time_limit.min(LONGEST_LEASE) }
-    }
-}
-
 impl HeldLease {
-    /// The attempts that it asks for.
-    pub(crate) fn wanted(&self) -> impl Iterator<Item = RolloutId> {
+    fn wanted(&self) -> impl Iterator<Item = RolloutId> {
         self.prompts.iter().flat_map(|prompt| &prompt.wanted).copied()
     }
 }
@@ -42,6 +37,105 @@ pub(crate) struct Work {
     pub(crate) until: Instant,
     /// Generated only to keep the batch composition (design D7): the coordinator has it already.
     pub(crate) unwanted: bool,
+}
+
+/// The actor's work.
+#[derive(Debug, Default)]
+pub(crate) struct Workload {
+    /// For the engine's first weights, or in deterministic mode for the lease before.
+    waiting: VecDeque<HeldLease>,
+    /// What the engine works on, by its number for it.
+    running: BTreeMap<u64, Work>,
+    next_number: u64,
+    last_lease: LeaseId,
+}
+
+/// What is not to be generated any more.
+#[derive(Debug, Default)]
+pub(crate) struct GivenUp {
+    /// The attempts that the coordinator waits for.
+    pub(crate) wanted: Vec<RolloutId>,
+    /// The engine's numbers to cancel.
+    pub(crate) numbers: Vec<u64>,
+}
+
+impl Workload {
+    /// Takes a lease on; it waits.
+    pub(crate) fn lease(&mut self, lease: Lease) {
+        self.last_lease = self.last_lease.max(lease.id);
+        let until = Instant::now() + lease.time_limit.min(LONGEST_LEASE);
+        self.waiting.push_back(HeldLease { prompts: lease.prompts, until });
+    }
+
+    /// The last lease that came.
+    pub(crate) fn last_lease(&self) -> LeaseId {
+        self.last_lease
+    }
+
+    /// The lease that has waited longest.
+    pub(crate) fn next_lease(&mut self) -> Option<HeldLease> {
+        self.waiting.pop_front()
+    }
+
+    /// The number of the first response that is [started](Self::start) next.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.next_number
+    }
+
+    /// The engine has been given these, under the next numbers. Those that it refused are skipped.
+    pub(crate) fn start(&mut self, group: Vec<Work>, refused: bool) {
+        let numbers = self.next_number..;
+        self.next_number += group.len() as u64;
+        if !refused {
+            self.running.extend(numbers.zip(group));
+        }
+    }
+
+    /// The engine is done with one; none for what was given up.
+    pub(crate) fn end(&mut self, number: u64) -> Option<Work> {
+        self.running.remove(&number)
+    }
+
+    /// The attempts that wait or are worked on.
+    pub(crate) fn attempts(&self) -> impl Iterator<Item = RolloutId> {
+        let running = self.running.values().filter(|work| !work.unwanted).map(|work| work.id);
+        running.chain(self.waiting.iter().flat_map(HeldLease::wanted))
+    }
+
+    /// Responses that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.iter().flat_map(HeldLease::wanted).count()
+    }
+
+    /// Responses that the engine works on.
+    pub(crate) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// When the first lease runs out.
+    pub(crate) fn first_until(&self) -> Option<Instant> {
+        let waiting = self.waiting.iter().map(|lease| lease.until);
+        waiting.chain(self.running.values().map(|work| work.until)).min()
+    }
+
+    /// Gives up what is chosen by the end of its lease.
+    pub(crate) fn give_up(&mut self, chosen: impl Fn(Instant) -> bool) -> GivenUp {
+        let mut given_up = GivenUp::default();
+        self.waiting.retain(|lease| {
+            let over = chosen(lease.until);
+            given_up.wanted.extend(lease.wanted().filter(|_| over));
+            !over
+        });
+        for (number, work) in self.running.extract_if(.., |_, work| chosen(work.until)) {
+            given_up.numbers.push(number);
+            given_up.wanted.extend((!work.unwanted).then_some(work.id));
+        }
+        given_up
+    }
 }
 
 /// The responses to generate for a leased prompt: those wanted, or in deterministic mode the whole group.
