@@ -53,7 +53,7 @@ pub enum Error {
     Head(String),
     /// The backend does not run this network.
     #[error(
-        "the native backend supports heads of up to 512 elements, the model has {0}; set backend = \"aten\""
+        "the native backend supports heads of up to 512 elements, the model has {0}; leave backend at \"auto\""
     )]
     HeadDim(i64),
     /// The system did not give memory or threads.
@@ -216,7 +216,7 @@ fn check(model: &ModelConfig, config: &EngineConfig) -> Result<(), Error> {
     if model.head != Head::Causal {
         return Err(Error::Head(model.architecture.class(model.head).to_owned()));
     }
-    if config.is_native() && !native::supports(model) {
+    if config.is_native(model) && !native::supports(model) {
         return Err(Error::HeadDim(model.head_dim));
     }
     config.check_device()

@@ -69,12 +69,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="6m")
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--microbatch-tokens", type=int, default=8192, help="the learner's own default")
+    parser.add_argument("--microbatch-tokens", type=int, default=16384, help="the learner's own default")
     parser.add_argument("--steps", type=int, default=3, help="steps that count in each turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trl", action="store_true", help="also the step of TRL's experimental PPOTrainer")
     arguments = parser.parse_args()
-    build = ["cargo", "build", "--release", "-p", "learner", "--example", "steps"]
+    build = ["cargo", "build", "--release", "--workspace", "--example", "steps"]
     subprocess.run(build, cwd=CHECKOUT, check=True)
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", CHECKOUT / "target"))
     count = str(arguments.steps + 1)

@@ -1,10 +1,10 @@
 //! What an engine may use, and how.
 
-use model::Device;
+use model::{Device, ModelConfig};
 use serde::{Deserialize, Serialize};
 use types::DType;
 
-use super::Error;
+use super::{Error, native};
 
 /// Tokens of one tile of the native cache; a block is a multiple of it.
 pub(crate) const TILE_TOKENS: usize = 16;
@@ -115,10 +115,10 @@ impl EngineConfig {
         self.device.problem(1).map_or(Ok(()), |problem| Err(Error::Config(vec![problem])))
     }
 
-    /// Whether the engine's own CPU code runs the network.
-    pub(crate) fn is_native(&self) -> bool {
+    /// Whether the engine's own CPU code runs this network.
+    pub(crate) fn is_native(&self, model: &ModelConfig) -> bool {
         match self.backend {
-            Backend::Auto => self.device == Device::Cpu,
+            Backend::Auto => self.device == Device::Cpu && native::supports(model),
             Backend::Native => true,
             Backend::Aten => false,
         }
@@ -129,7 +129,7 @@ impl EngineConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
-    /// Native on the CPU, ATen elsewhere.
+    /// Native on the CPU for the networks that it can run, ATen elsewhere.
     Auto,
     /// The engine's own code for the CPU: the numbers of a response do not depend on what else is generated.
     Native,

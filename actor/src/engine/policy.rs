@@ -48,7 +48,7 @@ impl PolicyWeights {
             let group = weights.group(index).map_err(|error| Error::Read(Box::new(error)))?;
             if group.size() == [layout.groups[index].numel] { Ok(group) } else { Err(Error::Weights) }
         };
-        let prepared = if engine.is_native() {
+        let prepared = if engine.is_native(model) {
             Prepared::Native(NativeWeights::pack(model, &read, engine.dtype)?)
         } else {
             Prepared::Aten(AtenWeights::copy(model, &read, engine.place())?)
@@ -125,7 +125,7 @@ impl Network {
 
 /// Bytes of one block of the cache.
 pub(super) fn block_bytes(model: &ModelConfig, engine: &EngineConfig) -> u64 {
-    match engine.is_native() {
+    match engine.is_native(model) {
         true => native::block_bytes(model, engine),
         false => aten::block_bytes(model, engine),
     }

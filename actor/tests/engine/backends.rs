@@ -250,3 +250,18 @@ mod gpu {
         }
     }
 }
+
+#[test]
+fn a_network_that_the_native_backend_cannot_run_is_run_by_torch() {
+    let (mut model, _) = small_model();
+    model.head_dim = 514;
+    let weights = Weights::random(&model, 3, tch::Kind::Float, tch::Device::Cpu);
+    let auto = config_of(Backend::Auto);
+    let request = request(1, prompt(9, 1), Sampling { max_new_tokens: 8, ..Sampling::default() });
+    let answers = run(&mut engine(&model, &weights, &auto), std::slice::from_ref(&request));
+    let expected = run(&mut engine(&model, &weights, &config_of(Backend::Aten)), &[request]);
+    assert_eq!(answers[&1].response_tokens, expected[&1].response_tokens);
+    let native = config_of(Backend::Native);
+    let refused = Engine::new(&model, policy(&model, &weights, &native, 0), None, &native).unwrap_err();
+    assert!(matches!(refused, Error::HeadDim(514)), "{refused}");
+}

@@ -168,7 +168,7 @@ impl Default for ExecutionConfig {
             device: Device::Cpu,
             ranks: 1,
             threads: None,
-            microbatch_tokens: 8192,
+            microbatch_tokens: 16384,
             recompute: false,
             zero_stage: ZeroStage::Off,
             offload_optimizer: false,

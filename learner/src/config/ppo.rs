@@ -197,7 +197,7 @@ impl Default for PpoConfig {
             // Each response is used three times (PF-PPO, arXiv 2409.06957, section 5).
             ppo_epochs: 3,
             minibatch_size: 256,
-            microbatch_tokens: 8192,
+            microbatch_tokens: 16384,
             shuffle: true,
             seed: 0,
             // PF-PPO, for 7B parameters.
