@@ -67,7 +67,7 @@ struct Pending {
     offered: Offered,
     /// The servers that have it: one, or two once it is hedged. It waits while none has.
     sent: Vec<Sent>,
-    /// While it waits: not before this moment.
+    /// It goes to no further server before this moment.
     not_before: Instant,
     /// The server that last did not acknowledge it in time: any other comes first.
     late_at: Option<MemberId>,
@@ -77,6 +77,19 @@ struct Pending {
 struct Sent {
     server: MemberId,
     since: Instant,
+}
+
+impl Pending {
+    /// A server does not have it any more; whether it waits now, since no other has it.
+    fn lose(&mut self, server: &MemberId, not_before: Instant) -> bool {
+        let before = self.sent.len();
+        self.sent.retain(|sent| sent.server != *server);
+        let lost = self.sent.len() < before;
+        if lost {
+            self.not_before = not_before;
+        }
+        lost && self.sent.is_empty()
+    }
 }
 
 /// Hedges that may be sent: one for ten acknowledged rollouts, and a few to begin with. So servers that are all slow are not
@@ -191,7 +204,7 @@ impl RewardRouter {
             if let Some(server) = self.servers.remove(&member) {
                 server.stop.cancel();
             }
-            self.take_back_all(&member);
+            self.take_back(&member);
         }
         for (member, address) in listed {
             if !self.servers.contains_key(&member) {
@@ -236,7 +249,7 @@ impl RewardRouter {
                 if let Some(server) = self.servers.get_mut(&server) {
                     server.connected = false;
                 }
-                self.take_back_all(&server);
+                self.take_back(&server);
             }
             ServerEvent::Reply(ScoreReply::Recorded(id)) => {
                 self.waiting.remove(&id);
@@ -248,56 +261,50 @@ impl RewardRouter {
             }
             ServerEvent::Reply(ScoreReply::Overloaded { id, retry_after }) => {
                 metrics::overloaded();
-                self.take_back(id, &server, Instant::now() + retry_after);
+                let pending = self.pending.get_mut(&id);
+                if pending.is_some_and(|pending| pending.lose(&server, Instant::now() + retry_after)) {
+                    self.waiting.insert(id);
+                }
             }
         }
     }
 
-    /// A server does not have a rollout any more: if no other has it, it waits.
-    fn take_back(&mut self, id: RolloutId, server: &MemberId, not_before: Instant) {
-        let Some(pending) = self.pending.get_mut(&id) else { return };
-        let before = pending.sent.len();
-        pending.sent.retain(|sent| sent.server != *server);
-        if before > 0 && pending.sent.is_empty() {
-            pending.not_before = not_before;
-            self.waiting.insert(id);
-        }
-    }
-
     /// A server has nothing any more.
-    fn take_back_all(&mut self, server: &MemberId) {
+    fn take_back(&mut self, server: &MemberId) {
         let now = Instant::now();
-        let ids: Vec<RolloutId> = self.pending.keys().copied().collect();
-        for id in ids {
-            self.take_back(id, server, now);
-        }
-    }
-
-    /// What was not acknowledged in time waits again, for another server. The late one may answer all the same: whichever
-    /// answer comes first counts.
-    fn expire(&mut self) {
-        let (limit, now) = (self.sender.ack_time_limit, Instant::now());
         for (id, pending) in &mut self.pending {
-            let Some(late) = pending.sent.iter().find(|sent| sent.since.elapsed() > limit) else { continue };
-            tracing::warn!(%id, server = %late.server, ?limit, "not acknowledged in time");
-            pending.late_at = Some(late.server.clone());
-            pending.sent.retain(|sent| sent.since.elapsed() <= limit);
-            if pending.sent.is_empty() {
-                pending.not_before = now;
+            if pending.lose(server, now) {
                 self.waiting.insert(*id);
             }
         }
     }
 
+    /// Takes back what was not acknowledged in time. The late server may answer all the same: whichever answer comes first
+    /// counts.
+    fn expire(&mut self) {
+        let (limit, now) = (self.sender.ack_time_limit, Instant::now());
+        for (id, pending) in &mut self.pending {
+            let Some(late) = pending.sent.iter().find(|sent| sent.since.elapsed() > limit) else { continue };
+            let late = late.server.clone();
+            tracing::warn!(%id, server = %late, ?limit, "not acknowledged in time");
+            if pending.lose(&late, now) {
+                self.waiting.insert(*id);
+            }
+            pending.late_at = Some(late);
+        }
+    }
+
     /// Gives what one server takes long with to a second one too.
     fn hedge(&mut self) {
+        let now = Instant::now();
         for (id, pending) in &mut self.pending {
             let [first] = pending.sent.as_slice() else { continue };
-            if first.since.elapsed() <= self.sender.hedge_after || !self.hedges.allows() {
+            let slow = first.since.elapsed() > self.sender.hedge_after;
+            if !slow || pending.not_before > now || !self.hedges.allows() {
                 continue;
             }
             let others = self.servers.iter().filter(|(member, _)| **member != first.server);
-            if let Some(sent) = send(&pending.offered, least_busy(others, None)) {
+            if let Some(sent) = send(&pending.offered, least_busy(others, pending.late_at.as_ref())) {
                 tracing::debug!(%id, slow = %first.server, server = %sent.server, "hedged");
                 pending.sent.push(sent);
                 self.hedges.spend();

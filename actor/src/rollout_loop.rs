@@ -295,11 +295,14 @@ impl RolloutLoop {
         }
         let refusals = policy.client.submit(requests).await?;
         for (group, refusal) in works.into_iter().zip(refusals) {
-            if let Err(refusal) = &refusal {
-                let wanted = group.iter().filter(|work| !work.unwanted).map(|work| work.id).collect();
-                failures.push((wanted, refusal.to_string()));
+            match refusal {
+                Ok(()) => self.work.start(group),
+                Err(refusal) => {
+                    self.work.skip(group.len());
+                    let wanted = group.iter().filter(|work| !work.unwanted).map(|work| work.id).collect();
+                    failures.push((wanted, refusal.to_string()));
+                }
             }
-            self.work.start(group, refusal.is_err());
         }
         for (ids, detail) in failures {
             for id in ids {

@@ -77,18 +77,21 @@ impl Workload {
         self.waiting.pop_front()
     }
 
-    /// The number of the first response that is [started](Self::start) next.
+    /// The number of the first response that is [started](Self::start) or [skipped](Self::skip) next.
     pub(crate) fn next_number(&self) -> u64 {
         self.next_number
     }
 
-    /// The engine has been given these, under the next numbers. Those that it refused are skipped.
-    pub(crate) fn start(&mut self, group: Vec<Work>, refused: bool) {
+    /// The engine works on these, under the next numbers.
+    pub(crate) fn start(&mut self, group: Vec<Work>) {
         let numbers = self.next_number..;
-        self.next_number += group.len() as u64;
-        if !refused {
-            self.running.extend(numbers.zip(group));
-        }
+        self.skip(group.len());
+        self.running.extend(numbers.zip(group));
+    }
+
+    /// The engine has refused as many, under the next numbers.
+    pub(crate) fn skip(&mut self, count: usize) {
+        self.next_number += count as u64;
     }
 
     /// The engine is done with one; none for what was given up.

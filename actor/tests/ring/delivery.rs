@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use types::link::actor::{ActorCommand, ActorReport};
+use types::link::actor::ActorReport;
 use types::link::reward::{ScoreReply, ScoreRequest};
 use types::{FailReason, PolicyVersion, Rollout, RolloutId, Sampling};
 
@@ -52,11 +52,7 @@ async fn a_rollout_is_sent_until_it_is_recorded() {
     }
     // One is recorded, then the server breaks off: only the others come again, the same to the bit.
     first.down.send(ScoreReply::Recorded(wanted[0])).await.unwrap();
-    link.until("one acknowledged", |report| match report {
-        ActorReport::Load(load) => (load.unacknowledged == 2).then_some(()),
-        _ => None,
-    })
-    .await;
+    link.unacknowledged(2).await;
     drop(first);
     let mut second = soon("another stream", streams.recv()).await.unwrap();
     let again = rollouts(&mut second, 2).await;
@@ -70,13 +66,7 @@ async fn a_rollout_is_sent_until_it_is_recorded() {
         assert_eq!(once_more[id], again[id]);
         second.down.send(ScoreReply::Recorded(*id)).await.unwrap();
     }
-    link.until("all acknowledged", |report| match report {
-        ActorReport::Load(load) => (load.unacknowledged == 0 && load.running == 0).then_some(()),
-        _ => None,
-    })
-    .await;
-    link.command(ActorCommand::Finish).await;
-    world.ends().await;
+    world.finish(link).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,13 +90,7 @@ async fn a_server_that_is_silent_gets_no_second_chance_where_there_is_another() 
         assert!(rollouts(&mut late, 1).await.keys().eq(&wanted));
     }
     other.down.send(ScoreReply::Recorded(wanted[0])).await.unwrap();
-    link.until("acknowledged by the one that was late", |report| match report {
-        ActorReport::Load(load) => (load.unacknowledged == 0).then_some(()),
-        _ => None,
-    })
-    .await;
-    link.command(ActorCommand::Finish).await;
-    world.ends().await;
+    world.finish(link).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,27 +111,25 @@ async fn what_a_server_takes_long_with_a_second_one_is_given_too() {
     let eleventh = tokio::time::timeout(Duration::from_secs(1), rollouts(&mut quick, 1)).await;
     assert!(eleventh.is_err(), "beyond the budget: {eleventh:?}");
 
-    // Its answers count. Those of the first still do for the rest, and for what was acknowledged they change nothing.
-    for id in hedged.keys() {
+    // Its answers count, and those of the first still do. One it has no room for: it is not to be asked again so soon.
+    let mut answered = hedged.keys();
+    let id = *answered.next().unwrap();
+    let retry_after = Duration::from_secs(3600);
+    quick.down.send(ScoreReply::Overloaded { id, retry_after }).await.unwrap();
+    for id in answered {
         quick.down.send(ScoreReply::Recorded(*id)).await.unwrap();
     }
-    link.until("the hedged ones acknowledged", |report| match report {
-        ActorReport::Load(load) => (load.unacknowledged == 6).then_some(()),
-        _ => None,
-    })
-    .await;
+    let alone = wanted.iter().find(|id| !hedged.contains_key(id)).unwrap();
+    slow.down.send(ScoreReply::Recorded(*alone)).await.unwrap();
+    link.unacknowledged(6).await;
     // Ten acknowledged allow one more.
-    assert_eq!(rollouts(&mut quick, 1).await.len(), 1);
+    let more = rollouts(&mut quick, 1).await;
+    assert!(more.keys().all(|id| wanted.contains(id) && !hedged.contains_key(id)), "{:?}", more.keys());
+    // For what was acknowledged an answer changes nothing.
     for id in &wanted {
         slow.down.send(ScoreReply::Recorded(*id)).await.unwrap();
     }
-    link.until("all acknowledged", |report| match report {
-        ActorReport::Load(load) => (load.unacknowledged == 0).then_some(()),
-        _ => None,
-    })
-    .await;
-    link.command(ActorCommand::Finish).await;
-    world.ends().await;
+    world.finish(link).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -184,13 +166,7 @@ async fn a_lease_that_runs_out_bounds_generation_and_scoring() {
     given_up.sort();
     assert_eq!(given_up, overdue);
     stream.down.send(ScoreReply::Recorded(delivered[0])).await.unwrap();
-    link.until("nothing left", |report| match report {
-        ActorReport::Load(load) => (load.unacknowledged == 0 && load.running == 0).then_some(()),
-        _ => None,
-    })
-    .await;
-    link.command(ActorCommand::Finish).await;
-    world.ends().await;
+    world.finish(link).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -198,7 +174,7 @@ async fn a_lost_server_loses_its_rollouts_to_the_others() {
     let mut world = World::start(|_| {}).await;
     let (one, mut streams_one) = grpc::reward_server(&mut world.tasks).await;
     let (two, mut streams_two) = grpc::reward_server(&mut world.tasks).await;
-    let link = world.ready(sampling()).await;
+    let mut link = world.ready(sampling()).await;
     link.reward_servers(&[one]).await;
     link.lease(0, 4).await;
     let mut first = soon("a stream", streams_one.recv()).await.unwrap();
@@ -211,7 +187,7 @@ async fn a_lost_server_loses_its_rollouts_to_the_others() {
     // A coordinator that comes back is told what must not be issued anew, and which weights are in use.
     let hash = world.weights.lock().unwrap().0.manifest.hash;
     drop(link);
-    let (mut link, hello) = world.welcome(sampling()).await;
+    let (link, hello) = world.welcome(sampling()).await;
     let mut holding = hello.holding;
     holding.sort();
     assert_eq!(holding, sent.keys().copied().collect::<Vec<_>>());
@@ -222,11 +198,5 @@ async fn a_lost_server_loses_its_rollouts_to_the_others() {
     for id in sent.keys() {
         second.down.send(ScoreReply::Recorded(*id)).await.unwrap();
     }
-    link.until("all acknowledged", |report| match report {
-        ActorReport::Load(load) => (load.unacknowledged == 0).then_some(()),
-        _ => None,
-    })
-    .await;
-    link.command(ActorCommand::Finish).await;
-    world.ends().await;
+    world.finish(link).await;
 }

@@ -108,7 +108,7 @@ impl World {
     /// The actor's next stream, with its hello, welcomed.
     pub(crate) async fn welcome(&mut self, sampling: Sampling) -> (Link, types::link::actor::ActorHello) {
         let stream = soon("the actor's stream", self.streams.recv()).await.unwrap();
-        let mut link = Link(stream);
+        let mut link = Link { stream, last_lease: LeaseId(0) };
         let ActorReport::Hello(hello) = link.report("hello").await else {
             panic!("the first report is no hello")
         };
@@ -146,6 +146,13 @@ impl World {
         link
     }
 
+    /// Waits until all is acknowledged; then the run is over, and the actor ends.
+    pub(crate) async fn finish(self, mut link: Link) {
+        link.unacknowledged(0).await;
+        link.command(ActorCommand::Finish).await;
+        self.ends().await;
+    }
+
     /// The actor ends by itself, without an error.
     pub(crate) async fn ends(mut self) {
         soon("the actor's end", self.actor.join_next()).await.unwrap().unwrap().unwrap();
@@ -153,15 +160,18 @@ impl World {
 }
 
 /// The coordinator's side of the actor's stream.
-pub(crate) struct Link(pub(crate) ActorStream);
+pub(crate) struct Link {
+    stream: ActorStream,
+    last_lease: LeaseId,
+}
 
 impl Link {
     pub(crate) async fn command(&self, command: ActorCommand) {
-        self.0.down.send(command).await.unwrap();
+        self.stream.down.send(command).await.unwrap();
     }
 
     pub(crate) async fn report(&mut self, what: &str) -> ActorReport {
-        soon(what, self.0.up.recv()).await.unwrap_or_else(|| panic!("the stream ended before {what}"))
+        soon(what, self.stream.up.recv()).await.unwrap_or_else(|| panic!("the stream ended before {what}"))
     }
 
     /// The first report that `find` makes something of.
@@ -171,6 +181,19 @@ impl Link {
                 return found;
             }
         }
+    }
+
+    /// Waits until the actor generates nothing and this many of its rollouts are not acknowledged.
+    pub(crate) async fn unacknowledged(&mut self, count: u32) {
+        // An older report may still be on its way.
+        let last_lease = self.last_lease;
+        let reported = self.until("the load", |report| match report {
+            ActorReport::Load(load) if load.last_lease >= last_lease => {
+                (load.unacknowledged == count && load.running == 0).then_some(())
+            }
+            _ => None,
+        });
+        soon("acknowledged", reported).await;
     }
 
     /// Reward servers that are ready.
@@ -183,13 +206,13 @@ impl Link {
     }
 
     /// Leases one prompt; the ids that are wanted.
-    pub(crate) async fn lease(&self, ordinal: u64, siblings: u16) -> Vec<RolloutId> {
+    pub(crate) async fn lease(&mut self, ordinal: u64, siblings: u16) -> Vec<RolloutId> {
         self.lease_for(PATIENCE, ordinal, siblings).await
     }
 
     /// The same, for a limited time.
     pub(crate) async fn lease_for(
-        &self,
+        &mut self,
         time_limit: Duration,
         ordinal: u64,
         siblings: u16,
@@ -200,7 +223,8 @@ impl Link {
         let wanted: Vec<RolloutId> =
             (0..siblings).map(|sibling| RolloutId { prompt: id, sibling, attempt: 0 }).collect();
         let leased = LeasedPrompt { prompt, group_size: siblings, wanted: wanted.clone() };
-        let lease = Lease { id: LeaseId(ordinal + 1), prompts: vec![leased], time_limit };
+        self.last_lease = LeaseId(ordinal + 1);
+        let lease = Lease { id: self.last_lease, prompts: vec![leased], time_limit };
         self.command(ActorCommand::Lease(lease)).await;
         wanted
     }
