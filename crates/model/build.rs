@@ -1,22 +1,31 @@
-//! Compiles the bridge to FlashAttention, with the feature `cuda` only.
+//! Compiles the bridges to FlashAttention and CUDA graphs, with the feature `cuda` only.
 
-fn main() {
-    println!("cargo::rerun-if-changed=src/flash.cpp");
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    for file in FILES.into_iter().chain(["src/cuda/caught.h"]) {
+        println!("cargo::rerun-if-changed={file}");
+    }
     #[cfg(feature = "cuda")]
-    compile_flash();
+    compile()?;
+    Ok(())
 }
 
+const FILES: [&str; 2] = ["src/cuda/flash.cpp", "src/cuda/graph.cpp"];
+
 #[cfg(feature = "cuda")]
-fn compile_flash() {
-    let torch = std::env::var_os("LIBTORCH").expect(".cargo/config.toml sets LIBTORCH");
-    let torch = std::path::PathBuf::from(torch);
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .file("src/flash.cpp")
-        .include(torch.join("include"))
-        .include(torch.join("include/torch/csrc/api/include"))
-        .flag("-isystem")
-        .flag(torch.join("include").display().to_string())
-        .compile("sluice_flash");
+fn compile() -> Result<(), Box<dyn std::error::Error>> {
+    let libtorch = torch_build::folder("LIBTORCH", "include/ATen/cuda/CUDAGraph.h")?;
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").define("USE_CUDA", None).files(FILES);
+    let mut includes = torch_build::includes(&libtorch);
+    includes.extend(torch_build::cuda_includes(&libtorch, &["cuda_runtime_api.h"])?);
+    for include in &includes {
+        // As system headers, so that warnings are about our code only.
+        build.flag("-isystem").flag(include);
+    }
+    build.try_compile("sluice_cuda")?;
+    println!("cargo::rustc-link-search=native={}", libtorch.join("lib").display());
+    for library in ["torch_cuda", "torch_cpu", "c10_cuda", "c10"] {
+        println!("cargo::rustc-link-lib=dylib={library}");
+    }
+    Ok(())
 }

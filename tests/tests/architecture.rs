@@ -12,13 +12,14 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 const MAX_FILE_LINES: usize = 500;
 
 /// Who may know whom. Nothing else.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("types", &[]),
     ("algo", &[]),
     ("service", &[]),
     ("model", &[]),
     ("collective", &[]),
     ("sandbox", &[]),
+    ("torch-build", &[]),
     ("proto", &["types"]),
     ("coordinator", &["proto", "types", "algo", "service"]),
     ("reward-server", &["proto", "types", "service", "model", "sandbox"]),

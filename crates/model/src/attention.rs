@@ -27,9 +27,9 @@ pub fn packed_attention(
     window: Option<i64>,
 ) -> Tensor {
     #[cfg(feature = "cuda")]
-    if crate::flash::applies(queries) {
+    if crate::cuda::flash::applies(queries) {
         let ragged = packed.ragged();
-        let attended = crate::flash::attention((queries, ragged), (keys, values, ragged), window);
+        let attended = crate::cuda::flash::attention((queries, ragged), (keys, values, ragged), window);
         return attended.expect("the kernel takes queries that it applies to");
     }
     let sequences = [queries, keys, values].map(|rows| rows.split_with_sizes(packed.lengths(), 0));

@@ -5,15 +5,15 @@
 //! text and messages into tokens. Numbers, names and texts are those of the transformers library.
 //!
 //! This crate knows no other crate of Sluice and does no logging. Unsafe code stands in `raw` (memory of tensors and
-//! mapped files), in `heap` (one call of the allocator) and, with the feature `cuda`, in `flash` (one C++ call).
+//! mapped files), in `heap` (one call of the allocator) and, with the feature `cuda`, in `cuda` (calls of C++).
 
 mod attention;
 pub mod buffer;
 pub mod chat;
 pub mod config;
-mod device;
 #[cfg(feature = "cuda")]
-pub mod flash;
+pub mod cuda;
+mod device;
 pub mod folder;
 mod groups;
 mod heap;

@@ -42,7 +42,7 @@ pub struct Packed {
     positions: Tensor,
     lengths: Vec<i64>,
     #[cfg(feature = "cuda")]
-    ragged: crate::flash::Ragged,
+    ragged: crate::cuda::flash::Ragged,
 }
 
 /// The rows of a packed batch whose next token is known, and that token.
@@ -90,7 +90,7 @@ impl Packed {
             tokens: place(&tokens),
             positions: place(&positions),
             #[cfg(feature = "cuda")]
-            ragged: crate::flash::Ragged::new(&lengths, device),
+            ragged: crate::cuda::flash::Ragged::new(&lengths, device),
             lengths,
         })
     }
@@ -112,7 +112,7 @@ impl Packed {
 
     /// Where each sequence begins and ends, for attention kernels.
     #[cfg(feature = "cuda")]
-    pub(crate) fn ragged(&self) -> &crate::flash::Ragged {
+    pub(crate) fn ragged(&self) -> &crate::cuda::flash::Ragged {
         &self.ragged
     }
 

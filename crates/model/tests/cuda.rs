@@ -2,7 +2,7 @@
 
 #![cfg(feature = "cuda")]
 
-use model::flash::{self, Ragged};
+use model::cuda::flash::{self, Ragged};
 use tch::{Device, Kind, Tensor};
 
 /// The operator has no CPU kernel: its exception comes back as an error, through the C++ bridge.

@@ -1,7 +1,6 @@
-//! FlashAttention over ragged sequences on CUDA (Dao, arXiv 2307.08691), through ATen's own operator. Compiled with
-//! the feature `cuda` only.
+//! FlashAttention over ragged sequences on CUDA (Dao, arXiv 2307.08691), through ATen's own operator.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -93,7 +92,7 @@ pub fn attention(
     // exceptions, and on success stores one newly allocated tensor, whose ownership `from_ptr` takes. A message is
     // a NUL-terminated string from `strdup`.
     unsafe {
-        let message = sluice_flash_attention(
+        super::outcome(sluice_flash_attention(
             queries.as_ptr().cast(),
             keys.as_ptr().cast(),
             values.as_ptr().cast(),
@@ -101,12 +100,7 @@ pub fn attention(
             &of_keys.into(),
             window.map_or(-1, |window| window - 1),
             &raw mut attended,
-        );
-        if message.is_null() {
-            return Ok(Tensor::from_ptr(attended.cast()));
-        }
-        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
-        libc::free(message.cast());
-        Err(TchError::Torch(text))
+        ))?;
+        Ok(Tensor::from_ptr(attended.cast()))
     }
 }

@@ -1,0 +1,24 @@
+//! What ATen has for CUDA and tch does not expose, through bridges in C++. Compiled with the feature `cuda` only.
+
+pub mod flash;
+pub mod graph;
+
+use std::ffi::{CStr, c_char};
+
+use tch::TchError;
+
+/// What a call of a bridge says: nothing, or the message of a C++ exception, which is freed.
+///
+/// # Safety
+/// `message` is null, or a NUL-terminated string from `strdup` that nobody else frees.
+unsafe fn outcome(message: *mut c_char) -> Result<(), TchError> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: as the caller promises.
+    unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        libc::free(message.cast());
+        Err(TchError::Torch(text))
+    }
+}
