@@ -1,20 +1,21 @@
-//! Measures the engine: `engine_speed MODEL_DIR REQUESTS.jsonl MAX_SEQUENCES DTYPE [REPEATS [BACKEND [DEVICE]]]`.
+//! Measures the engine: `engine_speed MODEL_DIR REQUESTS.jsonl ENGINE_JSON [REPEATS]`.
 //!
-//! A line is `{"tokens": [..], "max_new_tokens": N}`; tokens are drawn at temperature 1 and end at their number alone. For
-//! each repetition one line of JSON on standard output: new tokens and seconds, from the first submission to the last
-//! token, without the loading of the model.
+//! `ENGINE_JSON` is an engine's configuration, such as `{"max_sequences": 16, "dtype": "bf16"}`. A line of the requests is
+//! `{"tokens": [..], "max_new_tokens": N}`; tokens are drawn at temperature 1 and end at their number alone. For each
+//! repetition one line of JSON on standard output: new tokens, steps (and how many of them were replayed from CUDA graphs), and
+//! seconds from the first submission to the last token, without the loading of the model.
 #![expect(clippy::disallowed_types, reason = "it measures wall time")]
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use actor::engine::{Backend, Device, Engine, EngineConfig, PolicyWeights, Request, SampleRequest};
+use actor::engine::{Engine, EngineConfig, PolicyWeights, Request, SampleRequest};
 use anyhow::Context as _;
 use model::{LoadOptions, folder};
 use serde::Deserialize;
 use service::jsonl;
-use types::{DType, PolicyVersion, Sampling};
+use types::{PolicyVersion, Sampling};
 
 #[derive(Deserialize)]
 struct Line {
@@ -24,18 +25,11 @@ struct Line {
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, input, max_sequences, dtype, rest @ ..] = arguments.as_slice() else {
-        anyhow::bail!(
-            "usage: engine_speed MODEL_DIR REQUESTS.jsonl MAX_SEQUENCES DTYPE [REPEATS [BACKEND [DEVICE]]]"
-        );
+    let [model, input, config, rest @ ..] = arguments.as_slice() else {
+        anyhow::bail!("usage: engine_speed MODEL_DIR REQUESTS.jsonl ENGINE_JSON [REPEATS]");
     };
     let repeats: usize = rest.first().map_or(Ok(1), |count| count.parse()).context("REPEATS")?;
-    let dtype: DType = serde_json::from_value(dtype.as_str().into()).context("DTYPE")?;
-    let backend: Backend =
-        serde_json::from_value(rest.get(1).map_or("auto", String::as_str).into()).context("BACKEND")?;
-    let device = rest.get(2).map_or(Ok(Device::Cpu), |device| device.parse()).map_err(anyhow::Error::msg)?;
-    let max_sequences = max_sequences.parse()?;
-    let config = EngineConfig { max_sequences, dtype, backend, device, ..EngineConfig::default() };
+    let config: EngineConfig = serde_json::from_str(config).context("ENGINE_JSON")?;
     let loaded = folder::open(Path::new(model), &LoadOptions::default())?;
     let weights = PolicyWeights::prepare(&loaded.config, &loaded, PolicyVersion(0), &config)?;
     let mut engine = Engine::new(&loaded.config, weights, None, &config)?;
@@ -57,7 +51,7 @@ fn main() -> anyhow::Result<()> {
             stream: false,
         };
         let requests: Vec<Request> = (0..).zip(&requests).map(request).collect();
-        let before = engine.totals().response_tokens;
+        let before = engine.totals();
         let started = Instant::now();
         for outcome in engine.submit(&requests) {
             outcome?;
@@ -65,10 +59,15 @@ fn main() -> anyhow::Result<()> {
         while !engine.is_idle() {
             engine.step()?;
         }
-        let new_tokens = engine.totals().response_tokens - before;
+        let (seconds, after) = (started.elapsed().as_secs_f64(), engine.totals());
         println!(
             "{}",
-            serde_json::json!({"new_tokens": new_tokens, "seconds": started.elapsed().as_secs_f64()})
+            serde_json::json!({
+                "new_tokens": after.response_tokens - before.response_tokens,
+                "steps": after.steps - before.steps,
+                "replayed_steps": after.replayed_steps - before.replayed_steps,
+                "seconds": seconds,
+            })
         );
     }
     Ok(())

@@ -188,7 +188,7 @@ impl Engine {
 
     /// What it has done so far.
     pub fn totals(&self) -> Totals {
-        self.scheduler.totals()
+        Totals { replayed_steps: self.network.replayed_steps(), ..self.scheduler.totals() }
     }
 
     /// Whether nothing runs and nothing waits.

@@ -166,6 +166,8 @@ async fn metrics_page(engine: &EngineHandle) -> Response {
         ("gauge", "rlhf_serve_responses_running", load.running as u64),
         ("gauge", "rlhf_serve_responses_waiting", load.waiting as u64),
         ("gauge", "rlhf_serve_cache_blocks_free", load.free_blocks as u64),
+        ("counter", "rlhf_serve_steps_total", totals.steps),
+        ("counter", "rlhf_serve_steps_replayed_total", totals.replayed_steps),
         ("counter", "rlhf_serve_tokens_generated_total", totals.response_tokens),
         ("counter", "rlhf_serve_responses_finished_total", totals.finished),
         ("counter", "rlhf_serve_responses_cancelled_total", totals.cancelled),

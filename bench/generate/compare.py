@@ -17,7 +17,6 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from pathlib import Path
 import torch
 import transformers
 
-ROOT = Path(__file__).resolve().parents[2]
+from engine import ROOT, run_engine
 
 # name: (hidden, layers, heads, intermediate, vocabulary)
 MODELS = {
@@ -83,12 +82,6 @@ def run_transformers(model, requests, batch):
                              max_new_tokens=new, min_new_tokens=new, pad_token_id=0)
         assert out.shape[1] == width + new, out.shape
     return time.perf_counter() - started
-
-
-def run_engine(binary, folder, requests, batch, dtype):
-    """Seconds for all requests; the second of two runs in one process."""
-    out = subprocess.run([binary, folder, requests, str(batch), dtype, "2"], check=True, capture_output=True, text=True)
-    return json.loads(out.stdout.splitlines()[-1])
 
 
 def compare(workload, model, folder, binary, repeats):

@@ -25,6 +25,7 @@ import torch
 import transformers
 
 import compare
+from engine import ROOT, run_engine
 
 # llama.cpp would print every tensor.
 SILENT = llama_cpp.llama_log_callback(lambda *_: None)
@@ -142,7 +143,7 @@ def check(peer, model, prompt):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", default=str(compare.ROOT / "target/release/examples/engine_speed"))
+    parser.add_argument("--engine", default=str(ROOT / "target/release/examples/engine_speed"))
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     threads = os.cpu_count()
@@ -165,7 +166,7 @@ def main():
             pairs = []
             for _ in range(arguments.repeats):
                 theirs = batch * NEW / min(peer.generate(prompts, generator) for peer in (exact, flash))
-                ours = compare.run_engine(arguments.engine, folder, path, batch, "f32")
+                ours = run_engine(arguments.engine, folder, path, batch, "f32")
                 pairs.append((ours["new_tokens"] / ours["seconds"], theirs))
             ours, theirs = (statistics.median(side) for side in zip(*pairs))
             ratios = sorted(mine / other for mine, other in pairs)

@@ -4,7 +4,11 @@
 //! A step has three parts. The host orders the rows and puts everything that depends on the batch alone into one
 //! [`Upload`]: tokens, where keys and values go and what is gathered, lengths, rules of the draws. The device makes
 //! rotations and masks of it, once a step, and then runs the layers and draws. One tensor of drawn tokens comes back, and
-//! copying it is the only time the host waits for the device. Shapes follow the batch, so a step is not captured in a CUDA graph.
+//! copying it is the only time the host waits for the device.
+//!
+//! A [`Plan`] is everything about a step but these numbers: shapes, and where in the upload what lies. Where FlashAttention
+//! applies, steps that only decode are padded to few sizes ([`steady`]), so that their plans come again; then the device
+//! replays a CUDA graph, which the host starts with one call instead of some twenty a layer.
 //!
 //! Whatever the batch, the pool is gathered once a layer, because the operators know no block tables. So a layer reads what its
 //! rows see, writes it, and reads it again: three times the bytes that attention itself would read. Layers with a
@@ -16,8 +20,11 @@
 mod attention;
 mod cache;
 mod failure;
+#[cfg(feature = "cuda")]
+mod graphs;
 mod rows;
 mod sampling;
+mod steady;
 mod upload;
 mod weights;
 
@@ -26,13 +33,15 @@ use tch::{Device, Tensor};
 
 use super::Error;
 use super::batch::{Batch, Drawn};
+use super::blocks::BlockId;
 use super::config::EngineConfig;
 use attention::{Attention, PlacedAttention, Setting};
 use cache::{Cache, Copies, Shape};
 use failure::caught;
 use rows::{Order, PlacedRows, Rows};
 use sampling::Draws;
-use upload::Upload;
+use steady::Steady;
+use upload::{Arrived, Upload};
 
 pub(crate) use weights::AtenWeights;
 
@@ -44,15 +53,32 @@ pub(crate) fn block_bytes(model: &ModelConfig, engine: &EngineConfig) -> u64 {
 /// The backend on one device.
 #[derive(Debug)]
 pub(crate) struct Aten {
-    model: ModelConfig,
-    weights: AtenWeights,
+    there: OnDevice,
     shape: Shape,
-    cache: Cache,
-    rope: Rope,
-    attention: Setting,
+    /// Where steps may be replayed.
+    steady: Option<Steady>,
     /// The work of a step for the device; kept for its memory.
     upload: Upload,
     drawn: Vec<Drawn>,
+}
+
+/// What stays on the device from step to step, and what is done with it.
+#[derive(Debug)]
+struct OnDevice {
+    model: ModelConfig,
+    weights: AtenWeights,
+    cache: Cache,
+    rope: Rope,
+    attention: Setting,
+}
+
+/// A step as the device sees it, but for the numbers of its upload.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Plan {
+    copies: Option<Copies>,
+    rows: Rows,
+    attention: Attention,
+    draws: Draws,
 }
 
 impl Aten {
@@ -65,7 +91,7 @@ impl Aten {
         model: &ModelConfig,
         weights: AtenWeights,
         engine: &EngineConfig,
-        blocks: usize,
+        mut blocks: usize,
     ) -> Result<Self, Error> {
         let _guard = tch::no_grad_guard();
         let place @ (kind, device) = engine.place();
@@ -78,18 +104,17 @@ impl Aten {
             tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
         }
         let shape = Shape::new(model, engine.block_tokens);
+        let attention = Setting::new(model, shape, place);
+        // The padded operators follow the lengths of the sequences, so that with them no step comes again.
+        let steady = (engine.cuda_graphs && attention.is_flash()).then(|| {
+            blocks += 1;
+            Steady::new(blocks as BlockId - 1, device)
+        });
         let cache =
             Cache::new(&shape, blocks, place).map_err(|error| no_room(&error, blocks, engine, model))?;
-        Ok(Self {
-            model: model.clone(),
-            weights,
-            shape,
-            cache,
-            rope: caught(|| Rope::new(model, kind, device))?,
-            attention: Setting::new(model, shape, place),
-            upload: Upload::default(),
-            drawn: Vec::new(),
-        })
+        let rope = caught(|| Rope::new(model, kind, device))?;
+        let there = OnDevice { model: model.clone(), weights, cache, rope, attention };
+        Ok(Self { there, shape, steady, upload: Upload::default(), drawn: Vec::new() })
     }
 
     /// Computes a step; the drawn tokens in the order of `batch.draws`.
@@ -104,35 +129,66 @@ impl Aten {
     /// Takes other weights; gives the old ones back, or the new ones if they are of another element type or device.
     /// The tensors themselves are exchanged: nothing is copied, and the new ones lie at other addresses.
     pub(crate) fn swap(&mut self, weights: AtenWeights) -> Result<AtenWeights, AtenWeights> {
-        if weights.place() != self.weights.place() {
+        if weights.place() != self.there.weights.place() {
             return Err(weights);
         }
-        Ok(std::mem::replace(&mut self.weights, weights))
+        if let Some(steady) = &mut self.steady {
+            steady.forget();
+        }
+        Ok(std::mem::replace(&mut self.there.weights, weights))
+    }
+
+    /// Steps that were replayed.
+    pub(crate) fn replayed_steps(&self) -> u64 {
+        self.steady.as_ref().map_or(0, Steady::replayed)
     }
 
     fn compute(&mut self, batch: &Batch) -> Vec<Drawn> {
         let _guard = tch::no_grad_guard();
-        self.upload.clear();
-        let order = Order::new(batch);
-        let copies = Copies::new(&batch.copies, &mut self.upload);
-        let rows = Rows::new(&order, &self.shape, &mut self.upload);
-        let attention = Attention::new(&order, &self.attention, &mut self.upload);
-        let draws = Draws::new(batch, &order.places(), self.model.vocab_size, &mut self.upload);
-
-        let (_, device) = self.weights.place();
-        let arrived = self.upload.send(device);
-        if let Some(copies) = copies {
-            self.cache.copy(&copies, &arrived);
-        }
-        let rows = rows.place(&self.rope, &arrived);
-        let attention = attention.place(&arrived, &self.attention);
-        let hidden = self.blocks(&rows, &attention);
-        let Some(drawn) = draws.draw(&self.model, self.weights.network(), &hidden, &arrived) else {
-            return Vec::new();
+        let Self { there, shape, steady, upload, .. } = self;
+        let comes_again = steady.as_mut().and_then(|steady| Some((steady.padded(batch)?, steady)));
+        let (padded, steady) = comes_again.unzip();
+        let (batch, wanted) = (padded.as_ref().unwrap_or(batch), batch.draws.len());
+        upload.clear();
+        let plan = Plan::new(batch, there, shape, upload);
+        let made = match steady {
+            Some(steady) => steady.run(&plan, upload, |plan, arrived| there.compute(plan, arrived)),
+            None => there.compute(&plan, &upload.send(there.weights.place().1)),
         };
+        if batch.draws.is_empty() {
+            return Vec::new();
+        }
         let numbers =
-            Vec::try_from(drawn.to_device(Device::Cpu)).expect("the numbers are f64 in one dimension");
-        draws.read(batch, &numbers)
+            Vec::try_from(made.to_device(Device::Cpu)).expect("the numbers are f64 in one dimension");
+        let mut drawn = plan.draws.read(batch, &numbers);
+        drawn.truncate(wanted);
+        drawn
+    }
+}
+
+impl Plan {
+    fn new(batch: &Batch, there: &OnDevice, shape: &Shape, upload: &mut Upload) -> Self {
+        let order = Order::new(batch);
+        Self {
+            copies: Copies::new(&batch.copies, upload),
+            rows: Rows::new(&order, shape, upload),
+            attention: Attention::new(&order, &there.attention, upload),
+            draws: Draws::new(batch, &order.places(), there.model.vocab_size, upload),
+        }
+    }
+}
+
+impl OnDevice {
+    /// Computes a step: the numbers of its draws. Reads of the step nothing but what is given, so that it can be replayed with
+    /// other numbers in `arrived`.
+    fn compute(&mut self, plan: &Plan, arrived: &Arrived) -> Tensor {
+        if let Some(copies) = &plan.copies {
+            self.cache.copy(copies, arrived);
+        }
+        let rows = plan.rows.place(&self.rope, arrived);
+        let attention = plan.attention.place(arrived, &self.attention);
+        let hidden = self.blocks(&rows, &attention);
+        plan.draws.draw(&self.model, self.weights.network(), &hidden, arrived)
     }
 
     /// The embedding and all blocks: `[rows, hidden]`.

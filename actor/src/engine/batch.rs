@@ -8,7 +8,7 @@ use super::blocks::BlockId;
 use super::request::TokenLogprob;
 
 /// The work of one step. Rows of one segment lie side by side, and so do their positions.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Batch {
     /// Blocks whose contents are copied before anything else: from, to.
     pub(crate) copies: Vec<(BlockId, BlockId)>,

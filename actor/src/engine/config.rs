@@ -38,6 +38,9 @@ pub struct EngineConfig {
     pub on_swap: CacheOnSwap,
     /// Longest prompt and response together, in tokens; what the model was trained for when absent.
     pub context_tokens: Option<usize>,
+    /// Whether a GPU replays decode steps from CUDA graphs, which half precision allows. Each size of batch is recorded anew
+    /// after a swap of weights.
+    pub cuda_graphs: bool,
 }
 
 impl Default for EngineConfig {
@@ -57,6 +60,7 @@ impl Default for EngineConfig {
             prefill_chunk_tokens: 512,
             on_swap: CacheOnSwap::Keep,
             context_tokens: None,
+            cuda_graphs: true,
         }
     }
 }

@@ -106,6 +106,14 @@ impl Network {
         }
     }
 
+    /// Steps that were replayed instead of computed operator by operator.
+    pub(super) fn replayed_steps(&self) -> u64 {
+        match &self.backend {
+            Backend::Native(_) => 0,
+            Backend::Aten(aten) => aten.replayed_steps(),
+        }
+    }
+
     /// Exchanges the weights; the old ones.
     pub(super) fn swap(&mut self, weights: PolicyWeights) -> Result<PolicyWeights, Error> {
         let PolicyWeights { version, layout, prepared } = weights;

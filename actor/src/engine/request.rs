@@ -209,6 +209,8 @@ pub struct Load {
 pub struct Totals {
     /// Steps.
     pub steps: u64,
+    /// Steps of them that a GPU replayed from a CUDA graph.
+    pub replayed_steps: u64,
     /// Tokens drawn.
     pub response_tokens: u64,
     /// Tokens whose keys and values were computed, drawn ones and repetitions included.

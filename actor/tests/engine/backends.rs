@@ -226,6 +226,44 @@ mod gpu {
         }
     }
 
+    /// Replayed steps give the numbers of computed ones, of the weights that are in use, and take over most of the work.
+    #[test]
+    fn replayed_steps_have_the_numbers_of_computed_ones() {
+        let (model, weights) = small_model();
+        let other = Weights::random(&model, 77, tch::Kind::Float, tch::Device::Cpu);
+        let config = EngineConfig { dtype: DType::Bf16, ..on_gpu(small_config()) };
+        let sampling = |id: u64| Sampling {
+            max_new_tokens: 60,
+            top_p: if id.is_multiple_of(2) { 1.0 } else { 0.9 },
+            ..Sampling::default()
+        };
+        let requests: Vec<Request> =
+            (0..11).map(|id| request(id, prompt(3 + 5 * id as usize, id), sampling(id))).collect();
+        let errors = |cuda_graphs: bool| {
+            let config = EngineConfig { cuda_graphs, ..config.clone() };
+            let mut engine = engine(&model, &weights, &config);
+            let errors = [(&weights, 0), (&other, 1)].map(|(weights, version)| {
+                engine.swap_weights(policy(&model, weights, &config, version)).unwrap();
+                let finished = run(&mut engine, &requests);
+                let of_response = requests.iter().map(|request| {
+                    let found = &finished[&request.samples[0].id];
+                    let learner = learner_logprobs(&model, weights, &request.prompt_tokens, found, 1.0);
+                    largest_difference(&found.rollout_logprobs, &learner)
+                });
+                of_response.fold(0.0, f32::max)
+            });
+            (errors, engine.totals())
+        };
+        let (computed, totals) = errors(false);
+        assert_eq!(totals.replayed_steps, 0);
+        let (replayed, totals) = errors(true);
+        println!("computed {computed:?}, replayed {replayed:?}, {totals:?}");
+        assert!(totals.replayed_steps * 10 > totals.steps * 7, "{totals:?}");
+        for (computed, replayed) in computed.iter().zip(&replayed) {
+            assert!(*replayed < 2.0 * computed + 0.02, "{replayed} against {computed}");
+        }
+    }
+
     /// FlashAttention over gathered blocks errs no more than the padded operators do on the CPU, whatever the option.
     #[test]
     fn half_precision_is_as_near_as_on_the_cpu() {

@@ -13,13 +13,13 @@ use super::upload::{Arrived, Upload};
 use padded::{Padded, PlacedPadded};
 
 /// What the rows of a step see, for each kind of layer.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Attention {
     /// The windows that layers have, each once, and what the rows see then.
     of_windows: Vec<(Option<i64>, Kernel)>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Kernel {
     Padded(Padded),
     #[cfg(feature = "cuda")]
@@ -57,9 +57,17 @@ impl Setting {
         Self { shape, windows, place }
     }
 
+    /// Whether attention is FlashAttention.
+    pub(crate) fn is_flash(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return model::cuda::flash::takes(self.place.0, self.place.1, self.shape.head_dim);
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+
     fn kernel(&self, order: &Order, window: Option<i64>, upload: &mut Upload) -> Kernel {
         #[cfg(feature = "cuda")]
-        if model::flash::takes(self.place.0, self.place.1, self.shape.head_dim) {
+        if self.is_flash() {
             return Kernel::Flash(flash::Flash::new(order, window, &self.shape, upload));
         }
         Kernel::Padded(Padded::new(order, window, &self.shape, upload))

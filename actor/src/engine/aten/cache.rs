@@ -110,7 +110,7 @@ impl LayerCache {
 }
 
 /// Blocks to copy.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Copies {
     from: Part,
     to: Part,

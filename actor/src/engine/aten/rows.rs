@@ -57,7 +57,7 @@ impl<'a> Order<'a> {
 }
 
 /// What the device is told about the rows.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Rows {
     tokens: Part,
     slots: Part,

@@ -24,7 +24,7 @@ const LOGIT_ELEMENTS: i64 = 1 << 24;
 const NUMBERS: usize = 3;
 
 /// The draws of a step.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Draws {
     chunks: Vec<Chunk>,
 }
@@ -36,15 +36,15 @@ impl Draws {
         Self { chunks: rules::chunks(batch, places, (vocab_size, most), upload) }
     }
 
-    /// Draws all tokens from `hidden`, `[rows, hidden]`, the output of the last block. What comes back is for
-    /// [`Self::read`]; `None` when nothing draws.
+    /// Draws all tokens from `hidden`, `[rows, hidden]`, the output of the last block. What comes back, f64 in one dimension,
+    /// is for [`Self::read`]; it is empty when nothing draws.
     pub(crate) fn draw(
         &self,
         model: &ModelConfig,
         network: &Network,
         hidden: &Tensor,
         arrived: &Arrived,
-    ) -> Option<Tensor> {
+    ) -> Tensor {
         let drawn = self.chunks.iter().flat_map(|chunk| {
             let rules = chunk.place(arrived);
             let hidden = hidden.index_select(0, &rules.rows);
@@ -53,7 +53,10 @@ impl Draws {
             draw(chunk, &rules, logits)
         });
         let drawn: Vec<Tensor> = drawn.collect();
-        (!drawn.is_empty()).then(|| Tensor::cat(&drawn, 0))
+        if drawn.is_empty() {
+            return Tensor::empty([0], (Kind::Double, hidden.device()));
+        }
+        Tensor::cat(&drawn, 0)
     }
 
     /// The tokens, in the order of the batch's draws, from the numbers that [`Self::draw`] gave.
@@ -195,7 +198,7 @@ mod tests {
             let mut upload = Upload::default();
             let draws = Draws { chunks: rules::chunks(&batch, &places, (50, most), &mut upload) };
             let arrived = upload.send(Device::Cpu);
-            let numbers = draws.draw(&model, &weights.network(&model), &hidden, &arrived).unwrap();
+            let numbers = draws.draw(&model, &weights.network(&model), &hidden, &arrived);
             draws.read(&batch, &Vec::try_from(numbers).unwrap())
         };
         let together = draw(23);

@@ -9,7 +9,7 @@ pub(crate) struct Upload {
 }
 
 /// Where some of the numbers lie.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Part {
     start: i64,
     count: i64,
@@ -42,6 +42,12 @@ impl Upload {
 pub(crate) struct Arrived(Tensor);
 
 impl Arrived {
+    /// Replaces the numbers by those of another upload of the same length, at the same address.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn refill(&mut self, upload: &Upload) {
+        self.0.copy_(&Tensor::from_slice(&upload.numbers));
+    }
+
     /// A view of integers, `[count]` i64.
     pub(crate) fn integers(&self, part: Part) -> Tensor {
         self.0.narrow(0, part.start, part.count)

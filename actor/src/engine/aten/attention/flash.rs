@@ -2,17 +2,19 @@
 //! 2307.08691), whether they decode or take in a prompt.
 //!
 //! The blocks that the rows see are gathered whole, one index a block. The call is told where each sequence's blocks begin
-//! and how many keys of them count, so that the unused end of a last block is copied and not read.
+//! and how many keys of them count, so that the unused end of a last block is copied and not read. Where all sequences decode,
+//! counts are rounded up, so that the steps that follow have the same ones.
 
-use model::flash::{self, Ragged};
+use model::cuda::flash::{self, Ragged};
 use tch::{Kind, Tensor};
 
 use super::super::cache::{LayerCache, Shape};
 use super::super::rows::{Order, first_visible, length};
+use super::super::steady::rounded_up;
 use super::super::upload::{Arrived, Part, Upload};
 
 /// What the rows of a step see, in layers of one window.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Flash {
     window: Option<i64>,
     /// Blocks of the pool, sequence by sequence.
@@ -24,6 +26,7 @@ pub(crate) struct Flash {
     /// Keys of each sequence, from its first block on.
     keys: Part,
     longest_queries: i64,
+    /// At most: what the kernel's launch is made for.
     longest_keys: i64,
 }
 
@@ -54,10 +57,17 @@ impl Flash {
             query_offsets.push(queries);
             longest_queries = longest_queries.max(segment.rows.len() as i64);
         }
+        let mut longest_keys = keys.iter().copied().max().unwrap_or(0);
+        if order.stretches.is_empty() {
+            longest_keys = longest_keys.unsigned_abs().next_power_of_two().cast_signed();
+            // More of the last block, which nobody reads.
+            let padding = blocks.last().copied().unwrap_or(0);
+            blocks.resize(rounded_up(blocks.len()), padding);
+        }
         Self {
             window,
             longest_queries,
-            longest_keys: keys.iter().copied().max().unwrap_or(0),
+            longest_keys,
             blocks: upload.integers(blocks),
             query_offsets: upload.integers(query_offsets),
             key_offsets: upload.integers(key_offsets),
@@ -142,6 +152,24 @@ mod tests {
             attended.push(weights.matmul(&by_query_head(2)).transpose(0, 1));
         }
         Tensor::cat(&attended, 0)
+    }
+
+    /// So a recording of one step serves those that follow: they differ in numbers of the upload only.
+    #[test]
+    fn steps_that_only_decode_have_few_plans() {
+        let plans = |window: Option<i64>, rows: usize| {
+            let plans = (0..100).map(|step| {
+                let batch = batch(&[0, 15, 16, 100, 37, 200].map(|start| (start + step * rows, rows)));
+                let mut upload = Upload::default();
+                Flash::new(&Order::new(&batch), window, &SHAPE, &mut upload)
+            });
+            plans.collect::<std::collections::HashSet<_>>().len()
+        };
+        for window in [None, Some(20)] {
+            let few = plans(window, 1);
+            assert!(few <= 12, "window {window:?}: {few} plans in 100 steps");
+        }
+        assert!(plans(None, 2) > 50);
     }
 
     /// Both ways gather the same keys: blocks here, tokens with padding there.

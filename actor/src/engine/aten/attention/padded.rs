@@ -16,7 +16,7 @@ use super::super::upload::{Arrived, Part, Upload};
 const CHEAP_PADDING: usize = 64;
 
 /// What the rows of a step see, in layers of one window.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Padded {
     /// Where the keys of all groups lie, group by group, sequence by sequence.
     slots: Part,
@@ -24,7 +24,7 @@ pub(crate) struct Padded {
 }
 
 /// Rows that are attended to together.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Group {
     sequences: i64,
     /// Rows of each sequence.
@@ -35,7 +35,7 @@ struct Group {
 }
 
 /// Which keys of its group a row sees.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Visible {
     /// All.
     All,

@@ -6,7 +6,7 @@ use super::super::super::batch::{Batch, Draw};
 use super::super::upload::{Arrived, Part, Upload};
 
 /// Draws whose logits are one matrix. Those that truncate come first.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Chunk {
     pub(super) vocab_size: i64,
     /// Indices in the batch's draws.
