@@ -1,8 +1,8 @@
 //! Problems with hidden tests, and the grading of many responses at a time.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
 
 use actor::generate::Response;
 use anyhow::Context as _;
@@ -46,51 +46,87 @@ pub(crate) fn read_tasks(path: &Path) -> Result<Vec<Task>, BadInput> {
     if tasks.is_empty() { Err(BadInput(format!("{} holds no problem", path.display()))) } else { Ok(tasks) }
 }
 
-/// Grades pairs of a problem and a response, `workers` at a time, and calls `done` with each as it is graded.
+/// How far grading may be ahead of the slowest response that is not graded yet, for each worker.
+const AHEAD: usize = 64;
+
+/// Something to grade.
+pub(crate) trait Gradable {
+    /// The problem, and the response to it.
+    fn pair(&self) -> (&Problem, &str);
+}
+
+impl Gradable for (&Problem, &str) {
+    fn pair(&self) -> (&Problem, &str) {
+        *self
+    }
+}
+
+/// Grades work as it comes, as many at a time as the sandbox has workers, and calls `graded` in the order in which it came.
+/// Holds a bounded part of it in memory. Work that is an error ends it, once all before it is graded.
 ///
 /// # Errors
-/// When the sandbox cannot be started or refuses to go on. A response that cannot be judged is no error but a verdict.
-pub(crate) fn grade_all(
+/// Those of the work and of `graded`; when the sandbox cannot be started or refuses to go on. A response that cannot be
+/// judged is no error but a verdict.
+pub(crate) fn grade_in_order<W: Gradable + Send>(
     config: GraderConfig,
     limits: &Limits,
-    work: &[(&Problem, &str)],
-    done: impl Fn(usize) + Sync,
-) -> anyhow::Result<Vec<Grade>> {
+    work: impl Iterator<Item = anyhow::Result<W>>,
+    mut graded: impl FnMut(W, Grade) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let workers = config.workers.max(1);
     let grader = Grader::start(config).context("start the sandbox")?;
-    let (next, finished) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let grades: Vec<Mutex<Option<Grade>>> = work.iter().map(|_| Mutex::new(None)).collect();
-    let failure = Mutex::new(None);
-    let worker = || {
+    let (orders, inbox) = mpsc::channel::<(usize, W)>();
+    let inbox = Mutex::new(inbox);
+    let (results, outcomes) = mpsc::channel();
+    let worker = |results: mpsc::Sender<_>| {
         loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let (Some((problem, response)), Some(place)) = (work.get(number), grades.get(number)) else {
+            let order = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok((number, work)) = order else { return };
+            let (problem, response) = work.pair();
+            let grade = grader.grade(problem, response, limits);
+            if results.send((number, work, grade)).is_err() {
                 return;
-            };
-            match grader.grade(problem, response, limits) {
-                Ok(grade) => *place.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(grade),
-                Err(error) => {
-                    *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
-                    next.store(work.len(), Ordering::Relaxed);
-                    return;
-                }
             }
-            done(finished.fetch_add(1, Ordering::Relaxed) + 1);
         }
     };
-    std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(worker))));
-    if let Some(error) = failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        return Err(error).context("grade a response");
-    }
-    let grade =
-        |place: Mutex<Option<Grade>>| place.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    grades.into_iter().map(|place| grade(place).context("a response was not graded")).collect()
+    std::thread::scope(|scope| {
+        // Gone with this closure, whatever its end: then the workers end too.
+        let orders = orders;
+        for _ in 0..workers {
+            let results = results.clone();
+            scope.spawn(|| worker(results));
+        }
+        drop(results);
+        let (mut work, mut end) = (work, None);
+        let (mut given, mut handed_on) = (0, 0);
+        let mut early = BTreeMap::new();
+        loop {
+            while end.is_none() && given - handed_on < AHEAD * workers {
+                match work.next() {
+                    // The inbox lives longer than this closure.
+                    Some(Ok(work)) => drop(orders.send((given, work))),
+                    Some(Err(error)) => end = Some(Err(error)),
+                    None => end = Some(Ok(())),
+                }
+                given += usize::from(end.is_none());
+            }
+            if given == handed_on {
+                return end.unwrap_or(Ok(()));
+            }
+            let (number, work, grade) = outcomes.recv().context("the workers have ended")?;
+            early.insert(number, (work, grade.context("grade a response")?));
+            while let Some((work, grade)) = early.remove(&handed_on) {
+                handed_on += 1;
+                graded(work, grade)?;
+            }
+        }
+    })
 }
 
 /// Grades every response of every task, with a bar; the grades lie as the responses do.
 ///
 /// # Errors
-/// As [`grade_all`].
+/// As [`grade_in_order`].
 pub(crate) fn grade_groups(
     tasks: &[Task],
     responses: &[Vec<Response>],
@@ -100,11 +136,28 @@ pub(crate) fn grade_groups(
     for (task, group) in tasks.iter().zip(responses) {
         work.extend(group.iter().map(|response| (&task.problem, response.text.as_str())));
     }
-    let (bar, total) = (Bar::new("tests", work.len() as u64), work.len() as u64);
-    let graded = grade_all(GraderConfig::default(), limits, &work, |done| bar.at(done as u64, total, ""));
-    bar.finish();
-    let mut grades = graded?.into_iter();
+    let mut grades = grade_all(GraderConfig::default(), limits, &work)?.into_iter();
     Ok(responses.iter().map(|group| grades.by_ref().take(group.len()).collect()).collect())
+}
+
+/// Grades pairs of a problem and a response, with a bar.
+///
+/// # Errors
+/// As [`grade_in_order`].
+pub(crate) fn grade_all(
+    config: GraderConfig,
+    limits: &Limits,
+    work: &[(&Problem, &str)],
+) -> anyhow::Result<Vec<Grade>> {
+    let (bar, total) = (Bar::new("tests", work.len() as u64), work.len() as u64);
+    let mut grades = Vec::with_capacity(work.len());
+    let outcome = grade_in_order(config, limits, work.iter().map(|pair| Ok(*pair)), |_, grade| {
+        grades.push(grade);
+        bar.at(grades.len() as u64, total, "");
+        Ok(())
+    });
+    bar.finish();
+    outcome.map(|()| grades)
 }
 
 /// Whether a response passed all tests; none where it could not be judged.

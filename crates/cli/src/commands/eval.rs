@@ -42,6 +42,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(k) = arguments.how.k.iter().find(|k| **k > arguments.n as u64) {
         return Err(BadInput(format!("pass@{k} needs at least {k} responses per problem: --n {k}")).into());
     }
+    let (config, limits) = arguments.how.grader()?;
     let tasks = grading::read_tasks(&arguments.problems)?;
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
     let draw =
@@ -51,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let work: Vec<(&Problem, &str)> = pairs
         .flat_map(|(task, group)| group.iter().map(|response| (&task.problem, response.text.as_str())))
         .collect();
-    let grades = arguments.how.grade(&work)?;
+    let grades = grading::grade_all(config, &limits, &work)?;
     let mut verdicts: BTreeMap<Verdict, u64> = BTreeMap::new();
     grades.iter().for_each(|grade| *verdicts.entry(grade.verdict).or_default() += 1);
     let of_problem = |grades: &[sandbox::Grade]| {
@@ -59,5 +60,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         (judged.len() as u64, judged.iter().filter(|passed| **passed).count() as u64)
     };
     let counts: Vec<(u64, u64)> = grades.chunks(arguments.n).map(of_problem).collect();
-    arguments.how.print(&counts, &verdicts)
+    println!("{}", arguments.how.summary(&counts, &verdicts));
+    Ok(())
 }

@@ -1,10 +1,9 @@
 //! `sluice grade`: samples against hidden tests, in the sandbox.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use comfy_table::{Table, presets};
 use sandbox::{GraderConfig, Limits, Problem, Tier, Verdict, pass_at_k};
 use serde::Deserialize;
@@ -12,7 +11,7 @@ use serde_json::{Map, Value};
 use service::{BadInput, jsonl};
 
 use crate::bar::Bar;
-use crate::grading;
+use crate::grading::{self, Gradable};
 
 /// Grades samples by hidden tests in the sandbox; prints pass@k by the unbiased estimator (arXiv 2107.03374).
 #[derive(Debug, clap::Args)]
@@ -20,10 +19,10 @@ pub(crate) struct Arguments {
     /// Problems in the shape of HumanEval or MBPP, plain or gzipped.
     #[arg(long)]
     problems: PathBuf,
-    /// Lines {"task_id", "completion"}, plain or gzipped.
+    /// Lines {"task_id", "completion"}, plain or gzipped; - is standard input.
     #[arg(long)]
     samples: PathBuf,
-    /// The samples with {"passed", "verdict", "detail"} added.
+    /// The samples with {"passed", "verdict", "detail"} added, in their order.
     #[arg(long)]
     output: PathBuf,
     #[command(flatten)]
@@ -69,80 +68,117 @@ struct Sample {
     completion: String,
 }
 
-/// Runs the command.
+/// A line of the samples.
+struct Row<'a> {
+    fields: Map<String, Value>,
+    problem: &'a Problem,
+    completion: String,
+}
+
+impl Gradable for Row<'_> {
+    fn pair(&self) -> (&Problem, &str) {
+        (self.problem, &self.completion)
+    }
+}
+
+/// Problems by their id.
+struct Problems {
+    path: PathBuf,
+    by_id: BTreeMap<String, Problem>,
+}
+
+impl Problems {
+    fn read(path: &Path) -> Result<Self, BadInput> {
+        let wrong = |error: sandbox::ReadError| BadInput(error.to_string());
+        let mut by_id = BTreeMap::new();
+        for record in sandbox::read_problems(path).map_err(wrong)? {
+            let problem = record.map_err(wrong)?.problem;
+            by_id.insert(problem.task_id().to_owned(), problem);
+        }
+        Ok(Self { path: path.to_owned(), by_id })
+    }
+
+    fn row(&self, line: &jsonl::Line) -> Result<Row<'_>, BadInput> {
+        let Sample { task_id, completion } = line.parse()?;
+        let task_id = task_id.as_str().map_or_else(|| task_id.to_string(), str::to_owned);
+        let unknown = || line.wrong(&format!("task_id {task_id:?} is no problem of {}", self.path.display()));
+        let problem = self.by_id.get(&task_id).ok_or_else(unknown)?;
+        Ok(Row { fields: line.parse()?, problem, completion })
+    }
+
+    /// How many samples a file has, all of which can be graded: so that what is wrong is known before the first runs. 0 for
+    /// standard input, which cannot be read twice.
+    fn check(&self, samples: &Path) -> Result<u64, BadInput> {
+        if samples == Path::new("-") {
+            return Ok(0);
+        }
+        let mut count = 0;
+        for line in jsonl::read(samples)? {
+            self.row(&line?)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// Runs the command. Samples are read, graded and written as they come, so that a file may be larger than the memory.
 ///
 /// # Errors
 /// Names the file and line that cannot be used, or why there is no sandbox.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let problems =
-        sandbox::read_problems(&arguments.problems).map_err(|error| BadInput(error.to_string()))?;
-    let mut by_id: BTreeMap<String, Problem> = BTreeMap::new();
-    for record in problems {
-        let problem = record.map_err(|error| BadInput(error.to_string()))?.problem;
-        by_id.insert(problem.task_id().to_owned(), problem);
-    }
-    let mut rows: Vec<Map<String, Value>> = Vec::new();
-    let mut samples: Vec<(String, String)> = Vec::new();
-    for line in jsonl::read(&arguments.samples)? {
-        let line = line?;
-        let Sample { task_id, completion } = line.parse()?;
-        let task_id = task_id.as_str().map_or_else(|| task_id.to_string(), str::to_owned);
-        if !by_id.contains_key(&task_id) {
-            let known = arguments.problems.display();
-            return Err(line.wrong(&format!("task_id {task_id:?} is no problem of {known}")).into());
-        }
-        rows.push(line.parse()?);
-        samples.push((task_id, completion));
-    }
-    let work: Vec<(&Problem, &str)> =
-        samples.iter().map(|(task_id, completion)| (&by_id[task_id], completion.as_str())).collect();
-    let grades = arguments.how.grade(&work)?;
+    let problems = Problems::read(&arguments.problems)?;
+    let total = problems.check(&arguments.samples)?;
+    let (config, limits) = arguments.how.grader()?;
+    let mut output = jsonl::Writer::create(&arguments.output)?;
     let mut counts: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     let mut verdicts: BTreeMap<Verdict, u64> = BTreeMap::new();
-    for ((row, (task_id, _)), grade) in rows.iter_mut().zip(&samples).zip(&grades) {
+    let (bar, mut done) = (Bar::new("tests", total), 0);
+    let rows = jsonl::read(&arguments.samples)?.map(|line| Ok(problems.row(&line?)?));
+    let outcome = grading::grade_in_order(config, &limits, rows, |mut row, grade| {
         let passed = grade.verdict == Verdict::Accepted;
-        row.insert("passed".to_owned(), passed.into());
-        row.insert("verdict".to_owned(), grade.verdict.name().into());
-        row.insert("detail".to_owned(), grade.detail.clone().into());
+        row.fields.insert("passed".to_owned(), passed.into());
+        row.fields.insert("verdict".to_owned(), grade.verdict.name().into());
+        row.fields.insert("detail".to_owned(), grade.detail.into());
         *verdicts.entry(grade.verdict).or_default() += 1;
         if grade.verdict.judges_response() {
-            let (total, correct) = counts.entry(task_id).or_default();
+            let (total, correct) = counts.entry(row.problem.task_id()).or_default();
             *total += 1;
             *correct += u64::from(passed);
         }
+        done += 1;
+        bar.at(done, total, "");
+        output.write(&row.fields)
+    });
+    bar.finish();
+    output.finish()?;
+    outcome?;
+    let summary = arguments.how.summary(&counts.into_values().collect::<Vec<_>>(), &verdicts);
+    // Where the grades go to standard output, nothing else does.
+    if arguments.output == Path::new("-") {
+        eprintln!("{summary}")
+    } else {
+        println!("{summary}")
     }
-    jsonl::write(&arguments.output, rows.iter()).context("write the grades")?;
-    arguments.how.print(&counts.into_values().collect::<Vec<_>>(), &verdicts)
+    Ok(())
 }
 
 impl How {
-    /// Grades pairs of a problem and a response, with a bar.
+    /// The sandbox and what it allows a program.
     ///
     /// # Errors
-    /// When there is no sandbox.
-    pub(crate) fn grade(&self, work: &[(&Problem, &str)]) -> anyhow::Result<Vec<sandbox::Grade>> {
+    /// When the time-out is none.
+    pub(crate) fn grader(&self) -> Result<(GraderConfig, Limits), BadInput> {
         if !self.timeout.is_finite() || self.timeout <= 0.0 {
-            return Err(BadInput(format!("--timeout is {}, must be a positive number", self.timeout)).into());
+            return Err(BadInput(format!("--timeout is {}, must be a positive number", self.timeout)));
         }
         let defaults = GraderConfig::default();
         let workers = self.jobs.unwrap_or(defaults.workers);
-        let config = GraderConfig { workers, tier: self.tier.0, ..defaults };
         let limits = Limits::with_timeout(Duration::from_secs_f64(self.timeout));
-        let (bar, total) = (Bar::new("tests", work.len() as u64), work.len() as u64);
-        let grades = grading::grade_all(config, &limits, work, |done| bar.at(done as u64, total, ""));
-        bar.finish();
-        grades
+        Ok((GraderConfig { workers, tier: self.tier.0, ..defaults }, limits))
     }
 
-    /// Prints pass@k over problems with these (samples, correct) and what the verdicts were.
-    ///
-    /// # Errors
-    /// When a k is larger than a problem's samples.
-    pub(crate) fn print(
-        &self,
-        counts: &[(u64, u64)],
-        verdicts: &BTreeMap<Verdict, u64>,
-    ) -> anyhow::Result<()> {
+    /// What there is to say: pass@k over problems with these (samples, correct), and what the verdicts were.
+    pub(crate) fn summary(&self, counts: &[(u64, u64)], verdicts: &BTreeMap<Verdict, u64>) -> String {
         let mut rates: Vec<(u64, Option<f64>)> = Vec::new();
         for k in &self.k {
             let of_problem: Option<Vec<f64>> =
@@ -157,11 +193,8 @@ impl How {
                 .iter()
                 .map(|(verdict, count)| (verdict.name().to_owned(), (*count).into()))
                 .collect();
-            println!(
-                "{}",
-                serde_json::json!({"problems": counts.len(), "pass": rates, "verdicts": verdicts})
-            );
-            return Ok(());
+            let summary = serde_json::json!({"problems": counts.len(), "pass": rates, "verdicts": verdicts});
+            return summary.to_string();
         }
         let mut table = Table::new();
         table.load_style(presets::UTF8_HORIZONTAL_ONLY);
@@ -175,7 +208,6 @@ impl How {
         for (verdict, count) in verdicts {
             table.add_row([verdict.name().to_owned(), count.to_string()]);
         }
-        println!("{table}");
-        Ok(())
+        table.to_string()
     }
 }
