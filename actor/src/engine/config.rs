@@ -53,7 +53,8 @@ impl Default for EngineConfig {
             max_sequences: 64,
             max_waiting: 16_384,
             // Enough for 64 sequences of a small model. On a GPU give it what is left by the weights (twice, while new ones
-            // arrive) and a step: some ten matrices of logits of 64 MiB, and what one layer gathers.
+            // arrive) and a step: some ten matrices of logits of 64 MiB, and what one layer gathers; twice where steps are
+            // replayed.
             kv_cache_bytes: 1 << 30,
             kv_cache_blocks: None,
             block_tokens: TILE_TOKENS,

@@ -15,7 +15,7 @@ use super::failure::caught;
 use super::upload::{Arrived, Upload};
 
 /// Plans that are remembered at most; with one more all are forgotten.
-const MOST_PLANS: usize = 256;
+const MOST_PLANS: usize = 128;
 
 /// The graphs of one GPU.
 #[derive(Debug)]
