@@ -45,6 +45,8 @@ impl PolicyWeights {
         engine.check_device()?;
         let layout = Layout::new(model);
         let read = |index: usize| {
+            // The group before it, which is packed by now.
+            model::give_back_freed_memory();
             let group = weights.group(index).map_err(|error| Error::Read(Box::new(error)))?;
             if group.size() == [layout.groups[index].numel] { Ok(group) } else { Err(Error::Weights) }
         };
@@ -53,6 +55,7 @@ impl PolicyWeights {
         } else {
             Prepared::Aten(AtenWeights::copy(model, &read, engine.place())?)
         };
+        model::give_back_freed_memory();
         Ok(Self { version, layout, prepared })
     }
 

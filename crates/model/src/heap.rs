@@ -18,3 +18,16 @@ pub fn keep_freed_memory() {
         unsafe { libc::mallopt(parameter, value) };
     }
 }
+
+/// Gives the kernel back what the process keeps of freed memory.
+///
+/// glibc does not take the place of a large tensor that was freed for the next one of that size (before 2.38 it wants room for
+/// the alignment beside it). Whoever makes such tensors one after the other holds all of them, in the end half of the model more than
+/// there is, unless this is called in between. Elsewhere than with glibc this does nothing.
+pub fn give_back_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number and may be called at any time; only memory that nobody has is given back.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}

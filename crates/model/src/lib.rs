@@ -5,7 +5,7 @@
 //! text and messages into tokens. Numbers, names and texts are those of the transformers library.
 //!
 //! This crate knows no other crate of Sluice and does no logging. Unsafe code stands in `raw` (memory of tensors and
-//! mapped files), in `heap` (one call of the allocator) and, with the feature `cuda`, in `cuda` (calls of C++).
+//! mapped files), in `heap` (calls of the allocator) and, with the feature `cuda`, in `cuda` (calls of C++).
 
 mod attention;
 pub mod buffer;
@@ -33,7 +33,7 @@ pub use config::{Architecture, Dimensions, Head, ModelConfig, RopeConfig, RopeSc
 pub use device::Device;
 pub use folder::{LoadOptions, Model, SaveOptions};
 pub use groups::Groups;
-pub use heap::keep_freed_memory;
+pub use heap::{give_back_freed_memory, keep_freed_memory};
 pub use layout::{GroupKind, GroupLayout, Layout, ParameterSpec};
 pub use logprobs::{
     Kept, LogprobOptions, TokenGradients, TokenLogprobs, logprobs, logprobs_backward, logprobs_kept,
