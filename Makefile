@@ -3,7 +3,7 @@
 CARGO = cargo
 DEMO = examples/tiny-coder/recipe.toml
 
-.PHONY: demo test setup build lint doc check-cuda parity clean-runs
+.PHONY: demo test setup build lint doc check-cuda parity openai clean-runs
 
 # Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
 demo: setup
@@ -39,3 +39,7 @@ check-cuda:
 # Compares with transformers in a throw-away Python environment (needs the Python package index).
 parity: setup
 	crates/model/tests/parity/check.sh
+
+# Speaks to `sluice serve` with the openai package, in a throw-away Python environment.
+openai: setup
+	actor/tests/openai/check.sh
