@@ -10,10 +10,9 @@ demo: setup
 	$(CARGO) build --release --locked --workspace --bins
 	target/release/sluice run $(DEMO) --resume
 
-# Every test that needs nothing but this machine.
+# Every test that needs nothing but this machine. Building the tests builds the programs that they start.
 test: setup
 	$(CARGO) nextest --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-nextest
-	$(CARGO) build --locked --workspace --bins
 	$(CARGO) nextest run --locked --workspace --profile ci
 	$(CARGO) test --locked --workspace --doc
 
