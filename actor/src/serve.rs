@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use service::CancellationToken;
 use service::axum::body::Bytes;
 use service::axum::extract::rejection::BytesRejection;
-use service::axum::extract::{DefaultBodyLimit, State};
+use service::axum::extract::{self, DefaultBodyLimit, State};
 use service::axum::http::StatusCode;
 use service::axum::response::{IntoResponse, Response};
 use service::axum::routing::{get, post};
@@ -113,12 +113,20 @@ struct Shared {
     created: u64,
 }
 
+impl Shared {
+    /// The model as OpenAI describes one.
+    fn model(&self) -> Value {
+        json!({"id": self.config.model_name, "object": "model", "created": self.created, "owned_by": "sluice"})
+    }
+}
+
 /// The pages of `/v1` for a policy that may come later.
 pub(crate) fn pages(policy: watch::Receiver<Option<Served>>, config: ServeConfig) -> Router {
     let permits = Arc::new(Semaphore::new(config.max_concurrent_requests));
     let shared = Arc::new(Shared { policy, config, permits, created: unix_time() });
     Router::new()
         .route("/v1/models", get(models))
+        .route("/v1/models/{name}", get(model))
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat_completions))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -180,9 +188,16 @@ async fn metrics_page(engine: &EngineHandle) -> Response {
 }
 
 async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    let name = &shared.config.model_name;
-    let model = json!({"id": name, "object": "model", "created": shared.created, "owned_by": "sluice"});
-    Json(json!({"object": "list", "data": [model]}))
+    Json(json!({"object": "list", "data": [shared.model()]}))
+}
+
+async fn model(State(shared): State<Arc<Shared>>, extract::Path(name): extract::Path<String>) -> Response {
+    let served = &shared.config.model_name;
+    if name == *served {
+        Json(shared.model()).into_response()
+    } else {
+        ApiError::unknown_model(&name, served).into_response()
+    }
 }
 
 async fn completions(State(shared): State<Arc<Shared>>, body: Result<Bytes, BytesRejection>) -> Response {

@@ -224,6 +224,9 @@ async fn errors_have_openais_shape() {
     let nowhere = server.ask("GET", "/v2/models", "").await;
     assert!(nowhere.status == 404 && nowhere.json()["error"]["message"].is_string());
     assert_eq!(server.ask("GET", "/v1/models", "").await.json()["data"][0]["id"], "policy");
+    assert_eq!(server.ask("GET", "/v1/models/policy", "").await.json()["object"], "model");
+    let unknown = server.ask("GET", "/v1/models/gpt", "").await;
+    assert_eq!((unknown.status, &unknown.json()["error"]["code"]), (404, &json!("model_not_found")));
     assert_eq!(server.ask("GET", "/health", "").await.status, 200);
 }
 
