@@ -20,7 +20,6 @@
 mod attention;
 mod cache;
 mod failure;
-#[cfg(feature = "cuda")]
 mod graphs;
 mod rows;
 mod sampling;
@@ -38,6 +37,7 @@ use super::config::EngineConfig;
 use attention::{Attention, PlacedAttention, Setting};
 use cache::{Cache, Copies, Shape};
 use failure::caught;
+use graphs::Graphs;
 use rows::{Order, PlacedRows, Rows};
 use sampling::Draws;
 use steady::Steady;
@@ -108,7 +108,7 @@ impl Aten {
         // The padded operators follow the lengths of the sequences, so that with them no step comes again.
         let steady = (engine.cuda_graphs && attention.is_flash()).then(|| {
             blocks += 1;
-            Steady::new(blocks as BlockId - 1, device)
+            Steady { spare: blocks as BlockId - 1, graphs: Graphs::new(device) }
         });
         let cache =
             Cache::new(&shape, blocks, place).map_err(|error| no_room(&error, blocks, engine, model))?;
@@ -133,14 +133,14 @@ impl Aten {
             return Err(weights);
         }
         if let Some(steady) = &mut self.steady {
-            steady.forget();
+            steady.graphs.forget();
         }
         Ok(std::mem::replace(&mut self.there.weights, weights))
     }
 
     /// Steps that were replayed.
     pub(crate) fn replayed_steps(&self) -> u64 {
-        self.steady.as_ref().map_or(0, Steady::replayed)
+        self.steady.as_ref().map_or(0, |steady| steady.graphs.replayed())
     }
 
     fn compute(&mut self, batch: &Batch) -> Vec<Drawn> {
@@ -152,7 +152,7 @@ impl Aten {
         upload.clear();
         let plan = Plan::new(batch, there, shape, upload);
         let made = match steady {
-            Some(steady) => steady.run(&plan, upload, |plan, arrived| there.compute(plan, arrived)),
+            Some(steady) => steady.graphs.run(&plan, upload, |plan, arrived| there.compute(plan, arrived)),
             None => there.compute(&plan, &upload.send(there.weights.place().1)),
         };
         if batch.draws.is_empty() {
@@ -215,4 +215,22 @@ fn no_room(error: &tch::TchError, blocks: usize, engine: &EngineConfig, model: &
         "{key} asks for a cache of {bytes} bytes, for which {} has no room ({message}); set {key} lower",
         engine.device
     )])
+}
+
+/// A network for the tests of this backend's parts.
+#[cfg(test)]
+fn small_model() -> (ModelConfig, model::Weights) {
+    let dimensions = model::Dimensions {
+        vocab_size: 50,
+        hidden_size: 16,
+        intermediate_size: 24,
+        layers: 2,
+        heads: 2,
+        kv_heads: 1,
+        max_positions: 64,
+    };
+    let mut config = ModelConfig::new(model::Architecture::Llama, dimensions).unwrap();
+    config.initializer_range = 0.2;
+    let weights = model::Weights::random(&config, 1, tch::Kind::Float, Device::Cpu);
+    (config, weights)
 }

@@ -15,6 +15,7 @@ pub mod config;
 pub mod cuda;
 mod device;
 pub mod folder;
+pub mod graph;
 mod groups;
 mod heap;
 mod init;

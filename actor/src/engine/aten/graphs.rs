@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use model::cuda::graph::{Graph, Recorder};
+use model::graph::{Graph, Recorder};
 use tch::{Device, Tensor};
 
 use super::super::Error;

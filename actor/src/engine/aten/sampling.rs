@@ -137,10 +137,10 @@ fn invert(distribution: &Tensor, target: &Tensor, all: &Tensor) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use model::{Architecture, Dimensions, Weights};
     use tch::Device;
 
     use super::super::super::batch::{Draw, DrawRule};
+    use super::super::small_model;
     use super::*;
 
     /// Draws of all kinds, with rows in falling order.
@@ -180,18 +180,7 @@ mod tests {
 
     #[test]
     fn draws_do_not_depend_on_the_chunks() {
-        let dimensions = Dimensions {
-            vocab_size: 50,
-            hidden_size: 16,
-            intermediate_size: 8,
-            layers: 1,
-            heads: 2,
-            kv_heads: 1,
-            max_positions: 8,
-        };
-        let mut model = ModelConfig::new(Architecture::Llama, dimensions).unwrap();
-        model.initializer_range = 0.2;
-        let weights = Weights::random(&model, 1, Kind::Float, Device::Cpu);
+        let (model, weights) = small_model();
         let (batch, places) = (batch(23), Vec::from_iter(0..23));
         let hidden = Tensor::arange(23 * 16, (Kind::Float, Device::Cpu)).view([23, 16]).sin();
         let draw = |most: usize| {

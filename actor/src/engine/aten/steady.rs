@@ -1,39 +1,26 @@
 //! Steps that come again: made alike, so that one recording serves them all.
 //!
 //! While sequences decode, one step differs from the next in numbers only, as long as nothing joins or leaves. Such steps are
-//! padded to one of few sizes, so that most of them have a [`Plan`] that was seen before.
-
-use tch::{Device, Tensor};
+//! padded to one of few sizes, so that most of them have a [`Plan`](super::Plan) that was seen before.
 
 use super::super::batch::{Batch, Draw, Segment};
 use super::super::blocks::BlockId;
-use super::Plan;
-use super::upload::{Arrived, Upload};
+use super::graphs::Graphs;
 
 /// The next larger one of few counts, at most a quarter more than `count`: 1 to 8, then four of each power of two.
 pub(crate) fn rounded_up(count: usize) -> usize {
     count.next_multiple_of((count.next_power_of_two() / 8).max(1))
 }
 
-/// Runs steps that come again.
+/// What runs steps that come again.
 #[derive(Debug)]
 pub(crate) struct Steady {
     /// The block of the cache that no sequence has: the padding's keys and values go there.
-    spare: BlockId,
-    #[cfg(feature = "cuda")]
-    graphs: super::graphs::Graphs,
-    #[cfg(not(feature = "cuda"))]
-    device: Device,
+    pub(crate) spare: BlockId,
+    pub(crate) graphs: Graphs,
 }
 
 impl Steady {
-    pub(crate) fn new(spare: BlockId, device: Device) -> Self {
-        #[cfg(feature = "cuda")]
-        return Self { spare, graphs: super::graphs::Graphs::new(device) };
-        #[cfg(not(feature = "cuda"))]
-        Self { spare, device }
-    }
-
     /// The batch with rows that nobody wants, up to a rounded count, if it is one that comes again: every sequence decodes and
     /// draws, no block is copied, no penalty names tokens. The padding's draws come last.
     pub(crate) fn padded(&self, batch: &Batch) -> Option<Batch> {
@@ -60,69 +47,22 @@ impl Steady {
         }
         Some(batch)
     }
-
-    /// Runs the `work` of a plan on an upload, or replays it. What it makes is to be used before the next call. What the work
-    /// reads and writes beside the upload must stay where it is until [`Self::forget`].
-    pub(crate) fn run(
-        &mut self,
-        plan: &Plan,
-        upload: &Upload,
-        work: impl FnMut(&Plan, &Arrived) -> Tensor,
-    ) -> Tensor {
-        #[cfg(feature = "cuda")]
-        return self.graphs.run(plan, upload, work);
-        #[cfg(not(feature = "cuda"))]
-        {
-            let mut work = work;
-            work(plan, &upload.send(self.device))
-        }
-    }
-
-    /// How often it replayed.
-    pub(crate) fn replayed(&self) -> u64 {
-        #[cfg(feature = "cuda")]
-        return self.graphs.replayed();
-        #[cfg(not(feature = "cuda"))]
-        0
-    }
-
-    /// Forgets what was recorded. Nothing that [`Self::run`] made may be used any more.
-    pub(crate) fn forget(&mut self) {
-        #[cfg(feature = "cuda")]
-        self.graphs.forget();
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use model::{Architecture, Dimensions, Groups, ModelConfig, Weights};
-    use tch::Kind;
+    use model::Groups;
+    use tch::Device;
 
     use super::super::super::batch::{DrawRule, Drawn};
     use super::super::super::config::{Backend, EngineConfig};
-    use super::super::{Aten, AtenWeights};
+    use super::super::{Aten, AtenWeights, small_model};
     use super::*;
 
     const BLOCK_TOKENS: usize = 16;
 
     /// Blocks of each sequence.
     const BLOCKS: usize = 4;
-
-    fn small_model() -> (ModelConfig, Weights) {
-        let dimensions = Dimensions {
-            vocab_size: 50,
-            hidden_size: 16,
-            intermediate_size: 24,
-            layers: 2,
-            heads: 2,
-            kv_heads: 1,
-            max_positions: 64,
-        };
-        let mut model = ModelConfig::new(Architecture::Llama, dimensions).unwrap();
-        model.initializer_range = 0.2;
-        let weights = Weights::random(&model, 1, Kind::Float, Device::Cpu);
-        (model, weights)
-    }
 
     /// The next rows of sequences, each given by the tokens it has computed and those to compute.
     fn batch(sequences: &[(usize, Vec<u32>)]) -> Batch {
@@ -181,7 +121,7 @@ mod tests {
             let copied = AtenWeights::copy(&model, &read, engine.place()).unwrap();
             Aten::new(&model, copied, &engine, spare + 1).unwrap()
         };
-        let steady = || Steady::new(spare as BlockId, Device::Cpu);
+        let steady = || Steady { spare: spare as BlockId, graphs: Graphs::new(Device::Cpu) };
         let expected = run(aten());
         let found = run(Aten { steady: Some(steady()), ..aten() });
         for (expected, found) in expected.iter().flatten().zip(found.iter().flatten()) {

@@ -43,7 +43,6 @@ pub(crate) struct Arrived(Tensor);
 
 impl Arrived {
     /// Replaces the numbers by those of another upload of the same length, at the same address.
-    #[cfg(feature = "cuda")]
     pub(crate) fn refill(&mut self, upload: &Upload) {
         self.0.copy_(&Tensor::from_slice(&upload.numbers));
     }
