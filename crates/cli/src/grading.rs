@@ -1,6 +1,7 @@
 //! Problems with hidden tests, and the grading of many responses at a time.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError, mpsc};
 
@@ -82,16 +83,19 @@ pub(crate) fn grade_in_order<W: Gradable + Send>(
         loop {
             let order = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok((number, work)) = order else { return };
-            let (problem, response) = work.pair();
-            let grade = grader.grade(problem, response, limits);
+            // A panic is the caller's to see, who would wait for this grade else.
+            let grade = catch_unwind(AssertUnwindSafe(|| {
+                let (problem, response) = work.pair();
+                grader.grade(problem, response, limits)
+            }));
             if results.send((number, work, grade)).is_err() {
                 return;
             }
         }
     };
     std::thread::scope(|scope| {
-        // Gone with this closure, whatever its end: then the workers end too.
-        let orders = orders;
+        // Gone with this closure, whatever its end: then the workers end too, with what they have in hand.
+        let (orders, outcomes) = (orders, outcomes);
         for _ in 0..workers {
             let results = results.clone();
             scope.spawn(|| worker(results));
@@ -114,6 +118,7 @@ pub(crate) fn grade_in_order<W: Gradable + Send>(
                 return end.unwrap_or(Ok(()));
             }
             let (number, work, grade) = outcomes.recv().context("the workers have ended")?;
+            let grade = grade.unwrap_or_else(|panic| resume_unwind(panic));
             early.insert(number, (work, grade.context("grade a response")?));
             while let Some((work, grade)) = early.remove(&handed_on) {
                 handed_on += 1;
@@ -163,4 +168,59 @@ pub(crate) fn grade_all(
 /// Whether a response passed all tests; none where it could not be judged.
 pub(crate) fn passed(grade: &Grade) -> Option<bool> {
     grade.verdict.judges_response().then_some(grade.verdict == Verdict::Accepted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// One of many responses to grade; the graders count themselves.
+    struct Counted<'a> {
+        problem: &'a Problem,
+        begun: &'a AtomicUsize,
+    }
+
+    impl Gradable for Counted<'_> {
+        fn pair(&self) -> (&Problem, &str) {
+            assert!(self.begun.fetch_add(1, Ordering::Relaxed) != 20, "the twenty-first");
+            (self.problem, "    return a + b\n")
+        }
+    }
+
+    /// How many of 1000 responses are graded until `graded` has had enough.
+    fn grade_many(mut graded: impl FnMut(usize) -> anyhow::Result<()>) -> (anyhow::Result<()>, usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("problems.jsonl");
+        let problem = serde_json::json!({
+            "task_id": "Test/0", "prompt": "def add(a, b):\n", "entry_point": "add",
+            "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n",
+        });
+        std::fs::write(&path, problem.to_string()).unwrap();
+        let problem = sandbox::read_problems(&path).unwrap().next().unwrap().unwrap().problem;
+        let begun = AtomicUsize::new(0);
+        let work = (0..1000).map(|_| Ok(Counted { problem: &problem, begun: &begun }));
+        let config = GraderConfig { workers: 2, ..GraderConfig::default() };
+        let mut count = 0;
+        let outcome = grade_in_order(config, &Limits::default(), work, |_, _| {
+            count += 1;
+            graded(count)
+        });
+        (outcome, begun.into_inner())
+    }
+
+    #[test]
+    fn grading_ends_at_once_when_its_grades_are_not_wanted() {
+        let (outcome, begun) =
+            grade_many(|count| if count < 3 { Ok(()) } else { anyhow::bail!("disk full") });
+        assert_eq!(outcome.unwrap_err().to_string(), "disk full");
+        assert!(begun < 12, "{begun} were begun");
+    }
+
+    #[test]
+    #[should_panic(expected = "the twenty-first")]
+    fn a_panic_of_a_worker_is_seen_and_waited_for_by_nobody() {
+        let _ = grade_many(|_| Ok(()));
+    }
 }
