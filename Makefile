@@ -41,4 +41,4 @@ parity: setup
 
 # Speaks to `sluice serve` with the openai package, in a throw-away Python environment.
 openai: setup
-	actor/tests/openai/check.sh
+	crates/openai/tests/peer/check.sh

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
+use engine::EngineConfig;
+use openai::ServeConfig;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
 use types::MemberId;
-
-use crate::engine::EngineConfig;
-use crate::serve::ServeConfig;
 
 /// Everything an actor can be told. The coordinator's address is the only thing it must be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

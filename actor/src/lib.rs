@@ -1,19 +1,11 @@
-//! The actor: generation engine, rollout loop, weight receiver.
-//!
-//! [`engine`] generates, on the CPU with its own code or with torch's operators on a GPU, and knows nothing of the ring; [`generate`]
-//! runs one over prompts of a file; [`build`] wires the role that leases prompts from the coordinator, generates with it,
-//! and streams rollouts to the reward servers.
+//! The actor: the role that leases prompts from the coordinator, generates responses with an [`engine`] and streams the
+//! rollouts to the reward servers. [`build`] wires it; it receives the policy's weights as the learner publishes them.
 
 pub mod config;
-pub mod engine;
-pub mod generate;
-pub mod serve;
 
 mod coordinator_client;
-mod folder;
 mod metrics;
 mod policy;
-mod prompts;
 mod pull_client;
 mod reward_client;
 mod reward_router;

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use engine::PromptEncoder;
+use engine::{EngineClient, EngineConfig, EngineHandle, EngineParts, PolicyWeights};
 use model::{ModelConfig, Tokenizer};
+use openai::Served;
 use service::{OnError, Spawner};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -14,11 +17,8 @@ use types::link::actor::GenerationPlan;
 use types::{GenerationId, Manifest, MemberId, ModelDescription, PolicyVersion, WeightHash};
 
 use crate::config::Config;
-use crate::engine::{EngineClient, EngineConfig, EngineHandle, EngineParts, PolicyWeights};
 use crate::metrics::{self, Way};
-use crate::prompts::PromptEncoder;
 use crate::pull_client;
-use crate::serve::Served;
 use crate::weights::{ReceiverConfig, WeightEvent, WeightReceiver};
 
 /// Events that may wait.
@@ -73,7 +73,7 @@ pub(crate) struct PolicyKeeper {
     encoder: Option<PromptEncoder>,
     weight_events: (mpsc::Sender<WeightEvent>, mpsc::Receiver<WeightEvent>),
     pulls: (mpsc::Sender<Pulled>, mpsc::Receiver<Pulled>),
-    /// Tells the pages of [`crate::serve`] about the policy, once there is one.
+    /// Tells the pages of [`openai`] about the policy, once there is one.
     served: watch::Sender<Option<Served>>,
     /// How the transfer under way comes, and since when.
     transfer: (Way, Instant),
@@ -225,8 +225,7 @@ impl PolicyKeeper {
                 let client = engine.client().await?;
                 let encoder = Arc::new(encoder);
                 // Nobody serves it unless the configuration says so.
-                self.served
-                    .send_replace(Some(Served { engine: engine.clone(), encoder: Arc::clone(&encoder) }));
+                self.served.send_replace(Some(Served::new(engine.clone(), Arc::clone(&encoder))));
                 *policy = Some(Policy { engine, client, encoder });
             }
         }

@@ -23,6 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use engine::{Event, Finished, Request, SampleRequest};
+use openai::Served;
 use service::{CancellationToken, LinkEvent, Readiness, Spawner};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -33,11 +35,9 @@ use types::{
 
 use crate::config::Config;
 use crate::coordinator_client::CoordinatorLink;
-use crate::engine::{Event, Finished, Request, SampleRequest};
 use crate::metrics;
 use crate::policy::{Policy, PolicyEvent, PolicyKeeper};
 use crate::reward_router::{Offer, Offered, RewardRouter, Sender};
-use crate::serve::Served;
 use crate::work::{HeldLease, Work, Workload, group_work};
 
 /// Offers to the router that may wait.

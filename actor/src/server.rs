@@ -7,7 +7,6 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::metrics;
 use crate::rollout_loop::RolloutLoop;
-use crate::serve;
 
 /// Builds the actor; nothing runs yet. It listens for nothing but its metrics and, if the
 /// configuration says so, clients of its policy: everything else it reaches out to.
@@ -19,7 +18,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     config.engine.check_device().context("engine")?;
     let (served, policy) = watch::channel(None);
     if config.serve.enabled {
-        context.pages = context.pages.merge(serve::pages(policy, config.serve.clone()));
+        context.pages = context.pages.merge(openai::pages(policy, config.serve.clone()));
     }
     let (spawner, readiness, token) =
         (context.tasks.spawner(), context.readiness.clone(), context.token.clone());

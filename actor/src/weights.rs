@@ -8,13 +8,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Store};
+use engine::{EngineConfig, PolicyWeights};
 use model::{ModelConfig, buffer};
 use tch::{Device, Kind, Tensor};
 use tokio::sync::mpsc;
 use types::link::actor::GenerationPlan;
 use types::{BROADCAST_CHUNK_BYTES, DType, GenerationId, Manifest, MemberId, PolicyVersion};
-
-use crate::engine::{EngineConfig, PolicyWeights};
 
 /// Orders that may wait; one that finds no room is an error that the sender reports.
 const ORDERS: usize = 16;

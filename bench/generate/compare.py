@@ -1,6 +1,6 @@
 """Tokens per second of the actor's engine against transformers' `generate`, on the same weights, prompts and lengths.
 
-    cargo build --release -p actor --example engine_speed
+    cargo build --release -p engine --example engine_speed
     python -m venv /tmp/peers && /tmp/peers/bin/pip install torch transformers
     /tmp/peers/bin/python bench/generate/compare.py [--repeats 5] [--append bench/RESULTS.md]
 

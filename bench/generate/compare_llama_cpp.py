@@ -1,6 +1,6 @@
 """Tokens per second of the actor's engine against llama.cpp, on the same weights, prompts and lengths, both in f32.
 
-    cargo build --release -p actor --example engine_speed
+    cargo build --release -p engine --example engine_speed
     python -m venv /tmp/peers && /tmp/peers/bin/pip install torch transformers gguf llama-cpp-python
     /tmp/peers/bin/python bench/generate/compare_llama_cpp.py [--repeats 5]
 

@@ -1,7 +1,7 @@
 """Tokens per second of the actor's engine on a GPU, in bf16, against what its memory allows and transformers' `generate`.
 
     setup/install.sh cuda
-    LIBTORCH=$PWD/.deps/cuda/torch cargo build --release -p actor --features cuda --example engine_speed --target-dir target/cuda
+    LIBTORCH=$PWD/.deps/cuda/torch cargo build --release -p engine --features cuda --example engine_speed --target-dir target/cuda
     python bench/generate/gpu.py [--models 0.5B 7B] [--batches 1 16 64 256] [--append bench/RESULTS.md]
 
 Needs torch; without transformers the peer's column stays empty. Weights are random, of the shapes of Qwen2.5. The roofline

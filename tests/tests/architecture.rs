@@ -12,7 +12,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 const MAX_FILE_LINES: usize = 500;
 
 /// Who may know whom. Nothing else.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("types", &[]),
     ("algo", &[]),
     ("service", &[]),
@@ -21,9 +21,11 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("sandbox", &[]),
     ("torch-build", &[]),
     ("proto", &["types"]),
+    ("engine", &["types", "model"]),
+    ("openai", &["engine", "types", "model"]),
     ("coordinator", &["proto", "types", "algo", "service"]),
     ("reward-server", &["proto", "types", "service", "model", "sandbox"]),
-    ("actor", &["proto", "types", "service", "model", "collective"]),
+    ("actor", &["proto", "types", "service", "model", "engine", "openai", "collective"]),
     ("learner", &["proto", "types", "algo", "service", "model", "collective"]),
     (
         "cli",
@@ -32,8 +34,10 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "algo",
             "collective",
             "coordinator",
+            "engine",
             "learner",
             "model",
+            "openai",
             "proto",
             "reward-server",
             "sandbox",

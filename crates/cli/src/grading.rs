@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError, mpsc};
 
-use actor::generate::Response;
 use anyhow::Context as _;
+use engine::generate::Response;
 use sandbox::{Grade, Grader, GraderConfig, Limits, Problem, Verdict};
 use serde_json::{Map, Value};
 use service::{BadInput, jsonl};

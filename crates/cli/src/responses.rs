@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use actor::engine::EngineConfig;
-use actor::generate::{DrawOptions, Generator, Progress, Response};
+use engine::EngineConfig;
+use engine::generate::{DrawOptions, Generator, Progress, Response};
 use types::PromptContent;
 
 use crate::bar::Bar;

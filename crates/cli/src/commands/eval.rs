@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use actor::generate::DrawOptions;
+use engine::generate::DrawOptions;
 use sandbox::{Problem, Verdict};
 use service::BadInput;
 use types::PromptContent;

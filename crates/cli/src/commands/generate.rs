@@ -1,9 +1,11 @@
 //! `sluice generate`: responses to a file of prompts.
 
+mod file;
+
 use std::path::PathBuf;
 
-use actor::engine::{Device, EngineConfig};
-use actor::generate::{DrawOptions, FileOptions, Generator, generate};
+use engine::generate::{DrawOptions, Generator};
+use engine::{Device, EngineConfig};
 use service::BadInput;
 use types::DType;
 
@@ -11,6 +13,7 @@ use super::sampling::SamplingArguments;
 use super::score::parse_dtype;
 use crate::bar::Bar;
 use crate::responses::pace;
+use file::{FileOptions, generate};
 
 /// Responses of a model to the prompts of a file, through the rollout engine. Memory does not grow with the file.
 #[derive(Debug, clap::Args)]

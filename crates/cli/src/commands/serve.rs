@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use actor::engine::{Device, EngineConfig};
-use actor::serve::{self, ServeConfig, Served};
+use engine::{Device, EngineConfig};
+use openai::{ServeConfig, Served};
 use service::{BadInput, CancellationToken, StopSignals};
 use tokio::net::TcpListener;
 use types::DType;
@@ -59,7 +59,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
     println!("http://{}/v1", listener.local_addr()?);
     let token = CancellationToken::new();
-    let serving = serve::run(listener, serve::router(served, config), token.clone());
+    let serving = openai::run(listener, openai::router(served, config), token.clone().cancelled_owned());
     tokio::pin!(serving);
     tokio::select! {
         ended = &mut serving => return ended,

@@ -6,9 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
-use actor::generate::{DrawOptions, Response};
 use anyhow::Context as _;
 use comfy_table::{CellAlignment, Table, presets};
+use engine::generate::{DrawOptions, Response};
 use sandbox::Limits;
 use serde::{Deserialize, Serialize};
 use types::{PromptContent, Sampling};

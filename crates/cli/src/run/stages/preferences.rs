@@ -8,8 +8,8 @@
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
-use actor::generate::{DrawOptions, Response};
 use anyhow::Context as _;
+use engine::generate::{DrawOptions, Response};
 use sandbox::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

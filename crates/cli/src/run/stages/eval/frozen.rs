@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use actor::generate::Response;
 use anyhow::Context as _;
+use engine::generate::Response;
 use reward_server::FileOptions;
 use serde::Deserialize;
 use service::jsonl;

@@ -1,0 +1,72 @@
+//! Measures the engine: `engine_speed MODEL_DIR REQUESTS.jsonl ENGINE_JSON [REPEATS]`.
+//!
+//! `ENGINE_JSON` is an engine's configuration, such as `{"max_sequences": 16, "dtype": "bf16"}`. A line of the requests is
+//! `{"tokens": [..], "max_new_tokens": N}`; tokens are drawn at temperature 1 and end at their number alone. For each
+//! repetition one line of JSON on standard output: new tokens, steps (and how many of them were replayed from CUDA graphs), and
+//! seconds from the first submission to the last token, without the loading of the model.
+#![expect(clippy::disallowed_types, reason = "it measures wall time")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use engine::{Engine, EngineConfig, PolicyWeights, Request, SampleRequest};
+use model::{LoadOptions, folder};
+use serde::Deserialize;
+use types::{PolicyVersion, Sampling};
+
+#[derive(Deserialize)]
+struct Line {
+    tokens: Vec<u32>,
+    max_new_tokens: u32,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, input, config, rest @ ..] = arguments.as_slice() else {
+        anyhow::bail!("usage: engine_speed MODEL_DIR REQUESTS.jsonl ENGINE_JSON [REPEATS]");
+    };
+    let repeats: usize = rest.first().map_or(Ok(1), |count| count.parse()).context("REPEATS")?;
+    let config: EngineConfig = serde_json::from_str(config).context("ENGINE_JSON")?;
+    let loaded = folder::open(Path::new(model), &LoadOptions::default())?;
+    let weights = PolicyWeights::prepare(&loaded.config, &loaded, PolicyVersion(0), &config)?;
+    let mut engine = Engine::new(&loaded.config, weights, None, &config)?;
+    let text = std::fs::read_to_string(input).context("REQUESTS")?;
+    let lines = text.lines().map(serde_json::from_str::<Line>);
+    let requests = lines.collect::<Result<Vec<_>, _>>().context("REQUESTS")?;
+    for repeat in 0..repeats as u64 {
+        let request = |(id, line): (u64, &Line)| Request {
+            prompt_tokens: line.tokens.as_slice().into(),
+            samples: vec![SampleRequest { id, seed: repeat << 32 | id }],
+            sampling: Arc::new(Sampling {
+                max_new_tokens: line.max_new_tokens,
+                ignore_eos: true,
+                ..Sampling::default()
+            }),
+            eos_token_ids: Arc::from([]),
+            top_logprobs: 0,
+            stream: false,
+        };
+        let requests: Vec<Request> = (0..).zip(&requests).map(request).collect();
+        let before = engine.totals();
+        let started = Instant::now();
+        for outcome in engine.submit(&requests) {
+            outcome?;
+        }
+        while !engine.is_idle() {
+            engine.step()?;
+        }
+        let (seconds, after) = (started.elapsed().as_secs_f64(), engine.totals());
+        println!(
+            "{}",
+            serde_json::json!({
+                "new_tokens": after.response_tokens - before.response_tokens,
+                "steps": after.steps - before.steps,
+                "replayed_steps": after.replayed_steps - before.replayed_steps,
+                "seconds": seconds,
+            })
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! Prompts to token ids, once per prompt (token in, token out: nothing is ever tokenized again).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use model::{ChatRequest, ChatTemplate, Tokenizer};
+use types::PromptContent;
+
+/// Tokenizer and chat template of the policy.
+pub struct PromptEncoder {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+}
+
+impl std::fmt::Debug for PromptEncoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PromptEncoder")
+            .field("has_template", &self.template.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl PromptEncoder {
+    /// Reads the chat template from the model folder that `tokenizer` is from.
+    ///
+    /// # Errors
+    /// When the template is broken.
+    pub fn load(folder: &Path, tokenizer: Arc<Tokenizer>) -> anyhow::Result<Self> {
+        let template = ChatTemplate::load(folder, tokenizer.special().clone());
+        Ok(Self { tokenizer, template: template.context("read the policy's chat template")? })
+    }
+
+    /// The token ids of a prompt.
+    ///
+    /// # Errors
+    /// When chat messages come without a chat template, or do not render.
+    pub fn encode(&self, content: &PromptContent) -> anyhow::Result<Arc<[u32]>> {
+        let tokens = match content {
+            PromptContent::Tokens(tokens) => tokens.clone(),
+            PromptContent::Text(text) => self.tokenizer.encode(text, true)?,
+            PromptContent::Messages(messages) => {
+                let template = self.template.as_ref();
+                let template =
+                    template.context("the prompt has chat messages, but the policy has no chat template")?;
+                let messages: Vec<serde_json::Value> =
+                    serde_json::from_str(messages).context("the prompt's messages are not a JSON list")?;
+                let request = ChatRequest {
+                    messages: &messages,
+                    add_generation_prompt: true,
+                    ..ChatRequest::default()
+                };
+                // A template writes its special tokens itself.
+                self.tokenizer.encode(&template.render(&request)?, false)?
+            }
+        };
+        Ok(tokens.into())
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The tokens that end a response.
+    pub fn eos_ids(&self) -> Arc<[u32]> {
+        self.tokenizer.eos_ids().into()
+    }
+}

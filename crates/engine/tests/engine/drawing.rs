@@ -1,0 +1,185 @@
+//! What is drawn has the distribution that was asked for.
+
+use engine::{Backend, EngineConfig, Finished, Request};
+use types::Sampling;
+
+use crate::fixture::{BACKENDS, config_of, engine, next_logprobs, prompt, run, siblings, small_model};
+
+/// Responses of one token each, with seeds 0, 1, 2, ...
+const DRAWS: u64 = 20_000;
+
+fn draw(backend: Backend, sampling: Sampling) -> Vec<Finished> {
+    let (model, weights) = small_model();
+    let config = EngineConfig { max_waiting: DRAWS as usize, max_sequences: 64, ..config_of(backend) };
+    let mut engine = engine(&model, &weights, &config);
+    let ids: Vec<u64> = (0..DRAWS).collect();
+    let request = Request { top_logprobs: 3, ..siblings(&ids, prompt(12, 3), sampling) };
+    run(&mut engine, &[request]).into_values().collect()
+}
+
+/// The probabilities of all tokens, by the definitions of transformers' logits processors, slowly.
+fn reference(sampling: &Sampling) -> (Vec<f64>, f64) {
+    let (model, weights) = small_model();
+    let temperature = f64::from(sampling.temperature);
+    let full: Vec<f64> =
+        next_logprobs(&model, &weights, &prompt(12, 3), temperature).into_iter().map(f64::exp).collect();
+    let mut order: Vec<usize> = (0..full.len()).collect();
+    order.sort_by(|a, b| full[*b].total_cmp(&full[*a]));
+    if sampling.top_k > 0 {
+        order.truncate(sampling.top_k as usize);
+    }
+    let of_top_k: f64 = order.iter().map(|token| full[*token]).sum();
+    let mut before = 0.0;
+    order.retain(|token| {
+        let kept = before < f64::from(sampling.top_p) * of_top_k;
+        before += full[*token];
+        kept
+    });
+    let least = f64::from(sampling.min_p) * full[order[0]];
+    order.retain(|token| full[*token] >= least);
+    let surviving: f64 = order.iter().map(|token| full[*token]).sum();
+    let mut truncated = vec![0.0; full.len()];
+    order.iter().for_each(|token| truncated[*token] = full[*token] / surviving);
+    (truncated, surviving)
+}
+
+/// Pearson's statistic as a standard normal number (Wilson and Hilferty), tokens expected less than 5 times put
+/// together.
+fn deviation(counts: &[f64], probabilities: &[f64]) -> f64 {
+    let (mut statistic, mut bins, mut rest) = (0.0, 0.0, (0.0, 0.0));
+    for (count, probability) in counts.iter().zip(probabilities) {
+        let expected = probability * DRAWS as f64;
+        if expected < 5.0 {
+            rest = (rest.0 + count, rest.1 + expected);
+        } else {
+            statistic += (count - expected).powi(2) / expected;
+            bins += 1.0;
+        }
+    }
+    if rest.1 > 0.0 {
+        statistic += (rest.0 - rest.1).powi(2) / rest.1;
+        bins += 1.0;
+    } else if rest.0 > 0.0 {
+        return f64::INFINITY;
+    }
+    let freedom: f64 = bins - 1.0;
+    let spread = 2.0 / (9.0 * freedom);
+    ((statistic / freedom).cbrt() - (1.0 - spread)) / spread.sqrt()
+}
+
+#[test]
+fn tokens_are_drawn_with_their_probabilities() {
+    let ways = [
+        Sampling::default(),
+        Sampling { temperature: 0.6, ..Sampling::default() },
+        Sampling { temperature: 1.5, top_k: 10, ..Sampling::default() },
+        Sampling { top_p: 0.7, ..Sampling::default() },
+        Sampling { min_p: 0.1, ..Sampling::default() },
+        Sampling { top_k: 30, top_p: 0.8, min_p: 0.05, temperature: 1.2, ..Sampling::default() },
+    ];
+    let expected: Vec<(Vec<f64>, f64)> = ways.iter().map(reference).collect();
+    let numbered = || ways.iter().enumerate();
+    for (backend, (number, sampling)) in
+        BACKENDS.into_iter().flat_map(|backend| numbered().map(move |way| (backend, way)))
+    {
+        let finished = draw(backend, Sampling { max_new_tokens: 1, ..sampling.clone() });
+        let mut counts = vec![0.0; 97];
+        finished.iter().for_each(|response| counts[response.response_tokens[0] as usize] += 1.0);
+        for (other, (probabilities, _)) in expected.iter().enumerate() {
+            let deviation = deviation(&counts, probabilities);
+            if other == number {
+                assert!(deviation < 4.0, "{backend:?} {sampling:?}: {deviation} standard deviations");
+            } else {
+                assert!(
+                    deviation > 8.0,
+                    "{backend:?} {sampling:?} looks like {:?}: {deviation}",
+                    ways[other]
+                );
+            }
+        }
+        let surviving = expected[number].1;
+        for response in &finished {
+            match &response.surviving_mass {
+                Some(mass) => {
+                    assert!((f64::from(mass[0]) - surviving).abs() < 1e-5, "{sampling:?}: {mass:?}")
+                }
+                None => assert!(!sampling.truncates(), "{sampling:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn logprobs_are_those_before_truncation() {
+    let (model, weights) = small_model();
+    let sampling = Sampling { temperature: 0.8, top_k: 5, max_new_tokens: 1, ..Sampling::default() };
+    let full = next_logprobs(&model, &weights, &prompt(12, 3), f64::from(sampling.temperature));
+    let mut order: Vec<usize> = (0..97).collect();
+    order.sort_by(|a, b| full[*b].total_cmp(&full[*a]));
+    let drawn = BACKENDS.map(|backend| draw(backend, sampling.clone()));
+    for response in drawn.iter().flat_map(|of_backend| of_backend.iter().take(200)) {
+        let token = response.response_tokens[0] as usize;
+        assert!((f64::from(response.rollout_logprobs[0]) - full[token]).abs() < 1e-5);
+        let top: Vec<usize> = response.top_logprobs[0].iter().map(|top| top.token as usize).collect();
+        assert_eq!(top, order[..3]);
+        for entry in &response.top_logprobs[0] {
+            assert!((f64::from(entry.logprob) - full[entry.token as usize]).abs() < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_repetition_penalty_holds_for_prompt_and_response() {
+    BACKENDS.into_iter().for_each(penalised);
+}
+
+fn penalised(backend: Backend) {
+    let (model, weights) = small_model();
+    let mut engine = engine(&model, &weights, &config_of(backend));
+    let penalty = 1e6;
+    let sampling = Sampling { repetition_penalty: penalty, ..Sampling::greedy(60) };
+    let prompt = prompt(12, 3);
+    let response = run(&mut engine, &[siblings(&[0], prompt.clone(), sampling)]).remove(&0).unwrap();
+    // A seen token comes again only when every logit of an unseen one is negative.
+    let mut seen: Vec<u32> = prompt;
+    for token in response.response_tokens {
+        assert!(!seen.contains(&token), "{token} again after {} tokens", seen.len());
+        seen.push(token);
+    }
+    let free = run(&mut engine, &[siblings(&[0], crate::fixture::prompt(12, 3), Sampling::greedy(60))]);
+    let tokens: std::collections::BTreeSet<u32> = free[&0].response_tokens.iter().copied().collect();
+    assert!(tokens.len() < 60, "without a penalty nothing is repeated, so that this shows nothing");
+}
+
+/// A head of zeros makes all tokens equal: what is kept then is decided by the rules for equals alone.
+#[test]
+fn of_equal_tokens_the_lower_id_comes_first() {
+    let (model, weights) = small_model();
+    let _ = weights.parameter("lm_head.weight").unwrap().zero_();
+    let one = |sampling: Sampling| Sampling { max_new_tokens: 1, ..sampling };
+    // Of 97 tokens the 49th reaches half of the mass.
+    let cases = [
+        (Sampling::greedy(1), 1.0, 1),
+        (one(Sampling { top_k: 5, ..Sampling::default() }), 1.0, 97),
+        (one(Sampling { top_p: 0.5, ..Sampling::default() }), 49.0 / 97.0, 49),
+        (one(Sampling { top_k: 5, min_p: 1.0, top_p: 0.5, ..Sampling::default() }), 49.0 / 97.0, 49),
+    ];
+    for (backend, (sampling, mass, tokens)) in
+        BACKENDS.into_iter().flat_map(|backend| cases.iter().map(move |case| (backend, case)))
+    {
+        let mut engine = engine(&model, &weights, &config_of(backend));
+        let ids: Vec<u64> = (0..400).collect();
+        let request = Request { top_logprobs: 4, ..siblings(&ids, prompt(7, 0), sampling.clone()) };
+        let mut drawn = std::collections::BTreeSet::new();
+        for response in run(&mut engine, &[request]).into_values() {
+            drawn.insert(response.response_tokens[0]);
+            let found = response.surviving_mass.map_or(1.0, |masses| masses[0]);
+            assert!((found - mass).abs() < 1e-6, "{backend:?} {sampling:?}: {found}");
+            assert!((response.rollout_logprobs[0] + 97f32.ln()).abs() < 1e-6);
+            let top: Vec<u32> = response.top_logprobs[0].iter().map(|top| top.token).collect();
+            assert_eq!(top, [0, 1, 2, 3], "{backend:?}");
+        }
+        assert!(drawn.iter().all(|token| token < tokens), "{backend:?} {sampling:?}: {drawn:?}");
+        assert!(drawn.len() > *tokens as usize * 9 / 10, "{backend:?} {sampling:?}: {drawn:?}");
+    }
+}

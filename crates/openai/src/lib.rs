@@ -1,0 +1,245 @@
+//! The policy behind an HTTP interface that OpenAI's clients speak: `sluice serve`, and a page of a running actor.
+//!
+//! `/v1/completions` and `/v1/chat/completions` (whole or streamed as server-sent events), `/v1/models`. Each HTTP
+//! request is a client of the engine, so that one that is dropped cancels its responses. Requests beyond
+//! [`ServeConfig::max_concurrent_requests`], or beyond what the engine lets wait, get a 429 and queue nowhere else.
+//!
+//! Fields that would change the response and are not supported are refused; all others are ignored. `logprobs` are of
+//! the untruncated distribution at the sampling temperature, as everywhere in Sluice.
+
+mod answer;
+mod error;
+mod reply;
+mod request;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{self, DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use engine::{EngineConfig, EngineHandle, EngineParts, Folder, PromptEncoder};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+use answer::Running;
+use error::ApiError;
+use request::{Job, Kind};
+
+/// Largest body of a request.
+const MAX_BODY_BYTES: usize = 16 << 20;
+
+/// How the policy is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServeConfig {
+    /// Whether an actor serves its policy beside its metrics. It shares the engine with the rollouts.
+    pub enabled: bool,
+    /// What clients call the model.
+    pub model_name: String,
+    /// Requests that are answered at a time; more get a 429.
+    pub max_concurrent_requests: usize,
+    /// Longest time for one request.
+    #[serde(with = "humantime_serde")]
+    pub time_limit: Duration,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            // It has no access control.
+            enabled: false,
+            model_name: "policy".to_owned(),
+            max_concurrent_requests: 256,
+            time_limit: Duration::from_secs(600),
+        }
+    }
+}
+
+impl ServeConfig {
+    /// Everything that makes the values unusable.
+    pub fn problems(&self) -> Vec<String> {
+        let in_range = (1..=1 << 20).contains(&self.max_concurrent_requests);
+        let range = format!("max_concurrent_requests is {}, must be 1 to 2^20", self.max_concurrent_requests);
+        let named = "model_name is empty, must be what clients call the model".to_owned();
+        let problems = [(in_range, range), (!self.model_name.is_empty(), named)];
+        problems.into_iter().filter(|(sound, _)| !sound).map(|(_, problem)| problem).collect()
+    }
+}
+
+/// A policy that can be asked.
+#[derive(Debug, Clone)]
+pub struct Served {
+    pub(crate) engine: EngineHandle,
+    pub(crate) encoder: Arc<PromptEncoder>,
+}
+
+impl Served {
+    /// A policy whose engine runs already; `encoder` is of the same folder.
+    pub fn new(engine: EngineHandle, encoder: Arc<PromptEncoder>) -> Self {
+        Self { engine, encoder }
+    }
+
+    /// Loads a model folder into an engine of its own.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, has no tokenizer, or the engine cannot run its network.
+    pub async fn load(folder: &Path, config: EngineConfig) -> anyhow::Result<Self> {
+        let (path, engine) = (folder.to_owned(), config.clone());
+        let loaded = tokio::task::spawn_blocking(move || Folder::load(&path, &engine)).await??;
+        let Folder { model, weights, text } = loaded;
+        let (tokenizer, encoder) = text.with_context(|| {
+            format!("{} has no tokenizer.json, which serving text needs", folder.display())
+        })?;
+        let parts = EngineParts { model, weights, tokenizer: Some(tokenizer), config };
+        Ok(Self { engine: EngineHandle::start(parts).await?, encoder: Arc::new(encoder) })
+    }
+}
+
+/// What the handlers share.
+#[derive(Debug)]
+struct Shared {
+    /// `None` until an actor has its first weights.
+    policy: watch::Receiver<Option<Served>>,
+    config: ServeConfig,
+    /// One permit for each request that is being answered.
+    permits: Arc<Semaphore>,
+    created: u64,
+}
+
+impl Shared {
+    /// The model as OpenAI describes one.
+    fn model(&self) -> Value {
+        json!({"id": self.config.model_name, "object": "model", "created": self.created, "owned_by": "sluice"})
+    }
+}
+
+/// The pages of `/v1` for a policy that may come later.
+pub fn pages(policy: watch::Receiver<Option<Served>>, config: ServeConfig) -> Router {
+    let permits = Arc::new(Semaphore::new(config.max_concurrent_requests));
+    let shared = Arc::new(Shared { policy, config, permits, created: unix_time() });
+    Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{name}", get(model))
+        .route("/v1/completions", post(completions))
+        .route("/v1/chat/completions", post(chat_completions))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(shared)
+}
+
+/// The whole server: `/v1`, `/health`, `/metrics`, and errors of the same shape for all other addresses.
+pub fn router(served: Served, config: ServeConfig) -> Router {
+    let engine = served.engine.clone();
+    let metrics = move || {
+        let engine = engine.clone();
+        async move { metrics_page(&engine).await }
+    };
+    let health = served.engine.clone();
+    let health = move || {
+        let engine = health.clone();
+        async move {
+            match engine.load().await {
+                Ok(_) => (StatusCode::OK, "alive\n".to_owned()),
+                Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+            }
+        }
+    };
+    // The receiver keeps the last value when the sender is gone.
+    let (_, policy) = watch::channel(Some(served));
+    pages(policy, config)
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .fallback(|| async { ApiError::not_found("there is nothing at this address; see /v1/models") })
+}
+
+/// Serves until `shutdown` is over; what is being answered then is answered.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn run(
+    listener: TcpListener,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    axum::serve(listener, router).with_graceful_shutdown(shutdown).await.context("serve HTTP")
+}
+
+async fn metrics_page(engine: &EngineHandle) -> Response {
+    let (Ok(load), Ok(totals)) = (engine.load().await, engine.totals().await) else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the engine has stopped\n").into_response();
+    };
+    let rows = [
+        ("gauge", "rlhf_serve_responses_running", load.running as u64),
+        ("gauge", "rlhf_serve_responses_waiting", load.waiting as u64),
+        ("gauge", "rlhf_serve_cache_blocks_free", load.free_blocks as u64),
+        ("counter", "rlhf_serve_steps_total", totals.steps),
+        ("counter", "rlhf_serve_steps_replayed_total", totals.replayed_steps),
+        ("counter", "rlhf_serve_tokens_generated_total", totals.response_tokens),
+        ("counter", "rlhf_serve_responses_finished_total", totals.finished),
+        ("counter", "rlhf_serve_responses_cancelled_total", totals.cancelled),
+        ("counter", "rlhf_serve_responses_failed_total", totals.failed),
+        ("counter", "rlhf_serve_preemptions_total", totals.preemptions),
+    ];
+    let page: String =
+        rows.iter().map(|(kind, name, value)| format!("# TYPE {name} {kind}\n{name} {value}\n")).collect();
+    ([("content-type", "text/plain; version=0.0.4")], page).into_response()
+}
+
+async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    Json(json!({"object": "list", "data": [shared.model()]}))
+}
+
+async fn model(State(shared): State<Arc<Shared>>, extract::Path(name): extract::Path<String>) -> Response {
+    let served = &shared.config.model_name;
+    if name == *served {
+        Json(shared.model()).into_response()
+    } else {
+        ApiError::unknown_model(&name, served).into_response()
+    }
+}
+
+async fn completions(State(shared): State<Arc<Shared>>, body: Result<Bytes, BytesRejection>) -> Response {
+    answer(&shared, Kind::Completion, body).await.unwrap_or_else(ApiError::into_response)
+}
+
+async fn chat_completions(
+    State(shared): State<Arc<Shared>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    answer(&shared, Kind::Chat, body).await.unwrap_or_else(ApiError::into_response)
+}
+
+async fn answer(
+    shared: &Shared,
+    kind: Kind,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let body = body.map_err(|rejection| ApiError::bad_request(rejection.to_string(), None))?;
+    let policy = shared.policy.borrow().clone();
+    let policy =
+        policy.ok_or_else(|| ApiError::unavailable("the policy has no weights yet; ask again later"))?;
+    let permit = Arc::clone(&shared.permits).try_acquire_owned().map_err(|_| {
+        let most = shared.config.max_concurrent_requests;
+        ApiError::too_many(format!("{most} requests are being answered, which is the most; ask again later"))
+    })?;
+    let job = Job::parse(kind, &body, &shared.config.model_name, policy.engine.context_tokens())?;
+    let running = Running::start(&policy, &job, permit, shared.config.time_limit).await?;
+    let head = reply::Head::new(kind, &shared.config.model_name, unix_time());
+    if job.stream {
+        Ok(reply::stream(head, running, job.include_usage).into_response())
+    } else {
+        Ok(Json(reply::whole(&head, running).await?).into_response())
+    }
+}
+
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,183 @@
+//! Responses in the shape of OpenAI's interface, whole or in chunks.
+
+use std::convert::Infallible;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures::stream::{self, Stream};
+use serde_json::{Map, Value, json};
+use types::FinishReason;
+
+use crate::answer::{Piece, Running, TokenText, Usage};
+use crate::error::ApiError;
+use crate::request::Kind;
+
+/// What all parts of a reply have in common.
+#[derive(Debug)]
+pub(crate) struct Head {
+    kind: Kind,
+    id: String,
+    model: String,
+    created: u64,
+}
+
+impl Head {
+    pub(crate) fn new(kind: Kind, model: &str, created: u64) -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        let prefix = match kind {
+            Kind::Completion => "cmpl",
+            Kind::Chat => "chatcmpl",
+        };
+        let id = format!("{prefix}-{:016x}", RandomState::new().hash_one(created));
+        Self { kind, id, model: model.to_owned(), created }
+    }
+
+    fn object(&self, chunk: bool, choices: Value, usage: Option<Usage>) -> Value {
+        let object = match (self.kind, chunk) {
+            (Kind::Completion, _) => "text_completion",
+            (Kind::Chat, false) => "chat.completion",
+            (Kind::Chat, true) => "chat.completion.chunk",
+        };
+        let mut reply = json!({
+            "id": self.id,
+            "object": object,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        });
+        if let Some(Usage { prompt_tokens, response_tokens }) = usage {
+            reply["usage"] = json!({
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": response_tokens,
+                "total_tokens": prompt_tokens + response_tokens,
+            });
+        }
+        reply
+    }
+
+    /// A choice of a whole reply, or of a chunk.
+    fn choice(&self, chunk: bool, piece: &Piece) -> Value {
+        let Piece { choice, text, tokens, finish } = piece;
+        let finish = finish.map(|reason| match reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        });
+        match self.kind {
+            Kind::Completion => {
+                let logprobs = tokens.as_deref().map(completion_logprobs);
+                json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish})
+            }
+            Kind::Chat => {
+                let logprobs = tokens.as_deref().map(chat_logprobs);
+                let message = match chunk {
+                    true if text.is_empty() => json!({}),
+                    true => json!({"content": text}),
+                    false => json!({"role": "assistant", "content": text}),
+                };
+                let name = if chunk { "delta" } else { "message" };
+                json!({"index": choice, name: message, "logprobs": logprobs, "finish_reason": finish})
+            }
+        }
+    }
+}
+
+/// The whole reply, once all responses have ended.
+pub(crate) async fn whole(head: &Head, mut running: Running) -> Result<Value, ApiError> {
+    let mut choices = vec![Value::Null; running.choices()];
+    while let Some(piece) = running.next().await? {
+        choices[piece.choice] = head.choice(false, &piece);
+    }
+    Ok(head.object(false, Value::Array(choices), Some(running.usage)))
+}
+
+/// Where a stream is.
+enum Stage {
+    /// In a chat, each response begins with a chunk that says whose it is.
+    Roles(usize),
+    Pieces,
+    Usage,
+    Done,
+    Over,
+}
+
+/// The reply as server-sent events.
+pub(crate) fn stream(
+    head: Head,
+    running: Running,
+    include_usage: bool,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let first = if head.kind == Kind::Chat { Stage::Roles(0) } else { Stage::Pieces };
+    let events = stream::unfold((head, running, first), move |(head, mut running, stage)| async move {
+        let (data, stage) = next_data(&head, &mut running, stage, include_usage).await?;
+        Some((Ok(Event::default().data(data)), (head, running, stage)))
+    });
+    Sse::new(events).keep_alive(KeepAlive::default())
+}
+
+async fn next_data(
+    head: &Head,
+    running: &mut Running,
+    stage: Stage,
+    include_usage: bool,
+) -> Option<(String, Stage)> {
+    let mut stage = stage;
+    loop {
+        match stage {
+            Stage::Roles(choice) if choice < running.choices() => {
+                let delta = json!({"role": "assistant", "content": ""});
+                let choices =
+                    json!([{"index": choice, "delta": delta, "logprobs": null, "finish_reason": null}]);
+                return Some((head.object(true, choices, None).to_string(), Stage::Roles(choice + 1)));
+            }
+            Stage::Roles(_) => stage = Stage::Pieces,
+            Stage::Pieces => match running.next().await {
+                Ok(Some(piece)) => {
+                    let choices = json!([head.choice(true, &piece)]);
+                    return Some((head.object(true, choices, None).to_string(), Stage::Pieces));
+                }
+                Ok(None) => stage = if include_usage { Stage::Usage } else { Stage::Done },
+                Err(error) => return Some((error.body().to_string(), Stage::Over)),
+            },
+            Stage::Usage => {
+                let usage = head.object(true, json!([]), Some(running.usage));
+                return Some((usage.to_string(), Stage::Done));
+            }
+            Stage::Done => return Some(("[DONE]".to_owned(), Stage::Over)),
+            Stage::Over => return None,
+        }
+    }
+}
+
+fn completion_logprobs(tokens: &[TokenText]) -> Value {
+    let mut offset = 0;
+    let offsets: Vec<usize> = tokens
+        .iter()
+        .map(|token| {
+            let at = offset;
+            offset += token.text.chars().count();
+            at
+        })
+        .collect();
+    let top = |token: &TokenText| -> Map<String, Value> {
+        token.top.iter().map(|(text, logprob)| (text.clone(), json!(logprob))).collect()
+    };
+    json!({
+        "tokens": tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(),
+        "token_logprobs": tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
+        "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+        "text_offset": offsets,
+    })
+}
+
+fn chat_logprobs(tokens: &[TokenText]) -> Value {
+    let entry =
+        |text: &str, logprob: f32| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()});
+    let content: Vec<Value> = tokens
+        .iter()
+        .map(|token| {
+            let mut value = entry(&token.text, token.logprob);
+            value["top_logprobs"] = token.top.iter().map(|(text, logprob)| entry(text, *logprob)).collect();
+            value
+        })
+        .collect();
+    json!({"content": content})
+}

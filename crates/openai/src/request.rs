@@ -1,0 +1,218 @@
+//! From the JSON of a request to what the engine is asked. Nothing behind this checks again, but the engine itself.
+
+use std::hash::{BuildHasher, RandomState};
+
+use engine::MAX_TOP_LOGPROBS;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use types::{PromptContent, Sampling};
+
+use crate::error::ApiError;
+
+/// Most responses of one request.
+const MAX_RESPONSES: usize = 1024;
+
+/// Which of the two interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Completion,
+    Chat,
+}
+
+/// A request, understood.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) prompts: Vec<PromptContent>,
+    pub(crate) n: usize,
+    pub(crate) seed: u64,
+    pub(crate) sampling: Sampling,
+    /// Log-probs are wanted, with so many alternatives.
+    pub(crate) top_logprobs: Option<usize>,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+}
+
+/// What both interfaces have.
+#[derive(Debug, Deserialize)]
+struct Common {
+    model: Option<String>,
+    max_tokens: Option<u32>,
+    max_completion_tokens: Option<u32>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<i64>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    n: Option<usize>,
+    seed: Option<i64>,
+    stop: Option<OneOrMore<String>>,
+    stop_token_ids: Option<Vec<u32>>,
+    ignore_eos: Option<bool>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct CompletionFields {
+    prompt: Prompt,
+    logprobs: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ChatFields {
+    messages: Vec<Value>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "stop is neither a text nor a list of texts")]
+enum OneOrMore<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "prompt is neither a text, nor tokens, nor a list of these")]
+enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+    Texts(Vec<String>),
+    TokenLists(Vec<Vec<u32>>),
+}
+
+/// Fields that would change the response, with the values under which they do not.
+const UNSUPPORTED: [(&str, &[&str]); 12] = [
+    ("echo", &["false"]),
+    ("suffix", &["\"\""]),
+    ("best_of", &["1"]),
+    ("presence_penalty", &["0", "0.0"]),
+    ("frequency_penalty", &["0", "0.0"]),
+    ("logit_bias", &["{}"]),
+    ("tools", &["[]"]),
+    ("functions", &["[]"]),
+    ("response_format", &["{\"type\":\"text\"}"]),
+    ("modalities", &["[\"text\"]"]),
+    ("audio", &[]),
+    ("prediction", &[]),
+];
+
+impl Job {
+    /// Reads a request for the model that is called `served`.
+    pub(crate) fn parse(
+        kind: Kind,
+        body: &[u8],
+        served: &str,
+        context_tokens: usize,
+    ) -> Result<Self, ApiError> {
+        let body: Value = serde_json::from_slice(body)
+            .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}"), None))?;
+        let common: Common = fields(&body)?;
+        if let Some(asked) = common.model.as_deref().filter(|asked| *asked != served) {
+            return Err(ApiError::unknown_model(asked, served));
+        }
+        for (name, neutral) in UNSUPPORTED {
+            let value = body.get(name).filter(|value| !value.is_null()).map(Value::to_string);
+            if value.is_some_and(|value| !neutral.contains(&value.as_str())) {
+                return Err(ApiError::bad_request(
+                    format!("{name} is not supported; leave it out"),
+                    Some(name),
+                ));
+            }
+        }
+        let (prompts, top_logprobs) = match kind {
+            Kind::Completion => {
+                let CompletionFields { prompt, logprobs } = fields(&body)?;
+                (contents(prompt), logprobs)
+            }
+            Kind::Chat => {
+                let ChatFields { messages, logprobs, top_logprobs } = fields(&body)?;
+                let wanted = logprobs.unwrap_or(false).then(|| top_logprobs.unwrap_or(0));
+                (vec![chat(messages)?], wanted)
+            }
+        };
+        let n = common.n.unwrap_or(1);
+        if prompts.is_empty() || n == 0 || prompts.len().saturating_mul(n) > MAX_RESPONSES {
+            let message =
+                format!("{} prompts with n = {n}: must be 1 to {MAX_RESPONSES} responses", prompts.len());
+            return Err(ApiError::bad_request(message, Some("n")));
+        }
+        if top_logprobs.is_some_and(|count| count > MAX_TOP_LOGPROBS) {
+            let message = format!("more than {MAX_TOP_LOGPROBS} alternatives");
+            return Err(ApiError::bad_request(message, Some("logprobs")));
+        }
+        Ok(Self {
+            prompts,
+            n,
+            // Without a seed, one that nobody can guess or repeat.
+            seed: common.seed.map_or_else(|| RandomState::new().hash_one(0), i64::cast_unsigned),
+            top_logprobs,
+            stream: common.stream.unwrap_or(false),
+            include_usage: common.stream_options.as_ref().and_then(|options| options.include_usage)
+                == Some(true),
+            sampling: sampling(common, kind, context_tokens)?,
+        })
+    }
+}
+
+fn fields<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
+    T::deserialize(body).map_err(|error| ApiError::bad_request(error.to_string(), None))
+}
+
+fn sampling(common: Common, kind: Kind, context_tokens: usize) -> Result<Sampling, ApiError> {
+    // The defaults of the interface: 16 for completions, as much as there is room for in a chat.
+    let most = match kind {
+        Kind::Completion => 16,
+        Kind::Chat => u32::try_from(context_tokens).unwrap_or(u32::MAX),
+    };
+    let sampling = Sampling {
+        temperature: common.temperature.unwrap_or(1.0),
+        top_p: common.top_p.unwrap_or(1.0),
+        // -1 is how other servers spell "all".
+        top_k: common.top_k.map_or(0, |k| u32::try_from(k.max(0)).unwrap_or(u32::MAX)),
+        min_p: common.min_p.unwrap_or(0.0),
+        repetition_penalty: common.repetition_penalty.unwrap_or(1.0),
+        max_new_tokens: common.max_completion_tokens.or(common.max_tokens).unwrap_or(most),
+        stop: match common.stop {
+            None => Vec::new(),
+            Some(OneOrMore::One(text)) => vec![text],
+            Some(OneOrMore::More(texts)) => texts,
+        },
+        stop_token_ids: common.stop_token_ids.unwrap_or_default(),
+        ignore_eos: common.ignore_eos.unwrap_or(false),
+    };
+    sampling.validate().map_err(|invalid| ApiError::bad_request(invalid.to_string(), None))?;
+    Ok(sampling)
+}
+
+fn contents(prompt: Prompt) -> Vec<PromptContent> {
+    match prompt {
+        Prompt::Text(text) => vec![PromptContent::Text(text)],
+        Prompt::Tokens(tokens) => vec![PromptContent::Tokens(tokens)],
+        Prompt::Texts(texts) => texts.into_iter().map(PromptContent::Text).collect(),
+        Prompt::TokenLists(lists) => lists.into_iter().map(PromptContent::Tokens).collect(),
+    }
+}
+
+/// Messages as templates expect them: a content in parts becomes one text.
+fn chat(mut messages: Vec<Value>) -> Result<PromptContent, ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::bad_request("there is no message", Some("messages")));
+    }
+    for content in messages.iter_mut().filter_map(|message| message.get_mut("content")) {
+        let Value::Array(parts) = content else { continue };
+        let text = |part: &Value| (part["type"] == "text").then(|| part["text"].as_str().map(str::to_owned));
+        let texts: Option<String> = parts.iter().map(|part| text(part).flatten()).collect();
+        let texts = texts.ok_or_else(|| {
+            ApiError::bad_request("only text is supported in the parts of a message", Some("messages"))
+        })?;
+        *content = Value::String(texts);
+    }
+    Ok(PromptContent::Messages(Value::Array(messages).to_string()))
+}

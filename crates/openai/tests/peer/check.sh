@@ -1,0 +1,14 @@
+#!/bin/sh
+# Speaks to `sluice serve` with the `openai` package, in a throw-away Python environment.
+set -eu
+cd "$(dirname "$0")/../../../.."
+environment=$(mktemp -d)
+trap 'rm -rf "$environment"' EXIT
+cargo build --quiet --locked --workspace --bins --example folders
+target/debug/examples/folders "$environment/folders"
+# A small model of random weights, with a tokenizer and a chat template.
+model=$environment/folders/llama_plain
+cp "$environment/folders/tokenizer"/*token* "$model"
+python3 -m venv "$environment/venv"
+"$environment/venv/bin/pip" install --quiet 'openai>=2,<3'
+"$environment/venv/bin/python" crates/openai/tests/peer/check.py target/debug/sluice "$model"
