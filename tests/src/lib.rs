@@ -5,6 +5,8 @@
 
 mod program;
 mod ring;
+mod tree;
 
 pub use program::{binary, read_until};
 pub use ring::{Running, TinyRing};
+pub use tree::{files, root};

@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cargo_metadata::{DependencyKind, MetadataCommand};
+use tests::root;
 
 /// Most lines of a source file.
 const MAX_FILE_LINES: usize = 500;
@@ -48,10 +48,6 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("tests", &[]),
 ];
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
 #[test]
 fn crates_know_only_whom_they_may() {
     let metadata = MetadataCommand::new().current_dir(root()).no_deps().exec().unwrap();
@@ -84,19 +80,7 @@ fn only_roles_that_compute_link_torch() {
 
 /// Every source file of ours, with its text.
 fn sources() -> Vec<(PathBuf, String)> {
-    let mut folders = vec![root()];
-    let mut sources = Vec::new();
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if path.is_dir() && !name.starts_with('.') && name != "target" && name != "runs" {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                sources.push((path.clone(), fs::read_to_string(&path).unwrap()));
-            }
-        }
-    }
+    let sources = tests::files(&["rs"]).unwrap();
     assert!(sources.len() > 100, "found only {} sources", sources.len());
     sources
 }
