@@ -3,7 +3,7 @@
 CARGO = cargo
 DEMO = examples/tiny-coder/recipe.toml
 
-.PHONY: demo test setup build lint doc check-cuda parity openai clean-runs
+.PHONY: demo test setup build lint doc deny check-cuda parity openai clean-runs
 
 # Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
 demo: setup
@@ -29,6 +29,11 @@ lint: setup
 
 doc: setup
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+
+# Licences, sources, duplicates and known vulnerabilities of dependencies, by deny.toml. `make test` asserts the first three.
+deny:
+	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --locked check
 
 # Compiles everything with NCCL, against the CUDA wheels (about 5 GB into .deps/cuda).
 check-cuda:
