@@ -13,8 +13,8 @@ use openai::Served;
 use service::{OnError, Spawner};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use types::link::actor::GenerationPlan;
-use types::{GenerationId, Manifest, MemberId, ModelDescription, PolicyVersion, WeightHash};
+use types::link::actor::BroadcastGroup;
+use types::{BroadcastGroupId, Manifest, MemberId, ModelDescription, PolicyVersion, WeightHash};
 
 use crate::config::Config;
 use crate::metrics::{self, Way};
@@ -37,9 +37,9 @@ pub(crate) struct Policy {
 #[derive(Debug)]
 pub(crate) enum PolicyEvent {
     /// A broadcast group stands.
-    GroupReady(GenerationId),
+    GroupReady(BroadcastGroupId),
     /// A broadcast group is dead.
-    GroupFailed(GenerationId, String),
+    GroupFailed(BroadcastGroupId, String),
     /// Weights did not arrive.
     Failed { version: PolicyVersion, detail: String },
     /// Weights are ready for [`PolicyKeeper::install`].
@@ -181,19 +181,19 @@ impl PolicyKeeper {
     }
 
     /// Connects to a broadcast group in the background.
-    pub(crate) async fn join(&mut self, plan: GenerationPlan) {
-        let id = plan.id;
-        if let Err(error) = self.receiver().and_then(|receiver| receiver.join(plan)) {
+    pub(crate) async fn join(&mut self, group: BroadcastGroup) {
+        let id = group.id;
+        if let Err(error) = self.receiver().and_then(|receiver| receiver.join(group)) {
             let failed = WeightEvent::GroupFailed(id, format!("{error:#}"));
             let _ = self.weight_events.0.send(failed).await;
         }
     }
 
     /// Takes part in a broadcast.
-    pub(crate) async fn receive(&mut self, generation: GenerationId, manifest: Manifest) {
+    pub(crate) async fn receive(&mut self, group: BroadcastGroupId, manifest: Manifest) {
         self.transfer = (Way::Broadcast, Instant::now());
         let version = manifest.version;
-        if let Err(error) = self.receiver().and_then(|receiver| receiver.receive(generation, manifest)) {
+        if let Err(error) = self.receiver().and_then(|receiver| receiver.receive(group, manifest)) {
             let failed = WeightEvent::Failed { version, detail: format!("{error:#}") };
             let _ = self.weight_events.0.send(failed).await;
         }

@@ -217,9 +217,9 @@ impl RolloutLoop {
             ActorCommand::PullWeights { source, version, hash } => {
                 self.keeper.pull(&self.spawner, source, version, hash).await;
             }
-            ActorCommand::JoinGeneration(plan) => self.keeper.join(plan).await,
-            ActorCommand::ReceiveWeights { generation, manifest } => {
-                self.keeper.receive(generation, manifest).await;
+            ActorCommand::JoinBroadcastGroup(group) => self.keeper.join(group).await,
+            ActorCommand::ReceiveWeights { group, manifest } => {
+                self.keeper.receive(group, manifest).await;
             }
             ActorCommand::Lease(lease) => self.work.lease(lease),
             ActorCommand::Drain => self.drain().await,
@@ -362,9 +362,9 @@ impl RolloutLoop {
 
     async fn policy_event(&mut self, event: PolicyEvent) -> anyhow::Result<()> {
         match event {
-            PolicyEvent::GroupReady(id) => self.link.report(ActorReport::GenerationReady(id)).await,
-            PolicyEvent::GroupFailed(generation, detail) => {
-                let report = ActorReport::GenerationFailed { generation, detail };
+            PolicyEvent::GroupReady(id) => self.link.report(ActorReport::BroadcastGroupReady(id)).await,
+            PolicyEvent::GroupFailed(group, detail) => {
+                let report = ActorReport::BroadcastGroupFailed { group, detail };
                 self.link.report(report).await;
             }
             PolicyEvent::Failed { version, detail } => {

@@ -12,8 +12,8 @@ use engine::{EngineConfig, PolicyWeights};
 use model::{ModelConfig, buffer};
 use tch::{Device, Kind, Tensor};
 use tokio::sync::mpsc;
-use types::link::actor::GenerationPlan;
-use types::{BROADCAST_CHUNK_BYTES, DType, GenerationId, Manifest, MemberId, PolicyVersion};
+use types::link::actor::BroadcastGroup;
+use types::{BROADCAST_CHUNK_BYTES, BroadcastGroupId, DType, Manifest, MemberId, PolicyVersion};
 
 /// Orders that may wait; one that finds no room is an error that the sender reports.
 const ORDERS: usize = 16;
@@ -24,11 +24,11 @@ const MAX_GROUPS: usize = 4;
 #[derive(Debug)]
 enum Order {
     /// Connect to a group in the background.
-    Join(GenerationPlan),
+    Join(BroadcastGroup),
     /// A group is connected, or could not be.
-    Joined(GenerationId, anyhow::Result<ProcessGroup>),
+    Joined(BroadcastGroupId, anyhow::Result<ProcessGroup>),
     /// Take part in a broadcast.
-    Receive(GenerationId, Manifest),
+    Receive(BroadcastGroupId, Manifest),
     /// Check and unpack what was pulled.
     Unpack(Manifest, Bytes),
 }
@@ -46,9 +46,9 @@ pub(crate) enum WeightEvent {
     /// They did not arrive.
     Failed { version: PolicyVersion, detail: String },
     /// The group stands.
-    GroupReady(GenerationId),
+    GroupReady(BroadcastGroupId),
     /// The group could not be formed, or is dead.
-    GroupFailed(GenerationId, String),
+    GroupFailed(BroadcastGroupId, String),
 }
 
 /// How this actor receives.
@@ -86,16 +86,16 @@ impl WeightReceiver {
     ///
     /// # Errors
     /// When too many orders wait.
-    pub(crate) fn join(&self, plan: GenerationPlan) -> anyhow::Result<()> {
-        self.order(Order::Join(plan))
+    pub(crate) fn join(&self, group: BroadcastGroup) -> anyhow::Result<()> {
+        self.order(Order::Join(group))
     }
 
     /// Takes part in a broadcast.
     ///
     /// # Errors
     /// When too many orders wait.
-    pub(crate) fn receive(&self, generation: GenerationId, manifest: Manifest) -> anyhow::Result<()> {
-        self.order(Order::Receive(generation, manifest))
+    pub(crate) fn receive(&self, group: BroadcastGroupId, manifest: Manifest) -> anyhow::Result<()> {
+        self.order(Order::Receive(group, manifest))
     }
 
     /// Checks and unpacks a pulled buffer.
@@ -116,7 +116,7 @@ struct Worker {
     events: mpsc::Sender<WeightEvent>,
     /// Its own inbox, for the threads that form groups. It keeps the inbox open, so the end shows in `events`.
     orders: std_mpsc::SyncSender<Order>,
-    groups: BTreeMap<GenerationId, ProcessGroup>,
+    groups: BTreeMap<BroadcastGroupId, ProcessGroup>,
 }
 
 impl Worker {
@@ -137,7 +137,7 @@ impl Worker {
 
     fn carry_out(&mut self, order: Order) {
         match order {
-            Order::Join(plan) => self.join(plan),
+            Order::Join(group) => self.join(group),
             Order::Joined(id, Ok(group)) => {
                 self.groups.insert(id, group);
                 while self.groups.len() > MAX_GROUPS {
@@ -174,18 +174,18 @@ impl Worker {
     }
 
     /// Groups form on a thread of their own, because waiting for the others must not hold up a broadcast.
-    fn join(&mut self, plan: GenerationPlan) {
-        let (config, orders, id) = (self.config.clone(), self.orders.clone(), plan.id);
+    fn join(&mut self, group: BroadcastGroup) {
+        let (config, orders, id) = (self.config.clone(), self.orders.clone(), group.id);
         let form = move || {
             // When the actor is ending the inbox may be full or gone; the group is dropped with the order.
-            let _ = orders.send(Order::Joined(id, form_group(&config, &plan)));
+            let _ = orders.send(Order::Joined(id, form_group(&config, &group)));
         };
         if let Err(error) = std::thread::Builder::new().name(format!("join {id}")).spawn(form) {
             self.say(WeightEvent::GroupFailed(id, format!("no thread to form it: {error}")));
         }
     }
 
-    fn receive(&mut self, id: GenerationId, manifest: &Manifest) -> anyhow::Result<PolicyWeights> {
+    fn receive(&mut self, id: BroadcastGroupId, manifest: &Manifest) -> anyhow::Result<PolicyWeights> {
         let group = self.groups.get(&id).with_context(|| format!("not a member of broadcast group {id}"))?;
         let total = i64::try_from(manifest.total_bytes()?)?;
         let buffer = Tensor::f_empty([total], (Kind::Uint8, group.device()))?;
@@ -214,19 +214,19 @@ impl Worker {
     }
 }
 
-fn form_group(config: &ReceiverConfig, plan: &GenerationPlan) -> anyhow::Result<ProcessGroup> {
-    let rank = plan.members.iter().position(|member| *member == config.member);
+fn form_group(config: &ReceiverConfig, group: &BroadcastGroup) -> anyhow::Result<ProcessGroup> {
+    let rank = group.members.iter().position(|member| *member == config.member);
     let rank = rank.with_context(|| format!("{} is not on the list", config.member))?;
-    let (host, port) = plan.store.rsplit_once(':').context("the store's address is no host:port")?;
+    let (host, port) = group.store.rsplit_once(':').context("the store's address is no host:port")?;
     let store = Store::connect(host, port.parse()?, config.time_limit)?;
     let backend = match config.engine.device.to_torch() {
         Device::Cuda(device) => Backend::Nccl { device },
         _ => Backend::Gloo(GlooAddress::TowardsStore),
     };
     let group = GroupConfig {
-        name: format!("weights-{}", plan.id),
+        name: format!("weights-{}", group.id),
         rank,
-        world_size: plan.members.len(),
+        world_size: group.members.len(),
         backend,
         timeout: config.time_limit,
         join_timeout: config.time_limit,

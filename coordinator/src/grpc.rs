@@ -234,9 +234,9 @@ fn actor_report(member: &MemberId, report: pb::ActorReport) -> Result<Report, St
         ActorReport::Load(load) => ActorEvent::Load(load),
         ActorReport::WeightsConfirmed { version, hash } => ActorEvent::WeightsConfirmed { version, hash },
         ActorReport::WeightsFailed { version, detail } => ActorEvent::WeightsFailed { version, detail },
-        ActorReport::GenerationReady(id) => ActorEvent::GenerationReady(id),
-        ActorReport::GenerationFailed { generation, detail } => {
-            ActorEvent::GenerationFailed { generation, detail }
+        ActorReport::BroadcastGroupReady(id) => ActorEvent::BroadcastGroupReady(id),
+        ActorReport::BroadcastGroupFailed { group, detail } => {
+            ActorEvent::BroadcastGroupFailed { group, detail }
         }
         ActorReport::Failed(failure) => ActorEvent::Failed(failure),
         ActorReport::Draining => ActorEvent::Draining,
@@ -267,15 +267,15 @@ fn learner_report(_: &MemberId, report: pb::LearnerReport) -> Result<Report, Sta
             LearnerEvent::Trained(Box::new(TrainedBatch { batch, manifest, metrics: *metrics }))
         }
         LearnerReport::Checkpointed(batch) => LearnerEvent::Checkpointed(batch),
-        LearnerReport::Published { generation, version, seconds } => {
-            LearnerEvent::Published { generation, version, seconds }
+        LearnerReport::Published { group, version, seconds } => {
+            LearnerEvent::Published { group, version, seconds }
         }
-        LearnerReport::PublishFailed { generation, version, detail } => {
-            LearnerEvent::PublishFailed { generation, version, detail }
+        LearnerReport::PublishFailed { group, version, detail } => {
+            LearnerEvent::PublishFailed { group, version, detail }
         }
-        LearnerReport::GenerationReady(id) => LearnerEvent::GenerationReady(id),
-        LearnerReport::GenerationFailed { generation, detail } => {
-            LearnerEvent::GenerationFailed { generation, detail }
+        LearnerReport::BroadcastGroupReady(id) => LearnerEvent::BroadcastGroupReady(id),
+        LearnerReport::BroadcastGroupFailed { group, detail } => {
+            LearnerEvent::BroadcastGroupFailed { group, detail }
         }
         LearnerReport::Alive(phase) => LearnerEvent::Alive(phase),
     };

@@ -119,7 +119,7 @@ impl State {
     fn settle(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         self.form_batches(effects);
         self.send_batches(effects);
-        self.form_generation(now, effects);
+        self.form_broadcast_group(now, effects);
         self.publish(now, effects);
         self.grant_leases(now, effects);
         self.end_phase(effects);
@@ -141,7 +141,7 @@ impl State {
             learner.connected = false;
         }
         // A run that is complete ends once more: `end_phase` says so to everybody who waits.
-        self.weights.forget_generations();
+        self.weights.forget_broadcast_groups();
     }
 
     fn drain(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {

@@ -6,7 +6,7 @@ use types::link::actor::{ActorHello, ActorLoad};
 use types::link::learner::{LearnerHello, LearnerPhase, StepMetrics};
 use types::link::reward::RewardHello;
 use types::{
-    BatchId, GenerationId, Manifest, MemberId, PolicyVersion, RolloutFailure, RolloutId, ScoredRollout,
+    BatchId, BroadcastGroupId, Manifest, MemberId, PolicyVersion, RolloutFailure, RolloutId, ScoredRollout,
     WeightHash,
 };
 
@@ -65,11 +65,11 @@ pub enum ActorEvent {
         detail: String,
     },
     /// Its side of a broadcast group is connected.
-    GenerationReady(GenerationId),
+    BroadcastGroupReady(BroadcastGroupId),
     /// Its side of a broadcast group is dead.
-    GenerationFailed {
+    BroadcastGroupFailed {
         /// Which.
-        generation: GenerationId,
+        group: BroadcastGroupId,
         /// Why.
         detail: String,
     },
@@ -147,7 +147,7 @@ pub enum LearnerEvent {
     /// A broadcast ended well.
     Published {
         /// Over which group.
-        generation: GenerationId,
+        group: BroadcastGroupId,
         /// Which version.
         version: PolicyVersion,
         /// How long it took.
@@ -156,18 +156,18 @@ pub enum LearnerEvent {
     /// A broadcast failed.
     PublishFailed {
         /// Over which group.
-        generation: GenerationId,
+        group: BroadcastGroupId,
         /// Which version.
         version: PolicyVersion,
         /// Why.
         detail: String,
     },
     /// Its side of a broadcast group is connected.
-    GenerationReady(GenerationId),
+    BroadcastGroupReady(BroadcastGroupId),
     /// Its side of a broadcast group is dead.
-    GenerationFailed {
+    BroadcastGroupFailed {
         /// Which.
-        generation: GenerationId,
+        group: BroadcastGroupId,
         /// Why.
         detail: String,
     },

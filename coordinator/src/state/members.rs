@@ -119,10 +119,10 @@ impl State {
                 effects.push(Effect::Explain(format!("actor {member} did not get {version}: {detail}")));
                 self.weights_failed(now, member, effects);
             }
-            ActorEvent::GenerationReady(id) => self.generation_ready(member, id),
-            ActorEvent::GenerationFailed { generation, detail } => {
-                effects.push(Effect::Explain(format!("broadcast group {generation} at {member}: {detail}")));
-                self.generation_failed(now, generation);
+            ActorEvent::BroadcastGroupReady(id) => self.broadcast_group_ready(member, id),
+            ActorEvent::BroadcastGroupFailed { group, detail } => {
+                effects.push(Effect::Explain(format!("broadcast group {group} at {member}: {detail}")));
+                self.broadcast_group_failed(now, group);
             }
             ActorEvent::Failed(failure) => self.attempt_failed(failure.id, failure.reason, effects),
             ActorEvent::Draining => actor.draining = true,
@@ -149,7 +149,7 @@ impl State {
             pull_after: None,
         };
         self.actors.insert(member.clone(), actor);
-        self.leave_generations(now, &member);
+        self.leave_broadcast_groups(now, &member);
         self.fail_leases_of(&member, if same_life { &holding } else { &[] }, effects);
         let welcome = ActorWelcome {
             run: self.plan.run.clone(),
@@ -170,7 +170,7 @@ impl State {
             actor.connected = false;
             actor.transfer = None;
         }
-        self.leave_generations(now, member);
+        self.leave_broadcast_groups(now, member);
     }
 
     pub(super) fn reward_event(
@@ -245,7 +245,7 @@ impl State {
             LearnerEvent::Joined(_) => {}
             LearnerEvent::Disconnected => {
                 learner.connected = false;
-                self.weights.forget_generations();
+                self.weights.forget_broadcast_groups();
             }
             LearnerEvent::Alive(phase) => learner.phase = phase,
             LearnerEvent::Trained(trained) => {
@@ -254,16 +254,15 @@ impl State {
                 }
             }
             LearnerEvent::Checkpointed(batch) => self.batch_checkpointed(batch, effects),
-            LearnerEvent::Published { generation, .. } => self.publication_ended(now, generation, false),
-            LearnerEvent::PublishFailed { generation, version, detail } => {
+            LearnerEvent::Published { group, .. } => self.publication_ended(now, group, false),
+            LearnerEvent::PublishFailed { group, version, detail } => {
                 effects.push(Effect::Explain(format!("broadcast of {version} failed: {detail}")));
-                self.publication_ended(now, generation, true);
+                self.publication_ended(now, group, true);
             }
-            LearnerEvent::GenerationReady(id) => self.generation_ready(&member, id),
-            LearnerEvent::GenerationFailed { generation, detail } => {
-                effects
-                    .push(Effect::Explain(format!("broadcast group {generation} at the learner: {detail}")));
-                self.generation_failed(now, generation);
+            LearnerEvent::BroadcastGroupReady(id) => self.broadcast_group_ready(&member, id),
+            LearnerEvent::BroadcastGroupFailed { group, detail } => {
+                effects.push(Effect::Explain(format!("broadcast group {group} at the learner: {detail}")));
+                self.broadcast_group_failed(now, group);
             }
         }
     }
@@ -276,7 +275,7 @@ impl State {
         self.catch_up_trained(now, hello.trained, hello.steps, effects);
         self.batch_checkpointed(hello.checkpointed, effects);
         self.send_after(hello.trained);
-        self.weights.forget_generations();
+        self.weights.forget_broadcast_groups();
         self.weights.offer(hello.manifest);
         for actor in self.actors.values_mut() {
             actor.transfer = None;
@@ -369,7 +368,7 @@ impl State {
             learner.connected = false;
             let reason = format!("silent for {timeout:?}");
             effects.push(Effect::Disconnect { member: learner.member.clone(), reason });
-            self.weights.forget_generations();
+            self.weights.forget_broadcast_groups();
         }
         if self.drain_deadline.is_some_and(|deadline| deadline <= now) {
             self.drain_deadline = None;

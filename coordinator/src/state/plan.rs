@@ -53,7 +53,7 @@ pub struct Plan {
 
 impl Plan {
     /// How long after a failure the weight plane waits before it tries again.
-    pub fn generation_pause(&self) -> Duration {
+    pub fn weights_retry_delay(&self) -> Duration {
         self.heartbeat_timeout / 10
     }
 

@@ -1,16 +1,16 @@
 //! Who has which weights, and how they get the next ones (design D6).
 //!
 //! A version is offered when the learner has it. Actors that are members of the active broadcast group receive it
-//! together; everybody else pulls it point to point. Groups are numbered generations with an explicit member list: a new
+//! together; everybody else pulls it point to point. Groups are numbered and have an explicit member list: a new
 //! one is formed beside the active one whenever the members have changed, and takes its place when it stands. A failure
 //! ends the group, never the run; whoever missed a version pulls it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use types::link::actor::{ActorCommand, GenerationPlan};
+use types::link::actor::{ActorCommand, BroadcastGroup};
 use types::link::learner::LearnerCommand;
-use types::{GenerationId, Manifest, MemberId, PolicyVersion, Timestamp, WeightHash};
+use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, Timestamp, WeightHash};
 
 use super::{Effect, State};
 
@@ -25,20 +25,20 @@ pub(super) struct Weights {
     /// Hashes of recent versions, oldest first.
     known: Vec<(PolicyVersion, WeightHash)>,
     /// The group that broadcasts now.
-    active: Option<Generation>,
+    active: Option<Group>,
     /// The group being formed, and until when it may take.
-    forming: Option<(Generation, Timestamp)>,
+    forming: Option<(Group, Timestamp)>,
     /// The broadcast under way.
     broadcast: Option<Broadcast>,
     /// The number given out last.
-    last: GenerationId,
+    last: BroadcastGroupId,
     /// After a failure no group is formed before this.
     pause_until: Option<Timestamp>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Generation {
-    id: GenerationId,
+struct Group {
+    id: BroadcastGroupId,
     /// The actors in it; the learner is rank 0.
     actors: BTreeSet<MemberId>,
     /// Members (the learner included) that are not yet connected.
@@ -47,7 +47,7 @@ struct Generation {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Broadcast {
-    generation: GenerationId,
+    group: BroadcastGroupId,
     version: PolicyVersion,
     /// Members whose end is not yet known.
     unconfirmed: BTreeSet<MemberId>,
@@ -78,7 +78,7 @@ impl Weights {
     }
 
     /// All groups are gone: the processes that formed them, or their streams, are.
-    pub(super) fn forget_generations(&mut self) {
+    pub(super) fn forget_broadcast_groups(&mut self) {
         (self.active, self.forming, self.broadcast) = (None, None, None);
     }
 
@@ -100,7 +100,7 @@ impl State {
     }
 
     /// Forms a broadcast group when the actors that hold weights are not the ones in the newest group.
-    pub(super) fn form_generation(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+    pub(super) fn form_broadcast_group(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         let Some(learner) = self.learner.as_ref().filter(|learner| learner.connected) else {
             return;
         };
@@ -111,9 +111,9 @@ impl State {
             .map(|(member, _)| member.clone())
             .collect();
         let weights = &mut self.weights;
-        let newest = weights.forming.as_ref().map(|(generation, _)| generation).or(weights.active.as_ref());
+        let newest = weights.forming.as_ref().map(|(group, _)| group).or(weights.active.as_ref());
         let paused = weights.pause_until.is_some_and(|until| until > now);
-        if paused || actors.is_empty() || newest.is_some_and(|generation| generation.actors == actors) {
+        if paused || actors.is_empty() || newest.is_some_and(|group| group.actors == actors) {
             return;
         }
         let id = weights.last.next();
@@ -121,51 +121,51 @@ impl State {
         weights.pause_until = None;
         let mut members = vec![learner.member.clone()];
         members.extend(actors.iter().cloned());
-        let plan = GenerationPlan { id, store: learner.store.clone(), members: members.clone() };
+        let group = BroadcastGroup { id, store: learner.store.clone(), members: members.clone() };
         for member in &actors {
-            effects.push(Effect::actor(member.clone(), ActorCommand::JoinGeneration(plan.clone())));
+            effects.push(Effect::actor(member.clone(), ActorCommand::JoinBroadcastGroup(group.clone())));
         }
-        effects.push(Effect::Learner(LearnerCommand::JoinGeneration(plan)));
-        let generation = Generation { id, actors, unready: members.into_iter().collect() };
-        weights.forming = Some((generation, now + self.plan.broadcast_time_limit));
+        effects.push(Effect::Learner(LearnerCommand::JoinBroadcastGroup(group)));
+        let group = Group { id, actors, unready: members.into_iter().collect() };
+        weights.forming = Some((group, now + self.plan.broadcast_time_limit));
     }
 
     /// A member's side of a group is connected.
-    pub(super) fn generation_ready(&mut self, member: &MemberId, id: GenerationId) {
+    pub(super) fn broadcast_group_ready(&mut self, member: &MemberId, id: BroadcastGroupId) {
         let weights = &mut self.weights;
         if let Some((forming, _)) = &mut weights.forming
             && forming.id == id
         {
             forming.unready.remove(member);
             if forming.unready.is_empty() {
-                weights.active = weights.forming.take().map(|(generation, _)| generation);
+                weights.active = weights.forming.take().map(|(group, _)| group);
             }
         }
     }
 
     /// A member's side of a group is dead; so is the group.
-    pub(super) fn generation_failed(&mut self, now: Timestamp, id: GenerationId) {
+    pub(super) fn broadcast_group_failed(&mut self, now: Timestamp, id: BroadcastGroupId) {
         let weights = &mut self.weights;
-        let is_it = |generation: &Generation| generation.id == id;
+        let is_it = |group: &Group| group.id == id;
         if weights.active.as_ref().is_some_and(is_it) {
             weights.active = None;
-        } else if weights.forming.as_ref().is_some_and(|(generation, _)| is_it(generation)) {
+        } else if weights.forming.as_ref().is_some_and(|(group, _)| is_it(group)) {
             weights.forming = None;
         } else {
             return;
         }
-        weights.pause_until = Some(now + self.plan.generation_pause());
+        weights.pause_until = Some(now + self.plan.weights_retry_delay());
     }
 
     /// Ends every group that `member` is part of.
-    pub(super) fn leave_generations(&mut self, now: Timestamp, member: &MemberId) {
-        let is_in = |generation: &Generation| generation.actors.contains(member);
+    pub(super) fn leave_broadcast_groups(&mut self, now: Timestamp, member: &MemberId) {
+        let is_in = |group: &Group| group.actors.contains(member);
         let ids = [
-            self.weights.active.as_ref().filter(|generation| is_in(generation)).map(|g| g.id),
-            self.weights.forming.as_ref().filter(|(generation, _)| is_in(generation)).map(|(g, _)| g.id),
+            self.weights.active.as_ref().filter(|group| is_in(group)).map(|g| g.id),
+            self.weights.forming.as_ref().filter(|(group, _)| is_in(group)).map(|(g, _)| g.id),
         ];
         for id in ids.into_iter().flatten() {
-            self.generation_failed(now, id);
+            self.broadcast_group_failed(now, id);
             // The others need not wait for the pause: nothing is wrong with them.
             self.weights.pause_until = None;
         }
@@ -212,26 +212,20 @@ impl State {
         }
     }
 
-    fn broadcast(
-        &mut self,
-        now: Timestamp,
-        group: &Generation,
-        manifest: Manifest,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn broadcast(&mut self, now: Timestamp, group: &Group, manifest: Manifest, effects: &mut Vec<Effect>) {
         let deadline = now + self.plan.broadcast_time_limit;
         let version = manifest.version;
         for name in &group.actors {
             if let Some(actor) = self.actors.get_mut(name) {
                 actor.transfer = Some(Transfer { version, deadline });
             }
-            let command = ActorCommand::ReceiveWeights { generation: group.id, manifest: manifest.clone() };
+            let command = ActorCommand::ReceiveWeights { group: group.id, manifest: manifest.clone() };
             effects.push(Effect::actor(name.clone(), command));
         }
-        effects.push(Effect::Learner(LearnerCommand::Publish { generation: group.id, version }));
+        effects.push(Effect::Learner(LearnerCommand::Publish { group: group.id, version }));
         let mut unconfirmed = group.actors.clone();
         unconfirmed.extend(self.learner.as_ref().map(|learner| learner.member.clone()));
-        self.weights.broadcast = Some(Broadcast { generation: group.id, version, unconfirmed, deadline });
+        self.weights.broadcast = Some(Broadcast { group: group.id, version, unconfirmed, deadline });
     }
 
     /// An actor uses these weights now. Yields why that cannot be, if it cannot.
@@ -255,24 +249,24 @@ impl State {
 
     /// An actor did not get the weights it was to get: its group is dead, and it pulls after a pause.
     pub(super) fn weights_failed(&mut self, now: Timestamp, member: &MemberId, effects: &mut Vec<Effect>) {
-        let pause = self.plan.generation_pause();
+        let pause = self.plan.weights_retry_delay();
         if let Some(actor) = self.actors.get_mut(member) {
             actor.transfer = None;
             actor.pull_after = Some(now + pause);
         }
         let in_broadcast = self.weights.broadcast.as_ref().is_some_and(|b| b.unconfirmed.contains(member));
         if in_broadcast && let Some(broadcast) = &self.weights.broadcast {
-            let id = broadcast.generation;
+            let id = broadcast.group;
             effects.push(Effect::Explain(format!("broadcast group {id} ends: {member} did not receive")));
-            self.generation_failed(now, id);
+            self.broadcast_group_failed(now, id);
         }
         self.settle_broadcast(member);
     }
 
     /// The learner's end of a broadcast is known.
-    pub(super) fn publication_ended(&mut self, now: Timestamp, id: GenerationId, failed: bool) {
+    pub(super) fn publication_ended(&mut self, now: Timestamp, id: BroadcastGroupId, failed: bool) {
         if failed {
-            self.generation_failed(now, id);
+            self.broadcast_group_failed(now, id);
         }
         if let Some(learner) = self.learner.as_ref().map(|learner| learner.member.clone()) {
             self.settle_broadcast(&learner);
@@ -301,19 +295,19 @@ impl State {
             let (id, absent) = (forming.id, absent.join(", "));
             effects
                 .push(Effect::Explain(format!("broadcast group {id} not formed in time: {absent} missing")));
-            self.generation_failed(now, id);
+            self.broadcast_group_failed(now, id);
         }
         if let Some(broadcast) = &self.weights.broadcast
             && broadcast.deadline <= now
         {
             let silent: Vec<&str> = broadcast.unconfirmed.iter().map(MemberId::as_str).collect();
-            let (id, version) = (broadcast.generation, broadcast.version);
+            let (id, version) = (broadcast.group, broadcast.version);
             let silent = silent.join(", ");
             effects.push(Effect::Explain(format!("broadcast of {version} gave up: {silent} silent")));
-            self.generation_failed(now, id);
+            self.broadcast_group_failed(now, id);
             self.weights.broadcast = None;
         }
-        let pause = self.plan.generation_pause();
+        let pause = self.plan.weights_retry_delay();
         for actor in self.actors.values_mut() {
             if actor.transfer.as_ref().is_some_and(|transfer| transfer.deadline <= now) {
                 actor.transfer = None;

@@ -14,8 +14,8 @@ use types::link::actor::{ActorCommand, ActorHello, ActorLoad};
 use types::link::learner::{LearnerCommand, LearnerHello, MeasuredStep, StepMetrics};
 use types::link::reward::RewardHello;
 use types::{
-    BatchId, FailReason, GenerationId, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, PromptId,
-    RolloutFailure, RolloutId, Sampling, Timestamp, WeightHash,
+    BatchId, FailReason, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, PromptId, RolloutFailure,
+    RolloutId, Sampling, Timestamp, WeightHash,
 };
 
 /// A small plan: 6 batches of 5 prompts, 4 responses each.
@@ -210,12 +210,12 @@ impl World {
                 actor.last_lease = grant.id;
                 actor.work.extend(grant.groups.iter().flat_map(|g| g.wanted.iter().map(|id| (*id, version))));
             }
-            Effect::Learner(LearnerCommand::JoinGeneration(plan)) => {
-                self.pending.push_back(Event::Learner(LearnerEvent::GenerationReady(plan.id)));
+            Effect::Learner(LearnerCommand::JoinBroadcastGroup(group)) => {
+                self.pending.push_back(Event::Learner(LearnerEvent::BroadcastGroupReady(group.id)));
             }
-            Effect::Learner(LearnerCommand::Publish { generation, version }) => {
+            Effect::Learner(LearnerCommand::Publish { group, version }) => {
                 self.pending.push_back(Event::Learner(LearnerEvent::Published {
-                    generation,
+                    group,
                     version,
                     seconds: 0.1,
                 }));
@@ -283,12 +283,13 @@ impl World {
                     answer(ActorEvent::WeightsConfirmed { version, hash });
                 }
             }
-            ActorCommand::JoinGeneration(plan) => {
+            ActorCommand::JoinBroadcastGroup(group) => {
                 if fails {
-                    let generation: GenerationId = plan.id;
-                    answer(ActorEvent::GenerationFailed { generation, detail: "no route".into() });
+                    let failed =
+                        ActorEvent::BroadcastGroupFailed { group: group.id, detail: "no route".into() };
+                    answer(failed);
                 } else {
-                    answer(ActorEvent::GenerationReady(plan.id));
+                    answer(ActorEvent::BroadcastGroupReady(group.id));
                 }
             }
             ActorCommand::ReceiveWeights { manifest, .. } => {

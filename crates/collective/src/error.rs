@@ -219,7 +219,7 @@ mod tests {
     fn a_fault_reads_as_a_sentence_and_counts_the_missing() {
         let peer = |rank, state| Peer { rank, state };
         let error = Error::Timeout(Box::new(Fault {
-            group: "generation-3".into(),
+            group: "group-3".into(),
             rank: 0,
             world_size: 4,
             operation: "all_reduce sum Float [10]".into(),
@@ -234,7 +234,7 @@ mod tests {
         }));
         assert_eq!(
             error.to_string(),
-            "all_reduce sum Float [10] #17 of group \"generation-3\" failed on rank 0 of 4 after 3.000s: deadline passed; \
+            "all_reduce sum Float [10] #17 of group \"group-3\" failed on rank 0 of 4 after 3.000s: deadline passed; \
              rank 2 does not answer (dead, stopped or cut off); \
              rank 3 never arrived (its last operation was broadcast 0 Float [1] #16)"
         );

@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn configs_that_make_no_sense_are_refused() {
         let good = GroupConfig {
-            name: "generation-1".into(),
+            name: "group-1".into(),
             rank: 0,
             world_size: 2,
             backend: Backend::Gloo(GlooAddress::TowardsStore),

@@ -118,8 +118,8 @@ number_type!(
     "l"
 );
 number_type!(
-    /// A generation of the weight broadcast group: one explicit list of members.
-    GenerationId,
+    /// A weight broadcast group: one explicit list of members. Every list gets a number of its own.
+    BroadcastGroupId,
     "g"
 );
 number_type!(

@@ -18,7 +18,7 @@ mod weights;
 
 pub use ending::{DropReason, Ending, FailReason, FilterReason};
 pub use id::{
-    BatchId, GenerationId, Incarnation, LeaseId, MemberId, PolicyVersion, PromptId, RolloutId, RunId,
+    BatchId, BroadcastGroupId, Incarnation, LeaseId, MemberId, PolicyVersion, PromptId, RolloutId, RunId,
 };
 pub use prompt::{MAX_FIELDS_BYTES, Prompt, PromptContent};
 pub use rollout::{FinishReason, MAX_SEQUENCE_TOKENS, Rollout, RolloutFailure, Span};

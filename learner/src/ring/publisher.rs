@@ -11,8 +11,8 @@ use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Store};
 use tch::{Device, Tensor};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use types::link::actor::GenerationPlan;
-use types::{BROADCAST_CHUNK_BYTES, DType, GenerationId, Manifest, PolicyVersion};
+use types::link::actor::BroadcastGroup;
+use types::{BROADCAST_CHUNK_BYTES, BroadcastGroupId, DType, Manifest, PolicyVersion};
 
 use super::snapshots::{Snapshot, Snapshots};
 
@@ -27,11 +27,11 @@ enum Order {
     /// Describe these weights and keep them.
     Snapshot(PolicyVersion, Vec<u8>),
     /// Connect to a group in the background.
-    Join(GenerationPlan),
+    Join(BroadcastGroup),
     /// A group is connected, or could not be.
-    Joined(GenerationId, anyhow::Result<ProcessGroup>),
+    Joined(BroadcastGroupId, anyhow::Result<ProcessGroup>),
     /// Broadcast a version.
-    Broadcast(GenerationId, PolicyVersion),
+    Broadcast(BroadcastGroupId, PolicyVersion),
 }
 
 /// What came of it.
@@ -42,13 +42,13 @@ pub(crate) enum PublishEvent {
     /// It could not be described.
     Broken(String),
     /// A group stands.
-    GroupReady(GenerationId),
+    GroupReady(BroadcastGroupId),
     /// A group could not be formed.
-    GroupFailed(GenerationId, String),
+    GroupFailed(BroadcastGroupId, String),
     /// Broadcast.
-    Sent { generation: GenerationId, version: PolicyVersion, seconds: f64 },
+    Sent { group: BroadcastGroupId, version: PolicyVersion, seconds: f64 },
     /// Not broadcast; the group is dead.
-    NotSent { generation: GenerationId, version: PolicyVersion, detail: String },
+    NotSent { group: BroadcastGroupId, version: PolicyVersion, detail: String },
 }
 
 /// What is published.
@@ -101,16 +101,16 @@ impl Publisher {
     ///
     /// # Errors
     /// When too many orders wait.
-    pub(crate) fn join(&self, plan: GenerationPlan) -> anyhow::Result<()> {
-        self.order(Order::Join(plan))
+    pub(crate) fn join(&self, group: BroadcastGroup) -> anyhow::Result<()> {
+        self.order(Order::Join(group))
     }
 
     /// Broadcasts a version.
     ///
     /// # Errors
     /// When too many orders wait.
-    pub(crate) fn broadcast(&self, generation: GenerationId, version: PolicyVersion) -> anyhow::Result<()> {
-        self.order(Order::Broadcast(generation, version))
+    pub(crate) fn broadcast(&self, group: BroadcastGroupId, version: PolicyVersion) -> anyhow::Result<()> {
+        self.order(Order::Broadcast(group, version))
     }
 
     fn order(&self, order: Order) -> anyhow::Result<()> {
@@ -124,7 +124,7 @@ struct Worker {
     events: mpsc::Sender<PublishEvent>,
     /// Its own inbox, for the threads that form groups. It keeps the inbox open, so the end shows in `events`.
     orders: std_mpsc::SyncSender<Order>,
-    groups: BTreeMap<GenerationId, ProcessGroup>,
+    groups: BTreeMap<BroadcastGroupId, ProcessGroup>,
 }
 
 impl Worker {
@@ -152,7 +152,7 @@ impl Worker {
                 }
                 Err(error) => PublishEvent::Broken(error.to_string()),
             },
-            Order::Join(plan) => match self.join(plan) {
+            Order::Join(group) => match self.join(group) {
                 Ok(()) => return,
                 Err((id, error)) => PublishEvent::GroupFailed(id, format!("no thread to form it: {error}")),
             },
@@ -164,17 +164,17 @@ impl Worker {
                 PublishEvent::GroupReady(id)
             }
             Order::Joined(id, Err(error)) => PublishEvent::GroupFailed(id, format!("{error:#}")),
-            Order::Broadcast(generation, version) => {
+            Order::Broadcast(group, version) => {
                 let started = Instant::now();
-                match self.broadcast(generation, version) {
+                match self.broadcast(group, version) {
                     Ok(()) => {
                         let seconds = started.elapsed().as_secs_f64();
-                        PublishEvent::Sent { generation, version, seconds }
+                        PublishEvent::Sent { group, version, seconds }
                     }
                     Err(error) => {
                         // Dropping the group ends it for the receivers too: they fail at once instead of waiting.
-                        self.groups.remove(&generation);
-                        PublishEvent::NotSent { generation, version, detail: format!("{error:#}") }
+                        self.groups.remove(&group);
+                        PublishEvent::NotSent { group, version, detail: format!("{error:#}") }
                     }
                 }
             }
@@ -191,17 +191,17 @@ impl Worker {
     }
 
     /// Groups form on a thread of their own, because waiting for the others must not hold up a broadcast.
-    fn join(&mut self, plan: GenerationPlan) -> Result<(), (GenerationId, std::io::Error)> {
-        let (config, orders, id) = (self.config.clone(), self.orders.clone(), plan.id);
+    fn join(&mut self, group: BroadcastGroup) -> Result<(), (BroadcastGroupId, std::io::Error)> {
+        let (config, orders, id) = (self.config.clone(), self.orders.clone(), group.id);
         let form = move || {
             // When the learner is ending the inbox may be gone; the group is dropped with the order.
-            let _ = orders.send(Order::Joined(id, form_group(&config, &plan)));
+            let _ = orders.send(Order::Joined(id, form_group(&config, &group)));
         };
         let thread = std::thread::Builder::new().name(format!("join {id}")).spawn(form);
         thread.map(|_| ()).map_err(|error| (id, error))
     }
 
-    fn broadcast(&mut self, id: GenerationId, version: PolicyVersion) -> anyhow::Result<()> {
+    fn broadcast(&mut self, id: BroadcastGroupId, version: PolicyVersion) -> anyhow::Result<()> {
         let group = self.groups.get(&id).with_context(|| format!("not a member of broadcast group {id}"))?;
         let snapshot = self.snapshots.of_version(version);
         let snapshot = snapshot.with_context(|| format!("{version} has been replaced by a newer version"))?;
@@ -223,7 +223,7 @@ impl Worker {
     }
 }
 
-fn form_group(config: &PublisherConfig, plan: &GenerationPlan) -> anyhow::Result<ProcessGroup> {
+fn form_group(config: &PublisherConfig, group: &BroadcastGroup) -> anyhow::Result<ProcessGroup> {
     let (host, port) = config.store.rsplit_once(':').context("the store's address is no host:port")?;
     let store = Store::connect(host, port.parse()?, config.time_limit)?;
     let backend = match config.device {
@@ -231,9 +231,9 @@ fn form_group(config: &PublisherConfig, plan: &GenerationPlan) -> anyhow::Result
         _ => Backend::Gloo(GlooAddress::TowardsStore),
     };
     let group = GroupConfig {
-        name: format!("weights-{}", plan.id),
+        name: format!("weights-{}", group.id),
         rank: 0,
-        world_size: plan.members.len(),
+        world_size: group.members.len(),
         backend,
         timeout: config.time_limit,
         join_timeout: config.time_limit,

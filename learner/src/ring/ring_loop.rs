@@ -212,17 +212,17 @@ impl RingLoop {
                 self.rank.order(Order::Run { run, sampling, last_batch })?;
             }
             LearnerCommand::Batch(batch) => self.train(batch)?,
-            LearnerCommand::JoinGeneration(plan) => {
-                let generation = plan.id;
-                if let Err(error) = self.publisher.join(plan) {
+            LearnerCommand::JoinBroadcastGroup(group) => {
+                let id = group.id;
+                if let Err(error) = self.publisher.join(group) {
                     let detail = format!("{error:#}");
-                    self.report(LearnerReport::GenerationFailed { generation, detail }).await;
+                    self.report(LearnerReport::BroadcastGroupFailed { group: id, detail }).await;
                 }
             }
-            LearnerCommand::Publish { generation, version } => {
-                if let Err(error) = self.publisher.broadcast(generation, version) {
+            LearnerCommand::Publish { group, version } => {
+                if let Err(error) = self.publisher.broadcast(group, version) {
                     let detail = format!("{error:#}");
-                    self.report(LearnerReport::PublishFailed { generation, version, detail }).await;
+                    self.report(LearnerReport::PublishFailed { group, version, detail }).await;
                 }
             }
             LearnerCommand::Checkpoint => self.rank.order(Order::Checkpoint)?,
@@ -303,18 +303,16 @@ impl RingLoop {
                 return Ok(self.say_checkpointed().await);
             }
             PublishEvent::Broken(detail) => anyhow::bail!("the new weights cannot be described: {detail}"),
-            PublishEvent::GroupReady(id) => LearnerReport::GenerationReady(id),
-            PublishEvent::GroupFailed(generation, detail) => {
-                LearnerReport::GenerationFailed { generation, detail }
-            }
-            PublishEvent::Sent { generation, version, seconds } => {
+            PublishEvent::GroupReady(id) => LearnerReport::BroadcastGroupReady(id),
+            PublishEvent::GroupFailed(group, detail) => LearnerReport::BroadcastGroupFailed { group, detail },
+            PublishEvent::Sent { group, version, seconds } => {
                 metrics::broadcast(seconds);
-                LearnerReport::Published { generation, version, seconds }
+                LearnerReport::Published { group, version, seconds }
             }
-            PublishEvent::NotSent { generation, version, detail } => {
-                tracing::warn!(%generation, %version, detail, "broadcast failed");
+            PublishEvent::NotSent { group, version, detail } => {
+                tracing::warn!(%group, %version, detail, "broadcast failed");
                 metrics::broadcast_failed();
-                LearnerReport::PublishFailed { generation, version, detail }
+                LearnerReport::PublishFailed { group, version, detail }
             }
         };
         self.report(report).await;

@@ -15,9 +15,9 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use types::link::actor::GenerationPlan;
+use types::link::actor::BroadcastGroup;
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
-use types::{BatchId, GenerationId, Manifest, ModelDescription, PolicyVersion, Sampling};
+use types::{BatchId, BroadcastGroupId, Manifest, ModelDescription, PolicyVersion, Sampling};
 
 use crate::support::{Models, config};
 
@@ -325,20 +325,20 @@ async fn two_ranks(mut ring: Ring) {
         let hello = talk.hello().await;
         assert_eq!(hello.world_size, 2);
         talk.welcome().await;
-        let generation = GenerationId(5);
+        let group = BroadcastGroupId(5);
         let members = vec![hello.member.clone(), "actor-0".parse().unwrap()];
-        let plan = GenerationPlan { id: generation, store: hello.store.clone(), members };
-        talk.send(LearnerCommand::JoinGeneration(plan)).await;
+        let members = BroadcastGroup { id: group, store: hello.store.clone(), members };
+        talk.send(LearnerCommand::JoinBroadcastGroup(members)).await;
         let store = hello.store.clone();
-        let joining = tokio::task::spawn_blocking(move || join(&store, generation));
-        assert_eq!(talk.report().await, LearnerReport::GenerationReady(generation));
-        let group = joining.await.unwrap();
+        let joining = tokio::task::spawn_blocking(move || join(&store, group));
+        assert_eq!(talk.report().await, LearnerReport::BroadcastGroupReady(group));
+        let joined = joining.await.unwrap();
         talk.send(LearnerCommand::Batch(ring.models.batch(1, 6))).await;
         let (_, manifest) = talk.trained().await;
         let version = manifest.version;
-        talk.send(LearnerCommand::Publish { generation, version }).await;
+        talk.send(LearnerCommand::Publish { group, version }).await;
         let bytes = i64::try_from(manifest.total_bytes().unwrap()).unwrap();
-        let receiving = tokio::task::spawn_blocking(move || receive(&group, bytes));
+        let receiving = tokio::task::spawn_blocking(move || receive(&joined, bytes));
         let received = receiving.await.unwrap();
         manifest.verify(&received).unwrap();
         match talk.report().await {
@@ -346,8 +346,8 @@ async fn two_ranks(mut ring: Ring) {
             other => panic!("instead of a publication: {other:?}"),
         }
         // A group that nobody formed is a failure of that group, not of the learner.
-        let generation = GenerationId(6);
-        talk.send(LearnerCommand::Publish { generation, version }).await;
+        let group = BroadcastGroupId(6);
+        talk.send(LearnerCommand::Publish { group, version }).await;
         match talk.report().await {
             LearnerReport::PublishFailed { detail, .. } => {
                 assert!(detail.contains("not a member"), "{detail}")
@@ -362,11 +362,11 @@ async fn two_ranks(mut ring: Ring) {
     second.unwrap();
 }
 
-fn join(store: &str, generation: GenerationId) -> ProcessGroup {
+fn join(store: &str, group: BroadcastGroupId) -> ProcessGroup {
     let (host, port) = store.rsplit_once(':').unwrap();
     let store = Store::connect(host, port.parse().unwrap(), PATIENCE).unwrap();
     let config = GroupConfig {
-        name: format!("weights-{generation}"),
+        name: format!("weights-{group}"),
         rank: 1,
         world_size: 2,
         backend: Backend::Gloo(GlooAddress::TowardsStore),

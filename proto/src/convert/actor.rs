@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use types::link::actor::{
-    ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, GenerationPlan, Lease, LeasedPrompt,
+    ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, BroadcastGroup, Lease, LeasedPrompt,
     RewardServerAddress,
 };
-use types::{GenerationId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId, WeightHash};
+use types::{BroadcastGroupId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId, WeightHash};
 
 use super::data::{hash, plain_text};
 use super::millis;
@@ -64,11 +64,11 @@ impl From<ActorReport> for pb::ActorReport {
             ActorReport::WeightsFailed { version, detail } => {
                 Report::WeightsFailed(pb::WeightsFailed { version: version.0, detail })
             }
-            ActorReport::GenerationReady(id) => {
-                Report::GenerationReady(pb::GenerationReady { generation: id.0 })
+            ActorReport::BroadcastGroupReady(id) => {
+                Report::BroadcastGroupReady(pb::BroadcastGroupReady { group: id.0 })
             }
-            ActorReport::GenerationFailed { generation, detail } => {
-                Report::GenerationFailed(pb::GenerationFailed { generation: generation.0, detail })
+            ActorReport::BroadcastGroupFailed { group, detail } => {
+                Report::BroadcastGroupFailed(pb::BroadcastGroupFailed { group: group.0, detail })
             }
             ActorReport::Failed(failure) => Report::Failed(failure.into()),
             ActorReport::Draining => Report::Draining(pb::Empty {}),
@@ -105,9 +105,9 @@ impl TryFrom<pb::ActorReport> for ActorReport {
                 version: PolicyVersion(failed.version),
                 detail: plain_text(&failed.detail),
             },
-            Report::GenerationReady(ready) => Self::GenerationReady(GenerationId(ready.generation)),
-            Report::GenerationFailed(failed) => Self::GenerationFailed {
-                generation: GenerationId(failed.generation),
+            Report::BroadcastGroupReady(ready) => Self::BroadcastGroupReady(BroadcastGroupId(ready.group)),
+            Report::BroadcastGroupFailed(failed) => Self::BroadcastGroupFailed {
+                group: BroadcastGroupId(failed.group),
                 detail: plain_text(&failed.detail),
             },
             Report::Failed(failure) => Self::Failed(failure.try_into()?),
@@ -116,24 +116,24 @@ impl TryFrom<pb::ActorReport> for ActorReport {
     }
 }
 
-impl From<GenerationPlan> for pb::GenerationPlan {
-    fn from(plan: GenerationPlan) -> Self {
+impl From<BroadcastGroup> for pb::BroadcastGroup {
+    fn from(group: BroadcastGroup) -> Self {
         Self {
-            generation: plan.id.0,
-            store: plan.store,
-            members: plan.members.into_iter().map(String::from).collect(),
+            id: group.id.0,
+            store: group.store,
+            members: group.members.into_iter().map(String::from).collect(),
         }
     }
 }
 
-impl TryFrom<pb::GenerationPlan> for GenerationPlan {
+impl TryFrom<pb::BroadcastGroup> for BroadcastGroup {
     type Error = ProtocolError;
 
-    fn try_from(plan: pb::GenerationPlan) -> Result<Self, ProtocolError> {
+    fn try_from(group: pb::BroadcastGroup) -> Result<Self, ProtocolError> {
         Ok(Self {
-            id: GenerationId(plan.generation),
-            store: address("generation.store", plan.store)?,
-            members: plan.members.into_iter().map(MemberId::try_from).collect::<Result<_, _>>()?,
+            id: BroadcastGroupId(group.id),
+            store: address("broadcast_group.store", group.store)?,
+            members: group.members.into_iter().map(MemberId::try_from).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -201,13 +201,11 @@ impl From<ActorCommand> for pb::ActorCommand {
             ActorCommand::PullWeights { source, version, hash } => {
                 Command::PullWeights(pb::PullWeights { source, version: version.0, hash: hash.0.to_vec() })
             }
-            ActorCommand::JoinGeneration(plan) => Command::JoinGeneration(plan.into()),
-            ActorCommand::ReceiveWeights { generation, manifest } => {
-                Command::ReceiveWeights(pb::ReceiveWeights {
-                    generation: generation.0,
-                    manifest: Some(manifest.into()),
-                })
-            }
+            ActorCommand::JoinBroadcastGroup(group) => Command::JoinBroadcastGroup(group.into()),
+            ActorCommand::ReceiveWeights { group, manifest } => Command::ReceiveWeights(pb::ReceiveWeights {
+                group: group.0,
+                manifest: Some(manifest.into()),
+            }),
             ActorCommand::Lease(lease) => Command::Lease(lease.into()),
             ActorCommand::Drain => Command::Drain(pb::Empty {}),
             ActorCommand::Finish => Command::Finish(pb::Empty {}),
@@ -251,9 +249,9 @@ impl TryFrom<pb::ActorCommand> for ActorCommand {
                 version: PolicyVersion(pull.version),
                 hash: hash("pull_weights.hash", &pull.hash)?,
             },
-            Command::JoinGeneration(plan) => Self::JoinGeneration(plan.try_into()?),
+            Command::JoinBroadcastGroup(group) => Self::JoinBroadcastGroup(group.try_into()?),
             Command::ReceiveWeights(receive) => Self::ReceiveWeights {
-                generation: GenerationId(receive.generation),
+                group: BroadcastGroupId(receive.group),
                 manifest: required("receive_weights.manifest", receive.manifest)?.try_into()?,
             },
             Command::Lease(lease) => Self::Lease(lease.try_into()?),

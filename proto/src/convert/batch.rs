@@ -2,7 +2,7 @@
 
 use prost::Message;
 use types::link::learner::LearnerCommand;
-use types::{Batch, BatchId, GenerationId, PolicyVersion, RunId, Sample};
+use types::{Batch, BatchId, BroadcastGroupId, PolicyVersion, RunId, Sample};
 
 use super::learner::single_command;
 use crate::error::required;
@@ -64,9 +64,11 @@ impl LearnerCommands {
                 last_batch: BatchId(welcome.last_batch),
                 sampling: required("learner_welcome.sampling", welcome.sampling)?.try_into()?,
             },
-            (Command::JoinGeneration(plan), None) => LearnerCommand::JoinGeneration(plan.try_into()?),
+            (Command::JoinBroadcastGroup(group), None) => {
+                LearnerCommand::JoinBroadcastGroup(group.try_into()?)
+            }
             (Command::Publish(publish), None) => LearnerCommand::Publish {
-                generation: GenerationId(publish.generation),
+                group: BroadcastGroupId(publish.group),
                 version: PolicyVersion(publish.version),
             },
             (Command::Checkpoint(_), None) => LearnerCommand::Checkpoint,

@@ -3,7 +3,7 @@
 use types::link::learner::{
     LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, MeasuredStep, StepMetrics,
 };
-use types::{BatchId, GenerationId, Incarnation, MemberId, PolicyVersion};
+use types::{BatchId, BroadcastGroupId, Incarnation, MemberId, PolicyVersion};
 
 use super::actor::{address, known_run};
 use super::data::plain_text;
@@ -122,21 +122,17 @@ impl From<LearnerReport> for pb::LearnerReport {
                 metrics: Some((*metrics).into()),
             }),
             LearnerReport::Checkpointed(batch) => Report::Checkpointed(pb::Checkpointed { batch: batch.0 }),
-            LearnerReport::Published { generation, version, seconds } => {
-                Report::Published(pb::Published { generation: generation.0, version: version.0, seconds })
+            LearnerReport::Published { group, version, seconds } => {
+                Report::Published(pb::Published { group: group.0, version: version.0, seconds })
             }
-            LearnerReport::PublishFailed { generation, version, detail } => {
-                Report::PublishFailed(pb::PublishFailed {
-                    generation: generation.0,
-                    version: version.0,
-                    detail,
-                })
+            LearnerReport::PublishFailed { group, version, detail } => {
+                Report::PublishFailed(pb::PublishFailed { group: group.0, version: version.0, detail })
             }
-            LearnerReport::GenerationReady(id) => {
-                Report::GenerationReady(pb::GenerationReady { generation: id.0 })
+            LearnerReport::BroadcastGroupReady(id) => {
+                Report::BroadcastGroupReady(pb::BroadcastGroupReady { group: id.0 })
             }
-            LearnerReport::GenerationFailed { generation, detail } => {
-                Report::GenerationFailed(pb::GenerationFailed { generation: generation.0, detail })
+            LearnerReport::BroadcastGroupFailed { group, detail } => {
+                Report::BroadcastGroupFailed(pb::BroadcastGroupFailed { group: group.0, detail })
             }
             LearnerReport::Alive(phase) => Report::Alive(pb::Alive {
                 phase: match phase {
@@ -165,18 +161,18 @@ impl TryFrom<pb::LearnerReport> for LearnerReport {
             },
             Report::Checkpointed(done) => Self::Checkpointed(BatchId(done.batch)),
             Report::Published(published) => Self::Published {
-                generation: GenerationId(published.generation),
+                group: BroadcastGroupId(published.group),
                 version: PolicyVersion(published.version),
                 seconds: published.seconds,
             },
             Report::PublishFailed(failed) => Self::PublishFailed {
-                generation: GenerationId(failed.generation),
+                group: BroadcastGroupId(failed.group),
                 version: PolicyVersion(failed.version),
                 detail: plain_text(&failed.detail),
             },
-            Report::GenerationReady(ready) => Self::GenerationReady(GenerationId(ready.generation)),
-            Report::GenerationFailed(failed) => Self::GenerationFailed {
-                generation: GenerationId(failed.generation),
+            Report::BroadcastGroupReady(ready) => Self::BroadcastGroupReady(BroadcastGroupId(ready.group)),
+            Report::BroadcastGroupFailed(failed) => Self::BroadcastGroupFailed {
+                group: BroadcastGroupId(failed.group),
                 detail: plain_text(&failed.detail),
             },
             Report::Alive(alive) => Self::Alive(match alive.phase() {
@@ -199,9 +195,9 @@ pub(crate) fn single_command(command: LearnerCommand) -> Result<pb::LearnerComma
             last_batch: last_batch.0,
             sampling: Some(sampling.into()),
         }),
-        LearnerCommand::JoinGeneration(plan) => Command::JoinGeneration(plan.into()),
-        LearnerCommand::Publish { generation, version } => {
-            Command::Publish(pb::Publish { generation: generation.0, version: version.0 })
+        LearnerCommand::JoinBroadcastGroup(group) => Command::JoinBroadcastGroup(group.into()),
+        LearnerCommand::Publish { group, version } => {
+            Command::Publish(pb::Publish { group: group.0, version: version.0 })
         }
         LearnerCommand::Checkpoint => Command::Checkpoint(pb::Empty {}),
         LearnerCommand::Finish => Command::Finish(pb::Empty {}),

@@ -12,7 +12,7 @@ use crate::processes::{BROADCAST, Member, Scenario};
 use crate::threads::{PATIENCE, config, join, serve};
 
 crate::tests! {
-    a_member_killed_in_a_broadcast_is_named_and_the_next_generation_works,
+    a_member_killed_in_a_broadcast_is_named_and_the_next_group_works,
     a_member_killed_half_way_through_receiving_is_named,
     a_member_killed_half_way_through_sending_is_named,
     an_abort_half_way_through_a_transfer_is_quick,
@@ -22,7 +22,7 @@ crate::tests! {
     the_death_of_the_host_of_the_store_is_named,
     a_stopped_host_of_the_store_holds_nobody_up,
     a_stopped_store_holds_no_call_up,
-    generations_leave_nothing_behind,
+    groups_leave_nothing_behind,
 }
 
 /// Repeats `operation` until it fails; returns the error, and when its last round began.
@@ -45,11 +45,11 @@ fn all_reduce(group: &ProcessGroup) -> collective::Result<()> {
     group.all_reduce(&mut Tensor::ones([1024], (Kind::Float, Device::Cpu)), Reduce::Sum)
 }
 
-fn a_member_killed_in_a_broadcast_is_named_and_the_next_generation_works() {
+fn a_member_killed_in_a_broadcast_is_named_and_the_next_group_works() {
     let store = serve();
-    let members = [1, 2]
-        .map(|rank| Member::start(Scenario::Broadcasts, store.port(), &config("generation-1", rank, 3)));
-    let group = join(&store, config("generation-1", 0, 3)).expect("join");
+    let members =
+        [1, 2].map(|rank| Member::start(Scenario::Broadcasts, store.port(), &config("group-1", rank, 3)));
+    let group = join(&store, config("group-1", 0, 3)).expect("join");
     let killed = thread::scope(|scope| {
         let killer = scope.spawn(|| {
             members.iter().for_each(|member| drop(member.line("running")));
@@ -67,17 +67,17 @@ fn a_member_killed_in_a_broadcast_is_named_and_the_next_generation_works() {
     assert!(killed < Duration::from_millis(1500), "named after {killed:?}");
     assert_eq!(members[0].line("missing"), "[2]");
 
-    let dead = broadcast(&group).expect_err("the generation is over");
+    let dead = broadcast(&group).expect_err("the group is over");
     assert!(matches!(dead, Error::Dead { .. }), "{dead:?}");
     let start = Instant::now();
     drop(group);
     assert!(start.elapsed() < Duration::from_secs(1), "dropping took {:?}", start.elapsed());
 
-    let next = config("generation-2", 1, 2);
+    let next = config("group-2", 1, 2);
     let member = Member::start(Scenario::Broadcasts, store.port(), &next);
     let group = join(&store, GroupConfig { rank: 0, ..next }).expect("join the next");
     for _ in 0..5 {
-        broadcast(&group).expect("the next generation works");
+        broadcast(&group).expect("the next group works");
     }
     member.line("running");
 }
@@ -270,8 +270,8 @@ fn a_stopped_store_holds_no_call_up() {
     drop(group);
 }
 
-fn generations_leave_nothing_behind() {
-    let member = Member::start(Scenario::Generations, 0, &config("unused", 0, 1));
+fn groups_leave_nothing_behind() {
+    let member = Member::start(Scenario::Groups, 0, &config("unused", 0, 1));
     let after_10 = member.line("files");
     let after_60 = member.line("files");
     assert_eq!(after_10, after_60);

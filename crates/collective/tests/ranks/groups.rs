@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::threads::{Meeting, PATIENCE, config, in_group, join, on_threads, serve};
 
 crate::tests! {
-    two_generations_work_at_once,
+    two_groups_work_at_once,
     a_name_is_used_once,
     a_member_that_never_comes_is_named,
     who_comes_after_the_others_gave_up_is_told,
@@ -32,9 +32,9 @@ fn ones(size: i64) -> Tensor {
     Tensor::ones([size], (Kind::Float, Device::Cpu))
 }
 
-fn two_generations_work_at_once() {
+fn two_groups_work_at_once() {
     on_threads(3, |rank, store| {
-        let old = join(&store, config("generation-1", rank, 3)).expect("join the first");
+        let old = join(&store, config("group-1", rank, 3)).expect("join the first");
         let mut in_old: Vec<_> = (0..4).map(|_| ones(10_000)).collect();
         let under_way: Vec<_> = in_old
             .iter_mut()
@@ -42,11 +42,11 @@ fn two_generations_work_at_once() {
             .collect();
         // The second has fewer members, and ranks of its own.
         if rank > 0 {
-            let new = join(&store, config("generation-2", 2 - rank, 2)).expect("join the second");
+            let new = join(&store, config("group-2", 2 - rank, 2)).expect("join the second");
             let mut tensor = &ones(5) * (rank as i64);
             new.broadcast(&mut tensor, 0).expect("broadcast in the second");
             assert_eq!(tensor, &ones(5) * 2);
-            assert_eq!((new.name(), new.rank(), new.world_size()), ("generation-2", 2 - rank, 2));
+            assert_eq!((new.name(), new.rank(), new.world_size()), ("group-2", 2 - rank, 2));
         }
         for work in under_way {
             work.wait(PATIENCE).expect("all_reduce in the first");
@@ -314,7 +314,7 @@ fn a_rank_that_lags_behind_is_named() {
 fn leaving_early_spoils_nothing() {
     on_threads(3, |rank, store| {
         for number in 0..20 {
-            let group = join(&store, config(&format!("generation-{number}"), rank, 3)).expect("join");
+            let group = join(&store, config(&format!("group-{number}"), rank, 3)).expect("join");
             let mut tensor = &ones(1 << 20) * (rank as i64 + 1);
             group.broadcast(&mut tensor, 0).expect("broadcast");
             drop(group);

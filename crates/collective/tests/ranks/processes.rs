@@ -27,12 +27,12 @@ pub(crate) enum Scenario {
     Idle,
     /// Hosts the store, joins as rank 0, then all-reduces for ever.
     Hosts,
-    /// Joins nobody, but forms one generation after the other on threads, and counts what is left of them.
-    Generations,
+    /// Joins nobody, but forms one group after the other on threads, and counts what is left of them.
+    Groups,
 }
 
 impl Scenario {
-    const ALL: [Self; 5] = [Self::Broadcasts, Self::AllReduces, Self::Idle, Self::Hosts, Self::Generations];
+    const ALL: [Self; 5] = [Self::Broadcasts, Self::AllReduces, Self::Idle, Self::Hosts, Self::Groups];
 
     fn name(self) -> String {
         format!("{self:?}")
@@ -111,7 +111,7 @@ pub(crate) fn member(arguments: &[String]) -> ExitCode {
     let numbers: Vec<usize> = numbers.iter().map(|number| number.parse().expect("a number")).collect();
     let scenario = Scenario::ALL.into_iter().find(|known| known.name() == *scenario).expect("a scenario");
     let store = match scenario {
-        Scenario::Generations => return generations(),
+        Scenario::Groups => return form_groups(),
         Scenario::Hosts => Store::serve("127.0.0.1", 0, PATIENCE).expect("serve"),
         _ => Store::connect("127.0.0.1", port.parse().expect("a port"), PATIENCE).expect("connect"),
     };
@@ -128,7 +128,7 @@ pub(crate) fn member(arguments: &[String]) -> ExitCode {
         Scenario::AllReduces | Scenario::Hosts => {
             for_ever(|| group.all_reduce(&mut Tensor::zeros([1024], (Kind::Float, Device::Cpu)), Reduce::Sum))
         }
-        Scenario::Generations => unreachable!("returned above"),
+        Scenario::Groups => unreachable!("returned above"),
         Scenario::Idle => {
             thread::spawn(|| {
                 // Whatever comes, it is the end of input.
@@ -162,12 +162,12 @@ fn for_ever(operation: impl Fn() -> collective::Result<()>) -> collective::Error
     unreachable!("rounds do not end")
 }
 
-/// Runs 10 generations, then 50, and prints the open files and threads after each batch.
-fn generations() -> ExitCode {
+/// Forms 10 groups, then 50, and prints the open files and threads after each batch.
+fn form_groups() -> ExitCode {
     for batch in [0..10, 10..60] {
         on_threads(3, |rank, store| {
             for number in batch.clone() {
-                let name = format!("generation-{number}");
+                let name = format!("group-{number}");
                 let group = ProcessGroup::new(&store, config(&name, rank, 3)).expect("join");
                 let mut tensor = Tensor::ones([1024], (Kind::Float, Device::Cpu));
                 let outcome = group.broadcast(&mut tensor, 0);
@@ -175,7 +175,7 @@ fn generations() -> ExitCode {
                     outcome.expect("broadcast");
                 } else if rank == 0 {
                     // Others may be in the middle of it.
-                    group.abort_handle().abort("every other generation");
+                    group.abort_handle().abort("every other group");
                 }
             }
         });

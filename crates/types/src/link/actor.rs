@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    GenerationId, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, Prompt, RolloutFailure, RolloutId,
-    RunId, Sampling, WeightHash,
+    BroadcastGroupId, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, Prompt, RolloutFailure,
+    RolloutId, RunId, Sampling, WeightHash,
 };
 
 /// An actor introduces itself: the first report on every stream.
@@ -60,12 +60,12 @@ pub enum ActorReport {
         /// Why, for a person.
         detail: String,
     },
-    /// The broadcast group of this generation is connected.
-    GenerationReady(GenerationId),
+    /// This broadcast group is connected.
+    BroadcastGroupReady(BroadcastGroupId),
     /// It could not be connected, or it broke.
-    GenerationFailed {
-        /// Which generation.
-        generation: GenerationId,
+    BroadcastGroupFailed {
+        /// Which group.
+        group: BroadcastGroupId,
         /// Why, for a person.
         detail: String,
     },
@@ -115,9 +115,9 @@ pub struct Lease {
 
 /// A weight broadcast group to connect to (design D6).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GenerationPlan {
+pub struct BroadcastGroup {
     /// Its number; also the prefix of its keys in the store.
-    pub id: GenerationId,
+    pub id: BroadcastGroupId,
     /// `host:port` of the learner's TCPStore.
     pub store: String,
     /// The members by rank; rank 0 is the learner.
@@ -150,11 +150,11 @@ pub enum ActorCommand {
         hash: WeightHash,
     },
     /// Connect to a new broadcast group in the background.
-    JoinGeneration(GenerationPlan),
-    /// The learner broadcasts these weights over this generation now.
+    JoinBroadcastGroup(BroadcastGroup),
+    /// The learner broadcasts these weights over this group now.
     ReceiveWeights {
         /// The group.
-        generation: GenerationId,
+        group: BroadcastGroupId,
         /// What is sent.
         manifest: Manifest,
     },

@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use crate::link::actor::GenerationPlan;
-use crate::{Batch, BatchId, GenerationId, Incarnation, Manifest, MemberId, PolicyVersion, RunId, Sampling};
+use crate::link::actor::BroadcastGroup;
+use crate::{
+    Batch, BatchId, BroadcastGroupId, Incarnation, Manifest, MemberId, PolicyVersion, RunId, Sampling,
+};
 
 /// The learner introduces itself: the first report on every stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -188,7 +190,7 @@ pub enum LearnerReport {
     /// A broadcast ended well for the learner.
     Published {
         /// Over which group.
-        generation: GenerationId,
+        group: BroadcastGroupId,
         /// Which version.
         version: PolicyVersion,
         /// How long it took.
@@ -197,18 +199,18 @@ pub enum LearnerReport {
     /// A broadcast failed; the group is dead.
     PublishFailed {
         /// Over which group.
-        generation: GenerationId,
+        group: BroadcastGroupId,
         /// Which version.
         version: PolicyVersion,
         /// Why, for a person.
         detail: String,
     },
-    /// The broadcast group of this generation is connected.
-    GenerationReady(GenerationId),
+    /// This broadcast group is connected.
+    BroadcastGroupReady(BroadcastGroupId),
     /// It could not be connected.
-    GenerationFailed {
-        /// Which generation.
-        generation: GenerationId,
+    BroadcastGroupFailed {
+        /// Which group.
+        group: BroadcastGroupId,
         /// Why, for a person.
         detail: String,
     },
@@ -231,11 +233,11 @@ pub enum LearnerCommand {
     /// Train this next. Batches come in order without gaps.
     Batch(Batch),
     /// Connect to a new broadcast group in the background.
-    JoinGeneration(GenerationPlan),
+    JoinBroadcastGroup(BroadcastGroup),
     /// Broadcast this version over this group now.
     Publish {
         /// The group.
-        generation: GenerationId,
+        group: BroadcastGroupId,
         /// The version.
         version: PolicyVersion,
     },
