@@ -7,7 +7,7 @@ use proto::pb::coordinator_client::CoordinatorClient;
 use service::{Link, LinkEvent, Opening};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use types::link::actor::{ActorCommand, ActorReport};
+use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 
 /// The link of an actor.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl CoordinatorLink {
     }
 
     /// Opens a stream with this hello. Yields what went wrong, if anything did.
-    pub(crate) async fn connect(&mut self, hello: ActorReport) -> Option<LinkEvent<ActorCommand>> {
+    pub(crate) async fn connect(&mut self, hello: ActorHello) -> Option<LinkEvent<ActorCommand>> {
         self.0.connect(hello.into()).await
     }
 

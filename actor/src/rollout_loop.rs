@@ -198,7 +198,7 @@ impl RolloutLoop {
                         holding: self.holding(),
                         weights: self.weights,
                     };
-                    event = self.link.connect(ActorReport::Hello(hello)).await;
+                    event = self.link.connect(hello).await;
                 }
                 LinkEvent::Command(command) => return self.command(command).await,
                 LinkEvent::Lost(_) if self.leave_at.is_some() => return Ok(std::ops::ControlFlow::Break(())),

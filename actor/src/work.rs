@@ -63,7 +63,7 @@ impl Workload {
     /// Takes a lease on; it waits.
     pub(crate) fn lease(&mut self, lease: Lease) {
         self.last_lease = self.last_lease.max(lease.id);
-        let until = Instant::now() + lease.time_limit.min(LONGEST_LEASE);
+        let until = Instant::now() + lease.timeout.min(LONGEST_LEASE);
         self.waiting.push_back(HeldLease { prompts: lease.prompts, until });
     }
 

@@ -48,16 +48,16 @@ pub struct Config {
     pub max_attempts: u16,
     /// What is not scored by then is issued anew.
     #[serde(with = "humantime_serde")]
-    pub lease_time_limit: Duration,
+    pub lease_timeout: Duration,
     /// A member silent for longer is taken for lost.
     #[serde(with = "humantime_serde")]
     pub heartbeat_timeout: Duration,
     /// How long a broadcast group may take to form, and weights to arrive.
     #[serde(with = "humantime_serde")]
-    pub broadcast_time_limit: Duration,
+    pub broadcast_timeout: Duration,
     /// How long a drain waits for actors to finish what they have begun.
     #[serde(with = "humantime_serde")]
-    pub drain_time_limit: Duration,
+    pub drain_timeout: Duration,
     /// The prompts.
     pub data: DataConfig,
     /// Which rollouts train.
@@ -105,10 +105,10 @@ impl Default for Config {
             send_filtered: false,
             max_attempts: 3,
             // Longer than any sane generation; a lost actor is noticed much sooner by its silence.
-            lease_time_limit: Duration::from_secs(1800),
+            lease_timeout: Duration::from_secs(1800),
             heartbeat_timeout: Duration::from_secs(10),
-            broadcast_time_limit: Duration::from_secs(60),
-            drain_time_limit: Duration::from_secs(20),
+            broadcast_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(20),
             data: DataConfig::default(),
             filtration: Filtration::default(),
             sampling: Sampling::default(),
@@ -191,10 +191,10 @@ impl Config {
             max_prompts_in_flight: self.max_prompts_in_flight,
             lease_prompts: self.lease_prompts,
             deterministic: self.deterministic,
-            lease_time_limit: self.lease_time_limit,
+            lease_timeout: self.lease_timeout,
             heartbeat_timeout: self.heartbeat_timeout,
-            broadcast_time_limit: self.broadcast_time_limit,
-            drain_time_limit: self.drain_time_limit,
+            broadcast_timeout: self.broadcast_timeout,
+            drain_timeout: self.drain_timeout,
             max_attempts: self.max_attempts,
             min_group: self.min_group,
             filtration: self.filtration,

@@ -8,23 +8,23 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::observer_server::{Observer, ObserverServer};
-use proto::{MAX_MESSAGE_BYTES, pb};
+use proto::{MAX_MESSAGE_BYTES, ProtocolError, pb};
 use service::{CancellationToken, OnError, Spawner};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
-use types::link::actor::{ActorCommand, ActorReport};
-use types::link::learner::{LearnerCommand, LearnerReport};
-use types::link::reward::{RewardCommand, RewardReport};
-use types::{MemberId, RolloutId, ScoredRollout};
+use types::MemberId;
+use types::link::actor::{ActorCommand, ActorHello, ActorReport};
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
+use types::link::reward::{RewardCommand, RewardHello, RewardReport};
 
-use crate::server_loop::{Ended, Handle, Input, Message};
-use crate::sessions::{Closing, OUTBOX_CAPACITY, Outbox, SessionNumber};
-use crate::state::{ActorEvent, Event, LearnerEvent, RewardEvent, ScoreSummary, TrainedBatch};
+use crate::inbox::{Handle, Input, LoopEnded, Report};
+use crate::sessions::{Closing, CommandSender, OUTBOX_CAPACITY, Outbox, SessionId};
+use crate::state::{ActorEvent, Event, LearnerEvent, RewardEvent, ScoreSummary};
 
 /// How long a new stream may take to introduce itself.
-const HELLO_TIME_LIMIT: Duration = Duration::from_secs(10);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Commands<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -35,11 +35,12 @@ pub(crate) struct Grpc {
     spawner: Spawner,
     /// Cancelled when the loop has ended: streams are read no further.
     done: CancellationToken,
-    sessions: Arc<AtomicU64>,
+    /// The number of the next stream.
+    next_session: Arc<AtomicU64>,
 }
 
-impl From<Ended> for Status {
-    fn from(ended: Ended) -> Self {
+impl From<LoopEnded> for Status {
+    fn from(ended: LoopEnded) -> Self {
         Status::unavailable(ended.to_string())
     }
 }
@@ -53,31 +54,36 @@ impl From<Closing> for Status {
     }
 }
 
-/// One report as the loop wants it.
-struct Report {
-    event: Event,
-    scored: Option<ScoredRollout>,
-    acknowledge: Option<RolloutId>,
-}
+/// One kind of member: what it says on its stream, and what is said to it.
+trait Link: 'static {
+    /// What comes, as generated.
+    type Message: Send + 'static;
+    /// The first message.
+    type Hello: TryFrom<Self::Message, Error = ProtocolError>;
+    /// Every later one.
+    type Report: TryFrom<Self::Message, Error = ProtocolError>;
+    /// What goes out.
+    type Command: Send + 'static;
 
-impl Report {
-    fn plain(event: Event) -> Self {
-        Self { event, scored: None, acknowledge: None }
-    }
-}
+    /// Who introduces itself.
+    fn member(hello: &Self::Hello) -> &MemberId;
 
-/// One stream's ends.
-struct StreamEnds<P> {
-    member: MemberId,
-    reports: Streaming<P>,
-    outbox: Outbox,
-    joined: Event,
-    closed: Event,
+    /// Where its commands are put.
+    fn outbox(commands: CommandSender<Self::Command>) -> Outbox;
+
+    /// Its stream is open.
+    fn joined(hello: Self::Hello) -> Event;
+
+    /// Its stream is closed.
+    fn disconnected(member: MemberId) -> Event;
+
+    /// It has said something.
+    fn reported(session: SessionId, report: Self::Report) -> Report;
 }
 
 impl Grpc {
     pub(crate) fn new(handle: Handle, spawner: Spawner, done: CancellationToken) -> Self {
-        Self { handle, spawner, done, sessions: Arc::default() }
+        Self { handle, spawner, done, next_session: Arc::default() }
     }
 
     /// The services on a server with our bounds.
@@ -88,63 +94,177 @@ impl Grpc {
         service::grpc::server().add_service(coordinator).add_service(ObserverServer::new(self))
     }
 
-    /// Introduces a stream to the loop and carries its reports there until it ends.
-    async fn serve_stream<P, F>(&self, ends: StreamEnds<P>, translate: F) -> Result<(), Status>
-    where
-        P: Send + 'static,
-        F: Fn(&MemberId, P) -> Result<Report, Status> + Send + 'static,
-    {
-        let StreamEnds { member, mut reports, outbox, joined, closed } = ends;
-        let session: SessionNumber = self.sessions.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(%member, session, "joined");
-        self.handle.send(Input::Joined { member: member.clone(), session, outbox, event: joined }).await?;
-        let handle = self.handle.clone();
-        let name = format!("stream of {member}");
-        let done = self.done.clone();
-        let carry = async move {
-            let ended = tokio::select! {
-                ended = carry_reports(&handle, &member, session, &mut reports, translate) => ended,
-                () = done.cancelled() => return Ok(()),
-            };
-            match ended {
-                Ok(()) => tracing::info!(%member, session, "left"),
-                Err(status) => tracing::info!(%member, session, reason = status.message(), "stream ended"),
-            }
-            // The loop may have ended meanwhile; then nobody needs to know.
-            let _ = handle.send(Input::Closed { member, session, event: closed }).await;
-            Ok(())
-        };
-        self.spawner.spawn(name, OnError::Log, carry).await;
-        Ok(())
+    /// Introduces a stream to the loop, carries its reports there until it ends, and yields the commands for it.
+    async fn serve<L: Link>(
+        &self,
+        request: Request<Streaming<L::Message>>,
+    ) -> Result<ReceiverStream<Result<L::Command, Closing>>, Status> {
+        let mut messages = request.into_inner();
+        let hello = L::Hello::try_from(first_message(&mut messages).await?)?;
+        let number = self.next_session.fetch_add(1, Ordering::Relaxed);
+        let session = SessionId { member: L::member(&hello).clone(), number };
+        let (sender, commands) = mpsc::channel(OUTBOX_CAPACITY);
+        tracing::info!(member = %session.member, session = number, "joined");
+        let joined =
+            Input::Joined { session: session.clone(), outbox: L::outbox(sender), event: L::joined(hello) };
+        self.handle.send(joined).await?;
+        let name = format!("stream of {}", session.member);
+        let carrying = carry::<L>(self.handle.clone(), session, messages, self.done.clone());
+        self.spawner.spawn(name, OnError::Log, carrying).await;
+        Ok(ReceiverStream::new(commands))
     }
 }
 
-async fn carry_reports<P>(
+/// Carries a stream's reports to the loop until the stream or the loop ends, and tells the loop when the stream did.
+async fn carry<L: Link>(
+    handle: Handle,
+    session: SessionId,
+    mut messages: Streaming<L::Message>,
+    done: CancellationToken,
+) -> anyhow::Result<()> {
+    let ended = tokio::select! {
+        ended = carry_reports::<L>(&handle, &session, &mut messages) => ended,
+        () = done.cancelled() => return Ok(()),
+    };
+    let SessionId { member, number } = &session;
+    match ended {
+        Ok(()) => tracing::info!(%member, session = number, "left"),
+        Err(status) => tracing::info!(%member, session = number, reason = status.message(), "stream ended"),
+    }
+    let event = L::disconnected(member.clone());
+    // The loop may have ended meanwhile; then nobody needs to know.
+    let _ = handle.send(Input::Closed { session, event }).await;
+    Ok(())
+}
+
+async fn carry_reports<L: Link>(
     handle: &Handle,
-    member: &MemberId,
-    session: SessionNumber,
-    reports: &mut Streaming<P>,
-    translate: impl Fn(&MemberId, P) -> Result<Report, Status>,
+    session: &SessionId,
+    messages: &mut Streaming<L::Message>,
 ) -> Result<(), Status> {
-    while let Some(report) = reports.next().await {
-        let Report { event, scored, acknowledge } = translate(member, report?)?;
-        let message = Message { member: member.clone(), session, event, scored, acknowledge };
-        handle.send(Input::Message(Box::new(message))).await?;
+    while let Some(message) = messages.next().await {
+        let report = L::reported(session.clone(), L::Report::try_from(message?)?);
+        handle.send(Input::Report(Box::new(report))).await?;
     }
     Ok(())
 }
 
-/// The first message of a stream.
-async fn first<P>(reports: &mut Streaming<P>) -> Result<P, Status> {
-    match tokio::time::timeout(HELLO_TIME_LIMIT, reports.next()).await {
+async fn first_message<M>(messages: &mut Streaming<M>) -> Result<M, Status> {
+    match tokio::time::timeout(HELLO_TIMEOUT, messages.next()).await {
         Ok(Some(message)) => message,
         Ok(None) => Err(Status::invalid_argument("the stream ended before a hello")),
-        Err(_) => Err(Status::deadline_exceeded(format!("no hello within {HELLO_TIME_LIMIT:?}"))),
+        Err(_) => Err(Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}"))),
     }
 }
 
-fn not_a_hello() -> Status {
-    Status::invalid_argument("the first message of a stream must be a hello, and no other may be")
+/// The link of an actor.
+enum ActorLink {}
+
+impl Link for ActorLink {
+    type Message = pb::ActorReport;
+    type Hello = ActorHello;
+    type Report = ActorReport;
+    type Command = ActorCommand;
+
+    fn member(hello: &ActorHello) -> &MemberId {
+        &hello.member
+    }
+
+    fn outbox(commands: CommandSender<ActorCommand>) -> Outbox {
+        Outbox::Actor(commands)
+    }
+
+    fn joined(hello: ActorHello) -> Event {
+        Event::Actor { member: hello.member.clone(), event: ActorEvent::Joined(hello) }
+    }
+
+    fn disconnected(member: MemberId) -> Event {
+        Event::Actor { member, event: ActorEvent::Disconnected }
+    }
+
+    fn reported(session: SessionId, report: ActorReport) -> Report {
+        let event = Event::Actor { member: session.member.clone(), event: ActorEvent::Report(report) };
+        Report { session, event, scored: None }
+    }
+}
+
+/// The link of a reward server.
+enum RewardLink {}
+
+impl Link for RewardLink {
+    type Message = pb::RewardReport;
+    type Hello = RewardHello;
+    type Report = RewardReport;
+    type Command = RewardCommand;
+
+    fn member(hello: &RewardHello) -> &MemberId {
+        &hello.member
+    }
+
+    fn outbox(commands: CommandSender<RewardCommand>) -> Outbox {
+        Outbox::Reward(commands)
+    }
+
+    fn joined(hello: RewardHello) -> Event {
+        Event::Reward { member: hello.member.clone(), event: RewardEvent::Joined(hello) }
+    }
+
+    fn disconnected(member: MemberId) -> Event {
+        Event::Reward { member, event: RewardEvent::Disconnected }
+    }
+
+    fn reported(session: SessionId, report: RewardReport) -> Report {
+        let (event, scored) = match report {
+            RewardReport::Load { queued } => (RewardEvent::Load { queued }, None),
+            RewardReport::Failed(failure) => (RewardEvent::Failed(failure), None),
+            RewardReport::Scored(scored) => (RewardEvent::Scored(ScoreSummary::of(&scored)), Some(scored)),
+        };
+        let event = Event::Reward { member: session.member.clone(), event };
+        Report { session, event, scored }
+    }
+}
+
+/// The link of the learner.
+enum LearnerLink {}
+
+impl Link for LearnerLink {
+    type Message = pb::LearnerReport;
+    type Hello = LearnerHello;
+    type Report = LearnerReport;
+    type Command = LearnerCommand;
+
+    fn member(hello: &LearnerHello) -> &MemberId {
+        &hello.member
+    }
+
+    fn outbox(commands: CommandSender<LearnerCommand>) -> Outbox {
+        Outbox::Learner(commands)
+    }
+
+    fn joined(hello: LearnerHello) -> Event {
+        Event::Learner(LearnerEvent::Joined(hello))
+    }
+
+    fn disconnected(_: MemberId) -> Event {
+        Event::Learner(LearnerEvent::Disconnected)
+    }
+
+    fn reported(session: SessionId, report: LearnerReport) -> Report {
+        Report { session, event: Event::Learner(LearnerEvent::Report(report)), scored: None }
+    }
+}
+
+/// The message of a command for an actor or a reward server.
+fn message<C, M: From<C>>(command: Result<C, Closing>) -> Result<M, Status> {
+    Ok(command?.into())
+}
+
+/// The messages of a command for the learner: a batch takes several.
+fn learner_messages(command: Result<LearnerCommand, Closing>) -> Vec<Result<pb::LearnerCommand, Status>> {
+    match command {
+        Ok(command) => proto::learner_messages(command).into_iter().map(Ok).collect(),
+        Err(closing) => vec![Err(closing.into())],
+    }
 }
 
 #[tonic::async_trait]
@@ -157,129 +277,26 @@ impl Coordinator for Grpc {
         &self,
         request: Request<Streaming<pb::ActorReport>>,
     ) -> Result<Response<Self::ActStream>, Status> {
-        let mut reports = request.into_inner();
-        let ActorReport::Hello(hello) = first(&mut reports).await?.try_into()? else {
-            return Err(not_a_hello());
-        };
-        let member = hello.member.clone();
-        let (sender, commands) = mpsc::channel(OUTBOX_CAPACITY);
-        let about = |event| Event::Actor { member: member.clone(), event };
-        let ends = StreamEnds {
-            reports,
-            outbox: Outbox::Actor(sender),
-            joined: about(ActorEvent::Joined(hello)),
-            closed: about(ActorEvent::Disconnected),
-            member: member.clone(),
-        };
-        self.serve_stream(ends, actor_report).await?;
-        let message = |command: Result<ActorCommand, Closing>| Ok(pb::ActorCommand::from(command?));
-        Ok(Response::new(Box::pin(ReceiverStream::new(commands).map(message))))
+        let commands = self.serve::<ActorLink>(request).await?;
+        Ok(Response::new(Box::pin(commands.map(message))))
     }
 
     async fn reward(
         &self,
         request: Request<Streaming<pb::RewardReport>>,
     ) -> Result<Response<Self::RewardStream>, Status> {
-        let mut reports = request.into_inner();
-        let RewardReport::Hello(hello) = first(&mut reports).await?.try_into()? else {
-            return Err(not_a_hello());
-        };
-        let member = hello.member.clone();
-        let (sender, commands) = mpsc::channel(OUTBOX_CAPACITY);
-        let about = |event| Event::Reward { member: member.clone(), event };
-        let ends = StreamEnds {
-            reports,
-            outbox: Outbox::Reward(sender),
-            joined: about(RewardEvent::Joined(hello)),
-            closed: about(RewardEvent::Disconnected),
-            member: member.clone(),
-        };
-        self.serve_stream(ends, reward_report).await?;
-        let message = |command: Result<RewardCommand, Closing>| Ok(pb::RewardCommand::from(command?));
-        Ok(Response::new(Box::pin(ReceiverStream::new(commands).map(message))))
+        let commands = self.serve::<RewardLink>(request).await?;
+        Ok(Response::new(Box::pin(commands.map(message))))
     }
 
     async fn learn(
         &self,
         request: Request<Streaming<pb::LearnerReport>>,
     ) -> Result<Response<Self::LearnStream>, Status> {
-        let mut reports = request.into_inner();
-        let LearnerReport::Hello(hello) = first(&mut reports).await?.try_into()? else {
-            return Err(not_a_hello());
-        };
-        let member = hello.member.clone();
-        let (sender, commands) = mpsc::channel(OUTBOX_CAPACITY);
-        let ends = StreamEnds {
-            member,
-            reports,
-            outbox: Outbox::Learner(sender),
-            joined: Event::Learner(LearnerEvent::Joined(hello)),
-            closed: Event::Learner(LearnerEvent::Disconnected),
-        };
-        self.serve_stream(ends, learner_report).await?;
-        let messages = |command: Result<LearnerCommand, Closing>| {
-            let messages: Vec<Result<pb::LearnerCommand, Status>> = match command {
-                Ok(command) => proto::learner_messages(command).into_iter().map(Ok).collect(),
-                Err(closing) => vec![Err(closing.into())],
-            };
-            futures::stream::iter(messages)
-        };
-        Ok(Response::new(Box::pin(ReceiverStream::new(commands).flat_map(messages))))
+        let commands = self.serve::<LearnerLink>(request).await?;
+        let messages = commands.flat_map(|command| futures::stream::iter(learner_messages(command)));
+        Ok(Response::new(Box::pin(messages)))
     }
-}
-
-fn actor_report(member: &MemberId, report: pb::ActorReport) -> Result<Report, Status> {
-    let event = match ActorReport::try_from(report)? {
-        ActorReport::Hello(_) => return Err(not_a_hello()),
-        ActorReport::Load(load) => ActorEvent::Load(load),
-        ActorReport::WeightsConfirmed { version, hash } => ActorEvent::WeightsConfirmed { version, hash },
-        ActorReport::WeightsFailed { version, detail } => ActorEvent::WeightsFailed { version, detail },
-        ActorReport::BroadcastGroupReady(id) => ActorEvent::BroadcastGroupReady(id),
-        ActorReport::BroadcastGroupFailed { group, detail } => {
-            ActorEvent::BroadcastGroupFailed { group, detail }
-        }
-        ActorReport::Failed(failure) => ActorEvent::Failed(failure),
-        ActorReport::Draining => ActorEvent::Draining,
-    };
-    Ok(Report::plain(Event::Actor { member: member.clone(), event }))
-}
-
-fn reward_report(member: &MemberId, report: pb::RewardReport) -> Result<Report, Status> {
-    let about = |event| Event::Reward { member: member.clone(), event };
-    Ok(match RewardReport::try_from(report)? {
-        RewardReport::Hello(_) => return Err(not_a_hello()),
-        RewardReport::Load { queued } => Report::plain(about(RewardEvent::Load { queued })),
-        RewardReport::Failed(failure) => {
-            Report { acknowledge: Some(failure.id), event: about(RewardEvent::Failed(failure)), scored: None }
-        }
-        RewardReport::Scored(scored) => Report {
-            event: about(RewardEvent::Scored(ScoreSummary::of(&scored))),
-            acknowledge: Some(scored.rollout.id),
-            scored: Some(scored),
-        },
-    })
-}
-
-fn learner_report(_: &MemberId, report: pb::LearnerReport) -> Result<Report, Status> {
-    let event = match LearnerReport::try_from(report)? {
-        LearnerReport::Hello(_) => return Err(not_a_hello()),
-        LearnerReport::Trained { batch, manifest, metrics } => {
-            LearnerEvent::Trained(Box::new(TrainedBatch { batch, manifest, metrics: *metrics }))
-        }
-        LearnerReport::Checkpointed(batch) => LearnerEvent::Checkpointed(batch),
-        LearnerReport::Published { group, version, seconds } => {
-            LearnerEvent::Published { group, version, seconds }
-        }
-        LearnerReport::PublishFailed { group, version, detail } => {
-            LearnerEvent::PublishFailed { group, version, detail }
-        }
-        LearnerReport::BroadcastGroupReady(id) => LearnerEvent::BroadcastGroupReady(id),
-        LearnerReport::BroadcastGroupFailed { group, detail } => {
-            LearnerEvent::BroadcastGroupFailed { group, detail }
-        }
-        LearnerReport::Alive(phase) => LearnerEvent::Alive(phase),
-    };
-    Ok(Report::plain(Event::Learner(event)))
 }
 
 #[tonic::async_trait]

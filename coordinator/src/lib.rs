@@ -12,6 +12,7 @@ pub mod state;
 mod dashboard;
 mod explain;
 mod grpc;
+mod inbox;
 mod metrics;
 mod server;
 mod server_loop;

@@ -17,88 +17,29 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use types::link::actor::{ActorCommand, Lease, LeasedPrompt};
 use types::link::learner::LearnerCommand;
 use types::link::reward::RewardCommand;
-use types::{Batch, MemberId, RolloutId, Sample, ScoredRollout, Timestamp};
+use types::{Batch, MemberId, RolloutId, Sample, Timestamp};
 
 use crate::data::DataSet;
+use crate::inbox::{Handle, Input, Report, inbox};
 use crate::journal::{Entries, Journal};
 use crate::metrics;
-use crate::sessions::{Closing, Outbox, SessionNumber, Sessions};
+use crate::sessions::{Closing, Sessions};
 use crate::state::{BatchPlan, Effect, Event, Grant, Phase, Plan, State, StepRecord};
 use crate::status::Status;
 use crate::steps_file::StepsFile;
 
-/// Inputs that may wait.
-const INBOX_CAPACITY: usize = 1024;
 /// Inputs taken at once.
 const LOT: usize = 256;
 /// Shortest time between two publications of the status.
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the streams get to carry the last commands.
 const FAREWELL: Duration = Duration::from_millis(500);
-
-/// What streams and observers say to the loop.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// A member introduced itself on a new stream.
-    Joined { member: MemberId, session: SessionNumber, outbox: Outbox, event: Event },
-    /// Something came on a member's stream.
-    Message(Box<Message>),
-    /// A member's stream ended.
-    Closed { member: MemberId, session: SessionNumber, event: Event },
-    /// Somebody asked the run to stop.
-    Drain,
-    /// Somebody asks how things are, now.
-    Status(oneshot::Sender<Arc<Status>>),
-}
-
-/// Something that came on a member's stream.
-#[derive(Debug)]
-pub(crate) struct Message {
-    pub(crate) member: MemberId,
-    pub(crate) session: SessionNumber,
-    pub(crate) event: Event,
-    /// The tokens, where the event is a score.
-    pub(crate) scored: Option<ScoredRollout>,
-    /// To be acknowledged to a reward server once durable.
-    pub(crate) acknowledge: Option<RolloutId>,
-}
-
-/// The way to the loop.
-#[derive(Debug, Clone)]
-pub(crate) struct Handle {
-    inbox: mpsc::Sender<Input>,
-}
-
-impl Handle {
-    /// Puts an input into the inbox, waiting for room.
-    ///
-    /// # Errors
-    /// When the loop has ended.
-    pub(crate) async fn send(&self, input: Input) -> Result<(), Ended> {
-        self.inbox.send(input).await.map_err(|_| Ended)
-    }
-
-    /// How things are.
-    ///
-    /// # Errors
-    /// When the loop has ended.
-    pub(crate) async fn status(&self) -> Result<Arc<Status>, Ended> {
-        let (reply, status) = oneshot::channel();
-        self.send(Input::Status(reply)).await?;
-        status.await.map_err(|_| Ended)
-    }
-}
-
-/// The loop has ended: the run is over or failed.
-#[derive(Debug, thiserror::Error)]
-#[error("the coordinator is shutting down")]
-pub(crate) struct Ended;
 
 /// Wall time that never goes back, whatever happens to the system's clock.
 #[derive(Debug)]
@@ -172,7 +113,7 @@ impl ServerLoop {
     /// A loop over a recovered state, the way to it, and what it publishes.
     pub(crate) fn new(parts: Parts) -> (Self, Handle, View) {
         let Parts { state, plan, journal, data, steps_file, done } = parts;
-        let (sender, inbox) = mpsc::channel(INBOX_CAPACITY);
+        let (handle, inbox) = inbox();
         let clock = Clock::starting_after(journal.last_event());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
         let (steps, steps_view) = watch::channel(Arc::new(state.steps().cloned().collect()));
@@ -192,7 +133,7 @@ impl ServerLoop {
             acknowledgements: Vec::new(),
             ended: None,
         };
-        (this, Handle { inbox: sender }, View { status: status_view, steps: steps_view })
+        (this, handle, View { status: status_view, steps: steps_view })
     }
 
     /// Runs until the run is over, or the token is cancelled and the drain done.
@@ -234,14 +175,14 @@ impl ServerLoop {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Joined { member, session, outbox, event } => {
-                self.sessions.open(member, session, outbox);
+            Input::Joined { session, outbox, event } => {
+                self.sessions.open(session, outbox);
                 self.apply(event);
             }
-            Input::Message(message) => self.take_message(*message),
-            Input::Closed { member, session, event } => {
-                if self.sessions.is_current(&member, session) {
-                    self.sessions.ended(&member);
+            Input::Report(report) => self.take_report(*report),
+            Input::Closed { session, event } => {
+                if self.sessions.is_current(&session) {
+                    self.sessions.ended(&session.member);
                     self.apply(event);
                 }
             }
@@ -252,11 +193,11 @@ impl ServerLoop {
         }
     }
 
-    fn take_message(&mut self, message: Message) {
-        let Message { member, session, event, scored, acknowledge } = message;
-        if !self.sessions.is_current(&member, session) {
+    fn take_report(&mut self, Report { session, event, scored }: Report) {
+        if !self.sessions.is_current(&session) {
             return;
         }
+        let result = event.reward_result();
         let first = self.effects.len();
         self.apply(event);
         if let Some(mut scored) = scored {
@@ -267,7 +208,7 @@ impl ServerLoop {
                 self.entries.keep.push(scored);
             }
         }
-        self.acknowledgements.extend(acknowledge.map(|id| (member, id)));
+        self.acknowledgements.extend(result.map(|id| (session.member, id)));
     }
 
     fn apply(&mut self, event: Event) {
@@ -298,7 +239,7 @@ impl ServerLoop {
             self.perform(effect)?;
         }
         for (member, id) in std::mem::take(&mut self.acknowledgements) {
-            self.sessions.reward(&member, RewardCommand::Recorded(id));
+            self.sessions.send_to_reward_server(&member, RewardCommand::Recorded(id));
         }
         metrics::state(&self.state);
         Ok(())
@@ -306,17 +247,17 @@ impl ServerLoop {
 
     fn perform(&mut self, effect: Effect) -> anyhow::Result<()> {
         match effect {
-            Effect::Actor { member, command } => self.sessions.actor(&member, *command),
+            Effect::Actor { member, command } => self.sessions.send_to_actor(&member, *command),
             Effect::Lease { member, grant } => {
                 let lease = self.lease(grant)?;
-                self.sessions.actor(&member, ActorCommand::Lease(lease));
+                self.sessions.send_to_actor(&member, ActorCommand::Lease(lease));
             }
-            Effect::Reward { member, command } => self.sessions.reward(&member, command),
-            Effect::Learner(command) => self.sessions.learner(command),
+            Effect::Reward { member, command } => self.sessions.send_to_reward_server(&member, command),
+            Effect::Learner(command) => self.sessions.send_to_learner(command),
             Effect::SendBatch(plan) => {
                 let batch = self.batch(&plan)?;
                 tracing::info!(batch = plan.id.0, samples = plan.samples.len(), "batch sent");
-                self.sessions.learner(LearnerCommand::Batch(batch));
+                self.sessions.send_to_learner(LearnerCommand::Batch(batch));
             }
             Effect::Keep(_) | Effect::Forget(_) => {}
             Effect::Disconnect { member, reason } => {
@@ -339,7 +280,7 @@ impl ServerLoop {
 
     /// A lease with the prompts' texts.
     fn lease(&self, grant: Grant) -> anyhow::Result<Lease> {
-        let Grant { id, groups, time_limit } = grant;
+        let Grant { id, groups, timeout } = grant;
         let group_size = self.state.plan().group_size;
         let mut prompts = Vec::with_capacity(groups.len());
         for group in groups {
@@ -347,7 +288,7 @@ impl ServerLoop {
             let prompt = prompt.with_context(|| format!("prompt {} is not in the data set", group.prompt))?;
             prompts.push(LeasedPrompt { prompt, group_size, wanted: group.wanted });
         }
-        Ok(Lease { id, prompts, time_limit })
+        Ok(Lease { id, prompts, timeout })
     }
 
     /// A batch with its tokens.

@@ -11,8 +11,12 @@ use types::link::reward::RewardCommand;
 /// Commands that may wait for a member's stream. A member that does not read is disconnected when they are full.
 pub(crate) const OUTBOX_CAPACITY: usize = 1024;
 
-/// A stream's number; a member that connects again gets a new one, and what the old stream still carries is ignored.
-pub(crate) type SessionNumber = u64;
+/// A member's stream. A member that connects again gets a new number, and what the old stream still carries is ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SessionId {
+    pub(crate) member: MemberId,
+    pub(crate) number: u64,
+}
 
 /// Why a stream is closed from this side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,14 +28,14 @@ pub(crate) enum Closing {
 }
 
 /// Where a stream's commands are put; an error is the last thing on it.
-pub(crate) type Sender<C> = mpsc::Sender<Result<C, Closing>>;
+pub(crate) type CommandSender<C> = mpsc::Sender<Result<C, Closing>>;
 
 /// The way to one member.
 #[derive(Debug)]
 pub(crate) enum Outbox {
-    Actor(Sender<ActorCommand>),
-    Reward(Sender<RewardCommand>),
-    Learner(Sender<LearnerCommand>),
+    Actor(CommandSender<ActorCommand>),
+    Reward(CommandSender<RewardCommand>),
+    Learner(CommandSender<LearnerCommand>),
 }
 
 impl Outbox {
@@ -43,11 +47,19 @@ impl Outbox {
             Self::Learner(sender) => drop(sender.try_send(Err(closing))),
         }
     }
+
+    fn finish(&self) {
+        match self {
+            Self::Actor(sender) => drop(sender.try_send(Ok(ActorCommand::Finish))),
+            Self::Reward(sender) => drop(sender.try_send(Ok(RewardCommand::Finish))),
+            Self::Learner(sender) => drop(sender.try_send(Ok(LearnerCommand::Finish))),
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Session {
-    number: SessionNumber,
+    number: u64,
     outbox: Outbox,
 }
 
@@ -57,18 +69,18 @@ pub(crate) struct Sessions(BTreeMap<MemberId, Session>);
 
 impl Sessions {
     /// A member has a new stream; an older one is closed.
-    pub(crate) fn open(&mut self, member: MemberId, number: SessionNumber, outbox: Outbox) {
+    pub(crate) fn open(&mut self, SessionId { member, number }: SessionId, outbox: Outbox) {
         if let Some(old) = self.0.insert(member, Session { number, outbox }) {
             old.outbox.close(Closing::Refuse("another process has joined under this name".to_owned()));
         }
     }
 
-    /// Whether this is the stream of the member that counts.
-    pub(crate) fn is_current(&self, member: &MemberId, number: SessionNumber) -> bool {
-        self.0.get(member).is_some_and(|session| session.number == number)
+    /// Whether this is the stream of its member that counts.
+    pub(crate) fn is_current(&self, id: &SessionId) -> bool {
+        self.0.get(&id.member).is_some_and(|session| session.number == id.number)
     }
 
-    /// The stream has ended by itself.
+    /// The member's stream has ended by itself.
     pub(crate) fn ended(&mut self, member: &MemberId) {
         self.0.remove(member);
     }
@@ -80,32 +92,35 @@ impl Sessions {
         }
     }
 
-    /// Sends a command to an actor.
-    pub(crate) fn actor(&mut self, member: &MemberId, command: ActorCommand) {
-        let sent = match self.0.get(member).map(|session| &session.outbox) {
-            Some(Outbox::Actor(sender)) => sender.try_send(Ok(command)).is_ok(),
-            _ => return,
-        };
-        self.drop_unless(sent, member);
+    /// Sends a command to an actor; one that is not connected is told nothing.
+    pub(crate) fn send_to_actor(&mut self, member: &MemberId, command: ActorCommand) {
+        if let Some(Session { outbox: Outbox::Actor(sender), .. }) = self.0.get(member)
+            && sender.try_send(Ok(command)).is_err()
+        {
+            self.drop_unread(member);
+        }
     }
 
-    /// Sends a command to a reward server.
-    pub(crate) fn reward(&mut self, member: &MemberId, command: RewardCommand) {
-        let sent = match self.0.get(member).map(|session| &session.outbox) {
-            Some(Outbox::Reward(sender)) => sender.try_send(Ok(command)).is_ok(),
-            _ => return,
-        };
-        self.drop_unless(sent, member);
+    /// Sends a command to a reward server; one that is not connected is told nothing.
+    pub(crate) fn send_to_reward_server(&mut self, member: &MemberId, command: RewardCommand) {
+        if let Some(Session { outbox: Outbox::Reward(sender), .. }) = self.0.get(member)
+            && sender.try_send(Ok(command)).is_err()
+        {
+            self.drop_unread(member);
+        }
     }
 
-    /// Sends a command to the learner.
-    pub(crate) fn learner(&mut self, command: LearnerCommand) {
+    /// Sends a command to the learner, if it is connected.
+    pub(crate) fn send_to_learner(&mut self, command: LearnerCommand) {
         let learner = self.0.iter().find_map(|(member, session)| match &session.outbox {
-            Outbox::Learner(sender) => Some((member.clone(), sender.try_send(Ok(command.clone())).is_ok())),
+            Outbox::Learner(sender) => Some((member, sender)),
             Outbox::Actor(_) | Outbox::Reward(_) => None,
         });
-        if let Some((member, sent)) = learner {
-            self.drop_unless(sent, &member);
+        if let Some((member, sender)) = learner
+            && sender.try_send(Ok(command)).is_err()
+        {
+            let member = member.clone();
+            self.drop_unread(&member);
         }
     }
 
@@ -113,18 +128,12 @@ impl Sessions {
     pub(crate) fn finish(&mut self) {
         for (member, session) in std::mem::take(&mut self.0) {
             tracing::debug!(%member, "told to finish");
-            match session.outbox {
-                Outbox::Actor(sender) => drop(sender.try_send(Ok(ActorCommand::Finish))),
-                Outbox::Reward(sender) => drop(sender.try_send(Ok(RewardCommand::Finish))),
-                Outbox::Learner(sender) => drop(sender.try_send(Ok(LearnerCommand::Finish))),
-            }
+            session.outbox.finish();
         }
     }
 
-    fn drop_unless(&mut self, sent: bool, member: &MemberId) {
-        if !sent {
-            tracing::warn!(%member, capacity = OUTBOX_CAPACITY, "does not read its commands: disconnected");
-            self.0.remove(member);
-        }
+    fn drop_unread(&mut self, member: &MemberId) {
+        tracing::warn!(%member, capacity = OUTBOX_CAPACITY, "does not read its commands: disconnected");
+        self.0.remove(member);
     }
 }

@@ -35,7 +35,7 @@ use types::{BatchId, MemberId, Timestamp};
 pub use account::Account;
 pub use batches::{BatchPlan, PlannedSample};
 pub use effect::{Effect, Grant, LeasedGroup};
-pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent, ScoreSummary, TrainedBatch};
+pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent, ScoreSummary};
 pub use members::{Actor, Learner, RewardServer};
 pub use plan::Plan;
 pub use record::{Reliability, StepRecord};
@@ -149,7 +149,7 @@ impl State {
             return;
         }
         self.phase = Phase::Draining;
-        self.drain_deadline = Some(now + self.plan.drain_time_limit);
+        self.drain_deadline = Some(now + self.plan.drain_timeout);
         for member in self.connected_actors() {
             effects.push(Effect::actor(member, types::link::actor::ActorCommand::Drain));
         }

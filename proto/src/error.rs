@@ -19,7 +19,10 @@ pub enum ProtocolError {
     /// Fields that are sound alone but break an invariant together.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// A message that may not come at this point of a stream.
+    /// A stream that does not begin with a hello, or a second hello on it.
+    #[error("the first message of a stream must be a hello, and no other may be")]
+    HelloOutOfPlace,
+    /// Another message that may not come at this point of a stream.
     #[error("unexpected message: {0}")]
     Unexpected(String),
 }

@@ -3,18 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message;
 use proto::{LearnerCommands, ProtocolError, learner_messages, pb};
-use types::link::actor::{ActorCommand, ActorReport, Lease, LeasedPrompt};
+use types::link::actor::{ActorCommand, ActorHello, ActorReport, Lease, LeasedPrompt};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
-use types::link::reward::{RewardCommand, RewardReport, ScoreReply, ScoreRequest};
+use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{
-    Batch, BatchId, DType, FailReason, FinishReason, Incarnation, LeaseId, Manifest, PolicyVersion, Prompt,
-    PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, Sample, ScoredRollout, Span, TensorEntry,
-    WeightHash,
+    Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, Incarnation, LeaseId, Manifest,
+    PolicyVersion, Prompt, PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, Sample,
+    ScoredRollout, Span, TensorEntry, WeightHash,
 };
 
 /// Encodes, decodes and converts back.
@@ -83,7 +84,7 @@ fn manifest() -> Manifest {
 proptest! {
     #[test]
     fn scored_rollouts_survive_the_wire(scored in scored_rollouts()) {
-        let time_left = std::time::Duration::from_millis(scored.rollout.id.prompt.ordinal);
+        let time_left = Duration::from_millis(scored.rollout.id.prompt.ordinal);
         let request = ScoreRequest::Rollout { rollout: scored.rollout.clone(), time_left };
         prop_assert_eq!(through_bytes::<_, pb::ScoreRequest>(request.clone()), request);
         let report = RewardReport::Scored(scored);
@@ -122,12 +123,15 @@ proptest! {
                 let _ = D::try_from(message);
             }
         }
+        attempt::<pb::ActorReport, ActorHello>(&bytes);
         attempt::<pb::ActorReport, ActorReport>(&bytes);
         attempt::<pb::ActorCommand, ActorCommand>(&bytes);
+        attempt::<pb::RewardReport, RewardHello>(&bytes);
         attempt::<pb::RewardReport, RewardReport>(&bytes);
         attempt::<pb::RewardCommand, RewardCommand>(&bytes);
         attempt::<pb::ScoreRequest, ScoreRequest>(&bytes);
         attempt::<pb::ScoreReply, ScoreReply>(&bytes);
+        attempt::<pb::LearnerReport, LearnerHello>(&bytes);
         attempt::<pb::LearnerReport, LearnerReport>(&bytes);
         if let Ok(message) = pb::LearnerCommand::decode(bytes.as_slice()) {
             let _ = LearnerCommands::default().push(message);
@@ -161,8 +165,8 @@ fn control_messages_survive_the_wire() {
         PromptContent::Messages("[]".into()),
     ] {
         let leased = LeasedPrompt { prompt: prompt(content), group_size: 5, wanted: wanted.clone() };
-        let time_limit = std::time::Duration::from_secs(60);
-        let command = ActorCommand::Lease(Lease { id: LeaseId(3), prompts: vec![leased], time_limit });
+        let timeout = Duration::from_secs(60);
+        let command = ActorCommand::Lease(Lease { id: LeaseId(3), prompts: vec![leased], timeout });
         assert_eq!(through_bytes::<_, pb::ActorCommand>(command.clone()), command);
     }
     let trained = LearnerReport::Trained {
@@ -172,7 +176,7 @@ fn control_messages_survive_the_wire() {
     };
     assert_eq!(through_bytes::<_, pb::LearnerReport>(trained.clone()), trained);
     let metrics = StepMetrics { entropy: 1.5, samples: 4, ..StepMetrics::default() };
-    let hello = LearnerReport::Hello(LearnerHello {
+    let hello = LearnerHello {
         member: "learner".parse().unwrap(),
         incarnation: Incarnation(9),
         run: Some("run-1".parse().unwrap()),
@@ -183,7 +187,7 @@ fn control_messages_survive_the_wire() {
         steps: [MeasuredStep { batch: BatchId(3), metrics }].into_iter().collect(),
         store: "host:1".into(),
         weights: "host:2".into(),
-    });
+    };
     assert_eq!(through_bytes::<_, pb::LearnerReport>(hello.clone()), hello);
     let pb::LearnerReport { report: Some(pb::learner_report::Report::Trained(mut trained)) } = trained.into()
     else {
@@ -193,6 +197,11 @@ fn control_messages_survive_the_wire() {
     let report = pb::LearnerReport { report: Some(pb::learner_report::Report::Trained(trained)) };
     let error = LearnerReport::try_from(report).unwrap_err().to_string();
     assert!(error.contains("entropy is no finite number"), "{error}");
+    let published =
+        |seconds| LearnerReport::Published { group: BroadcastGroupId(1), version: PolicyVersion(2), seconds };
+    assert_eq!(through_bytes::<_, pb::LearnerReport>(published(0.5)), published(0.5));
+    let error = LearnerReport::try_from(pb::LearnerReport::from(published(f64::NAN))).unwrap_err();
+    assert!(error.to_string().contains("published.seconds: is no finite number"), "{error}");
     for reason in FailReason::ALL {
         let failure =
             RolloutFailure { id: wanted[0], reason: *reason, detail: "why".into(), response_tokens: 3 };
@@ -202,13 +211,29 @@ fn control_messages_survive_the_wire() {
 }
 
 #[test]
+fn a_hello_comes_first_and_only_there() {
+    let hello = ActorHello {
+        member: "actor-0".parse().unwrap(),
+        incarnation: Incarnation(9),
+        run: None,
+        holding: Vec::new(),
+        weights: Some((PolicyVersion(3), WeightHash([9; 32]))),
+    };
+    assert_eq!(through_bytes::<_, pb::ActorReport>(hello.clone()), hello);
+    let error = ActorReport::try_from(pb::ActorReport::from(hello)).unwrap_err();
+    assert_eq!(error, ProtocolError::HelloOutOfPlace);
+    let error = ActorHello::try_from(pb::ActorReport::from(ActorReport::Draining)).unwrap_err();
+    assert_eq!(error, ProtocolError::HelloOutOfPlace);
+}
+
+#[test]
 fn a_lease_for_another_prompt_is_refused() {
     let id = PromptId { epoch: 0, ordinal: 1 };
     let prompt = Prompt::new(id, PromptContent::Text("x".into()), Arc::from("{}")).unwrap();
     let other = RolloutId { prompt: PromptId { epoch: 0, ordinal: 2 }, sibling: 0, attempt: 0 };
     let leased = LeasedPrompt { prompt, group_size: 2, wanted: vec![other] };
-    let time_limit = std::time::Duration::from_secs(1);
-    let lease = Lease { id: LeaseId(1), prompts: vec![leased], time_limit };
+    let timeout = Duration::from_secs(1);
+    let lease = Lease { id: LeaseId(1), prompts: vec![leased], timeout };
     let error = ActorCommand::try_from(pb::ActorCommand::from(ActorCommand::Lease(lease))).unwrap_err();
     assert!(error.to_string().contains("names no sibling of e0-p1"), "{error}");
 }

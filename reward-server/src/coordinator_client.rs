@@ -142,7 +142,7 @@ impl Membership {
             address: self.address.clone(),
         };
         // There is room: nothing else has been put in.
-        let _ = reports.try_send(RewardReport::Hello(hello).into());
+        let _ = reports.try_send(hello.into());
         let opening = client.reward(ReceiverStream::new(outbox));
         let opened = tokio::time::timeout(WELCOME_TIME_LIMIT, opening).await;
         let opened = opened.map_err(|_| no_welcome())??;

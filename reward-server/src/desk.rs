@@ -138,7 +138,7 @@ impl Desk {
                 metrics::failed(failure.reason, failure.response_tokens);
                 failure.id
             }
-            RewardReport::Hello(_) | RewardReport::Load { .. } => return,
+            RewardReport::Load { .. } => return,
         };
         self.ledger().finished(id, report);
         self.0.unsent.notify_one();

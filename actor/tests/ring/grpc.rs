@@ -15,7 +15,7 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use types::ModelDescription;
-use types::link::actor::{ActorCommand, ActorReport};
+use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 use types::link::reward::{ScoreReply, ScoreRequest};
 
 /// A stream that a service accepted: what comes, and the way back. Dropping it ends the stream.
@@ -26,14 +26,15 @@ pub(crate) struct Accepted<Up, Down> {
 }
 
 pub(crate) type ActorStream = Accepted<ActorReport, ActorCommand>;
+/// An actor that has come: its hello, and what follows.
+pub(crate) type Arrival = (ActorHello, ActorStream);
 pub(crate) type ScoreStream = Accepted<ScoreRequest, ScoreReply>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Hands a stream to the test; the stream back.
-async fn accept<Up, Down, PbUp, PbDown>(
+/// The test's end of a stream, and the answer that opens the way back.
+fn accept<Up, Down, PbUp, PbDown>(
     mut stream: Streaming<PbUp>,
-    test: &mpsc::Sender<Accepted<Up, Down>>,
-) -> Result<Response<Replies<PbDown>>, Status>
+) -> (Accepted<Up, Down>, Response<Replies<PbDown>>)
 where
     Up: TryFrom<PbUp, Error = proto::ProtocolError> + Send + 'static,
     Down: Send + 'static,
@@ -52,13 +53,16 @@ where
             }
         }
     });
-    let accepted = Accepted { up, down, _task: task };
-    test.send(accepted).await.map_err(|_| Status::unavailable("the test is over"))?;
     let replies = ReceiverStream::new(downward).map(|reply: Down| Ok(PbDown::from(reply)));
-    Ok(Response::new(Box::pin(replies)))
+    (Accepted { up, down, _task: task }, Response::new(Box::pin(replies)))
 }
 
-struct FakeCoordinator(mpsc::Sender<ActorStream>);
+/// Hands something to the test.
+async fn hand<T>(test: &mpsc::Sender<T>, value: T) -> Result<(), Status> {
+    test.send(value).await.map_err(|_| Status::unavailable("the test is over"))
+}
+
+struct FakeCoordinator(mpsc::Sender<Arrival>);
 
 #[tonic::async_trait]
 impl Coordinator for FakeCoordinator {
@@ -70,7 +74,11 @@ impl Coordinator for FakeCoordinator {
         &self,
         stream: Request<Streaming<pb::ActorReport>>,
     ) -> Result<Response<Self::ActStream>, Status> {
-        accept(stream.into_inner(), &self.0).await
+        let mut stream = stream.into_inner();
+        let hello = stream.next().await.unwrap()?.try_into()?;
+        let (accepted, answer) = accept(stream);
+        hand(&self.0, (hello, accepted)).await?;
+        Ok(answer)
     }
 
     async fn reward(
@@ -98,7 +106,9 @@ impl RewardServer for FakeRewardServer {
         &self,
         stream: Request<Streaming<pb::ScoreRequest>>,
     ) -> Result<Response<Self::ScoreStream>, Status> {
-        accept(stream.into_inner(), &self.0).await
+        let (accepted, answer) = accept(stream.into_inner());
+        hand(&self.0, accepted).await?;
+        Ok(answer)
     }
 }
 
@@ -140,7 +150,7 @@ async fn listen() -> (TcpListenerStream, SocketAddr) {
 }
 
 /// Starts a coordinator; its address, and the actors' streams.
-pub(crate) async fn coordinator(tasks: &mut JoinSet<()>) -> (SocketAddr, mpsc::Receiver<ActorStream>) {
+pub(crate) async fn coordinator(tasks: &mut JoinSet<()>) -> (SocketAddr, mpsc::Receiver<Arrival>) {
     let ((listener, address), (sender, streams)) = (listen().await, mpsc::channel(16));
     let server =
         tonic::transport::Server::builder().add_service(CoordinatorServer::new(FakeCoordinator(sender)));

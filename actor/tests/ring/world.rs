@@ -11,13 +11,15 @@ use service::{CancellationToken, Context, Readiness, ServiceConfig, TaskSet};
 use tch::{Device, Kind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use types::link::actor::{ActorCommand, ActorReport, ActorWelcome, Lease, LeasedPrompt, RewardServerAddress};
+use types::link::actor::{
+    ActorCommand, ActorHello, ActorReport, ActorWelcome, Lease, LeasedPrompt, RewardServerAddress,
+};
 use types::{
     DType, LeaseId, Manifest, ModelDescription, ModelFile, PolicyVersion, Prompt, PromptContent, PromptId,
     RolloutId, Sampling, WeightHash,
 };
 
-use crate::grpc::{self, ActorStream, Weights};
+use crate::grpc::{self, ActorStream, Arrival, Weights};
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +30,7 @@ pub(crate) struct World {
     /// The actor's own end.
     pub(crate) actor: JoinSet<anyhow::Result<()>>,
     pub(crate) token: CancellationToken,
-    pub(crate) streams: mpsc::Receiver<ActorStream>,
+    pub(crate) streams: mpsc::Receiver<Arrival>,
     pub(crate) weights: Weights,
     pub(crate) learner: SocketAddr,
     pub(crate) pages: service::axum::Router,
@@ -106,12 +108,9 @@ impl World {
     }
 
     /// The actor's next stream, with its hello, welcomed.
-    pub(crate) async fn welcome(&mut self, sampling: Sampling) -> (Link, types::link::actor::ActorHello) {
-        let stream = soon("the actor's stream", self.streams.recv()).await.unwrap();
-        let mut link = Link { stream, last_lease: LeaseId(0) };
-        let ActorReport::Hello(hello) = link.report("hello").await else {
-            panic!("the first report is no hello")
-        };
+    pub(crate) async fn welcome(&mut self, sampling: Sampling) -> (Link, ActorHello) {
+        let (hello, stream) = soon("the actor's stream", self.streams.recv()).await.unwrap();
+        let link = Link { stream, last_lease: LeaseId(0) };
         let welcome = ActorWelcome {
             run: "run-1".parse().unwrap(),
             seed: 9,
@@ -213,7 +212,7 @@ impl Link {
     /// The same, for a limited time.
     pub(crate) async fn lease_for(
         &mut self,
-        time_limit: Duration,
+        timeout: Duration,
         ordinal: u64,
         siblings: u16,
     ) -> Vec<RolloutId> {
@@ -224,7 +223,7 @@ impl Link {
             (0..siblings).map(|sibling| RolloutId { prompt: id, sibling, attempt: 0 }).collect();
         let leased = LeasedPrompt { prompt, group_size: siblings, wanted: wanted.clone() };
         self.last_lease = LeaseId(ordinal + 1);
-        let lease = Lease { id: self.last_lease, prompts: vec![leased], time_limit };
+        let lease = Lease { id: self.last_lease, prompts: vec![leased], timeout };
         self.command(ActorCommand::Lease(lease)).await;
         wanted
     }

@@ -7,9 +7,8 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 use types::link::learner::{MeasuredStep, RecentSteps, StepMetrics};
-use types::{BatchId, DropReason, Ending, RolloutId, Timestamp};
+use types::{BatchId, DropReason, Ending, Manifest, RolloutId, Timestamp};
 
-use super::event::TrainedBatch;
 use super::groups::GroupSums;
 use super::{Effect, Phase, State, StepRecord};
 
@@ -133,10 +132,10 @@ impl State {
     pub(super) fn batch_trained(
         &mut self,
         now: Timestamp,
-        trained: TrainedBatch,
+        (batch, manifest): (BatchId, Manifest),
+        metrics: StepMetrics,
         effects: &mut Vec<Effect>,
     ) -> Result<(), String> {
-        let TrainedBatch { batch, manifest, metrics } = trained;
         let Some(learner) = &mut self.learner else {
             return Err("no learner has introduced itself".to_owned());
         };

@@ -78,7 +78,7 @@ pub struct Grant {
     /// The groups to generate for.
     pub groups: Vec<LeasedGroup>,
     /// Its time limit.
-    pub time_limit: Duration,
+    pub timeout: Duration,
 }
 
 /// One group of a lease.

@@ -2,13 +2,10 @@
 //! journal's store.
 
 use serde::{Deserialize, Serialize};
-use types::link::actor::{ActorHello, ActorLoad};
-use types::link::learner::{LearnerHello, LearnerPhase, StepMetrics};
+use types::link::actor::{ActorHello, ActorReport};
+use types::link::learner::{LearnerHello, LearnerReport};
 use types::link::reward::RewardHello;
-use types::{
-    BatchId, BroadcastGroupId, Manifest, MemberId, PolicyVersion, RolloutFailure, RolloutId, ScoredRollout,
-    WeightHash,
-};
+use types::{MemberId, PolicyVersion, RolloutFailure, RolloutId, ScoredRollout};
 
 use super::plan::Plan;
 
@@ -40,6 +37,17 @@ pub enum Event {
     Tick,
 }
 
+impl Event {
+    /// The attempt whose result a reward server reports, to be acknowledged to it.
+    pub(crate) fn reward_result(&self) -> Option<RolloutId> {
+        match self {
+            Self::Reward { event: RewardEvent::Scored(summary), .. } => Some(summary.id),
+            Self::Reward { event: RewardEvent::Failed(failure), .. } => Some(failure.id),
+            _ => None,
+        }
+    }
+}
+
 /// From or about an actor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -48,35 +56,8 @@ pub enum ActorEvent {
     Joined(ActorHello),
     /// Its stream is closed. An actor that comes back in the same incarnation keeps its leases until it is taken for lost.
     Disconnected,
-    /// Its load.
-    Load(ActorLoad),
-    /// It uses these weights.
-    WeightsConfirmed {
-        /// Their version.
-        version: PolicyVersion,
-        /// Their hash.
-        hash: WeightHash,
-    },
-    /// It did not get these weights.
-    WeightsFailed {
-        /// Their version.
-        version: PolicyVersion,
-        /// Why.
-        detail: String,
-    },
-    /// Its side of a broadcast group is connected.
-    BroadcastGroupReady(BroadcastGroupId),
-    /// Its side of a broadcast group is dead.
-    BroadcastGroupFailed {
-        /// Which.
-        group: BroadcastGroupId,
-        /// Why.
-        detail: String,
-    },
-    /// An attempt failed there.
-    Failed(RolloutFailure),
-    /// It takes no more leases.
-    Draining,
+    /// What it says on it.
+    Report(ActorReport),
 }
 
 /// From or about a reward server.
@@ -138,48 +119,6 @@ pub enum LearnerEvent {
     Joined(LearnerHello),
     /// Its stream is closed.
     Disconnected,
-    /// Alive.
-    Alive(LearnerPhase),
-    /// A batch is part of the weights.
-    Trained(Box<TrainedBatch>),
-    /// A checkpoint that holds this batch is complete.
-    Checkpointed(BatchId),
-    /// A broadcast ended well.
-    Published {
-        /// Over which group.
-        group: BroadcastGroupId,
-        /// Which version.
-        version: PolicyVersion,
-        /// How long it took.
-        seconds: f64,
-    },
-    /// A broadcast failed.
-    PublishFailed {
-        /// Over which group.
-        group: BroadcastGroupId,
-        /// Which version.
-        version: PolicyVersion,
-        /// Why.
-        detail: String,
-    },
-    /// Its side of a broadcast group is connected.
-    BroadcastGroupReady(BroadcastGroupId),
-    /// Its side of a broadcast group is dead.
-    BroadcastGroupFailed {
-        /// Which.
-        group: BroadcastGroupId,
-        /// Why.
-        detail: String,
-    },
-}
-
-/// A batch is part of the weights.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TrainedBatch {
-    /// Which batch.
-    pub batch: BatchId,
-    /// The new weights.
-    pub manifest: Manifest,
-    /// What the step measured.
-    pub metrics: StepMetrics,
+    /// What it says on it.
+    Report(LearnerReport),
 }

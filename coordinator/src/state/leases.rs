@@ -109,10 +109,10 @@ impl State {
             self.account.issue();
         }
         let issued = u32::try_from(issued).unwrap_or(u32::MAX);
-        let deadline = now + self.plan.lease_time_limit;
+        let deadline = now + self.plan.lease_timeout;
         let lease = Lease { actor: member.clone(), groups, awaited: issued, issued, deadline };
         self.leases.held.insert(id, lease);
-        let grant = Grant { id, groups: leased, time_limit: self.plan.lease_time_limit };
+        let grant = Grant { id, groups: leased, timeout: self.plan.lease_timeout };
         effects.push(Effect::Lease { member, grant });
         true
     }

@@ -1,8 +1,10 @@
 //! Who is there: actors, reward servers, the learner.
 
 use serde::{Deserialize, Serialize};
-use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorWelcome, RewardServerAddress};
-use types::link::learner::{LearnerCommand, LearnerHello, LearnerPhase};
+use types::link::actor::{
+    ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, RewardServerAddress,
+};
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerPhase, LearnerReport};
 use types::link::reward::{RewardCommand, RewardHello};
 use types::{BatchId, Incarnation, MemberId, PolicyVersion, RunId, Timestamp, WeightHash};
 
@@ -96,36 +98,35 @@ impl State {
         event: ActorEvent,
         effects: &mut Vec<Effect>,
     ) {
-        if let ActorEvent::Joined(hello) = event {
-            self.actor_joined(now, hello, effects);
-            return;
-        }
+        let report = match event {
+            ActorEvent::Joined(hello) => return self.actor_joined(now, hello, effects),
+            ActorEvent::Disconnected => return self.actor_disconnected(now, member),
+            ActorEvent::Report(report) => report,
+        };
         let Some(actor) = self.actors.get_mut(member) else {
             let reason = "introduce yourself first: this coordinator does not know you".to_owned();
             effects.push(Effect::Disconnect { member: member.clone(), reason });
             return;
         };
         actor.last_seen = now;
-        match event {
-            ActorEvent::Joined(_) => {}
-            ActorEvent::Disconnected => self.actor_disconnected(now, member),
-            ActorEvent::Load(load) => actor.load = load,
-            ActorEvent::WeightsConfirmed { version, hash } => {
+        match report {
+            ActorReport::Load(load) => actor.load = load,
+            ActorReport::WeightsConfirmed { version, hash } => {
                 if let Err(reason) = self.weights_confirmed(member, version, hash) {
                     effects.push(Effect::Disconnect { member: member.clone(), reason });
                 }
             }
-            ActorEvent::WeightsFailed { version, detail } => {
+            ActorReport::WeightsFailed { version, detail } => {
                 effects.push(Effect::Explain(format!("actor {member} did not get {version}: {detail}")));
                 self.weights_failed(now, member, effects);
             }
-            ActorEvent::BroadcastGroupReady(id) => self.broadcast_group_ready(member, id),
-            ActorEvent::BroadcastGroupFailed { group, detail } => {
+            ActorReport::BroadcastGroupReady(id) => self.broadcast_group_ready(member, id),
+            ActorReport::BroadcastGroupFailed { group, detail } => {
                 effects.push(Effect::Explain(format!("broadcast group {group} at {member}: {detail}")));
                 self.broadcast_group_failed(now, group);
             }
-            ActorEvent::Failed(failure) => self.attempt_failed(failure.id, failure.reason, effects),
-            ActorEvent::Draining => actor.draining = true,
+            ActorReport::Failed(failure) => self.attempt_failed(failure.id, failure.reason, effects),
+            ActorReport::Draining => actor.draining = true,
         }
     }
 
@@ -232,38 +233,41 @@ impl State {
     }
 
     pub(super) fn learner_event(&mut self, now: Timestamp, event: LearnerEvent, effects: &mut Vec<Effect>) {
-        if let LearnerEvent::Joined(hello) = event {
-            self.learner_joined(now, hello, effects);
-            return;
-        }
+        let report = match event {
+            LearnerEvent::Joined(hello) => return self.learner_joined(now, hello, effects),
+            LearnerEvent::Disconnected => return self.learner_disconnected(),
+            LearnerEvent::Report(report) => report,
+        };
         let Some(learner) = &mut self.learner else {
             return;
         };
         learner.last_seen = now;
         let member = learner.member.clone();
-        match event {
-            LearnerEvent::Joined(_) => {}
-            LearnerEvent::Disconnected => {
-                learner.connected = false;
-                self.weights.forget_broadcast_groups();
-            }
-            LearnerEvent::Alive(phase) => learner.phase = phase,
-            LearnerEvent::Trained(trained) => {
-                if let Err(reason) = self.batch_trained(now, *trained, effects) {
+        match report {
+            LearnerReport::Alive(phase) => learner.phase = phase,
+            LearnerReport::Trained { batch, manifest, metrics } => {
+                if let Err(reason) = self.batch_trained(now, (batch, manifest), *metrics, effects) {
                     effects.push(Effect::Disconnect { member, reason });
                 }
             }
-            LearnerEvent::Checkpointed(batch) => self.batch_checkpointed(batch, effects),
-            LearnerEvent::Published { group, .. } => self.publication_ended(now, group, false),
-            LearnerEvent::PublishFailed { group, version, detail } => {
+            LearnerReport::Checkpointed(batch) => self.batch_checkpointed(batch, effects),
+            LearnerReport::Published { group, .. } => self.publication_ended(now, group, false),
+            LearnerReport::PublishFailed { group, version, detail } => {
                 effects.push(Effect::Explain(format!("broadcast of {version} failed: {detail}")));
                 self.publication_ended(now, group, true);
             }
-            LearnerEvent::BroadcastGroupReady(id) => self.broadcast_group_ready(&member, id),
-            LearnerEvent::BroadcastGroupFailed { group, detail } => {
+            LearnerReport::BroadcastGroupReady(id) => self.broadcast_group_ready(&member, id),
+            LearnerReport::BroadcastGroupFailed { group, detail } => {
                 effects.push(Effect::Explain(format!("broadcast group {group} at the learner: {detail}")));
                 self.broadcast_group_failed(now, group);
             }
+        }
+    }
+
+    fn learner_disconnected(&mut self) {
+        if let Some(learner) = &mut self.learner {
+            learner.connected = false;
+            self.weights.forget_broadcast_groups();
         }
     }
 
@@ -365,10 +369,9 @@ impl State {
             && learner.connected
             && silent(learner.last_seen)
         {
-            learner.connected = false;
             let reason = format!("silent for {timeout:?}");
             effects.push(Effect::Disconnect { member: learner.member.clone(), reason });
-            self.weights.forget_broadcast_groups();
+            self.learner_disconnected();
         }
         if self.drain_deadline.is_some_and(|deadline| deadline <= now) {
             self.drain_deadline = None;

@@ -32,13 +32,13 @@ pub struct Plan {
     /// Fixed batch composition everywhere (design D7).
     pub deterministic: bool,
     /// What is not scored by then is issued anew.
-    pub lease_time_limit: Duration,
+    pub lease_timeout: Duration,
     /// A member silent for longer is taken for lost.
     pub heartbeat_timeout: Duration,
     /// How long a broadcast group may take to form, and a broadcast to arrive.
-    pub broadcast_time_limit: Duration,
+    pub broadcast_timeout: Duration,
     /// How long a drain waits for actors.
-    pub drain_time_limit: Duration,
+    pub drain_timeout: Duration,
     /// Attempts at one response before it counts as failed for good.
     pub max_attempts: u16,
     /// Smallest number of scored responses for which a group with failures is still filtered.

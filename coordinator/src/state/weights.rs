@@ -127,7 +127,7 @@ impl State {
         }
         effects.push(Effect::Learner(LearnerCommand::JoinBroadcastGroup(group)));
         let group = Group { id, actors, unready: members.into_iter().collect() };
-        weights.forming = Some((group, now + self.plan.broadcast_time_limit));
+        weights.forming = Some((group, now + self.plan.broadcast_timeout));
     }
 
     /// A member's side of a group is connected.
@@ -180,7 +180,7 @@ impl State {
         let (Some(current), source) = (self.weights.current.clone(), learner.weights.clone()) else {
             return;
         };
-        let time_limit = self.plan.broadcast_time_limit;
+        let timeout = self.plan.broadcast_timeout;
         // A learner that resumed from an older checkpoint catches up soon; nobody goes back with it.
         let newer = |(version, hash)| hash != current.hash && version <= current.version;
         let lacks = |actor: &super::Actor| actor.connected && actor.weights.is_none_or(newer);
@@ -205,7 +205,7 @@ impl State {
         for name in pulling {
             let (version, hash) = (current.version, current.hash);
             if let Some(actor) = self.actors.get_mut(&name) {
-                actor.transfer = Some(Transfer { version, deadline: now + time_limit });
+                actor.transfer = Some(Transfer { version, deadline: now + timeout });
             }
             let command = ActorCommand::PullWeights { source: source.clone(), version, hash };
             effects.push(Effect::actor(name, command));
@@ -213,7 +213,7 @@ impl State {
     }
 
     fn broadcast(&mut self, now: Timestamp, group: &Group, manifest: Manifest, effects: &mut Vec<Effect>) {
-        let deadline = now + self.plan.broadcast_time_limit;
+        let deadline = now + self.plan.broadcast_timeout;
         let version = manifest.version;
         for name in &group.actors {
             if let Some(actor) = self.actors.get_mut(name) {

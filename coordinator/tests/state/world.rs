@@ -6,12 +6,11 @@ use std::time::Duration;
 use algo::filtration::Filtration;
 use coordinator::state::{
     ActorEvent, BatchPlan, Effect, Event, LearnerEvent, Phase, Plan, RewardEvent, ScoreSummary, State,
-    TrainedBatch,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use types::link::actor::{ActorCommand, ActorHello, ActorLoad};
-use types::link::learner::{LearnerCommand, LearnerHello, MeasuredStep, StepMetrics};
+use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
 use types::link::reward::RewardHello;
 use types::{
     BatchId, FailReason, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, PromptId, RolloutFailure,
@@ -32,10 +31,10 @@ pub(crate) fn plan() -> Plan {
         max_prompts_in_flight: 64,
         lease_prompts: 2,
         deterministic: false,
-        lease_time_limit: Duration::from_secs(60),
+        lease_timeout: Duration::from_secs(60),
         heartbeat_timeout: Duration::from_secs(10),
-        broadcast_time_limit: Duration::from_secs(5),
-        drain_time_limit: Duration::from_secs(20),
+        broadcast_timeout: Duration::from_secs(5),
+        drain_timeout: Duration::from_secs(20),
         max_attempts: 3,
         min_group: 2,
         filtration: Filtration::default(),
@@ -97,6 +96,10 @@ fn manifest(version: u64, life: u64) -> Manifest {
 
 fn actor_event(member: &MemberId, event: ActorEvent) -> Event {
     Event::Actor { member: member.clone(), event }
+}
+
+fn learner_report(report: LearnerReport) -> Event {
+    Event::Learner(LearnerEvent::Report(report))
 }
 
 impl World {
@@ -211,14 +214,11 @@ impl World {
                 actor.work.extend(grant.groups.iter().flat_map(|g| g.wanted.iter().map(|id| (*id, version))));
             }
             Effect::Learner(LearnerCommand::JoinBroadcastGroup(group)) => {
-                self.pending.push_back(Event::Learner(LearnerEvent::BroadcastGroupReady(group.id)));
+                self.pending.push_back(learner_report(LearnerReport::BroadcastGroupReady(group.id)));
             }
             Effect::Learner(LearnerCommand::Publish { group, version }) => {
-                self.pending.push_back(Event::Learner(LearnerEvent::Published {
-                    group,
-                    version,
-                    seconds: 0.1,
-                }));
+                let published = LearnerReport::Published { group, version, seconds: 0.1 };
+                self.pending.push_back(learner_report(published));
             }
             Effect::Learner(LearnerCommand::Checkpoint) => self.checkpoint(),
             Effect::SendBatch(plan) => self.receive_batch(plan),
@@ -273,37 +273,37 @@ impl World {
         if !actor.connected {
             return;
         }
-        let mut answer = |event| self.pending.push_back(actor_event(member, event));
+        let mut answer = |report| self.pending.push_back(actor_event(member, ActorEvent::Report(report)));
         match command {
             ActorCommand::PullWeights { version, hash, .. } => {
                 if fails {
-                    answer(ActorEvent::WeightsFailed { version, detail: "torn".into() });
+                    answer(ActorReport::WeightsFailed { version, detail: "torn".into() });
                 } else {
                     (actor.version, actor.hash) = (Some(version), hash);
-                    answer(ActorEvent::WeightsConfirmed { version, hash });
+                    answer(ActorReport::WeightsConfirmed { version, hash });
                 }
             }
             ActorCommand::JoinBroadcastGroup(group) => {
                 if fails {
                     let failed =
-                        ActorEvent::BroadcastGroupFailed { group: group.id, detail: "no route".into() };
+                        ActorReport::BroadcastGroupFailed { group: group.id, detail: "no route".into() };
                     answer(failed);
                 } else {
-                    answer(ActorEvent::BroadcastGroupReady(group.id));
+                    answer(ActorReport::BroadcastGroupReady(group.id));
                 }
             }
             ActorCommand::ReceiveWeights { manifest, .. } => {
                 let (version, hash) = (manifest.version, manifest.hash);
                 if fails {
-                    answer(ActorEvent::WeightsFailed { version, detail: "hash".into() });
+                    answer(ActorReport::WeightsFailed { version, detail: "hash".into() });
                 } else {
                     (actor.version, actor.hash) = (Some(version), hash);
-                    answer(ActorEvent::WeightsConfirmed { version, hash });
+                    answer(ActorReport::WeightsConfirmed { version, hash });
                 }
             }
             ActorCommand::Drain => {
                 actor.draining = true;
-                answer(ActorEvent::Draining);
+                answer(ActorReport::Draining);
             }
             ActorCommand::Welcome(_)
             | ActorCommand::RewardServers(_)
@@ -397,10 +397,10 @@ impl World {
         };
         self.learner.trained = plan.id.0;
         self.learner.manifest = manifest(plan.id.0, self.learner.life);
-        let trained = TrainedBatch {
+        let trained = LearnerReport::Trained {
             batch: plan.id,
             manifest: self.learner.manifest.clone(),
-            metrics: StepMetrics::default(),
+            metrics: Box::default(),
         };
         // A crashing learner may not get to say what it did.
         if self.chaos && self.percent(5) {
@@ -410,7 +410,7 @@ impl World {
             self.crash_learner();
             return;
         }
-        self.deliver(Event::Learner(LearnerEvent::Trained(Box::new(trained))));
+        self.deliver(learner_report(trained));
         if self.percent(40) || plan.id == self.state.last_batch() {
             self.checkpoint();
         }
@@ -419,7 +419,7 @@ impl World {
     fn checkpoint(&mut self) {
         self.learner.checkpointed = self.learner.trained;
         let batch = BatchId(self.learner.checkpointed);
-        self.pending.push_back(Event::Learner(LearnerEvent::Checkpointed(batch)));
+        self.pending.push_back(learner_report(LearnerReport::Checkpointed(batch)));
     }
 
     fn actor_works(&mut self) {
@@ -444,7 +444,7 @@ impl World {
             ..ActorLoad::default()
         };
         if actor.connected {
-            self.deliver(actor_event(&member, ActorEvent::Load(load)));
+            self.deliver(actor_event(&member, ActorEvent::Report(ActorReport::Load(load))));
         }
     }
 

@@ -7,7 +7,7 @@ use proto::{LearnerCommands, pb};
 use service::{Link, LinkEvent, Opening};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use types::link::learner::{LearnerCommand, LearnerReport};
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 
 /// The link of the learner.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl CoordinatorLink {
     }
 
     /// Opens a stream with this hello. Yields what went wrong, if anything did.
-    pub(crate) async fn connect(&mut self, hello: LearnerReport) -> Option<LinkEvent<LearnerCommand>> {
+    pub(crate) async fn connect(&mut self, hello: LearnerHello) -> Option<LinkEvent<LearnerCommand>> {
         self.commands = LearnerCommands::default();
         self.link.connect(hello.into()).await
     }

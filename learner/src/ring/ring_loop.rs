@@ -171,7 +171,7 @@ impl RingLoop {
             match happened {
                 LinkEvent::Due => {
                     let hello = self.hello();
-                    event = self.link.connect(LearnerReport::Hello(hello)).await;
+                    event = self.link.connect(hello).await;
                 }
                 LinkEvent::Command(command) => return self.command(command).await,
                 LinkEvent::Lost(reason) => {

@@ -68,12 +68,14 @@ impl Coordinator for FakeCoordinator {
 }
 
 impl Conversation {
+    async fn message(&mut self) -> pb::LearnerReport {
+        tokio::time::timeout(PATIENCE, self.reports.next()).await.unwrap().unwrap().unwrap()
+    }
+
     /// The next report that is not only a sign of life.
     async fn report(&mut self) -> LearnerReport {
         loop {
-            let message =
-                tokio::time::timeout(PATIENCE, self.reports.next()).await.unwrap().unwrap().unwrap();
-            match LearnerReport::try_from(message).unwrap() {
+            match LearnerReport::try_from(self.message().await).unwrap() {
                 LearnerReport::Alive(_) => {}
                 report => return report,
             }
@@ -81,10 +83,7 @@ impl Conversation {
     }
 
     async fn hello(&mut self) -> LearnerHello {
-        match self.report().await {
-            LearnerReport::Hello(hello) => hello,
-            other => panic!("began with {other:?}"),
-        }
+        self.message().await.try_into().unwrap()
     }
 
     async fn trained(&mut self) -> (BatchId, Manifest) {

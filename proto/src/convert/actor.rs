@@ -9,24 +9,9 @@ use types::link::actor::{
 use types::{BroadcastGroupId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId, WeightHash};
 
 use super::data::{hash, plain_text};
-use super::millis;
+use super::{address, known_run, millis};
 use crate::error::required;
 use crate::{ProtocolError, pb};
-
-/// Longest `host:port` that is believed.
-const MAX_ADDRESS_BYTES: usize = 256;
-
-/// The run named in a hello: empty on the first contact.
-pub(crate) fn known_run(run: String) -> Result<Option<RunId>, ProtocolError> {
-    if run.is_empty() { Ok(None) } else { Ok(Some(RunId::try_from(run)?)) }
-}
-
-/// A `host:port`.
-pub(crate) fn address(field: &'static str, address: String) -> Result<String, ProtocolError> {
-    let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
-    let sound = address.len() <= MAX_ADDRESS_BYTES && port.is_some_and(|port| port.parse::<u16>().is_ok());
-    if sound { Ok(address) } else { Err(ProtocolError::field(field, "must be host:port")) }
-}
 
 fn rollout_ids(ids: Vec<pb::RolloutId>) -> Result<Vec<RolloutId>, ProtocolError> {
     ids.into_iter().map(RolloutId::try_from).collect()
@@ -40,32 +25,73 @@ fn weights(confirmed: pb::WeightsConfirmed) -> Result<(PolicyVersion, WeightHash
     Ok((PolicyVersion(confirmed.version), hash("weights_confirmed.hash", &confirmed.hash)?))
 }
 
+impl From<ActorHello> for pb::ActorReport {
+    fn from(hello: ActorHello) -> Self {
+        let hello = pb::ActorHello {
+            member: hello.member.into(),
+            incarnation: hello.incarnation.0,
+            run: hello.run.map(String::from).unwrap_or_default(),
+            holding: hello.holding.into_iter().map(Into::into).collect(),
+            weights: hello.weights.map(|(version, hash)| confirmed(version, hash)),
+        };
+        Self { report: Some(pb::actor_report::Report::Hello(hello)) }
+    }
+}
+
+impl TryFrom<pb::ActorReport> for ActorHello {
+    type Error = ProtocolError;
+
+    fn try_from(report: pb::ActorReport) -> Result<Self, ProtocolError> {
+        let pb::actor_report::Report::Hello(hello) = required("actor report", report.report)? else {
+            return Err(ProtocolError::HelloOutOfPlace);
+        };
+        Ok(Self {
+            member: MemberId::try_from(hello.member)?,
+            incarnation: Incarnation(hello.incarnation),
+            run: known_run(hello.run)?,
+            holding: rollout_ids(hello.holding)?,
+            weights: hello.weights.map(weights).transpose()?,
+        })
+    }
+}
+
+impl From<ActorLoad> for pb::ActorLoad {
+    fn from(load: ActorLoad) -> Self {
+        Self {
+            free_slots: load.free_slots,
+            last_lease: load.last_lease.0,
+            running: load.running,
+            unacknowledged: load.unacknowledged,
+            generated_tokens: load.generated_tokens,
+        }
+    }
+}
+
+impl From<pb::ActorLoad> for ActorLoad {
+    fn from(load: pb::ActorLoad) -> Self {
+        Self {
+            free_slots: load.free_slots,
+            last_lease: LeaseId(load.last_lease),
+            running: load.running,
+            unacknowledged: load.unacknowledged,
+            generated_tokens: load.generated_tokens,
+        }
+    }
+}
+
 impl From<ActorReport> for pb::ActorReport {
     fn from(report: ActorReport) -> Self {
         use pb::actor_report::Report;
         let report = match report {
-            ActorReport::Hello(hello) => Report::Hello(pb::ActorHello {
-                member: hello.member.into(),
-                incarnation: hello.incarnation.0,
-                run: hello.run.map(String::from).unwrap_or_default(),
-                holding: hello.holding.into_iter().map(Into::into).collect(),
-                weights: hello.weights.map(|(version, hash)| confirmed(version, hash)),
-            }),
-            ActorReport::Load(load) => Report::Load(pb::ActorLoad {
-                free_slots: load.free_slots,
-                last_lease: load.last_lease.0,
-                running: load.running,
-                unacknowledged: load.unacknowledged,
-                generated_tokens: load.generated_tokens,
-            }),
+            ActorReport::Load(load) => Report::Load(load.into()),
             ActorReport::WeightsConfirmed { version, hash } => {
                 Report::WeightsConfirmed(confirmed(version, hash))
             }
             ActorReport::WeightsFailed { version, detail } => {
                 Report::WeightsFailed(pb::WeightsFailed { version: version.0, detail })
             }
-            ActorReport::BroadcastGroupReady(id) => {
-                Report::BroadcastGroupReady(pb::BroadcastGroupReady { group: id.0 })
+            ActorReport::BroadcastGroupReady(group) => {
+                Report::BroadcastGroupReady(pb::BroadcastGroupReady { group: group.0 })
             }
             ActorReport::BroadcastGroupFailed { group, detail } => {
                 Report::BroadcastGroupFailed(pb::BroadcastGroupFailed { group: group.0, detail })
@@ -83,20 +109,8 @@ impl TryFrom<pb::ActorReport> for ActorReport {
     fn try_from(report: pb::ActorReport) -> Result<Self, ProtocolError> {
         use pb::actor_report::Report;
         Ok(match required("actor report", report.report)? {
-            Report::Hello(hello) => Self::Hello(ActorHello {
-                member: MemberId::try_from(hello.member)?,
-                incarnation: Incarnation(hello.incarnation),
-                run: known_run(hello.run)?,
-                holding: rollout_ids(hello.holding)?,
-                weights: hello.weights.map(weights).transpose()?,
-            }),
-            Report::Load(load) => Self::Load(ActorLoad {
-                free_slots: load.free_slots,
-                last_lease: LeaseId(load.last_lease),
-                running: load.running,
-                unacknowledged: load.unacknowledged,
-                generated_tokens: load.generated_tokens,
-            }),
+            Report::Hello(_) => return Err(ProtocolError::HelloOutOfPlace),
+            Report::Load(load) => Self::Load(load.into()),
             Report::WeightsConfirmed(confirmed) => {
                 let (version, hash) = weights(confirmed)?;
                 Self::WeightsConfirmed { version, hash }
@@ -138,17 +152,12 @@ impl TryFrom<pb::BroadcastGroup> for BroadcastGroup {
     }
 }
 
-impl From<Lease> for pb::Lease {
-    fn from(lease: Lease) -> Self {
-        let leased = |leased: LeasedPrompt| pb::LeasedPrompt {
+impl From<LeasedPrompt> for pb::LeasedPrompt {
+    fn from(leased: LeasedPrompt) -> Self {
+        Self {
             prompt: Some(leased.prompt.into()),
             group_size: leased.group_size.into(),
             wanted: leased.wanted.into_iter().map(Into::into).collect(),
-        };
-        Self {
-            id: lease.id.0,
-            prompts: lease.prompts.into_iter().map(leased).collect(),
-            time_limit_ms: millis(lease.time_limit),
         }
     }
 }
@@ -168,6 +177,16 @@ impl TryFrom<pb::LeasedPrompt> for LeasedPrompt {
     }
 }
 
+impl From<Lease> for pb::Lease {
+    fn from(lease: Lease) -> Self {
+        Self {
+            id: lease.id.0,
+            prompts: lease.prompts.into_iter().map(Into::into).collect(),
+            timeout_ms: millis(lease.timeout),
+        }
+    }
+}
+
 impl TryFrom<pb::Lease> for Lease {
     type Error = ProtocolError;
 
@@ -175,42 +194,20 @@ impl TryFrom<pb::Lease> for Lease {
         Ok(Self {
             id: LeaseId(lease.id),
             prompts: lease.prompts.into_iter().map(LeasedPrompt::try_from).collect::<Result<_, _>>()?,
-            time_limit: Duration::from_millis(lease.time_limit_ms),
+            timeout: Duration::from_millis(lease.timeout_ms),
         })
     }
 }
 
-impl From<ActorCommand> for pb::ActorCommand {
-    fn from(command: ActorCommand) -> Self {
-        use pb::actor_command::Command;
-        let server = |server: RewardServerAddress| pb::RewardServerAddress {
-            member: server.member.into(),
-            address: server.address,
-        };
-        let command = match command {
-            ActorCommand::Welcome(welcome) => Command::Welcome(pb::ActorWelcome {
-                run: welcome.run.into(),
-                seed: welcome.seed,
-                sampling: Some(welcome.sampling.into()),
-                deterministic: welcome.deterministic,
-                heartbeat_timeout_ms: millis(welcome.heartbeat_timeout),
-            }),
-            ActorCommand::RewardServers(servers) => Command::RewardServers(pb::RewardServers {
-                servers: servers.into_iter().map(server).collect(),
-            }),
-            ActorCommand::PullWeights { source, version, hash } => {
-                Command::PullWeights(pb::PullWeights { source, version: version.0, hash: hash.0.to_vec() })
-            }
-            ActorCommand::JoinBroadcastGroup(group) => Command::JoinBroadcastGroup(group.into()),
-            ActorCommand::ReceiveWeights { group, manifest } => Command::ReceiveWeights(pb::ReceiveWeights {
-                group: group.0,
-                manifest: Some(manifest.into()),
-            }),
-            ActorCommand::Lease(lease) => Command::Lease(lease.into()),
-            ActorCommand::Drain => Command::Drain(pb::Empty {}),
-            ActorCommand::Finish => Command::Finish(pb::Empty {}),
-        };
-        Self { command: Some(command) }
+impl From<ActorWelcome> for pb::ActorWelcome {
+    fn from(welcome: ActorWelcome) -> Self {
+        Self {
+            run: welcome.run.into(),
+            seed: welcome.seed,
+            sampling: Some(welcome.sampling.into()),
+            deterministic: welcome.deterministic,
+            heartbeat_timeout_ms: millis(welcome.heartbeat_timeout),
+        }
     }
 }
 
@@ -228,22 +225,57 @@ impl TryFrom<pb::ActorWelcome> for ActorWelcome {
     }
 }
 
+impl From<RewardServerAddress> for pb::RewardServerAddress {
+    fn from(server: RewardServerAddress) -> Self {
+        Self { member: server.member.into(), address: server.address }
+    }
+}
+
+impl TryFrom<pb::RewardServerAddress> for RewardServerAddress {
+    type Error = ProtocolError;
+
+    fn try_from(server: pb::RewardServerAddress) -> Result<Self, ProtocolError> {
+        Ok(Self {
+            member: MemberId::try_from(server.member)?,
+            address: address("reward_server.address", server.address)?,
+        })
+    }
+}
+
+impl From<ActorCommand> for pb::ActorCommand {
+    fn from(command: ActorCommand) -> Self {
+        use pb::actor_command::Command;
+        let command = match command {
+            ActorCommand::Welcome(welcome) => Command::Welcome(welcome.into()),
+            ActorCommand::RewardServers(servers) => Command::RewardServers(pb::RewardServers {
+                servers: servers.into_iter().map(Into::into).collect(),
+            }),
+            ActorCommand::PullWeights { source, version, hash } => {
+                Command::PullWeights(pb::PullWeights { source, version: version.0, hash: hash.0.to_vec() })
+            }
+            ActorCommand::JoinBroadcastGroup(group) => Command::JoinBroadcastGroup(group.into()),
+            ActorCommand::ReceiveWeights { group, manifest } => Command::ReceiveWeights(pb::ReceiveWeights {
+                group: group.0,
+                manifest: Some(manifest.into()),
+            }),
+            ActorCommand::Lease(lease) => Command::Lease(lease.into()),
+            ActorCommand::Drain => Command::Drain(pb::Empty {}),
+            ActorCommand::Finish => Command::Finish(pb::Empty {}),
+        };
+        Self { command: Some(command) }
+    }
+}
+
 impl TryFrom<pb::ActorCommand> for ActorCommand {
     type Error = ProtocolError;
 
     fn try_from(command: pb::ActorCommand) -> Result<Self, ProtocolError> {
         use pb::actor_command::Command;
-        let server = |server: pb::RewardServerAddress| -> Result<_, ProtocolError> {
-            Ok(RewardServerAddress {
-                member: MemberId::try_from(server.member)?,
-                address: address("reward_server.address", server.address)?,
-            })
-        };
         Ok(match required("actor command", command.command)? {
             Command::Welcome(welcome) => Self::Welcome(welcome.try_into()?),
-            Command::RewardServers(list) => {
-                Self::RewardServers(list.servers.into_iter().map(server).collect::<Result<_, _>>()?)
-            }
+            Command::RewardServers(list) => Self::RewardServers(
+                list.servers.into_iter().map(RewardServerAddress::try_from).collect::<Result<_, _>>()?,
+            ),
             Command::PullWeights(pull) => Self::PullWeights {
                 source: address("pull_weights.source", pull.source)?,
                 version: PolicyVersion(pull.version),

@@ -5,8 +5,8 @@ use types::link::learner::{
 };
 use types::{BatchId, BroadcastGroupId, Incarnation, MemberId, PolicyVersion};
 
-use super::actor::{address, known_run};
 use super::data::plain_text;
+use super::{address, finite, known_run};
 use crate::error::required;
 use crate::{ProtocolError, pb};
 
@@ -72,9 +72,9 @@ impl TryFrom<pb::MeasuredStep> for MeasuredStep {
     }
 }
 
-impl From<LearnerHello> for pb::LearnerHello {
+impl From<LearnerHello> for pb::LearnerReport {
     fn from(hello: LearnerHello) -> Self {
-        Self {
+        let hello = pb::LearnerHello {
             member: hello.member.into(),
             incarnation: hello.incarnation.0,
             run: hello.run.map(String::from).unwrap_or_default(),
@@ -85,14 +85,18 @@ impl From<LearnerHello> for pb::LearnerHello {
             store: hello.store,
             weights: hello.weights,
             steps: hello.steps.into_iter().map(Into::into).collect(),
-        }
+        };
+        Self { report: Some(pb::learner_report::Report::Hello(hello)) }
     }
 }
 
-impl TryFrom<pb::LearnerHello> for LearnerHello {
+impl TryFrom<pb::LearnerReport> for LearnerHello {
     type Error = ProtocolError;
 
-    fn try_from(hello: pb::LearnerHello) -> Result<Self, ProtocolError> {
+    fn try_from(report: pb::LearnerReport) -> Result<Self, ProtocolError> {
+        let pb::learner_report::Report::Hello(hello) = required("learner report", report.report)? else {
+            return Err(ProtocolError::HelloOutOfPlace);
+        };
         if hello.checkpointed > hello.trained {
             return Err(ProtocolError::field("learner_hello.checkpointed", "is ahead of what was trained"));
         }
@@ -111,11 +115,33 @@ impl TryFrom<pb::LearnerHello> for LearnerHello {
     }
 }
 
+impl From<LearnerPhase> for pb::LearnerPhase {
+    fn from(phase: LearnerPhase) -> Self {
+        match phase {
+            LearnerPhase::Waiting => Self::Waiting,
+            LearnerPhase::Training => Self::Training,
+            LearnerPhase::Checkpointing => Self::Checkpointing,
+        }
+    }
+}
+
+impl TryFrom<pb::LearnerPhase> for LearnerPhase {
+    type Error = ProtocolError;
+
+    fn try_from(phase: pb::LearnerPhase) -> Result<Self, ProtocolError> {
+        Ok(match phase {
+            pb::LearnerPhase::Waiting => Self::Waiting,
+            pb::LearnerPhase::Training => Self::Training,
+            pb::LearnerPhase::Checkpointing => Self::Checkpointing,
+            pb::LearnerPhase::Unspecified => return Err(ProtocolError::Missing("alive.phase")),
+        })
+    }
+}
+
 impl From<LearnerReport> for pb::LearnerReport {
     fn from(report: LearnerReport) -> Self {
         use pb::learner_report::Report;
         let report = match report {
-            LearnerReport::Hello(hello) => Report::Hello(hello.into()),
             LearnerReport::Trained { batch, manifest, metrics } => Report::Trained(pb::Trained {
                 batch: batch.0,
                 manifest: Some(manifest.into()),
@@ -134,14 +160,9 @@ impl From<LearnerReport> for pb::LearnerReport {
             LearnerReport::BroadcastGroupFailed { group, detail } => {
                 Report::BroadcastGroupFailed(pb::BroadcastGroupFailed { group: group.0, detail })
             }
-            LearnerReport::Alive(phase) => Report::Alive(pb::Alive {
-                phase: match phase {
-                    LearnerPhase::Waiting => pb::LearnerPhase::Waiting,
-                    LearnerPhase::Training => pb::LearnerPhase::Training,
-                    LearnerPhase::Checkpointing => pb::LearnerPhase::Checkpointing,
-                }
-                .into(),
-            }),
+            LearnerReport::Alive(phase) => {
+                Report::Alive(pb::Alive { phase: pb::LearnerPhase::from(phase).into() })
+            }
         };
         Self { report: Some(report) }
     }
@@ -153,7 +174,7 @@ impl TryFrom<pb::LearnerReport> for LearnerReport {
     fn try_from(report: pb::LearnerReport) -> Result<Self, ProtocolError> {
         use pb::learner_report::Report;
         Ok(match required("learner report", report.report)? {
-            Report::Hello(hello) => Self::Hello(hello.try_into()?),
+            Report::Hello(_) => return Err(ProtocolError::HelloOutOfPlace),
             Report::Trained(trained) => Self::Trained {
                 batch: BatchId(trained.batch),
                 manifest: required("trained.manifest", trained.manifest)?.try_into()?,
@@ -163,7 +184,7 @@ impl TryFrom<pb::LearnerReport> for LearnerReport {
             Report::Published(published) => Self::Published {
                 group: BroadcastGroupId(published.group),
                 version: PolicyVersion(published.version),
-                seconds: published.seconds,
+                seconds: finite("published.seconds", published.seconds)?,
             },
             Report::PublishFailed(failed) => Self::PublishFailed {
                 group: BroadcastGroupId(failed.group),
@@ -175,12 +196,7 @@ impl TryFrom<pb::LearnerReport> for LearnerReport {
                 group: BroadcastGroupId(failed.group),
                 detail: plain_text(&failed.detail),
             },
-            Report::Alive(alive) => Self::Alive(match alive.phase() {
-                pb::LearnerPhase::Waiting => LearnerPhase::Waiting,
-                pb::LearnerPhase::Training => LearnerPhase::Training,
-                pb::LearnerPhase::Checkpointing => LearnerPhase::Checkpointing,
-                pb::LearnerPhase::Unspecified => return Err(ProtocolError::Missing("alive.phase")),
-            }),
+            Report::Alive(alive) => Self::Alive(alive.phase().try_into()?),
         })
     }
 }

@@ -5,8 +5,7 @@ use std::time::Duration;
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{Incarnation, MemberId, RunId};
 
-use super::actor::{address, known_run};
-use super::millis;
+use super::{address, known_run, millis};
 use crate::error::required;
 use crate::{ProtocolError, pb};
 
@@ -71,16 +70,38 @@ impl TryFrom<pb::ScoreReply> for ScoreReply {
     }
 }
 
+impl From<RewardHello> for pb::RewardReport {
+    fn from(hello: RewardHello) -> Self {
+        let hello = pb::RewardHello {
+            member: hello.member.into(),
+            incarnation: hello.incarnation.0,
+            run: hello.run.map(String::from).unwrap_or_default(),
+            address: hello.address,
+        };
+        Self { report: Some(pb::reward_report::Report::Hello(hello)) }
+    }
+}
+
+impl TryFrom<pb::RewardReport> for RewardHello {
+    type Error = ProtocolError;
+
+    fn try_from(report: pb::RewardReport) -> Result<Self, ProtocolError> {
+        let pb::reward_report::Report::Hello(hello) = required("reward report", report.report)? else {
+            return Err(ProtocolError::HelloOutOfPlace);
+        };
+        Ok(Self {
+            member: MemberId::try_from(hello.member)?,
+            incarnation: Incarnation(hello.incarnation),
+            run: known_run(hello.run)?,
+            address: address("reward_hello.address", hello.address)?,
+        })
+    }
+}
+
 impl From<RewardReport> for pb::RewardReport {
     fn from(report: RewardReport) -> Self {
         use pb::reward_report::Report;
         let report = match report {
-            RewardReport::Hello(hello) => Report::Hello(pb::RewardHello {
-                member: hello.member.into(),
-                incarnation: hello.incarnation.0,
-                run: hello.run.map(String::from).unwrap_or_default(),
-                address: hello.address,
-            }),
             RewardReport::Scored(scored) => Report::Scored(scored.into()),
             RewardReport::Failed(failure) => Report::Failed(failure.into()),
             RewardReport::Load { queued } => Report::Load(pb::RewardLoad { queued }),
@@ -95,12 +116,7 @@ impl TryFrom<pb::RewardReport> for RewardReport {
     fn try_from(report: pb::RewardReport) -> Result<Self, ProtocolError> {
         use pb::reward_report::Report;
         Ok(match required("reward report", report.report)? {
-            Report::Hello(hello) => Self::Hello(RewardHello {
-                member: MemberId::try_from(hello.member)?,
-                incarnation: Incarnation(hello.incarnation),
-                run: known_run(hello.run)?,
-                address: address("reward_hello.address", hello.address)?,
-            }),
+            Report::Hello(_) => return Err(ProtocolError::HelloOutOfPlace),
             Report::Scored(scored) => Self::Scored(scored.try_into()?),
             Report::Failed(failure) => Self::Failed(failure.try_into()?),
             Report::Load(load) => Self::Load { queued: load.queued },

@@ -53,7 +53,7 @@ impl Coordinator for Service {
     ) -> Result<Response<Self::RewardStream>, Status> {
         let mut reports = request.into_inner();
         let first = reports.next().await.unwrap()?;
-        let RewardReport::Hello(hello) = first.try_into()? else { panic!("no hello") };
+        let hello = first.try_into()?;
         let (commands, outbox) = mpsc::channel(1024);
         let session = Session { hello, reports, commands };
         self.0.lock().await.send(session).await.map_err(|_| Status::unavailable("the test is over"))?;

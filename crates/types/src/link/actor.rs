@@ -9,12 +9,12 @@ use crate::{
     RolloutId, RunId, Sampling, WeightHash,
 };
 
-/// An actor introduces itself: the first report on every stream.
+/// An actor introduces itself: the first message on every stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActorHello {
     /// Its name, unique in the run.
     pub member: MemberId,
-    /// This life of its process.
+    /// Tells this start of its process from the ones before.
     pub incarnation: Incarnation,
     /// The run it worked for before the stream broke; none on the first contact.
     pub run: Option<RunId>,
@@ -39,11 +39,10 @@ pub struct ActorLoad {
     pub generated_tokens: u64,
 }
 
-/// Actor to coordinator.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Actor to coordinator, after the hello.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ActorReport {
-    /// First on the stream.
-    Hello(ActorHello),
     /// Sent when the load changes and at least once per heartbeat interval.
     Load(ActorLoad),
     /// These weights are in use from the next decode step on.
@@ -60,11 +59,11 @@ pub enum ActorReport {
         /// Why, for a person.
         detail: String,
     },
-    /// This broadcast group is connected.
+    /// Its end of a broadcast group is connected.
     BroadcastGroupReady(BroadcastGroupId),
-    /// It could not be connected, or it broke.
+    /// Its end of a broadcast group could not be connected, or it broke.
     BroadcastGroupFailed {
-        /// Which group.
+        /// The group.
         group: BroadcastGroupId,
         /// Why, for a person.
         detail: String,
@@ -84,7 +83,7 @@ pub struct ActorWelcome {
     pub seed: u64,
     /// How tokens are drawn.
     pub sampling: Sampling,
-    /// Work lease by lease in fixed batch composition (design D7).
+    /// Work lease by lease in fixed batch composition (`docs/decisions.md`, D7).
     pub deterministic: bool,
     /// An actor that is silent for longer than this is taken for lost.
     pub heartbeat_timeout: Duration,
@@ -109,11 +108,11 @@ pub struct Lease {
     pub id: LeaseId,
     /// The prompts.
     pub prompts: Vec<LeasedPrompt>,
-    /// What is not delivered by then is issued anew.
-    pub time_limit: Duration,
+    /// What is not scored within this span of its grant is issued anew.
+    pub timeout: Duration,
 }
 
-/// A weight broadcast group to connect to (design D6).
+/// A weight broadcast group to connect to (`docs/decisions.md`, D6).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BroadcastGroup {
     /// Its number; also the prefix of its keys in the store.

@@ -9,12 +9,12 @@ use crate::{
     Batch, BatchId, BroadcastGroupId, Incarnation, Manifest, MemberId, PolicyVersion, RunId, Sampling,
 };
 
-/// The learner introduces itself: the first report on every stream.
+/// The learner introduces itself: the first message on every stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LearnerHello {
     /// Its name.
     pub member: MemberId,
-    /// This life of its processes (all ranks live and die together).
+    /// Tells this start of its processes from the ones before; all ranks start and end together.
     pub incarnation: Incarnation,
     /// The run of the checkpoint it resumed from; none when it starts from a model folder.
     pub run: Option<RunId>,
@@ -171,14 +171,13 @@ pub enum LearnerPhase {
     Checkpointing,
 }
 
-/// Learner to coordinator.
-#[derive(Debug, Clone, PartialEq)]
+/// Learner to coordinator, after the hello.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LearnerReport {
-    /// First on the stream.
-    Hello(LearnerHello),
     /// A batch is part of the weights; the new version is ready to be published and pulled.
     Trained {
-        /// Which batch.
+        /// The batch.
         batch: BatchId,
         /// The new weights.
         manifest: Manifest,
@@ -189,32 +188,32 @@ pub enum LearnerReport {
     Checkpointed(BatchId),
     /// A broadcast ended well for the learner.
     Published {
-        /// Over which group.
+        /// The group that it went over.
         group: BroadcastGroupId,
-        /// Which version.
+        /// The version sent.
         version: PolicyVersion,
-        /// How long it took.
+        /// Seconds from the first byte to the last; finite.
         seconds: f64,
     },
     /// A broadcast failed; the group is dead.
     PublishFailed {
-        /// Over which group.
+        /// The group that it went over.
         group: BroadcastGroupId,
-        /// Which version.
+        /// The version that did not arrive everywhere.
         version: PolicyVersion,
         /// Why, for a person.
         detail: String,
     },
-    /// This broadcast group is connected.
+    /// Its end of a broadcast group is connected.
     BroadcastGroupReady(BroadcastGroupId),
-    /// It could not be connected.
+    /// Its end of a broadcast group could not be connected.
     BroadcastGroupFailed {
-        /// Which group.
+        /// The group.
         group: BroadcastGroupId,
         /// Why, for a person.
         detail: String,
     },
-    /// Alive.
+    /// A sign of life, with what it is doing.
     Alive(LearnerPhase),
 }
 

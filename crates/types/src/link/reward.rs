@@ -11,7 +11,7 @@ use crate::{Incarnation, MemberId, Rollout, RolloutFailure, RolloutId, RunId, Sc
 pub enum ScoreRequest {
     /// First on the stream.
     Hello {
-        /// The run.
+        /// The run that the actor works for.
         run: RunId,
         /// The actor.
         member: MemberId,
@@ -32,19 +32,19 @@ pub enum ScoreReply {
     Recorded(RolloutId),
     /// The server has no room: offer it again, here or elsewhere, after this long.
     Overloaded {
-        /// Which rollout was refused.
+        /// The rollout that was refused.
         id: RolloutId,
         /// The least pause before the next try.
         retry_after: Duration,
     },
 }
 
-/// A reward server introduces itself: the first report on every stream.
+/// A reward server introduces itself: the first message on every stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RewardHello {
     /// Its name, unique in the run.
     pub member: MemberId,
-    /// This life of its process.
+    /// Tells this start of its process from the ones before.
     pub incarnation: Incarnation,
     /// The run it worked for before the stream broke; none on the first contact.
     pub run: Option<RunId>,
@@ -52,11 +52,9 @@ pub struct RewardHello {
     pub address: String,
 }
 
-/// Reward server to coordinator.
+/// Reward server to coordinator, after the hello.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RewardReport {
-    /// First on the stream.
-    Hello(RewardHello),
     /// A scored rollout.
     Scored(ScoredRollout),
     /// Scoring failed; never a score of zero.
@@ -76,7 +74,7 @@ pub enum RewardCommand {
         /// The run.
         run: RunId,
     },
-    /// The journal has it.
+    /// The journal knows how this attempt went: the reward server and the actor may forget it.
     Recorded(RolloutId),
     /// The run is over: leave now.
     Finish,
