@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p sandbox --example rate -- [seconds per row] [workers]`
 //!
-//! A grading is two isolated processes: the response, and the tests that question it. The program is trivial on purpose:
-//! what is measured is the sandbox.
+//! A grading is two isolated processes: the response, and the tests that question it. The program is trivial
+//! on purpose: what is measured is the sandbox.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

@@ -4,10 +4,10 @@ use core::ffi::{CStr, c_char, c_int, c_ulong};
 
 use crate::wire::{Blueprint, Job, MAX_GUEST_FDS, Request, Step};
 
-use super::{Plan, Run, SOCKET, sys, sys::Failure, sys::check};
+use super::{LoadedBlueprint, Run, SOCKET, sys, sys::Failure, sys::check};
 
-/// Mounts and IPC; the PID namespace is made before the fork. The network namespace is the zygote's: it is empty, and
-/// guests cannot make sockets.
+/// Mounts and IPC; the PID namespace is made before the fork. The network namespace is the zygote's: it is
+/// empty, and guests cannot make sockets.
 const RUN_NAMESPACES: c_int = 0x0002_0000 | 0x0800_0000;
 
 /// Where the control socket waits while descriptors 0, 1, 2, ... become the guest's.
@@ -18,6 +18,7 @@ const CHANNEL_FD: c_int = 122;
 const PARKED_FD: c_int = 123;
 
 const F_DUPFD_CLOEXEC: c_int = 1030;
+const EMFILE: i32 = 24;
 const MOUNT_FLAGS: c_ulong = 2 | 4 | 8; // nosuid, nodev, noexec
 const SCRATCH: &CStr = c"/box/tmp";
 
@@ -76,10 +77,15 @@ pub(super) struct Origin {
     pub(super) zygote: c_int,
 }
 
-/// In the guest: gives up everything but what the guest may have. On success only Python of the guest runs after it.
-pub(super) fn become_guest(plan: &Plan<'_>, run: &Run, origin: Origin) -> Result<(), Failure> {
+/// In the guest: gives up everything but what the guest may have. On success only Python of the guest runs
+/// after it.
+pub(super) fn become_guest(
+    blueprint: &LoadedBlueprint<'_>,
+    run: &Run,
+    origin: Origin,
+) -> Result<(), Failure> {
     let nested = run.job.request == Request::Nested as u32;
-    place_descriptors(plan, run, origin.channel)?;
+    place_descriptors(blueprint, run, origin.channel)?;
     if nested {
         own_namespaces(&run.job)?;
     }
@@ -91,31 +97,24 @@ pub(super) fn become_guest(plan: &Plan<'_>, run: &Run, origin: Origin) -> Result
         check(i64::from(sys::chdir(folder.as_ptr())), Step::WorkingFolder)?;
     }
     limits(&run.job)?;
-    drop_privileges(plan)?;
-    // A zygote that died before the death signal was armed. A nested guest has its parent in another namespace and dies
-    // with that namespace.
+    drop_privileges(blueprint)?;
+    // A zygote that died before the death signal was armed. A nested guest has its parent in another
+    // namespace and dies with that namespace.
     // SAFETY: no arguments.
     if !nested && unsafe { sys::getppid() } != origin.zygote {
         return Err(Failure { step: Step::DeathSignal, errno: 3 });
     }
     let entered = sys::raw(sys::LANDLOCK_RESTRICT_SELF, [LANDLOCK_FD as usize, 0, 0, 0, 0]);
     check(entered, Step::Landlock)?;
-    seccomp(plan, if nested { plan.nested } else { plan.direct })?;
+    seccomp(blueprint, if nested { blueprint.nested } else { blueprint.direct })?;
     let first = run.job.fd_count as usize;
     check(sys::raw(sys::CLOSE_RANGE, [first, u32::MAX as usize, 0, 0, 0]), Step::CloseRange).map(|_| ())
 }
 
 /// Moves the job's descriptors to 0, 1, 2, ... by way of high numbers, so that none overwrites another.
-fn place_descriptors(plan: &Plan<'_>, run: &Run, channel: c_int) -> Result<(), Failure> {
-    let step = Step::Descriptors;
-    let park = |fd: c_int, at: c_int| {
-        // SAFETY: duplicates a descriptor of this process; nothing of the zygote lives above 100.
-        let parked = unsafe { sys::fcntl(fd, F_DUPFD_CLOEXEC, at.into()) };
-        check(i64::from(parked), step)
-            .and_then(|got| if got == i64::from(at) { Ok(at) } else { Err(Failure { step, errno: 24 }) })
-    };
+fn place_descriptors(blueprint: &LoadedBlueprint<'_>, run: &Run, channel: c_int) -> Result<(), Failure> {
     park(SOCKET, REPORT_FD)?;
-    park(plan.head.landlock_fd, LANDLOCK_FD)?;
+    park(blueprint.head.landlock_fd, LANDLOCK_FD)?;
     park(channel, CHANNEL_FD)?;
     let count = run.job.fd_count as usize;
     let mut parked = [-1; MAX_GUEST_FDS];
@@ -124,9 +123,20 @@ fn place_descriptors(plan: &Plan<'_>, run: &Run, channel: c_int) -> Result<(), F
     }
     for (index, fd) in parked[..count].iter().enumerate() {
         // SAFETY: both are descriptors of this process.
-        check(i64::from(unsafe { sys::dup2(*fd, index as c_int) }), step)?;
+        check(i64::from(unsafe { sys::dup2(*fd, index as c_int) }), Step::Descriptors)?;
     }
     Ok(())
+}
+
+/// Duplicates a descriptor to exactly this number.
+fn park(fd: c_int, at: c_int) -> Result<c_int, Failure> {
+    // SAFETY: duplicates a descriptor of this process; nothing of the zygote lives above 100.
+    let parked = unsafe { sys::fcntl(fd, F_DUPFD_CLOEXEC, at.into()) };
+    if check(i64::from(parked), Step::Descriptors)? == i64::from(at) {
+        Ok(at)
+    } else {
+        Err(Failure { step: Step::Descriptors, errno: EMFILE })
+    }
 }
 
 fn limits(job: &Job) -> Result<(), Failure> {
@@ -169,8 +179,9 @@ fn undumpable() -> Result<(), Failure> {
     prctl(PR_SET_DUMPABLE, 0, Step::Privileges)
 }
 
-/// In the zygote: makes its memory unreadable to others of its user, and empties the bounding set, so that no guest can
-/// gain a capability by executing something. The zygote keeps those it has, because it executes nothing.
+/// In the zygote: makes its memory unreadable to others of its user, and empties the bounding set, so that no
+/// guest can gain a capability by executing something. The zygote keeps those it has, because it executes
+/// nothing.
 pub(super) fn prepare_zygote(head: &Blueprint) -> Result<(), Failure> {
     undumpable()?;
     if head.drop_bounding == 0 {
@@ -187,8 +198,8 @@ pub(super) fn prepare_zygote(head: &Blueprint) -> Result<(), Failure> {
     Ok(())
 }
 
-fn drop_privileges(plan: &Plan<'_>) -> Result<(), Failure> {
-    let head = &plan.head;
+fn drop_privileges(blueprint: &LoadedBlueprint<'_>) -> Result<(), Failure> {
+    let head = &blueprint.head;
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, Step::Capabilities)?;
     if head.guest_uid != u32::MAX {
         // SAFETY: no groups are passed, the ids are numbers.
@@ -218,14 +229,17 @@ struct Program {
 const SET_MODE_FILTER: usize = 1;
 const NEW_LISTENER: usize = 8;
 
-/// Installs the filter, hands its listener to the supervisor, and then takes away what handing it over needed.
-fn seccomp(plan: &Plan<'_>, filter: &[u64]) -> Result<(), Failure> {
-    let install = |filter: &[u64], flags: usize| {
-        let program = Program { len: filter.len() as u16, filter: filter.as_ptr() };
-        let arguments = [SET_MODE_FILTER, flags, (&raw const program) as usize, 0, 0];
-        check(sys::raw(sys::SECCOMP, arguments), Step::Seccomp)
-    };
+/// Installs the filter, hands its listener to the supervisor, and then takes away what handing it over
+/// needed.
+fn seccomp(blueprint: &LoadedBlueprint<'_>, filter: &[u64]) -> Result<(), Failure> {
     let listener = install(filter, NEW_LISTENER)? as c_int;
     sys::send(CHANNEL_FD, b"l", &[listener]).map_err(|errno| Failure { step: Step::Seccomp, errno })?;
-    install(plan.closing, 0).map(|_| ())
+    install(blueprint.closing, 0).map(|_| ())
+}
+
+/// Installs one filter; returns its listener where the flags ask for one.
+fn install(filter: &[u64], flags: usize) -> Result<i64, Failure> {
+    let program = Program { len: filter.len() as u16, filter: filter.as_ptr() };
+    let arguments = [SET_MODE_FILTER, flags, (&raw const program) as usize, 0, 0];
+    check(sys::raw(sys::SECCOMP, arguments), Step::Seccomp)
 }

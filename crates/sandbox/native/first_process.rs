@@ -1,14 +1,14 @@
 //! The first process of a run's PID namespace: it does nothing, and its death kills everything else in it.
 //!
-//! It shares the zygote's memory (`CLONE_VM`, on a stack of its own), because a second copy of the interpreter's page
-//! tables for a process that only waits would cost as much as the guest's. The guest is the zygote's child, not this
-//! process's, and is forked by the zygote itself into the same namespace.
+//! It shares the zygote's memory (`CLONE_VM`, on a stack of its own), because a second copy of the
+//! interpreter's page tables for a process that only waits would cost as much as the guest's. The guest is
+//! the zygote's child, not this process's, and is forked by the zygote itself into the same namespace.
 
 use core::ffi::{c_int, c_void};
 
 use crate::wire::Step;
 
-use super::{Plan, sys, sys::Failure, sys::check};
+use super::{LoadedBlueprint, sys, sys::Failure, sys::check};
 
 const CLONE_VM: c_int = 0x100;
 const CLONE_FS: c_int = 0x200;
@@ -36,8 +36,8 @@ pub(super) struct FirstProcess {
 /// Makes a PID namespace for the zygote's next children, and the process that holds it.
 pub(super) fn start() -> Result<FirstProcess, Failure> {
     let mut pidfd: c_int = -1;
-    // SAFETY: numbers only; the function given to `clone` never returns, touches nothing of the zygote, and has a stack
-    // that nothing else uses while it lives.
+    // SAFETY: numbers only; the function given to `clone` never returns, touches nothing of the zygote, and
+    // has a stack that nothing else uses while it lives.
     let pid = unsafe {
         check(i64::from(sys::unshare(CLONE_NEWPID)), Step::Clone)?;
         let top = (&raw mut STACK_OF_FIRST).cast::<u8>().add(STACK);
@@ -62,15 +62,16 @@ extern "C" fn wait_for_the_end(_: *mut c_void) -> c_int {
 
 impl FirstProcess {
     /// Lets later children of the zygote be born in its own namespace again.
-    pub(super) fn leave(&self, plan: &Plan<'_>) -> Result<(), Failure> {
+    pub(super) fn leave(&self, blueprint: &LoadedBlueprint<'_>) -> Result<(), Failure> {
         // SAFETY: numbers only.
-        check(i64::from(unsafe { sys::setns(plan.pid_namespace, CLONE_NEWPID) }), Step::Clone).map(|_| ())
+        check(i64::from(unsafe { sys::setns(blueprint.pid_namespace, CLONE_NEWPID) }), Step::Clone)
+            .map(|_| ())
     }
 
     /// Kills the namespace and waits until nothing is left in it.
     pub(super) fn end(self) {
-        // SAFETY: the process is an unreaped child, so the number is its own; the descriptor came from `start`. Both
-        // pointers may be null.
+        // SAFETY: the process is an unreaped child, so the number is its own; the descriptor came from
+        // `start`. Both pointers may be null.
         unsafe {
             sys::kill(self.pid, sys::SIGKILL);
             while sys::wait4(self.pid, core::ptr::null_mut(), 0, core::ptr::null_mut()) < 0

@@ -1,7 +1,7 @@
 //! The native half of a zygote: a Python extension module that `sluice-sandbox-init` carries inside itself.
 //!
-//! Built by `build.rs` as a shared object without the Rust standard library, so that it depends on nothing but the
-//! symbols of the interpreter that loads it.
+//! Built by `build.rs` as a shared object without the Rust standard library, so that it depends on nothing
+//! but the symbols of the interpreter that loads it.
 #![no_std]
 
 #[path = "native.rs"]

@@ -1,9 +1,10 @@
 //! The zygote's loop: receive a job, fork a guest, supervise it, report.
 //!
 //! Invariants:
-//! 1. The zygote never runs guest code: `serve` returns to Python in guests only, and a guest holds no way back.
-//! 2. Between the fork and the guest's first line of Python every step of `enter` succeeded; otherwise the process ends
-//!    and the server hears [`EventKind::Failed`] with the step.
+//! 1. The zygote never runs guest code: `serve` returns to Python in guests only, and a guest holds no way
+//!    back.
+//! 2. Between the fork and the guest's first line of Python every step of `enter` succeeded; otherwise the
+//!    process ends and the server hears [`EventKind::Failed`] with the step.
 //! 3. One run at a time. A zygote that cannot restore itself after one ends.
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
@@ -26,8 +27,8 @@ use sys::{Failure, check};
 /// The control socket: `sluice-sandbox-init` starts with it as stdin and leaves it there.
 const SOCKET: c_int = 0;
 
-/// The stable Python interface, as far as one function needs it (PEP 384; the layouts of `PyMethodDef` and `PyModuleDef`
-/// belong to it on builds with the global interpreter lock).
+/// The stable Python interface, as far as one function needs it (PEP 384; the layouts of `PyMethodDef` and
+/// `PyModuleDef` belong to it on builds with the global interpreter lock).
 mod python {
     use super::{c_char, c_int, c_long, c_void};
 
@@ -96,7 +97,7 @@ extern "C" fn PyInit_sluice_native() -> *mut c_void {
 }
 
 /// Everything a run needs that does not change between runs.
-struct Plan<'a> {
+struct LoadedBlueprint<'a> {
     head: Blueprint,
     direct: &'a [u64],
     nested: &'a [u64],
@@ -117,11 +118,11 @@ unsafe extern "C" fn serve(_module: *mut c_void, blueprint_fd: *mut c_void) -> *
     // SAFETY: the argument is the Python integer that METH_O promises; the lock is held.
     let fd = unsafe { python::PyLong_AsLong(blueprint_fd) } as c_int;
     let mut buffer = [0_u64; MAX_BLUEPRINT / 8];
-    let plan = match read_plan(fd, &mut buffer) {
-        Ok(plan) => plan,
+    let blueprint = match load_blueprint(fd, &mut buffer) {
+        Ok(blueprint) => blueprint,
         Err(failure) => give_up(0, failure),
     };
-    if let Err(failure) = enter::prepare_zygote(&plan.head) {
+    if let Err(failure) = enter::prepare_zygote(&blueprint.head) {
         give_up(0, failure);
     }
     sys::report(SOCKET, &Event::new(EventKind::Ready, 0), &[]);
@@ -131,7 +132,7 @@ unsafe extern "C" fn serve(_module: *mut c_void, blueprint_fd: *mut c_void) -> *
         if run.job.request == Request::Stop as u32 {
             continue;
         }
-        if let Some(role) = guest(&plan, &run) {
+        if let Some(role) = guest(&blueprint, &run) {
             // SAFETY: this is the guest, holding the lock that its parent held across the fork.
             return unsafe { python::PyLong_FromLong(c_long::from(role)) };
         }
@@ -139,7 +140,7 @@ unsafe extern "C" fn serve(_module: *mut c_void, blueprint_fd: *mut c_void) -> *
 }
 
 /// Reads the blueprint that `sluice-sandbox-init` left in a memfd and closes it.
-fn read_plan(fd: c_int, buffer: &mut [u64]) -> Result<Plan<'_>, Failure> {
+fn load_blueprint(fd: c_int, buffer: &mut [u64]) -> Result<LoadedBlueprint<'_>, Failure> {
     let head_words = size_of::<Blueprint>() / 8;
     // SAFETY: the buffer is `MAX_BLUEPRINT` bytes long and alive.
     let got = unsafe { sys::read(fd, buffer.as_mut_ptr().cast(), MAX_BLUEPRINT) };
@@ -162,7 +163,7 @@ fn read_plan(fd: c_int, buffer: &mut [u64]) -> Result<Plan<'_>, Failure> {
     // SAFETY: the path ends in NUL. Close-on-exec only matters to a program that executes something.
     let pid_namespace = unsafe { sys::open(c"/proc/self/ns/pid".as_ptr(), 0o2_000_000) };
     check(i64::from(pid_namespace), Step::Native)?;
-    Ok(Plan {
+    Ok(LoadedBlueprint {
         pid_namespace,
         head,
         direct: &programs[..a],
@@ -174,7 +175,7 @@ fn read_plan(fd: c_int, buffer: &mut [u64]) -> Result<Plan<'_>, Failure> {
 
 /// The next job; `None` when the server has closed the socket.
 fn next_run() -> Option<Run> {
-    let mut run = Run { job: EMPTY_JOB, fds: [-1; MAX_GUEST_FDS + 1] };
+    let mut run = Run { job: Job::EMPTY, fds: [-1; MAX_GUEST_FDS + 1] };
     // SAFETY: `Job` is `repr(C)`, plain integers without padding: every byte pattern is a value.
     let bytes = unsafe { core::slice::from_raw_parts_mut((&raw mut run.job).cast::<u8>(), size_of::<Job>()) };
     let (length, fd_count) = match sys::receive(SOCKET, bytes, &mut run.fds) {
@@ -189,30 +190,15 @@ fn next_run() -> Option<Run> {
     Some(run)
 }
 
-const EMPTY_JOB: Job = Job {
-    magic: 0,
-    request: 0,
-    run: 0,
-    role: 0,
-    fd_count: 0,
-    cpu_seconds: 0,
-    address_space_bytes: 0,
-    file_bytes: 0,
-    open_files: 0,
-    processes: 0,
-    stack_bytes: 0,
-    scratch_bytes: 0,
-    scratch_inodes: 0,
-};
-
 /// Forks a guest and supervises it until nothing of it is left. `Some(role)` in the guest.
-fn guest(plan: &Plan<'_>, run: &Run) -> Option<u32> {
+fn guest(blueprint: &LoadedBlueprint<'_>, run: &Run) -> Option<u32> {
     let number = run.job.run;
     let nested = run.job.request == Request::Nested as u32;
     let first = if nested { first_process::start().map(Some) } else { Ok(None) };
     let first = first.unwrap_or_else(|failure| give_up(number, failure));
     let [channel, theirs] = enter::listener_channel().unwrap_or_else(|failure| give_up(number, failure));
-    // SAFETY: single-threaded process that holds the interpreter's lock, as the interpreter's own `os.fork` has it.
+    // SAFETY: single-threaded process that holds the interpreter's lock, as the interpreter's own `os.fork`
+    // has it.
     let (zygote, pid) = unsafe {
         let zygote = sys::getpid();
         python::PyOS_BeforeFork();
@@ -221,21 +207,22 @@ fn guest(plan: &Plan<'_>, run: &Run) -> Option<u32> {
     if pid == 0 {
         // SAFETY: as above, in the child.
         unsafe { python::PyOS_AfterFork_Child() };
-        match enter::become_guest(plan, run, enter::Origin { channel: theirs, zygote }) {
+        match enter::become_guest(blueprint, run, enter::Origin { channel: theirs, zygote }) {
             Ok(()) => return Some(run.job.role),
             Err(failure) => fail_in_guest(number, failure),
         }
     }
-    // SAFETY: as above, in the parent; descriptors that only the guest needs are closed, so that its death is seen.
+    // SAFETY: as above, in the parent; descriptors that only the guest needs are closed, so that its death is
+    // seen.
     unsafe {
         python::PyOS_AfterFork_Parent();
         sys::close(theirs);
     }
     close_fds(run);
     let outcome = check(i64::from(pid), Step::Fork)
-        .and_then(|_| first.as_ref().map_or(Ok(()), |first| first.leave(plan)))
+        .and_then(|_| first.as_ref().map_or(Ok(()), |first| first.leave(blueprint)))
         .and_then(|()| {
-            supervise::until_dead(plan, run, &supervise::Guest { pid, channel, first: first.as_ref() })
+            supervise::until_dead(blueprint, run, &supervise::Guest { pid, channel, first: first.as_ref() })
         });
     // SAFETY: the descriptor came from `listener_channel`.
     unsafe { sys::close(channel) };

@@ -8,7 +8,7 @@ use crate::wire::{
 };
 
 use super::first_process::FirstProcess;
-use super::{EMPTY_JOB, Plan, Run, SOCKET, sys, sys::Failure, sys::POLLIN, sys::PollFd, sys::check};
+use super::{LoadedBlueprint, Run, SOCKET, sys, sys::Failure, sys::POLLIN, sys::PollFd, sys::check};
 
 /// A forked guest as its supervisor knows it.
 pub(super) struct Guest<'a> {
@@ -51,7 +51,11 @@ const X32_BIT: i32 = 0x4000_0000;
 const WNOHANG: c_int = 1;
 
 /// Supervises the guest until it is dead and reaped; returns what the server is to hear.
-pub(super) fn until_dead(plan: &Plan<'_>, run: &Run, guest: &Guest<'_>) -> Result<Event, Failure> {
+pub(super) fn until_dead(
+    blueprint: &LoadedBlueprint<'_>,
+    run: &Run,
+    guest: &Guest<'_>,
+) -> Result<Event, Failure> {
     let pidfd = check(sys::raw(sys::PIDFD_OPEN, [guest.pid as usize, 0, 0, 0, 0]), Step::Pidfd)? as c_int;
     let to_kill = guest.first.map_or(pidfd, |first| first.pidfd);
     sys::report(SOCKET, &Event::new(EventKind::Started, run.job.run), &[to_kill, pidfd]);
@@ -78,7 +82,7 @@ pub(super) fn until_dead(plan: &Plan<'_>, run: &Run, guest: &Guest<'_>) -> Resul
             fds[2].fd = -1;
         }
         if fds[3].revents & POLLIN != 0 {
-            rule(plan, guest, fds[3].fd, &mut event);
+            rule(blueprint, guest, fds[3].fd, &mut event);
         } else if fds[3].revents != 0 {
             // SAFETY: the listener belongs to this function; nobody is left under its filter.
             unsafe { sys::close(fds[3].fd) };
@@ -109,7 +113,7 @@ fn reaped(guest: &Guest<'_>, event: &mut Event) -> bool {
 
 /// True where the server asked for the end of this run, or is gone.
 fn server_wants_stop(run: u64, socket: &mut PollFd) -> bool {
-    let mut job = EMPTY_JOB;
+    let mut job = Job::EMPTY;
     // SAFETY: `Job` is plain integers without padding.
     let bytes = unsafe { core::slice::from_raw_parts_mut((&raw mut job).cast::<u8>(), size_of::<Job>()) };
     match sys::receive(SOCKET, bytes, &mut []) {
@@ -131,35 +135,35 @@ fn receive_listener(channel: c_int) -> c_int {
 }
 
 /// Answers one refused system call and writes it down.
-fn rule(plan: &Plan<'_>, guest: &Guest<'_>, listener: c_int, event: &mut Event) {
+fn rule(blueprint: &LoadedBlueprint<'_>, guest: &Guest<'_>, listener: c_int, event: &mut Event) {
     let mut asked = Notification::default();
-    // SAFETY: the structure has the size that the request number encodes, and is zeroed as the kernel demands.
+    // SAFETY: the structure has the size that the request number encodes, and is zeroed as the kernel
+    // demands.
     if unsafe { sys::ioctl(listener, NOTIF_RECV, (&raw mut asked).cast()) } < 0 {
         return;
     }
-    let entry = plan.rulings.iter().find(|entry| i32::from(entry.syscall) == asked.syscall);
-    let number =
-        entry.map_or(
-            Ruling::Refuse as u8,
-            |entry| if guest.first.is_some() { entry.nested } else { entry.direct },
-        );
-    let is = |ruling: Ruling| number == ruling as u8;
+    let entry = blueprint.rulings.iter().find(|entry| i32::from(entry.syscall) == asked.syscall);
+    let ruling = match entry {
+        Some(entry) if guest.first.is_some() => entry.nested,
+        Some(entry) => entry.direct,
+        None => Ruling::Refuse as u8,
+    };
     let mut answer = Answer { id: asked.id, value: 0, error: -EPERM, flags: 0 };
-    if is(Ruling::Kill) || asked.syscall & X32_BIT != 0 {
+    if ruling == Ruling::Kill as u8 || asked.syscall & X32_BIT != 0 {
         event.flags |= DANGEROUS;
         event.dangerous_syscall = asked.syscall as u32;
         // SAFETY: the guest is an unreaped child, so the number is still its own.
         unsafe { sys::kill(guest.pid, sys::SIGKILL) };
-    } else if is(Ruling::Absent) {
+    } else if ruling == Ruling::Absent as u8 {
         answer.error = -ENOSYS;
-    } else if is(Ruling::SelfOnly) && asked.arguments[0] == guest.pid as u64 {
+    } else if ruling == Ruling::SelfOnly as u8 && asked.arguments[0] == guest.pid as u64 {
         (answer.error, answer.flags) = (0, CONTINUE);
-    } else if is(Ruling::Process) {
+    } else if ruling == Ruling::Process as u8 {
         event.flags |= WANTED_PROCESS;
-    } else if is(Ruling::Scratch) {
+    } else if ruling == Ruling::Scratch as u8 {
         event.flags |= WANTED_SCRATCH;
         answer.error = -EACCES;
-    } else if is(Ruling::Write) {
+    } else if ruling == Ruling::Write as u8 {
         event.flags |= WANTED_SCRATCH;
         (answer.error, answer.flags) = (0, CONTINUE);
     }

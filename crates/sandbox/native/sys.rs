@@ -1,7 +1,7 @@
 //! The few calls the native half makes, declared by hand.
 //!
-//! The library is loaded into an interpreter that brings its own C library, so it links nothing itself; every symbol here
-//! is resolved in the interpreter's process. Structure layouts are those of 64-bit Linux.
+//! The library is loaded into an interpreter that brings its own C library, so it links nothing itself; every
+//! symbol here is resolved in the interpreter's process. Structure layouts are those of 64-bit Linux.
 
 use core::ffi::{c_char, c_int, c_long, c_uint, c_void};
 
@@ -150,7 +150,8 @@ pub(crate) fn check(value: i64, step: Step) -> Result<i64, Failure> {
 /// A raw system call with up to five arguments.
 pub(crate) fn raw(number: i64, arguments: [usize; 5]) -> i64 {
     let [a, b, c, d, e] = arguments;
-    // SAFETY: callers pass numbers from this file with arguments of that call's types; pointers outlive the call.
+    // SAFETY: callers pass numbers from this file with arguments of that call's types; pointers outlive the
+    // call.
     unsafe { syscall(number, a, b, c, d, e) }
 }
 
@@ -179,7 +180,8 @@ pub(crate) fn send(socket: c_int, bytes: &[u8], fds: &[c_int]) -> Result<(), i32
     }
 }
 
-/// Receives one message into `bytes` and its descriptors into `fds`; returns the length and how many descriptors came.
+/// Receives one message into `bytes` and its descriptors into `fds`; returns the length and how many
+/// descriptors came.
 pub(crate) fn receive(socket: c_int, bytes: &mut [u8], fds: &mut [c_int]) -> Result<(usize, usize), i32> {
     let mut rights = Rights { len: 0, level: 0, kind: 0, fds: [-1; MAX_GUEST_FDS + 1] };
     let mut slice = IoSlice { base: bytes.as_mut_ptr().cast(), len: bytes.len() };
@@ -216,8 +218,8 @@ fn header(slice: &mut IoSlice) -> MessageHeader {
     }
 }
 
-/// Sends an event to the server and says whether that worked. A server that is gone is nobody's failure: the death
-/// signal ends this process.
+/// Sends an event to the server and says whether that worked. A server that is gone is nobody's failure: the
+/// death signal ends this process.
 pub(crate) fn report(socket: c_int, event: &Event, fds: &[c_int]) -> bool {
     // SAFETY: `Event` is `repr(C)` without padding, so all its bytes are initialised.
     let bytes = unsafe {

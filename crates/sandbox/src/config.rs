@@ -17,8 +17,8 @@ pub struct GraderConfig {
     pub tier: Option<Tier>,
     /// Below this tier there is no grader.
     pub minimum_tier: Tier,
-    /// Start an interpreter from nothing for every candidate, for audits: slower, and nothing of one run's memory layout
-    /// tells about another's.
+    /// Start an interpreter from nothing for every candidate, for audits: slower, and nothing of one run's
+    /// memory layout tells about another's.
     pub cold: bool,
     /// The interpreter; `/usr/bin/python3`, else `python3` on the path, where not given.
     pub interpreter: Option<PathBuf>,
@@ -27,21 +27,22 @@ pub struct GraderConfig {
     /// Folders of pure-Python or binary packages that guests may import, read-only.
     pub import_paths: Vec<PathBuf>,
     /// Runs after which a zygote is replaced. Any anomaly replaces it at once.
-    pub recycle_after: u32,
+    pub max_runs_per_zygote: u32,
     /// Callers that may wait for a worker; one more is [`Error::Overloaded`](crate::Error::Overloaded).
     pub max_waiting: usize,
     /// How long a caller waits for a worker before it is [`Error::Overloaded`](crate::Error::Overloaded).
     #[serde(with = "humantime_serde")]
-    pub queue_deadline: Duration,
+    pub queue_timeout: Duration,
     /// How long a zygote may take to become ready.
     #[serde(with = "humantime_serde")]
-    pub start_deadline: Duration,
+    pub start_timeout: Duration,
     /// Gradings that ended in `internal_error` are repeated this often before the caller sees it.
     pub retries: u32,
     /// Orders the tests of a problem, together with the response.
     pub seed: u64,
-    /// Whether to make the calling process unreadable to others of the same user (`PR_SET_DUMPABLE` 0), which also
-    /// disables its core dumps. Guests cannot reach it either way; this is for what else runs under the user.
+    /// Whether to make the calling process unreadable to others of the same user (`PR_SET_DUMPABLE` 0), which
+    /// also disables its core dumps. Guests cannot reach it either way; this is for what else runs under the
+    /// user.
     pub hide_server: bool,
 }
 
@@ -57,10 +58,10 @@ impl Default for GraderConfig {
             init: None,
             import_paths: Vec::new(),
             // A zygote costs some 40 ms to start: under 0.1 ms a run at this number.
-            recycle_after: 500,
+            max_runs_per_zygote: 500,
             max_waiting: 1024,
-            queue_deadline: Duration::from_secs(60),
-            start_deadline: Duration::from_secs(20),
+            queue_timeout: Duration::from_secs(60),
+            start_timeout: Duration::from_secs(20),
             retries: 1,
             seed: 0,
             hide_server: true,

@@ -63,7 +63,7 @@ pub enum Error {
         /// How long this one did.
         waited: Duration,
     },
-    /// No zygote could be started within the deadline.
+    /// No zygote could be started within the timeout.
     #[error("no sandbox could be started for {waited:?}: {reason}")]
     Unavailable {
         /// How long the caller waited.

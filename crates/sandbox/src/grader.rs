@@ -8,25 +8,25 @@ use std::time::Duration;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha20Rng;
 
+use crate::compiled_tests::CompiledTestsCache;
 use crate::config::GraderConfig;
 use crate::error::Error;
-use crate::judge::{self, Bench, Judgement};
-use crate::keeper::Keeper;
+use crate::judge::{self, GradedRun, RunContext};
 use crate::limits::Limits;
-use crate::plans::Plans;
-use crate::pool::{Kind, Lease, Pool};
+use crate::pool::{Lease, Pool, ZygoteKind};
 use crate::problem::{Problem, Stdio};
+use crate::spawner::ZygoteSpawner;
 use crate::stats::{Counters, Stats};
 use crate::tier::Tier;
+use crate::tier_probe::TierProbe;
 use crate::verdict::{Grade, Verdict};
-use crate::workshop::Workshop;
 
-/// Grades responses in sandboxes. All methods may be called from any number of threads; dropping it ends and reaps every
-/// process it has started.
+/// Grades responses in sandboxes. All methods may be called from any number of threads; dropping it ends and
+/// reaps every process it has started.
 ///
-/// A whole file is graded by [`read_problems`](crate::read_problems), one [`Grader`], and as many threads as it has
-/// workers; [`pass_at_k`](crate::pass_at_k) sums up. Samples whose verdict [judges nothing](Verdict::judges_response) are
-/// counted apart:
+/// A whole file is graded by [`read_problems`](crate::read_problems), one [`Grader`], and as many threads as
+/// it has workers; [`pass_at_k`](crate::pass_at_k) sums up. Samples whose verdict [judges
+/// nothing](Verdict::judges_response) are counted apart:
 ///
 /// ```no_run
 /// use sandbox::{Grader, GraderConfig, Limits, read_problems};
@@ -45,55 +45,56 @@ pub struct Grader {
     config: GraderConfig,
     tier: Tier,
     pool: Arc<Pool>,
-    keeper: Option<JoinHandle<()>>,
+    spawner: Option<JoinHandle<()>>,
     counters: Counters,
     nonces: Mutex<ChaCha20Rng>,
-    plans: Plans,
+    compiled_tests: CompiledTestsCache,
 }
 
 impl Grader {
-    /// Finds the helper and the interpreter, proves that the tier works by running a program in it, and starts the pool.
+    /// Finds the helper and the interpreter, proves that the tier works by running a program in it, and
+    /// starts the pool.
     ///
     /// # Errors
     /// Where any of that is impossible; in particular [`Error::BelowMinimumTier`].
     pub fn start(config: GraderConfig) -> Result<Self, Error> {
         check(&config)?;
         let nonces = Mutex::new(seeded_from_the_system()?);
-        let workshop = Workshop::new(&config)?;
-        let tier = workshop.choose(&config)?;
-        let recipe = workshop.recipe(tier)?;
+        let tier_probe = TierProbe::new(&config)?;
+        let tier = tier_probe.choose(&config)?;
+        let launcher = tier_probe.launcher(tier)?;
         if config.hide_server {
             nix::sys::prctl::set_dumpable(false)
                 .map_err(|errno| Error::io("make the server unreadable")(errno.into()))?;
         }
         let pool = Pool::new(&config)?;
-        let keeper = Keeper::new(Arc::clone(&pool), recipe, config.cold, config.start_deadline);
+        let spawner = ZygoteSpawner::new(Arc::clone(&pool), launcher, config.cold, config.start_timeout);
         let (ended, failure) = mpsc::sync_channel(1);
-        let pool_of_keeper = Arc::clone(&pool);
-        let keeper = std::thread::Builder::new()
-            .name("sandbox-keeper".to_owned())
+        let pool_of_spawner = Arc::clone(&pool);
+        let spawner = std::thread::Builder::new()
+            .name("zygote-spawner".to_owned())
             .spawn(move || {
-                if let Err(error) = keeper.run() {
+                if let Err(error) = spawner.run() {
                     // Callers must not wait for zygotes that nobody starts.
-                    pool_of_keeper.close();
+                    pool_of_spawner.close();
                     let _ = ended.try_send(error);
                 }
             })
-            .map_err(Error::io("start the keeper thread"))?;
+            .map_err(Error::io("start the spawner thread"))?;
         let grader = Self {
             config,
             tier,
             pool,
-            keeper: Some(keeper),
+            spawner: Some(spawner),
             counters: Counters::default(),
             nonces,
-            plans: Plans::default(),
+            compiled_tests: CompiledTestsCache::default(),
         };
         // The first caller finds a sandbox ready, or there is no grader.
-        match grader.pool.lease(&Kind::BOTH, grader.config.start_deadline) {
+        match grader.pool.lease(&ZygoteKind::BOTH, grader.config.start_timeout) {
             Ok(lease) => lease.healthy(),
             Err(error) => {
-                let stopped = failure.try_recv().map(Error::io("run the keeper thread"));
+                let stopped = failure.try_recv().map(Error::io("run the spawner thread"));
                 return Err(stopped.unwrap_or(error));
             }
         }
@@ -105,31 +106,32 @@ impl Grader {
         self.tier
     }
 
-    /// Grades a response: for HumanEval what follows the prompt, otherwise a whole program. Waits for a worker no longer
-    /// than [`GraderConfig::queue_deadline`].
+    /// Grades a response: for HumanEval what follows the prompt, otherwise a whole program. Waits for a
+    /// worker no longer than [`GraderConfig::queue_timeout`].
     ///
     /// # Errors
-    /// Only where no grading took place: [`Error::Overloaded`], [`Error::Unavailable`], [`Error::Closed`]. Everything that
-    /// happens in a sandbox is a verdict.
+    /// Only where no grading took place: [`Error::Overloaded`], [`Error::Unavailable`], [`Error::Closed`].
+    /// Everything that happens in a sandbox is a verdict.
     pub fn grade(&self, problem: &Problem, response: &str, limits: &Limits) -> Result<Grade, Error> {
         let seed = self.seed(problem, response);
         let judged = match problem {
             Problem::Stdio(stdio) => self.grade_program(stdio, response, limits, seed)?,
             Problem::HumanEval(_) | Problem::Mbpp(_) | Problem::FunctionCalls(_) => {
                 let nonce = self.nonce();
-                let key = Plans::key(problem);
-                let bench = Bench { plan: self.plans.get(&key), ..self.bench(limits, seed) };
-                let mut judged = self.attempt(&Kind::BOTH, |lease| {
+                let key = CompiledTestsCache::key(problem);
+                let compiled_tests = self.compiled_tests.get(&key);
+                let context = RunContext { compiled_tests, ..self.context(limits, seed) };
+                let mut judged = self.attempt(&ZygoteKind::BOTH, |lease| {
                     let mut zygotes = lease.zygotes();
                     match (zygotes.next(), zygotes.next()) {
                         (Some(candidate), Some(tester)) => {
-                            judge::function(&bench, problem, response, &nonce, [candidate, tester])
+                            judge::function(&context, problem, response, &nonce, [candidate, tester])
                         }
                         _ => Err(std::io::Error::other("a lease without its zygotes")),
                     }
                 })?;
-                if let Some(plan) = judged.plan.take() {
-                    self.plans.insert(key, plan);
+                if let Some(compiled_tests) = judged.compiled_tests.take() {
+                    self.compiled_tests.insert(key, compiled_tests);
                 }
                 judged
             }
@@ -160,30 +162,30 @@ impl Grader {
             zygote_start_failures: pool.start_failures,
             zygotes_recycled: pool.recycled,
             zygotes_discarded: pool.discarded,
-            idle_candidates: pool.idle[Kind::Candidate as usize],
-            idle_testers: pool.idle[Kind::Tester as usize],
+            idle_candidates: pool.idle[ZygoteKind::Candidate as usize],
+            idle_testers: pool.idle[ZygoteKind::Tester as usize],
             busy: pool.busy,
             waiting: pool.waiting,
         }
     }
 
-    fn bench<'a>(&'a self, limits: &'a Limits, seed: u64) -> Bench<'a> {
-        Bench { limits, nested: self.tier == Tier::A, seed, plan: None }
+    fn context<'a>(&'a self, limits: &'a Limits, seed: u64) -> RunContext<'a> {
+        RunContext { limits, nested: self.tier == Tier::A, seed, compiled_tests: None }
     }
 
-    /// Every case of a program, in the order of the seed; the earliest failed case of the problem decides. A time limit
-    /// ends it: the other cases would most likely take as long.
+    /// Every case of a program, in the order of the seed; the earliest failed case of the problem decides. A
+    /// time limit ends it: the other cases would most likely take as long.
     fn grade_program(
         &self,
         stdio: &Stdio,
         source: &str,
         limits: &Limits,
         seed: u64,
-    ) -> Result<Judgement, Error> {
+    ) -> Result<GradedRun, Error> {
         let mut order: Vec<usize> = (0..stdio.cases.len()).collect();
         shuffle(&mut order, seed);
         let total = u32::try_from(order.len()).unwrap_or(u32::MAX);
-        let mut all = Judgement {
+        let mut all = GradedRun {
             verdict: Verdict::Unsupported,
             passed: 0,
             total: total.max(1),
@@ -192,14 +194,14 @@ impl Grader {
             cpu: Duration::ZERO,
             event: None,
             healthy: true,
-            plan: None,
+            compiled_tests: None,
         };
         let mut failed: Option<usize> = None;
         for index in order {
             let case = &stdio.cases[index];
-            let judged = self.attempt(&[Kind::Candidate], |lease| match lease.zygotes().next() {
+            let judged = self.attempt(&[ZygoteKind::Candidate], |lease| match lease.zygotes().next() {
                 Some(zygote) => {
-                    judge::program(&self.bench(limits, seed), source, case, stdio.compare, zygote)
+                    judge::program(&self.context(limits, seed), source, case, stdio.compare, zygote)
                 }
                 None => Err(std::io::Error::other("a lease without its zygote")),
             })?;
@@ -226,12 +228,12 @@ impl Grader {
     /// Leases zygotes and runs a trial on them, again where the sandbox itself failed.
     fn attempt(
         &self,
-        kinds: &[Kind],
-        run: impl Fn(&mut Lease) -> std::io::Result<Judgement>,
-    ) -> Result<Judgement, Error> {
+        kinds: &[ZygoteKind],
+        run: impl Fn(&mut Lease) -> std::io::Result<GradedRun>,
+    ) -> Result<GradedRun, Error> {
         let mut left = self.config.retries;
         loop {
-            let lease = self.pool.lease(kinds, self.config.queue_deadline);
+            let lease = self.pool.lease(kinds, self.config.queue_timeout);
             let mut lease = lease.inspect_err(|_| self.counters.update(|counts| counts.overloaded += 1))?;
             let judged = run(&mut lease).unwrap_or_else(|error| judge::no_resources(&error));
             if judged.healthy {
@@ -273,9 +275,9 @@ impl Grader {
 impl Drop for Grader {
     fn drop(&mut self) {
         self.pool.close();
-        if let Some(keeper) = self.keeper.take() {
-            // A keeper that panicked has nothing left to wait for.
-            let _ = keeper.join();
+        if let Some(spawner) = self.spawner.take() {
+            // A spawner that panicked has nothing left to wait for.
+            let _ = spawner.join();
         }
     }
 }
@@ -286,8 +288,8 @@ fn check(config: &GraderConfig) -> Result<(), Error> {
             "workers is 0; at least one grading must be possible at a time".to_owned(),
         ));
     }
-    if config.recycle_after == 0 {
-        return Err(Error::Config("recycle_after is 0; a zygote must do at least one run".to_owned()));
+    if config.max_runs_per_zygote == 0 {
+        return Err(Error::Config("max_runs_per_zygote is 0; a zygote must do at least one run".to_owned()));
     }
     if let Some(path) = config.import_paths.iter().find(|path| !path.is_absolute() || !path.is_dir()) {
         return Err(Error::Config(format!(

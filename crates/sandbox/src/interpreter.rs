@@ -1,7 +1,7 @@
 //! Finding a Python interpreter and what it needs to run in a sandbox.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -20,11 +20,13 @@ const SOURCES: [(&str, &str); 6] = [
     ("suite", include_str!("python/suite.py")),
     ("tester", include_str!("python/tester.py")),
 ];
-const FACTS: &str = include_str!("python/facts.py");
+/// Asks an interpreter what it is.
+const FACTS_SOURCE: &str = include_str!("python/facts.py");
 /// Where the dynamic loader and the C library's own modules are, whatever the interpreter maps.
-const SYSTEM: [&str; 6] =
+const SYSTEM_PATHS: [&str; 6] =
     ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"];
-const OLDEST: [u32; 2] = [3, 8];
+/// The oldest interpreter that our own Python runs on: major, minor.
+const OLDEST_VERSION: [u32; 2] = [3, 8];
 
 /// An interpreter that can be sandboxed.
 #[derive(Clone, Debug)]
@@ -48,7 +50,8 @@ struct Facts {
 }
 
 impl Interpreter {
-    /// The configured interpreter, or the first of `/usr/bin/python3` and `python3` on the path that can be used.
+    /// The configured interpreter, or the first of `/usr/bin/python3` and `python3` on the path that can be
+    /// used.
     pub(crate) fn find(configured: Option<&Path>, import_paths: &[PathBuf]) -> Result<Self, Error> {
         if let Some(path) = configured {
             return Self::inspect(path, import_paths);
@@ -58,20 +61,20 @@ impl Interpreter {
     }
 
     fn inspect(path: &Path, import_paths: &[PathBuf]) -> Result<Self, Error> {
-        let unusable = |reason: String| Error::Interpreter { path: path.to_owned(), reason };
-        let output = ask(path).map_err(&unusable)?;
+        Self::try_inspect(path, import_paths)
+            .map_err(|error| Error::Interpreter { path: path.to_owned(), reason: error.to_string() })
+    }
+
+    fn try_inspect(path: &Path, import_paths: &[PathBuf]) -> Result<Self, Unusable> {
+        let output = ask(path)?;
         let end = output.iter().position(|byte| *byte == b'\n').unwrap_or(output.len());
-        let facts: Facts = serde_json::from_slice(&output[..end])
-            .map_err(|error| unusable(format!("its answer is not understood: {error}")))?;
+        let facts: Facts = serde_json::from_slice(&output[..end])?;
         let [major, minor, _] = facts.version;
-        if facts.implementation != "CPython" || [major, minor] < OLDEST || facts.free_threaded {
-            return Err(unusable(format!(
-                "CPython {}.{} or newer with a global interpreter lock is needed, this is {} {major}.{minor}{}",
-                OLDEST[0],
-                OLDEST[1],
-                facts.implementation,
-                if facts.free_threaded { " without one" } else { "" },
-            )));
+        if facts.implementation != "CPython" || [major, minor] < OLDEST_VERSION {
+            return Err(Unusable::Version { found: format!("{} {major}.{minor}", facts.implementation) });
+        }
+        if facts.free_threaded {
+            return Err(Unusable::Version { found: format!("CPython {major}.{minor} without one") });
         }
         let code = output.get(end + 1..).unwrap_or_default().to_vec();
         let reads = reads(&facts, import_paths);
@@ -80,29 +83,48 @@ impl Interpreter {
 
     /// Whether every user of the machine can reach and read what the interpreter needs.
     pub(crate) fn is_public(&self) -> bool {
-        use std::os::unix::fs::PermissionsExt as _;
-        let open = |path: &Path, bits: u32| {
-            path.metadata().is_ok_and(|found| found.permissions().mode() & bits == bits)
-        };
-        self.reads
-            .iter()
-            .chain([&self.path])
-            .all(|path| path.ancestors().skip(1).all(|folder| open(folder, 0o001)))
-            && open(&self.path, 0o005)
+        let mut paths = self.reads.iter().chain([&self.path]);
+        paths.all(|path| path.ancestors().skip(1).all(|folder| has_mode(folder, 0o001)))
+            && has_mode(&self.path, 0o005)
     }
 }
 
+/// Whether a path has all these permission bits.
+fn has_mode(path: &Path, bits: u32) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    path.metadata().is_ok_and(|found| found.permissions().mode() & bits == bits)
+}
+
+/// Why an interpreter is of no use.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    /// It cannot be started, or its pipes broke.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("it gave no answer within {0:?}")]
+    TimedOut(Duration),
+    #[error("it gave no answer; does it start with `-I -S`?")]
+    Silent,
+    #[error("its answer is not understood: {0}")]
+    Answer(#[from] serde_json::Error),
+    #[error(
+        "CPython {}.{} or newer with a global interpreter lock is needed, this is {found}",
+        OLDEST_VERSION[0],
+        OLDEST_VERSION[1]
+    )]
+    Version { found: String },
+}
+
 /// Runs the interpreter once, outside of any sandbox: it is trusted, its guests are not.
-fn ask(path: &Path) -> Result<Vec<u8>, String> {
+fn ask(path: &Path) -> Result<Vec<u8>, Unusable> {
     let sources: BTreeMap<_, _> = SOURCES.into_iter().collect();
-    let input = serde_json::to_vec(&sources).map_err(|error| error.to_string())?;
+    let input = serde_json::to_vec(&sources)?;
     let mut child = Command::new(path)
-        .args(["-I", "-S", "-c", FACTS])
+        .args(["-I", "-S", "-c", FACTS_SOURCE])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| error.to_string())?;
+        .spawn()?;
     let answer = exchange(&mut child, input);
     // An interpreter that went on after its answer, or never gave one, is of no use.
     let _ = child.kill();
@@ -110,34 +132,33 @@ fn ask(path: &Path) -> Result<Vec<u8>, String> {
     answer
 }
 
-/// Writes the input and reads the answer, on two threads so that neither pipe can block the other, with a deadline.
-fn exchange(child: &mut Child, input: Vec<u8>) -> Result<Vec<u8>, String> {
-    const DEADLINE: Duration = Duration::from_secs(20);
+/// Writes the input and reads the answer, on two threads so that neither pipe can block the other, within a
+/// timeout.
+fn exchange(child: &mut Child, input: Vec<u8>) -> Result<Vec<u8>, Unusable> {
+    const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
     let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err("it has no pipes".to_owned());
+        return Err(Unusable::Silent);
     };
     let writer = std::thread::spawn(move || stdin.write_all(&input));
     let (send, receive) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || {
         let mut output = Vec::new();
         let result = stdout.read_to_end(&mut output).map(|_| output);
-        // Nobody listens any more where the deadline has passed.
+        // Nobody listens any more where the timeout has passed.
         let _ = send.send(result);
     });
     let started = Moment::now();
-    let output = receive
-        .recv_timeout(DEADLINE)
-        .map_err(|_| format!("it gave no answer within {:?}", started.elapsed()))?
-        .map_err(|error| error.to_string())?;
+    let output =
+        receive.recv_timeout(ANSWER_TIMEOUT).map_err(|_| Unusable::TimedOut(started.elapsed()))??;
     if writer.is_finished() && output.is_empty() {
-        return Err("it gave no answer; does it start with `-I -S`?".to_owned());
+        return Err(Unusable::Silent);
     }
     Ok(output)
 }
 
 /// Folders of the standard library and of mapped objects, without those that another one contains.
 fn reads(facts: &Facts, import_paths: &[PathBuf]) -> Vec<PathBuf> {
-    let mut wanted: Vec<PathBuf> = SYSTEM.iter().map(PathBuf::from).collect();
+    let mut wanted: Vec<PathBuf> = SYSTEM_PATHS.iter().map(PathBuf::from).collect();
     wanted.extend(facts.libraries.iter().cloned());
     wanted.extend(
         facts

@@ -1,5 +1,5 @@
-//! From a problem and a response to a verdict: what each guest is given, and what its end means. Functions are judged
-//! here, whole programs in [`program`].
+//! From a problem and a response to a verdict: what each guest is given, and what its end means. Functions
+//! are judged here, whole programs in [`program`].
 
 mod program;
 
@@ -17,16 +17,16 @@ use crate::limits::Limits;
 use crate::memfd;
 use crate::problem::{CallCase, FunctionCalls, HumanEval, Mbpp, Problem};
 use crate::syscalls;
-use crate::trial::{End, Outcome, Spec, Trial, raw};
+use crate::trial::{End, GuestSpec, Trial, TrialReport, raw};
 use crate::verdict::{Verdict, printable};
 use crate::wire::{DANGEROUS, Event, Role, WANTED_PROCESS, WANTED_SCRATCH};
 use crate::zygote::Zygote;
 
 pub(crate) use program::program;
 
-/// One grading of one run.
+/// What one run says about a response.
 #[derive(Debug)]
-pub(crate) struct Judgement {
+pub(crate) struct GradedRun {
     pub(crate) verdict: Verdict,
     pub(crate) passed: u32,
     pub(crate) total: u32,
@@ -38,26 +38,26 @@ pub(crate) struct Judgement {
     /// Whether the zygotes may be used again.
     pub(crate) healthy: bool,
     /// The problem's tests in compiled form, where the tester had to make it.
-    pub(crate) plan: Option<String>,
+    pub(crate) compiled_tests: Option<String>,
 }
 
-/// What both kinds of grading need.
+/// What a run needs beside the response, whichever kind of problem it is for.
 #[derive(Debug)]
-pub(crate) struct Bench<'a> {
+pub(crate) struct RunContext<'a> {
     pub(crate) limits: &'a Limits,
     /// Whether guests get namespaces of their own (tier A).
     pub(crate) nested: bool,
     /// Orders the tests.
     pub(crate) seed: u64,
     /// The problem's tests as an earlier tester compiled them.
-    pub(crate) plan: Option<Arc<str>>,
+    pub(crate) compiled_tests: Option<Arc<str>>,
 }
 
 /// The tester's job; `tester.py` reads it.
 #[derive(Default, Serialize)]
 struct TesterJob<'a> {
     nonce: &'a str,
-    plan: Option<&'a str>,
+    compiled_tests: Option<&'a str>,
     kind: &'static str,
     seed: u64,
     value_bytes: u64,
@@ -81,32 +81,36 @@ struct Report {
     detail: String,
 }
 
-/// What a tester says before that, where it was given no plan.
+/// What a tester says before that, where it was given no compiled tests.
 #[derive(Deserialize)]
-struct PlanReport {
+struct CompiledTestsReport {
     nonce: String,
-    plan: String,
+    compiled_tests: String,
 }
 
 /// The longest that honest reports of a tester are together; mostly the compiled tests.
 const REPORT_BYTES: u64 = 4 << 20;
-/// Streams of a function's trial, in the order in which they are opened.
-const VERDICT: usize = 2;
-/// The tester holds the candidate's values and its own.
-const TESTER_MEMORY: u64 = 512 << 20;
-/// Grades the function that a program defines. `None` for problems that are whole programs.
+/// The stream of the tester's reports, after the response's stdout and stderr.
+const VERDICT_STREAM: usize = 2;
+/// What a tester may use beside the response's limit: it holds the candidate's values and its own.
+const TESTER_MEMORY_BYTES: u64 = 512 << 20;
+
+/// Grades the function that a program defines.
+///
+/// # Errors
+/// Where the pipes and memory files of the run cannot be made.
 pub(crate) fn function(
-    bench: &Bench<'_>,
+    context: &RunContext<'_>,
     problem: &Problem,
     response: &str,
     nonce: &str,
     zygotes: [&mut Zygote; 2],
-) -> io::Result<Judgement> {
-    let limits = bench.limits;
+) -> io::Result<GradedRun> {
+    let limits = context.limits;
     let tester_job = serde_json::to_vec(&TesterJob {
         nonce,
-        plan: bench.plan.as_deref(),
-        seed: bench.seed,
+        compiled_tests: context.compiled_tests.as_deref(),
+        seed: context.seed,
         value_bytes: limits.value_bytes,
         ..tester_job(problem)
     })?;
@@ -132,13 +136,21 @@ pub(crate) fn function(
         raw(&requests_read),
         raw(&replies_write),
     ];
-    let candidate_spec =
-        Spec { role: Role::Candidate, nested: bench.nested, fds: &candidate_fds, extra_memory_bytes: 0 };
+    let candidate_spec = GuestSpec {
+        role: Role::Candidate,
+        nested: context.nested,
+        fds: &candidate_fds,
+        extra_memory_bytes: 0,
+    };
     trial.start(candidate, &candidate_spec);
     let tester_fds =
         [null, null, null, raw(&tester_job), raw(&replies_read), raw(&requests_write), raw(&verdict)];
-    let tester_spec =
-        Spec { role: Role::Tester, nested: false, fds: &tester_fds, extra_memory_bytes: TESTER_MEMORY };
+    let tester_spec = GuestSpec {
+        role: Role::Tester,
+        nested: false,
+        fds: &tester_fds,
+        extra_memory_bytes: TESTER_MEMORY_BYTES,
+    };
     trial.start(tester, &tester_spec);
     // The guests hold these now; as long as the server does too, neither sees the other's end.
     drop((stdout, stderr, verdict, requests_read, requests_write, replies_read, replies_write));
@@ -176,15 +188,19 @@ fn tester_job(problem: &Problem) -> TesterJob<'_> {
     }
 }
 
-fn judge_function(outcome: &Outcome, nonce: &str, limits: &Limits) -> Judgement {
+fn judge_function(outcome: &TrialReport, nonce: &str, limits: &Limits) -> GradedRun {
     let candidate = outcome.events.first().copied().flatten();
-    let reports = outcome.streams.get(VERDICT).map_or(&[][..], Vec::as_slice);
-    // A tester says one thing a line; what it said before its verdict it said before it heard anything of the response.
+    let reports = outcome.streams.get(VERDICT_STREAM).map_or(&[][..], Vec::as_slice);
+    // A tester says one thing a line; what it said before its verdict it said before it heard anything of the
+    // response.
     let mut lines = reports.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).rev();
     let report = lines.next().and_then(|line| serde_json::from_slice::<Report>(line).ok());
     let report = report.filter(|report| report.nonce == nonce);
-    let plan = lines.next().and_then(|line| serde_json::from_slice::<PlanReport>(line).ok());
-    let plan = plan.filter(|plan| plan.nonce == nonce).map(|report| report.plan);
+    let compiled_tests =
+        lines.next().and_then(|line| serde_json::from_slice::<CompiledTestsReport>(line).ok());
+    let compiled_tests = compiled_tests
+        .filter(|compiled_tests| compiled_tests.nonce == nonce)
+        .map(|report| report.compiled_tests);
     let (passed, total) = report.as_ref().map_or((0, 1), |report| (report.passed, report.total.max(1)));
     let (verdict, detail) = match (ended_early(outcome, candidate, limits), report) {
         (Some(early), _) => early,
@@ -198,7 +214,7 @@ fn judge_function(outcome: &Outcome, nonce: &str, limits: &Limits) -> Judgement 
     let tester = outcome.events.last().copied().flatten();
     let (verdict, detail) = without_facility(verdict, detail, candidate, tester);
     let passed = if verdict == Verdict::Accepted { total } else { passed.min(total.saturating_sub(1)) };
-    Judgement {
+    GradedRun {
         verdict,
         passed,
         total,
@@ -207,13 +223,13 @@ fn judge_function(outcome: &Outcome, nonce: &str, limits: &Limits) -> Judgement 
         cpu: outcome.cpu,
         event: candidate,
         healthy: outcome.healthy,
-        plan,
+        compiled_tests,
     }
 }
 
 /// A run that the server itself could not set up.
-pub(crate) fn no_resources(error: &std::io::Error) -> Judgement {
-    Judgement {
+pub(crate) fn no_resources(error: &std::io::Error) -> GradedRun {
+    GradedRun {
         verdict: Verdict::InternalError,
         passed: 0,
         total: 1,
@@ -222,12 +238,12 @@ pub(crate) fn no_resources(error: &std::io::Error) -> Judgement {
         cpu: Duration::ZERO,
         event: None,
         healthy: false,
-        plan: None,
+        compiled_tests: None,
     }
 }
 
 /// A verdict that does not depend on what the tests say.
-fn ended_early(outcome: &Outcome, response: Option<Event>, limits: &Limits) -> Option<(Verdict, String)> {
+fn ended_early(outcome: &TrialReport, response: Option<Event>, limits: &Limits) -> Option<(Verdict, String)> {
     let dangerous = response.filter(|event| event.flags & DANGEROUS != 0);
     if let Some(event) = dangerous {
         let name = syscalls::name(event.dangerous_syscall);
@@ -243,7 +259,9 @@ fn ended_early(outcome: &Outcome, response: Option<Event>, limits: &Limits) -> O
         End::Tasks => {
             (Verdict::RuntimeError, format!("more than {} processes and threads", limits.processes))
         }
-        End::Output(VERDICT) => (Verdict::InternalError, "the tester's message is too long".to_owned()),
+        End::Output(VERDICT_STREAM) => {
+            (Verdict::InternalError, "the tester's message is too long".to_owned())
+        }
         End::Output(index) => {
             let name = if *index == 0 { "stdout" } else { "stderr" };
             (Verdict::OutputLimit, format!("more than {} bytes on {name}", limits.output_bytes))
@@ -276,7 +294,7 @@ fn death(event: Option<Event>, limits: &Limits, detail: &str) -> (Verdict, Strin
 }
 
 /// A tester that ended without a word: its own limits, or a fault of ours.
-fn silent_tester(outcome: &Outcome, limits: &Limits) -> (Verdict, String) {
+fn silent_tester(outcome: &TrialReport, limits: &Limits) -> (Verdict, String) {
     let tester = outcome.events.last().copied().flatten();
     let cpu = tester.map_or(Duration::ZERO, |event| Duration::from_micros(event.cpu_micros));
     if cpu >= limits.cpu {
@@ -289,18 +307,20 @@ fn silent_tester(outcome: &Outcome, limits: &Limits) -> (Verdict, String) {
     (Verdict::InternalError, format!("the tester ended without a verdict (status {status:#x})"))
 }
 
-/// A failure that comes of a facility this tier has not is no failure: tests that needed one say nothing, and a response
-/// that broke off after it was refused one could not be judged. A response that went on and answered wrongly was.
+/// A failure that comes of a facility this tier has not is no failure: tests that needed one say nothing, and
+/// a response that broke off after it was refused one could not be judged. A response that went on and
+/// answered wrongly was.
 fn without_facility(
     verdict: Verdict,
     detail: String,
     response: Option<Event>,
     tester: Option<Event>,
 ) -> (Verdict, String) {
-    let flags = |event: Option<Event>| event.map_or(0, |event| event.flags);
+    let response_flags = response.map_or(0, |event| event.flags);
+    let tester_flags = tester.map_or(0, |event| event.flags);
     let wanted = match verdict {
-        Verdict::RuntimeError => flags(response) | flags(tester),
-        Verdict::WrongAnswer => flags(tester),
+        Verdict::RuntimeError => response_flags | tester_flags,
+        Verdict::WrongAnswer => tester_flags,
         _ => 0,
     };
     if wanted & WANTED_PROCESS != 0 {
@@ -325,8 +345,8 @@ mod tests {
     use super::*;
     use crate::wire::EventKind;
 
-    fn outcome(end: End, candidate: Event, report: &str) -> Outcome {
-        Outcome {
+    fn outcome(end: End, candidate: Event, report: &str) -> TrialReport {
+        TrialReport {
             end,
             events: vec![Some(candidate), Some(Event::new(EventKind::Ended, 1))],
             streams: vec![vec![], vec![], report.as_bytes().to_vec()],
@@ -349,11 +369,14 @@ mod tests {
         assert_eq!(judge(&report("guess", "accepted")).verdict, Verdict::InternalError);
         assert_eq!(judge("").verdict, Verdict::InternalError);
         assert_eq!(judge(&report("secret", "fine")).verdict, Verdict::InternalError);
-        let with_plan = |nonce: &str| {
-            format!("{{\"nonce\":\"{nonce}\",\"plan\":\"abc\"}}\n{}\n", report("secret", "accepted"))
+        let with_tests = |nonce: &str| {
+            format!(
+                "{{\"nonce\":\"{nonce}\",\"compiled_tests\":\"abc\"}}\n{}\n",
+                report("secret", "accepted")
+            )
         };
-        assert_eq!(judge(&with_plan("secret")).plan.as_deref(), Some("abc"));
-        assert_eq!(judge(&with_plan("guess")).plan, None);
+        assert_eq!(judge(&with_tests("secret")).compiled_tests.as_deref(), Some("abc"));
+        assert_eq!(judge(&with_tests("guess")).compiled_tests, None);
     }
 
     #[test]
@@ -364,7 +387,7 @@ mod tests {
             (End::Cpu, Verdict::TimeLimit),
             (End::Memory, Verdict::MemoryLimit),
             (End::Output(0), Verdict::OutputLimit),
-            (End::Output(VERDICT), Verdict::InternalError),
+            (End::Output(VERDICT_STREAM), Verdict::InternalError),
             (End::Lost("x".into()), Verdict::InternalError),
         ] {
             let judged =

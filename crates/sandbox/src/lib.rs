@@ -1,5 +1,28 @@
 //! Untrusted code: isolation, limits and two-process grading.
 //!
+//! Grade one response against a problem:
+//!
+//! ```
+//! use sandbox::{CallCase, FunctionCalls, Grader, GraderConfig, Limits, Problem, Verdict};
+//! # // Programs find the helper beside themselves; this one lies elsewhere.
+//! # let helper = std::path::Path::new(env!("OUT_DIR")).ancestors().nth(3).map(|f| f.join("sluice-sandbox-init"));
+//!
+//! let problem = Problem::FunctionCalls(FunctionCalls {
+//!     task_id: "double".into(),
+//!     entry_point: "double".into(),
+//!     cases: vec![CallCase { args: vec![21.into()], kwargs: Default::default(), expected: 42.into() }],
+//!     tolerance: None,
+//! });
+//! let config = GraderConfig { workers: 1, ..GraderConfig::default() };
+//! # let config = GraderConfig { init: helper, ..config };
+//! let grader = Grader::start(config)?;
+//! let grade = grader.grade(&problem, "def double(n):\n    return 2 * n\n", &Limits::default())?;
+//! assert_eq!((grade.verdict, grade.passed, grade.total), (Verdict::Accepted, 1, 1));
+//! # Ok::<(), sandbox::Error>(())
+//! ```
+//!
+//! How it works:
+//!
 //! ```text
 //! caller --grade--> Grader --> pool of zygotes                        (this process)
 //!                                | control socket
@@ -9,10 +32,10 @@
 //!               '--- verdict with a nonce --> Grader
 //! ```
 //!
-//! A response is executed in the *candidate*; tests and expected values exist only in the *tester*, another confined
-//! process. What crosses between them are exact builtin values, bounded in size and depth. The verdict is the tester's
-//! message, bound to a nonce that the candidate never had; exit codes and printed text decide nothing (in stdin/stdout
-//! problems the output is compared here, outside every guest).
+//! A response is executed in the *candidate*; tests and expected values exist only in the *tester*, another
+//! confined process. What crosses between them are exact builtin values, bounded in size and depth. The
+//! verdict is the tester's message, bound to a nonce that the candidate never had; exit codes and printed
+//! text decide nothing (in stdin/stdout problems the output is compared here, outside every guest).
 //!
 //! Invariants:
 //! 1. No guest code runs unless every step of the set-up succeeded; a step that fails is an `internal_error`.
@@ -21,39 +44,42 @@
 //! 4. A dropped [`Grader`] leaves no process, descriptor, mount or file.
 //!
 //! Two tiers, chosen by [`probe`]:
-//! * **A**: user, PID, mount, network, IPC, UTS and cgroup namespaces, `pivot_root` onto read-only binds, a scratch tmpfs
-//!   per run, then Landlock, seccomp and resource limits;
-//! * **B**: where user namespaces are forbidden (a default Kubernetes pod): Landlock, seccomp and resource limits alone;
-//!   one process, no children, nothing to write.
+//! * **A**: user, PID, mount, network, IPC, UTS and cgroup namespaces, `pivot_root` onto read-only binds, a
+//!   scratch tmpfs per run, then Landlock, seccomp and resource limits;
+//! * **B**: where user namespaces are forbidden (a default Kubernetes pod): Landlock, seccomp and resource
+//!   limits alone; one process, no children, nothing to write.
 //!
-//! In both, guests of one zygote share the layout of its address space and its hash seed; `cold` starts an interpreter
-//! from nothing for every candidate.
+//! In both, guests of one zygote share the layout of its address space and its hash seed; `cold` starts an
+//! interpreter from nothing for every candidate.
 
 mod clock;
+mod compiled_tests;
 mod config;
 mod error;
 mod grader;
 mod interpreter;
 mod judge;
-mod keeper;
 mod limits;
 mod memfd;
 mod pass_at_k;
-mod plan;
-mod plans;
 mod pool;
 mod problem;
 mod read;
+mod spawner;
 mod stats;
 mod syscalls;
 mod tier;
+mod tier_probe;
 mod trial;
 mod verdict;
 mod watch;
-#[allow(dead_code, reason = "shared with the helper and the native half, which use the rest")]
-mod wire;
-mod workshop;
 mod zygote;
+
+// What the library and its helper, `sluice-sandbox-init`, say to each other; for nobody else.
+#[doc(hidden)]
+pub mod wire;
+#[doc(hidden)]
+pub mod zygote_spec;
 
 pub use config::GraderConfig;
 pub use error::Error;
@@ -61,8 +87,8 @@ pub use grader::Grader;
 pub use limits::Limits;
 pub use pass_at_k::pass_at_k;
 pub use problem::{CallCase, Compare, FunctionCalls, HumanEval, Mbpp, Problem, Stdio, StdioCase};
-pub use read::{ReadError, Record, read_jsonl, read_problems};
+pub use read::{ReadError, Record, read_problems};
 pub use stats::Stats;
 pub use tier::{StepFailure, Tier, TierReport};
+pub use tier_probe::probe;
 pub use verdict::{Grade, Verdict};
-pub use workshop::probe;

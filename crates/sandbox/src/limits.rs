@@ -33,8 +33,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // The time-out of OpenAI's HumanEval harness; wall time is twice that, so that a loaded machine does not turn
-            // right answers into wall limits.
+            // The time-out of OpenAI's HumanEval harness; wall time is twice that, so that a loaded machine
+            // does not turn right answers into wall limits.
             cpu: Duration::from_secs(3),
             wall: Duration::from_secs(6),
             memory_bytes: 512 << 20,

@@ -1,8 +1,9 @@
 //! The estimator of pass@k.
 
-/// Unbiased estimate of the probability that at least one of `k` responses is correct, from `samples` responses of which
-/// `correct` are: `1 - C(n - c, k) / C(n, k)`, computed as a product so that nothing overflows (Chen et al. 2021,
-/// "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section 2.1).
+/// Unbiased estimate of the probability that at least one of `k` responses is correct, from `samples`
+/// responses of which `correct` are: `1 - C(n - c, k) / C(n, k)`, computed as a product so that nothing
+/// overflows (Chen et al. 2021, "Evaluating Large Language Models Trained on Code", arXiv 2107.03374, section
+/// 2.1).
 ///
 /// `None` where it is not defined: `k` is 0 or larger than `samples`, or `correct` is larger than `samples`.
 pub fn pass_at_k(samples: u64, correct: u64, k: u64) -> Option<f64> {

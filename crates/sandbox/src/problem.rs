@@ -30,8 +30,8 @@ impl Problem {
         }
     }
 
-    /// The program that a response makes: HumanEval's prompt with the response appended, as OpenAI's harness has it (so a
-    /// response that repeats the whole function works too); otherwise the response itself.
+    /// The program that a response makes: HumanEval's prompt with the response appended, as OpenAI's harness
+    /// has it (so a response that repeats the whole function works too); otherwise the response itself.
     pub(crate) fn program(&self, response: &str) -> String {
         match self {
             Self::HumanEval(problem) => format!("{}{response}", problem.prompt),
@@ -42,8 +42,8 @@ impl Problem {
 
 /// A function to complete (Chen et al. 2021, arXiv 2107.03374).
 ///
-/// The test runs in the tester's process. The prompt is executed there too, so helpers that it defines are in reach; the
-/// entry point's name, and `candidate`, are bound to the response's function in the other process.
+/// The test runs in the tester's process. The prompt is executed there too, so helpers that it defines are in
+/// reach; the entry point's name, and `candidate`, are bound to the response's function in the other process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HumanEval {
@@ -53,12 +53,12 @@ pub struct HumanEval {
     pub prompt: String,
     /// The function under test.
     pub entry_point: String,
-    /// Defines `check(candidate)`. Assertions directly in its body count as tests of their own and run in a seeded order;
-    /// everything else runs in place.
+    /// Defines `check(candidate)`. Assertions directly in its body count as tests of their own and run in a
+    /// seeded order; everything else runs in place.
     pub test: String,
-    /// Whether the tests look at arguments that the function changed *and* at a value it returned. Changes are always
-    /// seen where the function returns `None`, as in-place functions do. They are hidden from the tests otherwise, because
-    /// a response could change an argument that the test compares with later.
+    /// Whether the tests look at arguments that the function changed *and* at a value it returned. Changes
+    /// are always seen where the function returns `None`, as in-place functions do. They are hidden from the
+    /// tests otherwise, because a response could change an argument that the test compares with later.
     #[serde(default)]
     pub mutates_arguments: bool,
 }
@@ -74,8 +74,8 @@ pub struct Mbpp {
     pub test_setup_code: String,
     /// Assertions, one test each, run in a seeded order.
     pub test_list: Vec<String>,
-    /// The function under test; found from the assertions where not given. Where they need more of the response than one
-    /// function, for instance a class, the problem is `unsupported`.
+    /// The function under test; found from the assertions where not given. Where they need more of the
+    /// response than one function, for instance a class, the problem is `unsupported`.
     #[serde(default)]
     pub entry_point: Option<String>,
     /// As in [`HumanEval::mutates_arguments`].
@@ -83,7 +83,8 @@ pub struct Mbpp {
     pub mutates_arguments: bool,
 }
 
-/// A function with arguments and expected values in JSON. A returned tuple equals the list that JSON has for it.
+/// A function with arguments and expected values in JSON. A returned tuple equals the list that JSON has for
+/// it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FunctionCalls {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::problem::{HumanEval, Mbpp, Problem};
 
 /// A line longer than this is not a record of any of these files.
-const LONGEST_LINE: u64 = 256 << 20;
+const LINE_LIMIT_BYTES: u64 = 256 << 20;
 
 /// A file that cannot be read, or a line in it.
 #[derive(Debug, thiserror::Error)]
@@ -46,39 +46,33 @@ pub struct Record {
     pub reference: Option<String>,
 }
 
-/// Streams the records of a `.jsonl` or `.jsonl.gz` file (told apart by content, not by name). Empty lines are skipped.
+/// Streams the problems of a `.jsonl` or `.jsonl.gz` file (told apart by content, not by name): lines in the
+/// shape of HumanEval, of MBPP (full or sanitised), or a tagged [`Problem`]. Empty lines are skipped.
 ///
 /// # Errors
-/// [`ReadError::File`] where the file cannot be opened; each item is an error where its line is broken.
-pub fn read_jsonl<T: DeserializeOwned>(
-    path: &Path,
-) -> Result<impl Iterator<Item = Result<T, ReadError>> + use<T>, ReadError> {
-    Ok(lines(path)?.map(|line| line.and_then(|line| line.parse())))
-}
-
-/// Streams the problems of a file: lines in the shape of HumanEval, of MBPP (full or sanitised), or a tagged
-/// [`Problem`].
-///
-/// # Errors
-/// As [`read_jsonl`].
+/// [`ReadError::File`] where the file cannot be opened; each item is a [`ReadError::Line`] where its line is
+/// broken.
 pub fn read_problems(
     path: &Path,
 ) -> Result<impl Iterator<Item = Result<Record, ReadError>> + use<>, ReadError> {
     Ok(lines(path)?.map(|line| {
         let line = line?;
-        record(line.parse()?).map_err(|reason| line.wrong(reason))
+        record(line.parse()?).map_err(|error| line.wrong(error.to_string()))
     }))
 }
 
 /// The lines of a plain or compressed file that are not empty.
-fn lines(path: &Path) -> Result<impl Iterator<Item = Result<Line, ReadError>> + use<>, ReadError> {
-    let file_error = |source| ReadError::File { path: path.to_owned(), source };
-    let mut plain = BufReader::new(File::open(path).map_err(file_error)?);
-    let compressed = plain.fill_buf().map_err(file_error)?.starts_with(&[0x1f, 0x8b]);
-    let lines: Box<dyn BufRead + Send> =
-        if compressed { Box::new(BufReader::new(MultiGzDecoder::new(plain))) } else { Box::new(plain) };
-    let all = Lines { path: path.to_owned(), lines, number: 0 };
+fn lines(path: &Path) -> Result<impl Iterator<Item = Result<RawLine, ReadError>> + use<>, ReadError> {
+    let text = open(path).map_err(|source| ReadError::File { path: path.to_owned(), source })?;
+    let all = LineReader { path: path.to_owned(), text, number: 0 };
     Ok(all.filter(|line| line.as_ref().map_or(true, |line| !line.text.trim_ascii().is_empty())))
+}
+
+/// The text of a plain or compressed file.
+fn open(path: &Path) -> io::Result<Box<dyn BufRead + Send>> {
+    let mut plain = BufReader::new(File::open(path)?);
+    let compressed = plain.fill_buf()?.starts_with(&[0x1f, 0x8b]);
+    Ok(if compressed { Box::new(BufReader::new(MultiGzDecoder::new(plain))) } else { Box::new(plain) })
 }
 
 /// The fields of OpenAI's file.
@@ -108,14 +102,24 @@ struct MbppLine {
     mutates_arguments: bool,
 }
 
-fn record(value: Value) -> Result<Record, String> {
-    let has = |field: &str| value.get(field).is_some();
-    if has("kind") {
-        let problem = serde_json::from_value(value).map_err(|error| error.to_string())?;
+/// Why a line is no problem.
+#[derive(Debug, thiserror::Error)]
+enum NoProblem {
+    #[error(transparent)]
+    Fields(#[from] serde_json::Error),
+    #[error(
+        "no problem: expected HumanEval's `prompt`, `entry_point` and `test`, MBPP's `test_list`, or a `kind`"
+    )]
+    Shape,
+}
+
+fn record(value: Value) -> Result<Record, NoProblem> {
+    if value.get("kind").is_some() {
+        let problem = serde_json::from_value(value)?;
         return Ok(Record { problem, reference: None });
     }
-    if has("test_list") {
-        let line: MbppLine = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    if value.get("test_list").is_some() {
+        let line: MbppLine = serde_json::from_value(value)?;
         let task_id = line.task_id.as_str().map_or_else(|| line.task_id.to_string(), str::to_owned);
         let mut setup = line.test_imports.join("\n");
         setup.push('\n');
@@ -129,8 +133,8 @@ fn record(value: Value) -> Result<Record, String> {
         });
         return Ok(Record { problem, reference: line.code });
     }
-    if has("entry_point") && has("test") {
-        let line: HumanEvalLine = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    if value.get("entry_point").is_some() && value.get("test").is_some() {
+        let line: HumanEvalLine = serde_json::from_value(value)?;
         let problem = Problem::HumanEval(HumanEval {
             task_id: line.task_id,
             prompt: line.prompt,
@@ -140,17 +144,17 @@ fn record(value: Value) -> Result<Record, String> {
         });
         return Ok(Record { problem, reference: line.canonical_solution });
     }
-    Err("no problem: expected HumanEval's `prompt`, `entry_point` and `test`, MBPP's `test_list`, or a `kind`".to_owned())
+    Err(NoProblem::Shape)
 }
 
 /// One line and where it stands.
-struct Line {
+struct RawLine {
     path: PathBuf,
     number: u64,
     text: Vec<u8>,
 }
 
-impl Line {
+impl RawLine {
     fn wrong(&self, reason: String) -> ReadError {
         ReadError::Line { path: self.path.clone(), line: self.number, reason }
     }
@@ -160,26 +164,26 @@ impl Line {
     }
 }
 
-struct Lines {
+struct LineReader {
     path: PathBuf,
-    lines: Box<dyn BufRead + Send>,
+    text: Box<dyn BufRead + Send>,
     number: u64,
 }
 
-impl Iterator for Lines {
-    type Item = Result<Line, ReadError>;
+impl Iterator for LineReader {
+    type Item = Result<RawLine, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.number += 1;
-        let mut line = Line { path: self.path.clone(), number: self.number, text: Vec::new() };
-        let reason = match self.lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line.text) {
+        let mut line = RawLine { path: self.path.clone(), number: self.number, text: Vec::new() };
+        let reason = match self.text.by_ref().take(LINE_LIMIT_BYTES).read_until(b'\n', &mut line.text) {
             Ok(0) => return None,
-            Ok(length) if (length as u64) < LONGEST_LINE => return Some(Ok(line)),
-            Ok(_) => format!("longer than {LONGEST_LINE} bytes"),
+            Ok(length) if (length as u64) < LINE_LIMIT_BYTES => return Some(Ok(line)),
+            Ok(_) => format!("longer than {LINE_LIMIT_BYTES} bytes"),
             Err(error) => error.to_string(),
         };
         // A broken stream stays broken: say so once, then end.
-        self.lines = Box::new(io::empty());
+        self.text = Box::new(io::empty());
         Some(Err(line.wrong(reason)))
     }
 }

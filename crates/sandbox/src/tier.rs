@@ -49,6 +49,17 @@ pub struct StepFailure {
     pub detail: String,
 }
 
+impl StepFailure {
+    /// A helper that could not even be started.
+    pub(crate) fn not_started(error: &std::io::Error) -> Self {
+        Self {
+            step: "start sluice-sandbox-init".to_owned(),
+            errno: error.raw_os_error().unwrap_or(0),
+            detail: error.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for StepFailure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}", self.step)?;
@@ -92,12 +103,13 @@ impl TierReport {
 
 impl fmt::Display for TierReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut line = |tier: Tier, end: &str| match self.failure(tier) {
-            None => write!(formatter, "tier {tier} works{end}"),
-            Some(failure) => write!(formatter, "tier {tier} does not work: {failure}{end}"),
-        };
-        line(Tier::A, "; ")?;
-        line(Tier::B, "")
+        for (tier, end) in [(Tier::A, "; "), (Tier::B, "")] {
+            match self.failure(tier) {
+                None => write!(formatter, "tier {tier} works{end}")?,
+                Some(failure) => write!(formatter, "tier {tier} does not work: {failure}{end}")?,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,8 +1,8 @@
 //! One run: guests under limits, their output, and the end of all of it.
 //!
-//! A trial has a first guest, whose use of resources is watched, and a last guest, whose end ends the trial (they are the
-//! same for a program). Whatever ends it, every guest is stopped, and [`Trial::run`] returns only when the kernel has
-//! nothing left of them or the zygote has to be given up.
+//! A trial has a first guest, whose use of resources is watched, and a last guest, whose end ends the trial
+//! (they are the same for a program). Whatever ends it, every guest is stopped, and [`Trial::run`] returns
+//! only when the kernel has nothing left of them or the zygote has to be given up.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -19,15 +19,15 @@ use crate::clock::{Moment, poll_millis};
 use crate::limits::Limits;
 use crate::tier::StepFailure;
 use crate::watch;
-use crate::wire::{Event, EventKind, Job, MAGIC, Request, Role};
+use crate::wire::{Event, EventKind, Job, Request, Role};
 use crate::zygote::{self, Message, Zygote};
 
-/// How often the first guest is looked at, from this long after the start.
-const SAMPLE: Duration = Duration::from_millis(10);
+/// Between two samples of what the first guest uses.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
 /// A supervisor that was asked to stop its guest gets this long before the whole run is killed.
-const GRACE: Duration = Duration::from_millis(15);
+const STOP_TIMEOUT: Duration = Duration::from_millis(15);
 /// After this long without a sign the zygote is given up.
-const GIVE_UP: Duration = Duration::from_secs(2);
+const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a trial ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(crate) enum End {
 
 /// What a trial leaves behind.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct TrialReport {
     pub(crate) end: End,
     /// How each guest ended, where it was heard of.
     pub(crate) events: Vec<Option<Event>>,
@@ -67,7 +67,7 @@ pub(crate) struct Outcome {
 
 /// A guest to be started.
 #[derive(Debug)]
-pub(crate) struct Spec<'a> {
+pub(crate) struct GuestSpec<'a> {
     pub(crate) role: Role,
     /// Whether it gets namespaces and a scratch folder of its own (tier A only).
     pub(crate) nested: bool,
@@ -90,13 +90,20 @@ struct Guest<'a> {
     killed: bool,
 }
 
+/// What a descriptor that is polled belongs to, by its index.
+#[derive(Clone, Copy)]
+enum Source {
+    Guest(usize),
+    Stream(usize),
+}
+
 struct Stream {
     file: Option<File>,
     limit: u64,
     bytes: Vec<u8>,
 }
 
-/// See the module.
+/// Guests that run together, and what bounds them.
 pub(crate) struct Trial<'a> {
     limits: &'a Limits,
     guests: Vec<Guest<'a>>,
@@ -110,7 +117,7 @@ pub(crate) struct Trial<'a> {
 impl<'a> Trial<'a> {
     pub(crate) fn new(limits: &'a Limits) -> Self {
         let started = Moment::now();
-        let next_sample = started + SAMPLE;
+        let next_sample = started + SAMPLE_INTERVAL;
         Self {
             limits,
             guests: Vec::new(),
@@ -130,8 +137,9 @@ impl<'a> Trial<'a> {
         Ok(write)
     }
 
-    /// Starts a guest. Where its zygote does not take the job the trial is lost, and [`Trial::run`] stops the others.
-    pub(crate) fn start(&mut self, zygote: &'a mut Zygote, spec: &Spec<'_>) {
+    /// Starts a guest. Where its zygote does not take the job the trial is lost, and [`Trial::run`] stops the
+    /// others.
+    pub(crate) fn start(&mut self, zygote: &'a mut Zygote, spec: &GuestSpec<'_>) {
         zygote.runs += 1;
         let run = u64::from(zygote.runs);
         let submitted = zygote.submit(&job(self.limits, spec, run), spec.fds);
@@ -152,9 +160,9 @@ impl<'a> Trial<'a> {
     }
 
     /// Runs to the end.
-    pub(crate) fn run(mut self) -> Outcome {
+    pub(crate) fn run(mut self) -> TrialReport {
         while self.guests.iter().any(|guest| !guest.gone && !guest.lost) {
-            self.look_at_the_clock();
+            self.check_limits();
             if self.end.is_some() {
                 self.guests.iter_mut().for_each(Guest::stop);
             }
@@ -167,7 +175,7 @@ impl<'a> Trial<'a> {
         if let Some(event) = self.guests.first().and_then(|guest| guest.ended) {
             self.cpu = self.cpu.max(Duration::from_micros(event.cpu_micros));
         }
-        Outcome {
+        TrialReport {
             end: self.end.unwrap_or(End::Finished),
             events: self.guests.iter().map(|guest| guest.ended).collect(),
             streams: self.streams.into_iter().map(|stream| stream.bytes).collect(),
@@ -185,7 +193,8 @@ impl<'a> Trial<'a> {
         self.started + self.limits.wall
     }
 
-    fn look_at_the_clock(&mut self) {
+    /// Ends the trial where a limit is exceeded.
+    fn check_limits(&mut self) {
         let now = Moment::now();
         if now >= self.deadline() {
             self.finish(End::Wall);
@@ -193,7 +202,7 @@ impl<'a> Trial<'a> {
         if self.end.is_some() || now < self.next_sample {
             return;
         }
-        self.next_sample = now + SAMPLE;
+        self.next_sample = now + SAMPLE_INTERVAL;
         let Some(guest) = self.guests.first().filter(|guest| !guest.gone) else { return };
         let pids: Vec<_> = guest.pidfds.iter().filter_map(|pidfd| zygote::pid(pidfd.as_fd())).collect();
         let nested = guest.nested;
@@ -214,18 +223,21 @@ impl<'a> Trial<'a> {
 
     /// Waits until something happens or is due, and takes note of it.
     fn wait(&mut self) {
-        let due =
-            if self.end.is_some() { Moment::now() + GRACE } else { self.deadline().min(self.next_sample) };
+        let due = if self.end.is_some() {
+            Moment::now() + STOP_TIMEOUT
+        } else {
+            self.deadline().min(self.next_sample)
+        };
         let mut fds = Vec::with_capacity(8);
         let mut sources = Vec::with_capacity(8);
         for (index, guest) in self.guests.iter().enumerate().filter(|(_, guest)| !guest.gone && !guest.lost) {
             fds.push(PollFd::new(guest.zygote.fd(), PollFlags::POLLIN));
-            sources.push((true, index));
+            sources.push(Source::Guest(index));
         }
         for (index, stream) in self.streams.iter().enumerate() {
             if let Some(file) = &stream.file {
                 fds.push(PollFd::new(file.as_fd(), PollFlags::POLLIN));
-                sources.push((false, index));
+                sources.push(Source::Stream(index));
             }
         }
         if !matches!(poll(&mut fds, PollTimeout::from(poll_millis(due))), Ok(1..)) {
@@ -237,13 +249,16 @@ impl<'a> Trial<'a> {
             .filter(|(fd, _)| fd.revents().is_some_and(|events| !events.is_empty()))
             .map(|(_, source)| source)
             .collect();
-        for (is_guest, index) in ready {
-            if is_guest { self.hear(index) } else { self.drain(index) }
+        for source in ready {
+            match source {
+                Source::Guest(index) => self.receive(index),
+                Source::Stream(index) => self.drain(index),
+            }
         }
     }
 
     /// Takes all messages of a guest's zygote.
-    fn hear(&mut self, index: usize) {
+    fn receive(&mut self, index: usize) {
         loop {
             match self.guests[index].zygote.receive() {
                 Ok(None) => return,
@@ -315,63 +330,49 @@ impl Guest<'_> {
         }
         let Some(asked) = self.asked_to_stop else {
             self.asked_to_stop = Some(Moment::now());
-            let stop = Job { request: Request::Stop as u32, run: self.run, ..EMPTY };
+            let stop = Job { request: Request::Stop as u32, run: self.run, ..Job::EMPTY };
             self.lost = self.zygote.submit(&stop, &[]).is_err();
             return;
         };
-        if asked.elapsed() >= GRACE && !self.killed {
+        if asked.elapsed() >= STOP_TIMEOUT && !self.killed {
             if let Some(pidfd) = self.pidfds.first() {
                 zygote::signal(pidfd.as_fd(), Signal::SIGKILL);
             }
             self.killed = true;
         }
-        self.lost = asked.elapsed() >= GIVE_UP;
+        self.lost = asked.elapsed() >= GIVE_UP_TIMEOUT;
     }
 }
 
-const EMPTY: Job = Job {
-    magic: MAGIC,
-    request: 0,
-    run: 0,
-    role: 0,
-    fd_count: 0,
-    cpu_seconds: 0,
-    address_space_bytes: 0,
-    file_bytes: 0,
-    open_files: 0,
-    processes: 0,
-    stack_bytes: 0,
-    scratch_bytes: 0,
-    scratch_inodes: 0,
-};
-
-/// Reserved but untouched memory a guest may have beyond its limit: thread stacks, allocator arenas, mapped libraries.
-const ADDRESS_SLACK: u64 = 1 << 30;
+/// Reserved but untouched memory a guest may have beyond its limit: thread stacks, allocator arenas, mapped
+/// libraries.
+const ADDRESS_SLACK_BYTES: u64 = 1 << 30;
 const STACK_BYTES: u64 = 64 << 20;
 
-fn job(limits: &Limits, spec: &Spec<'_>, run: u64) -> Job {
+fn job(limits: &Limits, spec: &GuestSpec<'_>, run: u64) -> Job {
     let request = if spec.nested { Request::Nested } else { Request::Direct };
     Job {
         request: request as u32,
         run,
         role: spec.role as u32,
         fd_count: u32::try_from(spec.fds.len()).unwrap_or(u32::MAX),
-        // The backstop must not strike before the server, which counts in milliseconds and over all processes.
+        // The backstop must not strike before the server, which counts in milliseconds and over all
+        // processes.
         cpu_seconds: limits.cpu.as_secs() + 2,
-        address_space_bytes: limits.memory_bytes + spec.extra_memory_bytes + ADDRESS_SLACK,
+        address_space_bytes: limits.memory_bytes + spec.extra_memory_bytes + ADDRESS_SLACK_BYTES,
         file_bytes: limits.file_bytes.max(1),
         open_files: limits.open_files.max(16),
-        // Counted per user over the whole machine where the guest has no user namespace of its own; there the server's
-        // sampling is the limit.
+        // Counted per user over the whole machine where the guest has no user namespace of its own; there the
+        // server's sampling is the limit.
         processes: if spec.nested { limits.processes + 2 } else { 0 },
         stack_bytes: STACK_BYTES,
         scratch_bytes: limits.file_bytes,
         scratch_inodes: limits.files + 1,
-        ..EMPTY
+        ..Job::EMPTY
     }
 }
 
-/// The number of a descriptor, for [`Spec::fds`].
+/// The number of a descriptor, for [`GuestSpec::fds`].
 pub(crate) fn raw(fd: &impl std::os::fd::AsFd) -> RawFd {
     let borrowed: BorrowedFd<'_> = fd.as_fd();
     borrowed.as_raw_fd()

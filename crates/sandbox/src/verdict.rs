@@ -27,8 +27,8 @@ pub enum Verdict {
     FileLimit,
     /// A system call that no program under test needs; the guest was killed for it.
     DangerousSyscall,
-    /// Cannot be judged here: the tests need a value that cannot cross, or the response a facility this tier lacks. Says
-    /// nothing about the response.
+    /// Cannot be judged here: the tests need a value that cannot cross, or the response a facility this tier
+    /// lacks. Says nothing about the response.
     Unsupported,
     /// The sandbox itself failed. Says nothing about the response.
     InternalError,
@@ -50,7 +50,8 @@ impl Verdict {
         Self::InternalError,
     ];
 
-    /// Whether the verdict judges the response. Where it does not, the sample has no score: it is dropped and counted.
+    /// Whether the verdict judges the response. Where it does not, the sample has no score: it is dropped and
+    /// counted.
     pub const fn judges_response(self) -> bool {
         !matches!(self, Self::Unsupported | Self::InternalError)
     }
@@ -93,8 +94,8 @@ pub struct Grade {
     pub passed: u32,
     /// Tests there are; at least 1.
     pub total: u32,
-    /// Why, in one line of printable ASCII; empty where accepted. It may quote the response and the hidden tests: it is for
-    /// the operator, never for the policy.
+    /// Why, in one line of printable ASCII; empty where accepted. It may quote the response and the hidden
+    /// tests: it is for the operator, never for the policy.
     pub detail: String,
     /// Wall time of the grading without queueing.
     pub wall: Duration,
@@ -109,8 +110,8 @@ impl Grade {
     }
 }
 
-/// Text of a guest as it may appear in logs and terminals: one line of printable ASCII, everything else escaped, cut to
-/// 500 characters.
+/// Text of a guest as it may appear in logs and terminals: one line of printable ASCII, everything else
+/// escaped, cut to 500 characters.
 pub(crate) fn printable(text: &str) -> String {
     const LONGEST: usize = 500;
     let mut clean = String::new();

@@ -1,7 +1,7 @@
 //! What a run uses: processor time, memory and tasks of all its processes, read from `/proc`.
 //!
-//! There is no cgroup to ask (a pod or a job may not make one), so the numbers are sampled. Between two samples a guest is
-//! bounded by its resource limits.
+//! There is no cgroup to ask (a pod or a job may not make one), so the numbers are sampled. Between two
+//! samples a guest is bounded by its resource limits.
 
 use std::fs;
 use std::time::Duration;
@@ -18,8 +18,9 @@ pub(crate) struct Usage {
 /// More processes than any limit allows: a walk that finds more has been overtaken by a fork bomb and stops.
 const MOST_PROCESSES: usize = 4096;
 
-/// Samples a run. `pids` are what [`EventKind::Started`](crate::wire::EventKind::Started) brought: the process that holds
-/// the namespace, if the run has one (`nested`), and the guest. A process that ends meanwhile counts as nothing.
+/// Samples a run. `pids` are what [`EventKind::Started`](crate::wire::EventKind::Started) brought: the
+/// process that holds the namespace, if the run has one (`nested`), and the guest. A process that ends
+/// meanwhile counts as nothing.
 pub(crate) fn sample(pids: &[u32], nested: bool) -> Usage {
     let mut usage = Usage::default();
     for pid in members(pids, nested) {
@@ -31,8 +32,8 @@ pub(crate) fn sample(pids: &[u32], nested: bool) -> Usage {
     usage
 }
 
-/// Memory of a nested run with shared pages split between those that share them; slower, and exact where a guest forked
-/// with a large heap.
+/// Memory of a nested run with shared pages split between those that share them; slower, and exact where a
+/// guest forked with a large heap.
 pub(crate) fn proportional_memory(pids: &[u32]) -> Option<u64> {
     let mut total = 0;
     for pid in members(pids, true) {
@@ -42,8 +43,8 @@ pub(crate) fn proportional_memory(pids: &[u32]) -> Option<u64> {
     Some(total)
 }
 
-/// The guest and its descendants, orphans included. The process that holds the namespace is the zygote's own memory and
-/// does nothing, so only what was left to it counts.
+/// The guest and its descendants, orphans included. The process that holds the namespace is the zygote's own
+/// memory and does nothing, so only what was left to it counts.
 fn members(pids: &[u32], nested: bool) -> Vec<u32> {
     let [holder, guest] = pids else { return Vec::new() };
     let mut found = vec![*guest];
@@ -116,21 +117,21 @@ mod tests {
 
     #[test]
     fn descendants_and_orphans_count_and_their_keeper_does_not() {
-        let mut keeper = Command::new("sh").args(["-c", "sleep 60 & sleep 60 & wait"]).spawn().unwrap();
+        let mut spawner = Command::new("sh").args(["-c", "sleep 60 & sleep 60 & wait"]).spawn().unwrap();
         let mut guest = Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
         let deadline = Moment::now() + Duration::from_secs(20);
         let mut usage = Usage::default();
         while usage.tasks != 4 && Moment::now() < deadline {
-            usage = sample(&[keeper.id(), guest.id()], true);
+            usage = sample(&[spawner.id(), guest.id()], true);
         }
         assert_eq!(usage.tasks, 4, "two orphans, the guest and its child");
-        let exact = proportional_memory(&[keeper.id(), guest.id()]);
-        for pid in members(&[keeper.id(), guest.id()], true) {
+        let exact = proportional_memory(&[spawner.id(), guest.id()]);
+        for pid in members(&[spawner.id(), guest.id()], true) {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::SIGKILL)
                 .unwrap();
         }
-        keeper.kill().unwrap();
-        for process in [&mut keeper, &mut guest] {
+        spawner.kill().unwrap();
+        for process in [&mut spawner, &mut guest] {
             process.wait().unwrap();
         }
         assert!(exact.is_some_and(|bytes| bytes < usage.memory_bytes * 2));

@@ -1,24 +1,25 @@
 //! What crosses the control socket between the server and a zygote.
 //!
-//! The socket is a Unix `SOCK_SEQPACKET` pair: one message is one of these structures, whole or not at all. File
-//! descriptors travel with a [`Job`] (the guest's) and with [`EventKind::Started`] (a pidfd). Guests never hold the socket.
+//! The socket is a Unix `SOCK_SEQPACKET` pair: one message is one of these structures, whole or not at all.
+//! File descriptors travel with a [`Job`] (the guest's) and with [`EventKind::Started`] (a pidfd). Guests
+//! never hold the socket.
 //!
-//! This file is compiled three times: into the server's library, into `sluice-sandbox-init`, and into the native half of
-//! the zygote, which has no standard library. It therefore uses `core` only.
+//! The server's library and `sluice-sandbox-init` share this module; `build.rs` compiles the file once more
+//! into the native half of the zygote, which has no standard library. It therefore uses `core` only.
 
 /// First field of every [`Job`], so that a message of the wrong build is refused instead of misread.
-pub(crate) const MAGIC: u32 = 0x736c_7303;
+pub const MAGIC: u32 = 0x736c_7303;
 
 /// Descriptors a guest may be given; they become 0, 1, 2, ... in the guest.
-pub(crate) const MAX_GUEST_FDS: usize = 7;
+pub const MAX_GUEST_FDS: usize = 7;
 
 /// How many different refused system calls one event can name.
-pub(crate) const MAX_DENIED: usize = 12;
+pub const MAX_DENIED: usize = 12;
 
 /// What the server asks of a zygote.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Request {
+pub enum Request {
     /// Fork a guest that shares the zygote's namespaces: no children, nothing writable.
     Direct = 1,
     /// Fork a guest with PID, mount and IPC namespaces and a scratch folder of its own.
@@ -30,7 +31,7 @@ pub(crate) enum Request {
 /// What a guest is there for; the zygote hands it to the Python half as a number.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub enum Role {
     /// Untrusted: defines the entry point and answers calls.
     Candidate = 1,
     /// Holds the tests and the expected values, reports the verdict.
@@ -42,39 +43,58 @@ pub(crate) enum Role {
 /// One run, from the server to the zygote. Zero in a limit means "leave as it is".
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Job {
+pub struct Job {
     /// [`MAGIC`].
-    pub(crate) magic: u32,
+    pub magic: u32,
     /// A [`Request`].
-    pub(crate) request: u32,
+    pub request: u32,
     /// Names the run in every event that belongs to it.
-    pub(crate) run: u64,
+    pub run: u64,
     /// A [`Role`].
-    pub(crate) role: u32,
+    pub role: u32,
     /// Descriptors that travel with this message.
-    pub(crate) fd_count: u32,
+    pub fd_count: u32,
     /// `RLIMIT_CPU`, seconds; the server's own clock is finer, this is the backstop.
-    pub(crate) cpu_seconds: u64,
+    pub cpu_seconds: u64,
     /// `RLIMIT_AS`, bytes.
-    pub(crate) address_space_bytes: u64,
+    pub address_space_bytes: u64,
     /// `RLIMIT_FSIZE`, bytes.
-    pub(crate) file_bytes: u64,
+    pub file_bytes: u64,
     /// `RLIMIT_NOFILE`.
-    pub(crate) open_files: u64,
+    pub open_files: u64,
     /// `RLIMIT_NPROC`.
-    pub(crate) processes: u64,
+    pub processes: u64,
     /// `RLIMIT_STACK`, bytes.
-    pub(crate) stack_bytes: u64,
+    pub stack_bytes: u64,
     /// Size of the scratch tmpfs, bytes (nested only).
-    pub(crate) scratch_bytes: u64,
+    pub scratch_bytes: u64,
     /// Files and folders the scratch tmpfs may hold (nested only).
-    pub(crate) scratch_inodes: u64,
+    pub scratch_inodes: u64,
+}
+
+impl Job {
+    /// A job of this build that asks for nothing and limits nothing.
+    pub const EMPTY: Self = Self {
+        magic: MAGIC,
+        request: 0,
+        run: 0,
+        role: 0,
+        fd_count: 0,
+        cpu_seconds: 0,
+        address_space_bytes: 0,
+        file_bytes: 0,
+        open_files: 0,
+        processes: 0,
+        stack_bytes: 0,
+        scratch_bytes: 0,
+        scratch_inodes: 0,
+    };
 }
 
 /// What a zygote reports.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EventKind {
+pub enum EventKind {
     /// The interpreter is warm and waits for jobs.
     Ready = 1,
     /// The run exists; its pidfd travels with the message.
@@ -88,55 +108,55 @@ pub(crate) enum EventKind {
 }
 
 /// The guest tried to start a process or another program where it may not.
-pub(crate) const WANTED_PROCESS: u32 = 1;
+pub const WANTED_PROCESS: u32 = 1;
 /// The guest tried to write a file where it has no scratch folder.
-pub(crate) const WANTED_SCRATCH: u32 = 2;
+pub const WANTED_SCRATCH: u32 = 2;
 /// The guest was killed for a system call that no program under test needs.
-pub(crate) const DANGEROUS: u32 = 4;
+pub const DANGEROUS: u32 = 4;
 
 /// A refused system call and how often it was tried.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Denied {
+pub struct Denied {
     /// Number in the kernel's table of this architecture.
-    pub(crate) syscall: u32,
+    pub syscall: u32,
     /// Attempts.
-    pub(crate) count: u32,
+    pub count: u32,
 }
 
 /// One report, from the zygote (or a run's first process) to the server.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Event {
+pub struct Event {
     /// An [`EventKind`].
-    pub(crate) kind: u32,
+    pub kind: u32,
     /// A [`Step`], where `kind` is `Failed`.
-    pub(crate) step: u32,
+    pub step: u32,
     /// The run, or 0 where none is meant.
-    pub(crate) run: u64,
+    pub run: u64,
     /// `errno` of the failed step.
-    pub(crate) errno: i32,
+    pub errno: i32,
     /// The guest's status as `waitpid` gives it.
-    pub(crate) status: i32,
+    pub status: i32,
     /// `WANTED_*` and `DANGEROUS`.
-    pub(crate) flags: u32,
+    pub flags: u32,
     /// The system call the guest was killed for, where `DANGEROUS` is set.
-    pub(crate) dangerous_syscall: u32,
+    pub dangerous_syscall: u32,
     /// User and system time of the guest and its reaped children, microseconds.
-    pub(crate) cpu_micros: u64,
+    pub cpu_micros: u64,
     /// Peak resident set of the guest, KiB.
-    pub(crate) max_rss_kib: u64,
+    pub max_rss_kib: u64,
     /// Entries of `denied` in use.
-    pub(crate) denied_len: u32,
+    pub denied_len: u32,
     /// Keeps the size free of hidden padding.
-    pub(crate) reserved: u32,
+    pub reserved: u32,
     /// Refused system calls, in the order of their first attempt.
-    pub(crate) denied: [Denied; MAX_DENIED],
+    pub denied: [Denied; MAX_DENIED],
 }
 
 impl Event {
     /// An event with everything but its kind and run at zero.
-    pub(crate) const fn new(kind: EventKind, run: u64) -> Self {
+    pub const fn new(kind: EventKind, run: u64) -> Self {
         Self {
             kind: kind as u32,
             step: 0,
@@ -157,7 +177,7 @@ impl Event {
 /// What the supervisor answers to a system call that the filter does not allow.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ruling {
+pub enum Ruling {
     /// `EPERM`; also the answer to every call without an entry.
     Refuse = 0,
     /// `ENOSYS`, so that the C library falls back to an older call.
@@ -177,51 +197,52 @@ pub(crate) enum Ruling {
 /// The ruling on one system call in both kinds of run.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RulingEntry {
+pub struct RulingEntry {
     /// Number in the kernel's table of this architecture.
-    pub(crate) syscall: u16,
+    pub syscall: u16,
     /// A [`Ruling`] for [`Request::Direct`].
-    pub(crate) direct: u8,
+    pub direct: u8,
     /// A [`Ruling`] for [`Request::Nested`].
-    pub(crate) nested: u8,
+    pub nested: u8,
 }
 
 /// Bytes a whole blueprint may have; the zygote reads it into a buffer of this size.
-pub(crate) const MAX_BLUEPRINT: usize = 48 * 1024;
+pub const MAX_BLUEPRINT: usize = 48 * 1024;
 
-/// Head of the blueprint: what `sluice-sandbox-init` worked out once and every run of a zygote uses. The three seccomp
-/// programs (8 bytes an instruction) and the rulings follow it in the same memfd, in the order of the length fields.
+/// Head of the blueprint: what `sluice-sandbox-init` worked out once and every run of a zygote uses. The
+/// three seccomp programs (8 bytes an instruction) and the rulings follow it in the same memfd, in the order
+/// of the length fields.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Blueprint {
+pub struct Blueprint {
     /// [`MAGIC`].
-    pub(crate) magic: u32,
+    pub magic: u32,
     /// The Landlock ruleset every guest enters.
-    pub(crate) landlock_fd: i32,
+    pub landlock_fd: i32,
     /// User id of guests, or `u32::MAX` to keep the zygote's.
-    pub(crate) guest_uid: u32,
+    pub guest_uid: u32,
     /// Group id of guests, or `u32::MAX` to keep the zygote's.
-    pub(crate) guest_gid: u32,
+    pub guest_gid: u32,
     /// Instructions of the filter for [`Request::Direct`]; decides by user notification.
-    pub(crate) direct_len: u32,
+    pub direct_len: u32,
     /// Instructions of the filter for [`Request::Nested`]; decides by user notification.
-    pub(crate) nested_len: u32,
+    pub nested_len: u32,
     /// Instructions of the filter that closes what installing the first one needed.
-    pub(crate) closing_len: u32,
+    pub closing_len: u32,
     /// Entries of the table of [`RulingEntry`].
-    pub(crate) rulings_len: u32,
+    pub rulings_len: u32,
     /// 1 where the zygote holds `CAP_SETPCAP`, so that guests can empty their bounding set.
-    pub(crate) drop_bounding: u32,
+    pub drop_bounding: u32,
     /// Keeps the size a multiple of 8.
-    pub(crate) reserved: u32,
+    pub reserved: u32,
 }
 
 /// A step of the set-up. Every failure names one; [`STEPS`] says what it means.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Reading the plan from the server.
-    ReadPlan = 1,
+pub enum Step {
+    /// Reading the specification from the server.
+    ReadSpec = 1,
     /// Creating the namespaces.
     Namespaces = 2,
     /// Mapping user and group ids.
@@ -289,8 +310,8 @@ pub(crate) enum Step {
 }
 
 /// Each step as an operator reads it.
-pub(crate) const STEPS: &[(Step, &str)] = &[
-    (Step::ReadPlan, "read the plan"),
+pub const STEPS: &[(Step, &str)] = &[
+    (Step::ReadSpec, "read the specification"),
     (Step::Namespaces, "create user, PID, mount, network, IPC, UTS and cgroup namespaces"),
     (Step::IdMaps, "write the user and group id maps"),
     (Step::DeathSignal, "arm the parent-death signal"),

@@ -1,4 +1,5 @@
-//! One zygote: the helper process that was started for it, and the socket that its interpreter reads jobs from.
+//! One zygote: the helper process that was started for it, and the socket that its interpreter reads jobs
+//! from.
 
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -18,23 +19,35 @@ use crate::clock::Moment;
 use crate::error::Error;
 use crate::interpreter::Interpreter;
 use crate::memfd;
-use crate::plan::Plan;
 use crate::tier::{StepFailure, Tier};
 use crate::wire::{Event, EventKind, Job, STEPS};
+use crate::zygote_spec::ZygoteSpec;
 
-/// What every zygote of a tier is made from.
+/// Starts zygotes of one tier.
 #[derive(Debug)]
-pub(crate) struct Recipe {
+pub(crate) struct ZygoteLauncher {
     init: PathBuf,
-    plan: Plan,
+    spec: ZygoteSpec,
     code: OwnedFd,
+}
+
+/// What a zygote imports before its first fork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Imports {
+    /// What solutions and tests import most.
+    Usual,
+    /// Nothing: for an interpreter that serves one run.
+    None,
 }
 
 /// Unprivileged on every Linux; guests become this user where the server may change its own.
 const NOBODY: u32 = 65534;
 
-impl Recipe {
-    /// A recipe for `tier`.
+impl ZygoteLauncher {
+    /// A launcher of zygotes of `tier`.
+    ///
+    /// # Errors
+    /// Where the memory file with the guests' Python cannot be made.
     pub(crate) fn new(
         init: PathBuf,
         interpreter: &Interpreter,
@@ -42,10 +55,10 @@ impl Recipe {
         tier: Tier,
     ) -> Result<Self, Error> {
         let code = memfd::with(&[&interpreter.code]).map_err(Error::io("create a memfd"))?;
-        // In its own root file system a guest reads what was bound there; outside of it, what every user may read. Where
-        // that is not enough the guest keeps the server's user, without any capability.
+        // In its own root file system a guest reads what was bound there; outside of it, what every user may
+        // read. Where that is not enough the guest keeps the server's user, without any capability.
         let change_user = may_change_user() && (tier == Tier::A || interpreter.is_public());
-        let plan = Plan {
+        let spec = ZygoteSpec {
             namespaces: tier == Tier::A,
             interpreter: interpreter.path.clone(),
             reads: interpreter.reads.clone(),
@@ -54,11 +67,11 @@ impl Recipe {
             server_pid: std::process::id(),
             warm: true,
         };
-        Ok(Self { init, plan, code })
+        Ok(Self { init, spec, code })
     }
 
     /// Starts a zygote. Its helper dies with the calling *thread*, so that thread has to outlive it.
-    pub(crate) fn launch(&self, warm: bool) -> io::Result<Starting> {
+    pub(crate) fn launch(&self, imports: Imports) -> io::Result<Starting> {
         let (control, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let mut command = Command::new(&self.init);
@@ -67,8 +80,8 @@ impl Recipe {
         // An interrupt from the terminal is for the server, which stops its zygotes itself.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let child = command.spawn()?;
-        let plan = serde_json::to_vec(&Plan { warm, ..self.plan.clone() })?;
-        send(control.as_raw_fd(), &plan, MsgFlags::MSG_NOSIGNAL)?;
+        let spec = serde_json::to_vec(&ZygoteSpec { warm: imports == Imports::Usual, ..self.spec.clone() })?;
+        send(control.as_raw_fd(), &spec, MsgFlags::MSG_NOSIGNAL)?;
         Ok(Starting { zygote: Zygote { child, control, runs: 0 }, since: Moment::now() })
     }
 }
@@ -112,21 +125,19 @@ impl Starting {
     }
 
     /// Looks, without waiting, how far it has come.
-    pub(crate) fn advance(self, deadline: Duration) -> Start {
-        let failed = |zygote, step: &str, detail: String| {
-            Start::Failed(zygote, StepFailure { step: step.to_owned(), errno: 0, detail })
-        };
+    pub(crate) fn advance(self, timeout: Duration) -> Start {
         match self.zygote.receive() {
             Ok(Some(message)) if message.kind() == Some(EventKind::Ready) => Start::Ready(self.zygote),
             Ok(Some(message)) => Start::Failed(self.zygote, message.failure()),
-            Ok(None) if self.since.elapsed() > deadline => {
-                failed(self.zygote, "start the interpreter", format!("not ready after {deadline:?}"))
-            }
+            Ok(None) if self.since.elapsed() > timeout => self.failed(format!("not ready after {timeout:?}")),
             Ok(None) => Start::Pending(self),
-            Err(error) => {
-                failed(self.zygote, "start the interpreter", format!("ended before it was ready: {error}"))
-            }
+            Err(error) => self.failed(format!("ended before it was ready: {error}")),
         }
+    }
+
+    fn failed(self, detail: String) -> Start {
+        let step = "start the interpreter".to_owned();
+        Start::Failed(self.zygote, StepFailure { step, errno: 0, detail })
     }
 }
 
@@ -194,8 +205,8 @@ impl Zygote {
     /// # Errors
     /// Where the zygote has ended.
     pub(crate) fn receive(&self) -> io::Result<Option<Message>> {
-        const LONGEST: usize = 4096;
-        let mut buffer = [0_u8; LONGEST];
+        const MESSAGE_BYTES: usize = 4096;
+        let mut buffer = [0_u8; MESSAGE_BYTES];
         let mut control = nix::cmsg_space!([RawFd; 2]);
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
         let (length, fds) = {
@@ -244,12 +255,12 @@ pub(crate) struct Dying {
 impl Dying {
     /// True once it is reaped. Kills it where it takes too long.
     pub(crate) fn is_gone(&mut self) -> bool {
-        const PATIENCE: Duration = Duration::from_secs(2);
+        const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
         match self.child.try_wait() {
             Ok(None) => {}
             Ok(Some(_)) | Err(_) => return true,
         }
-        if !self.killed && self.since.elapsed() > PATIENCE {
+        if !self.killed && self.since.elapsed() > EXIT_TIMEOUT {
             // The helper takes its zygote along by the death signal.
             self.killed = self.child.kill().is_ok();
         }

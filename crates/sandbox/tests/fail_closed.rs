@@ -1,5 +1,5 @@
-//! Every step of the set-up that fails, fails the execution: with each system call of the set-up refused by a real seccomp
-//! filter around the helper, no guest ever runs unprotected, and the failure names the step.
+//! Every step of the set-up that fails, fails the execution: with each system call of the set-up refused by a
+//! real seccomp filter around the helper, no guest ever runs unprotected, and the failure names the step.
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 
@@ -13,8 +13,8 @@ use std::path::PathBuf;
 use sandbox::{Error, Grader, GraderConfig, Limits, Tier, Verdict, probe};
 use tempfile::TempDir;
 
-/// A program in the helper's place: installs a filter that refuses one system call, where the file beside it says so, and
-/// becomes the helper.
+/// A program in the helper's place: installs a filter that refuses one system call, where the file beside it
+/// says so, and becomes the helper.
 const WRAPPER: &str = r#"#!/usr/bin/python3
 import ctypes, os, struct, sys
 folder = os.path.dirname(os.path.abspath(__file__))
@@ -22,7 +22,8 @@ with open(os.path.join(folder, "refuse")) as file:
     rule = file.read().split()
 if rule:
     number, argument, mask, value, errno = map(int, rule)
-    # ld nr; jeq number else allow; ld argument (low half); and mask; jeq value else allow; ret errno; ret allow
+    # ld nr; jeq number else allow; ld argument (low half); and mask; jeq value else allow; ret errno; ret
+    # allow
     step = lambda code, jt, jf, k: struct.pack("HBBI", code, jt, jf, k)
     test = [step(0x20, 0, 0, 16 + 8 * argument), step(0x54, 0, 0, mask & 0xFFFFFFFF), step(0x15, 0, 1, value)]
     program = [step(0x20, 0, 0, 0), step(0x15, 0, len(test) + 1, number)] + test
@@ -49,7 +50,8 @@ impl Faulty {
         faulty
     }
 
-    /// From the next zygote on: nothing, or this call where the argument's bits under the mask have the value.
+    /// From the next zygote on: nothing, or this call where the argument's bits under the mask have the
+    /// value.
     fn refuse(&self, fault: Option<&Fault>) {
         let rule = fault.map(|fault| {
             format!("{} {} {} {} {}", fault.call, fault.argument, fault.mask, fault.value, libc::EPERM)
@@ -89,7 +91,8 @@ const fn exactly(call: libc::c_long, argument: u32, value: i32, step: &'static s
     Fault { call, argument, mask: -1, value, step }
 }
 
-/// Every system call of the set-up, by tier. What other steps need too is refused for the arguments of one step only.
+/// Every system call of the set-up, by tier. What other steps need too is refused for the arguments of one
+/// step only.
 fn faults(tier: Tier) -> Vec<Fault> {
     let mut faults = vec![
         fault(libc::SYS_landlock_create_ruleset, "build the Landlock ruleset"),
@@ -157,8 +160,9 @@ fn refuses_to_start_in_tier_b() {
     refuses_to_start(Tier::B);
 }
 
-/// A fault that appears later: internal errors or no sandbox, never a verdict on the response; and all is well when the
-/// fault is gone. One fault of each kind of step: while the helper builds, while the zygote prepares, in each guest.
+/// A fault that appears later: internal errors or no sandbox, never a verdict on the response; and all is
+/// well when the fault is gone. One fault of each kind of step: while the helper builds, while the zygote
+/// prepares, in each guest.
 fn fails_every_execution(tier: Tier) {
     let faulty = Faulty::new();
     let problem = arena::problem("increment");
@@ -173,8 +177,8 @@ fn fails_every_execution(tier: Tier) {
     for fault in faults(tier).into_iter().filter(|fault| late.contains(&fault.call)) {
         faulty.refuse(None);
         let grader = arena::grader_with(GraderConfig {
-            recycle_after: 1,
-            queue_deadline: std::time::Duration::from_millis(700),
+            max_runs_per_zygote: 1,
+            queue_timeout: std::time::Duration::from_millis(700),
             ..faulty.config(tier)
         });
         let deadline = arena::Moment::now() + std::time::Duration::from_secs(20);

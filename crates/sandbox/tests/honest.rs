@@ -1,4 +1,5 @@
-//! Honest programs of every style are accepted, and the values that tests and programs exchange arrive as they were.
+//! Honest programs of every style are accepted, and the values that tests and programs exchange arrive as
+//! they were.
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 

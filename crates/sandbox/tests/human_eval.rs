@@ -45,7 +45,8 @@ fn an_empty_response_is_never_accepted() {
     let grader = grader(Tier::A);
     for record in problems() {
         let grade = grader.grade(&record.problem, "    pass\n", &Limits::default()).unwrap();
-        // Our own problem that works in place is the only one that returns nothing, and its test looks at the list.
+        // Our own problem that works in place is the only one that returns nothing, and its test looks at the
+        // list.
         assert_ne!(grade.verdict, Verdict::Accepted, "{}", record.problem.task_id());
         assert!(grade.passed < grade.total);
     }

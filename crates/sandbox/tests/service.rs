@@ -56,7 +56,7 @@ fn overload_is_an_error_and_no_verdict() {
     let _alone = arena::alone();
     let grader = arena::grader_with(GraderConfig {
         max_waiting: 1,
-        queue_deadline: Duration::from_millis(300),
+        queue_timeout: Duration::from_millis(300),
         ..config(1)
     });
     let problem = arena::problem("increment");
@@ -121,7 +121,7 @@ fn killed_zygotes_are_replaced_and_no_grading_is_lost() {
 #[test]
 fn a_zygote_is_replaced_after_its_runs() {
     let _alone = arena::alone();
-    let grader = arena::grader_with(GraderConfig { recycle_after: 3, ..config(1) });
+    let grader = arena::grader_with(GraderConfig { max_runs_per_zygote: 3, ..config(1) });
     let problem = arena::problem("increment");
     for _ in 0..20 {
         assert_eq!(

@@ -1,8 +1,8 @@
 //! Thousands of hostile runs on one grader leave nothing behind.
 //!
-//! `SLUICE_SOAK_RUNS` sets how many in each tier (80 where not set). The limits are small, so that most runs end by a limit.
-//! The long one takes about nine minutes a tier on two cores:
-//! `SLUICE_SOAK_RUNS=10000 cargo test -p sandbox --test soak -- --nocapture`.
+//! `SLUICE_SOAK_RUNS` sets how many in each tier (80 where not set). The limits are small, so that most runs
+//! end by a limit. The long one takes about nine minutes a tier on two cores: `SLUICE_SOAK_RUNS=10000 cargo
+//! test -p sandbox --test soak -- --nocapture`.
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 
@@ -17,8 +17,8 @@ use std::time::Duration;
 use arena::{Census, Program};
 use sandbox::{GraderConfig, Limits, Tier, Verdict};
 
-/// Bytes that this process has allocated and not freed. Resident memory says less: the system takes pages of the program and
-/// gives them back, and the allocator keeps freed memory for each thread.
+/// Bytes that this process has allocated and not freed. Resident memory says less: the system takes pages of
+/// the program and gives them back, and the allocator keeps freed memory for each thread.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 /// The system's allocator, counting.
@@ -58,7 +58,7 @@ fn soak(tier: Tier) {
     let grader = arena::grader_with(GraderConfig {
         tier: Some(tier),
         workers,
-        recycle_after: 50,
+        max_runs_per_zygote: 50,
         ..GraderConfig::default()
     });
     let full = || {

@@ -2,43 +2,46 @@
 
 use std::io;
 
-use super::{Bench, Judgement, death, ended_early, without_facility};
+use super::{GradedRun, RunContext, death, ended_early, without_facility};
 use crate::limits::Limits;
 use crate::memfd;
 use crate::problem::{Compare, StdioCase};
-use crate::trial::{Outcome, Spec, Trial, raw};
+use crate::trial::{GuestSpec, Trial, TrialReport, raw};
 use crate::verdict::{Verdict, printable};
 use crate::wire::Role;
 use crate::zygote::Zygote;
 
-/// Exit codes by which a program's runner tells what it died of; a response that forges one only changes the word for its
-/// failure.
-const OUT_OF_MEMORY: i32 = 101;
-const OUT_OF_FILES: i32 = 102;
+/// Exit codes by which a program's runner tells what it died of; a response that forges one only changes the
+/// word for its failure.
+const OUT_OF_MEMORY_STATUS: i32 = 101;
+const OUT_OF_FILES_STATUS: i32 = 102;
 
 /// Runs a whole program on one case.
+///
+/// # Errors
+/// Where the pipes and memory files of the run cannot be made.
 pub(crate) fn program(
-    bench: &Bench<'_>,
+    context: &RunContext<'_>,
     source: &str,
     case: &StdioCase,
     compare: Compare,
     zygote: &mut Zygote,
-) -> io::Result<Judgement> {
-    let limits = bench.limits;
+) -> io::Result<GradedRun> {
+    let limits = context.limits;
     let stdin = memfd::with(&[case.stdin.as_bytes()])?;
     let job = memfd::with(&[format!("{}\n", limits.value_bytes).as_bytes(), source.as_bytes()])?;
     let mut trial = Trial::new(limits);
     let stdout = trial.stream(limits.output_bytes)?;
     let stderr = trial.stream(limits.output_bytes)?;
     let fds = [raw(&stdin), raw(&stdout), raw(&stderr), raw(&job)];
-    let spec = Spec { role: Role::Program, nested: bench.nested, fds: &fds, extra_memory_bytes: 0 };
+    let spec = GuestSpec { role: Role::Program, nested: context.nested, fds: &fds, extra_memory_bytes: 0 };
     trial.start(zygote, &spec);
     drop((stdout, stderr));
     let outcome = trial.run();
     Ok(judge_program(&outcome, case, compare, limits))
 }
 
-fn judge_program(outcome: &Outcome, case: &StdioCase, compare: Compare, limits: &Limits) -> Judgement {
+fn judge_program(outcome: &TrialReport, case: &StdioCase, compare: Compare, limits: &Limits) -> GradedRun {
     let event = outcome.events.first().copied().flatten();
     let (verdict, detail) = ended_early(outcome, event, limits).unwrap_or_else(|| {
         let status = event.map_or(-1, |event| event.status);
@@ -53,13 +56,13 @@ fn judge_program(outcome: &Outcome, case: &StdioCase, compare: Compare, limits: 
         let complaint = String::from_utf8_lossy(&outcome.streams[1]);
         let last_line = complaint.trim_end().lines().last().unwrap_or("ended early").to_owned();
         match event.map(|event| libc::WEXITSTATUS(event.status)) {
-            Some(OUT_OF_MEMORY) => (Verdict::MemoryLimit, "out of memory".to_owned()),
-            Some(OUT_OF_FILES) => (Verdict::FileLimit, "out of space for files".to_owned()),
+            Some(OUT_OF_MEMORY_STATUS) => (Verdict::MemoryLimit, "out of memory".to_owned()),
+            Some(OUT_OF_FILES_STATUS) => (Verdict::FileLimit, "out of space for files".to_owned()),
             _ => death(event, limits, &last_line),
         }
     });
     let (verdict, detail) = without_facility(verdict, detail, event, None);
-    Judgement {
+    GradedRun {
         verdict,
         passed: u32::from(verdict == Verdict::Accepted),
         total: 1,
@@ -68,7 +71,7 @@ fn judge_program(outcome: &Outcome, case: &StdioCase, compare: Compare, limits: 
         cpu: outcome.cpu,
         event,
         healthy: outcome.healthy,
-        plan: None,
+        compiled_tests: None,
     }
 }
 
@@ -79,14 +82,17 @@ fn difference(got: &[u8], expected: &[u8]) -> String {
     loop {
         let (a, b) = (got.next(), expected.next());
         if a != b || a.is_none() {
-            let text = |bytes: Option<&[u8]>| {
-                bytes.map_or("nothing".to_owned(), |bytes| {
-                    format!("{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(80)]))
-                })
-            };
-            return format!("line {line}: expected {}, got {}", text(b), text(a));
+            return format!("line {line}: expected {}, got {}", quoted(b), quoted(a));
         }
         line += 1;
+    }
+}
+
+/// The beginning of a line, quoted.
+fn quoted(line: Option<&[u8]>) -> String {
+    match line {
+        Some(bytes) => format!("{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(80)])),
+        None => "nothing".to_owned(),
     }
 }
 

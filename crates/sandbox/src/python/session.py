@@ -18,7 +18,7 @@ ERRORS = {
 }
 
 
-class Fault(BaseException):
+class GradingEnded(BaseException):
     """The end of grading by something that is not the outcome of a test: verdict and detail."""
 
 
@@ -33,16 +33,16 @@ class Session:
         self.limit = job["value_bytes"]
         self.always_mirror = job["mutates_arguments"]
         self.calls = 0
-        self.fault = None
+        self.ended = None
         self.raised = None
         self.last = ""
         self.lock = allocate_lock()
 
     def fail(self, verdict, detail):
-        """The first fault decides, even where a test swallows the exception."""
-        if self.fault is None:
-            self.fault = (verdict, detail)
-        raise Fault(*self.fault)
+        """The first ended decides, even where a test swallows the exception."""
+        if self.ended is None:
+            self.ended = (verdict, detail)
+        raise GradingEnded(*self.ended)
 
     def read(self, count):
         chunks = []
@@ -99,8 +99,8 @@ class Session:
         return "runtime_error"
 
     def call(self, name, arguments, named):
-        if self.fault is not None:
-            raise Fault(*self.fault)
+        if self.ended is not None:
+            raise GradingEnded(*self.ended)
         try:
             values.check((arguments, named))
         except values.Uncrossable as error:

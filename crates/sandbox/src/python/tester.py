@@ -13,11 +13,11 @@ from marshal import dumps, loads
 from posix import _exit, close, fstat, pread, write
 
 from sluice import suite
-from sluice.session import Fault, Session, describe, short
+from sluice.session import GradingEnded, Session, describe, short
 
 JOB, REPORTS = 3, 6
-# A plan beyond this is not worth sending back and forth.
-LONGEST_PLAN = 1 << 20
+# Compiled tests longer than this are not worth sending back and forth.
+COMPILED_TESTS_LIMIT = 1 << 20
 # Python around a call in C costs a fresh guest some pages for each function.
 scan = json.JSONDecoder().scan_once
 
@@ -45,14 +45,14 @@ class Tally:
         """Runs one test and counts it."""
         try:
             test()
-        except Fault:
+        except GradingEnded:
             raise
         except BaseException as error:
             self.failed(error, index)
         else:
             self.passed += 1
-        if self.session.fault is not None:
-            raise Fault(*self.session.fault)
+        if self.session.ended is not None:
+            raise GradingEnded(*self.session.ended)
 
     def failed(self, error, index):
         raised = self.session.raised
@@ -85,9 +85,9 @@ def namespace(name):
     return module.__dict__
 
 
-def run_check(job, plan, session, tally):
+def run_check(job, compiled, session, tally):
     """HumanEval: `check(candidate)`, with the prompt's own definitions in reach."""
-    prompt, tests, tally.total, tally.any_order = plan
+    prompt, tests, tally.total, tally.any_order = compiled
     names = namespace("tests")
     exec(prompt, names)
     proxy = session.proxy(job["entry_point"])
@@ -101,15 +101,15 @@ def run_check(job, plan, session, tally):
         return
     try:
         names["check"](proxy)
-    except Fault:
+    except GradingEnded:
         raise
     except BaseException as error:
         tally.failed(error, tally.total)
 
 
-def run_asserts(job, plan, session, tally):
+def run_asserts(job, compiled, session, tally):
     """MBPP: assertions that call the entry point by its name."""
-    setup, modules, points, codes, tally.any_order = plan
+    setup, modules, points, codes, tally.any_order = compiled
     tally.total = len(codes)
     if not points:
         session.fail("unsupported", "the tests call no function of the response")
@@ -123,7 +123,7 @@ def run_asserts(job, plan, session, tally):
     tally.run([lambda code=code: exec(code, names) for code in codes])
 
 
-def run_cases(job, plan, session, tally):
+def run_cases(job, compiled, session, tally):
     """Arguments and expected values."""
     proxy, tolerance = session.proxy(job["entry_point"]), job["tolerance"]
 
@@ -151,18 +151,18 @@ def same(got, expected, tolerance):
 KINDS = {"check": run_check, "asserts": run_asserts, "cases": run_cases}
 
 
-def plan_of(job):
+def compiled_tests(job):
     """The tests in compiled form: from an earlier run of the same problem, or made now and reported for later ones.
 
     It is reported before a single byte of the candidate has been read, so nothing of a response can be in it.
     """
-    if job["plan"]:
-        return loads(a2b_base64(job["plan"]))
-    plan = suite.prepare(job)
-    code = b2a_base64(dumps(plan), newline=False)
-    if plan is not None and len(code) <= LONGEST_PLAN:
-        report(job, plan=code.decode("ascii"))
-    return plan
+    if job["compiled_tests"]:
+        return loads(a2b_base64(job["compiled_tests"]))
+    compiled = suite.prepare(job)
+    code = b2a_base64(dumps(compiled), newline=False)
+    if compiled is not None and len(code) <= COMPILED_TESTS_LIMIT:
+        report(job, compiled_tests=code.decode("ascii"))
+    return compiled
 
 
 def report(job, **content):
@@ -175,17 +175,17 @@ def report(job, **content):
 def grade(job, session, tally):
     """The verdict and its reason."""
     try:
-        plan = plan_of(job)
+        compiled = compiled_tests(job)
         tally.total = len(job["cases"])
         session.greet()
-        KINDS[job["kind"]](job, plan, session, tally)
+        KINDS[job["kind"]](job, compiled, session, tally)
         verdict = tally.result()
-    except Fault as fault:
-        verdict = fault.args
+    except GradingEnded as ended:
+        verdict = ended.args
     except BaseException as error:
         # Before the first call nothing of the response has had a say: the tests themselves do not work.
         verdict = ("wrong_answer" if session.calls else "unsupported", "in the tests: " + describe(error))
-    return session.fault or verdict
+    return session.ended or verdict
 
 
 def run():
@@ -196,7 +196,8 @@ def run():
     tally = Tally(session)
     verdict, detail = grade(job, session, tally)
     total = max(tally.total, 1)
-    # The detail may hold words of the response; a lone surrogate in them would make the whole report unreadable.
+    # The detail may hold words of the response; a lone surrogate in them would make the whole report
+    # unreadable.
     detail = detail[:1000].encode("ascii", "backslashreplace").decode("ascii")
     report(job, verdict=verdict, passed=min(tally.passed, total), total=total, detail=detail)
     _exit(0)

@@ -34,9 +34,9 @@ def warm_up():
     import gc
     import os
 
-    # A hook that runs in every fork costs every guest: those of `random` and `threading` dirty 160 pages, 0.3 ms. The
-    # zygote has one thread, so locks need no repair, and the generator is seeded once, the same in every guest: a response
-    # that draws random numbers gets the same verdict each time.
+    # A hook that runs in every fork costs every guest: those of `random` and `threading` dirty 160 pages, 0.3
+    # ms. The zygote has one thread, so locks need no repair, and the generator is seeded once, the same in
+    # every guest: a response that draws random numbers gets the same verdict each time.
     register = os.register_at_fork
     os.register_at_fork = lambda **hooks: None
     for name in WARM:
@@ -53,7 +53,8 @@ def warm_up():
 candidate = part("candidate")
 if warm:
     warm_up()
-# Listed before the fork: a guest that looks through all modules writes a reference count into each name, on 50 pages.
+# Listed before the fork: a guest that looks through all modules writes a reference count into each name, on
+# 50 pages.
 own = [name for name in sys.modules if name.partition(".")[0] == "sluice"]
 role = native.serve(blueprint_fd)
 

@@ -78,8 +78,8 @@ impl Program {
             serde_json::from_value(serde_json::json!(name)).unwrap_or_else(|_| panic!("{name}"))
         };
         let mut verdicts: Vec<Verdict> = names.iter().map(parse).collect();
-        // The filter of a container refuses dangerous calls before ours sees them. The program then gets nowhere, lives on,
-        // and is right.
+        // The filter of a container refuses dangerous calls before ours sees them. The program then gets
+        // nowhere, lives on, and is right.
         if behind_a_filter()
             && (verdicts.contains(&Verdict::DangerousSyscall) || self.name.starts_with("31-"))
         {

@@ -4,17 +4,17 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use crate::failure::Failure;
 use crate::launch::{holds_capability, memfd};
-use crate::plan::Plan;
 use crate::seccomp_rules::{self, Filters};
 use crate::wire::{Blueprint, MAGIC, MAX_BLUEPRINT, Step};
+use crate::zygote_spec::ZygoteSpec;
 
 const CAP_SETPCAP: u32 = 8;
 
 /// The blueprint: head, three filters, rulings.
-pub(crate) fn memfd_for(plan: &Plan, landlock_fd: RawFd) -> Result<OwnedFd, Failure> {
+pub(crate) fn memfd_for(spec: &ZygoteSpec, landlock_fd: RawFd) -> Result<OwnedFd, Failure> {
     let Filters { direct, nested, closing } = seccomp_rules::filters();
     let rulings = seccomp_rules::rulings();
-    let (guest_uid, guest_gid) = plan.guest_ids.unwrap_or((u32::MAX, u32::MAX));
+    let (guest_uid, guest_gid) = spec.guest_ids.unwrap_or((u32::MAX, u32::MAX));
     let head = Blueprint {
         magic: MAGIC,
         landlock_fd,

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! /                 tmpfs, read-only once built
-//! /usr/lib ...      the plan's folders and files, bound read-only, nosuid, nodev
+//! /usr/lib ...      the specification's folders and files, bound read-only, nosuid, nodev
 //! /dev/{null,...}   bound from the outside;  /dev/shm -> /box/tmp
 //! /view/proc        procfs;                  /proc -> view/proc
 //! /box/tmp          a tmpfs of its own for every run;  /tmp -> box/tmp
 //! ```
 //!
-//! The mount points that a run replaces lie one level down because a Landlock rule holds for what is beneath a folder *on
-//! the mount that carries it*: the rule on `/box` covers whatever is mounted on `/box/tmp` later.
+//! The mount points that a run replaces lie one level down because a Landlock rule holds for what is beneath
+//! a folder *on the mount that carries it*: the rule on `/box` covers whatever is mounted on `/box/tmp`
+//! later.
 
 use std::fs;
 use std::io;
@@ -121,7 +122,8 @@ fn devices() -> Result<(), Failure> {
     for name in DEVICES {
         let to = Path::new("/dev").join(name);
         let from = Path::new(OLD_ROOT).join("dev").join(name);
-        // Read-only is about the node, whose times could be changed otherwise; a device is written through it all the same.
+        // Read-only is about the node, whose times could be changed otherwise; a device is written through it
+        // all the same.
         fs::File::create(&to)
             .and_then(|_| bind(&from, &to, 0))
             .at(Step::Devices, to.display().to_string())?;
@@ -132,8 +134,8 @@ fn devices() -> Result<(), Failure> {
 fn folders() -> Result<(), Failure> {
     for (folder, link) in [("/box/tmp", "/tmp"), ("/view/proc", "/proc")] {
         fs::create_dir_all(folder).at(Step::RootMount, folder)?;
-        // An interpreter or an import path may itself lie in /tmp, which then is a folder; the scratch folder is also the
-        // working folder, and `tempfile` falls back to that.
+        // An interpreter or an import path may itself lie in /tmp, which then is a folder; the scratch folder
+        // is also the working folder, and `tempfile` falls back to that.
         if fs::symlink_metadata(link).is_err() {
             symlink(folder, link).at(Step::RootMount, link)?;
         }

@@ -1,4 +1,4 @@
-//! From the server's plan to a running interpreter.
+//! From the server's spec to a running interpreter.
 
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
@@ -14,15 +14,15 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::execve;
 
 use crate::failure::{AtStep as _, Failure};
-use crate::plan::Plan;
 use crate::wire::Step;
+use crate::zygote_spec::ZygoteSpec;
 use crate::{blueprint, filesystem, landlock_rules, namespaces};
 
 /// The shared object with the zygote's loop.
 static NATIVE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/sluice_native.so"));
 
-/// Loads the native half, then the guests' Python, and hands over. It may use nothing but built-in modules: the
-/// standard library is imported afterwards, if at all.
+/// Loads the native half, then the guests' Python, and hands over. It may use nothing but built-in modules:
+/// the standard library is imported afterwards, if at all.
 const STUB: &str = "\
 import sys, posix, marshal, _imp
 from _frozen_importlib import ModuleSpec
@@ -36,36 +36,36 @@ posix.close(code_fd)
 exec(parts['zygote'], {'__name__': 'sluice', 'parts': parts, 'native': native, 'blueprint_fd': blueprint_fd, 'warm': warm})
 ";
 
-/// A plan is a few paths; what is longer is not one.
-const MAX_PLAN: usize = 64 * 1024;
+/// A specification is a few paths; what is longer is not one.
+const MAX_SPEC_BYTES: usize = 64 * 1024;
 
-/// Builds the sandbox. In tier A this process stays behind as the zygote's parent and returns its end; in tier B it
-/// becomes the zygote and does not return.
+/// Builds the sandbox. In tier A this process stays behind as the zygote's parent and returns its end; in
+/// tier B it becomes the zygote and does not return.
 pub(crate) fn zygote() -> Result<ExitCode, Failure> {
-    let plan = read_plan()?;
-    die_with_parent(plan.server_pid)?;
+    let spec = read_spec()?;
+    die_with_parent(spec.server_pid)?;
     let code = keep_code()?;
-    if plan.namespaces {
-        return namespaces::in_namespaces(plan.guest_ids, || {
-            filesystem::pivot(&plan.reads, &plan.interpreter)?;
-            execute(&plan, &code)
+    if spec.namespaces {
+        return namespaces::in_namespaces(spec.guest_ids, || {
+            filesystem::pivot(&spec.reads, &spec.interpreter)?;
+            execute(&spec, &code)
         });
     }
-    Err(execute(&plan, &code).err().unwrap_or_else(|| Failure::other(Step::Exec, "execve returned")))
+    Err(execute(&spec, &code).err().unwrap_or_else(|| Failure::other(Step::Exec, "execve returned")))
 }
 
-fn read_plan() -> Result<Plan, Failure> {
-    let mut buffer = vec![0_u8; MAX_PLAN];
+fn read_spec() -> Result<ZygoteSpec, Failure> {
+    let mut buffer = vec![0_u8; MAX_SPEC_BYTES];
     // SAFETY: the buffer is alive and as long as said.
     let got = unsafe { libc::recv(libc::STDIN_FILENO, buffer.as_mut_ptr().cast(), buffer.len(), 0) };
     let got = usize::try_from(got).map_err(|_| {
         Failure::new(
-            Step::ReadPlan,
+            Step::ReadSpec,
             &std::io::Error::last_os_error(),
             "receive from the control socket on stdin",
         )
     })?;
-    serde_json::from_slice(&buffer[..got]).map_err(|error| Failure::other(Step::ReadPlan, error))
+    serde_json::from_slice(&buffer[..got]).map_err(|error| Failure::other(Step::ReadSpec, error))
 }
 
 /// Arms the death signal, and ends here where the parent died before it was armed.
@@ -81,8 +81,8 @@ fn die_with_parent(server_pid: u32) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Moves the memfd with the guests' Python from stdout to a number of its own, closes everything else the server may
-/// have left open, and points stdout and stderr at nothing.
+/// Moves the memfd with the guests' Python from stdout to a number of its own, closes everything else the
+/// server may have left open, and points stdout and stderr at nothing.
 fn keep_code() -> Result<OwnedFd, Failure> {
     const KEPT: RawFd = 3;
     // SAFETY: plain descriptor calls; this process has one thread and owns all its descriptors.
@@ -92,49 +92,52 @@ fn keep_code() -> Result<OwnedFd, Failure> {
     };
     if kept != 0 {
         return Err(Failure::new(
-            Step::ReadPlan,
+            Step::ReadSpec,
             &std::io::Error::last_os_error(),
             "take over the descriptors",
         ));
     }
-    let null = File::options().write(true).open("/dev/null").at(Step::ReadPlan, "open /dev/null")?;
+    let null = File::options().write(true).open("/dev/null").at(Step::ReadSpec, "open /dev/null")?;
     for target in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
         // SAFETY: both descriptors are open.
         nix::errno::Errno::result(unsafe { libc::dup2(null.as_raw_fd(), target) })
-            .at(Step::ReadPlan, "redirect the output")?;
+            .at(Step::ReadSpec, "redirect the output")?;
     }
     // SAFETY: KEPT was made above and belongs to nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(KEPT) })
 }
 
 /// Everything between the root file system and the interpreter's first instruction.
-fn execute(plan: &Plan, code: &OwnedFd) -> Result<(), Failure> {
-    let ruleset = landlock_rules::ruleset(plan)?;
-    let blueprint = blueprint::memfd_for(plan, ruleset.as_raw_fd())?;
+fn execute(spec: &ZygoteSpec, code: &OwnedFd) -> Result<(), Failure> {
+    let ruleset = landlock_rules::ruleset(spec)?;
+    let blueprint = blueprint::memfd_for(spec, ruleset.as_raw_fd())?;
     let native = memfd("native", NATIVE, Step::Native)?;
     zygote_limits()?;
     for fd in [&ruleset, &blueprint, &native, code] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).at(Step::Exec, "keep a descriptor across execve")?;
     }
-    let text =
-        |text: &OsStr| CString::new(text.as_bytes()).map_err(|error| Failure::other(Step::Exec, error));
-    let mut arguments = vec![text(plan.interpreter.as_os_str())?];
+    let mut arguments = vec![c_string(spec.interpreter.as_os_str())?];
     for argument in ["-s", "-S", "-B", "-X", "utf8", "-c", STUB] {
-        arguments.push(text(OsStr::new(argument))?);
+        arguments.push(c_string(OsStr::new(argument))?);
     }
-    for number in [native.as_raw_fd(), blueprint.as_raw_fd(), code.as_raw_fd(), i32::from(plan.warm)] {
-        arguments.push(text(OsStr::new(&number.to_string()))?);
+    for number in [native.as_raw_fd(), blueprint.as_raw_fd(), code.as_raw_fd(), i32::from(spec.warm)] {
+        arguments.push(c_string(OsStr::new(&number.to_string()))?);
     }
-    for path in &plan.import_paths {
-        arguments.push(text(path.as_os_str())?);
+    for path in &spec.import_paths {
+        arguments.push(c_string(path.as_os_str())?);
     }
     // The same program must get the same verdict twice, so sets iterate in the same order in every guest.
     let environment = [c"PYTHONHASHSEED=0"];
-    let program = text(plan.interpreter.as_os_str())?;
+    let program = c_string(spec.interpreter.as_os_str())?;
     match execve(&program, &arguments, &environment) {
         Ok(never) => match never {},
-        Err(errno) => Err(errno).at(Step::Exec, plan.interpreter.display().to_string()),
+        Err(errno) => Err(errno).at(Step::Exec, spec.interpreter.display().to_string()),
     }
+}
+
+/// An argument of `execve`.
+fn c_string(text: &OsStr) -> Result<CString, Failure> {
+    CString::new(text.as_bytes()).map_err(|error| Failure::other(Step::Exec, error))
 }
 
 /// A memfd with these bytes, positioned at its start.

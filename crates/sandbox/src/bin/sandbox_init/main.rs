@@ -1,9 +1,10 @@
 //! `sluice-sandbox-init`: builds one sandbox and becomes, or starts, the interpreter in it.
 //!
-//! The server starts it with the control socket as stdin and a memfd with the guests' Python as stdout. It reads a
-//! [`plan::Plan`], does everything that has to happen before untrusted code can run, and executes the interpreter as a
-//! *zygote*: a process that never runs guest code itself and forks a confined child for every run. What happens in that
-//! child stands in `native/`, which this binary carries as a shared object.
+//! The server starts it with the control socket as stdin and a memfd with the guests' Python as stdout. It
+//! reads a [`zygote_spec::ZygoteSpec`], does everything that has to happen before untrusted code can run, and
+//! executes the interpreter as a *zygote*: a process that never runs guest code itself and forks a confined
+//! child for every run. What happens in that child stands in `native/`, which this binary carries as a shared
+//! object.
 //!
 //! Invariants:
 //! 1. One thread, no asynchronous runtime: forking and changing namespaces are safe.
@@ -17,14 +18,8 @@ mod filesystem;
 mod landlock_rules;
 mod launch;
 mod namespaces;
-#[path = "../../plan.rs"]
-#[allow(unreachable_pub)]
-mod plan;
 mod seccomp_lists;
 mod seccomp_rules;
-#[path = "../../wire.rs"]
-#[allow(unreachable_pub, dead_code)]
-mod wire;
 
 /// The native half is compiled by `build.rs`; this makes clippy look at it.
 #[cfg(clippy)]
@@ -33,6 +28,8 @@ mod wire;
 mod native;
 
 use std::process::ExitCode;
+
+use sandbox::{wire, zygote_spec};
 
 fn main() -> ExitCode {
     match launch::zygote() {

@@ -19,8 +19,8 @@ const NAMESPACES: libc::c_int = libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
 
-/// Runs `inside` as the first process of new namespaces, in which it is root and nothing else is. This process waits for
-/// its end.
+/// Runs `inside` as the first process of new namespaces, in which it is root and nothing else is. This
+/// process waits for its end.
 pub(crate) fn in_namespaces(
     guest_ids: Option<(u32, u32)>,
     inside: impl FnOnce() -> Result<(), Failure>,
@@ -49,28 +49,36 @@ pub(crate) fn in_namespaces(
 /// In the child: dies with the helper, waits until its ids are mapped.
 fn first_process(mapped: OwnedFd) -> Result<(), Failure> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).at(Step::DeathSignal, "prctl")?;
-    // The end of the file instead of a byte means that the helper died before the signal was armed, or failed.
+    // The end of the file instead of a byte means that the helper died before the signal was armed, or
+    // failed.
     File::from(mapped).read_exact(&mut [0]).at(Step::IdMaps, "wait for the id maps")?;
     nix::unistd::sethostname("sandbox").at(Step::Namespaces, "sethostname")
 }
 
 /// Root inside is the helper's user outside; guests get a second id where the helper may hand one out.
 fn map_ids(child: Pid, guest_ids: Option<(u32, u32)>) -> Result<(), Failure> {
-    let write = |name: &str, text: String| {
-        fs::write(format!("/proc/{child}/{name}"), text).at(Step::IdMaps, format!("write {name}"))
-    };
-    let line = |own: u32, guest: Option<u32>| match guest {
-        Some(guest) => format!("0 {own} 1\n{guest} {guest} 1\n"),
-        None => format!("0 {own} 1\n"),
-    };
     if guest_ids.is_none() {
-        write("setgroups", "deny".to_owned())?;
+        write_proc(child, "setgroups", "deny")?;
     }
-    write("uid_map", line(geteuid().as_raw(), guest_ids.map(|ids| ids.0)))?;
-    write("gid_map", line(getegid().as_raw(), guest_ids.map(|ids| ids.1)))
+    let (user, group) = guest_ids.unzip();
+    write_proc(child, "uid_map", &id_map(geteuid().as_raw(), user))?;
+    write_proc(child, "gid_map", &id_map(getegid().as_raw(), group))
 }
 
-/// The helper's own end: it keeps no descriptor, so that the server sees the zygote's end at once, and reaps it.
+/// The lines of an id map: root inside is `own` outside, and a guest's id is the same on both sides.
+fn id_map(own: u32, guest: Option<u32>) -> String {
+    match guest {
+        Some(guest) => format!("0 {own} 1\n{guest} {guest} 1\n"),
+        None => format!("0 {own} 1\n"),
+    }
+}
+
+fn write_proc(process: Pid, name: &str, text: &str) -> Result<(), Failure> {
+    fs::write(format!("/proc/{process}/{name}"), text).at(Step::IdMaps, format!("write {name}"))
+}
+
+/// The helper's own end: it keeps no descriptor, so that the server sees the zygote's end at once, and reaps
+/// it.
 fn leave_to(child: Pid) -> Result<ExitCode, Failure> {
     // SAFETY: closes everything; nothing of this process uses a descriptor from here on.
     unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) };

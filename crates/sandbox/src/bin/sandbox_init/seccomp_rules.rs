@@ -1,10 +1,10 @@
 //! The system calls a guest may make.
 //!
-//! An allow-list: what is not on it goes to the supervisor by user notification, which refuses, counts, or kills
-//! ([`rulings`]). The 32-bit ABI is killed by the filter itself. Three programs:
+//! An allow-list: what is not on it goes to the supervisor by user notification, which refuses, counts, or
+//! kills ([`rulings`]). The 32-bit ABI is killed by the filter itself. Three programs:
 //!
-//! * *direct*: one process, threads, no files to write. No call that can reach another process or change the file
-//!   system, because the guest shares namespaces with others (tier B, and testers in tier A);
+//! * *direct*: one process, threads, no files to write. No call that can reach another process or change the
+//!   file system, because the guest shares namespaces with others (tier B, and testers in tier A);
 //! * *nested*: also children, signals among them, and files; all of it stays in the run's own namespaces;
 //! * *closing*: installed after the listener of one of the others was handed over, forbids what that needed.
 
@@ -27,16 +27,9 @@ pub(crate) struct Filters {
 pub(crate) fn filters() -> Filters {
     let (mut direct, mut nested) = (common(), common());
 
-    let reads = |argument| {
-        Action::AllowIf(Condition::Masked {
-            argument,
-            mask: (O_ACCMODE | O_CREAT | O_TRUNC) as u64,
-            value: O_RDONLY as u64,
-        })
-    };
-    put(&mut direct, SYS_openat, reads(2));
+    put(&mut direct, SYS_openat, if_reading(2));
     if let Some(open) = old::OPEN {
-        put(&mut direct, open, reads(1));
+        put(&mut direct, open, if_reading(1));
     }
     let thread = CLONE_THREAD as u64;
     put(
@@ -75,52 +68,60 @@ fn common() -> Policy {
     for call in ALLOWED.iter().chain(old::ALLOWED).chain(UNTIL_CLOSED) {
         put(&mut policy, *call, Action::Allow);
     }
-    let zero = |argument| Action::AllowIf(Condition::Masked { argument, mask: u64::MAX, value: 0 });
-    let one_of = |argument, values: &[c_int]| {
-        Action::AllowIf(Condition::OneOf(
-            argument,
-            values.iter().map(|value| value.cast_unsigned()).collect(),
-        ))
-    };
     // A pair of streams inside the guest; never a socket that could be connected.
-    put(&mut policy, SYS_socketpair, one_of(0, &[AF_UNIX]));
+    put(&mut policy, SYS_socketpair, if_one_of(0, &[AF_UNIX]));
     // Without an address: a datagram pair could otherwise reach a named or abstract socket.
-    put(&mut policy, SYS_sendto, zero(4));
+    put(&mut policy, SYS_sendto, if_zero(4));
     // Reading limits, not setting them.
-    put(&mut policy, SYS_prlimit64, zero(2));
-    // No locks or leases (a side channel between runs on shared read-only files), no pipe sizes, no signal owners.
+    put(&mut policy, SYS_prlimit64, if_zero(2));
+    // No locks or leases (a side channel between runs on shared read-only files), no pipe sizes, no signal
+    // owners.
     let fcntls = [F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ];
-    put(&mut policy, SYS_fcntl, one_of(1, &fcntls));
+    put(&mut policy, SYS_fcntl, if_one_of(1, &fcntls));
     let ioctls = [TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX].map(|request| request as c_int);
-    put(&mut policy, SYS_ioctl, one_of(1, &ioctls));
+    put(&mut policy, SYS_ioctl, if_one_of(1, &ioctls));
     let prctls = [PR_SET_NAME, PR_GET_NAME, PR_GET_DUMPABLE, PR_CAPBSET_READ, PR_SET_VMA];
-    put(&mut policy, SYS_prctl, one_of(0, &prctls));
+    put(&mut policy, SYS_prctl, if_one_of(0, &prctls));
     policy
+}
+
+/// Where this argument, the flags of an open, asks for reading only.
+fn if_reading(argument: u8) -> Action {
+    let mask = (O_ACCMODE | O_CREAT | O_TRUNC) as u64;
+    Action::AllowIf(Condition::Masked { argument, mask, value: O_RDONLY as u64 })
+}
+
+fn if_zero(argument: u8) -> Action {
+    Action::AllowIf(Condition::Masked { argument, mask: u64::MAX, value: 0 })
+}
+
+fn if_one_of(argument: u8, values: &[c_int]) -> Action {
+    Action::AllowIf(Condition::OneOf(argument, values.iter().map(|value| value.cast_unsigned()).collect()))
 }
 
 /// What the supervisor answers; a call without an entry is refused with `EPERM`.
 pub(crate) fn rulings() -> Vec<RulingEntry> {
-    let mut table = BTreeMap::new();
-    let mut put = |calls: &[c_long], direct: Ruling, nested: Ruling| {
-        for call in calls {
-            if let Ok(syscall) = u16::try_from(*call) {
-                table.insert(syscall, RulingEntry { syscall, direct: direct as u8, nested: nested as u8 });
-            }
+    let table: [(&[c_long], Ruling, Ruling); 11] = [
+        (KILL, Ruling::Kill, Ruling::Kill),
+        (old::KILL, Ruling::Kill, Ruling::Kill),
+        (ABSENT, Ruling::Absent, Ruling::Absent),
+        (PROCESS, Ruling::Process, Ruling::Refuse),
+        (old::PROCESS, Ruling::Process, Ruling::Refuse),
+        // A nested guest's clone is refused by the filter only where it asks for a namespace.
+        (&[SYS_clone], Ruling::Process, Ruling::Kill),
+        (SCRATCH, Ruling::Scratch, Ruling::Refuse),
+        (old::SCRATCH, Ruling::Scratch, Ruling::Refuse),
+        (&[SYS_openat], Ruling::Write, Ruling::Refuse),
+        (old::OPEN.as_slice(), Ruling::Write, Ruling::Refuse),
+        (&[SYS_kill, SYS_tgkill], Ruling::SelfOnly, Ruling::Refuse),
+    ];
+    let mut rulings = BTreeMap::new();
+    for (calls, direct, nested) in table {
+        for syscall in calls.iter().filter_map(|call| u16::try_from(*call).ok()) {
+            rulings.insert(syscall, RulingEntry { syscall, direct: direct as u8, nested: nested as u8 });
         }
-    };
-    put(KILL, Ruling::Kill, Ruling::Kill);
-    put(old::KILL, Ruling::Kill, Ruling::Kill);
-    put(ABSENT, Ruling::Absent, Ruling::Absent);
-    put(PROCESS, Ruling::Process, Ruling::Refuse);
-    put(old::PROCESS, Ruling::Process, Ruling::Refuse);
-    // A nested guest's clone is refused by the filter only where it asks for a namespace.
-    put(&[SYS_clone], Ruling::Process, Ruling::Kill);
-    put(SCRATCH, Ruling::Scratch, Ruling::Refuse);
-    put(old::SCRATCH, Ruling::Scratch, Ruling::Refuse);
-    put(&[SYS_openat], Ruling::Write, Ruling::Refuse);
-    put(old::OPEN.as_slice(), Ruling::Write, Ruling::Refuse);
-    put(&[SYS_kill, SYS_tgkill], Ruling::SelfOnly, Ruling::Refuse);
-    table.into_values().collect()
+    }
+    rulings.into_values().collect()
 }
 
 #[cfg(test)]

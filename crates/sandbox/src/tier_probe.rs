@@ -1,4 +1,5 @@
-//! Building sandboxes before there is a grader: finding the parts, and proving that a tier works by running in it.
+//! Which tiers work here: finds the parts of a sandbox, and proves a tier by building it and running programs
+//! in it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,41 +11,41 @@ use crate::clock::{Moment, poll_millis};
 use crate::config::GraderConfig;
 use crate::error::Error;
 use crate::interpreter::Interpreter;
-use crate::judge::{self, Bench};
+use crate::judge::{self, RunContext};
 use crate::limits::Limits;
 use crate::problem::{CallCase, FunctionCalls, Problem};
 use crate::tier::{StepFailure, Tier, TierReport};
 use crate::verdict::Verdict;
-use crate::zygote::{Recipe, Start, Zygote};
+use crate::zygote::{Imports, Start, Zygote, ZygoteLauncher};
 
 /// Tries every tier: builds it, and runs a program in it.
 ///
 /// # Errors
 /// Where there is no helper or no interpreter to try with.
 pub fn probe(config: &GraderConfig) -> Result<TierReport, Error> {
-    let workshop = Workshop::new(config)?;
-    Ok(TierReport { a: workshop.try_tier(Tier::A)?, b: workshop.try_tier(Tier::B)? })
+    let tier_probe = TierProbe::new(config)?;
+    Ok(TierReport { a: tier_probe.try_tier(Tier::A)?, b: tier_probe.try_tier(Tier::B)? })
 }
 
 /// What is needed to build zygotes of either tier.
 #[derive(Debug)]
-pub(crate) struct Workshop {
+pub(crate) struct TierProbe {
     init: PathBuf,
     interpreter: Interpreter,
     import_paths: Vec<PathBuf>,
-    start_deadline: Duration,
+    start_timeout: Duration,
 }
 
-impl Workshop {
+impl TierProbe {
     pub(crate) fn new(config: &GraderConfig) -> Result<Self, Error> {
         let init = find_init(config.init.as_deref())?;
         let interpreter = Interpreter::find(config.interpreter.as_deref(), &config.import_paths)?;
         let import_paths = config.import_paths.clone();
-        Ok(Self { init, interpreter, import_paths, start_deadline: config.start_deadline })
+        Ok(Self { init, interpreter, import_paths, start_timeout: config.start_timeout })
     }
 
-    pub(crate) fn recipe(&self, tier: Tier) -> Result<Recipe, Error> {
-        Recipe::new(self.init.clone(), &self.interpreter, &self.import_paths, tier)
+    pub(crate) fn launcher(&self, tier: Tier) -> Result<ZygoteLauncher, Error> {
+        ZygoteLauncher::new(self.init.clone(), &self.interpreter, &self.import_paths, tier)
     }
 
     /// The configured tier, or the strongest that works.
@@ -65,8 +66,8 @@ impl Workshop {
 
     /// `None` where a right program is accepted and a wrong one is not.
     fn try_tier(&self, tier: Tier) -> Result<Option<StepFailure>, Error> {
-        let recipe = self.recipe(tier)?;
-        let (mut candidate, mut tester) = match (self.one(&recipe), self.one(&recipe)) {
+        let launcher = self.launcher(tier)?;
+        let (mut candidate, mut tester) = match (self.start_one(&launcher), self.start_one(&launcher)) {
             (Ok(candidate), Ok(tester)) => (candidate, tester),
             (Err(failure), other) | (other, Err(failure)) => {
                 reap(other.ok());
@@ -74,13 +75,13 @@ impl Workshop {
             }
         };
         let limits = Limits::default();
-        let bench = Bench { limits: &limits, nested: tier == Tier::A, seed: 0, plan: None };
+        let context = RunContext { limits: &limits, nested: tier == Tier::A, seed: 0, compiled_tests: None };
         let mut failure = None;
         for (source, expected) in
             [("def f(x): return x + 1", Verdict::Accepted), ("def f(x): return x", Verdict::WrongAnswer)]
         {
             let judged =
-                judge::function(&bench, &sample_problem(), source, "probe", [&mut candidate, &mut tester])
+                judge::function(&context, &sample_problem(), source, "probe", [&mut candidate, &mut tester])
                     .unwrap_or_else(|error| judge::no_resources(&error));
             if judged.verdict != expected {
                 let step = format!("a program that has to be {expected} was {}", judged.verdict);
@@ -93,13 +94,9 @@ impl Workshop {
     }
 
     /// A ready zygote, started on this thread.
-    fn one(&self, recipe: &Recipe) -> Result<Zygote, StepFailure> {
-        let failed = |error: std::io::Error| StepFailure {
-            step: "start sluice-sandbox-init".to_owned(),
-            errno: error.raw_os_error().unwrap_or(0),
-            detail: error.to_string(),
-        };
-        let mut starting = recipe.launch(true).map_err(failed)?;
+    fn start_one(&self, launcher: &ZygoteLauncher) -> Result<Zygote, StepFailure> {
+        let mut starting =
+            launcher.launch(Imports::Usual).map_err(|error| StepFailure::not_started(&error))?;
         loop {
             let until = Moment::now() + Duration::from_millis(100);
             // An interrupted wait only means looking earlier.
@@ -107,7 +104,7 @@ impl Workshop {
                 &mut [PollFd::new(starting.fd(), PollFlags::POLLIN)],
                 PollTimeout::from(poll_millis(until)),
             );
-            starting = match starting.advance(self.start_deadline) {
+            starting = match starting.advance(self.start_timeout) {
                 Start::Pending(starting) => starting,
                 Start::Ready(zygote) => return Ok(zygote),
                 Start::Failed(zygote, failure) => {

@@ -1,7 +1,7 @@
 //! The thread that starts zygotes and reaps them.
 //!
-//! It is one thread for the whole life of a grader because a helper dies with the thread that started it: a zygote started
-//! by a caller's thread would die with that caller.
+//! It is one thread for the whole life of a grader because a helper dies with the thread that started it: a
+//! zygote started by a caller's thread would die with that caller.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,59 +11,67 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::clock::Moment;
-use crate::pool::{Kind, Pool};
+use crate::pool::{Pool, ZygoteKind};
 use crate::tier::StepFailure;
-use crate::zygote::{Dying, Recipe, Start, Starting};
+use crate::zygote::{Dying, Imports, Start, Starting, ZygoteLauncher};
 
 /// How often processes on their way out are looked at, while there are any.
-const REAP: Duration = Duration::from_millis(5);
-/// How often starting ones are checked against their deadline.
-const CHECK: Duration = Duration::from_millis(200);
-/// Between failed starts; doubled each time up to the longest.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const REAP_INTERVAL: Duration = Duration::from_millis(5);
+/// How often starting ones are checked against their timeout.
+const START_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+/// From a failed start to the next one; doubled each time, up to the longest.
+const MIN_RESTART_DELAY: Duration = Duration::from_millis(50);
+const MAX_RESTART_DELAY: Duration = Duration::from_secs(2);
 
-/// Keeps the pool filled until it is closed, then until nothing of it is left.
-pub(crate) struct Keeper {
+/// Keeps the pool filled until it is closed, then reaps until nothing of it is left.
+pub(crate) struct ZygoteSpawner {
     pool: Arc<Pool>,
-    recipe: Recipe,
+    launcher: ZygoteLauncher,
     cold: bool,
-    start_deadline: Duration,
-    starting: Vec<(Kind, Starting)>,
+    start_timeout: Duration,
+    starting: Vec<(ZygoteKind, Starting)>,
     dying: Vec<Dying>,
     /// Starts owed to the pool, of each kind.
     owed: [usize; 2],
-    pause: Duration,
+    restart_delay: Duration,
     not_before: Moment,
 }
 
-impl Keeper {
-    pub(crate) fn new(pool: Arc<Pool>, recipe: Recipe, cold: bool, start_deadline: Duration) -> Self {
+impl ZygoteSpawner {
+    pub(crate) fn new(
+        pool: Arc<Pool>,
+        launcher: ZygoteLauncher,
+        cold: bool,
+        start_timeout: Duration,
+    ) -> Self {
         Self {
             pool,
-            recipe,
+            launcher,
             cold,
-            start_deadline,
+            start_timeout,
             starting: Vec::new(),
             dying: Vec::new(),
             owed: [0; 2],
-            pause: Duration::ZERO,
+            restart_delay: Duration::ZERO,
             not_before: Moment::now(),
         }
     }
 
     /// Runs until the pool is closed and everything is reaped.
+    ///
+    /// # Errors
+    /// Where the pool's eventfd cannot be duplicated; nothing has been started then.
     pub(crate) fn run(mut self) -> io::Result<()> {
-        let wake = self.pool.keeper_fd()?;
+        let wake = self.pool.spawner_fd()?;
         loop {
-            let orders = self.pool.orders();
-            self.dying.extend(orders.retired.into_iter().map(crate::zygote::Zygote::dismiss));
-            for kind in Kind::BOTH {
-                self.owed[kind as usize] += orders.start[kind as usize];
+            let demand = self.pool.demand();
+            self.dying.extend(demand.retired.into_iter().map(crate::zygote::Zygote::dismiss));
+            for kind in ZygoteKind::BOTH {
+                self.owed[kind as usize] += demand.start[kind as usize];
             }
             self.advance();
             self.dying.retain_mut(|dying| !dying.is_gone());
-            if orders.closed {
+            if demand.closed {
                 for (_, starting) in self.starting.drain(..) {
                     self.dying.push(starting.dismiss());
                 }
@@ -78,15 +86,15 @@ impl Keeper {
     }
 
     fn launch(&mut self) {
-        for kind in Kind::BOTH {
+        for kind in ZygoteKind::BOTH {
             while self.owed[kind as usize] > 0 {
                 self.owed[kind as usize] -= 1;
-                match self.recipe.launch(kind == Kind::Tester || !self.cold) {
+                let imports =
+                    if kind == ZygoteKind::Candidate && self.cold { Imports::None } else { Imports::Usual };
+                match self.launcher.launch(imports) {
                     Ok(starting) => self.starting.push((kind, starting)),
                     Err(error) => {
-                        let errno = error.raw_os_error().unwrap_or(0);
-                        let step = "start sluice-sandbox-init".to_owned();
-                        self.failed(kind, StepFailure { step, errno, detail: error.to_string() });
+                        self.failed(kind, StepFailure::not_started(&error));
                         return;
                     }
                 }
@@ -97,10 +105,10 @@ impl Keeper {
     /// Moves every starting zygote as far as it has come.
     fn advance(&mut self) {
         for (kind, starting) in std::mem::take(&mut self.starting) {
-            match starting.advance(self.start_deadline) {
+            match starting.advance(self.start_timeout) {
                 Start::Pending(starting) => self.starting.push((kind, starting)),
                 Start::Ready(zygote) => {
-                    self.pause = Duration::ZERO;
+                    self.restart_delay = Duration::ZERO;
                     self.pool.started(kind, zygote);
                 }
                 Start::Failed(zygote, failure) => {
@@ -111,21 +119,21 @@ impl Keeper {
         }
     }
 
-    fn failed(&mut self, kind: Kind, failure: StepFailure) {
-        self.pause = (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
-        self.not_before = Moment::now() + self.pause;
+    fn failed(&mut self, kind: ZygoteKind, failure: StepFailure) {
+        self.restart_delay = (self.restart_delay * 2).clamp(MIN_RESTART_DELAY, MAX_RESTART_DELAY);
+        self.not_before = Moment::now() + self.restart_delay;
         self.pool.not_started(kind, failure);
     }
 
-    /// Waits for orders, for a starting zygote, or for the next thing that is due.
+    /// Waits for new demand, for a starting zygote, or for the next thing that is due.
     fn wait(&self, wake: &OwnedFd) {
         let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.starting.iter().map(|(_, starting)| PollFd::new(starting.fd(), PollFlags::POLLIN)));
         let owes = self.owed.iter().any(|count| *count > 0);
         let due = [
-            (!self.dying.is_empty()).then_some(REAP),
-            (!self.starting.is_empty()).then_some(CHECK),
-            owes.then(|| self.not_before.saturating_duration_since(Moment::now()).max(REAP)),
+            (!self.dying.is_empty()).then_some(REAP_INTERVAL),
+            (!self.starting.is_empty()).then_some(START_CHECK_INTERVAL),
+            owes.then(|| self.not_before.saturating_duration_since(Moment::now()).max(REAP_INTERVAL)),
         ];
         let timeout = due
             .into_iter()
