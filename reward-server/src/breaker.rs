@@ -1,5 +1,5 @@
-//! A circuit breaker (Nygard, "Release It!", 2007): after so many failures in a row nothing is sent for a while, then one
-//! probe at a time, until one succeeds. Pure; time is an argument.
+//! A circuit breaker (Nygard, "Release It!", 2007): after so many failures in a row nothing is sent for a
+//! while, then one probe at a time, until one succeeds. Pure; time is an argument.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use tokio::time::Instant;
 /// Whether a remote service is worth a request.
 #[derive(Debug)]
 pub(crate) struct Breaker {
-    most_failures: u32,
-    pause: Duration,
+    max_failures: u32,
+    delay: Duration,
     failures: u32,
     open_until: Option<Instant>,
 }
 
 impl Breaker {
-    /// A closed breaker that opens for `pause` after `most_failures` failures in a row.
-    pub(crate) fn new(most_failures: u32, pause: Duration) -> Self {
-        Self { most_failures, pause, failures: 0, open_until: None }
+    /// A closed breaker that opens for `delay` after `max_failures` failures in a row.
+    pub(crate) fn new(max_failures: u32, delay: Duration) -> Self {
+        Self { max_failures, delay, failures: 0, open_until: None }
     }
 
     /// Asks leave to send a request.
@@ -28,8 +28,8 @@ impl Breaker {
         match self.open_until {
             Some(until) if now < until => Err(until),
             Some(_) => {
-                // The probe. The others wait one pause more, unless it succeeds.
-                self.open_until = Some(now + self.pause);
+                // The probe. The others wait one delay more, unless it succeeds.
+                self.open_until = Some(now + self.delay);
                 Ok(())
             }
             None => Ok(()),
@@ -44,8 +44,8 @@ impl Breaker {
     /// A request failed.
     pub(crate) fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
-        if self.failures >= self.most_failures {
-            self.open_until = Some(now + self.pause);
+        if self.failures >= self.max_failures {
+            self.open_until = Some(now + self.delay);
         }
     }
 
@@ -59,11 +59,11 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    const PAUSE: Duration = Duration::from_secs(5);
+    const OPEN_DELAY: Duration = Duration::from_secs(5);
 
     #[test]
     fn it_opens_after_failures_in_a_row_and_probes_with_one() {
-        let mut breaker = Breaker::new(3, PAUSE);
+        let mut breaker = Breaker::new(3, OPEN_DELAY);
         let start = Instant::now();
         breaker.failed(start);
         breaker.failed(start);
@@ -72,24 +72,24 @@ mod tests {
         breaker.failed(start);
         assert_eq!((breaker.admit(start), breaker.open_for(start)), (Ok(()), None), "not in a row");
         breaker.failed(start);
-        assert_eq!(breaker.admit(start), Err(start + PAUSE));
-        assert_eq!(breaker.open_for(start + PAUSE / 5), Some(PAUSE * 4 / 5));
-        let later = start + PAUSE;
+        assert_eq!(breaker.admit(start), Err(start + OPEN_DELAY));
+        assert_eq!(breaker.open_for(start + OPEN_DELAY / 5), Some(OPEN_DELAY * 4 / 5));
+        let later = start + OPEN_DELAY;
         assert_eq!(breaker.open_for(later), None, "somebody has to come and probe");
         assert_eq!(breaker.admit(later), Ok(()), "the probe");
-        assert_eq!(breaker.admit(later), Err(later + PAUSE), "nobody else");
+        assert_eq!(breaker.admit(later), Err(later + OPEN_DELAY), "nobody else");
         breaker.succeeded();
         assert_eq!((breaker.admit(later), breaker.open_for(later)), (Ok(()), None));
     }
 
     #[test]
     fn a_failed_probe_opens_it_again() {
-        let mut breaker = Breaker::new(1, PAUSE);
+        let mut breaker = Breaker::new(1, OPEN_DELAY);
         let start = Instant::now();
         breaker.failed(start);
-        let probed = start + PAUSE * 2;
+        let probed = start + OPEN_DELAY * 2;
         assert_eq!(breaker.admit(probed), Ok(()));
-        breaker.failed(probed + PAUSE / 2);
-        assert_eq!(breaker.admit(probed + PAUSE), Err(probed + PAUSE / 2 + PAUSE));
+        breaker.failed(probed + OPEN_DELAY / 2);
+        assert_eq!(breaker.admit(probed + OPEN_DELAY), Err(probed + OPEN_DELAY / 2 + OPEN_DELAY));
     }
 }

@@ -1,34 +1,48 @@
 //! From the scorers' numbers to the score.
 
 use crate::config::{Gate, ScorerConfig, Share};
-use crate::fault::Fault;
+use crate::score_error::ScoreError;
 
 /// The rule that turns one number per scorer into the score.
 #[derive(Debug, Clone)]
 pub(crate) struct Combination {
-    parts: Vec<(f64, Share)>,
+    parts: Vec<Part>,
     clip: Option<[f64; 2]>,
+}
+
+/// What a scorer adds to the score.
+#[derive(Debug, Clone)]
+struct Part {
+    weight: f64,
+    share: Share,
 }
 
 impl Combination {
     /// The rule of these scorers, in their order.
     pub(crate) fn new(scorers: &[ScorerConfig], clip: Option<[f64; 2]>) -> Self {
-        let parts = scorers.iter().map(|scorer| (scorer.weight(), scorer.share.clone())).collect();
+        let parts =
+            scorers.iter().map(|scorer| Part { weight: scorer.weight(), share: scorer.share.clone() });
+        let parts = parts.collect();
         Self { parts, clip }
     }
 
     /// `sum_i w_i clip_i((s_i - mean_i) / std_i)`, clipped, then gate by gate in the scorers' order.
     ///
     /// `numbers` has one finite number per scorer.
-    pub(crate) fn score(&self, numbers: &[f64]) -> Result<f32, Fault> {
-        let parts = || self.parts.iter().zip(numbers);
-        let sum = parts().map(|((weight, share), number)| weight * standardised(share, *number)).sum();
-        let clipped = clip(sum, self.clip);
-        let score = parts().fold(clipped, |score, ((_, share), number)| gated(share, *number, score)) as f32;
+    pub(crate) fn score(&self, numbers: &[f64]) -> Result<f32, ScoreError> {
+        let mut sum = 0.0;
+        for (part, number) in self.parts.iter().zip(numbers) {
+            sum += part.weight * standardised(&part.share, *number);
+        }
+        let mut score = clip(sum, self.clip);
+        for (part, number) in self.parts.iter().zip(numbers) {
+            score = gated(&part.share, *number, score);
+        }
+        let score = score as f32;
         if score.is_finite() {
             Ok(score)
         } else {
-            Err(Fault::error(format!("the combined score is {score}")))
+            Err(ScoreError::error(format!("the combined score is {score}")))
         }
     }
 }
@@ -55,10 +69,10 @@ fn gated(share: &Share, number: f64, score: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Kind, UnitTests};
+    use crate::config::{ScorerKind, UnitTests};
 
     fn scorer(share: Share) -> ScorerConfig {
-        ScorerConfig { share, kind: Kind::UnitTests(UnitTests::default()) }
+        ScorerConfig { share, kind: ScorerKind::UnitTests(UnitTests::default()) }
     }
 
     fn weighted(weight: f64) -> ScorerConfig {
@@ -83,12 +97,13 @@ mod tests {
         assert_eq!(score(&scorers, Some([-0.25, 0.25]), &[2.0]), 0.25);
     }
 
+    fn gate(gate: Gate, threshold: Option<f64>) -> [ScorerConfig; 2] {
+        let share = Share { gate: Some(gate), threshold, floor: -2.0, ..Share::default() };
+        [weighted(1.0), scorer(share)]
+    }
+
     #[test]
     fn a_gate_multiplies_or_floors() {
-        let gate = |gate, threshold| {
-            let share = Share { gate: Some(gate), threshold, floor: -2.0, ..Share::default() };
-            [weighted(1.0), scorer(share)]
-        };
         assert_eq!(score(&gate(Gate::Multiply, None), None, &[3.0, 0.5]), 1.5, "by the number");
         assert_eq!(
             score(&gate(Gate::Multiply, Some(0.6)), None, &[3.0, 0.5]),
@@ -101,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_too_large_for_a_score_is_a_fault() {
+    fn a_sum_too_large_for_a_score_is_an_error() {
         let combination = Combination::new(&[weighted(1e30)], None);
         assert!(combination.score(&[1e30]).unwrap_err().detail.contains("inf"));
     }

@@ -13,8 +13,8 @@ use service::ServiceConfig;
 use types::{DType, MemberId};
 
 pub use scorer::{
-    ExactMatch, Format, Gate, Http, Kind, LengthPenalty, NumericMatch, Python, RegexMatch, RepetitionPenalty,
-    RewardModel, Rule, ScorerConfig, Share, UnitTests,
+    ExactMatch, Format, Gate, Http, LengthPenalty, NumericMatch, Python, RegexMatch, RepetitionPenalty,
+    RewardModel, Rule, ScorerConfig, ScorerKind, Share, UnitTests,
 };
 
 /// Everything the reward server can be told.
@@ -29,13 +29,15 @@ pub struct Config {
     pub listen: SocketAddr,
     /// `host:port` under which actors reach it; the bound address where not given.
     pub advertise: Option<String>,
-    /// Every rollout is scored in a batch of its own, so that its numbers do not depend on what arrived with it.
+    /// Every rollout is scored in a batch of its own, so that its numbers do not depend on what arrived with
+    /// it.
     pub deterministic: bool,
-    /// Folder of the policy's tokenizer; that of the reference, else of the first reward model, where not given.
+    /// Folder of the policy's tokenizer; that of the reference, else of the first reward model, where not
+    /// given.
     pub tokenizer: Option<PathBuf>,
     /// What is not scored this long after its arrival has failed; sooner where its lease runs out sooner.
     #[serde(with = "humantime_serde")]
-    pub deadline: Duration,
+    pub scoring_timeout: Duration,
     /// Keeps the combined score within `[low, high]`.
     pub clip: Option<[f64; 2]>,
     /// What waits or is worked on.
@@ -44,13 +46,14 @@ pub struct Config {
     pub models: ModelsConfig,
     /// The reference policy. Without it the rollouts carry no reference log-probs.
     pub reference: Option<ReferenceConfig>,
-    /// Runs unit tests. With it, the outcome of every problem that has tests is reported, whatever the scorers' weights.
+    /// Runs unit tests. With it, the outcome of every problem that has tests is reported, whatever the
+    /// scorers' weights.
     pub sandbox: Option<SandboxConfig>,
     /// The scorers; their weighted sum is the score.
     pub scorers: Vec<ScorerConfig>,
     /// The HTTP endpoint for programs that are not Sluice.
     pub endpoint: EndpointConfig,
-    /// The process.
+    /// Logging, metrics and shutdown of the process.
     pub service: ServiceConfig,
 }
 
@@ -64,7 +67,8 @@ pub struct QueueConfig {
     pub max_bytes: usize,
     /// Rollouts of one actor's stream that may await their answer; then the stream is read no further.
     pub stream_rollouts: usize,
-    /// Actors' streams; one more is answered `RESOURCE_EXHAUSTED`, and the actor goes elsewhere or tries later.
+    /// Actors' streams; one more is answered `RESOURCE_EXHAUSTED`, and the actor goes elsewhere or tries
+    /// later.
     pub max_streams: usize,
 }
 
@@ -79,7 +83,7 @@ impl Default for QueueConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelsConfig {
-    /// Where they are.
+    /// The device that holds and computes them.
     pub device: Device,
     /// Element type of their weights in memory; that of the files where not given.
     pub dtype: Option<DType>,
@@ -89,7 +93,7 @@ pub struct ModelsConfig {
     pub batch_tokens: usize,
     /// How long a batch that is not full waits for more.
     #[serde(with = "humantime_serde")]
-    pub batch_wait: Duration,
+    pub batch_delay: Duration,
 }
 
 impl Default for ModelsConfig {
@@ -101,13 +105,13 @@ impl Default for ModelsConfig {
             // Enough for matrix products to be efficient, little enough for the activations to stay small.
             batch_tokens: 8192,
             // While a batch is computed the next one gathers by itself; this only helps the first.
-            batch_wait: Duration::from_millis(2),
+            batch_delay: Duration::from_millis(2),
         }
     }
 }
 
 /// Torch's name of an element type.
-pub(crate) fn kind(dtype: DType) -> tch::Kind {
+pub(crate) fn torch_kind(dtype: DType) -> tch::Kind {
     match dtype {
         DType::F32 => tch::Kind::Float,
         DType::Bf16 => tch::Kind::BFloat16,
@@ -119,7 +123,7 @@ pub(crate) fn kind(dtype: DType) -> tch::Kind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReferenceConfig {
-    /// Its folder.
+    /// A folder with a `*ForCausalLM`.
     pub model: PathBuf,
     /// The sampling temperature of the run, at which its log-probs are taken; 0 (greedy) means 1.
     #[serde(default = "one")]
@@ -197,7 +201,7 @@ impl Default for Config {
             deterministic: false,
             tokenizer: None,
             // Longer than a sandboxed program with many cases or a remote model may take.
-            deadline: Duration::from_secs(120),
+            scoring_timeout: Duration::from_secs(120),
             clip: None,
             queue: QueueConfig::default(),
             models: ModelsConfig::default(),
@@ -214,7 +218,7 @@ impl Config {
     /// The folder of the policy's tokenizer, if anything names one.
     pub(crate) fn tokenizer_dir(&self) -> Option<&Path> {
         let reward_model = self.scorers.iter().find_map(|scorer| match &scorer.kind {
-            Kind::RewardModel(reward_model) => Some(&reward_model.model),
+            ScorerKind::RewardModel(reward_model) => Some(&reward_model.model),
             _ => None,
         });
         let reference = self.reference.as_ref().map(|reference| &reference.model);
@@ -240,8 +244,8 @@ impl Config {
         ];
         let zero = positive.into_iter().filter(|(_, value)| *value == 0);
         problems.extend(zero.map(|(name, _)| format!("{name} must be at least 1")));
-        if self.deadline.is_zero() {
-            problems.push("deadline must be above 0s".to_owned());
+        if self.scoring_timeout.is_zero() {
+            problems.push("scoring_timeout must be above 0s".to_owned());
         }
     }
 
@@ -281,7 +285,7 @@ impl service::Config for Config {
         for (index, scorer) in self.scorers.iter().enumerate() {
             problems
                 .extend(scorer.problems().into_iter().map(|problem| format!("scorers[{index}].{problem}")));
-            if matches!(scorer.kind, Kind::UnitTests(_)) && self.sandbox.is_none() {
+            if matches!(scorer.kind, ScorerKind::UnitTests(_)) && self.sandbox.is_none() {
                 problems.push(format!("scorers[{index}] runs unit tests: add a [sandbox] section"));
             }
         }
@@ -320,7 +324,7 @@ mod tests {
 
     const FULL: &str = r#"
         coordinator = "127.0.0.1:7700"
-        deadline = "30s"
+        scoring_timeout = "30s"
         [reference]
         model = "sft"
         temperature = 0.7

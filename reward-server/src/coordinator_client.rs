@@ -16,28 +16,30 @@ use tonic::{Code, Status, Streaming};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport};
 use types::{Incarnation, MemberId, RunId};
 
-use crate::desk::Desk;
 use crate::metrics;
+use crate::registry::RolloutRegistry;
 
 /// How long the coordinator may take to answer a hello.
-const WELCOME_TIME_LIMIT: Duration = Duration::from_secs(10);
-/// Between two reports of the load. Members are taken for lost after ten seconds of silence by default.
-const HEARTBEAT: Duration = Duration::from_millis(500);
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two reports of the load. The coordinator gives a member up after ten seconds of silence by
+/// default.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// Results on their way into the stream.
 const OUTBOX_CAPACITY: usize = 16;
-/// How long the farewell may take.
-const FAREWELL: Duration = Duration::from_secs(1);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long the coordinator may take to close a stream that this server has closed.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+/// From a broken stream to the next try; doubled each time, up to the longest.
+const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(100);
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
-/// The coordinator's member that this process is.
+/// This process as a member of the run.
 pub(crate) struct Membership {
     pub(crate) member: MemberId,
     /// `host:port` of the coordinator.
     pub(crate) coordinator: String,
     /// `host:port` under which actors reach this server.
     pub(crate) address: String,
-    pub(crate) desk: Desk,
+    pub(crate) registry: RolloutRegistry,
     pub(crate) readiness: Readiness,
     /// Cancelled when the process is to stop; cancelled from here when the run is over.
     pub(crate) token: CancellationToken,
@@ -77,7 +79,7 @@ impl Membership {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let _done = self.done.clone().drop_guard();
         let incarnation = incarnation();
-        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut backoff = Backoff::new(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
         loop {
             let broken = match self.stay(incarnation, &mut backoff).await {
                 Ok(Left::Finished) => {
@@ -92,11 +94,11 @@ impl Membership {
             if broken.is_final() {
                 return Err(broken).context(format!("coordinator {}", self.coordinator));
             }
-            let pause = backoff.next_pause();
-            tracing::warn!(coordinator = self.coordinator, reason = %broken, ?pause, "no coordinator");
+            let delay = backoff.next_pause();
+            tracing::warn!(coordinator = self.coordinator, reason = %broken, ?delay, "no coordinator");
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = self.desk.drained() => return Ok(()),
+                () = tokio::time::sleep(delay) => {}
+                () = self.registry.drained() => return Ok(()),
             }
         }
     }
@@ -105,22 +107,22 @@ impl Membership {
     async fn stay(&self, incarnation: Incarnation, backoff: &mut Backoff) -> Result<Left, Broken> {
         let (reports, mut commands) = tokio::select! {
             opened = self.open(incarnation) => opened?,
-            () = self.desk.drained() => return Ok(Left::Drained),
+            () = self.registry.drained() => return Ok(Left::Drained),
         };
         let run = welcome(&mut commands).await?;
-        let resent = self.desk.welcomed(run.clone());
+        let resent = self.registry.welcomed(run.clone());
         metrics::connected(resent);
         tracing::info!(coordinator = self.coordinator, %run, resent, "joined");
         self.readiness.set(true);
         backoff.reset();
         tokio::select! {
-            left = follow(&self.desk, &mut commands) => left,
+            left = follow(&self.registry, &mut commands) => left,
             () = self.send_results(&reports) => Err(stream_ended()),
             () = self.send_load(&reports) => Err(stream_ended()),
-            () = self.desk.drained() => {
+            () = self.registry.drained() => {
                 drop(reports);
-                // The coordinator may hang up in its own time, but not for ever.
-                let _ = tokio::time::timeout(FAREWELL, commands.message()).await;
+                // The coordinator may close its half in its own time, but not for ever.
+                let _ = tokio::time::timeout(GOODBYE_TIMEOUT, commands.message()).await;
                 Ok(Left::Drained)
             }
         }
@@ -138,13 +140,13 @@ impl Membership {
         let hello = RewardHello {
             member: self.member.clone(),
             incarnation,
-            run: self.desk.run(),
+            run: self.registry.run(),
             address: self.address.clone(),
         };
         // There is room: nothing else has been put in.
         let _ = reports.try_send(hello.into());
         let opening = client.reward(ReceiverStream::new(outbox));
-        let opened = tokio::time::timeout(WELCOME_TIME_LIMIT, opening).await;
+        let opened = tokio::time::timeout(WELCOME_TIMEOUT, opening).await;
         let opened = opened.map_err(|_| no_welcome())??;
         Ok((reports, opened.into_inner()))
     }
@@ -153,17 +155,17 @@ impl Membership {
     async fn send_results(&self, reports: &mpsc::Sender<pb::RewardReport>) {
         loop {
             let Ok(place) = reports.reserve().await else { return ended_stream_speaks().await };
-            place.send(self.desk.next_unsent().await.into());
+            place.send(self.registry.next_unsent().await.into());
         }
     }
 
     /// Sends the load, which is also the sign of life, until the stream ends.
     async fn send_load(&self, reports: &mpsc::Sender<pb::RewardReport>) {
-        let mut ticks = tokio::time::interval(HEARTBEAT);
+        let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let load = RewardReport::Load { queued: self.desk.observe() };
+            let load = RewardReport::Load { queued: self.registry.observe() };
             if reports.send(load.into()).await.is_err() {
                 return ended_stream_speaks().await;
             }
@@ -179,7 +181,7 @@ async fn ended_stream_speaks() {
 /// The first command.
 async fn welcome(commands: &mut Streaming<pb::RewardCommand>) -> Result<RunId, Broken> {
     let first =
-        tokio::time::timeout(WELCOME_TIME_LIMIT, commands.message()).await.map_err(|_| no_welcome())??;
+        tokio::time::timeout(WELCOME_TIMEOUT, commands.message()).await.map_err(|_| no_welcome())??;
     match first.map(RewardCommand::try_from).transpose().map_err(Status::from)? {
         Some(RewardCommand::Welcome { run }) => Ok(run),
         Some(other) => {
@@ -190,10 +192,13 @@ async fn welcome(commands: &mut Streaming<pb::RewardCommand>) -> Result<RunId, B
 }
 
 /// Takes commands until the run is over.
-async fn follow(desk: &Desk, commands: &mut Streaming<pb::RewardCommand>) -> Result<Left, Broken> {
+async fn follow(
+    registry: &RolloutRegistry,
+    commands: &mut Streaming<pb::RewardCommand>,
+) -> Result<Left, Broken> {
     while let Some(command) = commands.message().await? {
         match RewardCommand::try_from(command).map_err(Status::from)? {
-            RewardCommand::Recorded(id) => desk.recorded(id),
+            RewardCommand::Recorded(id) => registry.recorded(id),
             RewardCommand::Finish => return Ok(Left::Finished),
             RewardCommand::Welcome { .. } => {
                 return Err(Status::invalid_argument("a second welcome on one stream").into());
@@ -208,7 +213,7 @@ fn stream_ended() -> Broken {
 }
 
 fn no_welcome() -> Broken {
-    Broken::Unreachable(anyhow::anyhow!("no welcome within {WELCOME_TIME_LIMIT:?}"))
+    Broken::Unreachable(anyhow::anyhow!("no welcome within {WELCOME_TIMEOUT:?}"))
 }
 
 /// The address that actors are told.

@@ -1,11 +1,13 @@
-//! `POST /get_reward`: the scorers for programs that are not Sluice, in the shape of OpenRLHF's remote reward models.
+//! `POST /get_reward`: the scorers for programs that are not Sluice, in the shape of OpenRLHF's remote reward
+//! models.
 //!
 //! `{"query": ["prompt and response", ...], "prompts": ["prompt", ...], "labels": [...]}` is answered by
-//! `{"rewards": [...]}`. A query begins with its prompt; without `prompts` all of it is response. A label that is a JSON
-//! object, or text that holds one, becomes the prompt's fields (a problem with its tests, say); any other becomes the
-//! field `label`. Texts are tokenized as they stand; nothing is appended.
+//! `{"rewards": [...]}`. A query begins with its prompt; without `prompts` all of it is response. A label
+//! that is a JSON object, or text that holds one, becomes the prompt's fields (a problem with its tests,
+//! say); any other becomes the field `label`. Texts are tokenized as they stand; nothing is appended.
 //!
-//! There is no reward for what could not be scored: then the whole request is an error, and the caller tries again.
+//! There is no reward for what could not be scored: then the whole request is an error, and the caller tries
+//! again.
 
 use std::sync::Arc;
 
@@ -22,14 +24,14 @@ use tokio::time::Instant;
 use types::FailReason;
 
 use crate::config::EndpointConfig;
-use crate::fault::Fault;
-use crate::item::Item;
 use crate::metrics;
-use crate::panel::Panel;
+use crate::score_error::ScoreError;
+use crate::scorer_input::ScorerInput;
+use crate::scorer_set::ScorerSet;
 
 #[derive(Debug, Clone)]
 struct Endpoint {
-    panel: Arc<Panel>,
+    scorers: Arc<ScorerSet>,
     /// One for each text that may be in work.
     places: Arc<Semaphore>,
     max_texts: usize,
@@ -67,8 +69,8 @@ enum Refusal {
     BadRequest(String),
     #[error("{texts} texts, and {places} of {max} places are free: come back later")]
     Busy { texts: usize, places: usize, max: usize },
-    #[error("text {index}: {fault}")]
-    Fault { index: usize, fault: Fault },
+    #[error("text {index}: {error}")]
+    NoScore { index: usize, error: ScoreError },
 }
 
 impl IntoResponse for Refusal {
@@ -76,7 +78,7 @@ impl IntoResponse for Refusal {
         let (status, label) = match &self {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "400"),
             Self::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "429"),
-            Self::Fault { fault, .. } => match fault.reason {
+            Self::NoScore { error, .. } => match error.reason {
                 FailReason::RewardTimeout => (StatusCode::GATEWAY_TIMEOUT, "504"),
                 FailReason::Unsupported => (StatusCode::UNPROCESSABLE_ENTITY, "422"),
                 _ => (StatusCode::INTERNAL_SERVER_ERROR, "500"),
@@ -92,9 +94,9 @@ impl IntoResponse for Refusal {
 }
 
 /// The page.
-pub(crate) fn pages(panel: Arc<Panel>, config: &EndpointConfig) -> Router {
+pub(crate) fn pages(scorers: Arc<ScorerSet>, config: &EndpointConfig) -> Router {
     let places = Arc::new(Semaphore::new(config.max_texts.min(Semaphore::MAX_PERMITS)));
-    let endpoint = Endpoint { panel, places, max_texts: config.max_texts };
+    let endpoint = Endpoint { scorers, places, max_texts: config.max_texts };
     Router::new()
         .route("/get_reward", post(get_reward))
         .layer(DefaultBodyLimit::max(config.max_bytes))
@@ -106,51 +108,65 @@ async fn get_reward(
     body: axum::body::Bytes,
 ) -> Result<Json<Value>, Refusal> {
     let request = serde_json::from_slice(&body).map_err(|error| Refusal::BadRequest(error.to_string()))?;
-    let items = items(&endpoint.panel, request)?;
+    let items = items(&endpoint.scorers, request)?;
     let (texts, max) = (items.len(), endpoint.max_texts);
     let wanted = u32::try_from(texts).unwrap_or(u32::MAX);
-    let busy = |_| Refusal::Busy { texts, places: endpoint.places.available_permits(), max };
-    let _places = endpoint.places.try_acquire_many(wanted).map_err(busy)?;
-    let until = Instant::now() + endpoint.panel.time_limit();
-    let panel = &endpoint.panel;
-    let rewards = items.iter().enumerate().map(|(index, item)| async move {
-        let judged = panel.judge(item, until).await;
-        judged.map(|judgement| judgement.score).map_err(|fault| Refusal::Fault { index, fault })
+    let _places = endpoint.places.try_acquire_many(wanted).map_err(|_| Refusal::Busy {
+        texts,
+        places: endpoint.places.available_permits(),
+        max,
+    })?;
+    let deadline = Instant::now() + endpoint.scorers.timeout();
+    let scorers = &endpoint.scorers;
+    let rewards = items.iter().enumerate().map(|(index, input)| async move {
+        let scored = scorers.score(input, deadline).await;
+        scored.map(|scored| scored.score).map_err(|error| Refusal::NoScore { index, error })
     });
     let rewards = try_join_all(rewards).await?;
     metrics::endpoint("200");
     Ok(Json(json!({ "rewards": rewards })))
 }
 
-fn items(panel: &Panel, request: Request) -> Result<Vec<Arc<Item>>, Refusal> {
+fn items(scorers: &ScorerSet, request: Request) -> Result<Vec<Arc<ScorerInput>>, Refusal> {
     let queries = request.query.into_vec();
     let count = queries.len();
-    let same_length = |name: &str, found: usize| match found == count {
-        true => Ok(()),
-        false => Err(Refusal::BadRequest(format!("{found} {name} for {count} queries"))),
-    };
     let prompts = request.prompts.map(OneOrMany::into_vec).unwrap_or_else(|| vec![String::new(); count]);
     let labels = request.labels.map(OneOrMany::into_vec).unwrap_or_else(|| vec![Value::Null; count]);
-    same_length("prompts", prompts.len())?;
-    same_length("labels", labels.len())?;
+    for (name, found) in [("prompts", prompts.len()), ("labels", labels.len())] {
+        if found != count {
+            return Err(Refusal::BadRequest(format!("{found} {name} for {count} queries")));
+        }
+    }
     let each = queries.into_iter().zip(prompts).zip(labels).enumerate();
     each.map(|(index, ((query, prompt), label))| {
-        let item = item(panel, &query, prompt, label);
-        item.map(Arc::new).map_err(|problem| Refusal::BadRequest(format!("text {index}: {problem}")))
+        let input = input(scorers, &query, prompt, label);
+        input.map(Arc::new).map_err(|problem| Refusal::BadRequest(format!("text {index}: {problem}")))
     })
     .collect()
 }
 
-fn item(panel: &Panel, query: &str, prompt: String, label: Value) -> Result<Item, String> {
-    let response = query.strip_prefix(prompt.as_str());
-    let response = response.ok_or("the query does not begin with its prompt")?.to_owned();
-    let tokenizer = panel.tokenizer().ok_or("this server has no tokenizer")?;
-    let encode = |text: &str| tokenizer.encode(text, false).map_err(|error| error.to_string());
-    let (prompt_tokens, response_tokens) = (encode(&prompt)?, encode(&response)?);
+/// Why a text cannot be scored.
+#[derive(Debug, thiserror::Error)]
+enum TextProblem {
+    #[error("the query does not begin with its prompt")]
+    OtherPrompt,
+    #[error("this server has no tokenizer")]
+    NoTokenizer,
+    #[error("the query is empty")]
+    Empty,
+    #[error(transparent)]
+    Tokens(#[from] model::tokenizer::Error),
+}
+
+fn input(scorers: &ScorerSet, query: &str, prompt: String, label: Value) -> Result<ScorerInput, TextProblem> {
+    let response = query.strip_prefix(prompt.as_str()).ok_or(TextProblem::OtherPrompt)?.to_owned();
+    let tokenizer = scorers.tokenizer().ok_or(TextProblem::NoTokenizer)?;
+    let (prompt_tokens, response_tokens) =
+        (tokenizer.encode(&prompt, false)?, tokenizer.encode(&response, false)?);
     if prompt_tokens.is_empty() && response_tokens.is_empty() {
-        return Err("the query is empty".to_owned());
+        return Err(TextProblem::Empty);
     }
-    Ok(Item {
+    Ok(ScorerInput {
         response_start: prompt_tokens.len(),
         tokens: [prompt_tokens, response_tokens].concat().into(),
         prompt,

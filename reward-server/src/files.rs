@@ -1,8 +1,9 @@
 //! Scores and log-probs of whole files: `sluice score` and `sluice logprobs`.
 //!
-//! A line of the input is `{"id", "tokens"}`; fields beside them are ignored. Lines are read in windows of bounded size, a
-//! window's sequences are computed longest first in batches of a token budget, and its results are written in the input's
-//! order. So memory is bounded whatever the file's length. The output appears under its name when it is complete.
+//! A line of the input is `{"id", "tokens"}`; fields beside them are ignored. Lines are read in windows of
+//! bounded size, a window's sequences are computed longest first in batches of a token budget, and its
+//! results are written in the input's order. So memory is bounded whatever the file's length. The output
+//! appears under its name when it is complete.
 
 use std::cmp::Reverse;
 use std::fs::File;
@@ -14,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use types::DType;
 
-use crate::frozen::{self, Frozen, Numbers, Placement, Sequence};
+use crate::network::{self, FrozenNetwork, HeadOutputs, Placement, Sequence};
 
-/// Tokens of a window, in batches.
-const WINDOW_BATCHES: usize = 64;
-/// Longest line.
+/// Full batches that the lines of a window make.
+const WINDOW_BATCH_COUNT: usize = 64;
+/// No line of the input is longer.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
 /// What to compute on and how.
@@ -30,7 +31,7 @@ pub struct FileOptions {
     pub input: PathBuf,
     /// Where the results go.
     pub output: PathBuf,
-    /// Device.
+    /// The device that computes.
     pub device: Device,
     /// Element type in memory; that of the model's file where not given.
     pub dtype: Option<DType>,
@@ -76,7 +77,7 @@ pub struct Progress {
 pub enum Error {
     /// The model cannot be used.
     #[error(transparent)]
-    Model(#[from] frozen::Error),
+    Model(#[from] network::Error),
     /// A file cannot be read or written.
     #[error("{action} {path}: {source}")]
     Io {
@@ -110,6 +111,10 @@ pub enum Error {
 }
 
 impl Error {
+    fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), source }
+    }
+
     /// Whether the user's input is to blame, and not the system.
     pub fn is_bad_input(&self) -> bool {
         !matches!(self, Self::Io { action: "write", .. } | Self::NotFinite { .. })
@@ -136,22 +141,23 @@ struct WithLogprobs<'a> {
 /// Names the file, and for a line its number. Then there is no output.
 pub fn score_file(options: &FileOptions, progress: impl FnMut(Progress)) -> Result<Progress, Error> {
     let placement = Placement { device: options.device, dtype: options.dtype };
-    let network = Frozen::reward_model(&options.model, placement, options.normalise)?;
+    let network = FrozenNetwork::reward_model(&options.model, placement, options.normalise)?;
     run(&network, options, progress)
 }
 
-/// Writes `{"id", "logprobs": [tokens - 1]}` for every line of the input: `log p(tokens[t + 1] | tokens[..= t])`.
+/// Writes `{"id", "logprobs": [tokens - 1]}` for every line of the input: `log p(tokens[t + 1] | tokens[..=
+/// t])`.
 ///
 /// # Errors
 /// Names the file, and for a line its number. Then there is no output.
 pub fn logprobs_file(options: &FileOptions, progress: impl FnMut(Progress)) -> Result<Progress, Error> {
     let placement = Placement { device: options.device, dtype: options.dtype };
-    let network = Frozen::policy(&options.model, placement, options.temperature)?;
+    let network = FrozenNetwork::policy(&options.model, placement, options.temperature)?;
     run(&network, options, progress)
 }
 
 fn run(
-    network: &Frozen,
+    network: &FrozenNetwork,
     options: &FileOptions,
     mut progress: impl FnMut(Progress),
 ) -> Result<Progress, Error> {
@@ -160,18 +166,19 @@ fn run(
     let mut output = Output::create(&options.output)?;
     let mut done = Progress { total_bytes: input.total_bytes, ..Progress::default() };
     loop {
-        let window = input.window(budget.saturating_mul(WINDOW_BATCHES), network)?;
+        let window = input.window(budget.saturating_mul(WINDOW_BATCH_COUNT), network)?;
         if window.is_empty() {
             output.finish()?;
             return Ok(done);
         }
-        let mut results: Vec<Option<Numbers>> = vec![None; window.len()];
+        let mut results: Vec<Option<HeadOutputs>> = vec![None; window.len()];
         for batch in batches(&window, budget) {
             let sequences: Vec<Sequence> =
                 batch.iter().map(|at| Sequence { tokens: &window[*at].tokens, from: 1 }).collect();
             let tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-            let line = |problem: String| input.wrong(window[batch[0]].number, problem);
-            let numbers = network.numbers(&sequences).map_err(|error| line(error.to_string()))?;
+            let numbers = network
+                .outputs(&sequences)
+                .map_err(|error| input.wrong(window[batch[0]].number, error.to_string()))?;
             for (at, numbers) in batch.iter().zip(numbers) {
                 results[*at] = Some(numbers);
             }
@@ -188,8 +195,9 @@ fn run(
     }
 }
 
-/// The window's lines, longest first, in batches of at most `budget` tokens; a longer line is a batch of its own.
-fn batches(window: &[Line], budget: usize) -> Vec<Vec<usize>> {
+/// The window's lines, longest first, in batches of at most `budget` tokens; a longer line is a batch of its
+/// own.
+fn batches(window: &[InputLine], budget: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..window.len()).collect();
     order.sort_by_key(|at| Reverse(window[*at].tokens.len()));
     let mut batches: Vec<Vec<usize>> = Vec::new();
@@ -210,10 +218,12 @@ fn batches(window: &[Line], budget: usize) -> Vec<Vec<usize>> {
     batches
 }
 
-fn check(path: &Path, line: u64, numbers: Option<&Numbers>) -> Result<(), Error> {
+fn check(path: &Path, line: u64, numbers: Option<&HeadOutputs>) -> Result<(), Error> {
     let bad = match numbers {
-        Some(Numbers::Score(score)) => Some(*score).filter(|score| !score.is_finite()),
-        Some(Numbers::Logprobs(logprobs)) => logprobs.iter().copied().find(|logprob| !logprob.is_finite()),
+        Some(HeadOutputs::Score(score)) => Some(*score).filter(|score| !score.is_finite()),
+        Some(HeadOutputs::Logprobs(logprobs)) => {
+            logprobs.iter().copied().find(|logprob| !logprob.is_finite())
+        }
         None => None,
     };
     match bad {
@@ -224,7 +234,7 @@ fn check(path: &Path, line: u64, numbers: Option<&Numbers>) -> Result<(), Error>
 
 /// A line of the input.
 #[derive(Debug)]
-struct Line {
+struct InputLine {
     number: u64,
     id: Value,
     tokens: Vec<u32>,
@@ -246,15 +256,14 @@ struct Input {
 
 impl Input {
     fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::Io { action: "read", path: path.to_owned(), source };
-        let file = File::open(path).map_err(failed)?;
-        let total_bytes = file.metadata().map_err(failed)?.len();
+        let file = File::open(path).map_err(|source| Error::io("read", path, source))?;
+        let total_bytes = file.metadata().map_err(|source| Error::io("read", path, source))?.len();
         Ok(Self { path: path.to_owned(), reader: BufReader::new(file), number: 0, bytes: 0, total_bytes })
     }
 
     /// The next lines, until they hold `tokens` tokens; none at the end of the file.
-    fn window(&mut self, tokens: usize, network: &Frozen) -> Result<Vec<Line>, Error> {
-        let mut window: Vec<Line> = Vec::new();
+    fn window(&mut self, tokens: usize, network: &FrozenNetwork) -> Result<Vec<InputLine>, Error> {
+        let mut window: Vec<InputLine> = Vec::new();
         let mut taken = 0;
         while taken < tokens
             && let Some(line) = self.line(network)?
@@ -266,14 +275,13 @@ impl Input {
         Ok(window)
     }
 
-    fn line(&mut self, network: &Frozen) -> Result<Option<Line>, Error> {
+    fn line(&mut self, network: &FrozenNetwork) -> Result<Option<InputLine>, Error> {
         let mut text = Vec::new();
         while text.trim_ascii().is_empty() {
             text.clear();
             self.number += 1;
             let read = (&mut self.reader).take(MAX_LINE_BYTES).read_until(b'\n', &mut text);
-            let read =
-                read.map_err(|source| Error::Io { action: "read", path: self.path.clone(), source })? as u64;
+            let read = read.map_err(|source| Error::io("read", &self.path, source))? as u64;
             self.bytes += read;
             match read {
                 0 => return Ok(None),
@@ -283,16 +291,16 @@ impl Input {
                 _ => {}
             }
         }
-        let wrong = |problem: String| self.wrong(self.number, problem);
         let RawLine { id, tokens } = serde_json::from_slice(&text)
-            .map_err(|error| wrong(format!("is no {{\"id\", \"tokens\"}}: {error}")))?;
+            .map_err(|error| self.wrong(self.number, format!("is no {{\"id\", \"tokens\"}}: {error}")))?;
         if tokens.is_empty() {
-            return Err(wrong("has no tokens".to_owned()));
+            return Err(self.wrong(self.number, "has no tokens".to_owned()));
         }
         if let Some((token, vocabulary)) = network.foreign_token(&tokens) {
-            return Err(wrong(format!("token {token} is outside the model's vocabulary of {vocabulary}")));
+            let problem = format!("token {token} is outside the model's vocabulary of {vocabulary}");
+            return Err(self.wrong(self.number, problem));
         }
-        Ok(Some(Line { number: self.number, id, tokens }))
+        Ok(Some(InputLine { number: self.number, id, tokens }))
     }
 
     fn wrong(&self, line: u64, problem: String) -> Error {
@@ -312,33 +320,30 @@ impl Output {
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        let file = File::create(&partial).map_err(|source| Error::Io {
-            action: "write",
-            path: partial.clone(),
-            source,
-        })?;
+        let file = File::create(&partial).map_err(|source| Error::io("write", &partial, source))?;
         Ok(Self { path: path.to_owned(), partial, writer: Some(BufWriter::new(file)) })
     }
 
-    fn write(&mut self, id: &Value, numbers: Option<&Numbers>) -> Result<(), Error> {
+    fn write(&mut self, id: &Value, numbers: Option<&HeadOutputs>) -> Result<(), Error> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let written = match numbers {
-            Some(Numbers::Score(score)) => serde_json::to_writer(&mut *writer, &Scored { id, score: *score }),
-            Some(Numbers::Logprobs(logprobs)) => {
+            Some(HeadOutputs::Score(score)) => {
+                serde_json::to_writer(&mut *writer, &Scored { id, score: *score })
+            }
+            Some(HeadOutputs::Logprobs(logprobs)) => {
                 serde_json::to_writer(&mut *writer, &WithLogprobs { id, logprobs })
             }
             None => Ok(()),
         };
         let written = written.map_err(std::io::Error::from).and_then(|()| writer.write_all(b"\n"));
-        written.map_err(|source| Error::Io { action: "write", path: self.partial.clone(), source })
+        written.map_err(|source| Error::io("write", &self.partial, source))
     }
 
     fn finish(mut self) -> Result<(), Error> {
-        let failed = |source| Error::Io { action: "write", path: self.path.clone(), source };
         if let Some(mut writer) = self.writer.take() {
-            writer.flush().map_err(failed)?;
+            writer.flush().map_err(|source| Error::io("write", &self.partial, source))?;
         }
-        std::fs::rename(&self.partial, &self.path).map_err(failed)
+        std::fs::rename(&self.partial, &self.path).map_err(|source| Error::io("write", &self.path, source))
     }
 }
 

@@ -17,16 +17,15 @@ use types::link::reward::ScoreRequest;
 use types::{MemberId, RolloutId};
 
 use crate::config::QueueConfig;
-use crate::desk::Desk;
-use crate::ledger::{Misbehaved, Reply};
+use crate::registry::{InvalidRollout, Misbehaved, Reply, RolloutRegistry};
 
 /// How long a new stream may take to introduce itself.
-const HELLO_TIME_LIMIT: Duration = Duration::from_secs(10);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct Grpc {
-    desk: Desk,
+    registry: RolloutRegistry,
     spawner: Spawner,
     queue: QueueConfig,
     /// One permit for each stream there may be.
@@ -36,9 +35,14 @@ pub(crate) struct Grpc {
 }
 
 impl Grpc {
-    pub(crate) fn new(desk: Desk, spawner: Spawner, queue: QueueConfig, done: CancellationToken) -> Self {
+    pub(crate) fn new(
+        registry: RolloutRegistry,
+        spawner: Spawner,
+        queue: QueueConfig,
+        done: CancellationToken,
+    ) -> Self {
         let streams = Arc::new(Semaphore::new(queue.max_streams));
-        Self { desk, spawner, queue, streams, done }
+        Self { registry, spawner, queue, streams, done }
     }
 
     /// The service on a server with our bounds.
@@ -51,15 +55,15 @@ impl Grpc {
 
     /// The actor behind a new stream.
     async fn introduction(&self, requests: &mut Streaming<pb::ScoreRequest>) -> Result<MemberId, Status> {
-        let first = match tokio::time::timeout(HELLO_TIME_LIMIT, requests.next()).await {
+        let first = match tokio::time::timeout(HELLO_TIMEOUT, requests.next()).await {
             Ok(Some(message)) => message?,
             Ok(None) => return Err(Status::invalid_argument("the stream ended before a hello")),
-            Err(_) => return Err(Status::deadline_exceeded(format!("no hello within {HELLO_TIME_LIMIT:?}"))),
+            Err(_) => return Err(Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}"))),
         };
         let ScoreRequest::Hello { run, member } = first.try_into()? else {
             return Err(Status::invalid_argument("the first message of a stream must be a hello"));
         };
-        match self.desk.run() {
+        match self.registry.run() {
             None => Err(Status::unavailable("not yet connected to the coordinator")),
             Some(ours) if ours != run => Err(Status::failed_precondition(format!(
                 "this reward server works for run {ours}, not for run {run}"
@@ -86,13 +90,13 @@ impl RewardServer for Grpc {
         })?;
         let actor = self.introduction(&mut requests).await?;
         let (replies, outbox) = mpsc::channel::<Reply>(self.queue.stream_rollouts);
-        let (desk, done) = (self.desk.clone(), self.done.clone());
+        let (registry, done) = (self.registry.clone(), self.done.clone());
         tracing::info!(%actor, "actor connected");
         let name = format!("stream of {actor}");
         let carry = async move {
             let _stream = stream;
             tokio::select! {
-                ended = carry_rollouts(&desk, &actor, &mut requests, &replies) => match ended {
+                ended = carry_rollouts(&registry, &actor, &mut requests, &replies) => match ended {
                     Ok(()) => tracing::info!(%actor, "actor left"),
                     Err(status) => tracing::info!(%actor, reason = status.message(), "actor's stream ended"),
                 },
@@ -101,40 +105,46 @@ impl RewardServer for Grpc {
             Ok(())
         };
         self.spawner.spawn(name, OnError::Log, carry).await;
-        let message = |reply: Reply| match reply {
-            Ok(reply) => Ok(pb::ScoreReply::from(reply)),
-            Err(Misbehaved(problem)) => Err(Status::invalid_argument(problem)),
-        };
         Ok(Response::new(Box::pin(ReceiverStream::new(outbox).map(message))))
     }
 }
 
+/// A reply as it goes over the wire.
+fn message(reply: Reply) -> Result<pb::ScoreReply, Status> {
+    match reply {
+        Ok(reply) => Ok(reply.into()),
+        Err(Misbehaved(problem)) => Err(Status::invalid_argument(problem)),
+    }
+}
+
 async fn carry_rollouts(
-    desk: &Desk,
+    registry: &RolloutRegistry,
     actor: &MemberId,
     requests: &mut Streaming<pb::ScoreRequest>,
     replies: &mpsc::Sender<Reply>,
 ) -> Result<(), Status> {
     while let Some(request) = requests.next().await {
         // The place of the answer comes first: an actor that does not read its answers is not read either.
-        let Ok(answer) = replies.clone().reserve_owned().await else { return Ok(()) };
+        let Ok(permit) = replies.clone().reserve_owned().await else { return Ok(()) };
         let request = request?;
-        let id = rollout_id(&request);
-        match (ScoreRequest::try_from(request), id) {
+        let identity = identity(&request);
+        match (ScoreRequest::try_from(request), identity) {
             (Ok(ScoreRequest::Rollout { rollout, time_left }), _) => {
-                desk.receive(rollout, time_left, actor, answer).await;
+                registry.receive(rollout, time_left, actor, permit).await;
             }
-            (Err(problem), Some((id, tokens))) => {
-                // Sent again it would be refused again: this attempt has failed, and the coordinator shall know.
+            (Err(problem), Some(Identity { id, response_tokens })) => {
+                // Sent again it would be refused again: this attempt has failed, and the coordinator shall
+                // know.
                 tracing::warn!(%actor, %id, %problem, "an invalid rollout");
-                desk.refuse_invalid((id, tokens), problem.to_string(), actor, answer);
+                let invalid = InvalidRollout { id, response_tokens, problem: problem.to_string() };
+                registry.receive_invalid(invalid, actor, permit);
             }
             (Ok(ScoreRequest::Hello { .. }), _) => {
-                answer.send(Err(Misbehaved("only the first message of a stream is a hello".to_owned())));
+                permit.send(Err(Misbehaved("only the first message of a stream is a hello".to_owned())));
                 return Ok(());
             }
             (Err(problem), None) => {
-                answer.send(Err(Misbehaved(problem.to_string())));
+                permit.send(Err(Misbehaved(problem.to_string())));
                 return Ok(());
             }
         }
@@ -142,12 +152,18 @@ async fn carry_rollouts(
     Ok(())
 }
 
-/// The id and length of a rollout that may be invalid otherwise.
-fn rollout_id(request: &pb::ScoreRequest) -> Option<(RolloutId, usize)> {
+/// What identifies a rollout that may be invalid otherwise.
+struct Identity {
+    id: RolloutId,
+    response_tokens: usize,
+}
+
+fn identity(request: &pb::ScoreRequest) -> Option<Identity> {
     match request.request.as_ref()? {
         pb::score_request::Request::Rollout(offered) => {
             let rollout = offered.rollout.as_ref()?;
-            Some((RolloutId::try_from(rollout.id?).ok()?, rollout.response_tokens.len()))
+            let id = RolloutId::try_from(rollout.id?).ok()?;
+            Some(Identity { id, response_tokens: rollout.response_tokens.len() })
         }
         pb::score_request::Request::Hello(_) => None,
     }

@@ -1,12 +1,12 @@
 //! A remote reward service in the shape that OpenRLHF's users have (`openrlhf/utils/remote_rm_utils.py`,
-//! `openrlhf/cli/serve_rm.py` of OpenRLHF/OpenRLHF): `POST {"query": [...], "prompts": [...], "labels": [...]}`, where a
-//! query is prompt and response, answered by `{"rewards": [...]}`.
+//! `openrlhf/cli/serve_rm.py` of OpenRLHF/OpenRLHF): `POST {"query": [...], "prompts": [...], "labels":
+//! [...]}`, where a query is prompt and response, answered by `{"rewards": [...]}`.
 //!
-//! What fails on the way is tried again with growing, jittered pauses; what the service answers with an error of the
-//! caller is not. After failures in a row nothing is sent for a while; meanwhile samples wait and actors are told to come
-//! back later, so that an outage costs time and no samples.
+//! What fails on the way is tried again with growing, jittered pauses; what the service answers with an error
+//! of the caller is not. After failures in a row nothing is sent for a while; meanwhile samples wait and
+//! actors are told to come back later, so that an outage costs time and no samples.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ use serde_json::{Value, json};
 use service::Backoff;
 use tokio::time::Instant;
 
+use crate::batch_queue::{BatchReceiver, Call};
 use crate::breaker::Breaker;
 use crate::config::Http;
-use crate::fault::Fault;
-use crate::item::Item;
-use crate::lane::{Call, Calls};
 use crate::metrics;
+use crate::score_error::ScoreError;
+use crate::scorer_input::ScorerInput;
 
-/// Longest answer of a service.
-const MAX_ANSWER_BYTES: u64 = 16 << 20;
+/// No answer of a service is longer.
+const ANSWER_LIMIT_BYTES: u64 = 16 << 20;
 
 /// A remote service.
 #[derive(Debug, Clone)]
@@ -39,13 +39,13 @@ pub(crate) struct Remote {
 #[derive(Debug)]
 enum Failure {
     /// Another attempt may succeed.
-    Transient(Fault),
+    Transient(ScoreError),
     /// It would fail again.
-    Permanent(Fault),
+    Permanent(ScoreError),
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct RewardsBody {
     rewards: Vec<Option<f64>>,
 }
 
@@ -53,14 +53,14 @@ impl Remote {
     /// The way to a service.
     ///
     /// # Errors
-    /// When the token's file cannot be read; the text names it.
-    pub(crate) fn new(config: Http) -> Result<Self, String> {
+    /// Where the token's file cannot be read or holds none.
+    pub(crate) fn new(config: Http) -> Result<Self, TokenError> {
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(config.timeout))
             .max_idle_connections_per_host(config.concurrency)
             .build();
         let authorization = config.token_file.as_deref().map(read_token).transpose()?;
-        let breaker = Breaker::new(config.breaker_failures, config.breaker_pause);
+        let breaker = Breaker::new(config.breaker_failures, config.breaker_delay);
         Ok(Self {
             config: Arc::new(config),
             agent: agent.into(),
@@ -75,7 +75,7 @@ impl Remote {
     }
 
     /// One of the service's requests at a time. Lasts until all callers are gone.
-    pub(crate) async fn work(self, calls: Calls) {
+    pub(crate) async fn work(self, calls: BatchReceiver) {
         loop {
             let taken = calls.take(self.config.batch).await;
             if taken.is_empty() {
@@ -98,7 +98,7 @@ impl Remote {
                 continue;
             }
             let result = self.attempt(&calls).await;
-            metrics::http_attempt(result.is_ok());
+            metrics::http_attempt(&result);
             self.breaker(|breaker| match &result {
                 Ok(_) | Err(Failure::Permanent(_)) => breaker.succeeded(),
                 Err(Failure::Transient(_)) => breaker.failed(Instant::now()),
@@ -112,61 +112,66 @@ impl Remote {
                     attempts_left -= 1;
                     tokio::time::sleep(backoff.next_pause()).await;
                 }
-                Err(Failure::Transient(fault) | Failure::Permanent(fault)) => {
-                    calls.into_iter().for_each(|call| call.answer(Err(fault.clone())));
+                Err(Failure::Transient(error) | Failure::Permanent(error)) => {
+                    calls.into_iter().for_each(|call| call.answer(Err(error.clone())));
                     return;
                 }
             }
         }
     }
 
-    async fn attempt(&self, calls: &[Call]) -> Result<Vec<Result<f64, Fault>>, Failure> {
-        let items = || calls.iter().map(|call| call.item.as_ref());
-        let body = json!({
-            "query": items().map(|item| format!("{}{}", item.prompt, item.response)).collect::<Vec<_>>(),
-            "prompts": items().map(|item| item.prompt.as_str()).collect::<Vec<_>>(),
-            "labels": items().map(|item| self.label(item)).collect::<Vec<_>>(),
-        });
+    async fn attempt(&self, calls: &[Call]) -> Result<Vec<Result<f64, ScoreError>>, Failure> {
+        let (mut queries, mut prompts, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+        for call in calls {
+            let input = call.input.as_ref();
+            queries.push(format!("{}{}", input.prompt, input.response));
+            prompts.push(input.prompt.as_str());
+            labels.push(self.label(input));
+        }
+        let body = json!({ "query": queries, "prompts": prompts, "labels": labels });
         let this = self.clone();
         let posted = tokio::task::spawn_blocking(move || this.post(&body)).await;
-        let ended =
-            |error| Failure::Transient(Fault::error(format!("http: the request ended early: {error}")));
-        let rewards = posted.map_err(ended)??.rewards;
+        let posted = posted.map_err(|error| {
+            Failure::Transient(ScoreError::error(format!("http: the request ended early: {error}")))
+        })?;
+        let rewards = posted?.rewards;
         if rewards.len() != calls.len() {
             let detail =
                 format!("http: {} answered {} rewards for {}", self.config.url, rewards.len(), calls.len());
-            return Err(Failure::Permanent(Fault::error(detail)));
+            return Err(Failure::Permanent(ScoreError::error(detail)));
         }
-        let number = |reward: Option<f64>| reward.ok_or_else(|| Fault::error("http: the reward is null"));
-        Ok(rewards.into_iter().map(number).collect())
+        let rewards = rewards.into_iter();
+        Ok(rewards
+            .map(|reward| reward.ok_or_else(|| ScoreError::error("http: the reward is null")))
+            .collect())
     }
 
-    fn label(&self, item: &Item) -> Value {
+    fn label(&self, input: &ScorerInput) -> Value {
         match &self.config.label {
-            Some(field) => item.fields.get(field).cloned().unwrap_or(Value::Null),
-            None => Value::String(Value::Object(item.fields.clone()).to_string()),
+            Some(field) => input.fields.get(field).cloned().unwrap_or(Value::Null),
+            None => Value::String(Value::Object(input.fields.clone()).to_string()),
         }
     }
 
-    fn post(&self, body: &Value) -> Result<Answer, Failure> {
+    fn post(&self, body: &Value) -> Result<RewardsBody, Failure> {
         let mut request = self.agent.post(&self.config.url);
         if let Some(authorization) = &self.authorization {
             request = request.header("authorization", authorization.as_ref());
         }
         let mut response = request.send_json(body).map_err(|error| self.failure(&error))?;
-        let answer = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_json();
+        let answer = response.body_mut().with_config().limit(ANSWER_LIMIT_BYTES).read_json();
         answer.map_err(|error| self.failure(&error))
     }
 
     fn failure(&self, error: &ureq::Error) -> Failure {
         let detail = format!("http: {}: {error}", self.config.url);
         match error {
-            ureq::Error::Timeout(_) => Failure::Transient(Fault::timeout(detail)),
+            ureq::Error::Timeout(_) => Failure::Transient(ScoreError::timeout(detail)),
             ureq::Error::StatusCode(status) if *status != 429 && *status < 500 => {
-                Failure::Permanent(Fault::error(detail))
+                Failure::Permanent(ScoreError::error(detail))
             }
-            ureq::Error::Json(_) | ureq::Error::BadUri(_) => Failure::Permanent(Fault::error(detail)),
-            _ => Failure::Transient(Fault::error(detail)),
+            ureq::Error::Json(_) | ureq::Error::BadUri(_) => Failure::Permanent(ScoreError::error(detail)),
+            _ => Failure::Transient(ScoreError::error(detail)),
         }
     }
 
@@ -175,11 +180,21 @@ impl Remote {
     }
 }
 
-fn read_token(file: &Path) -> Result<Arc<str>, String> {
-    let text = std::fs::read_to_string(file).map_err(|error| format!("read {}: {error}", file.display()))?;
+/// Why there is no token to send.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TokenError {
+    #[error("read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path} holds no token in its first line")]
+    Empty { path: PathBuf },
+}
+
+fn read_token(file: &Path) -> Result<Arc<str>, TokenError> {
+    let text =
+        std::fs::read_to_string(file).map_err(|source| TokenError::Read { path: file.to_owned(), source })?;
     let token = text.lines().next().unwrap_or_default().trim();
     if token.is_empty() {
-        return Err(format!("{} holds no token in its first line", file.display()));
+        return Err(TokenError::Empty { path: file.to_owned() });
     }
     Ok(format!("Bearer {token}").into())
 }

@@ -1,8 +1,8 @@
-//! The reward server: everything frozen that says something about a response. Scorers, reference log-probs, sandboxed
-//! tests; stateless.
+//! The reward server: everything frozen that says something about a response. Scorers, reference log-probs,
+//! sandboxed tests; stateless.
 //!
 //! ```text
-//! actors --rollouts--> grpc --> desk (ledger) --> scoring --> panel: networks, sandbox, rules, python, http
+//! actors --rollouts--> grpc --> registry (inflight) --> scoring --> scorers: networks, sandbox, rules, python, http
 //!                                |     ^                                   |
 //!                                |     '------------ result ---------------'
 //!                                '--> coordinator_client --> coordinator's journal
@@ -10,37 +10,38 @@
 //!
 //! Invariants:
 //! 1. An actor is told `recorded` only after the coordinator's journal has the rollout's fate.
-//! 2. A failure, a time-out or an overload is never a score: it is a failure with its reason, or a refusal after which
-//!    the actor still has its rollout.
+//! 2. A failure, a time-out or an overload is never a score: it is a failure with its reason, or a refusal
+//!    after which the actor still has its rollout.
 //! 3. A rollout that is in work is not scored twice.
-//! 4. In deterministic mode a rollout's numbers depend on nothing but the rollout (design D7).
+//! 4. In deterministic mode a rollout's numbers depend on nothing but the rollout (`docs/decisions.md`, D7).
 
 pub mod config;
 pub mod files;
 
+mod batch_queue;
 mod breaker;
 mod combine;
 mod coordinator_client;
-mod desk;
 mod endpoint;
-mod fault;
-mod frozen;
 mod grpc;
 mod http;
-mod item;
-mod lane;
-mod ledger;
+mod inflight;
 mod metrics;
 mod models;
-mod panel;
+mod network;
+mod pace;
 mod problem;
 mod python;
+mod registry;
 mod rules;
+mod score_error;
+mod scorer_input;
+mod scorer_set;
 mod scoring;
 mod server;
 mod unit_tests;
 
 pub use config::Config;
 pub use files::{FileOptions, Progress, logprobs_file, score_file};
-pub use frozen::Error as ModelError;
+pub use network::Error as ModelError;
 pub use server::build;

@@ -8,7 +8,7 @@ use sandbox::{Stats, Tier, Verdict};
 use types::FailReason;
 
 /// Lengths of responses by which failures are split, so that a bias against long ones is visible.
-const LENGTHS: [(u32, &str); 5] =
+const LENGTH_BUCKETS: [(u32, &str); 5] =
     [(128, "0-127"), (512, "128-511"), (2048, "512-2047"), (8192, "2048-8191"), (u32::MAX, "8192-")];
 
 /// Describes every metric.
@@ -34,7 +34,7 @@ pub(crate) fn describe() {
     describe_histogram!("rlhf_reward_rollout_seconds", "Time from a rollout's arrival until it is recorded.");
     describe_histogram!("rlhf_reward_scorer_seconds", "Time of a scorer for one response, waiting included.");
     describe_counter!(
-        "rlhf_reward_scorer_faults_total",
+        "rlhf_reward_scorer_errors_total",
         "Responses for which a scorer has no number, by reason."
     );
     describe_counter!(
@@ -62,9 +62,9 @@ pub(crate) fn describe() {
     describe_counter!("rlhf_reward_endpoint_requests_total", "Requests to /get_reward, by HTTP status.");
 }
 
-/// What became of an offer.
+/// What an actor is told about its offer.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Offered {
+pub(crate) enum OfferAnswer {
     /// It will be scored.
     Accepted,
     /// It is in work already.
@@ -78,13 +78,13 @@ pub(crate) enum Offered {
 }
 
 /// One offer of an actor.
-pub(crate) fn offer(offered: Offered) {
-    let answer = match offered {
-        Offered::Accepted => "accepted",
-        Offered::Attached => "attached",
-        Offered::Overloaded => "overloaded",
-        Offered::Paused => "paused",
-        Offered::Draining => "draining",
+pub(crate) fn offer(answer: OfferAnswer) {
+    let answer = match answer {
+        OfferAnswer::Accepted => "accepted",
+        OfferAnswer::Attached => "attached",
+        OfferAnswer::Overloaded => "overloaded",
+        OfferAnswer::Paused => "paused",
+        OfferAnswer::Draining => "draining",
     };
     counter!("rlhf_reward_offers_total", "answer" => answer).increment(1);
 }
@@ -103,7 +103,8 @@ pub(crate) fn scored() {
 
 /// A rollout has no score.
 pub(crate) fn failed(reason: FailReason, response_tokens: u32) {
-    let length = LENGTHS.iter().find(|(end, _)| response_tokens < *end).map_or("8192-", |(_, label)| label);
+    let length =
+        LENGTH_BUCKETS.iter().find(|(end, _)| response_tokens < *end).map_or("8192-", |(_, label)| label);
     counter!("rlhf_reward_failures_total", "reason" => reason.as_str(), "length" => length).increment(1);
 }
 
@@ -126,15 +127,15 @@ pub(crate) fn disconnected() {
 }
 
 /// A scorer is done with a response.
-pub(crate) fn scorer(scorer: &'static str, took: Duration, fault: Option<FailReason>) {
+pub(crate) fn scorer(scorer: &'static str, took: Duration, error: Option<FailReason>) {
     histogram!("rlhf_reward_scorer_seconds", "scorer" => scorer).record(took.as_secs_f64());
-    if let Some(reason) = fault {
-        counter!("rlhf_reward_scorer_faults_total", "scorer" => scorer, "reason" => reason.as_str())
+    if let Some(reason) = error {
+        counter!("rlhf_reward_scorer_errors_total", "scorer" => scorer, "reason" => reason.as_str())
             .increment(1);
     }
 }
 
-/// The yardstick could not be taken.
+/// The hidden tests of a scored response could not be judged.
 pub(crate) fn outcome_missing(reason: FailReason) {
     counter!("rlhf_reward_outcomes_missing_total", "reason" => reason.as_str()).increment(1);
 }
@@ -177,14 +178,14 @@ pub(crate) fn python_started() {
 }
 
 /// An attempt at a remote service.
-pub(crate) fn http_attempt(succeeded: bool) {
-    let result = if succeeded { "success" } else { "failure" };
+pub(crate) fn http_attempt<T, E>(result: &Result<T, E>) {
+    let result = if result.is_ok() { "success" } else { "failure" };
     counter!("rlhf_reward_http_attempts_total", "result" => result).increment(1);
 }
 
-/// Whether requests to a remote service are held back.
-pub(crate) fn http_breaker(open: bool) {
-    gauge!("rlhf_reward_http_breaker_open").set(f64::from(u8::from(open)));
+/// How long requests to a remote service are held back; none while they are not.
+pub(crate) fn http_breaker(open_for: Option<Duration>) {
+    gauge!("rlhf_reward_http_breaker_open").set(f64::from(u8::from(open_for.is_some())));
 }
 
 /// A request to the endpoint.

@@ -1,16 +1,18 @@
-//! The one thread that owns torch (design D8), and the way to it.
+//! The one thread that owns torch (`docs/decisions.md`, D8), and the way to it.
 //!
 //! ```text
-//! scoring tasks --job--> bounded channel --> torch thread: gather, one packed batch, reply
+//! scoring tasks --command--> bounded channel --> torch thread: gather, one packed batch, reply
 //! ```
 //!
-//! While a batch is computed the next one gathers in the channel, whichever actors its rollouts come from. Sequences
-//! are packed without padding, so a batch needs no sorting by length: it takes jobs in the order of arrival up to the
-//! token budget. In deterministic mode every job is a batch of its own (design D7).
+//! While a batch is computed the next one gathers in the channel, whichever actors its rollouts come from.
+//! Sequences are packed without padding, so a batch needs no sorting by length: it takes commands in the
+//! order of arrival up to the token budget. In deterministic mode every command is a batch of its own
+//! (`docs/decisions.md`, D7).
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,39 +23,61 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::config::ModelsConfig;
-use crate::fault::Fault;
-use crate::frozen::{Error, Frozen, Numbers, Placement, Sequence};
 use crate::metrics;
+use crate::network::{Error, FrozenNetwork, HeadOutputs, Placement, Sequence};
+use crate::score_error::ScoreError;
 
-/// Jobs that may wait in the channel; a caller beyond waits before it.
+/// Commands that may wait in the channel; a caller beyond waits before it.
 const CHANNEL_CAPACITY: usize = 1024;
 /// Batches that torch refuses in a row before the process gives up: a device in this state does not recover.
-const MOST_FAILURES: u32 = 8;
+const FAILED_BATCHES_LIMIT: u32 = 8;
 
 /// A network to load.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Plan {
+pub(crate) enum NetworkSpec {
     /// The reference policy.
     Reference { model: PathBuf, temperature: f64 },
     /// A reward model.
     RewardModel { model: PathBuf, normalise: bool },
 }
 
-/// A loaded network, by its place in the list of plans.
+impl NetworkSpec {
+    /// Its folder.
+    pub(crate) fn folder(&self) -> &Path {
+        match self {
+            Self::Reference { model, .. } | Self::RewardModel { model, .. } => model,
+        }
+    }
+}
+
+/// A loaded network, by its place in the list of specifications.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NetworkId(pub(crate) usize);
 
-struct Job {
+/// What the torch thread is asked for: one network's numbers for one sequence.
+struct Command {
     network: NetworkId,
     tokens: Arc<[u32]>,
     from: usize,
-    reply: oneshot::Sender<Result<Numbers, Fault>>,
+    reply: oneshot::Sender<Result<HeadOutputs, ScoreError>>,
+}
+
+impl Command {
+    /// Tokens that it adds to a batch of this network.
+    fn tokens_for(&self, network: NetworkId) -> usize {
+        if self.network == network { self.tokens.len() } else { 0 }
+    }
+
+    fn answer(self, numbers: Result<HeadOutputs, ScoreError>) {
+        // A caller that does not wait any more has given up at its deadline.
+        let _ = self.reply.send(numbers);
+    }
 }
 
 /// The way to the torch thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Models {
-    jobs: mpsc::Sender<Job>,
+    commands: mpsc::Sender<Command>,
 }
 
 impl Models {
@@ -63,28 +87,38 @@ impl Models {
         network: NetworkId,
         tokens: &Arc<[u32]>,
         from: usize,
-    ) -> Result<Vec<f32>, Fault> {
+    ) -> Result<Vec<f32>, ScoreError> {
         match self.ask(network, tokens, from).await? {
-            Numbers::Logprobs(logprobs) => Ok(logprobs),
-            Numbers::Score(_) => Err(Fault::error("a reward model has no log-probs")),
+            HeadOutputs::Logprobs(logprobs) => Ok(logprobs),
+            HeadOutputs::Score(_) => Err(ScoreError::error("a reward model has no log-probs")),
         }
     }
 
     /// The network's score of the whole sequence.
-    pub(crate) async fn score(&self, network: NetworkId, tokens: &Arc<[u32]>) -> Result<f32, Fault> {
+    pub(crate) async fn score(&self, network: NetworkId, tokens: &Arc<[u32]>) -> Result<f32, ScoreError> {
         match self.ask(network, tokens, tokens.len()).await? {
-            Numbers::Score(score) => Ok(score),
-            Numbers::Logprobs(_) => Err(Fault::error("a policy has no score")),
+            HeadOutputs::Score(score) => Ok(score),
+            HeadOutputs::Logprobs(_) => Err(ScoreError::error("a policy has no score")),
         }
     }
 
-    async fn ask(&self, network: NetworkId, tokens: &Arc<[u32]>, from: usize) -> Result<Numbers, Fault> {
-        let ended = || Fault::error("the torch thread has ended");
+    async fn ask(
+        &self,
+        network: NetworkId,
+        tokens: &Arc<[u32]>,
+        from: usize,
+    ) -> Result<HeadOutputs, ScoreError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { network, tokens: Arc::clone(tokens), from, reply };
-        self.jobs.send(job).await.map_err(|_| ended())?;
-        answer.await.map_err(|_| ended())?
+        let command = Command { network, tokens: Arc::clone(tokens), from, reply };
+        if self.commands.send(command).await.is_err() {
+            return Err(thread_ended());
+        }
+        answer.await.unwrap_or_else(|_| Err(thread_ended()))
     }
+}
+
+fn thread_ended() -> ScoreError {
+    ScoreError::error("the torch thread has ended")
 }
 
 /// The running thread.
@@ -103,100 +137,130 @@ impl TorchThread {
     }
 }
 
-/// Loads the networks on a thread of their own, which then waits for jobs. It ends when every [`Models`] is gone.
+/// Loads the networks on a thread of their own, which then waits for commands. It ends when every [`Models`]
+/// is gone.
+///
+/// # Errors
+/// Where a network cannot be loaded, or the thread cannot be started or panics while it loads.
 pub(crate) async fn start(
     config: &ModelsConfig,
-    plans: Vec<Plan>,
+    specs: Vec<NetworkSpec>,
     deterministic: bool,
 ) -> anyhow::Result<(Models, TorchThread)> {
-    let (jobs, inbox) = mpsc::channel(CHANNEL_CAPACITY);
+    let (commands, inbox) = mpsc::channel(CHANNEL_CAPACITY);
     let (loaded, ready) = oneshot::channel();
     let (report, ended) = oneshot::channel();
-    let placement = Placement { device: config.device, dtype: config.dtype };
-    let threads = config.threads;
     let worker = Worker {
         networks: Vec::new(),
         inbox,
         waiting: VecDeque::new(),
         batch_tokens: if deterministic { 0 } else { config.batch_tokens },
-        batch_wait: if deterministic { Duration::ZERO } else { config.batch_wait },
+        batch_delay: if deterministic { Duration::ZERO } else { config.batch_delay },
         runtime: Handle::current(),
-        failures: 0,
+        failed_batches: 0,
     };
-    let body = move || {
+    let placement = Placement { device: config.device, dtype: config.dtype };
+    let startup = Startup { specs, placement, threads: config.threads, loaded, report };
+    std::thread::Builder::new()
+        .name("torch".to_owned())
+        .spawn(move || startup.run(worker))
+        .context("start the torch thread")?;
+    ready.await.context("the torch thread died while it loaded the networks")??;
+    Ok((Models { commands }, TorchThread { ended }))
+}
+
+/// What the thread needs before it takes its first command.
+struct Startup {
+    specs: Vec<NetworkSpec>,
+    placement: Placement,
+    threads: Option<usize>,
+    /// Told once the networks are loaded, or cannot be.
+    loaded: oneshot::Sender<Result<(), Error>>,
+    /// Told why the thread has ended.
+    report: oneshot::Sender<anyhow::Result<()>>,
+}
+
+impl Startup {
+    fn run(self, worker: Worker) {
+        let Self { specs, placement, threads, loaded, report } = self;
         model::keep_freed_memory();
         if let Some(threads) = threads {
             tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
         }
-        let networks: Result<Vec<Frozen>, Error> = plans.iter().map(|plan| load(plan, placement)).collect();
-        let worker = match networks {
-            Ok(networks) => Worker { networks, ..worker },
-            Err(error) => {
-                // The one who started the thread waits for this; if it has gone, nobody needs to know.
-                let _ = loaded.send(Err(error));
-                return;
+        let networks: Result<Vec<FrozenNetwork>, Error> =
+            specs.iter().map(|spec| load(spec, placement)).collect();
+        match networks {
+            Ok(networks) => {
+                if loaded.send(Ok(())).is_ok() {
+                    // Nobody listens any more once the process stops.
+                    let _ = report.send(Worker { networks, ..worker }.work());
+                }
             }
-        };
-        if loaded.send(Ok(())).is_ok() {
-            // Nobody listens any more once the process stops.
-            let _ = report.send(worker.work());
+            // The one who started the thread waits for this; if it has gone, nobody needs to know.
+            Err(error) => drop(loaded.send(Err(error))),
         }
-    };
-    std::thread::Builder::new().name("torch".to_owned()).spawn(body).context("start the torch thread")?;
-    ready.await.context("the torch thread died while it loaded the networks")??;
-    Ok((Models { jobs }, TorchThread { ended }))
+    }
 }
 
-fn load(plan: &Plan, placement: Placement) -> Result<Frozen, Error> {
-    match plan {
-        Plan::Reference { model, temperature } => Frozen::policy(model, placement, *temperature),
-        Plan::RewardModel { model, normalise } => Frozen::reward_model(model, placement, *normalise),
+fn load(spec: &NetworkSpec, placement: Placement) -> Result<FrozenNetwork, Error> {
+    match spec {
+        NetworkSpec::Reference { model, temperature } => {
+            FrozenNetwork::policy(model, placement, *temperature)
+        }
+        NetworkSpec::RewardModel { model, normalise } => {
+            FrozenNetwork::reward_model(model, placement, *normalise)
+        }
     }
 }
 
 struct Worker {
-    networks: Vec<Frozen>,
-    inbox: mpsc::Receiver<Job>,
-    /// Taken out of the channel and not yet computed; no more than there are callers, each of which waits for one.
-    waiting: VecDeque<Job>,
+    networks: Vec<FrozenNetwork>,
+    inbox: mpsc::Receiver<Command>,
+    /// Taken out of the channel and not yet computed; no more than there are callers, each of which waits for
+    /// one.
+    waiting: VecDeque<Command>,
     batch_tokens: usize,
-    batch_wait: Duration,
-    /// For waits with a time limit.
+    batch_delay: Duration,
+    /// For waits with a timeout.
     runtime: Handle,
-    failures: u32,
+    /// Batches in a row of which torch computed nothing.
+    failed_batches: u32,
 }
 
 impl Worker {
     fn work(mut self) -> anyhow::Result<()> {
         while let Some(batch) = self.next_batch() {
             self.compute(batch);
-            anyhow::ensure!(self.failures < MOST_FAILURES, "torch refused {MOST_FAILURES} batches in a row");
+            anyhow::ensure!(
+                self.failed_batches < FAILED_BATCHES_LIMIT,
+                "torch refused {FAILED_BATCHES_LIMIT} batches in a row"
+            );
         }
         Ok(())
     }
 
     /// The next batch; none when all callers are gone.
-    fn next_batch(&mut self) -> Option<Vec<Job>> {
+    fn next_batch(&mut self) -> Option<Vec<Command>> {
         if self.waiting.is_empty() {
-            let job = self.inbox.blocking_recv()?;
-            self.waiting.push_back(job);
+            let command = self.inbox.blocking_recv()?;
+            self.waiting.push_back(command);
         }
-        while let Ok(job) = self.inbox.try_recv() {
-            self.waiting.push_back(job);
+        while let Ok(command) = self.inbox.try_recv() {
+            self.waiting.push_back(command);
         }
         self.wait_for_more();
         let network = self.waiting.front()?.network;
-        let mut batch: Vec<Job> = Vec::new();
+        let mut batch: Vec<Command> = Vec::new();
         let mut tokens = 0;
         let mut others = VecDeque::new();
-        while let Some(job) = self.waiting.pop_front() {
-            if job.network != network {
-                others.push_back(job);
-            } else if batch.is_empty() || tokens + job.tokens.len() <= self.batch_tokens {
-                tokens += job.tokens.len();
-                batch.push(job);
+        while let Some(command) = self.waiting.pop_front() {
+            if command.network != network {
+                others.push_back(command);
+            } else if batch.is_empty() || tokens + command.tokens.len() <= self.batch_tokens {
+                tokens += command.tokens.len();
+                batch.push(command);
             } else {
-                self.waiting.push_front(job);
+                self.waiting.push_front(command);
                 break;
             }
         }
@@ -205,95 +269,97 @@ impl Worker {
         Some(batch)
     }
 
-    /// Waits until the first job's network has a full batch, but not long.
+    /// Waits until the first command's network has a full batch, but not long.
     fn wait_for_more(&mut self) {
-        let Self { inbox, waiting, batch_tokens, batch_wait, runtime, .. } = self;
-        let Some(network) = waiting.front().map(|job| job.network) else { return };
-        let own = |job: &Job| if job.network == network { job.tokens.len() } else { 0 };
-        let mut tokens: usize = waiting.iter().map(own).sum();
-        if tokens >= *batch_tokens || batch_wait.is_zero() {
+        let Self { inbox, waiting, batch_tokens, batch_delay, runtime, .. } = self;
+        let Some(network) = waiting.front().map(|command| command.network) else { return };
+        let mut tokens: usize = waiting.iter().map(|command| command.tokens_for(network)).sum();
+        if tokens >= *batch_tokens || batch_delay.is_zero() {
             return;
         }
         runtime.block_on(async {
-            let deadline = Instant::now() + *batch_wait;
+            let deadline = Instant::now() + *batch_delay;
             while tokens < *batch_tokens
-                && let Ok(Some(job)) = tokio::time::timeout_at(deadline, inbox.recv()).await
+                && let Ok(Some(command)) = tokio::time::timeout_at(deadline, inbox.recv()).await
             {
-                tokens += own(&job);
-                waiting.push_back(job);
+                tokens += command.tokens_for(network);
+                waiting.push_back(command);
             }
         });
     }
 
-    fn compute(&mut self, mut batch: Vec<Job>) {
-        let Some(network) = batch.first().and_then(|job| self.networks.get(job.network.0)) else { return };
-        // Whoever no longer waits has passed its deadline.
-        batch.retain(|job| !job.reply.is_closed());
-        let (batch, foreign): (Vec<Job>, Vec<Job>) =
-            batch.into_iter().partition(|job| network.foreign_token(&job.tokens).is_none());
-        for job in foreign {
-            let (token, vocabulary) = network.foreign_token(&job.tokens).unwrap_or_default();
+    fn compute(&mut self, mut batch: Vec<Command>) {
+        let Some(network) = batch.first().and_then(|command| self.networks.get(command.network.0)) else {
+            return;
+        };
+        batch.retain(|command| !command.reply.is_closed());
+        let (batch, foreign): (Vec<Command>, Vec<Command>) =
+            batch.into_iter().partition(|command| network.foreign_token(&command.tokens).is_none());
+        for command in foreign {
+            let (token, vocabulary) = network.foreign_token(&command.tokens).unwrap_or_default();
             let label = network.label();
             let detail = format!("{label}: token {token} is outside its vocabulary of {vocabulary}");
-            reply(job, Err(Fault::error(detail)));
+            command.answer(Err(ScoreError::error(detail)));
         }
         if batch.is_empty() {
             return;
         }
-        let failed = match attempt(network, &batch) {
+        let computed = match attempt(network, &batch) {
             Ok(numbers) => {
-                batch.into_iter().zip(numbers).for_each(|(job, numbers)| reply(job, Ok(numbers)));
-                false
+                let computed = batch.len();
+                batch.into_iter().zip(numbers).for_each(|(command, numbers)| command.answer(Ok(numbers)));
+                computed
             }
-            Err(detail) if batch.len() == 1 => {
-                batch.into_iter().for_each(|job| reply(job, Err(Fault::error(detail.clone()))));
-                true
+            Err(error) if batch.len() == 1 => {
+                batch.into_iter().for_each(|command| command.answer(Err(error.clone())));
+                0
             }
             Err(_) => compute_one_by_one(network, batch),
         };
-        self.failures = if failed { self.failures + 1 } else { 0 };
+        self.failed_batches = if computed == 0 { self.failed_batches + 1 } else { 0 };
     }
 }
 
-/// One sequence of a batch may be to blame, a too long one say: the others shall not fail with it. True when all fail.
-fn compute_one_by_one(network: &Frozen, batch: Vec<Job>) -> bool {
-    let mut all_failed = true;
-    for job in batch {
-        match attempt(network, std::slice::from_ref(&job)) {
+/// One sequence of a batch may be to blame, a too long one say: the others shall not fail with it. Returns
+/// how many were computed.
+fn compute_one_by_one(network: &FrozenNetwork, batch: Vec<Command>) -> usize {
+    let mut computed = 0;
+    for command in batch {
+        match attempt(network, std::slice::from_ref(&command)) {
             Ok(mut numbers) => {
-                all_failed = false;
+                computed += 1;
                 if let Some(numbers) = numbers.pop() {
-                    reply(job, Ok(numbers));
+                    command.answer(Ok(numbers));
                 }
             }
-            Err(detail) => reply(job, Err(Fault::error(detail))),
+            Err(error) => command.answer(Err(error)),
         }
     }
-    all_failed
+    computed
 }
 
 /// Computes a batch; torch reports some failures, such as a lack of memory, by a panic.
-fn attempt(network: &Frozen, batch: &[Job]) -> Result<Vec<Numbers>, String> {
+fn attempt(network: &FrozenNetwork, batch: &[Command]) -> Result<Vec<HeadOutputs>, ScoreError> {
     let sequences: Vec<Sequence> =
-        batch.iter().map(|job| Sequence { tokens: &job.tokens, from: job.from }).collect();
+        batch.iter().map(|command| Sequence { tokens: &command.tokens, from: command.from }).collect();
     let tokens = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
     let started = Instant::now();
-    let computed = catch_unwind(AssertUnwindSafe(|| network.numbers(&sequences)));
+    let computed = catch_unwind(AssertUnwindSafe(|| network.outputs(&sequences)));
     let label = network.label();
     metrics::batch(label, sequences.len(), tokens, started.elapsed());
     match computed {
-        Ok(Ok(numbers)) => Ok(numbers),
-        Ok(Err(error)) => Err(format!("{label}: {error}")),
+        Ok(Ok(outputs)) => Ok(outputs),
+        Ok(Err(error)) => Err(ScoreError::error(format!("{label}: {error}"))),
         Err(panic) => {
-            let message = panic.downcast_ref::<String>().map(String::as_str);
-            let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
-            let first_line = message.lines().next().unwrap_or_default();
-            Err(format!("{label}: torch failed on {tokens} tokens: {first_line}"))
+            let message = panic_message(panic.as_ref());
+            Err(ScoreError::error(format!("{label}: torch failed on {tokens} tokens: {message}")))
         }
     }
 }
 
-fn reply(job: Job, numbers: Result<Numbers, Fault>) {
-    // Whoever no longer waits has passed its deadline.
-    let _ = job.reply.send(numbers);
+/// The first line of what a panic said.
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
+    text.lines().next().unwrap_or_default()
 }

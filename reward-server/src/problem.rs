@@ -1,17 +1,17 @@
 //! Finds the problem that a prompt's fields describe.
 //!
-//! A data set's line is a problem in one of the sandbox's shapes, with whatever else the line holds beside it: HumanEval
-//! (`prompt`, `entry_point`, `test`), MBPP (`test_list`), or a `kind` of `human_eval`, `mbpp`, `function_calls`, `stdio`.
-//! Where the shape's keys would collide with the line's own (a chat prompt has no `prompt` text, say), the problem
-//! stands under the key `problem`.
+//! A data set's line is a problem in one of the sandbox's shapes, with whatever else the line holds beside
+//! it: HumanEval (`prompt`, `entry_point`, `test`), MBPP (`test_list`), or a `kind` of `human_eval`, `mbpp`,
+//! `function_calls`, `stdio`. Where the shape's keys would collide with the line's own (a chat prompt has no
+//! `prompt` text, say), the problem stands under the key `problem`.
 
 use sandbox::Problem;
 use serde_json::{Map, Value};
 
-use crate::fault::Fault;
+use crate::score_error::ScoreError;
 
 /// The problem in `fields`; none where they hold no tests.
-pub(crate) fn problem(fields: &Map<String, Value>) -> Result<Option<Problem>, Fault> {
+pub(crate) fn problem(fields: &Map<String, Value>) -> Result<Option<Problem>, ScoreError> {
     let line = match fields.get("problem") {
         Some(Value::Object(problem)) => problem,
         _ => fields,
@@ -32,20 +32,23 @@ pub(crate) fn problem(fields: &Map<String, Value>) -> Result<Option<Problem>, Fa
     known.insert("task_id".to_owned(), Value::String(task_id));
     known.insert("kind".to_owned(), Value::String(kind.to_owned()));
     let parsed = serde_json::from_value(Value::Object(known));
-    parsed.map(Some).map_err(|error| Fault::unsupported(format!("the prompt's {kind} problem: {error}")))
+    parsed.map(Some).map_err(|error| ScoreError::unsupported(format!("the prompt's {kind} problem: {error}")))
 }
 
 /// The shape of a line that is a problem.
 fn kind(line: &Map<String, Value>) -> Option<&'static str> {
-    let has = |key: &str| line.get(key).is_some_and(|value| !value.is_null());
     let named = line.get("kind").and_then(Value::as_str);
     let kinds = ["human_eval", "mbpp", "function_calls", "stdio"];
     match kinds.into_iter().find(|kind| Some(*kind) == named) {
         Some(kind) => Some(kind),
-        None if has("test_list") => Some("mbpp"),
-        None if has("entry_point") && has("test") => Some("human_eval"),
+        None if has(line, "test_list") => Some("mbpp"),
+        None if has(line, "entry_point") && has(line, "test") => Some("human_eval"),
         None => None,
     }
+}
+
+fn has(line: &Map<String, Value>, key: &str) -> bool {
+    line.get(key).is_some_and(|value| !value.is_null())
 }
 
 /// The keys that the sandbox reads.
@@ -72,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    fn found(line: Value) -> Result<Option<Problem>, Fault> {
+    fn found(line: Value) -> Result<Option<Problem>, ScoreError> {
         let Value::Object(fields) = line else { unreachable!("an object literal") };
         problem(&fields)
     }
@@ -102,9 +105,9 @@ mod tests {
     fn a_line_without_tests_is_no_problem_and_a_broken_one_is_unsupported() {
         assert_eq!(found(json!({"prompt": "2 + 2?", "label": "4"})), Ok(None));
         assert_eq!(found(json!({"prompt": "x", "kind": "algebra"})), Ok(None));
-        let fault = found(json!({"kind": "function_calls", "entry_point": "f"})).unwrap_err();
-        assert_eq!(fault.reason, types::FailReason::Unsupported);
-        assert!(fault.detail.contains("cases"), "{fault}");
+        let error = found(json!({"kind": "function_calls", "entry_point": "f"})).unwrap_err();
+        assert_eq!(error.reason, types::FailReason::Unsupported);
+        assert!(error.detail.contains("cases"), "{error}");
         assert!(found(json!({"entry_point": "f", "test": "x"})).unwrap_err().detail.contains("prompt"));
     }
 }

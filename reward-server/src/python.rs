@@ -1,13 +1,15 @@
 //! The user's own reward function in Python, in a pool of worker processes.
 //!
 //! ```text
-//! scoring tasks --call--> lane --> worker task --JSON lines--> worker.py --> reward.py
+//! scoring tasks --call--> batch queue --> worker task --JSON lines--> worker.py --> reward.py
 //! ```
 //!
-//! The function is the user's code and not confined; it has a process of its own, so that it can neither block nor
-//! crash the server. A call past its time limit ends with its process group; an exception is a failure of that sample,
-//! a crash one of the call's samples, and a new process takes over. None of these is ever a number.
+//! The function is the user's code and not confined; it has a process of its own, so that it can neither
+//! block nor crash the server. A call past its timeout ends with its process group; an exception is a failure
+//! of that sample, a crash one of the call's samples, and a new process takes over. None of these is ever a
+//! number.
 
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -19,19 +21,34 @@ use service::Backoff;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::batch_queue::{BatchReceiver, Call};
 use crate::config::Python;
-use crate::fault::Fault;
-use crate::lane::{Call, Calls};
 use crate::metrics;
+use crate::score_error::ScoreError;
+use crate::scorer_input::ScorerInput;
 
 const WORKER: &str = include_str!("python/worker.py");
-/// Longest answer of a worker.
-const MAX_ANSWER_BYTES: u64 = 16 << 20;
+/// No reply of a worker is longer.
+const REPLY_LIMIT_BYTES: u64 = 16 << 20;
 /// How long a worker may take to import the user's file, libraries included.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a worker process is of no use any more, and what that means for the samples it had.
-struct Broken(Fault);
+struct Broken(ScoreError);
+
+/// Why a worker cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("cannot start {interpreter}: {source}")]
+    Interpreter { interpreter: PathBuf, source: std::io::Error },
+    #[error("the worker has no pipes")]
+    NoPipes,
+    #[error("{file} took longer than {START_TIMEOUT:?} to load")]
+    TimedOut { file: PathBuf },
+    /// The user's file, or the process that loads it.
+    #[error("{file}: {problem}")]
+    File { file: PathBuf, problem: String },
+}
 
 /// One running `worker.py`.
 #[derive(Debug)]
@@ -53,7 +70,7 @@ enum Hello {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct WorkerReply {
     results: Vec<OneResult>,
 }
 
@@ -64,12 +81,21 @@ enum OneResult {
     Error { error: String },
 }
 
+impl OneResult {
+    fn number(self) -> Result<f64, ScoreError> {
+        match self {
+            Self::Score { score } => Ok(score),
+            Self::Error { error } => Err(ScoreError::error(format!("python: {error}"))),
+        }
+    }
+}
+
 impl Process {
     /// Starts a worker and waits until it has the user's function.
     ///
     /// # Errors
-    /// When the interpreter or the file cannot be used; the text says why.
-    pub(crate) async fn start(config: &Python) -> Result<Self, String> {
+    /// Where the interpreter cannot be started, or the user's file cannot be loaded in time.
+    pub(crate) async fn start(config: &Python) -> Result<Self, StartError> {
         let Python { file, interpreter, memory_bytes, .. } = config;
         let child = Command::new(interpreter)
             .arg("-c")
@@ -81,73 +107,82 @@ impl Process {
             .process_group(0)
             .kill_on_drop(true)
             .spawn();
-        let mut child = child.map_err(|error| format!("cannot start {}: {error}", interpreter.display()))?;
+        let mut child =
+            child.map_err(|source| StartError::Interpreter { interpreter: interpreter.clone(), source })?;
         metrics::python_started();
         let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err("the worker has no pipes".to_owned());
+            return Err(StartError::NoPipes);
         };
         let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let mut process = Self { child, group, requests, answers: BufReader::new(answers), batched: false };
-        let hello = tokio::time::timeout(START_LIMIT, process.read::<Hello>()).await;
-        let hello =
-            hello.map_err(|_| format!("{} took longer than {START_LIMIT:?} to load", file.display()))?;
-        match hello.map_err(|Broken(fault)| format!("{}: {fault}", file.display()))? {
-            Hello::Ready { batched } => {
+        let hello = tokio::time::timeout(START_TIMEOUT, process.read::<Hello>()).await;
+        let hello = hello.map_err(|_| StartError::TimedOut { file: file.clone() })?;
+        let problem = match hello {
+            Ok(Hello::Ready { batched }) => {
                 process.batched = batched;
-                Ok(process)
+                return Ok(process);
             }
-            Hello::Failed { error } => Err(format!("{}: {error}", file.display())),
-        }
-    }
-
-    /// One call of the user's function.
-    async fn score(&mut self, calls: &[Call], limit: Duration) -> Result<Vec<Result<f64, Fault>>, Broken> {
-        let items = || calls.iter().map(|call| &call.item);
-        let request = json!({
-            "prompts": items().map(|item| item.prompt.as_str()).collect::<Vec<_>>(),
-            "responses": items().map(|item| item.response.as_str()).collect::<Vec<_>>(),
-            "fields": items().map(|item| Value::Object(item.fields.clone())).collect::<Vec<_>>(),
-        });
-        let answer = tokio::time::timeout(limit, self.exchange(format!("{request}\n"))).await;
-        let answer =
-            answer.map_err(|_| Broken(Fault::timeout(format!("python: no score within {limit:?}"))))??;
-        if answer.results.len() != calls.len() {
-            let detail = format!("python: {} results for {} responses", answer.results.len(), calls.len());
-            return Err(Broken(Fault::error(detail)));
-        }
-        let number = |result| match result {
-            OneResult::Score { score } => Ok(score),
-            OneResult::Error { error } => Err(Fault::error(format!("python: {error}"))),
+            Ok(Hello::Failed { error }) => error,
+            Err(Broken(error)) => error.to_string(),
         };
-        Ok(answer.results.into_iter().map(number).collect())
+        Err(StartError::File { file: file.clone(), problem })
     }
 
-    async fn exchange(&mut self, request: String) -> Result<Answer, Broken> {
+    /// One call of the user's function: a number or an error for each response.
+    ///
+    /// # Errors
+    /// Where the worker died, timed out, or replied something else than results: it is of no use any more.
+    async fn score(
+        &mut self,
+        calls: &[Call],
+        timeout: Duration,
+    ) -> Result<Vec<Result<f64, ScoreError>>, Broken> {
+        let inputs: Vec<&ScorerInput> = calls.iter().map(|call| call.input.as_ref()).collect();
+        let request = json!({
+            "prompts": inputs.iter().map(|input| input.prompt.as_str()).collect::<Vec<_>>(),
+            "responses": inputs.iter().map(|input| input.response.as_str()).collect::<Vec<_>>(),
+            "fields": inputs.iter().map(|input| Value::Object(input.fields.clone())).collect::<Vec<_>>(),
+        });
+        let reply = tokio::time::timeout(timeout, self.exchange(format!("{request}\n"))).await;
+        let Ok(reply) = reply else {
+            return Err(Broken(ScoreError::timeout(format!("python: no score within {timeout:?}"))));
+        };
+        let results = reply?.results;
+        if results.len() != calls.len() {
+            let detail = format!("python: {} results for {} responses", results.len(), calls.len());
+            return Err(Broken(ScoreError::error(detail)));
+        }
+        Ok(results.into_iter().map(OneResult::number).collect())
+    }
+
+    async fn exchange(&mut self, request: String) -> Result<WorkerReply, Broken> {
         // A worker that has died shows in the answer that does not come; writing to it may or may not fail.
         let _ = self.requests.write_all(request.as_bytes()).await;
         let _ = self.requests.flush().await;
         self.read().await
     }
 
-    /// The worker's next answer. What the user's code has started may hold the pipe open, so that the worker's death does
-    /// not show in it; the process itself is watched too.
+    /// The worker's next answer. What the user's code has started may hold the pipe open, so that the
+    /// worker's death does not show in it; the process itself is watched too.
     async fn read<T: for<'de> Deserialize<'de>>(&mut self) -> Result<T, Broken> {
         let mut line = String::new();
-        let mut answers = (&mut self.answers).take(MAX_ANSWER_BYTES);
+        let mut answers = (&mut self.answers).take(REPLY_LIMIT_BYTES);
         let read = tokio::select! {
             biased;
             read = answers.read_line(&mut line) => read,
             _ = self.child.wait() => Ok(0),
         };
         if let Err(error) = read {
-            return Err(Broken(Fault::error(format!("python: the worker's answer cannot be read: {error}"))));
+            return Err(Broken(ScoreError::error(format!(
+                "python: the worker's answer cannot be read: {error}"
+            ))));
         }
         if !line.ends_with('\n') {
             return Err(self.died().await);
         }
         let parsed = serde_json::from_str(&line);
         parsed.map_err(|error| {
-            Broken(Fault::error(format!("python: the worker's answer is not understood: {error}")))
+            Broken(ScoreError::error(format!("python: the worker's answer is not understood: {error}")))
         })
     }
 
@@ -160,7 +195,7 @@ impl Process {
             None => self.child.wait().await,
         };
         let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        Broken(Fault::error(format!("python: the worker has died ({how})")))
+        Broken(ScoreError::error(format!("python: the worker has died ({how})")))
     }
 
     fn kill_group(&mut self) {
@@ -178,9 +213,9 @@ impl Drop for Process {
     }
 }
 
-/// One worker: takes calls and keeps a process running, at first this one if there is one. Lasts until all callers are
-/// gone.
-pub(crate) async fn work(config: Python, calls: Calls, mut process: Option<Process>) {
+/// One worker: takes calls and keeps a process running, at first this one if there is one. Lasts until all
+/// callers are gone.
+pub(crate) async fn work(config: Python, calls: BatchReceiver, mut process: Option<Process>) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     loop {
         // Before there is a call: it shall not wait for the imports of the user's file.
@@ -189,12 +224,12 @@ pub(crate) async fn work(config: Python, calls: Calls, mut process: Option<Proce
             None => match Process::start(&config).await {
                 Ok(running) => running,
                 Err(problem) => {
-                    tracing::warn!(problem, "a python worker cannot be started");
+                    tracing::warn!(%problem, "a python worker cannot be started");
                     let taken = calls.take(1).await;
                     if taken.is_empty() {
                         return;
                     }
-                    answer_all(taken, &Fault::error(format!("python: {problem}")));
+                    answer_all(taken, &ScoreError::error(format!("python: {problem}")));
                     tokio::time::sleep(backoff.next_pause()).await;
                     continue;
                 }
@@ -205,8 +240,8 @@ pub(crate) async fn work(config: Python, calls: Calls, mut process: Option<Proce
             taken = calls.take(most) => taken,
             // Nobody's sample is to blame for a worker that ends by itself.
             _ = running.child.wait() => {
-                let Broken(fault) = running.died().await;
-                tracing::warn!(%fault, "an idle python worker is replaced");
+                let Broken(error) = running.died().await;
+                tracing::warn!(%error, "an idle python worker is replaced");
                 tokio::time::sleep(backoff.next_pause()).await;
                 continue;
             }
@@ -214,20 +249,20 @@ pub(crate) async fn work(config: Python, calls: Calls, mut process: Option<Proce
         if taken.is_empty() {
             return;
         }
-        match running.score(&taken, config.time_limit).await {
+        match running.score(&taken, config.timeout).await {
             Ok(numbers) => {
                 backoff.reset();
                 taken.into_iter().zip(numbers).for_each(|(call, number)| call.answer(number));
                 process = Some(running);
             }
-            Err(Broken(fault)) => {
-                tracing::warn!(%fault, "a python worker is replaced");
-                answer_all(taken, &fault);
+            Err(Broken(error)) => {
+                tracing::warn!(%error, "a python worker is replaced");
+                answer_all(taken, &error);
             }
         }
     }
 }
 
-fn answer_all(calls: Vec<Call>, fault: &Fault) {
-    calls.into_iter().for_each(|call| call.answer(Err(fault.clone())));
+fn answer_all(calls: Vec<Call>, error: &ScoreError) {
+    calls.into_iter().for_each(|call| call.answer(Err(error.clone())));
 }

@@ -6,17 +6,45 @@ use regex::Regex;
 use serde_json::Value;
 
 use crate::config::{ExactMatch, Format, LengthPenalty, NumericMatch, RepetitionPenalty};
-use crate::fault::Fault;
-use crate::item::Item;
+use crate::score_error::ScoreError;
+use crate::scorer_input::ScorerInput;
+
+/// A scorer that is nothing but a rule on the response.
+#[derive(Debug)]
+pub(crate) enum TextRule {
+    Regex(Regex),
+    Exact(Exact),
+    Numeric(Numeric),
+    Length(LengthPenalty),
+    Repetition(RepetitionPenalty),
+    Format(Format),
+}
+
+impl TextRule {
+    /// The rule's number.
+    ///
+    /// # Errors
+    /// Where the prompt lacks the field that the rule compares with.
+    pub(crate) fn score(&self, input: &ScorerInput) -> Result<f64, ScoreError> {
+        match self {
+            Self::Regex(pattern) => Ok(regex(pattern, input)),
+            Self::Exact(exact) => exact.score(input),
+            Self::Numeric(numeric) => numeric.score(input),
+            Self::Length(penalty) => Ok(length_penalty(penalty, input)),
+            Self::Repetition(penalty) => Ok(repetition_penalty(penalty, input)),
+            Self::Format(wanted) => Ok(format(wanted, input)),
+        }
+    }
+}
 
 /// A regular expression of the configuration, which has checked it.
-fn compiled(pattern: &str) -> Result<Regex, Fault> {
-    Regex::new(pattern).map_err(|error| Fault::error(error.to_string()))
+fn compiled(pattern: &str) -> Result<Regex, ScoreError> {
+    Regex::new(pattern).map_err(|error| ScoreError::error(error.to_string()))
 }
 
 /// 1 where `pattern` is found in the response, else 0.
-pub(crate) fn regex(pattern: &Regex, item: &Item) -> f64 {
-    truth(pattern.is_match(&item.response))
+fn regex(pattern: &Regex, input: &ScorerInput) -> f64 {
+    truth(pattern.is_match(&input.response))
 }
 
 fn truth(holds: bool) -> f64 {
@@ -24,9 +52,9 @@ fn truth(holds: bool) -> f64 {
 }
 
 /// The field of the prompt that an answer is compared with.
-fn field<'a>(item: &'a Item, name: &str) -> Result<&'a Value, Fault> {
-    let found = item.fields.get(name).filter(|value| !value.is_null());
-    found.ok_or_else(|| Fault::unsupported(format!("the prompt has no field {name:?} to compare with")))
+fn field<'a>(input: &'a ScorerInput, name: &str) -> Result<&'a Value, ScoreError> {
+    let found = input.fields.get(name).filter(|value| !value.is_null());
+    found.ok_or_else(|| ScoreError::unsupported(format!("the prompt has no field {name:?} to compare with")))
 }
 
 /// Takes the answer out of a response: the last match's first group, or the whole match.
@@ -34,7 +62,7 @@ fn field<'a>(item: &'a Item, name: &str) -> Result<&'a Value, Fault> {
 struct Extraction(Option<Regex>);
 
 impl Extraction {
-    fn new(pattern: Option<&str>) -> Result<Self, Fault> {
+    fn new(pattern: Option<&str>) -> Result<Self, ScoreError> {
         pattern.map(compiled).transpose().map(Self)
     }
 
@@ -53,22 +81,23 @@ pub(crate) struct Exact {
 }
 
 impl Exact {
-    pub(crate) fn new(config: ExactMatch) -> Result<Self, Fault> {
+    pub(crate) fn new(config: ExactMatch) -> Result<Self, ScoreError> {
         let extraction = Extraction::new(config.pattern.as_deref())?;
         Ok(Self { config, extraction })
     }
 
     /// 1 where the trimmed answer equals the trimmed field, else 0.
-    pub(crate) fn score(&self, item: &Item) -> Result<f64, Fault> {
-        let expected = match field(item, &self.config.field)? {
+    pub(crate) fn score(&self, input: &ScorerInput) -> Result<f64, ScoreError> {
+        let expected = match field(input, &self.config.field)? {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        let Some(answer) = self.extraction.answer(&item.response) else { return Ok(0.0) };
+        let Some(answer) = self.extraction.answer(&input.response) else { return Ok(0.0) };
         let (answer, expected) = (answer.trim(), expected.trim());
-        let equal = match self.config.ignore_case {
-            true => answer.to_lowercase() == expected.to_lowercase(),
-            false => answer == expected,
+        let equal = if self.config.ignore_case {
+            answer.to_lowercase() == expected.to_lowercase()
+        } else {
+            answer == expected
         };
         Ok(truth(equal))
     }
@@ -83,27 +112,27 @@ pub(crate) struct Numeric {
 }
 
 impl Numeric {
-    pub(crate) fn new(config: NumericMatch) -> Result<Self, Fault> {
+    pub(crate) fn new(config: NumericMatch) -> Result<Self, ScoreError> {
         let extraction = Extraction::new(config.pattern.as_deref())?;
-        // Digits, perhaps in groups of three, a fraction, an exponent. Whether a minus is a sign, `last_number` decides.
+        // Digits, perhaps in groups of three, a fraction, an exponent. Whether a minus is a sign,
+        // `last_number` decides.
         let number = compiled(r"-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?")?;
         Ok(Self { config, extraction, number })
     }
 
     /// 1 where the answer's last number is within the tolerance of the field's, else 0.
-    pub(crate) fn score(&self, item: &Item) -> Result<f64, Fault> {
+    pub(crate) fn score(&self, input: &ScorerInput) -> Result<f64, ScoreError> {
         let name = &self.config.field;
-        let expected = match field(item, name)? {
+        let expected = match field(input, name)? {
             Value::Number(number) => number.as_f64(),
             Value::String(text) => self.last_number(text),
             _ => None,
         };
         let expected =
-            expected.ok_or_else(|| Fault::unsupported(format!("field {name:?} holds no number")))?;
-        let answer = self.extraction.answer(&item.response).and_then(|answer| self.last_number(answer));
-        let close =
-            |answer: f64| (answer - expected).abs() <= self.config.tolerance * expected.abs().max(1.0);
-        Ok(truth(answer.is_some_and(close)))
+            expected.ok_or_else(|| ScoreError::unsupported(format!("field {name:?} holds no number")))?;
+        let answer = self.extraction.answer(&input.response).and_then(|answer| self.last_number(answer));
+        let tolerance = self.config.tolerance * expected.abs().max(1.0);
+        Ok(truth(answer.is_some_and(|answer| (answer - expected).abs() <= tolerance)))
     }
 
     fn last_number(&self, text: &str) -> Option<f64> {
@@ -116,14 +145,14 @@ impl Numeric {
 }
 
 /// 0 up to `free_tokens`, -1 from `max_tokens` on, linear between (DAPO, arXiv 2503.14476, equation 13).
-pub(crate) fn length_penalty(config: &LengthPenalty, item: &Item) -> f64 {
-    let over = item.response_tokens().len().saturating_sub(config.free_tokens) as f64;
+fn length_penalty(config: &LengthPenalty, input: &ScorerInput) -> f64 {
+    let over = input.response_tokens().len().saturating_sub(config.free_tokens) as f64;
     -(over / (config.max_tokens - config.free_tokens) as f64).min(1.0)
 }
 
 /// `-(1 - distinct / all)` over the response's n-grams of tokens; 0 for a response shorter than one n-gram.
-pub(crate) fn repetition_penalty(config: &RepetitionPenalty, item: &Item) -> f64 {
-    let all = item.response_tokens().windows(config.ngram);
+fn repetition_penalty(config: &RepetitionPenalty, input: &ScorerInput) -> f64 {
+    let all = input.response_tokens().windows(config.ngram);
     let count = all.len();
     if count == 0 {
         return 0.0;
@@ -133,18 +162,15 @@ pub(crate) fn repetition_penalty(config: &RepetitionPenalty, item: &Item) -> f64
 }
 
 /// 1 where everything that `format` asks for holds, else 0.
-pub(crate) fn format(format: &Format, item: &Item) -> f64 {
-    let text = item.response.trim();
-    let ends = |wanted: &Option<String>, holds: fn(&str, &str) -> bool| {
-        wanted.as_deref().is_none_or(|wanted| holds(text, wanted))
-    };
-    let holds = ends(&format.starts_with, |text, wanted| text.starts_with(wanted))
-        && ends(&format.ends_with, |text, wanted| text.ends_with(wanted))
+fn format(format: &Format, input: &ScorerInput) -> f64 {
+    let text = input.response.trim();
+    let holds = format.starts_with.as_deref().is_none_or(|wanted| text.starts_with(wanted))
+        && format.ends_with.as_deref().is_none_or(|wanted| text.ends_with(wanted))
         && each_once_in_order(text, &format.in_order)
         && !format.excludes.iter().any(|excluded| text.contains(excluded.as_str()))
         && (!format.json || serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
         && (!format.code_block || last_code_block(text).is_some())
-        && (!format.finished || !item.truncated);
+        && (!format.finished || !input.truncated);
     truth(holds)
 }
 
@@ -185,9 +211,9 @@ mod tests {
 
     use super::*;
 
-    fn item(response: &str, label: Value) -> Item {
+    fn input(response: &str, label: Value) -> ScorerInput {
         let Value::Object(fields) = json!({ "label": label }) else { unreachable!("an object literal") };
-        Item {
+        ScorerInput {
             tokens: vec![0].into(),
             response_start: 1,
             prompt: String::new(),
@@ -197,14 +223,14 @@ mod tests {
         }
     }
 
-    fn with_tokens(tokens: &[u32]) -> Item {
-        Item { tokens: [&[0], tokens].concat().into(), ..item("", Value::Null) }
+    fn with_tokens(tokens: &[u32]) -> ScorerInput {
+        ScorerInput { tokens: [&[0], tokens].concat().into(), ..input("", Value::Null) }
     }
 
     #[test]
     fn exact_match_compares_the_extracted_answer() {
         let exact = |config: ExactMatch, response: &str, label: Value| {
-            Exact::new(config).unwrap().score(&item(response, label)).unwrap()
+            Exact::new(config).unwrap().score(&input(response, label)).unwrap()
         };
         assert_eq!(exact(ExactMatch::default(), " Paris\n", json!("Paris")), 1.0);
         assert_eq!(exact(ExactMatch::default(), "paris", json!("Paris")), 0.0);
@@ -219,18 +245,18 @@ mod tests {
 
     #[test]
     fn a_prompt_without_the_field_is_unsupported_and_not_wrong() {
-        let missing = item("x", Value::Null);
-        let fault = Exact::new(ExactMatch::default()).unwrap().score(&missing).unwrap_err();
-        assert_eq!(fault.reason, types::FailReason::Unsupported);
-        let fault =
-            Numeric::new(NumericMatch::default()).unwrap().score(&item("1", json!("none"))).unwrap_err();
-        assert_eq!(fault.reason, types::FailReason::Unsupported);
+        let missing = input("x", Value::Null);
+        let error = Exact::new(ExactMatch::default()).unwrap().score(&missing).unwrap_err();
+        assert_eq!(error.reason, types::FailReason::Unsupported);
+        let error =
+            Numeric::new(NumericMatch::default()).unwrap().score(&input("1", json!("none"))).unwrap_err();
+        assert_eq!(error.reason, types::FailReason::Unsupported);
     }
 
     #[test]
     fn numbers_are_compared_as_numbers() {
         let numeric = Numeric::new(NumericMatch::default()).unwrap();
-        let score = |response: &str, label: Value| numeric.score(&item(response, label)).unwrap();
+        let score = |response: &str, label: Value| numeric.score(&input(response, label)).unwrap();
         for (response, label) in [
             ("so it is 1,234.50.", json!(1234.5)),
             ("first 7, then -3", json!(-3)),
@@ -269,7 +295,7 @@ mod tests {
     fn a_format_holds_when_all_that_is_asked_for_does() {
         let tags = ["<think>", "</think>", "<answer>", "</answer>"].map(str::to_owned).to_vec();
         let wanted = Format { starts_with: Some("<think>".into()), in_order: tags, ..Format::default() };
-        let score = |wanted: &Format, response: &str| format(wanted, &item(response, Value::Null));
+        let score = |wanted: &Format, response: &str| format(wanted, &input(response, Value::Null));
         assert_eq!(score(&wanted, " <think>a</think><answer>b</answer>"), 1.0);
         assert_eq!(score(&wanted, "<think>a</think><answer>b"), 0.0, "one is missing");
         assert_eq!(score(&wanted, "<think></answer><answer></think>"), 0.0, "in another order");
@@ -281,7 +307,7 @@ mod tests {
         assert_eq!(score(&code, "so:\n```python\nx = 1\n"), 0.0, "not closed");
         assert_eq!(score(&code, "```\nimport os\n```"), 0.0);
         let finished = Format { finished: true, ..Format::default() };
-        assert_eq!(format(&finished, &Item { truncated: true, ..item("x", Value::Null) }), 0.0);
+        assert_eq!(format(&finished, &ScorerInput { truncated: true, ..input("x", Value::Null) }), 0.0);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! From an arrived rollout to its report: one task each, bounded by the ledger.
+//! From an arrived rollout to its report: one task each, bounded by what may be in work.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use tokio::time::Instant;
 use types::link::reward::RewardReport;
 use types::{FailReason, Rollout, ScoredRollout};
 
-use crate::desk::{Arrival, Desk, failure};
-use crate::fault::Fault;
-use crate::item::Item;
-use crate::panel::Panel;
+use crate::registry::{Arrival, RolloutRegistry, failure};
+use crate::score_error::ScoreError;
+use crate::scorer_input::ScorerInput;
+use crate::scorer_set::ScorerSet;
 
 /// Scores what arrives until `done`.
 pub(crate) async fn run(
-    panel: Arc<Panel>,
-    desk: Desk,
+    scorers: Arc<ScorerSet>,
+    registry: RolloutRegistry,
     mut arrivals: mpsc::Receiver<Arrival>,
     done: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -28,8 +28,8 @@ pub(crate) async fn run(
         tokio::select! {
             arrival = arrivals.recv() => {
                 let Some(arrival) = arrival else { return Ok(()) };
-                let (panel, desk) = (Arc::clone(&panel), desk.clone());
-                tasks.spawn(async move { desk.finished(report(&panel, arrival).await) });
+                let (scorers, registry) = (Arc::clone(&scorers), registry.clone());
+                tasks.spawn(async move { registry.finished(report(&scorers, arrival).await) });
             }
             // Frees what an ended task has left; a task does not fail.
             Some(_) = tasks.join_next() => {}
@@ -39,22 +39,26 @@ pub(crate) async fn run(
 }
 
 /// The report about a rollout. Even a panic of a scorer becomes one, so that no rollout is left without.
-async fn report(panel: &Panel, Arrival { rollout, until }: Arrival) -> RewardReport {
+async fn report(scorers: &ScorerSet, Arrival { rollout, deadline }: Arrival) -> RewardReport {
     let (id, tokens) = (rollout.id, rollout.response_tokens.len());
-    let scored = AssertUnwindSafe(score(panel, rollout, until)).catch_unwind().await;
+    let scored = AssertUnwindSafe(score_rollout(scorers, rollout, deadline)).catch_unwind().await;
     match scored {
         Ok(Ok(scored)) => RewardReport::Scored(scored),
-        Ok(Err(Fault { reason, detail })) => failure(id, reason, detail, tokens),
+        Ok(Err(ScoreError { reason, detail })) => failure(id, reason, detail, tokens),
         Err(_) => failure(id, FailReason::RewardError, "a scorer panicked".to_owned(), tokens),
     }
 }
 
-async fn score(panel: &Panel, rollout: Rollout, until: Instant) -> Result<ScoredRollout, Fault> {
-    let item = Arc::new(Item::of_rollout(&rollout, panel.tokenizer())?);
-    let (ref_logprobs, judgement) =
-        futures::try_join!(panel.ref_logprobs(&item, until), panel.judge(&item, until))?;
+async fn score_rollout(
+    scorers: &ScorerSet,
+    rollout: Rollout,
+    deadline: Instant,
+) -> Result<ScoredRollout, ScoreError> {
+    let input = Arc::new(ScorerInput::of_rollout(&rollout, scorers.tokenizer())?);
+    let (ref_logprobs, judged) =
+        futures::try_join!(scorers.ref_logprobs(&input, deadline), scorers.score(&input, deadline))?;
     // The scorers have read the fields; from here on nobody does.
     let rollout = Rollout { fields: "".into(), ..rollout };
-    let scored = ScoredRollout { rollout, score: judgement.score, ref_logprobs, outcome: judgement.outcome };
-    scored.validated().map_err(|invalid| Fault::error(invalid.to_string()))
+    let scored = ScoredRollout { rollout, score: judged.score, ref_logprobs, outcome: judged.outcome };
+    scored.validated().map_err(|invalid| ScoreError::error(invalid.to_string()))
 }

@@ -1,4 +1,4 @@
-//! Wires the reward server: scorers, desk, coordinator's stream, actors' service, endpoint.
+//! Wires the reward server: scorers, registry of rollouts, coordinator's stream, actors' service, endpoint.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use types::MemberId;
 
 use crate::config::Config;
 use crate::coordinator_client::{Membership, reachable};
-use crate::desk::Desk;
 use crate::grpc::Grpc;
-use crate::ledger::Bounds;
-use crate::panel::Panel;
+use crate::inflight::Bounds;
+use crate::registry::RolloutRegistry;
+use crate::scorer_set::ScorerSet;
 use crate::{endpoint, metrics, scoring};
 
-/// How long actors get to hang up after the end.
-const HANG_UP: Duration = Duration::from_secs(1);
+/// How long actors get to close their streams after the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Builds the reward server; nothing but its workers runs yet.
 ///
@@ -31,12 +31,12 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     };
     // Cancelled when the server has left the run: everything ends then, and not when it is asked to leave.
     let done = CancellationToken::new();
-    let panel = Arc::new(Panel::start(&config, &mut context.tasks, &done).await?);
+    let scorers = Arc::new(ScorerSet::start(&config, &mut context.tasks, &done).await?);
     if config.endpoint.enabled {
-        context.pages = endpoint::pages(Arc::clone(&panel), &config.endpoint);
+        context.pages = endpoint::pages(Arc::clone(&scorers), &config.endpoint);
     }
     match listener {
-        Some(listener) => join_run(&config, listener, panel, (&mut context, done))?,
+        Some(listener) => join_run(&config, listener, scorers, done, &mut context)?,
         None => {
             context.readiness.set(true);
             let token = context.token.clone();
@@ -54,33 +54,34 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
 fn join_run(
     config: &Config,
     listener: Listener,
-    panel: Arc<Panel>,
-    (context, done): (&mut Context, CancellationToken),
+    scorers: Arc<ScorerSet>,
+    done: CancellationToken,
+    context: &mut Context,
 ) -> anyhow::Result<()> {
     let bounds = Bounds { rollouts: config.queue.max_rollouts, bytes: config.queue.max_bytes };
-    let (desk, arrivals) = Desk::new(bounds, Arc::clone(&panel), context.token.clone());
+    let (registry, arrivals) = RolloutRegistry::new(bounds, Arc::clone(&scorers), context.token.clone());
     context.bound.push(("grpc", listener.address));
     let membership = Membership {
         member: MemberId::try_from(config.member.clone()).map_err(|error| BadInput(error.to_string()))?,
         coordinator: config.coordinator.clone().context("a member of a run has a coordinator")?,
         address: reachable(config.advertise.as_ref(), listener.address),
-        desk: desk.clone(),
+        registry: registry.clone(),
         readiness: context.readiness.clone(),
         token: context.token.clone(),
         done: done.clone(),
     };
-    let grpc = Grpc::new(desk.clone(), context.tasks.spawner(), config.queue.clone(), done.clone());
+    let grpc = Grpc::new(registry.clone(), context.tasks.spawner(), config.queue.clone(), done.clone());
     let router = grpc.router();
-    context.tasks.add("scoring", OnError::Shutdown, scoring::run(panel, desk, arrivals, done.clone()));
+    context.tasks.add("scoring", OnError::Shutdown, scoring::run(scorers, registry, arrivals, done.clone()));
     context.tasks.add("coordinator", OnError::Shutdown, membership.run());
     context.tasks.add("grpc", OnError::Shutdown, async move {
-        // The server outlives the request to stop, because actors wait for their answers; it ends with the membership,
-        // and does not wait for actors that are slow to hang up.
+        // The server outlives the request to stop, because actors wait for their answers; it ends with the
+        // membership, and does not wait for actors that are slow to close.
         let serving =
             router.serve_with_incoming_shutdown(listener.incoming(), done.clone().cancelled_owned());
         tokio::select! {
             served = serving => served.context("serve gRPC"),
-            () = async { done.cancelled().await; tokio::time::sleep(HANG_UP).await } => Ok(()),
+            () = async { done.cancelled().await; tokio::time::sleep(CLOSE_TIMEOUT).await } => Ok(()),
         }
     });
     Ok(())

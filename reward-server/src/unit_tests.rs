@@ -1,7 +1,7 @@
 //! Hidden unit tests: the program in a response, graded in the sandbox, and the memory of verdicts.
 //!
-//! Gradings run on threads of their own, as many as the sandbox has workers. A verdict that says nothing about the
-//! response (`unsupported`, `internal_error`) is a fault, never a number.
+//! Gradings run on threads of their own, as many as the sandbox has workers. A verdict that says nothing
+//! about the response (`unsupported`, `internal_error`) is an error, never a number.
 
 use std::sync::Arc;
 
@@ -10,13 +10,13 @@ use sandbox::{Grade, Grader, Limits, Problem, Verdict};
 use tokio::sync::Semaphore;
 
 use crate::config::{Extract, Rule, SandboxConfig};
-use crate::fault::Fault;
-use crate::item::Item;
 use crate::metrics;
 use crate::problem::problem;
 use crate::rules::last_code_block;
+use crate::score_error::ScoreError;
+use crate::scorer_input::ScorerInput;
 
-/// The tests' results.
+/// How many of a response's tests passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tally {
     passed: u32,
@@ -39,12 +39,12 @@ impl Tally {
     }
 }
 
-/// BLAKE3 of a problem and a program.
+/// The BLAKE3 hash of a problem and a program.
 type Key = [u8; 32];
 
 /// Grades programs.
 #[derive(Debug)]
-pub(crate) struct Tests {
+pub(crate) struct UnitTestRunner {
     grader: Arc<Grader>,
     limits: Arc<Limits>,
     extract: Extract,
@@ -53,8 +53,11 @@ pub(crate) struct Tests {
     verdicts: Option<Cache<Key, Tally>>,
 }
 
-impl Tests {
+impl UnitTestRunner {
     /// Starts the sandbox: finds the tier, proves it, warms the interpreters. Blocks meanwhile.
+    ///
+    /// # Errors
+    /// Where there is no helper or interpreter, or no tier at or above the configured minimum works.
     pub(crate) fn start(config: &SandboxConfig) -> Result<Self, sandbox::Error> {
         let grader = Grader::start(config.grader.clone())?;
         metrics::sandbox_tier(grader.tier());
@@ -68,16 +71,17 @@ impl Tests {
     }
 
     /// The tests' results; none where the prompt has no tests.
-    pub(crate) async fn grade(&self, item: &Item) -> Result<Option<Tally>, Fault> {
-        let Some(problem) = problem(&item.fields)? else { return Ok(None) };
+    pub(crate) async fn grade(&self, input: &ScorerInput) -> Result<Option<Tally>, ScoreError> {
+        let Some(problem) = problem(&input.fields)? else { return Ok(None) };
         let program = match self.extract {
-            Extract::Whole => item.response.as_str(),
-            Extract::CodeBlock => last_code_block(&item.response).unwrap_or(&item.response),
+            Extract::Whole => input.response.as_str(),
+            Extract::CodeBlock => last_code_block(&input.response).unwrap_or(&input.response),
         };
         let Some(verdicts) = &self.verdicts else {
             return self.run(problem, program).await.map(|(tally, _)| Some(tally));
         };
-        // Siblings often write the same program at the same time: the others wait for the first one's verdict.
+        // Siblings often write the same program at the same time: the others wait for the first one's
+        // verdict.
         match verdicts.get_value_or_guard_async(&key(&problem, program)).await {
             Ok(tally) => {
                 metrics::verdict_remembered();
@@ -94,9 +98,9 @@ impl Tests {
         }
     }
 
-    async fn run(&self, problem: Problem, program: &str) -> Result<(Tally, Verdict), Fault> {
+    async fn run(&self, problem: Problem, program: &str) -> Result<(Tally, Verdict), ScoreError> {
         let turn = Arc::clone(&self.turns).acquire_owned().await;
-        let turn = turn.map_err(|_| Fault::error("the sandbox is shutting down"))?;
+        let turn = turn.map_err(|_| ScoreError::error("the sandbox is shutting down"))?;
         let (grader, limits, program) =
             (Arc::clone(&self.grader), Arc::clone(&self.limits), program.to_owned());
         let graded = tokio::task::spawn_blocking(move || {
@@ -105,8 +109,8 @@ impl Tests {
             graded
         });
         let graded =
-            graded.await.map_err(|error| Fault::error(format!("the grading ended early: {error}")))?;
-        tally(graded.map_err(|error| Fault::error(format!("sandbox: {error}")))?)
+            graded.await.map_err(|error| ScoreError::error(format!("the grading ended early: {error}")))?;
+        tally(graded.map_err(|error| ScoreError::error(format!("sandbox: {error}")))?)
     }
 
     /// The sandbox's own counts, for the metrics.
@@ -115,17 +119,18 @@ impl Tests {
     }
 }
 
-fn tally(grade: Grade) -> Result<(Tally, Verdict), Fault> {
+fn tally(grade: Grade) -> Result<(Tally, Verdict), ScoreError> {
     metrics::verdict(grade.verdict, grade.wall);
     let Grade { verdict, passed, total, detail, .. } = grade;
     match verdict {
-        Verdict::Unsupported => Err(Fault::unsupported(format!("unit tests: {detail}"))),
-        Verdict::InternalError => Err(Fault::error(format!("sandbox: {detail}"))),
+        Verdict::Unsupported => Err(ScoreError::unsupported(format!("unit tests: {detail}"))),
+        Verdict::InternalError => Err(ScoreError::error(format!("sandbox: {detail}"))),
         _ => Ok((Tally { passed, total, accepted: verdict == Verdict::Accepted }, verdict)),
     }
 }
 
-/// Whether the same program would get the same verdict again. Limits may have been reached because the machine was busy.
+/// Whether the same program would get the same verdict again. Limits may have been reached because the
+/// machine was busy.
 fn is_repeatable(verdict: Verdict) -> bool {
     matches!(verdict, Verdict::Accepted | Verdict::WrongAnswer | Verdict::RuntimeError)
 }
@@ -149,10 +154,13 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_that_judges_nothing_is_a_fault() {
-        let reason = |verdict| tally(grade(verdict, 0, 3)).unwrap_err().reason;
-        assert_eq!(reason(Verdict::Unsupported), types::FailReason::Unsupported);
-        assert_eq!(reason(Verdict::InternalError), types::FailReason::RewardError);
+    fn a_verdict_that_judges_nothing_is_an_error() {
+        for (verdict, reason) in [
+            (Verdict::Unsupported, types::FailReason::Unsupported),
+            (Verdict::InternalError, types::FailReason::RewardError),
+        ] {
+            assert_eq!(tally(grade(verdict, 0, 3)).unwrap_err().reason, reason);
+        }
     }
 
     #[test]
@@ -164,15 +172,12 @@ mod tests {
         }
     }
 
+    fn problem(id: &str) -> Problem {
+        Problem::Stdio(sandbox::Stdio { task_id: id.into(), cases: Vec::new(), compare: Default::default() })
+    }
+
     #[test]
     fn problem_and_program_do_not_run_into_each_other() {
-        let problem = |id: &str| {
-            Problem::Stdio(sandbox::Stdio {
-                task_id: id.into(),
-                cases: Vec::new(),
-                compare: Default::default(),
-            })
-        };
         assert_eq!(key(&problem("a"), "x"), key(&problem("a"), "x"));
         assert_ne!(key(&problem("a"), "x"), key(&problem("a"), "y"));
         assert_ne!(key(&problem("a"), "x"), key(&problem("b"), "x"));

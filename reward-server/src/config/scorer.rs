@@ -1,6 +1,7 @@
-//! What a scorer is told. A scorer is one flat table: the keys of every scorer (`weight`, `gate`, ...) beside those of
-//! its kind.
+//! What a scorer is told. A scorer is one flat table: the keys of every scorer (`weight`, `gate`, ...) beside
+//! those of its kind.
 
+use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Keys of every scorer; all others are its kind's.
-const SHARED: [&str; 7] = ["weight", "mean", "std", "clip", "gate", "threshold", "floor"];
+const SHARED_KEYS: [&str; 7] = ["weight", "mean", "std", "clip", "gate", "threshold", "floor"];
 
 /// One scorer and how its number enters the score.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,10 +19,11 @@ pub struct ScorerConfig {
     /// How its number enters the score.
     pub share: Share,
     /// What it computes.
-    pub kind: Kind,
+    pub kind: ScorerKind,
 }
 
-/// How a scorer's number enters the score: `weight * clip((number - mean) / std)` is added, then the gates act.
+/// How a scorer's number enters the score: `weight * clip((number - mean) / std)` is added, then the gates
+/// act.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Share {
@@ -60,7 +62,7 @@ pub enum Gate {
 /// What a scorer computes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
-pub enum Kind {
+pub enum ScorerKind {
     /// A learned reward model's number at the last token.
     RewardModel(RewardModel),
     /// Hidden unit tests, run in the sandbox.
@@ -131,7 +133,8 @@ pub struct RegexMatch {
 pub struct ExactMatch {
     /// The field of the prompt that holds the expected text or number.
     pub field: String,
-    /// Takes the last match's first group (the whole match without groups) out of the response; none found is 0.
+    /// Takes the last match's first group (the whole match without groups) out of the response; none found is
+    /// 0.
     pub pattern: Option<String>,
     /// Compare without regard to case.
     pub ignore_case: bool,
@@ -171,7 +174,8 @@ pub struct LengthPenalty {
     pub max_tokens: usize,
 }
 
-/// A penalty on repetition (Yeo et al., arXiv 2502.03373, appendix): minus the share of n-grams that occurred before.
+/// A penalty on repetition (Yeo et al., arXiv 2502.03373, appendix): minus the share of n-grams that occurred
+/// before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RepetitionPenalty {
@@ -210,9 +214,9 @@ pub struct Format {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Python {
-    /// The file.
+    /// The user's file.
     pub file: PathBuf,
-    /// The interpreter.
+    /// The interpreter that runs it.
     #[serde(default = "python3")]
     pub interpreter: PathBuf,
     /// Worker processes.
@@ -223,17 +227,18 @@ pub struct Python {
     pub batch: usize,
     /// How long a call may take; then its worker is killed and replaced.
     #[serde(default = "half_a_minute", with = "humantime_serde")]
-    pub time_limit: Duration,
+    pub timeout: Duration,
     /// Address space of a worker; 0 is unlimited.
     #[serde(default = "four_gibibytes")]
     pub memory_bytes: u64,
 }
 
-/// A remote reward service in the shape of OpenRLHF's: `POST {"query", "prompts", "labels"}`, answer `{"rewards"}`.
+/// A remote reward service in the shape of OpenRLHF's: `POST {"query", "prompts", "labels"}`, answer
+/// `{"rewards"}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Http {
-    /// Where.
+    /// Where the requests go; `http://` or `https://`.
     pub url: String,
     /// A file whose first line is sent as bearer token.
     #[serde(default)]
@@ -253,12 +258,12 @@ pub struct Http {
     /// Most responses in a request.
     #[serde(default = "sixteen")]
     pub batch: usize,
-    /// Attempts that fail in a row before nothing is sent for a while.
+    /// Attempts that fail in a row before nothing is sent for `breaker_delay`.
     #[serde(default = "eight")]
     pub breaker_failures: u32,
-    /// That while. Meanwhile actors are told to come back later.
+    /// How long nothing is sent then. Meanwhile actors are told to come back later.
     #[serde(default = "five_seconds", with = "humantime_serde")]
-    pub breaker_pause: Duration,
+    pub breaker_delay: Duration,
 }
 
 fn python3() -> PathBuf {
@@ -286,7 +291,7 @@ fn four_gibibytes() -> u64 {
     4 << 30
 }
 
-impl Kind {
+impl ScorerKind {
     /// The name in configuration and metrics.
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -309,22 +314,15 @@ impl Kind {
     }
 
     fn problems(&self) -> Vec<String> {
-        let pattern = |pattern: &str| {
-            Regex::new(pattern)
-                .err()
-                .map(|error| format!("pattern {pattern:?} is no regular expression: {error}"))
-        };
-        let at_least_one =
-            |name: &str, value: usize| (value == 0).then(|| format!("{name} must be at least 1"));
         let problems = match self {
             Self::RewardModel(_) | Self::UnitTests(_) => Vec::new(),
-            Self::Regex(regex) => vec![pattern(&regex.pattern)],
-            Self::ExactMatch(exact) => vec![exact.pattern.as_deref().and_then(pattern)],
+            Self::Regex(regex) => vec![pattern_problem(&regex.pattern)],
+            Self::ExactMatch(exact) => vec![exact.pattern.as_deref().and_then(pattern_problem)],
             Self::NumericMatch(numeric) => {
                 let sane = numeric.tolerance.is_finite() && numeric.tolerance >= 0.0;
                 let tolerance =
                     (!sane).then(|| format!("tolerance is {}, must be at least 0", numeric.tolerance));
-                vec![numeric.pattern.as_deref().and_then(pattern), tolerance]
+                vec![numeric.pattern.as_deref().and_then(pattern_problem), tolerance]
             }
             Self::LengthPenalty(LengthPenalty { free_tokens, max_tokens }) => {
                 vec![(free_tokens >= max_tokens).then(|| {
@@ -341,7 +339,7 @@ impl Kind {
             Self::Http(http) => vec![
                 at_least_one("concurrency", http.concurrency),
                 at_least_one("batch", http.batch),
-                (http.breaker_failures == 0).then(|| "breaker_failures must be at least 1".to_owned()),
+                at_least_one("breaker_failures", http.breaker_failures as usize),
                 (!http.url.starts_with("http://") && !http.url.starts_with("https://"))
                     .then(|| format!("url is {:?}, must start with http:// or https://", http.url)),
             ],
@@ -350,9 +348,18 @@ impl Kind {
     }
 }
 
+fn pattern_problem(pattern: &str) -> Option<String> {
+    let error = Regex::new(pattern).err()?;
+    Some(format!("pattern {pattern:?} is no regular expression: {error}"))
+}
+
+fn at_least_one(name: &str, value: usize) -> Option<String> {
+    (value == 0).then(|| format!("{name} must be at least 1"))
+}
+
 impl ScorerConfig {
     /// A scorer of weight 1.
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: ScorerKind) -> Self {
         Self { share: Share::default(), kind }
     }
 
@@ -363,24 +370,27 @@ impl ScorerConfig {
 
     pub(super) fn problems(&self) -> Vec<String> {
         let Share { mean, std, clip, gate, threshold, floor, .. } = &self.share;
+        let weight = self.weight();
         let mut problems = self.kind.problems();
-        let mut check = |ok: bool, problem: String| {
-            if !ok {
-                problems.push(problem);
+        for (name, number) in [("weight", weight), ("mean", *mean), ("floor", *floor)] {
+            if !number.is_finite() {
+                problems.push(format!("{name} is {number}, must be finite"));
             }
-        };
-        check(self.weight().is_finite(), format!("weight is {}, must be finite", self.weight()));
-        check(mean.is_finite(), format!("mean is {mean}, must be finite"));
-        check(std.is_finite() && *std > 0.0, format!("std is {std}, must be above 0"));
-        check(floor.is_finite(), format!("floor is {floor}, must be finite"));
-        if let Some([low, high]) = clip {
-            check(low < high, format!("clip is [{low}, {high}], the first must be below the second"));
         }
-        check(
-            *gate != Some(Gate::Floor) || threshold.is_some(),
-            "threshold is missing: a floor gate needs one".to_owned(),
-        );
-        check(gate.is_some() || threshold.is_none(), "threshold needs a gate".to_owned());
+        if !std.is_finite() || *std <= 0.0 {
+            problems.push(format!("std is {std}, must be above 0"));
+        }
+        if let Some([low, high]) = clip
+            && !matches!(low.partial_cmp(high), Some(Ordering::Less))
+        {
+            problems.push(format!("clip is [{low}, {high}], the first must be below the second"));
+        }
+        if *gate == Some(Gate::Floor) && threshold.is_none() {
+            problems.push("threshold is missing: a floor gate needs one".to_owned());
+        }
+        if gate.is_none() && threshold.is_some() {
+            problems.push("threshold needs a gate".to_owned());
+        }
         problems
     }
 }
@@ -389,7 +399,7 @@ impl TryFrom<Map<String, Value>> for ScorerConfig {
     type Error = serde_json::Error;
 
     fn try_from(table: Map<String, Value>) -> Result<Self, serde_json::Error> {
-        let (share, kind) = table.into_iter().partition(|(key, _)| SHARED.contains(&key.as_str()));
+        let (share, kind) = table.into_iter().partition(|(key, _)| SHARED_KEYS.contains(&key.as_str()));
         Ok(Self {
             share: serde_json::from_value(Value::Object(share))?,
             kind: serde_json::from_value(Value::Object(kind))?,

@@ -1,7 +1,7 @@
 //! `/get_reward`: the scorers for other programs.
 
 use reward_server::Config;
-use reward_server::config::{EndpointConfig, ExactMatch, Kind, ScorerConfig};
+use reward_server::config::{EndpointConfig, ExactMatch, ScorerConfig, ScorerKind};
 use serde_json::{Value, json};
 
 use crate::stub::Stub;
@@ -13,7 +13,7 @@ fn endpoint() -> EndpointConfig {
 }
 
 fn exact_match() -> Vec<ScorerConfig> {
-    scorer(Kind::ExactMatch(ExactMatch::default()))
+    scorer(ScorerKind::ExactMatch(ExactMatch::default()))
 }
 
 /// Posts a body; status and answer.
@@ -102,7 +102,7 @@ async fn more_texts_than_there_are_places_are_told_to_come_back() {
     let config = Config {
         endpoint: endpoint(),
         tokenizer: Some(tiny::folder("policy")),
-        scorers: scorer(Kind::Http(stub.scorer())),
+        scorers: scorer(ScorerKind::Http(stub.scorer())),
         ..Config::default()
     };
     let mut server = Server::start(config).await.unwrap();

@@ -1,4 +1,5 @@
-//! `score_file` and `logprobs_file`: whole files, in order, with bounded memory and errors that name the line.
+//! `score_file` and `logprobs_file`: whole files, in order, with bounded memory and errors that name the
+//! line.
 
 use std::path::{Path, PathBuf};
 

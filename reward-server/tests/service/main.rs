@@ -1,5 +1,5 @@
-//! The reward server as its peers see it: real gRPC and HTTP over loopback, tiny random networks, the real sandbox and
-//! real Python workers.
+//! The reward server as its peers see it: real gRPC and HTTP over loopback, tiny random networks, the real
+//! sandbox and real Python workers.
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use reward_server::Config;
-use reward_server::config::{Format, Kind};
+use reward_server::config::{Format, ScorerKind};
 use tokio::time::Instant;
 use types::RolloutId;
 use types::link::reward::ScoreReply;
@@ -17,7 +17,7 @@ use crate::world::{connect_to, scored, scorer, soon};
 
 const SOON: Duration = Duration::from_secs(2);
 
-fn config(coordinator: &FakeCoordinator, kind: Kind) -> Config {
+fn config(coordinator: &FakeCoordinator, kind: ScorerKind) -> Config {
     Config {
         coordinator: Some(coordinator.address.clone()),
         tokenizer: Some(tiny::folder("policy")),
@@ -29,7 +29,7 @@ fn config(coordinator: &FakeCoordinator, kind: Kind) -> Config {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_server_scores_within_two_seconds() {
     let mut coordinator = FakeCoordinator::start().await;
-    let config = config(&coordinator, Kind::Format(Format { finished: true, ..Format::default() }));
+    let config = config(&coordinator, ScorerKind::Format(Format { finished: true, ..Format::default() }));
     let mut fastest = Duration::MAX;
     // The machine may be busy with other tests; once is proof enough.
     for number in 0..5 {
@@ -52,7 +52,7 @@ async fn killing_a_server_loses_nothing() {
     const ROLLOUTS: u64 = 40;
     let stub = Stub::closed().await;
     let mut coordinator = FakeCoordinator::start().await;
-    let config = config(&coordinator, Kind::Http(stub.scorer()));
+    let config = config(&coordinator, ScorerKind::Http(stub.scorer()));
     let mut first = Process::start(&config);
     let mut session = coordinator.welcomed().await;
     let mut actor = connect_to(&session.hello.address, "actor-0").await;

@@ -1,10 +1,11 @@
-//! Four times as many rollouts as can be scored, on a server of its own: full speed, bounded memory, nothing lost.
+//! Four times as many rollouts as can be scored, on a server of its own: full speed, bounded memory, nothing
+//! lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use reward_server::Config;
-use reward_server::config::Kind;
+use reward_server::config::ScorerKind;
 use tokio::time::Instant;
 use types::link::reward::ScoreReply;
 use types::{Rollout, RolloutId};
@@ -100,7 +101,7 @@ async fn four_times_the_load_is_scored_at_full_speed_in_bounded_memory_and_loses
     let mut config = Config {
         coordinator: Some(coordinator.address.clone()),
         tokenizer: Some(tiny::folder("policy")),
-        scorers: scorer(Kind::Http(http)),
+        scorers: scorer(ScorerKind::Http(http)),
         ..Config::default()
     };
     config.queue.max_rollouts = PLACES;

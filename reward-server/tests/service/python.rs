@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reward_server::Config;
-use reward_server::config::{Kind, Python};
+use reward_server::config::{Python, ScorerKind};
 use serde_json::json;
 use types::FailReason;
 use types::link::reward::RewardReport;
@@ -69,7 +69,7 @@ impl Scripted {
     }
 
     fn config(&self) -> Config {
-        let kind: Kind = serde_json::from_value(self.table.clone()).unwrap();
+        let kind: ScorerKind = serde_json::from_value(self.table.clone()).unwrap();
         Config { tokenizer: Some(tiny::folder("policy")), scorers: scorer(kind), ..Config::default() }
     }
 }
@@ -134,7 +134,7 @@ async fn a_crashed_worker_fails_its_sample_and_is_replaced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_past_its_limit_is_a_time_out_and_the_next_one_works() {
-    let scripted = Scripted::new(REWARD).set("time_limit", "200ms");
+    let scripted = Scripted::new(REWARD).set("timeout", "200ms");
     let mut world = World::start(scripted.config()).await;
     let (reason, detail) = why(ask(&mut world, 0, "hang").await);
     assert_eq!((reason, detail.as_str()), (FailReason::RewardTimeout, "python: no score within 200ms"));
@@ -212,5 +212,5 @@ async fn a_file_that_cannot_be_used_is_bad_input_at_the_start() {
     let error = Server::start(config).await.err().unwrap().to_string();
     assert!(error.contains("cannot start /no/such/python"), "{error}");
     let python: Python = serde_json::from_value(json!({ "file": "x.py" })).unwrap();
-    assert_eq!((python.workers, python.time_limit), (2, Duration::from_secs(30)));
+    assert_eq!((python.workers, python.timeout), (2, Duration::from_secs(30)));
 }

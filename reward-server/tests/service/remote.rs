@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reward_server::Config;
-use reward_server::config::{Http, Kind};
+use reward_server::config::{Http, ScorerKind};
 use serde_json::json;
 use types::FailReason;
 use types::link::reward::ScoreReply;
@@ -13,7 +13,11 @@ use crate::tiny;
 use crate::world::{World, scored, scorer, why};
 
 fn config(http: Http) -> Config {
-    Config { tokenizer: Some(tiny::folder("policy")), scorers: scorer(Kind::Http(http)), ..Config::default() }
+    Config {
+        tokenizer: Some(tiny::folder("policy")),
+        scorers: scorer(ScorerKind::Http(http)),
+        ..Config::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,8 +103,8 @@ async fn a_service_that_does_not_answer_is_a_time_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_a_service_is_down_rollouts_wait_and_actors_are_told_to_come_back() {
     let stub = Stub::scripted(&[(503, ""), (503, "")]).await;
-    let pause = Duration::from_millis(500);
-    let http = Http { retries: 9, breaker_failures: 2, breaker_pause: pause, ..stub.scorer() };
+    let delay = Duration::from_millis(500);
+    let http = Http { retries: 9, breaker_failures: 2, breaker_delay: delay, ..stub.scorer() };
     let mut world = World::start(config(http)).await;
     world.actor.offer(&tiny::rollout(0, "42", "")).await;
     crate::world::until("it has failed twice", || stub.bodies().len() == 2).await;
@@ -116,7 +120,7 @@ async fn while_a_service_is_down_rollouts_wait_and_actors_are_told_to_come_back(
         tokio::task::yield_now().await;
     }
     let Some(ScoreReply::Overloaded { retry_after, .. }) = refused else { panic!("{refused:?}") };
-    assert!(retry_after <= pause, "{retry_after:?}");
+    assert!(retry_after <= delay, "{retry_after:?}");
     let first = scored(world.session.result().await);
     assert!(first.score > 0.0, "no sample is lost to the outage");
 }

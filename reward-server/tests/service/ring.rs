@@ -1,9 +1,10 @@
-//! The way of a rollout: offered, scored, reported, recorded, acknowledged; and everything that can come between.
+//! The way of a rollout: offered, scored, reported, recorded, acknowledged; and everything that can come
+//! between.
 
 use std::time::Duration;
 
 use reward_server::Config;
-use reward_server::config::Kind;
+use reward_server::config::ScorerKind;
 use tonic::Status;
 use types::FailReason;
 use types::link::reward::{RewardCommand, RewardReport, ScoreReply};
@@ -17,7 +18,7 @@ use crate::world::{RUN, Server, World, connect, failed, networks, scored, scorer
 fn remote(stub: &Stub) -> Config {
     Config {
         tokenizer: Some(tiny::folder("policy")),
-        scorers: scorer(Kind::Http(stub.scorer())),
+        scorers: scorer(ScorerKind::Http(stub.scorer())),
         ..Config::default()
     }
 }
@@ -102,7 +103,8 @@ async fn a_rollout_in_work_is_scored_once_whoever_offers_it() {
     world.actor.offer(&rollout).await;
     world.actor.offer(&rollout).await;
     second.offer(&rollout).await;
-    // Another rollout behind them on each stream: when its request has come, the first one's offers have been taken.
+    // Another rollout behind them on each stream: when its request has come, the first one's offers have been
+    // taken.
     for (number, actor) in [(1, &world.actor), (2, &second)] {
         actor.offer(&tiny::rollout(number, "x", "")).await;
     }
@@ -163,7 +165,7 @@ async fn a_result_that_comes_while_the_coordinator_is_away_is_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_late_has_failed_with_its_length() {
     let stub = Stub::closed().await;
-    let config = Config { deadline: Duration::from_millis(50), ..remote(&stub) };
+    let config = Config { scoring_timeout: Duration::from_millis(50), ..remote(&stub) };
     let mut world = World::start(config).await;
     let rollout = tiny::with_tokens(0, &[5; 37], "");
     world.actor.offer(&rollout).await;

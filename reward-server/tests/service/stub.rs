@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
-use reward_server::config::{Http, Kind};
+use reward_server::config::{Http, ScorerKind};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -84,7 +84,7 @@ impl Stub {
     pub(crate) fn scorer(&self) -> Http {
         let table = json!({ "kind": "http", "url": self.url, "batch": 1, "concurrency": 64 });
         match serde_json::from_value(table).unwrap() {
-            Kind::Http(http) => http,
+            ScorerKind::Http(http) => http,
             other => panic!("{other:?}"),
         }
     }

@@ -5,7 +5,9 @@ use std::process::Command;
 use std::sync::Once;
 
 use reward_server::Config;
-use reward_server::config::{Extract, Kind, LengthPenalty, Rule, SandboxConfig, ScorerConfig, UnitTests};
+use reward_server::config::{
+    Extract, LengthPenalty, Rule, SandboxConfig, ScorerConfig, ScorerKind, UnitTests,
+};
 use serde_json::json;
 use types::FailReason;
 
@@ -40,7 +42,7 @@ fn with_sandbox(scorers: Vec<ScorerConfig>) -> Config {
 }
 
 fn tests(rule: Rule) -> Vec<ScorerConfig> {
-    scorer(Kind::UnitTests(UnitTests { rule }))
+    scorer(ScorerKind::UnitTests(UnitTests { rule }))
 }
 
 /// Doubling a number, four cases.
@@ -77,7 +79,7 @@ async fn all_or_nothing_is_another_rule_with_the_same_outcome() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_outcome_is_the_yardstick_even_when_it_decides_nothing() {
     let length = LengthPenalty { free_tokens: 1, max_tokens: 2 };
-    let mut scorers = scorer(Kind::LengthPenalty(length));
+    let mut scorers = scorer(ScorerKind::LengthPenalty(length));
     scorers.extend(tests(Rule::Share));
     scorers[1].share.weight = Some(0.0);
     let mut world = World::start(with_sandbox(scorers)).await;

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use reward_server::Config;
-use reward_server::config::{Kind, ReferenceConfig, RewardModel, ScorerConfig};
+use reward_server::config::{ReferenceConfig, RewardModel, ScorerConfig, ScorerKind};
 use service::{CancellationToken, Context, Readiness, TaskSet};
 use tokio::task::JoinSet;
 use types::link::reward::RewardReport;
@@ -16,11 +16,11 @@ use crate::tiny;
 pub(crate) const RUN: &str = "test-run";
 
 /// Longer than anything here takes on a busy machine; a wait that ends here has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Waits, but not for ever.
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.expect("took too long")
+    tokio::time::timeout(WAIT_TIMEOUT, what).await.expect("took too long")
 }
 
 /// Polls until `holds`, but not for ever.
@@ -30,7 +30,7 @@ pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, poll).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+    tokio::time::timeout(WAIT_TIMEOUT, poll).await.unwrap_or_else(|_| panic!("in vain: {what}"));
 }
 
 /// A running reward server.
@@ -56,7 +56,7 @@ impl Server {
         let context = reward_server::build(config, context).await?;
         let Context { tasks, readiness, pages, bound, .. } = context;
         let mut running = JoinSet::new();
-        running.spawn(tasks.run(token.clone(), PATIENCE));
+        running.spawn(tasks.run(token.clone(), WAIT_TIMEOUT));
         let address = bound.first().map(|(_, address)| address.to_string());
         Ok(Self { address, token, readiness, tasks: running, pages })
     }
@@ -100,7 +100,8 @@ impl World {
     }
 }
 
-/// An actor of the server's run. The welcome may still be on its way: until then the server says that it is unavailable.
+/// An actor of the server's run. The welcome may still be on its way: until then the server says that it is
+/// unavailable.
 pub(crate) async fn connect(server: &Server, member: &str) -> Actor {
     connect_to(server.address.as_deref().unwrap(), member).await
 }
@@ -119,7 +120,7 @@ pub(crate) async fn connect_to(address: &str, member: &str) -> Actor {
 }
 
 /// A scorer of weight 1.
-pub(crate) fn scorer(kind: Kind) -> Vec<ScorerConfig> {
+pub(crate) fn scorer(kind: ScorerKind) -> Vec<ScorerConfig> {
     vec![ScorerConfig::new(kind)]
 }
 
@@ -128,7 +129,7 @@ pub(crate) fn networks() -> Config {
     let model = tiny::folder("reward-model");
     Config {
         reference: Some(ReferenceConfig { model: tiny::folder("policy"), temperature: 0.8 }),
-        scorers: scorer(Kind::RewardModel(RewardModel { model, normalise: true })),
+        scorers: scorer(ScorerKind::RewardModel(RewardModel { model, normalise: true })),
         models: reward_server::config::ModelsConfig { threads: Some(1), ..Default::default() },
         ..Config::default()
     }

@@ -259,7 +259,7 @@ impl<'a> Manifests<'a> {
         let asks_others = self.ring.recipe.reward_server.scorers.iter().any(|scorer| {
             matches!(
                 scorer.kind,
-                reward_server::config::Kind::Http(_) | reward_server::config::Kind::Python(_)
+                reward_server::config::ScorerKind::Http(_) | reward_server::config::ScorerKind::Python(_)
             )
         });
         if !asks_others {

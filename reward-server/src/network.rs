@@ -1,6 +1,7 @@
 //! A frozen network and its numbers: reference log-probs of a policy, scores of a reward model.
 //!
-//! A network's numbers are those that transformers computes. Everything here runs on the one thread that owns torch.
+//! A network's numbers are those that transformers computes. Everything here runs on the one thread that owns
+//! torch.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use serde::Deserialize;
 use tch::Tensor;
 use types::DType;
 
-use crate::config::kind;
+use crate::config::torch_kind;
 
 /// Why a network cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +47,7 @@ pub enum Error {
 /// Where and how networks are loaded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Placement {
-    /// Device.
+    /// The device that holds them.
     pub device: Device,
     /// Element type in memory; that of the file where not given.
     pub dtype: Option<DType>,
@@ -76,9 +77,9 @@ impl AsRef<[u32]> for Sequence<'_> {
     }
 }
 
-/// A network's numbers for one sequence.
+/// What a network's head says of one sequence.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Numbers {
+pub(crate) enum HeadOutputs {
     /// `[tokens - from]` log-probs.
     Logprobs(Vec<f32>),
     /// The score.
@@ -87,42 +88,41 @@ pub(crate) enum Numbers {
 
 /// A frozen network.
 #[derive(Debug)]
-pub(crate) struct Frozen {
+pub(crate) struct FrozenNetwork {
     config: ModelConfig,
     network: Network,
     device: tch::Device,
     purpose: Purpose,
 }
 
-impl Frozen {
+impl FrozenNetwork {
     /// A policy, for log-probs at `temperature`; 0 (greedy) means 1.
     pub(crate) fn policy(dir: &Path, placement: Placement, temperature: f64) -> Result<Self, Error> {
         let temperature = if temperature == 0.0 { 1.0 } else { temperature };
-        let advice = "a *ForCausalLM folder";
-        Self::load(dir, placement, Purpose::Logprobs { temperature }, (Head::Causal, "log-probs", advice))
+        Self::load(dir, placement, Purpose::Logprobs { temperature })
     }
 
     /// A reward model; with `normalise` by the statistics that its folder stores, if it does.
     pub(crate) fn reward_model(dir: &Path, placement: Placement, normalise: bool) -> Result<Self, Error> {
         let statistics = if normalise { stored_statistics(dir)? } else { None };
         let (mean, std) = statistics.unwrap_or((0.0, 1.0));
-        let advice = "a *ForSequenceClassification folder with one label";
-        Self::load(dir, placement, Purpose::Scores { mean, std }, (Head::Scalar, "score", advice))
+        Self::load(dir, placement, Purpose::Scores { mean, std })
     }
 
-    fn load(
-        dir: &Path,
-        placement: Placement,
-        purpose: Purpose,
-        (head, wanted, advice): (Head, &'static str, &'static str),
-    ) -> Result<Self, Error> {
+    fn load(dir: &Path, placement: Placement, purpose: Purpose) -> Result<Self, Error> {
         let config = model::folder::load_config(dir)?;
+        let (head, wanted, advice) = match purpose {
+            Purpose::Logprobs { .. } => (Head::Causal, "log-probs", "a *ForCausalLM folder"),
+            Purpose::Scores { .. } => {
+                (Head::Scalar, "score", "a *ForSequenceClassification folder with one label")
+            }
+        };
         if config.head != head {
             let found = config.architecture.class(config.head);
             return Err(Error::Head { path: dir.to_owned(), found, wanted, advice });
         }
         let device = placement.device.to_torch();
-        let options = LoadOptions { kind: placement.dtype.map(kind), device, ..LoadOptions::default() };
+        let options = LoadOptions { kind: placement.dtype.map(torch_kind), device, ..LoadOptions::default() };
         let Model { config, weights, .. } = model::folder::load(dir, &options)?;
         // The network's tensors are views that keep the weights' storage.
         let network = weights.network(&config);
@@ -143,8 +143,11 @@ impl Frozen {
         foreign.map(|token| (*token, self.config.vocab_size))
     }
 
-    /// The numbers of each sequence, computed in one packed batch.
-    pub(crate) fn numbers(&self, batch: &[Sequence]) -> Result<Vec<Numbers>, model::packed::Error> {
+    /// The head's outputs for each sequence, computed in one packed batch.
+    ///
+    /// # Errors
+    /// Where a sequence is empty or holds a token outside the vocabulary.
+    pub(crate) fn outputs(&self, batch: &[Sequence]) -> Result<Vec<HeadOutputs>, model::packed::Error> {
         let _guard = tch::no_grad_guard();
         let packed = Packed::new(batch, self.config.vocab_size, self.device)?;
         let hidden = model::forward(&self.config, &self.network, &packed);
@@ -153,8 +156,8 @@ impl Frozen {
             Purpose::Scores { mean, std } => {
                 let scores =
                     model::scores(&self.network.output, &hidden.index_select(0, &packed.last_rows()));
-                let normalised = |score: f32| Numbers::Score(((f64::from(score) - mean) / std) as f32);
-                floats(&scores).into_iter().map(normalised).collect()
+                let scores = floats(&scores).into_iter();
+                scores.map(|score| HeadOutputs::Score(((f64::from(score) - mean) / std) as f32)).collect()
             }
         })
     }
@@ -166,7 +169,7 @@ impl Frozen {
         packed: &Packed,
         hidden: &Tensor,
         temperature: f64,
-    ) -> Vec<Numbers> {
+    ) -> Vec<HeadOutputs> {
         let mut start = 0;
         let mut rows: Vec<i64> = Vec::new();
         for sequence in batch {
@@ -181,12 +184,13 @@ impl Frozen {
             model::logprobs(&hidden.index_select(0, &rows), &self.network.output.head, &targets, options);
         let found = floats(&found.logprobs);
         let mut rest = found.as_slice();
-        let of_sequence = |sequence: &Sequence| {
-            let (mine, others) = rest.split_at(sequence.tokens.len() - sequence.from);
+        let mut outputs = Vec::with_capacity(batch.len());
+        for sequence in batch {
+            let (logprobs, others) = rest.split_at(sequence.tokens.len() - sequence.from);
+            outputs.push(HeadOutputs::Logprobs(logprobs.to_vec()));
             rest = others;
-            Numbers::Logprobs(mine.to_vec())
-        };
-        batch.iter().map(of_sequence).collect()
+        }
+        outputs
     }
 }
 

@@ -1,18 +1,18 @@
-//! Why there is no score. A fault is never turned into a number: it travels on as a failure of the rollout.
+//! Why there is no score. It is never turned into a number: it travels on as a failure of the rollout.
 
 use types::FailReason;
 
 /// No score, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
-pub(crate) struct Fault {
+pub(crate) struct ScoreError {
     /// The reason that the coordinator counts.
     pub(crate) reason: FailReason,
     /// What happened, for a person.
     pub(crate) detail: String,
 }
 
-impl Fault {
+impl ScoreError {
     /// A scorer failed.
     pub(crate) fn error(detail: impl Into<String>) -> Self {
         Self { reason: FailReason::RewardError, detail: detail.into() }

@@ -6,11 +6,11 @@ use model::Tokenizer;
 use serde_json::{Map, Value};
 use types::{FinishReason, Rollout};
 
-use crate::fault::Fault;
+use crate::score_error::ScoreError;
 
 /// A response with its prompt.
 #[derive(Debug)]
-pub(crate) struct Item {
+pub(crate) struct ScorerInput {
     /// `[prompt + response]` token ids.
     pub(crate) tokens: Arc<[u32]>,
     /// Where the response begins in `tokens`; at least one token precedes it.
@@ -25,26 +25,23 @@ pub(crate) struct Item {
     pub(crate) truncated: bool,
 }
 
-impl Item {
+impl ScorerInput {
     /// A rollout, with texts if there is a tokenizer to make them.
-    pub(crate) fn of_rollout(rollout: &Rollout, tokenizer: Option<&Tokenizer>) -> Result<Self, Fault> {
+    ///
+    /// # Errors
+    /// Where the rollout's fields are no JSON object, or its tokens are none of the tokenizer's.
+    pub(crate) fn of_rollout(rollout: &Rollout, tokenizer: Option<&Tokenizer>) -> Result<Self, ScoreError> {
         let fields = parse_fields(&rollout.fields)?;
-        let decode = |tokens: &[u32], skip_special: bool| match tokenizer {
-            Some(tokenizer) => {
-                tokenizer.decode(tokens, skip_special).map_err(|error| Fault::error(error.to_string()))
-            }
-            None => Ok(String::new()),
-        };
         let prompt = match fields.get("prompt") {
             Some(Value::String(prompt)) => prompt.clone(),
             // A chat or bare tokens: the text that the policy saw, markers of the template included.
-            _ => decode(&rollout.prompt_tokens, false)?,
+            _ => decode(tokenizer, &rollout.prompt_tokens, SpecialTokens::Keep)?,
         };
         Ok(Self {
             tokens: rollout.prompt_tokens.iter().chain(&rollout.response_tokens).copied().collect(),
             response_start: rollout.prompt_tokens.len(),
             prompt,
-            response: decode(&rollout.response_tokens, true)?,
+            response: decode(tokenizer, &rollout.response_tokens, SpecialTokens::Skip)?,
             fields,
             truncated: rollout.finish_reason == FinishReason::Length,
         })
@@ -56,10 +53,28 @@ impl Item {
     }
 }
 
-fn parse_fields(text: &str) -> Result<Map<String, Value>, Fault> {
+/// What becomes of special tokens in a text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SpecialTokens {
+    Keep,
+    Skip,
+}
+
+/// The text of these tokens; empty without a tokenizer.
+fn decode(
+    tokenizer: Option<&Tokenizer>,
+    tokens: &[u32],
+    special: SpecialTokens,
+) -> Result<String, ScoreError> {
+    let Some(tokenizer) = tokenizer else { return Ok(String::new()) };
+    let text = tokenizer.decode(tokens, special == SpecialTokens::Skip);
+    text.map_err(|error| ScoreError::error(error.to_string()))
+}
+
+fn parse_fields(text: &str) -> Result<Map<String, Value>, ScoreError> {
     if text.is_empty() {
         return Ok(Map::new());
     }
     let parsed = serde_json::from_str(text);
-    parsed.map_err(|error| Fault::error(format!("the prompt's fields are no JSON object: {error}")))
+    parsed.map_err(|error| ScoreError::error(format!("the prompt's fields are no JSON object: {error}")))
 }

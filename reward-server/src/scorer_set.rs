@@ -1,0 +1,353 @@
+//! All scorers together: one response in, its score out.
+//!
+//! Whatever one response needs (networks, tests, rules, remote services) runs at the same time; the first
+//! error ends the rest. A scorer that decides nothing (weight 0, no gate) is not run; the tests are, because
+//! they are the yardstick.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, try_join_all};
+use model::Tokenizer;
+use regex::Regex;
+use service::{BadInput, CancellationToken, OnError, TaskSet};
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+
+use crate::batch_queue::{BatchQueue, batch_queue};
+use crate::combine::Combination;
+use crate::config::{Config, Http, Python, Rule, ScorerConfig, ScorerKind};
+use crate::http::Remote;
+use crate::models::{self, Models, NetworkId, NetworkSpec};
+use crate::rules::{Exact, Numeric, TextRule};
+use crate::score_error::ScoreError;
+use crate::scorer_input::ScorerInput;
+use crate::unit_tests::{Tally, UnitTestRunner};
+use crate::{metrics, python};
+
+/// One scorer, ready to be asked.
+#[derive(Debug)]
+enum Scorer {
+    /// A network on the torch thread.
+    RewardModel(NetworkId),
+    /// What this rule makes of the hidden tests, which run for the whole set.
+    UnitTests(Rule),
+    /// Computed where it is asked.
+    Text(TextRule),
+    /// Asked through a queue: a Python function or a remote service.
+    Workers(BatchQueue),
+}
+
+/// A scorer with its name in metrics.
+#[derive(Debug)]
+struct NamedScorer {
+    name: &'static str,
+    scorer: Scorer,
+}
+
+/// What is known of a response beside its reference log-probs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct ResponseScore {
+    /// The score, finite.
+    pub(crate) score: f32,
+    /// Share of hidden tests passed, where the prompt has any and the sandbox could judge.
+    pub(crate) outcome: Option<f32>,
+}
+
+/// The scorers.
+#[derive(Debug)]
+pub(crate) struct ScorerSet {
+    tokenizer: Option<Tokenizer>,
+    models: Option<Models>,
+    reference: Option<NetworkId>,
+    tests: Option<UnitTestRunner>,
+    scorers: Vec<NamedScorer>,
+    remotes: Vec<Remote>,
+    combination: Combination,
+    timeout: Duration,
+}
+
+/// The tests' results, asked for once and awaited by several.
+type Graded<'a> = Shared<BoxFuture<'a, Result<Option<Tally>, ScoreError>>>;
+
+impl ScorerSet {
+    /// Loads and starts everything that the scorers need. Workers become tasks that last until `done`.
+    ///
+    /// # Errors
+    /// Where a model, a file, the sandbox or a Python function cannot be used.
+    pub(crate) async fn start(
+        config: &Config,
+        tasks: &mut TaskSet,
+        done: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let deciding: Vec<ScorerConfig> =
+            config.scorers.iter().filter(|s| s.weight() != 0.0 || s.share.gate.is_some()).cloned().collect();
+        let mut builder = Builder { networks: Vec::new(), remotes: Vec::new(), tasks, done };
+        let reference = config.reference.as_ref().map(|reference| {
+            let (model, temperature) = (reference.model.clone(), reference.temperature);
+            builder.network(NetworkSpec::Reference { model, temperature })
+        });
+        let mut scorers = Vec::with_capacity(deciding.len());
+        for config in &deciding {
+            let scorer = builder.scorer(&config.kind).await?;
+            scorers.push(NamedScorer { name: config.kind.name(), scorer });
+        }
+        let Builder { networks, remotes, .. } = builder;
+        let tokenizer = tokenizer(config, &networks).await?;
+        let models = if networks.is_empty() {
+            None
+        } else {
+            let started = models::start(&config.models, networks, config.deterministic).await;
+            let (models, thread) = started.map_err(|error| BadInput(format!("{error:#}")))?;
+            tasks.add("torch", OnError::Shutdown, thread.watch(done.clone()));
+            Some(models)
+        };
+        let tests = match config.sandbox.clone() {
+            None => None,
+            Some(sandbox) => {
+                let started = spawn_blocking(move || UnitTestRunner::start(&sandbox)).await?;
+                Some(started.context("start the sandbox")?)
+            }
+        };
+        let combination = Combination::new(&deciding, config.clip);
+        let timeout = config.scoring_timeout;
+        Ok(Self { tokenizer, models, reference, tests, scorers, remotes, combination, timeout })
+    }
+
+    /// The policy's tokenizer, if anything reads text.
+    pub(crate) fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// The most time that the scoring of one response may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// How long no response can be scored because a remote service is down; none while all work.
+    pub(crate) fn paused(&self) -> Option<Duration> {
+        self.remotes.iter().filter_map(Remote::paused).max()
+    }
+
+    /// Updates the metrics that are read and not counted.
+    pub(crate) fn observe(&self) {
+        self.tests.iter().for_each(UnitTestRunner::observe);
+        if !self.remotes.is_empty() {
+            metrics::http_breaker(self.paused());
+        }
+    }
+
+    /// `[response]` log-probs under the reference; empty without one.
+    ///
+    /// # Errors
+    /// Where a token is outside the reference's vocabulary, torch fails, or the deadline passes.
+    pub(crate) async fn ref_logprobs(
+        &self,
+        input: &ScorerInput,
+        deadline: Instant,
+    ) -> Result<Vec<f32>, ScoreError> {
+        match (&self.models, self.reference) {
+            (Some(models), Some(network)) => {
+                let work = models.logprobs(network, &input.tokens, input.response_start);
+                timed("reference", deadline, work).await
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// The score and the outcome.
+    ///
+    /// # Errors
+    /// That of the first scorer that has no number.
+    pub(crate) async fn score(
+        &self,
+        input: &Arc<ScorerInput>,
+        deadline: Instant,
+    ) -> Result<ResponseScore, ScoreError> {
+        let graded = self.graded(input, deadline).boxed().shared();
+        let numbers = self.scorers.iter().map(|NamedScorer { name, scorer }| {
+            let number = self.number(scorer, input, graded.clone());
+            timed(name, deadline, number)
+        });
+        let outcome = outcome(graded.clone()).map(Ok);
+        let (numbers, outcome) = futures::try_join!(try_join_all(numbers), outcome)?;
+        Ok(ResponseScore { score: self.combination.score(&numbers)?, outcome })
+    }
+
+    /// The tests' results, asked for once and shared by the scorers and the outcome.
+    async fn graded(&self, input: &ScorerInput, deadline: Instant) -> Result<Option<Tally>, ScoreError> {
+        match &self.tests {
+            Some(tests) => timed("sandbox", deadline, tests.grade(input)).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn number(
+        &self,
+        scorer: &Scorer,
+        input: &Arc<ScorerInput>,
+        graded: Graded<'_>,
+    ) -> Result<f64, ScoreError> {
+        match scorer {
+            Scorer::RewardModel(network) => {
+                let models = self.models.as_ref().ok_or_else(|| ScoreError::error("no network is loaded"))?;
+                let score = models.score(*network, &input.tokens).await?;
+                if !score.is_finite() {
+                    return Err(ScoreError::error(format!("reward-model: the score is {score}")));
+                }
+                Ok(f64::from(score))
+            }
+            Scorer::UnitTests(rule) => match graded.await? {
+                Some(tally) => Ok(tally.number(*rule)),
+                None => Err(ScoreError::unsupported("unit tests: the prompt has no tests")),
+            },
+            Scorer::Text(rule) => rule.score(input),
+            Scorer::Workers(queue) => queue.score(input).await,
+        }
+    }
+}
+
+/// Correct or not, as the paper's actual score is: what a scorer makes of partial success is its own affair.
+/// Tests that decide nothing fail nothing.
+async fn outcome(graded: Graded<'_>) -> Option<f32> {
+    match graded.await {
+        Ok(tally) => tally.map(|tally| tally.number(Rule::All) as f32),
+        Err(error) => {
+            metrics::outcome_missing(error.reason);
+            None
+        }
+    }
+}
+
+/// Bounds `work` by the deadline and measures it.
+async fn timed<T>(
+    scorer: &'static str,
+    deadline: Instant,
+    work: impl Future<Output = Result<T, ScoreError>>,
+) -> Result<T, ScoreError> {
+    let started = Instant::now();
+    let result = tokio::time::timeout_at(deadline, work)
+        .await
+        .unwrap_or_else(|_| Err(ScoreError::timeout(format!("{scorer}: not done before the deadline"))));
+    metrics::scorer(scorer, started.elapsed(), result.as_ref().err().map(|error| error.reason));
+    result
+}
+
+/// Collects what the scorers need while they are made.
+struct Builder<'a> {
+    /// The networks to load; a [`NetworkId`] is a place in this list.
+    networks: Vec<NetworkSpec>,
+    remotes: Vec<Remote>,
+    tasks: &'a mut TaskSet,
+    done: &'a CancellationToken,
+}
+
+impl Builder<'_> {
+    /// Another network to load.
+    fn network(&mut self, spec: NetworkSpec) -> NetworkId {
+        self.networks.push(spec);
+        NetworkId(self.networks.len() - 1)
+    }
+
+    async fn scorer(&mut self, kind: &ScorerKind) -> anyhow::Result<Scorer> {
+        let rule = match kind {
+            ScorerKind::RewardModel(config) => {
+                let (model, normalise) = (config.model.clone(), config.normalise);
+                let network = self.network(NetworkSpec::RewardModel { model, normalise });
+                return Ok(Scorer::RewardModel(network));
+            }
+            ScorerKind::UnitTests(tests) => return Ok(Scorer::UnitTests(tests.rule)),
+            ScorerKind::Python(config) => return self.python(config).await,
+            ScorerKind::Http(config) => return self.remote(config).await,
+            ScorerKind::Regex(regex) => TextRule::Regex(Regex::new(&regex.pattern)?),
+            ScorerKind::ExactMatch(exact) => TextRule::Exact(Exact::new(exact.clone())?),
+            ScorerKind::NumericMatch(numeric) => TextRule::Numeric(Numeric::new(numeric.clone())?),
+            ScorerKind::LengthPenalty(penalty) => TextRule::Length(penalty.clone()),
+            ScorerKind::RepetitionPenalty(penalty) => TextRule::Repetition(penalty.clone()),
+            ScorerKind::Format(format) => TextRule::Format(format.clone()),
+        };
+        Ok(Scorer::Text(rule))
+    }
+
+    async fn python(&mut self, config: &Python) -> anyhow::Result<Scorer> {
+        // A file that cannot be loaded is found now and not with the first response.
+        let first = python::Process::start(config).await.map_err(|error| BadInput(error.to_string()))?;
+        let mut first = Some(first);
+        let (queue, receiver) = batch_queue();
+        for number in 0..config.workers {
+            let work = python::work(config.clone(), receiver.clone(), first.take());
+            self.tasks.add(
+                format!("python worker {number}"),
+                OnError::Shutdown,
+                until_done(self.done.clone(), work),
+            );
+        }
+        Ok(Scorer::Workers(queue))
+    }
+
+    async fn remote(&mut self, config: &Http) -> anyhow::Result<Scorer> {
+        let (given, concurrency) = (config.clone(), config.concurrency);
+        let remote = spawn_blocking(move || Remote::new(given)).await?;
+        let remote = remote.map_err(|error| BadInput(error.to_string()))?;
+        let (queue, receiver) = batch_queue();
+        for number in 0..concurrency {
+            let work = remote.clone().work(receiver.clone());
+            self.tasks.add(
+                format!("http worker {number}"),
+                OnError::Shutdown,
+                until_done(self.done.clone(), work),
+            );
+        }
+        self.remotes.push(remote);
+        Ok(Scorer::Workers(queue))
+    }
+}
+
+async fn until_done(done: CancellationToken, work: impl Future<Output = ()>) -> anyhow::Result<()> {
+    tokio::select! {
+        () = work => {}
+        () = done.cancelled() => {}
+    }
+    Ok(())
+}
+
+/// The policy's tokenizer, where anything needs one.
+async fn tokenizer(config: &Config, networks: &[NetworkSpec]) -> anyhow::Result<Option<Tokenizer>> {
+    let Some(dir) = config.tokenizer_dir().map(Path::to_owned) else { return Ok(None) };
+    let (needs_text, networks) = (config.needs_text(), networks.to_vec());
+    spawn_blocking(move || {
+        if !dir.join("tokenizer.json").is_file() && !needs_text {
+            return Ok(None);
+        }
+        let tokenizer = Tokenizer::load(&dir).map_err(|error| BadInput(error.to_string()))?;
+        for spec in &networks {
+            check_vocabulary(&dir, &tokenizer, spec.folder())?;
+        }
+        Ok(Some(tokenizer))
+    })
+    .await?
+}
+
+/// A network that brings a tokenizer of its own must give every token the same meaning.
+fn check_vocabulary(dir: &Path, tokenizer: &Tokenizer, model: &Path) -> Result<(), BadInput> {
+    if model == dir || !model.join("tokenizer.json").is_file() {
+        return Ok(());
+    }
+    let other = Tokenizer::load(model).map_err(|error| BadInput(error.to_string()))?;
+    let shared = u32::try_from(tokenizer.vocab_size().min(other.vocab_size())).unwrap_or(u32::MAX);
+    match (0..shared).find(|id| tokenizer.token(*id) != other.token(*id)) {
+        None => Ok(()),
+        Some(id) => Err(BadInput(format!(
+            "{} has another vocabulary than {}: token {id} is {:?} there and {:?} here; its numbers would be \
+             meaningless, use a model trained with the policy's tokenizer",
+            model.display(),
+            dir.display(),
+            other.token(id),
+            tokenizer.token(id)
+        ))),
+    }
+}
