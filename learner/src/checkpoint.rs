@@ -1,11 +1,11 @@
-//! Checkpoints (design D9): everything that the next step depends on, whole or not at all.
+//! Checkpoints: everything that the next step depends on, whole or not at all (docs/decisions.md, D9).
 //!
 //! ```text
 //! <folder>/step-00000012/
 //!     manifest.json                                hashes of everything below and of itself, and what cannot be seen from it
 //!     policy/  critic/                             Hugging Face folders
 //!     adapter/                                     with LoRA: a PEFT folder (policy/ is merged)
-//!     optimizer/policy-00000-of-00002.safetensors  one part a rank, each group cut into equal parts
+//!     optimizer/policy-00000-of-00002.safetensors  one shard a rank, of every group
 //! ```
 //!
 //! Invariants:
@@ -16,20 +16,24 @@
 //!    on another number, up to the rounding of sums.
 //! 4. With several ranks the folder is one that all of them see.
 
+mod agreement;
+mod folders;
 mod manifest;
-mod parts;
+mod optimizer_shards;
 mod read;
+mod snapshot;
 mod write;
 
 use std::path::{Path, PathBuf};
 
 use types::{BatchId, RunId};
 
-pub(crate) use parts::write as write_tensors;
-pub use write::Pending;
+use crate::disk::FileError;
 
-/// How many checkpoints are kept at least: the newest may be damaged by what stopped the learner.
-pub const LEAST_KEPT: usize = 2;
+pub use write::PendingCheckpoint;
+
+/// The fewest checkpoints that are kept.
+const MIN_KEPT_COUNT: usize = 2;
 
 /// The checkpoints of a run.
 #[derive(Debug, Clone)]
@@ -39,25 +43,19 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Those in `folder`, of which the newest `keep`, at least [`LEAST_KEPT`], are kept.
+    /// Those in `folder`, of which the newest `keep`, at least 2, are kept: the newest may be damaged by what stopped the
+    /// learner.
     pub fn new(folder: &Path, keep: usize) -> Self {
-        Self { folder: folder.to_owned(), keep: keep.max(LEAST_KEPT) }
+        Self { folder: folder.to_owned(), keep: keep.max(MIN_KEPT_COUNT) }
     }
 }
 
 /// Why a checkpoint cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused.
-    #[error("checkpoint: {action} {path}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The system's answer.
-        source: std::io::Error,
-    },
+    /// A file or folder that the operating system refused.
+    #[error("checkpoint: {0}")]
+    Io(FileError),
     /// A file is not what was written.
     #[error("checkpoint {path}: {reason}")]
     Damaged {
@@ -104,9 +102,15 @@ pub enum Error {
     Writer,
 }
 
+impl From<FileError> for Error {
+    fn from(error: FileError) -> Self {
+        Self::Io(error)
+    }
+}
+
 impl Error {
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io { action, path: path.to_owned(), source }
+    fn damaged(path: PathBuf, reason: impl ToString) -> Self {
+        Self::Damaged { path, reason: reason.to_string() }
     }
 }
 

@@ -1,11 +1,16 @@
 //! Why training cannot go on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use types::BatchId;
 
+use crate::disk::FileError;
+
 /// `std::result::Result` with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// The result of a formula of [`algo`].
+pub(crate) type FormulaResult<T> = std::result::Result<T, algo::Error>;
 
 /// An error of the training core. Nothing is trained half: after an error the weights in memory are not to be used, and
 /// training resumes from the newest checkpoint.
@@ -110,15 +115,8 @@ pub enum Error {
         problem: String,
     },
     /// A file or folder cannot be read or written.
-    #[error("{action} {path}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The system's answer.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
@@ -144,7 +142,7 @@ impl Error {
             | Self::Tokenizer(_)
             | Self::Chat(_)
             | Self::Line { .. } => true,
-            Self::Io { action, .. } => *action == "read",
+            Self::Io(error) => error.action == "read",
             Self::Sequence { .. }
             | Self::Batch { .. }
             | Self::Numbers { .. }
@@ -157,13 +155,13 @@ impl Error {
         }
     }
 
-    /// For `map_err` on formulas: names the place.
-    pub(crate) fn numbers(what: impl FnOnce() -> String) -> impl FnOnce(algo::Error) -> Self {
-        move |source| Self::Numbers { what: what(), source }
+    /// An error of a line of a data file, counted from 1.
+    pub(crate) fn line(path: &Path, line: usize, problem: impl ToString) -> Self {
+        Self::Line { path: path.to_owned(), line, problem: problem.to_string() }
     }
 
-    /// For `map_err` on files.
-    pub(crate) fn io(action: &'static str, path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io { action, path: path.to_owned(), source }
+    /// For `map_err` on formulas: names what the numbers are of.
+    pub(crate) fn numbers(what: impl FnOnce() -> String) -> impl FnOnce(algo::Error) -> Self {
+        move |source| Self::Numbers { what: what(), source }
     }
 }

@@ -6,34 +6,38 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
+use crate::disk::FileError;
 use crate::error::{Error, Result};
 
-/// Longest line, in bytes: a bound against files that are none of lines.
-const MOST_BYTES: u64 = 1 << 28;
+/// No line has as many bytes: a bound against files that do not consist of lines.
+const LINE_BYTES_LIMIT: u64 = 1 << 28;
 
 /// Calls `each` with every line that is not blank, parsed. What it finds wrong is an error of that line.
-pub(crate) fn read<T: DeserializeOwned>(
+///
+/// # Errors
+/// A file that cannot be opened or read, a line that is too long or no JSON of this type, and what `each` says.
+pub(crate) fn read<T: DeserializeOwned, E: std::error::Error>(
     path: &Path,
-    mut each: impl FnMut(T) -> std::result::Result<(), String>,
+    mut each: impl FnMut(T) -> std::result::Result<(), E>,
 ) -> Result<()> {
-    let mut reader = BufReader::new(File::open(path).map_err(Error::io("open", path))?);
+    let mut reader = BufReader::new(File::open(path).map_err(FileError::on("open", path))?);
     let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
-        let mut limited = std::io::Read::take(&mut reader, MOST_BYTES);
-        let count = limited.read_until(b'\n', &mut bytes).map_err(Error::io("read", path))?;
+        let mut limited = std::io::Read::take(&mut reader, LINE_BYTES_LIMIT);
+        let count = limited.read_until(b'\n', &mut bytes).map_err(FileError::on("read", path))?;
         if count == 0 {
             break;
         }
-        let wrong = |problem: String| Error::Line { path: path.to_owned(), line, problem };
-        if count as u64 == MOST_BYTES {
-            return Err(wrong(format!("has {MOST_BYTES} bytes or more")));
+        if count as u64 == LINE_BYTES_LIMIT {
+            return Err(Error::line(path, line, format!("has {LINE_BYTES_LIMIT} bytes or more")));
         }
         if bytes.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let parsed = serde_json::from_slice(&bytes).map_err(|error| wrong(without_place(&error)))?;
-        each(parsed).map_err(wrong)?;
+        let parsed =
+            serde_json::from_slice(&bytes).map_err(|error| Error::line(path, line, without_place(&error)))?;
+        each(parsed).map_err(|problem| Error::line(path, line, problem))?;
     }
     Ok(())
 }
@@ -51,6 +55,10 @@ mod tests {
 
     use super::*;
 
+    #[derive(Debug, thiserror::Error)]
+    #[error("has no a")]
+    struct NoA;
+
     fn read_all(content: &str) -> Result<Vec<BTreeMap<String, u32>>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lines.jsonl");
@@ -59,7 +67,7 @@ mod tests {
         read(&path, |line: BTreeMap<String, u32>| {
             let wanted = line.contains_key("a");
             found.push(line);
-            if wanted { Ok(()) } else { Err("has no a".to_owned()) }
+            if wanted { Ok(()) } else { Err(NoA) }
         })?;
         Ok(found)
     }
@@ -77,6 +85,6 @@ mod tests {
         assert!(message("{\"a\":-1}").contains("lines.jsonl:1: invalid value: integer `-1`"));
         assert!(message("{\"a\":1}\n{\"b\":1}").ends_with("lines.jsonl:2: has no a"));
         assert!(message("{\"a\":1}\n\u{0}\u{1}").contains("lines.jsonl:2: "));
-        assert!(read(Path::new("/no/such/file"), |_: u32| Ok(())).is_err());
+        assert!(read(Path::new("/no/such/file"), |_: u32| Ok::<(), NoA>(())).is_err());
     }
 }

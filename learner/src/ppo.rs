@@ -1,9 +1,14 @@
-//! The PPO step (design section 4), for every algorithm of [`algo::Algorithm`].
+//! The PPO step, for every algorithm of [`algo::Algorithm`].
 //!
 //! ```text
-//! batch --experience--> old log-probs, values --> rewards, advantages, whitening --> passes over minibatches
-//!          every rank     each rank its part,         every rank, the same             each rank its part of a minibatch,
-//!                         then completed              arithmetic                       gradients reduced, one step a model
+//! step         batch --collect--> samples --prepare--> evaluated --estimate--> experience --update, for each minibatch--> weights
+//!
+//! experience   samples that train      every rank, the same
+//! prepare      old log-probs, values   each rank its micro-batches, then completed over the ranks
+//! estimate     rewards, advantages     every rank, the same arithmetic
+//! minibatch    order, totals, split    every rank, the same
+//! update       losses, gradients       each rank its micro-batches; gradients reduced, one AdamW step a model
+//! measure      metrics                 every rank, the same
 //! ```
 //!
 //! Semantics, exactly:
@@ -17,11 +22,14 @@
 //!    train, in the order of the batch or of the pass's shuffle.
 //! 6. Policy and critic make one AdamW step each a minibatch, their gradients clipped by global norm each.
 
+mod estimate;
 mod experience;
 mod losses;
+mod measure;
 mod minibatch;
 mod prepare;
 mod step;
 mod trainer;
+mod update;
 
 pub use trainer::{CriticSource, Trainer, TrainerConfig};

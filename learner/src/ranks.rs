@@ -15,14 +15,9 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// One rank, without communication.
-    pub fn alone() -> Self {
-        Self { group: None }
-    }
-
-    /// The members of a group.
-    pub fn of(group: ProcessGroup) -> Self {
-        Self { group: Some(group) }
+    /// The members of a group; without one, this rank alone.
+    pub(crate) fn of(group: Option<ProcessGroup>) -> Self {
+        Self { group }
     }
 
     /// This rank, from 0.
@@ -36,7 +31,7 @@ impl Ranks {
     }
 
     /// The group, unless this rank is alone.
-    pub fn group(&self) -> Option<&ProcessGroup> {
+    pub(crate) fn group(&self) -> Option<&ProcessGroup> {
         self.group.as_ref()
     }
 
@@ -53,20 +48,17 @@ impl Ranks {
         Ok(())
     }
 
-    /// Fills slices of which each rank computed some places and left 0 in the others.
-    pub(crate) fn complete(&self, parts: &mut [&mut [f32]]) -> Result<()> {
+    /// Fills a slice of which each rank computed some places and left 0 in the others.
+    pub(crate) fn complete(&self, numbers: &mut [f32]) -> Result<()> {
         let Some(group) = &self.group else { return Ok(()) };
-        for part in parts {
-            let mut tensor = Tensor::from_slice(part).to_device(self.device());
-            group.all_reduce(&mut tensor, Reduce::Sum)?;
-            tensor.to_device(Device::Cpu).f_copy_data(part, part.len())?;
-        }
+        let mut tensor = Tensor::from_slice(numbers).to_device(self.device());
+        group.all_reduce(&mut tensor, Reduce::Sum)?;
+        tensor.to_device(Device::Cpu).f_copy_data(numbers, numbers.len())?;
         Ok(())
     }
 
     /// Rank 0's bytes, on every rank.
-    pub(crate) fn of_first(&self, bytes: Vec<u8>) -> Result<Vec<u8>> {
-        let mut bytes = bytes;
+    pub(crate) fn of_first(&self, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
         if let Some(group) = &self.group {
             group.broadcast_bytes(&mut bytes, 0)?;
         }
@@ -88,13 +80,12 @@ impl Ranks {
     /// Checks that every rank has the same bytes. All ranks learn of a difference.
     pub(crate) fn agree(&self, what: &'static str, bytes: &[u8]) -> Result<()> {
         let first = self.of_first(bytes.to_vec())?;
-        let rank = self.rank();
-        let mut differing = [if first == bytes { 0.0 } else { 1.0 }, 0.0];
-        differing[1] = differing[0] * rank as f64;
-        self.sum(&mut differing)?;
-        match differing[0] {
-            0.0 => Ok(()),
-            count => Err(Error::Disagreement { rank: (differing[1] / count) as usize, what }),
+        let mut sums = if first == bytes { [0.0, 0.0] } else { [1.0, self.rank() as f64] };
+        self.sum(&mut sums)?;
+        let [count, rank_sum] = sums;
+        if count == 0.0 {
+            return Ok(());
         }
+        Err(Error::Disagreement { rank: (rank_sum / count) as usize, what })
     }
 }

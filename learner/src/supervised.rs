@@ -4,23 +4,28 @@
 //! lines of JSON -> tokens -> examples -> minibatches -> micro-batches on ranks -> one AdamW step a minibatch
 //! ```
 //!
-//! The objectives differ in the gradient they take from the network's numbers ([`objective`]) and in what surrounds the
+//! The objectives differ in the gradient they take in the network's outputs ([`objective`]) and in what surrounds the
 //! training; everything between is the machinery of the PPO step. The same seed gives the same weights.
 
 mod config;
+mod dataset;
 mod examples;
+mod new_model;
 mod objective;
 mod preferences;
+mod progress;
 mod report;
 mod reward_model;
+mod save;
 mod sft;
-mod source;
+mod text_encoder;
 mod training;
 
 pub use config::{
     InitConfig, PreferenceConfig, PreferenceLoss, RewardModelConfig, SftConfig, TrainingConfig,
 };
 pub use preferences::dpo;
-pub use report::{Evaluation, Progress, Report, ScoreStatistics};
+pub use progress::Progress;
+pub use report::{Evaluation, ScoreStatistics, TrainingReport};
 pub use reward_model::{REWARD_MEAN_KEY, REWARD_STD_KEY, train_rm};
 pub use sft::sft;

@@ -1,10 +1,11 @@
 //! How a network is trained, whatever the objective: precision, memory, ranks.
 
 use model::Device;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use tch::Kind;
 
-use super::Problems;
+use super::problems::Problems;
 
 /// Element type of weights and activations. Optimizer state and gradient sums are f32 in either case; with `bf16` the
 /// optimizer keeps f32 master weights.
@@ -20,7 +21,7 @@ pub enum Precision {
 
 impl Precision {
     /// Torch's name for it.
-    pub fn kind(self) -> Kind {
+    pub(crate) fn kind(self) -> Kind {
         match self {
             Self::F32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
@@ -29,8 +30,8 @@ impl Precision {
 }
 
 /// What the ranks divide among themselves (Rajbhandari et al., ZeRO, arXiv 1910.02054). Each stage includes those before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-#[serde(try_from = "u8", into = "u8")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
+#[serde(into = "u8")]
 pub enum ZeroStage {
     /// Nothing: every rank holds everything.
     #[default]
@@ -44,16 +45,14 @@ pub enum ZeroStage {
     Weights,
 }
 
-impl TryFrom<u8> for ZeroStage {
-    type Error = String;
-
-    fn try_from(stage: u8) -> Result<Self, String> {
-        match stage {
+impl<'de> Deserialize<'de> for ZeroStage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u8::deserialize(deserializer)? {
             0 => Ok(Self::Off),
             1 => Ok(Self::Optimizer),
             2 => Ok(Self::Gradients),
             3 => Ok(Self::Weights),
-            _ => Err(format!("zero_stage is {stage}, must be 0, 1, 2 or 3")),
+            stage => Err(D::Error::custom(format_args!("zero_stage is {stage}, must be 0, 1, 2 or 3"))),
         }
     }
 }
@@ -126,7 +125,7 @@ impl Default for LoraConfig {
 
 impl LoraConfig {
     /// Everything that makes the values unusable.
-    pub fn problems(&self) -> Vec<String> {
+    pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
         problems.positive("rank", self.rank);
         problems.check(self.alpha.is_finite() && self.alpha > 0.0, || {
@@ -179,7 +178,7 @@ impl Default for ExecutionConfig {
 
 impl ExecutionConfig {
     /// Everything that makes the values unusable.
-    pub fn problems(&self) -> Vec<String> {
+    pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
         problems
             .check((1..=256).contains(&self.ranks), || format!("ranks is {}, must be 1 to 256", self.ranks));
@@ -188,8 +187,9 @@ impl ExecutionConfig {
         if let Some(lora) = &self.lora {
             problems.section("lora", lora.problems());
         }
-        let of_device = self.device.problem(self.ranks);
-        problems.check(of_device.is_none(), || of_device.unwrap_or_default());
+        if let Some(problem) = self.device.problem(self.ranks) {
+            problems.add(problem);
+        }
         problems.into_list()
     }
 }

@@ -3,7 +3,8 @@
 use algo::Schedule;
 use serde::{Deserialize, Serialize};
 
-use super::{Bound, Problems};
+use super::bound::Bound;
+use super::problems::Problems;
 
 /// What weight decay applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -56,7 +57,7 @@ impl Default for OptimizerConfig {
 
 impl OptimizerConfig {
     /// Everything that makes the values unusable.
-    pub fn problems(&self) -> Vec<String> {
+    pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
         problems.not_negative("lr", self.lr);
         for beta in self.betas {

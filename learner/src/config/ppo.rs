@@ -3,10 +3,12 @@
 //! Keys that an algorithm decides are optional: absent means the algorithm's default
 //! ([`algo::Algorithm::defaults`]), present means this value. Everything else has the default that is documented here.
 
-use algo::{AdvantageEstimator, Aggregation, Algorithm, Correction, KlEstimator, Schedule};
+use algo::{Aggregation, Algorithm, Correction, KlEstimator, Schedule};
 use serde::{Deserialize, Serialize};
 
-use super::{Bound, DecayOn, LoraConfig, OptimizerConfig, Precision, Problems, Settings, ZeroStage};
+use super::bound::Bound;
+use super::execution::{LoraConfig, Precision, ZeroStage};
+use super::optimizer::{DecayOn, OptimizerConfig};
 
 /// Over which samples advantages are whitened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,82 +227,6 @@ impl PpoConfig {
         self.algorithm.defaults().needs_critic()
     }
 
-    /// Whether samples of weight 0 change anything; otherwise they need not be sent.
-    pub fn reads_filtered_samples(&self) -> bool {
-        let settings = Settings::of(self);
-        let whitens = settings.is_ok_and(|settings| settings.whiten == Whiten::BeforeFilter);
-        let has_baseline = matches!(self.algorithm.defaults().advantage, AdvantageEstimator::Group(_));
-        whitens
-            || (self.needs_critic() && self.critic_on == SamplesOn::All)
-            || (has_baseline && self.baseline_on == SamplesOn::All)
-    }
-
-    /// Whether log-probs of a reference policy are needed.
-    pub fn needs_reference(&self) -> bool {
-        Settings::of(self).is_ok_and(|settings| settings.kl_coefficient() > 0.0)
-    }
-
-    /// Everything that makes the values unusable, each as one sentence that names the key.
-    pub fn problems(&self) -> Vec<String> {
-        let mut problems = Problems::default();
-        self.check_numbers(&mut problems);
-        for (lr, model) in [(self.policy_lr, "policy_lr"), (self.critic_lr, "critic_lr")] {
-            problems.not_negative(model, lr);
-        }
-        let mut list = self.optimizer(0.0).problems();
-        list.extend(problems.into_list());
-        if let Some(lora) = &self.lora {
-            list.extend(lora.problems().into_iter().map(|problem| format!("lora.{problem}")));
-        }
-        if let Err(conflicts) = Settings::of(self) {
-            list.extend(conflicts);
-        }
-        list
-    }
-
-    fn check_numbers(&self, problems: &mut Problems) {
-        problems.share("gamma", self.gamma);
-        problems.share("gae_lambda", self.gae_lambda);
-        problems.not_negative("entropy_coefficient", self.entropy_coefficient);
-        problems.not_negative("logprob_alarm", self.logprob_alarm);
-        problems.positive("ppo_epochs", self.ppo_epochs);
-        problems.positive("minibatch_size", self.minibatch_size);
-        problems.positive("microbatch_tokens", self.microbatch_tokens);
-        for (key, value) in [
-            ("kl_coefficient", self.kl_coefficient),
-            ("clip_ratio_low", self.clip_ratio_low),
-            ("clip_ratio_high", self.clip_ratio_high),
-            ("score_clip", self.score_clip.number()),
-            ("value_clip", self.value_clip.number()),
-            ("off_policy_delta", self.off_policy_delta.number()),
-        ] {
-            if let Some(value) = value {
-                problems.not_negative(key, value);
-            }
-        }
-        if let Some(bound) = self.dual_clip.and_then(Bound::number) {
-            problems.check(bound.is_finite() && bound > 1.0, || {
-                format!("dual_clip is {bound}, must be above 1 or \"off\"")
-            });
-        }
-        let positive = |value: f64| value.is_finite() && value > 0.0;
-        problems.check(positive(self.kl_horizon), || {
-            format!("kl_horizon is {}, must be a positive number", self.kl_horizon)
-        });
-        if let Some(target) = self.kl_target {
-            problems.check(positive(target), || format!("kl_target is {target}, must be a positive number"));
-        }
-        if let Some(overlong) = self.overlong {
-            problems.check((1..=overlong.max_length).contains(&overlong.cache), || {
-                format!(
-                    "overlong.cache is {}, must be 1 to overlong.max_length {}",
-                    overlong.cache, overlong.max_length
-                )
-            });
-        }
-        problems.check(self.norm_tokens != Some(0), || "norm_tokens is 0, must be at least 1".to_owned());
-    }
-
     /// The optimizer of a model with this peak learning rate.
     pub(crate) fn optimizer(&self, lr: f64) -> OptimizerConfig {
         OptimizerConfig {
@@ -370,36 +296,5 @@ mod tests {
         assert_eq!((config.value_clip, config.dual_clip), (Bound::Off, Some(Bound::At(3.0))));
         let error = toml::from_str::<PpoConfig>("gama = 1.0").unwrap_err().to_string();
         assert!(error.contains("unknown field `gama`"), "{error}");
-    }
-
-    #[test]
-    fn all_problems_are_listed_at_once() {
-        let config = PpoConfig {
-            gamma: 1.5,
-            minibatch_size: 0,
-            policy_lr: -1.0,
-            betas: [1.0, 0.9],
-            dual_clip: Some(Bound::At(1.0)),
-            kl_target: Some(0.0),
-            max_grad_norm: Bound::At(0.0),
-            overlong: Some(Overlong { max_length: 10, cache: 11 }),
-            lora: Some(LoraConfig { rank: 0, ..LoraConfig::default() }),
-            ..PpoConfig::default()
-        };
-        let problems = config.problems();
-        for key in [
-            "gamma is 1.5",
-            "minibatch_size is 0",
-            "policy_lr is -1",
-            "betas holds 1",
-            "dual_clip is 1",
-            "kl_target is 0",
-            "max_grad_norm is 0",
-            "overlong.cache is 11",
-            "lora.rank is 0",
-        ] {
-            assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:?}");
-        }
-        assert_eq!(problems.len(), 9, "{problems:?}");
     }
 }

@@ -5,7 +5,8 @@ use algo::{
     PolicyObjective,
 };
 
-use super::{KlIn, PpoConfig, Whiten};
+use super::bound::Bound;
+use super::ppo::{KlIn, PpoConfig, SamplesOn, Whiten};
 
 /// What a step does.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +73,23 @@ impl Settings {
     }
 }
 
+impl PpoConfig {
+    /// Whether samples of weight 0 change anything; otherwise they need not be sent.
+    pub fn reads_filtered_samples(&self) -> bool {
+        let settings = Settings::of(self);
+        let whitens = settings.is_ok_and(|settings| settings.whiten == Whiten::BeforeFilter);
+        let has_baseline = matches!(self.algorithm.defaults().advantage, AdvantageEstimator::Group(_));
+        whitens
+            || (self.needs_critic() && self.critic_on == SamplesOn::All)
+            || (has_baseline && self.baseline_on == SamplesOn::All)
+    }
+
+    /// Whether log-probs of a reference policy are needed.
+    pub fn needs_reference(&self) -> bool {
+        Settings::of(self).is_ok_and(|settings| settings.kl_coefficient() > 0.0)
+    }
+}
+
 fn kl_placement(config: &PpoConfig, default: KlPlacement, conflicts: &mut Vec<String>) -> KlPlacement {
     let (place, estimator, coefficient) = match default {
         KlPlacement::None => (KlIn::Off, KlEstimator::K3, 0.0),
@@ -96,22 +114,25 @@ fn kl_placement(config: &PpoConfig, default: KlPlacement, conflicts: &mut Vec<St
 }
 
 fn objective(config: &PpoConfig, default: PolicyObjective, conflicts: &mut Vec<String>) -> PolicyObjective {
-    let clip = |range: ClipRange| ClipRange {
-        low: config.clip_ratio_low.unwrap_or(range.low),
-        high: config.clip_ratio_high.unwrap_or(range.high),
-    };
     match default {
         PolicyObjective::Clip { level, range, dual_clip } => PolicyObjective::Clip {
             level,
-            range: clip(range),
-            dual_clip: config.dual_clip.map_or(dual_clip, super::Bound::number),
+            range: clip_range(config, range),
+            dual_clip: config.dual_clip.map_or(dual_clip, Bound::number),
         },
         PolicyObjective::Cispo { range } => {
-            if let Some(bound) = config.dual_clip.and_then(super::Bound::number) {
+            if let Some(bound) = config.dual_clip.and_then(Bound::number) {
                 conflicts.push(format!("dual_clip is {bound}, but cispo has no clip that it could bound"));
             }
-            PolicyObjective::Cispo { range: clip(range) }
+            PolicyObjective::Cispo { range: clip_range(config, range) }
         }
+    }
+}
+
+fn clip_range(config: &PpoConfig, default: ClipRange) -> ClipRange {
+    ClipRange {
+        low: config.clip_ratio_low.unwrap_or(default.low),
+        high: config.clip_ratio_high.unwrap_or(default.high),
     }
 }
 
@@ -119,7 +140,6 @@ fn objective(config: &PpoConfig, default: PolicyObjective, conflicts: &mut Vec<S
 mod tests {
     use algo::{Algorithm, RatioLevel};
 
-    use super::super::Bound;
     use super::*;
 
     fn settings(config: PpoConfig) -> Settings {

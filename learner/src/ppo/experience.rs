@@ -1,105 +1,138 @@
-//! A batch as the step sees it: the samples that change anything, their numbers flat, response after response.
+//! A batch on its way through a step, in three types of which each consumes the one before:
+//!
+//! ```text
+//! Collected --forward passes of policy and critic--> Evaluated --rewards, advantages, whitening--> Experience
+//! ```
 //!
 //! Every rank holds all of it. What the ranks compute in parts (old log-probs, values) is completed over the ranks; all that
 //! follows from it (rewards, advantages, whitening, totals) is then the same arithmetic on every rank, so that it cannot
 //! depend on how many there are.
+//!
+//! Slices named `[tokens]` go over the response tokens of all samples, one response after the other.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
-use algo::{
-    AdvantageEstimator, CorrectionSums, Gae, KlEstimator, KlPlacement, Moments, Responses, RewardShaping,
-    ScoredTokens, broadcast, full_support_logprobs, gae, group_advantages, overlong_penalty,
-    response_returns, returns_to_go, token_rewards, whiten,
-};
+use algo::{CorrectionSums, Responses, full_support_logprobs, overlong_penalty};
 use types::{Batch, RolloutId, Sample};
 
-use crate::config::{PpoConfig, RolloutSupport, SamplesOn, Settings, Whiten};
-use crate::error::{Error, Result};
-use crate::microbatch::Sequence;
+use crate::config::{PpoConfig, RolloutSupport, SamplesOn, Settings};
+use crate::error::{Error, FormulaResult, Result};
+use crate::microbatch::{Microbatch, Sequence};
+use crate::microbatch_split::SplitItem;
+use crate::trainable_model::TrainableModel;
 
-/// The samples of a batch that take part in a step. Slices named "of tokens" are `[tokens]` over the responses of all samples.
+/// The samples of a batch that take part in a step, as they came.
 #[derive(Debug)]
-pub(crate) struct Experience {
+pub(crate) struct Collected {
     /// By sample: who it is, for errors.
     pub(crate) ids: Vec<RolloutId>,
     /// By sample: what the networks are given.
     pub(crate) sequences: Vec<Sequence>,
     /// By sample: response tokens.
-    pub(crate) lengths: Vec<usize>,
+    lengths: Vec<usize>,
     /// By sample: where its response begins in slices of tokens.
     starts: Vec<usize>,
     /// By sample: weight in the policy loss; 0 for one that is only there for others.
     pub(crate) weights: Vec<f32>,
     /// By sample: score, overlong penalty included.
     pub(crate) scores: Vec<f32>,
-    /// By sample: number of its prompt.
-    groups: Vec<usize>,
-    /// Of tokens: log-probs when they were drawn.
+    /// By sample: its prompt, numbered in the order of appearance.
+    pub(crate) groups: Vec<usize>,
+    /// Log-probs when the tokens were drawn, over the whole vocabulary, `[tokens]`.
     pub(crate) rollout_logprobs: Vec<f32>,
-    /// Of tokens: log-probs under the reference, if the batch has them.
+    /// Log-probs under the reference, `[tokens]`, if the batch has them.
     pub(crate) ref_logprobs: Option<Vec<f32>>,
-    /// Of tokens: log-probs of the policy before the update.
-    pub(crate) old_logprobs: Vec<f32>,
-    /// Of tokens: entropies of the policy before the update.
-    pub(crate) old_entropies: Vec<f32>,
-    /// Of tokens: values of the critic before the update.
-    pub(crate) old_values: Vec<f32>,
-    /// Of tokens: advantages, whitened where that is asked for.
-    pub(crate) advantages: Vec<f32>,
-    /// Of tokens: what the critic should say.
-    pub(crate) returns: Vec<f32>,
-    /// Of tokens: weight for having been drawn by another distribution, where there is a correction.
-    pub(crate) corrections: Option<Vec<f32>>,
 }
 
-impl Experience {
+/// Samples with what the models said of them before the update.
+#[derive(Debug)]
+pub(crate) struct Evaluated {
+    pub(crate) samples: Collected,
+    /// `log π_old`, `[tokens]`.
+    pub(crate) old_logprobs: Vec<f32>,
+    /// The entropy of `π_old` where each token was drawn, in nats, `[tokens]`.
+    pub(crate) old_entropies: Vec<f32>,
+    /// `V_old`, `[tokens]`, where the algorithm has a critic.
+    pub(crate) old_values: Option<Vec<f32>>,
+}
+
+/// Samples with everything that the losses are computed from.
+#[derive(Debug)]
+pub(crate) struct Experience {
+    pub(crate) samples: Collected,
+    /// `log π_old`, `[tokens]`.
+    pub(crate) old_logprobs: Vec<f32>,
+    /// The entropy of `π_old` where each token was drawn, in nats, `[tokens]`.
+    pub(crate) old_entropies: Vec<f32>,
+    /// `A`, `[tokens]`, whitened where that is asked for.
+    pub(crate) advantages: Vec<f32>,
+    /// What the critic learns from, where the algorithm has one.
+    pub(crate) critic: Option<CriticTargets>,
+    /// Weights of tokens that another distribution drew, `[tokens]`, where there is a correction.
+    pub(crate) corrections: Option<Vec<f32>>,
+    /// How far the tokens' distribution was from `π_old`, with or without a correction.
+    pub(crate) correction_sums: CorrectionSums,
+}
+
+/// What a critic said, and what it should say.
+#[derive(Debug)]
+pub(crate) struct CriticTargets {
+    /// `V_old`, `[tokens]`.
+    pub(crate) old_values: Vec<f32>,
+    /// `R = A + V_old`, before whitening, `[tokens]`.
+    pub(crate) returns: Vec<f32>,
+}
+
+impl Collected {
     /// Takes the samples of a batch that change anything under this configuration.
+    ///
+    /// # Errors
+    /// Samples without reference log-probs where the KL needs them, log-probs that are no numbers.
     pub(crate) fn new(batch: &Batch, config: &PpoConfig, settings: &Settings) -> Result<Self> {
-        let wrong = |problem: String| Error::Batch { batch: batch.id, problem };
         let takes_all = config.reads_filtered_samples();
-        let samples: Vec<&Sample> =
+        let taken: Vec<&Sample> =
             batch.samples.iter().filter(|sample| takes_all || sample.weight > 0.0).collect();
-        let rollouts = || samples.iter().map(|sample| &sample.scored.rollout);
-        let lengths: Vec<usize> = rollouts().map(|rollout| rollout.response_tokens.len()).collect();
-        let starts = lengths.iter().scan(0, |end, length| {
-            *end += length;
-            Some(*end - length)
-        });
-        let scores = samples.iter().zip(&lengths).map(|(sample, length)| {
+        let lengths: Vec<usize> =
+            taken.iter().map(|sample| sample.scored.rollout.response_tokens.len()).collect();
+        let rollout_logprobs = rollout_logprobs(&taken, &lengths, config.rollout_support)
+            .map_err(Error::numbers(|| format!("batch {}", batch.id)))?;
+        let mut collected = Self {
+            ids: Vec::new(),
+            sequences: Vec::new(),
+            lengths,
+            starts: Vec::new(),
+            weights: Vec::new(),
+            scores: Vec::new(),
+            groups: Vec::new(),
+            rollout_logprobs,
+            ref_logprobs: ref_logprobs(&taken),
+        };
+        let mut prompts = HashMap::new();
+        let mut start = 0;
+        for sample in taken {
+            let rollout = &sample.scored.rollout;
+            let length = rollout.response_tokens.len();
             let penalty = match config.overlong {
                 None => 0.0,
-                Some(overlong) => overlong_penalty(*length, overlong.max_length, overlong.cache)
+                Some(overlong) => overlong_penalty(length, overlong.max_length, overlong.cache)
                     .map_err(Error::numbers(|| format!("batch {}", batch.id)))?,
             };
-            Ok(sample.scored.score + penalty as f32)
-        });
-        let tokens = lengths.iter().sum();
-        let zeros = vec![0.0; tokens];
-        let experience = Self {
-            ids: rollouts().map(|rollout| rollout.id).collect(),
-            sequences: rollouts()
-                .map(|rollout| Sequence::response(&rollout.prompt_tokens, &rollout.response_tokens))
-                .collect(),
-            starts: starts.collect(),
-            weights: samples.iter().map(|sample| sample.weight).collect(),
-            scores: scores.collect::<Result<_>>()?,
-            groups: group_numbers(&samples),
-            rollout_logprobs: rollout_logprobs(&samples, &lengths, config.rollout_support).map_err(wrong)?,
-            ref_logprobs: ref_logprobs(&samples),
-            lengths,
-            old_logprobs: zeros.clone(),
-            old_entropies: zeros.clone(),
-            old_values: zeros.clone(),
-            advantages: zeros.clone(),
-            returns: zeros,
-            corrections: None,
-        };
-        if experience.ref_logprobs.is_none() && settings.kl_coefficient() > 0.0 {
+            let next_group = prompts.len();
+            collected.ids.push(rollout.id);
+            collected.sequences.push(Sequence::response(&rollout.prompt_tokens, &rollout.response_tokens));
+            collected.starts.push(start);
+            collected.weights.push(sample.weight);
+            collected.scores.push(sample.scored.score + penalty as f32);
+            collected.groups.push(*prompts.entry(rollout.id.prompt).or_insert(next_group));
+            start += length;
+        }
+        if collected.ref_logprobs.is_none() && settings.kl_coefficient() > 0.0 {
             let problem = "its samples have no ref_logprobs, which a KL coefficient above 0 needs: \
                            set kl_coefficient = 0 or run a reference model";
             return Err(Error::Batch { batch: batch.id, problem: problem.to_owned() });
         }
-        Ok(experience)
+        Ok(collected)
     }
 
     /// Number of samples.
@@ -107,177 +140,120 @@ impl Experience {
         self.lengths.len()
     }
 
+    /// Number of response tokens.
+    pub(crate) fn tokens(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    /// All responses, for formulas.
+    pub(crate) fn responses(&self) -> FormulaResult<Responses<'_>> {
+        Responses::new(&self.lengths)
+    }
+
     /// Whether the sample trains the policy.
     pub(crate) fn trains(&self, sample: usize) -> bool {
         self.weights[sample] > 0.0
     }
 
-    /// Samples and their numbers of tokens, for [`Plan`](crate::microbatch::Plan).
-    pub(crate) fn sizes(&self, samples: impl Iterator<Item = usize>) -> Vec<(usize, usize)> {
-        samples.map(|sample| (sample, self.sequences[sample].tokens())).collect()
-    }
-
-    /// The places of a sample in slices of tokens.
-    fn places(&self, sample: usize) -> std::ops::Range<usize> {
-        self.starts[sample]..self.starts[sample] + self.lengths[sample]
-    }
-
-    /// Those places of a slice of tokens that belong to `samples`, one sample after the other.
-    pub(crate) fn gather(&self, of_tokens: &[f32], samples: &[usize]) -> Vec<f32> {
-        samples.iter().flat_map(|sample| &of_tokens[self.places(*sample)]).copied().collect()
-    }
-
-    /// The lengths of `samples`.
-    pub(crate) fn lengths_of(&self, samples: &[usize]) -> Vec<usize> {
-        samples.iter().map(|sample| self.lengths[*sample]).collect()
-    }
-
-    /// Writes `values` to the places of `samples`.
-    pub(crate) fn scatter(&self, of_tokens: &mut [f32], samples: &[usize], values: &[f32]) {
-        let mut rest = values;
-        for sample in samples {
-            let (own, others) = rest.split_at(self.lengths[*sample]);
-            of_tokens[self.places(*sample)].copy_from_slice(own);
-            rest = others;
-        }
-    }
-
-    /// Samples that train the policy.
+    /// The samples that train the policy.
     pub(crate) fn trained(&self) -> Vec<usize> {
         (0..self.len()).filter(|sample| self.trains(*sample)).collect()
     }
 
-    /// From old log-probs and values to advantages, returns and corrections, with β of now.
-    pub(crate) fn estimate(
-        &mut self,
-        config: &PpoConfig,
-        settings: &Settings,
-        beta: f64,
-    ) -> Formula<CorrectionSums> {
-        let lengths = self.lengths.clone();
-        let responses = Responses::new(&lengths)?;
-        let (estimator, coefficient) = match settings.kl {
-            KlPlacement::Reward { estimator, .. } => (estimator, beta),
-            KlPlacement::None | KlPlacement::Loss { .. } => (KlEstimator::K1, 0.0),
-        };
-        let shaping = RewardShaping {
-            kl_estimator: estimator,
-            kl_coefficient: coefficient,
-            score_clip: config.score_clip.number(),
-        };
-        let rewards = token_rewards(
-            &shaping,
-            &ScoredTokens {
-                responses,
-                old_logprobs: &self.old_logprobs,
-                ref_logprobs: self.ref_logprobs.as_ref().unwrap_or(&self.old_logprobs),
-                scores: &self.scores,
-            },
-        )?
-        .rewards;
-        match settings.advantage {
-            AdvantageEstimator::Gae => {
-                let gae_of = Gae { gamma: config.gamma, gae_lambda: config.gae_lambda };
-                let estimated = gae(gae_of, responses, &rewards, &self.old_values)?;
-                (self.advantages, self.returns) = (estimated.advantages, estimated.returns);
-            }
-            AdvantageEstimator::ReturnToGo => {
-                self.advantages = returns_to_go(config.gamma, responses, &rewards)?
-            }
-            AdvantageEstimator::Group(baseline) => {
-                let returns = response_returns(responses, &rewards)?;
-                let members: Vec<usize> = match config.baseline_on {
-                    SamplesOn::Filtered => self.trained(),
-                    SamplesOn::All => (0..self.len()).collect(),
-                };
-                self.advantages = broadcast(responses, &self.against_group(baseline, &returns, &members)?)?;
-            }
+    /// The samples that a key of the configuration names.
+    pub(crate) fn named(&self, samples: SamplesOn) -> Vec<usize> {
+        match samples {
+            SamplesOn::Filtered => self.trained(),
+            SamplesOn::All => (0..self.len()).collect(),
         }
-        let over: Vec<usize> = match settings.whiten {
-            Whiten::Off => Vec::new(),
-            Whiten::AfterFilter => self.trained(),
-            Whiten::BeforeFilter => (0..self.len()).collect(),
-        };
-        if settings.whiten != Whiten::Off {
-            let moments: Moments = over
-                .iter()
-                .flat_map(|sample| &self.advantages[self.places(*sample)])
-                .map(|a| f64::from(*a))
-                .collect();
-            whiten(&mut self.advantages, moments.mean(), moments.variance());
-        }
-        let weights = settings.correction.weights(responses, &self.old_logprobs, &self.rollout_logprobs)?;
-        if settings.correction != algo::Correction::None {
-            self.corrections = Some(weights.weights);
-        }
-        Ok(weights.sums)
     }
 
-    /// Advantages of whole responses, `[samples]`, 0 for samples outside `members`.
-    fn against_group(
-        &self,
-        baseline: algo::GroupBaseline,
-        returns: &[f32],
-        members: &[usize],
-    ) -> Formula<Vec<f32>> {
-        let mut numbers = HashMap::new();
-        let groups: Vec<usize> = members
-            .iter()
-            .map(|sample| {
-                let next = numbers.len();
-                *numbers.entry(self.groups[*sample]).or_insert(next)
-            })
-            .collect();
-        let of_members: Vec<f32> = members.iter().map(|sample| returns[*sample]).collect();
-        let mut advantages = vec![0.0; self.len()];
-        for (sample, advantage) in members.iter().zip(group_advantages(baseline, &of_members, &groups)?) {
-            advantages[*sample] = advantage;
-        }
-        Ok(advantages)
+    /// The lengths of the responses of `samples`.
+    pub(crate) fn lengths_of(&self, samples: &[usize]) -> Vec<usize> {
+        samples.iter().map(|sample| self.lengths[*sample]).collect()
     }
 
-    /// Mean over the samples that train of `Σ_t (log π_old − log π_ref)`; `None` without a reference.
+    /// The weights of `samples` in the policy loss.
+    pub(crate) fn weights_of(&self, samples: &[usize]) -> Vec<f32> {
+        samples.iter().map(|sample| self.weights[*sample]).collect()
+    }
+
+    /// The places of a sample in slices of tokens.
+    pub(crate) fn places(&self, sample: usize) -> Range<usize> {
+        self.starts[sample]..self.starts[sample] + self.lengths[sample]
+    }
+
+    /// Those places of a slice of tokens that belong to `samples`, one sample after the other.
+    pub(crate) fn gather(&self, tokens: &[f32], samples: &[usize]) -> Vec<f32> {
+        samples.iter().flat_map(|sample| &tokens[self.places(*sample)]).copied().collect()
+    }
+
+    /// Writes `values`, one sample after the other, to the places of `samples` in a slice of tokens.
+    pub(crate) fn scatter(&self, tokens: &mut [f32], samples: &[usize], values: &[f32]) {
+        let mut rest = values;
+        for sample in samples {
+            let (own, others) = rest.split_at(self.lengths[*sample]);
+            tokens[self.places(*sample)].copy_from_slice(own);
+            rest = others;
+        }
+    }
+
+    /// Samples as items of a [`MicrobatchSplit`](crate::microbatch_split::MicrobatchSplit).
+    pub(crate) fn split_items(&self, samples: impl IntoIterator<Item = usize>) -> Vec<SplitItem> {
+        let samples = samples.into_iter();
+        samples.map(|index| SplitItem { index, tokens: self.sequences[index].tokens() }).collect()
+    }
+
+    /// Samples as a micro-batch for this model; `None` without any.
+    ///
+    /// # Errors
+    /// A token outside the model's vocabulary.
+    pub(crate) fn microbatch(&self, samples: &[usize], model: &TrainableModel) -> Result<Option<Microbatch>> {
+        if samples.is_empty() {
+            return Ok(None);
+        }
+        let sequences: Vec<_> = samples.iter().map(|sample| &self.sequences[*sample]).collect();
+        Microbatch::new(&sequences, model.config(), model.device(), |at| {
+            format!("rollout {}", self.ids[samples[at]])
+        })
+        .map(Some)
+    }
+}
+
+impl Experience {
+    /// The KL of the policy to the reference as responses see it: the mean over the samples that train of
+    /// `Σ_t (log π_old − log π_ref)`. `None` without a reference.
     pub(crate) fn kl_to_ref(&self) -> Option<f64> {
-        let reference = self.ref_logprobs.as_ref()?;
-        let trained = self.trained();
-        let difference = |place: usize| f64::from(self.old_logprobs[place]) - f64::from(reference[place]);
-        let sum: f64 = trained.iter().flat_map(|sample| self.places(*sample)).map(difference).sum();
+        let reference = self.samples.ref_logprobs.as_ref()?;
+        let trained = self.samples.trained();
+        let places = trained.iter().flat_map(|sample| self.samples.places(*sample));
+        let sum: f64 =
+            places.map(|place| f64::from(self.old_logprobs[place]) - f64::from(reference[place])).sum();
         (!trained.is_empty()).then(|| sum / trained.len() as f64)
     }
 }
 
-/// The result of a formula.
-type Formula<T> = std::result::Result<T, algo::Error>;
-
-/// Prompts numbered in the order of appearance.
-fn group_numbers(samples: &[&Sample]) -> Vec<usize> {
-    let mut numbers = HashMap::new();
-    let number = |sample: &&Sample| {
-        let next = numbers.len();
-        *numbers.entry(sample.scored.rollout.id.prompt).or_insert(next)
-    };
-    samples.iter().map(number).collect()
-}
-
-/// Log-probs of the drawn tokens over the whole vocabulary.
+/// Log-probs of the drawn tokens over the whole vocabulary. Where the sampler truncated its distribution and says so, the
+/// mass that was left is put back.
 fn rollout_logprobs(
     samples: &[&Sample],
     lengths: &[usize],
     support: RolloutSupport,
-) -> std::result::Result<Vec<f32>, String> {
+) -> FormulaResult<Vec<f32>> {
     let rollouts = samples.iter().map(|sample| &sample.scored.rollout);
     let logprobs: Vec<f32> =
         rollouts.clone().flat_map(|rollout| &rollout.rollout_logprobs).copied().collect();
     if support == RolloutSupport::Full {
         return Ok(logprobs);
     }
-    let masses = rollouts.flat_map(|rollout| match &rollout.surviving_mass {
-        Some(masses) => masses.iter().map(|mass| mass.ln().min(0.0)).collect(),
-        None => vec![0.0; rollout.response_tokens.len()],
-    });
-    let masses: Vec<f32> = masses.collect();
-    let responses = Responses::new(lengths).map_err(|error| error.to_string())?;
-    full_support_logprobs(responses, &logprobs, &masses).map_err(|error| error.to_string())
+    let mut log_masses = Vec::with_capacity(logprobs.len());
+    for rollout in rollouts {
+        match &rollout.surviving_mass {
+            Some(masses) => log_masses.extend(masses.iter().map(|mass| mass.ln().min(0.0))),
+            None => log_masses.resize(log_masses.len() + rollout.response_tokens.len(), 0.0),
+        }
+    }
+    full_support_logprobs(Responses::new(lengths)?, &logprobs, &log_masses)
 }
 
 /// Log-probs under the reference, if every sample has them.

@@ -1,30 +1,31 @@
-//! From the numbers of a micro-batch to the gradient in them: the formulas of [`algo`] on the micro-batch's slices.
+//! From a head's outputs for a micro-batch to the loss's gradient in them: the formulas of [`algo`] on the micro-batch's
+//! slices.
+//!
+//! Every loss is a sum `Σ_it c_it l_it` over the response tokens. The coefficients `c_it` are settled for the whole
+//! minibatch ([`Totals`]), so losses and gradients of micro-batches and ranks add up to those of the minibatch.
+
+use std::ops::Range;
 
 use algo::{
-    ExplainedVariance, KlPlacement, KlTokens, PolicyTokens, RatioSums, Responses, Totals, ValueTokens,
-    coefficients, entropy_bonus, kl_loss, off_policy_sequence_mask, policy_loss, reweight, value_loss,
+    ExplainedVariance, KlPlacement, KlTokens, PolicyLoss, PolicyTokens, RatioSums, Responses, Totals,
+    ValueTokens, coefficients, entropy_bonus, kl_loss, off_policy_sequence_mask, policy_loss, reweight,
+    value_loss,
 };
 
-use super::experience::Experience;
+use super::experience::{Collected, CriticTargets, Experience};
 use crate::config::{Bound, PpoConfig, SamplesOn, Settings};
-use crate::trainee::{NumberGradients, Numbers};
+use crate::error::FormulaResult;
+use crate::trainable_model::{HeadGradients, HeadOutputs};
 
 /// What a step adds up over micro-batches and ranks.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Sums {
+pub(crate) struct LossSums {
     /// The clipped surrogate.
     pub(crate) policy_loss: f64,
     /// The value loss.
     pub(crate) value_loss: f64,
     /// Ratios of the policy against the old one.
     pub(crate) ratios: RatioSums,
-}
-
-impl Sums {
-    /// The numbers that ranks add up.
-    pub(crate) fn numbers(&self) -> [f64; 5] {
-        [self.policy_loss, self.value_loss, self.ratios.tokens, self.ratios.approx_kl, self.ratios.clipped]
-    }
 }
 
 /// What the losses of a step are computed with.
@@ -34,122 +35,203 @@ pub(crate) struct Losses<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) experience: &'a Experience,
     /// β now.
-    pub(crate) beta: f64,
-    /// The norm of `seq-mean-token-sum-norm`.
+    pub(crate) kl_coefficient: f64,
+    /// The constant that `seq-mean-token-sum-norm` divides by, in tokens.
     pub(crate) norm_tokens: usize,
 }
 
-impl Losses<'_> {
-    /// The gradient of the policy loss of `samples` in their log-probs (and entropies).
-    pub(crate) fn of_policy(
-        &self,
-        samples: &[usize],
-        totals: &Totals,
-        numbers: &Numbers,
-        sums: &mut Sums,
-    ) -> Result<NumberGradients, algo::Error> {
-        let Self { config, settings, experience, .. } = *self;
-        let of = |of_tokens: &[f32]| experience.gather(of_tokens, samples);
-        let lengths = experience.lengths_of(samples);
-        let responses = Responses::new(&lengths)?;
-        let weights: Vec<f32> = samples.iter().map(|sample| experience.weights[*sample]).collect();
-        let (advantages, old_logprobs) = (of(&experience.advantages), of(&experience.old_logprobs));
-        let plain = coefficients(settings.aggregation, totals, self.norm_tokens, responses, &weights)?;
-        let mut corrected = plain.clone();
-        if let Some(corrections) = &experience.corrections {
-            reweight(responses, &mut corrected, &of(corrections))?;
-        }
-        if let Bound::At(delta) = config.off_policy_delta {
-            let rollout_logprobs = of(&experience.rollout_logprobs);
-            let means = means(responses, &advantages);
-            let mask =
-                off_policy_sequence_mask(delta, responses, &means, &numbers.values, &rollout_logprobs)?;
-            reweight(responses, &mut corrected, &mask)?;
-        }
-        let surrogate = policy_loss(
-            &settings.objective,
-            &PolicyTokens {
-                responses,
-                logprobs: &numbers.values,
-                old_logprobs: &old_logprobs,
-                advantages: &advantages,
-                coefficients: &corrected,
-            },
-        )?;
-        sums.policy_loss += surrogate.loss;
-        sums.ratios.merge(&surrogate.ratios);
-        let mut gradient = surrogate.gradient;
-        if let (KlPlacement::Loss { estimator, .. }, Some(reference)) =
-            (settings.kl, &experience.ref_logprobs)
-        {
-            let ref_logprobs = of(reference);
-            let tokens = KlTokens {
-                responses,
-                logprobs: &numbers.values,
-                ref_logprobs: &ref_logprobs,
-                coefficients: &plain,
-            };
-            let term = kl_loss(estimator, self.beta, &tokens)?;
-            gradient.iter_mut().zip(term.gradient).for_each(|(sum, kl)| *sum += kl);
-        }
-        let entropies = match &numbers.entropies {
-            Some(entropies) if config.entropy_coefficient > 0.0 => {
-                Some(entropy_bonus(config.entropy_coefficient, responses, entropies, &plain)?.gradient)
-            }
-            _ => None,
-        };
-        Ok(NumberGradients { values: gradient, entropies })
+/// Some samples of the experience as one sum over tokens.
+struct LossTokens<'a> {
+    collected: &'a Collected,
+    samples: &'a [usize],
+    /// `[samples]`.
+    lengths: Vec<usize>,
+    /// `c_it`, one sample after the other.
+    coefficients: Vec<f64>,
+}
+
+impl LossTokens<'_> {
+    fn responses(&self) -> FormulaResult<Responses<'_>> {
+        Responses::new(&self.lengths)
     }
 
-    /// The gradient of the value loss of `samples` in their values.
-    pub(crate) fn of_critic(
-        &self,
-        samples: &[usize],
-        totals: &Totals,
-        numbers: &Numbers,
-        sums: &mut Sums,
-    ) -> Result<NumberGradients, algo::Error> {
-        let Self { config, settings, experience, .. } = *self;
-        let of = |of_tokens: &[f32]| experience.gather(of_tokens, samples);
-        let lengths = experience.lengths_of(samples);
-        let responses = Responses::new(&lengths)?;
-        let weights: Vec<f32> = match config.critic_on {
-            SamplesOn::Filtered => samples.iter().map(|sample| experience.weights[*sample]).collect(),
-            SamplesOn::All => vec![1.0; samples.len()],
-        };
-        let plain = coefficients(settings.aggregation, totals, self.norm_tokens, responses, &weights)?;
-        let loss = value_loss(
-            config.value_clip.number(),
-            &ValueTokens {
-                responses,
-                values: &numbers.values,
-                old_values: &of(&experience.old_values),
-                returns: &of(&experience.returns),
-                coefficients: &plain,
-            },
-        )?;
-        sums.value_loss += loss.term.loss;
-        Ok(NumberGradients { values: loss.term.gradient, entropies: None })
-    }
-
-    /// How much of the returns the old values explain, over the samples the critic trains on.
-    pub(crate) fn explained_variance(&self) -> Result<Option<f64>, algo::Error> {
-        let samples = match self.config.critic_on {
-            SamplesOn::Filtered => self.experience.trained(),
-            SamplesOn::All => (0..self.experience.len()).collect(),
-        };
-        let lengths = self.experience.lengths_of(&samples);
-        let values = self.experience.gather(&self.experience.old_values, &samples);
-        let returns = self.experience.gather(&self.experience.returns, &samples);
-        Ok(ExplainedVariance::of_tokens(Responses::new(&lengths)?, &values, &returns)?.value())
+    /// Those places of a slice of all tokens that belong to these samples.
+    fn gather(&self, tokens: &[f32]) -> Vec<f32> {
+        self.collected.gather(tokens, self.samples)
     }
 }
 
+impl Losses<'_> {
+    /// The gradient of the policy's loss of `samples` in their log-probs (and entropies):
+    /// `L = L_clip + β L_KL − κ H`, the last two where the configuration has them.
+    ///
+    /// # Errors
+    /// Log-probs that are no numbers.
+    pub(crate) fn policy(
+        &self,
+        samples: &[usize],
+        totals: &Totals,
+        outputs: &HeadOutputs,
+        sums: &mut LossSums,
+    ) -> FormulaResult<HeadGradients> {
+        let weights = self.experience.samples.weights_of(samples);
+        let tokens = self.tokens(samples, totals, &weights)?;
+        let surrogate = self.surrogate(&tokens, &outputs.values)?;
+        sums.policy_loss += surrogate.loss;
+        sums.ratios.merge(&surrogate.ratios);
+        let mut grad_logprobs = surrogate.gradient;
+        if let Some(grad_kl) = self.kl_gradient(&tokens, &outputs.values)? {
+            grad_logprobs.iter_mut().zip(grad_kl).for_each(|(sum, kl)| *sum += kl);
+        }
+        let grad_entropies = self.entropy_gradient(&tokens, outputs)?;
+        Ok(HeadGradients { values: grad_logprobs, entropies: grad_entropies })
+    }
+
+    /// The gradient of the value loss of `samples` in their values:
+    /// `L = ½ Σ_it c_it max((V − R)², (clip(V, V_old ± ε) − R)²)`.
+    ///
+    /// # Errors
+    /// Values that are no numbers.
+    pub(crate) fn critic(
+        &self,
+        samples: &[usize],
+        targets: &CriticTargets,
+        totals: &Totals,
+        outputs: &HeadOutputs,
+    ) -> FormulaResult<CriticLoss> {
+        let weights = match self.config.critic_on {
+            SamplesOn::Filtered => self.experience.samples.weights_of(samples),
+            SamplesOn::All => vec![1.0; samples.len()],
+        };
+        let tokens = self.tokens(samples, totals, &weights)?;
+        let found = value_loss(
+            self.config.value_clip.number(),
+            &ValueTokens {
+                responses: tokens.responses()?,
+                values: &outputs.values,
+                old_values: &tokens.gather(&targets.old_values),
+                returns: &tokens.gather(&targets.returns),
+                coefficients: &tokens.coefficients,
+            },
+        )?;
+        Ok(CriticLoss {
+            loss: found.term.loss,
+            gradients: HeadGradients { values: found.term.gradient, entropies: None },
+        })
+    }
+
+    fn tokens<'a>(
+        &'a self,
+        samples: &'a [usize],
+        totals: &Totals,
+        weights: &[f32],
+    ) -> FormulaResult<LossTokens<'a>> {
+        let collected = &self.experience.samples;
+        let lengths = collected.lengths_of(samples);
+        let responses = Responses::new(&lengths)?;
+        let coefficients =
+            coefficients(self.settings.aggregation, totals, self.norm_tokens, responses, weights)?;
+        Ok(LossTokens { collected, samples, lengths, coefficients })
+    }
+
+    /// The clipped surrogate (PPO, arXiv 1707.06347, Eq. 7) or its successor, with off-policy corrections in its coefficients.
+    fn surrogate(&self, tokens: &LossTokens<'_>, logprobs: &[f32]) -> FormulaResult<PolicyLoss> {
+        let advantages = tokens.gather(&self.experience.advantages);
+        let coefficients = self.corrected(tokens, logprobs, &advantages)?;
+        policy_loss(
+            &self.settings.objective,
+            &PolicyTokens {
+                responses: tokens.responses()?,
+                logprobs,
+                old_logprobs: &tokens.gather(&self.experience.old_logprobs),
+                advantages: &advantages,
+                coefficients: &coefficients,
+            },
+        )
+    }
+
+    /// The coefficients of the surrogate: those of the minibatch times each token's weight for having been drawn by another
+    /// distribution.
+    fn corrected(
+        &self,
+        tokens: &LossTokens<'_>,
+        logprobs: &[f32],
+        advantages: &[f32],
+    ) -> FormulaResult<Vec<f64>> {
+        let responses = tokens.responses()?;
+        let mut coefficients = tokens.coefficients.clone();
+        if let Some(corrections) = &self.experience.corrections {
+            reweight(responses, &mut coefficients, &tokens.gather(corrections))?;
+        }
+        if let Bound::At(delta) = self.config.off_policy_delta {
+            let rollout_logprobs = tokens.gather(&tokens.collected.rollout_logprobs);
+            let means = response_means(responses, advantages);
+            let mask = off_policy_sequence_mask(delta, responses, &means, logprobs, &rollout_logprobs)?;
+            reweight(responses, &mut coefficients, &mask)?;
+        }
+        Ok(coefficients)
+    }
+
+    /// The gradient of `β Σ_it c_it k̂l_it` in the log-probs, where the KL is a term of the loss.
+    fn kl_gradient(&self, tokens: &LossTokens<'_>, logprobs: &[f32]) -> FormulaResult<Option<Vec<f32>>> {
+        let KlPlacement::Loss { estimator, .. } = self.settings.kl else { return Ok(None) };
+        let Some(reference) = &tokens.collected.ref_logprobs else { return Ok(None) };
+        let kl_tokens = KlTokens {
+            responses: tokens.responses()?,
+            logprobs,
+            ref_logprobs: &tokens.gather(reference),
+            coefficients: &tokens.coefficients,
+        };
+        Ok(Some(kl_loss(estimator, self.kl_coefficient, &kl_tokens)?.gradient))
+    }
+
+    /// The gradient of `−κ Σ_it c_it H_it` in the entropies, where there is a bonus.
+    fn entropy_gradient(
+        &self,
+        tokens: &LossTokens<'_>,
+        outputs: &HeadOutputs,
+    ) -> FormulaResult<Option<Vec<f32>>> {
+        let coefficient = self.config.entropy_coefficient;
+        match &outputs.entropies {
+            Some(entropies) if coefficient > 0.0 => {
+                let bonus = entropy_bonus(coefficient, tokens.responses()?, entropies, &tokens.coefficients)?;
+                Ok(Some(bonus.gradient))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// A micro-batch's value loss and its gradient.
+#[derive(Debug)]
+pub(crate) struct CriticLoss {
+    pub(crate) loss: f64,
+    pub(crate) gradients: HeadGradients,
+}
+
+/// How much of the returns the values before the update explain, `1 − Var(R − V_old) / Var(R)`, over the samples that the
+/// critic trains on. `None` where the returns do not vary.
+///
+/// # Errors
+/// Values or returns that are no numbers.
+pub(crate) fn explained_variance(
+    samples: &Collected,
+    critic_on: SamplesOn,
+    targets: &CriticTargets,
+) -> FormulaResult<Option<f64>> {
+    let measured = samples.named(critic_on);
+    let lengths = samples.lengths_of(&measured);
+    let values = samples.gather(&targets.old_values, &measured);
+    let returns = samples.gather(&targets.returns, &measured);
+    Ok(ExplainedVariance::of_tokens(Responses::new(&lengths)?, &values, &returns)?.value())
+}
+
 /// The mean over each response, `[responses]`.
-fn means(responses: Responses<'_>, of_tokens: &[f32]) -> Vec<f32> {
-    let mean = |span: std::ops::Range<usize>| {
-        let count = span.len().max(1) as f64;
-        (of_tokens[span].iter().map(|value| f64::from(*value)).sum::<f64>() / count) as f32
-    };
-    responses.spans().map(mean).collect()
+fn response_means(responses: Responses<'_>, tokens: &[f32]) -> Vec<f32> {
+    responses.spans().map(|span| mean(tokens, span)).collect()
+}
+
+fn mean(tokens: &[f32], span: Range<usize>) -> f32 {
+    let count = span.len().max(1) as f64;
+    (tokens[span].iter().map(|value| f64::from(*value)).sum::<f64>() / count) as f32
 }

@@ -2,130 +2,154 @@
 //!
 //! The first minibatch trains at the same weights. Its forward passes are kept for that, where there is room.
 
-use std::borrow::Cow;
-use std::collections::VecDeque;
-
 use model::LogprobOptions;
 
-use super::experience::Experience;
-use super::minibatch::{Division, Minibatch, Part};
+use super::experience::{Collected, Evaluated};
+use super::minibatch::{Minibatch, ModelMinibatch};
 use super::trainer::Trainer;
 use crate::error::Result;
-use crate::microbatch::{Microbatch, Plan};
-use crate::trainee::{Numbers, Passed, Request, Trainee};
+use crate::microbatch_split::MicrobatchSplit;
+use crate::ranks::Ranks;
+use crate::trainable_model::{ForwardPass, HeadOutputs, HeadRequest, TrainableModel};
 
-/// Forward passes that wait for their backward passes, one for each round of a plan from the first on.
-pub(super) type KeptPasses = VecDeque<Option<Passed>>;
-
-/// Those of the first minibatch: of all its rounds, or none.
-#[derive(Debug, Default)]
-pub(super) struct Kept {
-    pub(super) policy: KeptPasses,
-    pub(super) critic: KeptPasses,
+/// The forward passes of all samples through one model.
+struct Evaluation<'a> {
+    ranks: &'a Ranks,
+    model: &'a TrainableModel,
+    request: HeadRequest,
+    samples: &'a Collected,
+    /// The outputs so far, `[tokens]`; 0 where another rank computes.
+    values: Vec<f32>,
+    /// The entropies so far, `[tokens]`; 0 where another rank computes, or none are asked for.
+    entropies: Vec<f32>,
 }
 
-/// One model's part of every minibatch of the first pass.
-struct Parts<'a> {
-    trainee: &'a Trainee,
-    request: Request,
-    parts: Vec<&'a Part>,
+/// Tokens whose forward passes may still be kept: those of one micro-batch, over both models.
+struct KeepBudget {
+    tokens: usize,
+}
+
+/// What becomes of the forward passes of the first minibatch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FirstPasses {
+    /// They wait for their backward passes.
+    Kept,
+    /// They are made again.
+    Dropped,
 }
 
 impl Trainer {
-    /// Computes old log-probs, entropies and values, each rank its part. The micro-batches are those of the first pass, so that
-    /// the first minibatch sees ratios of exactly 1.
-    pub(super) fn prepare(&self, experience: &mut Experience, minibatches: &[Minibatch]) -> Result<Kept> {
+    /// Computes old log-probs, entropies and values, each rank its micro-batches. These are those of the first pass, so that
+    /// the first minibatch sees ratios of exactly 1; it is given its forward passes where they are kept.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, a rank that is lost.
+    pub(super) fn prepare(&self, samples: Collected, minibatches: &mut [Minibatch]) -> Result<Evaluated> {
+        let mut budget = KeepBudget { tokens: self.config.microbatch_tokens };
         let options = LogprobOptions { temperature: self.temperature, entropy: true };
-        let mut logprobs = vec![0.0; experience.old_logprobs.len()];
-        let (mut entropies, mut values) = (logprobs.clone(), logprobs.clone());
-        let mut kept = Kept::default();
-        let mut room = self.config.microbatch_tokens;
-        let policy = Parts {
-            trainee: &self.policy,
-            request: Request::Logprobs(options),
-            parts: minibatches.iter().map(|minibatch| &minibatch.policy).collect(),
-        };
-        kept.policy = self.pass(&policy, experience, &mut room, |samples, numbers| {
-            experience.scatter(&mut logprobs, samples, &numbers.values);
-            experience.scatter(&mut entropies, samples, numbers.entropies.as_deref().unwrap_or_default());
-        })?;
-        if let Some(trainee) = &self.critic {
-            let parts = minibatches.iter().map(|minibatch| &minibatch.critic).collect();
-            let critic = Parts { trainee, request: Request::Scalars, parts };
-            kept.critic = self.pass(&critic, experience, &mut room, |samples, numbers| {
-                experience.scatter(&mut values, samples, &numbers.values);
-            })?;
+        let mut policy = self.evaluation(&self.policy, HeadRequest::Logprobs(options), &samples);
+        let policy_minibatches = minibatches.iter_mut().map(|minibatch| &mut minibatch.policy).collect();
+        self.evaluate(&mut policy, policy_minibatches, &mut budget)?;
+        let (mut old_logprobs, mut old_entropies) = (policy.values, policy.entropies);
+        let mut old_values = None;
+        if let Some(critic) = &self.critic {
+            let mut critic = self.evaluation(critic, HeadRequest::Scalars, &samples);
+            let critic_minibatches = minibatches.iter_mut().map(|minibatch| &mut minibatch.critic).collect();
+            self.evaluate(&mut critic, critic_minibatches, &mut budget)?;
+            old_values = Some(critic.values);
         }
-        self.ranks.complete(&mut [&mut logprobs, &mut entropies, &mut values])?;
-        (experience.old_logprobs, experience.old_entropies, experience.old_values) =
-            (logprobs, entropies, values);
-        Ok(kept)
+        self.ranks.complete(&mut old_logprobs)?;
+        self.ranks.complete(&mut old_entropies)?;
+        if let Some(values) = &mut old_values {
+            self.ranks.complete(values)?;
+        }
+        Ok(Evaluated { samples, old_logprobs, old_entropies, old_values })
     }
 
-    /// Passes all samples forward and returns the passes of the first minibatch, where they are kept.
-    fn pass(
+    fn evaluation<'a>(
+        &'a self,
+        model: &'a TrainableModel,
+        request: HeadRequest,
+        samples: &'a Collected,
+    ) -> Evaluation<'a> {
+        let zeros = vec![0.0; samples.tokens()];
+        Evaluation { ranks: &self.ranks, model, request, samples, values: zeros.clone(), entropies: zeros }
+    }
+
+    /// Passes all samples forward: those of the minibatches, and those that are in none of them.
+    fn evaluate(
         &self,
-        model: &Parts<'_>,
-        experience: &Experience,
-        room: &mut usize,
-        mut take: impl FnMut(&[usize], &Numbers),
-    ) -> Result<KeptPasses> {
-        let Parts { trainee, request, ref parts } = *model;
-        let keep = model.reserve(experience, room);
-        let mut kept = KeptPasses::new();
-        for (number, plan) in self.plans(parts, experience).iter().enumerate() {
-            for samples in plan.of_rank(self.ranks.rank()) {
-                let microbatch = microbatch(trainee, experience, samples)?;
-                if keep && number == 0 {
-                    let passed = trainee.forward(&self.ranks, microbatch, request)?;
-                    if let Some(passed) = &passed {
-                        take(samples, &passed.numbers);
-                    }
-                    kept.push_back(passed);
-                } else if let Some(numbers) = trainee.infer(&self.ranks, microbatch, request)? {
-                    take(samples, &numbers);
-                }
-            }
-        }
-        Ok(kept)
-    }
-
-    /// Divisions that cover every sample: those of the minibatches, and one of the samples that are in none of them.
-    fn plans<'a>(&self, parts: &[&'a Part], experience: &Experience) -> Vec<Cow<'a, Plan>> {
-        let mut plans: Vec<Cow<'a, Plan>> = parts.iter().map(|part| Cow::Borrowed(&part.plan)).collect();
-        let mut is_covered = vec![false; experience.len()];
-        for sample in plans.iter().flat_map(|plan| plan.items()) {
+        evaluation: &mut Evaluation<'_>,
+        minibatches: Vec<&mut ModelMinibatch>,
+        budget: &mut KeepBudget,
+    ) -> Result<()> {
+        let mut is_covered = vec![false; evaluation.samples.len()];
+        for sample in minibatches.iter().flat_map(|minibatch| minibatch.split.indices()) {
             is_covered[sample] = true;
         }
-        let rest = (0..experience.len()).filter(|sample| !is_covered[*sample]);
-        let division = Division { config: &self.config, world_size: self.ranks.world_size() };
-        plans.push(Cow::Owned(division.plan(experience, rest)));
-        plans
+        let rest = (0..is_covered.len()).filter(|sample| !is_covered[*sample]);
+        let rest = self.split(evaluation.samples, rest);
+
+        let mut minibatches = minibatches.into_iter();
+        if let Some(first) = minibatches.next() {
+            match evaluation.first_passes(&first.split, budget) {
+                FirstPasses::Kept => first.kept = evaluation.forward(&first.split)?,
+                FirstPasses::Dropped => evaluation.infer(&first.split)?,
+            }
+        }
+        for minibatch in minibatches {
+            evaluation.infer(&minibatch.split)?;
+        }
+        evaluation.infer(&rest)
     }
 }
 
-impl Parts<'_> {
-    /// Takes the room that the first minibatch's passes need, if it is there and they can be kept: what is kept of both models
-    /// stays within the tokens of one micro-batch. Says the same on every rank.
-    fn reserve(&self, experience: &Experience, room: &mut usize) -> bool {
-        let Some(first) = self.parts.first().filter(|_| self.trainee.keeps_graphs()) else { return false };
-        let tokens = first.plan.most_of_a_rank(|sample| experience.sequences[sample].tokens());
-        let left = room.checked_sub(tokens);
-        *room = left.unwrap_or(*room);
-        left.is_some()
+impl Evaluation<'_> {
+    /// Whether the first minibatch's passes are kept: if the model keeps graphs, and there is room for all of them. Says the
+    /// same on every rank.
+    fn first_passes(&self, split: &MicrobatchSplit, budget: &mut KeepBudget) -> FirstPasses {
+        if !self.model.keeps_graphs() {
+            return FirstPasses::Dropped;
+        }
+        let needed = split.max_rank_tokens(|sample| self.samples.sequences[sample].tokens());
+        match budget.tokens.checked_sub(needed) {
+            Some(left) => {
+                budget.tokens = left;
+                FirstPasses::Kept
+            }
+            None => FirstPasses::Dropped,
+        }
     }
-}
 
-/// Samples as a micro-batch; `None` without any.
-pub(super) fn microbatch(
-    trainee: &Trainee,
-    experience: &Experience,
-    samples: &[usize],
-) -> Result<Option<Microbatch>> {
-    if samples.is_empty() {
-        return Ok(None);
+    /// Computes the outputs of this rank's micro-batches alone.
+    fn infer(&mut self, split: &MicrobatchSplit) -> Result<()> {
+        for samples in split.of_rank(self.ranks.rank()) {
+            let microbatch = self.samples.microbatch(samples, self.model)?;
+            if let Some(outputs) = self.model.infer(self.ranks, microbatch, self.request)? {
+                self.note(samples, &outputs);
+            }
+        }
+        Ok(())
     }
-    let sequences: Vec<_> = samples.iter().map(|sample| &experience.sequences[*sample]).collect();
-    let name = |at: usize| format!("rollout {}", experience.ids[samples[at]]);
-    Microbatch::new(&sequences, trainee.config(), trainee.device(), name).map(Some)
+
+    /// Computes the outputs of this rank's micro-batches and returns their forward passes, one for each round.
+    fn forward(&mut self, split: &MicrobatchSplit) -> Result<Vec<Option<ForwardPass>>> {
+        let mut passes = Vec::new();
+        for samples in split.of_rank(self.ranks.rank()) {
+            let microbatch = self.samples.microbatch(samples, self.model)?;
+            let pass = self.model.forward(self.ranks, microbatch, self.request)?;
+            if let Some(pass) = &pass {
+                self.note(samples, &pass.outputs);
+            }
+            passes.push(pass);
+        }
+        Ok(passes)
+    }
+
+    fn note(&mut self, samples: &[usize], outputs: &HeadOutputs) {
+        self.samples.scatter(&mut self.values, samples, &outputs.values);
+        if let Some(entropies) = &outputs.entropies {
+            self.samples.scatter(&mut self.entropies, samples, entropies);
+        }
+    }
 }

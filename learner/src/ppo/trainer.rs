@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 
 use algo::KlController;
 use collective::ProcessGroup;
-use model::{Head, LoadOptions, Model, ModelConfig, ScalarInit};
+use model::{ModelConfig, ScalarInit};
 use tch::{Device, Tensor};
 use types::link::learner::RecentSteps;
 use types::{BatchId, PolicyVersion, Sampling};
 
 use crate::config::{PpoConfig, Settings};
 use crate::error::{Error, Result};
+use crate::model_folder::{load, load_policy, with_scalar_head};
 use crate::ranks::Ranks;
-use crate::trainee::{Trainee, TraineeOptions};
+use crate::trainable_model::{LoraInit, TrainableModel, TrainableModelOptions};
 
 /// Where the critic comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,8 +44,8 @@ pub struct Trainer {
     pub(crate) config: PpoConfig,
     pub(crate) settings: Settings,
     pub(crate) ranks: Ranks,
-    pub(crate) policy: Trainee,
-    pub(crate) critic: Option<Trainee>,
+    pub(crate) policy: TrainableModel,
+    pub(crate) critic: Option<TrainableModel>,
     /// Whose tokenizer files go with the policy.
     pub(crate) policy_folder: PathBuf,
     pub(crate) controller: KlController,
@@ -67,9 +68,9 @@ impl Trainer {
             Ok(settings) if problems.is_empty() => settings,
             _ => return Err(Error::Config { problems }),
         };
-        let ranks = group.map_or_else(Ranks::alone, Ranks::of);
+        let ranks = Ranks::of(group);
         ranks.agree("configuration", format!("{ppo:?}").as_bytes())?;
-        let mut options = TraineeOptions {
+        let mut options = TrainableModelOptions {
             kind: ppo.dtype.kind(),
             device,
             zero_stage: ppo.zero_stage,
@@ -77,23 +78,22 @@ impl Trainer {
             offload_optimizer: ppo.offload_optimizer,
             lora: None,
         };
-        let loaded = load(&folder)?;
-        require_head(&loaded, Head::Causal, ("policy", "a *ForCausalLM"))?;
+        let loaded = load_policy(&folder)?;
         let critic = match (ppo.needs_critic(), critic) {
             (false, _) => None,
-            (true, CriticSource::Policy) => Some(scalar(&loaded)),
-            (true, CriticSource::Folder(path)) => Some(scalar(&load(&path)?)),
+            (true, CriticSource::Policy) => Some(with_scalar_head(&loaded, ScalarInit::Zero)),
+            (true, CriticSource::Folder(path)) => Some(with_scalar_head(&load(&path)?, ScalarInit::Zero)),
         };
         let critic = match critic {
             None => None,
-            Some((config, weights)) => {
-                agree(&ranks, "critic weights", &weights)?;
-                Some(Trainee::new("critic", (config, &weights), &ranks, &options))
+            Some(start) => {
+                agree(&ranks, "critic weights", &start.weights)?;
+                Some(TrainableModel::new("critic", start.config, &start.weights, &ranks, &options))
             }
         };
-        options.lora = ppo.lora.clone().map(|lora| (lora, ppo.seed));
+        options.lora = ppo.lora.clone().map(|config| LoraInit { config, seed: ppo.seed });
         agree(&ranks, "policy weights", &loaded.weights)?;
-        let policy = Trainee::new("policy", (loaded.config, &loaded.weights), &ranks, &options);
+        let policy = TrainableModel::new("policy", loaded.config, &loaded.weights, &ranks, &options);
         Ok(Self {
             controller: settings.controller(),
             config: ppo,
@@ -154,7 +154,7 @@ impl Trainer {
 
     /// The critic's shape, where there is one.
     pub fn critic_config(&self) -> Option<&ModelConfig> {
-        self.critic.as_ref().map(Trainee::config)
+        self.critic.as_ref().map(TrainableModel::config)
     }
 
     /// The folder whose tokenizer and generation files belong to the policy.
@@ -179,23 +179,6 @@ impl Trainer {
     pub fn critic_flats(&self) -> Result<Option<Vec<Tensor>>> {
         self.critic.as_ref().map(|critic| critic.flats(&self.ranks)).transpose()
     }
-}
-
-fn load(folder: &Path) -> Result<Model> {
-    Ok(model::folder::load(folder, &LoadOptions::default())?)
-}
-
-fn require_head(model: &Model, head: Head, (role, wanted): (&'static str, &'static str)) -> Result<()> {
-    if model.config.head == head {
-        return Ok(());
-    }
-    let found = model.config.architecture.class(model.config.head);
-    Err(Error::Head { path: model.path.clone(), found, role, wanted })
-}
-
-/// The model with a scalar head: its own, or one of zeros.
-fn scalar(model: &Model) -> (ModelConfig, model::Weights) {
-    model.weights.with_scalar_head(&model.config, ScalarInit::Zero)
 }
 
 /// Checks that every rank starts from the same weights.

@@ -1,6 +1,6 @@
 //! Configurations of the supervised objectives. Unknown keys are refused; `problems()` lists everything that is wrong.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use algo::{Aggregation, Kto, PreferenceObjective};
 use model::Architecture;
@@ -107,6 +107,22 @@ impl TrainingConfig {
     }
 }
 
+/// The sections that every objective has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TrainingSections<'a> {
+    pub(crate) training: &'a TrainingConfig,
+    pub(crate) optimizer: &'a OptimizerConfig,
+    pub(crate) execution: &'a ExecutionConfig,
+}
+
+impl TrainingSections<'_> {
+    fn check(&self, problems: &mut Problems) {
+        problems.section("training", self.training.problems());
+        problems.section("optimizer", self.optimizer.problems());
+        problems.section("execution", self.execution.problems());
+    }
+}
+
 /// Supervised fine-tuning: `{"prompt", "response"}`, `{"messages"}` (the last one is learnt) or `{"prompt_tokens",
 /// "response_tokens"}` a line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -152,15 +168,21 @@ impl SftConfig {
     /// Everything that makes the values unusable.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
-        paths(&mut problems, (&self.data, &self.output));
+        check_paths(&mut problems, &self.data, &self.output);
         problems.check(self.model.is_some() != self.init.is_some(), || {
             "model and init: give exactly one, a folder or a new network".to_owned()
         });
         if let Some(init) = &self.init {
             problems.section("init", init.problems());
         }
-        sections(&mut problems, &self.training, &self.optimizer, &self.execution);
+        self.sections().check(&mut problems);
         problems.into_list()
+    }
+
+    /// How training goes.
+    pub(crate) fn sections(&self) -> TrainingSections<'_> {
+        let Self { training, optimizer, execution, .. } = self;
+        TrainingSections { training, optimizer, execution }
     }
 }
 
@@ -203,13 +225,19 @@ impl RewardModelConfig {
     /// Everything that makes the values unusable.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
-        paths(&mut problems, (&self.data, &self.output));
+        check_paths(&mut problems, &self.data, &self.output);
         problems.check(!self.model.as_os_str().is_empty(), || "model is missing: name a folder".to_owned());
         problems.check(self.execution.lora.is_none(), || {
             "execution.lora is set, but a reward model trains all its weights".to_owned()
         });
-        sections(&mut problems, &self.training, &self.optimizer, &self.execution);
+        self.sections().check(&mut problems);
         problems.into_list()
+    }
+
+    /// How training goes.
+    pub(crate) fn sections(&self) -> TrainingSections<'_> {
+        let Self { training, optimizer, execution, .. } = self;
+        TrainingSections { training, optimizer, execution }
     }
 }
 
@@ -291,24 +319,27 @@ impl PreferenceConfig {
     /// Everything that makes the values unusable.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
-        paths(&mut problems, (&self.data, &self.output));
+        check_paths(&mut problems, &self.data, &self.output);
         problems.check(!self.model.as_os_str().is_empty(), || "model is missing: name a folder".to_owned());
-        for (key, value) in [("beta", self.beta), ("tau", self.tau)] {
-            problems.check(value.is_finite() && value > 0.0, || {
-                format!("{key} is {value}, must be a positive number")
-            });
-        }
+        problems.above_zero("beta", self.beta);
+        problems.above_zero("tau", self.tau);
         problems.check((0.0..0.5).contains(&self.label_smoothing), || {
             format!("label_smoothing is {}, must be from 0 to below 0.5", self.label_smoothing)
         });
         problems.not_negative("desirable_weight", self.desirable_weight);
         problems.not_negative("undesirable_weight", self.undesirable_weight);
-        sections(&mut problems, &self.training, &self.optimizer, &self.execution);
+        self.sections().check(&mut problems);
         problems.into_list()
     }
 
+    /// How training goes.
+    pub(crate) fn sections(&self) -> TrainingSections<'_> {
+        let Self { training, optimizer, execution, .. } = self;
+        TrainingSections { training, optimizer, execution }
+    }
+
     /// The loss on pairs; `None` for KTO.
-    pub(crate) fn of_pairs(&self) -> Option<PreferenceObjective> {
+    pub(crate) fn pair_objective(&self) -> Option<PreferenceObjective> {
         let Self { beta, label_smoothing, tau, length_average, .. } = *self;
         match self.objective {
             PreferenceLoss::Dpo => Some(PreferenceObjective::Dpo { beta }),
@@ -325,22 +356,11 @@ impl PreferenceConfig {
     }
 }
 
-fn paths(problems: &mut Problems, (data, output): (&std::path::Path, &std::path::Path)) {
+fn check_paths(problems: &mut Problems, data: &Path, output: &Path) {
     problems.check(!data.as_os_str().is_empty(), || "data is missing: name a file of JSON lines".to_owned());
     problems.check(!output.as_os_str().is_empty(), || "output is missing: name a folder to write".to_owned());
     problems.check(
         !output.exists() || output.read_dir().is_ok_and(|mut entries| entries.next().is_none()),
         || format!("output {} is there already; remove it or name another", output.display()),
     );
-}
-
-fn sections(
-    problems: &mut Problems,
-    training: &TrainingConfig,
-    optimizer: &OptimizerConfig,
-    execution: &ExecutionConfig,
-) {
-    problems.section("training", training.problems());
-    problems.section("optimizer", optimizer.problems());
-    problems.section("execution", execution.problems());
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::config::TrainingConfig;
-use super::source::TextEncoder;
+use super::report::ExampleCounts;
+use super::text_encoder::TextEncoder;
 use crate::error::{Error, Result};
 use crate::lines;
 
@@ -21,7 +22,7 @@ pub(crate) struct Answer {
 
 /// Two responses to one prompt, the first preferred.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Pair {
+pub(crate) struct PreferencePair {
     pub(crate) chosen: Answer,
     pub(crate) rejected: Answer,
     /// How much better the first is known to be.
@@ -30,15 +31,15 @@ pub(crate) struct Pair {
 
 /// A response that is wanted or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Labelled {
+pub(crate) struct LabelledAnswer {
     pub(crate) answer: Answer,
     pub(crate) desirable: bool,
 }
 
-/// A line, whatever the objective; each takes the fields it needs.
+/// The fields that a line may have, whatever the objective; each takes those it needs.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Line {
+pub(crate) struct ExampleLine {
     prompt: Option<String>,
     response: Option<String>,
     messages: Option<Vec<Value>>,
@@ -52,163 +53,215 @@ struct Line {
     label: Option<bool>,
 }
 
-type Problem<T> = std::result::Result<T, String>;
+/// What is wrong with a line.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExampleError {
+    /// It is no prompt with a response.
+    #[error("must have prompt and response, messages, or prompt_tokens and response_tokens")]
+    NoAnswer,
+    /// It is no pair.
+    #[error("must have prompt, chosen and rejected, or the three with _tokens")]
+    NoPair,
+    /// It does not say whether the response is wanted.
+    #[error("has no label (true or false)")]
+    NoLabel,
+    /// Its margin cannot be subtracted.
+    #[error("margin is {0}, must be a finite number")]
+    Margin(f32),
+    /// It needs a tokenizer.
+    #[error("is text, but the model's folder has no tokenizer.json")]
+    NoTokenizer,
+    /// It needs a chat template.
+    #[error("has messages, but the model has no chat template")]
+    NoChatTemplate,
+    /// Its list of messages is empty.
+    #[error("has no messages")]
+    NoMessages,
+    /// Its last message is nothing that a model is to learn to say.
+    #[error("its last message is not the assistant's")]
+    NotAssistant,
+    /// The template says something else before a response than without it.
+    #[error("the chat template does not continue its own prompt, so that the response cannot be told apart")]
+    TemplateChangesPrompt,
+    /// A response without a prompt: no row predicts its first token.
+    #[error("its prompt has no tokens")]
+    EmptyPrompt,
+    /// A prompt without a response.
+    #[error("its response has no tokens")]
+    EmptyResponse,
+    /// The tokenizer refused.
+    #[error(transparent)]
+    Tokenizer(#[from] model::tokenizer::Error),
+    /// The chat template refused.
+    #[error(transparent)]
+    Chat(#[from] model::chat::Error),
+}
 
-/// Reads examples.
+/// What an objective reads of a line.
+pub(crate) trait Example: Sized {
+    /// The example of a line.
+    ///
+    /// # Errors
+    /// Fields that are missing or cannot be used.
+    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> std::result::Result<Self, ExampleError>;
+
+    /// Tokens of its longest sequence.
+    fn tokens(&self) -> usize;
+}
+
+/// Reads files of examples.
 #[derive(Debug)]
-pub(crate) struct Reader<'a> {
+pub(crate) struct ExampleReader<'a> {
     pub(crate) encoder: Option<&'a TextEncoder>,
     pub(crate) training: &'a TrainingConfig,
 }
 
-/// Examples of a file, and how many were longer than allowed.
+/// Examples of a file.
 #[derive(Debug)]
 pub(crate) struct Examples<T> {
     pub(crate) examples: Vec<T>,
+    /// How many more were longer than allowed.
     pub(crate) too_long: usize,
 }
 
-impl Reader<'_> {
-    /// Responses to learn.
-    pub(crate) fn answers(&self, path: &Path) -> Result<Examples<Answer>> {
-        self.read(path, |reader, line| reader.answer(line), |answer| answer.tokens())
+impl<T> Examples<T> {
+    pub(crate) fn counts(&self) -> ExampleCounts {
+        ExampleCounts { used: self.examples.len(), too_long: self.too_long }
     }
+}
 
-    /// Pairs.
-    pub(crate) fn pairs(&self, path: &Path) -> Result<Examples<Pair>> {
-        let longest = |pair: &Pair| pair.chosen.tokens().max(pair.rejected.tokens());
-        self.read(path, |reader, line| reader.pair(line), longest)
-    }
-
-    /// Labelled responses.
-    pub(crate) fn labelled(&self, path: &Path) -> Result<Examples<Labelled>> {
-        let parse = |reader: &Self, line: Line| {
-            let desirable = line.label.ok_or("has no label (true or false)")?;
-            Ok(Labelled { answer: reader.answer(line)?, desirable })
-        };
-        self.read(path, parse, |labelled| labelled.answer.tokens())
-    }
-
-    fn read<T>(
-        &self,
-        path: &Path,
-        parse: impl Fn(&Self, Line) -> Problem<T>,
-        tokens: impl Fn(&T) -> usize,
-    ) -> Result<Examples<T>> {
+impl ExampleReader<'_> {
+    /// Reads the examples of a file. Those longer than allowed are left out, and counted.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a line that is no example, a file without any that is short enough.
+    pub(crate) fn read<T: Example>(&self, path: &Path) -> Result<Examples<T>> {
+        let max_length = self.training.max_length;
         let mut found = Examples { examples: Vec::new(), too_long: 0 };
-        lines::read(path, |line: Line| {
-            let example = parse(self, line)?;
-            if tokens(&example) > self.training.max_length {
+        lines::read(path, |line: ExampleLine| {
+            let example = T::parse(self, line)?;
+            if example.tokens() > max_length {
                 found.too_long += 1;
             } else {
                 found.examples.push(example);
             }
-            Ok(())
+            Ok::<(), ExampleError>(())
         })?;
         if found.too_long > 0 {
-            warn!(
-                path = %path.display(), too_long = found.too_long, max_length = self.training.max_length,
-                "examples left out"
-            );
+            warn!(path = %path.display(), too_long = found.too_long, max_length, "examples left out");
         }
         if found.examples.is_empty() {
-            let problem = format!("no example of at most {} tokens in the file", self.training.max_length);
-            return Err(Error::Line { path: path.to_owned(), line: 1, problem });
+            return Err(Error::line(
+                path,
+                1,
+                format!("no example of at most {max_length} tokens in the file"),
+            ));
         }
         Ok(found)
     }
 
-    fn answer(&self, line: Line) -> Problem<Answer> {
-        match line {
-            Line { prompt_tokens: Some(prompt), response_tokens: Some(response), .. } => {
-                Answer::of(prompt, response)
-            }
-            Line { messages: Some(messages), .. } => self.chat(&messages),
-            Line { prompt: Some(prompt), response: Some(response), .. } => {
-                Answer::of(self.prompt(&prompt)?, self.response(&response)?)
-            }
-            _ => {
-                Err("must have prompt and response, messages, or prompt_tokens and response_tokens"
-                    .to_owned())
-            }
-        }
+    fn encoder(&self) -> std::result::Result<&TextEncoder, ExampleError> {
+        self.encoder.ok_or(ExampleError::NoTokenizer)
     }
 
-    fn pair(&self, line: Line) -> Problem<Pair> {
-        let margin = line.margin.unwrap_or(0.0);
-        let (prompt, chosen, rejected) = match line {
-            Line {
-                prompt_tokens: Some(prompt),
-                chosen_tokens: Some(chosen),
-                rejected_tokens: Some(rejected),
-                ..
-            } => (prompt, chosen, rejected),
-            Line { prompt: Some(prompt), chosen: Some(chosen), rejected: Some(rejected), .. } => {
-                (self.prompt(&prompt)?, self.response(&chosen)?, self.response(&rejected)?)
-            }
-            _ => {
-                return Err("must have prompt, chosen and rejected, or the three with _tokens".to_owned());
-            }
-        };
-        if !margin.is_finite() {
-            return Err(format!("margin is {margin}, must be a finite number"));
-        }
-        Ok(Pair {
-            chosen: Answer::of(prompt.clone(), chosen)?,
-            rejected: Answer::of(prompt, rejected)?,
-            margin,
-        })
+    /// The tokens of a prompt, as the actors encode it.
+    fn prompt(&self, text: &str) -> std::result::Result<Vec<u32>, ExampleError> {
+        Ok(self.encoder()?.tokenizer.encode(text, true)?)
     }
 
-    fn encoder(&self) -> Problem<&TextEncoder> {
-        self.encoder.ok_or_else(|| "is text, but the model's folder has no tokenizer.json".to_owned())
-    }
-
-    /// As the actors encode a prompt.
-    fn prompt(&self, text: &str) -> Problem<Vec<u32>> {
-        self.encoder()?.tokenizer.encode(text, true).map_err(|error| error.to_string())
-    }
-
-    fn response(&self, text: &str) -> Problem<Vec<u32>> {
+    fn response(&self, text: &str) -> std::result::Result<Vec<u32>, ExampleError> {
         let encoder = self.encoder()?;
-        let mut tokens = encoder.tokenizer.encode(text, false).map_err(|error| error.to_string())?;
+        let mut tokens = encoder.tokenizer.encode(text, false)?;
         tokens.extend(encoder.eos);
         Ok(tokens)
     }
 
     /// The last message is the response to those before it.
-    fn chat(&self, messages: &[Value]) -> Problem<Answer> {
+    fn chat(&self, messages: &[Value]) -> std::result::Result<Answer, ExampleError> {
         let encoder = self.encoder()?;
-        let template = encoder.template.as_ref().ok_or("has messages, but the model has no chat template")?;
-        let render = |messages: &[Value], add_generation_prompt: bool| {
-            let request = ChatRequest { messages, add_generation_prompt, ..ChatRequest::default() };
-            template.render(&request).map_err(|error| error.to_string())
-        };
-        let Some((last, before)) = messages.split_last() else { return Err("has no messages".to_owned()) };
+        let template = encoder.template.as_ref().ok_or(ExampleError::NoChatTemplate)?;
+        let (last, before) = messages.split_last().ok_or(ExampleError::NoMessages)?;
         if last.get("role").and_then(Value::as_str) != Some("assistant") {
-            return Err("its last message is not the assistant's".to_owned());
+            return Err(ExampleError::NotAssistant);
         }
-        let prompt = render(before, true)?;
-        let whole = render(messages, false)?;
-        let response = whole.strip_prefix(&prompt).ok_or(
-            "the chat template does not continue its own prompt, so that the response cannot be told apart",
-        )?;
-        let encode = |text: &str| encoder.tokenizer.encode(text, false).map_err(|error| error.to_string());
-        Answer::of(encode(&prompt)?, encode(response)?)
+        let prompt = ChatRequest { messages: before, add_generation_prompt: true, ..ChatRequest::default() };
+        let prompt = template.render(&prompt)?;
+        let whole = ChatRequest { messages, add_generation_prompt: false, ..ChatRequest::default() };
+        let whole = template.render(&whole)?;
+        let response = whole.strip_prefix(&prompt).ok_or(ExampleError::TemplateChangesPrompt)?;
+        let tokenizer = &encoder.tokenizer;
+        Answer::new(tokenizer.encode(&prompt, false)?, tokenizer.encode(response, false)?)
     }
 }
 
 impl Answer {
-    fn of(prompt: Vec<u32>, response: Vec<u32>) -> Problem<Self> {
-        match (prompt.is_empty(), response.is_empty()) {
-            (true, _) => Err("its prompt has no tokens".to_owned()),
-            (_, true) => Err("its response has no tokens".to_owned()),
-            (false, false) => Ok(Self { prompt, response }),
+    fn new(prompt: Vec<u32>, response: Vec<u32>) -> std::result::Result<Self, ExampleError> {
+        if prompt.is_empty() {
+            return Err(ExampleError::EmptyPrompt);
+        }
+        if response.is_empty() {
+            return Err(ExampleError::EmptyResponse);
+        }
+        Ok(Self { prompt, response })
+    }
+}
+
+impl Example for Answer {
+    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> std::result::Result<Self, ExampleError> {
+        match line {
+            ExampleLine { prompt_tokens: Some(prompt), response_tokens: Some(response), .. } => {
+                Self::new(prompt, response)
+            }
+            ExampleLine { messages: Some(messages), .. } => reader.chat(&messages),
+            ExampleLine { prompt: Some(prompt), response: Some(response), .. } => {
+                Self::new(reader.prompt(&prompt)?, reader.response(&response)?)
+            }
+            _ => Err(ExampleError::NoAnswer),
         }
     }
 
-    /// Prompt and response.
-    pub(crate) fn tokens(&self) -> usize {
+    fn tokens(&self) -> usize {
         self.prompt.len() + self.response.len()
+    }
+}
+
+impl Example for PreferencePair {
+    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> std::result::Result<Self, ExampleError> {
+        let margin = line.margin.unwrap_or(0.0);
+        let (prompt, chosen, rejected) = match line {
+            ExampleLine {
+                prompt_tokens: Some(prompt),
+                chosen_tokens: Some(chosen),
+                rejected_tokens: Some(rejected),
+                ..
+            } => (prompt, chosen, rejected),
+            ExampleLine { prompt: Some(prompt), chosen: Some(chosen), rejected: Some(rejected), .. } => {
+                (reader.prompt(&prompt)?, reader.response(&chosen)?, reader.response(&rejected)?)
+            }
+            _ => return Err(ExampleError::NoPair),
+        };
+        if !margin.is_finite() {
+            return Err(ExampleError::Margin(margin));
+        }
+        Ok(Self {
+            chosen: Answer::new(prompt.clone(), chosen)?,
+            rejected: Answer::new(prompt, rejected)?,
+            margin,
+        })
+    }
+
+    fn tokens(&self) -> usize {
+        self.chosen.tokens().max(self.rejected.tokens())
+    }
+}
+
+impl Example for LabelledAnswer {
+    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> std::result::Result<Self, ExampleError> {
+        let desirable = line.label.ok_or(ExampleError::NoLabel)?;
+        Ok(Self { answer: Answer::parse(reader, line)?, desirable })
+    }
+
+    fn tokens(&self) -> usize {
+        self.answer.tokens()
     }
 }

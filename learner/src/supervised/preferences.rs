@@ -1,124 +1,166 @@
 //! A policy from preferences without a reward model: DPO, cDPO, IPO on pairs, KTO on labelled responses.
 
+use std::path::Path;
+
 use model::LogprobOptions;
 
 use super::config::{PreferenceConfig, PreferenceLoss};
-use super::examples::{Labelled, Pair, Reader};
+use super::dataset::{Dataset, ExampleSequences};
+use super::examples::{Answer, ExampleReader, LabelledAnswer, PreferencePair};
 use super::objective::Objective;
-use super::report::{Progress, Report};
-use super::source::{Source, TextEncoder};
-use super::training::{Course, Items, Sections, Set, on_ranks_with_progress};
+use super::progress::{Progress, ProgressSink, on_ranks_with_progress};
+use super::report::{ExampleCounts, TrainingReport, TrainingResult};
+use super::text_encoder::TextEncoder;
+use super::training::{EvaluationSet, SupervisedTrainer};
 use crate::error::{Error, Result};
 use crate::microbatch::Sequence;
+use crate::model_folder::load_policy;
 use crate::ranks::Ranks;
-use crate::trainee::Request;
+use crate::trainable_model::HeadRequest;
+
+/// Preferences of a file: two sequences an example.
+#[derive(Debug)]
+struct Preferences {
+    examples: ExampleSequences,
+    /// For KTO, whether each example's response is wanted.
+    desirable: Vec<bool>,
+    counts: ExampleCounts,
+}
+
+/// What is trained on, and what is measured.
+struct PreferenceData {
+    training: Preferences,
+    held_out: Option<Preferences>,
+}
+
+/// The objectives on [`PreferenceData`].
+struct PreferenceObjectives {
+    training: Objective,
+    held_out: Option<Objective>,
+}
 
 /// Trains a policy on preferences, and writes its folder. The same seed gives the same weights.
 ///
 /// # Errors
 /// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then nothing is at
 /// `output`.
-pub fn dpo(config: &PreferenceConfig, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+pub fn dpo(config: &PreferenceConfig, progress: &mut dyn FnMut(Progress)) -> Result<TrainingReport> {
     let problems = config.problems();
     if !problems.is_empty() {
         return Err(Error::Config { problems });
     }
     let encoder = TextEncoder::load(&config.model, config.training.append_eos)?;
-    let reader = Reader { encoder: encoder.as_ref(), training: &config.training };
-    let data = Data::read(config, &reader, &config.data)?;
-    let held = config.eval_data.as_deref().map(|path| Data::read(config, &reader, path)).transpose()?;
-    let sections =
-        Sections { training: &config.training, optimizer: &config.optimizer, execution: &config.execution };
-    let request = Request::Logprobs(LogprobOptions::default());
-    let taught = on_ranks_with_progress(&config.execution, progress, |ranks, say| {
-        let source = Source::policy(&config.model)?;
-        let (mut ranks, mut objectives) = (ranks, Vec::new());
-        {
-            // The reference is gone before the policy's optimizer state is made.
-            let other = config.reference.as_deref().map(Source::policy).transpose()?;
-            let reference = other.as_ref().unwrap_or(&source);
-            let course = Course::new("reference", (ranks, reference), request, sections);
-            for data in [Some(&data), held.as_ref()].into_iter().flatten() {
-                objectives.push(data.objective(config, &course.summed_logprobs(&data.items)?));
-            }
-            ranks = course.into_ranks();
-        }
-        teach(config, (ranks, &source), (&data, held.as_ref()), &objectives, say)
-    })?;
-    Ok(Report::of(taught, (data.items.sequences.len() / 2, data.too_long), None))
+    let reader = ExampleReader { encoder: encoder.as_ref(), training: &config.training };
+    let training = Preferences::read(config, &reader, &config.data)?;
+    let held_out = match &config.eval_data {
+        Some(path) => Some(Preferences::read(config, &reader, path)?),
+        None => None,
+    };
+    let counts = training.counts;
+    let data = PreferenceData { training, held_out };
+    let result =
+        on_ranks_with_progress(&config.execution, progress, |ranks, sink| train(config, &data, ranks, sink))?;
+    Ok(TrainingReport::new(result, counts, None))
 }
 
-fn teach(
+/// Trains on one rank.
+fn train(
     config: &PreferenceConfig,
-    (ranks, source): (Ranks, &Source),
-    (data, held): (&Data, Option<&Data>),
-    objectives: &[Objective],
-    say: super::training::Say<'_>,
-) -> Result<super::training::Taught> {
-    let sections =
-        Sections { training: &config.training, optimizer: &config.optimizer, execution: &config.execution };
-    let request = Request::Logprobs(LogprobOptions::default());
-    let mut course = Course::new("policy", (ranks, source), request, sections);
-    let evaluation =
-        held.zip(objectives.get(1)).map(|(held, objective)| (Set { items: &held.items, objective }, true));
-    let taught = course.teach(Set { items: &data.items, objective: &objectives[0] }, evaluation, say)?;
-    course.save(source, &config.output, |_| {})?;
-    Ok(taught)
+    data: &PreferenceData,
+    ranks: &Ranks,
+    sink: ProgressSink<'_>,
+) -> Result<TrainingResult> {
+    let start = load_policy(&config.model)?;
+    // The reference is gone before the policy's optimizer state is made.
+    let objectives = match &config.reference {
+        Some(folder) => reference_objectives(config, data, ranks, &load_policy(folder)?)?,
+        None => reference_objectives(config, data, ranks, &start)?,
+    };
+    let mut trainer = SupervisedTrainer::new("policy", ranks, &start, request(), config.sections());
+    let training = Dataset { examples: &data.training.examples, objective: &objectives.training };
+    let evaluation = match (&data.held_out, &objectives.held_out) {
+        (Some(held_out), Some(objective)) => {
+            Some(EvaluationSet::HeldOut(Dataset { examples: &held_out.examples, objective }))
+        }
+        _ => None,
+    };
+    let result = trainer.train(training, evaluation, sink)?;
+    trainer.save(&config.output, &start.path, |_| {})?;
+    Ok(result)
 }
 
-/// Preferences of a file: two sequences an item.
-#[derive(Debug)]
-struct Data {
-    items: Items,
-    /// For KTO, whether each item's response is wanted.
-    desirable: Vec<bool>,
-    too_long: usize,
+/// The objectives, which know the reference's log-probs of every sequence.
+fn reference_objectives(
+    config: &PreferenceConfig,
+    data: &PreferenceData,
+    ranks: &Ranks,
+    reference: &model::Model,
+) -> Result<PreferenceObjectives> {
+    let reference = SupervisedTrainer::new("reference", ranks, reference, request(), config.sections());
+    let logprobs = reference.summed_logprobs(&data.training.examples)?;
+    let training = data.training.objective(config, &logprobs);
+    let held_out = match &data.held_out {
+        Some(held_out) => {
+            let logprobs = reference.summed_logprobs(&held_out.examples)?;
+            Some(held_out.objective(config, &logprobs))
+        }
+        None => None,
+    };
+    Ok(PreferenceObjectives { training, held_out })
 }
 
-impl Data {
-    fn read(config: &PreferenceConfig, reader: &Reader<'_>, path: &std::path::Path) -> Result<Self> {
+fn request() -> HeadRequest {
+    HeadRequest::Logprobs(LogprobOptions::default())
+}
+
+impl Preferences {
+    fn read(config: &PreferenceConfig, reader: &ExampleReader<'_>, path: &Path) -> Result<Self> {
         match config.objective {
             PreferenceLoss::Dpo | PreferenceLoss::Cdpo | PreferenceLoss::Ipo => {
-                let found = reader.pairs(path)?;
-                Ok(Self { items: of_pairs(&found.examples), desirable: Vec::new(), too_long: found.too_long })
+                let found = reader.read::<PreferencePair>(path)?;
+                let examples = pair_sequences(&found.examples);
+                Ok(Self { examples, desirable: Vec::new(), counts: found.counts() })
             }
             PreferenceLoss::Kto => {
-                let found = reader.labelled(path)?;
+                let found = reader.read::<LabelledAnswer>(path)?;
                 let desirable = found.examples.iter().map(|labelled| labelled.desirable).collect();
-                let items = of_labelled(&found.examples, config.training.max_length);
-                Ok(Self { items, desirable, too_long: found.too_long })
+                let examples = labelled_sequences(&found.examples, config.training.max_length);
+                Ok(Self { examples, desirable, counts: found.counts() })
             }
         }
     }
 
     /// The objective, given the reference's summed log-probs of every sequence.
-    fn objective(&self, config: &PreferenceConfig, reference: &[f32]) -> Objective {
-        let reference = reference.chunks(2).map(|pair| [pair[0], pair[1]]).collect();
-        match config.of_pairs() {
-            Some(objective) => Objective::Pairs { objective, reference },
+    fn objective(&self, config: &PreferenceConfig, logprobs: &[f32]) -> Objective {
+        let reference = logprobs.chunks(2).map(|pair| [pair[0], pair[1]]).collect();
+        match config.pair_objective() {
+            Some(objective) => Objective::Preferences { objective, reference },
             None => Objective::Labelled { kto: config.kto(), desirable: self.desirable.clone(), reference },
         }
     }
 }
 
-fn of_pairs(pairs: &[Pair]) -> Items {
-    let sequence = |answer: &super::examples::Answer| Sequence::response(&answer.prompt, &answer.response);
-    let sequences =
-        pairs.iter().flat_map(|pair| [sequence(&pair.chosen), sequence(&pair.rejected)]).collect();
-    Items { sequences, per_item: 2 }
+fn pair_sequences(pairs: &[PreferencePair]) -> ExampleSequences {
+    let sequences = pairs.iter().flat_map(|pair| [response(&pair.chosen), response(&pair.rejected)]);
+    ExampleSequences { sequences: sequences.collect(), per_example: 2 }
 }
 
-/// Each response, and for KTO's reference point the response to the next other prompt in the file behind the same prompt, cut
-/// to the longest sequence allowed.
-fn of_labelled(examples: &[Labelled], max_length: usize) -> Items {
+/// Each response, and for KTO's reference point the response to the next other prompt in the file behind the same prompt,
+/// shortened to the longest sequence allowed.
+fn labelled_sequences(examples: &[LabelledAnswer], max_length: usize) -> ExampleSequences {
     let count = examples.len();
-    let sequences = examples.iter().enumerate().flat_map(|(at, labelled)| {
+    let mut sequences = Vec::with_capacity(2 * count);
+    for (at, labelled) in examples.iter().enumerate() {
         let answer = &labelled.answer;
-        let others = (1..count).map(|ahead| &examples[(at + ahead) % count].answer);
-        let other = others.into_iter().find(|other| other.prompt != answer.prompt).unwrap_or(answer);
+        let mut others = (1..count).map(|ahead| &examples[(at + ahead) % count].answer);
+        let other = others.find(|other| other.prompt != answer.prompt).unwrap_or(answer);
         let room = (max_length - answer.prompt.len()).min(other.response.len());
-        let own = Sequence::response(&answer.prompt, &answer.response);
-        [own, Sequence::response(&answer.prompt, &other.response[..room])]
-    });
-    Items { sequences: sequences.collect(), per_item: 2 }
+        sequences.push(response(answer));
+        sequences.push(Sequence::response(&answer.prompt, &other.response[..room]));
+    }
+    ExampleSequences { sequences, per_example: 2 }
+}
+
+fn response(answer: &Answer) -> Sequence {
+    Sequence::response(&answer.prompt, &answer.response)
 }

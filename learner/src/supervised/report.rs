@@ -1,41 +1,9 @@
-//! What is said of training on examples, while it goes on and at its end.
+//! What is said of training on examples at its end.
 
 use std::fmt;
 
+use algo::Moments;
 use serde::Serialize;
-
-use super::training::Taught;
-
-/// Where training stands after an optimizer step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Progress {
-    /// Optimizer steps done.
-    pub step: u64,
-    /// Optimizer steps in all.
-    pub steps: u64,
-    /// The pass over the data, from 1.
-    pub epoch: usize,
-    /// Loss of this step's minibatch.
-    pub loss: f64,
-    /// Share of its pairs (or labelled responses) on the right side, for objectives that have one.
-    pub accuracy: Option<f64>,
-    /// Gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of this step.
-    pub lr: f64,
-    /// Tokens a second since training began.
-    pub tokens_per_second: f64,
-}
-
-impl fmt::Display for Progress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "epoch {}, loss {:.4}", self.epoch, self.loss)?;
-        if let Some(accuracy) = self.accuracy {
-            write!(f, ", accuracy {:.1} %", 100.0 * accuracy)?;
-        }
-        write!(f, ", lr {:.1e}, {:.0} tokens/s", self.lr, self.tokens_per_second)
-    }
-}
 
 /// The objective on a set of examples, without training on them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -63,7 +31,7 @@ pub struct ScoreStatistics {
 
 /// What came of training.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct TrainingReport {
     /// Examples or pairs trained on.
     pub examples: usize,
     /// Examples or pairs of the data that were longer than allowed.
@@ -82,19 +50,41 @@ pub struct Report {
     pub scores: Option<ScoreStatistics>,
 }
 
-impl Report {
-    /// Of a course over `examples`, besides which `too_long` were left out.
-    pub(crate) fn of(
-        taught: Taught,
-        (examples, too_long): (usize, usize),
+/// What training measured.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TrainingResult {
+    pub(crate) steps: u64,
+    pub(crate) tokens: u64,
+    pub(crate) seconds: f64,
+    /// Mean over the minibatches of the last pass.
+    pub(crate) loss: f64,
+    pub(crate) evaluations: Vec<Evaluation>,
+    /// Moments of the scores in the last evaluation.
+    pub(crate) scores: Moments,
+}
+
+/// What became of the examples of a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ExampleCounts {
+    /// Trained on.
+    pub(crate) used: usize,
+    /// Left out, longer than allowed.
+    pub(crate) too_long: usize,
+}
+
+impl TrainingReport {
+    pub(crate) fn new(
+        result: TrainingResult,
+        counts: ExampleCounts,
         scores: Option<ScoreStatistics>,
     ) -> Self {
-        let Taught { steps, tokens, seconds, loss, evaluations, .. } = taught;
+        let TrainingResult { steps, tokens, seconds, loss, evaluations, .. } = result;
+        let ExampleCounts { used: examples, too_long } = counts;
         Self { examples, too_long, steps, tokens, seconds, loss, evaluations, scores }
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for TrainingReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { examples, steps, loss, .. } = self;
         let rate = self.tokens as f64 / self.seconds.max(1e-9);
@@ -124,7 +114,7 @@ mod tests {
     fn a_line_says_what_matters() {
         let evaluation =
             Evaluation { epoch: 1, held_out: true, loss: 0.51, accuracy: Some(0.8), margin: Some(1.0) };
-        let report = Report {
+        let report = TrainingReport {
             examples: 10,
             too_long: 2,
             steps: 5,

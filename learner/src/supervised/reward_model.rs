@@ -8,14 +8,17 @@ use model::ScalarInit;
 use serde_json::json;
 
 use super::config::RewardModelConfig;
-use super::examples::{Pair, Reader};
+use super::dataset::{Dataset, ExampleSequences};
+use super::examples::{Answer, ExampleReader, PreferencePair};
 use super::objective::Objective;
-use super::report::{Progress, Report, ScoreStatistics};
-use super::source::{Source, TextEncoder};
-use super::training::{Course, Items, Sections, Set, on_ranks_with_progress};
+use super::progress::{Progress, on_ranks_with_progress};
+use super::report::{ScoreStatistics, TrainingReport};
+use super::text_encoder::TextEncoder;
+use super::training::{EvaluationSet, SupervisedTrainer};
 use crate::error::{Error, Result};
 use crate::microbatch::Sequence;
-use crate::trainee::Request;
+use crate::model_folder::{load, with_scalar_head};
+use crate::trainable_model::HeadRequest;
 
 /// The key of `config.json` under which the mean of the scores is stored.
 pub const REWARD_MEAN_KEY: &str = "sluice_reward_mean";
@@ -23,8 +26,14 @@ pub const REWARD_MEAN_KEY: &str = "sluice_reward_mean";
 /// The key of `config.json` under which the standard deviation of the scores is stored.
 pub const REWARD_STD_KEY: &str = "sluice_reward_std";
 
-/// Least standard deviation that is stored: equal scores have none, and the reward server divides by it.
-const LEAST_STD: f64 = 1e-6;
+/// The smallest standard deviation that is stored: equal scores have none, and the reward server divides by it.
+const STD_LIMIT: f64 = 1e-6;
+
+/// Pairs of a file and what is learnt from them.
+struct PairSet {
+    examples: ExampleSequences,
+    objective: Objective,
+}
 
 /// Trains a network with a scalar head to score chosen responses above rejected ones, and writes its folder. The same seed
 /// gives the same weights.
@@ -32,49 +41,60 @@ const LEAST_STD: f64 = 1e-6;
 /// # Errors
 /// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then nothing is at
 /// `output`.
-pub fn train_rm(config: &RewardModelConfig, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+pub fn train_rm(config: &RewardModelConfig, progress: &mut dyn FnMut(Progress)) -> Result<TrainingReport> {
     let problems = config.problems();
     if !problems.is_empty() {
         return Err(Error::Config { problems });
     }
     let encoder = TextEncoder::load(&config.model, config.training.append_eos)?;
-    let reader = Reader { encoder: encoder.as_ref(), training: &config.training };
-    let found = reader.pairs(&config.data)?;
-    let held = config.eval_data.as_deref().map(|path| reader.pairs(path)).transpose()?;
-    let (items, objective) = items(&found.examples);
-    let held = held.map(|held| self::items(&held.examples));
-    let sections =
-        Sections { training: &config.training, optimizer: &config.optimizer, execution: &config.execution };
-    let (taught, scores) = on_ranks_with_progress(&config.execution, progress, |ranks, say| {
-        let mut source = Source::load(&config.model)?;
+    let reader = ExampleReader { encoder: encoder.as_ref(), training: &config.training };
+    let pairs = reader.read::<PreferencePair>(&config.data)?;
+    let held_out = match &config.eval_data {
+        Some(path) => Some(PairSet::new(&reader.read::<PreferencePair>(path)?.examples)),
+        None => None,
+    };
+    let set = PairSet::new(&pairs.examples);
+    let result = on_ranks_with_progress(&config.execution, progress, |ranks, sink| {
         let init = ScalarInit::Normal { seed: config.training.seed };
-        (source.config, source.weights) = source.weights.with_scalar_head(&source.config, init);
-        let mut course = Course::new("reward model", (ranks, &source), Request::Scalars, sections);
-        let set = Set { items: &items, objective: &objective };
-        let evaluation = match &held {
-            Some((items, objective)) => (Set { items, objective }, true),
-            None => (set, false),
+        let start = with_scalar_head(&load(&config.model)?, init);
+        let request = HeadRequest::Scalars;
+        let mut trainer = SupervisedTrainer::new("reward model", ranks, &start, request, config.sections());
+        let evaluation = match &held_out {
+            Some(held_out) => EvaluationSet::HeldOut(held_out.dataset()),
+            None => EvaluationSet::TrainingSet(set.dataset()),
         };
-        let taught = course.teach(set, Some(evaluation), say)?;
-        let scores = statistics(&taught.scores);
-        course.save(&source, &config.output, |config| {
+        let result = trainer.train(set.dataset(), Some(evaluation), sink)?;
+        let scores = statistics(&result.scores);
+        trainer.save(&config.output, &start.path, |config| {
             config.source.insert(REWARD_MEAN_KEY.to_owned(), json!(scores.mean));
             config.source.insert(REWARD_STD_KEY.to_owned(), json!(scores.std));
         })?;
-        Ok((taught, scores))
+        Ok(result)
     })?;
-    Ok(Report::of(taught, (found.examples.len(), found.too_long), Some(scores)))
+    let scores = statistics(&result.scores);
+    Ok(TrainingReport::new(result, pairs.counts(), Some(scores)))
 }
 
 fn statistics(scores: &Moments) -> ScoreStatistics {
-    ScoreStatistics { mean: scores.mean(), std: scores.variance().sqrt().max(LEAST_STD) }
+    ScoreStatistics { mean: scores.mean(), std: scores.variance().sqrt().max(STD_LIMIT) }
 }
 
-fn items(pairs: &[Pair]) -> (Items, Objective) {
-    let last = |answer: &super::examples::Answer| {
-        Sequence::last([answer.prompt.as_slice(), &answer.response].concat())
-    };
-    let sequences = pairs.iter().flat_map(|pair| [last(&pair.chosen), last(&pair.rejected)]).collect();
-    let margins = pairs.iter().map(|pair| pair.margin).collect();
-    (Items { sequences, per_item: 2 }, Objective::Scores { margins })
+impl PairSet {
+    fn new(pairs: &[PreferencePair]) -> Self {
+        let sequences = pairs.iter().flat_map(|pair| [whole(&pair.chosen), whole(&pair.rejected)]).collect();
+        let margins = pairs.iter().map(|pair| pair.margin).collect();
+        Self {
+            examples: ExampleSequences { sequences, per_example: 2 },
+            objective: Objective::BradleyTerry { margins },
+        }
+    }
+
+    fn dataset(&self) -> Dataset<'_> {
+        Dataset { examples: &self.examples, objective: &self.objective }
+    }
+}
+
+/// Prompt and response, of which the last row is scored.
+fn whole(answer: &Answer) -> Sequence {
+    Sequence::last([answer.prompt.as_slice(), &answer.response].concat())
 }

@@ -1,239 +1,178 @@
-//! The loop that all supervised objectives share: passes over items, minibatches, micro-batches, AdamW.
+//! The loop that all supervised objectives share: passes over examples, minibatches, micro-batches, AdamW.
 //!
 //! Invariants:
-//! 1. What is trained depends on the items, the configuration and its seed, not on micro-batches; on the number of ranks
+//! 1. What is trained depends on the examples, the configuration and its seed, not on micro-batches; on the number of ranks
 //!    only by the rounding of sums.
-//! 2. Every rank has all items and makes the same divisions; numbers that decide anything are added up over the ranks.
-
-use std::path::Path;
-use std::sync::mpsc::sync_channel;
-use std::thread;
+//! 2. Every rank has all examples and splits them alike; numbers that decide anything are added up over the ranks.
 
 use algo::{Moments, Responses, Totals, kto_reference_point};
-use model::{ModelConfig, SaveOptions, Weights};
+use model::Model;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use tracing::info;
 
-use super::config::TrainingConfig;
-use super::objective::{Objective, Part, Sums, Whole, summed};
-use super::report::{Evaluation, Progress};
-use super::source::Source;
-use crate::config::{ExecutionConfig, OptimizerConfig};
-use crate::error::{Error, Result};
-use crate::microbatch::{Microbatch, Plan, Sequence};
+use super::config::{TrainingConfig, TrainingSections};
+use super::dataset::{Dataset, ExampleSequences, wanted_rows};
+use super::objective::{MinibatchTotals, Objective, ObjectiveInput, ObjectiveSums, summed};
+use super::progress::{Progress, ProgressSink};
+use super::report::{Evaluation, TrainingResult};
+use crate::config::LoraConfig;
+use crate::error::{Error, FormulaResult, Result};
+use crate::microbatch::{Microbatch, Sequence};
+use crate::microbatch_split::MicrobatchSplit;
+use crate::phase_timer::PhaseTimer;
 use crate::ranks::Ranks;
-use crate::stopwatch::Stopwatch;
-use crate::threads::{on_ranks, share_processors};
-use crate::trainee::{Numbers, Request, Trainee, TraineeOptions};
+use crate::trainable_model::{
+    HeadGradients, HeadOutputs, HeadRequest, LoraInit, MicrobatchPosition, TrainableModel,
+    TrainableModelOptions,
+};
 
-/// Progress that may wait for whoever listens.
-const PROGRESS: usize = 64;
-
-/// What training reports to; only rank 0 is heard.
-pub(crate) type Say<'a> = &'a dyn Fn(Progress);
-
-/// Items, each of equally many sequences.
+/// A network that learns from examples, on this rank.
 #[derive(Debug)]
-pub(crate) struct Items {
-    /// The first item's sequences, then the second's.
-    pub(crate) sequences: Vec<Sequence>,
-    /// Sequences of an item.
-    pub(crate) per_item: usize,
+pub(crate) struct SupervisedTrainer<'a> {
+    ranks: &'a Ranks,
+    model: TrainableModel,
+    request: HeadRequest,
+    sections: TrainingSections<'a>,
 }
 
-/// Items and what is learnt from them.
+/// What is measured after each pass.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Set<'a> {
-    pub(crate) items: &'a Items,
-    pub(crate) objective: &'a Objective,
+pub(crate) enum EvaluationSet<'a> {
+    /// Examples that are not trained on.
+    HeldOut(Dataset<'a>),
+    /// The examples that are trained on.
+    TrainingSet(Dataset<'a>),
 }
 
-/// The three sections that say how to train.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sections<'a> {
-    pub(crate) training: &'a TrainingConfig,
-    pub(crate) optimizer: &'a OptimizerConfig,
-    pub(crate) execution: &'a ExecutionConfig,
+/// What a pass over examples is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PassMode {
+    /// Gradients are added up for the optimizer.
+    Train,
+    /// The objective is computed.
+    Measure,
 }
 
-/// A network that learns from items, on this rank.
-#[derive(Debug)]
-pub(crate) struct Course<'a> {
-    ranks: Ranks,
-    trainee: Trainee,
-    request: Request,
-    sections: Sections<'a>,
-}
-
-/// What a course measured.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Taught {
-    pub(crate) steps: u64,
-    pub(crate) tokens: u64,
-    pub(crate) seconds: f64,
-    /// Mean over the minibatches of the last pass.
-    pub(crate) loss: f64,
-    pub(crate) evaluations: Vec<Evaluation>,
-    /// Moments of the scores in the last evaluation.
-    pub(crate) scores: Moments,
-}
-
-impl Items {
-    fn len(&self) -> usize {
-        self.sequences.len() / self.per_item
-    }
-
-    /// The first `count` sequences of each of these items.
-    fn of<'a>(&'a self, items: &'a [usize], count: usize) -> Vec<&'a Sequence> {
-        items.iter().flat_map(|item| self.sequences[item * self.per_item..].iter().take(count)).collect()
-    }
-
-    /// Items with the tokens of their first `count` sequences, for [`Plan`].
-    fn sizes(&self, items: &[usize], count: usize) -> Vec<(usize, usize)> {
-        let tokens = |item: usize| self.of(&[item], count).iter().map(|sequence| sequence.tokens()).sum();
-        items.iter().map(|item| (*item, tokens(*item))).collect()
-    }
-}
-
-impl Set<'_> {
-    /// Sequences of an item that gradients are taken of. KTO's second is only for the reference point.
-    fn learnt(&self) -> usize {
-        match self.objective {
-            Objective::Labelled { .. } => 1,
-            Objective::Likelihood { .. } | Objective::Scores { .. } | Objective::Pairs { .. } => {
-                self.items.per_item
-            }
-        }
-    }
-}
-
-impl<'a> Course<'a> {
-    /// A course for a network from `source`; `name` is what errors call it.
+impl<'a> SupervisedTrainer<'a> {
+    /// A trainer of the network `start`; `name` is what errors call it, `request` what the objective reads of its head.
     pub(crate) fn new(
         name: &'static str,
-        (ranks, source): (Ranks, &Source),
-        request: Request,
-        sections: Sections<'a>,
+        ranks: &'a Ranks,
+        start: &Model,
+        request: HeadRequest,
+        sections: TrainingSections<'a>,
     ) -> Self {
-        let Sections { training, execution, .. } = sections;
-        let options = TraineeOptions {
+        let TrainingSections { training, execution, .. } = sections;
+        let lora = execution.lora.clone().map(|config| LoraInit { config, seed: training.seed });
+        let options = TrainableModelOptions {
             kind: execution.dtype.kind(),
             device: execution.device.of_rank(ranks.rank()),
             zero_stage: execution.zero_stage,
             recompute: execution.recompute,
             offload_optimizer: execution.offload_optimizer,
-            lora: execution.lora.clone().map(|lora| (lora, training.seed)),
+            lora,
         };
-        let trainee = Trainee::new(name, (source.config.clone(), &source.weights), &ranks, &options);
-        Self { ranks, trainee, request, sections }
+        let model = TrainableModel::new(name, start.config.clone(), &start.weights, ranks, &options);
+        Self { ranks, model, request, sections }
     }
 
-    /// Its ranks, once it is over.
-    pub(crate) fn into_ranks(self) -> Ranks {
+    /// The network as it is now.
+    pub(crate) fn model(&self) -> &TrainableModel {
+        &self.model
+    }
+
+    /// The ranks that train together.
+    pub(crate) fn ranks(&self) -> &Ranks {
         self.ranks
     }
 
-    /// Trains on `set`, and measures `evaluation` after each pass.
-    pub(crate) fn teach(
-        &mut self,
-        set: Set<'_>,
-        evaluation: Option<(Set<'_>, bool)>,
-        say: Say<'_>,
-    ) -> Result<Taught> {
-        let stopwatch = Stopwatch::start();
-        let TrainingConfig { epochs, batch_size, .. } = *self.sections.training;
-        let optimizer = self.sections.optimizer;
-        let per_pass = set.items.len().div_ceil(batch_size);
-        let steps = (epochs * per_pass) as u64;
-        let mut taught = Taught { steps, ..Taught::default() };
-        let mut step = 0;
-        for epoch in 1..=epochs {
-            taught.loss = 0.0;
-            for items in self.order(set.items.len(), epoch).chunks(batch_size) {
-                let sums = self.pass(set, items, Mode::Learn)?;
-                let lr = optimizer.lr * optimizer.schedule.factor(step, optimizer.warmup_steps, steps);
-                let grad_norm = self.trainee.update(&self.ranks, optimizer, lr)?;
-                step += 1;
-                taught.loss += sums.loss / per_pass as f64;
-                taught.tokens += sums.tokens as u64;
-                let tokens_per_second = taught.tokens as f64 / stopwatch.seconds().max(1e-9);
-                let (loss, accuracy) = (sums.loss, sums.accuracy());
-                say(Progress { step, steps, epoch, loss, accuracy, grad_norm, lr, tokens_per_second });
-            }
-            if let Some((held, held_out)) = evaluation {
-                let sums = self.measure(held)?;
-                let (loss, accuracy, margin) = (sums.loss, sums.accuracy(), sums.mean_margin());
-                if self.ranks.rank() == 0 {
-                    info!(epoch, loss, accuracy, margin, held_out, "examples evaluated");
-                }
-                taught.scores = sums.scores;
-                taught.evaluations.push(Evaluation { epoch, held_out, loss, accuracy, margin });
-            }
-        }
-        taught.seconds = stopwatch.seconds();
-        Ok(taught)
+    /// The configuration of the adapters, where they are trained.
+    pub(crate) fn lora(&self) -> Option<&LoraConfig> {
+        self.sections.execution.lora.as_ref()
     }
 
-    /// The objective over all items of a set, without training.
-    fn measure(&mut self, set: Set<'_>) -> Result<Sums> {
-        let all: Vec<usize> = (0..set.items.len()).collect();
-        self.pass(set, &all, Mode::Measure)
+    /// Trains on `data`, and measures `evaluation` after each pass.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, training that diverged, a rank that is lost.
+    pub(crate) fn train(
+        &mut self,
+        data: Dataset<'_>,
+        evaluation: Option<EvaluationSet<'_>>,
+        sink: ProgressSink<'_>,
+    ) -> Result<TrainingResult> {
+        let timer = PhaseTimer::start();
+        let TrainingConfig { epochs, batch_size, .. } = *self.sections.training;
+        let optimizer = self.sections.optimizer;
+        let steps_per_pass = data.examples.len().div_ceil(batch_size);
+        let steps = (epochs * steps_per_pass) as u64;
+        let mut result = TrainingResult { steps, ..TrainingResult::default() };
+        let mut step = 0;
+        for epoch in 1..=epochs {
+            result.loss = 0.0;
+            for examples in self.order(data.examples.len(), epoch).chunks(batch_size) {
+                let sums = self.pass(data, examples, PassMode::Train)?;
+                let lr = optimizer.lr * optimizer.schedule.factor(step, optimizer.warmup_steps, steps);
+                let grad_norm = self.model.update(self.ranks, optimizer, lr)?;
+                step += 1;
+                result.loss += sums.loss / steps_per_pass as f64;
+                result.tokens += sums.tokens as u64;
+                let tokens_per_second = result.tokens as f64 / timer.seconds().max(1e-9);
+                let (loss, accuracy) = (sums.loss, sums.accuracy());
+                sink(Progress { step, steps, epoch, loss, accuracy, grad_norm, lr, tokens_per_second });
+            }
+            if let Some(set) = evaluation {
+                let sums = self.measure(set.data())?;
+                result.scores = sums.scores;
+                result.evaluations.push(self.evaluated(set, epoch, &sums));
+            }
+        }
+        result.seconds = timer.seconds();
+        Ok(result)
     }
 
     /// The summed log-probs of every sequence, `[sequences]`.
-    pub(crate) fn summed_logprobs(&self, items: &Items) -> Result<Vec<f32>> {
-        let all: Vec<usize> = (0..items.len()).collect();
-        let mut found = vec![0.0; items.sequences.len()];
-        let plan = self.plan(items, &all, items.per_item);
-        for part in plan.of_rank(self.ranks.rank()) {
-            let sequences = items.of(part, items.per_item);
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, a rank that is lost.
+    pub(crate) fn summed_logprobs(&self, examples: &ExampleSequences) -> Result<Vec<f32>> {
+        let per_example = examples.per_example;
+        let all: Vec<usize> = (0..examples.len()).collect();
+        let mut found = vec![0.0; examples.sequences.len()];
+        let split = self.split(examples, &all, per_example);
+        for chosen in split.of_rank(self.ranks.rank()) {
+            let sequences = examples.first_of(chosen, per_example);
             let microbatch = self.microbatch(&sequences)?;
-            let Some(numbers) = self.trainee.infer(&self.ranks, microbatch, self.request)? else {
-                continue;
-            };
-            let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.wanted()).collect();
-            let sums = summed(&lengths, &numbers.values);
-            for (item, own) in part.iter().zip(sums.chunks(items.per_item)) {
-                found[item * items.per_item..][..items.per_item].copy_from_slice(own);
+            let Some(outputs) = self.model.infer(self.ranks, microbatch, self.request)? else { continue };
+            let sums = summed(&wanted_rows(&sequences), &outputs.values);
+            for (example, own) in chosen.iter().zip(sums.chunks(per_example)) {
+                found[example * per_example..][..per_example].copy_from_slice(own);
             }
         }
-        self.ranks.complete(&mut [&mut found])?;
+        self.ranks.complete(&mut found)?;
         Ok(found)
     }
 
-    /// Writes the network and its companions as a folder, whole or not at all; with LoRA the merged network, and the adapter
-    /// in `adapter/`. All ranks call it together. `amend` may change the configuration that is written.
-    pub(crate) fn save(
-        &self,
-        source: &Source,
-        output: &Path,
-        amend: impl FnOnce(&mut ModelConfig),
-    ) -> Result<()> {
-        let flats = self.trainee.flats(&self.ranks)?;
-        let adapters = self.trainee.adapters(&self.ranks)?;
-        if self.ranks.rank() > 0 {
-            return Ok(());
+    /// The objective over all examples of a set, without training.
+    fn measure(&mut self, data: Dataset<'_>) -> Result<ObjectiveSums> {
+        let all: Vec<usize> = (0..data.examples.len()).collect();
+        self.pass(data, &all, PassMode::Measure)
+    }
+
+    fn evaluated(&self, set: EvaluationSet<'_>, epoch: usize, sums: &ObjectiveSums) -> Evaluation {
+        let held_out = matches!(set, EvaluationSet::HeldOut(_));
+        let (loss, accuracy, margin) = (sums.loss, sums.accuracy(), sums.mean_margin());
+        if self.ranks.rank() == 0 {
+            info!(epoch, loss, accuracy, margin, held_out, "examples evaluated");
         }
-        let mut config = self.trainee.config().clone();
-        amend(&mut config);
-        let copies = flats.iter().map(|flat| flat.to_device(tch::Device::Cpu).copy()).collect();
-        let weights = Weights::from_flats(&config, copies)?;
-        let options = SaveOptions { companions: Some(source.companions.clone()), ..SaveOptions::default() };
-        let (Some(adapters), Some(lora)) = (adapters, &self.sections.execution.lora) else {
-            return Ok(model::folder::save(output, &config, &weights, &options)?);
-        };
-        let name = output.file_name().unwrap_or_default().to_string_lossy();
-        let partial = output.with_file_name(format!(".{name}.with-adapter-{}", std::process::id()));
-        model::folder::save(&partial, &config, &weights, &options)?;
-        crate::adapter::write(&partial.join("adapter"), lora, &adapters, &source.companions)?;
-        std::fs::rename(&partial, output).map_err(Error::io("rename to", output))
+        Evaluation { epoch, held_out, loss, accuracy, margin }
     }
 
     /// The order of a pass: a function of the seed and the pass.
-    fn order(&self, items: usize, epoch: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..items).collect();
+    fn order(&self, examples: usize, epoch: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..examples).collect();
         if self.sections.training.shuffle {
             let mut key = [0; 32];
             key[..8].copy_from_slice(&self.sections.training.seed.to_le_bytes());
@@ -244,118 +183,129 @@ impl<'a> Course<'a> {
     }
 
     /// All micro-batches of a minibatch, or of a set that is measured.
-    fn pass(&mut self, set: Set<'_>, items: &[usize], mode: Mode) -> Result<Sums> {
-        let whole = self.whole(set, items)?;
-        let plan = self.plan(set.items, items, set.learnt());
-        let rounds = plan.of_rank(self.ranks.rank());
-        let count = rounds.len();
-        let mut sums = Sums::default();
-        for (round, part) in rounds.enumerate() {
-            let sequences = set.items.of(part, set.learnt());
+    fn pass(&mut self, data: Dataset<'_>, examples: &[usize], mode: PassMode) -> Result<ObjectiveSums> {
+        let minibatch = self.minibatch_totals(data, examples)?;
+        let trained_sequences = data.trained_sequences();
+        let split = self.split(data.examples, examples, trained_sequences);
+        let mut rounds = split.of_rank(self.ranks.rank()).peekable();
+        let mut sums = ObjectiveSums::default();
+        while let Some(examples) = rounds.next() {
+            let sequences = data.examples.first_of(examples, trained_sequences);
             let microbatch = self.microbatch(&sequences)?;
             sums.tokens += sequences.iter().map(|sequence| sequence.tokens() as f64).sum::<f64>();
-            let of_part = Part::new(part, &sequences);
-            let mut loss = |numbers: &Numbers| {
-                let gradient = set.objective.gradient(&whole, &of_part, numbers, &mut sums);
-                gradient.map_err(Error::numbers(|| format!("examples {part:?}, counted from 0")))
+            let loss = MicrobatchLoss {
+                objective: data.objective,
+                minibatch: &minibatch,
+                examples,
+                lengths: wanted_rows(&sequences),
             };
             match mode {
-                Mode::Learn => {
-                    let passed = self.trainee.forward(&self.ranks, microbatch, self.request)?;
-                    self.trainee.backward(&self.ranks, (passed, round + 1 == count), loss)?;
+                PassMode::Train => {
+                    let pass = self.model.forward(self.ranks, microbatch, self.request)?;
+                    let position = match rounds.peek() {
+                        Some(_) => MicrobatchPosition::MoreFollow,
+                        None => MicrobatchPosition::Last,
+                    };
+                    self.model
+                        .backward(self.ranks, pass, position, |outputs| loss.gradient(outputs, &mut sums))?;
                 }
-                Mode::Measure => {
-                    let numbers = self.trainee.infer(&self.ranks, microbatch, self.request)?;
-                    numbers.as_ref().map(&mut loss).transpose()?;
+                PassMode::Measure => {
+                    if let Some(outputs) = self.model.infer(self.ranks, microbatch, self.request)? {
+                        loss.gradient(&outputs, &mut sums)?;
+                    }
                 }
             }
         }
-        let mut numbers = sums.numbers();
-        self.ranks.sum(&mut numbers)?;
-        Ok(Sums::from_numbers(numbers))
+        let mut all = sums.to_array();
+        self.ranks.sum(&mut all)?;
+        Ok(ObjectiveSums::from_array(all))
     }
 
     /// Denominators and, for KTO, the reference point.
-    fn whole(&self, set: Set<'_>, items: &[usize]) -> Result<Whole> {
-        let sequences = set.items.of(items, set.learnt());
-        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.wanted()).collect();
-        let weights = vec![1.0; lengths.len()];
-        let totals = Responses::new(&lengths).and_then(|responses| Totals::of(responses, &weights));
-        let totals = totals.map_err(Error::numbers(|| "a minibatch".to_owned()))?;
-        let mut whole = Whole { items: items.len(), totals, reference_point: 0.0 };
-        if let Objective::Labelled { reference, .. } = set.objective {
-            whole.reference_point = self.reference_point(set.items, items, reference)?;
-        }
-        Ok(whole)
+    fn minibatch_totals(&self, data: Dataset<'_>, examples: &[usize]) -> Result<MinibatchTotals> {
+        let lengths = wanted_rows(&data.examples.first_of(examples, data.trained_sequences()));
+        let tokens = token_totals(&lengths).map_err(Error::numbers(|| "a minibatch".to_owned()))?;
+        let reference_point = match data.objective {
+            Objective::Labelled { reference, .. } => {
+                self.reference_point(data.examples, examples, reference)?
+            }
+            Objective::Likelihood { .. } | Objective::BradleyTerry { .. } | Objective::Preferences { .. } => {
+                0.0
+            }
+        };
+        Ok(MinibatchTotals { examples: examples.len(), tokens, reference_point })
     }
 
-    /// KTO's reference point: from each item's prompt with another item's response, its second sequence.
-    fn reference_point(&self, all: &Items, items: &[usize], reference: &[[f32; 2]]) -> Result<f64> {
-        let sizes = all.sizes(items, 2);
-        let plan = Plan::new(&sizes, self.ranks.world_size(), self.sections.execution.microbatch_tokens);
+    /// KTO's reference point: from each example's prompt with another example's response, its second sequence.
+    fn reference_point(
+        &self,
+        all: &ExampleSequences,
+        examples: &[usize],
+        reference: &[[f32; 2]],
+    ) -> Result<f64> {
+        let split = self.split(all, examples, 2);
         let mut ratios = Moments::default();
-        for part in plan.of_rank(self.ranks.rank()) {
-            let sequences: Vec<&Sequence> = part.iter().map(|item| &all.sequences[2 * item + 1]).collect();
+        for chosen in split.of_rank(self.ranks.rank()) {
+            let sequences: Vec<&Sequence> =
+                chosen.iter().map(|example| &all.sequences[2 * example + 1]).collect();
             let microbatch = self.microbatch(&sequences)?;
-            let numbers = self.trainee.infer(&self.ranks, microbatch, self.request)?;
-            let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.wanted()).collect();
-            let logprobs = summed(&lengths, &numbers.unwrap_or_default().values);
-            for (item, logprob) in part.iter().zip(logprobs) {
-                ratios.push(f64::from(logprob) - f64::from(reference[*item][1]));
+            let outputs = self.model.infer(self.ranks, microbatch, self.request)?;
+            let logprobs = summed(&wanted_rows(&sequences), &outputs.unwrap_or_default().values);
+            for (example, logprob) in chosen.iter().zip(logprobs) {
+                ratios.push(f64::from(logprob) - f64::from(reference[*example][1]));
             }
         }
-        let mut numbers = [ratios.count, ratios.sum, ratios.sum_of_squares];
-        self.ranks.sum(&mut numbers)?;
-        let [count, sum, sum_of_squares] = numbers;
+        let mut sums = [ratios.count, ratios.sum, ratios.sum_of_squares];
+        self.ranks.sum(&mut sums)?;
+        let [count, sum, sum_of_squares] = sums;
         Ok(kto_reference_point(&Moments { count, sum, sum_of_squares }))
     }
 
-    fn plan(&self, all: &Items, items: &[usize], count: usize) -> Plan {
-        let most_tokens = self.sections.execution.microbatch_tokens;
-        Plan::new(&all.sizes(items, count), self.ranks.world_size(), most_tokens)
+    /// How examples are split into micro-batches by the tokens of their first `count` sequences.
+    fn split(&self, all: &ExampleSequences, examples: &[usize], count: usize) -> MicrobatchSplit {
+        let max_tokens = self.sections.execution.microbatch_tokens;
+        MicrobatchSplit::new(&all.split_items(examples, count), self.ranks.world_size(), max_tokens)
     }
 
     fn microbatch(&self, sequences: &[&Sequence]) -> Result<Option<Microbatch>> {
         if sequences.is_empty() {
             return Ok(None);
         }
-        let name = |at: usize| format!("an example of {} tokens", sequences[at].tokens());
-        Microbatch::new(sequences, self.trainee.config(), self.trainee.device(), name).map(Some)
+        Microbatch::new(sequences, self.model.config(), self.model.device(), |at| {
+            format!("an example of {} tokens", sequences[at].tokens())
+        })
+        .map(Some)
     }
 }
 
-/// What a pass over items is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Learn,
-    Measure,
+impl<'a> EvaluationSet<'a> {
+    fn data(self) -> Dataset<'a> {
+        match self {
+            Self::HeldOut(data) | Self::TrainingSet(data) => data,
+        }
+    }
 }
 
-/// Runs `work` on the ranks that the section asks for and returns what rank 0 came to, passing its progress on to this thread.
-pub(crate) fn on_ranks_with_progress<T: Send>(
-    execution: &ExecutionConfig,
-    progress: &mut dyn FnMut(Progress),
-    work: impl Fn(Ranks, Say<'_>) -> Result<T> + Sync,
-) -> Result<T> {
-    share_processors(execution.ranks, execution.threads);
-    let (sender, receiver) = sync_channel(PROGRESS);
-    let work = &work;
-    let results = thread::scope(|scope| {
-        let training = scope.spawn(move || {
-            on_ranks(execution.ranks, execution.device, |group| {
-                let ranks = group.map_or_else(Ranks::alone, Ranks::of);
-                let is_first = ranks.rank() == 0;
-                work(ranks, &|progress| {
-                    if is_first {
-                        // Nobody listening is no reason not to train.
-                        let _ = sender.send(progress);
-                    }
-                })
-            })
-        });
-        receiver.into_iter().for_each(progress);
-        let panicked = |_| Error::Panicked { rank: 0, reason: "its message is on stderr".to_owned() };
-        training.join().unwrap_or_else(|panic| Err(panicked(panic)))
-    })?;
-    Ok(results.into_iter().next().expect("one result for each of at least one rank"))
+/// The objective on one micro-batch.
+struct MicrobatchLoss<'a> {
+    objective: &'a Objective,
+    minibatch: &'a MinibatchTotals,
+    /// The numbers of its examples.
+    examples: &'a [usize],
+    /// Wanted rows of each of their sequences.
+    lengths: Vec<usize>,
+}
+
+impl MicrobatchLoss<'_> {
+    fn gradient(&self, outputs: &HeadOutputs, sums: &mut ObjectiveSums) -> Result<HeadGradients> {
+        let Self { objective, minibatch, examples, lengths } = self;
+        let input = ObjectiveInput { minibatch, examples, lengths, outputs };
+        let gradient = objective.gradient(input, sums);
+        gradient.map_err(Error::numbers(|| format!("examples {examples:?}, counted from 0")))
+    }
+}
+
+/// Denominators of token losses, with weight 1 for every response.
+fn token_totals(lengths: &[usize]) -> FormulaResult<Totals> {
+    Totals::of(Responses::new(lengths)?, &vec![1.0; lengths.len()])
 }

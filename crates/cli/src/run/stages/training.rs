@@ -1,6 +1,6 @@
 //! Training on given examples, with a bar.
 
-use learner::{PreferenceConfig, Progress, Report, RewardModelConfig, SftConfig};
+use learner::{PreferenceConfig, Progress, RewardModelConfig, SftConfig, TrainingReport};
 
 use crate::bar::Bar;
 
@@ -31,7 +31,7 @@ pub(crate) async fn dpo(config: PreferenceConfig) -> anyhow::Result<()> {
 /// Runs training on a thread of its own, so that Ctrl-C is heard.
 async fn in_background<F>(what: &'static str, train: F) -> anyhow::Result<()>
 where
-    F: FnOnce(&mut dyn FnMut(Progress)) -> learner::Result<Report> + Send + 'static,
+    F: FnOnce(&mut dyn FnMut(Progress)) -> learner::Result<TrainingReport> + Send + 'static,
 {
     tokio::task::spawn_blocking(move || with_bar(what, train).map(|_| ())).await?
 }
@@ -40,9 +40,9 @@ where
 ///
 /// # Errors
 /// The training's.
-pub(crate) fn with_bar<F>(what: &str, train: F) -> anyhow::Result<Report>
+pub(crate) fn with_bar<F>(what: &str, train: F) -> anyhow::Result<TrainingReport>
 where
-    F: FnOnce(&mut dyn FnMut(Progress)) -> learner::Result<Report>,
+    F: FnOnce(&mut dyn FnMut(Progress)) -> learner::Result<TrainingReport>,
 {
     let bar = Bar::new(what, 0);
     let report = train(&mut |progress| bar.at(progress.step, progress.steps, &progress.to_string()));

@@ -12,7 +12,16 @@ use tch::{Kind, Tensor};
 
 use crate::config::LoraConfig;
 
-/// The adapters of a network.
+/// Adapters that are to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct LoraInit {
+    /// Which projections, and the rank.
+    pub(crate) config: LoraConfig,
+    /// What the random factors are drawn from.
+    pub(crate) seed: u64,
+}
+
+/// The adapters of a network: where in each group they stand, and what they add.
 #[derive(Debug)]
 pub(crate) struct Lora {
     rank: i64,
@@ -32,24 +41,8 @@ impl Lora {
     /// The adapters that the configuration names.
     pub(crate) fn new(layout: &Layout, config: &LoraConfig) -> Self {
         let rank = config.rank as i64;
-        let groups = layout.groups.iter().map(|group| {
-            let mut end = 0;
-            let segments = group.parameters.iter().map(|spec| {
-                let adapted = spec.shape.len() == 2
-                    && config
-                        .targets
-                        .iter()
-                        .any(|target| spec.name.ends_with(&format!("{}.weight", target.as_str())));
-                let adapter = adapted.then(|| {
-                    let start = end;
-                    end += rank * (spec.shape[0] + spec.shape[1]);
-                    start
-                });
-                Segment { spec: spec.clone(), adapter }
-            });
-            segments.collect()
-        });
-        Self { rank, scale: config.alpha / config.rank as f64, groups: groups.collect() }
+        let groups = layout.groups.iter().map(|group| segments(&group.parameters, config)).collect();
+        Self { rank, scale: config.alpha / config.rank as f64, groups }
     }
 
     /// New adapters by group: `A` uniform within `±1/sqrt(in)` (what `kaiming_uniform_(a=sqrt(5))` gives, as in PEFT), `B`
@@ -59,7 +52,7 @@ impl Lora {
         let groups = self.groups.iter().map(|segments| {
             let mut values: Vec<f32> = Vec::new();
             for segment in segments.iter().filter(|segment| segment.adapter.is_some()) {
-                let [rows, columns] = [segment.spec.shape[0], segment.spec.shape[1]];
+                let [rows, columns] = segment.matrix_shape();
                 let bound = 1.0 / (columns as f32).sqrt();
                 values.extend((0..self.rank * columns).map(|_| (2.0 * rng.random::<f32>() - 1.0) * bound));
                 values.extend((0..self.rank * rows).map(|_| 0.0));
@@ -95,7 +88,7 @@ impl Lora {
     /// `A` and `B` of a segment, views of what is trained.
     fn factors(&self, segment: &Segment, trained: &Tensor) -> Option<(Tensor, Tensor)> {
         let start = segment.adapter?;
-        let [rows, columns] = [segment.spec.shape[0], segment.spec.shape[1]];
+        let [rows, columns] = segment.matrix_shape();
         let a = trained.narrow(0, start, self.rank * columns).view([self.rank, columns]);
         let b = trained.narrow(0, start + self.rank * columns, rows * self.rank).view([rows, self.rank]);
         Some((a, b))
@@ -114,4 +107,34 @@ impl Lora {
         }
         named
     }
+}
+
+impl Segment {
+    /// Rows and columns of the adapted matrix, `[out, in]`.
+    fn matrix_shape(&self) -> [i64; 2] {
+        [self.spec.shape[0], self.spec.shape[1]]
+    }
+}
+
+/// The parameters of a group, those that are adapted with the place of their adapter.
+fn segments(parameters: &[ParameterSpec], config: &LoraConfig) -> Vec<Segment> {
+    let rank = config.rank as i64;
+    let mut end = 0;
+    let mut segments = Vec::with_capacity(parameters.len());
+    for spec in parameters {
+        let mut segment = Segment { spec: spec.clone(), adapter: None };
+        if is_adapted(spec, config) {
+            let [rows, columns] = segment.matrix_shape();
+            segment.adapter = Some(end);
+            end += rank * (rows + columns);
+        }
+        segments.push(segment);
+    }
+    segments
+}
+
+fn is_adapted(spec: &ParameterSpec, config: &LoraConfig) -> bool {
+    let is_target =
+        config.targets.iter().any(|target| spec.name.ends_with(&format!("{}.weight", target.as_str())));
+    spec.shape.len() == 2 && is_target
 }

@@ -50,22 +50,23 @@ pub(crate) struct Tape {
     /// Blocks done, forward.
     layer: usize,
     /// By block: what its backward pass starts from.
-    kept: Vec<Kept>,
+    kept: Vec<KeptBlock>,
     /// The residual stream now, `[total, hidden]`.
     pub(crate) x: Tensor,
 }
 
+/// What a block's backward pass starts from.
 #[derive(Debug)]
-enum Kept {
-    /// Its input.
+enum KeptBlock {
+    /// Its input, from which the graph is made again.
     Input(Tensor),
-    /// Its graph.
-    Graph(Graph),
+    /// Its autograd graph.
+    Graph(BlockGraph),
 }
 
-/// A block's output and what gradients are wanted in.
+/// A block's autograd graph: its output, and the leaves in which gradients are wanted.
 #[derive(Debug)]
-struct Graph {
+struct BlockGraph {
     input: Tensor,
     trained: Tensor,
     output: Tensor,
@@ -97,43 +98,44 @@ impl Tape {
         if keep == Keep::Graphs {
             let graph = self.graph(decoder, self.layer, weights, &input);
             self.x = graph.output.detach();
-            self.kept.push(Kept::Graph(graph));
+            self.kept.push(KeptBlock::Graph(graph));
         } else {
             let flat = weights.used(decoder.lora, 1 + self.layer);
             self.x = self.block(decoder.config, self.layer, &flat, &input);
             if keep == Keep::Inputs {
-                self.kept.push(Kept::Input(input));
+                self.kept.push(KeptBlock::Input(input));
             }
         }
         self.layer += 1;
     }
 
-    /// Leaves the last block backwards: `gradient` in its output becomes that in its input, both `[total, hidden]`; the
-    /// gradient in what is trained is added to `sum`, `[numel]` f32.
+    /// Leaves the last block backwards: from `grad_output` to the gradient in its input, both `[total, hidden]`. The gradient
+    /// in what is trained is added to `sum`, `[numel]` f32.
     pub(crate) fn backward(
         &mut self,
         decoder: Decoder<'_>,
         weights: &Fetched,
-        gradient: &Tensor,
+        grad_output: &Tensor,
         sum: &mut Tensor,
     ) -> Result<Tensor> {
         let layer = self.kept.len() - 1;
         let graph = match self.kept.pop().expect("a backward pass follows its forward pass") {
-            Kept::Graph(graph) => graph,
-            Kept::Input(input) => self.graph(decoder, layer, weights, &input),
+            KeptBlock::Graph(graph) => graph,
+            KeptBlock::Input(input) => self.graph(decoder, layer, weights, &input),
         };
-        let (of_input, of_trained) = graph.gradients(gradient)?;
-        let _ = sum.g_add_(&of_trained);
-        Ok(of_input)
+        let [grad_input, grad_trained] =
+            backpropagate(&graph.output, grad_output, [&graph.input, &graph.trained])?;
+        let _ = sum.g_add_(&grad_trained);
+        Ok(grad_input)
     }
 
-    fn graph(&self, decoder: Decoder<'_>, layer: usize, weights: &Fetched, input: &Tensor) -> Graph {
+    fn graph(&self, decoder: Decoder<'_>, layer: usize, weights: &Fetched, input: &Tensor) -> BlockGraph {
         tch::with_grad(|| {
             let input = input.detach().set_requires_grad(true);
             let trained = weights.trained.detach().set_requires_grad(true);
             let flat = weights.effective(decoder.lora, 1 + layer, &trained);
             let output = self.block(decoder.config, layer, &flat, &input);
-            Graph { input, trained, output }
+            BlockGraph { input, trained, output }
         })
     }
 
@@ -146,31 +148,29 @@ impl Tape {
     }
 }
 
-impl Graph {
-    fn gradients(&self, gradient: &Tensor) -> Result<(Tensor, Tensor)> {
-        let mut gradients = gradients(&self.output, gradient, &[&self.input, &self.trained])?.into_iter();
-        let mut next = || gradients.next().expect("one gradient for each of two inputs");
-        Ok((next(), next()))
-    }
-}
-
 /// The gradients in `inputs` of a function whose value is `output`, from the gradient in that.
-pub(crate) fn gradients(output: &Tensor, gradient: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+pub(crate) fn backpropagate<const N: usize>(
+    output: &Tensor,
+    grad_output: &Tensor,
+    inputs: [&Tensor; N],
+) -> Result<[Tensor; N]> {
     // The scalar whose gradient in the output is the one given.
     let weighted =
-        tch::with_grad(|| output.reshape([-1]).dot(&gradient.to_kind(output.kind()).reshape([-1])));
-    Ok(Tensor::f_run_backward(&[&weighted], inputs, false, false)?)
+        tch::with_grad(|| output.reshape([-1]).dot(&grad_output.to_kind(output.kind()).reshape([-1])));
+    let gradients = Tensor::f_run_backward(&[&weighted], &inputs, false, false)?;
+    Ok(gradients.try_into().expect("autograd returns one gradient for each input"))
 }
 
-/// Adds the gradient in the embedding, `[total, hidden]` of the rows of a micro-batch, to `sum`, `[vocab * hidden]` f32.
+/// Adds the gradient in the embedding matrix to `sum`, `[vocab * hidden]` f32, from that in the embedded tokens of a
+/// micro-batch, `[total, hidden]`.
 pub(crate) fn embedding_backward(
     config: &ModelConfig,
     microbatch: &Microbatch,
-    gradient: &Tensor,
+    grad_embedded: &Tensor,
     sum: &Tensor,
 ) {
-    let gradient = gradient.to_kind(Kind::Float);
+    let grad_embedded = grad_embedded.to_kind(Kind::Float);
     let tokens = microbatch.packed.tokens();
-    let dense = Tensor::embedding_dense_backward(&gradient, tokens, config.vocab_size, -1, false);
+    let dense = Tensor::embedding_dense_backward(&grad_embedded, tokens, config.vocab_size, -1, false);
     let _ = sum.shallow_clone().g_add_(&dense.view([-1]));
 }

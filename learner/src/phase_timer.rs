@@ -4,18 +4,20 @@
 
 use std::time::Instant;
 
-/// Time since it was started.
+/// Runs from its start on; a step reads it at the end of each phase.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Stopwatch(Instant);
+pub(crate) struct PhaseTimer {
+    started: Instant,
+}
 
-impl Stopwatch {
+impl PhaseTimer {
     /// Starts now.
     pub(crate) fn start() -> Self {
-        Self(Instant::now())
+        Self { started: Instant::now() }
     }
 
-    /// Seconds since then.
+    /// Seconds since the start.
     pub(crate) fn seconds(self) -> f64 {
-        self.0.elapsed().as_secs_f64()
+        self.started.elapsed().as_secs_f64()
     }
 }

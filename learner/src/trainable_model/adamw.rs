@@ -1,16 +1,16 @@
-//! AdamW (Loshchilov and Hutter, arXiv 1711.05101), the arithmetic of `torch.optim.AdamW`, on flat parts.
+//! AdamW (Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2), the arithmetic of `torch.optim.AdamW`, on flat shards.
 
 use tch::{Device, Kind, Tensor};
 
-use super::store::Cut;
+use super::shard::Shard;
 use crate::config::{DecayOn, OptimizerConfig};
 
 /// Elements that a step takes at a time on the CPU: a chunk of all buffers stays in the cache from operation to operation.
-const CHUNK: i64 = 1 << 17;
+const CHUNK_ELEMENTS: i64 = 1 << 17;
 
-/// What one step is told.
+/// What one optimizer step is told.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Step<'a> {
+pub(crate) struct OptimizerStep<'a> {
     /// β₁, β₂, ε and weight decay.
     pub(crate) config: &'a OptimizerConfig,
     /// The learning rate now.
@@ -19,7 +19,7 @@ pub(crate) struct Step<'a> {
     pub(crate) gradient_scale: f64,
 }
 
-/// The state of one group's part: all `[part]`, f32.
+/// The state of one group's shard: all `[shard]`, f32.
 #[derive(Debug)]
 pub(crate) struct Moments {
     /// The weights in f32, where the network's are not.
@@ -30,84 +30,101 @@ pub(crate) struct Moments {
     pub(crate) second: Tensor,
 }
 
-/// Optimizer state of this rank's part of a network.
+/// Optimizer state of this rank's shard of a network.
 #[derive(Debug)]
 pub(crate) struct AdamW {
     /// Steps done.
     pub(crate) steps: u64,
     /// By group.
     pub(crate) moments: Vec<Moments>,
-    /// How many elements of each part, from its beginning, are matrices.
+    /// How many elements of each shard, from its beginning, are matrices.
     decayed: Vec<i64>,
 }
 
 impl AdamW {
-    /// The state before the first step for these parts of weights, on `device`. `decayed` says how many leading elements of
-    /// each group are matrices.
-    pub(crate) fn new(parts: &[Tensor], cuts: &[Cut], decayed: &[i64], device: Device) -> Self {
+    /// The state before the first step. `weights` are this rank's shards, `[shard]` by group; `decayed` says how many leading
+    /// elements of each group are matrices. The state lies on `device`.
+    pub(crate) fn new(weights: &[Tensor], shards: &[Shard], decayed: &[i64], device: Device) -> Self {
         let _guard = tch::no_grad_guard();
-        let moments = parts.iter().map(|part| {
-            let zeros = || Tensor::zeros(part.size(), (Kind::Float, device));
-            let is_master = part.kind() == Kind::Float && part.device() == device;
-            let master = (!is_master).then(|| part.to_device(device).to_kind(Kind::Float).copy());
-            Moments { master, first: zeros(), second: zeros() }
-        });
-        let decayed = cuts.iter().zip(decayed).map(|(cut, decayed)| (decayed - cut.start).clamp(0, cut.part));
-        Self { steps: 0, moments: moments.collect(), decayed: decayed.collect() }
+        let moments = weights.iter().map(|weights| Moments::zeros(weights, device)).collect();
+        let decayed =
+            shards.iter().zip(decayed).map(|(shard, count)| (count - shard.start).clamp(0, shard.length));
+        Self { steps: 0, moments, decayed: decayed.collect() }
     }
 
-    /// One step: `parts` move along their `gradients`, both `[part]` by group.
-    pub(crate) fn step(&mut self, parts: &[Tensor], gradients: &[Tensor], step: &Step<'_>) {
+    /// One step: the shards of the weights move along their gradients, both `[shard]` by group.
+    pub(crate) fn step(&mut self, weights: &[Tensor], gradients: &[Tensor], step: &OptimizerStep<'_>) {
         let _guard = tch::no_grad_guard();
         self.steps += 1;
-        let rule = Rule::new(step, self.steps);
-        for (group, (part, gradient)) in parts.iter().zip(gradients).enumerate() {
+        let rule = UpdateRule::new(step, self.steps);
+        for (group, (weights, gradient)) in weights.iter().zip(gradients).enumerate() {
             let Moments { master, first, second } = &self.moments[group];
-            let weights = master.as_ref().unwrap_or(part);
-            let device = weights.device();
+            let exact = master.as_ref().unwrap_or(weights);
+            let device = exact.device();
             let gradient = gradient.to_device(device);
             let matrices = match step.config.weight_decay_on {
-                DecayOn::All => weights.numel() as i64,
+                DecayOn::All => exact.numel() as i64,
                 DecayOn::Matrices => self.decayed[group],
             };
-            rule.decay(&weights.narrow(0, 0, matrices));
-            let chunk = if device == Device::Cpu { CHUNK } else { i64::MAX };
-            let total = weights.numel() as i64;
+            rule.decay(&exact.narrow(0, 0, matrices));
+            let chunk = if device == Device::Cpu { CHUNK_ELEMENTS } else { i64::MAX };
+            let total = exact.numel() as i64;
             let mut start = 0;
             while start < total {
                 let count = chunk.min(total - start);
-                let of = |tensor: &Tensor| tensor.narrow(0, start, count);
-                rule.apply(&of(&gradient), of(first), of(second), of(weights));
+                rule.apply(
+                    &gradient.narrow(0, start, count),
+                    first.narrow(0, start, count),
+                    second.narrow(0, start, count),
+                    exact.narrow(0, start, count),
+                );
                 start += count;
             }
             if let Some(master) = master {
-                part.shallow_clone().copy_(master);
+                weights.shallow_clone().copy_(master);
             }
         }
     }
 }
 
+impl Moments {
+    /// Before the first step, for these weights; the state lies on `device`.
+    fn zeros(weights: &Tensor, device: Device) -> Self {
+        let is_exact = weights.kind() == Kind::Float && weights.device() == device;
+        let master = (!is_exact).then(|| weights.to_device(device).to_kind(Kind::Float).copy());
+        Self {
+            master,
+            first: Tensor::zeros(weights.size(), (Kind::Float, device)),
+            second: Tensor::zeros(weights.size(), (Kind::Float, device)),
+        }
+    }
+}
+
 /// The numbers of one step.
-struct Rule {
+struct UpdateRule {
     /// `1 − lr · weight_decay`.
     decay: f64,
-    /// `1 − β₁` and `1 − β₂`.
-    pace: [f64; 2],
+    /// `1 − β₁`.
+    first_pace: f64,
+    /// `1 − β₂`.
+    second_pace: f64,
     /// `lr / (1 − β₁^t)`.
     rate: f64,
     /// `sqrt(1 − β₂^t)`.
     correction: f64,
+    /// ε.
     eps: f64,
     gradient_scale: f64,
 }
 
-impl Rule {
-    fn new(step: &Step<'_>, steps: u64) -> Self {
+impl UpdateRule {
+    fn new(step: &OptimizerStep<'_>, steps: u64) -> Self {
         let [beta1, beta2] = step.config.betas;
         let steps = steps as f64;
         Self {
             decay: 1.0 - step.lr * step.config.weight_decay,
-            pace: [1.0 - beta1, 1.0 - beta2],
+            first_pace: 1.0 - beta1,
+            second_pace: 1.0 - beta2,
             rate: step.lr / (1.0 - beta1.powf(steps)),
             correction: (1.0 - beta2.powf(steps)).sqrt(),
             eps: step.config.adam_eps,
@@ -115,6 +132,7 @@ impl Rule {
         }
     }
 
+    /// Decoupled weight decay: `w ← (1 − lr · weight_decay) w`.
     fn decay(&self, weights: &Tensor) {
         if self.decay != 1.0 {
             let _ = weights.shallow_clone().g_mul_scalar_(self.decay);
@@ -125,8 +143,8 @@ impl Rule {
     fn apply(&self, gradient: &Tensor, mut first: Tensor, mut second: Tensor, mut weights: Tensor) {
         let scaled = (self.gradient_scale != 1.0).then(|| gradient * self.gradient_scale);
         let gradient = scaled.as_ref().unwrap_or(gradient);
-        let _ = first.lerp_(gradient, self.pace[0]);
-        let _ = second.lerp_(&gradient.square(), self.pace[1]);
+        let _ = first.lerp_(gradient, self.first_pace);
+        let _ = second.lerp_(&gradient.square(), self.second_pace);
         if self.rate == 0.0 {
             return;
         }
@@ -162,12 +180,12 @@ mod tests {
 
     fn run(kind: Kind) -> Vec<Vec<f64>> {
         let weights = Tensor::from_slice(&[1.0f32, -0.5, 0.25]).to_kind(kind);
-        let cuts = [Cut::new(3, 0, 1)];
-        let mut optimizer = AdamW::new(&[weights.shallow_clone()], &cuts, &[3], Device::Cpu);
+        let shards = [Shard::new(3, 0, 1)];
+        let mut optimizer = AdamW::new(&[weights.shallow_clone()], &shards, &[3], Device::Cpu);
         let config = config();
         let mut path = Vec::new();
         for gradient in [[0.1f32, -2.0, 0.0], [0.5, 0.25, 1e-6], [0.5, 0.25, 1e-6], [0.5, 0.25, 1e-6]] {
-            let step = Step { config: &config, lr: 0.01, gradient_scale: 1.0 };
+            let step = OptimizerStep { config: &config, lr: 0.01, gradient_scale: 1.0 };
             optimizer.step(&[weights.shallow_clone()], &[Tensor::from_slice(&gradient)], &step);
             let exact = optimizer.moments[0].master.as_ref().unwrap_or(&weights);
             path.push(Vec::<f64>::try_from(exact.to_kind(Kind::Double)).unwrap());
@@ -193,11 +211,11 @@ mod tests {
     fn norms_and_biases_decay_only_where_asked() {
         for (on, expected) in [(DecayOn::All, 0.9), (DecayOn::Matrices, 1.0)] {
             let weights = Tensor::ones([4], (Kind::Float, Device::Cpu));
-            let cuts = [Cut::new(4, 0, 1)];
-            let mut optimizer = AdamW::new(&[weights.shallow_clone()], &cuts, &[2], Device::Cpu);
+            let shards = [Shard::new(4, 0, 1)];
+            let mut optimizer = AdamW::new(&[weights.shallow_clone()], &shards, &[2], Device::Cpu);
             let config = OptimizerConfig { weight_decay: 1.0, weight_decay_on: on, ..config() };
             let zeros = Tensor::zeros([4], (Kind::Float, Device::Cpu));
-            let step = Step { config: &config, lr: 0.1, gradient_scale: 1.0 };
+            let step = OptimizerStep { config: &config, lr: 0.1, gradient_scale: 1.0 };
             optimizer.step(&[weights.shallow_clone()], &[zeros], &step);
             assert!((weights.double_value(&[0]) - 0.9).abs() < 1e-7);
             assert!((weights.double_value(&[3]) - expected).abs() < 1e-7, "{on:?}");
@@ -207,9 +225,9 @@ mod tests {
     #[test]
     fn a_learning_rate_of_zero_moves_only_the_moments() {
         let weights = Tensor::from_slice(&[1.0f32]);
-        let mut optimizer = AdamW::new(&[weights.shallow_clone()], &[Cut::new(1, 0, 1)], &[1], Device::Cpu);
+        let mut optimizer = AdamW::new(&[weights.shallow_clone()], &[Shard::new(1, 0, 1)], &[1], Device::Cpu);
         let config = config();
-        let step = Step { config: &config, lr: 0.0, gradient_scale: 0.5 };
+        let step = OptimizerStep { config: &config, lr: 0.0, gradient_scale: 0.5 };
         optimizer.step(&[weights.shallow_clone()], &[Tensor::from_slice(&[2.0f32])], &step);
         assert_eq!(weights, Tensor::from_slice(&[1.0f32]));
         assert!((optimizer.moments[0].first.double_value(&[0]) - 0.1).abs() < 1e-7);

@@ -1,0 +1,83 @@
+//! Where training stands, told to the caller while the ranks train on other threads.
+
+use std::fmt;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+use serde::Serialize;
+
+use crate::config::ExecutionConfig;
+use crate::error::{Error, Result};
+use crate::ranks::Ranks;
+use crate::threads::{on_ranks, share_processors};
+
+/// Progress that may wait for whoever listens.
+const PROGRESS_CAPACITY: usize = 64;
+
+/// Where training stands after an optimizer step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Progress {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Optimizer steps in all.
+    pub steps: u64,
+    /// The pass over the data, from 1.
+    pub epoch: usize,
+    /// Loss of this step's minibatch.
+    pub loss: f64,
+    /// Share of its pairs (or labelled responses) on the right side, for objectives that have one.
+    pub accuracy: Option<f64>,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Tokens a second since training began.
+    pub tokens_per_second: f64,
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "epoch {}, loss {:.4}", self.epoch, self.loss)?;
+        if let Some(accuracy) = self.accuracy {
+            write!(f, ", accuracy {:.1} %", 100.0 * accuracy)?;
+        }
+        write!(f, ", lr {:.1e}, {:.0} tokens/s", self.lr, self.tokens_per_second)
+    }
+}
+
+/// What training tells its progress to; only rank 0 is heard.
+pub(crate) type ProgressSink<'a> = &'a dyn Fn(Progress);
+
+/// Runs `work` on the ranks that the configuration asks for and returns what rank 0 came to, passing its progress on to this
+/// thread.
+///
+/// # Errors
+/// The error of the rank that failed first.
+pub(crate) fn on_ranks_with_progress<T: Send>(
+    execution: &ExecutionConfig,
+    progress: &mut dyn FnMut(Progress),
+    work: impl Fn(&Ranks, ProgressSink<'_>) -> Result<T> + Sync,
+) -> Result<T> {
+    share_processors(execution.ranks, execution.threads);
+    let (sender, receiver) = sync_channel(PROGRESS_CAPACITY);
+    let work = &work;
+    let results = thread::scope(|scope| {
+        let training = scope.spawn(move || {
+            on_ranks(execution.ranks, execution.device, |group| {
+                let ranks = Ranks::of(group);
+                let is_first = ranks.rank() == 0;
+                work(&ranks, &|progress| {
+                    if is_first {
+                        // Nobody listening is no reason not to train.
+                        let _ = sender.send(progress);
+                    }
+                })
+            })
+        });
+        receiver.into_iter().for_each(progress);
+        training.join().unwrap_or_else(|_| {
+            Err(Error::Panicked { rank: 0, reason: "its message is on stderr".to_owned() })
+        })
+    })?;
+    Ok(results.into_iter().next().expect("one result for each of at least one rank"))
+}

@@ -1,0 +1,126 @@
+//! A network's weights on this rank and the forward pass over them.
+
+use model::{Layout, ModelConfig};
+use tch::Tensor;
+
+use super::blocks::{Decoder, Fetched, Keep, Tape};
+use super::head::{Head, HeadContext};
+use super::lora::Lora;
+use super::store::{Fetcher, Store};
+use crate::error::Result;
+use crate::microbatch::Microbatch;
+use crate::ranks::Ranks;
+
+/// Index of the embedding's group. That of a block is one more than its layer; the output group is the last.
+pub(crate) const EMBEDDING_GROUP: usize = 0;
+
+/// What does not change while a micro-batch passes.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) config: ModelConfig,
+    pub(crate) layout: Layout,
+    /// With LoRA: the adapters, and the weights they are added to.
+    pub(crate) adapters: Option<Adapters>,
+    /// What is trained: the weights, or the adapters' factors.
+    pub(crate) store: Store,
+}
+
+/// Adapters over frozen weights.
+#[derive(Debug)]
+pub(crate) struct Adapters {
+    pub(crate) lora: Lora,
+    /// The weights that do not train.
+    pub(crate) frozen: Store,
+}
+
+impl Network {
+    /// Index of the group of the final norm and the head.
+    pub(crate) fn output_group(&self) -> usize {
+        self.layout.groups.len() - 1
+    }
+
+    /// The adapters, if the weights are frozen.
+    pub(crate) fn lora(&self) -> Option<&Lora> {
+        self.adapters.as_ref().map(|adapters| &adapters.lora)
+    }
+
+    /// The groups in the order of a forward pass. A tied head needs the embedding once more.
+    fn forward_order(&self) -> Vec<usize> {
+        (0..=self.output_group()).chain(self.config.tied().then_some(EMBEDDING_GROUP)).collect()
+    }
+
+    /// What its blocks are computed with.
+    pub(crate) fn decoder(&self) -> Decoder<'_> {
+        Decoder { config: &self.config, lora: self.lora() }
+    }
+
+    /// Fetches groups in this order, the first one from now on.
+    pub(crate) fn fetch<'a>(&'a self, ranks: &'a Ranks, order: Vec<usize>) -> Result<GroupFetch<'a>> {
+        let frozen = match &self.adapters {
+            Some(adapters) => Some(adapters.frozen.fetcher(ranks, order.iter().copied())?),
+            None => None,
+        };
+        Ok(GroupFetch { frozen, trained: self.store.fetcher(ranks, order)? })
+    }
+
+    /// The weights of every group, `[numel]`: views where every rank has them whole and there is no adapter, otherwise
+    /// gathered and merged.
+    pub(crate) fn flats(&self, ranks: &Ranks) -> Result<Vec<Tensor>> {
+        let _guard = tch::no_grad_guard();
+        let mut fetch = self.fetch(ranks, (0..=self.output_group()).collect())?;
+        (0..=self.output_group()).map(|group| Ok(fetch.next()?.used(self.lora(), group))).collect()
+    }
+
+    /// The forward pass up to the head. All ranks call it together, also those without a micro-batch.
+    pub(crate) fn forward(
+        &self,
+        ranks: &Ranks,
+        microbatch: Option<Microbatch>,
+        keep: Keep,
+    ) -> Result<Option<NetworkPass>> {
+        let decoder = self.decoder();
+        let mut fetch = self.fetch(ranks, self.forward_order())?;
+        let embedding = fetch.next()?.used(self.lora(), EMBEDDING_GROUP);
+        let mut tape = microbatch.map(|microbatch| Tape::new(decoder, &embedding, microbatch));
+        drop(embedding);
+        for _ in 0..self.config.layers {
+            let weights = fetch.next()?;
+            if let Some(tape) = &mut tape {
+                tape.forward(decoder, &weights, keep);
+            }
+        }
+        let output = fetch.next()?.used(self.lora(), self.output_group());
+        let tied =
+            if self.config.tied() { Some(fetch.next()?.used(self.lora(), EMBEDDING_GROUP)) } else { None };
+        let Some(mut tape) = tape else { return Ok(None) };
+        let x = std::mem::replace(&mut tape.x, Tensor::new());
+        let context = HeadContext { config: &self.config, microbatch: &tape.microbatch };
+        let head = Head::new(context, &x, &output, tied.as_ref());
+        Ok(Some(NetworkPass { tape, head }))
+    }
+}
+
+/// A micro-batch that has passed all blocks.
+#[derive(Debug)]
+pub(crate) struct NetworkPass {
+    pub(crate) tape: Tape,
+    pub(crate) head: Head,
+}
+
+/// Whole groups, one after the other.
+#[derive(Debug)]
+pub(crate) struct GroupFetch<'a> {
+    frozen: Option<Fetcher<'a>>,
+    trained: Fetcher<'a>,
+}
+
+impl GroupFetch<'_> {
+    /// The next group.
+    ///
+    /// # Panics
+    /// Beyond the end of the order.
+    pub(crate) fn next(&mut self) -> Result<Fetched> {
+        let frozen = self.frozen.as_mut().map(Fetcher::next).transpose()?;
+        Ok(Fetched { trained: self.trained.next()?, frozen })
+    }
+}
