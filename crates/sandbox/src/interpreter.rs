@@ -12,9 +12,10 @@ use crate::clock::Moment;
 use crate::error::Error;
 
 /// What the zygote and its guests execute, by the name they are loaded under.
-const SOURCES: [(&str, &str); 6] = [
+const SOURCES: [(&str, &str); 7] = [
     ("zygote", include_str!("python/zygote.py")),
     ("candidate", include_str!("python/candidate.py")),
+    ("remote", include_str!("python/remote.py")),
     ("values", include_str!("python/values.py")),
     ("session", include_str!("python/session.py")),
     ("suite", include_str!("python/suite.py")),

@@ -212,7 +212,7 @@ fn judge_function(outcome: &TrialReport, nonce: &str, limits: &Limits) -> Graded
         (None, None) => silent_tester(outcome, limits),
     };
     let tester = outcome.events.last().copied().flatten();
-    let (verdict, detail) = without_facility(verdict, detail, candidate, tester);
+    let (verdict, detail) = without_facility(verdict, detail, tester);
     let passed = if verdict == Verdict::Accepted { total } else { passed.min(total.saturating_sub(1)) };
     GradedRun {
         verdict,
@@ -307,30 +307,24 @@ fn silent_tester(outcome: &TrialReport, limits: &Limits) -> (Verdict, String) {
     (Verdict::InternalError, format!("the tester ended without a verdict (status {status:#x})"))
 }
 
-/// A failure that comes of a facility this tier has not is no failure: tests that needed one say nothing, and
-/// a response that broke off after it was refused one could not be judged. A response that went on and
-/// answered wrongly was.
-fn without_facility(
-    verdict: Verdict,
-    detail: String,
-    response: Option<Event>,
-    tester: Option<Event>,
-) -> (Verdict, String) {
-    let response_flags = response.map_or(0, |event| event.flags);
-    let tester_flags = tester.map_or(0, |event| event.flags);
+/// Tests that wanted a facility this tier lacks say nothing when they fail. A response that wanted one is judged all the
+/// same: having none is a rule of the tier, as the limits are, and asking for one must not be a way out of judgement.
+fn without_facility(verdict: Verdict, detail: String, tester: Option<Event>) -> (Verdict, String) {
     let wanted = match verdict {
-        Verdict::RuntimeError => response_flags | tester_flags,
-        Verdict::WrongAnswer => tester_flags,
+        Verdict::RuntimeError | Verdict::WrongAnswer => tester.map_or(0, |event| event.flags),
         _ => 0,
     };
     if wanted & WANTED_PROCESS != 0 {
         return (
             Verdict::Unsupported,
-            format!("needs processes of its own, which this tier has not: {detail}"),
+            format!("the tests need processes of their own, which this tier has not: {detail}"),
         );
     }
     if wanted & WANTED_SCRATCH != 0 {
-        return (Verdict::Unsupported, format!("needs files of its own, which this tier has not: {detail}"));
+        return (
+            Verdict::Unsupported,
+            format!("the tests need files of their own, which this tier has not: {detail}"),
+        );
     }
     (verdict, detail)
 }
@@ -414,17 +408,22 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_facility_excuses_breaking_off_only() {
-        let mut event = Event::new(EventKind::Ended, 1);
-        event.flags = WANTED_PROCESS;
-        let judge = |verdict: &str| {
-            judge_function(&outcome(End::Finished, event, &report("n", verdict)), "n", &Limits::default())
-                .verdict
-        };
-        assert_eq!(judge("runtime_error"), Verdict::Unsupported);
-        assert_eq!(judge("wrong_answer"), Verdict::WrongAnswer);
-        assert_eq!(judge("accepted"), Verdict::Accepted);
-        assert_eq!(judge("output_limit"), Verdict::OutputLimit);
+    fn a_missing_facility_excuses_tests_and_no_response() {
+        let mut wanting = Event::new(EventKind::Ended, 1);
+        wanting.flags = WANTED_PROCESS;
+        let plain = Event::new(EventKind::Ended, 1);
+        for (response, tester, expected) in [
+            (wanting, plain, Verdict::RuntimeError),
+            (plain, wanting, Verdict::Unsupported),
+            (plain, plain, Verdict::RuntimeError),
+        ] {
+            let mut outcome = outcome(End::Finished, response, &report("n", "runtime_error"));
+            outcome.events[1] = Some(tester);
+            assert_eq!(judge_function(&outcome, "n", &Limits::default()).verdict, expected);
+        }
+        let mut accepted = outcome(End::Finished, plain, &report("n", "accepted"));
+        accepted.events[1] = Some(wanting);
+        assert_eq!(judge_function(&accepted, "n", &Limits::default()).verdict, Verdict::Accepted);
     }
 
     #[test]

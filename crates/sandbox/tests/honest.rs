@@ -141,17 +141,22 @@ def check(candidate):
 }
 
 #[test]
-fn a_value_that_cannot_cross_is_wrong_from_the_response_and_unsupported_from_the_tests() {
+fn an_object_of_the_response_is_unequal_to_everything_and_one_of_the_tests_is_unsupported() {
     let grader = arena::grader(Tier::A);
     let from_response =
-        check(&grader, "def check(c):\n    assert c(1) is not None\n", "def f(x):\n    return object()\n");
-    assert_eq!(from_response.verdict, Verdict::WrongAnswer);
-    assert!(
-        from_response.detail.contains("a value of type object, which cannot cross"),
-        "{}",
-        from_response.detail
+        check(&grader, "def check(c):\n    assert c(1) == 1\n", "def f(x):\n    return object()\n");
+    assert_eq!(from_response.verdict, Verdict::WrongAnswer, "{}", from_response.detail);
+    let sums = "def check(c):\n    assert c(1) + 1\n";
+    let not_served = check(&grader, sums, "def f(x):\n    return object()\n");
+    assert_eq!(not_served.verdict, Verdict::Unsupported, "{}", not_served.detail);
+    assert!(not_served.detail.contains("__add__ of a value of type object"), "{}", not_served.detail);
+    let both = "def check(c):\n    assert c(1) + 1\n    assert c(2) == 3\n";
+    assert_eq!(
+        check(&grader, both, "def f(x):\n    return object()\n").verdict,
+        Verdict::WrongAnswer,
+        "one test has judged it"
     );
-    for value in ["object()", "bytearray(2)", "[lambda: 1]", "{1: iter([])}", "range(3)", "type"] {
+    for value in ["object()", "[lambda: 1]", "check"] {
         let from_tests =
             check(&grader, &format!("def check(c):\n    assert c({value})\n"), "def f(x):\n    return 1\n");
         assert_eq!(from_tests.verdict, Verdict::Unsupported, "{value}: {}", from_tests.detail);
@@ -163,6 +168,100 @@ fn a_value_that_cannot_cross_is_wrong_from_the_response_and_unsupported_from_the
         "def f(x):\n    return 1\n",
     );
     assert_eq!(swallowed.verdict, Verdict::Unsupported);
+}
+
+#[test]
+fn values_of_the_standard_library_are_what_they_are_in_one_process() {
+    let grader = arena::grader(Tier::A);
+    let response = "\
+import array, collections, datetime, decimal, enum, fractions, itertools
+class Level(str, enum.Enum):
+    LOW = 'low'
+class Tree:
+    def __init__(self, value):
+        self.value, self.children = value, []
+    def add(self, child):
+        self.children.append(child)
+        return self
+def f(which, *rest):
+    return {
+        'generator': lambda: (n * n for n in range(4)),
+        'endless': itertools.count,
+        'map': lambda: map(str, [1, 2]),
+        'range': lambda: range(3),
+        'keys': lambda: {1: 2, 3: 4}.keys(),
+        'values': lambda: {1: 2, 3: 4}.values(),
+        'items': lambda: {1: 2}.items(),
+        'deque': lambda: collections.deque([1, 2], 3),
+        'counter': lambda: collections.Counter('aab'),
+        'point': lambda: collections.namedtuple('P', 'x y')(1, 2),
+        'fraction': lambda: fractions.Fraction(1, 3),
+        'decimal': lambda: decimal.Decimal('0.10'),
+        'date': lambda: datetime.date(2024, 2, 29),
+        'moment': lambda: datetime.datetime(2024, 2, 29, 1, 2, 3, tzinfo=datetime.timezone.utc),
+        'bytearray': lambda: bytearray(b'ab'),
+        'array': lambda: array.array('i', [1, 2]),
+        'level': lambda: [Level.LOW],
+        'type': lambda: int,
+        'tree': lambda: Tree(5).add(Tree(6)),
+        'closure': lambda: (lambda n: n + 1),
+        'echo': lambda: rest[0],
+    }[which]()
+";
+    let test = "\
+import types, itertools
+from collections import deque, Counter, OrderedDict
+from fractions import Fraction
+from decimal import Decimal
+from datetime import date, datetime, timezone
+def check(c):
+    assert list(c('generator')) == [0, 1, 4, 9] and c('generator') != [0, 1, 4, 9]
+    assert isinstance(c('generator'), types.GeneratorType)
+    assert list(itertools.islice(c('endless'), 3)) == [0, 1, 2]
+    assert list(c('map')) == ['1', '2']
+    assert c('range') == range(3) and list(c('range')) == [0, 1, 2]
+    assert c('keys') == {1, 3} and list(c('values')) == [2, 4] and list(c('items')) == [(1, 2)]
+    assert c('deque') == deque([1, 2]) and c('deque').maxlen == 3
+    assert c('counter').most_common(1) == [('a', 2)]
+    assert c('point') == (1, 2) and c('point').y == 2
+    assert c('fraction') == Fraction(1, 3) and c('decimal') == Decimal('0.1')
+    assert c('date') == date(2024, 2, 29)
+    assert c('moment') == datetime(2024, 2, 29, 1, 2, 3, tzinfo=timezone.utc)
+    assert c('bytearray') == b'ab' and list(c('array')) == [1, 2] and c('level') == ['low']
+    assert c('type') is int
+    tree = c('tree')
+    assert tree.value == 5 and tree.children[0].value == 6 and len(tree.children) == 1
+    assert c('closure')(2) == 3
+    for value in (range(3), deque([1]), Fraction(1, 2), Decimal('1.5'), date(2024, 1, 1), bytearray(b'x'), int,
+                  Counter('ab'), OrderedDict([(1, 2)]), ...):
+        assert c('echo', value) == value, value
+    assert list(c('echo', iter([1, 2]))) == [1, 2]
+    assert c('echo', tree).value == 5
+";
+    for tier in [Tier::A, Tier::B] {
+        accepted(&arena::grader(tier), test, response);
+    }
+    let without_tests = check(&grader, "def check(c):\n    pass\n", response);
+    assert_eq!(without_tests.verdict, Verdict::Unsupported, "{}", without_tests.detail);
+}
+
+#[test]
+fn a_method_can_be_the_entry_point() {
+    let grader = arena::grader(Tier::A);
+    let problem = Problem::HumanEval(HumanEval {
+        task_id: "t".to_owned(),
+        prompt: String::new(),
+        entry_point: "Solution().double".to_owned(),
+        test: "def check(candidate):\n    assert candidate(2) == 4\n".to_owned(),
+        mutates_arguments: false,
+    });
+    let response = "class Solution:\n    def double(self, n):\n        return 2 * n\n";
+    assert_eq!(grader.grade(&problem, response, &Limits::default()).unwrap().verdict, Verdict::Accepted);
+    let in_assertions = mbpp(&["assert Solution().double(3) == 6"], "");
+    assert_eq!(
+        grader.grade(&in_assertions, response, &Limits::default()).unwrap().verdict,
+        Verdict::Accepted
+    );
 }
 
 #[test]

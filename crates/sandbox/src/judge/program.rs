@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{GradedRun, RunContext, death, ended_early, without_facility};
+use super::{GradedRun, RunContext, death, ended_early};
 use crate::limits::Limits;
 use crate::memfd;
 use crate::problem::{Compare, StdioCase};
@@ -61,7 +61,6 @@ fn judge_program(outcome: &TrialReport, case: &StdioCase, compare: Compare, limi
             _ => death(event, limits, &last_line),
         }
     });
-    let (verdict, detail) = without_facility(verdict, detail, event, None);
     GradedRun {
         verdict,
         passed: u32::from(verdict == Verdict::Accepted),

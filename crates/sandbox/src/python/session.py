@@ -1,11 +1,15 @@
-"""The conversation with the candidate: calls out, values and exceptions back, and what makes grading end early."""
+"""The conversation with the candidate: calls out, values and exceptions back, and what makes grading end early.
+
+The candidate's process is not trusted: every rule about a reply is enforced here or in `values`, whatever the other side
+does. `docs/sandbox-protocol.md` lists the rules field by field.
+"""
 
 import builtins
 from _thread import allocate_lock
 from marshal import dumps
 from posix import read, write
 
-from sluice import values
+from sluice import remote, values
 
 REPLIES, REQUESTS = 4, 5
 
@@ -16,6 +20,8 @@ ERRORS = {
     for name, kind in vars(builtins).items()
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, WITHHELD)
 }
+# When the candidate is to send back the arguments of a call.
+NEVER, IF_NONE, ALWAYS = 0, 1, 2
 
 
 class GradingEnded(BaseException):
@@ -35,14 +41,23 @@ class Session:
         self.calls = 0
         self.ended = None
         self.raised = None
+        # What the tests wanted of an object of the response and could not have.
+        self.unserved = None
+        # Whether a report is being written, for which nobody is asked.
+        self.describing = False
         self.last = ""
         self.lock = allocate_lock()
+        remote.Link.session = self
 
     def fail(self, verdict, detail):
-        """The first ended decides, even where a test swallows the exception."""
+        """The first end decides, even where a test swallows the exception."""
         if self.ended is None:
             self.ended = (verdict, detail)
         raise GradingEnded(*self.ended)
+
+    def broken(self, detail):
+        """A reply that no honest candidate sends."""
+        self.fail("runtime_error", "malformed reply: " + detail)
 
     def read(self, count):
         chunks = []
@@ -61,71 +76,133 @@ class Session:
         try:
             return values.decode(self.read(length))
         except values.Malformed as error:
-            self.fail("runtime_error", "malformed reply: %s" % error)
+            self.broken(str(error))
         except MemoryError:
             self.fail("output_limit", "a reply that does not fit into the tester's memory")
 
     def greet(self):
         """Waits until the response has been executed."""
         message = self.receive()
-        if message.get("loaded") is not True:
+        if message.keys() == {"error"}:
             error = self.error(message)
             self.fail(self.verdict_of(message), "while loading: %s" % describe(error, message))
+        if message.keys() != {"loaded"}:
+            self.broken("an answer before the first call")
 
     def error(self, message):
         """The exception that a message describes, of the nearest builtin type."""
-        parts = message.get("error")
-        if type(parts) is not list or len(parts) != 4:
-            self.fail("runtime_error", "malformed reply: not an answer")
+        parts = message["error"]
+        if type(parts) is not list or list(map(type, parts)) not in ERROR_PARTS:
+            self.broken("an exception that is none")
         ancestors, arguments, text, _ = parts
-        names = ancestors if type(ancestors) is list else []
-        if "Exception" not in names:
+        if "Exception" not in ancestors:
             # `sys.exit` and its like end a program; no test may take them for an answer.
             self.fail("runtime_error", describe(None, message))
-        kinds = [ERRORS[name] for name in names if type(name) is str and name in ERRORS]
-        try:
-            return kinds[0](*arguments)
-        except (IndexError, TypeError):
-            return CandidateError(text if type(text) is str else "")
+        kinds = [ERRORS[name] for name in ancestors if type(name) is str and name in ERRORS]
+        for kind in kinds:
+            try:
+                return make_error(kind, (text,) if arguments is None else arguments)
+            except Exception:
+                # Arguments that this type does not take; the next ancestor may.
+                continue
+        return CandidateError(text)
 
     def verdict_of(self, message):
-        parts = message.get("error")
-        if type(parts) is list and len(parts) == 4:
-            ancestors, _, _, number = parts
-            if type(ancestors) is list and "MemoryError" in ancestors:
-                return "memory_limit"
-            if type(number) is int and number != 0:
-                return "file_limit"
-        return "runtime_error"
+        ancestors, _, _, number = message["error"]
+        if "MemoryError" in ancestors:
+            return "memory_limit"
+        return "file_limit" if number != 0 else "runtime_error"
 
-    def call(self, name, arguments, named):
+    def ask(self, *request):
+        """Sends a request; returns the reply to it."""
         if self.ended is not None:
             raise GradingEnded(*self.ended)
-        try:
-            values.check((arguments, named))
-        except values.Uncrossable as error:
-            self.fail("unsupported", "the tests call %s with %s" % (name, error))
         with self.lock:
             self.calls += 1
-            self.write(dumps((self.calls, name, arguments, named, self.always_mirror)))
+            self.write(dumps((self.calls, *request)))
             message = self.receive()
-        if message.get("call") != self.calls:
-            self.fail("runtime_error", "malformed reply: an answer to another call")
+        if type(message.get("call")) is not int or message["call"] != self.calls:
+            self.broken("an answer to another call")
         if "large" in message:
-            self.fail("output_limit", "%s returned more than %d bytes" % (name, self.limit))
-        if "foreign" in message:
-            self.fail("wrong_answer", "%s returned %s, which cannot cross" % (name, str(message["foreign"])[:100]))
+            self.fail("output_limit", "a value of more than %d bytes" % self.limit)
+        return message
+
+    def throw(self, message):
+        """Raises what the response has raised."""
+        self.raised = (self.error(message), self.verdict_of(message), message)
+        raise self.raised[0]
+
+    def packed(self, name, content):
+        """Arguments in the form in which they travel: whether packed, and the data."""
+        try:
+            if values.is_plain(content):
+                return False, content
+            return True, values.pack(content)
+        except values.Uncrossable as error:
+            self.fail("unsupported", "the tests call %s with %s" % (name, error))
+
+    def call(self, name, arguments, named, operation="call", target=None):
+        """Calls a function of the response: by its name, or by the handle `target`."""
+        can_change = any(type(item) in values.MUTABLE for item in (*arguments, *named.values()))
+        mirrored = NEVER if not can_change else ALWAYS if self.always_mirror else IF_NONE
+        is_packed, content = self.packed(name, (arguments, named))
+        target = name if target is None else target
+        message = self.ask(operation, target, is_packed, content, mirrored)
+        if "error" in message:
+            self.throw(message)
+        if "value" not in message:
+            self.broken("no answer to a call")
+        value = message["value"]
+        self.last = (name, arguments, value)
+        # Whether arguments may have changed is for this side to say, and not for the reply.
+        if mirrored == ALWAYS or mirrored == IF_NONE and value is None:
+            self.mirror(arguments, named, message.get("arguments"))
+        elif "arguments" in message:
+            self.broken("changed arguments beside a value")
+        return value
+
+    def invoke(self, handle, name, arguments, named):
+        """Calls an object of the response."""
+        return self.call(name, arguments, named, "invoke", handle)
+
+    def mirror(self, arguments, named, changed):
+        """Takes over what the function did to its arguments."""
+        if type(changed) is not list or list(map(type, changed)) != [tuple, dict]:
+            self.broken("no arguments where they were asked for")
+        if len(changed[0]) != len(arguments) or changed[1].keys() != named.keys():
+            self.broken("other arguments than those of the call")
+        for old, new in zip(arguments, changed[0]):
+            values.mirror(old, new)
+        for key, old in named.items():
+            values.mirror(old, changed[1][key])
+
+    def ask_remote(self, handle, name, operation, arguments, kind):
+        """An operation on an object of the response."""
+        is_packed, content = self.packed("an object of the response", arguments)
+        message = self.ask(operation, handle, is_packed, content, NEVER)
+        if "error" in message:
+            self.throw(message)
+        if message.keys() != {"call", "value"}:
+            self.broken("no answer about an object")
+        value = message["value"]
+        if kind is not None and type(value) is not kind:
+            self.broken("%s of an object is no %s" % (operation, kind.__name__))
+        return value
+
+    def fetch(self, handle, name, count):
+        """The next items of an iterator, at most `count`, and how it ends after them (`None`: it goes on)."""
+        message = self.ask("next", handle, False, count, NEVER)
+        if message.keys() == {"call", "error"}:
+            self.throw(message)
+        items = message.get("items")
+        if type(items) is not list or len(items) > count:
+            self.broken("no items, or more than were asked for")
         if "error" in message:
             self.raised = (self.error(message), self.verdict_of(message), message)
-            raise self.raised[0]
-        if "value" not in message:
-            self.fail("runtime_error", "malformed reply: not an answer")
-        self.last = (name, arguments, message["value"])
-        changed = message.get("arguments")
-        if type(changed) is tuple and len(changed) == len(arguments):
-            for old, new in zip(arguments, changed):
-                values.mirror(old, new)
-        return message["value"]
+            return items, self.raised[0]
+        if type(message["end"]) is not bool or not items and not message["end"]:
+            self.broken("an iterator that neither goes on nor ends")
+        return items, StopIteration() if message["end"] else None
 
     def write(self, data):
         view = memoryview(len(data).to_bytes(4, "little") + data)
@@ -143,11 +220,24 @@ class Session:
         return candidate
 
 
+# An exception's ancestors, its arguments where they can cross, its text, and the `errno` of a resource that
+# ran out.
+ERROR_PARTS = ([list, tuple, str, int], [list, type(None), str, int])
+
+
+def make_error(kind, arguments):
+    """An exception of a builtin type. Those about text keep offsets that their `str` trusts blindly."""
+    if issubclass(kind, (UnicodeEncodeError, UnicodeDecodeError, UnicodeTranslateError)):
+        *_, content, start, end, _ = arguments
+        if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(content):
+            raise ValueError("offsets outside of the text")
+    return kind(*arguments)
+
+
 def describe(error, message=None):
     """An exception in one line; the candidate's own words where it has any."""
-    parts = message.get("error") if message is not None else None
-    if type(parts) is list and len(parts) == 4 and type(parts[2]) is str:
-        return parts[2]
+    if message is not None:
+        return message["error"][2]
     try:
         return "%s: %s" % (type(error).__name__, str(error)[:300])
     except Exception:

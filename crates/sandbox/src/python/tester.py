@@ -13,6 +13,7 @@ from marshal import dumps, loads
 from posix import _exit, close, fstat, pread, write
 
 from sluice import suite
+from sluice.remote import Unserved
 from sluice.session import GradingEnded, Session, describe, short
 
 JOB, REPORTS = 3, 6
@@ -20,6 +21,10 @@ JOB, REPORTS = 3, 6
 COMPILED_TESTS_LIMIT = 1 << 20
 # Python around a call in C costs a fresh guest some pages for each function.
 scan = json.JSONDecoder().scan_once
+
+
+# Which failure stands for all of them.
+RANKS = {"wrong_answer": 0, "unsupported": 2}
 
 
 class Tally:
@@ -56,10 +61,15 @@ class Tally:
 
     def failed(self, error, index):
         raised = self.session.raised
-        if raised is not None and raised[0] is error:
-            self.failures.append((index, raised[1], describe(error, raised[2])))
+        self.session.describing = True
+        if isinstance(error, Unserved):
+            failure = "unsupported", "the tests use " + str(error)
+        elif raised is not None and raised[0] is error:
+            failure = raised[1], describe(error, raised[2])
         else:
-            self.failures.append((index, "wrong_answer", describe(error) + self.last_call()))
+            failure = "wrong_answer", describe(error) + self.last_call()
+        self.session.describing = False
+        self.failures.append((index, *failure))
 
     def last_call(self):
         """What a failed assertion was most likely about."""
@@ -72,11 +82,16 @@ class Tally:
         self.passed += 1
 
     def result(self):
-        if not self.failures and self.passed >= self.total:
-            return "accepted", ""
-        # Independent of the order in which they ran: wrong answers first, then the earliest test.
-        failures = sorted(self.failures, key=lambda item: (item[1] != "wrong_answer", item[0]))
-        return failures[0][1:] if failures else ("wrong_answer", "not all tests ran")
+        # Independent of the order in which they ran: wrong answers first, then the earliest test. What a test
+        # could not be told decides only where no other test has judged the response.
+        failures = sorted(self.failures, key=lambda item: (RANKS.get(item[1], 1), item[0]))
+        if failures:
+            return failures[0][1:]
+        if self.session.unserved is not None:
+            return "unsupported", "the tests use " + self.session.unserved
+        if self.session.calls == 0:
+            return "unsupported", "the tests call nothing of the response"
+        return ("accepted", "") if self.passed >= self.total else ("wrong_answer", "not all tests ran")
 
 
 def namespace(name):
@@ -143,7 +158,8 @@ def same(got, expected, tolerance):
         return len(got) == len(expected) and all(same(a, b, tolerance) for a, b in zip(got, expected))
     if type(got) is dict and type(expected) is dict:
         return got.keys() == expected.keys() and all(same(got[key], expected[key], tolerance) for key in expected)
-    if tolerance and type(got) in (int, float) and type(expected) in (int, float):
+    # Integers are exact, however many digits they have.
+    if tolerance and type(got) in (int, float) and type(expected) in (int, float) and float in (type(got), type(expected)):
         return got == expected or math.isclose(got, expected, rel_tol=tolerance, abs_tol=tolerance)
     return got == expected
 
@@ -193,6 +209,8 @@ def run():
     close(JOB)
     session = Session(job)
     random.seed(job["seed"])
+    # Values nest almost as deep as the interpreter's own limit, and reading them takes some levels more.
+    sys.setrecursionlimit(5000)
     tally = Tally(session)
     verdict, detail = grade(job, session, tally)
     total = max(tally.total, 1)

@@ -1,16 +1,35 @@
-"""The values that may cross, as the trusted side reads and checks them.
+"""The values that may cross, as the trusted side reads, checks and packs them.
 
-Replies are JSON. What JSON lacks is an object with one key: t tuple, s set, z frozenset, d dictionary as pairs, b bytes,
-c complex, i integer in hexadecimal. Any other object is not a value. The reader builds exact builtin
-values or raises; it runs no code of the other side.
+Replies are JSON. What JSON lacks is an object with one key, the tag of `READERS`. Any other object is not a value.
+The reader builds exact values of builtin and standard types, or stand-ins (`sluice.remote`) for what stays in the
+other process, or raises; it runs no code of the other side.
 """
 
+import builtins
 import json
+from array import array
+from collections import Counter, OrderedDict, UserDict, UserList, UserString, deque, namedtuple
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
 
-MAX_DEPTH = 100
+from sluice import remote
+
+# A value nested deeper cannot be compared by the interpreter either: its own limit is 1000.
+REPLY_DEPTH = 900
+# What the tests may put around values of the response; below what `marshal` can take.
+REQUEST_DEPTH = 1500
+MAX_FIELDS = 255
+# Types of named tuples by name and fields, so that two equal ones are of one type.
+NAMED_TUPLES = {}
 SCALARS = frozenset([type(None), bool, int, float, str, bytes, complex])
 CONTAINERS = (list, tuple, set, frozenset)
-MUTABLE = (list, dict, set)
+KEYS, VALUES, ITEMS = (type(view) for view in ({}.keys(), {}.values(), {}.items()))
+LEAVES = frozenset(
+    [range, bytearray, Fraction, Decimal, date, datetime, time, timedelta, array, type, type(...), UserString]
+    + [remote.Remote, remote.RemoteIterator]
+)
+BUILTIN_TYPES = {name: kind for name, kind in vars(builtins).items() if type(kind) is type}
 
 
 class Malformed(Exception):
@@ -18,42 +37,91 @@ class Malformed(Exception):
 
 
 class Uncrossable(Exception):
-    """A value that cannot be handed to the candidate."""
+    """A value of the tests that cannot be handed to the candidate."""
 
 
-def latin(text):
-    return text.encode("latin-1")
+def pairs(content):
+    """A dictionary from a list of pairs."""
+    return {key: item for key, item in content}
 
 
-def number(text):
-    return int(text, 16)
+def read_date(parts):
+    kind, numbers = parts[0], parts[1:]
+    if kind == "datetime":
+        *numbers, fold, offset = numbers
+        zone = None if offset is None else timezone(timedelta(microseconds=offset))
+        return datetime(*numbers, tzinfo=zone, fold=fold)
+    return {"date": date, "time": time, "timedelta": timedelta}[kind](*numbers)
 
 
+def read_named(parts):
+    name, fields, items = parts
+    key = (name, tuple(fields))
+    if key not in NAMED_TUPLES:
+        if len(fields) > MAX_FIELDS:
+            raise Malformed("a tuple with %d names" % len(fields))
+        NAMED_TUPLES[key] = namedtuple(name, fields)
+    return NAMED_TUPLES[key]._make(items)
+
+
+def read_user(parts):
+    kind, data = parts
+    kind, content = {"list": (UserList, list), "dict": (UserDict, dict), "str": (UserString, str)}[kind]
+    if type(data) is not content:
+        raise Malformed("the content of a %s" % kind.__name__)
+    return kind(data)
+
+
+# By tag: of what type the content must be (`bool` and `int` never pass for one another here), and what is
+# made of it.
 READERS = {
-    "t": tuple,
-    "s": set,
-    "z": frozenset,
-    "d": dict,
-    "b": latin,
-    "c": lambda parts: complex(*parts),
-    "i": number,
+    "t": (list, tuple),
+    "s": (list, set),
+    "z": (list, frozenset),
+    "d": (list, pairs),
+    "b": (str, lambda text: text.encode("latin-1")),
+    "c": (list, lambda parts: complex(*parts)),
+    "i": (str, lambda text: int(text, 16)),
+    "bytearray": (str, lambda text: bytearray(text.encode("latin-1"))),
+    "range": (list, lambda parts: range(*parts)),
+    "keys": (list, lambda items: dict.fromkeys(items).keys()),
+    "values": (list, lambda items: dict(enumerate(items)).values()),
+    "items": (list, lambda items: pairs(items).items()),
+    "deque": (list, lambda parts: deque(parts[0], parts[1])),
+    "fraction": (list, lambda parts: Fraction(*parts)),
+    "decimal": (str, Decimal),
+    "date": (list, read_date),
+    "array": (list, lambda parts: array(*parts)),
+    "counter": (list, lambda items: Counter(pairs(items))),
+    "ordered": (list, OrderedDict),
+    "named": (list, read_named),
+    "user": (list, read_user),
+    "type": (str, BUILTIN_TYPES.__getitem__),
+    "ellipsis": (list, lambda _: ...),
+    "iterator": (list, lambda parts: remote.RemoteIterator(*parts)),
+    "remote": (list, lambda parts: remote.Remote(*parts)),
 }
-# Of what type the content of each tag must be; `bool` and `int` never pass for one another here.
-CONTENTS = {"t": list, "s": list, "z": list, "d": list, "b": str, "c": list, "i": str}
+# Every message there is, by its keys.
+SHAPES = frozenset(
+    frozenset(keys.split())
+    for keys in ("loaded", "error", "call value", "call value arguments", "call large", "call error")
+    + ("call items end", "call items error")
+)
+
+
+class Message(dict):
+    """The outermost object of a frame. Never a value: `decode` takes it apart."""
 
 
 def hook(item):
     if len(item) == 1:
         (tag, content), = item.items()
-        if CONTENTS.get(tag) is type(content):
-            return READERS[tag](content)
-    if "call" in item or "error" in item or "loaded" in item:
+        kind, reader = READERS.get(tag, (None, None))
+        if kind is type(content):
+            return reader(content)
+    if frozenset(item) in SHAPES:
         return Message(item)
     raise Malformed("an object that is no value")
-
-
-class Message(dict):
-    """The outermost object of a frame. Never a value: `decode` takes it apart."""
 
 
 # One C call. `json.loads` runs five functions of Python around it, and each costs a fresh guest some pages.
@@ -61,45 +129,127 @@ scan = json.JSONDecoder(object_hook=hook).scan_once
 
 
 def decode(data):
-    """A frame as a `Message` whose content holds exact builtin values."""
+    """A frame as a `Message` whose content holds values and stand-ins only."""
     try:
         text = data.decode("ascii")
         message, end = scan(text, 0)
-    except Malformed:
+    except (MemoryError, Malformed):
         raise
-    except (StopIteration, ValueError, TypeError, RecursionError, OverflowError) as error:
+    except Exception as error:
+        # Whatever a constructor says to content that it cannot take.
         raise Malformed(str(error)[:200] or "no JSON") from None
     if end != len(text) or type(message) is not Message:
         raise Malformed("a frame that is no message")
     for content in message.values():
-        check(content, Malformed)
+        check(content)
     return message
 
 
-def check(value, failure=Uncrossable, depth=0):
-    """Raises unless `value` is built of exact builtin types only, and not too deeply."""
+def check(value, depth=0):
+    """Raises unless `value` holds no message and is not nested too deeply."""
     kind = type(value)
     if kind in SCALARS:
         return
-    if depth >= MAX_DEPTH:
-        raise failure("nested more than %d levels deep" % MAX_DEPTH)
+    if depth >= REPLY_DEPTH:
+        raise Malformed("nested more than %d levels deep" % REPLY_DEPTH)
     if kind in CONTAINERS:
         if not set(map(type, value)) <= SCALARS:
             for item in value:
-                check(item, failure, depth + 1)
-    elif kind is dict:
-        for key, item in value.items():
-            check(key, failure, depth + 1)
-            check(item, failure, depth + 1)
-    else:
-        raise failure("a value of type " + kind.__qualname__)
+                check(item, depth + 1)
+    elif kind is Message:
+        raise Malformed("a message inside of a value")
+    elif kind not in LEAVES:
+        for item in contents(value):
+            check(item, depth + 1)
+
+
+def contents(value):
+    """What a container that is no list, tuple or set holds."""
+    if isinstance(value, UserList):
+        return value.data
+    if isinstance(value, UserDict):
+        value = value.data
+    if isinstance(value, dict):
+        return [part for pair in value.items() for part in pair]
+    return list(value)
+
+
+def is_plain(value, depth=0):
+    """Whether `marshal` carries `value` as it is."""
+    kind = type(value)
+    if kind in SCALARS:
+        return True
+    if depth >= REQUEST_DEPTH:
+        raise Uncrossable("a value nested more than %d levels deep" % REQUEST_DEPTH)
+    if kind in CONTAINERS:
+        return set(map(type, value)) <= SCALARS or all(is_plain(item, depth + 1) for item in value)
+    if kind is dict:
+        return all(is_plain(key, depth + 1) and is_plain(item, depth + 1) for key, item in value.items())
+    return False
+
+
+def pack(value, depth=0):
+    """`value` in a form that `marshal` carries, for `candidate.unpack`: scalars as they are, everything else as a
+    tag and its content."""
+    kind = type(value)
+    if kind in SCALARS:
+        return value
+    if depth >= REQUEST_DEPTH:
+        raise Uncrossable("a value nested more than %d levels deep" % REQUEST_DEPTH)
+
+    def packed(items):
+        return [pack(item, depth + 1) for item in items]
+
+    if kind in (list, tuple, set, frozenset, bytearray):
+        return (kind.__name__, bytes(value) if kind is bytearray else packed(value))
+    if kind in (dict, Counter, OrderedDict):
+        return (kind.__name__, packed(value.items()))
+    if kind in (remote.Remote, remote.RemoteIterator):
+        return ("handle", remote.handle_of(value))
+    if kind is range:
+        return ("range", (value.start, value.stop, value.step))
+    if kind is deque:
+        return ("deque", (packed(value), value.maxlen))
+    if kind in (KEYS, VALUES, ITEMS):
+        return (kind.__name__, packed(value))
+    if kind is Fraction:
+        return ("Fraction", (value.numerator, value.denominator))
+    if kind is Decimal:
+        return ("Decimal", str(value))
+    if kind in (date, datetime, time, timedelta):
+        return ("datetime", (kind.__name__, pack(value.__reduce__()[1], depth + 1)))
+    if kind is array:
+        return ("array", (value.typecode, value.tolist()))
+    if kind is type(...):
+        return ("Ellipsis", None)
+    if kind is type and BUILTIN_TYPES.get(value.__name__) is value:
+        return ("type", value.__name__)
+    if isinstance(value, tuple) and kind.__bases__ == (tuple,) and hasattr(kind, "_fields"):
+        return ("namedtuple", (kind.__name__, kind._fields, packed(value)))
+    if hasattr(kind, "__next__"):
+        return ("iterator", [pack(item, depth + 1) for item in drained(value)])
+    raise Uncrossable("a value of type " + kind.__qualname__)
+
+
+def drained(iterator):
+    """All items of an iterator of the tests."""
+    items = []
+    for item in iterator:
+        items.append(item)
+        if len(items) > 1_000_000:
+            raise Uncrossable("an iterator of more than a million items")
+    return items
+
+
+MUTABLE = (list, dict, set, bytearray, deque, array, Counter, OrderedDict)
 
 
 def mirror(old, new):
     """Makes the mutable value `old` equal to `new` in place, as far as their types allow."""
-    if type(old) is not type(new):
+    kind = type(old)
+    if kind is not type(new):
         return
-    if type(old) is list:
+    if kind is list:
         if len(old) == len(new):
             for index, (before, after) in enumerate(zip(old, new)):
                 if type(before) in MUTABLE and type(before) is type(after):
@@ -108,7 +258,7 @@ def mirror(old, new):
                     old[index] = after
         else:
             old[:] = new
-    elif type(old) is dict:
+    elif kind in (dict, Counter, OrderedDict):
         kept = {key: old[key] for key in new if key in old}
         old.clear()
         for key, after in new.items():
@@ -118,6 +268,11 @@ def mirror(old, new):
                 old[key] = before
             else:
                 old[key] = after
-    elif type(old) is set:
+    elif kind in (bytearray, array):
+        old[:] = new
+    elif kind is set:
         old.clear()
         old.update(new)
+    elif kind is deque:
+        old.clear()
+        old.extend(new)

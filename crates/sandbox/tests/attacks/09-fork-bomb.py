@@ -1,6 +1,6 @@
 # Forks as fast as it can, from every child.
 # a: time_limit wall_limit runtime_error
-# b: time_limit unsupported
+# b: time_limit runtime_error
 import os
 
 

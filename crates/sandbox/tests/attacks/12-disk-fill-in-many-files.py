@@ -1,6 +1,6 @@
 # Fills the disk with files below the limit of one file.
 # a: file_limit
-# b: unsupported
+# b: runtime_error
 def solve(n):
     for index in range(1000):
         with open("/tmp/%d" % index, "wb") as file:

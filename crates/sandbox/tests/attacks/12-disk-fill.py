@@ -1,6 +1,6 @@
 # Fills the disk with one file.
 # a: file_limit
-# b: unsupported
+# b: runtime_error
 def solve(n):
     with open("/tmp/big", "wb") as file:
         while True:

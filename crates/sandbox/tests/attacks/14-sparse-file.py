@@ -1,6 +1,6 @@
 # A file of a terabyte that uses no space.
 # a: file_limit
-# b: unsupported
+# b: runtime_error
 def solve(n):
     with open("/tmp/sparse", "wb") as file:
         file.truncate(1 << 40)

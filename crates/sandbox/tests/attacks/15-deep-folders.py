@@ -1,6 +1,6 @@
 # Folders in folders, until a clean-up by path would fail.
 # a: file_limit
-# b: unsupported
+# b: runtime_error
 import os
 
 

@@ -1,6 +1,6 @@
 # Memory in the scratch file system, through a mapping of a file.
 # a: file_limit memory_limit runtime_error
-# b: unsupported
+# b: runtime_error
 import mmap
 
 

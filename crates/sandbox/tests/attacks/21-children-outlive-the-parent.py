@@ -1,6 +1,6 @@
 # Leaves spinning children behind and ends.
 # a: runtime_error
-# b: unsupported runtime_error
+# b: runtime_error runtime_error
 import os
 
 

@@ -1,6 +1,6 @@
 # Leaves a daemon behind: a session of its own, two forks, then success.
 # a: runtime_error
-# b: unsupported
+# b: runtime_error
 import os
 import sys
 import time

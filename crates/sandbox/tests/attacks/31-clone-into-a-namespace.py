@@ -1,6 +1,6 @@
 # The same by `clone`.
 # a: dangerous_syscall
-# b: unsupported
+# b: runtime_error
 import ctypes
 
 

@@ -129,6 +129,16 @@ pub(crate) fn problem(name: &str) -> Problem {
             "def check(candidate):\n    for items in ([3, 1, 2], [5, 4]):\n        given = list(items)\n        \
              out = candidate(given)\n        assert out == sorted(given)\n",
         ),
+        "sum" => check(
+            "def check(candidate):\n    for items in ([3, 1, 2], [5, 4]):\n        given = list(items)\n        \
+             assert candidate(given) == sum(given)\n",
+        ),
+        "twice" => check("def check(candidate):\n    assert candidate([candidate(1)]) == 2\n"),
+        "words" => check(
+            "def check(candidate):\n    try:\n        candidate(1)\n    except ValueError as error:\n        \
+             assert str(error) == 'the words'\n    else:\n        assert False\n",
+        ),
+        "listed" => check("def check(candidate):\n    assert list(candidate(3)) == [0, 1, 2]\n"),
         "mapped" => {
             check("def check(candidate):\n    assert all(map(lambda n: candidate(n) == n + 1, [1, 2, 3]))\n")
         }
