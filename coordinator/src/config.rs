@@ -10,7 +10,7 @@ use service::ServiceConfig;
 use types::{RunId, Sampling};
 
 use crate::data::DataSet;
-use crate::state::Plan;
+use crate::state::RunPlan;
 
 /// Everything the coordinator can be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,7 +49,7 @@ pub struct Config {
     /// What is not scored by then is issued anew.
     #[serde(with = "humantime_serde")]
     pub lease_timeout: Duration,
-    /// A member silent for longer is taken for lost.
+    /// A member silent for longer is lost.
     #[serde(with = "humantime_serde")]
     pub heartbeat_timeout: Duration,
     /// How long a broadcast group may take to form, and weights to arrive.
@@ -178,8 +178,8 @@ impl Config {
     ///
     /// # Errors
     /// When the run's name is no name.
-    pub fn plan(&self, data: &DataSet) -> Result<Plan, types::Invalid> {
-        Ok(Plan {
+    pub fn plan(&self, data: &DataSet) -> Result<RunPlan, types::Invalid> {
+        Ok(RunPlan {
             run: RunId::try_from(self.run.clone())?,
             seed: self.seed,
             prompts: data.len() as u64,

@@ -12,23 +12,24 @@ pub(crate) fn waiting_for(state: &State) -> String {
         }
         Phase::Running => {}
     }
-    let connected_actors = state.actors().values().filter(|actor| actor.connected).count();
-    if !state.learner().is_some_and(|learner| learner.connected) {
+    let members = state.members();
+    if members.connected_learner().is_none() {
         return "the learner to connect".to_owned();
     }
+    let connected_actors = members.connected_actors().count();
     if connected_actors == 0 {
         return "an actor to connect".to_owned();
     }
-    if !state.reward_servers().values().any(|server| server.connected) {
+    if members.connected_reward_servers().next().is_none() {
         return "a reward server to connect".to_owned();
     }
-    let (trained, formed, version) = (state.trained(), state.formed(), state.version());
+    let (trained, formed, version) = (state.batches().trained(), state.batches().formed(), state.version());
     if formed > trained {
         return format!("the learner to train batch {}", trained.next());
     }
-    let current =
-        state.actors().values().filter(|actor| actor.weights.is_some_and(|(v, _)| v == version)).count();
-    if current == 0 {
+    let mut versions = members.actors().values().filter_map(|actor| actor.weights);
+    let current = versions.any(|(held, _)| held == version);
+    if !current {
         return format!("an actor to receive {version} ({connected_actors} connected)");
     }
     let plan = state.plan();
@@ -36,7 +37,7 @@ pub(crate) fn waiting_for(state: &State) -> String {
         "responses to {} prompts: batch {} has {} of its {} groups",
         state.open_prompts(),
         formed.next(),
-        state.ready_prompts(),
+        state.batches().ready_prompts(),
         plan.batch_prompts
     )
 }

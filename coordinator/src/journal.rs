@@ -1,4 +1,4 @@
-//! The journal: events in order, the tokens of scored responses beside them, and a snapshot now and then (design D3).
+//! The journal: events in order, the tokens of scored responses beside them, and a snapshot now and then (`docs/decisions.md`, D3).
 //!
 //! An event is durable (fsync) before anybody sees its effect. Restart is snapshot plus replay. A failed write ends the
 //! process: after a failed fsync nothing about the file may be assumed (Rebello et al., "Can Applications Recover from fsync
@@ -10,10 +10,10 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use serde::{Deserialize, Serialize};
 use types::{RolloutId, ScoredRollout, Timestamp};
 
-use crate::state::{Event, Plan, State};
+use crate::state::{Event, RunPlan, State};
 
 /// Layout of the journal; another one is refused.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Events after which a snapshot replaces them.
 const EVENTS_PER_SNAPSHOT: u64 = 4096;
 const SNAPSHOT_KEY: &str = "snapshot";
@@ -106,6 +106,12 @@ struct Snapshot<S> {
     state: S,
 }
 
+/// What of a snapshot every version understands.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Entry {
     at: Timestamp,
@@ -117,7 +123,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the folder cannot be used, holds another run, or is damaged.
-    pub fn open(path: &Path, plan: &Plan) -> Result<(Self, State), Error> {
+    pub fn open(path: &Path, plan: &RunPlan) -> Result<(Self, State), Error> {
         let mut journal = Self::open_store(path)?;
         let state = journal.replay(plan)?;
         let conflicts = plan.conflicts_with(state.plan());
@@ -156,15 +162,17 @@ impl Journal {
         })
     }
 
-    fn replay(&mut self, plan: &Plan) -> Result<State, Error> {
+    fn replay(&mut self, plan: &RunPlan) -> Result<State, Error> {
         let snapshot = self.head.get(SNAPSHOT_KEY).map_err(|error| self.damaged(store_problem(&error)))?;
         let mut state = State::new(plan.clone());
         if let Some(bytes) = snapshot {
+            let Format { format } = serde_json::from_slice(&bytes)
+                .map_err(|error| self.damaged(format!("its snapshot names no format: {error}")))?;
+            if format != FORMAT {
+                return Err(self.damaged(format!("it has format {format}, this is {FORMAT}")));
+            }
             let snapshot: Snapshot<State> = serde_json::from_slice(&bytes)
                 .map_err(|error| self.damaged(format!("its snapshot does not parse: {error}")))?;
-            if snapshot.format != FORMAT {
-                return Err(self.damaged(format!("it has format {}, this is {FORMAT}", snapshot.format)));
-            }
             state = snapshot.state;
             (self.next, self.snapshot_end) = (snapshot.end, snapshot.end);
             self.last_event = snapshot.last_event;
@@ -177,7 +185,7 @@ impl Journal {
             let entry: Entry = serde_json::from_slice(&value)
                 .map_err(|error| self.damaged(format!("event {} does not parse: {error}", self.next)))?;
             self.last_event = entry.at;
-            state.apply(entry.at, entry.event);
+            let _ = state.apply(entry.at, entry.event);
             self.next += 1;
         }
         Ok(state)

@@ -14,6 +14,7 @@ mod explain;
 mod grpc;
 mod inbox;
 mod metrics;
+mod notices;
 mod server;
 mod server_loop;
 mod sessions;

@@ -24,7 +24,7 @@ pub(crate) fn describe() {
     describe_gauge!("rlhf_coordinator_members_connected", "Members connected, by role.");
     describe_gauge!("rlhf_coordinator_prompts_open", "Prompts with a response awaited.");
     describe_gauge!("rlhf_coordinator_last_step_timestamp_seconds", "When the last step was trained.");
-    describe_histogram!("rlhf_coordinator_journal_commit_seconds", "Time to make a lot of events durable.");
+    describe_histogram!("rlhf_coordinator_journal_commit_seconds", "Time to make events durable.");
     describe_histogram!("rlhf_coordinator_response_tokens", "Length of scored responses.");
     describe_histogram!("rlhf_coordinator_staleness_versions", "Versions that a trained batch was behind.");
     for (name, what) in STEP_GAUGES {
@@ -63,7 +63,7 @@ pub(crate) fn journal_commit(took: Duration) {
     histogram!("rlhf_coordinator_journal_commit_seconds").record(took.as_secs_f64());
 }
 
-/// The state after a lot of events.
+/// The state after some events.
 pub(crate) fn state(state: &State) {
     let account = state.account();
     counter!("rlhf_coordinator_responses_issued_total").absolute(account.issued());
@@ -81,12 +81,13 @@ pub(crate) fn state(state: &State) {
     gauge!("rlhf_coordinator_responses_in_flight").set(state.in_flight() as f64);
     gauge!("rlhf_samples_unaccounted").set(state.unaccounted() as f64);
     gauge!("rlhf_coordinator_policy_version").set(state.version().0 as f64);
-    gauge!("rlhf_coordinator_batches_trained").set(state.trained().0 as f64);
-    gauge!("rlhf_coordinator_batches_checkpointed").set(state.checkpointed().0 as f64);
+    gauge!("rlhf_coordinator_batches_trained").set(state.batches().trained().0 as f64);
+    gauge!("rlhf_coordinator_batches_checkpointed").set(state.batches().checkpointed().0 as f64);
     gauge!("rlhf_coordinator_prompts_open").set(state.open_prompts() as f64);
-    let actors = state.actors().values().filter(|actor| actor.connected).count();
-    let servers = state.reward_servers().values().filter(|server| server.connected).count();
-    let learners = state.learner().iter().filter(|learner| learner.connected).count();
+    let members = state.members();
+    let actors = members.connected_actors().count();
+    let servers = members.connected_reward_servers().count();
+    let learners = members.connected_learner().iter().count();
     for (role, count) in [("actor", actors), ("reward-server", servers), ("learner", learners)] {
         gauge!("rlhf_coordinator_members_connected", "role" => role).set(count as f64);
     }

@@ -15,8 +15,8 @@ use crate::server_loop::{Parts, ServerLoop};
 use crate::steps_file::StepsFile;
 use crate::{dashboard, metrics};
 
-/// How long members get to hang up after the end.
-const HANG_UP: Duration = Duration::from_secs(1);
+/// How long members get to close their streams after the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Builds the coordinator; nothing runs yet.
 ///
@@ -29,9 +29,12 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let listener = Listener::bind("listen", config.listen).await?;
     context.bound.push(("grpc", listener.address));
     let (journal, state) = Journal::open(&config.journal, &plan)?;
-    let steps_file =
-        config.steps_file.as_deref().map(|path| StepsFile::open(path, state.steps())).transpose()?;
-    let began = state.trained();
+    let steps_file = config
+        .steps_file
+        .as_deref()
+        .map(|path| StepsFile::open(path, state.history().steps()))
+        .transpose()?;
+    let began = state.batches().trained();
     tracing::info!(
         run = %plan.run,
         prompts = data.len(),
@@ -46,15 +49,19 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     context.pages = dashboard::pages(view);
     let router = Grpc::new(handle, context.tasks.spawner(), done.clone()).router();
     let token = context.token.clone();
-    context.tasks.add("server loop", OnError::Shutdown, async move { server_loop.run(token).await });
+    context.tasks.add("server loop", OnError::Shutdown, async move {
+        // The loop reads and writes the disk at every turn, so it has a thread of its own: no stream waits for it.
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || runtime.block_on(server_loop.run(token))).await?
+    });
     context.tasks.add("grpc", OnError::Shutdown, async move {
         // The server outlives the request to stop, because the drain needs its streams: it ends with the loop, and
-        // does not wait for members that are slow to hang up.
+        // does not wait for members that are slow to close.
         let serving =
             router.serve_with_incoming_shutdown(listener.incoming(), done.clone().cancelled_owned());
         tokio::select! {
             served = serving => served.context("serve gRPC"),
-            () = async { done.cancelled().await; tokio::time::sleep(HANG_UP).await } => Ok(()),
+            () = async { done.cancelled().await; tokio::time::sleep(CLOSE_TIMEOUT).await } => Ok(()),
         }
     });
     context.readiness.set(true);

@@ -1,4 +1,4 @@
-//! The owner of the state: one task, one inbox.
+//! The owner of the state and of what lies on the disk: one thread, one inbox.
 //!
 //! ```text
 //!  streams --Input--> inbox (bounded) --> apply --> journal (fsync) --> effects --> outboxes (bounded) --> streams
@@ -11,7 +11,7 @@
 //! | this loop        | an input, a deadline, a cancellation  | the next deadline of the state          |
 //! | a stream's output| the member reading                    | a full outbox disconnects the member    |
 //!
-//! Inputs are taken in lots: all that wait are applied, made durable with one fsync, and only then acted upon.
+//! Inputs are taken in batches: all that wait are applied, made durable with one fsync, and only then acted upon.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -28,18 +28,18 @@ use types::{Batch, MemberId, RolloutId, Sample, Timestamp};
 use crate::data::DataSet;
 use crate::inbox::{Handle, Input, Report, inbox};
 use crate::journal::{Entries, Journal};
-use crate::metrics;
 use crate::sessions::{Closing, Sessions};
-use crate::state::{BatchPlan, Effect, Event, Grant, Phase, Plan, State, StepRecord};
+use crate::state::{Applied, BatchPlan, Effect, Event, Grant, Phase, RunPlan, State, StepRecord};
 use crate::status::Status;
 use crate::steps_file::StepsFile;
+use crate::{metrics, notices};
 
-/// Inputs taken at once.
-const LOT: usize = 256;
+/// Inputs that share one write of the journal.
+const INPUTS_LIMIT: usize = 256;
 /// Shortest time between two publications of the status.
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the streams get to carry the last commands.
-const FAREWELL: Duration = Duration::from_millis(500);
+const CLOSE_DELAY: Duration = Duration::from_millis(500);
 
 /// Wall time that never goes back, whatever happens to the system's clock.
 #[derive(Debug)]
@@ -68,12 +68,12 @@ impl Clock {
 pub(crate) struct ServerLoop {
     state: State,
     /// The plan of this start, which may differ from the journal's where that is harmless.
-    plan: Plan,
+    plan: RunPlan,
     journal: Journal,
     data: Arc<DataSet>,
     steps_file: Option<StepsFile>,
     published: Published,
-    /// Cancelled when this loop has ended and said farewell.
+    /// Cancelled when this loop has ended and the members were told.
     done: CancellationToken,
     sessions: Sessions,
     clock: Clock,
@@ -88,7 +88,7 @@ pub(crate) struct ServerLoop {
 /// What a loop is made of.
 pub(crate) struct Parts {
     pub(crate) state: State,
-    pub(crate) plan: Plan,
+    pub(crate) plan: RunPlan,
     pub(crate) journal: Journal,
     pub(crate) data: Arc<DataSet>,
     pub(crate) steps_file: Option<StepsFile>,
@@ -116,7 +116,7 @@ impl ServerLoop {
         let (handle, inbox) = inbox();
         let clock = Clock::starting_after(journal.last_event());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
-        let (steps, steps_view) = watch::channel(Arc::new(state.steps().cloned().collect()));
+        let (steps, steps_view) = watch::channel(Arc::new(state.history().steps().cloned().collect()));
         let this = Self {
             state,
             plan,
@@ -141,22 +141,22 @@ impl ServerLoop {
         let done = self.done.clone().drop_guard();
         self.apply(Event::Restarted(Box::new(self.plan.clone())));
         self.settle()?;
-        let mut lot = Vec::with_capacity(LOT);
+        let mut inputs = Vec::with_capacity(INPUTS_LIMIT);
         let mut published = Instant::now();
         let mut draining = false;
         while self.ended.is_none() {
             let deadline = self.state.next_deadline().map(|deadline| self.clock.instant(deadline));
             let status_due = published + STATUS_INTERVAL;
             tokio::select! {
-                count = self.inbox.recv_many(&mut lot, LOT) => anyhow::ensure!(count > 0, "every handle is gone"),
-                () = sleep_until(deadline) => self.apply(Event::Tick),
+                count = self.inbox.recv_many(&mut inputs, INPUTS_LIMIT) => anyhow::ensure!(count > 0, "every handle is gone"),
+                () = sleep_until(deadline) => drop(self.apply(Event::Tick)),
                 () = tokio::time::sleep_until(status_due) => {}
                 () = token.cancelled(), if !draining => {
                     draining = true;
                     self.apply(Event::DrainRequested);
                 }
             }
-            for input in lot.drain(..) {
+            for input in inputs.drain(..) {
                 self.take(input);
             }
             self.settle()?;
@@ -167,8 +167,8 @@ impl ServerLoop {
         }
         self.publish_status();
         self.sessions.finish();
-        // The farewell needs a moment on the wire before the sockets close.
-        tokio::time::sleep(FAREWELL).await;
+        // The last commands need a moment on the wire before the sockets close.
+        tokio::time::sleep(CLOSE_DELAY).await;
         drop(done);
         Ok(())
     }
@@ -186,7 +186,7 @@ impl ServerLoop {
                     self.apply(event);
                 }
             }
-            Input::Drain => self.apply(Event::DrainRequested),
+            Input::Drain => drop(self.apply(Event::DrainRequested)),
             Input::Status(reply) => {
                 let _ = reply.send(Arc::new(Status::of(&self.state, self.clock.now())));
             }
@@ -198,30 +198,26 @@ impl ServerLoop {
             return;
         }
         let result = event.reward_result();
-        let first = self.effects.len();
-        self.apply(event);
-        if let Some(mut scored) = scored {
-            let id = scored.rollout.id;
-            if self.effects[first..].contains(&Effect::Keep(id)) {
-                // The scorers have read the fields; the learner needs tokens and numbers only.
-                scored.rollout.fields = "".into();
-                self.entries.keep.push(scored);
-            }
+        let keep = self.apply(event);
+        if let Some(mut scored) = scored
+            && keep.contains(&scored.rollout.id)
+        {
+            // The scorers have read the fields; the learner needs tokens and numbers only.
+            scored.rollout.fields = "".into();
+            self.entries.keep.push(scored);
         }
         self.acknowledgements.extend(result.map(|id| (session.member, id)));
     }
 
-    fn apply(&mut self, event: Event) {
+    /// Applies an event. Yields the responses whose tokens have to become durable with it.
+    fn apply(&mut self, event: Event) -> Vec<RolloutId> {
         let now = self.clock.now();
         metrics::event(&event);
-        let effects = self.state.apply(now, event.clone());
+        let Applied { effects, store } = self.state.apply(now, event.clone());
         self.entries.events.push((now, event));
-        for effect in effects {
-            if let Effect::Forget(ids) = &effect {
-                self.entries.forget.extend(ids);
-            }
-            self.effects.push(effect);
-        }
+        self.entries.forget.extend(store.forget);
+        self.effects.extend(effects);
+        store.keep
     }
 
     /// Makes what was applied durable, then acts on it.
@@ -230,10 +226,10 @@ impl ServerLoop {
             return Ok(());
         }
         let mut entries = std::mem::take(&mut self.entries);
-        // A response can come and be filtered in one lot; then nothing is to be stored.
+        // A response can come and be filtered in one batch of inputs; then nothing is to be stored.
         entries.keep.retain(|scored| !entries.forget.contains(&scored.rollout.id));
         let started = Instant::now();
-        tokio::task::block_in_place(|| self.journal.commit(entries, &self.state))?;
+        self.journal.commit(entries, &self.state)?;
         metrics::journal_commit(started.elapsed());
         for effect in std::mem::take(&mut self.effects) {
             self.perform(effect)?;
@@ -259,7 +255,6 @@ impl ServerLoop {
                 tracing::info!(batch = plan.id.0, samples = plan.samples.len(), "batch sent");
                 self.sessions.send_to_learner(LearnerCommand::Batch(batch));
             }
-            Effect::Keep(_) | Effect::Forget(_) => {}
             Effect::Disconnect { member, reason } => {
                 tracing::warn!(%member, reason, "disconnected");
                 self.sessions.close(&member, Closing::Disconnect(reason));
@@ -269,9 +264,9 @@ impl ServerLoop {
                 self.sessions.close(&member, Closing::Refuse(reason));
             }
             Effect::Step(step) => self.step(&step)?,
-            Effect::Explain(what) => tracing::info!("{what}"),
+            Effect::Notice(notice) => notices::log(&notice),
             Effect::Finish(phase) => {
-                tracing::info!(?phase, trained = self.state.trained().0, "the run has ended");
+                tracing::info!(?phase, trained = self.state.batches().trained().0, "the run has ended");
                 self.ended = Some(phase);
             }
         }
@@ -313,7 +308,7 @@ impl ServerLoop {
             "step"
         );
         metrics::step(step);
-        self.published.steps.send_replace(Arc::new(self.state.steps().cloned().collect()));
+        self.published.steps.send_replace(Arc::new(self.state.history().steps().cloned().collect()));
         if let Some(file) = &mut self.steps_file {
             file.append(step)?;
         }

@@ -39,7 +39,7 @@ pub struct Status {
     pub tokens_per_second: f64,
     /// Seconds until the last batch, at the pace of the last steps.
     pub eta_seconds: Option<f64>,
-    /// The books.
+    /// The accounting.
     pub account: AccountStatus,
     /// The actors.
     pub actors: Vec<ActorStatus>,
@@ -51,7 +51,7 @@ pub struct Status {
     pub last_step: Option<StepRecord>,
 }
 
-/// The books: `issued` is the sum of the others, or there is a bug.
+/// The accounting: `issued` is the sum of the others, or there is a bug.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountStatus {
     /// Attempts issued.
@@ -130,12 +130,12 @@ impl Status {
             waiting_for: waiting_for(state),
             version: state.version(),
             batches: state.plan().batches,
-            trained: state.trained().0,
-            checkpointed: state.checkpointed().0,
-            ready_prompts: state.ready_prompts(),
+            trained: state.batches().trained().0,
+            checkpointed: state.batches().checkpointed().0,
+            ready_prompts: state.batches().ready_prompts(),
             batch_prompts: state.plan().batch_prompts,
             open_prompts: state.open_prompts(),
-            tokens_per_second: state.tokens_per_second(now),
+            tokens_per_second: state.history().tokens_per_second(now),
             eta_seconds: eta_seconds(state),
             account: AccountStatus {
                 issued: account.issued(),
@@ -146,14 +146,14 @@ impl Status {
             },
             actors: actors(state),
             reward_servers: reward_servers(state),
-            learner: state.learner().map(|learner| LearnerStatus {
+            learner: state.members().learner().map(|learner| LearnerStatus {
                 member: learner.member.to_string(),
                 connected: learner.connected,
                 world_size: learner.world_size,
                 trained: learner.trained.0,
                 phase: learner.phase,
             }),
-            last_step: state.steps().next_back().cloned(),
+            last_step: state.history().steps().next_back().cloned(),
         }
     }
 }
@@ -169,7 +169,7 @@ fn actors(state: &State) -> Vec<ActorStatus> {
         unacknowledged: actor.load.unacknowledged,
         generated_tokens: actor.load.generated_tokens,
     };
-    state.actors().iter().map(actor).collect()
+    state.members().actors().iter().map(actor).collect()
 }
 
 fn reward_servers(state: &State) -> Vec<RewardServerStatus> {
@@ -179,13 +179,13 @@ fn reward_servers(state: &State) -> Vec<RewardServerStatus> {
         address: server.address.clone(),
         queued: server.queued,
     };
-    state.reward_servers().iter().map(server).collect()
+    state.members().reward_servers().iter().map(server).collect()
 }
 
 fn eta_seconds(state: &State) -> Option<f64> {
-    let recent: Vec<&StepRecord> = state.steps().rev().take(ETA_STEPS + 1).collect();
+    let recent: Vec<&StepRecord> = state.history().steps().rev().take(ETA_STEPS + 1).collect();
     let (last, first) = (recent.first()?, recent.last()?);
     let steps = last.batch.0.checked_sub(first.batch.0).filter(|steps| *steps > 0)?;
     let pace = last.time.since(first.time).as_secs_f64() / steps as f64;
-    Some(pace * (state.plan().batches - state.trained().0) as f64)
+    Some(pace * (state.plan().batches - state.batches().trained().0) as f64)
 }

@@ -11,7 +11,7 @@ mod world;
 use std::time::Duration;
 
 use algo::filtration::{Filtration, Strategy as Filter};
-use coordinator::state::{Effect, Event, Phase, Plan, State};
+use coordinator::state::{Applied, Effect, Event, Phase, RunPlan, State};
 use proptest::prelude::*;
 use types::{Ending, FailReason, FilterReason, Timestamp};
 use world::{World, plan};
@@ -19,7 +19,7 @@ use world::{World, plan};
 #[test]
 fn a_quiet_world_trains_every_batch() {
     for staleness in [0, 2] {
-        let mut world = World::new(Plan { max_staleness: staleness, ..plan() }, 1);
+        let mut world = World::new(RunPlan { max_staleness: staleness, ..plan() }, 1);
         world.run_to_the_end(20_000);
         let state = &world.state;
         assert_eq!(state.phase(), Phase::Finished);
@@ -55,7 +55,7 @@ fn groups_without_signal_are_filtered_and_replaced() {
 
 #[test]
 fn deterministic_leases_do_not_depend_on_timing() {
-    let plan = Plan { deterministic: true, lease_prompts: 3, ..plan() };
+    let plan = RunPlan { deterministic: true, lease_prompts: 3, ..plan() };
     let compositions: Vec<_> = [11, 12, 13, 14]
         .into_iter()
         .map(|seed| {
@@ -87,7 +87,10 @@ fn a_drain_stops_and_a_restart_goes_on() {
         world.step();
     }
     assert_eq!(world.state.phase(), Phase::Stopped);
-    assert!(world.state.checkpointed() >= world.state.trained(), "what was trained is written");
+    assert!(
+        world.state.batches().checkpointed() >= world.state.batches().trained(),
+        "what was trained is written"
+    );
     world.restart();
     world.run_to_the_end(20_000);
     assert_eq!(world.state.phase(), Phase::Finished);
@@ -104,7 +107,7 @@ fn a_complete_run_that_is_started_again_ends_at_once() {
 #[test]
 fn a_learner_that_lost_its_checkpoint_is_refused() {
     let mut world = World::new(plan(), 9);
-    while world.state.checkpointed().0 == 0 {
+    while world.state.batches().checkpointed().0 == 0 {
         world.step();
     }
     let effects = world.learner_rejoins_from_nothing();
@@ -117,7 +120,7 @@ fn a_learner_that_lost_its_checkpoint_is_refused() {
 
 #[test]
 fn a_silent_actor_is_lost_after_the_timeout_and_its_work_issued_anew() {
-    let mut world = World::new(Plan { batches: 1, ..plan() }, 2);
+    let mut world = World::new(RunPlan { batches: 1, ..plan() }, 2);
     while world.state.in_flight() == 0 {
         world.step();
     }
@@ -132,7 +135,7 @@ fn a_silent_actor_is_lost_after_the_timeout_and_its_work_issued_anew() {
 #[test]
 fn a_plan_that_changes_the_meaning_of_the_journal_is_named() {
     let began = plan();
-    let now = Plan { group_size: 8, batches: 99, ..plan() };
+    let now = RunPlan { group_size: 8, batches: 99, ..plan() };
     assert_eq!(now.conflicts_with(&began), ["group_size was 4 when the run began and is 8 now"]);
     assert!(plan().conflicts_with(&began).is_empty());
 }
@@ -141,7 +144,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_books_balance_under_chaos(
+    fn the_accounting_balances_under_chaos(
         seed: u64,
         staleness in 0..3u64,
         deterministic: bool,
@@ -156,7 +159,7 @@ proptest! {
         let max_staleness = if deterministic { 0 } else { staleness };
         let filtration = Filtration { strategy, ..Filtration::default() };
         let mut world =
-            World::new(Plan { max_staleness, deterministic, filtration, send_filtered, ..plan() }, seed);
+            World::new(RunPlan { max_staleness, deterministic, filtration, send_filtered, ..plan() }, seed);
         world.chaos = true;
         world.equal_scores_in_percent = 10;
         world.crash_actors_in_percent = 2;
@@ -195,5 +198,5 @@ proptest! {
 fn time_is_only_what_it_is_told() {
     let mut state = State::new(plan());
     assert_eq!(state.next_deadline(), None, "nothing is awaited before anybody came");
-    assert_eq!(state.apply(Timestamp(u64::MAX), Event::Tick), Vec::new());
+    assert_eq!(state.apply(Timestamp(u64::MAX), Event::Tick), Applied::default());
 }

@@ -1,4 +1,4 @@
-//! The books: every issued attempt, and how it ended (design D4).
+//! The accounting: every issued attempt, and how it ended (`docs/decisions.md`, D4).
 
 use std::collections::BTreeMap;
 
@@ -16,14 +16,16 @@ pub struct Account {
 }
 
 impl Account {
-    /// An attempt was issued.
-    pub(super) fn issue(&mut self) {
-        self.issued += 1;
+    /// Attempts were issued.
+    pub(super) fn issue(&mut self, attempts: u64) {
+        self.issued += attempts;
     }
 
-    /// An attempt has ended.
-    pub(super) fn end(&mut self, ending: Ending) {
-        *self.endings.entry(ending).or_default() += 1;
+    /// Attempts have ended.
+    pub(super) fn end(&mut self, ending: Ending, attempts: u64) {
+        if attempts > 0 {
+            *self.endings.entry(ending).or_default() += attempts;
+        }
     }
 
     /// A result came for an attempt that had ended before.
@@ -54,6 +56,11 @@ impl Account {
     /// Results that came too late.
     pub fn late_results(&self) -> u64 {
         self.late
+    }
+
+    /// Attempts issued, minus endings, minus those in flight: 0 unless there is a bug.
+    pub(super) fn unaccounted(&self, in_flight: u64) -> i64 {
+        self.issued.wrapping_sub(self.ended()).wrapping_sub(in_flight).cast_signed()
     }
 }
 

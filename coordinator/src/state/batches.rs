@@ -1,28 +1,19 @@
 //! Batches: what the learner trains, in which order, and until when its samples are kept.
 //!
-//! A batch is formed once, trained in order, and kept until a checkpoint holds it. A learner that comes back from an
-//! older checkpoint is sent the batches after it again: no sample is lost, and none is counted twice.
+//! A group that was filtered waits until enough others are ready. A batch is formed once, trained in order, and kept
+//! until a checkpoint holds it. A learner that comes back from an older checkpoint is sent the batches after it again: no
+//! sample is lost, and none is counted twice.
 
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
-use types::link::learner::{MeasuredStep, RecentSteps, StepMetrics};
-use types::{BatchId, DropReason, Ending, Manifest, RolloutId, Timestamp};
+use types::{BatchId, RolloutId};
 
-use super::groups::GroupSums;
-use super::{Effect, Phase, State, StepRecord};
+use super::filter::{GroupSums, PlannedSample, ReadyGroup};
+use super::plan::RunPlan;
 
 /// Batches that the learner may have beyond the last one it trained: one at work, one next.
-const SEND_AHEAD: u64 = 2;
-
-/// A response that a batch trains, and with which weight.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct PlannedSample {
-    /// Which response.
-    pub id: RolloutId,
-    /// Its weight in the policy loss; 0 for one that only the critic or the whitening sees.
-    pub weight: f32,
-}
+const SEND_AHEAD_COUNT: u64 = 2;
 
 /// A batch without its tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,182 +28,188 @@ pub struct BatchPlan {
     pub sums: GroupSums,
 }
 
-/// All batches that are not yet part of a checkpoint.
+/// Groups that wait for their batch, and all batches that are not yet part of a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Batches {
+pub struct Batches {
+    /// Groups in the order of completion.
+    ready: VecDeque<ReadyGroup>,
     kept: VecDeque<BatchPlan>,
     /// The last one formed.
     formed: BatchId,
     /// The last one trained.
-    pub(super) trained: BatchId,
+    trained: BatchId,
     /// The last one that a checkpoint holds.
-    pub(super) checkpointed: BatchId,
+    checkpointed: BatchId,
     /// The last one sent to the learner that is connected now.
     sent: BatchId,
 }
 
+/// A ready group that would be older than allowed when its batch trains.
+pub(super) struct StaleGroup {
+    pub(super) group: ReadyGroup,
+    /// The batch.
+    pub(super) batch: BatchId,
+}
+
+/// The learner says that it trained another batch than the next.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("trained batch {batch}, but {expected} is next")]
+pub(super) struct NotNext {
+    batch: BatchId,
+    expected: BatchId,
+}
+
+/// A learner's checkpoint does not fit this run's journal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum UnfitCheckpoint {
+    #[error(
+        "its newest checkpoint holds batches up to {theirs}, but the samples up to {needed} are forgotten because a \
+         checkpoint held them: restore that checkpoint, or start a new run"
+    )]
+    TooOld { theirs: BatchId, needed: BatchId },
+    #[error(
+        "its checkpoint holds batches up to {theirs}, but this journal only knows batches up to {formed}: it belongs to \
+         another journal"
+    )]
+    TooNew { theirs: BatchId, formed: BatchId },
+}
+
 impl Batches {
-    pub(super) fn untrained(&self) -> impl Iterator<Item = &BatchPlan> {
+    /// The last batch formed.
+    pub fn formed(&self) -> BatchId {
+        self.formed
+    }
+
+    /// The last batch trained.
+    pub fn trained(&self) -> BatchId {
+        self.trained
+    }
+
+    /// The last batch that a checkpoint holds.
+    pub fn checkpointed(&self) -> BatchId {
+        self.checkpointed
+    }
+
+    /// Groups that wait for their batch.
+    pub fn ready_prompts(&self) -> u64 {
+        self.ready.len() as u64
+    }
+
+    /// Batches formed and not yet trained.
+    pub fn untrained(&self) -> impl Iterator<Item = &BatchPlan> {
         self.kept.iter().filter(|plan| plan.id > self.trained)
     }
 
+    /// Prompts that wait for a batch or for its training.
     pub(super) fn untrained_prompts(&self) -> u64 {
-        self.untrained().map(|plan| plan.prompts).sum()
+        self.ready_prompts() + self.untrained().map(|plan| plan.prompts).sum::<u64>()
     }
 
+    /// Responses that are kept to train, and have not.
     pub(super) fn in_flight(&self) -> u64 {
+        let ready: u64 = self.ready.iter().map(ReadyGroup::in_flight).sum();
         let samples = self.untrained().flat_map(|plan| &plan.samples);
-        samples.filter(|sample| sample.weight > 0.0).count() as u64
+        ready + samples.filter(|sample| sample.trains()).count() as u64
     }
-}
 
-impl State {
-    /// Forms every batch that enough groups are ready for.
-    pub(super) fn form_batches(&mut self, effects: &mut Vec<Effect>) {
-        let size = usize::try_from(self.plan.batch_prompts).unwrap_or(usize::MAX);
-        while self.batches.formed < self.last_batch() {
-            let id = self.batches.formed.next();
-            self.drop_stale(id, effects);
-            if self.groups.ready.len() < size {
-                return;
+    /// A group waits for its batch from now on.
+    pub(super) fn add(&mut self, group: ReadyGroup) {
+        self.ready.push_back(group);
+    }
+
+    /// Forms every batch that enough groups are ready for; yields the groups that are too old.
+    pub(super) fn form(&mut self, plan: &RunPlan) -> Vec<StaleGroup> {
+        let size = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX);
+        let mut stale = Vec::new();
+        while self.formed < plan.last_batch() {
+            let id = self.formed.next();
+            stale.extend(self.take_stale(id, plan.max_staleness));
+            if self.ready.len() < size {
+                break;
             }
-            let groups = self.groups.ready.drain(..size).collect::<Vec<_>>();
-            let mut plan =
+            let mut batch =
                 BatchPlan { id, samples: Vec::new(), prompts: size as u64, sums: GroupSums::default() };
-            for group in groups {
-                plan.samples.extend(group.samples);
-                plan.sums.merge(&group.sums);
+            for group in self.ready.drain(..size) {
+                batch.sums.merge(&group.sums);
+                batch.samples.extend(group.samples);
             }
-            plan.samples.sort_by_key(|sample| sample.id);
-            self.batches.formed = id;
-            self.batches.kept.push_back(plan);
+            batch.samples.sort_by_key(|sample| sample.id);
+            self.formed = id;
+            self.kept.push_back(batch);
         }
+        stale
     }
 
-    /// Drops ready groups that would be older than allowed when batch `id` is trained at version `id - 1`.
-    fn drop_stale(&mut self, id: BatchId, effects: &mut Vec<Effect>) {
-        let oldest_allowed = (id.0 - 1).saturating_sub(self.plan.max_staleness);
-        let ready = std::mem::take(&mut self.groups.ready);
-        let (fresh, stale) = ready.into_iter().partition(|group| group.oldest.0 >= oldest_allowed);
-        self.groups.ready = fresh;
-        let stale: VecDeque<_> = stale;
-        for group in stale {
-            effects.push(Effect::Explain(format!(
-                "prompt {} dropped: drawn at {}, too old for batch {id}",
-                group.prompt, group.oldest
-            )));
-            let forgotten = self.drop_ready(&group, DropReason::Stale);
-            effects.push(Effect::Forget(forgotten));
-        }
+    /// Takes out the groups that would be too old when `batch` is trained, which is at version `batch - 1`.
+    fn take_stale(&mut self, batch: BatchId, max_staleness: u64) -> Vec<StaleGroup> {
+        let oldest_allowed = (batch.0 - 1).saturating_sub(max_staleness);
+        let ready = std::mem::take(&mut self.ready);
+        let (fresh, stale): (VecDeque<_>, VecDeque<_>) =
+            ready.into_iter().partition(|group| group.oldest.0 >= oldest_allowed);
+        self.ready = fresh;
+        stale.into_iter().map(|group| StaleGroup { group, batch }).collect()
     }
 
-    /// Keeps the learner supplied.
-    pub(super) fn send_batches(&mut self, effects: &mut Vec<Effect>) {
-        let learner = self.learner.as_ref().filter(|learner| learner.connected);
-        let Some(learner) = learner.filter(|_| self.phase == Phase::Running) else {
-            return;
-        };
-        let ahead = BatchId(learner.trained.0 + SEND_AHEAD);
-        for plan in &self.batches.kept {
-            if plan.id > self.batches.sent && plan.id <= ahead {
-                effects.push(Effect::SendBatch(plan.clone()));
-                self.batches.sent = plan.id;
-            }
+    /// Takes out every group that waits, because no batch will be formed any more.
+    pub(super) fn take_ready(&mut self) -> VecDeque<ReadyGroup> {
+        std::mem::take(&mut self.ready)
+    }
+
+    /// What to send to a learner whose weights hold every batch up to `trained`, so that it has enough to do.
+    pub(super) fn take_unsent(&mut self, trained: BatchId) -> Vec<BatchPlan> {
+        let ahead = BatchId(trained.0 + SEND_AHEAD_COUNT);
+        let unsent = self.kept.iter().filter(|plan| plan.id > self.sent && plan.id <= ahead);
+        let unsent: Vec<BatchPlan> = unsent.cloned().collect();
+        if let Some(last) = unsent.last() {
+            self.sent = last.id;
+        }
+        unsent
+    }
+
+    /// Checks that a learner whose weights hold every batch up to `trained` can go on with this journal.
+    pub(super) fn check_learner(&self, trained: BatchId) -> Result<(), UnfitCheckpoint> {
+        if trained < self.checkpointed {
+            Err(UnfitCheckpoint::TooOld { theirs: trained, needed: self.checkpointed })
+        } else if trained > self.formed {
+            Err(UnfitCheckpoint::TooNew { theirs: trained, formed: self.formed })
+        } else {
+            Ok(())
         }
     }
 
     /// A learner has come that trained everything up to `trained`: it is sent what follows.
     pub(super) fn send_after(&mut self, trained: BatchId) {
-        self.batches.sent = trained;
+        self.sent = trained;
     }
 
-    /// The learner has trained `batch`.
-    ///
-    /// Yields why that cannot be, if it cannot.
-    pub(super) fn batch_trained(
-        &mut self,
-        now: Timestamp,
-        (batch, manifest): (BatchId, Manifest),
-        metrics: StepMetrics,
-        effects: &mut Vec<Effect>,
-    ) -> Result<(), String> {
-        let Some(learner) = &mut self.learner else {
-            return Err("no learner has introduced itself".to_owned());
-        };
-        let expected = learner.trained.next();
-        if batch != expected || batch > self.batches.sent {
-            return Err(format!("trained batch {batch}, but {expected} is next"));
-        }
-        learner.trained = batch;
-        if batch > self.batches.trained {
-            self.count_trained(batch);
-            self.record_step(now, batch, metrics, effects);
-        }
-        self.weights.offer(manifest);
-        Ok(())
+    /// Checks that `batch` is what a learner trains next that holds every batch up to `trained`.
+    pub(super) fn check_next(&self, trained: BatchId, batch: BatchId) -> Result<(), NotNext> {
+        let expected = trained.next();
+        if batch == expected && batch <= self.sent { Ok(()) } else { Err(NotNext { batch, expected }) }
     }
 
-    /// Moves the books up to `batch`.
-    fn count_trained(&mut self, batch: BatchId) {
-        let newly = self.batches.untrained().filter(|plan| plan.id <= batch);
-        let samples = newly.flat_map(|plan| &plan.samples).filter(|sample| sample.weight > 0.0).count();
-        for _ in 0..samples {
-            self.account.end(Ending::Trained);
-        }
-        self.batches.trained = batch;
+    /// Every batch up to `batch` is trained; yields the number of responses for which that is new.
+    pub(super) fn train(&mut self, batch: BatchId) -> u64 {
+        let newly = self.untrained().filter(|plan| plan.id <= batch);
+        let samples = newly.flat_map(|plan| &plan.samples).filter(|sample| sample.trains()).count();
+        self.trained = self.trained.max(batch);
+        samples as u64
     }
 
-    fn record_step(
-        &mut self,
-        now: Timestamp,
-        batch: BatchId,
-        metrics: StepMetrics,
-        effects: &mut Vec<Effect>,
-    ) {
-        let reliability = self.record.reliability(&self.plan.filtration);
-        if let Some(plan) = self.batches.kept.iter().find(|plan| plan.id == batch) {
-            let step = StepRecord::new(now, plan, metrics, reliability);
-            self.record.push(step.clone());
-            effects.push(Effect::Step(Box::new(step)));
-        }
+    /// A batch that is not yet part of a checkpoint.
+    pub(super) fn find(&self, batch: BatchId) -> Option<&BatchPlan> {
+        self.kept.iter().find(|plan| plan.id == batch)
     }
 
-    /// A learner's weights hold every batch up to `trained`, whether or not it could say so at the time: that it trained
-    /// them, and what it measured, is recorded now.
-    pub(super) fn catch_up_trained(
-        &mut self,
-        now: Timestamp,
-        trained: BatchId,
-        steps: RecentSteps,
-        effects: &mut Vec<Effect>,
-    ) {
-        let known = self.batches.trained;
-        if trained > known {
-            self.count_trained(trained);
-            for MeasuredStep { batch, metrics } in steps {
-                if batch > known && batch <= trained {
-                    self.record_step(now, batch, metrics, effects);
-                }
+    /// A checkpoint holds every batch up to `batch`; yields the responses that are needed no more.
+    pub(super) fn checkpoint(&mut self, batch: BatchId) -> Vec<RolloutId> {
+        let mut forgotten = Vec::new();
+        if batch > self.checkpointed {
+            self.checkpointed = batch;
+            while let Some(plan) = self.kept.pop_front_if(|plan| plan.id <= batch) {
+                forgotten.extend(plan.samples.iter().map(|sample| sample.id));
             }
         }
-    }
-
-    /// A checkpoint holds every batch up to `batch`: their samples are needed no more.
-    pub(super) fn batch_checkpointed(&mut self, batch: BatchId, effects: &mut Vec<Effect>) {
-        if batch <= self.batches.checkpointed {
-            return;
-        }
-        self.batches.checkpointed = batch;
-        while let Some(plan) = self.batches.kept.front()
-            && plan.id <= batch
-        {
-            effects.push(Effect::Forget(plan.samples.iter().map(|sample| sample.id).collect()));
-            self.batches.kept.pop_front();
-        }
-    }
-
-    /// The last batch formed.
-    pub fn formed(&self) -> BatchId {
-        self.batches.formed
+        forgotten
     }
 }

@@ -1,56 +1,55 @@
 //! What follows from an event. Effects are values; the server loop performs them once the event is durable.
 
-use std::time::Duration;
-
 use types::link::actor::ActorCommand;
 use types::link::learner::LearnerCommand;
 use types::link::reward::RewardCommand;
-use types::{LeaseId, MemberId, PromptId, RolloutId};
+use types::{MemberId, RolloutId};
 
-use super::{BatchPlan, Phase, StepRecord};
+use super::batches::BatchPlan;
+use super::history::StepRecord;
+use super::leases::Grant;
+use super::notice::Notice;
+use super::phase::Phase;
+use super::weights::WeightCommand;
 
 /// Something to be done.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Tell an actor.
     Actor {
-        /// Which.
+        /// The actor.
         member: MemberId,
-        /// What.
+        /// What it is told.
         command: Box<ActorCommand>,
     },
     /// Give an actor prompts; the texts are looked up in the data set.
     Lease {
-        /// Which actor.
+        /// The actor.
         member: MemberId,
         /// The lease.
         grant: Grant,
     },
     /// Tell a reward server.
     Reward {
-        /// Which.
+        /// The reward server.
         member: MemberId,
-        /// What.
+        /// What it is told.
         command: RewardCommand,
     },
     /// Tell the learner.
     Learner(LearnerCommand),
     /// Send the learner a batch; the tokens are looked up in the journal's store.
     SendBatch(BatchPlan),
-    /// This response counts: its tokens have to become durable together with the event.
-    Keep(RolloutId),
-    /// These responses' tokens are needed no more.
-    Forget(Vec<RolloutId>),
     /// Close a member's stream; it may come back.
     Disconnect {
-        /// Which member.
+        /// The member.
         member: MemberId,
-        /// Why.
+        /// Why, for a person.
         reason: String,
     },
     /// Close a member's stream for good: it cannot take part in this run.
     Refuse {
-        /// Which member.
+        /// The member.
         member: MemberId,
         /// Why, and what to do.
         reason: String,
@@ -58,34 +57,67 @@ pub enum Effect {
     /// A training step is complete.
     Step(Box<StepRecord>),
     /// Something a person reading the log wants to know.
-    Explain(String),
+    Notice(Notice),
     /// The run has ended: tell everybody, then leave.
     Finish(Phase),
 }
 
-impl Effect {
-    /// A command for an actor.
-    pub fn actor(member: MemberId, command: ActorCommand) -> Self {
-        Self::Actor { member, command: Box::new(command) }
+/// How the tokens that lie beside the events change, together with the event.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoreChanges {
+    /// Responses that count from now on: their tokens have to become durable.
+    pub keep: Vec<RolloutId>,
+    /// Responses whose tokens are needed no more. None is kept as well.
+    pub forget: Vec<RolloutId>,
+}
+
+/// What follows from an event.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Applied {
+    /// What is to be done, in order, once the event is durable.
+    pub effects: Vec<Effect>,
+    /// What becomes durable with it.
+    pub store: StoreChanges,
+}
+
+impl Applied {
+    pub(super) fn tell_actor(&mut self, member: MemberId, command: ActorCommand) {
+        self.effects.push(Effect::Actor { member, command: Box::new(command) });
     }
-}
 
-/// A lease without the prompts' texts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grant {
-    /// Its number.
-    pub id: LeaseId,
-    /// The groups to generate for.
-    pub groups: Vec<LeasedGroup>,
-    /// Its time limit.
-    pub timeout: Duration,
-}
+    pub(super) fn tell_learner(&mut self, command: LearnerCommand) {
+        self.effects.push(Effect::Learner(command));
+    }
 
-/// One group of a lease.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeasedGroup {
-    /// The prompt.
-    pub prompt: PromptId,
-    /// The attempts wanted.
-    pub wanted: Vec<RolloutId>,
+    pub(super) fn tell_about_weights(&mut self, commands: Vec<WeightCommand>) {
+        for command in commands {
+            match command {
+                WeightCommand::Actor(member, command) => self.tell_actor(member, command),
+                WeightCommand::Learner(command) => self.tell_learner(command),
+            }
+        }
+    }
+
+    pub(super) fn disconnect(&mut self, member: MemberId, reason: impl ToString) {
+        self.effects.push(Effect::Disconnect { member, reason: reason.to_string() });
+    }
+
+    pub(super) fn refuse(&mut self, member: MemberId, reason: impl ToString) {
+        self.effects.push(Effect::Refuse { member, reason: reason.to_string() });
+    }
+
+    pub(super) fn notice(&mut self, notice: Notice) {
+        self.effects.push(Effect::Notice(notice));
+    }
+
+    pub(super) fn keep(&mut self, response: RolloutId) {
+        self.store.keep.push(response);
+    }
+
+    pub(super) fn forget(&mut self, responses: impl IntoIterator<Item = RolloutId>) {
+        for response in responses {
+            self.store.keep.retain(|kept| *kept != response);
+            self.store.forget.push(response);
+        }
+    }
 }

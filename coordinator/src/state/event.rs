@@ -7,26 +7,26 @@ use types::link::learner::{LearnerHello, LearnerReport};
 use types::link::reward::RewardHello;
 use types::{MemberId, PolicyVersion, RolloutFailure, RolloutId, ScoredRollout};
 
-use super::plan::Plan;
+use super::plan::RunPlan;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
     /// The coordinator started again over its journal.
-    Restarted(Box<Plan>),
+    Restarted(Box<RunPlan>),
     /// From or about an actor.
     Actor {
-        /// Which.
+        /// The actor.
         member: MemberId,
-        /// What.
+        /// What happened to it.
         event: ActorEvent,
     },
     /// From or about a reward server.
     Reward {
-        /// Which.
+        /// The reward server.
         member: MemberId,
-        /// What.
+        /// What happened to it.
         event: RewardEvent,
     },
     /// From or about the learner.
@@ -54,7 +54,7 @@ impl Event {
 pub enum ActorEvent {
     /// Its stream is open.
     Joined(ActorHello),
-    /// Its stream is closed. An actor that comes back in the same incarnation keeps its leases until it is taken for lost.
+    /// Its stream is closed. An actor that comes back in the same incarnation keeps its leases until it is lost.
     Disconnected,
     /// What it says on it.
     Report(ActorReport),
@@ -75,14 +75,14 @@ pub enum RewardEvent {
     },
     /// It scored a response.
     Scored(ScoreSummary),
-    /// It could not.
+    /// It could not score a response.
     Failed(RolloutFailure),
 }
 
 /// What decisions need to know of a scored rollout.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScoreSummary {
-    /// Which response.
+    /// The response.
     pub id: RolloutId,
     /// Its score.
     pub score: f32,

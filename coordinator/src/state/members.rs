@@ -1,21 +1,20 @@
 //! Who is there: actors, reward servers, the learner.
 
-use serde::{Deserialize, Serialize};
-use types::link::actor::{
-    ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, RewardServerAddress,
-};
-use types::link::learner::{LearnerCommand, LearnerHello, LearnerPhase, LearnerReport};
-use types::link::reward::{RewardCommand, RewardHello};
-use types::{BatchId, Incarnation, MemberId, PolicyVersion, RunId, Timestamp, WeightHash};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-use super::event::{ActorEvent, LearnerEvent, RewardEvent};
-use super::weights::Transfer;
-use super::{Effect, Phase, State};
+use serde::{Deserialize, Serialize};
+use types::link::actor::{ActorHello, ActorLoad, RewardServerAddress};
+use types::link::learner::{LearnerHello, LearnerPhase};
+use types::link::reward::RewardHello;
+use types::{BatchId, Incarnation, MemberId, PolicyVersion, RolloutId, Timestamp, WeightHash};
+
+use super::leases::Leases;
 
 /// An actor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Actor {
-    /// This life of its process.
+    /// Tells its process from the ones before.
     pub incarnation: Incarnation,
     /// Its stream is open.
     pub connected: bool,
@@ -27,10 +26,6 @@ pub struct Actor {
     pub load: ActorLoad,
     /// When it was last heard of.
     pub last_seen: Timestamp,
-    /// Weights on their way to it.
-    pub(super) transfer: Option<Transfer>,
-    /// After a failed transfer it pulls no sooner than this.
-    pub(super) pull_after: Option<Timestamp>,
 }
 
 impl Actor {
@@ -38,16 +33,12 @@ impl Actor {
     pub(super) fn usable_version(&self) -> Option<PolicyVersion> {
         if self.connected && !self.draining { self.weights.map(|(version, _)| version) } else { None }
     }
-
-    pub(super) fn may_pull(&self, now: Timestamp) -> bool {
-        self.pull_after.is_none_or(|after| after <= now)
-    }
 }
 
 /// A reward server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RewardServer {
-    /// This life of its process.
+    /// Tells its process from the ones before.
     pub incarnation: Incarnation,
     /// Its stream is open.
     pub connected: bool,
@@ -64,7 +55,7 @@ pub struct RewardServer {
 pub struct Learner {
     /// Its name.
     pub member: MemberId,
-    /// This life of its processes.
+    /// Tells its processes from the ones before.
     pub incarnation: Incarnation,
     /// Its stream is open.
     pub connected: bool,
@@ -82,208 +73,127 @@ pub struct Learner {
     pub last_seen: Timestamp,
 }
 
-impl State {
-    pub(super) fn connected_actors(&self) -> Vec<MemberId> {
-        self.actors.iter().filter(|(_, actor)| actor.connected).map(|(member, _)| member.clone()).collect()
+/// Everybody who ever took part.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Members {
+    actors: BTreeMap<MemberId, Actor>,
+    reward_servers: BTreeMap<MemberId, RewardServer>,
+    learner: Option<Learner>,
+}
+
+/// Members that were silent for too long.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Silent {
+    pub(super) actors: Vec<MemberId>,
+    pub(super) reward_servers: Vec<MemberId>,
+    pub(super) learner: Option<MemberId>,
+}
+
+impl Members {
+    /// The actors by name.
+    pub fn actors(&self) -> &BTreeMap<MemberId, Actor> {
+        &self.actors
     }
 
-    pub(super) fn learner_connected(&self) -> bool {
-        self.learner.as_ref().is_some_and(|learner| learner.connected)
+    /// The reward servers by name.
+    pub fn reward_servers(&self) -> &BTreeMap<MemberId, RewardServer> {
+        &self.reward_servers
     }
 
-    pub(super) fn actor_event(
+    /// The learner, once it has come.
+    pub fn learner(&self) -> Option<&Learner> {
+        self.learner.as_ref()
+    }
+
+    /// The actors with an open stream.
+    pub fn connected_actors(&self) -> impl Iterator<Item = (&MemberId, &Actor)> {
+        self.actors.iter().filter(|(_, actor)| actor.connected)
+    }
+
+    /// The reward servers with an open stream.
+    pub fn connected_reward_servers(&self) -> impl Iterator<Item = (&MemberId, &RewardServer)> {
+        self.reward_servers.iter().filter(|(_, server)| server.connected)
+    }
+
+    /// The learner, while its stream is open.
+    pub fn connected_learner(&self) -> Option<&Learner> {
+        self.learner.as_ref().filter(|learner| learner.connected)
+    }
+
+    /// The actors that hold weights and go on taking work, by name.
+    pub(super) fn weight_holders(&self) -> impl Iterator<Item = &MemberId> {
+        self.actors.iter().filter(|(_, actor)| actor.usable_version().is_some()).map(|(member, _)| member)
+    }
+
+    /// Where actors reach the reward servers that are connected.
+    pub(super) fn reward_addresses(&self) -> Vec<RewardServerAddress> {
+        let mut addresses = Vec::new();
+        for (member, server) in self.connected_reward_servers() {
+            addresses.push(RewardServerAddress { member: member.clone(), address: server.address.clone() });
+        }
+        addresses
+    }
+
+    /// Every stream is broken.
+    pub(super) fn disconnect_all(&mut self) {
+        self.actors.values_mut().for_each(|actor| actor.connected = false);
+        self.reward_servers.values_mut().for_each(|server| server.connected = false);
+        self.disconnect_learner();
+    }
+
+    /// An actor has come, with these of its weights recognised. Yields the attempts under earlier leases that it still
+    /// works on: none when another process holds its name now.
+    pub(super) fn join_actor(
         &mut self,
         now: Timestamp,
-        member: &MemberId,
-        event: ActorEvent,
-        effects: &mut Vec<Effect>,
-    ) {
-        let report = match event {
-            ActorEvent::Joined(hello) => return self.actor_joined(now, hello, effects),
-            ActorEvent::Disconnected => return self.actor_disconnected(now, member),
-            ActorEvent::Report(report) => report,
-        };
-        let Some(actor) = self.actors.get_mut(member) else {
-            let reason = "introduce yourself first: this coordinator does not know you".to_owned();
-            effects.push(Effect::Disconnect { member: member.clone(), reason });
-            return;
-        };
+        hello: ActorHello,
+        weights: Option<(PolicyVersion, WeightHash)>,
+    ) -> Vec<RolloutId> {
+        let ActorHello { member, incarnation, holding, .. } = hello;
+        let same_process = self.actors.get(&member).filter(|actor| actor.incarnation == incarnation);
+        let (load, holding) = same_process.map(|actor| (actor.load, holding)).unwrap_or_default();
+        let actor = Actor { incarnation, connected: true, draining: false, weights, load, last_seen: now };
+        self.actors.insert(member, actor);
+        holding
+    }
+
+    /// An actor is heard of; none when it never introduced itself.
+    pub(super) fn hear_actor(&mut self, now: Timestamp, member: &MemberId) -> Option<&mut Actor> {
+        let actor = self.actors.get_mut(member)?;
         actor.last_seen = now;
-        match report {
-            ActorReport::Load(load) => actor.load = load,
-            ActorReport::WeightsConfirmed { version, hash } => {
-                if let Err(reason) = self.weights_confirmed(member, version, hash) {
-                    effects.push(Effect::Disconnect { member: member.clone(), reason });
-                }
-            }
-            ActorReport::WeightsFailed { version, detail } => {
-                effects.push(Effect::Explain(format!("actor {member} did not get {version}: {detail}")));
-                self.weights_failed(now, member, effects);
-            }
-            ActorReport::BroadcastGroupReady(id) => self.broadcast_group_ready(member, id),
-            ActorReport::BroadcastGroupFailed { group, detail } => {
-                effects.push(Effect::Explain(format!("broadcast group {group} at {member}: {detail}")));
-                self.broadcast_group_failed(now, group);
-            }
-            ActorReport::Failed(failure) => self.attempt_failed(failure.id, failure.reason, effects),
-            ActorReport::Draining => actor.draining = true,
-        }
+        Some(actor)
     }
 
-    fn actor_joined(&mut self, now: Timestamp, hello: ActorHello, effects: &mut Vec<Effect>) {
-        let ActorHello { member, incarnation, run, holding, weights } = hello;
-        if let Some(reason) = self.refusal(run.as_ref()) {
-            effects.push(Effect::Refuse { member, reason });
-            return;
-        }
-        let before = self.actors.get(&member);
-        let same_life = before.is_some_and(|actor| actor.incarnation == incarnation);
-        let load = before.filter(|_| same_life).map(|actor| actor.load).unwrap_or_default();
-        let actor = Actor {
-            incarnation,
-            connected: true,
-            draining: false,
-            weights: weights.filter(|(version, hash)| self.weights.knows(*version, *hash)),
-            load,
-            last_seen: now,
-            transfer: None,
-            pull_after: None,
-        };
-        self.actors.insert(member.clone(), actor);
-        self.leave_broadcast_groups(now, &member);
-        self.fail_leases_of(&member, if same_life { &holding } else { &[] }, effects);
-        let welcome = ActorWelcome {
-            run: self.plan.run.clone(),
-            seed: self.plan.seed,
-            sampling: self.plan.sampling.clone(),
-            deterministic: self.plan.deterministic,
-            heartbeat_timeout: self.plan.heartbeat_timeout,
-        };
-        effects.push(Effect::actor(member.clone(), ActorCommand::Welcome(welcome)));
-        effects.push(Effect::actor(member.clone(), ActorCommand::RewardServers(self.reward_addresses())));
-        if self.phase != Phase::Running {
-            effects.push(Effect::actor(member, ActorCommand::Drain));
-        }
-    }
-
-    fn actor_disconnected(&mut self, now: Timestamp, member: &MemberId) {
+    /// An actor's stream is closed.
+    pub(super) fn disconnect_actor(&mut self, member: &MemberId) {
         if let Some(actor) = self.actors.get_mut(member) {
             actor.connected = false;
-            actor.transfer = None;
-        }
-        self.leave_broadcast_groups(now, member);
-    }
-
-    pub(super) fn reward_event(
-        &mut self,
-        now: Timestamp,
-        member: &MemberId,
-        event: RewardEvent,
-        effects: &mut Vec<Effect>,
-    ) {
-        match event {
-            RewardEvent::Joined(hello) => self.reward_joined(now, hello, effects),
-            RewardEvent::Disconnected => {
-                if let Some(server) = self.reward_servers.get_mut(member) {
-                    server.connected = false;
-                }
-                self.tell_reward_servers(effects);
-            }
-            RewardEvent::Load { queued } => {
-                if let Some(server) = self.reward_servers.get_mut(member) {
-                    (server.queued, server.last_seen) = (queued, now);
-                }
-            }
-            RewardEvent::Scored(summary) => {
-                self.record.tokens(now, u64::from(summary.tokens));
-                self.scored(summary, effects);
-            }
-            RewardEvent::Failed(failure) => self.attempt_failed(failure.id, failure.reason, effects),
         }
     }
 
-    fn reward_joined(&mut self, now: Timestamp, hello: RewardHello, effects: &mut Vec<Effect>) {
-        let RewardHello { member, incarnation, run, address } = hello;
-        if let Some(reason) = self.refusal(run.as_ref()) {
-            effects.push(Effect::Refuse { member, reason });
-            return;
-        }
+    /// A reward server has come.
+    pub(super) fn join_reward_server(&mut self, now: Timestamp, hello: RewardHello) {
+        let RewardHello { member, incarnation, address, .. } = hello;
         let server = RewardServer { incarnation, connected: true, address, queued: 0, last_seen: now };
-        let welcome = RewardCommand::Welcome { run: self.plan.run.clone() };
-        effects.push(Effect::Reward { member: member.clone(), command: welcome });
         self.reward_servers.insert(member, server);
-        self.tell_reward_servers(effects);
     }
 
-    fn reward_addresses(&self) -> Vec<RewardServerAddress> {
-        let connected = self.reward_servers.iter().filter(|(_, server)| server.connected);
-        let address = |(member, server): (&MemberId, &RewardServer)| RewardServerAddress {
-            member: member.clone(),
-            address: server.address.clone(),
-        };
-        connected.map(address).collect()
-    }
-
-    /// Tells every actor which reward servers there are.
-    fn tell_reward_servers(&self, effects: &mut Vec<Effect>) {
-        let servers = self.reward_addresses();
-        for member in self.connected_actors() {
-            effects.push(Effect::actor(member, ActorCommand::RewardServers(servers.clone())));
+    /// A reward server says how much it has in work.
+    pub(super) fn hear_reward_server(&mut self, now: Timestamp, member: &MemberId, queued: u32) {
+        if let Some(server) = self.reward_servers.get_mut(member) {
+            (server.queued, server.last_seen) = (queued, now);
         }
     }
 
-    pub(super) fn learner_event(&mut self, now: Timestamp, event: LearnerEvent, effects: &mut Vec<Effect>) {
-        let report = match event {
-            LearnerEvent::Joined(hello) => return self.learner_joined(now, hello, effects),
-            LearnerEvent::Disconnected => return self.learner_disconnected(),
-            LearnerEvent::Report(report) => report,
-        };
-        let Some(learner) = &mut self.learner else {
-            return;
-        };
-        learner.last_seen = now;
-        let member = learner.member.clone();
-        match report {
-            LearnerReport::Alive(phase) => learner.phase = phase,
-            LearnerReport::Trained { batch, manifest, metrics } => {
-                if let Err(reason) = self.batch_trained(now, (batch, manifest), *metrics, effects) {
-                    effects.push(Effect::Disconnect { member, reason });
-                }
-            }
-            LearnerReport::Checkpointed(batch) => self.batch_checkpointed(batch, effects),
-            LearnerReport::Published { group, .. } => self.publication_ended(now, group, false),
-            LearnerReport::PublishFailed { group, version, detail } => {
-                effects.push(Effect::Explain(format!("broadcast of {version} failed: {detail}")));
-                self.publication_ended(now, group, true);
-            }
-            LearnerReport::BroadcastGroupReady(id) => self.broadcast_group_ready(&member, id),
-            LearnerReport::BroadcastGroupFailed { group, detail } => {
-                effects.push(Effect::Explain(format!("broadcast group {group} at the learner: {detail}")));
-                self.broadcast_group_failed(now, group);
-            }
+    /// A reward server's stream is closed.
+    pub(super) fn disconnect_reward_server(&mut self, member: &MemberId) {
+        if let Some(server) = self.reward_servers.get_mut(member) {
+            server.connected = false;
         }
     }
 
-    fn learner_disconnected(&mut self) {
-        if let Some(learner) = &mut self.learner {
-            learner.connected = false;
-            self.weights.forget_broadcast_groups();
-        }
-    }
-
-    fn learner_joined(&mut self, now: Timestamp, hello: LearnerHello, effects: &mut Vec<Effect>) {
-        if let Some(reason) = self.refusal(hello.run.as_ref()).or_else(|| self.checkpoint_refusal(&hello)) {
-            effects.push(Effect::Refuse { member: hello.member, reason });
-            return;
-        }
-        self.catch_up_trained(now, hello.trained, hello.steps, effects);
-        self.batch_checkpointed(hello.checkpointed, effects);
-        self.send_after(hello.trained);
-        self.weights.forget_broadcast_groups();
-        self.weights.offer(hello.manifest);
-        for actor in self.actors.values_mut() {
-            actor.transfer = None;
-        }
+    /// A learner has come; it takes the place of the one before.
+    pub(super) fn join_learner(&mut self, now: Timestamp, hello: LearnerHello) {
         self.learner = Some(Learner {
             member: hello.member,
             incarnation: hello.incarnation,
@@ -295,100 +205,50 @@ impl State {
             weights: hello.weights,
             last_seen: now,
         });
-        let welcome = LearnerCommand::Welcome {
-            run: self.plan.run.clone(),
-            last_batch: self.last_batch(),
-            sampling: self.plan.sampling.clone(),
-        };
-        effects.push(Effect::Learner(welcome));
     }
 
-    /// Why a member of another run cannot take part.
-    fn refusal(&self, run: Option<&RunId>) -> Option<String> {
-        let theirs = run.filter(|run| **run != self.plan.run)?;
-        Some(format!(
-            "belongs to run {theirs}, this is run {}; point it at its own coordinator",
-            self.plan.run
-        ))
+    /// The learner is heard of; none when it never introduced itself.
+    pub(super) fn hear_learner(&mut self, now: Timestamp) -> Option<&mut Learner> {
+        let learner = self.learner.as_mut()?;
+        learner.last_seen = now;
+        Some(learner)
     }
 
-    /// Why a learner's checkpoint does not fit this run's journal.
-    fn checkpoint_refusal(&self, hello: &LearnerHello) -> Option<String> {
-        let (needed, formed) = (self.batches.checkpointed, self.formed());
-        if hello.trained < needed {
-            return Some(format!(
-                "its newest checkpoint holds batches up to {}, but the samples up to {needed} are forgotten because \
-                 a checkpoint held them: restore that checkpoint, or start a new run",
-                hello.trained
-            ));
+    /// The learner's stream is closed.
+    pub(super) fn disconnect_learner(&mut self) {
+        if let Some(learner) = &mut self.learner {
+            learner.connected = false;
         }
-        if hello.trained > formed {
-            return Some(format!(
-                "its checkpoint holds batches up to {}, but this journal only knows batches up to {formed}: it \
-                 belongs to another journal",
-                hello.trained
-            ));
-        }
-        None
     }
 
-    /// Takes members that have been silent for too long for lost.
-    pub(super) fn lose_silent_members(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        let timeout = self.plan.heartbeat_timeout;
-        let silent = |last_seen: Timestamp| last_seen + timeout <= now;
-        let lost: Vec<MemberId> = self
-            .actors
-            .iter()
-            .filter(|(member, actor)| {
-                silent(actor.last_seen) && (actor.connected || self.holds_lease(member))
-            })
-            .map(|(member, _)| member.clone())
-            .collect();
-        for member in lost {
-            effects
-                .push(Effect::Explain(format!("actor {member} was silent for {timeout:?}: taken for lost")));
-            let reason = format!("silent for {timeout:?}");
-            effects.push(Effect::Disconnect { member: member.clone(), reason });
-            self.actor_disconnected(now, &member);
-            self.fail_leases_of(&member, &[], effects);
-        }
-        let servers = self.reward_servers.iter_mut().filter(|(_, server)| server.connected);
-        let mut gone = false;
-        for (member, server) in servers {
-            if silent(server.last_seen) {
-                server.connected = false;
-                gone = true;
-                let reason = format!("silent for {timeout:?}");
-                effects.push(Effect::Disconnect { member: member.clone(), reason });
+    /// Members not heard of for `timeout`. An actor that has disconnected is given as long to come back to its leases.
+    pub(super) fn silent(&self, now: Timestamp, timeout: Duration, leases: &Leases) -> Silent {
+        let mut silent = Silent::default();
+        for (member, actor) in self.expected_actors(leases) {
+            if actor.last_seen + timeout <= now {
+                silent.actors.push(member.clone());
             }
         }
-        if gone {
-            self.tell_reward_servers(effects);
+        for (member, server) in self.connected_reward_servers() {
+            if server.last_seen + timeout <= now {
+                silent.reward_servers.push(member.clone());
+            }
         }
-        if let Some(learner) = &mut self.learner
-            && learner.connected
-            && silent(learner.last_seen)
-        {
-            let reason = format!("silent for {timeout:?}");
-            effects.push(Effect::Disconnect { member: learner.member.clone(), reason });
-            self.learner_disconnected();
-        }
-        if self.drain_deadline.is_some_and(|deadline| deadline <= now) {
-            self.drain_deadline = None;
-        }
+        let learner = self.connected_learner().filter(|learner| learner.last_seen + timeout <= now);
+        silent.learner = learner.map(|learner| learner.member.clone());
+        silent
     }
 
-    /// The next moment at which a silent member is taken for lost.
-    pub(super) fn silence_deadlines(&self) -> Option<Timestamp> {
-        let timeout = self.plan.heartbeat_timeout;
-        let actors = self
-            .actors
-            .iter()
-            .filter(|(member, actor)| actor.connected || self.holds_lease(member))
-            .map(|(_, actor)| actor.last_seen);
-        let servers = self.reward_servers.values().filter(|server| server.connected).map(|s| s.last_seen);
-        let learner = self.learner.iter().filter(|learner| learner.connected).map(|l| l.last_seen);
-        let silence = actors.chain(servers).chain(learner).min().map(|last_seen| last_seen + timeout);
-        [silence, Self::transfer_deadlines(&self.actors)].into_iter().flatten().min()
+    /// The next moment at which a member has been silent for `timeout`.
+    pub(super) fn next_silence(&self, timeout: Duration, leases: &Leases) -> Option<Timestamp> {
+        let actors = self.expected_actors(leases).map(|(_, actor)| actor.last_seen);
+        let servers = self.connected_reward_servers().map(|(_, server)| server.last_seen);
+        let learner = self.connected_learner().map(|learner| learner.last_seen);
+        actors.chain(servers).chain(learner).min().map(|last_seen| last_seen + timeout)
+    }
+
+    /// Actors that are to be heard of.
+    fn expected_actors(&self, leases: &Leases) -> impl Iterator<Item = (&MemberId, &Actor)> {
+        self.actors.iter().filter(|(member, actor)| actor.connected || leases.has_any(member))
     }
 }

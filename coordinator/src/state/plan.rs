@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use algo::filtration::Filtration;
 use serde::{Deserialize, Serialize};
-use types::{RunId, Sampling};
+use types::link::actor::ActorWelcome;
+use types::link::learner::LearnerCommand;
+use types::{BatchId, RunId, Sampling};
 
 /// The plan of a run. The journal holds the plan that it was written under.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct RunPlan {
     /// The run's name.
     pub run: RunId,
     /// Seeds the order of prompts, the filtration's draws and every response's sampling.
@@ -29,11 +31,11 @@ pub struct Plan {
     pub max_prompts_in_flight: u64,
     /// Most prompts in one lease. In deterministic mode leases have exactly this size and are never split.
     pub lease_prompts: u64,
-    /// Fixed batch composition everywhere (design D7).
+    /// Fixed batch composition everywhere (`docs/decisions.md`, D7).
     pub deterministic: bool,
-    /// What is not scored by then is issued anew.
+    /// What is not scored within this span of its lease is issued anew.
     pub lease_timeout: Duration,
-    /// A member silent for longer is taken for lost.
+    /// A member silent for longer is lost.
     pub heartbeat_timeout: Duration,
     /// How long a broadcast group may take to form, and a broadcast to arrive.
     pub broadcast_timeout: Duration,
@@ -51,26 +53,68 @@ pub struct Plan {
     pub sampling: Sampling,
 }
 
-impl Plan {
+/// A member belongs to another run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("belongs to run {theirs}, this is run {ours}; point it at its own coordinator")]
+pub(super) struct OtherRun {
+    theirs: RunId,
+    ours: RunId,
+}
+
+impl RunPlan {
+    /// The number of the run's last batch.
+    pub fn last_batch(&self) -> BatchId {
+        BatchId(self.batches)
+    }
+
     /// How long after a failure the weight plane waits before it tries again.
     pub fn weights_retry_delay(&self) -> Duration {
         self.heartbeat_timeout / 10
     }
 
+    /// Checks that a member that worked for `theirs` before may take part.
+    pub(super) fn check_run(&self, theirs: Option<&RunId>) -> Result<(), OtherRun> {
+        match theirs {
+            Some(theirs) if *theirs != self.run => {
+                Err(OtherRun { theirs: theirs.clone(), ours: self.run.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What an actor has to know.
+    pub(super) fn actor_welcome(&self) -> ActorWelcome {
+        ActorWelcome {
+            run: self.run.clone(),
+            seed: self.seed,
+            sampling: self.sampling.clone(),
+            deterministic: self.deterministic,
+            heartbeat_timeout: self.heartbeat_timeout,
+        }
+    }
+
+    /// What the learner has to know.
+    pub(super) fn learner_welcome(&self) -> LearnerCommand {
+        LearnerCommand::Welcome {
+            run: self.run.clone(),
+            last_batch: self.last_batch(),
+            sampling: self.sampling.clone(),
+        }
+    }
+
     /// Why this plan cannot continue a run that began under `began`: what would change the meaning of its journal.
-    pub fn conflicts_with(&self, began: &Plan) -> Vec<String> {
-        let changed = |name: &str, now: String, then: String| {
-            (now != then).then(|| format!("{name} was {then} when the run began and is {now} now"))
-        };
-        [
-            changed("run", self.run.to_string(), began.run.to_string()),
-            changed("seed", self.seed.to_string(), began.seed.to_string()),
-            changed("the data set's hash", self.data_hash.clone(), began.data_hash.clone()),
-            changed("group_size", self.group_size.to_string(), began.group_size.to_string()),
-            changed("batch_prompts", self.batch_prompts.to_string(), began.batch_prompts.to_string()),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+    pub fn conflicts_with(&self, began: &Self) -> Vec<String> {
+        let decisive = [
+            ("run", began.run.to_string(), self.run.to_string()),
+            ("seed", began.seed.to_string(), self.seed.to_string()),
+            ("the data set's hash", began.data_hash.clone(), self.data_hash.clone()),
+            ("group_size", began.group_size.to_string(), self.group_size.to_string()),
+            ("batch_prompts", began.batch_prompts.to_string(), self.batch_prompts.to_string()),
+        ];
+        decisive
+            .into_iter()
+            .filter(|(_, then, now)| then != now)
+            .map(|(name, then, now)| format!("{name} was {then} when the run began and is {now} now"))
+            .collect()
     }
 }

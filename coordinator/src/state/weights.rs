@@ -1,39 +1,43 @@
-//! Who has which weights, and how they get the next ones (design D6).
+//! The weight plane: who gets the next weights, and how (`docs/decisions.md`, D6).
 //!
 //! A version is offered when the learner has it. Actors that are members of the active broadcast group receive it
-//! together; everybody else pulls it point to point. Groups are numbered and have an explicit member list: a new
-//! one is formed beside the active one whenever the members have changed, and takes its place when it stands. A failure
-//! ends the group, never the run; whoever missed a version pulls it.
+//! together; everybody else pulls it point to point. Groups are numbered and have an explicit member list: a new one is
+//! formed beside the active one whenever the members have changed, and takes its place when it stands. A failure ends
+//! the group, never the run; whoever missed a version pulls it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use types::link::actor::{ActorCommand, BroadcastGroup};
 use types::link::learner::LearnerCommand;
 use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, Timestamp, WeightHash};
 
-use super::{Effect, State};
+use super::members::{Actor, Members};
+use super::plan::RunPlan;
 
 /// Versions whose hashes are remembered, so that an actor that comes back is recognised.
-const KNOWN_VERSIONS: usize = 64;
+const KNOWN_VERSIONS_LIMIT: usize = 64;
 
-/// The weight plane.
+/// Versions, groups and broadcasts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Weights {
     /// The newest version that the learner has.
     current: Option<Manifest>,
     /// Hashes of recent versions, oldest first.
-    known: Vec<(PolicyVersion, WeightHash)>,
+    known: VecDeque<(PolicyVersion, WeightHash)>,
     /// The group that broadcasts now.
     active: Option<Group>,
-    /// The group being formed, and until when it may take.
-    forming: Option<(Group, Timestamp)>,
+    /// The group that will.
+    forming: Option<FormingGroup>,
     /// The broadcast under way.
     broadcast: Option<Broadcast>,
     /// The number given out last.
     last: BroadcastGroupId,
     /// After a failure no group is formed before this.
-    pause_until: Option<Timestamp>,
+    form_after: Option<Timestamp>,
+    /// Deliveries of the newest version to connected actors.
+    deliveries: BTreeMap<MemberId, Delivery>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,35 +45,76 @@ struct Group {
     id: BroadcastGroupId,
     /// The actors in it; the learner is rank 0.
     actors: BTreeSet<MemberId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct FormingGroup {
+    group: Group,
     /// Members (the learner included) that are not yet connected.
     unready: BTreeSet<MemberId>,
+    deadline: Timestamp,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Broadcast {
     group: BroadcastGroupId,
     version: PolicyVersion,
-    /// Members whose end is not yet known.
+    /// Members that have not said how it ended for them.
     unconfirmed: BTreeSet<MemberId>,
     deadline: Timestamp,
 }
 
-/// An actor that fetches weights.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Transfer {
-    pub(super) version: PolicyVersion,
-    pub(super) deadline: Timestamp,
+/// How weights get to one actor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Delivery {
+    /// They are on their way, and have to be there by then.
+    UnderWay(Timestamp),
+    /// They did not arrive; the actor pulls no sooner than this.
+    PullAfter(Timestamp),
+}
+
+/// These weights are not and were not this run's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("uses weights {hash} as {version}, which this run never had")]
+pub(super) struct UnknownWeights {
+    version: PolicyVersion,
+    hash: WeightHash,
+}
+
+/// What a member is told about weights.
+pub(super) enum WeightCommand {
+    Actor(MemberId, ActorCommand),
+    Learner(LearnerCommand),
+}
+
+/// A broadcast that begins.
+struct BroadcastStart {
+    group: BroadcastGroupId,
+    manifest: Manifest,
+    actors: BTreeSet<MemberId>,
+}
+
+/// Actors that begin to pull a version.
+struct PullStart {
+    version: PolicyVersion,
+    hash: WeightHash,
+    actors: Vec<MemberId>,
+}
+
+/// What was given up because its deadline has passed.
+#[derive(Debug, Default)]
+pub(super) struct ExpiredWeights {
+    /// The group that did not form, and the members that are not connected.
+    pub(super) unformed: Option<(BroadcastGroupId, Vec<MemberId>)>,
+    /// The version whose broadcast did not end, and the members that did not say how.
+    pub(super) unconfirmed: Option<(PolicyVersion, Vec<MemberId>)>,
 }
 
 impl Weights {
-    /// The learner has these weights.
-    pub(super) fn offer(&mut self, manifest: Manifest) {
-        self.known.retain(|(_, hash)| *hash != manifest.hash);
-        self.known.push((manifest.version, manifest.hash));
-        if self.known.len() > KNOWN_VERSIONS {
-            self.known.remove(0);
-        }
-        self.current = Some(manifest);
+    /// The newest policy version.
+    pub(super) fn version(&self) -> PolicyVersion {
+        self.current.as_ref().map_or(PolicyVersion(0), |manifest| manifest.version)
     }
 
     /// Whether these weights are or were this run's.
@@ -77,251 +122,273 @@ impl Weights {
         self.known.contains(&(version, hash))
     }
 
-    /// All groups are gone: the processes that formed them, or their streams, are.
-    pub(super) fn forget_broadcast_groups(&mut self) {
+    /// The learner has these weights.
+    pub(super) fn offer(&mut self, manifest: Manifest) {
+        self.known.retain(|(_, hash)| *hash != manifest.hash);
+        self.known.push_back((manifest.version, manifest.hash));
+        if self.known.len() > KNOWN_VERSIONS_LIMIT {
+            self.known.pop_front();
+        }
+        self.current = Some(manifest);
+    }
+
+    /// Every stream is broken.
+    pub(super) fn restart(&mut self) {
+        self.forget_groups();
+        self.deliveries.clear();
+    }
+
+    /// The learner's processes, and with them every group, are gone.
+    pub(super) fn forget_groups(&mut self) {
         (self.active, self.forming, self.broadcast) = (None, None, None);
     }
 
+    /// A learner has come that has these weights: nothing of the one before is on its way any more.
+    pub(super) fn learner_joined(&mut self, manifest: Manifest) {
+        self.forget_groups();
+        self.offer(manifest);
+        self.deliveries.retain(|_, delivery| matches!(delivery, Delivery::PullAfter(_)));
+    }
+
+    /// The next moment at which [`Weights::expire`] can change something.
     pub(super) fn next_deadline(&self) -> Option<Timestamp> {
-        let forming = self.forming.as_ref().map(|(_, deadline)| *deadline);
+        let forming = self.forming.as_ref().map(|forming| forming.deadline);
         let broadcast = self.broadcast.as_ref().map(|broadcast| broadcast.deadline);
-        [forming, broadcast, self.pause_until].into_iter().flatten().min()
+        let deliveries = self.deliveries.values().map(|delivery| match delivery {
+            Delivery::UnderWay(deadline) | Delivery::PullAfter(deadline) => *deadline,
+        });
+        [forming, broadcast, self.form_after].into_iter().flatten().chain(deliveries).min()
     }
 
-    pub(super) fn version(&self) -> PolicyVersion {
-        self.current.as_ref().map_or(PolicyVersion(0), |manifest| manifest.version)
-    }
-}
-
-impl State {
-    /// The newest policy version.
-    pub fn version(&self) -> PolicyVersion {
-        self.weights.version()
-    }
-
-    /// Forms a broadcast group when the actors that hold weights are not the ones in the newest group.
-    pub(super) fn form_broadcast_group(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        let Some(learner) = self.learner.as_ref().filter(|learner| learner.connected) else {
-            return;
+    /// What brings the newest version to every actor that lacks it, in order.
+    pub(super) fn advance(
+        &mut self,
+        now: Timestamp,
+        plan: &RunPlan,
+        members: &Members,
+    ) -> Vec<WeightCommand> {
+        let mut commands = Vec::new();
+        let Some(learner) = members.connected_learner() else {
+            return commands;
         };
-        let actors: BTreeSet<MemberId> = self
-            .actors
-            .iter()
-            .filter(|(_, actor)| actor.connected && !actor.draining && actor.weights.is_some())
-            .map(|(member, _)| member.clone())
-            .collect();
-        let weights = &mut self.weights;
-        let newest = weights.forming.as_ref().map(|(group, _)| group).or(weights.active.as_ref());
-        let paused = weights.pause_until.is_some_and(|until| until > now);
-        if paused || actors.is_empty() || newest.is_some_and(|group| group.actors == actors) {
-            return;
+        if let Some(group) = self.form_group(now, plan, members) {
+            for actor in &group.members[1..] {
+                let command = ActorCommand::JoinBroadcastGroup(group.clone());
+                commands.push(WeightCommand::Actor(actor.clone(), command));
+            }
+            commands.push(WeightCommand::Learner(LearnerCommand::JoinBroadcastGroup(group)));
         }
-        let id = weights.last.next();
-        weights.last = id;
-        weights.pause_until = None;
-        let mut members = vec![learner.member.clone()];
-        members.extend(actors.iter().cloned());
-        let group = BroadcastGroup { id, store: learner.store.clone(), members: members.clone() };
-        for member in &actors {
-            effects.push(Effect::actor(member.clone(), ActorCommand::JoinBroadcastGroup(group.clone())));
+        if let Some(BroadcastStart { group, manifest, actors }) = self.start_broadcast(now, plan, members) {
+            let version = manifest.version;
+            for actor in actors {
+                let command = ActorCommand::ReceiveWeights { group, manifest: manifest.clone() };
+                commands.push(WeightCommand::Actor(actor, command));
+            }
+            commands.push(WeightCommand::Learner(LearnerCommand::Publish { group, version }));
         }
-        effects.push(Effect::Learner(LearnerCommand::JoinBroadcastGroup(group)));
-        let group = Group { id, actors, unready: members.into_iter().collect() };
-        weights.forming = Some((group, now + self.plan.broadcast_timeout));
+        if let Some(PullStart { version, hash, actors }) = self.start_pulls(now, plan, members) {
+            for actor in actors {
+                let source = learner.weights.clone();
+                let command = ActorCommand::PullWeights { source, version, hash };
+                commands.push(WeightCommand::Actor(actor, command));
+            }
+        }
+        commands
     }
 
-    /// A member's side of a group is connected.
-    pub(super) fn broadcast_group_ready(&mut self, member: &MemberId, id: BroadcastGroupId) {
-        let weights = &mut self.weights;
-        if let Some((forming, _)) = &mut weights.forming
-            && forming.id == id
+    /// Forms a group when the actors that hold weights are not the ones in the newest group.
+    fn form_group(&mut self, now: Timestamp, plan: &RunPlan, members: &Members) -> Option<BroadcastGroup> {
+        let learner = members.connected_learner()?;
+        let newest = self.forming.as_ref().map(|forming| &forming.group).or(self.active.as_ref());
+        let unchanged = newest.is_some_and(|group| group.actors.iter().eq(members.weight_holders()));
+        let must_wait = self.form_after.is_some_and(|moment| moment > now);
+        if must_wait || unchanged || members.weight_holders().next().is_none() {
+            return None;
+        }
+        self.last = self.last.next();
+        self.form_after = None;
+        let actors: BTreeSet<MemberId> = members.weight_holders().cloned().collect();
+        let mut ranks = vec![learner.member.clone()];
+        ranks.extend(actors.iter().cloned());
+        self.forming = Some(FormingGroup {
+            group: Group { id: self.last, actors },
+            unready: ranks.iter().cloned().collect(),
+            deadline: now + plan.broadcast_timeout,
+        });
+        Some(BroadcastGroup { id: self.last, store: learner.store.clone(), members: ranks })
+    }
+
+    /// A member's end of a group is connected.
+    pub(super) fn group_ready(&mut self, member: &MemberId, id: BroadcastGroupId) {
+        if let Some(forming) = &mut self.forming
+            && forming.group.id == id
         {
             forming.unready.remove(member);
             if forming.unready.is_empty() {
-                weights.active = weights.forming.take().map(|(group, _)| group);
+                self.active = self.forming.take().map(|forming| forming.group);
             }
         }
     }
 
-    /// A member's side of a group is dead; so is the group.
-    pub(super) fn broadcast_group_failed(&mut self, now: Timestamp, id: BroadcastGroupId) {
-        let weights = &mut self.weights;
-        let is_it = |group: &Group| group.id == id;
-        if weights.active.as_ref().is_some_and(is_it) {
-            weights.active = None;
-        } else if weights.forming.as_ref().is_some_and(|(group, _)| is_it(group)) {
-            weights.forming = None;
-        } else {
-            return;
-        }
-        weights.pause_until = Some(now + self.plan.weights_retry_delay());
-    }
-
-    /// Ends every group that `member` is part of.
-    pub(super) fn leave_broadcast_groups(&mut self, now: Timestamp, member: &MemberId) {
-        let is_in = |group: &Group| group.actors.contains(member);
-        let ids = [
-            self.weights.active.as_ref().filter(|group| is_in(group)).map(|g| g.id),
-            self.weights.forming.as_ref().filter(|(group, _)| is_in(group)).map(|(g, _)| g.id),
-        ];
-        for id in ids.into_iter().flatten() {
-            self.broadcast_group_failed(now, id);
-            // The others need not wait for the pause: nothing is wrong with them.
-            self.weights.pause_until = None;
-        }
-        self.settle_broadcast(member);
-    }
-
-    /// Brings the newest version to every actor that lacks it.
-    pub(super) fn publish(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        let Some(learner) = self.learner.as_ref().filter(|learner| learner.connected) else {
-            return;
-        };
-        let (Some(current), source) = (self.weights.current.clone(), learner.weights.clone()) else {
-            return;
-        };
-        let timeout = self.plan.broadcast_timeout;
-        // A learner that resumed from an older checkpoint catches up soon; nobody goes back with it.
-        let newer = |(version, hash)| hash != current.hash && version <= current.version;
-        let lacks = |actor: &super::Actor| actor.connected && actor.weights.is_none_or(newer);
-        let idle = |actor: &super::Actor| actor.transfer.is_none();
-        if let Some(active) = self.weights.active.clone()
-            && self.weights.broadcast.is_none()
-        {
-            let member = |name: &MemberId| self.actors.get(name);
-            let all_idle = active.actors.iter().all(|name| member(name).is_some_and(idle));
-            if all_idle && active.actors.iter().filter_map(member).any(lacks) {
-                self.broadcast(now, &active, current.clone(), effects);
-            }
-        }
-        let in_group =
-            |name: &MemberId| self.weights.active.as_ref().is_some_and(|active| active.actors.contains(name));
-        let pulling: Vec<MemberId> = self
-            .actors
-            .iter()
-            .filter(|(name, actor)| lacks(actor) && idle(actor) && !in_group(name) && actor.may_pull(now))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in pulling {
-            let (version, hash) = (current.version, current.hash);
-            if let Some(actor) = self.actors.get_mut(&name) {
-                actor.transfer = Some(Transfer { version, deadline: now + timeout });
-            }
-            let command = ActorCommand::PullWeights { source: source.clone(), version, hash };
-            effects.push(Effect::actor(name, command));
+    /// A member's end of a group is dead; so is the group. The next one is formed after a pause.
+    pub(super) fn group_failed(&mut self, now: Timestamp, id: BroadcastGroupId, retry_delay: Duration) {
+        if self.end_groups(|group| group.id == id) {
+            self.form_after = Some(now + retry_delay);
         }
     }
 
-    fn broadcast(&mut self, now: Timestamp, group: &Group, manifest: Manifest, effects: &mut Vec<Effect>) {
-        let deadline = now + self.plan.broadcast_timeout;
-        let version = manifest.version;
-        for name in &group.actors {
-            if let Some(actor) = self.actors.get_mut(name) {
-                actor.transfer = Some(Transfer { version, deadline });
-            }
-            let command = ActorCommand::ReceiveWeights { group: group.id, manifest: manifest.clone() };
-            effects.push(Effect::actor(name.clone(), command));
-        }
-        effects.push(Effect::Learner(LearnerCommand::Publish { group: group.id, version }));
-        let mut unconfirmed = group.actors.clone();
-        unconfirmed.extend(self.learner.as_ref().map(|learner| learner.member.clone()));
-        self.weights.broadcast = Some(Broadcast { group: group.id, version, unconfirmed, deadline });
+    /// Ends the groups that `condition` holds for; whether there were any.
+    fn end_groups(&mut self, condition: impl Fn(&Group) -> bool) -> bool {
+        let active = self.active.take_if(|group| condition(group));
+        let forming = self.forming.take_if(|forming| condition(&forming.group));
+        active.is_some() || forming.is_some()
     }
 
-    /// An actor uses these weights now. Yields why that cannot be, if it cannot.
-    pub(super) fn weights_confirmed(
+    /// An actor is away, or another process has its name: every group that it is part of ends.
+    pub(super) fn actor_left(&mut self, member: &MemberId) {
+        self.deliveries.remove(member);
+        if self.end_groups(|group| group.actors.contains(member)) {
+            // The others need not wait: nothing is wrong with them.
+            self.form_after = None;
+        }
+        self.broadcast_ended(member);
+    }
+
+    /// Starts a broadcast when a member of the active group lacks the newest version and all are free to receive it.
+    fn start_broadcast(
         &mut self,
-        member: &MemberId,
+        now: Timestamp,
+        plan: &RunPlan,
+        members: &Members,
+    ) -> Option<BroadcastStart> {
+        let learner = members.connected_learner()?;
+        let (Some(current), Some(active), None) = (&self.current, &self.active, &self.broadcast) else {
+            return None;
+        };
+        let mut lacking = false;
+        for name in &active.actors {
+            let actor = members.actors().get(name)?;
+            if self.is_under_way(name) {
+                return None;
+            }
+            lacking |= lacks(actor, current);
+        }
+        if !lacking {
+            return None;
+        }
+        let deadline = now + plan.broadcast_timeout;
+        let start =
+            BroadcastStart { group: active.id, manifest: current.clone(), actors: active.actors.clone() };
+        self.broadcast = Some(Broadcast {
+            group: active.id,
+            version: current.version,
+            unconfirmed: active.actors.iter().chain([&learner.member]).cloned().collect(),
+            deadline,
+        });
+        for name in &start.actors {
+            self.deliveries.insert(name.clone(), Delivery::UnderWay(deadline));
+        }
+        Some(start)
+    }
+
+    /// Lets every actor outside the active group pull the newest version that lacks it.
+    fn start_pulls(&mut self, now: Timestamp, plan: &RunPlan, members: &Members) -> Option<PullStart> {
+        let current = self.current.as_ref()?;
+        let mut start = PullStart { version: current.version, hash: current.hash, actors: Vec::new() };
+        for (name, actor) in members.actors() {
+            let in_group = self.active.as_ref().is_some_and(|active| active.actors.contains(name));
+            if lacks(actor, current) && !in_group && self.may_pull(now, name) {
+                start.actors.push(name.clone());
+            }
+        }
+        for name in &start.actors {
+            self.deliveries.insert(name.clone(), Delivery::UnderWay(now + plan.broadcast_timeout));
+        }
+        Some(start)
+    }
+
+    fn is_under_way(&self, actor: &MemberId) -> bool {
+        matches!(self.deliveries.get(actor), Some(Delivery::UnderWay(_)))
+    }
+
+    fn may_pull(&self, now: Timestamp, actor: &MemberId) -> bool {
+        match self.deliveries.get(actor) {
+            None => true,
+            Some(Delivery::UnderWay(_)) => false,
+            Some(Delivery::PullAfter(moment)) => *moment <= now,
+        }
+    }
+
+    /// An actor uses these weights now.
+    pub(super) fn confirm(
+        &mut self,
+        actor: &MemberId,
         version: PolicyVersion,
         hash: WeightHash,
-    ) -> Result<(), String> {
-        if !self.weights.knows(version, hash) {
-            return Err(format!("uses weights {hash} as {version}, which this run never had"));
+    ) -> Result<(), UnknownWeights> {
+        if !self.knows(version, hash) {
+            return Err(UnknownWeights { version, hash });
         }
-        if let Some(actor) = self.actors.get_mut(member) {
-            actor.weights = Some((version, hash));
-            actor.transfer = None;
-            actor.pull_after = None;
-        }
-        self.settle_broadcast(member);
+        self.deliveries.remove(actor);
+        self.broadcast_ended(actor);
         Ok(())
     }
 
-    /// An actor did not get the weights it was to get: its group is dead, and it pulls after a pause.
-    pub(super) fn weights_failed(&mut self, now: Timestamp, member: &MemberId, effects: &mut Vec<Effect>) {
-        let pause = self.plan.weights_retry_delay();
-        if let Some(actor) = self.actors.get_mut(member) {
-            actor.transfer = None;
-            actor.pull_after = Some(now + pause);
+    /// An actor did not get the weights it was to get: it pulls after a pause. A group in which it was to receive them is
+    /// dead, and returned.
+    pub(super) fn delivery_failed(
+        &mut self,
+        now: Timestamp,
+        actor: &MemberId,
+        retry_delay: Duration,
+    ) -> Option<BroadcastGroupId> {
+        self.deliveries.insert(actor.clone(), Delivery::PullAfter(now + retry_delay));
+        let broadcast = self.broadcast.as_ref().filter(|broadcast| broadcast.unconfirmed.contains(actor));
+        let group = broadcast.map(|broadcast| broadcast.group);
+        if let Some(group) = group {
+            self.group_failed(now, group, retry_delay);
         }
-        let in_broadcast = self.weights.broadcast.as_ref().is_some_and(|b| b.unconfirmed.contains(member));
-        if in_broadcast && let Some(broadcast) = &self.weights.broadcast {
-            let id = broadcast.group;
-            effects.push(Effect::Explain(format!("broadcast group {id} ends: {member} did not receive")));
-            self.broadcast_group_failed(now, id);
-        }
-        self.settle_broadcast(member);
+        self.broadcast_ended(actor);
+        group
     }
 
-    /// The learner's end of a broadcast is known.
-    pub(super) fn publication_ended(&mut self, now: Timestamp, id: BroadcastGroupId, failed: bool) {
-        if failed {
-            self.broadcast_group_failed(now, id);
-        }
-        if let Some(learner) = self.learner.as_ref().map(|learner| learner.member.clone()) {
-            self.settle_broadcast(&learner);
-        }
-    }
-
-    /// A member's end of the broadcast under way is known.
-    fn settle_broadcast(&mut self, member: &MemberId) {
-        if let Some(broadcast) = &mut self.weights.broadcast {
+    /// The broadcast under way has ended for a member, well or not.
+    pub(super) fn broadcast_ended(&mut self, member: &MemberId) {
+        if let Some(broadcast) = &mut self.broadcast {
             broadcast.unconfirmed.remove(member);
             if broadcast.unconfirmed.is_empty() {
-                self.weights.broadcast = None;
+                self.broadcast = None;
             }
         }
     }
 
-    /// Gives up groups and transfers past their deadline.
-    pub(super) fn expire_weight_transfers(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        if self.weights.pause_until.is_some_and(|until| until <= now) {
-            self.weights.pause_until = None;
+    /// Gives up what is past its deadline.
+    pub(super) fn expire(&mut self, now: Timestamp, retry_delay: Duration) -> ExpiredWeights {
+        self.form_after.take_if(|moment| *moment <= now);
+        let mut expired = ExpiredWeights::default();
+        if let Some(forming) = self.forming.take_if(|forming| forming.deadline <= now) {
+            self.form_after = Some(now + retry_delay);
+            expired.unformed = Some((forming.group.id, forming.unready.into_iter().collect()));
         }
-        if let Some((forming, deadline)) = &self.weights.forming
-            && *deadline <= now
-        {
-            let absent: Vec<&str> = forming.unready.iter().map(MemberId::as_str).collect();
-            let (id, absent) = (forming.id, absent.join(", "));
-            effects
-                .push(Effect::Explain(format!("broadcast group {id} not formed in time: {absent} missing")));
-            self.broadcast_group_failed(now, id);
+        if let Some(broadcast) = self.broadcast.take_if(|broadcast| broadcast.deadline <= now) {
+            self.group_failed(now, broadcast.group, retry_delay);
+            expired.unconfirmed = Some((broadcast.version, broadcast.unconfirmed.into_iter().collect()));
         }
-        if let Some(broadcast) = &self.weights.broadcast
-            && broadcast.deadline <= now
-        {
-            let silent: Vec<&str> = broadcast.unconfirmed.iter().map(MemberId::as_str).collect();
-            let (id, version) = (broadcast.group, broadcast.version);
-            let silent = silent.join(", ");
-            effects.push(Effect::Explain(format!("broadcast of {version} gave up: {silent} silent")));
-            self.broadcast_group_failed(now, id);
-            self.weights.broadcast = None;
-        }
-        let pause = self.plan.weights_retry_delay();
-        for actor in self.actors.values_mut() {
-            if actor.transfer.as_ref().is_some_and(|transfer| transfer.deadline <= now) {
-                actor.transfer = None;
-                actor.pull_after = Some(now + pause);
+        self.deliveries.retain(|_, delivery| match delivery {
+            Delivery::UnderWay(deadline) if *deadline <= now => {
+                *delivery = Delivery::PullAfter(now + retry_delay);
+                true
             }
-        }
+            Delivery::UnderWay(_) => true,
+            Delivery::PullAfter(moment) => *moment > now,
+        });
+        expired
     }
+}
 
-    /// Deadlines of transfers, by actor.
-    pub(super) fn transfer_deadlines(actors: &BTreeMap<MemberId, super::Actor>) -> Option<Timestamp> {
-        let deadline = |actor: &super::Actor| {
-            let transfer = actor.transfer.as_ref().map(|transfer| transfer.deadline);
-            transfer.into_iter().chain(actor.pull_after).min()
-        };
-        actors.values().filter(|actor| actor.connected).filter_map(deadline).min()
-    }
+/// Whether an actor is to get the current version. A learner that resumed from an older checkpoint catches up soon: nobody
+/// goes back with it.
+fn lacks(actor: &Actor, current: &Manifest) -> bool {
+    let older = |(version, hash)| hash != current.hash && version <= current.version;
+    actor.connected && actor.weights.is_none_or(older)
 }

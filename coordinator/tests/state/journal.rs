@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use coordinator::journal::{Entries, Error, Journal};
-use coordinator::state::{Effect, Event, Plan, RewardEvent, State};
+use coordinator::state::{Event, RewardEvent, RunPlan, State, StoreChanges};
 use types::{FinishReason, Rollout, RolloutId, ScoredRollout, Span, Timestamp};
 
 use crate::world::{World, plan};
@@ -29,22 +29,14 @@ fn scored(event: &Event) -> Option<ScoredRollout> {
 fn record(journal: &mut Journal, state: &mut State, events: &[(Timestamp, Event)]) -> Vec<RolloutId> {
     let mut kept = Vec::new();
     for (at, event) in events {
-        let effects = state.apply(*at, event.clone());
+        let StoreChanges { keep, forget } = state.apply(*at, event.clone()).store;
         let mut entries = Entries { events: vec![(*at, event.clone())], ..Entries::default() };
-        for effect in effects {
-            match effect {
-                Effect::Keep(id) => {
-                    entries.keep.extend(scored(event));
-                    kept.push(id);
-                }
-                Effect::Forget(ids) => {
-                    kept.retain(|id| !ids.contains(id));
-                    entries.keep.retain(|scored| !ids.contains(&scored.rollout.id));
-                    entries.forget.extend(ids);
-                }
-                _ => {}
-            }
+        if !keep.is_empty() {
+            entries.keep.extend(scored(event));
         }
+        kept.retain(|id| !forget.contains(id));
+        kept.extend(keep);
+        entries.forget.extend(forget);
         journal.commit(entries, state).unwrap();
     }
     kept
@@ -91,9 +83,9 @@ fn a_snapshot_replaces_the_events() {
 fn another_plan_is_refused_and_harmless_changes_are_not() {
     let folder = tempfile::tempdir().unwrap();
     drop(Journal::open(folder.path(), &plan()).unwrap());
-    let error = Journal::open(folder.path(), &Plan { seed: 99, ..plan() }).unwrap_err();
+    let error = Journal::open(folder.path(), &RunPlan { seed: 99, ..plan() }).unwrap_err();
     assert!(error.to_string().contains("seed was 17 when the run began and is 99 now"), "{error}");
-    Journal::open(folder.path(), &Plan { batches: 50, ..plan() }).unwrap();
+    Journal::open(folder.path(), &RunPlan { batches: 50, ..plan() }).unwrap();
 }
 
 #[test]

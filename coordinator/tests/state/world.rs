@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use algo::filtration::Filtration;
 use coordinator::state::{
-    ActorEvent, BatchPlan, Effect, Event, LearnerEvent, Phase, Plan, RewardEvent, ScoreSummary, State,
+    ActorEvent, Applied, BatchPlan, Effect, Event, LearnerEvent, Phase, RewardEvent, RunPlan, ScoreSummary,
+    State,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,8 +19,8 @@ use types::{
 };
 
 /// A small plan: 6 batches of 5 prompts, 4 responses each.
-pub(crate) fn plan() -> Plan {
-    Plan {
+pub(crate) fn plan() -> RunPlan {
+    RunPlan {
         run: "world".parse().unwrap(),
         seed: 17,
         prompts: 13,
@@ -103,7 +104,7 @@ fn learner_report(report: LearnerReport) -> Event {
 }
 
 impl World {
-    pub(crate) fn new(plan: Plan, seed: u64) -> Self {
+    pub(crate) fn new(plan: RunPlan, seed: u64) -> Self {
         let actor = |n: u32| {
             let actor = SimActor {
                 incarnation: 0,
@@ -154,8 +155,11 @@ impl World {
     pub(crate) fn run_to_the_end(&mut self, max_steps: usize) {
         for _ in 0..max_steps {
             if self.state.phase() == Phase::Finished {
-                let recorded = self.state.steps().map(|step| step.batch);
-                assert!(recorded.eq((1..=self.state.last_batch().0).map(BatchId)), "a step is recorded once");
+                let recorded = self.state.history().steps().map(|step| step.batch);
+                assert!(
+                    recorded.eq((1..=self.state.plan().last_batch().0).map(BatchId)),
+                    "a step is recorded once"
+                );
                 return;
             }
             self.step();
@@ -191,16 +195,30 @@ impl World {
     /// Applies an event, checks the invariants, performs the effects.
     pub(crate) fn deliver(&mut self, event: Event) -> Vec<Effect> {
         self.journal.push((self.now, event.clone()));
-        let effects = self.state.apply(self.now, event);
+        let ticked = event == Event::Tick;
+        let Applied { effects, store } = self.state.apply(self.now, event);
         assert_eq!(self.state.unaccounted(), 0, "invariant 1");
+        let deadline = self.state.next_deadline();
+        assert!(!ticked || deadline.is_none_or(|deadline| deadline > self.now), "a tick leaves nothing due");
+        for id in store.keep {
+            let summary = self.delivered.iter().find(|summary| summary.id == id).unwrap();
+            self.kept.insert(id, summary.oldest);
+        }
         for effect in effects.clone() {
             self.perform(effect);
         }
+        for id in store.forget {
+            self.kept.remove(&id);
+        }
         assert!(
-            self.state.batched().iter().all(|id| self.kept.contains_key(id)),
+            self.state.batches().untrained().all(|batch| self.holds_tokens(batch)),
             "a batch without its tokens"
         );
         effects
+    }
+
+    fn holds_tokens(&self, batch: &BatchPlan) -> bool {
+        batch.samples.iter().all(|sample| self.kept.contains_key(&sample.id))
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -222,15 +240,6 @@ impl World {
             }
             Effect::Learner(LearnerCommand::Checkpoint) => self.checkpoint(),
             Effect::SendBatch(plan) => self.receive_batch(plan),
-            Effect::Forget(ids) => {
-                for id in ids {
-                    self.kept.remove(&id);
-                }
-            }
-            Effect::Keep(id) => {
-                let summary = self.delivered.iter().find(|summary| summary.id == id).unwrap();
-                self.kept.insert(id, summary.oldest);
-            }
             Effect::Refuse { member, .. } | Effect::Disconnect { member, .. } => {
                 if let Some(actor) = self.actors.get_mut(&member) {
                     actor.connected = false;
@@ -241,7 +250,7 @@ impl World {
             Effect::Reward { .. }
             | Effect::Learner(_)
             | Effect::Step(_)
-            | Effect::Explain(_)
+            | Effect::Notice(_)
             | Effect::Finish(_) => {}
         }
     }
@@ -314,11 +323,12 @@ impl World {
 
     /// Everybody who is away comes back, one at a time.
     fn reconnect(&mut self) {
-        if self.state.learner().is_none_or(|learner| !learner.connected) || !self.learner.connected {
+        if self.state.members().learner().is_none_or(|learner| !learner.connected) || !self.learner.connected
+        {
             self.join_learner();
             return;
         }
-        if self.state.reward_servers().values().all(|server| !server.connected) {
+        if self.state.members().reward_servers().values().all(|server| !server.connected) {
             let hello = RewardHello {
                 member: "reward-0".parse().unwrap(),
                 incarnation: Incarnation(1),
@@ -328,7 +338,7 @@ impl World {
             self.deliver(Event::Reward { member: hello.member.clone(), event: RewardEvent::Joined(hello) });
         }
         let away = self.actors.iter().find(|(name, actor)| {
-            !actor.connected || self.state.actors().get(name).is_none_or(|known| !known.connected)
+            !actor.connected || self.state.members().actors().get(name).is_none_or(|known| !known.connected)
         });
         let Some(member) = away.map(|(member, _)| member.clone()) else {
             return;
@@ -375,7 +385,7 @@ impl World {
         for (at, event) in &self.journal[..before] {
             state.apply(*at, event.clone());
         }
-        state.apply(now, event)
+        state.apply(now, event).effects
     }
 
     fn crash_learner(&mut self) {
@@ -411,7 +421,7 @@ impl World {
             return;
         }
         self.deliver(learner_report(trained));
-        if self.percent(40) || plan.id == self.state.last_batch() {
+        if self.percent(40) || plan.id == self.state.plan().last_batch() {
             self.checkpoint();
         }
     }

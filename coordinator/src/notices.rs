@@ -1,0 +1,36 @@
+//! The log's words for what the state noticed: WARN where the run has recovered from something.
+
+use crate::state::Notice;
+
+/// Logs a notice.
+pub(crate) fn log(notice: &Notice) {
+    match notice {
+        Notice::ActorLost { member, timeout } => {
+            tracing::warn!(%member, seconds = timeout.as_secs_f64(), "actor lost: silent for too long");
+        }
+        Notice::LeaseExpired { lease, member, attempts } => {
+            tracing::warn!(%lease, %member, attempts, "lease expired: issuing its prompts anew");
+        }
+        Notice::WeightsFailed { member, version, detail } => {
+            tracing::warn!(%member, %version, detail, "actor did not get the weights");
+        }
+        Notice::BroadcastGroupFailed { group, member, detail } => {
+            tracing::warn!(%group, %member, detail, "broadcast group failed");
+        }
+        Notice::BroadcastGroupEnded { group, member } => {
+            tracing::warn!(%group, %member, "broadcast group ended: a member did not receive");
+        }
+        Notice::BroadcastGroupUnformed { group, absent, timeout } => {
+            tracing::warn!(%group, ?absent, seconds = timeout.as_secs_f64(), "broadcast group not formed in time");
+        }
+        Notice::BroadcastFailed { version, detail } => {
+            tracing::warn!(%version, detail, "broadcast failed");
+        }
+        Notice::BroadcastUnconfirmed { version, silent, timeout } => {
+            tracing::warn!(%version, ?silent, seconds = timeout.as_secs_f64(), "broadcast not confirmed in time");
+        }
+        Notice::GroupStale { prompt, oldest, batch } => {
+            tracing::info!(%prompt, drawn_at = %oldest, %batch, "group dropped: too old for its batch");
+        }
+    }
+}

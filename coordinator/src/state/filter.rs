@@ -1,0 +1,159 @@
+//! The filtration of a complete group (PF-PPO, arXiv 2409.06957, section 4), and what it keeps for a batch.
+
+use algo::filtration::{Candidate, Group, GroupDecision, filter_group};
+use serde::{Deserialize, Serialize};
+use types::{DropReason, Ending, FilterReason, PolicyVersion, PromptId, RolloutId};
+
+use super::event::ScoreSummary;
+use super::groups::CompleteGroup;
+use super::plan::RunPlan;
+
+/// A response that a batch trains, and with which weight.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct PlannedSample {
+    /// The response.
+    pub id: RolloutId,
+    /// Its weight in the policy loss; 0 for one that only the critic or the whitening sees.
+    pub weight: f32,
+}
+
+impl PlannedSample {
+    /// Whether the policy trains on it: only then is it still in flight.
+    pub(super) fn trains(&self) -> bool {
+        self.weight > 0.0
+    }
+}
+
+/// What the filtration kept of a group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct ReadyGroup {
+    pub(super) prompt: PromptId,
+    pub(super) samples: Vec<PlannedSample>,
+    /// The oldest version that drew a token of a kept response.
+    pub(super) oldest: PolicyVersion,
+    pub(super) sums: GroupSums,
+}
+
+impl ReadyGroup {
+    /// Responses that the policy would train on.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.samples.iter().filter(|sample| sample.trains()).count() as u64
+    }
+
+    /// Every response whose tokens are kept for it.
+    pub(super) fn responses(&self) -> impl Iterator<Item = RolloutId> {
+        self.samples.iter().map(|sample| sample.id)
+    }
+}
+
+/// Sums over all scored responses of some groups, filtered ones included: what the unfiltered policy does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct GroupSums {
+    /// Scored responses.
+    pub responses: u64,
+    /// Their scores.
+    pub score: f64,
+    /// Those that carry an outcome.
+    pub with_outcome: u64,
+    /// Their outcomes.
+    pub outcome: f64,
+    /// Response tokens.
+    pub tokens: u64,
+    /// Responses cut off by the length limit.
+    pub truncated: u64,
+}
+
+impl GroupSums {
+    fn add(&mut self, scored: &ScoreSummary) {
+        self.responses += 1;
+        self.score += f64::from(scored.score);
+        self.tokens += u64::from(scored.tokens);
+        self.truncated += u64::from(scored.truncated);
+        if let Some(outcome) = scored.outcome {
+            self.with_outcome += 1;
+            self.outcome += f64::from(outcome);
+        }
+    }
+
+    /// Adds the sums of other groups.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.responses += other.responses;
+        self.score += other.score;
+        self.with_outcome += other.with_outcome;
+        self.outcome += other.outcome;
+        self.tokens += other.tokens;
+        self.truncated += other.truncated;
+    }
+}
+
+/// What became of a complete group.
+#[derive(Debug, PartialEq)]
+pub(super) struct Filtered {
+    /// What waits for a batch, if anything trains.
+    pub(super) ready: Option<ReadyGroup>,
+    /// How those responses ended that do not train.
+    pub(super) ending: Ending,
+    /// How many they are.
+    pub(super) ended: u64,
+    /// Responses whose tokens are needed no more.
+    pub(super) forgotten: Vec<RolloutId>,
+}
+
+impl Filtered {
+    /// Chooses the responses of a group that train.
+    pub(super) fn of(plan: &RunPlan, group: &CompleteGroup) -> Self {
+        if !group.has_enough(plan.min_group) {
+            return Self::nothing_kept(group, Ending::Dropped(DropReason::GroupIncomplete));
+        }
+        match decide(plan, group) {
+            GroupDecision::NoSignal => Self::nothing_kept(group, Ending::Filtered(FilterReason::NoSignal)),
+            GroupDecision::Choices(choices) => {
+                let weights: Vec<f32> = choices.iter().map(|choice| choice.weight as f32).collect();
+                Self::by_weight(plan, group, &weights)
+            }
+        }
+    }
+
+    fn nothing_kept(group: &CompleteGroup, ending: Ending) -> Self {
+        let forgotten = group.responses();
+        Self { ready: None, ending, ended: forgotten.len() as u64, forgotten }
+    }
+
+    /// Splits a group; `weights` is one for each scored response, in order.
+    fn by_weight(plan: &RunPlan, group: &CompleteGroup, weights: &[f32]) -> Self {
+        let (mut samples, mut forgotten) = (Vec::new(), Vec::new());
+        let mut sums = GroupSums::default();
+        let mut ended = 0;
+        let mut oldest: Option<PolicyVersion> = None;
+        for (summary, weight) in group.scored.iter().zip(weights) {
+            let sample = PlannedSample { id: summary.id, weight: *weight };
+            sums.add(summary);
+            if sample.trains() {
+                oldest = oldest.into_iter().chain([summary.oldest]).min();
+            } else {
+                ended += 1;
+            }
+            if sample.trains() || plan.send_filtered {
+                samples.push(sample);
+            } else {
+                forgotten.push(summary.id);
+            }
+        }
+        let ready = oldest.map(|oldest| ReadyGroup { prompt: group.prompt, samples, oldest, sums });
+        if ready.is_none() {
+            forgotten = group.responses();
+        }
+        Self { ready, ending: Ending::Filtered(FilterReason::Strategy), ended, forgotten }
+    }
+}
+
+fn decide(plan: &RunPlan, group: &CompleteGroup) -> GroupDecision {
+    let names: Vec<String> = group.scored.iter().map(|summary| summary.id.sibling.to_string()).collect();
+    let mut candidates = Vec::with_capacity(names.len());
+    for (summary, name) in group.scored.iter().zip(&names) {
+        candidates.push(Candidate { rollout_id: name, score: f64::from(summary.score) });
+    }
+    let group = Group { prompt_id: &group.prompt.to_string(), rollouts: &candidates };
+    filter_group(&plan.filtration, plan.seed, &group)
+        .expect("the plan was validated, scores are finite and siblings differ")
+}

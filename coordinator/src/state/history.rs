@@ -1,0 +1,153 @@
+//! What happened, for people and plots: steps, and how far the reward can be trusted.
+
+use std::collections::VecDeque;
+
+use algo::filtration::{Filtration, Strategy};
+use algo::r2::{DEFAULT_BINS, filtered_r_squared};
+use serde::{Deserialize, Serialize};
+use types::link::learner::StepMetrics;
+use types::{BatchId, Timestamp};
+
+use super::batches::BatchPlan;
+use super::event::ScoreSummary;
+
+/// Steps remembered for the dashboard.
+const STEPS_LIMIT: usize = 1000;
+/// Groups that the reliability is computed over.
+const RELIABILITY_GROUPS_LIMIT: usize = 512;
+/// Seconds over which the token rate is averaged.
+const RATE_WINDOW_SECONDS: u64 = 20;
+
+/// One training step as people see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// The batch, and the version it made.
+    pub batch: BatchId,
+    /// When it was trained.
+    pub time: Timestamp,
+    /// Prompts in the batch.
+    pub prompts: u64,
+    /// Responses scored for it, filtered ones included.
+    pub responses: u64,
+    /// Their mean score: what the unfiltered policy earns.
+    pub score_mean: f64,
+    /// Their mean outcome in the hidden tests, where they have any.
+    pub outcome_mean: Option<f64>,
+    /// Their mean length in tokens.
+    pub response_tokens_mean: f64,
+    /// Share of them cut off by the length limit.
+    pub truncated: f64,
+    /// How far the reward could be trusted.
+    pub reliability: Reliability,
+    /// What the learner measured.
+    pub metrics: StepMetrics,
+}
+
+impl StepRecord {
+    fn new(now: Timestamp, plan: &BatchPlan, metrics: StepMetrics, reliability: Reliability) -> Self {
+        let sums = plan.sums;
+        let responses = sums.responses.max(1) as f64;
+        Self {
+            batch: plan.id,
+            time: now,
+            prompts: plan.prompts,
+            responses: sums.responses,
+            score_mean: sums.score / responses,
+            outcome_mean: (sums.with_outcome > 0).then(|| sums.outcome / sums.with_outcome as f64),
+            response_tokens_mean: sums.tokens as f64 / responses,
+            truncated: sums.truncated as f64 / responses,
+            reliability,
+            metrics,
+        }
+    }
+}
+
+/// R² of outcome on reward over recent prompts that carry tests (PF-PPO, section 4, "Weight choice").
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reliability {
+    /// Over all responses.
+    pub unfiltered: Option<f64>,
+    /// Over responses drawn from the filtered policy.
+    pub filtered: Option<f64>,
+}
+
+/// Steps, and what is known of recent responses.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct History {
+    steps: VecDeque<StepRecord>,
+    /// (score, outcome) of the responses of recent groups with tests.
+    groups: VecDeque<Vec<(f64, f64)>>,
+    /// Response tokens scored lately, by second.
+    tokens: VecDeque<TokensInSecond>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct TokensInSecond {
+    second: u64,
+    tokens: u64,
+}
+
+impl History {
+    /// The steps, oldest first.
+    pub fn steps(&self) -> impl DoubleEndedIterator<Item = &StepRecord> {
+        self.steps.iter()
+    }
+
+    /// The scored responses of a group that is filtered.
+    pub(super) fn observe_group(&mut self, scored: &[ScoreSummary]) {
+        let pairs =
+            scored.iter().map(|summary| Some((f64::from(summary.score), f64::from(summary.outcome?))));
+        if let Some(pairs) = pairs.collect::<Option<Vec<_>>>() {
+            self.groups.push_back(pairs);
+            if self.groups.len() > RELIABILITY_GROUPS_LIMIT {
+                self.groups.pop_front();
+            }
+        }
+    }
+
+    /// How far the reward could be trusted lately, without and with the filtration.
+    pub fn reliability(&self, filtration: &Filtration) -> Reliability {
+        let groups: Vec<Vec<(f64, f64)>> = self.groups.iter().cloned().collect();
+        let none = Filtration { strategy: Strategy::None, ..*filtration };
+        Reliability { unfiltered: r_squared(&none, &groups), filtered: r_squared(filtration, &groups) }
+    }
+
+    /// A response of this many tokens was scored.
+    pub(super) fn scored_tokens(&mut self, now: Timestamp, tokens: u64) {
+        let second = now.0 / 1000;
+        match self.tokens.back_mut() {
+            Some(last) if last.second == second => last.tokens += tokens,
+            _ => self.tokens.push_back(TokensInSecond { second, tokens }),
+        }
+        while self.tokens.front().is_some_and(|first| first.second + RATE_WINDOW_SECONDS < second) {
+            self.tokens.pop_front();
+        }
+    }
+
+    /// Response tokens scored per second over the last seconds.
+    pub fn tokens_per_second(&self, now: Timestamp) -> f64 {
+        let second = now.0 / 1000;
+        let recent = self.tokens.iter().filter(|at| at.second + RATE_WINDOW_SECONDS >= second);
+        recent.map(|at| at.tokens).sum::<u64>() as f64 / RATE_WINDOW_SECONDS as f64
+    }
+
+    /// A batch was trained; yields the step as people see it.
+    pub(super) fn add_step(
+        &mut self,
+        now: Timestamp,
+        filtration: &Filtration,
+        batch: &BatchPlan,
+        metrics: StepMetrics,
+    ) -> StepRecord {
+        let step = StepRecord::new(now, batch, metrics, self.reliability(filtration));
+        self.steps.push_back(step.clone());
+        if self.steps.len() > STEPS_LIMIT {
+            self.steps.pop_front();
+        }
+        step
+    }
+}
+
+fn r_squared(filtration: &Filtration, groups: &[Vec<(f64, f64)>]) -> Option<f64> {
+    filtered_r_squared(filtration, groups, DEFAULT_BINS).ok()?.r_squared
+}

@@ -1,0 +1,85 @@
+//! What a person who watches the run wants to know of what the state decided.
+
+use std::time::Duration;
+
+use types::{BatchId, BroadcastGroupId, LeaseId, MemberId, PolicyVersion, PromptId};
+
+/// Something that the run has recovered from, and what it cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// An actor was silent for longer than it may: what it worked on is issued anew.
+    ActorLost {
+        /// The actor.
+        member: MemberId,
+        /// The silence that is allowed.
+        timeout: Duration,
+    },
+    /// A lease ran out: what it still awaited is issued anew.
+    LeaseExpired {
+        /// The lease.
+        lease: LeaseId,
+        /// Its holder.
+        member: MemberId,
+        /// Attempts that it still awaited.
+        attempts: u64,
+    },
+    /// An actor did not get a version.
+    WeightsFailed {
+        /// The actor.
+        member: MemberId,
+        /// The version.
+        version: PolicyVersion,
+        /// What it says about it.
+        detail: String,
+    },
+    /// A member says that its end of a broadcast group is dead.
+    BroadcastGroupFailed {
+        /// The group.
+        group: BroadcastGroupId,
+        /// The member.
+        member: MemberId,
+        /// What it says about it.
+        detail: String,
+    },
+    /// A broadcast group ends because a member did not receive what was broadcast.
+    BroadcastGroupEnded {
+        /// The group.
+        group: BroadcastGroupId,
+        /// The member.
+        member: MemberId,
+    },
+    /// A broadcast group did not form in time.
+    BroadcastGroupUnformed {
+        /// The group.
+        group: BroadcastGroupId,
+        /// Its members that are not connected.
+        absent: Vec<MemberId>,
+        /// The time that was allowed.
+        timeout: Duration,
+    },
+    /// The learner says that a broadcast failed.
+    BroadcastFailed {
+        /// The version.
+        version: PolicyVersion,
+        /// What it says about it.
+        detail: String,
+    },
+    /// A broadcast did not end in time.
+    BroadcastUnconfirmed {
+        /// The version.
+        version: PolicyVersion,
+        /// Members that did not say how it ended for them.
+        silent: Vec<MemberId>,
+        /// The time that was allowed.
+        timeout: Duration,
+    },
+    /// A group that was ready is too old for its batch.
+    GroupStale {
+        /// The prompt.
+        prompt: PromptId,
+        /// The oldest version that drew a token of it.
+        oldest: PolicyVersion,
+        /// The batch.
+        batch: BatchId,
+    },
+}

@@ -1,0 +1,139 @@
+//! The queue of prompts to lease, the place in the data set from which it is filled, and the bound on work in flight.
+//!
+//! The bound is AReaL's (arXiv 2505.24298, equation 3) with the version of the *actor* that would do the work: while it
+//! holds version `v`, at most `(eta + v + 1) * B` prompts may have been accepted or be in flight since the run began. What
+//! an actor at `v` generates is then trained at version `v + eta` at the latest.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+use types::{PolicyVersion, PromptId};
+
+use super::groups::Groups;
+use super::plan::RunPlan;
+
+/// The next new prompt, and prompts that are open and wait for an actor.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct PromptQueue {
+    epoch: u32,
+    ordinal: u64,
+    /// Open groups to lease: one prompt an entry, or all of a lease in deterministic mode.
+    waiting: VecDeque<Vec<PromptId>>,
+}
+
+/// Prompts by how far they are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PromptCounts {
+    /// Trained.
+    pub(super) trained: u64,
+    /// A response is awaited.
+    pub(super) open: u64,
+    /// All responses have ended; not yet trained.
+    pub(super) complete: u64,
+}
+
+impl PromptCounts {
+    /// How many more prompts an actor at `version` may begin.
+    pub(super) fn capacity(self, plan: &RunPlan, version: PolicyVersion) -> u64 {
+        let accepted = self.trained + self.open + self.complete;
+        let by_staleness = plan
+            .max_staleness
+            .saturating_add(version.0 + 1)
+            .saturating_mul(plan.batch_prompts)
+            .saturating_sub(accepted);
+        let by_run = (plan.batches * plan.batch_prompts).saturating_sub(accepted);
+        let by_concurrency = plan.max_prompts_in_flight.saturating_sub(self.open);
+        by_staleness.min(by_run).min(by_concurrency)
+    }
+}
+
+/// What the next lease may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LeaseBounds {
+    /// Groups that the actor has room for.
+    pub(super) room: u64,
+    /// Prompts that may be begun.
+    pub(super) capacity: u64,
+}
+
+/// The prompts of the next lease.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct NextLease {
+    /// What the lease holds; empty when there is nothing to lease.
+    pub(super) prompts: Vec<PromptId>,
+    /// Prompts that begin now; in deterministic mode they may go to later leases as well.
+    pub(super) opened: Vec<PromptId>,
+}
+
+impl PromptQueue {
+    /// Puts a prompt with waiting responses in the queue, outside deterministic mode.
+    pub(super) fn put_back(&mut self, plan: &RunPlan, groups: &Groups, prompt: PromptId) {
+        if !plan.deterministic && groups.is_waiting(prompt) {
+            self.waiting.push_back(vec![prompt]);
+        }
+    }
+
+    /// In deterministic mode, puts the prompts of a lease that is over in the queue as they were, if a response of theirs
+    /// is to be repeated.
+    pub(super) fn put_back_lease(&mut self, plan: &RunPlan, groups: &Groups, prompts: Vec<PromptId>) {
+        if plan.deterministic && prompts.iter().any(|prompt| groups.is_waiting(*prompt)) {
+            self.waiting.push_back(prompts);
+        }
+    }
+
+    /// Forgets what waits for an actor.
+    pub(super) fn clear(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// Takes the prompts of the next lease.
+    pub(super) fn next_lease(&mut self, plan: &RunPlan, groups: &Groups, bounds: LeaseBounds) -> NextLease {
+        if plan.deterministic {
+            self.next_whole_lease(plan, groups, bounds.capacity)
+        } else {
+            self.next_prompts(plan, groups, bounds)
+        }
+    }
+
+    fn next_prompts(&mut self, plan: &RunPlan, groups: &Groups, bounds: LeaseBounds) -> NextLease {
+        let mut lease = NextLease::default();
+        while (lease.prompts.len() as u64) < bounds.room.min(plan.lease_prompts) {
+            let queued = self.waiting.pop_front().and_then(|queued| queued.first().copied());
+            match queued {
+                Some(prompt) if groups.is_waiting(prompt) && !lease.prompts.contains(&prompt) => {
+                    lease.prompts.push(prompt);
+                }
+                Some(_) => {}
+                None if (lease.opened.len() as u64) < bounds.capacity => {
+                    let prompt = self.next_in_data_set(plan.prompts);
+                    lease.opened.push(prompt);
+                    lease.prompts.push(prompt);
+                }
+                None => break,
+            }
+        }
+        lease
+    }
+
+    /// Deterministic mode begins prompts only when none is open: all that a batch still lacks, divided into leases. The
+    /// division then does not depend on what came back first.
+    fn next_whole_lease(&mut self, plan: &RunPlan, groups: &Groups, capacity: u64) -> NextLease {
+        let mut opened = Vec::new();
+        if self.waiting.is_empty() && groups.open_count() == 0 {
+            opened.extend((0..capacity).map(|_| self.next_in_data_set(plan.prompts)));
+            let size = usize::try_from(plan.lease_prompts).unwrap_or(usize::MAX).max(1);
+            self.waiting.extend(opened.chunks(size).map(<[PromptId]>::to_vec));
+        }
+        NextLease { prompts: self.waiting.pop_front().unwrap_or_default(), opened }
+    }
+
+    fn next_in_data_set(&mut self, prompts: u64) -> PromptId {
+        let prompt = PromptId { epoch: self.epoch, ordinal: self.ordinal };
+        self.ordinal += 1;
+        if self.ordinal == prompts {
+            self.epoch += 1;
+            self.ordinal = 0;
+        }
+        prompt
+    }
+}
