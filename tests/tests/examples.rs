@@ -1,0 +1,126 @@
+//! Everything in `examples/` that takes a minute or less runs, and says what its page says.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::fs;
+use std::io::BufReader;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tests::{binary, read_until, root};
+
+/// Runs a command in a folder of its own, on one thread an operation: tests share the machine.
+fn run(mut command: Command, folder: &Path) -> Output {
+    command.current_dir(folder).stdin(Stdio::null());
+    command.env("OMP_NUM_THREADS", "1").env("OMP_WAIT_POLICY", "passive");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} ended with {}:\n{said}", output.status);
+    output
+}
+
+/// Runs a recipe of `examples/` in a folder. What it makes is in `runs/` of that folder.
+fn run_recipe(recipe: &str, folder: &Path) {
+    let mut command = Command::new(binary("sluice").unwrap());
+    command.arg("run").arg(root().join("examples").join(recipe));
+    run(command, folder);
+}
+
+/// The training steps of a run, in order.
+fn steps(folder: &Path, name: &str) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join(format!("runs/{name}/ring/steps.jsonl"))).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What a Rust example of a crate prints.
+fn rust_example(name: &str, arguments: &[&str], folder: &Path) -> String {
+    let mut command = Command::new(binary(&format!("examples/{name}")).unwrap());
+    command.args(arguments);
+    String::from_utf8(run(command, folder).stdout).unwrap()
+}
+
+#[test]
+fn own_model_trains_two_batches_and_a_rust_program_generates_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    run_recipe("own-model/recipe.toml", folder.path());
+    let steps = steps(folder.path(), "own-model");
+    assert_eq!(steps.len(), 2);
+    for step in &steps {
+        assert_eq!((step["prompts"].as_u64(), step["responses"].as_u64()), (Some(8), Some(40)), "{step}");
+        assert_eq!(step["metrics"]["samples"], 16, "{step}");
+        assert!(step["metrics"]["policy_grad_norm"].as_f64().unwrap() > 0.0, "{step}");
+        assert!(step["metrics"]["value_loss"].as_f64().unwrap() > 0.0, "no critic was trained: {step}");
+    }
+    let policy = folder.path().join("runs/own-model/policy");
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        assert!(policy.join(file).exists(), "the policy has no {file}");
+    }
+
+    // A Rust program generates with it, and repeats itself.
+    let arguments = [policy.to_str().unwrap(), "3 plus 4 is"];
+    let said = rust_example("generate", &arguments, folder.path());
+    assert_eq!(said.lines().count(), 3, "{said}");
+    for line in said.lines() {
+        assert!(line.starts_with('"') && line.contains(" tokens, log-prob -"), "{said}");
+    }
+    assert_eq!(said, rust_example("generate", &arguments, folder.path()));
+}
+
+#[test]
+fn grpo_trains_on_whole_groups_without_critic_and_reference() {
+    let folder = tempfile::tempdir().unwrap();
+    run_recipe("grpo/recipe.toml", folder.path());
+    let steps = steps(folder.path(), "grpo");
+    assert_eq!(steps.len(), 4);
+    for step in &steps {
+        assert_eq!((step["responses"].as_u64(), step["metrics"]["samples"].as_u64()), (Some(64), Some(64)));
+        assert_eq!(step["metrics"]["value_loss"], 0.0, "a critic was trained: {step}");
+        let score = step["score_mean"].as_f64().unwrap();
+        assert!((-0.5..1.0).contains(&score), "reward.py gives no such mean: {step}");
+    }
+}
+
+#[test]
+fn the_grading_service_tells_programs_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    run_recipe("grading-service/tokenizer.toml", folder.path());
+    let mut server = Command::new(binary("sluice-reward-server").unwrap());
+    server.arg("--config").arg(root().join("examples/grading-service/reward-server.toml"));
+    // Any free port, and an end with this test.
+    server.args(["--set", "service.listen_metrics=127.0.0.1:0", "--set", "service.follow_stdin=true"]);
+    server.current_dir(folder.path()).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut server = server.spawn().unwrap();
+    let mut log = BufReader::new(server.stderr.take().unwrap());
+    let line = read_until(&mut log, |line| line.contains("listening what=\"metrics\"")).unwrap();
+    let address = line.trim().rsplit_once("address=").unwrap().1;
+
+    let mut client = Command::new("python3");
+    client.arg(root().join("examples/grading-service/grade.py")).arg(format!("http://{address}/get_reward"));
+    let said = String::from_utf8(run(client, folder.path()).stdout).unwrap();
+    assert_eq!(said, " 1.00  right\n 0.75  nearly right\n 0.00  equal to everything\n 0.00  endless\n");
+    drop(server.stdin.take());
+    assert!(server.wait().unwrap().success());
+}
+
+#[test]
+fn a_rust_program_grades_with_the_sandbox() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = rust_example("grade", &[], folder.path());
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(["tier A", "tier B"].contains(&lines[0]), "{said}");
+    assert_eq!(lines[1].trim(), "accepted 2/2", "{said}");
+    assert!(lines[2].starts_with("wrong_answer 0/2"), "{said}");
+    assert!(lines[3].starts_with("runtime_error 0/2"), "{said}");
+    assert_eq!(lines.len(), 4);
+}
+
+#[test]
+fn a_rust_program_computes_a_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = rust_example("loss", &[], folder.path());
+    let expected = "advantages [0.7510, 0.5800, 0.4000, -1.0000]\n\
+                    loss -0.1671\n\
+                    gradient with respect to the log-probs [-0.2075, -0.1450, 0.0000, 0.3054]\n";
+    assert_eq!(said, expected);
+}
