@@ -40,11 +40,14 @@ pub struct Config {
     pub max_prompts_in_flight: u64,
     /// Most prompts in one lease; exactly this many in deterministic mode.
     pub lease_prompts: u64,
-    /// Fixed batch composition everywhere: same seed, same weights, bit for bit on CPU. Needs `max_staleness = 0`.
+    /// Fixed batch composition everywhere: same seed, same weights, bit for bit on CPU. Needs `max_staleness
+    /// = 0`.
     pub deterministic: bool,
-    /// Send filtered samples to the learner with weight 0: for `whiten = "before-filter"` and `critic_on = "all"`.
+    /// Send filtered samples to the learner with weight 0: for `whiten = "before-filter"` and `critic_on =
+    /// "all"`.
     pub send_filtered: bool,
-    /// Attempts at one response before it counts as failed for good. What only an actor is to blame for is not counted.
+    /// Attempts at one response before it counts as failed for good. What only an actor is to blame for is
+    /// not counted.
     pub max_attempts: u16,
     /// What is not scored by then is issued anew.
     #[serde(with = "humantime_serde")]
@@ -72,8 +75,8 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// A JSON Lines file, plain or gzipped. A line has `prompt` (text), `messages` (chat) or `tokens` (ids), and whatever the
-    /// scorers read (`tests`, `cases`, `label`, ...).
+    /// A JSON Lines file, plain or gzipped. A line has `prompt` (text), `messages` (chat) or `tokens` (ids),
+    /// and whatever the scorers read (`tests`, `cases`, `label`, ...).
     pub path: PathBuf,
     /// Take the prompts of each epoch in a new random order.
     pub shuffle: bool,

@@ -108,8 +108,7 @@ fn parse_line(text: &str) -> Result<Line, String> {
 }
 
 fn token_ids(ids: &[Value]) -> Result<Vec<u32>, String> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
+    let ids: Option<Vec<u32>> = ids.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect();
     ids.ok_or_else(|| "tokens must be a list of token ids".to_owned())
 }
 

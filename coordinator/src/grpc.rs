@@ -94,7 +94,8 @@ impl Grpc {
         service::grpc::server().add_service(coordinator).add_service(ObserverServer::new(self))
     }
 
-    /// Introduces a stream to the loop, carries its reports there until it ends, and yields the commands for it.
+    /// Introduces a stream to the loop, carries its reports there until it ends, and yields the commands for
+    /// it.
     async fn serve<L: Link>(
         &self,
         request: Request<Streaming<L::Message>>,
@@ -115,7 +116,8 @@ impl Grpc {
     }
 }
 
-/// Carries a stream's reports to the loop until the stream or the loop ends, and tells the loop when the stream did.
+/// Carries a stream's reports to the loop until the stream or the loop ends, and tells the loop when the
+/// stream did.
 async fn carry<L: Link>(
     handle: Handle,
     session: SessionId,

@@ -1,8 +1,10 @@
-//! The journal: events in order, the tokens of scored responses beside them, and a snapshot now and then (`docs/decisions.md`, D3).
+//! The journal: events in order, the tokens of scored responses beside them, and a snapshot now and then
+//! (`docs/decisions.md`, D3).
 //!
-//! An event is durable (fsync) before anybody sees its effect. Restart is snapshot plus replay. A failed write ends the
-//! process: after a failed fsync nothing about the file may be assumed (Rebello et al., "Can Applications Recover from fsync
-//! Failures?", 2020). What was not acknowledged is sent again by those who hold it.
+//! An event is durable (fsync) before anybody sees its effect. Restart is snapshot plus replay. A failed
+//! write ends the process: after a failed fsync nothing about the file may be assumed (Rebello et al., "Can
+//! Applications Recover from fsync Failures?", 2020). What was not acknowledged is sent again by those who
+//! hold it.
 
 use std::path::{Path, PathBuf};
 
@@ -138,18 +140,13 @@ impl Journal {
     }
 
     fn open_store(path: &Path) -> Result<Self, Error> {
-        let failed = |error: fjall::Error| {
-            let problem = match &error {
-                fjall::Error::Locked => "another coordinator is using it; stop that one first".to_owned(),
-                other => store_problem(other),
-            };
-            Error::Open { path: path.to_owned(), problem }
-        };
-        let io = |error: std::io::Error| Error::Open { path: path.to_owned(), problem: error.to_string() };
-        std::fs::create_dir_all(path).map_err(io)?;
-        let database = Database::builder(path).worker_threads(1).open().map_err(failed)?;
-        let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default).map_err(failed);
-        let (events, head, rollouts) = (keyspace("events")?, keyspace("head")?, keyspace("rollouts")?);
+        std::fs::create_dir_all(path)
+            .map_err(|error| Error::Open { path: path.to_owned(), problem: error.to_string() })?;
+        let opened = Database::builder(path).worker_threads(1).open();
+        let database = opened.map_err(|error| not_opened(path, &error))?;
+        let events = keyspace(path, &database, "events")?;
+        let head = keyspace(path, &database, "head")?;
+        let rollouts = keyspace(path, &database, "rollouts")?;
         Ok(Self {
             path: path.to_owned(),
             database,
@@ -279,4 +276,16 @@ fn store_problem(error: &fjall::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+fn keyspace(path: &Path, database: &Database, name: &str) -> Result<Keyspace, Error> {
+    database.keyspace(name, KeyspaceCreateOptions::default).map_err(|error| not_opened(path, &error))
+}
+
+fn not_opened(path: &Path, error: &fjall::Error) -> Error {
+    let problem = match error {
+        fjall::Error::Locked => "another coordinator is using it; stop that one first".to_owned(),
+        other => store_problem(other),
+    };
+    Error::Open { path: path.to_owned(), problem }
 }

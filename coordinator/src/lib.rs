@@ -1,8 +1,8 @@
 //! The coordinator: prompts, leases, groups, filtration, batches, versions, membership, journal.
 //!
-//! Decisions are made by the pure state machine in [`state`]; `server_loop` feeds it events in the order in which the
-//! `journal` makes them durable, and performs what it returns. `grpc` translates streams to events and back. Nothing
-//! here links torch.
+//! Decisions are made by the pure state machine in [`state`]; `server_loop` feeds it events in the order in
+//! which the `journal` makes them durable, and performs what it returns. `grpc` translates streams to events
+//! and back. Nothing here links torch.
 
 pub mod config;
 pub mod data;

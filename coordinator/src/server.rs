@@ -50,13 +50,14 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let router = Grpc::new(handle, context.tasks.spawner(), done.clone()).router();
     let token = context.token.clone();
     context.tasks.add("server loop", OnError::Shutdown, async move {
-        // The loop reads and writes the disk at every turn, so it has a thread of its own: no stream waits for it.
+        // The loop reads and writes the disk at every turn, so it has a thread of its own: no stream waits
+        // for it.
         let runtime = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || runtime.block_on(server_loop.run(token))).await?
     });
     context.tasks.add("grpc", OnError::Shutdown, async move {
-        // The server outlives the request to stop, because the drain needs its streams: it ends with the loop, and
-        // does not wait for members that are slow to close.
+        // The server outlives the request to stop, because the drain needs its streams: it ends with the
+        // loop, and does not wait for members that are slow to close.
         let serving =
             router.serve_with_incoming_shutdown(listener.incoming(), done.clone().cancelled_owned());
         tokio::select! {

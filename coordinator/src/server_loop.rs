@@ -11,7 +11,8 @@
 //! | this loop        | an input, a deadline, a cancellation  | the next deadline of the state          |
 //! | a stream's output| the member reading                    | a full outbox disconnects the member    |
 //!
-//! Inputs are taken in batches: all that wait are applied, made durable with one fsync, and only then acted upon.
+//! Inputs are taken in batches: all that wait are applied, made durable with one fsync, and only then acted
+//! upon.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -8,10 +8,12 @@ use types::link::actor::ActorCommand;
 use types::link::learner::LearnerCommand;
 use types::link::reward::RewardCommand;
 
-/// Commands that may wait for a member's stream. A member that does not read is disconnected when they are full.
+/// Commands that may wait for a member's stream. A member that does not read is disconnected when they are
+/// full.
 pub(crate) const OUTBOX_CAPACITY: usize = 1024;
 
-/// A member's stream. A member that connects again gets a new number, and what the old stream still carries is ignored.
+/// A member's stream. A member that connects again gets a new number, and what the old stream still carries
+/// is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SessionId {
     pub(crate) member: MemberId,

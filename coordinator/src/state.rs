@@ -1,8 +1,8 @@
 //! The decision-maker: a pure state machine (`docs/decisions.md`, D3).
 //!
-//! [`State::apply`] takes the time and an event and returns what follows. It does no I/O, reads no clock and draws no
-//! random number that is not keyed by the plan's seed; so a journal of events replays to the same state. Someone else
-//! performs the effects, after the event is durable.
+//! [`State::apply`] takes the time and an event and returns what follows. It does no I/O, reads no clock and
+//! draws no random number that is not keyed by the plan's seed; so a journal of events replays to the same
+//! state. Someone else performs the effects, after the event is durable.
 //!
 //! Invariants, checked after every event of `tests/state.rs`:
 //!
@@ -11,10 +11,10 @@
 //! 3. A response older than `max_staleness` allows is never part of a batch.
 //! 4. Only an actor whose confirmed weights are a known version holds a new lease.
 //!
-//! One file per idea, each the owner of its data: `work` (what is generated, over `prompt_queue`, `leases` and `groups`),
-//! `filter` (which responses of a group train), `batches` (what the learner trains), `weights` (who gets which version),
-//! `members` (who is there), `account` (the identity), `history` (what happened, for people). They know nothing of
-//! effects and return what they decided; this file alone wires them.
+//! One file per idea, each the owner of its data: `work` (what is generated, over `prompt_queue`, `leases`
+//! and `groups`), `filter` (which responses of a group train), `batches` (what the learner trains), `weights`
+//! (who gets which version), `members` (who is there), `account` (the identity), `history` (what happened,
+//! for people). They know nothing of effects and return what they decided; this file alone wires them.
 
 mod account;
 mod batches;
@@ -123,7 +123,8 @@ impl State {
         debug_assert_eq!(self.unaccounted(), 0, "the accounting identity");
     }
 
-    /// The coordinator's process has started again over its journal: every stream is broken, nothing else has changed.
+    /// The coordinator's process has started again over its journal: every stream is broken, nothing else has
+    /// changed.
     fn restarted(&mut self, plan: RunPlan) {
         self.plan = plan;
         // A run that is complete ends once more: `end_phase` says so to everybody who waits.

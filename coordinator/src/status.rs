@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use types::link::learner::LearnerPhase;
-use types::{PolicyVersion, Timestamp};
+use types::{Ending, PolicyVersion, Timestamp};
 
 use crate::explain::waiting_for;
 use crate::state::{Phase, State, StepRecord};
@@ -119,11 +119,6 @@ impl Status {
     /// The status of a state.
     pub(crate) fn of(state: &State, now: Timestamp) -> Self {
         let account = state.account();
-        let ending = |(ending, count): (types::Ending, u64)| {
-            let (outcome, reason) = ending.labels();
-            let name = if reason.is_empty() { outcome.to_owned() } else { format!("{outcome}{{{reason}}}") };
-            (name, count)
-        };
         Self {
             run: state.plan().run.to_string(),
             phase: state.phase(),
@@ -140,7 +135,7 @@ impl Status {
             account: AccountStatus {
                 issued: account.issued(),
                 in_flight: state.in_flight(),
-                endings: account.endings().map(ending).collect(),
+                endings: account.endings().map(|(ending, count)| (ending_name(ending), count)).collect(),
                 unaccounted: state.unaccounted(),
                 late_results: account.late_results(),
             },
@@ -158,28 +153,40 @@ impl Status {
     }
 }
 
+/// An ending as `outcome` or `outcome{reason}`.
+fn ending_name(ending: Ending) -> String {
+    let (outcome, reason) = ending.labels();
+    if reason.is_empty() { outcome.to_owned() } else { format!("{outcome}{{{reason}}}") }
+}
+
 fn actors(state: &State) -> Vec<ActorStatus> {
-    let actor = |(member, actor): (&types::MemberId, &crate::state::Actor)| ActorStatus {
-        member: member.to_string(),
-        connected: actor.connected,
-        draining: actor.draining,
-        version: actor.weights.map(|(version, _)| version),
-        running: actor.load.running,
-        free_slots: actor.load.free_slots,
-        unacknowledged: actor.load.unacknowledged,
-        generated_tokens: actor.load.generated_tokens,
-    };
-    state.members().actors().iter().map(actor).collect()
+    let mut actors = Vec::new();
+    for (member, actor) in state.members().actors() {
+        actors.push(ActorStatus {
+            member: member.to_string(),
+            connected: actor.connected,
+            draining: actor.draining,
+            version: actor.weights.map(|(version, _)| version),
+            running: actor.load.running,
+            free_slots: actor.load.free_slots,
+            unacknowledged: actor.load.unacknowledged,
+            generated_tokens: actor.load.generated_tokens,
+        });
+    }
+    actors
 }
 
 fn reward_servers(state: &State) -> Vec<RewardServerStatus> {
-    let server = |(member, server): (&types::MemberId, &crate::state::RewardServer)| RewardServerStatus {
-        member: member.to_string(),
-        connected: server.connected,
-        address: server.address.clone(),
-        queued: server.queued,
-    };
-    state.members().reward_servers().iter().map(server).collect()
+    let mut servers = Vec::new();
+    for (member, server) in state.members().reward_servers() {
+        servers.push(RewardServerStatus {
+            member: member.to_string(),
+            connected: server.connected,
+            address: server.address.clone(),
+            queued: server.queued,
+        });
+    }
+    servers
 }
 
 fn eta_seconds(state: &State) -> Option<f64> {

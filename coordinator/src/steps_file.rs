@@ -1,7 +1,7 @@
 //! The file of steps: a JSON line for each, for people and plots.
 //!
-//! The journal is the truth. A coordinator that was killed between the two has the step in its journal only, or wrote half
-//! a line; the next one mends the file when it opens it.
+//! The journal is the truth. A coordinator that was killed between the two has the step in its journal only,
+//! or wrote half a line; the next one mends the file when it opens it.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -27,7 +27,8 @@ struct Line {
 }
 
 impl StepsFile {
-    /// Opens or begins the file, cuts off half a last line, and adds those of `steps` that come after its last line.
+    /// Opens or begins the file, cuts off half a last line, and adds those of `steps` that come after its
+    /// last line.
     ///
     /// # Errors
     /// When it cannot be read or written.

@@ -1,5 +1,6 @@
-//! The state machine under a random world: members that come, go, fail and repeat themselves, in virtual time. After
-//! every event the invariants of `state.rs` hold; with a fair world every run ends with every attempt accounted for.
+//! The state machine under a random world: members that come, go, fail and repeat themselves, in virtual
+//! time. After every event the invariants of `state.rs` hold; with a fair world every run ends with every
+//! attempt accounted for.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -1,8 +1,8 @@
 //! Batches: what the learner trains, in which order, and until when its samples are kept.
 //!
-//! A group that was filtered waits until enough others are ready. A batch is formed once, trained in order, and kept
-//! until a checkpoint holds it. A learner that comes back from an older checkpoint is sent the batches after it again: no
-//! sample is lost, and none is counted twice.
+//! A group that was filtered waits until enough others are ready. A batch is formed once, trained in order,
+//! and kept until a checkpoint holds it. A learner that comes back from an older checkpoint is sent the
+//! batches after it again: no sample is lost, and none is counted twice.
 
 use std::collections::VecDeque;
 

@@ -1,5 +1,5 @@
-//! What happens to a run. Events are journaled; they carry summaries, the tokens themselves lie beside them in the
-//! journal's store.
+//! What happens to a run. Events are journaled; they carry summaries, the tokens themselves lie beside them
+//! in the journal's store.
 
 use serde::{Deserialize, Serialize};
 use types::link::actor::{ActorHello, ActorReport};
@@ -54,7 +54,8 @@ impl Event {
 pub enum ActorEvent {
     /// Its stream is open.
     Joined(ActorHello),
-    /// Its stream is closed. An actor that comes back in the same incarnation keeps its leases until it is lost.
+    /// Its stream is closed. An actor that comes back in the same incarnation keeps its leases until it is
+    /// lost.
     Disconnected,
     /// What it says on it.
     Report(ActorReport),

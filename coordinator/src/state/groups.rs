@@ -1,8 +1,8 @@
 //! Groups: the responses of one prompt, from issue until the last one has ended.
 //!
-//! A group is open while a response is awaited. A place in the group (a slot) is `Waiting -> Issued -> Scored`, or back to
-//! `Waiting` under the next attempt, or `Failed` for good. When no slot waits or is issued any more the group is
-//! complete, and leaves.
+//! A group is open while a response is awaited. A place in the group (a slot) is `Waiting -> Issued ->
+//! Scored`, or back to `Waiting` under the next attempt, or `Failed` for good. When no slot waits or is
+//! issued any more the group is complete, and leaves.
 
 use std::collections::BTreeMap;
 
@@ -158,8 +158,8 @@ impl Groups {
         self.end(summary.id, Slot::Scored(summary))
     }
 
-    /// An attempt failed; unless it was the last that `max_attempts` allows, its slot waits to be issued again. None when
-    /// the attempt is not awaited.
+    /// An attempt failed; unless it was the last that `max_attempts` allows, its slot waits to be issued
+    /// again. None when the attempt is not awaited.
     pub(super) fn fail(
         &mut self,
         id: RolloutId,

@@ -141,8 +141,8 @@ impl Members {
         self.disconnect_learner();
     }
 
-    /// An actor has come, with these of its weights recognised. Yields the attempts under earlier leases that it still
-    /// works on: none when another process holds its name now.
+    /// An actor has come, with these of its weights recognised. Yields the attempts under earlier leases that
+    /// it still works on: none when another process holds its name now.
     pub(super) fn join_actor(
         &mut self,
         now: Timestamp,
@@ -221,7 +221,8 @@ impl Members {
         }
     }
 
-    /// Members not heard of for `timeout`. An actor that has disconnected is given as long to come back to its leases.
+    /// Members not heard of for `timeout`. An actor that has disconnected is given as long to come back to
+    /// its leases.
     pub(super) fn silent(&self, now: Timestamp, timeout: Duration, leases: &Leases) -> Silent {
         let mut silent = Silent::default();
         for (member, actor) in self.expected_actors(leases) {

@@ -47,7 +47,8 @@ pub struct RunPlan {
     pub min_group: u16,
     /// The filtration.
     pub filtration: Filtration,
-    /// Whether filtered samples travel to the learner as well, with weight 0 (for whitening over all, or the critic).
+    /// Whether filtered samples travel to the learner as well, with weight 0 (for whitening over all, or the
+    /// critic).
     pub send_filtered: bool,
     /// How tokens are drawn.
     pub sampling: Sampling,
@@ -102,7 +103,8 @@ impl RunPlan {
         }
     }
 
-    /// Why this plan cannot continue a run that began under `began`: what would change the meaning of its journal.
+    /// Why this plan cannot continue a run that began under `began`: what would change the meaning of its
+    /// journal.
     pub fn conflicts_with(&self, began: &Self) -> Vec<String> {
         let decisive = [
             ("run", began.run.to_string(), self.run.to_string()),

@@ -1,8 +1,10 @@
-//! The queue of prompts to lease, the place in the data set from which it is filled, and the bound on work in flight.
+//! The queue of prompts to lease, the place in the data set from which it is filled, and the bound on work in
+//! flight.
 //!
-//! The bound is AReaL's (arXiv 2505.24298, equation 3) with the version of the *actor* that would do the work: while it
-//! holds version `v`, at most `(eta + v + 1) * B` prompts may have been accepted or be in flight since the run began. What
-//! an actor at `v` generates is then trained at version `v + eta` at the latest.
+//! The bound is AReaL's (arXiv 2505.24298, equation 3) with the version of the *actor* that would do the
+//! work: while it holds version `v`, at most `(eta + v + 1) * B` prompts may have been accepted or be in
+//! flight since the run began. What an actor at `v` generates is then trained at version `v + eta` at the
+//! latest.
 
 use std::collections::VecDeque;
 
@@ -73,8 +75,8 @@ impl PromptQueue {
         }
     }
 
-    /// In deterministic mode, puts the prompts of a lease that is over in the queue as they were, if a response of theirs
-    /// is to be repeated.
+    /// In deterministic mode, puts the prompts of a lease that is over in the queue as they were, if a
+    /// response of theirs is to be repeated.
     pub(super) fn put_back_lease(&mut self, plan: &RunPlan, groups: &Groups, prompts: Vec<PromptId>) {
         if plan.deterministic && prompts.iter().any(|prompt| groups.is_waiting(*prompt)) {
             self.waiting.push_back(prompts);
@@ -115,8 +117,8 @@ impl PromptQueue {
         lease
     }
 
-    /// Deterministic mode begins prompts only when none is open: all that a batch still lacks, divided into leases. The
-    /// division then does not depend on what came back first.
+    /// Deterministic mode begins prompts only when none is open: all that a batch still lacks, divided into
+    /// leases. The division then does not depend on what came back first.
     fn next_whole_lease(&mut self, plan: &RunPlan, groups: &Groups, capacity: u64) -> NextLease {
         let mut opened = Vec::new();
         if self.waiting.is_empty() && groups.open_count() == 0 {

@@ -1,9 +1,9 @@
 //! The weight plane: who gets the next weights, and how (`docs/decisions.md`, D6).
 //!
-//! A version is offered when the learner has it. Actors that are members of the active broadcast group receive it
-//! together; everybody else pulls it point to point. Groups are numbered and have an explicit member list: a new one is
-//! formed beside the active one whenever the members have changed, and takes its place when it stands. A failure ends
-//! the group, never the run; whoever missed a version pulls it.
+//! A version is offered when the learner has it. Actors that are members of the active broadcast group
+//! receive it together; everybody else pulls it point to point. Groups are numbered and have an explicit
+//! member list: a new one is formed beside the active one whenever the members have changed, and takes its
+//! place when it stands. A failure ends the group, never the run; whoever missed a version pulls it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -254,7 +254,8 @@ impl Weights {
         self.broadcast_ended(member);
     }
 
-    /// Starts a broadcast when a member of the active group lacks the newest version and all are free to receive it.
+    /// Starts a broadcast when a member of the active group lacks the newest version and all are free to
+    /// receive it.
     fn start_broadcast(
         &mut self,
         now: Timestamp,
@@ -334,8 +335,8 @@ impl Weights {
         Ok(())
     }
 
-    /// An actor did not get the weights it was to get: it pulls after a pause. A group in which it was to receive them is
-    /// dead, and returned.
+    /// An actor did not get the weights it was to get: it pulls after a pause. A group in which it was to
+    /// receive them is dead, and returned.
     pub(super) fn delivery_failed(
         &mut self,
         now: Timestamp,
@@ -386,9 +387,9 @@ impl Weights {
     }
 }
 
-/// Whether an actor is to get the current version. A learner that resumed from an older checkpoint catches up soon: nobody
-/// goes back with it.
+/// Whether an actor is to get the current version. A learner that resumed from an older checkpoint catches up
+/// soon: nobody goes back with it.
 fn lacks(actor: &Actor, current: &Manifest) -> bool {
-    let older = |(version, hash)| hash != current.hash && version <= current.version;
-    actor.connected && actor.weights.is_none_or(older)
+    let holds = actor.weights;
+    actor.connected && holds.is_none_or(|(version, hash)| hash != current.hash && version <= current.version)
 }

@@ -1,5 +1,5 @@
-//! Work in flight: from a prompt of the queue, through the lease and the group that it is generated under, to a complete
-//! group.
+//! Work in flight: from a prompt of the queue, through the lease and the group that it is generated under, to
+//! a complete group.
 
 use serde::{Deserialize, Serialize};
 use types::{BatchId, FailReason, LeaseId, MemberId, PolicyVersion, RolloutId, Timestamp};

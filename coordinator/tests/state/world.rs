@@ -1,4 +1,5 @@
-//! A world for the state machine: it performs effects the way real members would, in random order and with failures.
+//! A world for the state machine: it performs effects the way real members would, in random order and with
+//! failures.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -87,8 +88,8 @@ pub(crate) struct World {
     delivered: Vec<ScoreSummary>,
 }
 
-/// The weights of `version` as the learner's `life` made them: a learner that trains a batch again after a crash gets
-/// other bits, unless the run is deterministic.
+/// The weights of `version` as the learner's `life` made them: a learner that trains a batch again after a
+/// crash gets other bits, unless the run is deterministic.
 fn manifest(version: u64, life: u64) -> Manifest {
     let mut hash = WeightHash([u8::try_from(version).unwrap(); 32]);
     hash.0[..8].copy_from_slice(&life.to_le_bytes());

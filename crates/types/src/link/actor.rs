@@ -94,8 +94,8 @@ pub struct ActorWelcome {
 pub struct LeasedPrompt {
     /// What to generate from.
     pub prompt: Prompt,
-    /// The size of the whole group. In deterministic mode all of it is generated, so that the batch composition does
-    /// not depend on what arrived before a crash.
+    /// The size of the whole group. In deterministic mode all of it is generated, so that the batch
+    /// composition does not depend on what arrived before a crash.
     pub group_size: u16,
     /// The attempts wanted, by sibling.
     pub wanted: Vec<RolloutId>,

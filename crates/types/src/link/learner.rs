@@ -83,8 +83,8 @@ pub struct StepMetrics {
 }
 
 impl StepMetrics {
-    /// The name of a measurement that is no finite number, if there is one. JSON, and with it the journal and the
-    /// checkpoints, has no form for such a number: it becomes null.
+    /// The name of a measurement that is no finite number, if there is one. JSON, and with it the journal and
+    /// the checkpoints, has no form for such a number: it becomes null.
     pub fn not_finite(&self) -> Option<String> {
         let fields = serde_json::to_value(self).ok()?;
         let null = fields.as_object()?.iter().find(|(_, value)| value.is_null());
@@ -101,8 +101,8 @@ pub struct MeasuredStep {
     pub metrics: StepMetrics,
 }
 
-/// What the last steps measured, in order: at most [`RecentSteps::MOST`]. The learner remembers them, in its checkpoints
-/// too, for a coordinator that did not hear of them.
+/// What the last steps measured, in order: at most [`RecentSteps::MOST`]. The learner remembers them, in its
+/// checkpoints too, for a coordinator that did not hear of them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Vec<MeasuredStep>")]
 pub struct RecentSteps(VecDeque<MeasuredStep>);

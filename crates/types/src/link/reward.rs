@@ -20,7 +20,8 @@ pub enum ScoreRequest {
     Rollout {
         /// What to score.
         rollout: Rollout,
-        /// What is left of its lease: later than that nobody wants the score. A span and not a moment, since clocks differ.
+        /// What is left of its lease: later than that nobody wants the score. A span and not a moment, since
+        /// clocks differ.
         time_left: Duration,
     },
 }
