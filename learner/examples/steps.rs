@@ -2,7 +2,8 @@
 //!
 //!     steps POLICY CRITIC BATCH.jsonl CONFIG.json COUNT [RANKS]
 //!
-//! Prints one JSON object a step, by rank 0: its number, its seconds, and the process's memory now and at its peak, in bytes.
+//! Prints one JSON object a step, by rank 0: its number, its seconds, and the process's memory now and at its
+//! peak, in bytes.
 
 use std::path::{Path, PathBuf};
 

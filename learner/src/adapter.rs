@@ -1,4 +1,5 @@
-//! LoRA adapters as a folder that the PEFT library loads: `adapter_config.json` and `adapter_model.safetensors`.
+//! LoRA adapters as a folder that the PEFT library loads: `adapter_config.json` and
+//! `adapter_model.safetensors`.
 
 use std::path::Path;
 
@@ -8,7 +9,8 @@ use tch::Tensor;
 use crate::config::{LoraConfig, LoraTarget};
 use crate::disk::{self, FileError};
 
-/// Writes the adapters, under their PEFT names, of the model in `base`. The folder is made; every file is flushed.
+/// Writes the adapters, under their PEFT names, of the model in `base`. The folder is made; every file is
+/// flushed.
 ///
 /// # Errors
 /// A file or folder that cannot be made or written.

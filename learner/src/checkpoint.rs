@@ -2,18 +2,19 @@
 //!
 //! ```text
 //! <folder>/step-00000012/
-//!     manifest.json                                hashes of everything below and of itself, and what cannot be seen from it
+//!     manifest.json                                hashes of everything below and of itself, steps, configuration
 //!     policy/  critic/                             Hugging Face folders
 //!     adapter/                                     with LoRA: a PEFT folder (policy/ is merged)
 //!     optimizer/policy-00000-of-00002.safetensors  one shard a rank, of every group
 //! ```
 //!
 //! Invariants:
-//! 1. A folder under its final name was whole when it got that name: everything is written and flushed under another name,
-//!    the manifest last, then renamed, then the parent is flushed.
-//! 2. What is loaded has the hashes of its manifest. A checkpoint that has not is passed over for the one before it.
-//! 3. Training goes on from a checkpoint as it would have without the interruption, bit for bit on the same number of ranks;
-//!    on another number, up to the rounding of sums.
+//! 1. A folder under its final name was whole when it got that name: everything is written and flushed under
+//!    another name, the manifest last, then renamed, then the parent is flushed.
+//! 2. What is loaded has the hashes of its manifest. A checkpoint that has not is passed over for the one
+//!    before it.
+//! 3. Training goes on from a checkpoint as it would have without the interruption, bit for bit on the same
+//!    number of ranks; on another number, up to the rounding of sums.
 //! 4. With several ranks the folder is one that all of them see.
 
 mod agreement;
@@ -43,8 +44,8 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Those in `folder`, of which the newest `keep`, at least 2, are kept: the newest may be damaged by what stopped the
-    /// learner.
+    /// Those in `folder`, of which the newest `keep`, at least 2, are kept: the newest may be damaged by what
+    /// stopped the learner.
     pub fn new(folder: &Path, keep: usize) -> Self {
         Self { folder: folder.to_owned(), keep: keep.max(MIN_KEPT_COUNT) }
     }
@@ -61,7 +62,7 @@ pub enum Error {
     Damaged {
         /// The checkpoint or the file.
         path: PathBuf,
-        /// What differs.
+        /// What differs from what was expected.
         reason: String,
     },
     /// There are checkpoints, but none that can be used. Training anew would throw them away silently.
@@ -78,17 +79,17 @@ pub enum Error {
     /// A checkpoint of something else than what is to be trained.
     #[error("checkpoint {path}: {reason}")]
     Mismatch {
-        /// Which.
+        /// The checkpoint, or the folder of the model in it.
         path: PathBuf,
-        /// What differs.
+        /// What differs from what was expected.
         reason: String,
     },
     /// Another rank failed.
     #[error("checkpoint: rank {rank}: {reason}")]
     Rank {
-        /// Which.
+        /// The rank, from 0.
         rank: usize,
-        /// Its error.
+        /// The other rank's error.
         reason: String,
     },
     /// A model's folder cannot be written or read.

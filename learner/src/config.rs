@@ -1,8 +1,8 @@
 //! Configuration of training: the pieces that every objective shares.
 //!
-//! [`PpoConfig`](crate::PpoConfig) is flat, because its keys are those of a recipe; the supervised objectives nest
-//! [`OptimizerConfig`] and [`ExecutionConfig`] as sections. What cannot be right is listed by `problems()`, all of it at
-//! once, each as one sentence that names the key.
+//! [`PpoConfig`](crate::PpoConfig) is flat, because its keys are those of a recipe; the supervised objectives
+//! nest [`OptimizerConfig`] and [`ExecutionConfig`] as sections. What cannot be right is listed by
+//! `problems()`, all of it at once, each as one sentence that names the key.
 
 mod bound;
 mod checks;

@@ -12,8 +12,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// The result of a formula of [`algo`].
 pub(crate) type FormulaResult<T> = std::result::Result<T, algo::Error>;
 
-/// An error of the training core. Nothing is trained half: after an error the weights in memory are not to be used, and
-/// training resumes from the newest checkpoint.
+/// An error of the training core. Nothing is trained half: after an error the weights in memory are not to be
+/// used, and training resumes from the newest checkpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The configuration is unusable.
@@ -36,9 +36,9 @@ pub enum Error {
     /// A folder has another head than its use needs.
     #[error("{path} is a {found}, but the {role} must be {wanted}")]
     Head {
-        /// The folder.
+        /// The folder that was loaded.
         path: PathBuf,
-        /// Its class.
+        /// Its class in `config.json`.
         found: &'static str,
         /// What it was to be.
         role: &'static str,
@@ -57,7 +57,7 @@ pub enum Error {
     /// A sequence does not fit the network.
     #[error("{what}: {source}")]
     Sequence {
-        /// Which one.
+        /// The rollout or example.
         what: String,
         /// What is wrong with it.
         source: model::packed::Error,
@@ -65,7 +65,7 @@ pub enum Error {
     /// A batch that cannot be trained.
     #[error("batch {batch}: {problem}")]
     Batch {
-        /// Which one.
+        /// The batch's number.
         batch: BatchId,
         /// What is wrong with it.
         problem: String,
@@ -73,9 +73,9 @@ pub enum Error {
     /// Numbers that a formula cannot take, in most cases because training has diverged.
     #[error("{what}: {source}")]
     Numbers {
-        /// Where.
+        /// The batch, minibatch or examples.
         what: String,
-        /// Which number.
+        /// Which number, and what it must be.
         source: algo::Error,
     },
     /// A gradient that is not a number.
@@ -85,7 +85,7 @@ pub enum Error {
     Diverged {
         /// Which model, in which step.
         what: String,
-        /// The norm.
+        /// The norm, infinite or no number.
         norm: f64,
     },
     /// The ranks disagree.
@@ -95,19 +95,19 @@ pub enum Error {
     Disagreement {
         /// The rank that noticed.
         rank: usize,
-        /// What differs.
+        /// What differs: configuration or weights.
         what: &'static str,
     },
     /// The communication between ranks failed.
     #[error(transparent)]
     Collective(#[from] collective::Error),
-    /// Torch refused.
+    /// An operation of torch failed, in most cases for want of memory.
     #[error("torch: {0}")]
     Torch(#[from] tch::TchError),
     /// A line of a data file is unusable.
     #[error("{path}:{line}: {problem}")]
     Line {
-        /// The file.
+        /// The data file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
@@ -123,9 +123,9 @@ pub enum Error {
     /// A rank of this process ended without a result.
     #[error("rank {rank} panicked: {reason}")]
     Panicked {
-        /// Which.
+        /// The rank, from 0.
         rank: usize,
-        /// Its message.
+        /// The panic's message.
         reason: String,
     },
 }

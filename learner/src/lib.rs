@@ -1,8 +1,9 @@
 //! The learner: PPO, sharding, checkpoints, weight publication, supervised objectives.
 //!
-//! The service is [`build`]. Without a ring, the same step trains on recorded samples, and the same machinery on examples:
+//! The service is [`build`]. Without a ring, the same step trains on recorded samples, and the same machinery
+//! on examples:
 //!
-//! ```no_run
+//! ```no_run,standalone_crate
 //! use learner::{PpoConfig, ReplayOptions, SftConfig};
 //!
 //! // A policy from nothing but a tokenizer and examples.

@@ -15,7 +15,8 @@ const LINE_BYTES_LIMIT: u64 = 1 << 28;
 /// Calls `each` with every line that is not blank, parsed. What it finds wrong is an error of that line.
 ///
 /// # Errors
-/// A file that cannot be opened or read, a line that is too long or no JSON of this type, and what `each` says.
+/// A file that cannot be opened or read, a line that is too long or no JSON of this type, and what `each`
+/// says.
 pub(crate) fn read<T: DeserializeOwned, E: std::error::Error>(
     path: &Path,
     mut each: impl FnMut(T) -> std::result::Result<(), E>,

@@ -19,8 +19,8 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// A prompt and its response: wanted are the rows that predict the response's tokens. The last token predicts nothing
-    /// and is left out.
+    /// A prompt and its response: wanted are the rows that predict the response's tokens. The last token
+    /// predicts nothing and is left out.
     pub(crate) fn response(prompt: &[u32], response: &[u32]) -> Self {
         let tokens = [prompt, &response[..response.len().saturating_sub(1)]].concat();
         let first = prompt.len().saturating_sub(1);

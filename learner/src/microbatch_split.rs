@@ -1,7 +1,7 @@
 //! How a minibatch is split into micro-batches: which items go through the network together, on which rank.
 //!
-//! Invariant: the split changes memory and time, never a gradient. Losses are sums over tokens whose coefficients are
-//! settled for the whole minibatch before it is split.
+//! Invariant: the split changes memory and time, never a gradient. Losses are sums over tokens whose
+//! coefficients are settled for the whole minibatch before it is split.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,8 +15,8 @@ pub(crate) struct SplitItem {
     pub(crate) tokens: usize,
 }
 
-/// Rounds of one micro-batch on each rank. Some may be empty; every rank takes part in every round all the same, because
-/// weights are gathered and gradients reduced together.
+/// Rounds of one micro-batch on each rank. Some may be empty; every rank takes part in every round all the
+/// same, because weights are gathered and gradients reduced together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MicrobatchSplit {
     /// `[round][rank]`: the indices of that micro-batch's items, in ascending order.
@@ -24,9 +24,9 @@ pub(crate) struct MicrobatchSplit {
 }
 
 impl MicrobatchSplit {
-    /// Splits `items` into as few rounds as keep every micro-batch within `max_tokens`; an item that is longer has a
-    /// micro-batch of its own. Micro-batches of a round are about equally long, so that no rank waits for another (longest
-    /// processing time first; Graham 1969).
+    /// Splits `items` into as few rounds as keep every micro-batch within `max_tokens`; an item that is
+    /// longer has a micro-batch of its own. Micro-batches of a round are about equally long, so that no rank
+    /// waits for another (longest processing time first; Graham 1969).
     pub(crate) fn new(items: &[SplitItem], world_size: usize, max_tokens: usize) -> Self {
         let mut sorted = items.to_vec();
         sorted.sort_by_key(|item| (Reverse(item.tokens), item.index));

@@ -11,7 +11,7 @@ pub(crate) struct PhaseTimer {
 }
 
 impl PhaseTimer {
-    /// Starts now.
+    /// A timer that starts now.
     pub(crate) fn start() -> Self {
         Self { started: Instant::now() }
     }

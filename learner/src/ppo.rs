@@ -1,7 +1,8 @@
 //! The PPO step, for every algorithm of [`algo::Algorithm`].
 //!
 //! ```text
-//! step         batch --collect--> samples --prepare--> evaluated --estimate--> experience --update, for each minibatch--> weights
+//! batch --collect--> samples --prepare--> evaluated --estimate--> experience --update--> weights, metrics
+//!                                                                 (passes over minibatches)
 //!
 //! experience   samples that train      every rank, the same
 //! prepare      old log-probs, values   each rank its micro-batches, then completed over the ranks
@@ -12,14 +13,15 @@
 //! ```
 //!
 //! Semantics, exactly:
-//! 1. `values[t]` is the critic's number at the position that predicts response token `t`; the value after the last is 0.
+//! 1. `values[t]` is the critic's number at the position that predicts response token `t`; the value after
+//!    the last is 0.
 //! 2. The score stands on the last response token. Token rewards are `−β · kl_t` plus that.
-//! 3. Whitening is over all tokens of the samples that [`Whiten`](crate::Whiten) names, unweighted, with biased variance:
-//!    `(A − mean) / sqrt(var + 1e-8)`. Returns come from the advantages before it.
-//! 4. `token-mean` is `Σ_i w_i Σ_t L_it / Σ_i w_i T_i` over the minibatch, for policy and value loss alike; the value loss has
-//!    the factor 1/2.
-//! 5. Samples of weight 0 are in no minibatch (but for `critic_on = "all"`): a minibatch has `minibatch_size` samples that
-//!    train, in the order of the batch or of the pass's shuffle.
+//! 3. Whitening is over all tokens of the samples that [`Whiten`](crate::Whiten) names, unweighted, with
+//!    biased variance: `(A − mean) / sqrt(var + 1e-8)`. Returns come from the advantages before it.
+//! 4. `token-mean` is `Σ_i w_i Σ_t L_it / Σ_i w_i T_i` over the minibatch, for policy and value loss alike;
+//!    the value loss has the factor 1/2.
+//! 5. Samples of weight 0 are in no minibatch (but for `critic_on = "all"`): a minibatch has `minibatch_size`
+//!    samples that train, in the order of the batch or of the pass's shuffle.
 //! 6. Policy and critic make one AdamW step each a minibatch, their gradients clipped by global norm each.
 
 mod estimate;

@@ -1,7 +1,7 @@
 //! The ranks that train together: a process group, or this rank alone.
 //!
-//! Invariant: every rank makes the same calls in the same order. What a call depends on is therefore computed from data
-//! that all ranks have, never from a rank's own part.
+//! Invariant: every rank makes the same calls in the same order. What a call depends on is therefore computed
+//! from data that all ranks have, never from a rank's own part.
 
 use collective::{ProcessGroup, Reduce};
 use tch::{Device, Tensor};

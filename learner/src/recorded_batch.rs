@@ -56,9 +56,10 @@ struct RecordedPrompt {
     siblings: u16,
 }
 
-/// Reads recorded samples in the order of the file, as batch 1: `prompt_id` (any JSON value; equal ones are one group),
-/// `prompt_tokens`, `response_tokens`, `rollout_logprobs`, `ref_logprobs` (may be absent), `score`, `weight` (1 where absent),
-/// and where they are known `surviving_mass` and `finish_reason`. Other fields are ignored.
+/// Reads recorded samples in the order of the file, as batch 1: `prompt_id` (any JSON value; equal ones are
+/// one group), `prompt_tokens`, `response_tokens`, `rollout_logprobs`, `ref_logprobs` (may be absent),
+/// `score`, `weight` (1 where absent), and where they are known `surviving_mass` and `finish_reason`. Other
+/// fields are ignored.
 ///
 /// # Errors
 /// The file and the line of what is missing, of another length or no number.

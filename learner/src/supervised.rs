@@ -4,8 +4,9 @@
 //! lines of JSON -> tokens -> examples -> minibatches -> micro-batches on ranks -> one AdamW step a minibatch
 //! ```
 //!
-//! The objectives differ in the gradient they take in the network's outputs ([`objective`]) and in what surrounds the
-//! training; everything between is the machinery of the PPO step. The same seed gives the same weights.
+//! The objectives differ in the gradient they take in the network's outputs ([`objective`]) and in what
+//! surrounds the training; everything between is the machinery of the PPO step. The same seed gives the same
+//! weights.
 
 mod config;
 mod dataset;

@@ -6,14 +6,14 @@
 //! reduce embedding <- .. <- reduce block L <- block L <- reduce output <- norm, head
 //! ```
 //!
-//! One mechanism for all of it: a block's weights are fetched when it is computed (gathered from the ranks at ZeRO stage 3,
-//! the next ones under way meanwhile), its graph is kept or made again, and its gradient is reduced while the block below
-//! is computed.
+//! One mechanism for all of it: a block's weights are fetched when it is computed (gathered from the ranks at
+//! ZeRO stage 3, the next ones under way meanwhile), its graph is kept or made again, and its gradient is
+//! reduced while the block below is computed.
 //!
 //! Invariants:
 //! 1. The forward pass has the same bits with and without gradients, kept or made again, gathered or not.
-//! 2. Every rank calls [`TrainableModel::infer`], [`TrainableModel::forward`] and [`TrainableModel::backward`] equally
-//!    often, with `None` where it has no sequence.
+//! 2. Every rank calls [`TrainableModel::infer`], [`TrainableModel::forward`] and
+//!    [`TrainableModel::backward`] equally often, with `None` where it has no sequence.
 //! 3. Gradients are sums: of micro-batches, of ranks. The loss settles the coefficients before.
 
 mod adamw;
@@ -132,8 +132,9 @@ impl TrainableModel {
         self.device
     }
 
-    /// The weights that the network uses, by group, `[numel]`: views of the buffers it trains where every rank has them whole
-    /// and there is no adapter, otherwise gathered and merged. All ranks call it together.
+    /// The weights that the network uses, by group, `[numel]`: views of the buffers it trains where every
+    /// rank has them whole and there is no adapter, otherwise gathered and merged. All ranks call it
+    /// together.
     pub(crate) fn flats(&self, ranks: &Ranks) -> Result<Vec<Tensor>> {
         self.network.flats(ranks)
     }
@@ -147,7 +148,8 @@ impl TrainableModel {
         Ok(Some(lora.named(&trained)))
     }
 
-    /// Whether a forward pass keeps all that it made for its backward pass, so that it can wait for long at no other cost.
+    /// Whether a forward pass keeps all that it made for its backward pass, so that it can wait for long at
+    /// no other cost.
     pub(crate) fn keeps_graphs(&self) -> bool {
         self.keep == Keep::Graphs
     }
@@ -179,9 +181,9 @@ impl TrainableModel {
         Ok(Some(ForwardPass { outputs, request, tape, head }))
     }
 
-    /// The backward pass of a micro-batch, at the weights of its forward pass. `loss` is given the outputs and returns its
-    /// gradient in them; the gradient in what is trained is added to the minibatch's. After the last micro-batch
-    /// [`update`](Self::update) follows.
+    /// The backward pass of a micro-batch, at the weights of its forward pass. `loss` is given the outputs
+    /// and returns its gradient in them; the gradient in what is trained is added to the minibatch's. After
+    /// the last micro-batch [`update`](Self::update) follows.
     pub(crate) fn backward(
         &mut self,
         ranks: &Ranks,
@@ -227,7 +229,8 @@ impl TrainableModel {
         gradients.close(ranks, open_embedding, position)
     }
 
-    /// The optimizer step at the end of a minibatch, at learning rate `lr`. Returns the gradient's norm before clipping.
+    /// The optimizer step at the end of a minibatch, at learning rate `lr`. Returns the gradient's norm
+    /// before clipping.
     ///
     /// # Errors
     /// A gradient that is not finite, a rank that is lost.
@@ -274,7 +277,8 @@ struct BackwardPass {
 }
 
 impl BackwardPass {
-    /// Through head and final norm, whose gradients are added to `sums`; they have none where they are frozen.
+    /// Through head and final norm, whose gradients are added to `sums`; they have none where they are
+    /// frozen.
     fn start(
         network: &Network,
         forward: ForwardPass,

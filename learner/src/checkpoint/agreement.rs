@@ -31,7 +31,8 @@ impl<T: DeserializeOwned> RankResult<T> {
     }
 }
 
-/// Rank 0's result, on every rank. What another rank gives is not looked at, unless it is an error of its own.
+/// Rank 0's result, on every rank. What another rank gives is not looked at, unless it is an error of its
+/// own.
 ///
 /// # Errors
 /// This rank's error or rank 0's, a rank that is lost.

@@ -39,8 +39,8 @@ pub(super) struct Manifest {
     pub(super) format: u32,
     /// The run that the weights belong to.
     pub(super) run: RunId,
-    /// The last batch that is part of the weights: what the coordinator need not send again. Orders of passes are functions
-    /// of the seed and this.
+    /// The last batch that is part of the weights: what the coordinator need not send again. Orders of passes
+    /// are functions of the seed and this.
     pub(super) batch: BatchId,
     /// Seed of those orders.
     pub(super) seed: u64,

@@ -1,8 +1,9 @@
-//! Optimizer state on disk: one safetensors file for each shard, from which the shards of any number of ranks are read.
+//! Optimizer state on disk: one safetensors file for each shard, from which the shards of any number of ranks
+//! are read.
 //!
-//! A file has, for each group `g`, `g.first` and `g.second`, and `g.weights` where the weights that train are not those of
-//! the model's folder (f32 masters, adapters): all f32 `[shard]`, where a group of `numel` elements in `count` shards has
-//! shards of `ceil(numel / count)`, the last padded with zeros.
+//! A file has, for each group `g`, `g.first` and `g.second`, and `g.weights` where the weights that train are
+//! not those of the model's folder (f32 masters, adapters): all f32 `[shard]`, where a group of `numel`
+//! elements in `count` shards has shards of `ceil(numel / count)`, the last padded with zeros.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

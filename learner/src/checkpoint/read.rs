@@ -32,8 +32,8 @@ impl Checkpoints {
         Ok(newest_whole(&self.folder)?.map(|found| (found.path, found.manifest.batch)))
     }
 
-    /// Takes a trainer back to the newest whole checkpoint; `None` where there is none, and then nothing changes. All ranks
-    /// call it together; their number need not be that of the ranks that wrote it.
+    /// Takes a trainer back to the newest whole checkpoint; `None` where there is none, and then nothing
+    /// changes. All ranks call it together; their number need not be that of the ranks that wrote it.
     ///
     /// # Errors
     /// A folder with checkpoints of which none is whole; one of another network or algorithm.

@@ -1,4 +1,5 @@
-//! What a rank writes of a checkpoint: a copy in memory of its own, which another thread writes beside further steps.
+//! What a rank writes of a checkpoint: a copy in memory of its own, which another thread writes beside
+//! further steps.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,5 @@
-//! Writing a checkpoint: a snapshot on the thread that owns torch, then a thread that writes, then the commit.
+//! Writing a checkpoint: a snapshot on the thread that owns torch, then a thread that writes, then the
+//! commit.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,8 @@ pub struct PendingCheckpoint {
     writer: WriterThread,
 }
 
-/// The thread that writes. Dropping it waits for the thread, so that nothing appears in a folder that is given up.
+/// The thread that writes. Dropping it waits for the thread, so that nothing appears in a folder that is
+/// given up.
 #[derive(Debug)]
 struct WriterThread {
     /// Taken by whoever waits for the thread.
@@ -59,18 +61,18 @@ impl PendingCheckpoint {
 }
 
 impl Checkpoints {
-    /// Writes a checkpoint of weights that contain batches up to `batch`, and returns its path: [`start`](Self::start), then
-    /// [`finish`](Self::finish). All ranks call it together.
+    /// Writes a checkpoint of weights that contain batches up to `batch`, and returns its path:
+    /// [`start`](Self::start), then [`finish`](Self::finish). All ranks call it together.
     ///
     /// # Errors
-    /// What the system refuses, on this rank or another. Then nothing is left under a checkpoint's name, older checkpoints are
-    /// untouched, and training may go on.
+    /// What the system refuses, on this rank or another. Then nothing is left under a checkpoint's name,
+    /// older checkpoints are untouched, and training may go on.
     pub fn save(&self, trainer: &Trainer, run: &RunId, batch: BatchId) -> Result<PathBuf> {
         self.finish(trainer, self.start(trainer, run, batch)?)
     }
 
-    /// Copies everything that a checkpoint holds and starts to write the copy, beside further steps. All ranks call it
-    /// together.
+    /// Copies everything that a checkpoint holds and starts to write the copy, beside further steps. All
+    /// ranks call it together.
     ///
     /// # Errors
     /// A folder that cannot be made, a rank that is lost.
@@ -105,8 +107,8 @@ impl Checkpoints {
         Ok(PendingCheckpoint { partial, target: self.folder.join(name), manifest, writer })
     }
 
-    /// Waits for a checkpoint that was started, gives it its name, and deletes all but the newest. All ranks call it
-    /// together.
+    /// Waits for a checkpoint that was started, gives it its name, and deletes all but the newest. All ranks
+    /// call it together.
     ///
     /// # Errors
     /// As for [`save`](Self::save).

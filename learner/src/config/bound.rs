@@ -6,9 +6,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// A bound such as a clip: a number in TOML, or the text `"off"`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bound {
-    /// No bound.
+    /// Not bounded: `"off"`.
     Off,
-    /// The bound.
+    /// Bounded by this number.
     At(f64),
 }
 

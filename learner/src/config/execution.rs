@@ -7,15 +7,15 @@ use tch::Kind;
 
 use super::problems::Problems;
 
-/// Element type of weights and activations. Optimizer state and gradient sums are f32 in either case; with `bf16` the
-/// optimizer keeps f32 master weights.
+/// Element type of weights and activations. Optimizer state and gradient sums are f32 in either case; with
+/// `bf16` the optimizer keeps f32 master weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// 32-bit floats.
+    /// 32-bit floats, for weights and optimizer alike.
     #[default]
     F32,
-    /// Brain floats.
+    /// Brain floats; the optimizer keeps f32 masters.
     Bf16,
 }
 
@@ -29,7 +29,8 @@ impl Precision {
     }
 }
 
-/// What the ranks divide among themselves (Rajbhandari et al., ZeRO, arXiv 1910.02054). Each stage includes those before.
+/// What the ranks divide among themselves (Rajbhandari et al., ZeRO, arXiv 1910.02054). Each stage includes
+/// those before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
 #[serde(into = "u8")]
 pub enum ZeroStage {
@@ -38,10 +39,10 @@ pub enum ZeroStage {
     Off,
     /// Optimizer state and master weights.
     Optimizer,
-    /// Gradients.
+    /// Gradients: a rank keeps the sum of its shard only.
     Gradients,
-    /// Weights: a block's are gathered while it is computed. Blocks are recomputed in the backward pass, because what a
-    /// graph keeps would keep the gathered weights too.
+    /// Weights: a block's are gathered while it is computed. Blocks are recomputed in the backward pass,
+    /// because what a graph keeps would keep the gathered weights too.
     Weights,
 }
 
@@ -72,19 +73,19 @@ impl From<ZeroStage> for u8 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraTarget {
-    /// Queries.
+    /// Projection to queries.
     QProj,
-    /// Keys.
+    /// Projection to keys.
     KProj,
-    /// Values.
+    /// Projection to values.
     VProj,
-    /// Attention output.
+    /// Projection of the attention's output.
     OProj,
     /// Gate of the feed-forward layer.
     GateProj,
-    /// Up projection.
+    /// Up projection of the feed-forward layer.
     UpProj,
-    /// Down projection.
+    /// Down projection of the feed-forward layer.
     DownProj,
 }
 
@@ -103,8 +104,8 @@ impl LoraTarget {
     }
 }
 
-/// Low-rank adaptation (Hu et al., arXiv 2106.09685): the weights stay, and `W + alpha / rank * B A` is used, with `A`
-/// `[rank, in]` and `B` `[out, rank]` trained.
+/// Low-rank adaptation (Hu et al., arXiv 2106.09685): the weights stay, and `W + alpha / rank * B A` is used,
+/// with `A` `[rank, in]` and `B` `[out, rank]` trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {

@@ -1,7 +1,8 @@
 //! The configuration of a PPO step, whose semantics are those of [`crate::Trainer::step`].
 //!
 //! Keys that an algorithm decides are optional: absent means the algorithm's default
-//! ([`algo::Algorithm::defaults`]), present means this value. Everything else has the default that is documented here.
+//! ([`algo::Algorithm::defaults`]), present means this value. Everything else has the default that is
+//! documented here.
 
 use algo::{Aggregation, Algorithm, Correction, KlEstimator, Schedule};
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ pub enum Whiten {
     AfterFilter,
     /// Over all samples of the batch, those of weight 0 included, as the authors' PF-PPO code does.
     BeforeFilter,
-    /// Not whitened.
+    /// Advantages are used as they are.
     Off,
 }
 
@@ -41,7 +42,7 @@ pub enum KlIn {
     Reward,
     /// In the loss.
     Loss,
-    /// Nowhere.
+    /// Nowhere: no reference is needed.
     Off,
 }
 
@@ -94,7 +95,8 @@ pub struct PpoConfig {
     pub score_clip: Bound,
     /// Soft punishment of responses that are nearly too long.
     pub overlong: Option<Overlong>,
-    /// What the critic trains on: the samples that train the policy, with their weights, or all samples, each with weight 1.
+    /// What the critic trains on: the samples that train the policy, with their weights, or all samples, each
+    /// with weight 1.
     pub critic_on: SamplesOn,
     /// Over which samples of a group its baseline is taken, for algorithms that have one.
     pub baseline_on: SamplesOn,
@@ -111,13 +113,14 @@ pub struct PpoConfig {
     pub entropy_coefficient: f64,
     /// How token losses become one number. Algorithm's default (PPO: token-mean).
     pub loss_aggregation: Option<Aggregation>,
-    /// The constant that `seq-mean-token-sum-norm` divides by, in tokens; the run's `max_new_tokens` where absent.
+    /// The constant that `seq-mean-token-sum-norm` divides by, in tokens; the run's `max_new_tokens` where
+    /// absent.
     pub norm_tokens: Option<usize>,
 
     /// Weight of tokens that another policy or engine drew. Algorithm's default (PPO: none).
     pub correction: Option<Correction>,
-    /// δ of the off-policy sequence mask: responses with a negative advantage whose mean log-prob fell by more than this
-    /// since they were drawn do not train.
+    /// δ of the off-policy sequence mask: responses with a negative advantage whose mean log-prob fell by
+    /// more than this since they were drawn do not train.
     pub off_policy_delta: Bound,
     /// What distribution the rollout log-probs are of.
     pub rollout_support: RolloutSupport,
@@ -128,8 +131,9 @@ pub struct PpoConfig {
     pub ppo_epochs: usize,
     /// Samples of one optimizer step, of those that train. The last of a pass may have fewer.
     pub minibatch_size: usize,
-    /// Most tokens of a micro-batch on one rank; a longer sequence is one of its own. Changes no gradient. Where a rank's part
-    /// of the first minibatch, policy's and critic's, has no more tokens in all, its forward passes are not computed twice.
+    /// Most tokens of a micro-batch on one rank; a longer sequence is one of its own. Changes no gradient.
+    /// Where a rank's part of the first minibatch, policy's and critic's, has no more tokens in all, its
+    /// forward passes are not computed twice.
     pub microbatch_tokens: usize,
     /// Whether each pass has an order of its own; otherwise samples are taken in the order of the batch.
     pub shuffle: bool,
@@ -157,7 +161,8 @@ pub struct PpoConfig {
 
     /// Element type of weights and activations.
     pub dtype: Precision,
-    /// Whether a block's activations are computed again in the backward pass instead of kept. Changes no gradient.
+    /// Whether a block's activations are computed again in the backward pass instead of kept. Changes no
+    /// gradient.
     pub recompute: bool,
     /// What the ranks divide among themselves. Changes no gradient.
     pub zero_stage: ZeroStage,
@@ -194,7 +199,8 @@ impl Default for PpoConfig {
             correction: None,
             off_policy_delta: Bound::Off,
             rollout_support: RolloutSupport::Full,
-            // Twenty times what two f32 implementations of one network differ by; bf16 is announced by setting it.
+            // Twenty times what two f32 implementations of one network differ by; bf16 is announced by
+            // setting it.
             logprob_alarm: 2e-3,
             // Each response is used three times (PF-PPO, arXiv 2409.06957, section 5).
             ppo_epochs: 3,

@@ -1,5 +1,6 @@
-//! From what the models said before the update to what the losses are computed from: rewards, advantages, returns, whitening
-//! and off-policy corrections. One function for each, the formulas of [`algo`] on all samples of the batch.
+//! From what the models said before the update to what the losses are computed from: rewards, advantages,
+//! returns, whitening and off-policy corrections. One function for each, the formulas of [`algo`] on all
+//! samples of the batch.
 
 use std::collections::HashMap;
 
@@ -54,8 +55,8 @@ impl Evaluated {
 }
 
 impl Estimation<'_> {
-    /// Token rewards, `[tokens]`: `r_t = −β k̂l_t + 1[t = T] · clip(score)` (PF-PPO, arXiv 2409.06957, Eq. 4). The KL is left
-    /// out where it is a term of the loss.
+    /// Token rewards, `[tokens]`: `r_t = −β k̂l_t + 1[t = T] · clip(score)` (PF-PPO, arXiv 2409.06957, Eq.
+    /// 4). The KL is left out where it is a term of the loss.
     fn rewards(&self, samples: &Collected, old_logprobs: &[f32]) -> FormulaResult<Vec<f32>> {
         let (kl_estimator, kl_coefficient) = match self.settings.kl {
             KlPlacement::Reward { estimator, .. } => (estimator, self.kl_coefficient),
@@ -71,8 +72,8 @@ impl Estimation<'_> {
         Ok(token_rewards(&RewardShaping { kl_estimator, kl_coefficient, score_clip }, &tokens)?.rewards)
     }
 
-    /// Advantages of every token: GAE with a critic (arXiv 1506.02438, Eq. 16), the return-to-go, or the response's return
-    /// against that of its siblings.
+    /// Advantages of every token: GAE with a critic (arXiv 1506.02438, Eq. 16), the return-to-go, or the
+    /// response's return against that of its siblings.
     fn advantages(
         &self,
         samples: &Collected,
@@ -102,7 +103,8 @@ impl Estimation<'_> {
         Gae { gamma: self.config.gamma, gae_lambda: self.config.gae_lambda }
     }
 
-    /// `A ← (A − mean) / sqrt(var + 1e-8)` for every token, with the moments of those samples that the configuration names.
+    /// `A ← (A − mean) / sqrt(var + 1e-8)` for every token, with the moments of those samples that the
+    /// configuration names.
     fn whiten(&self, samples: &Collected, advantages: &mut [f32]) {
         let measured = match self.settings.whiten {
             Whiten::Off => return,
@@ -115,7 +117,8 @@ impl Estimation<'_> {
     }
 }
 
-/// Advantages of whole responses against the other `members` of their group, `[samples]`; 0 for samples that are no members.
+/// Advantages of whole responses against the other `members` of their group, `[samples]`; 0 for samples that
+/// are no members.
 fn advantages_in_groups(
     baseline: GroupBaseline,
     samples: &Collected,

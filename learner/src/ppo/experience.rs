@@ -4,9 +4,9 @@
 //! Collected --forward passes of policy and critic--> Evaluated --rewards, advantages, whitening--> Experience
 //! ```
 //!
-//! Every rank holds all of it. What the ranks compute in parts (old log-probs, values) is completed over the ranks; all that
-//! follows from it (rewards, advantages, whitening, totals) is then the same arithmetic on every rank, so that it cannot
-//! depend on how many there are.
+//! Every rank holds all of it. What the ranks compute in parts (old log-probs, values) is completed over the
+//! ranks; all that follows from it (rewards, advantages, whitening, totals) is then the same arithmetic on
+//! every rank, so that it cannot depend on how many there are.
 //!
 //! Slices named `[tokens]` go over the response tokens of all samples, one response after the other.
 
@@ -233,8 +233,8 @@ impl Experience {
     }
 }
 
-/// Log-probs of the drawn tokens over the whole vocabulary. Where the sampler truncated its distribution and says so, the
-/// mass that was left is put back.
+/// Log-probs of the drawn tokens over the whole vocabulary. Where the sampler truncated its distribution and
+/// says so, the mass that was left is put back.
 fn rollout_logprobs(
     samples: &[&Sample],
     lengths: &[usize],

@@ -1,8 +1,9 @@
-//! From a head's outputs for a micro-batch to the loss's gradient in them: the formulas of [`algo`] on the micro-batch's
-//! slices.
+//! From a head's outputs for a micro-batch to the loss's gradient in them: the formulas of [`algo`] on the
+//! micro-batch's slices.
 //!
-//! Every loss is a sum `Σ_it c_it l_it` over the response tokens. The coefficients `c_it` are settled for the whole
-//! minibatch ([`Totals`]), so losses and gradients of micro-batches and ranks add up to those of the minibatch.
+//! Every loss is a sum `Σ_it c_it l_it` over the response tokens. The coefficients `c_it` are settled for the
+//! whole minibatch ([`Totals`]), so losses and gradients of micro-batches and ranks add up to those of the
+//! minibatch.
 
 use std::ops::Range;
 
@@ -134,7 +135,8 @@ impl Losses<'_> {
         Ok(LossTokens { collected, samples, lengths, coefficients })
     }
 
-    /// The clipped surrogate (PPO, arXiv 1707.06347, Eq. 7) or its successor, with off-policy corrections in its coefficients.
+    /// The clipped surrogate (PPO, arXiv 1707.06347, Eq. 7) or its successor, with off-policy corrections in
+    /// its coefficients.
     fn surrogate(&self, tokens: &LossTokens<'_>, logprobs: &[f32]) -> FormulaResult<PolicyLoss> {
         let advantages = tokens.gather(&self.experience.advantages);
         let coefficients = self.corrected(tokens, logprobs, &advantages)?;
@@ -150,8 +152,8 @@ impl Losses<'_> {
         )
     }
 
-    /// The coefficients of the surrogate: those of the minibatch times each token's weight for having been drawn by another
-    /// distribution.
+    /// The coefficients of the surrogate: those of the minibatch times each token's weight for having been
+    /// drawn by another distribution.
     fn corrected(
         &self,
         tokens: &LossTokens<'_>,
@@ -209,8 +211,8 @@ pub(crate) struct CriticLoss {
     pub(crate) gradients: HeadGradients,
 }
 
-/// How much of the returns the values before the update explain, `1 − Var(R − V_old) / Var(R)`, over the samples that the
-/// critic trains on. `None` where the returns do not vary.
+/// How much of the returns the values before the update explain, `1 − Var(R − V_old) / Var(R)`, over the
+/// samples that the critic trains on. `None` where the returns do not vary.
 ///
 /// # Errors
 /// Values or returns that are no numbers.

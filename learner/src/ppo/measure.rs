@@ -90,7 +90,8 @@ impl Trainer {
     }
 }
 
-/// Mean over the tokens that train of how many versions the policy that drew them is behind the one before this batch.
+/// Mean over the tokens that train of how many versions the policy that drew them is behind the one before
+/// this batch.
 fn staleness(batch: &Batch) -> f64 {
     let newest = batch.id.0.saturating_sub(1);
     let (mut behind, mut tokens) = (0.0, 0.0);

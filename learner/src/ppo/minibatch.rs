@@ -31,14 +31,14 @@ pub(crate) struct ModelMinibatch {
     pub(crate) totals: Totals,
     /// Who computes what.
     pub(crate) split: MicrobatchSplit,
-    /// Forward passes of this rank's micro-batches that have been made already, at the weights that train: of all rounds, or
-    /// of none.
+    /// Forward passes of this rank's micro-batches that have been made already, at the weights that train: of
+    /// all rounds, or of none.
     pub(crate) kept: Vec<Option<ForwardPass>>,
 }
 
 impl Trainer {
-    /// The minibatches of one pass over the samples, in the order of training. Each has `minibatch_size` samples of those that
-    /// train; the last may have fewer.
+    /// The minibatches of one pass over the samples, in the order of training. Each has `minibatch_size`
+    /// samples of those that train; the last may have fewer.
     ///
     /// # Errors
     /// Weights that are no numbers.
@@ -94,8 +94,8 @@ impl Trainer {
     }
 }
 
-/// The generator of one pass's order: a function of the seed, the batch and the pass, so that a resumed run goes on with the
-/// order it would have had.
+/// The generator of one pass's order: a function of the seed, the batch and the pass, so that a resumed run
+/// goes on with the order it would have had.
 fn pass_rng(seed: u64, batch: BatchId, pass: usize) -> ChaCha8Rng {
     let mut key = [0; 32];
     for (place, word) in key.chunks_exact_mut(8).zip([seed, batch.0, pass as u64, 0]) {

@@ -1,4 +1,5 @@
-//! What a step knows before it learns: old log-probs, entropies and values of every sample, at the weights it begins with.
+//! What a step knows before it learns: old log-probs, entropies and values of every sample, at the weights it
+//! begins with.
 //!
 //! The first minibatch trains at the same weights. Its forward passes are kept for that, where there is room.
 
@@ -39,8 +40,9 @@ enum FirstPasses {
 }
 
 impl Trainer {
-    /// Computes old log-probs, entropies and values, each rank its micro-batches. These are those of the first pass, so that
-    /// the first minibatch sees ratios of exactly 1; it is given its forward passes where they are kept.
+    /// Computes old log-probs, entropies and values, each rank its micro-batches. These are those of the
+    /// first pass, so that the first minibatch sees ratios of exactly 1; it is given its forward passes where
+    /// they are kept.
     ///
     /// # Errors
     /// A token outside the vocabulary, a rank that is lost.
@@ -105,8 +107,8 @@ impl Trainer {
 }
 
 impl Evaluation<'_> {
-    /// Whether the first minibatch's passes are kept: if the model keeps graphs, and there is room for all of them. Says the
-    /// same on every rank.
+    /// Whether the first minibatch's passes are kept: if the model keeps graphs, and there is room for all of
+    /// them. Says the same on every rank.
     fn first_passes(&self, split: &MicrobatchSplit, budget: &mut KeepBudget) -> FirstPasses {
         if !self.model.keeps_graphs() {
             return FirstPasses::Dropped;
@@ -132,7 +134,8 @@ impl Evaluation<'_> {
         Ok(())
     }
 
-    /// Computes the outputs of this rank's micro-batches and returns their forward passes, one for each round.
+    /// Computes the outputs of this rank's micro-batches and returns their forward passes, one for each
+    /// round.
     fn forward(&mut self, split: &MicrobatchSplit) -> Result<Vec<Option<ForwardPass>>> {
         let mut passes = Vec::new();
         for samples in split.of_rank(self.ranks.rank()) {

@@ -13,12 +13,12 @@ use crate::error::{Error, Result};
 use crate::phase_timer::PhaseTimer;
 
 impl Trainer {
-    /// Trains one batch, whose number must be that of the next version, and returns what was measured; every rank is given
-    /// the same batch and returns the same metrics.
+    /// Trains one batch, whose number must be that of the next version, and returns what was measured; every
+    /// rank is given the same batch and returns the same metrics.
     ///
     /// # Errors
-    /// A batch out of order or with numbers that do not fit, training that diverged, a rank that is lost. The weights are not
-    /// to be used after that.
+    /// A batch out of order or with numbers that do not fit, training that diverged, a rank that is lost. The
+    /// weights are not to be used after that.
     pub fn step(&mut self, batch: &Batch) -> Result<StepMetrics> {
         let timer = PhaseTimer::start();
         self.require_next(batch.id)?;
@@ -79,15 +79,16 @@ impl Trainer {
         Ok(())
     }
 
-    /// The schedule's factor of the learning rates for optimizer step `place` of the `count` that this batch makes. Steps are
-    /// counted as if every batch made as many as this one.
+    /// The schedule's factor of the learning rates for optimizer step `place` of the `count` that this batch
+    /// makes. Steps are counted as if every batch made as many as this one.
     fn lr_factor(&self, place: u64, count: u64) -> f64 {
         let done = self.version.0 * count + place;
         let total = self.last_batch.unwrap_or(BatchId(self.version.0 + 1)).0 * count;
         self.config.schedule.factor(done, self.config.warmup_steps, total)
     }
 
-    /// Moves β towards the KL that the configuration aims at (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
+    /// Moves β towards the KL that the configuration aims at (Ziegler et al. 2019, arXiv 1909.08593, section
+    /// 2.2).
     fn adapt_kl_coefficient(&mut self, experience: &Experience) -> Result<()> {
         if let Some(measured) = experience.kl_to_ref() {
             let samples = experience.samples.trained().len() as u64;

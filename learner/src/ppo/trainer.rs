@@ -37,8 +37,8 @@ pub struct TrainerConfig {
     pub device: Device,
 }
 
-/// Trains a policy, and with it a critic where the algorithm has one. Lives on one thread, the only one of the process that
-/// touches torch.
+/// Trains a policy, and with it a critic where the algorithm has one. Lives on one thread, the only one of
+/// the process that touches torch.
 #[derive(Debug)]
 pub struct Trainer {
     pub(crate) config: PpoConfig,
@@ -57,7 +57,8 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Loads policy and critic. With a group, all its ranks do so together, from the same folders and configuration.
+    /// Loads policy and critic. With a group, all its ranks do so together, from the same folders and
+    /// configuration.
     ///
     /// # Errors
     /// The configuration's problems, a folder that cannot be used, ranks that differ, no memory.
@@ -110,8 +111,8 @@ impl Trainer {
         })
     }
 
-    /// Tells how the run draws tokens and when it ends: log-probs are taken at the sampling temperature, and schedules count
-    /// up to the last batch. Before that a temperature of 1 and a constant schedule apply.
+    /// Tells how the run draws tokens and when it ends: log-probs are taken at the sampling temperature, and
+    /// schedules count up to the last batch. Before that a temperature of 1 and a constant schedule apply.
     ///
     /// # Errors
     /// Sampling that training cannot follow: greedy.
@@ -162,9 +163,9 @@ impl Trainer {
         &self.policy_folder
     }
 
-    /// The policy's weights by group, `[numel]` each, in the element type it trains in: what is published. They are views of
-    /// the buffers that the next step writes, unless they had to be gathered (ZeRO stage 3) or merged (LoRA); copy them
-    /// before that step. All ranks call it together.
+    /// The policy's weights by group, `[numel]` each, in the element type it trains in: what is published.
+    /// They are views of the buffers that the next step writes, unless they had to be gathered (ZeRO stage 3)
+    /// or merged (LoRA); copy them before that step. All ranks call it together.
     ///
     /// # Errors
     /// A rank that is lost while weights are gathered.
@@ -172,7 +173,8 @@ impl Trainer {
         self.policy.flats(&self.ranks)
     }
 
-    /// The critic's weights by group, as [`policy_flats`](Self::policy_flats); `None` for algorithms without a critic.
+    /// The critic's weights by group, as [`policy_flats`](Self::policy_flats); `None` for algorithms without
+    /// a critic.
     ///
     /// # Errors
     /// As for the policy.

@@ -1,4 +1,5 @@
-//! Configurations of the supervised objectives. Unknown keys are refused; `problems()` lists everything that is wrong.
+//! Configurations of the supervised objectives. Unknown keys are refused; `problems()` lists everything that
+//! is wrong.
 
 use std::path::{Path, PathBuf};
 
@@ -22,11 +23,11 @@ pub struct InitConfig {
     pub hidden_size: i64,
     /// Width of the feed-forward layer.
     pub intermediate_size: i64,
-    /// Decoder blocks.
+    /// Number of decoder blocks.
     pub layers: usize,
-    /// Query heads.
+    /// Query heads of each block.
     pub heads: i64,
-    /// Key and value heads.
+    /// Key and value heads of each block; each serves equally many query heads.
     pub kv_heads: i64,
     /// Longest sequence, in tokens.
     pub max_positions: i64,
@@ -55,7 +56,7 @@ impl Default for InitConfig {
 }
 
 impl InitConfig {
-    /// The family.
+    /// The family, if `architecture` names one.
     pub(crate) fn family(&self) -> Option<Architecture> {
         Architecture::ALL.into_iter().find(|family| family.model_type() == self.architecture)
     }
@@ -123,8 +124,8 @@ impl TrainingSections<'_> {
     }
 }
 
-/// Supervised fine-tuning: `{"prompt", "response"}`, `{"messages"}` (the last one is learnt) or `{"prompt_tokens",
-/// "response_tokens"}` a line.
+/// Supervised fine-tuning: `{"prompt", "response"}`, `{"messages"}` (the last one is learnt) or
+/// `{"prompt_tokens", "response_tokens"}` a line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SftConfig {
@@ -132,7 +133,7 @@ pub struct SftConfig {
     pub model: Option<PathBuf>,
     /// A new network instead.
     pub init: Option<InitConfig>,
-    /// The examples.
+    /// File of examples, JSON lines.
     pub data: PathBuf,
     /// Examples on which the loss is measured after each pass.
     pub eval_data: Option<PathBuf>,
@@ -142,7 +143,7 @@ pub struct SftConfig {
     pub loss_aggregation: Aggregation,
     /// Passes, batches, lengths.
     pub training: TrainingConfig,
-    /// AdamW.
+    /// AdamW and its schedule.
     pub optimizer: OptimizerConfig,
     /// Precision, memory, ranks.
     pub execution: ExecutionConfig,
@@ -186,22 +187,23 @@ impl SftConfig {
     }
 }
 
-/// A reward model from pairs (Bradley-Terry): `{"prompt", "chosen", "rejected"}` or `{"prompt_tokens", "chosen_tokens",
-/// "rejected_tokens"}` a line, with `"margin"` where one is known.
+/// A reward model from pairs (Bradley-Terry): `{"prompt", "chosen", "rejected"}` or `{"prompt_tokens",
+/// "chosen_tokens", "rejected_tokens"}` a line, with `"margin"` where one is known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardModelConfig {
     /// The folder to start from: a policy gets a new head, a reward model keeps its own.
     pub model: PathBuf,
-    /// The pairs.
+    /// File of pairs, JSON lines.
     pub data: PathBuf,
-    /// Pairs on which accuracy, mean and deviation of the scores are measured; the training pairs where absent.
+    /// Pairs on which accuracy, mean and deviation of the scores are measured; the training pairs where
+    /// absent.
     pub eval_data: Option<PathBuf>,
     /// Where the reward model's folder goes; it must not be there.
     pub output: PathBuf,
     /// Passes, batches, lengths.
     pub training: TrainingConfig,
-    /// AdamW.
+    /// AdamW and its schedule.
     pub optimizer: OptimizerConfig,
     /// Precision, memory, ranks.
     pub execution: ExecutionConfig,
@@ -265,13 +267,13 @@ pub struct PreferenceConfig {
     pub model: PathBuf,
     /// The reference's folder; the policy before training where absent.
     pub reference: Option<PathBuf>,
-    /// The preferences.
+    /// File of preferences, JSON lines.
     pub data: PathBuf,
     /// Preferences on which the loss is measured after each pass.
     pub eval_data: Option<PathBuf>,
     /// Where the trained policy's folder goes; it must not be there.
     pub output: PathBuf,
-    /// The loss.
+    /// How preferences become a loss.
     pub objective: PreferenceLoss,
     /// β of DPO, cDPO and KTO.
     pub beta: f64,
@@ -287,7 +289,7 @@ pub struct PreferenceConfig {
     pub undesirable_weight: f64,
     /// Passes, batches, lengths.
     pub training: TrainingConfig,
-    /// AdamW.
+    /// AdamW and its schedule.
     pub optimizer: OptimizerConfig,
     /// Precision, memory, ranks.
     pub execution: ExecutionConfig,

@@ -1,4 +1,5 @@
-//! From the outputs of a network's head to the loss's gradient in them: one function for each supervised objective.
+//! From the outputs of a network's head to the loss's gradient in them: one function for each supervised
+//! objective.
 
 use algo::{
     Aggregation, Kto, LabelledResponses, Moments, PairLoss, PreferenceObjective, PreferencePairs, Responses,
@@ -11,7 +12,7 @@ use crate::trainable_model::{HeadGradients, HeadOutputs};
 /// What a minibatch measures; parts add up.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct ObjectiveSums {
-    /// The loss.
+    /// The loss of the minibatch.
     pub(crate) loss: f64,
     /// Pairs whose chosen response is ahead, or examples on the right side of the reference point.
     pub(crate) correct: f64,
@@ -58,8 +59,8 @@ impl ObjectiveSums {
     }
 }
 
-/// An objective with what it knows of every example of its data set. An example has one sequence, or two of which the first is
-/// preferred.
+/// An objective with what it knows of every example of its data set. An example has one sequence, or two of
+/// which the first is preferred.
 #[derive(Debug)]
 pub(crate) enum Objective {
     /// Negative log-likelihood of responses.
@@ -68,8 +69,8 @@ pub(crate) enum Objective {
     BradleyTerry { margins: Vec<f32> },
     /// A loss on pairs, with the reference's summed log-probs of chosen and rejected responses.
     Preferences { objective: PreferenceObjective, reference: Vec<[f32; 2]> },
-    /// KTO. An example's sequences are its response, and another example's response to its prompt, which only the reference
-    /// point is taken from; the reference's summed log-probs are of both.
+    /// KTO. An example's sequences are its response, and another example's response to its prompt, which only
+    /// the reference point is taken from; the reference's summed log-probs are of both.
     Labelled { kto: Kto, desirable: Vec<bool>, reference: Vec<[f32; 2]> },
 }
 
@@ -137,8 +138,8 @@ fn likelihood_gradient(
     Ok(term.gradient)
 }
 
-/// In the scores of pairs, `[pairs * 2]`: the mean of `−log σ(r_chosen − r_rejected − margin)` (PF-PPO, arXiv 2409.06957,
-/// Eq. 2).
+/// In the scores of pairs, `[pairs * 2]`: the mean of `−log σ(r_chosen − r_rejected − margin)`
+/// (PF-PPO, arXiv 2409.06957, Eq. 2).
 fn bradley_terry_gradient(
     margins: &[f32],
     input: ObjectiveInput<'_>,
@@ -158,7 +159,8 @@ fn bradley_terry_gradient(
     Ok(interleave(&loss))
 }
 
-/// In the log-probs of pairs, `[tokens]`: DPO, cDPO or IPO on the log-ratios of whole responses against the reference.
+/// In the log-probs of pairs, `[tokens]`: DPO, cDPO or IPO on the log-ratios of whole responses against the
+/// reference.
 fn preference_gradient(
     objective: &PreferenceObjective,
     reference: &[[f32; 2]],
@@ -185,8 +187,8 @@ fn preference_gradient(
     Ok(spread(input.lengths, &interleave(&loss)))
 }
 
-/// In the log-probs of labelled responses, `[tokens]`: KTO (arXiv 2402.01306, Eq. 8). `desirable` and `ref_logprobs` are
-/// those of the micro-batch.
+/// In the log-probs of labelled responses, `[tokens]`: KTO (arXiv 2402.01306, Eq. 8). `desirable` and
+/// `ref_logprobs` are those of the micro-batch.
 fn kto_gradient(
     kto: &Kto,
     desirable: &[bool],

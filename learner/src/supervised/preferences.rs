@@ -42,8 +42,8 @@ struct PreferenceObjectives {
 /// Trains a policy on preferences, and writes its folder. The same seed gives the same weights.
 ///
 /// # Errors
-/// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then nothing is at
-/// `output`.
+/// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then
+/// nothing is at `output`.
 pub fn dpo(config: &PreferenceConfig, progress: &mut dyn FnMut(Progress)) -> Result<TrainingReport> {
     let problems = config.problems();
     if !problems.is_empty() {
@@ -145,8 +145,8 @@ fn pair_sequences(pairs: &[PreferencePair]) -> ExampleSequences {
     ExampleSequences { sequences: sequences.collect(), per_example: 2 }
 }
 
-/// Each response, and for KTO's reference point the response to the next other prompt in the file behind the same prompt,
-/// shortened to the longest sequence allowed.
+/// Each response, and for KTO's reference point the response to the next other prompt in the file behind the
+/// same prompt, shortened to the longest sequence allowed.
 fn labelled_sequences(examples: &[LabelledAnswer], max_length: usize) -> ExampleSequences {
     let count = examples.len();
     let mut sequences = Vec::with_capacity(2 * count);

@@ -48,8 +48,8 @@ impl fmt::Display for Progress {
 /// What training tells its progress to; only rank 0 is heard.
 pub(crate) type ProgressSink<'a> = &'a dyn Fn(Progress);
 
-/// Runs `work` on the ranks that the configuration asks for and returns what rank 0 came to, passing its progress on to this
-/// thread.
+/// Runs `work` on the ranks that the configuration asks for and returns what rank 0 came to, passing its
+/// progress on to this thread.
 ///
 /// # Errors
 /// The error of the rank that failed first.

@@ -23,7 +23,7 @@ pub struct Evaluation {
 /// Mean and standard deviation of a reward model's scores over chosen and rejected responses.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ScoreStatistics {
-    /// The mean.
+    /// Mean of the scores.
     pub mean: f64,
     /// The standard deviation (biased), never 0.
     pub std: f64,
@@ -36,7 +36,7 @@ pub struct TrainingReport {
     pub examples: usize,
     /// Examples or pairs of the data that were longer than allowed.
     pub too_long: usize,
-    /// Optimizer steps.
+    /// Optimizer steps made.
     pub steps: u64,
     /// Tokens that the network was trained on, prompts included.
     pub tokens: u64,
@@ -66,9 +66,9 @@ pub(crate) struct TrainingResult {
 /// What became of the examples of a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ExampleCounts {
-    /// Trained on.
+    /// Examples that are trained on.
     pub(crate) used: usize,
-    /// Left out, longer than allowed.
+    /// Examples that were left out because they are longer than allowed.
     pub(crate) too_long: usize,
 }
 

@@ -26,7 +26,8 @@ pub const REWARD_MEAN_KEY: &str = "sluice_reward_mean";
 /// The key of `config.json` under which the standard deviation of the scores is stored.
 pub const REWARD_STD_KEY: &str = "sluice_reward_std";
 
-/// The smallest standard deviation that is stored: equal scores have none, and the reward server divides by it.
+/// The smallest standard deviation that is stored: equal scores have none, and the reward server divides by
+/// it.
 const STD_LIMIT: f64 = 1e-6;
 
 /// Pairs of a file and what is learnt from them.
@@ -35,12 +36,12 @@ struct PairSet {
     objective: Objective,
 }
 
-/// Trains a network with a scalar head to score chosen responses above rejected ones, and writes its folder. The same seed
-/// gives the same weights.
+/// Trains a network with a scalar head to score chosen responses above rejected ones, and writes its folder.
+/// The same seed gives the same weights.
 ///
 /// # Errors
-/// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then nothing is at
-/// `output`.
+/// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then
+/// nothing is at `output`.
 pub fn train_rm(config: &RewardModelConfig, progress: &mut dyn FnMut(Progress)) -> Result<TrainingReport> {
     let problems = config.problems();
     if !problems.is_empty() {

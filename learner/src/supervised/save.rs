@@ -10,9 +10,9 @@ use crate::disk::FileError;
 use crate::error::Result;
 
 impl SupervisedTrainer<'_> {
-    /// Writes the network as the folder `output`, with the tokenizer and other files of the folder `companions`; with LoRA the
-    /// merged network, and the adapter in `adapter/`. All ranks call it together. `amend` may change the configuration that is
-    /// written.
+    /// Writes the network as the folder `output`, with the tokenizer and other files of the folder
+    /// `companions`; with LoRA the merged network, and the adapter in `adapter/`. All ranks call it together.
+    /// `amend` may change the configuration that is written.
     ///
     /// # Errors
     /// A folder that is there already or cannot be written, a rank that is lost.

@@ -16,11 +16,12 @@ use crate::microbatch::Sequence;
 use crate::model_folder::load_policy;
 use crate::trainable_model::HeadRequest;
 
-/// Trains a policy to give the responses of the data, and writes its folder. The same seed gives the same weights.
+/// Trains a policy to give the responses of the data, and writes its folder. The same seed gives the same
+/// weights.
 ///
 /// # Errors
-/// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then nothing is at
-/// `output`.
+/// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then
+/// nothing is at `output`.
 pub fn sft(config: &SftConfig, progress: &mut dyn FnMut(Progress)) -> Result<TrainingReport> {
     let problems = config.problems();
     let tokenizer = match (&config.model, &config.init) {

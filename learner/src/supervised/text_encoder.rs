@@ -20,8 +20,8 @@ impl TextEncoder {
     /// That of a folder; `None` where it has no tokenizer, which data of tokens does not need.
     ///
     /// # Errors
-    /// A folder that cannot be opened, a tokenizer or template that cannot be used, an end-of-sequence token that is to be
-    /// appended and is not named.
+    /// A folder that cannot be opened, a tokenizer or template that cannot be used, an end-of-sequence token
+    /// that is to be appended and is not named.
     pub(crate) fn load(folder: &Path, append_eos: bool) -> Result<Option<Self>> {
         // A folder that is not there is to be named, not taken for one of a model without a tokenizer.
         std::fs::read_dir(folder).map_err(FileError::on("open folder", folder))?;

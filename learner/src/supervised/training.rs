@@ -1,9 +1,10 @@
 //! The loop that all supervised objectives share: passes over examples, minibatches, micro-batches, AdamW.
 //!
 //! Invariants:
-//! 1. What is trained depends on the examples, the configuration and its seed, not on micro-batches; on the number of ranks
-//!    only by the rounding of sums.
-//! 2. Every rank has all examples and splits them alike; numbers that decide anything are added up over the ranks.
+//! 1. What is trained depends on the examples, the configuration and its seed, not on micro-batches; on the
+//!    number of ranks only by the rounding of sums.
+//! 2. Every rank has all examples and splits them alike; numbers that decide anything are added up over the
+//!    ranks.
 
 use algo::{Moments, Responses, Totals, kto_reference_point};
 use model::Model;
@@ -56,7 +57,8 @@ enum PassMode {
 }
 
 impl<'a> SupervisedTrainer<'a> {
-    /// A trainer of the network `start`; `name` is what errors call it, `request` what the objective reads of its head.
+    /// A trainer of the network `start`; `name` is what errors call it, `request` what the objective reads of
+    /// its head.
     pub(crate) fn new(
         name: &'static str,
         ranks: &'a Ranks,
@@ -236,7 +238,8 @@ impl<'a> SupervisedTrainer<'a> {
         Ok(MinibatchTotals { examples: examples.len(), tokens, reference_point })
     }
 
-    /// KTO's reference point: from each example's prompt with another example's response, its second sequence.
+    /// KTO's reference point: from each example's prompt with another example's response, its second
+    /// sequence.
     fn reference_point(
         &self,
         all: &ExampleSequences,

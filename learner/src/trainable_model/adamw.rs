@@ -1,11 +1,13 @@
-//! AdamW (Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2), the arithmetic of `torch.optim.AdamW`, on flat shards.
+//! AdamW (Loshchilov and Hutter, arXiv 1711.05101, Algorithm 2), the arithmetic of `torch.optim.AdamW`, on
+//! flat shards.
 
 use tch::{Device, Kind, Tensor};
 
 use super::shard::Shard;
 use crate::config::{DecayOn, OptimizerConfig};
 
-/// Elements that a step takes at a time on the CPU: a chunk of all buffers stays in the cache from operation to operation.
+/// Elements that a step takes at a time on the CPU: a chunk of all buffers stays in the cache from operation
+/// to operation.
 const CHUNK_ELEMENTS: i64 = 1 << 17;
 
 /// What one optimizer step is told.
@@ -33,17 +35,17 @@ pub(crate) struct Moments {
 /// Optimizer state of this rank's shard of a network.
 #[derive(Debug)]
 pub(crate) struct AdamW {
-    /// Steps done.
+    /// Optimizer steps done; `t` of the bias corrections.
     pub(crate) steps: u64,
-    /// By group.
+    /// The state of each group's shard.
     pub(crate) moments: Vec<Moments>,
     /// How many elements of each shard, from its beginning, are matrices.
     decayed: Vec<i64>,
 }
 
 impl AdamW {
-    /// The state before the first step. `weights` are this rank's shards, `[shard]` by group; `decayed` says how many leading
-    /// elements of each group are matrices. The state lies on `device`.
+    /// The state before the first step. `weights` are this rank's shards, `[shard]` by group; `decayed` says
+    /// how many leading elements of each group are matrices. The state lies on `device`.
     pub(crate) fn new(weights: &[Tensor], shards: &[Shard], decayed: &[i64], device: Device) -> Self {
         let _guard = tch::no_grad_guard();
         let moments = weights.iter().map(|weights| Moments::zeros(weights, device)).collect();
@@ -112,7 +114,7 @@ struct UpdateRule {
     rate: f64,
     /// `sqrt(1 − β₂^t)`.
     correction: f64,
-    /// ε.
+    /// ε, added to the root of the second moment.
     eps: f64,
     gradient_scale: f64,
 }
@@ -139,7 +141,8 @@ impl UpdateRule {
         }
     }
 
-    /// `m ← m + (1 − β₁)(g − m)`, `v ← v + (1 − β₂)(g² − v)`, `w ← w − rate · m / (sqrt(v) / correction + ε)`.
+    /// `m ← m + (1 − β₁)(g − m)`, `v ← v + (1 − β₂)(g² − v)`,
+    /// `w ← w − rate · m / (sqrt(v) / correction + ε)`.
     fn apply(&self, gradient: &Tensor, mut first: Tensor, mut second: Tensor, mut weights: Tensor) {
         let scaled = (self.gradient_scale != 1.0).then(|| gradient * self.gradient_scale);
         let gradient = scaled.as_ref().unwrap_or(gradient);
@@ -160,8 +163,8 @@ impl UpdateRule {
 mod tests {
     use super::*;
 
-    /// What `torch.optim.AdamW` gives in f64 for the gradients (0.1, −2.0, 0.0) and three times (0.5, 0.25, 1e-6), with
-    /// lr 0.01, betas (0.9, 0.99), eps 1e-3, weight decay 0.1.
+    /// What `torch.optim.AdamW` gives in f64 for the gradients (0.1, −2.0, 0.0) and three times (0.5, 0.25,
+    /// 1e-6), with lr 0.01, betas (0.9, 0.99), eps 1e-3, weight decay 0.1.
     const EXPECTED: [[f64; 3]; 4] = [
         [0.989_099_009_901, -0.489_504_997_501, 0.249_75],
         [0.979_541_076_754, -0.483_281_577_506, 0.249_494_990_570],

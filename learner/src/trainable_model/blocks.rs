@@ -1,8 +1,8 @@
 //! The decoder blocks of a micro-batch, forward and backward, one block at a time.
 //!
-//! Between blocks stands nothing but the residual stream, so a block is the unit of everything: its graph is kept or made
-//! again from its input (activation recomputation; Chen et al., arXiv 1604.06174), its weights are there or gathered, and
-//! its gradient is complete, and reduced, when the backward pass has left it.
+//! Between blocks stands nothing but the residual stream, so a block is the unit of everything: its graph is
+//! kept or made again from its input (activation recomputation; Chen et al., arXiv 1604.06174), its weights
+//! are there or gathered, and its gradient is complete, and reduced, when the backward pass has left it.
 
 use model::{BlockWeights, ModelConfig, RopeRows, packed_attention};
 use tch::{Kind, Tensor};
@@ -109,8 +109,8 @@ impl Tape {
         self.layer += 1;
     }
 
-    /// Leaves the last block backwards: from `grad_output` to the gradient in its input, both `[total, hidden]`. The gradient
-    /// in what is trained is added to `sum`, `[numel]` f32.
+    /// Leaves the last block backwards: from `grad_output` to the gradient in its input, both `[total,
+    /// hidden]`. The gradient in what is trained is added to `sum`, `[numel]` f32.
     pub(crate) fn backward(
         &mut self,
         decoder: Decoder<'_>,
@@ -161,8 +161,8 @@ pub(crate) fn backpropagate<const N: usize>(
     Ok(gradients.try_into().expect("autograd returns one gradient for each input"))
 }
 
-/// Adds the gradient in the embedding matrix to `sum`, `[vocab * hidden]` f32, from that in the embedded tokens of a
-/// micro-batch, `[total, hidden]`.
+/// Adds the gradient in the embedding matrix to `sum`, `[vocab * hidden]` f32, from that in the embedded
+/// tokens of a micro-batch, `[total, hidden]`.
 pub(crate) fn embedding_backward(
     config: &ModelConfig,
     microbatch: &Microbatch,

@@ -1,8 +1,8 @@
 //! Sums of gradients over micro-batches and ranks, in f32.
 //!
-//! A group's gradient is reduced as soon as the backward pass has left the group, while the next group is computed: at
-//! stages 0 and 1 in the last micro-batch of a minibatch, at stages 2 and 3 in every micro-batch, because no rank keeps
-//! more than its shard between micro-batches.
+//! A group's gradient is reduced as soon as the backward pass has left the group, while the next group is
+//! computed: at stages 0 and 1 in the last micro-batch of a minibatch, at stages 2 and 3 in every
+//! micro-batch, because no rank keeps more than its shard between micro-batches.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -56,7 +56,7 @@ struct Reduction {
 #[derive(Debug)]
 pub(crate) struct OpenGradient {
     group: usize,
-    /// `[padded]`.
+    /// The padded sum of the group, `[padded]`.
     buffer: Tensor,
     /// `[numel]`, a view of the buffer.
     pub(crate) sum: Tensor,

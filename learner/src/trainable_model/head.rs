@@ -67,8 +67,8 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// `x` is the last block's output, `[total, hidden]`; `output` the buffer of the output group and `embedding` that of
-    /// the embedding where it is the head.
+    /// `x` is the last block's output, `[total, hidden]`; `output` the buffer of the output group and
+    /// `embedding` that of the embedding where it is the head.
     pub(crate) fn new(
         context: HeadContext<'_>,
         x: &Tensor,
@@ -111,8 +111,8 @@ impl Head {
         }
     }
 
-    /// The gradient in the last block's output, `[total, hidden]`, from the one in the head's outputs. Those in the head's
-    /// own weights are added to `sums`.
+    /// The gradient in the last block's output, `[total, hidden]`, from the one in the head's outputs. Those
+    /// in the head's own weights are added to `sums`.
     pub(crate) fn backward(
         mut self,
         context: HeadContext<'_>,

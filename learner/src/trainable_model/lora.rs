@@ -1,9 +1,10 @@
-//! Low-rank adapters: the weights a network uses are its frozen ones plus `alpha / rank · B A` for chosen projections.
+//! Low-rank adapters: the weights a network uses are its frozen ones plus `alpha / rank · B A` for chosen
+//! projections.
 //!
-//! The sum is formed block by block whenever a block is used, in f32 and rounded once to the network's element type. So the
-//! policy that trains is, bit for bit, the one that is published merged, and adapters need nothing of the network's
-//! functions. What is trained of a group is one flat f32 buffer in which each adapted projection has its `A` `[rank, in]`
-//! and its `B` `[out, rank]`, in the layout's order.
+//! The sum is formed block by block whenever a block is used, in f32 and rounded once to the network's
+//! element type. So the policy that trains is, bit for bit, the one that is published merged, and adapters
+//! need nothing of the network's functions. What is trained of a group is one flat f32 buffer in which each
+//! adapted projection has its `A` `[rank, in]` and its `B` `[out, rank]`, in the layout's order.
 
 use model::{Layout, ParameterSpec};
 use rand::{RngExt, SeedableRng};
@@ -45,8 +46,8 @@ impl Lora {
         Self { rank, scale: config.alpha / config.rank as f64, groups }
     }
 
-    /// New adapters by group: `A` uniform within `±1/sqrt(in)` (what `kaiming_uniform_(a=sqrt(5))` gives, as in PEFT), `B`
-    /// zero, so that the network is unchanged.
+    /// New adapters by group: `A` uniform within `±1/sqrt(in)` (what `kaiming_uniform_(a=sqrt(5))` gives, as
+    /// in PEFT), `B` zero, so that the network is unchanged.
     pub(crate) fn initial(&self, seed: u64) -> Vec<Tensor> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let groups = self.groups.iter().map(|segments| {
@@ -62,8 +63,8 @@ impl Lora {
         groups.collect()
     }
 
-    /// The weights of a group that the network uses, `[numel]`, from its frozen weights and what is trained. Part of the
-    /// graph where that requires gradients.
+    /// The weights of a group that the network uses, `[numel]`, from its frozen weights and what is trained.
+    /// Part of the graph where that requires gradients.
     pub(crate) fn merge(&self, group: usize, frozen: &Tensor, trained: &Tensor) -> Tensor {
         let segments = &self.groups[group];
         if segments.iter().all(|segment| segment.adapter.is_none()) {

@@ -63,8 +63,8 @@ impl Network {
         Ok(GroupFetch { frozen, trained: self.store.fetcher(ranks, order)? })
     }
 
-    /// The weights of every group, `[numel]`: views where every rank has them whole and there is no adapter, otherwise
-    /// gathered and merged.
+    /// The weights of every group, `[numel]`: views where every rank has them whole and there is no adapter,
+    /// otherwise gathered and merged.
     pub(crate) fn flats(&self, ranks: &Ranks) -> Result<Vec<Tensor>> {
         let _guard = tch::no_grad_guard();
         let mut fetch = self.fetch(ranks, (0..=self.output_group()).collect())?;

@@ -1,7 +1,7 @@
 //! How a group's flat buffer is divided among the ranks: in equal shards, one a rank.
 //!
-//! A buffer is padded so that the shards are equally long. The padding is 0 and stays 0: its gradient is 0, and a weight of
-//! 0 neither moves nor decays then.
+//! A buffer is padded so that the shards are equally long. The padding is 0 and stays 0: its gradient is 0,
+//! and a weight of 0 neither moves nor decays then.
 
 use tch::Tensor;
 

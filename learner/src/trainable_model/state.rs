@@ -7,8 +7,8 @@ use super::shard::Shard;
 use crate::error::Result;
 use crate::ranks::Ranks;
 
-/// Reads this rank's shard of a group's stored state by its name: `[shard]` f32 on the CPU, `None` where nothing of this name
-/// is stored.
+/// Reads this rank's shard of a group's stored state by its name: `[shard]` f32 on the CPU, `None` where
+/// nothing of this name is stored.
 pub(crate) type ReadState<'a> = &'a mut dyn FnMut(&str, &Shard) -> Result<Option<Tensor>>;
 
 /// Which part of the optimizer's state a rank holds.
@@ -50,8 +50,8 @@ impl TrainableModel {
         state
     }
 
-    /// Takes over the state of a checkpoint: the network's weights `flats`, `[numel]` each, as its folder has them, the number
-    /// of optimizer steps, and what `read` gives. All ranks call it together.
+    /// Takes over the state of a checkpoint: the network's weights `flats`, `[numel]` each, as its folder has
+    /// them, the number of optimizer steps, and what `read` gives. All ranks call it together.
     ///
     /// # Errors
     /// What `read` cannot read, a rank that is lost.

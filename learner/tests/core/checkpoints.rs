@@ -24,7 +24,8 @@ fn weights(trainer: &Trainer) -> Vec<f64> {
     all
 }
 
-/// The weights after batches 1 to 3 on `ranks` ranks, saved after batch 2; and the same resumed by `resumed_on` ranks.
+/// The weights after batches 1 to 3 on `ranks` ranks, saved after batch 2; and the same resumed by
+/// `resumed_on` ranks.
 fn interrupted(models: &Models, ppo: &PpoConfig, ranks: usize, resumed_on: usize) -> (Vec<f64>, Vec<f64>) {
     let folder = models.dir.path().join(format!("checkpoints-{ranks}-{resumed_on}"));
     drop(fs::remove_dir_all(&folder));

@@ -58,7 +58,8 @@ fn a_forward_pass_that_is_kept_for_the_first_minibatch_changes_no_bit() {
     let models = Models::new(config(Architecture::Llama, false));
     let weights = |ppo: PpoConfig| gradients(&models, &ppo, 1);
     let ppo = PpoConfig { ppo_epochs: 2, minibatch_size: 9, policy_lr: 1e-3, ..PpoConfig::default() };
-    // Nothing is kept of networks that are computed again; of the others the policy's passes, or both models', as they fit.
+    // Nothing is kept of networks that are computed again; of the others the policy's passes, or both
+    // models', as they fit.
     let never = weights(PpoConfig { recompute: true, microbatch_tokens: 8192, ..ppo.clone() });
     assert!(never == weights(PpoConfig { microbatch_tokens: 8192, ..ppo.clone() }), "both are kept");
     let batch = models.batch(1, 14);

@@ -1,5 +1,6 @@
-//! The numbers of an independent PyTorch implementation of the documented semantics (`bench/reference/golden.py` makes the
-//! folder `golden/`): gradients and updates of the PPO step for every algorithm and option, and of the supervised objectives.
+//! The numbers of an independent PyTorch implementation of the documented semantics
+//! (`bench/reference/golden.py` makes the folder `golden/`): gradients and updates of the PPO step for every
+//! algorithm and option, and of the supervised objectives.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -51,7 +52,8 @@ fn expected(prefix: &str) -> BTreeMap<String, Vec<f64>> {
 /// Numbers by the name of their tensor.
 type Named = BTreeMap<String, Vec<f64>>;
 
-/// How far what `after` moved away from `before`, times `scale`, is from what was expected, over the length of that.
+/// How far what `after` moved away from `before`, times `scale`, is from what was expected, over the length
+/// of that.
 fn apart(expected: &Named, (before, after): (&Named, &Named), scale: f64) -> f64 {
     assert!(expected.keys().eq(after.keys()), "{:?} {:?}", expected.keys(), after.keys());
     let (mut difference, mut length) = (0.0, 0.0);

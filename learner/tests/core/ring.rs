@@ -1,4 +1,5 @@
-//! The learner as a member of a ring, against a coordinator that says what the test wants, over loopback gRPC.
+//! The learner as a member of a ring, against a coordinator that says what the test wants, over loopback
+//! gRPC.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! What surrounds the supervised objectives: folders, reports, determinism, bad input. Their numbers are compared in `golden`.
+//! What surrounds the supervised objectives: folders, reports, determinism, bad input. Their numbers are
+//! compared in `golden`.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -155,8 +155,8 @@ fn random_sample(
     Sample { scored: ScoredRollout { rollout, score, ref_logprobs: Vec::new(), outcome: None }, weight: 1.0 }
 }
 
-/// A configuration whose one optimizer step moves the weights by [`GRADIENT_SCALE`] times the gradient: AdamW with an ε that outweighs
-/// everything.
+/// A configuration whose one optimizer step moves the weights by [`GRADIENT_SCALE`] times the gradient: AdamW
+/// with an ε that outweighs everything.
 pub(crate) fn gradient_config() -> PpoConfig {
     PpoConfig {
         ppo_epochs: 1,
