@@ -221,7 +221,6 @@ impl World {
     fn holds_tokens(&self, batch: &BatchPlan) -> bool {
         batch.samples.iter().all(|sample| self.kept.contains_key(&sample.id))
     }
-
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Actor { member, command } => self.command_actor(&member, *command),
@@ -255,7 +254,6 @@ impl World {
             | Effect::Finish(_) => {}
         }
     }
-
     fn receive_batch(&mut self, plan: BatchPlan) {
         assert_eq!(
             plan.id.0,
@@ -276,7 +274,6 @@ impl World {
         self.trained_samples.insert(plan.id, ids.collect());
         self.learner.queue.push_back(plan);
     }
-
     fn command_actor(&mut self, member: &MemberId, command: ActorCommand) {
         let fails = self.chaos && self.percent(5);
         let actor = self.actors.get_mut(member).unwrap();
@@ -321,7 +318,6 @@ impl World {
             | ActorCommand::Finish => {}
         }
     }
-
     /// Everybody who is away comes back, one at a time.
     fn reconnect(&mut self) {
         if self.state.members().learner().is_none_or(|learner| !learner.connected) || !self.learner.connected
@@ -356,7 +352,6 @@ impl World {
         };
         self.deliver(actor_event(&member, ActorEvent::Joined(hello)));
     }
-
     fn join_learner(&mut self) {
         self.learner.connected = true;
         self.learner.queue.clear();
@@ -375,7 +370,6 @@ impl World {
         };
         self.deliver(Event::Learner(LearnerEvent::Joined(hello)));
     }
-
     pub(crate) fn learner_rejoins_from_nothing(&mut self) -> Vec<Effect> {
         (self.learner.trained, self.learner.checkpointed) = (0, 0);
         let before = self.journal.len();
@@ -388,7 +382,6 @@ impl World {
         }
         state.apply(now, event).effects
     }
-
     fn crash_learner(&mut self) {
         self.learner.trained = self.learner.checkpointed;
         self.learner.life += u64::from(!self.state.plan().deterministic);
@@ -398,7 +391,6 @@ impl World {
         self.pending.retain(|event| !matches!(event, Event::Learner(_)));
         self.deliver(Event::Learner(LearnerEvent::Disconnected));
     }
-
     fn learner_works(&mut self) {
         if !self.learner.connected {
             return;
@@ -426,13 +418,11 @@ impl World {
             self.checkpoint();
         }
     }
-
     fn checkpoint(&mut self) {
         self.learner.checkpointed = self.learner.trained;
         let batch = BatchId(self.learner.checkpointed);
         self.pending.push_back(learner_report(LearnerReport::Checkpointed(batch)));
     }
-
     fn actor_works(&mut self) {
         let names: Vec<MemberId> = self.actors.keys().cloned().collect();
         let member = names[self.rng.random_range(0..names.len())].clone();
@@ -458,7 +448,6 @@ impl World {
             self.deliver(actor_event(&member, ActorEvent::Report(ActorReport::Load(load))));
         }
     }
-
     fn finish_response(&mut self, member: &MemberId) {
         let actor = self.actors.get_mut(member).unwrap();
         if actor.work.is_empty() {
@@ -496,7 +485,6 @@ impl World {
             self.deliver(Event::Reward { member: reward.clone(), event });
         }
     }
-
     /// The coordinator's process dies and comes back over its journal.
     pub(crate) fn restart(&mut self) {
         let plan = self.state.plan().clone();
