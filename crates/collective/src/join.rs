@@ -10,6 +10,8 @@ use std::net::{ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tch::Device;
+
 use crate::deadline::{Deadline, Late, call_within};
 use crate::error::{Error, Result};
 use crate::ffi::{RawAddress, RawGroup, RawGroupConfig, RawStore};
@@ -48,6 +50,17 @@ pub enum Backend {
         /// The CUDA device of this process.
         device: usize,
     },
+}
+
+impl Backend {
+    /// What carries tensors that lie on a device: NCCL between GPUs, and Gloo for everything else, on the address from which
+    /// this machine reaches the store.
+    pub fn for_device(device: Device) -> Self {
+        match device {
+            Device::Cuda(device) => Self::Nccl { device },
+            Device::Cpu | Device::Mps | Device::Vulkan => Self::Gloo(GlooAddress::TowardsStore),
+        }
+    }
 }
 
 /// Where this process lets the other members connect.

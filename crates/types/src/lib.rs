@@ -7,6 +7,7 @@
 
 pub mod link;
 
+mod address;
 mod ending;
 mod id;
 mod prompt;
@@ -16,6 +17,7 @@ mod sampling;
 mod time;
 mod weights;
 
+pub use address::HostPort;
 pub use ending::{DropReason, Ending, FailReason, FilterReason};
 pub use id::{
     BatchId, BroadcastGroupId, Incarnation, LeaseId, MemberId, PolicyVersion, PromptId, RolloutId, RunId,
