@@ -18,7 +18,7 @@ use minijinja::{Environment, ErrorKind, Value};
 use regex::Regex;
 use serde_json::{Map, Value as Json};
 
-use crate::tokenizer::{self, read_object};
+use crate::tokenizer::{self, Files};
 
 /// Instructions a template may execute: enough for tens of thousands of messages, gone in half a second.
 const FUEL: u64 = 5_000_000;
@@ -95,14 +95,22 @@ impl ChatTemplate {
     /// # Errors
     /// When a file cannot be read, or a template is not Jinja.
     pub fn load(dir: &Path, special: BTreeMap<String, String>) -> Result<Option<Self>, Error> {
-        let mut sources = jinja_files(dir)?;
+        Self::read(Files::Folder(dir), special)
+    }
+
+    /// The same from files in memory, or in a folder.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub fn read(files: Files<'_>, special: BTreeMap<String, String>) -> Result<Option<Self>, Error> {
+        let mut sources = jinja_files(files)?;
         for name in ["chat_template.json", "tokenizer_config.json"] {
             if !sources.is_empty() {
                 break;
             }
-            let Some(mut object) = read_object(&dir.join(name))? else { continue };
+            let Some(mut object) = files.read_object(name)? else { continue };
             sources = templates_of(object.remove("chat_template"))
-                .map_err(|reason| Error::Malformed(format!("{}: {reason}", dir.join(name).display())))?;
+                .map_err(|reason| Error::Malformed(format!("{}: {reason}", files.path(name).display())))?;
         }
         if sources.is_empty() { Ok(None) } else { Self::compile(sources, special).map(Some) }
     }
@@ -220,21 +228,17 @@ fn present_fields(message: &Json) -> Json {
     Json::Object(present)
 }
 
-fn jinja_files(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
-    let read = |path: &Path| match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(tokenizer::Error::Io { action: "read", path: path.to_owned(), source }),
-    };
+/// The templates that have files of their own, by name.
+fn jinja_files(files: Files<'_>) -> Result<BTreeMap<String, String>, Error> {
     let mut sources = BTreeMap::new();
-    if let Some(text) = read(&dir.join("chat_template.jinja"))? {
+    if let Some(text) = files.read_text("chat_template.jinja")? {
         sources.insert("default".to_owned(), text);
     }
-    let Ok(entries) = std::fs::read_dir(dir.join("additional_chat_templates")) else { return Ok(sources) };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        if let (Some(name), true) = (stem, path.extension().is_some_and(|extension| extension == "jinja")) {
-            sources.extend(read(&path)?.map(|text| (name, text)));
+    for path in files.names_in("additional_chat_templates") {
+        let Some(stem) = path.strip_suffix(".jinja") else { continue };
+        let name = stem.rsplit('/').next().unwrap_or(stem);
+        if let Some(text) = files.read_text(&path)? {
+            sources.insert(name.to_owned(), text);
         }
     }
     Ok(sources)

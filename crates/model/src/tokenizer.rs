@@ -4,6 +4,7 @@
 //! Unlike transformers, decoding never "cleans up" spaces before punctuation, even where an old
 //! `tokenizer_config.json` asks for it: it would change programs.
 
+mod files;
 mod incremental;
 mod train;
 
@@ -11,8 +12,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+pub use files::Files;
 pub use incremental::IncrementalDecoder;
 pub use train::{SpecialTokens, train_bpe};
 
@@ -75,17 +77,24 @@ impl Tokenizer {
     /// # Errors
     /// When a file cannot be read or is not what its name says.
     pub fn load(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(io_error("read", &path))?;
-        let parsed = tokenizers::Tokenizer::from_bytes(bytes);
-        let mut inner = parsed.map_err(|error| Error::Invalid { path, reason: error.to_string() })?;
+        Self::read(Files::Folder(dir))
+    }
+
+    /// The same from files in memory, or in a folder.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    pub fn read(files: Files<'_>) -> Result<Self, Error> {
+        let name = "tokenizer.json";
+        let mut inner = tokenizers::Tokenizer::from_bytes(files.read(name)?)
+            .map_err(|error| Error::Invalid { path: files.path(name), reason: error.to_string() })?;
         // What a training script left in the file; a caller who wants to cut or pad does it knowingly.
         drop(inner.with_truncation(None));
         inner.with_padding(None);
-        let special = special_tokens(dir)?;
+        let special = special_tokens(files)?;
         let id = |role: &str| special.get(role).and_then(|token| inner.token_to_id(token));
         let (bos_id, pad_id, eos_id) = (id("bos_token"), id("pad_token"), id("eos_token"));
-        let eos_ids = match eos_ids(dir)? {
+        let eos_ids = match eos_ids(files)? {
             Some(ids) => ids,
             None => eos_id.into_iter().collect(),
         };
@@ -154,22 +163,11 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Erro
     move |source| Error::Io { action, path: path.to_owned(), source }
 }
 
-/// The object in a JSON file; `None` when there is no such file.
-pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("read", path)(error)),
-    };
-    let parsed: Result<Map<String, Value>, _> = serde_json::from_slice(&bytes);
-    parsed.map(Some).map_err(|error| Error::Invalid { path: path.to_owned(), reason: error.to_string() })
-}
-
 /// Tokens by role. A token is a string, or an object whose `content` is it.
-fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
+fn special_tokens(files: Files<'_>) -> Result<BTreeMap<String, String>, Error> {
     let mut special = BTreeMap::new();
     for name in ["special_tokens_map.json", "tokenizer_config.json"] {
-        let Some(object) = read_object(&dir.join(name))? else { continue };
+        let Some(object) = files.read_object(name)? else { continue };
         for (role, token) in object {
             let text = token.as_str().or_else(|| token.get("content")?.as_str());
             if let (true, Some(text)) = (role.ends_with("_token"), text) {
@@ -180,18 +178,19 @@ fn special_tokens(dir: &Path) -> Result<BTreeMap<String, String>, Error> {
     Ok(special)
 }
 
-fn eos_ids(dir: &Path) -> Result<Option<Vec<u32>>, Error> {
+fn eos_ids(files: Files<'_>) -> Result<Option<Vec<u32>>, Error> {
     for name in ["generation_config.json", "config.json"] {
-        let path = dir.join(name);
-        let Some(object) = read_object(&path)? else { continue };
+        let Some(object) = files.read_object(name)? else { continue };
         let ids = match object.get("eos_token_id") {
             None | Some(Value::Null) => continue,
             Some(Value::Array(ids)) => ids.iter().map(token_id).collect(),
             Some(id) => token_id(id).map(|id| vec![id]),
         };
-        let wrong =
-            || Error::Invalid { path, reason: "eos_token_id is not a token id or a list of them".to_owned() };
-        return ids.map(Some).ok_or_else(wrong);
+        if ids.is_none() {
+            let reason = "eos_token_id is not a token id or a list of them".to_owned();
+            return Err(Error::Invalid { path: files.path(name), reason });
+        }
+        return Ok(ids);
     }
     Ok(None)
 }

@@ -2,11 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use model::tokenizer::{Error, train_bpe};
-use model::{IncrementalDecoder, SpecialTokens, Tokenizer};
+use model::tokenizer::{Error, Files, train_bpe};
+use model::{ChatRequest, ChatTemplate, IncrementalDecoder, SpecialTokens, Tokenizer};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -133,6 +134,27 @@ fn special_tokens_have_two_spellings() {
     assert_eq!((tokenizer.bos_id(), tokenizer.eos_ids()), (Some(2), [1].as_slice()));
     let roles: Vec<&str> = tokenizer.special().keys().map(String::as_str).collect();
     assert_eq!(roles, ["bos_token", "eos_token", "unk_token"]);
+}
+
+#[test]
+fn files_in_memory_are_as_good_as_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    trained().save(dir.path(), Some("{{ bos_token }}{{ messages[0].content }}")).unwrap();
+    let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap());
+    let files: BTreeMap<String, Vec<u8>> = entries
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .collect();
+    let (folder, memory) =
+        (Tokenizer::load(dir.path()).unwrap(), Tokenizer::read(Files::Memory(&files)).unwrap());
+    let text = "<|user|>    return a";
+    assert_eq!(memory.encode(text, true).unwrap(), folder.encode(text, true).unwrap());
+    assert_eq!((memory.special(), memory.eos_ids()), (folder.special(), folder.eos_ids()));
+    let template = ChatTemplate::read(Files::Memory(&files), memory.special().clone()).unwrap().unwrap();
+    let messages = [serde_json::json!({ "role": "user", "content": "hi" })];
+    let request = ChatRequest { messages: &messages, ..ChatRequest::default() };
+    assert_eq!(template.render(&request).unwrap(), "<|begin|>hi");
+    let error = Tokenizer::read(Files::Memory(&BTreeMap::new())).unwrap_err().to_string();
+    assert!(error.contains("read tokenizer.json"), "{error}");
 }
 
 #[test]
