@@ -6,12 +6,11 @@ pub mod config;
 mod coordinator_client;
 mod metrics;
 mod policy;
-mod pull_client;
+mod policy_model;
 mod reward_client;
 mod reward_router;
 mod rollout_loop;
 mod server;
-mod weights;
 mod work;
 
 pub use config::Config;

@@ -1,28 +1,28 @@
-//! The policy in use, and how it is kept new: pulls and broadcasts end here as weights that the engine takes up.
+//! The policy in use, and how it is kept new: pulls and broadcasts end here as weights that the engine takes
+//! up.
 
-use std::path::Path;
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use engine::PromptEncoder;
-use engine::{EngineClient, EngineConfig, EngineHandle, EngineParts, PolicyWeights};
-use model::{ModelConfig, Tokenizer};
+use engine::{EngineClient, EngineConfig, EngineHandle, EngineParts, PolicyWeights, PromptEncoder};
+use model::ModelConfig;
+use model::buffer::PackedWeights;
 use openai::Served;
 use service::{OnError, Spawner};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::BroadcastGroup;
-use types::{BroadcastGroupId, Manifest, MemberId, ModelDescription, PolicyVersion, WeightHash};
+use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, WeightHash};
+use weights::{GroupEvent, Member, Prepare, ReceiveEvent, Receiver, ReceiverConfig};
 
 use crate::config::Config;
 use crate::metrics::{self, Way};
-use crate::pull_client;
-use crate::weights::{ReceiverConfig, WeightEvent, WeightReceiver};
+use crate::policy_model::PolicyModel;
 
-/// Events that may wait.
-const EVENTS: usize = 16;
+/// Pulls whose results may wait. The coordinator asks for one at a time.
+const PULL_CAPACITY: usize = 4;
 
 /// The policy in use.
 #[derive(Debug)]
@@ -33,212 +33,258 @@ pub(crate) struct Policy {
     pub(crate) encoder: Arc<PromptEncoder>,
 }
 
-/// What the keeper has to say.
+/// What happened to the policy's weights.
 #[derive(Debug)]
 pub(crate) enum PolicyEvent {
-    /// A broadcast group stands.
-    GroupReady(BroadcastGroupId),
-    /// A broadcast group is dead.
-    GroupFailed(BroadcastGroupId, String),
+    /// What became of a broadcast group.
+    Group(GroupEvent),
     /// Weights did not arrive.
     Failed { version: PolicyVersion, detail: String },
-    /// Weights are ready for [`PolicyKeeper::install`].
-    Arrived(Manifest, Box<PolicyWeights>),
+    /// Weights are ready for [`PolicyUpdater::install`].
+    Arrived { manifest: Manifest, weights: Box<PolicyWeights> },
+}
+
+/// Where weights can be pulled.
+#[derive(Debug)]
+pub(crate) struct WeightSource {
+    /// `host:port` of a weight service.
+    pub(crate) address: String,
+    pub(crate) version: PolicyVersion,
+    pub(crate) hash: WeightHash,
+}
+
+/// Keeps the policy new. It is known after the first pull; everything before that is refused.
+#[derive(Debug)]
+pub(crate) struct PolicyUpdater {
+    member: Member,
+    engine: EngineConfig,
+    known: Option<KnownModel>,
+    /// What pulls under way bring.
+    pulled: mpsc::Receiver<Pulled>,
+    pull_results: mpsc::Sender<Pulled>,
+    /// What could not be begun, until `next` has said so.
+    refusals: VecDeque<PolicyEvent>,
+    /// Tells the pages of [`openai`] about the policy, once there is one.
+    served: watch::Sender<Option<Served>>,
+    transfer: Transfer,
+}
+
+/// The model that an engine is made for, and who receives its weights.
+#[derive(Debug)]
+struct KnownModel {
+    config: ModelConfig,
+    encoder: Arc<PromptEncoder>,
+    receiver: Receiver<PrepareForEngine>,
+}
+
+/// The transfer under way, or the last one.
+#[derive(Debug, Clone, Copy)]
+struct Transfer {
+    way: Way,
+    since: Instant,
+}
+
+impl Transfer {
+    fn begin(way: Way) -> Self {
+        Self { way, since: Instant::now() }
+    }
+}
+
+/// What came of a pull.
+#[derive(Debug)]
+struct Pulled {
+    version: PolicyVersion,
+    result: anyhow::Result<Download>,
 }
 
 /// What a pull brought.
 #[derive(Debug)]
-struct Pulled {
-    version: PolicyVersion,
-    result: anyhow::Result<(ModelDescription, Bytes)>,
+struct Download {
+    manifest: Manifest,
+    buffer: Bytes,
+    /// What the first one brings beside the weights.
+    model: Option<PolicyModel>,
 }
 
-/// A model folder's content without weights: what an engine is made for.
+/// Brings weights into the engine's form, on the receiver's thread.
 #[derive(Debug)]
-struct Model {
-    config: ModelConfig,
-    tokenizer: Arc<Tokenizer>,
-    receiver: WeightReceiver,
-}
-
-/// Keeps the policy new.
-#[derive(Debug)]
-pub(crate) struct PolicyKeeper {
-    member: MemberId,
-    time_limit: Duration,
+struct PrepareForEngine {
+    model: ModelConfig,
     engine: EngineConfig,
-    /// Known after the first pull.
-    model: Option<Model>,
-    /// The encoder of the model just learnt about, until the policy takes it.
-    encoder: Option<PromptEncoder>,
-    weight_events: (mpsc::Sender<WeightEvent>, mpsc::Receiver<WeightEvent>),
-    pulls: (mpsc::Sender<Pulled>, mpsc::Receiver<Pulled>),
-    /// Tells the pages of [`openai`] about the policy, once there is one.
-    served: watch::Sender<Option<Served>>,
-    /// How the transfer under way comes, and since when.
-    transfer: (Way, Instant),
 }
 
-impl PolicyKeeper {
-    /// A keeper that knows no model yet.
-    pub(crate) fn new(config: &Config, member: MemberId, served: watch::Sender<Option<Served>>) -> Self {
+impl Prepare for PrepareForEngine {
+    type Prepared = Box<PolicyWeights>;
+    type Error = engine::Error;
+
+    fn prepare(
+        &mut self,
+        version: PolicyVersion,
+        weights: &PackedWeights<'_>,
+    ) -> Result<Box<PolicyWeights>, engine::Error> {
+        PolicyWeights::prepare(&self.model, weights, version, &self.engine).map(Box::new)
+    }
+}
+
+impl PolicyUpdater {
+    /// An updater that knows no model yet.
+    pub(crate) fn new(config: &Config, name: MemberId, served: watch::Sender<Option<Served>>) -> Self {
+        let (pull_results, pulled) = mpsc::channel(PULL_CAPACITY);
+        let device = config.engine.device.to_torch();
         Self {
-            member,
-            time_limit: config.weights_time_limit,
+            member: Member { name, device, timeout: config.weights_time_limit },
             engine: config.engine.clone(),
-            model: None,
-            encoder: None,
-            weight_events: mpsc::channel(EVENTS),
-            pulls: mpsc::channel(EVENTS),
+            known: None,
+            pulled,
+            pull_results,
+            refusals: VecDeque::new(),
             served,
-            transfer: (Way::Pull, Instant::now()),
+            transfer: Transfer::begin(Way::Pull),
         }
     }
 
     /// Waits for what happens next. The future may be dropped at any time.
-    pub(crate) async fn next(&mut self) -> PolicyEvent {
+    ///
+    /// # Errors
+    /// When the receiver's thread is gone.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<PolicyEvent> {
         loop {
+            if let Some(refusal) = self.refusals.pop_front() {
+                return Ok(refusal);
+            }
             tokio::select! {
-                Some(event) = self.weight_events.1.recv() => return self.translate(event),
-                Some(pulled) = self.pulls.1.recv() => {
-                    let version = pulled.version;
-                    if let Err(error) = self.pulled(pulled) {
-                        metrics::weights_failed(Way::Pull);
-                        return PolicyEvent::Failed { version, detail: format!("{error:#}") };
-                    }
-                }
+                event = next_received(&mut self.known) => return Ok(self.received(event?)),
+                Some(pulled) = self.pulled.recv() => self.unpack(pulled),
             }
         }
     }
 
-    fn translate(&self, event: WeightEvent) -> PolicyEvent {
+    fn received(&self, event: ReceiveEvent<Box<PolicyWeights>>) -> PolicyEvent {
         match event {
-            WeightEvent::Arrived { manifest, weights } => PolicyEvent::Arrived(manifest, weights),
-            WeightEvent::Failed { version, detail } => {
-                metrics::weights_failed(self.transfer.0);
-                PolicyEvent::Failed { version, detail }
+            ReceiveEvent::Arrived { manifest, weights } => PolicyEvent::Arrived { manifest, weights },
+            ReceiveEvent::Failed { version, error } => {
+                metrics::weights_failed(self.transfer.way);
+                PolicyEvent::Failed { version, detail: error.to_string() }
             }
-            WeightEvent::GroupReady(id) => PolicyEvent::GroupReady(id),
-            WeightEvent::GroupFailed(id, detail) => PolicyEvent::GroupFailed(id, detail),
+            ReceiveEvent::Group(event) => PolicyEvent::Group(event),
         }
     }
 
     /// Begins a pull; what comes of it is a [`PolicyEvent`].
-    pub(crate) async fn pull(
-        &mut self,
-        spawner: &Spawner,
-        source: String,
-        version: PolicyVersion,
-        hash: WeightHash,
-    ) {
-        self.transfer = (Way::Pull, Instant::now());
-        let pulls = self.pulls.0.clone();
+    pub(crate) async fn pull(&mut self, spawner: &Spawner, source: WeightSource) {
+        self.transfer = Transfer::begin(Way::Pull);
+        let results = self.pull_results.clone();
+        let model_is_known = self.known.is_some();
+        let version = source.version;
         let pull = async move {
-            let result = async {
-                let description = pull_client::describe(&source, hash).await?;
-                let buffer = pull_client::pull(&source, &description.manifest).await?;
-                Ok((description, buffer))
-            };
-            let result = result.await;
+            let result = download(&source, model_is_known).await;
             // Nobody waiting means that the actor is ending.
-            let _ = pulls.send(Pulled { version, result }).await;
+            let _ = results.send(Pulled { version, result }).await;
             Ok(())
         };
         spawner.spawn(format!("pull of {version}"), OnError::Log, pull).await;
     }
 
     /// A pull is through: the receiver's thread checks and prepares what came.
-    fn pulled(&mut self, pulled: Pulled) -> anyhow::Result<()> {
-        let (description, buffer) = pulled.result?;
-        if self.model.is_none() {
-            let folder = temporary_folder()?;
-            let learnt = self.learn(&folder, &description);
-            // The files have been read, or the reason is known.
-            let _ = std::fs::remove_dir_all(&folder);
-            learnt?;
+    fn unpack(&mut self, pulled: Pulled) {
+        let unpacking = pulled.result.and_then(|download| {
+            if let Some(model) = download.model.filter(|_| self.known.is_none()) {
+                self.known = Some(self.start_receiver(model)?);
+            }
+            Ok(self.receiver()?.unpack(download.manifest, download.buffer)?)
+        });
+        if let Err(error) = unpacking {
+            metrics::weights_failed(Way::Pull);
+            let detail = format!("{error:#}");
+            self.refusals.push_back(PolicyEvent::Failed { version: pulled.version, detail });
         }
-        let model = self.model.as_ref().context("the model is not known")?;
-        model.receiver.unpack(description.manifest, buffer)
     }
 
-    /// Learns about the model from the files that the learner sent.
-    fn learn(&mut self, folder: &Path, description: &ModelDescription) -> anyhow::Result<()> {
-        pull_client::write_files(folder, description)?;
-        let path = folder.join("config.json");
-        let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let config = ModelConfig::parse(&bytes).context("read the policy's configuration")?;
-        let tokenizer = Arc::new(Tokenizer::load(folder).context("read the policy's tokenizer")?);
-        self.encoder = Some(PromptEncoder::load(folder, Arc::clone(&tokenizer))?);
-        let receiver = ReceiverConfig {
-            member: self.member.clone(),
-            model: config.clone(),
-            engine: self.engine.clone(),
-            time_limit: self.time_limit,
-        };
-        let receiver = WeightReceiver::start(receiver, self.weight_events.0.clone())?;
-        self.model = Some(Model { config, tokenizer, receiver });
-        Ok(())
+    fn start_receiver(&self, model: PolicyModel) -> Result<KnownModel, weights::Error> {
+        let PolicyModel { config, encoder } = model;
+        let prepare = PrepareForEngine { model: config.clone(), engine: self.engine.clone() };
+        let receiver = ReceiverConfig { member: self.member.clone(), model: config.clone() };
+        let receiver = Receiver::start(receiver, prepare)?;
+        Ok(KnownModel { config, encoder: Arc::new(encoder), receiver })
     }
 
-    /// Connects to a broadcast group in the background.
-    pub(crate) async fn join(&mut self, group: BroadcastGroup) {
+    /// Connects to a broadcast group in the background; what comes of it is a [`PolicyEvent`].
+    pub(crate) fn join(&mut self, group: BroadcastGroup) {
         let id = group.id;
         if let Err(error) = self.receiver().and_then(|receiver| receiver.join(group)) {
-            let failed = WeightEvent::GroupFailed(id, format!("{error:#}"));
-            let _ = self.weight_events.0.send(failed).await;
+            self.refusals.push_back(PolicyEvent::Group(GroupEvent::Failed { group: id, error }));
         }
     }
 
-    /// Takes part in a broadcast.
-    pub(crate) async fn receive(&mut self, group: BroadcastGroupId, manifest: Manifest) {
-        self.transfer = (Way::Broadcast, Instant::now());
+    /// Takes part in a broadcast; what comes of it is a [`PolicyEvent`].
+    pub(crate) fn receive(&mut self, group: BroadcastGroupId, manifest: Manifest) {
+        self.transfer = Transfer::begin(Way::Broadcast);
         let version = manifest.version;
         if let Err(error) = self.receiver().and_then(|receiver| receiver.receive(group, manifest)) {
-            let failed = WeightEvent::Failed { version, detail: format!("{error:#}") };
-            let _ = self.weight_events.0.send(failed).await;
+            metrics::weights_failed(Way::Broadcast);
+            self.refusals.push_back(PolicyEvent::Failed { version, detail: error.to_string() });
         }
     }
 
-    fn receiver(&self) -> anyhow::Result<&WeightReceiver> {
-        Ok(&self.model.as_ref().context("no weights were pulled before")?.receiver)
+    fn receiver(&self) -> Result<&Receiver<PrepareForEngine>, weights::Error> {
+        self.known.as_ref().map(|known| &known.receiver).ok_or(weights::Error::UnknownModel)
     }
 
-    /// Puts weights into use from the next decode step on: makes the engine for the first, exchanges all others.
+    /// Puts weights into use from the next decode step on: makes the engine for the first, exchanges all
+    /// others.
     ///
     /// # Errors
     /// When the engine cannot be made or is gone.
     pub(crate) async fn install(
         &mut self,
         policy: &mut Option<Policy>,
-        manifest: &Manifest,
+        version: PolicyVersion,
         weights: PolicyWeights,
     ) -> anyhow::Result<()> {
         match policy {
             Some(policy) => policy.engine.swap_weights(weights).await.context("put new weights into use")?,
-            None => {
-                let model = self.model.as_ref().context("the model is not known")?;
-                let encoder = self.encoder.take().context("the tokenizer is not known")?;
-                let tokenizer = Some(Arc::clone(&model.tokenizer));
-                let (model, config) = (model.config.clone(), self.engine.clone());
-                let parts = EngineParts { model, weights, tokenizer, config };
-                let engine = EngineHandle::start(parts).await.context("start the engine")?;
-                let client = engine.client().await?;
-                let encoder = Arc::new(encoder);
-                // Nobody serves it unless the configuration says so.
-                self.served.send_replace(Some(Served::new(engine.clone(), Arc::clone(&encoder))));
-                *policy = Some(Policy { engine, client, encoder });
-            }
+            None => *policy = Some(self.start_engine(weights).await?),
         }
-        let (way, since) = self.transfer;
-        metrics::weights_in_use(way, manifest.version.0, since.elapsed());
-        tracing::info!(version = %manifest.version, ?way, took = ?since.elapsed(), "weights in use");
+        let Transfer { way, since } = self.transfer;
+        metrics::weights_in_use(way, version.0, since.elapsed());
+        tracing::info!(%version, ?way, took = ?since.elapsed(), "weights in use");
         Ok(())
+    }
+
+    async fn start_engine(&mut self, weights: PolicyWeights) -> anyhow::Result<Policy> {
+        let known = self.known.as_ref().ok_or(weights::Error::UnknownModel)?;
+        let encoder = Arc::clone(&known.encoder);
+        let parts = EngineParts {
+            model: known.config.clone(),
+            weights,
+            tokenizer: Some(Arc::clone(encoder.tokenizer())),
+            config: self.engine.clone(),
+        };
+        let engine = EngineHandle::start(parts).await.context("start the engine")?;
+        let client = engine.client().await?;
+        // Nobody serves it unless the configuration says so.
+        self.served.send_replace(Some(Served::new(engine.clone(), Arc::clone(&encoder))));
+        Ok(Policy { engine, client, encoder })
     }
 }
 
-/// A new folder for the files of a model description.
-fn temporary_folder() -> anyhow::Result<std::path::PathBuf> {
-    let folder = std::env::temp_dir().join(format!("sluice-actor-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    Ok(folder)
+/// Fetches weights, and with the first ones their model. Files are read on a thread for that: a large
+/// vocabulary takes long.
+async fn download(source: &WeightSource, model_is_known: bool) -> anyhow::Result<Download> {
+    let description = weights::describe(&source.address, source.hash).await?;
+    let model = if model_is_known {
+        None
+    } else {
+        let files = description.files;
+        Some(tokio::task::spawn_blocking(move || PolicyModel::read(files)).await??)
+    };
+    let buffer = weights::pull(&source.address, &description.manifest).await?;
+    Ok(Download { manifest: description.manifest, buffer, model })
+}
+
+async fn next_received(known: &mut Option<KnownModel>) -> anyhow::Result<ReceiveEvent<Box<PolicyWeights>>> {
+    match known {
+        Some(known) => known.receiver.next_event().await.context("the weight receiver is gone"),
+        None => std::future::pending().await,
+    }
 }

@@ -32,11 +32,12 @@ use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, Actor
 use types::{
     FailReason, Incarnation, MemberId, PolicyVersion, Rollout, RolloutFailure, RolloutId, WeightHash,
 };
+use weights::GroupEvent;
 
 use crate::config::Config;
 use crate::coordinator_client::CoordinatorLink;
 use crate::metrics;
-use crate::policy::{Policy, PolicyEvent, PolicyKeeper};
+use crate::policy::{Policy, PolicyEvent, PolicyUpdater, WeightSource};
 use crate::reward_router::{Offer, Offered, RewardRouter, Sender};
 use crate::work::{HeldLease, Work, Workload, group_work};
 
@@ -57,7 +58,7 @@ pub(crate) struct RolloutLoop {
     spawner: Spawner,
     readiness: Readiness,
     welcome: Option<ActorWelcome>,
-    keeper: PolicyKeeper,
+    updater: PolicyUpdater,
     policy: Option<Policy>,
     /// Version and hash of the weights in use.
     weights: Option<(PolicyVersion, WeightHash)>,
@@ -78,7 +79,7 @@ pub(crate) struct RolloutLoop {
 /// What the select found.
 enum Happened {
     Link(LinkEvent<ActorCommand>),
-    Policy(PolicyEvent),
+    Policy(anyhow::Result<PolicyEvent>),
     Engine(anyhow::Result<Event>),
     Recorded(RolloutId),
     LoadDue,
@@ -105,7 +106,7 @@ impl RolloutLoop {
         // Ids are recorded at most once each, so that this never fills: the router never waits for this loop.
         let recorded = mpsc::channel(2 * config.max_unacknowledged + config.engine.max_waiting);
         Ok(Self {
-            keeper: PolicyKeeper::new(&config, member.clone(), served),
+            updater: PolicyUpdater::new(&config, member.clone(), served),
             member,
             incarnation: Incarnation(new_incarnation()),
             link,
@@ -136,7 +137,7 @@ impl RolloutLoop {
                         break;
                     }
                 }
-                Happened::Policy(event) => self.policy_event(event).await?,
+                Happened::Policy(event) => self.policy_event(event?).await?,
                 Happened::Engine(event) => self.engine_event(event.context("generate")?).await,
                 Happened::Recorded(id) => {
                     self.unacknowledged.remove(&id);
@@ -167,7 +168,7 @@ impl RolloutLoop {
         let stopping = self.drain_until.is_some();
         tokio::select! {
             event = self.link.next() => Happened::Link(event),
-            event = self.keeper.next() => Happened::Policy(event),
+            event = self.updater.next() => Happened::Policy(event),
             event = next_event(&mut self.policy) => Happened::Engine(event),
             Some(id) = self.recorded.1.recv() => Happened::Recorded(id),
             () = tokio::time::sleep_until(load_due), if self.link.is_connected() => Happened::LoadDue,
@@ -215,11 +216,11 @@ impl RolloutLoop {
             ActorCommand::Welcome(welcome) => self.welcomed(welcome).await,
             ActorCommand::RewardServers(servers) => self.offer(Offer::Servers(servers)).await,
             ActorCommand::PullWeights { source, version, hash } => {
-                self.keeper.pull(&self.spawner, source, version, hash).await;
+                self.updater.pull(&self.spawner, WeightSource { address: source, version, hash }).await;
             }
-            ActorCommand::JoinBroadcastGroup(group) => self.keeper.join(group).await,
+            ActorCommand::JoinBroadcastGroup(group) => self.updater.join(group),
             ActorCommand::ReceiveWeights { group, manifest } => {
-                self.keeper.receive(group, manifest).await;
+                self.updater.receive(group, manifest);
             }
             ActorCommand::Lease(lease) => self.work.lease(lease),
             ActorCommand::Drain => self.drain().await,
@@ -362,18 +363,20 @@ impl RolloutLoop {
 
     async fn policy_event(&mut self, event: PolicyEvent) -> anyhow::Result<()> {
         match event {
-            PolicyEvent::GroupReady(id) => self.link.report(ActorReport::BroadcastGroupReady(id)).await,
-            PolicyEvent::GroupFailed(group, detail) => {
-                let report = ActorReport::BroadcastGroupFailed { group, detail };
-                self.link.report(report).await;
+            PolicyEvent::Group(GroupEvent::Ready(group)) => {
+                self.link.report(ActorReport::BroadcastGroupReady(group)).await;
+            }
+            PolicyEvent::Group(GroupEvent::Failed { group, error }) => {
+                let detail = error.to_string();
+                self.link.report(ActorReport::BroadcastGroupFailed { group, detail }).await;
             }
             PolicyEvent::Failed { version, detail } => {
                 tracing::warn!(%version, detail, "weights did not arrive");
                 self.link.report(ActorReport::WeightsFailed { version, detail }).await;
             }
-            PolicyEvent::Arrived(manifest, weights) => {
-                self.keeper.install(&mut self.policy, &manifest, *weights).await?;
+            PolicyEvent::Arrived { manifest, weights } => {
                 let (version, hash) = (manifest.version, manifest.hash);
+                self.updater.install(&mut self.policy, version, *weights).await?;
                 self.weights = Some((version, hash));
                 self.readiness.set(true);
                 self.link.report(ActorReport::WeightsConfirmed { version, hash }).await;

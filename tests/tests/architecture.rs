@@ -12,7 +12,7 @@ use tests::root;
 const MAX_FILE_LINES: usize = 500;
 
 /// Who may know whom. Nothing else.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("types", &[]),
     ("algo", &[]),
     ("service", &[]),
@@ -23,10 +23,11 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("proto", &["types"]),
     ("engine", &["types", "model"]),
     ("openai", &["engine", "types", "model"]),
+    ("weights", &["proto", "types", "service", "model", "collective"]),
     ("coordinator", &["proto", "types", "algo", "service"]),
     ("reward-server", &["proto", "types", "service", "model", "sandbox"]),
-    ("actor", &["proto", "types", "service", "model", "engine", "openai", "collective"]),
-    ("learner", &["proto", "types", "algo", "service", "model", "collective"]),
+    ("actor", &["proto", "types", "service", "model", "engine", "openai", "weights"]),
+    ("learner", &["proto", "types", "algo", "service", "model", "collective", "weights"]),
     (
         "cli",
         &[

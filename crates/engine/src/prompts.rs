@@ -22,6 +22,11 @@ impl std::fmt::Debug for PromptEncoder {
 }
 
 impl PromptEncoder {
+    /// Encodes with a tokenizer and, where prompts are chat messages, a template.
+    pub fn new(tokenizer: Arc<Tokenizer>, template: Option<ChatTemplate>) -> Self {
+        Self { tokenizer, template }
+    }
+
     /// Reads the chat template from the model folder that `tokenizer` is from.
     ///
     /// # Errors

@@ -27,9 +27,7 @@ pub use rollout::{FinishReason, MAX_SEQUENCE_TOKENS, Rollout, RolloutFailure, Sp
 pub use sample::{Batch, Sample, ScoredRollout};
 pub use sampling::Sampling;
 pub use time::Timestamp;
-pub use weights::{
-    BROADCAST_CHUNK_BYTES, DType, Manifest, ModelDescription, ModelFile, TensorEntry, WeightHash,
-};
+pub use weights::{DType, Manifest, ModelDescription, ModelFile, TensorEntry, WeightHash};
 
 /// A value that breaks an invariant of its type. The message says which value and which bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

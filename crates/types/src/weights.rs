@@ -7,9 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, PolicyVersion};
 
-/// Bytes of the flat buffer that are broadcast at a time; sender and receivers have to cut it alike.
-pub const BROADCAST_CHUNK_BYTES: usize = 64 << 20;
-
 /// Element type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

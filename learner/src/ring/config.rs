@@ -7,7 +7,7 @@ use std::time::Duration;
 use model::Device;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
-use types::MemberId;
+use types::{HostPort, MemberId};
 
 use crate::config::PpoConfig;
 
@@ -23,8 +23,8 @@ pub struct Config {
     pub rank: usize,
     /// Number of ranks, one process each.
     pub world_size: usize,
-    /// `host:port` where the ranks meet; rank 0 listens there. It takes any free port for port 0, and says which in its
-    /// address file.
+    /// `host:port` where the ranks meet; rank 0 listens there. It takes any free port for port 0, and says
+    /// which in its address file.
     pub rendezvous: String,
     /// Where rank 0 serves weights to actors that join late.
     pub listen: SocketAddr,
@@ -32,7 +32,8 @@ pub struct Config {
     pub advertise: String,
     /// The policy's folder, before the first batch.
     pub policy: PathBuf,
-    /// The critic's folder: a critic or reward model keeps its head. The policy with a head of zeros when absent.
+    /// The critic's folder: a critic or reward model keeps its head. The policy with a head of zeros when
+    /// absent.
     pub critic: Option<PathBuf>,
     /// Where checkpoints are written.
     pub checkpoints: PathBuf,
@@ -44,21 +45,21 @@ pub struct Config {
     pub device: Device,
     /// Threads of a tensor operation; 0 leaves it to torch.
     pub threads: usize,
-    /// Longest wait of a rank for the others within a step.
+    /// The longest wait of a rank for the others within a step.
     #[serde(with = "humantime_serde")]
-    pub rank_time_limit: Duration,
-    /// Longest wait for all ranks to come.
+    pub rank_timeout: Duration,
+    /// The longest wait for all ranks to come.
     #[serde(with = "humantime_serde")]
-    pub join_time_limit: Duration,
-    /// Deadline of forming a broadcast group, and of each part of a broadcast.
+    pub join_timeout: Duration,
+    /// The longest wait for a broadcast group to form, and for each part of a broadcast.
     #[serde(with = "humantime_serde")]
-    pub broadcast_time_limit: Duration,
+    pub broadcast_timeout: Duration,
     /// Longest silence towards the coordinator.
     #[serde(with = "humantime_serde")]
     pub heartbeat_interval: Duration,
-    /// How long to look for a coordinator before giving up.
+    /// The longest look for a coordinator before giving up.
     #[serde(with = "humantime_serde")]
-    pub connect_time_limit: Duration,
+    pub connect_timeout: Duration,
     /// The step.
     pub ppo: PpoConfig,
     /// The process.
@@ -83,11 +84,11 @@ impl Default for Config {
             keep_checkpoints: 2,
             device: Device::default(),
             threads: 0,
-            rank_time_limit: Duration::from_secs(600),
-            join_time_limit: Duration::from_secs(120),
-            broadcast_time_limit: Duration::from_secs(60),
+            rank_timeout: Duration::from_secs(600),
+            join_timeout: Duration::from_secs(120),
+            broadcast_timeout: Duration::from_secs(60),
             heartbeat_interval: Duration::from_millis(500),
-            connect_time_limit: Duration::from_secs(600),
+            connect_timeout: Duration::from_secs(600),
             ppo: PpoConfig::default(),
             service: ServiceConfig::default(),
         }
@@ -109,7 +110,7 @@ impl service::Config for Config {
             problems.push(format!("rank is {}, must be below world_size = {}", self.rank, self.world_size));
         }
         for (key, address) in [("coordinator", &self.coordinator), ("rendezvous", &self.rendezvous)] {
-            if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            if address.parse::<HostPort>().is_err() {
                 problems.push(format!("{key} is {address:?}, must be host:port"));
             }
         }

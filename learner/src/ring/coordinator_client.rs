@@ -15,12 +15,15 @@ pub(crate) struct CoordinatorLink {
     link: Link<pb::LearnerReport, pb::LearnerCommand>,
     /// Joins the parts of batches.
     commands: LearnerCommands,
+    /// Why the last try to connect failed, until `next` has said so.
+    failure: Option<LinkEvent<LearnerCommand>>,
 }
 
 impl CoordinatorLink {
-    /// A link to `host:port` that gives up after `time_limit` without a stream.
-    pub(crate) fn new(address: String, time_limit: Duration) -> Self {
-        Self { link: Link::new(address, learn, time_limit), commands: LearnerCommands::default() }
+    /// A link to `host:port` that gives up after `timeout` without a stream.
+    pub(crate) fn new(address: String, timeout: Duration) -> Self {
+        let link = Link::new(address, learn, timeout);
+        Self { link, commands: LearnerCommands::default(), failure: None }
     }
 
     /// Whether a stream is open.
@@ -30,6 +33,9 @@ impl CoordinatorLink {
 
     /// Waits for what happens next. The future may be dropped at any time.
     pub(crate) async fn next(&mut self) -> LinkEvent<LearnerCommand> {
+        if let Some(failure) = self.failure.take() {
+            return failure;
+        }
         loop {
             let event = self.link.next().await;
             let LinkEvent::Command(message) = event else {
@@ -45,10 +51,10 @@ impl CoordinatorLink {
         }
     }
 
-    /// Opens a stream with this hello. Yields what went wrong, if anything did.
-    pub(crate) async fn connect(&mut self, hello: LearnerHello) -> Option<LinkEvent<LearnerCommand>> {
+    /// Opens a stream with this hello. What goes wrong is the next event.
+    pub(crate) async fn connect(&mut self, hello: LearnerHello) {
         self.commands = LearnerCommands::default();
-        self.link.connect(hello.into()).await
+        self.failure = self.link.connect(hello.into()).await;
     }
 
     /// Sends a report. Without a stream it is dropped: the next hello says everything that matters.

@@ -1,47 +1,40 @@
-//! One rank: the OS thread that owns trainer and process group (design D8).
+//! One rank: the OS thread that owns trainer and process group (docs/decisions.md, D8).
 //!
-//! Rank 0 takes orders from the ring's loop through a bounded queue and passes each on to the other ranks before it carries
-//! it out, so that all ranks do the same in the same order. The other ranks take orders from rank 0 alone. While there is
-//! nothing to do rank 0 passes on that there is nothing to do, so that a rank that is gone is noticed and no wait is
-//! without a deadline.
+//! Rank 0 takes commands from the ring's loop through a bounded queue and passes each on to the other ranks
+//! before it carries it out, so that all ranks do the same in the same order. The other ranks take commands
+//! from rank 0 alone. While there is nothing to do rank 0 passes on that there is nothing to do, so that a
+//! rank that is gone is noticed and no wait is without a deadline.
 
+use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Store};
+use collective::{Backend, GroupConfig, ProcessGroup, Store};
+use model::ModelConfig;
 use tch::Kind;
 use tokio::sync::mpsc;
 use types::link::learner::{RecentSteps, StepMetrics};
-use types::{Batch, BatchId, RunId, Sampling};
+use types::{BatchId, HostPort, RunId};
 
+use super::command::{RankCommand, RunTerms, decode, encode};
 use super::config::Config;
 use crate::checkpoint::Checkpoints;
 use crate::ppo::{CriticSource, Trainer, TrainerConfig};
 
-/// Orders that may wait: the coordinator sends two batches ahead.
-const ORDERS: usize = 8;
-/// How often the other ranks hear from rank 0.
-const IDLE: Duration = Duration::from_secs(2);
+/// Commands that may wait: the coordinator sends two batches ahead.
+const COMMAND_CAPACITY: usize = 8;
+/// Events that may wait for the ring's loop.
+const EVENT_CAPACITY: usize = 16;
+/// How often the other ranks hear from an idle rank 0.
+const IDLE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What a rank is to do.
+/// What rank 0 tells. The other ranks tell nothing.
 #[derive(Debug)]
-pub(crate) enum Order {
-    /// Learn how the run draws tokens and when it ends.
-    Run { run: RunId, sampling: Sampling, last_batch: BatchId },
-    /// Train a batch.
-    Train(Batch),
-    /// Write a checkpoint, unless the newest one holds everything.
-    Checkpoint,
-    /// Leave.
-    Finish,
-}
-
-/// What came of it. Only rank 0 says anything.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// The trainer is ready; these are its weights.
-    Ready(Ready),
+pub(crate) enum RankEvent {
+    /// The trainer is ready.
+    Ready(Box<Ready>),
     /// A batch is part of the weights.
     Trained { batch: BatchId, metrics: Box<StepMetrics>, buffer: Vec<u8> },
     /// A checkpoint begins.
@@ -55,104 +48,118 @@ pub(crate) enum Outcome {
 /// A trainer that is ready.
 #[derive(Debug)]
 pub(crate) struct Ready {
-    /// The run whose checkpoint it resumed from.
-    pub(crate) run: Option<RunId>,
-    /// The last batch in its weights.
-    pub(crate) trained: BatchId,
-    /// What the last steps up to it measured.
-    pub(crate) steps: RecentSteps,
-    /// Names and shapes of the policy's parameters, in buffer order.
-    pub(crate) parameters: Vec<(String, Vec<u64>)>,
-    /// Their element type.
+    /// Where training goes on.
+    pub(crate) resumed: Resumed,
+    /// The policy's network.
+    pub(crate) model: ModelConfig,
+    /// The element type of the buffers.
     pub(crate) kind: Kind,
     /// The policy's weights.
     pub(crate) buffer: Vec<u8>,
     /// The folder that configuration and tokenizer are in.
-    pub(crate) folder: std::path::PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
-/// The way to rank 0's thread.
-#[derive(Debug, Clone)]
+/// Where training goes on: after the newest checkpoint, or at the beginning.
+#[derive(Debug, Default)]
+pub(crate) struct Resumed {
+    /// The run of the checkpoint.
+    pub(crate) run: Option<RunId>,
+    /// The last batch in the weights.
+    pub(crate) trained: BatchId,
+    /// What the last steps up to it measured.
+    pub(crate) steps: RecentSteps,
+}
+
+/// The way to rank 0's thread, and what it tells.
+#[derive(Debug)]
 pub(crate) struct RankHandle {
-    orders: std_mpsc::SyncSender<Order>,
+    commands: std_mpsc::SyncSender<RankCommand>,
+    events: mpsc::Receiver<RankEvent>,
 }
 
 impl RankHandle {
-    /// Starts rank 0's thread. `store` is where the ranks meet.
+    /// Starts rank 0's thread. `store` is where the ranks meet; a rank that is alone has none.
     ///
     /// # Errors
     /// When the operating system has no thread left.
-    pub(crate) fn start(
-        config: Config,
-        store: Option<Store>,
-        outcomes: mpsc::Sender<Outcome>,
-    ) -> anyhow::Result<Self> {
-        let (orders, inbox) = std_mpsc::sync_channel(ORDERS);
+    pub(crate) fn start(config: Config, store: Option<Store>) -> anyhow::Result<Self> {
+        let (commands, inbox) = std_mpsc::sync_channel(COMMAND_CAPACITY);
+        let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
         let work = move || {
-            let ended = lead(&config, store, &inbox, &outcomes);
-            if let Err(error) = ended {
+            if let Err(error) = lead(&config, store, &inbox, &event_sender) {
                 // Nobody listening means that the process is ending anyway.
-                let _ = outcomes.blocking_send(Outcome::Failed(error));
+                let _ = event_sender.blocking_send(RankEvent::Failed(error));
             }
         };
         std::thread::Builder::new()
             .name("rank 0".to_owned())
             .spawn(work)
             .context("start the rank's thread")?;
-        Ok(Self { orders })
+        Ok(Self { commands, events })
     }
 
-    /// Gives an order.
+    /// Gives a command.
     ///
     /// # Errors
-    /// When too many wait, which the coordinator's bound on batches in flight rules out, or the thread is gone.
-    pub(crate) fn order(&self, order: Order) -> anyhow::Result<()> {
-        self.orders.try_send(order).map_err(|error| match error {
+    /// When too many wait, which the coordinator's bound on batches in flight rules out, or the thread is
+    /// gone.
+    pub(crate) fn command(&self, command: RankCommand) -> anyhow::Result<()> {
+        self.commands.try_send(command).map_err(|error| match error {
             std_mpsc::TrySendError::Full(_) => {
-                anyhow::anyhow!("{ORDERS} orders wait for the trainer already")
+                anyhow::anyhow!("{COMMAND_CAPACITY} commands wait for the trainer already")
             }
             std_mpsc::TrySendError::Disconnected(_) => anyhow::anyhow!("the trainer's thread is gone"),
         })
     }
+
+    /// What the thread tells next. The future may be dropped at any time.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub(crate) async fn next_event(&mut self) -> anyhow::Result<RankEvent> {
+        self.events.recv().await.context("the trainer is gone")
+    }
 }
 
-/// Rank 0's life.
+/// What rank 0's thread does, until it is told to finish.
 fn lead(
     config: &Config,
     store: Option<Store>,
-    inbox: &std_mpsc::Receiver<Order>,
-    outcomes: &mpsc::Sender<Outcome>,
+    inbox: &std_mpsc::Receiver<RankCommand>,
+    events: &mpsc::Sender<RankEvent>,
 ) -> anyhow::Result<()> {
     let (mut rank, ready) = Rank::prepare(config, store)?;
-    outcomes.blocking_send(Outcome::Ready(ready))?;
+    events.blocking_send(RankEvent::Ready(Box::new(ready)))?;
+    rank.events = Some(events.clone());
     loop {
-        let order = match inbox.recv_timeout(IDLE) {
-            Ok(order) => Some(order),
+        let command = match inbox.recv_timeout(IDLE_INTERVAL) {
+            Ok(command) => Some(command),
             Err(std_mpsc::RecvTimeoutError::Timeout) => None,
             // The ring's loop is gone without a word: the others must not wait for us.
-            Err(std_mpsc::RecvTimeoutError::Disconnected) => Some(Order::Finish),
+            Err(std_mpsc::RecvTimeoutError::Disconnected) => Some(RankCommand::Finish),
         };
-        rank.pass_on(order.as_ref())?;
-        let Some(order) = order else { continue };
-        if !rank.carry_out(order, |outcome| drop(outcomes.blocking_send(outcome)))? {
+        rank.pass_on(command.as_ref())?;
+        let Some(command) = command else { continue };
+        if rank.carry_out(command)?.is_break() {
             return Ok(());
         }
     }
 }
 
-/// The life of any other rank: it blocks this thread until rank 0 says that the run is over.
+/// What any other rank does: it blocks this thread until rank 0 says that the run is over.
 ///
 /// # Errors
 /// When this rank or another one fails.
 pub(crate) fn follow(config: &Config, ready: impl FnOnce()) -> anyhow::Result<()> {
-    let (host, port) = config.rendezvous.rsplit_once(':').context("rendezvous must be host:port")?;
-    let store = Store::connect(host, port.parse()?, config.join_time_limit)?;
+    let rendezvous: HostPort = config.rendezvous.parse()?;
+    let store = Store::connect(&rendezvous.host, rendezvous.port, config.join_timeout)?;
     let (mut rank, _) = Rank::prepare(config, Some(store))?;
     tracing::info!(rank = config.rank, world_size = config.world_size, "rank ready");
     ready();
     loop {
-        let Some(order) = rank.hear()? else { continue };
-        if !rank.carry_out(order, |_| {})? {
+        let Some(command) = rank.hear()? else { continue };
+        if rank.carry_out(command)?.is_break() {
             return Ok(());
         }
     }
@@ -168,7 +175,10 @@ struct Rank {
     written: BatchId,
     checkpoint_every: u64,
     kind: Kind,
-    /// Where the ranks met: on rank 0 the server. A rank that joins, or finds out why an operation failed, still needs it.
+    /// Where rank 0 tells what comes of its commands.
+    events: Option<mpsc::Sender<RankEvent>>,
+    /// Where the ranks met: on rank 0 the server. A rank that joins, or finds out why an operation failed,
+    /// still needs it.
     _store: Option<Store>,
 }
 
@@ -180,165 +190,114 @@ impl Rank {
         if config.threads > 0 {
             tch::set_num_threads(i32::try_from(config.threads)?);
         }
-        let group = match (&store, config.world_size) {
-            (_, 1) | (None, _) => None,
-            (Some(store), _) => Some(meet(config, store, device)?),
+        let group = match &store {
+            Some(store) if config.world_size > 1 => Some(meet(config, store, device)?),
+            _ => None,
         };
         let critic = config.critic.clone().map_or(CriticSource::Policy, CriticSource::Folder);
         let trainer =
             TrainerConfig { ppo: config.ppo.clone(), policy: config.policy.clone(), critic, device };
         let mut trainer = Trainer::new(trainer, group)?;
         let checkpoints = Checkpoints::new(&config.checkpoints, config.keep_checkpoints);
-        let resumed = checkpoints.restore_newest(&mut trainer)?;
-        let (run, trained) = resumed.map_or((None, BatchId(0)), |info| (Some(info.run), info.batch));
-        let kind = config.ppo.dtype.kind();
-        let ready = Ready {
-            run: run.clone(),
-            trained,
-            steps: trainer.steps().clone(),
-            parameters: model::buffer::parameters(trainer.policy_config()),
-            kind,
-            buffer: model::buffer::pack(&trainer.policy_flats()?, kind),
-            folder: trainer.policy_folder().to_owned(),
+        let resumed = match checkpoints.restore_newest(&mut trainer)? {
+            Some(found) => {
+                Resumed { run: Some(found.run), trained: found.batch, steps: trainer.steps().clone() }
+            }
+            None => Resumed { steps: trainer.steps().clone(), ..Resumed::default() },
         };
+        let kind = config.ppo.dtype.kind();
         let rank = Self {
-            trainer,
             checkpoints,
-            run,
+            run: resumed.run.clone(),
             last_batch: None,
-            trained,
-            written: trained,
+            trained: resumed.trained,
+            written: resumed.trained,
             checkpoint_every: config.checkpoint_every,
             kind,
+            events: None,
             _store: store,
+            trainer,
+        };
+        let ready = Ready {
+            resumed,
+            model: rank.trainer.policy_config().clone(),
+            kind,
+            buffer: rank.buffer()?,
+            folder: rank.trainer.policy_folder().to_owned(),
         };
         Ok((rank, ready))
     }
 
-    /// Carries out an order on this rank; false when it was the last one.
-    fn carry_out(&mut self, order: Order, say: impl Fn(Outcome)) -> anyhow::Result<bool> {
-        match order {
-            Order::Run { run, sampling, last_batch } => {
+    /// Carries out a command on this rank; breaks after the last one.
+    fn carry_out(&mut self, command: RankCommand) -> anyhow::Result<ControlFlow<()>> {
+        match command {
+            RankCommand::Begin(RunTerms { run, sampling, last_batch }) => {
                 self.trainer.set_run(&sampling, last_batch)?;
                 (self.run, self.last_batch) = (Some(run), Some(last_batch));
             }
-            Order::Train(batch) => {
-                let id = batch.id;
+            RankCommand::Train(batch) => {
                 let metrics = Box::new(self.trainer.step(&batch)?);
-                self.trained = id;
-                let buffer = model::buffer::pack(&self.trainer.policy_flats()?, self.kind);
-                say(Outcome::Trained { batch: id, metrics, buffer });
-                if id.0.is_multiple_of(self.checkpoint_every) || self.last_batch == Some(id) {
-                    self.checkpoint(say)?;
+                self.trained = batch.id;
+                let buffer = self.buffer()?;
+                self.tell(RankEvent::Trained { batch: batch.id, metrics, buffer });
+                if batch.id.0.is_multiple_of(self.checkpoint_every) || self.last_batch == Some(batch.id) {
+                    self.checkpoint()?;
                 }
             }
-            Order::Checkpoint => self.checkpoint(say)?,
-            Order::Finish => return Ok(false),
+            RankCommand::Checkpoint => self.checkpoint()?,
+            RankCommand::Finish => return Ok(ControlFlow::Break(())),
         }
-        Ok(true)
+        Ok(ControlFlow::Continue(()))
     }
 
-    fn checkpoint(&mut self, say: impl Fn(Outcome)) -> anyhow::Result<()> {
+    /// The policy's weights, as they are published.
+    fn buffer(&self) -> crate::Result<Vec<u8>> {
+        Ok(model::buffer::pack(&self.trainer.policy_flats()?, self.kind))
+    }
+
+    fn checkpoint(&mut self) -> anyhow::Result<()> {
         if self.trained > self.written {
             let run = self.run.clone().context("no checkpoint before the coordinator's welcome")?;
-            say(Outcome::Checkpointing);
+            self.tell(RankEvent::Checkpointing);
             self.checkpoints.save(&self.trainer, &run, self.trained)?;
             self.written = self.trained;
         }
-        say(Outcome::Checkpointed(self.written));
+        self.tell(RankEvent::Checkpointed(self.written));
         Ok(())
     }
 
-    /// Passes an order, or that there is none, on to the other ranks.
-    fn pass_on(&self, order: Option<&Order>) -> anyhow::Result<()> {
+    fn tell(&self, event: RankEvent) {
+        if let Some(events) = &self.events {
+            // Nobody listening means that the process is ending.
+            let _ = events.blocking_send(event);
+        }
+    }
+
+    /// Passes a command, or that there is none, on to the other ranks.
+    fn pass_on(&self, command: Option<&RankCommand>) -> anyhow::Result<()> {
         if let Some(group) = self.trainer.ranks().group() {
-            group.broadcast_bytes(&mut encode(order)?, 0)?;
+            group.broadcast_bytes(&mut encode(command)?, 0)?;
         }
         Ok(())
     }
 
     /// Waits for what rank 0 passes on.
-    fn hear(&self) -> anyhow::Result<Option<Order>> {
+    fn hear(&self) -> anyhow::Result<Option<RankCommand>> {
         let group = self.trainer.ranks().group().context("a single rank has nobody to hear from")?;
         let mut bytes = Vec::new();
         group.broadcast_bytes(&mut bytes, 0)?;
-        decode(&bytes)
+        Ok(decode(&bytes)?)
     }
 }
 
 fn meet(config: &Config, store: &Store, device: tch::Device) -> anyhow::Result<ProcessGroup> {
-    let backend = match device {
-        tch::Device::Cuda(device) => Backend::Nccl { device },
-        _ => Backend::Gloo(GlooAddress::TowardsStore),
-    };
     let group = GroupConfig {
         name: "ranks".to_owned(),
         rank: config.rank,
         world_size: config.world_size,
-        backend,
-        timeout: config.rank_time_limit,
-        join_timeout: config.join_time_limit,
+        backend: Backend::for_device(device),
+        timeout: config.rank_timeout,
+        join_timeout: config.join_timeout,
     };
     ProcessGroup::new(store, group).context("meet the other ranks")
-}
-
-const IDLE_TAG: u8 = 0;
-const RUN_TAG: u8 = 1;
-const TRAIN_TAG: u8 = 2;
-const CHECKPOINT_TAG: u8 = 3;
-const FINISH_TAG: u8 = 4;
-
-/// An order as bytes: a tag and what it carries.
-fn encode(order: Option<&Order>) -> anyhow::Result<Vec<u8>> {
-    let (tag, content) = match order {
-        None => (IDLE_TAG, Vec::new()),
-        Some(Order::Run { run, sampling, last_batch }) => {
-            (RUN_TAG, serde_json::to_vec(&(run, sampling, last_batch))?)
-        }
-        Some(Order::Train(batch)) => (TRAIN_TAG, proto::batch_to_bytes(batch.clone())),
-        Some(Order::Checkpoint) => (CHECKPOINT_TAG, Vec::new()),
-        Some(Order::Finish) => (FINISH_TAG, Vec::new()),
-    };
-    let mut bytes = vec![tag];
-    bytes.extend(content);
-    Ok(bytes)
-}
-
-fn decode(bytes: &[u8]) -> anyhow::Result<Option<Order>> {
-    let (tag, content) = bytes.split_first().context("an order without a tag")?;
-    Ok(Some(match *tag {
-        IDLE_TAG => return Ok(None),
-        RUN_TAG => {
-            let (run, sampling, last_batch) = serde_json::from_slice(content)?;
-            Order::Run { run, sampling, last_batch }
-        }
-        TRAIN_TAG => Order::Train(proto::batch_from_bytes(content)?),
-        CHECKPOINT_TAG => Order::Checkpoint,
-        FINISH_TAG => Order::Finish,
-        other => anyhow::bail!("an order with the unknown tag {other}"),
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn orders_survive_being_passed_on() {
-        assert!(decode(&encode(None).unwrap()).unwrap().is_none());
-        let run = Order::Run {
-            run: "r".parse().unwrap(),
-            sampling: Sampling { temperature: 0.7, ..Sampling::default() },
-            last_batch: BatchId(9),
-        };
-        let Some(Order::Run { sampling, last_batch, .. }) = decode(&encode(Some(&run)).unwrap()).unwrap()
-        else {
-            panic!("another order came out");
-        };
-        assert_eq!((sampling.temperature, last_batch), (0.7, BatchId(9)));
-        assert!(matches!(decode(&encode(Some(&Order::Finish)).unwrap()), Ok(Some(Order::Finish))));
-        assert!(decode(&[]).is_err());
-        assert!(decode(&[77]).is_err());
-        assert!(decode(&[TRAIN_TAG, 1, 2, 3]).is_err());
-    }
 }

@@ -1,18 +1,19 @@
 //! Rank 0's loop between coordinator, trainer and publisher. See the picture at the head of `ring`.
 
+use std::ops::ControlFlow;
+
 use anyhow::Context as _;
 use service::{CancellationToken, LinkEvent, Readiness};
-use tokio::sync::mpsc;
 use tokio::time::Instant;
-use types::link::learner::{
-    LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, MeasuredStep, RecentSteps,
-};
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 use types::{Batch, BatchId, Incarnation, Manifest, MemberId, PolicyVersion, RunId};
+use weights::{GroupEvent, PublishEvent, Publisher};
 
+use super::command::{RankCommand, RunTerms};
 use super::config::Config;
 use super::coordinator_client::CoordinatorLink;
-use super::publisher::{PublishEvent, Publisher};
-use super::rank::{Order, Outcome, RankHandle};
+use super::progress::Progress;
+use super::rank::{RankEvent, RankHandle, Resumed};
 use crate::metrics;
 
 /// Where actors find this learner.
@@ -24,299 +25,254 @@ pub(crate) struct Addresses {
     pub(crate) weights: String,
 }
 
+/// What the loop is told and given by its process.
+#[derive(Debug)]
+pub(crate) struct RingContext {
+    pub(crate) member: MemberId,
+    pub(crate) config: Config,
+    pub(crate) addresses: Addresses,
+    pub(crate) readiness: Readiness,
+    /// Cancelled with the process.
+    pub(crate) token: CancellationToken,
+}
+
 /// The loop with all that it owns.
 #[derive(Debug)]
 pub(crate) struct RingLoop {
-    config: Config,
-    member: MemberId,
+    context: RingContext,
     incarnation: Incarnation,
-    addresses: Addresses,
     link: CoordinatorLink,
     rank: RankHandle,
     publisher: Publisher,
-    outcomes: mpsc::Receiver<Outcome>,
-    events: mpsc::Receiver<PublishEvent>,
-    readiness: Readiness,
-    token: CancellationToken,
     /// The run, from the checkpoint or the coordinator's welcome.
     run: Option<RunId>,
     /// The newest weights that can be pulled.
     manifest: Manifest,
-    phase: LearnerPhase,
-    /// The last batch given to the trainer, that is in the weights, and in a checkpoint.
-    ordered: BatchId,
-    trained: BatchId,
-    checkpointed: BatchId,
-    /// What the last steps measured, for a coordinator that has not heard of them.
-    measured: RecentSteps,
-    /// A checkpoint that is whole, but of weights that the publisher is still describing: said after them.
-    unsaid: Option<BatchId>,
-    heard: Instant,
+    progress: Progress,
+    /// When the coordinator last heard from here.
+    reported_at: Instant,
     /// Asked to leave: a checkpoint comes first.
     leaving: bool,
 }
 
-/// What the loop is made of.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub(crate) config: Config,
-    pub(crate) addresses: Addresses,
-    pub(crate) rank: RankHandle,
-    pub(crate) publisher: Publisher,
-    pub(crate) outcomes: mpsc::Receiver<Outcome>,
-    pub(crate) events: mpsc::Receiver<PublishEvent>,
-    pub(crate) readiness: Readiness,
-    pub(crate) token: CancellationToken,
-    pub(crate) run: Option<RunId>,
-    pub(crate) trained: BatchId,
-    pub(crate) steps: RecentSteps,
-    pub(crate) manifest: Manifest,
-}
-
-/// Whether the loop goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    GoOn,
-    Leave,
-}
-
 impl RingLoop {
-    /// A loop that is not running.
-    ///
-    /// # Errors
-    /// When the learner's name is none.
-    pub(crate) fn new(parts: Parts) -> anyhow::Result<Self> {
-        let Parts {
-            config,
-            addresses,
-            rank,
-            publisher,
-            outcomes,
-            events,
-            readiness,
-            token,
-            run,
-            trained,
-            steps,
-            manifest,
-        } = parts;
-        let link = CoordinatorLink::new(config.coordinator.clone(), config.connect_time_limit);
-        Ok(Self {
-            member: config.member.parse()?,
+    /// A loop that is not running, over a trainer that is ready and the description of its weights.
+    pub(crate) fn new(
+        context: RingContext,
+        rank: RankHandle,
+        publisher: Publisher,
+        resumed: Resumed,
+        manifest: Manifest,
+    ) -> Self {
+        let config = &context.config;
+        Self {
+            link: CoordinatorLink::new(config.coordinator.clone(), config.connect_timeout),
             incarnation: Incarnation(new_incarnation()),
-            addresses,
-            link,
             rank,
             publisher,
-            outcomes,
-            events,
-            readiness,
-            token,
-            run,
+            run: resumed.run,
             manifest,
-            phase: LearnerPhase::Waiting,
-            ordered: trained,
-            trained,
-            checkpointed: trained,
-            measured: steps,
-            unsaid: None,
-            heard: Instant::now(),
+            progress: Progress::new(resumed.trained, resumed.steps),
+            reported_at: Instant::now(),
             leaving: false,
-            config,
-        })
+            context,
+        }
     }
 
     /// Runs until the run is over, or a checkpoint is written after the token was cancelled.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
         loop {
-            let alive_due = self.heard + self.config.heartbeat_interval;
-            let next = tokio::select! {
+            let alive_due = self.reported_at + self.context.config.heartbeat_interval;
+            let flow = tokio::select! {
                 event = self.link.next() => self.link_event(event).await?,
-                outcome = self.outcomes.recv() => self.outcome(outcome.context("the trainer is gone")?).await?,
-                event = self.events.recv() => self.published(event.context("the publisher is gone")?).await?,
-                () = tokio::time::sleep_until(alive_due), if self.link.is_connected() => {
-                    self.report(LearnerReport::Alive(self.phase)).await;
-                    Next::GoOn
+                event = self.rank.next_event() => self.rank_event(event?).await?,
+                event = self.publisher.next_event() => {
+                    self.publish_event(event.context("the publisher is gone")?).await?
                 }
-                () = self.token.cancelled(), if !self.leaving => self.begin_to_leave()?,
+                () = tokio::time::sleep_until(alive_due), if self.link.is_connected() => {
+                    self.report(LearnerReport::Alive(self.progress.phase())).await;
+                    ControlFlow::Continue(())
+                }
+                () = self.context.token.cancelled(), if !self.leaving => self.begin_to_leave()?,
             };
-            if next == Next::Leave {
+            if flow.is_break() {
                 break;
             }
         }
         // The other ranks leave with rank 0's thread.
-        let _ = self.rank.order(Order::Finish);
-        self.token.cancel();
+        let _ = self.rank.command(RankCommand::Finish);
+        self.context.token.cancel();
         Ok(())
     }
 
     async fn report(&mut self, report: LearnerReport) {
-        self.heard = Instant::now();
+        self.reported_at = Instant::now();
         self.link.report(report).await;
     }
 
-    fn begin_to_leave(&mut self) -> anyhow::Result<Next> {
+    fn begin_to_leave(&mut self) -> anyhow::Result<ControlFlow<()>> {
         self.leaving = true;
-        if self.checkpointed >= self.trained && self.unsaid.is_none() && self.ordered == self.trained {
-            return Ok(Next::Leave);
+        if self.progress.is_checkpointed() {
+            return Ok(ControlFlow::Break(()));
         }
-        tracing::info!(trained = self.trained.0, "writing a checkpoint before leaving");
-        self.rank.order(Order::Checkpoint)?;
-        Ok(Next::GoOn)
+        tracing::info!(trained = self.progress.trained().0, "writing a checkpoint before leaving");
+        self.rank.command(RankCommand::Checkpoint)?;
+        Ok(ControlFlow::Continue(()))
     }
 
-    async fn link_event(&mut self, event: LinkEvent<LearnerCommand>) -> anyhow::Result<Next> {
-        let mut event = Some(event);
-        while let Some(happened) = event.take() {
-            match happened {
-                LinkEvent::Due => {
-                    let hello = self.hello();
-                    event = self.link.connect(hello).await;
-                }
-                LinkEvent::Command(command) => return self.command(command).await,
-                LinkEvent::Lost(reason) => {
-                    tracing::info!(reason, "coordinator lost; trying again");
-                    self.readiness.set(false);
-                }
-                LinkEvent::Refused(reason) => anyhow::bail!("the coordinator refuses this learner: {reason}"),
-                LinkEvent::GaveUp(reason) => anyhow::bail!(reason),
+    async fn link_event(&mut self, event: LinkEvent<LearnerCommand>) -> anyhow::Result<ControlFlow<()>> {
+        match event {
+            LinkEvent::Due => {
+                let hello = self.hello();
+                self.link.connect(hello).await;
             }
+            LinkEvent::Command(command) => return self.command(command).await,
+            LinkEvent::Lost(reason) => {
+                tracing::info!(reason, "coordinator lost; trying again");
+                self.context.readiness.set(false);
+            }
+            LinkEvent::Refused(reason) => anyhow::bail!("the coordinator refuses this learner: {reason}"),
+            LinkEvent::GaveUp(reason) => anyhow::bail!(reason),
         }
-        Ok(Next::GoOn)
+        Ok(ControlFlow::Continue(()))
     }
 
     fn hello(&self) -> LearnerHello {
-        // What the newest weights hold that can be pulled; a batch whose weights are still being described is reported when
-        // they are.
+        // What the newest weights hold that can be pulled; a batch whose weights are still being described is
+        // reported when they are.
         let trained = BatchId(self.manifest.version.0);
+        let RingContext { member, config, addresses, .. } = &self.context;
         LearnerHello {
-            member: self.member.clone(),
+            member: member.clone(),
             incarnation: self.incarnation,
             run: self.run.clone(),
-            world_size: u32::try_from(self.config.world_size).unwrap_or(u32::MAX),
+            world_size: u32::try_from(config.world_size).unwrap_or(u32::MAX),
             trained,
-            checkpointed: self.checkpointed.min(trained),
+            checkpointed: self.progress.checkpointed().min(trained),
             manifest: self.manifest.clone(),
-            steps: self.measured.up_to(trained),
-            store: self.addresses.store.clone(),
-            weights: self.addresses.weights.clone(),
+            steps: self.progress.steps().up_to(trained),
+            store: addresses.store.clone(),
+            weights: addresses.weights.clone(),
         }
     }
 
-    async fn command(&mut self, command: LearnerCommand) -> anyhow::Result<Next> {
+    async fn command(&mut self, command: LearnerCommand) -> anyhow::Result<ControlFlow<()>> {
         match command {
             LearnerCommand::Welcome { run, last_batch, sampling } => {
-                tracing::info!(%run, trained = self.trained.0, last_batch = last_batch.0, "welcome");
-                self.readiness.set(true);
+                tracing::info!(
+                    %run,
+                    trained = self.progress.trained().0,
+                    last_batch = last_batch.0,
+                    "welcome"
+                );
+                self.context.readiness.set(true);
                 self.run = Some(run.clone());
-                self.rank.order(Order::Run { run, sampling, last_batch })?;
+                self.rank.command(RankCommand::Begin(RunTerms { run, sampling, last_batch }))?;
             }
             LearnerCommand::Batch(batch) => self.train(batch)?,
             LearnerCommand::JoinBroadcastGroup(group) => {
                 let id = group.id;
                 if let Err(error) = self.publisher.join(group) {
-                    let detail = format!("{error:#}");
-                    self.report(LearnerReport::BroadcastGroupFailed { group: id, detail }).await;
+                    self.group_event(GroupEvent::Failed { group: id, error }).await;
                 }
             }
             LearnerCommand::Publish { group, version } => {
                 if let Err(error) = self.publisher.broadcast(group, version) {
-                    let detail = format!("{error:#}");
+                    let detail = error.to_string();
                     self.report(LearnerReport::PublishFailed { group, version, detail }).await;
                 }
             }
-            LearnerCommand::Checkpoint => self.rank.order(Order::Checkpoint)?,
+            LearnerCommand::Checkpoint => self.rank.command(RankCommand::Checkpoint)?,
             LearnerCommand::Finish => {
                 tracing::info!("the run is over");
-                return Ok(Next::Leave);
+                return Ok(ControlFlow::Break(()));
             }
         }
-        Ok(Next::GoOn)
+        Ok(ControlFlow::Continue(()))
     }
 
-    /// Gives a batch to the trainer, unless it has it already: after a reconnection the coordinator sends again what it does
-    /// not know to be trained.
+    /// Gives a batch to the trainer, unless it has it already: after a reconnection the coordinator sends
+    /// again what it does not know to be trained.
     fn train(&mut self, batch: Batch) -> anyhow::Result<()> {
-        if batch.id <= self.ordered || self.leaving {
+        if self.progress.has_begun(batch.id) || self.leaving {
             return Ok(());
         }
-        anyhow::ensure!(
-            batch.id == self.ordered.next(),
-            "batch {} came, but {} is next",
-            batch.id,
-            self.ordered.next()
-        );
-        self.ordered = batch.id;
-        self.phase = LearnerPhase::Training;
-        self.rank.order(Order::Train(batch))
+        self.progress.begin(batch.id)?;
+        self.rank.command(RankCommand::Train(batch))
     }
 
-    async fn outcome(&mut self, outcome: Outcome) -> anyhow::Result<Next> {
-        match outcome {
-            Outcome::Ready(_) => {}
-            Outcome::Trained { batch, metrics, buffer } => {
+    async fn rank_event(&mut self, event: RankEvent) -> anyhow::Result<ControlFlow<()>> {
+        match event {
+            RankEvent::Ready(_) => {}
+            RankEvent::Trained { batch, metrics, buffer } => {
                 metrics::step(&metrics);
-                self.trained = batch;
-                self.phase =
-                    if self.ordered == batch { LearnerPhase::Waiting } else { LearnerPhase::Training };
-                self.measured.push(MeasuredStep { batch, metrics: *metrics });
-                self.publisher.snapshot(PolicyVersion(batch.0), buffer);
+                self.progress.trained_batch(batch, *metrics);
+                self.publisher.keep(PolicyVersion(batch.0), buffer);
             }
-            Outcome::Checkpointing => self.phase = LearnerPhase::Checkpointing,
-            Outcome::Checkpointed(batch) => {
+            RankEvent::Checkpointing => self.progress.begin_checkpoint(),
+            RankEvent::Checkpointed(batch) => {
                 tracing::info!(batch = batch.0, "checkpoint complete");
                 metrics::checkpointed(batch);
-                self.checkpointed = batch;
-                let idle = self.ordered == self.trained;
-                self.phase = if idle { LearnerPhase::Waiting } else { LearnerPhase::Training };
-                self.unsaid = Some(batch);
-                return Ok(self.say_checkpointed().await);
+                self.progress.wrote_checkpoint(batch);
+                return Ok(self.report_checkpoint().await);
             }
-            Outcome::Failed(error) => return Err(error),
+            RankEvent::Failed(error) => return Err(error),
         }
-        Ok(Next::GoOn)
+        Ok(ControlFlow::Continue(()))
     }
 
-    /// Says that a checkpoint is whole, once the batches in it have been reported: the coordinator forgets them then.
-    async fn say_checkpointed(&mut self) -> Next {
-        if let Some(batch) = self.unsaid
-            && batch.0 <= self.manifest.version.0
-        {
-            self.unsaid = None;
-            self.report(LearnerReport::Checkpointed(batch)).await;
-            if self.leaving && self.ordered == self.trained {
-                return Next::Leave;
-            }
+    /// Says that a checkpoint is whole, once the batches in it have been reported: the coordinator forgets
+    /// them then.
+    async fn report_checkpoint(&mut self) -> ControlFlow<()> {
+        let Some(batch) = self.progress.take_checkpoint_to_report(BatchId(self.manifest.version.0)) else {
+            return ControlFlow::Continue(());
+        };
+        self.report(LearnerReport::Checkpointed(batch)).await;
+        if self.leaving && self.progress.is_idle() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
         }
-        Next::GoOn
     }
 
-    async fn published(&mut self, event: PublishEvent) -> anyhow::Result<Next> {
-        let report = match event {
-            PublishEvent::Ready(manifest) => {
+    async fn publish_event(&mut self, event: PublishEvent) -> anyhow::Result<ControlFlow<()>> {
+        match event {
+            PublishEvent::Kept(manifest) => {
                 self.manifest = manifest.clone();
                 let batch = BatchId(manifest.version.0);
-                if let Some(metrics) = self.measured.of(batch) {
+                if let Some(metrics) = self.progress.steps().of(batch) {
                     let metrics = Box::new(metrics.clone());
                     self.report(LearnerReport::Trained { batch, manifest, metrics }).await;
                 }
-                return Ok(self.say_checkpointed().await);
+                return Ok(self.report_checkpoint().await);
             }
-            PublishEvent::Broken(detail) => anyhow::bail!("the new weights cannot be described: {detail}"),
-            PublishEvent::GroupReady(id) => LearnerReport::BroadcastGroupReady(id),
-            PublishEvent::GroupFailed(group, detail) => LearnerReport::BroadcastGroupFailed { group, detail },
-            PublishEvent::Sent { group, version, seconds } => {
+            PublishEvent::Refused { version, error } => {
+                anyhow::bail!("the weights of {version} cannot be described: {error}")
+            }
+            PublishEvent::Sent { group, version, took } => {
+                let seconds = took.as_secs_f64();
                 metrics::broadcast(seconds);
-                LearnerReport::Published { group, version, seconds }
+                self.report(LearnerReport::Published { group, version, seconds }).await;
             }
-            PublishEvent::NotSent { group, version, detail } => {
-                tracing::warn!(%group, %version, detail, "broadcast failed");
+            PublishEvent::NotSent { group, version, error } => {
+                tracing::warn!(%group, %version, %error, "broadcast failed");
                 metrics::broadcast_failed();
-                LearnerReport::PublishFailed { group, version, detail }
+                let detail = error.to_string();
+                self.report(LearnerReport::PublishFailed { group, version, detail }).await;
+            }
+            PublishEvent::Group(event) => self.group_event(event).await,
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    async fn group_event(&mut self, event: GroupEvent) {
+        let report = match event {
+            GroupEvent::Ready(group) => LearnerReport::BroadcastGroupReady(group),
+            GroupEvent::Failed { group, error } => {
+                LearnerReport::BroadcastGroupFailed { group, detail: error.to_string() }
             }
         };
         self.report(report).await;
-        Ok(Next::GoOn)
     }
 }
 

@@ -1,23 +1,19 @@
-//! Wires a rank of the learner: on rank 0 trainer, publisher, weight service and loop; on the others the trainer alone.
+//! Wires a rank of the learner: on rank 0 trainer, publisher, weight service and loop; on the others the
+//! trainer alone.
 
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use collective::Store;
 use service::grpc::Listener;
-use service::{CancellationToken, Context, OnError, Readiness};
-use tokio::sync::mpsc;
+use service::{Context, OnError, Readiness};
+use types::{HostPort, Manifest, PolicyVersion};
+use weights::{Member, PublishEvent, Publisher, PublisherConfig, Snapshots, WeightService};
 
 use super::config::Config;
-use super::grpc::WeightService;
-use super::publisher::{PublishEvent, Publisher, PublisherConfig};
-use super::rank::{self, Outcome, RankHandle, Ready};
-use super::ring_loop::{Addresses, Parts, RingLoop};
-use super::snapshots::Snapshots;
+use super::rank::{self, RankEvent, RankHandle, Ready};
+use super::ring_loop::{Addresses, RingContext, RingLoop};
 use crate::metrics;
-
-/// Outcomes and events that may wait for the loop.
-const QUEUE: usize = 16;
 
 /// Builds a rank of the learner; nothing runs yet.
 ///
@@ -36,99 +32,75 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     } else {
         config.advertise.clone()
     };
+    let free_port = HostPort { host: host.clone(), port: 0 };
     let broadcast_store =
-        serve_store(&host, 0, &config).await.context("host the store for broadcast groups")?;
+        serve_store(free_port, &config).await.context("host the store for broadcast groups")?;
     let rank_store = if config.world_size > 1 {
-        let (host, port) = config.rendezvous.rsplit_once(':').context("rendezvous must be host:port")?;
-        let store = serve_store(host, port.parse()?, &config).await.context("host the ranks' rendezvous")?;
-        context.bound.push(("rendezvous", address(host, store.port())?));
+        let rendezvous: HostPort = config.rendezvous.parse()?;
+        let store = serve_store(rendezvous, &config).await.context("host the ranks' rendezvous")?;
+        context.bound.push(("rendezvous", bound_address(&store)?));
         Some(store)
     } else {
         None
     };
     let addresses = Addresses {
-        store: format!("{host}:{}", broadcast_store.port()),
-        weights: format!("{host}:{}", listener.address.port()),
+        store: HostPort { host: host.clone(), port: broadcast_store.port() }.to_string(),
+        weights: HostPort { host, port: listener.address.port() }.to_string(),
     };
     let (token, readiness) = (context.token.clone(), context.readiness.clone());
-    let lead = async move {
-        let life = Life { config, addresses, listener, token, readiness, _broadcast_store: broadcast_store };
-        life.run(rank_store).await
-    };
-    context.tasks.add("ring", OnError::Shutdown, lead);
+    let ring = RingContext { member: config.member.parse()?, config, addresses, readiness, token };
+    let rank_zero = RankZero { ring, listener, rank_store, _broadcast_store: broadcast_store };
+    context.tasks.add("ring", OnError::Shutdown, rank_zero.run());
     Ok(context)
 }
 
-async fn serve_store(host: &str, port: u16, config: &Config) -> anyhow::Result<Store> {
-    let (host, time_limit) = (host.to_owned(), config.join_time_limit);
-    let store = tokio::task::spawn_blocking(move || Store::serve(&host, port, time_limit));
+async fn serve_store(address: HostPort, config: &Config) -> anyhow::Result<Store> {
+    let timeout = config.join_timeout;
+    let store = tokio::task::spawn_blocking(move || Store::serve(&address.host, address.port, timeout));
     Ok(store.await??)
 }
 
-fn address(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
+fn bound_address(store: &Store) -> anyhow::Result<SocketAddr> {
+    let (host, port) = (store.host(), store.port());
     let parsed = format!("{host}:{port}").parse();
     // A name instead of a number: the port is what matters to who reads the address file.
     parsed.or_else(|_| format!("127.0.0.1:{port}").parse()).context("an address")
 }
 
-/// Rank 0 from its first breath.
-struct Life {
-    config: Config,
-    addresses: Addresses,
+/// Rank 0 before its trainer is ready.
+struct RankZero {
+    ring: RingContext,
     listener: Listener,
-    token: CancellationToken,
-    readiness: Readiness,
-    /// Groups meet here as long as this process lives.
+    /// Where the ranks meet, if there are several.
+    rank_store: Option<Store>,
+    /// Broadcast groups meet here as long as this process lives.
     _broadcast_store: Store,
 }
 
-impl Life {
-    async fn run(self, rank_store: Option<Store>) -> anyhow::Result<()> {
-        let (outcome_sender, mut outcomes) = mpsc::channel(QUEUE);
-        let rank = RankHandle::start(self.config.clone(), rank_store, outcome_sender)?;
+impl RankZero {
+    async fn run(self) -> anyhow::Result<()> {
+        let Self { ring, listener, rank_store, _broadcast_store } = self;
+        let mut rank = RankHandle::start(ring.config.clone(), rank_store)?;
         let ready = tokio::select! {
-            outcome = outcomes.recv() => match outcome.context("the trainer is gone")? {
-                Outcome::Ready(ready) => ready,
-                Outcome::Failed(error) => return Err(error),
+            event = rank.next_event() => match event? {
+                RankEvent::Ready(ready) => *ready,
+                RankEvent::Failed(error) => return Err(error),
                 other => anyhow::bail!("the trainer began with {other:?}"),
             },
-            () = self.token.cancelled() => return Ok(()),
+            () = ring.token.cancelled() => return Ok(()),
         };
-        let Ready { run, trained, steps, parameters, kind, buffer, folder } = ready;
-        tracing::info!(trained = trained.0, run = ?run, ranks = self.config.world_size, "learner ready");
+        let Ready { resumed, model, kind, buffer, folder } = ready;
+        let (trained, ranks) = (resumed.trained.0, ring.config.world_size);
+        tracing::info!(trained, run = ?resumed.run, ranks, "learner ready");
         let snapshots = Snapshots::default();
-        let (event_sender, mut events) = mpsc::channel::<PublishEvent>(QUEUE);
-        let publisher = PublisherConfig {
-            parameters,
-            dtype: dtype(kind)?,
-            device: self.config.device.to_torch(),
-            time_limit: self.config.broadcast_time_limit,
-            store: self.addresses.store.clone(),
-        };
-        let publisher = Publisher::start(publisher, snapshots.clone(), event_sender)?;
-        publisher.snapshot(types::PolicyVersion(trained.0), buffer);
-        let manifest = match events.recv().await.context("the publisher is gone")? {
-            PublishEvent::Ready(manifest) => manifest,
-            other => anyhow::bail!("the publisher began with {other:?}"),
-        };
-        let service = WeightService::new(&folder, snapshots)?;
-        let parts = Parts {
-            config: self.config,
-            addresses: self.addresses,
-            rank,
-            publisher,
-            outcomes,
-            events,
-            readiness: self.readiness,
-            token: self.token.clone(),
-            run,
-            trained,
-            steps,
-            manifest,
-        };
-        let ring_loop = RingLoop::new(parts)?;
+        let service = WeightService::new(&folder, snapshots.clone())?;
+        let publisher = PublisherConfig { member: member(&ring), model, kind };
+        let mut publisher = Publisher::start(publisher, snapshots)?;
+        publisher.keep(PolicyVersion(trained), buffer);
+        let manifest = first_manifest(&mut publisher).await?;
+        let ring_loop = RingLoop::new(ring, rank, publisher, resumed, manifest);
         // Weights are served until the loop has left, which on a cancelled token is after a checkpoint.
-        let serving = service.router().serve_with_incoming(self.listener.incoming());
+        let serving = service.router().serve_with_incoming(listener.incoming());
         tokio::select! {
             ended = ring_loop.run() => ended,
             served = serving => served.context("serve weights"),
@@ -136,7 +108,25 @@ impl Life {
     }
 }
 
-/// The life of any other rank, on a thread of its own.
+/// This learner in its broadcast groups.
+fn member(ring: &RingContext) -> Member {
+    Member {
+        name: ring.member.clone(),
+        device: ring.config.device.to_torch(),
+        timeout: ring.config.broadcast_timeout,
+    }
+}
+
+/// The description of the weights that the trainer starts with.
+async fn first_manifest(publisher: &mut Publisher) -> anyhow::Result<Manifest> {
+    match publisher.next_event().await.context("the publisher is gone")? {
+        PublishEvent::Kept(manifest) => Ok(manifest),
+        PublishEvent::Refused { error, .. } => Err(error.into()),
+        other => anyhow::bail!("the publisher began with {other:?}"),
+    }
+}
+
+/// Runs any other rank, on a thread of its own.
 async fn follow(config: Config, readiness: Readiness) -> anyhow::Result<()> {
     let (done, ended) = tokio::sync::oneshot::channel();
     let name = format!("rank {}", config.rank);
@@ -146,13 +136,4 @@ async fn follow(config: Config, readiness: Readiness) -> anyhow::Result<()> {
     };
     std::thread::Builder::new().name(name).spawn(work).context("start the rank's thread")?;
     ended.await.context("the rank's thread panicked")?
-}
-
-fn dtype(kind: tch::Kind) -> anyhow::Result<types::DType> {
-    Ok(match kind {
-        tch::Kind::Float => types::DType::F32,
-        tch::Kind::BFloat16 => types::DType::Bf16,
-        tch::Kind::Half => types::DType::F16,
-        other => anyhow::bail!("weights of element type {other:?} cannot be published"),
-    })
 }

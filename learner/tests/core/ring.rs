@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Store};
+use collective::{Backend, GroupConfig, ProcessGroup, Store};
 use learner::Config;
 use model::Architecture;
 use proto::pb;
@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::actor::BroadcastGroup;
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
-use types::{BatchId, BroadcastGroupId, Manifest, ModelDescription, PolicyVersion, Sampling};
+use types::{BatchId, BroadcastGroupId, HostPort, Manifest, ModelDescription, PolicyVersion, Sampling};
 
 use crate::support::{Models, config};
 
@@ -363,13 +363,13 @@ async fn two_ranks(mut ring: Ring) {
 }
 
 fn join(store: &str, group: BroadcastGroupId) -> ProcessGroup {
-    let (host, port) = store.rsplit_once(':').unwrap();
-    let store = Store::connect(host, port.parse().unwrap(), PATIENCE).unwrap();
+    let address: HostPort = store.parse().unwrap();
+    let store = Store::connect(&address.host, address.port, PATIENCE).unwrap();
     let config = GroupConfig {
         name: format!("weights-{group}"),
         rank: 1,
         world_size: 2,
-        backend: Backend::Gloo(GlooAddress::TowardsStore),
+        backend: Backend::for_device(tch::Device::Cpu),
         timeout: PATIENCE,
         join_timeout: PATIENCE,
     };

@@ -12,7 +12,7 @@ use crate::run::ring::RingFolder;
 
 /// Longest wait of a learner's rank for the others. On a cluster some may wait for a node, or for the end of a pause
 /// between restarts (up to five minutes on Kubernetes), while the others are there.
-const JOIN_TIME_LIMIT: &str = "10m";
+const JOIN_TIMEOUT: &str = "10m";
 
 /// A ring to be rendered.
 #[derive(Debug)]
@@ -182,7 +182,7 @@ impl RolePlan {
             }
             Role::Learner => {
                 self.set_if_absent("threads", threads);
-                self.set_if_absent("join_time_limit", Value::String(JOIN_TIME_LIMIT.to_owned()));
+                self.set_if_absent("join_timeout", Value::String(JOIN_TIMEOUT.to_owned()));
                 let ranks = i64::try_from(self.processes).unwrap_or(i64::MAX);
                 self.config.insert("world_size".to_owned(), Value::Integer(ranks));
                 let checkpoints = RingFolder::of(&recipe.output).checkpoints();

@@ -1,10 +1,11 @@
-//! The weight service for actors that join late or missed a broadcast: point to point, in chunks, from any offset.
+//! The weight service, for actors that join late or missed a broadcast: point to point, in chunks, from any
+//! offset.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use futures::Stream;
 use proto::pb;
 use proto::pb::weight_source_server::{WeightSource, WeightSourceServer};
@@ -12,28 +13,33 @@ use tonic::transport::server::Router;
 use tonic::{Request, Response, Status};
 use types::{ModelDescription, ModelFile, WeightHash};
 
-use super::snapshots::{Snapshot, Snapshots};
+use crate::snapshots::{Snapshot, Snapshots};
 
-/// Bytes of one message.
+/// Bytes of the buffer in one message.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Files of a model folder that an actor needs beside the weights.
-const FILES: [&str; 10] = [
+/// Files of a model folder that configuration, tokenizer and chat template are read from.
+const MODEL_FILES: [&str; 7] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
 ];
 
+/// A file of the policy's folder is there and cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("read {path}: {source}")]
+pub struct UnreadableFile {
+    path: PathBuf,
+    source: io::Error,
+}
+
 /// The service.
 #[derive(Debug, Clone)]
-pub(crate) struct WeightService {
+pub struct WeightService {
     files: Arc<Vec<ModelFile>>,
     snapshots: Snapshots,
 }
@@ -42,21 +48,25 @@ impl WeightService {
     /// Serves the snapshots, with configuration and tokenizer from the policy's folder.
     ///
     /// # Errors
-    /// When a file cannot be read.
-    pub(crate) fn new(folder: &Path, snapshots: Snapshots) -> anyhow::Result<Self> {
+    /// Names the file that is there and cannot be read.
+    pub fn new(folder: &Path, snapshots: Snapshots) -> Result<Self, UnreadableFile> {
         let mut files = Vec::new();
-        for name in FILES {
+        for name in MODEL_FILES {
             let path = folder.join(name);
-            if path.exists() {
-                let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-                files.push(ModelFile::new(name.to_owned(), content)?);
+            match std::fs::read(&path) {
+                Ok(content) => {
+                    let file = ModelFile::new(name.to_owned(), content);
+                    files.push(file.expect("the names above are plain file names"));
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(UnreadableFile { path, source }),
             }
         }
         Ok(Self { files: Arc::new(files), snapshots })
     }
 
     /// The service on a server with our bounds.
-    pub(crate) fn router(self) -> Router {
+    pub fn router(self) -> Router {
         let source = WeightSourceServer::new(self);
         let source = source.max_encoding_message_size(proto::MAX_MESSAGE_BYTES);
         service::grpc::server().add_service(source)
@@ -70,8 +80,8 @@ impl WeightService {
                 .map_err(|_| Status::invalid_argument("hash must have 32 bytes"))?;
             self.snapshots.with_hash(WeightHash(hash))
         };
-        found
-            .ok_or_else(|| Status::not_found("these weights are not here; a newer version has replaced them"))
+        let gone = "these weights are not here; a newer version has replaced them";
+        found.ok_or_else(|| Status::not_found(gone))
     }
 }
 

@@ -1,6 +1,5 @@
-//! Published weights: the newest versions as flat buffers, ready to be broadcast or pulled.
-//!
-//! A snapshot is immutable and shared. Two are kept, so that a transfer of the one before is not torn by the next step.
+//! Published weights: the newest versions as flat buffers, ready to be broadcast or pulled. A snapshot is
+//! immutable and shared.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,42 +7,44 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use types::{Manifest, PolicyVersion, WeightHash};
 
-/// Snapshots kept.
-const KEPT: usize = 2;
+/// Snapshots kept: the newest, and the one before for transfers under way.
+const SNAPSHOT_COUNT: usize = 2;
 
 /// One version's weights.
 #[derive(Debug)]
-pub(crate) struct Snapshot {
-    pub(crate) manifest: Manifest,
-    pub(crate) buffer: Bytes,
+pub struct Snapshot {
+    /// What they are.
+    pub manifest: Manifest,
+    /// The flat buffer.
+    pub buffer: Bytes,
 }
 
 /// The newest versions.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Snapshots(Arc<Mutex<VecDeque<Arc<Snapshot>>>>);
+pub struct Snapshots(Arc<Mutex<VecDeque<Arc<Snapshot>>>>);
 
 impl Snapshots {
     /// Adds the newest version, and forgets the oldest.
-    pub(crate) fn add(&self, snapshot: Snapshot) {
+    pub fn add(&self, snapshot: Snapshot) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push_back(Arc::new(snapshot));
-        while kept.len() > KEPT {
+        while kept.len() > SNAPSHOT_COUNT {
             kept.pop_front();
         }
     }
 
     /// The newest version.
-    pub(crate) fn newest(&self) -> Option<Arc<Snapshot>> {
+    pub fn newest(&self) -> Option<Arc<Snapshot>> {
         self.find(|_| true)
     }
 
     /// The weights with this hash, if they are still kept.
-    pub(crate) fn with_hash(&self, hash: WeightHash) -> Option<Arc<Snapshot>> {
+    pub fn with_hash(&self, hash: WeightHash) -> Option<Arc<Snapshot>> {
         self.find(|manifest| manifest.hash == hash)
     }
 
     /// The newest weights of this version, if they are still kept.
-    pub(crate) fn of_version(&self, version: PolicyVersion) -> Option<Arc<Snapshot>> {
+    pub fn of_version(&self, version: PolicyVersion) -> Option<Arc<Snapshot>> {
         self.find(|manifest| manifest.version == version)
     }
 
