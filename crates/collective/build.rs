@@ -1,7 +1,8 @@
 //! Compiles the C++ bridge over c10d and links it with libtorch.
 //!
-//! Reads `LIBTORCH` and `SLUICE_GLOO_INCLUDE` (the headers of Gloo); in the checkout both stand in `.cargo/config.toml`
-//! after `setup/install.sh`. With the feature `cuda` the CUDA headers lie beside LIBTORCH.
+//! Reads `LIBTORCH` and `SLUICE_GLOO_INCLUDE` (the headers of Gloo); in the checkout both stand in
+//! `.cargo/config.toml` after `setup/install.sh`. With the feature `cuda` the CUDA headers lie beside
+//! LIBTORCH.
 
 use std::env;
 use std::error::Error;

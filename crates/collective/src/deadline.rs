@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The longest wait handed to C++, whose clocks overflow far below [`Duration::MAX`].
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+const WAIT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A limit counted from when it was made.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,7 @@ impl Deadline {
 
 /// Whole milliseconds for C++, at least one: rounding down to zero would mean "for ever" to c10d.
 pub(crate) fn milliseconds(duration: Duration) -> i64 {
-    let rounded_up = duration.min(LONGEST).as_micros().div_ceil(1000).max(1);
+    let rounded_up = duration.min(WAIT_LIMIT).as_micros().div_ceil(1000).max(1);
     i64::try_from(rounded_up).expect("a year in milliseconds fits i64")
 }
 
@@ -46,8 +46,8 @@ pub(crate) enum Late {
     NoThread(#[from] std::io::Error),
 }
 
-/// Runs `call` on a thread of its own and waits at most `limit` for its result. A call that is late is left behind:
-/// its thread ends whenever the call does, and what it owns is dropped then.
+/// Runs `call` on a thread of its own and waits at most `limit` for its result. A call that is late is left
+/// behind: its thread ends whenever the call does, and what it owns is dropped then.
 pub(crate) fn call_within<T, F>(name: &str, limit: Duration, call: F) -> Result<T, Late>
 where
     T: Send + 'static,

@@ -1,20 +1,20 @@
 //! From a failed operation to an error that names who is missing.
 //!
 //! The rank that fails first announces it in the store and gives the others a moment to report (see
-//! [`watcher`](crate::watcher)). From the reports: who launched the operation, who something else, who is behind, and
-//! who is silent.
+//! [`watcher`](crate::watcher)). From the reports: who launched the operation, who something else, who is
+//! behind, and who is silent.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::deadline::Deadline;
 use crate::error::{Error, Fault, Peer, PeerState, Result};
-use crate::group::{Ending, Inner, TELLING};
+use crate::group::{Ending, Inner, STORE_TIMEOUT};
 use crate::progress::{Report, Standing};
 
-/// How long the others have to report. Answering takes a member that lives about a millisecond; on a machine that is
-/// short of processors, some hundred.
-const GRACE: Duration = Duration::from_millis(500);
+/// How long the others have to report. Answering takes a member that lives about a millisecond; on a machine
+/// that is short of processors, some hundred.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// An operation that was launched.
 #[derive(Clone, Debug)]
@@ -105,17 +105,17 @@ impl Inner {
         })
     }
 
-    /// Tells the store how this rank stands, and the others that the group has ended and why. Only the first member to
-    /// do so is listened to; for the rest, what the first one said is returned.
+    /// Tells the store how this rank stands, and the others that the group has ended and why. Only the first
+    /// member to do so is listened to; for the rest, what the first one said is returned.
     pub(crate) fn announce(&self, cause: String, standing: Standing) -> Option<String> {
         let report = self.progress().report(standing).encode();
         let mut keys = vec![format!("report/{}", self.rank), "ended".to_owned(), "cause".to_owned()];
         keys.extend(self.peers().map(|peer| format!("wake/{peer}")));
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        let announced = self.control.call_for(TELLING, "announce", &keys, move |raw, keys| {
+        let announced = self.control.call_for(STORE_TIMEOUT, "announce", &keys, move |raw, keys| {
             raw.set(&keys[0], &report)?;
             if raw.add(&keys[1], 1)? > 1 {
-                return raw.get(&keys[2], TELLING);
+                return raw.get(&keys[2], STORE_TIMEOUT);
             }
             for key in &keys[2..] {
                 raw.set(key, cause.as_bytes())?;
@@ -130,9 +130,8 @@ impl Inner {
     /// How the others stand towards an operation.
     fn peers_at(&self, note: &Note) -> Vec<Peer> {
         let reports = self.reports();
-        let known = |rank: &usize| *rank != self.rank && !reports.is_empty();
         (0..self.world_size)
-            .filter(known)
+            .filter(|rank| *rank != self.rank && !reports.is_empty())
             .map(|rank| Peer { rank, state: state_at(note, reports[rank].as_ref()) })
             .chain(self.lost_host(reports.is_empty()))
             .collect()
@@ -144,19 +143,20 @@ impl Inner {
         reports.get_or_insert_with(|| Arc::new(self.ask())).clone()
     }
 
-    /// The reports by rank, once all are there or [`GRACE`] is over. Empty when the store cannot be reached.
+    /// The reports by rank, once all are there or [`REPORT_TIMEOUT`] is over. Empty when the store cannot be
+    /// reached.
     fn ask(&self) -> Vec<Option<Report>> {
         let keys: Vec<String> = (0..self.world_size).map(|rank| format!("report/{rank}")).collect();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         let own = self.rank;
-        let asked = self.control.call_for(GRACE, "ask for", &keys, move |raw, keys| {
+        let asked = self.control.call_for(REPORT_TIMEOUT, "ask for", &keys, move |raw, keys| {
             let others: Vec<_> = keys.iter().enumerate().filter(|(rank, _)| *rank != own).collect();
             let expected: Vec<_> = others.iter().map(|(_, key)| key.as_c_str()).collect();
-            raw.wait(&expected, GRACE)?;
+            raw.wait(&expected, REPORT_TIMEOUT)?;
             let mut reports = vec![None; keys.len()];
             for (rank, key) in others {
                 if raw.check(key)? {
-                    reports[rank] = raw.get(key, TELLING)?.and_then(|report| Report::decode(&report));
+                    reports[rank] = raw.get(key, STORE_TIMEOUT)?.and_then(|report| Report::decode(&report));
                 }
             }
             Ok(reports)
@@ -170,8 +170,9 @@ impl Inner {
         Some(Peer { rank, state: PeerState::Silent })
     }
 
-    /// Notes in the store that this rank waits in an operation, and looks at what the others wait in. Returns how they
-    /// disagree, if they do. For operations that take long; errors of the store are not their business.
+    /// Notes in the store that this rank waits in an operation, and looks at what the others wait in. Returns
+    /// how they disagree, if they do. For operations that take long; errors of the store are not their
+    /// business.
     pub(crate) fn disagreement(&self, note: &Note) -> Option<String> {
         if !note.collective {
             return None;
@@ -180,12 +181,15 @@ impl Inner {
         let keys: Vec<String> = (0..self.world_size).map(|rank| format!("at/{rank}")).collect();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         let own = self.rank;
-        let looked = self.control.call_for(TELLING, "compare", &keys, move |raw, keys| {
+        let looked = self.control.call_for(STORE_TIMEOUT, "compare", &keys, move |raw, keys| {
             raw.set(&keys[own], &report)?;
             let mut reports = Vec::new();
             for (rank, key) in keys.iter().enumerate().filter(|(rank, _)| *rank != own) {
                 if raw.check(key)? {
-                    reports.push((rank, raw.get(key, TELLING)?.and_then(|report| Report::decode(&report))));
+                    reports.push((
+                        rank,
+                        raw.get(key, STORE_TIMEOUT)?.and_then(|report| Report::decode(&report)),
+                    ));
                 }
             }
             Ok(reports)
@@ -237,12 +241,18 @@ mod tests {
         for number in 1..=70 {
             progress.launch(&format!("broadcast 0 Float [{number}]"));
         }
-        progress.launch("barrier");
+        progress.launch("all_reduce sum Float [1]");
         let report = progress.report(Standing::Member);
         assert_eq!(state_at(&note(70, true), Some(&report)), PeerState::Present);
         assert_eq!(state_at(&note(1, true), Some(&report)), PeerState::Present, "long past");
-        assert_eq!(state_at(&note(71, true), Some(&report)), PeerState::Differs("barrier #71".into()));
-        assert_eq!(state_at(&note(72, true), Some(&report)), PeerState::Behind(Some("barrier #71".into())));
+        assert_eq!(
+            state_at(&note(71, true), Some(&report)),
+            PeerState::Differs("all_reduce sum Float [1] #71".into())
+        );
+        assert_eq!(
+            state_at(&note(72, true), Some(&report)),
+            PeerState::Behind(Some("all_reduce sum Float [1] #71".into()))
+        );
         assert_eq!(state_at(&note(72, false), Some(&report)), PeerState::Present, "not all ranks count it");
         assert_eq!(state_at(&note(1, true), Some(&progress.report(Standing::Left))), PeerState::Left);
         let aborted = progress.report(Standing::Aborted("enough".into()));

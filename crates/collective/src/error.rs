@@ -107,7 +107,8 @@ impl Error {
         }
     }
 
-    /// Ranks without which the group could not be formed or go on, in ascending order; empty when that is not known.
+    /// Ranks without which the group could not be formed or go on, in ascending order; empty when that is not
+    /// known.
     pub fn missing(&self) -> Vec<usize> {
         match self {
             Self::Join { missing, .. } | Self::Dead { silent: missing, .. } => missing.clone(),
@@ -127,27 +128,29 @@ pub struct Fault {
     pub world_size: usize,
     /// The operation with its arguments, such as `all_reduce sum Float [10]`.
     pub operation: String,
-    /// The operation's number in the group, from 1; the same on every rank. Sends and receives are counted apart, for
-    /// each peer and direction.
+    /// The operation's number in the group, from 1; the same on every rank.
     pub sequence: u64,
     /// From launching the operation to the failure; finding out about the peers is not counted.
     pub waited: Duration,
     /// What happened on this rank.
     pub reason: String,
-    /// What the other ranks said when asked, in ascending order of rank. Empty when they were not asked, or the store
-    /// could not be reached.
+    /// What the other ranks said when asked, in ascending order of rank. Empty when they were not asked, or
+    /// the store could not be reached.
     pub peers: Vec<Peer>,
 }
 
 impl Fault {
-    /// The ranks that kept the operation from completing: those that are silent, aborted or gone. When there are none,
-    /// those that never arrived.
+    /// The ranks that kept the operation from completing: those that are silent, aborted or gone. When there
+    /// are none, those that never arrived.
     pub fn missing(&self) -> Vec<usize> {
-        let of = |wanted: fn(&PeerState) -> bool| -> Vec<usize> {
-            self.peers.iter().filter(|peer| wanted(&peer.state)).map(|peer| peer.rank).collect()
-        };
-        let gone = of(|state| matches!(state, PeerState::Silent | PeerState::Aborted(_) | PeerState::Left));
-        if gone.is_empty() { of(|state| matches!(state, PeerState::Behind(_))) } else { gone }
+        let gone =
+            self.ranks(|state| matches!(state, PeerState::Silent | PeerState::Aborted(_) | PeerState::Left));
+        if gone.is_empty() { self.ranks(|state| matches!(state, PeerState::Behind(_))) } else { gone }
+    }
+
+    /// The ranks of peers in a state that `wanted` accepts.
+    fn ranks(&self, wanted: impl Fn(&PeerState) -> bool) -> Vec<usize> {
+        self.peers.iter().filter(|peer| wanted(&peer.state)).map(|peer| peer.rank).collect()
     }
 }
 

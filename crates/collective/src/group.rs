@@ -1,10 +1,10 @@
 //! A process group: connected ranks that run operations together, and how the group ends.
 //!
-//! Life: open, then ended for good. What ends it is whatever comes first: an operation that fails or misses its
-//! deadline here, [`AbortHandle::abort`] here, or the end of the group on another member, which the
-//! [`watcher`](crate::watcher) hears of. Ending closes this rank's connections, which makes every pending operation
-//! here fail. Before that it is announced in the store, so that the others hear of the cause rather than of broken
-//! connections.
+//! Life: open, then ended for good. What ends it is whatever comes first: an operation that fails or misses
+//! its deadline here, [`AbortHandle::abort`] here, or the end of the group on another member, which the
+//! [`watcher`](crate::watcher) hears of. Ending closes this rank's connections, which makes every pending
+//! operation here fail. Before that it is announced in the store, so that the others hear of the cause rather
+//! than of broken connections.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -23,22 +23,22 @@ use crate::progress::{Progress, Report, Standing};
 use crate::store::{Connection, Store};
 use crate::watcher;
 
-/// How long closing connections may take before it is left to a thread of its own. It takes a millisecond or so over
-/// Gloo; ncclCommAbort is known to hang at times.
-const CLOSING: Duration = Duration::from_secs(2);
+/// How long closing connections may take before it is left to a thread of its own. It takes a millisecond or
+/// so over Gloo; ncclCommAbort is known to hang at times.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long freeing a group may take before it is left to a thread of its own. It takes some 20 ms, unless an operation
-/// is stuck in c10d, which may take until c10d's own limit to end.
-const FREEING: Duration = Duration::from_millis(250);
+/// How long freeing a group may take before it is left to a thread of its own. It takes some 20 ms, unless an
+/// operation is stuck in c10d, which may take until c10d's own limit to end.
+const FREE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long telling the store may take before the news goes untold.
-pub(crate) const TELLING: Duration = Duration::from_millis(250);
+pub(crate) const STORE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Connected ranks that run operations on tensors together.
 ///
-/// All ranks launch the same collective operations in the same order. One thread of a process works with a group
-/// (`Send`, not `Sync`); other threads may end it through an [`AbortHandle`]. Dropping the group ends what is still
-/// under way in it. To be sure that the others are through as well, call [`barrier`](ProcessGroup::barrier) before.
+/// All ranks launch the same collective operations in the same order. One thread of a process works with a
+/// group (`Send`, not `Sync`); other threads may end it through an [`AbortHandle`]. Dropping the group ends
+/// what is still under way in it, here and, where they still wait for this rank, on the others.
 #[derive(Debug)]
 pub struct ProcessGroup {
     pub(crate) inner: Arc<Inner>,
@@ -49,9 +49,9 @@ impl ProcessGroup {
     /// Joins a group. Blocks until all its members have joined.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the config makes no sense or the name was used before; [`Error::Join`] when not all
-    /// members came and connected within `join_timeout`; [`Error::Store`] and [`Error::StoreTimeout`] when the store
-    /// does not answer.
+    /// [`Error::Invalid`] when the config makes no sense or the name was used before; [`Error::Join`] when
+    /// not all members came and connected within `join_timeout`; [`Error::Store`] and [`Error::StoreTimeout`]
+    /// when the store does not answer.
     pub fn new(store: &Store, config: GroupConfig) -> Result<Self> {
         config.validate()?;
         let Joined { raw, control, host_rank } = join(store, &config)?;
@@ -71,7 +71,6 @@ impl ProcessGroup {
             control,
             host_rank,
             progress: Mutex::default(),
-            point_to_point: Mutex::new(vec![Counts::default(); config.world_size]),
             ending: Mutex::default(),
             reports: Mutex::default(),
             under_way: AtomicUsize::new(0),
@@ -100,8 +99,8 @@ impl ProcessGroup {
         self.inner.device
     }
 
-    /// What ended the group; `None` while it is open. A member that fails ends it here too, within milliseconds, also
-    /// between operations.
+    /// What ended the group; `None` while it is open. A member that fails ends it here too, within
+    /// milliseconds, also between operations.
     pub fn ended(&self) -> Option<String> {
         self.inner.ending().as_ref().map(Ending::to_string)
     }
@@ -129,8 +128,9 @@ pub struct AbortHandle {
 }
 
 impl AbortHandle {
-    /// Ends the group on all members, and with it every pending operation: here they return [`Error::Aborted`] with
-    /// this reason, elsewhere [`Error::Lost`]. Does nothing when the group has ended already or is gone.
+    /// Ends the group on all members, and with it every pending operation: here they return
+    /// [`Error::Aborted`] with this reason, elsewhere [`Error::Lost`]. Does nothing when the group has ended
+    /// already or is gone.
     pub fn abort(&self, reason: &str) {
         let Some(group) = self.group.upgrade() else { return };
         if group.end(Ending::Aborted(reason.to_owned())) {
@@ -155,13 +155,6 @@ pub(crate) enum Ending {
     Elsewhere(String),
 }
 
-/// Sends and receives launched with one peer.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) sent: u64,
-    pub(crate) received: u64,
-}
-
 /// What a group's operations, its watcher and its abort handles share.
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -176,8 +169,6 @@ pub(crate) struct Inner {
     pub(crate) control: Connection,
     pub(crate) host_rank: Option<usize>,
     progress: Mutex<Progress>,
-    /// By peer.
-    point_to_point: Mutex<Vec<Counts>>,
     ending: Mutex<Option<Ending>>,
     /// What the members said when the group ended, by rank; asked for once, under this lock.
     pub(crate) reports: Mutex<Option<Arc<Vec<Option<Report>>>>>,
@@ -188,10 +179,6 @@ pub(crate) struct Inner {
 impl Inner {
     pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().expect("nothing panics while it holds the progress")
-    }
-
-    pub(crate) fn point_to_point(&self) -> MutexGuard<'_, Vec<Counts>> {
-        self.point_to_point.lock().expect("nothing panics while it holds the counts")
     }
 
     pub(crate) fn ending(&self) -> MutexGuard<'_, Option<Ending>> {
@@ -211,8 +198,9 @@ impl Inner {
     /// Closes this rank's connections: pending operations here fail, and those of the others soon after.
     pub(crate) fn close(&self) {
         let raw = Arc::clone(self.raw.group());
-        // An abort that fails or hangs changes nothing for us: the group has ended, and c10d's own limit is behind it.
-        let _ = call_within("group-close", CLOSING, move || raw.abort());
+        // An abort that fails or hangs changes nothing for us: the group has ended, and c10d's own limit is
+        // behind it.
+        let _ = call_within("group-close", CLOSE_TIMEOUT, move || raw.abort());
     }
 
     pub(crate) fn invalid(&self, operation: &'static str, reason: String) -> Error {
@@ -225,8 +213,8 @@ impl Inner {
     }
 }
 
-/// A group of c10d whose end is waited for, but not for long: freeing it joins its threads, which are in no hurry when
-/// they hang in the network.
+/// A group of c10d whose end is waited for, but not for long: freeing it joins its threads, which are in no
+/// hurry when they hang in the network.
 #[derive(Debug)]
 pub(crate) struct FreedInTime(Option<Arc<RawGroup>>);
 
@@ -248,6 +236,6 @@ impl Drop for FreedInTime {
     fn drop(&mut self) {
         let raw = self.0.take();
         // When it is late, or there is no thread to be had, it is freed behind our back or not at all.
-        let _ = call_within("group-free", FREEING, move || drop(raw));
+        let _ = call_within("group-free", FREE_TIMEOUT, move || drop(raw));
     }
 }

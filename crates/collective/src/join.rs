@@ -1,10 +1,13 @@
-//! How a group comes into being: every member notes itself in the store, waits for the others, then connects to them.
+//! How a group comes into being: every member notes itself in the store, waits for the others, then connects
+//! to them.
 //!
 //! Under `<name>/` in the store, for each rank `r`:
 //! - `join/r` counts who came as rank `r`: a second one means that the name is used again;
-//! - `member/r` says that rank `r` is there, `host` which rank hosts the store, `closed` that a member gave up;
+//! - `member/r` says that rank `r` is there, `host` which rank hosts the store, `closed` that a member gave
+//!   up;
 //! - `c10d/` holds the keys of c10d itself;
-//! - `ended`, `cause`, `wake/r`, `report/r` and `at/r` belong to [`diagnosis`](crate::diagnosis) and [`watcher`](crate::watcher).
+//! - `ended`, `cause`, `wake/r`, `report/r` and `at/r` belong to [`diagnosis`](crate::diagnosis) and
+//!   [`watcher`](crate::watcher).
 
 use std::net::{ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
@@ -14,19 +17,20 @@ use tch::Device;
 
 use crate::deadline::{Deadline, Late, call_within};
 use crate::error::{Error, Result};
-use crate::ffi::{RawAddress, RawGroup, RawGroupConfig, RawStore};
-use crate::store::{Address, Connection, Store, text};
+use crate::ffi::{RawAddress, RawGroup, RawGroupConfig, RawStore, Thrown};
+use crate::store::{Address, Connection, Nul, Store, text};
 
 /// How much longer than our deadline c10d lets an operation run: ours ends it first and has more to say.
-const AFTER_OURS: Duration = Duration::from_secs(10);
+const C10D_EXTRA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much longer than its own limit c10d may take to connect before its thread is left behind.
-const LATE_CONNECT: Duration = Duration::from_millis(500);
+const CONNECT_GRACE_DELAY: Duration = Duration::from_millis(500);
 
 /// A member's view of a group to be formed. All members give the same, but for `rank` and the address.
 #[derive(Clone, Debug)]
 pub struct GroupConfig {
-    /// Name of the group; once used, it is never used again with the same store, not even when joining failed.
+    /// Name of the group; once used, it is never used again with the same store, not even when joining
+    /// failed.
     pub name: String,
     /// This process's rank, from 0.
     pub rank: usize,
@@ -165,9 +169,8 @@ fn wait_for_members(control: &Connection, config: &GroupConfig, waiting: &Deadli
 }
 
 fn host_rank(control: &Connection) -> Result<Option<usize>> {
-    let host = control.call("look for", &["host"], |raw, keys| match raw.check(&keys[0])? {
-        true => raw.get(&keys[0], Duration::from_millis(100)),
-        false => Ok(None),
+    let host = control.call("look for", &["host"], |raw, keys| {
+        if raw.check(&keys[0])? { raw.get(&keys[0], Duration::from_millis(100)) } else { Ok(None) }
     })?;
     Ok(host.and_then(|rank| String::from_utf8(rank).ok()?.parse().ok()))
 }
@@ -178,13 +181,13 @@ fn connect(control: &Connection, config: &GroupConfig, waiting: &Deadline) -> Re
     let address = control.address.clone();
     let limit = waiting.left().max(Duration::from_millis(1));
     let own = config.clone();
-    let connecting = call_within("group-join", limit.saturating_add(LATE_CONNECT), move || {
+    let connecting = call_within("group-join", limit.saturating_add(CONNECT_GRACE_DELAY), move || {
         let raw_config = RawGroupConfig {
             prefix: &prefix,
             rank: own.rank,
             world_size: own.world_size,
             join_limit: limit,
-            operation_limit: own.timeout.saturating_add(AFTER_OURS),
+            operation_limit: own.timeout.saturating_add(C10D_EXTRA_TIMEOUT),
         };
         make(&raw, &raw_config, &own.backend, &address)
     });
@@ -202,29 +205,46 @@ fn make(
     config: &RawGroupConfig<'_>,
     backend: &Backend,
     store_address: &Address,
-) -> std::result::Result<RawGroup, String> {
-    match backend {
+) -> std::result::Result<RawGroup, Unconnected> {
+    let group = match backend {
         Backend::Gloo(GlooAddress::TowardsStore) => {
-            RawGroup::gloo(store, config, &RawAddress::Host(&text(&towards(store_address)?)?))
+            RawGroup::gloo(store, config, &RawAddress::Host(&text(&towards(store_address)?)?))?
         }
         Backend::Gloo(GlooAddress::Host(host)) => {
-            RawGroup::gloo(store, config, &RawAddress::Host(&text(host)?))
+            RawGroup::gloo(store, config, &RawAddress::Host(&text(host)?))?
         }
         Backend::Gloo(GlooAddress::Interface(name)) => {
-            RawGroup::gloo(store, config, &RawAddress::Interface(&text(name)?))
+            RawGroup::gloo(store, config, &RawAddress::Interface(&text(name)?))?
         }
         #[cfg(feature = "cuda")]
-        Backend::Nccl { device } => RawGroup::nccl(store, config, *device),
+        Backend::Nccl { device } => RawGroup::nccl(store, config, *device)?,
         #[cfg(not(feature = "cuda"))]
-        Backend::Nccl { .. } => Err("this build has no NCCL; build it with the feature `cuda`".to_owned()),
-    }
+        Backend::Nccl { .. } => return Err(Unconnected::NoNccl),
+    };
+    Ok(group)
 }
 
-/// The address of this machine on the way to the store. Connecting a UDP socket sends nothing; it only asks the kernel
-/// for the route.
-fn towards(store: &Address) -> std::result::Result<String, String> {
-    let unknown = |error: std::io::Error| format!("no way to the store {store}: {error}");
-    let targets = (store.host.as_str(), store.port).to_socket_addrs().map_err(unknown)?;
+/// Why this rank cannot connect to the others.
+#[derive(Debug, thiserror::Error)]
+enum Unconnected {
+    #[error(transparent)]
+    Thrown(#[from] Thrown),
+    #[error(transparent)]
+    Nul(#[from] Nul),
+    #[error("no way to the store {store}: {error}")]
+    NoWay { store: Address, error: std::io::Error },
+    #[cfg(not(feature = "cuda"))]
+    #[error("this build has no NCCL; build it with the feature `cuda`")]
+    NoNccl,
+}
+
+/// The address of this machine on the way to the store. Connecting a UDP socket sends nothing; it only asks
+/// the kernel for the route.
+fn towards(store: &Address) -> std::result::Result<String, Unconnected> {
+    let targets = match (store.host.as_str(), store.port).to_socket_addrs() {
+        Ok(targets) => targets,
+        Err(error) => return Err(Unconnected::NoWay { store: store.clone(), error }),
+    };
     let mut last = std::io::Error::other("the name has no address");
     for target in targets {
         let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
@@ -235,7 +255,7 @@ fn towards(store: &Address) -> std::result::Result<String, String> {
             Err(error) => last = error,
         }
     }
-    Err(unknown(last))
+    Err(Unconnected::NoWay { store: store.clone(), error: last })
 }
 
 fn not_joined(config: &GroupConfig, waiting: &Deadline, missing: Vec<usize>, reason: String) -> Error {
@@ -286,9 +306,8 @@ mod tests {
     #[test]
     fn the_way_to_a_store_on_loopback_is_loopback() {
         let local = |host: &str| towards(&Address { host: host.into(), port: 1 });
-        assert_eq!(local("127.0.0.1").as_deref(), Ok("127.0.0.1"));
-        assert!(
-            local("no such host").expect_err("not a name").starts_with("no way to the store no such host:1")
-        );
+        assert_eq!(local("127.0.0.1").expect("loopback"), "127.0.0.1");
+        let error = local("no such host").expect_err("not a name").to_string();
+        assert!(error.starts_with("no way to the store no such host:1"), "{error}");
     }
 }

@@ -1,27 +1,30 @@
 //! The operations of a process group.
 //!
-//! Each comes twice: `start_x` launches and returns a [`Work`]; `x` also waits for it, at most the group's timeout.
-//! Tensors are dense, contiguous and on the group's device, of kind f32, bf16, f16, f64, i64, i32, i8 or u8; shape and
-//! kind of what is sent agree on all ranks. What can be seen to be wrong on this rank is [`Error::Invalid`], before
-//! anything is launched; what only differs between ranks is an error on all of them, at the latest at the deadline and
-//! in most cases within a second of the launch. Tensors without elements are allowed everywhere and wait for nobody.
+//! Each comes twice: `start_x` launches and returns a [`Work`]; `x` also waits for it, at most the group's
+//! timeout. Tensors are dense, contiguous and on the group's device, of kind f32, bf16, f16, f64, i64, i32,
+//! i8 or u8; shape and kind of what is sent agree on all ranks. What can be seen to be wrong on this rank is
+//! [`Error::Invalid`], before anything is launched; what only differs between ranks is an error on all of
+//! them, at the latest at the deadline and in most cases within a second of the launch. Tensors without
+//! elements are allowed everywhere and wait for nobody. Where several ranks have to be at one place, an
+//! all-reduce of one element is the barrier.
 //!
 //! What c10d's Gloo backend lacks is built from what it has:
-//! - `reduce_scatter` (Gloo's own is an all-reduce that throws most of its result away): every rank sends each other
-//!   rank its part (all-to-all), then reduces what it got in order of rank, in f32 for bf16 and f16, and rounds once.
-//!   It moves half the bytes, and the result depends on nothing but the values.
+//! - `reduce_scatter` (Gloo's own is an all-reduce that throws most of its result away): every rank sends
+//!   each other rank its part (all-to-all), then reduces what it got in order of rank, in f32 for bf16 and
+//!   f16, and rounds once. It moves half the bytes, and the result depends on nothing but the values.
 //!
-//! Everything else is c10d's. Over Gloo and NCCL alike, an all-reduce of bf16 or f16 rounds after every addition.
+//! Everything else is c10d's. Over Gloo and NCCL alike, an all-reduce of bf16 or f16 rounds after every
+//! addition.
 
 use tch::Tensor;
 
-use crate::checks;
+use crate::checks::{self, Unfit};
 use crate::deadline::Deadline;
 use crate::diagnosis::{Failure, Note};
 use crate::error::{Error, Result};
 use crate::ffi::{Kind, Launch};
 use crate::group::ProcessGroup;
-use crate::progress::{Standing, point_to_point_tag, tag};
+use crate::progress::{Standing, tag};
 use crate::work::{Finish, Pending, Work, complete};
 
 /// How to reduce values across ranks.
@@ -29,7 +32,8 @@ use crate::work::{Finish, Pending, Work, complete};
 pub enum Reduce {
     /// Their sum; integers wrap around.
     Sum,
-    /// Their sum divided by the number of ranks, so that it overflows where the sum does; for floating-point kinds.
+    /// Their sum divided by the number of ranks, so that it overflows where the sum does; for floating-point
+    /// kinds.
     Mean,
     /// The greatest.
     Max,
@@ -73,7 +77,7 @@ impl ProcessGroup {
     /// As for [`broadcast`](Self::broadcast); this goes for all operations.
     pub fn start_broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<Work> {
         self.check("broadcast", || {
-            self.check_rank("the root", root)?;
+            self.check_root(root)?;
             self.check_tensor("tensor", tensor)
         })?;
         let outputs = [tensor.shallow_clone()];
@@ -81,8 +85,8 @@ impl ProcessGroup {
         self.start(format!("broadcast {root} {}", shape(tensor)), &launch, Finish::Nothing)
     }
 
-    /// Reduces `tensor` across all ranks, element by element, in place. The result is the same on every rank, bit for
-    /// bit.
+    /// Reduces `tensor` across all ranks, element by element, in place. The result is the same on every rank,
+    /// bit for bit.
     ///
     /// # Errors
     /// As for [`broadcast`](Self::broadcast).
@@ -105,39 +109,8 @@ impl ProcessGroup {
         self.start(format!("all_reduce {} {}", reduce.name(), shape(tensor)), &launch, Finish::Nothing)
     }
 
-    /// Copies every rank's `input` to all ranks: `outputs[r]`, of the shape of `input`, becomes that of rank `r`.
-    ///
-    /// # Errors
-    /// As for [`broadcast`](Self::broadcast).
-    pub fn all_gather(&self, outputs: &mut [Tensor], input: &Tensor) -> Result<()> {
-        complete(self.start_all_gather(outputs, input))
-    }
-
-    /// Starts [`all_gather`](Self::all_gather).
-    ///
-    /// # Errors
-    /// As for [`broadcast`](Self::broadcast).
-    pub fn start_all_gather(&self, outputs: &mut [Tensor], input: &Tensor) -> Result<Work> {
-        self.check("all_gather", || {
-            self.check_tensor("input", input)?;
-            if outputs.len() != self.world_size() {
-                return Err(format!("{} outputs for {} ranks", outputs.len(), self.world_size()));
-            }
-            for output in &*outputs {
-                self.check_tensor("output", output)?;
-                checks::same_kind(output, input)?;
-                if output.size() != input.size() {
-                    return Err(format!("an output is {:?}, but input is {:?}", output.size(), input.size()));
-                }
-            }
-            Ok(())
-        })?;
-        let launch = Launch { kind: Kind::AllGather, argument: 0, input: Some(input), outputs };
-        self.start(format!("all_gather {}", shape(input)), &launch, Finish::Nothing)
-    }
-
-    /// Copies every rank's `input` to all ranks, one behind the other in order of rank: `output` has `world_size` times
-    /// the elements of `input`.
+    /// Copies every rank's `input` to all ranks, one behind the other in order of rank: `output` has
+    /// `world_size` times the elements of `input`.
     ///
     /// # Errors
     /// As for [`broadcast`](Self::broadcast).
@@ -161,8 +134,8 @@ impl ProcessGroup {
         self.start(format!("all_gather_into {}", shape(input)), &launch, Finish::Nothing)
     }
 
-    /// Reduces `input` across all ranks and leaves rank `r` with the `r`-th of `world_size` equal parts, in `output`:
-    /// `input` has `world_size` times the elements of `output`.
+    /// Reduces `input` across all ranks and leaves rank `r` with the `r`-th of `world_size` equal parts, in
+    /// `output`: `input` has `world_size` times the elements of `output`.
     ///
     /// # Errors
     /// As for [`broadcast`](Self::broadcast).
@@ -170,8 +143,8 @@ impl ProcessGroup {
         complete(self.start_reduce_scatter(output, input, reduce))
     }
 
-    /// Starts [`reduce_scatter`](Self::reduce_scatter). Over Gloo it takes a buffer of the size of `input`, and
-    /// [`Work::wait`] does the reduction.
+    /// Starts [`reduce_scatter`](Self::reduce_scatter). Over Gloo it takes a buffer of the size of `input`,
+    /// and [`Work::wait`] does the reduction.
     ///
     /// # Errors
     /// As for [`broadcast`](Self::broadcast).
@@ -198,69 +171,8 @@ impl ProcessGroup {
         self.start(description, &launch, Finish::Reduce { parts, output: output.shallow_clone(), reduce })
     }
 
-    /// Sends `tensor` to rank `to`, which must [`receive`](Self::receive) it. Messages between two ranks arrive in the
-    /// order in which they were sent.
-    ///
-    /// # Errors
-    /// As for [`broadcast`](Self::broadcast).
-    pub fn send(&self, tensor: &Tensor, to: usize) -> Result<()> {
-        complete(self.start_send(tensor, to))
-    }
-
-    /// Starts [`send`](Self::send).
-    ///
-    /// # Errors
-    /// As for [`broadcast`](Self::broadcast).
-    pub fn start_send(&self, tensor: &Tensor, to: usize) -> Result<Work> {
-        self.check("send", || {
-            self.check_peer(to)?;
-            self.check_tensor("tensor", tensor)
-        })?;
-        let launch = Launch { kind: Kind::Send, argument: to, input: Some(tensor), outputs: &[] };
-        self.start_point_to_point("send to", tensor, &launch)
-    }
-
-    /// Receives into `tensor` what rank `from` sends.
-    ///
-    /// # Errors
-    /// As for [`broadcast`](Self::broadcast).
-    pub fn receive(&self, tensor: &mut Tensor, from: usize) -> Result<()> {
-        complete(self.start_receive(tensor, from))
-    }
-
-    /// Starts [`receive`](Self::receive).
-    ///
-    /// # Errors
-    /// As for [`broadcast`](Self::broadcast).
-    pub fn start_receive(&self, tensor: &mut Tensor, from: usize) -> Result<Work> {
-        self.check("receive", || {
-            self.check_peer(from)?;
-            self.check_tensor("tensor", tensor)
-        })?;
-        let outputs = [tensor.shallow_clone()];
-        let launch = Launch { kind: Kind::Receive, argument: from, input: None, outputs: &outputs };
-        self.start_point_to_point("receive from", tensor, &launch)
-    }
-
-    /// Waits until all ranks are here.
-    ///
-    /// # Errors
-    /// As for [`broadcast`](Self::broadcast).
-    pub fn barrier(&self) -> Result<()> {
-        complete(self.start_barrier())
-    }
-
-    /// Starts [`barrier`](Self::barrier).
-    ///
-    /// # Errors
-    /// As for [`broadcast`](Self::broadcast).
-    pub fn start_barrier(&self) -> Result<Work> {
-        let launch = Launch { kind: Kind::Barrier, argument: 0, input: None, outputs: &[] };
-        self.start("barrier".to_owned(), &launch, Finish::Nothing)
-    }
-
-    /// Copies `bytes` from rank `root` to all ranks; elsewhere what they held is replaced. Takes two broadcasts, the
-    /// length and the bytes, each with the group's deadline.
+    /// Copies `bytes` from rank `root` to all ranks; elsewhere what they held is replaced. Takes two
+    /// broadcasts, the length and the bytes, each with the group's deadline.
     ///
     /// # Errors
     /// As for [`broadcast`](Self::broadcast).
@@ -300,86 +212,49 @@ impl ProcessGroup {
         let deadline = Deadline::after(self.inner.timeout);
         let tag = tag(sequence, &description);
         let note = Note { description, sequence, collective: true, deadline };
-        let pending = match launch.kind != Kind::Barrier && launch.is_empty() {
-            true => Pending::Nothing,
-            false => match self.inner.raw.launch(launch, tag) {
+        let pending = if launch.is_empty() {
+            Pending::Nothing
+        } else {
+            match self.inner.raw.launch(launch, tag) {
                 Ok(work) => Pending::InC10d(work),
-                Err(message) => return Err(self.inner.fail(&note, Failure::Broken(message))),
-            },
+                Err(thrown) => return Err(self.inner.fail(&note, Failure::Broken(thrown.to_string()))),
+            }
         };
         Ok(Work::new(&self.inner, note, pending, finish))
-    }
-
-    fn start_point_to_point(&self, verb: &str, tensor: &Tensor, launch: &Launch<'_>) -> Result<Work> {
-        let peer = launch.argument;
-        let description = format!("{verb} rank {peer} {}", shape(tensor));
-        self.inner.refuse_if_ended(&description)?;
-        let sequence = {
-            let counts = &mut self.inner.point_to_point()[peer];
-            let count = if launch.kind == Kind::Send { &mut counts.sent } else { &mut counts.received };
-            *count += 1;
-            *count
-        };
-        // The same on both sides.
-        let tag = point_to_point_tag(sequence, &shape(tensor));
-        let note =
-            Note { description, sequence, collective: false, deadline: Deadline::after(self.inner.timeout) };
-        let launched = match launch.is_empty() {
-            true => Ok(Pending::Nothing),
-            false => self.inner.raw.launch(launch, tag).and_then(|work| match self.inner.polls {
-                true => Ok(Pending::InC10d(work)),
-                false => Pending::on_thread(&self.inner, work)
-                    .map_err(|error| format!("no thread for it: {error}")),
-            }),
-        };
-        match launched {
-            Ok(pending) => Ok(Work::new(&self.inner, note, pending, Finish::Nothing)),
-            Err(message) => Err(self.inner.fail(&note, Failure::Broken(message))),
-        }
     }
 
     fn check(
         &self,
         operation: &'static str,
-        check: impl FnOnce() -> std::result::Result<(), String>,
+        check: impl FnOnce() -> std::result::Result<(), Unfit>,
     ) -> Result<()> {
-        check().map_err(|reason| self.inner.invalid(operation, reason))
+        check().map_err(|unfit| self.inner.invalid(operation, unfit.to_string()))
     }
 
-    fn check_tensor(&self, name: &str, tensor: &Tensor) -> std::result::Result<(), String> {
+    fn check_tensor(&self, name: &'static str, tensor: &Tensor) -> std::result::Result<(), Unfit> {
         checks::tensor(name, tensor, self.device())
     }
 
     fn check_parts(
         &self,
-        whole_name: &str,
+        whole_name: &'static str,
         whole: &Tensor,
-        part_name: &str,
+        part_name: &'static str,
         part: &Tensor,
-    ) -> std::result::Result<(), String> {
+    ) -> std::result::Result<(), Unfit> {
         self.check_tensor(whole_name, whole)?;
         self.check_tensor(part_name, part)?;
         checks::same_kind(whole, part)?;
         checks::parts(whole, part, self.world_size())
     }
 
-    fn check_rank(&self, name: &str, rank: usize) -> std::result::Result<(), String> {
-        match rank < self.world_size() {
-            true => Ok(()),
-            false => Err(format!("{name} is rank {rank} in a world of {}", self.world_size())),
-        }
-    }
-
-    fn check_peer(&self, peer: usize) -> std::result::Result<(), String> {
-        self.check_rank("the peer", peer)?;
-        match peer == self.rank() {
-            true => Err(format!("rank {peer} is this rank itself")),
-            false => Ok(()),
-        }
+    fn check_root(&self, rank: usize) -> std::result::Result<(), Unfit> {
+        let world_size = self.world_size();
+        if rank < world_size { Ok(()) } else { Err(Unfit::Root { rank, world_size }) }
     }
 }
 
-fn check_reduce(tensor: &Tensor, reduce: Reduce) -> std::result::Result<(), String> {
+fn check_reduce(tensor: &Tensor, reduce: Reduce) -> std::result::Result<(), Unfit> {
     if reduce == Reduce::Mean { checks::has_mean(tensor) } else { Ok(()) }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! 1. Every [`Store`] is a connection of its own, so that waiting on one never delays another.
-//! 2. Every call returns by its limit, also when the server is stopped or cut off. After such a silence the connection
-//!    is given up: later calls on it fail at once.
+//! 2. Every call returns by its limit, also when the server is stopped or cut off. After such a silence the
+//!    connection is given up: later calls on it fail at once.
 //! 3. The server lives exactly as long as the `Store` that [`Store::serve`] returned.
 
 use std::cell::Cell;
@@ -19,16 +19,16 @@ use std::time::Duration;
 
 use crate::deadline::{Deadline, Late, call_within};
 use crate::error::{Error, Result};
-use crate::ffi::RawStore;
+use crate::ffi::{RawStore, Thrown};
 
 /// What a call gets beyond its own limit, for the way to the server and back.
 const ROUND_TRIP: Duration = Duration::from_millis(500);
 
 /// How long to wait before looking for the server again.
-const RETRY: Duration = Duration::from_millis(50);
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long one address may take to answer before the next one is tried.
-const MAX_CONNECT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// `host:port` of a store's server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,10 +54,10 @@ pub struct Store {
 }
 
 impl Store {
-    /// Hosts a store on `host`, which is a name or address of this machine by which the others reach it, and connects
-    /// to it. `port` 0 takes any free port; [`port`](Store::port) says which. Nothing is bound on other addresses: a name
-    /// that means loopback here, as a machine's own name may, serves this machine only.
-    /// `timeout` is the limit of every later call that has none of its own.
+    /// Hosts a store on `host`, which is a name or address of this machine by which the others reach it, and
+    /// connects to it. `port` 0 takes any free port; [`port`](Store::port) says which. Nothing is bound on
+    /// other addresses: a name that means loopback here, as a machine's own name may, serves this machine
+    /// only. `timeout` is the limit of every later call that has none of its own.
     ///
     /// # Errors
     /// [`Error::Store`] when the address cannot be bound.
@@ -73,8 +73,8 @@ impl Store {
         })
     }
 
-    /// Connects to the store at `host:port`; keeps trying until `timeout`, in case its server starts later. `timeout`
-    /// is also the limit of every later call that has none of its own.
+    /// Connects to the store at `host:port`; keeps trying until `timeout`, in case its server starts later.
+    /// `timeout` is also the limit of every later call that has none of its own.
     ///
     /// # Errors
     /// [`Error::Store`] or [`Error::StoreTimeout`] when there is no store by then.
@@ -119,7 +119,8 @@ impl Store {
     /// The value of a key, once it is there.
     ///
     /// # Errors
-    /// [`Error::StoreTimeout`] when it is not there within `timeout`; [`Error::Store`] when the server is gone.
+    /// [`Error::StoreTimeout`] when it is not there within `timeout`; [`Error::Store`] when the server is
+    /// gone.
     pub fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>> {
         let waiting = Deadline::after(timeout);
         let value =
@@ -130,13 +131,13 @@ impl Store {
     /// Waits until all the keys are there.
     ///
     /// # Errors
-    /// [`Error::StoreTimeout`] when they are not there within `timeout`; [`Error::Store`] when the server is gone.
+    /// [`Error::StoreTimeout`] when they are not there within `timeout`; [`Error::Store`] when the server is
+    /// gone.
     pub fn wait(&self, keys: &[&str], timeout: Duration) -> Result<()> {
         let waiting = Deadline::after(timeout);
-        match self.connection.call_for(timeout, "wait for", keys, move |raw, keys| raw.wait(keys, timeout))? {
-            true => Ok(()),
-            false => Err(self.connection.absent("wait for", keys, &waiting)),
-        }
+        let there =
+            self.connection.call_for(timeout, "wait for", keys, move |raw, keys| raw.wait(keys, timeout))?;
+        if there { Ok(()) } else { Err(self.connection.absent("wait for", keys, &waiting)) }
     }
 
     /// Whether a key is there now.
@@ -164,8 +165,8 @@ impl Store {
     }
 }
 
-/// The first address of `host` where somebody listens, asked for again and again until the limit: the server may start
-/// later, and its name may come later still.
+/// The first address of `host` where somebody listens, asked for again and again until the limit: the server
+/// may start later, and its name may come later still.
 fn find_server(host: &str, port: u16, limit: &Deadline) -> io::Result<SocketAddr> {
     loop {
         let mut failure = io::Error::other("the name has no address");
@@ -174,8 +175,8 @@ fn find_server(host: &str, port: u16, limit: &Deadline) -> io::Result<SocketAddr
             Err(error) => failure = error,
             Ok(addresses) => {
                 for address in addresses {
-                    let patience = limit.left().clamp(RETRY, MAX_CONNECT);
-                    match TcpStream::connect_timeout(&address, patience) {
+                    let timeout = limit.left().clamp(RETRY_INTERVAL, CONNECT_TIMEOUT);
+                    match TcpStream::connect_timeout(&address, timeout) {
                         Ok(_) => return Ok(address),
                         Err(error) => failure = error,
                     }
@@ -185,7 +186,7 @@ fn find_server(host: &str, port: u16, limit: &Deadline) -> io::Result<SocketAddr
         if limit.left().is_zero() {
             return Err(failure);
         }
-        thread::sleep(RETRY.min(limit.left()));
+        thread::sleep(RETRY_INTERVAL.min(limit.left()));
     }
 }
 
@@ -194,7 +195,8 @@ fn numeric(address: SocketAddr) -> CString {
     CString::new(address.ip().to_string()).expect("an IP address has no NUL")
 }
 
-/// Opens the first connection on a thread of its own: resolving a name and connecting know limits of their own only.
+/// Opens the first connection on a thread of its own: resolving a name and connecting know limits of their
+/// own only.
 fn open<F>(
     address: &Address,
     operation: &'static str,
@@ -260,10 +262,10 @@ impl Connection {
 
     /// A key as the server knows it.
     pub(crate) fn full_key(&self, key: &str) -> Result<CString> {
-        text(&format!("{}{key}", self.prefix)).map_err(|reason| Error::Invalid {
+        text(&format!("{}{key}", self.prefix)).map_err(|nul| Error::Invalid {
             group: key.to_owned(),
             operation: "use of a store key",
-            reason,
+            reason: nul.to_string(),
         })
     }
 
@@ -271,13 +273,13 @@ impl Connection {
     pub(crate) fn call<T, F>(&self, operation: &'static str, keys: &[&str], call: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&RawStore, &[CString]) -> std::result::Result<T, String> + Send + 'static,
+        F: FnOnce(&RawStore, &[CString]) -> std::result::Result<T, Thrown> + Send + 'static,
     {
         self.call_for(self.limit, operation, keys, call)
     }
 
-    /// Runs `call` with the full names of `keys`, and gives the connection up when it is not back by `limit` and the
-    /// way to the server and back.
+    /// Runs `call` with the full names of `keys`, and gives the connection up when it is not back by `limit`
+    /// and the way to the server and back.
     pub(crate) fn call_for<T, F>(
         &self,
         limit: Duration,
@@ -287,7 +289,7 @@ impl Connection {
     ) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&RawStore, &[CString]) -> std::result::Result<T, String> + Send + 'static,
+        F: FnOnce(&RawStore, &[CString]) -> std::result::Result<T, Thrown> + Send + 'static,
     {
         let full_keys = keys.iter().map(|key| self.full_key(key)).collect::<Result<Vec<_>>>()?;
         let failed = |reason: String| Error::Store {
@@ -301,7 +303,7 @@ impl Connection {
         }
         let raw = Arc::clone(&self.raw);
         match call_within("store-call", limit.saturating_add(ROUND_TRIP), move || call(&raw, &full_keys)) {
-            Ok(result) => result.map_err(failed),
+            Ok(result) => result.map_err(|thrown| failed(thrown.to_string())),
             Err(Late::NoThread(error)) => Err(failed(error.to_string())),
             Err(Late::NotBack(waited)) => {
                 self.given_up.store(true, Ordering::Release);
@@ -327,7 +329,15 @@ impl Connection {
     }
 }
 
+/// Text that C++ cannot hold.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} contains a NUL byte")]
+pub(crate) struct Nul(String);
+
 /// Text for C++.
-pub(crate) fn text(text: &str) -> std::result::Result<CString, String> {
-    CString::new(text).map_err(|_| format!("{text:?} contains a NUL byte"))
+///
+/// # Errors
+/// When it contains a NUL byte.
+pub(crate) fn text(text: &str) -> std::result::Result<CString, Nul> {
+    CString::new(text).map_err(|_| Nul(text.to_owned()))
 }

@@ -1,9 +1,7 @@
 //! An operation under way, and waiting for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::thread;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tch::{Kind, TchError, Tensor};
@@ -16,19 +14,19 @@ use crate::group::Inner;
 use crate::operations::Reduce;
 
 /// After how long in an operation a rank first looks after the others; then after twice as long, and so on.
-const FIRST_LOOK: Duration = Duration::from_millis(250);
+const FIRST_CHECK_DELAY: Duration = Duration::from_millis(250);
 
-/// How long at most between two looks at the connections, and so how long a death may go unnoticed by an operation that
-/// is not told of it, or waits for another rank.
-const CHECK: Duration = Duration::from_secs(2);
+/// How long at most between two looks at the connections, and so how long a death may go unnoticed by an
+/// operation that is not told of it, or waits for another rank.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often a wait that does not notice the end of the group by itself looks for it.
-const POLL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// An operation that was launched and may still be under way.
 ///
-/// Until [`wait`](Work::wait) has returned, leave the tensors of the operation alone: they are being read and written.
-/// They may be dropped. A `Work` that is dropped goes on; dropping its group ends it.
+/// Until [`wait`](Work::wait) has returned, leave the tensors of the operation alone: they are being read and
+/// written. They may be dropped. A `Work` that is dropped goes on; dropping its group ends it.
 #[derive(Debug)]
 #[must_use = "the result is there only after `wait`"]
 pub struct Work {
@@ -44,30 +42,6 @@ pub(crate) enum Pending {
     /// Nowhere: there was nothing to do.
     Nothing,
     InC10d(RawWork),
-    /// On a thread of its own.
-    OnThread {
-        done: Arc<AtomicBool>,
-        result: Receiver<std::result::Result<(), String>>,
-    },
-}
-
-impl Pending {
-    /// Sends and receives over Gloo cannot be asked whether they are done, and end the group when a wait for them is
-    /// too short; so a thread waits for them, once, for as long as they may take.
-    pub(crate) fn on_thread(group: &Arc<Inner>, work: RawWork) -> std::io::Result<Self> {
-        let (sender, result) = sync_channel(1);
-        let done = Arc::new(AtomicBool::new(false));
-        let raw = Arc::clone(group.raw.group());
-        let limit = group.timeout;
-        let finished = Arc::clone(&done);
-        thread::Builder::new().name("point-to-point".to_owned()).spawn(move || {
-            let outcome = raw.wait(&work, limit).map(|_| ());
-            finished.store(true, Ordering::Release);
-            // Nobody listens when the `Work` was dropped.
-            let _ = sender.send(outcome);
-        })?;
-        Ok(Self::OnThread { done, result })
-    }
 }
 
 /// What is left to do on this rank when the data is there.
@@ -83,23 +57,25 @@ pub(crate) enum Finish {
 }
 
 impl Finish {
-    /// The sum goes through the rows in order of rank, in f32 for the half precisions, and is rounded once at the end.
+    /// The sum goes through the rows in order of rank, in f32 for the half precisions, and is rounded once at
+    /// the end.
     fn run(&self) -> std::result::Result<(), TchError> {
         let Self::Reduce { parts, output, reduce } = self else { return Ok(()) };
         let _guard = tch::no_grad_guard();
         let wide = matches!(parts.f_kind()?, Kind::Half | Kind::BFloat16);
-        let row = |rank| {
-            let row = parts.f_get(rank)?;
-            if wide { row.f_to_kind(Kind::Float) } else { Ok(row) }
-        };
         // In place: `parts` is nobody else's.
-        let mut reduced = row(0)?;
+        let mut reduced = parts.f_get(0)?;
+        if wide {
+            reduced = reduced.f_to_kind(Kind::Float)?;
+        }
         let world_size = parts.size()[0];
         for rank in 1..world_size {
+            // Torch widens the second operand to the kind of the first.
+            let row = parts.f_get(rank)?;
             reduced = match reduce {
-                Reduce::Sum | Reduce::Mean => reduced.f_add_(&row(rank)?)?,
-                Reduce::Max => reduced.f_maximum(&row(rank)?)?,
-                Reduce::Min => reduced.f_minimum(&row(rank)?)?,
+                Reduce::Sum | Reduce::Mean => reduced.f_add_(&row)?,
+                Reduce::Max => reduced.f_maximum(&row)?,
+                Reduce::Min => reduced.f_minimum(&row)?,
             };
         }
         if *reduce == Reduce::Mean {
@@ -116,24 +92,23 @@ impl Work {
         Self { group: Arc::clone(group), note, pending, finish }
     }
 
-    /// Whether the data has come, or the operation has failed. Results are complete only after [`wait`](Work::wait),
-    /// which will not block then.
+    /// Whether the data has come, or the operation has failed. Results are complete only after
+    /// [`wait`](Work::wait), which will not block then.
     pub fn is_done(&self) -> bool {
         let over = match &self.pending {
             Pending::Nothing => true,
             Pending::InC10d(work) => work.is_done(),
-            Pending::OnThread { done, .. } => done.load(Ordering::Acquire),
         };
         over || self.group.ending().is_some()
     }
 
-    /// Blocks until the operation is done: at most `timeout`, and not beyond the group's own deadline, which runs from
-    /// when the operation was launched. With NCCL, what the thread launches on its current stream afterwards sees the
-    /// result.
+    /// Blocks until the operation is done: at most `timeout`, and not beyond the group's own deadline, which
+    /// runs from when the operation was launched. With NCCL, what the thread launches on its current stream
+    /// afterwards sees the result.
     ///
     /// # Errors
-    /// [`Error::Timeout`], [`Error::Lost`] or [`Error::Aborted`]. Each ends the group; what the tensors that were to be
-    /// written hold then is not specified.
+    /// [`Error::Timeout`], [`Error::Lost`] or [`Error::Aborted`]. Each ends the group; what the tensors that
+    /// were to be written hold then is not specified.
     pub fn wait(self, timeout: Duration) -> Result<()> {
         let limit = Deadline::after(timeout.min(self.note.deadline.left()));
         let over = self.wait_until(&limit);
@@ -143,15 +118,14 @@ impl Work {
         finished.map_err(|failure| self.group.fail(&self.note, failure))
     }
 
-    /// Waits in slices; between them it looks whether the group has ended, whether the connections are whole, and
-    /// whether all ranks do the same.
+    /// Waits in slices; between them it looks whether the group has ended, whether the connections are whole,
+    /// and whether all ranks do the same.
     fn wait_until(&self, limit: &Deadline) -> std::result::Result<(), Failure> {
-        let mut next_check = FIRST_LOOK;
-        let mut next_comparison = FIRST_LOOK;
+        let mut next_check = FIRST_CHECK_DELAY;
+        let mut next_comparison = FIRST_CHECK_DELAY;
         loop {
             let until_check = next_check.saturating_sub(self.note.deadline.waited());
-            let polls = self.group.polls || matches!(self.pending, Pending::OnThread { .. });
-            let slice = if polls { POLL.min(until_check) } else { until_check };
+            let slice = if self.group.polls { POLL_INTERVAL.min(until_check) } else { until_check };
             if self.is_over(slice.min(limit.left()), limit)? {
                 return Ok(());
             }
@@ -163,8 +137,8 @@ impl Work {
             }
             let waited = self.note.deadline.waited();
             if waited >= next_check {
-                next_check = waited + waited.min(CHECK);
-                self.group.raw.check().map_err(Failure::Broken)?;
+                next_check = waited + waited.min(CHECK_INTERVAL);
+                self.group.raw.check().map_err(|thrown| Failure::Broken(thrown.to_string()))?;
             }
             if waited >= next_comparison {
                 next_comparison = 2 * waited;
@@ -177,25 +151,13 @@ impl Work {
 
     /// Whether the operation is done within `slice`.
     fn is_over(&self, slice: Duration, limit: &Deadline) -> std::result::Result<bool, Failure> {
-        match &self.pending {
-            Pending::Nothing => Ok(true),
-            Pending::InC10d(work) => match self.group.raw.wait(work, slice) {
-                // An operation that was aborted looks done to NCCL.
-                Ok(done) => Ok(done && (!self.group.polls || self.group.ending().is_none())),
-                Err(message) => Err(self.failed_in_c10d(message, limit)),
-            },
-            Pending::OnThread { result, .. } => match result.recv_timeout(slice) {
-                Ok(Ok(())) => Ok(true),
-                Ok(Err(message)) => Err(self.failed_in_c10d(message, limit)),
-                Err(RecvTimeoutError::Timeout) => Ok(false),
-                Err(RecvTimeoutError::Disconnected) => Err(Failure::Broken("its thread is gone".to_owned())),
-            },
+        let Pending::InC10d(work) = &self.pending else { return Ok(true) };
+        match self.group.raw.wait(work, slice) {
+            // An operation that was aborted looks done to NCCL.
+            Ok(done) => Ok(done && (!self.group.polls || self.group.ending().is_none())),
+            Err(_) if limit.left().is_zero() => Err(Failure::Late),
+            Err(thrown) => Err(Failure::Broken(thrown.to_string())),
         }
-    }
-
-    /// c10d's limit for sends and receives is ours, and may strike first.
-    fn failed_in_c10d(&self, message: String, limit: &Deadline) -> Failure {
-        if limit.left().is_zero() { Failure::Late } else { Failure::Broken(message) }
     }
 }
 

@@ -76,14 +76,7 @@ c10::intrusive_ptr<c10d::Work> launch(sluice_group& group, const sluice_operatio
     inputs.push_back(*static_cast<at::Tensor*>(operation.input));
   }
 
-  switch (operation.kind) {
-    case SLUICE_SEND:
-      return backend.send(inputs, operation.argument, static_cast<int>(operation.tag));
-    case SLUICE_RECEIVE:
-      return backend.recv(outputs, operation.argument, static_cast<int>(operation.tag));
-    default:
-      group.tag_next(operation.tag);
-  }
+  group.tag_next(operation.tag);
   switch (operation.kind) {
     case SLUICE_BROADCAST: {
       c10d::BroadcastOptions options;
@@ -94,10 +87,6 @@ c10::intrusive_ptr<c10d::Work> launch(sluice_group& group, const sluice_operatio
       c10d::AllreduceOptions options;
       options.reduceOp = reduce_op(operation.argument);
       return backend.allreduce(outputs, options);
-    }
-    case SLUICE_ALL_GATHER: {
-      std::vector<std::vector<at::Tensor>> lists{outputs};
-      return backend.allgather(lists, inputs);
     }
     case SLUICE_ALL_GATHER_INTO:
       return backend._allgather_base(outputs.at(0), inputs.at(0));
@@ -110,8 +99,6 @@ c10::intrusive_ptr<c10d::Work> launch(sluice_group& group, const sluice_operatio
       options.reduceOp = reduce_op(operation.argument);
       return backend._reduce_scatter_base(outputs.at(0), inputs.at(0), options);
     }
-    case SLUICE_BARRIER:
-      return backend.barrier(group.barrier_options());
     default:
       TORCH_CHECK(false, "no operation has the number ", operation.kind);
   }
@@ -147,21 +134,16 @@ class GlooGroup final : public sluice_group {
   }
 
   void launched(c10d::Work& work) override {
-    if (!c10d::isP2POp(work.retrieveOpType())) {
-      work.getFuture()->addCallback([signal = signal_](c10::ivalue::Future&) {
-        std::lock_guard<std::mutex> lock(signal->mutex);
-        signal->changed.notify_all();
-      });
-    }
+    work.getFuture()->addCallback([signal = signal_](c10::ivalue::Future&) {
+      std::lock_guard<std::mutex> lock(signal->mutex);
+      signal->changed.notify_all();
+    });
   }
 
   // Not c10d::Work::wait: a send that is under way when its connection is closed is sometimes not told of it, and stays
   // in Gloo's thread, with its tensors, until c10d's own limit (4 of 150 broadcasts whose receiver was killed). The
   // caller must not stay with it: it is called back here by abort(), and looks after the connections with check().
   bool wait(c10d::Work& work, milliseconds timeout) override {
-    if (c10d::isP2POp(work.retrieveOpType())) {
-      return work.wait(std::max(timeout, milliseconds(1)));
-    }
     const auto future = work.getFuture();
     {
       std::unique_lock<std::mutex> lock(signal_->mutex);

@@ -40,8 +40,8 @@ int sluice_store_check(sluice_store* store, const char* key, int* present, char*
 int sluice_store_add(sluice_store* store, const char* key, int64_t amount, int64_t* sum, char** message);
 int sluice_store_delete(sluice_store* store, const char* key, int* deleted, char** message);
 
-// Connects all ranks; may block for `join_ms` and somewhat longer, and the store's connection with it. An operation that takes longer than `operation_ms`
-// is given up by c10d itself.
+// Connects all ranks; may block for `join_ms` and somewhat longer, and the store's connection with it. An operation
+// that takes longer than `operation_ms` is given up by c10d itself.
 struct sluice_group_config {
   const char* prefix;  // of the keys in the store
   int rank;
@@ -69,13 +69,9 @@ int sluice_group_check(sluice_group* group, char** message);
 enum {
   SLUICE_BROADCAST = 0,        // outputs[0]; argument: the root
   SLUICE_ALL_REDUCE = 1,       // outputs[0]; argument: a c10d::ReduceOp::RedOpType
-  SLUICE_ALL_GATHER = 2,       // input to outputs, one for each rank
-  SLUICE_ALL_GATHER_INTO = 3,  // input to outputs[0]
-  SLUICE_ALL_TO_ALL = 4,       // input to outputs[0], in equal parts
-  SLUICE_REDUCE_SCATTER = 5,   // input to outputs[0]; argument: a c10d::ReduceOp::RedOpType; NCCL only
-  SLUICE_BARRIER = 6,
-  SLUICE_SEND = 7,     // input; argument: the receiving rank
-  SLUICE_RECEIVE = 8,  // outputs[0]; argument: the sending rank
+  SLUICE_ALL_GATHER_INTO = 2,  // input to outputs[0]
+  SLUICE_ALL_TO_ALL = 3,       // input to outputs[0], in equal parts
+  SLUICE_REDUCE_SCATTER = 4,   // input to outputs[0]; argument: a c10d::ReduceOp::RedOpType; NCCL only
 };
 struct sluice_operation {
   int kind;
@@ -88,8 +84,7 @@ struct sluice_operation {
 // Starts the operation and returns.
 int sluice_launch(sluice_group* group, const sluice_operation* operation, sluice_work** out, char** message);
 
-// SLUICE_PENDING: not finished after `timeout_ms`. A send or receive over Gloo is never pending: c10d gives it up, and
-// with it the whole group.
+// SLUICE_PENDING: not finished after `timeout_ms`.
 int sluice_work_wait(sluice_group* group, sluice_work* work, int64_t timeout_ms, char** message);
 int sluice_work_done(sluice_work* work, int* done, char** message);
 void sluice_work_free(sluice_work* work);

@@ -37,9 +37,6 @@ struct sluice_group {
   virtual void abort() = 0;
   // Throws when the connection to a peer is known to be closed.
   virtual void check() {}
-  virtual c10d::BarrierOptions barrier_options() const {
-    return {};
-  }
 
   // c10d counts its operations without a lock, so whoever launches one holds this. Launching never blocks.
   std::mutex launching;

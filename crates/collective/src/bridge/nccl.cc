@@ -22,8 +22,7 @@ void leave_errors_to_the_caller() {
 
 class NcclGroup final : public sluice_group {
  public:
-  NcclGroup(c10::intrusive_ptr<c10d::ProcessGroupNCCL> nccl, at::Device device)
-      : nccl_(std::move(nccl)), device_(device) {}
+  explicit NcclGroup(c10::intrusive_ptr<c10d::ProcessGroupNCCL> nccl) : nccl_(std::move(nccl)) {}
 
   // Without either, c10d complains about a group that was not shut down.
   ~NcclGroup() override {
@@ -63,16 +62,8 @@ class NcclGroup final : public sluice_group {
     nccl_->abort();
   }
 
-  c10d::BarrierOptions barrier_options() const override {
-    c10d::BarrierOptions options;
-    options.device = device_;
-    options.device_ids = {device_.index()};
-    return options;
-  }
-
  private:
   c10::intrusive_ptr<c10d::ProcessGroupNCCL> nccl_;
-  at::Device device_;
   std::atomic<bool> aborted_{false};
 };
 
@@ -92,7 +83,7 @@ extern "C" int sluice_nccl_new(
     // The communicator is built now, under the deadline of joining, and not inside the first operation.
     nccl->setBoundDeviceId(bound);
     nccl->eagerConnectSingleDevice(bound);
-    *out = new NcclGroup(std::move(nccl), bound);
+    *out = new NcclGroup(std::move(nccl));
     return SLUICE_OK;
   });
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tch::Tensor;
 
-use super::{Message, RawStore, call, store};
+use super::{Message, RawStore, Thrown, call, store};
 use crate::deadline::milliseconds;
 
 #[repr(C)]
@@ -96,17 +96,13 @@ impl RawGroupConfig<'_> {
 }
 
 /// The operations of bridge.h, by their numbers there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
     Broadcast = 0,
     AllReduce = 1,
-    AllGather = 2,
-    AllGatherInto = 3,
-    AllToAll = 4,
-    ReduceScatter = 5,
-    Barrier = 6,
-    Send = 7,
-    Receive = 8,
+    AllGatherInto = 2,
+    AllToAll = 3,
+    ReduceScatter = 4,
 }
 
 /// One operation to start; which fields count for which kind stands in bridge.h.
@@ -129,8 +125,8 @@ impl Launch<'_> {
 #[derive(Debug)]
 pub(crate) struct RawGroup(NonNull<OpaqueGroup>);
 
-// SAFETY: the bridge launches under a lock of its own; waiting and aborting are made by c10d to be called from any
-// thread; nothing in the group belongs to the thread that made it.
+// SAFETY: the bridge launches under a lock of its own; waiting and aborting are made by c10d to be called
+// from any thread; nothing in the group belongs to the thread that made it.
 unsafe impl Send for RawGroup {}
 // SAFETY: as above.
 unsafe impl Sync for RawGroup {}
@@ -150,7 +146,7 @@ pub(crate) enum RawAddress<'a> {
 }
 
 impl RawGroup {
-    fn made(make: impl FnOnce(*mut *mut OpaqueGroup, Message) -> c_int) -> Result<Self, String> {
+    fn made(make: impl FnOnce(*mut *mut OpaqueGroup, Message) -> c_int) -> Result<Self, Thrown> {
         let mut group = ptr::null_mut();
         call(|message| make(&mut group, message))?;
         Ok(Self(NonNull::new(group).expect("the bridge sets what it reports as made")))
@@ -161,12 +157,13 @@ impl RawGroup {
         store: &RawStore,
         config: &RawGroupConfig<'_>,
         at: &RawAddress<'_>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Thrown> {
         let (host, interface) = match at {
             RawAddress::Host(host) => (host.as_ptr(), ptr::null()),
             RawAddress::Interface(interface) => (ptr::null(), interface.as_ptr()),
         };
-        // SAFETY: the store is live; config and strings live for the length of the call; one of the two is not null.
+        // SAFETY: the store is live; config and strings live for the length of the call; one of the two is
+        // not null.
         Self::made(|out, message| unsafe {
             sluice_gloo_new(store.as_ptr(), &config.as_config(), host, interface, out, message)
         })
@@ -174,7 +171,7 @@ impl RawGroup {
 
     /// Connects all ranks over NCCL.
     #[cfg(feature = "cuda")]
-    pub(crate) fn nccl(store: &RawStore, config: &RawGroupConfig<'_>, device: usize) -> Result<Self, String> {
+    pub(crate) fn nccl(store: &RawStore, config: &RawGroupConfig<'_>, device: usize) -> Result<Self, Thrown> {
         // SAFETY: the store is live; the config lives for the length of the call.
         Self::made(|out, message| unsafe {
             sluice_nccl_new(store.as_ptr(), &config.as_config(), int(device), out, message)
@@ -182,7 +179,7 @@ impl RawGroup {
     }
 
     /// Starts an operation that only matches operations of other ranks under the same tag.
-    pub(crate) fn launch(&self, launch: &Launch<'_>, tag: u32) -> Result<RawWork, String> {
+    pub(crate) fn launch(&self, launch: &Launch<'_>, tag: u32) -> Result<RawWork, Thrown> {
         let outputs: Vec<*mut c_void> = launch.outputs.iter().map(tensor_pointer).collect();
         let operation = Operation {
             kind: launch.kind as c_int,
@@ -193,14 +190,14 @@ impl RawGroup {
             output_count: outputs.len(),
         };
         let mut work = ptr::null_mut();
-        // SAFETY: the group is live; operation and tensors live for the length of the call, after which c10d holds
-        // references of its own to the tensors.
+        // SAFETY: the group is live; operation and tensors live for the length of the call, after which c10d
+        // holds references of its own to the tensors.
         call(|message| unsafe { sluice_launch(self.0.as_ptr(), &operation, &mut work, message) })?;
         Ok(RawWork(NonNull::new(work).expect("the bridge sets what it reports as made")))
     }
 
     /// Whether the operation is done within `limit`; `Err` when it failed.
-    pub(crate) fn wait(&self, work: &RawWork, limit: Duration) -> Result<bool, String> {
+    pub(crate) fn wait(&self, work: &RawWork, limit: Duration) -> Result<bool, Thrown> {
         // SAFETY: group and work are live.
         call(|message| unsafe {
             sluice_work_wait(self.0.as_ptr(), work.0.as_ptr(), milliseconds(limit), message)
@@ -208,14 +205,14 @@ impl RawGroup {
     }
 
     /// Fails when the connection to a peer is known to be closed.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), Thrown> {
         // SAFETY: the group is live.
         call(|message| unsafe { sluice_group_check(self.0.as_ptr(), message) })?;
         Ok(())
     }
 
     /// Ends every pending operation with an error and closes the connections.
-    pub(crate) fn abort(&self) -> Result<(), String> {
+    pub(crate) fn abort(&self) -> Result<(), Thrown> {
         // SAFETY: the group is live.
         call(|message| unsafe { sluice_group_abort(self.0.as_ptr(), message) })?;
         Ok(())

@@ -6,7 +6,7 @@ use std::ptr::{self, NonNull};
 use std::slice;
 use std::time::Duration;
 
-use super::{Message, call};
+use super::{Message, Thrown, call};
 use crate::deadline::milliseconds;
 
 #[repr(C)]
@@ -75,9 +75,9 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// One connection to a store. Calls from several threads queue up behind each other, so a waiting one holds up the rest.
-/// Only [`wait`](RawStore::wait) and [`get`](RawStore::get) have a limit, and not even they return when the server is
-/// there but stopped.
+/// One connection to a store. Calls from several threads queue up behind each other, so a waiting one holds
+/// up the rest. Only [`wait`](RawStore::wait) and [`get`](RawStore::get) have a limit, and not even they
+/// return when the server is there but stopped.
 #[derive(Debug)]
 pub(crate) struct RawStore(NonNull<Opaque>);
 
@@ -94,16 +94,16 @@ impl Drop for RawStore {
 }
 
 impl RawStore {
-    fn made(make: impl FnOnce(*mut *mut Opaque, Message) -> c_int) -> Result<Self, String> {
+    fn made(make: impl FnOnce(*mut *mut Opaque, Message) -> c_int) -> Result<Self, Thrown> {
         let mut store = ptr::null_mut();
         call(|message| make(&mut store, message))?;
         Ok(Self(NonNull::new(store).expect("the bridge sets what it reports as made")))
     }
 
     /// Serves a store on a listening socket, and connects to it as `host`.
-    pub(crate) fn serve(listener: OwnedFd, host: &CStr, limit: Duration) -> Result<Self, String> {
-        // The bridge takes the descriptor over at once; who owns it when c10d throws is c10d's affair, and closing it
-        // twice would be worse than leaking it.
+    pub(crate) fn serve(listener: OwnedFd, host: &CStr, limit: Duration) -> Result<Self, Thrown> {
+        // The bridge takes the descriptor over at once; who owns it when c10d throws is c10d's affair, and
+        // closing it twice would be worse than leaking it.
         let fd = listener.into_raw_fd();
         // SAFETY: `host` is a C string for the length of the call, `fd` is ours to give away.
         Self::made(|out, message| unsafe {
@@ -111,7 +111,7 @@ impl RawStore {
         })
     }
 
-    pub(crate) fn connect(host: &CStr, port: u16, limit: Duration) -> Result<Self, String> {
+    pub(crate) fn connect(host: &CStr, port: u16, limit: Duration) -> Result<Self, Thrown> {
         // SAFETY: `host` is a C string for the length of the call.
         Self::made(|out, message| unsafe {
             sluice_store_connect(host.as_ptr(), port, milliseconds(limit), out, message)
@@ -119,12 +119,12 @@ impl RawStore {
     }
 
     /// A second connection to the same server.
-    pub(crate) fn reconnect(&self) -> Result<Self, String> {
+    pub(crate) fn reconnect(&self) -> Result<Self, Thrown> {
         // SAFETY: `self` is a live store.
         Self::made(|out, message| unsafe { sluice_store_reconnect(self.0.as_ptr(), out, message) })
     }
 
-    pub(crate) fn set(&self, key: &CStr, value: &[u8]) -> Result<(), String> {
+    pub(crate) fn set(&self, key: &CStr, value: &[u8]) -> Result<(), Thrown> {
         // SAFETY: `self` is a live store; `key` and `value` live for the length of the call.
         call(|message| unsafe {
             sluice_store_set(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), value.len(), message)
@@ -133,7 +133,7 @@ impl RawStore {
     }
 
     /// The value once the key is there; `None` when it is not there within `limit`.
-    pub(crate) fn get(&self, key: &CStr, limit: Duration) -> Result<Option<Vec<u8>>, String> {
+    pub(crate) fn get(&self, key: &CStr, limit: Duration) -> Result<Option<Vec<u8>>, Thrown> {
         let mut value = ptr::null_mut();
         let mut length = 0;
         // SAFETY: `self` is a live store; `key` lives for the length of the call.
@@ -158,7 +158,7 @@ impl RawStore {
     }
 
     /// Whether all the keys are there within `limit`.
-    pub(crate) fn wait<K: AsRef<CStr>>(&self, keys: &[K], limit: Duration) -> Result<bool, String> {
+    pub(crate) fn wait<K: AsRef<CStr>>(&self, keys: &[K], limit: Duration) -> Result<bool, Thrown> {
         if keys.is_empty() {
             return Ok(true);
         }
@@ -169,14 +169,14 @@ impl RawStore {
         })
     }
 
-    pub(crate) fn check(&self, key: &CStr) -> Result<bool, String> {
+    pub(crate) fn check(&self, key: &CStr) -> Result<bool, Thrown> {
         let mut present = 0;
         // SAFETY: `self` is a live store; `key` lives for the length of the call.
         call(|message| unsafe { sluice_store_check(self.0.as_ptr(), key.as_ptr(), &mut present, message) })?;
         Ok(present != 0)
     }
 
-    pub(crate) fn add(&self, key: &CStr, amount: i64) -> Result<i64, String> {
+    pub(crate) fn add(&self, key: &CStr, amount: i64) -> Result<i64, Thrown> {
         let mut sum = 0;
         // SAFETY: `self` is a live store; `key` lives for the length of the call.
         call(|message| unsafe {
@@ -185,7 +185,7 @@ impl RawStore {
         Ok(sum)
     }
 
-    pub(crate) fn delete(&self, key: &CStr) -> Result<bool, String> {
+    pub(crate) fn delete(&self, key: &CStr) -> Result<bool, Thrown> {
         let mut deleted = 0;
         // SAFETY: `self` is a live store; `key` lives for the length of the call.
         call(|message| unsafe { sluice_store_delete(self.0.as_ptr(), key.as_ptr(), &mut deleted, message) })?;

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use tch::{Device, Kind, Tensor};
 
 use crate::processes::{BROADCAST, Member, Scenario};
-use crate::threads::{PATIENCE, config, join, serve};
+use crate::threads::{TIMEOUT, config, join, serve};
 
 crate::tests! {
     a_member_killed_in_a_broadcast_is_named_and_the_next_group_works,
@@ -33,7 +33,7 @@ fn until_failure(operation: impl Fn() -> collective::Result<()>) -> (Error, Inst
         if let Err(error) = operation() {
             return (error, round);
         }
-        assert!(start.elapsed() < 2 * PATIENCE, "nothing fails");
+        assert!(start.elapsed() < 2 * TIMEOUT, "nothing fails");
     }
 }
 
@@ -82,8 +82,9 @@ fn a_member_killed_in_a_broadcast_is_named_and_the_next_group_works() {
     member.line("running");
 }
 
-/// Runs broadcasts between this process as rank `own` and a member as the other, stops the member, and lets `then` do
-/// something about it when a broadcast is stuck in the middle. Returns how the broadcast ended, and how long after.
+/// Runs broadcasts between this process as rank `own` and a member as the other, stops the member, and lets
+/// `then` do something about it when a broadcast is stuck in the middle. Returns how the broadcast ended, and
+/// how long after.
 fn stuck_in_a_broadcast(own: usize, then: impl Fn(&Member, &AbortHandle) + Send + Sync) -> (Error, Duration) {
     let store = serve();
     let member = Member::start(Scenario::Broadcasts, store.port(), &config("group", 1 - own, 2));
@@ -94,7 +95,8 @@ fn stuck_in_a_broadcast(own: usize, then: impl Fn(&Member, &AbortHandle) + Send 
         let actor = scope.spawn(|| {
             member.line("running");
             member.signal(Signal::SIGSTOP);
-            // Socket buffers are far smaller than a broadcast, so one that goes on for so long is in the middle of it.
+            // Socket buffers are far smaller than a broadcast, so one that goes on for so long is in the
+            // middle of it.
             while round.lock().expect("not poisoned").elapsed() < Duration::from_millis(400) {
                 thread::yield_now();
             }
@@ -193,7 +195,7 @@ fn a_death_is_noticed_in_an_operation_that_waits_for_another() {
     let work = group.start_all_reduce(&mut tensor, Reduce::Sum).expect("start");
     killed.signal(Signal::SIGKILL);
     let start = Instant::now();
-    let error = work.wait(PATIENCE).expect_err("rank 2 is dead");
+    let error = work.wait(TIMEOUT).expect_err("rank 2 is dead");
     assert!(matches!(error, Error::Lost(_)), "{error:?}");
     assert_eq!(error.missing(), [2], "{error}");
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
@@ -210,7 +212,7 @@ fn with_host(limit: Duration) -> (Member, Store, ProcessGroup) {
 }
 
 fn the_death_of_the_host_of_the_store_is_named() {
-    let (host, store, group) = with_host(PATIENCE);
+    let (host, store, group) = with_host(TIMEOUT);
     thread::scope(|scope| {
         let killer = scope.spawn(|| {
             host.line("running");
@@ -224,7 +226,7 @@ fn the_death_of_the_host_of_the_store_is_named() {
         let after = noticed - killer.join().expect("the killer");
         assert!(after < Duration::from_millis(1500), "named after {after:?}");
     });
-    assert!(store.get("anything", PATIENCE).is_err());
+    assert!(store.get("anything", TIMEOUT).is_err());
     let start = Instant::now();
     drop(group);
     assert!(start.elapsed() < Duration::from_secs(3), "dropping took {:?}", start.elapsed());

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use collective::{Backend, Error, GlooAddress, GroupConfig, PeerState, ProcessGroup, Reduce};
 use tch::{Device, Kind, Tensor};
 
-use crate::threads::{Meeting, PATIENCE, config, in_group, join, on_threads, serve};
+use crate::threads::{Meeting, TIMEOUT, barrier, config, in_group, join, on_threads, serve, start_barrier};
 
 crate::tests! {
     two_groups_work_at_once,
@@ -21,7 +21,6 @@ crate::tests! {
     different_operations_are_an_error_on_all_ranks,
     different_shapes_are_an_error_on_all_ranks,
     different_kinds_of_equal_size_never_mix,
-    a_send_and_a_receive_that_differ_never_mix,
     a_short_wait_ends_the_group,
     a_rank_that_lags_behind_is_named,
     leaving_early_spoils_nothing,
@@ -49,10 +48,10 @@ fn two_groups_work_at_once() {
             assert_eq!((new.name(), new.rank(), new.world_size()), ("group-2", 2 - rank, 2));
         }
         for work in under_way {
-            work.wait(PATIENCE).expect("all_reduce in the first");
+            work.wait(TIMEOUT).expect("all_reduce in the first");
         }
         assert!(in_old.iter().all(|tensor| *tensor == &ones(10_000) * 3));
-        old.barrier().expect("the first outlives the second");
+        barrier(&old).expect("the first outlives the second");
     });
 }
 
@@ -94,7 +93,7 @@ fn who_comes_after_the_others_gave_up_is_told() {
             store.set("gave-up", b"").expect("set");
             return;
         }
-        store.wait(&["gave-up"], PATIENCE).expect("the other gives up");
+        store.wait(&["gave-up"], TIMEOUT).expect("the other gives up");
         let start = Instant::now();
         let error = join(&store, config("group", 1, 2)).expect_err("too late");
         assert!(error.to_string().contains("rank 0 had given up waiting"), "{error}");
@@ -109,7 +108,7 @@ fn gloo_listens_where_it_is_told() {
             let name = format!("group-{number}");
             let group =
                 join(&store, GroupConfig { backend: Backend::Gloo(address), ..config(&name, rank, 2) });
-            group.expect("join").barrier().expect("barrier");
+            barrier(&group.expect("join")).expect("barrier");
         }
         let nowhere = Backend::Gloo(GlooAddress::Host("192.0.2.1".into()));
         let short = Duration::from_secs(2);
@@ -145,7 +144,6 @@ fn on_one_gpu() {
     group.all_gather_into(&mut whole, &tensor).expect("all_gather_into");
     let mut part = on_gpu(0);
     group.reduce_scatter(&mut part, &whole, Reduce::Sum).expect("reduce_scatter");
-    group.barrier().expect("barrier");
     let mut bytes = vec![1, 2, 3];
     group.broadcast_bytes(&mut bytes, 0).expect("broadcast_bytes");
     assert_eq!(part, on_gpu(3));
@@ -154,7 +152,7 @@ fn on_one_gpu() {
 
 fn an_abort_ends_what_is_pending() {
     let started = Meeting::of(2);
-    in_group(2, PATIENCE, |group| {
+    in_group(2, TIMEOUT, |group| {
         if group.rank() == 1 {
             started.meet();
             // Never takes part, but lives until the other is through.
@@ -164,18 +162,18 @@ fn an_abort_ends_what_is_pending() {
         let handle = group.abort_handle();
         let mut tensor = ones(4);
         let work = group.start_all_reduce(&mut tensor, Reduce::Sum).expect("start");
-        let second = group.start_barrier().expect("start");
+        let second = start_barrier(group).expect("start");
         started.meet();
         let aborter = thread::spawn(move || handle.abort("the run is over"));
         let start = Instant::now();
-        let error = work.wait(PATIENCE).expect_err("aborted");
+        let error = work.wait(TIMEOUT).expect_err("aborted");
         assert!(matches!(error, Error::Aborted(_)), "{error:?}");
         assert!(error.to_string().contains("all_reduce sum Float [4] #1"), "{error}");
         assert!(error.to_string().contains("aborted: the run is over"), "{error}");
-        assert!(matches!(second.wait(PATIENCE), Err(Error::Aborted(_))));
+        assert!(matches!(second.wait(TIMEOUT), Err(Error::Aborted(_))));
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         aborter.join().expect("abort returns");
-        let dead = group.barrier().expect_err("the group has ended");
+        let dead = barrier(group).expect_err("the group has ended");
         assert!(matches!(&dead, Error::Dead { cause, .. } if cause.contains("the run is over")), "{dead:?}");
         started.meet();
     });
@@ -183,21 +181,21 @@ fn an_abort_ends_what_is_pending() {
 
 fn an_abort_ends_the_group_elsewhere() {
     let start = Instant::now();
-    let errors = in_group(3, PATIENCE, |group| match group.rank() {
+    let errors = in_group(3, TIMEOUT, |group| match group.rank() {
         0 => {
             group.abort_handle().abort("enough");
             group.abort_handle().abort("twice is once");
             None
         }
         // In an operation when it happens.
-        1 => Some(group.barrier().expect_err("rank 0 never comes")),
+        1 => Some(barrier(group).expect_err("rank 0 never comes")),
         // Between operations.
         _ => {
             while group.ended().is_none() {
-                assert!(start.elapsed() < PATIENCE, "the watcher never woke");
+                assert!(start.elapsed() < TIMEOUT, "the watcher never woke");
                 thread::yield_now();
             }
-            Some(group.barrier().expect_err("the group has ended"))
+            Some(barrier(group).expect_err("the group has ended"))
         }
     });
     for error in errors.into_iter().flatten() {
@@ -212,8 +210,8 @@ fn disagreement(
     rank_1: impl Fn(&ProcessGroup) -> collective::Result<()> + Sync,
 ) -> Vec<Error> {
     let start = Instant::now();
-    let errors = in_group(2, PATIENCE, |group| {
-        group.barrier().expect("they still agree");
+    let errors = in_group(2, TIMEOUT, |group| {
+        barrier(group).expect("they still agree");
         let outcome = if group.rank() == 0 { rank_0(group) } else { rank_1(group) };
         outcome.expect_err("they disagree")
     });
@@ -228,7 +226,7 @@ fn disagreement(
 
 fn different_operations_are_an_error_on_all_ranks() {
     let errors = disagreement(
-        |group| group.broadcast(&mut ones(8), 0).and_then(|()| group.barrier()),
+        |group| group.broadcast(&mut ones(8), 0).and_then(|()| barrier(group)),
         |group| group.all_reduce(&mut ones(8), Reduce::Sum),
     );
     assert!(errors[0].to_string().contains("rank 1 launched all_reduce sum Float [8] #2"), "{}", errors[0]);
@@ -238,15 +236,15 @@ fn different_operations_are_an_error_on_all_ranks() {
 fn different_shapes_are_an_error_on_all_ranks() {
     for size in [7, 9, 100_000] {
         disagreement(
-            |group| group.all_reduce(&mut ones(8), Reduce::Sum).and_then(|()| group.barrier()),
-            |group| group.all_reduce(&mut ones(size), Reduce::Sum).and_then(|()| group.barrier()),
+            |group| group.all_reduce(&mut ones(8), Reduce::Sum).and_then(|()| barrier(group)),
+            |group| group.all_reduce(&mut ones(size), Reduce::Sum).and_then(|()| barrier(group)),
         );
     }
 }
 
 fn different_kinds_of_equal_size_never_mix() {
     disagreement(
-        |group| group.broadcast(&mut ones(8), 0).and_then(|()| group.barrier()),
+        |group| group.broadcast(&mut ones(8), 0).and_then(|()| barrier(group)),
         |group| {
             let mut tensor = Tensor::full([8], 5, (Kind::Int, Device::Cpu));
             let outcome = group.broadcast(&mut tensor, 0);
@@ -256,34 +254,21 @@ fn different_kinds_of_equal_size_never_mix() {
     );
 }
 
-fn a_send_and_a_receive_that_differ_never_mix() {
-    in_group(2, Duration::from_secs(1), |group| {
-        let start = Instant::now();
-        let error = match group.rank() {
-            0 => group.send(&ones(8), 1).expect_err("nobody receives that"),
-            _ => group.receive(&mut ones(4), 0).expect_err("nobody sends that"),
-        };
-        assert!(matches!(error, Error::Timeout(_) | Error::Lost(_)), "{error:?}");
-        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
-        assert!(group.barrier().is_err(), "the group has ended");
-    });
-}
-
 fn a_short_wait_ends_the_group() {
     let started = Meeting::of(2);
-    in_group(2, PATIENCE, |group| {
+    in_group(2, TIMEOUT, |group| {
         if group.rank() == 1 {
             started.meet();
             return;
         }
         let start = Instant::now();
-        let work = group.start_barrier().expect("start");
+        let work = start_barrier(group).expect("start");
         assert!(!work.is_done());
         let error = work.wait(Duration::from_millis(100)).expect_err("rank 1 never comes");
         assert!(matches!(error, Error::Timeout(_)), "{error:?}");
         assert_eq!(error.missing(), [1]);
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-        assert!(matches!(group.barrier(), Err(Error::Dead { .. })));
+        assert!(matches!(barrier(group), Err(Error::Dead { .. })));
         started.meet();
     });
 }
@@ -292,7 +277,7 @@ fn a_rank_that_lags_behind_is_named() {
     let limit = Duration::from_secs(1);
     let over = Meeting::of(3);
     in_group(3, limit, |group| {
-        group.barrier().expect("all are there");
+        barrier(group).expect("all are there");
         let start = Instant::now();
         if group.rank() != 2 {
             let error = group.all_reduce(&mut ones(3), Reduce::Sum).expect_err("rank 2 never comes");
@@ -302,7 +287,9 @@ fn a_rank_that_lags_behind_is_named() {
             assert!(waited + early >= limit && waited < 2 * limit, "{waited:?}");
             assert_eq!(error.missing(), [2], "{error}");
             assert!(
-                error.to_string().contains("rank 2 never arrived (its last operation was barrier #1)"),
+                error
+                    .to_string()
+                    .contains("rank 2 never arrived (its last operation was all_reduce sum Float [1] #1)"),
                 "{error}"
             );
         }
@@ -331,19 +318,19 @@ fn leaving_with_operations_under_way_is_quick_and_known() {
         if rank == 0 {
             let mut tensor = ones(1 << 16);
             let work = group.start_all_reduce(&mut tensor, Reduce::Sum).expect("start");
-            let unwaited = group.start_barrier().expect("start");
+            let unwaited = start_barrier(&group).expect("start");
             drop(unwaited);
             let start = Instant::now();
             drop(group);
             assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
-            let error = work.wait(PATIENCE).expect_err("its group is gone");
+            let error = work.wait(TIMEOUT).expect_err("its group is gone");
             assert!(matches!(error, Error::Lost(_)), "{error:?}");
             dropped.0.send(()).expect("rank 1 listens");
             other.meet();
             return;
         }
-        receiver.lock().expect("not poisoned").recv_timeout(PATIENCE).expect("rank 0 leaves");
-        let error = group.barrier().expect_err("rank 0 has left");
+        receiver.lock().expect("not poisoned").recv_timeout(TIMEOUT).expect("rank 0 leaves");
+        let error = barrier(&group).expect_err("rank 0 has left");
         assert!(matches!(&error, Error::Lost(fault) if fault.peers[0].state == PeerState::Left), "{error:?}");
         assert_eq!(error.missing(), [0]);
         other.meet();

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tch::{Device, Kind, Tensor};
 
-use crate::threads::{PATIENCE, config, on_threads};
+use crate::threads::{TIMEOUT, barrier, config, on_threads};
 
 /// What a member process does once it has joined.
 #[derive(Clone, Copy, Debug)]
@@ -75,11 +75,11 @@ impl Member {
         let lines = self.lines.lock().expect("one reader at a time");
         loop {
             let line =
-                lines.recv_timeout(PATIENCE).unwrap_or_else(|error| panic!("no line {word:?}: {error}"));
+                lines.recv_timeout(TIMEOUT).unwrap_or_else(|error| panic!("no line {word:?}: {error}"));
             if let Some(rest) = line.strip_prefix(word) {
                 return rest.trim().to_owned();
             }
-            assert!(start.elapsed() < PATIENCE, "no line {word:?} among many");
+            assert!(start.elapsed() < TIMEOUT, "no line {word:?} among many");
         }
     }
 
@@ -91,7 +91,7 @@ impl Member {
     pub(crate) fn ends(&mut self) {
         let start = Instant::now();
         while self.child.try_wait().expect("wait for a member").is_none() {
-            assert!(start.elapsed() < PATIENCE, "the member does not end");
+            assert!(start.elapsed() < TIMEOUT, "the member does not end");
             thread::yield_now();
         }
     }
@@ -111,9 +111,9 @@ pub(crate) fn member(arguments: &[String]) -> ExitCode {
     let numbers: Vec<usize> = numbers.iter().map(|number| number.parse().expect("a number")).collect();
     let scenario = Scenario::ALL.into_iter().find(|known| known.name() == *scenario).expect("a scenario");
     let store = match scenario {
-        Scenario::Groups => return form_groups(),
-        Scenario::Hosts => Store::serve("127.0.0.1", 0, PATIENCE).expect("serve"),
-        _ => Store::connect("127.0.0.1", port.parse().expect("a port"), PATIENCE).expect("connect"),
+        Scenario::Groups => return groups(),
+        Scenario::Hosts => Store::serve("127.0.0.1", 0, TIMEOUT).expect("serve"),
+        _ => Store::connect("127.0.0.1", port.parse().expect("a port"), TIMEOUT).expect("connect"),
     };
     println!("port {}", store.port());
     let timeout = Duration::from_millis(numbers[2] as u64);
@@ -135,10 +135,10 @@ pub(crate) fn member(arguments: &[String]) -> ExitCode {
                 let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
                 std::process::exit(0);
             });
-            while group.ended().is_none() && start.elapsed() < 2 * PATIENCE {
+            while group.ended().is_none() && start.elapsed() < 2 * TIMEOUT {
                 thread::yield_now();
             }
-            group.barrier().expect_err("ended, or alone for too long")
+            barrier(&group).expect_err("ended, or alone for too long")
         }
     };
     println!("missing {:?}", error.missing());
@@ -163,7 +163,7 @@ fn for_ever(operation: impl Fn() -> collective::Result<()>) -> collective::Error
 }
 
 /// Forms 10 groups, then 50, and prints the open files and threads after each batch.
-fn form_groups() -> ExitCode {
+fn groups() -> ExitCode {
     for batch in [0..10, 10..60] {
         on_threads(3, |rank, store| {
             for number in batch.clone() {
@@ -183,7 +183,7 @@ fn form_groups() -> ExitCode {
         let start = Instant::now();
         let mut counts = (0, 0);
         let mut since = start;
-        while since.elapsed() < Duration::from_secs(1) && start.elapsed() < PATIENCE {
+        while since.elapsed() < Duration::from_secs(1) && start.elapsed() < TIMEOUT {
             let now = (entries("/proc/self/fd"), entries("/proc/self/task"));
             if now != counts {
                 (counts, since) = (now, Instant::now());

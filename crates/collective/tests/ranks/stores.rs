@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use collective::{Error, Store};
 
-use crate::threads::{PATIENCE, connect, on_threads, serve};
+use crate::threads::{TIMEOUT, connect, on_threads, serve};
 
 crate::tests! {
     keys_are_set_read_counted_and_deleted,
@@ -27,7 +27,7 @@ fn keys_are_set_read_counted_and_deleted() {
     let value: Vec<u8> = (0..=255).cycle().take(100_000).collect();
     for value in [&[][..], b"one", &value] {
         store.set("key", value).expect("set");
-        assert!(other.get("key", PATIENCE).expect("get") == value);
+        assert!(other.get("key", TIMEOUT).expect("get") == value);
     }
     assert!(other.check("key").expect("check"));
     assert!(other.delete("key").expect("delete"));
@@ -47,8 +47,8 @@ fn prefixes_keep_apart() {
     first.set("key", b"1").expect("set");
     inner.set("key", b"2").expect("set");
     assert!(!second.check("key").expect("check"));
-    assert_eq!(store.get("first/key", PATIENCE).expect("get"), b"1");
-    assert_eq!(store.get("first/inner/key", PATIENCE).expect("get"), b"2");
+    assert_eq!(store.get("first/key", TIMEOUT).expect("get"), b"1");
+    assert_eq!(store.get("first/inner/key", TIMEOUT).expect("get"), b"2");
     assert_eq!(inner.port(), store.port());
 }
 
@@ -56,7 +56,7 @@ fn waiting_on_one_connection_holds_up_no_other() {
     let store = serve();
     let waiting = store.prefix("group").expect("prefix");
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(move || waiting.wait(&["a", "b"], PATIENCE));
+        let waiter = scope.spawn(move || waiting.wait(&["a", "b"], TIMEOUT));
         store.set("group/a", b"").expect("set beside the wait");
         store.set("group/b", b"").expect("set beside the wait");
         waiter.join().expect("no panic").expect("both keys come");
@@ -86,7 +86,7 @@ fn a_server_that_is_gone_is_an_error() {
     let port = store.port();
     drop(store);
     let start = Instant::now();
-    let error = client.get("key", PATIENCE).expect_err("there is no server");
+    let error = client.get("key", TIMEOUT).expect_err("there is no server");
     assert!(matches!(error, Error::Store { .. }), "{error:?}");
     let error = Store::connect("127.0.0.1", port, Duration::from_secs(1)).expect_err("there is no server");
     assert!(matches!(error, Error::Store { .. } | Error::StoreTimeout { .. }), "{error:?}");
@@ -97,7 +97,7 @@ fn a_server_that_is_gone_is_an_error() {
 fn a_port_in_use_is_an_error() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = taken.local_addr().expect("address").port();
-    let error = Store::serve("127.0.0.1", port, PATIENCE).expect_err("the port is taken");
+    let error = Store::serve("127.0.0.1", port, TIMEOUT).expect_err("the port is taken");
     assert!(error.to_string().contains("in use"), "{error}");
 }
 
@@ -110,5 +110,5 @@ fn only_the_given_address_is_bound() {
 fn keys_with_nul_are_refused() {
     let store = serve();
     assert!(matches!(store.set("a\0b", b""), Err(Error::Invalid { .. })));
-    assert!(matches!(Store::connect("a\0b", 1, PATIENCE), Err(Error::Store { .. })));
+    assert!(matches!(Store::connect("a\0b", 1, TIMEOUT), Err(Error::Store { .. })));
 }

@@ -5,17 +5,18 @@ use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Result, Store};
+use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Reduce, Result, Store, Work};
+use tch::{Device, Kind, Tensor};
 
 /// Longer than anything that goes well here takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn serve() -> Store {
-    Store::serve("127.0.0.1", 0, PATIENCE).expect("serve a store on loopback")
+    Store::serve("127.0.0.1", 0, TIMEOUT).expect("serve a store on loopback")
 }
 
 pub(crate) fn connect(store: &Store) -> Store {
-    Store::connect(store.host(), store.port(), PATIENCE).expect("connect to the store")
+    Store::connect(store.host(), store.port(), TIMEOUT).expect("connect to the store")
 }
 
 pub(crate) fn config(name: &str, rank: usize, world_size: usize) -> GroupConfig {
@@ -24,8 +25,8 @@ pub(crate) fn config(name: &str, rank: usize, world_size: usize) -> GroupConfig 
         rank,
         world_size,
         backend: Backend::Gloo(GlooAddress::TowardsStore),
-        timeout: PATIENCE,
-        join_timeout: PATIENCE,
+        timeout: TIMEOUT,
+        join_timeout: TIMEOUT,
     }
 }
 
@@ -59,6 +60,26 @@ pub(crate) fn join(store: &Store, config: GroupConfig) -> Result<ProcessGroup> {
     ProcessGroup::new(store, config)
 }
 
+/// Returns when all ranks are here.
+///
+/// # Errors
+/// When one of them never comes, or the group has ended.
+pub(crate) fn barrier(group: &ProcessGroup) -> Result<()> {
+    group.all_reduce(&mut one(), Reduce::Sum)
+}
+
+/// As [`barrier`], not yet waited for.
+///
+/// # Errors
+/// When the group has ended.
+pub(crate) fn start_barrier(group: &ProcessGroup) -> Result<Work> {
+    group.start_all_reduce(&mut one(), Reduce::Sum)
+}
+
+fn one() -> Tensor {
+    Tensor::ones([1], (Kind::Float, Device::Cpu))
+}
+
 /// Where a number of threads wait for each other, though not for one that has panicked.
 pub(crate) struct Meeting {
     expected: usize,
@@ -77,7 +98,7 @@ impl Meeting {
         self.changed.notify_all();
         // The arrivals of a later meeting are beyond this one's.
         let complete = arrivals.next_multiple_of(self.expected);
-        let waiting = self.changed.wait_timeout_while(arrivals, PATIENCE, |arrivals| *arrivals < complete);
+        let waiting = self.changed.wait_timeout_while(arrivals, TIMEOUT, |arrivals| *arrivals < complete);
         let (arrivals, timeout) = waiting.expect("nobody panics while counting");
         drop(arrivals);
         assert!(!timeout.timed_out(), "the others do not come");
