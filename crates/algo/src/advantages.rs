@@ -9,7 +9,8 @@ use crate::responses::Responses;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GroupBaseline {
-    /// `(R_i − mean) / (std + ε)` with the unbiased standard deviation (GRPO, arXiv 2402.03300, section 4.1.2).
+    /// `(R_i − mean) / (std + ε)` with the unbiased standard deviation (GRPO, arXiv 2402.03300, section
+    /// 4.1.2).
     MeanStd {
         /// ε: 1e-6 in verl, 1e-4 in TRL.
         epsilon: f64,
@@ -20,9 +21,10 @@ pub enum GroupBaseline {
     LeaveOneOut,
 }
 
-/// One advantage per response, `[responses]`. `groups[i]` says which group response `i` belongs to: any numbering from 0 to
-/// below the number of responses, in any order. A group of one has nothing to be compared with: its score passes through
-/// unchanged (divided by 1 + ε for [`GroupBaseline::MeanStd`]), as in verl. Equal scores give exactly 0.
+/// One advantage per response, `[responses]`. `groups[i]` says which group response `i` belongs to: any
+/// numbering from 0 to below the number of responses, in any order. A group of one has nothing to be compared
+/// with: its score passes through unchanged (divided by 1 + ε for [`GroupBaseline::MeanStd`]), as in verl.
+/// Equal scores give exactly 0.
 ///
 /// # Errors
 /// A wrong length, a score that is not finite, a group number out of range or a negative ε.
@@ -51,7 +53,8 @@ pub fn group_advantages(
     Ok(advantages)
 }
 
-/// Mean and scale of a group, so that the advantage is `(R_i − mean) · scale`; leave-one-out is `G/(G−1) (R_i − mean)`.
+/// Mean and scale of a group, so that the advantage is `(R_i − mean) · scale`; leave-one-out is `G/(G−1) (R_i
+/// − mean)`.
 fn baseline_of(baseline: GroupBaseline, scores: impl ExactSizeIterator<Item = f64> + Clone) -> (f64, f64) {
     let size = scores.len() as f64;
     let (mean, std) = if scores.len() < 2 {
@@ -68,7 +71,8 @@ fn baseline_of(baseline: GroupBaseline, scores: impl ExactSizeIterator<Item = f6
     }
 }
 
-/// Gives every counted token its response's number: `[responses]` to `[tokens]`, 0 on tokens that do not count.
+/// Gives every counted token its response's number: `[responses]` to `[tokens]`, 0 on tokens that do not
+/// count.
 ///
 /// # Errors
 /// A wrong length or a number that is not finite.

@@ -1,9 +1,10 @@
 //! How token losses become one number: the coefficients `c_it` of `L = Σ_it c_it L_it`.
 //!
-//! Every aggregation is linear in the token losses, so it is settled here, once, from lengths, sample weights and the
-//! totals of the *global* minibatch. Invariants:
+//! Every aggregation is linear in the token losses, so it is settled here, once, from lengths, sample weights
+//! and the totals of the *global* minibatch. Invariants:
 //!
-//! 1. The losses and gradients of parts (micro-batches, ranks) **add up** to those of the whole: sum them, do not average.
+//! 1. The losses and gradients of parts (micro-batches, ranks) **add up** to those of the whole: sum them, do
+//!    not average.
 //! 2. A token that does not count has coefficient 0.
 //! 3. A response without a counted token is no response: it is in no denominator.
 
@@ -12,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, require, require_each};
 use crate::responses::Responses;
 
-/// The five aggregations of the field, with a weight `w_i` for each response, `T_i` counted tokens in response `i`, and
-/// sums over the global minibatch.
+/// The five aggregations of the field, with a weight `w_i` for each response, `T_i` counted tokens in
+/// response `i`, and sums over the global minibatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Aggregation {
@@ -23,7 +24,8 @@ pub enum Aggregation {
     SeqMeanTokenMean,
     /// `Σ_i w_i Σ_t L_it / Σ_i w_i`
     SeqMeanTokenSum,
-    /// `Σ_i w_i Σ_t L_it / (norm Σ_i w_i)` with a constant norm, the longest response allowed (Dr.GRPO, arXiv 2503.20783)
+    /// `Σ_i w_i Σ_t L_it / (norm Σ_i w_i)` with a constant norm, the longest response allowed (Dr.GRPO, arXiv
+    /// 2503.20783)
     SeqMeanTokenSumNorm,
     /// `Σ_i w_i Σ_t L_it`
     TokenSum,
@@ -63,10 +65,11 @@ impl Totals {
     }
 }
 
-/// The coefficients `c_it`, `[tokens]`, of the responses at hand, which may be a part of the minibatch `totals` describes.
+/// The coefficients `c_it`, `[tokens]`, of the responses at hand, which may be a part of the minibatch
+/// `totals` describes.
 ///
-/// `weights` is `[responses]`; `norm_tokens` is the norm of [`Aggregation::SeqMeanTokenSumNorm`], in tokens, and is not read
-/// otherwise. Responses of weight 0 get coefficient 0, also where the totals are 0.
+/// `weights` is `[responses]`; `norm_tokens` is the norm of [`Aggregation::SeqMeanTokenSumNorm`], in tokens,
+/// and is not read otherwise. Responses of weight 0 get coefficient 0, also where the totals are 0.
 ///
 /// # Errors
 /// A wrong length, a bad weight, or totals that are 0 although a response has weight.
@@ -119,7 +122,8 @@ pub struct LossTerm {
 }
 
 impl LossTerm {
-    /// Sums `c · value` and collects `c · slope` over the counted tokens; `term` gives (value, slope) of a token.
+    /// Sums `c · value` and collects `c · slope` over the counted tokens; `term` gives (value, slope) of a
+    /// token.
     pub(crate) fn sum(
         responses: Responses<'_>,
         coefficients: &[f64],
@@ -144,8 +148,8 @@ pub(crate) fn require_coefficients(responses: Responses<'_>, coefficients: &[f64
     }
 }
 
-/// The entropy bonus as a term of the loss, `−κ Σ_it c_it H_it`, with the gradient with respect to the entropies `H`
-/// (`[tokens]`, nats). Maximising entropy is minimising this.
+/// The entropy bonus as a term of the loss, `−κ Σ_it c_it H_it`, with the gradient with respect to the
+/// entropies `H` (`[tokens]`, nats). Maximising entropy is minimising this.
 ///
 /// # Errors
 /// A coefficient κ that is not finite, a wrong length or a counted number that is not finite.
@@ -162,7 +166,8 @@ pub fn entropy_bonus(
     })
 }
 
-/// Supervised fine-tuning: `−Σ_it c_it log π_θ(y_it)`, with the gradient with respect to the `[tokens]` log-probs.
+/// Supervised fine-tuning: `−Σ_it c_it log π_θ(y_it)`, with the gradient with respect to the `[tokens]`
+/// log-probs.
 ///
 /// # Errors
 /// A wrong length or a counted number that is not finite.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, require};
+use crate::error::{Error, require, require_positive};
 
 /// The relative error of the KL is limited to this before it moves β.
 const MAX_PROPORTIONAL_ERROR: f64 = 0.2;
@@ -13,12 +13,12 @@ const MAX_PROPORTIONAL_ERROR: f64 = 0.2;
 pub enum KlController {
     /// β never changes.
     Fixed {
-        /// β.
+        /// β, 0 or more.
         coefficient: f64,
     },
     /// β follows the measured KL (Ziegler et al. 2019, arXiv 1909.08593, section 2.2).
     Adaptive {
-        /// β now.
+        /// β as it is before the next measurement.
         coefficient: f64,
         /// The KL aimed at, in the unit that is measured (nats per response in the paper).
         target: f64,
@@ -28,7 +28,7 @@ pub enum KlController {
 }
 
 impl KlController {
-    /// β now.
+    /// β for the next step.
     pub fn coefficient(&self) -> f64 {
         match *self {
             Self::Fixed { coefficient } | Self::Adaptive { coefficient, .. } => coefficient,
@@ -38,7 +38,8 @@ impl KlController {
     /// The controller after `samples` samples with this mean KL:
     /// `β ← β (1 + clip(KL / target − 1, ±0.2) · samples / horizon)`.
     ///
-    /// The factor never falls below 0, so that more samples than five horizons cannot turn the penalty into a reward.
+    /// The factor never falls below 0, so that more samples than five horizons cannot turn the penalty into a
+    /// reward.
     ///
     /// # Errors
     /// A KL that is not finite, a target or horizon that is not positive.
@@ -47,8 +48,8 @@ impl KlController {
             Self::Fixed { .. } => Ok(self),
             Self::Adaptive { coefficient, target, horizon } => {
                 require(measured_kl.is_finite(), "measured_kl", measured_kl, "a finite number")?;
-                require(target.is_finite() && target > 0.0, "target", target, "a positive number")?;
-                require(horizon.is_finite() && horizon > 0.0, "horizon", horizon, "a positive number")?;
+                require_positive("target", target)?;
+                require_positive("horizon", horizon)?;
                 let error =
                     (measured_kl / target - 1.0).clamp(-MAX_PROPORTIONAL_ERROR, MAX_PROPORTIONAL_ERROR);
                 let factor = (1.0 + error * samples as f64 / horizon).max(0.0);

@@ -1,28 +1,28 @@
-//! Weights for tokens that another distribution drew than the one the loss takes for old: a stale policy, or an engine whose
-//! arithmetic differs from the learner's.
+//! Weights for tokens that another distribution drew than the one the loss takes for old: a stale policy, or
+//! an engine whose arithmetic differs from the learner's.
 //!
-//! A weight is detached and multiplies the token's coefficient; denominators stay those of all counted tokens (as AReaL and
-//! verl do). Invariant: identical log-probs give weight exactly 1 wherever the bounds admit 1.
+//! A weight is detached and multiplies the token's coefficient; denominators stay those of all counted tokens
+//! (as AReaL and verl do). Invariant: identical log-probs give weight exactly 1 wherever the bounds admit 1.
 
 use serde::{Deserialize, Serialize};
 
 use crate::coefficients::require_coefficients;
 use crate::error::{Error, require, require_non_negative};
-use crate::kl::bounded_exp;
+use crate::kl::{bounded_exp, difference};
 use crate::responses::Responses;
 
-/// The weight of a token, from `w_t = π_old(y_t) / π_rollout(y_t)` and, per response with `T` counted tokens, the geometric
-/// mean `g = (Π w_t)^(1/T)` or the product `p = Π w_t`.
+/// The weight of a token, from `w_t = π_old(y_t) / π_rollout(y_t)` and, per response with `T` counted tokens,
+/// the geometric mean `g = (Π w_t)^(1/T)` or the product `p = Π w_t`.
 ///
-/// With π_old the proximal policy and π_rollout the behaviour policy this is the decoupled objective of Hilton et al. 2021
-/// (arXiv 2110.00641) and AReaL (arXiv 2505.24298, section 5); with both the same weights in two engines it is the mismatch
-/// correction of Yao et al. 2025 (fengyao.notion.site/off-policy-rl).
+/// With π_old the proximal policy and π_rollout the behaviour policy this is the decoupled objective of
+/// Hilton et al. 2021 (arXiv 2110.00641) and AReaL (arXiv 2505.24298, section 5); with both the same weights
+/// in two engines it is the mismatch correction of Yao et al. 2025 (fengyao.notion.site/off-policy-rl).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Correction {
-    /// 1
+    /// 1 for every token: no correction.
     None,
-    /// `w_t`
+    /// `w_t`: the whole ratio, unbounded.
     Token,
     /// Truncated importance sampling: `min(w_t, max)`
     TokenTruncate {
@@ -31,27 +31,28 @@ pub enum Correction {
     },
     /// IcePop: `w_t` if `min ≤ w_t ≤ max`, otherwise 0. AReaL's default is `0..=5`.
     TokenMask {
-        /// Lower bound.
+        /// The lower bound of what is kept.
         min: f64,
-        /// Upper bound.
+        /// The upper bound of what is kept.
         max: f64,
     },
-    /// Sequence truncated importance sampling: `min(p, max)` for every token of the response (verl, TRL `sequence_truncate`)
+    /// Sequence truncated importance sampling: `min(p, max)` for every token of the response (verl, TRL
+    /// `sequence_truncate`)
     SequenceTruncate {
-        /// The bound.
+        /// The bound of the product `p`.
         max: f64,
     },
-    /// `w_t` if `min ≤ g ≤ max`, otherwise 0 for the whole response (OpenRLHF `seq-mask-tis`, which does not bound `w_t`
-    /// either)
+    /// `w_t` if `min ≤ g ≤ max`, otherwise 0 for the whole response (OpenRLHF `seq-mask-tis`, which does not
+    /// bound `w_t` either)
     SequenceMask {
-        /// Lower bound.
+        /// The lower bound of what is kept.
         min: f64,
-        /// Upper bound.
+        /// The upper bound of what is kept.
         max: f64,
     },
     /// `p` for every token if `p ≤ max`, otherwise 0 (TRL `sequence_mask`, default 3)
     SequenceProductMask {
-        /// The bound.
+        /// The bound of the product `p`.
         max: f64,
     },
 }
@@ -68,7 +69,7 @@ pub struct CorrectionWeights {
 /// Sums over counted tokens; ranks all-reduce them by addition.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct CorrectionSums {
-    /// Counted tokens.
+    /// How many tokens count.
     pub tokens: f64,
     /// Sum of the weights given.
     pub weight: f64,
@@ -98,14 +99,28 @@ enum Verdict {
     Reject,
 }
 
+impl Verdict {
+    /// The weight, cut down to `max` where it is above.
+    fn truncated(weight: f64, max: f64) -> Self {
+        if weight <= max { Self::Keep(weight) } else { Self::Truncate(max) }
+    }
+
+    /// The weight, where the bounds admit the token.
+    fn masked(weight: f64, admitted: bool) -> Self {
+        if admitted { Self::Keep(weight) } else { Self::Reject }
+    }
+}
+
 impl Correction {
     /// The weights of these tokens; both log-prob slices are `[tokens]`, of the drawn tokens.
     ///
-    /// `rollout_logprobs` must be over the same support as `old_logprobs`: where the sampler cut the distribution (top-p,
-    /// top-k, min-p), put them through [`full_support_logprobs`](crate::full_support_logprobs) first.
+    /// `rollout_logprobs` must be over the same support as `old_logprobs`: where the sampler cut the
+    /// distribution (top-p, top-k, min-p), put them through
+    /// [`full_support_logprobs`](crate::full_support_logprobs) first.
     ///
     /// # Errors
-    /// A bound that is negative, not finite, or below its partner, a wrong length or a counted number that is not finite.
+    /// A bound that is negative, not finite, or below its partner, a wrong length or a counted number that is
+    /// not finite.
     pub fn weights(
         &self,
         responses: Responses<'_>,
@@ -115,16 +130,19 @@ impl Correction {
         self.validate()?;
         responses.require_tokens("old_logprobs", old_logprobs)?;
         responses.require_tokens("rollout_logprobs", rollout_logprobs)?;
-        let log_ratio = |token: usize| f64::from(old_logprobs[token]) - f64::from(rollout_logprobs[token]);
         let mut result =
             CorrectionWeights { weights: vec![0.0; responses.tokens()], sums: CorrectionSums::default() };
         for span in responses.spans() {
-            let sum: f64 = responses.counted(span.clone()).map(log_ratio).sum();
+            let log_ratios = responses
+                .counted(span.clone())
+                .map(|token| difference(old_logprobs, rollout_logprobs, token));
+            let sum: f64 = log_ratios.sum();
             let length = responses.counted(span.clone()).count() as f64;
             for token in responses.counted(span) {
+                let log_ratio = difference(old_logprobs, rollout_logprobs, token);
                 result.sums.tokens += 1.0;
-                result.sums.rollout_kl -= log_ratio(token);
-                let weight = match self.verdict(log_ratio(token), sum, length) {
+                result.sums.rollout_kl -= log_ratio;
+                let weight = match self.verdict(log_ratio, sum, length) {
                     Verdict::Keep(weight) => weight,
                     Verdict::Truncate(bound) => {
                         result.sums.truncated += 1.0;
@@ -142,25 +160,22 @@ impl Correction {
         Ok(result)
     }
 
-    /// The token's fate from its own log-ratio, its response's sum of log-ratios, and the number of counted tokens there.
+    /// The token's fate from its own log-ratio, its response's sum of log-ratios, and the number of counted
+    /// tokens there.
     fn verdict(&self, log_ratio: f64, sum: f64, length: f64) -> Verdict {
         let (token, _) = bounded_exp(log_ratio);
         let (product, _) = bounded_exp(sum);
-        let keep_if = |valid: bool, weight: f64| if valid { Verdict::Keep(weight) } else { Verdict::Reject };
-        let truncate = |weight: f64, max: f64| {
-            if weight <= max { Verdict::Keep(weight) } else { Verdict::Truncate(max) }
-        };
         match *self {
             Self::None => Verdict::Keep(1.0),
             Self::Token => Verdict::Keep(token),
-            Self::TokenTruncate { max } => truncate(token, max),
-            Self::TokenMask { min, max } => keep_if((min..=max).contains(&token), token),
-            Self::SequenceTruncate { max } => truncate(product, max),
+            Self::TokenTruncate { max } => Verdict::truncated(token, max),
+            Self::TokenMask { min, max } => Verdict::masked(token, (min..=max).contains(&token)),
+            Self::SequenceTruncate { max } => Verdict::truncated(product, max),
             Self::SequenceMask { min, max } => {
                 let (geometric_mean, _) = bounded_exp(sum / length);
-                keep_if((min..=max).contains(&geometric_mean), token)
+                Verdict::masked(token, (min..=max).contains(&geometric_mean))
             }
-            Self::SequenceProductMask { max } => keep_if(product <= max, product),
+            Self::SequenceProductMask { max } => Verdict::masked(product, product <= max),
         }
     }
 
@@ -182,8 +197,9 @@ impl Correction {
     }
 }
 
-/// Off-policy sequence mask (DeepSeek-V3.2, arXiv 2512.02556, section 3.1; TRL `get_off_policy_mask`): weight 0 for every
-/// token of a response with a negative advantage and `mean_t (log π_rollout − log π_θ) > δ`, otherwise 1, `[tokens]`.
+/// Off-policy sequence mask (DeepSeek-V3.2, arXiv 2512.02556, section 3.1; TRL `get_off_policy_mask`): weight
+/// 0 for every token of a response with a negative advantage and `mean_t (log π_rollout − log π_θ) > δ`,
+/// otherwise 1, `[tokens]`.
 ///
 /// # Errors
 /// A negative δ, a wrong length or a number that counts and is not finite.
@@ -200,8 +216,9 @@ pub fn off_policy_sequence_mask(
     responses.require_tokens("rollout_logprobs", rollout_logprobs)?;
     let mut weights = vec![0.0; responses.tokens()];
     for (span, &advantage) in responses.spans().zip(advantages) {
-        let drift = |token: usize| f64::from(rollout_logprobs[token]) - f64::from(logprobs[token]);
-        let sum: f64 = responses.counted(span.clone()).map(drift).sum();
+        let drifts =
+            responses.counted(span.clone()).map(|token| difference(rollout_logprobs, logprobs, token));
+        let sum: f64 = drifts.sum();
         let length = responses.counted(span.clone()).count() as f64;
         let kept = advantage >= 0.0 || sum <= delta * length;
         for token in responses.counted(span) {

@@ -6,9 +6,9 @@ pub enum Error {
     /// A slice does not have one element per token, per response or per pair.
     #[error("{what} has {found} elements, expected {expected}, one per {unit}")]
     Length {
-        /// The argument.
+        /// The argument, by its name in the call.
         what: &'static str,
-        /// Its length.
+        /// How many elements it has.
         found: usize,
         /// The length the other arguments imply.
         expected: usize,
@@ -18,7 +18,7 @@ pub enum Error {
     /// A number that counts is NaN or infinite.
     #[error("{what}[{index}] is {value}: every number that counts must be finite")]
     NotFinite {
-        /// The argument.
+        /// The argument, by its name in the call.
         what: &'static str,
         /// Where in it.
         index: usize,
@@ -28,9 +28,9 @@ pub enum Error {
     /// A hyper-parameter or a count is outside its range.
     #[error("{name} is {value}, expected {expected}")]
     Parameter {
-        /// The parameter.
+        /// The parameter, by its name in the configuration.
         name: &'static str,
-        /// Its value.
+        /// The value it was given.
         value: f64,
         /// The range, in words.
         expected: &'static str,
@@ -50,6 +50,11 @@ pub(crate) fn require(
 /// A hyper-parameter that must be a finite number of zero or more.
 pub(crate) fn require_non_negative(name: &'static str, value: f64) -> Result<(), Error> {
     require(value.is_finite() && value >= 0.0, name, value, "a finite number of 0 or more")
+}
+
+/// A hyper-parameter that must be a finite number above zero.
+pub(crate) fn require_positive(name: &'static str, value: f64) -> Result<(), Error> {
+    require(value.is_finite() && value > 0.0, name, value, "a positive number")
 }
 
 /// Checks that `values` has `expected` elements, all finite.

@@ -1,14 +1,17 @@
-//! Policy filtration (PF-PPO, arXiv 2409.06957): which of a prompt's rollouts the policy learns from, and with what weight.
+//! Policy filtration (PF-PPO, arXiv 2409.06957): which of a prompt's rollouts the policy learns from, and
+//! with what weight.
 //!
 //! Invariants:
 //!
-//! 1. A decision depends on the configuration, the seed, and one group's ids and scores: not on the order of the rollouts, nor
-//!    on other prompts. (Batch-wide filters keep 2 samples of 1024 where rewards are continuous.)
+//! 1. A decision depends on the configuration, the seed, and one group's ids and scores: not on the order of
+//!    the rollouts, nor on other prompts. (Batch-wide filters keep 2 samples of 1024 where rewards are
+//!    continuous.)
 //! 2. Ties are broken by the seed, never by position.
-//! 3. There is no importance correction: the kept samples train as if the unfiltered policy had been asked for nothing else.
+//! 3. There is no importance correction: the kept samples train as if the unfiltered policy had been asked
+//!    for nothing else.
 
 mod diagnostics;
-mod lots;
+mod random;
 mod strategy;
 
 use std::str::FromStr;
@@ -16,20 +19,23 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use self::diagnostics::Diagnostics;
-use self::lots::Lots;
+use self::random::GroupRandom;
 pub use self::strategy::{Strategy, rank_weights};
 
-/// How the distribution a strategy puts on a group becomes weights. In text: `select`, `resample` (2 draws), `resample:DRAWS`.
+/// How the distribution a strategy puts on a group becomes weights. In text: `select`, `resample` (2 draws),
+/// `resample:DRAWS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Mode {
-    /// Without replacement, at the least training compute. best-of-n keeps the best; best-random the best and one random other;
-    /// best-worst the best and the worst; thresholds what is beyond them (top-random each other one with probability 1/2); all
-    /// with weight 1. `power` keeps all with weight `N |score|^k / Σ |score|^k`.
+    /// Without replacement, at the least training compute. best-of-n keeps the best; best-random the best and
+    /// one random other; best-worst the best and the worst; thresholds what is beyond them (top-random each
+    /// other one with probability 1/2); all with weight 1. `power` keeps all with weight `N |score|^k / Σ
+    /// |score|^k`.
     #[default]
     Select,
-    /// With replacement, as the paper's sampling step: so many draws per prompt; the weight is the number of times drawn.
-    /// Threshold strategies draw evenly from what they would keep (top-random: with half the probability below the threshold).
+    /// With replacement, as the paper's sampling step: so many draws per prompt; the weight is the number of
+    /// times drawn. Threshold strategies draw evenly from what they would keep (top-random: with half the
+    /// probability below the threshold).
     Resample {
         /// Draws per prompt; the weights of a group sum to it.
         draws: u32,
@@ -43,11 +49,12 @@ pub const DEFAULT_DRAWS: u32 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NoSignal {
-    /// Under best-worst, which has nothing to contrast there. Every other strategy treats the group like any other:
-    /// best-random keeps two at random.
+    /// Under best-worst, which has nothing to contrast there. Every other strategy treats the group like any
+    /// other: best-random keeps two at random.
     #[default]
     BestWorst,
-    /// Under every strategy: DAPO's dynamic sampling (arXiv 2503.14476) keeps a prompt only if its scores differ.
+    /// Under every strategy: DAPO's dynamic sampling (arXiv 2503.14476) keeps a prompt only if its scores
+    /// differ.
     Always,
     /// Never: best-worst then keeps two at random.
     Never,
@@ -59,7 +66,7 @@ pub enum NoSignal {
 pub struct Filtration {
     /// The strategy; best-worst where none is given.
     pub strategy: Strategy,
-    /// The mode.
+    /// How the distribution becomes weights.
     pub mode: Mode,
     /// What to do with equal scores.
     pub no_signal: NoSignal,
@@ -70,7 +77,7 @@ pub struct Filtration {
 pub struct Candidate<'a> {
     /// Its stable id, unique in the group.
     pub rollout_id: &'a str,
-    /// Its score.
+    /// Its score; finite.
     pub score: f64,
 }
 
@@ -79,7 +86,7 @@ pub struct Candidate<'a> {
 pub struct Group<'a> {
     /// The stable id of the prompt.
     pub prompt_id: &'a str,
-    /// The rollouts.
+    /// The rollouts that have a score.
     pub rollouts: &'a [Candidate<'a>],
 }
 
@@ -97,7 +104,8 @@ pub struct Choice {
 pub enum GroupDecision {
     /// One choice per rollout, in the order they were given. A threshold can leave none kept.
     Choices(Vec<Choice>),
-    /// The group carries no signal: its scores are equal (see [`NoSignal`](enum@NoSignal)), or all 0 under `power`.
+    /// The group carries no signal: its scores are equal (see [`NoSignal`](enum@NoSignal)), or all 0 under
+    /// `power`.
     NoSignal,
 }
 
@@ -122,46 +130,46 @@ pub enum Error {
     /// A group without rollouts.
     #[error("prompt {prompt_id}: the group has no rollouts")]
     EmptyGroup {
-        /// The prompt.
+        /// The id of the group.
         prompt_id: String,
     },
     /// Two rollouts with one id.
     #[error("prompt {prompt_id}: rollout {rollout_id} occurs twice in the group")]
     DuplicateRollout {
-        /// The prompt.
+        /// The id of the group.
         prompt_id: String,
-        /// The rollout.
+        /// The id of the rollout.
         rollout_id: String,
     },
     /// A score that is NaN or infinite. A rollout whose scoring failed must not be offered at all.
     #[error("prompt {prompt_id}: the score of rollout {rollout_id} is {score}, expected a finite number")]
     Score {
-        /// The prompt.
+        /// The id of the group.
         prompt_id: String,
-        /// The rollout.
+        /// The id of the rollout.
         rollout_id: String,
-        /// Its score.
+        /// The score it was offered with.
         score: f64,
     },
 }
 
 /// Filters one group.
 ///
-/// A group of one is kept by `none` and the best-\* strategies: with weight 1 by [`Mode::Select`], with weight `draws` by
-/// [`Mode::Resample`], since every draw hits it.
+/// A group of one is kept by `none` and the best-\* strategies: with weight 1 by [`Mode::Select`], with
+/// weight `draws` by [`Mode::Resample`], since every draw hits it.
 ///
 /// # Errors
 /// An invalid strategy or mode, an empty group, an id that occurs twice, or a score that is not finite.
 pub fn filter_group(filtration: &Filtration, seed: u64, group: &Group<'_>) -> Result<GroupDecision, Error> {
     filtration.validate()?;
-    let (ranking, mut lots) = rank(seed, group)?;
+    let (ranking, mut random) = rank(seed, group)?;
     let scores: Vec<f64> = ranking.iter().map(|&place| group.rollouts[place].score).collect();
     if filtration.lacks_signal(&scores) {
         return Ok(GroupDecision::NoSignal);
     }
     let weights = match filtration.mode {
-        Mode::Select => select(filtration.strategy, &scores, &mut lots),
-        Mode::Resample { draws } => resample(filtration.strategy, draws, &scores, &mut lots),
+        Mode::Select => select(filtration.strategy, &scores, &mut random),
+        Mode::Resample { draws } => resample(filtration.strategy, draws, &scores, &mut random),
     };
     let mut choices = vec![Choice::default(); scores.len()];
     for (place, weight) in ranking.into_iter().zip(weights) {
@@ -170,32 +178,47 @@ pub fn filter_group(filtration: &Filtration, seed: u64, group: &Group<'_>) -> Re
     Ok(GroupDecision::Choices(choices))
 }
 
-/// Places of the rollouts from best to worst, ties by lot, and the stream to go on drawing from.
-fn rank(seed: u64, group: &Group<'_>) -> Result<(Vec<usize>, Lots), Error> {
-    let prompt_id = || group.prompt_id.to_owned();
-    let id = |place: usize| group.rollouts[place].rollout_id;
-    if group.rollouts.is_empty() {
-        return Err(Error::EmptyGroup { prompt_id: prompt_id() });
+/// Places of the rollouts from best to worst, ties broken at random, and the stream to go on drawing from.
+fn rank(seed: u64, group: &Group<'_>) -> Result<(Vec<usize>, GroupRandom), Error> {
+    let Group { prompt_id, rollouts } = *group;
+    if rollouts.is_empty() {
+        return Err(Error::EmptyGroup { prompt_id: prompt_id.to_owned() });
     }
-    if let Some(bad) = group.rollouts.iter().find(|rollout| !rollout.score.is_finite()) {
-        let rollout_id = bad.rollout_id.to_owned();
-        return Err(Error::Score { prompt_id: prompt_id(), rollout_id, score: bad.score });
+    if let Some(bad) = rollouts.iter().find(|rollout| !rollout.score.is_finite()) {
+        let (prompt_id, rollout_id) = (prompt_id.to_owned(), bad.rollout_id.to_owned());
+        return Err(Error::Score { prompt_id, rollout_id, score: bad.score });
     }
-    let mut places: Vec<usize> = (0..group.rollouts.len()).collect();
-    places.sort_unstable_by_key(|&place| id(place));
-    if let Some(pair) = places.windows(2).find(|pair| id(pair[0]) == id(pair[1])) {
-        return Err(Error::DuplicateRollout { prompt_id: prompt_id(), rollout_id: id(pair[0]).to_owned() });
+    let mut by_id: Vec<(usize, &Candidate<'_>)> = rollouts.iter().enumerate().collect();
+    by_id.sort_unstable_by_key(|(_, rollout)| rollout.rollout_id);
+    for pair in by_id.windows(2) {
+        let [(_, one), (_, next)] = pair else { continue };
+        if one.rollout_id == next.rollout_id {
+            let (prompt_id, rollout_id) = (prompt_id.to_owned(), one.rollout_id.to_owned());
+            return Err(Error::DuplicateRollout { prompt_id, rollout_id });
+        }
     }
-    let mut lots = Lots::new(seed, group.prompt_id, places.iter().map(|&place| id(place)));
-    // Adding 0 makes -0 a 0, which total_cmp would rank below it.
-    let mut ranking: Vec<(f64, u64, usize)> =
-        places.into_iter().map(|place| (group.rollouts[place].score + 0.0, lots.lot(), place)).collect();
-    ranking.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    Ok((ranking.into_iter().map(|(_, _, place)| place).collect(), lots))
+    let ids = by_id.iter().map(|(_, rollout)| rollout.rollout_id);
+    let mut random = GroupRandom::new(seed, prompt_id, ids);
+    let mut ranking = Vec::with_capacity(rollouts.len());
+    for (place, rollout) in by_id {
+        // Adding 0 makes -0 a 0, which total_cmp would rank below it.
+        ranking.push(Ranked { score: rollout.score + 0.0, tie_breaker: random.tie_breaker(), place });
+    }
+    ranking.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.tie_breaker.cmp(&b.tie_breaker)));
+    Ok((ranking.into_iter().map(|ranked| ranked.place).collect(), random))
+}
+
+/// A rollout in the ranking of its group.
+struct Ranked {
+    score: f64,
+    /// Among equal scores the smaller one is ahead.
+    tie_breaker: u64,
+    /// Where it stands in the group.
+    place: usize,
 }
 
 /// Weights by rank in [`Mode::Select`].
-fn select(strategy: Strategy, ranked_scores: &[f64], lots: &mut Lots) -> Vec<f64> {
+fn select(strategy: Strategy, ranked_scores: &[f64], random: &mut GroupRandom) -> Vec<f64> {
     let size = ranked_scores.len();
     let last = size - 1;
     let mut weights = vec![0.0; size];
@@ -205,7 +228,7 @@ fn select(strategy: Strategy, ranked_scores: &[f64], lots: &mut Lots) -> Vec<f64
         Strategy::BestRandom => {
             weights[0] = 1.0;
             if last > 0 {
-                weights[1 + lots.below(last)] = 1.0;
+                weights[1 + random.below(last)] = 1.0;
             }
         }
         Strategy::BestWorst => {
@@ -218,7 +241,8 @@ fn select(strategy: Strategy, ranked_scores: &[f64], lots: &mut Lots) -> Vec<f64
         }
         Strategy::Top { .. } | Strategy::TopRandom { .. } | Strategy::TopBottom { .. } => {
             for (weight, &score) in weights.iter_mut().zip(ranked_scores) {
-                let kept = strategy.inclusion(score).is_some_and(|probability| lots.uniform() < probability);
+                let kept =
+                    strategy.inclusion(score).is_some_and(|probability| random.uniform() < probability);
                 *weight = f64::from(u8::from(kept));
             }
         }
@@ -227,19 +251,19 @@ fn select(strategy: Strategy, ranked_scores: &[f64], lots: &mut Lots) -> Vec<f64
 }
 
 /// Weights by rank in [`Mode::Resample`]: how often each was drawn.
-fn resample(strategy: Strategy, draws: u32, ranked_scores: &[f64], lots: &mut Lots) -> Vec<f64> {
+fn resample(strategy: Strategy, draws: u32, ranked_scores: &[f64], random: &mut GroupRandom) -> Vec<f64> {
     let mut weights = vec![0.0; ranked_scores.len()];
     if let Some(distribution) = strategy.distribution(ranked_scores) {
         for _ in 0..draws {
-            weights[lots.categorical(&distribution)] += 1.0;
+            weights[random.categorical(&distribution)] += 1.0;
         }
     }
     weights
 }
 
 impl Filtration {
-    /// The weight each rollout of a group gets *on average* over seeds, for scores in any order; `None` where the group carries
-    /// no signal. Rollouts with equal scores have equal expectations.
+    /// The weight each rollout of a group gets *on average* over seeds, for scores in any order; `None` where
+    /// the group carries no signal. Rollouts with equal scores have equal expectations.
     ///
     /// # Errors
     /// An invalid strategy or mode.
@@ -310,16 +334,15 @@ impl FromStr for Mode {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let unknown = || Error::Mode { given: text.to_owned() };
-        match text.split_once(':') {
-            None if text == "select" => Ok(Self::Select),
-            None if text == "resample" => Ok(Self::Resample { draws: DEFAULT_DRAWS }),
-            Some(("resample", draws)) => match draws.parse() {
-                Ok(draws) if draws > 0 => Ok(Self::Resample { draws }),
-                Ok(_) | Err(_) => Err(unknown()),
-            },
-            None | Some(_) => Err(unknown()),
-        }
+        let mode = match text.split_once(':') {
+            None if text == "select" => Some(Self::Select),
+            None if text == "resample" => Some(Self::Resample { draws: DEFAULT_DRAWS }),
+            Some(("resample", draws)) => {
+                draws.parse().ok().filter(|draws| *draws > 0).map(|draws| Self::Resample { draws })
+            }
+            None | Some(_) => None,
+        };
+        mode.ok_or_else(|| Error::Mode { given: text.to_owned() })
     }
 }
 

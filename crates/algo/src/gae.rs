@@ -12,21 +12,22 @@ pub struct Gae {
     pub gae_lambda: f64,
 }
 
-/// Advantages, not whitened, and the returns the critic is trained on; both `[tokens]`, 0 on tokens that do not count.
+/// Advantages, not whitened, and the returns the critic is trained on; both `[tokens]`, 0 on tokens that do
+/// not count.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Advantages {
-    /// `A_t`.
+    /// `A_t`, what the policy loss multiplies.
     pub advantages: Vec<f32>,
-    /// `A_t + V_t`.
+    /// `A_t + V_t`, what the critic should say.
     pub returns: Vec<f32>,
 }
 
 /// GAE(γ, λ) (Schulman et al. 2016, arXiv 1506.02438, Eq. 16):
 /// `δ_t = r_t + γ V_{t+1} − V_t`, `A_t = δ_t + γλ A_{t+1}`, `return_t = A_t + V_t`.
 ///
-/// `rewards` and `values` are `[tokens]`. The value after the last token of a response is 0. Tokens that do not count are
-/// stepped over: `V_{t+1}` and `A_{t+1}` are those of the next token that counts, without a further discount (as verl and
-/// AReaL do; their values and rewards are not read).
+/// `rewards` and `values` are `[tokens]`. The value after the last token of a response is 0. Tokens that do
+/// not count are stepped over: `V_{t+1}` and `A_{t+1}` are those of the next token that counts, without a
+/// further discount (as verl and AReaL do; their values and rewards are not read).
 ///
 /// # Errors
 /// γ or λ outside 0..=1, a wrong length or a counted number that is not finite.
@@ -52,8 +53,8 @@ pub fn gae(gae: Gae, responses: Responses<'_>, rewards: &[f32], values: &[f32]) 
 }
 
 /// Return-to-go `G_t = Σ_{s≥t} γ^{s−t} r_s` over the counted tokens of each response, `[tokens]`; REINFORCE++
-/// (arXiv 2501.03262) whitens it over the global batch and uses it as the advantage. Tokens that do not count are stepped
-/// over, as in [`gae`].
+/// (arXiv 2501.03262) whitens it over the global batch and uses it as the advantage. Tokens that do not count
+/// are stepped over, as in [`gae`].
 ///
 /// # Errors
 /// γ outside 0..=1, a wrong length or a counted number that is not finite.

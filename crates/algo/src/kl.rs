@@ -7,33 +7,41 @@ use crate::error::{Error, require_non_negative};
 use crate::moments::Moments;
 use crate::responses::Responses;
 
-/// Log-ratios are kept within ±20 before they are exponentiated, as verl and OpenRLHF do; outside, the gradient is 0.
+/// Log-ratios are kept within ±20 before they are exponentiated, as verl and OpenRLHF do; outside, the
+/// gradient is 0.
 pub const MAX_LOG_RATIO: f64 = 20.0;
 
-/// `exp(log_ratio)` with the exponent kept within ±[`MAX_LOG_RATIO`], and its derivative (0 where the limit holds).
+/// `exp(log_ratio)` with the exponent kept within ±[`MAX_LOG_RATIO`], and its derivative (0 where the limit
+/// holds).
 pub(crate) fn bounded_exp(log_ratio: f64) -> (f64, f64) {
     let ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp();
     (ratio, if log_ratio.abs() <= MAX_LOG_RATIO { ratio } else { 0.0 })
 }
 
+/// `minuend − subtrahend` at a token, in f64: a log-ratio where both are log-probs.
+pub(crate) fn difference(minuend: &[f32], subtrahend: &[f32], token: usize) -> f64 {
+    f64::from(minuend[token]) - f64::from(subtrahend[token])
+}
+
 /// A per-token estimator of the KL divergence, as a function of `Δ = log π − log π_ref` of the drawn token
 /// (Schulman 2020, "Approximating KL divergence"; algorithms of verl `kl_penalty`).
 ///
-/// k1 and k3 are unbiased values under π. As a term of a loss their gradients are not that of the divergence: k1's has
-/// expectation 0, k3's is biased; k2's is right on-policy. `k3+` therefore has the value of k3 and the gradient of k2.
+/// k1 and k3 are unbiased values under π. As a term of a loss their gradients are not that of the divergence:
+/// k1's has expectation 0, k3's is biased; k2's is right on-policy. `k3+` therefore has the value of k3 and
+/// the gradient of k2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KlEstimator {
-    /// `Δ`
+    /// `Δ`: unbiased, but of either sign.
     K1,
-    /// `Δ² / 2`
+    /// `Δ² / 2`: biased, small variance.
     K2,
     /// `exp(−Δ) − 1 + Δ`, never negative
     K3,
     /// value of k3, gradient of k2
     #[serde(rename = "k3+")]
     K3Plus,
-    /// `|Δ|`
+    /// `|Δ|`: the magnitude of `Δ`, no estimate of the divergence.
     Abs,
 }
 
@@ -51,7 +59,8 @@ impl KlEstimator {
         }
     }
 
-    /// The derivative with respect to `log π` of that token. `|Δ|` has 0 at 0; k3 has 0 beyond ±[`MAX_LOG_RATIO`].
+    /// The derivative with respect to `log π` of that token. `|Δ|` has 0 at 0; k3 has 0 beyond
+    /// ±[`MAX_LOG_RATIO`].
     pub fn gradient(self, log_ratio: f64) -> f64 {
         match self {
             Self::K1 => 1.0,
@@ -74,8 +83,8 @@ impl KlEstimator {
     ) -> Result<Moments, Error> {
         responses.require_tokens("logprobs", logprobs)?;
         responses.require_tokens("ref_logprobs", ref_logprobs)?;
-        let log_ratio = |token: usize| f64::from(logprobs[token]) - f64::from(ref_logprobs[token]);
-        Ok(responses.counted_tokens().map(|token| self.value(log_ratio(token))).collect())
+        let counted = responses.counted_tokens();
+        Ok(counted.map(|token| self.value(difference(logprobs, ref_logprobs, token))).collect())
     }
 }
 
@@ -92,8 +101,8 @@ pub struct KlTokens<'a> {
     pub coefficients: &'a [f64],
 }
 
-/// KL in the loss: `β Σ_it c_it k̂l(log π_θ,it − log π_ref,it)` (GRPO, arXiv 2402.03300, section 4.1), with the gradient with
-/// respect to `logprobs`.
+/// KL in the loss: `β Σ_it c_it k̂l(log π_θ,it − log π_ref,it)` (GRPO, arXiv 2402.03300, section 4.1), with
+/// the gradient with respect to `logprobs`.
 ///
 /// # Errors
 /// A negative β, a wrong length or a counted number that is not finite.

@@ -13,7 +13,7 @@ pub const WHITEN_EPSILON: f64 = 1e-8;
 pub struct Moments {
     /// How many numbers.
     pub count: f64,
-    /// Their sum.
+    /// The sum of the numbers.
     pub sum: f64,
     /// The sum of their squares.
     pub sum_of_squares: f64,
@@ -69,10 +69,10 @@ impl FromIterator<f64> for Moments {
 
 /// Whitening: `A <- (A - mean) / sqrt(variance + 1e-8)`, in place, for `[tokens]` advantages.
 ///
-/// `mean` and `variance` come from the [`Moments`] of the counted tokens of the whole batch, over all ranks. The learner
-/// uses the biased variance, as lm-human-preferences (`tf.nn.moments`) and OpenRLHF do; verl uses the unbiased one. The
-/// map is applied to every element: those that do not count carry no meaning before or after. Where all advantages are
-/// equal the result is 0 (up to rounding of the mean divided by 1e-4).
+/// `mean` and `variance` come from the [`Moments`] of the counted tokens of the whole batch, over all ranks.
+/// The learner uses the biased variance, as lm-human-preferences (`tf.nn.moments`) and OpenRLHF do; verl uses
+/// the unbiased one. The map is applied to every element: those that do not count carry no meaning before or
+/// after. Where all advantages are equal the result is 0 (up to rounding of the mean divided by 1e-4).
 pub fn whiten(advantages: &mut [f32], mean: f64, variance: f64) {
     let scale = 1.0 / (variance.max(0.0) + WHITEN_EPSILON).sqrt();
     for advantage in advantages {

@@ -1,9 +1,9 @@
 //! The clipped policy losses of the field, each with its exact gradient with respect to the log-probs.
 //!
 //! The loss of a token is one of [`PolicyObjective`]; what the tokens weigh stands in the coefficients
-//! ([`coefficients`](crate::coefficients())), into which off-policy corrections ([`Correction`](crate::Correction)) are
-//! multiplied. Decoupled PPO (arXiv 2505.24298) is therefore the clipped objective with `old_logprobs` of the proximal
-//! policy and coefficients times π_prox/π_behaviour.
+//! ([`coefficients`](crate::coefficients())), into which off-policy corrections
+//! ([`Correction`](crate::Correction)) are multiplied. Decoupled PPO (arXiv 2505.24298) is therefore the
+//! clipped objective with `old_logprobs` of the proximal policy and coefficients times π_prox/π_behaviour.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use crate::responses::Responses;
 pub struct ClipRange {
     /// ε below; 1 or more means no lower bound.
     pub low: f64,
-    /// ε above.
+    /// ε above, 0 or more.
     pub high: f64,
 }
 
@@ -39,7 +39,8 @@ impl ClipRange {
 pub enum RatioLevel {
     /// Each token has its own: `ρ_t = exp(log π_θ,t − log π_old,t)` (PPO).
     Token,
-    /// The geometric mean of the response: `s = exp(Σ_t (log π_θ,t − log π_old,t) / T)` (GSPO, arXiv 2507.18071, section 4).
+    /// The geometric mean of the response: `s = exp(Σ_t (log π_θ,t − log π_old,t) / T)` (GSPO, arXiv
+    /// 2507.18071, section 4).
     SequenceMean,
     /// The ratio of the whole response: `exp(Σ_t (log π_θ,t − log π_old,t))` (TRL's RLOO trainer).
     SequenceProduct,
@@ -50,17 +51,19 @@ pub enum RatioLevel {
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyObjective {
     /// `−min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A)` (PPO, arXiv 1707.06347, Eq. 7; asymmetric as in DAPO,
-    /// arXiv 2503.14476, "clip-higher"). With a dual clip `c`, additionally at most `−c A` where `A < 0` (arXiv 1912.09729).
+    /// arXiv 2503.14476, "clip-higher"). With a dual clip `c`, additionally at most `−c A` where `A < 0`
+    /// (arXiv 1912.09729).
     Clip {
         /// Over what the ratio is taken.
         level: RatioLevel,
-        /// ε_low, ε_high.
+        /// ε_low and ε_high around a ratio of 1.
         range: ClipRange,
         /// `c > 1`: bounds the loss of bad tokens whose ratio is huge.
         dual_clip: Option<f64>,
     },
-    /// `−sg[clip(ρ, 1 − ε_low, 1 + ε_high)] A log π_θ` (CISPO, arXiv 2506.13585, section 3): no token loses its gradient.
-    /// The upper bound of the ratio is `1 + high`; where a source gives the bound itself (TRL, ScaleRL: 5.0), subtract 1.
+    /// `−sg[clip(ρ, 1 − ε_low, 1 + ε_high)] A log π_θ` (CISPO, arXiv 2506.13585, section 3): no token loses
+    /// its gradient. The upper bound of the ratio is `1 + high`; where a source gives the bound itself (TRL,
+    /// ScaleRL: 5.0), subtract 1.
     Cispo {
         /// ε_low (usually 1: no lower bound), ε_high.
         range: ClipRange,
@@ -76,7 +79,7 @@ pub struct PolicyTokens<'a> {
     pub logprobs: &'a [f32],
     /// `log π_old` of the drawn tokens, before the update.
     pub old_logprobs: &'a [f32],
-    /// `A`.
+    /// `A` of each token.
     pub advantages: &'a [f32],
     /// `c_it`, times correction weights where there are any.
     pub coefficients: &'a [f64],
@@ -95,9 +98,9 @@ pub struct PolicyLoss {
 
 /// The policy loss of these tokens and its gradient with respect to `logprobs`.
 ///
-/// Exponents are kept within ±[`MAX_LOG_RATIO`]; beyond, the gradient is 0. The gradient of a ratio taken over a response is
-/// exact, `dL/d log π_t = s/T · Σ_u c_u dL_u/ds`; where the advantage is the same for all tokens of the response (GSPO's
-/// case) it equals that of GSPO-token (arXiv 2507.18071, section 4.3).
+/// Exponents are kept within ±[`MAX_LOG_RATIO`]; beyond, the gradient is 0. The gradient of a ratio taken
+/// over a response is exact, `dL/d log π_t = s/T · Σ_u c_u dL_u/ds`; where the advantage is the same for all
+/// tokens of the response (GSPO's case) it equals that of GSPO-token (arXiv 2507.18071, section 4.3).
 ///
 /// # Errors
 /// A parameter outside its range, a wrong length or a counted number that is not finite.

@@ -1,23 +1,25 @@
-//! Losses on preferences: the reward model's, and those that train a policy from pairs or labels without a reward model.
+//! Losses on preferences: the reward model's, and those that train a policy from pairs or labels without a
+//! reward model.
 //!
-//! Each takes scores or *summed* log-probs of whole responses and returns the gradient with respect to them. The mean is over
-//! `total`, the number of pairs or examples in the global minibatch, so that parts add up.
+//! Each takes scores or *summed* log-probs of whole responses and returns the gradient with respect to them.
+//! The mean is over `total`, the number of pairs or examples in the global minibatch, so that parts add up.
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, require, require_each, require_non_negative};
+use crate::error::{Error, require, require_each, require_non_negative, require_positive};
 use crate::moments::Moments;
 
 /// A loss over pairs, its gradients and sums for its metrics. Parts of a minibatch add up.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PairLoss {
-    /// The loss.
+    /// The loss of these pairs.
     pub loss: f64,
     /// With respect to the chosen responses' scores or summed log-probs, `[pairs]`.
     pub chosen_gradient: Vec<f32>,
     /// With respect to the rejected responses' scores or summed log-probs, `[pairs]`.
     pub rejected_gradient: Vec<f32>,
-    /// Pairs whose chosen response is ahead; over the number of pairs it is the accuracy. A tie counts one half.
+    /// Pairs whose chosen response is ahead; over the number of pairs it is the accuracy. A tie counts one
+    /// half.
     pub correct: f64,
     /// Moments of how far the chosen response is ahead: score difference, or `h_w − h_l` of log-ratios.
     pub margins: Moments,
@@ -43,8 +45,8 @@ pub struct ScorePairs<'a> {
     pub total: usize,
 }
 
-/// The reward model's loss `−log σ(r_w − r_l − margin)`, mean over pairs (Bradley–Terry; PF-PPO, arXiv 2409.06957, Eqs. 1, 2;
-/// the margin as in Llama 2, arXiv 2307.09288).
+/// The reward model's loss `−log σ(r_w − r_l − margin)`, mean over pairs (Bradley–Terry; PF-PPO, arXiv
+/// 2409.06957, Eqs. 1, 2; the margin as in Llama 2, arXiv 2307.09288).
 ///
 /// # Errors
 /// A wrong length, a number that is not finite, or a total below the number of pairs at hand.
@@ -70,28 +72,30 @@ pub fn bradley_terry(pairs: &ScorePairs<'_>) -> Result<PairLoss, Error> {
     Ok(result)
 }
 
-/// How the log-ratios `h_w`, `h_l` of a pair become a loss; `h = log π(y) − log π_ref(y)`, summed over the response.
+/// How the log-ratios `h_w`, `h_l` of a pair become a loss; `h = log π(y) − log π_ref(y)`, summed over the
+/// response.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PreferenceObjective {
     /// `−log σ(β (h_w − h_l))` (DPO, arXiv 2305.18290, Eq. 7)
     Dpo {
-        /// β.
+        /// β, how strongly the policy is held to the reference.
         beta: f64,
     },
-    /// `−(1 − ε) log σ(β (h_w − h_l)) − ε log σ(−β (h_w − h_l))`: labels are wrong with probability ε (conservative DPO)
+    /// `−(1 − ε) log σ(β (h_w − h_l)) − ε log σ(−β (h_w − h_l))`: labels are wrong with probability ε
+    /// (conservative DPO)
     Cdpo {
-        /// β.
+        /// β, how strongly the policy is held to the reference.
         beta: f64,
         /// ε, from 0 to below 1/2.
         label_smoothing: f64,
     },
     /// `(h_w − h_l − 1/(2τ))²` (IPO, arXiv 2310.12036)
     Ipo {
-        /// τ.
+        /// τ, the strength of the regularisation.
         tau: f64,
-        /// Whether each `h` is first divided by its response's length, as TRL, HALOs and AReaL do; the DPO authors'
-        /// repository and OpenRLHF take the sum.
+        /// Whether each `h` is first divided by its response's length, as TRL, HALOs and AReaL do; the DPO
+        /// authors' repository and OpenRLHF take the sum.
         length_average: bool,
     },
 }
@@ -99,13 +103,13 @@ pub enum PreferenceObjective {
 /// Pairs of responses under the policy and the reference; all `[pairs]`, log-probs summed over the response.
 #[derive(Debug, Clone, Copy)]
 pub struct PreferencePairs<'a> {
-    /// `log π_θ(y_w)`.
+    /// `log π_θ(y_w)` of the chosen responses.
     pub chosen_logprobs: &'a [f32],
-    /// `log π_θ(y_l)`.
+    /// `log π_θ(y_l)` of the rejected responses.
     pub rejected_logprobs: &'a [f32],
-    /// `log π_ref(y_w)`.
+    /// `log π_ref(y_w)` of the chosen responses.
     pub ref_chosen_logprobs: &'a [f32],
-    /// `log π_ref(y_l)`.
+    /// `log π_ref(y_l)` of the rejected responses.
     pub ref_rejected_logprobs: &'a [f32],
     /// Tokens of the chosen responses.
     pub chosen_lengths: &'a [usize],
@@ -115,11 +119,12 @@ pub struct PreferencePairs<'a> {
     pub total: usize,
 }
 
-/// The loss of a policy on preference pairs, mean over pairs, with gradients with respect to the policy's summed log-probs.
+/// The loss of a policy on preference pairs, mean over pairs, with gradients with respect to the policy's
+/// summed log-probs.
 ///
 /// # Errors
-/// A parameter outside its range, a wrong length, a number that is not finite, a length of 0 where it divides, or a total below
-/// the number of pairs at hand.
+/// A parameter outside its range, a wrong length, a number that is not finite, a length of 0 where it
+/// divides, or a total below the number of pairs at hand.
 pub fn preference_loss(
     objective: &PreferenceObjective,
     pairs: &PreferencePairs<'_>,
@@ -173,22 +178,19 @@ impl PreferenceObjective {
         if !matches!(self, Self::Ipo { length_average: true, .. }) {
             return Ok(vec![1.0; pairs]);
         }
-        let scale =
-            |&length: &usize| require(length > 0, what, 0.0, "1 token or more").map(|()| 1.0 / length as f64);
-        lengths.iter().map(scale).collect()
+        require(!lengths.contains(&0), what, 0.0, "1 token or more")?;
+        Ok(lengths.iter().map(|length| 1.0 / *length as f64).collect())
     }
 
     fn validate(&self) -> Result<(), Error> {
-        let positive =
-            |name, value: f64| require(value.is_finite() && value > 0.0, name, value, "a positive number");
         match *self {
-            Self::Dpo { beta } => positive("beta", beta),
+            Self::Dpo { beta } => require_positive("beta", beta),
             Self::Cdpo { beta, label_smoothing } => {
-                positive("beta", beta)?;
+                require_positive("beta", beta)?;
                 let valid = (0.0..0.5).contains(&label_smoothing);
                 require(valid, "label_smoothing", label_smoothing, "from 0 to below 0.5")
             }
-            Self::Ipo { tau, .. } => positive("tau", tau),
+            Self::Ipo { tau, .. } => require_positive("tau", tau),
         }
     }
 }
@@ -196,7 +198,7 @@ impl PreferenceObjective {
 /// The parameters of KTO (arXiv 2402.01306).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Kto {
-    /// β.
+    /// β, how strongly the policy is held to the reference.
     pub beta: f64,
     /// λ_D, the weight of desirable examples.
     pub desirable_weight: f64,
@@ -207,9 +209,9 @@ pub struct Kto {
 /// Labelled responses; slices are `[examples]`, log-probs summed over the response.
 #[derive(Debug, Clone, Copy)]
 pub struct LabelledResponses<'a> {
-    /// `log π_θ(y)`.
+    /// `log π_θ(y)` of each response.
     pub logprobs: &'a [f32],
-    /// `log π_ref(y)`.
+    /// `log π_ref(y)` of each response.
     pub ref_logprobs: &'a [f32],
     /// Whether the response is desirable.
     pub desirable: &'a [bool],
@@ -230,19 +232,21 @@ pub struct KtoLoss {
     pub undesirable_rewards: Moments,
 }
 
-/// KTO's reference point `z = max(0, mean(log π_θ(y′|x) − log π_ref(y′|x)))` over *mismatched* pairs (each prompt with another
-/// prompt's response), from the moments of those log-ratios over all ranks. It is detached: no gradient flows through it.
+/// KTO's reference point `z = max(0, mean(log π_θ(y′|x) − log π_ref(y′|x)))` over *mismatched* pairs (each
+/// prompt with another prompt's response), from the moments of those log-ratios over all ranks. It is
+/// detached: no gradient flows through it.
 pub fn kto_reference_point(mismatched_log_ratios: &Moments) -> f64 {
     mismatched_log_ratios.mean().max(0.0)
 }
 
-/// KTO: `λ_D (1 − σ(β (h − z)))` for desirable and `λ_U (1 − σ(β (z − h)))` for undesirable responses, mean over examples
-/// (arXiv 2402.01306, section 4; HALOs `KTOTrainer`).
+/// KTO: `λ_D (1 − σ(β (h − z)))` for desirable and `λ_U (1 − σ(β (z − h)))` for undesirable responses, mean
+/// over examples (arXiv 2402.01306, section 4; HALOs `KTOTrainer`).
 ///
 /// # Errors
-/// A parameter outside its range, a wrong length, a number that is not finite, or a total below the number of examples at hand.
+/// A parameter outside its range, a wrong length, a number that is not finite, or a total below the number of
+/// examples at hand.
 pub fn kto_loss(kto: &Kto, reference_point: f64, examples: &LabelledResponses<'_>) -> Result<KtoLoss, Error> {
-    require(kto.beta.is_finite() && kto.beta > 0.0, "beta", kto.beta, "a positive number")?;
+    require_positive("beta", kto.beta)?;
     require_non_negative("desirable_weight", kto.desirable_weight)?;
     require_non_negative("undesirable_weight", kto.undesirable_weight)?;
     require_non_negative("reference_point", reference_point)?;

@@ -1,5 +1,5 @@
-//! The algorithms of the field as data: what each computes, where, and with which defaults. PF-PPO's filtration comes before
-//! any of them.
+//! The algorithms of the field as data: what each computes, where, and with which defaults. PF-PPO's
+//! filtration comes before any of them.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,9 +26,10 @@ pub enum Algorithm {
     ReinforcePlusPlus,
     /// The same with the group's mean subtracted first.
     ReinforcePlusPlusBaseline,
-    /// GRPO with clip-higher and token-level loss; dynamic sampling is [`NoSignal::Always`](crate::filtration::NoSignal).
+    /// GRPO with clip-higher and token-level loss; dynamic sampling is
+    /// [`NoSignal::Always`](crate::filtration::NoSignal).
     Dapo,
-    /// Sequence-level ratios.
+    /// Ratios and clipping of whole responses.
     Gspo,
     /// Clipped importance weights instead of clipped updates.
     Cispo,
@@ -44,8 +45,9 @@ pub enum AdvantageEstimator {
     Gae,
     /// [`returns_to_go`](crate::returns_to_go) of the token rewards.
     ReturnToGo,
-    /// [`group_advantages`](crate::group_advantages) of the scores (of the [`response_returns`](crate::response_returns) where
-    /// the KL is in the reward), the same for all tokens of a response.
+    /// [`group_advantages`](crate::group_advantages) of the scores (of the
+    /// [`response_returns`](crate::response_returns) where the KL is in the reward), the same for all tokens
+    /// of a response.
     Group(GroupBaseline),
 }
 
@@ -57,16 +59,16 @@ pub enum KlPlacement {
     None,
     /// A penalty in the token rewards.
     Reward {
-        /// Its estimator.
+        /// How the divergence is estimated from a drawn token.
         estimator: KlEstimator,
-        /// β.
+        /// β, the strength of the penalty.
         coefficient: f64,
     },
     /// A term of the loss.
     Loss {
-        /// Its estimator.
+        /// How the divergence is estimated from a drawn token.
         estimator: KlEstimator,
-        /// β.
+        /// β, the strength of the penalty.
         coefficient: f64,
     },
 }

@@ -1,8 +1,8 @@
 //! How far a reward can be trusted where the policy learns from it: R² of the actual outcome on the reward.
 //!
-//! The paper picks its filter by this number (PF-PPO, arXiv 2409.06957, section 4, "Weight choice"). It groups responses of
-//! similar reward and takes one point per group; number and edges of the groups are not given there. Here they are bins of
-//! equal mass, which are bins of equal count where all weights are 1.
+//! The paper picks its filter by this number (PF-PPO, arXiv 2409.06957, section 4, "Weight choice"). It
+//! groups responses of similar reward and takes one point per group; number and edges of the groups are not
+//! given there. Here they are bins of equal mass, which are bins of equal count where all weights are 1.
 
 use crate::error::{Error, require};
 use crate::filtration::{self, Filtration};
@@ -20,15 +20,17 @@ pub struct Outcome {
     pub reward: f64,
     /// The actual result, for example the share of unit tests passed.
     pub outcome: f64,
-    /// How often the response stands in the pool: its weight after filtration. Without weight it does not take part.
+    /// How often the response stands in the pool: its weight after filtration. Without weight it does not
+    /// take part.
     pub weight: f64,
 }
 
 /// R² and what it stands on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RSquared {
-    /// `1 − Σ (s − ŝ)² / Σ (s − s̄)²` over bins, from 0 to 1. `None` where it is not defined: fewer than 3 bins, or the same
-    /// outcome in every bin, or numbers so large that their squares overflow. 0 where every bin has the same reward.
+    /// `1 − Σ (s − ŝ)² / Σ (s − s̄)²` over bins, from 0 to 1. `None` where it is not defined: fewer than 3
+    /// bins, or the same outcome in every bin, or numbers so large that their squares overflow. 0 where every
+    /// bin has the same reward.
     pub r_squared: Option<f64>,
     /// Bins used: the number asked for, or the number of distinct rewards if that is smaller.
     pub bins: usize,
@@ -36,11 +38,12 @@ pub struct RSquared {
     pub responses: usize,
 }
 
-/// R² of outcome on reward, one point (mean reward, mean outcome) per bin of equal mass, with a line fitted by least squares.
+/// R² of outcome on reward, one point (mean reward, mean outcome) per bin of equal mass, with a line fitted
+/// by least squares.
 ///
-/// Responses are sorted by reward and cut into bins of equal mass; one that lies across an edge counts in both bins by its
-/// shares. Responses with the same reward count with their common mean outcome, so that the result does not depend on the
-/// order of the input.
+/// Responses are sorted by reward and cut into bins of equal mass; one that lies across an edge counts in
+/// both bins by its shares. Responses with the same reward count with their common mean outcome, so that the
+/// result does not depend on the order of the input.
 ///
 /// # Errors
 /// Fewer than 3 bins asked for, a number that is not finite, or a negative weight.
@@ -67,8 +70,9 @@ pub fn r_squared(responses: &[Outcome], bins: usize) -> Result<RSquared, Error> 
 
 /// R² of the pool a filtration would train on, for groups of (reward, outcome) pairs.
 ///
-/// Each response stands in the pool with its [expected weight](Filtration::expected_weights): the pool of infinitely many draws
-/// from the filtered policy, so that no seed has a say. Groups without signal are not in it.
+/// Each response stands in the pool with its [expected weight](Filtration::expected_weights): the pool of
+/// infinitely many draws from the filtered policy, so that no seed has a say. Groups without signal are not
+/// in it.
 ///
 /// # Errors
 /// As [`r_squared`] and [`Filtration::expected_weights`].
@@ -97,10 +101,10 @@ pub fn filtered_r_squared(
 /// Why the R² of a filtered pool cannot be had.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum FilteredError {
-    /// The numbers.
+    /// The numbers cannot be regressed.
     #[error(transparent)]
     Numbers(#[from] Error),
-    /// The filtration.
+    /// The filtration refuses a group.
     #[error(transparent)]
     Filtration(#[from] filtration::Error),
 }
@@ -153,7 +157,8 @@ fn linear_r_squared(points: &[(f64, f64)]) -> Option<f64> {
         xy += dx * dy;
         yy += dy * dy;
     }
-    // Outcomes that agree to the last digits are the same outcome: what is left is rounding, which no line explains.
+    // Outcomes that agree to the last digits are the same outcome: what is left is rounding, which no line
+    // explains.
     if yy <= count * (f64::EPSILON * 16.0 * mean_y).powi(2) {
         return None;
     }

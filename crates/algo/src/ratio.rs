@@ -1,10 +1,11 @@
-//! Sums over the tokens of a policy loss, from which a step's metrics are made after ranks and micro-batches are added up.
+//! Sums over the tokens of a policy loss, from which a step's metrics are made after ranks and micro-batches
+//! are added up.
 
-/// Sums over counted tokens. Add parts with [`merge`](Self::merge); between ranks, the two extremes are reduced by minimum
-/// and maximum, everything else by addition.
+/// Sums over counted tokens. Add parts with [`merge`](Self::merge); between ranks, the two extremes are
+/// reduced by minimum and maximum, everything else by addition.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RatioSums {
-    /// Counted tokens.
+    /// How many tokens count.
     pub tokens: f64,
     /// Sum of the ratio each token's loss used (the response's, for ratios of whole responses).
     pub ratio: f64,
@@ -39,9 +40,9 @@ impl Default for RatioSums {
 pub struct RatioMetrics {
     /// Mean ratio; exactly 1 on-policy.
     pub ratio_mean: f64,
-    /// Smallest ratio.
+    /// The smallest ratio of all parts.
     pub ratio_min: f64,
-    /// Largest ratio.
+    /// The largest ratio of all parts.
     pub ratio_max: f64,
     /// Mean of `(ρ − 1) − log ρ`, the k3 estimate of KL(π_old‖π_θ) (Schulman 2020); exactly 0 on-policy.
     pub approx_kl: f64,

@@ -1,7 +1,8 @@
-//! The view every function on tokens takes: how a flat slice divides into responses, and which of its tokens count.
+//! The view every function on tokens takes: how a flat slice divides into responses, and which of its tokens
+//! count.
 //!
-//! Invariants: the lengths add up to the number of tokens; a token that does not count is never read, so whatever
-//! stands there (also NaN) cannot reach a loss, a gradient or a metric.
+//! Invariants: the lengths add up to the number of tokens; a token that does not count is never read, so
+//! whatever stands there (also NaN) cannot reach a loss, a gradient or a metric.
 
 use std::ops::Range;
 
@@ -12,8 +13,8 @@ const MAX_TOKENS: usize = 1 << 32;
 
 /// The response tokens of a batch, packed one response after the other without padding.
 ///
-/// Tokens of the prompt are not part of it. Tokens inside a response that the policy did not choose (observations of a
-/// tool, for example) are, and the mask marks them as not counting.
+/// Tokens of the prompt are not part of it. Tokens inside a response that the policy did not choose
+/// (observations of a tool, for example) are, and the mask marks them as not counting.
 #[derive(Debug, Clone, Copy)]
 pub struct Responses<'a> {
     lengths: &'a [usize],

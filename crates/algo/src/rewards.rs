@@ -82,19 +82,24 @@ pub fn clip_score(score: f64, limit: Option<f64>) -> Result<f64, Error> {
     }
 }
 
-/// The sum of each response's counted token rewards, `[responses]`: the return of the whole response, which group baselines
-/// take where the KL is in the reward (RLOO: `R_i − β Σ_t k1_it`).
+/// The sum of each response's counted token rewards, `[responses]`: the return of the whole response, which
+/// group baselines take where the KL is in the reward (RLOO: `R_i − β Σ_t k1_it`).
 ///
 /// # Errors
 /// A wrong length or a counted number that is not finite.
 pub fn response_returns(responses: Responses<'_>, rewards: &[f32]) -> Result<Vec<f32>, Error> {
     responses.require_tokens("rewards", rewards)?;
-    let sum = |span| responses.counted(span).map(|token| f64::from(rewards[token])).sum::<f64>() as f32;
-    Ok(responses.spans().map(sum).collect())
+    let mut returns = Vec::with_capacity(responses.len());
+    for span in responses.spans() {
+        let sum: f64 = responses.counted(span).map(|token| f64::from(rewards[token])).sum();
+        returns.push(sum as f32);
+    }
+    Ok(returns)
 }
 
-/// DAPO's soft overlong punishment, to be added to the score of a response of `length` tokens (arXiv 2503.14476, "overlong reward shaping"):
-/// 0 up to `max_length − cache`, `(max_length − cache − length) / cache` up to `max_length`, −1 beyond.
+/// DAPO's soft overlong punishment, to be added to the score of a response of `length` tokens (arXiv
+/// 2503.14476, "overlong reward shaping"): 0 up to `max_length − cache`, `(max_length − cache − length) /
+/// cache` up to `max_length`, −1 beyond.
 ///
 /// # Errors
 /// A cache of 0 or longer than `max_length`.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
-    /// Stays.
+    /// Stays at the peak.
     Constant,
     /// Falls in a straight line to 0 at the last step.
     Linear,
@@ -19,9 +19,10 @@ pub enum Schedule {
 impl Schedule {
     /// The factor on the peak learning rate for the optimizer step after `step` steps have been done.
     ///
-    /// Warm-up: `step / warmup_steps`, so that with a warm-up the first step has learning rate 0, as in transformers. Then,
-    /// with `x = (step − warmup_steps) / (total_steps − warmup_steps)`: 1, `1 − x`, or `(1 + cos πx) / 2`. From `total_steps`
-    /// on, linear and cosine are 0 (transformers lets the cosine rise again).
+    /// Warm-up: `step / warmup_steps`, so that with a warm-up the first step has learning rate 0, as in
+    /// transformers. Then, with `x = (step − warmup_steps) / (total_steps − warmup_steps)`: 1, `1 − x`, or
+    /// `(1 + cos πx) / 2`. From `total_steps` on, linear and cosine are 0 (transformers lets the cosine rise
+    /// again).
     pub fn factor(self, step: u64, warmup_steps: u64, total_steps: u64) -> f64 {
         if step < warmup_steps {
             return step as f64 / warmup_steps as f64;

@@ -1,20 +1,22 @@
 //! What top-k, top-p and min-p do to log-probs, and how to undo it in a ratio.
 //!
 //! A sampler that cuts the distribution `p` down to a kept set `S` draws from `q(y) = p(y) / m` on `S`, where
-//! `m = Σ_{y∈S} p(y)` is the surviving mass. If it reports `log q` and the learner computes `log p` over the whole vocabulary,
-//! every ratio learner/sampler carries the factor `m`, although no weight differs: 0.9 at top-p 0.9 (trl#6789; also
-//! vllm#42259). The sampler therefore has to hand over `log m` per token, and `log q + log m` is `log p` of the drawn token
-//! again. What remains is the ratio of the two policies over the whole vocabulary, where the sampler's `m` stands for the
-//! learner's; for an exact ratio of the two *truncated* policies the learner would have to renormalise over the sampler's kept
-//! set (DeepSeek-V3.2's "keep sampling mask", arXiv 2512.02556, section 3.1).
+//! `m = Σ_{y∈S} p(y)` is the surviving mass. If it reports `log q` and the learner computes `log p` over the
+//! whole vocabulary, every ratio learner/sampler carries the factor `m`, although no weight differs: 0.9 at
+//! top-p 0.9 (trl#6789; also vllm#42259). The sampler therefore has to hand over `log m` per token, and `log
+//! q + log m` is `log p` of the drawn token again. What remains is the ratio of the two policies over the
+//! whole vocabulary, where the sampler's `m` stands for the learner's; for an exact ratio of the two
+//! *truncated* policies the learner would have to renormalise over the sampler's kept set (DeepSeek-V3.2's
+//! "keep sampling mask", arXiv 2512.02556, section 3.1).
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, require};
 use crate::responses::Responses;
 
-/// How a sampler cuts a distribution. The cuts are made in the order of the fields, each on what the one before left, as in
-/// transformers' `generate`. The most probable token always survives. The default keeps everything.
+/// How a sampler cuts a distribution. The cuts are made in the order of the fields, each on what the one
+/// before left, as in transformers' `generate`. The most probable token always survives. The default keeps
+/// everything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Truncation {
@@ -27,8 +29,8 @@ pub struct Truncation {
 }
 
 impl Truncation {
-    /// `log m`, at most 0: the logarithm of the mass that survives of the distribution with these log-probs over the
-    /// vocabulary (after temperature). This is the definition; samplers compute it on the device.
+    /// `log m`, at most 0: the logarithm of the mass that survives of the distribution with these log-probs
+    /// over the vocabulary (after temperature). This is the definition; samplers compute it on the device.
     ///
     /// # Errors
     /// An empty or unnormalised distribution, or a parameter outside its range.
@@ -72,8 +74,8 @@ impl Truncation {
     }
 }
 
-/// Log-probs over the whole vocabulary from those of a truncated sampler: `log p = log q + log m`, all `[tokens]`; 0 on
-/// tokens that do not count.
+/// Log-probs over the whole vocabulary from those of a truncated sampler: `log p = log q + log m`, all
+/// `[tokens]`; 0 on tokens that do not count.
 ///
 /// # Errors
 /// A positive `log m`, a wrong length or a counted number that is not finite.

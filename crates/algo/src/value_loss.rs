@@ -2,6 +2,7 @@
 
 use crate::coefficients::LossTerm;
 use crate::error::{Error, require_non_negative};
+use crate::kl::difference;
 use crate::moments::Moments;
 use crate::responses::Responses;
 
@@ -10,7 +11,7 @@ use crate::responses::Responses;
 pub struct ValueTokens<'a> {
     /// Which tokens there are and count.
     pub responses: Responses<'a>,
-    /// `V` now.
+    /// `V`, what the critic says now.
     pub values: &'a [f32],
     /// `V_old`, from before the update.
     pub old_values: &'a [f32],
@@ -25,14 +26,14 @@ pub struct ValueTokens<'a> {
 pub struct ValueLoss {
     /// The loss and its gradient with respect to `values`.
     pub term: LossTerm,
-    /// Counted tokens.
+    /// How many tokens count.
     pub tokens: f64,
     /// Tokens whose loss is the clipped branch.
     pub clipped: f64,
 }
 
-/// `½ Σ_it c_it max((V − R)², (clip(V, V_old ± ε) − R)²)`; without a clip `½ Σ_it c_it (V − R)²` (the value clipping of
-/// PPO's reference code; Engstrom et al. 2020, arXiv 2005.12729).
+/// `½ Σ_it c_it max((V − R)², (clip(V, V_old ± ε) − R)²)`; without a clip `½ Σ_it c_it (V − R)²` (the value
+/// clipping of PPO's reference code; Engstrom et al. 2020, arXiv 2005.12729).
 ///
 /// # Errors
 /// A negative ε, a wrong length or a counted number that is not finite.
@@ -80,11 +81,9 @@ impl ExplainedVariance {
     /// A wrong length or a counted number that is not finite.
     pub fn of_tokens(responses: Responses<'_>, values: &[f32], returns: &[f32]) -> Result<Self, Error> {
         responses.require_tokens("values", values)?;
-        let error = |token: usize| f64::from(returns[token]) - f64::from(values[token]);
-        Ok(Self {
-            returns: Moments::of_tokens("returns", responses, returns)?,
-            errors: responses.counted_tokens().map(error).collect(),
-        })
+        let returns_moments = Moments::of_tokens("returns", responses, returns)?;
+        let errors = responses.counted_tokens().map(|token| difference(returns, values, token)).collect();
+        Ok(Self { returns: returns_moments, errors })
     }
 
     /// Adds another part.
@@ -93,8 +92,8 @@ impl ExplainedVariance {
         self.errors.merge(&other.errors);
     }
 
-    /// `1 − Var(R − V) / Var(R)`: 1 is perfect, 0 no better than a constant, negative worse. `None` where the returns do not
-    /// vary.
+    /// `1 − Var(R − V) / Var(R)`: 1 is perfect, 0 no better than a constant, negative worse. `None` where the
+    /// returns do not vary.
     pub fn value(&self) -> Option<f64> {
         let variance = self.returns.variance();
         (variance > 0.0).then(|| 1.0 - self.errors.variance() / variance)

@@ -64,7 +64,8 @@ fn s2_1_weights_by_rank() {
     }
 }
 
-/// "PF-PPO selects 2 out of the N=5 responses" (Table 4): select keeps exactly two, the best always among them.
+/// "PF-PPO selects 2 out of the N=5 responses" (Table 4): select keeps exactly two, the best always among
+/// them.
 #[test]
 fn s2_1_best_random_and_best_worst_select_exactly_two_of_five() {
     assert_eq!(five(Strategy::BestWorst, Mode::Select, 0), [0.0, 1.0, 1.0, 0.0, 0.0]);
@@ -232,8 +233,8 @@ fn a_seed_gives_the_same_draws_for_ever() {
     assert_eq!(five(Strategy::None, Mode::Resample { draws: 9 }, 5), [1.0, 0.0, 2.0, 4.0, 2.0]);
 }
 
-/// Continuous rewards: per-prompt filtration keeps two of every prompt's rollouts, where a batch-wide maximum and minimum keep
-/// two of all (128 prompts x 8: 256 against 2).
+/// Continuous rewards: per-prompt filtration keeps two of every prompt's rollouts, where a batch-wide maximum
+/// and minimum keep two of all (128 prompts x 8: 256 against 2).
 #[test]
 fn every_prompt_keeps_its_unique_samples() {
     let score = |prompt: u64, rollout: u64| ((prompt * 8 + rollout) * 2_654_435_761 % 1_000_003) as f64 / 1e6;
@@ -383,7 +384,8 @@ proptest! {
         }
     }
 
-    /// The best rollout is always kept by the best-* selections, and a rollout that is kept is one of the group's.
+    /// The best rollout is always kept by the best-* selections, and a rollout that is kept is one of the
+    /// group's.
     #[test]
     fn the_best_is_always_kept(group in any_group(), seed: u64) {
         let rollouts: Vec<_> = group.iter().map(|(id, score)| (id.as_str(), *score)).collect();

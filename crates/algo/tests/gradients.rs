@@ -1,7 +1,8 @@
 //! The gradient of every loss against central finite differences.
 //!
-//! The losses are f64 functions of f32 inputs, so a step of 2^-11 is exact in the input and the quotient is good to about 1e-7;
-//! gradients come back in f32. Random inputs are seeded; their distance from the kinks of clips is then a fixed fact.
+//! The losses are f64 functions of f32 inputs, so a step of 2^-11 is exact in the input and the quotient is
+//! good to about 1e-7; gradients come back in f32. Random inputs are seeded; their distance from the kinks of
+//! clips is then a fixed fact.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 

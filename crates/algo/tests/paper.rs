@@ -1,5 +1,5 @@
-//! One test per claim or golden number of the algorithms, named after it. Unless a test says otherwise, the numbers come from
-//! executing the named reference implementations on the golden input below, in f64.
+//! One test per claim or golden number of the algorithms, named after it. Unless a test says otherwise, the
+//! numbers come from executing the named reference implementations on the golden input below, in f64.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
@@ -252,7 +252,8 @@ fn s7_8_rloo_folds_the_kl_into_the_score_of_the_response() {
     assert_close(&returns, &[1.0 - 0.01, -0.5 - 0.02, 0.25 - 0.02], 1e-6);
 }
 
-/// With one action per response, the gradient on-policy is REINFORCE's: `-A_i / B` for every token of the response.
+/// With one action per response, the gradient on-policy is REINFORCE's: `-A_i / B` for every token of the
+/// response.
 #[test]
 fn s7_8_rloo_on_policy_is_reinforce_on_whole_responses() {
     let objective = clip(RatioLevel::SequenceProduct, SYMMETRIC, None);

@@ -1,4 +1,5 @@
-//! What must not depend on how a minibatch is divided or laid out: micro-batches, ranks, tokens that do not count.
+//! What must not depend on how a minibatch is divided or laid out: micro-batches, ranks, tokens that do not
+//! count.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
@@ -108,8 +109,8 @@ fn close(a: f64, b: f64) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Micro-batches and ranks: with the totals of the whole, the parts' losses add up and their gradients are the whole's,
-    /// bit for bit.
+    /// Micro-batches and ranks: with the totals of the whole, the parts' losses add up and their gradients
+    /// are the whole's, bit for bit.
     #[test]
     fn parts_of_a_minibatch_add_up(all in any_responses(), cuts in prop::collection::vec(0_usize..8, 0..4)) {
         let whole = Batch::of(&all);
@@ -160,7 +161,8 @@ proptest! {
         }
     }
 
-    /// Whatever stands on tokens that do not count (here NaN) changes nothing: the results are those of the batch without them.
+    /// Whatever stands on tokens that do not count (here NaN) changes nothing: the results are those of the
+    /// batch without them.
     #[test]
     fn tokens_that_do_not_count_might_as_well_not_be_there(all in any_responses()) {
         let poisoned: Vec<_> = all.iter().map(|(weight, tokens)| {

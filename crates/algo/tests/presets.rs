@@ -64,7 +64,8 @@ fn first_gradient(algorithm: Algorithm) -> Vec<f32> {
     gradient
 }
 
-/// On fresh rollouts every clip and correction is idle, so that each algorithm's gradient is that of `-Σ c A log π` plus its KL.
+/// On fresh rollouts every clip and correction is idle, so that each algorithm's gradient is that of `-Σ c A
+/// log π` plus its KL.
 #[test]
 fn every_algorithm_takes_its_first_step() {
     for algorithm in Algorithm::ALL {
@@ -123,7 +124,8 @@ fn defaults_are_those_of_the_papers() {
     }
 }
 
-/// Dr.GRPO weighs tokens alike whatever the length of their response; GRPO gives those of short responses more.
+/// Dr.GRPO weighs tokens alike whatever the length of their response; GRPO gives those of short responses
+/// more.
 #[test]
 fn dr_grpo_has_no_length_bias() {
     let defaults = |algorithm: Algorithm| algorithm.defaults().aggregation;

@@ -5,7 +5,8 @@
 use algo::filtration::{Filtration, Mode, NoSignal, Strategy};
 use algo::r2::{Outcome, RSquared, filtered_r_squared, r_squared};
 
-/// A reward on an even grid in a scrambled order, and an outcome that follows it more where it is extreme: the paper's picture.
+/// A reward on an even grid in a scrambled order, and an outcome that follows it more where it is extreme:
+/// the paper's picture.
 fn responses(count: u64) -> Vec<(f64, f64)> {
     (0..count)
         .map(|i| {
@@ -43,7 +44,8 @@ fn s1_5_fewer_responses_than_bins_are_a_point_each() {
     assert_r2(result, 0.103_019_506_826_581_45);
 }
 
-/// Responses are drawn from the filtered policy: for best-worst and best-of-n those are fixed, so NumPy can have the same pool.
+/// Responses are drawn from the filtered policy: for best-worst and best-of-n those are fixed, so NumPy can
+/// have the same pool.
 #[test]
 fn s1_5_of_the_filtered_policy() {
     let groups: Vec<Vec<(f64, f64)>> = responses(1000).chunks(5).map(<[_]>::to_vec).collect();
@@ -54,7 +56,8 @@ fn s1_5_of_the_filtered_policy() {
     assert_eq!(found(Strategy::BestWorst).responses, 400);
 }
 
-/// Best-random's pool is the average over infinitely many draws: averaging the pools of many seeds comes to the same.
+/// Best-random's pool is the average over infinitely many draws: averaging the pools of many seeds comes to
+/// the same.
 #[test]
 fn s1_5_expected_weights_are_the_limit_of_draws() {
     let groups: Vec<Vec<(f64, f64)>> = responses(200).chunks(5).map(<[_]>::to_vec).collect();
@@ -101,7 +104,8 @@ fn order_and_ties_have_no_say() {
     }
 }
 
-/// Rewards 0, 0, 1, 2 with outcomes 0, 1, 0, 1 in three bins of mass 4/3, by hand: (0, 1/2), (1/2, 1/4), (7/4, 3/4).
+/// Rewards 0, 0, 1, 2 with outcomes 0, 1, 0, 1 in three bins of mass 4/3, by hand: (0, 1/2), (1/2, 1/4),
+/// (7/4, 3/4).
 #[test]
 fn a_tie_has_its_mean_outcome_and_edges_divide_a_response() {
     let tied = pool(&[(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (2.0, 1.0)]);

@@ -65,7 +65,8 @@ fn trl_whitening_under_a_mask() {
     assert_close(&values, &[-3.0, -1.0, 1.0, 3.0], 1e-6);
 }
 
-/// verl, `tests/trainer/ppo/test_core_algos_on_cpu.py`: values at observation tokens change neither advantages nor returns.
+/// verl, `tests/trainer/ppo/test_core_algos_on_cpu.py`: values at observation tokens change neither
+/// advantages nor returns.
 #[test]
 fn verl_values_of_observations_do_not_matter() {
     let mask = [true, true, false, false, true, true, false];
@@ -83,8 +84,9 @@ fn verl_values_of_observations_do_not_matter() {
     assert!((f64::from(with(0.0).advantages[1]) - expected).abs() < 1e-6);
 }
 
-/// OpenRLHF, `tests/test_loss_aggregation.py`, and verl, `test_loss_aggregation_on_cpu.py`: the global mean, and responses whose
-/// tokens are all masked are in no denominator. The token losses are the values of a value loss of ½ V².
+/// OpenRLHF, `tests/test_loss_aggregation.py`, and verl, `test_loss_aggregation_on_cpu.py`: the global mean,
+/// and responses whose tokens are all masked are in no denominator. The token losses are the values of a
+/// value loss of ½ V².
 #[test]
 fn openrlhf_and_verl_aggregation() {
     let aggregate = |aggregation, lengths: &[usize], mask: &[bool], losses: &[f32]| {

@@ -5,7 +5,7 @@ use super::GroupDecision;
 /// Sums over groups. Add decisions with [`record`](Self::record), parts with [`merge`](Self::merge).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Diagnostics {
-    /// Groups.
+    /// Groups that were decided on.
     pub groups: u64,
     /// Groups without signal, filtered as a whole.
     pub groups_without_signal: u64,
@@ -51,8 +51,8 @@ impl Diagnostics {
         (self.rollouts > 0).then(|| self.kept as f64 / self.rollouts as f64)
     }
 
-    /// The entropy, in nats, of the distribution the weights put on the kept rollouts: `log kept` where all weights are equal,
-    /// less where a few rollouts dominate the batch. `None` where nothing is kept.
+    /// The entropy, in nats, of the distribution the weights put on the kept rollouts: `log kept` where all
+    /// weights are equal, less where a few rollouts dominate the batch. `None` where nothing is kept.
     pub fn weight_entropy(&self) -> Option<f64> {
         (self.weight > 0.0).then(|| (self.weight.ln() - self.weight_log_weight / self.weight).max(0.0))
     }

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 
-/// Which responses of a group the policy learns from (PF-PPO, arXiv 2409.06957, section 4; thresholds and powers from
-/// section 5.6). In text, in configuration and on the command line: the name, then parameters after colons.
+/// Which responses of a group the policy learns from (PF-PPO, arXiv 2409.06957, section 4; thresholds and
+/// powers from section 5.6). In text, in configuration and on the command line: the name, then parameters
+/// after colons.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Strategy {
@@ -28,12 +29,12 @@ pub enum Strategy {
     },
     /// `top:T`: scores above the threshold.
     Top {
-        /// The threshold.
+        /// The score above which a response is kept.
         threshold: f64,
     },
     /// `top-random:T`: scores above the threshold, each other one with probability 1/2.
     TopRandom {
-        /// The threshold.
+        /// The score above which a response is kept.
         threshold: f64,
     },
     /// `top-bottom:LOW:HIGH`: scores above `HIGH` or below `LOW`.
@@ -70,19 +71,19 @@ impl Strategy {
         if valid { Ok(()) } else { Err(Error::Strategy { given: self.to_string() }) }
     }
 
-    /// The probability with which a threshold strategy keeps a response with this score; `None` for the others.
+    /// The probability with which a threshold strategy keeps a response with this score; `None` for the
+    /// others.
     pub(super) fn inclusion(&self, score: f64) -> Option<f64> {
-        let when = |kept: bool| f64::from(u8::from(kept));
         match *self {
-            Self::Top { threshold } => Some(when(score > threshold)),
+            Self::Top { threshold } => Some(if score > threshold { 1.0 } else { 0.0 }),
             Self::TopRandom { threshold } => Some(if score > threshold { 1.0 } else { 0.5 }),
-            Self::TopBottom { low, high } => Some(when(score > high || score < low)),
+            Self::TopBottom { low, high } => Some(if score > high || score < low { 1.0 } else { 0.0 }),
             Self::None | Self::BestOfN | Self::BestRandom | Self::BestWorst | Self::Power { .. } => None,
         }
     }
 
-    /// The distribution of the filtered policy over a group, given the scores from best to worst. `None` where the strategy
-    /// leaves nothing: all scores 0 under `power`, none beyond a threshold.
+    /// The distribution of the filtered policy over a group, given the scores from best to worst. `None`
+    /// where the strategy leaves nothing: all scores 0 under `power`, none beyond a threshold.
     pub(super) fn distribution(&self, ranked_scores: &[f64]) -> Option<Vec<f64>> {
         if let Some(weights) = rank_weights(*self, ranked_scores.len()) {
             return Some(weights);
@@ -104,9 +105,9 @@ impl Strategy {
     }
 }
 
-/// The weights `w` of a strategy that goes by rank, best first, for a group of `size` (PF-PPO, arXiv 2409.06957, section 4):
-/// for 5, best-random is `(1/2, 1/8, 1/8, 1/8, 1/8)`. They sum to 1; a group of one has weight 1. `None` for a strategy that
-/// goes by score, and for an empty group.
+/// The weights `w` of a strategy that goes by rank, best first, for a group of `size` (PF-PPO, arXiv
+/// 2409.06957, section 4): for 5, best-random is `(1/2, 1/8, 1/8, 1/8, 1/8)`. They sum to 1; a group of one
+/// has weight 1. `None` for a strategy that goes by score, and for an empty group.
 pub fn rank_weights(strategy: Strategy, size: usize) -> Option<Vec<f64>> {
     let last = size.checked_sub(1)?;
     if last == 0 && strategy.is_ranked() {
@@ -156,10 +157,12 @@ impl FromStr for Strategy {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let unknown = || Error::Strategy { given: text.to_owned() };
         let mut parts = text.split(':');
         let name = parts.next().unwrap_or_default();
-        let parameters: Vec<f64> = parts.map(str::parse).collect::<Result<_, _>>().map_err(|_| unknown())?;
+        let parameters: Vec<f64> = match parts.map(str::parse).collect() {
+            Ok(parameters) => parameters,
+            Err(_) => return Err(Error::Strategy { given: text.to_owned() }),
+        };
         let strategy = match (name, parameters.as_slice()) {
             ("none", []) => Self::None,
             ("best-of-n", []) => Self::BestOfN,
@@ -169,7 +172,7 @@ impl FromStr for Strategy {
             ("top", &[threshold]) => Self::Top { threshold },
             ("top-random", &[threshold]) => Self::TopRandom { threshold },
             ("top-bottom", &[low, high]) => Self::TopBottom { low, high },
-            _ => return Err(unknown()),
+            _ => return Err(Error::Strategy { given: text.to_owned() }),
         };
         strategy.validate()?;
         Ok(strategy)

@@ -1,14 +1,15 @@
-//! The randomness of one group: a stream that depends on the seed, the prompt and its rollouts, and on nothing else.
+//! The randomness of one group: a stream that depends on the seed, the prompt and its rollouts, and on
+//! nothing else.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Random numbers for one group.
-pub(super) struct Lots(ChaCha8Rng);
+pub(super) struct GroupRandom(ChaCha8Rng);
 
-impl Lots {
-    /// The stream of this group. `rollout_ids` must come in a canonical order; each field is hashed with its length, so that no
-    /// two groups share a stream by the way their ids run together.
+impl GroupRandom {
+    /// The stream of this group. `rollout_ids` must come in a canonical order; each field is hashed with its
+    /// length, so that no two groups share a stream by the way their ids run together.
     pub(super) fn new<'a>(seed: u64, prompt_id: &'a str, rollout_ids: impl Iterator<Item = &'a str>) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("sluice filtration lots 2025");
         hasher.update(&seed.to_le_bytes());
@@ -20,7 +21,7 @@ impl Lots {
     }
 
     /// A number to break ties with.
-    pub(super) fn lot(&mut self) -> u64 {
+    pub(super) fn tie_breaker(&mut self) -> u64 {
         self.0.next_u64()
     }
 
