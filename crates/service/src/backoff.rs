@@ -4,8 +4,8 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
-/// Exponential back-off with full jitter (Brooker, "Exponential Backoff and Jitter", 2015): the k-th pause is drawn
-/// uniformly from the upper half of `[0, min(max, first * 2^k)]`.
+/// Exponential back-off with full jitter (Brooker, "Exponential Backoff and Jitter", 2015): the k-th pause is
+/// drawn uniformly from the upper half of `[0, min(max, first * 2^k)]`.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,

@@ -1,8 +1,8 @@
 //! Configuration: one TOML schema in layers, defaults < file < environment < `--set a.b=c`.
 //!
-//! Unknown keys and wrong types are refused with the place they came from (file and line, variable or flag) and,
-//! for a misspelt key, the nearest one that exists. Environment variables are read here and nowhere else:
-//! `SLUICE_<SECTION>__<KEY>=value` sets `section.key`.
+//! Unknown keys and wrong types are refused with the place they came from (file and line, variable or flag)
+//! and, for a misspelt key, the nearest one that exists. Environment variables are read here and nowhere
+//! else: `SLUICE_<SECTION>__<KEY>=value` sets `section.key`.
 
 mod layers;
 mod origin;
@@ -67,7 +67,8 @@ pub struct ServiceConfig {
     /// How long a shutdown may take before what has not finished is named and abandoned.
     #[serde(with = "humantime_serde")]
     pub grace_period: Duration,
-    /// Stop when standard input closes: a supervisor holds it open, so that no process outlives its supervisor.
+    /// Stop when standard input closes: a supervisor holds it open, so that no process outlives its
+    /// supervisor.
     pub follow_stdin: bool,
     /// Threads of the I/O runtime. The work of a role has threads of its own.
     pub io_threads: usize,

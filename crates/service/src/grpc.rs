@@ -3,8 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Router;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::run::bind;
@@ -14,8 +17,11 @@ const MAX_STREAMS: u32 = 256;
 /// A peer that does not answer a ping for this long is gone.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Patience with a new connection.
+/// How long a new connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a server that is done waits for its peers to close their streams.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A bound gRPC port.
 #[derive(Debug)]
@@ -35,9 +41,23 @@ impl Listener {
         Ok(Self { listener, address })
     }
 
-    /// The connections, for [`tonic::transport::server::Router::serve_with_incoming_shutdown`].
+    /// The connections, for a server that ends with its task.
     pub fn incoming(self) -> TcpListenerStream {
         TcpListenerStream::new(self.listener)
+    }
+
+    /// Serves until `done` is cancelled. A role cancels that when its work is over and not when the process
+    /// is told to stop: the drain still needs the streams. Peers that are slow to close theirs are waited for
+    /// a moment only.
+    ///
+    /// # Errors
+    /// When connections can no longer be accepted.
+    pub async fn serve(self, router: Router, done: CancellationToken) -> anyhow::Result<()> {
+        let serving = router.serve_with_incoming_shutdown(self.incoming(), done.clone().cancelled_owned());
+        tokio::select! {
+            served = serving => served.context("serve gRPC"),
+            () = async { done.cancelled().await; tokio::time::sleep(CLOSE_TIMEOUT).await } => Ok(()),
+        }
     }
 }
 

@@ -1,7 +1,45 @@
 //! Process chassis: everything that a role's process needs and that is not its work.
 //!
-//! A role's `main` is one line over [`run`]: configuration in layers, logging, metrics over HTTP, named tasks whose
-//! failure is seen, and a shutdown that drains within a grace period. The crate knows no role.
+//! ```no_run
+//! // src/main.rs of a role.
+//! use std::process::ExitCode;
+//!
+//! use serde::{Deserialize, Serialize};
+//! use service::{Config, OnError, ServiceConfig};
+//!
+//! #[derive(Debug, Default, Serialize, Deserialize)]
+//! #[serde(default, deny_unknown_fields)]
+//! struct EchoConfig {
+//!     lines: usize,
+//!     service: ServiceConfig,
+//! }
+//!
+//! impl Config for EchoConfig {
+//!     fn service(&self) -> &ServiceConfig {
+//!         &self.service
+//!     }
+//!
+//!     fn problems(&self) -> Vec<String> {
+//!         if self.lines > 0 { Vec::new() } else { vec!["lines must be at least 1".to_owned()] }
+//!     }
+//! }
+//!
+//! fn main() -> ExitCode {
+//!     service::run("echo", |config: EchoConfig, mut context| async move {
+//!         let token = context.token.clone();
+//!         context.tasks.add("echo", OnError::Shutdown, async move {
+//!             tracing::info!(lines = config.lines, "at work");
+//!             token.cancelled().await;
+//!             Ok(())
+//!         });
+//!         context.readiness.set(true);
+//!         Ok(context)
+//!     })
+//! }
+//! ```
+//!
+//! A role's `main` is one line over [`run`]: configuration in layers, logging, metrics over HTTP, named tasks
+//! whose failure is seen, and a shutdown that drains within a grace period. The crate knows no role.
 //!
 //! Start order: configuration, logging, the role's `build` (which binds and wires and may fail), then work.
 //! Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 130 told twice to stop.
@@ -11,6 +49,7 @@ pub mod grpc;
 pub mod jsonl;
 
 mod backoff;
+mod clock;
 mod http;
 mod link;
 mod metrics;
@@ -20,6 +59,7 @@ mod tasks;
 mod telemetry;
 
 pub use backoff::Backoff;
+pub use clock::{new_incarnation, sleep_until};
 pub use config::{Config, ServiceConfig};
 pub use http::Readiness;
 pub use link::{Link, LinkEvent, Open, Opening};

@@ -1,8 +1,8 @@
 //! A member's stream to the coordinator: opened, watched, and opened again after growing pauses.
 //!
-//! Every role has one. Reports go up, commands come down; the role translates both. A stream that the other side ends
-//! with `FAILED_PRECONDITION` is not opened again: this process cannot take part. When there was no stream for longer than
-//! a limit the link gives up, so that no process waits for ever.
+//! Every role has one. Reports go up, commands come down; the role translates both. A stream that the other
+//! side ends with `FAILED_PRECONDITION` is not opened again: this process cannot take part. When there was no
+//! stream for longer than a limit the link gives up, so that no process waits for ever.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -145,7 +145,8 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
         }
     }
 
-    /// Sends a report, waiting for room. Without a stream it is dropped: the next hello says everything that matters.
+    /// Sends a report, waiting for room. Without a stream it is dropped: the next hello says everything that
+    /// matters.
     pub async fn report(&mut self, report: R) {
         if let State::Connected { reports, .. } = &self.state {
             // A closed stream shows itself in `next`.

@@ -56,8 +56,8 @@ pub struct Context {
 
 /// The life of a role's process.
 ///
-/// `build` binds and wires; whatever can fail at the start fails there, before anything runs. It adds the role's tasks
-/// to the context; the process ends when all of them have.
+/// `build` binds and wires; whatever can fail at the start fails there, before anything runs. It adds the
+/// role's tasks to the context; the process ends when all of them have.
 pub fn run<C, B, F>(role: &'static str, build: B) -> ExitCode
 where
     C: Config,
@@ -194,8 +194,8 @@ fn stop_on_signals(token: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Standard input that closes asks the process to drain. It is read on a thread of its own, which a blocked read may keep
-/// until the process ends.
+/// Standard input that closes asks the process to drain. It is read on a thread of its own, which a blocked
+/// read may keep until the process ends.
 fn stop_with_stdin(token: CancellationToken) -> anyhow::Result<()> {
     let wait = move || {
         let ended = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());

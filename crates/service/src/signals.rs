@@ -4,8 +4,8 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGINT (Ctrl-C) and SIGTERM, as a stream that lives as long as the work: a signal that comes while nobody waits is kept
-/// for the next call. `tokio::signal::ctrl_c()` made anew in a loop would lose it.
+/// SIGINT (Ctrl-C) and SIGTERM, as a stream that lives as long as the work: a signal that comes while nobody
+/// waits is kept for the next call. `tokio::signal::ctrl_c()` made anew in a loop would lose it.
 #[derive(Debug)]
 pub struct StopSignals {
     interrupt: Signal,

@@ -1,4 +1,5 @@
-//! Named tasks: what happens when one fails is declared with it, and a shutdown waits for all of them by name.
+//! Named tasks: what happens when one fails is declared with it, and a shutdown waits for all of them by
+//! name.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -82,8 +83,8 @@ impl TaskSet {
         self.spawner.clone()
     }
 
-    /// Runs all tasks until every one has ended. When `token` is cancelled they have `grace_period` to do so; what has
-    /// not ended by then is aborted and is an error.
+    /// Runs all tasks until every one has ended. When `token` is cancelled they have `grace_period` to do so;
+    /// what has not ended by then is aborted and is an error.
     ///
     /// # Errors
     /// The first failed task whose failure means shutdown, or the tasks that outlasted the grace period.
