@@ -1,5 +1,5 @@
-//! Writes model folders with the numbers this crate computes from them, for `tests/parity/check_saved.py`, which loads
-//! the folders with transformers and compares.
+//! Writes model folders with the numbers this crate computes from them, for `tests/parity/check_saved.py`,
+//! which loads the folders with transformers and compares.
 
 use std::fs;
 use std::path::Path;

@@ -1,21 +1,22 @@
 //! Causal attention inside each sequence of a packed batch.
 //!
-//! On the CPU one fused kernel a sequence: exact, no padding, and faster than padding to the longest sequence by
-//! 1.2 to 3 times for ragged batches (equal for sequences under 40 tokens). On a GPU with half-precision weights and
-//! the feature `cuda`, one FlashAttention call for the whole batch (Dao, arXiv 2307.08691).
+//! On the CPU one fused kernel a sequence: exact, no padding, and faster than padding to the longest sequence
+//! by 1.2 to 3 times for ragged batches (equal for sequences under 40 tokens). On a GPU with half-precision
+//! weights and the feature `cuda`, one FlashAttention call for the whole batch (Dao, arXiv 2307.08691).
 
 use tch::{Kind, Tensor};
 
 use crate::packed::Packed;
 
-/// Queries that one masked call takes where a sliding window applies: bounds the mask to `QUERIES x (QUERIES +
-/// window)`.
+/// Queries that one masked call takes where a sliding window applies: bounds the mask to `QUERIES x (QUERIES
+/// + window)`.
 const QUERIES: i64 = 256;
 
 /// Causal attention of the sequences of a packed batch.
 ///
-/// `queries` `[total, heads, head_dim]`, `keys` and `values` `[total, kv_heads, head_dim]`; returns `[total, heads,
-/// head_dim]`. With a `window` a token sees that many keys, its own included. The scale is `1 / sqrt(head_dim)`.
+/// `queries` `[total, heads, head_dim]`, `keys` and `values` `[total, kv_heads, head_dim]`; returns `[total,
+/// heads, head_dim]`. With a `window` a token sees that many keys, its own included. The scale is `1 /
+/// sqrt(head_dim)`.
 ///
 /// # Panics
 /// When the rows are not those of `packed`.
@@ -52,8 +53,8 @@ fn sequence_attention(queries: &Tensor, keys: &Tensor, values: &Tensor, window: 
     }
 }
 
-/// Attention of one sequence in which each query sees `window` keys: blocks of queries, each with the keys it may
-/// see.
+/// Attention of one sequence in which each query sees `window` keys: blocks of queries, each with the keys it
+/// may see.
 fn windowed_attention(queries: &Tensor, keys: &Tensor, values: &Tensor, window: i64) -> Tensor {
     let length = queries.size()[0];
     let mut attended = Vec::new();
@@ -63,7 +64,8 @@ fn windowed_attention(queries: &Tensor, keys: &Tensor, values: &Tensor, window: 
         let first_key = (start + 1 - window).max(0);
         let columns = start + rows - first_key;
         let shift = start - first_key;
-        // Query i of the block stands at key i + shift and sees the keys from i + shift - window + 1 to there.
+        // Query i of the block stands at key i + shift and sees the keys from i + shift - window + 1 to
+        // there.
         let all = Tensor::ones([rows, columns], (Kind::Bool, queries.device()));
         let visible = all.tril(shift).triu(shift - window + 1);
         attended.push(attend(

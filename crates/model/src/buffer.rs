@@ -1,8 +1,8 @@
 //! Weights as one flat buffer of bytes: how they travel and how they are named on the way.
 //!
-//! The buffer holds the parameters in manifest order ([`Layout::parameters`]), little-endian, without gaps; it is the
-//! groups' buffers one after the other. So sender and receiver need to agree on nothing but the configuration and the
-//! element type.
+//! The buffer holds the parameters in manifest order ([`Layout::parameters`]), little-endian, without gaps;
+//! it is the groups' buffers one after the other. So sender and receiver need to agree on nothing but the
+//! configuration and the element type.
 
 use tch::{Device, Kind, Tensor};
 

@@ -1,9 +1,9 @@
 //! Chat templates: messages to the text a model was trained on, equal to transformers' `apply_chat_template`.
 //!
 //! A template is a Jinja program from a model repository, so it is untrusted input: it sees nothing but its
-//! arguments, has an instruction budget, and its failure is an error value. It runs in minijinja with what templates
-//! expect of Python: methods of strings and dictionaries, Python's spelling of values and of JSON, `raise_exception`
-//! and `strftime_now`.
+//! arguments, has an instruction budget, and its failure is an error value. It runs in minijinja with what
+//! templates expect of Python: methods of strings and dictionaries, Python's spelling of values and of JSON,
+//! `raise_exception` and `strftime_now`.
 
 mod methods;
 mod python;
@@ -64,8 +64,8 @@ pub struct ChatTemplate {
 /// What to render.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ChatRequest<'a> {
-    /// The messages: objects with `role`, `content` and whatever else the template reads. Fields that are null are
-    /// taken as absent.
+    /// The messages: objects with `role`, `content` and whatever else the template reads. Fields that are
+    /// null are taken as absent.
     pub messages: &'a [Json],
     /// JSON schemas of tools the model may call.
     pub tools: Option<&'a [Json]>,
@@ -164,8 +164,8 @@ impl ChatTemplate {
     pub fn render_named(&self, name: &str, request: &ChatRequest) -> Result<String, Error> {
         let template = self.environment.get_template(name).map_err(|error| failure(name, &error))?;
         let context = self.context(request);
-        // minijinja 3.0.5 panics on some programs: `{{ ''[::-1] }}` indexes an empty string. Nothing survives a
-        // rendering that could be left inconsistent.
+        // minijinja 3.0.5 panics on some programs: `{{ ''[::-1] }}` indexes an empty string. Nothing survives
+        // a rendering that could be left inconsistent.
         let rendered = std::panic::catch_unwind(AssertUnwindSafe(|| template.render(context)));
         let crashed =
             || Error::Template { name: name.to_owned(), reason: "the template engine crashed".to_owned() };

@@ -1,13 +1,14 @@
 //! What a network is: the fields of `config.json` that decide its shape and its numbers.
 //!
-//! Invariants of a [`ModelConfig`] that came out of [`ModelConfig::parse`] or passed [`ModelConfig::validate`]:
+//! Invariants of a [`ModelConfig`] that came out of [`ModelConfig::parse`] or passed
+//! [`ModelConfig::validate`]:
 //! 1. every dimension is positive and bounded, so that no product of them overflows an `i64`;
 //! 2. `heads` is a multiple of `kv_heads`, `head_dim` is even;
 //! 3. nothing the network does not implement is silently ignored: another activation, RoPE variant, head or
 //!    quantisation is an error that names it.
 //!
-//! Fields of the file that are not understood are kept and written back, so that a folder read and written again
-//! still means the same to other programs.
+//! Fields of the file that are not understood are kept and written back, so that a folder read and written
+//! again still means the same to other programs.
 
 mod read;
 mod write;
@@ -81,7 +82,8 @@ impl Architecture {
         }
     }
 
-    /// The class name transformers gives a network of this family with this head: the entry of `architectures`.
+    /// The class name transformers gives a network of this family with this head: the entry of
+    /// `architectures`.
     pub fn class(self, head: Head) -> &'static str {
         match (self, head) {
             (Self::Llama, Head::Causal) => "LlamaForCausalLM",
@@ -101,7 +103,8 @@ impl Architecture {
 pub enum Head {
     /// Logits over the vocabulary: `lm_head.weight`, or the embedding when tied.
     Causal,
-    /// One number per token, `score.weight` `[1, hidden]`: reward models (read at the last token) and critics.
+    /// One number per token, `score.weight` `[1, hidden]`: reward models (read at the last token) and
+    /// critics.
     Scalar,
 }
 

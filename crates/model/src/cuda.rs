@@ -1,4 +1,5 @@
-//! What ATen has for CUDA and tch does not expose, through bridges in C++. Compiled with the feature `cuda` only.
+//! What ATen has for CUDA and tch does not expose, through bridges in C++. Compiled with the feature `cuda`
+//! only.
 
 pub mod flash;
 pub mod graph;

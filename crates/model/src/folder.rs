@@ -1,11 +1,12 @@
 //! Hugging Face model folders: `config.json`, safetensors, tokenizer files.
 //!
-//! Reading checks everything before it allocates anything: names, shapes and element types of all tensors against
-//! the configuration, file sizes against their headers, and hashes where the folder has a [`MANIFEST`]. Weights are
-//! copied straight from the mapped file, a stretch at a time, so that peak memory is that of the model.
+//! Reading checks everything before it allocates anything: names, shapes and element types of all tensors
+//! against the configuration, file sizes against their headers, and hashes where the folder has a
+//! [`MANIFEST`]. Weights are copied straight from the mapped file, a stretch at a time, so that peak memory
+//! is that of the model.
 //!
-//! Writing makes a whole new folder under a temporary name, flushes every file and the folder to disk, and renames
-//! it. A crash leaves either nothing or the whole folder under the final name.
+//! Writing makes a whole new folder under a temporary name, flushes every file and the folder to disk, and
+//! renames it. A crash leaves either nothing or the whole folder under the final name.
 
 mod manifest;
 mod read;
@@ -186,8 +187,8 @@ pub struct LoadOptions {
     pub kind: Option<Kind>,
     /// Where the weights go.
     pub device: Device,
-    /// Whether the weights files are hashed and compared where the folder has a [`MANIFEST`]: one more pass over
-    /// the files.
+    /// Whether the weights files are hashed and compared where the folder has a [`MANIFEST`]: one more pass
+    /// over the files.
     pub verify: bool,
 }
 

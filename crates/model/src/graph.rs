@@ -1,5 +1,5 @@
-//! CUDA graphs: those of the module `cuda`, or, in a build without the feature `cuda`, types that have no values, so that whoever
-//! would use graphs is the same code in both.
+//! CUDA graphs: those of the module `cuda`, or, in a build without the feature `cuda`, types that have no
+//! values, so that whoever would use graphs is the same code in both.
 
 #[cfg(feature = "cuda")]
 pub use crate::cuda::graph::{Graph, Recorder};

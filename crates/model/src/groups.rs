@@ -1,4 +1,5 @@
-//! Weights that are read one group at a time, so that whoever brings them into a form of its own never holds both whole.
+//! Weights that are read one group at a time, so that whoever brings them into a form of its own never holds
+//! both whole.
 
 use std::convert::Infallible;
 

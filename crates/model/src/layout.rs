@@ -1,16 +1,16 @@
 //! Which parameters a network has, and where each lies.
 //!
-//! Parameters form groups: the embedding, each decoder block, and the output (final norm and head). A group is one
-//! contiguous flat buffer in which its parameters lie one after the other without gaps. The buffers in order, and
-//! the parameters in order within them, are the order of the weight manifest.
+//! Parameters form groups: the embedding, each decoder block, and the output (final norm and head). A group
+//! is one contiguous flat buffer in which its parameters lie one after the other without gaps. The buffers in
+//! order, and the parameters in order within them, are the order of the weight manifest.
 //!
-//! One buffer per group makes the operations of training and serving few and large: an optimizer step, a shard
-//! (ZeRO), a broadcast or a hash works on a buffer, and projections that read the same input lie side by side, so
-//! that queries, keys and values (and gate and up) are one matrix product. The Hugging Face names remain: a named
-//! parameter is a view.
+//! One buffer per group makes the operations of training and serving few and large: an optimizer step, a
+//! shard (ZeRO), a broadcast or a hash works on a buffer, and projections that read the same input lie side
+//! by side, so that queries, keys and values (and gate and up) are one matrix product. The Hugging Face names
+//! remain: a named parameter is a view.
 //!
-//! Invariant: within a group, matrices come first and vectors (biases, norms) last, so that weight decay, which
-//! applies to matrices only, applies to a prefix.
+//! Invariant: within a group, matrices come first and vectors (biases, norms) last, so that weight decay,
+//! which applies to matrices only, applies to a prefix.
 
 use crate::config::{Head, ModelConfig};
 

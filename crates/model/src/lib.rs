@@ -1,11 +1,13 @@
 //! Decoder networks, tokenizers and Hugging Face folders.
 //!
-//! A folder gives a [`ModelConfig`] and [`Weights`]; [`forward`] and [`block`] are the network over them, with
-//! attention as an argument; [`logprobs`] and [`scores`] are its two heads. [`Tokenizer`] and [`ChatTemplate`] turn
-//! text and messages into tokens. Numbers, names and texts are those of the transformers library.
+//! A folder gives a [`ModelConfig`] and [`Weights`]; [`forward`] and [`block`] are the network over them,
+//! with attention as an argument; [`logprobs`] and [`scores`] are its two heads. [`Tokenizer`] and
+//! [`ChatTemplate`] turn text and messages into tokens. Numbers, names and texts are those of the
+//! transformers library.
 //!
-//! This crate knows no other crate of Sluice and does no logging. Unsafe code stands in `raw` (memory of tensors and
-//! mapped files), in `heap` (calls of the allocator) and, with the feature `cuda`, in `cuda` (calls of C++).
+//! This crate knows no other crate of Sluice and does no logging. Unsafe code stands in `raw` (memory of
+//! tensors and mapped files), in `heap` (calls of the allocator) and, with the feature `cuda`, in `cuda`
+//! (calls of C++).
 
 mod attention;
 pub mod buffer;

@@ -1,12 +1,12 @@
 //! Log-probabilities of given tokens, without ever holding the matrix of all logits.
 //!
-//! The vocabulary is often a hundred times the hidden size, so that the logits of a batch would outweigh everything
-//! else. Rows are taken in chunks; a chunk's logits are a matrix product in the weights' element type, the softmax
-//! is f32. Training goes in two steps, so that the same bound holds with gradients: [`logprobs_kept`] gives the numbers
-//! the loss is computed from, and [`logprobs_backward`] takes the loss's gradient in them and computes each chunk again,
-//! unless they were few, for the gradients of the hidden states and the head. All write over the chunk they hold
-//! instead of making new ones: on the CPU the passes over the logits take as long as the products. None records
-//! gradients for autograd.
+//! The vocabulary is often a hundred times the hidden size, so that the logits of a batch would outweigh
+//! everything else. Rows are taken in chunks; a chunk's logits are a matrix product in the weights' element
+//! type, the softmax is f32. Training goes in two steps, so that the same bound holds with gradients:
+//! [`logprobs_kept`] gives the numbers the loss is computed from, and [`logprobs_backward`] takes the loss's
+//! gradient in them and computes each chunk again, unless they were few, for the gradients of the hidden
+//! states and the head. All write over the chunk they hold instead of making new ones: on the CPU the passes
+//! over the logits take as long as the products. None records gradients for autograd.
 
 use tch::{Device, Kind, Tensor};
 
@@ -39,8 +39,8 @@ impl Default for LogprobOptions {
     }
 }
 
-/// Log-probabilities of `targets` `[rows]` i64 given the final hidden states `hidden` `[rows, hidden]`, with the
-/// head `[vocab, hidden]`: `log softmax(hidden head^T / temperature)[target]`.
+/// Log-probabilities of `targets` `[rows]` i64 given the final hidden states `hidden` `[rows, hidden]`, with
+/// the head `[vocab, hidden]`: `log softmax(hidden head^T / temperature)[target]`.
 ///
 /// # Panics
 /// When the shapes do not fit each other.
@@ -59,7 +59,8 @@ impl Kept {
     }
 }
 
-/// [`logprobs`], and what [`logprobs_backward`] would otherwise compute again, if it is no more than a few chunks.
+/// [`logprobs`], and what [`logprobs_backward`] would otherwise compute again, if it is no more than a few
+/// chunks.
 ///
 /// # Panics
 /// When the shapes do not fit each other.
@@ -109,15 +110,15 @@ pub struct TokenGradients<'a> {
     pub entropy: Option<&'a Tensor>,
 }
 
-/// Propagates gradients in log-probabilities (and entropies) to the hidden states and the head, one chunk at a time;
-/// `kept` is what [`logprobs_kept`] made of the same inputs.
+/// Propagates gradients in log-probabilities (and entropies) to the hidden states and the head, one chunk at
+/// a time; `kept` is what [`logprobs_kept`] made of the same inputs.
 ///
-/// With the probabilities `p` and the entropy `H` of a row at the temperature `T`, and the gradients `g` in the
-/// log-probability of target `t` and `e` in the entropy, the gradient in logit `j` is
-/// `(g (1[j = t] - p_j) - e p_j (log p_j + H)) / T`.
+/// With the probabilities `p` and the entropy `H` of a row at the temperature `T`, and the gradients `g` in
+/// the log-probability of target `t` and `e` in the entropy, the gradient in logit `j` is `(g (1[j = t] -
+/// p_j) - e p_j (log p_j + H)) / T`.
 ///
-/// Returns the gradient in `hidden`, `[rows, hidden]`, in its element type; the gradient in the head is added to
-/// `head_gradient`, `[vocab, hidden]`.
+/// Returns the gradient in `hidden`, `[rows, hidden]`, in its element type; the gradient in the head is added
+/// to `head_gradient`, `[vocab, hidden]`.
 ///
 /// # Panics
 /// When the shapes do not fit each other.

@@ -1,9 +1,10 @@
 //! The decoder as pure functions over tensors (Vaswani et al., arXiv 1706.03762; Touvron et al., Llama, arXiv
-//! 2302.13971): pre-norm blocks of grouped-query attention with rotary positions and a gated feed-forward layer.
+//! 2302.13971): pre-norm blocks of grouped-query attention with rotary positions and a gated feed-forward
+//! layer.
 //!
-//! Tokens of all sequences lie in one row dimension; there is no padding. Attention is an argument of [`block`]:
-//! training and scoring pass [`packed_attention`], generation passes attention over its cache, and both run the
-//! same network. Every function works with and without gradients.
+//! Tokens of all sequences lie in one row dimension; there is no padding. Attention is an argument of
+//! [`block`]: training and scoring pass [`packed_attention`], generation passes attention over its cache, and
+//! both run the same network. Every function works with and without gradients.
 
 use tch::Tensor;
 
@@ -40,8 +41,8 @@ pub struct BlockWeights {
 }
 
 impl BlockWeights {
-    /// Views of a block's flat buffer, `[numel]`, as [`crate::Layout`] lays it out. One split, so that the gradient
-    /// of the buffer is one concatenation.
+    /// Views of a block's flat buffer, `[numel]`, as [`crate::Layout`] lays it out. One split, so that the
+    /// gradient of the buffer is one concatenation.
     ///
     /// # Panics
     /// When the buffer is not of this configuration's size.
@@ -130,8 +131,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
 
 /// One decoder block: `x`, `[rows, hidden]`, to the same shape.
 ///
-/// `attend` is given queries `[rows, heads, head_dim]` and keys and values `[rows, kv_heads, head_dim]`, normalised
-/// and rotated, and returns `[rows, heads, head_dim]`.
+/// `attend` is given queries `[rows, heads, head_dim]` and keys and values `[rows, kv_heads, head_dim]`,
+/// normalised and rotated, and returns `[rows, heads, head_dim]`.
 ///
 /// # Panics
 /// When a tensor's shape is not the configuration's.
@@ -162,14 +163,14 @@ pub fn block(
     add_linear(&x, &(gate.silu() * up), &weights.down, weights.down_bias.as_ref())
 }
 
-/// Parts of the second dimension. One split, so that its gradient is one concatenation: that of a `narrow` would be a
-/// matrix of zeros for each part.
+/// Parts of the second dimension. One split, so that its gradient is one concatenation: that of a `narrow`
+/// would be a matrix of zeros for each part.
 fn split<const PARTS: usize>(x: &Tensor, sizes: [i64; PARTS]) -> [Tensor; PARTS] {
     x.split_with_sizes(sizes, 1).try_into().expect("as many parts as sizes")
 }
 
-/// RMS norm of each query and key head, `[rows, heads + kv_heads, head_dim]`, with one weight for queries and one
-/// for keys.
+/// RMS norm of each query and key head, `[rows, heads + kv_heads, head_dim]`, with one weight for queries and
+/// one for keys.
 fn head_norm(config: &ModelConfig, queries_keys: &Tensor, (query, key): &(Tensor, Tensor)) -> Tensor {
     let query = query.unsqueeze(0).expand([config.heads, config.head_dim], false);
     let key = key.unsqueeze(0).expand([config.kv_heads, config.head_dim], false);
@@ -191,8 +192,8 @@ pub fn final_norm(config: &ModelConfig, output: &OutputWeights, x: &Tensor) -> T
     rms_norm(x, &output.norm, config.rms_norm_eps)
 }
 
-/// Logits of `hidden`, `[rows, hidden]`, as `[rows, vocab]` in the weights' element type. For log-probabilities of
-/// given tokens use [`crate::logprobs`], which never holds this matrix as a whole.
+/// Logits of `hidden`, `[rows, hidden]`, as `[rows, vocab]` in the weights' element type. For
+/// log-probabilities of given tokens use [`crate::logprobs`], which never holds this matrix as a whole.
 pub fn logits(output: &OutputWeights, hidden: &Tensor) -> Tensor {
     hidden.linear(&output.head, None::<&Tensor>)
 }

@@ -128,8 +128,8 @@ impl Packed {
         Tensor::from_slice(&ends).to_device(self.tokens.device())
     }
 
-    /// The rows that predict a token of their own sequence, and those tokens; sequence by sequence, `length - 1`
-    /// rows each.
+    /// The rows that predict a token of their own sequence, and those tokens; sequence by sequence, `length -
+    /// 1` rows each.
     pub fn next_tokens(&self) -> NextTokens {
         let mut start = 0;
         let mut rows = Vec::with_capacity(usize::try_from(self.total()).unwrap_or(0));

@@ -1,7 +1,8 @@
 //! The memory behind tensors and files: the only unsafe code of the network and of folders.
 //!
-//! What it relies on: nobody truncates or rewrites a file while it is mapped (Sluice replaces files by rename, which
-//! leaves a mapped one whole), and nobody writes a tensor on another thread while its bytes are read here.
+//! What it relies on: nobody truncates or rewrites a file while it is mapped (Sluice replaces files by
+//! rename, which leaves a mapped one whole), and nobody writes a tensor on another thread while its bytes are
+//! read here.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -36,8 +37,8 @@ impl MappedFile {
     /// Maps the file at `path`.
     pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::open(path)?;
-        // SAFETY: the mapping is read-only and private to this value; that nobody shrinks the file meanwhile is the
-        // condition at the head of this module.
+        // SAFETY: the mapping is read-only and private to this value; that nobody shrinks the file meanwhile
+        // is the condition at the head of this module.
         let map = unsafe { Mmap::map(&file)? };
         Ok(Self(map))
     }
@@ -47,7 +48,8 @@ impl MappedFile {
         &self.0
     }
 
-    /// Lets the pages of `range` go: they no longer count as this process's memory, and are read again if needed.
+    /// Lets the pages of `range` go: they no longer count as this process's memory, and are read again if
+    /// needed.
     pub(crate) fn release(&self, range: Range<usize>) {
         // SAFETY: the pages are clean pages of a read-only file mapping; a later access reads the file again.
         let released =
@@ -57,7 +59,8 @@ impl MappedFile {
     }
 }
 
-/// Copies little-endian row-major `bytes` of element type `kind` into `target`, converting element type and device.
+/// Copies little-endian row-major `bytes` of element type `kind` into `target`, converting element type and
+/// device.
 ///
 /// # Errors
 /// When the number of bytes is not that of `target`'s elements in `kind`.
@@ -71,9 +74,9 @@ pub fn copy_bytes(target: &mut Tensor, bytes: &[u8], kind: Kind) -> Result<(), E
     let bytes = if aligned { Cow::Borrowed(bytes) } else { Cow::Owned(bytes.to_vec()) };
     let shape = target.size();
     let strides = row_major(&shape);
-    // SAFETY: the view reads `numel * width` bytes, which is the length checked above, of the element type that
-    // `width` belongs to, at an address aligned for it (a `Vec`'s allocation is aligned to 16 bytes by the
-    // allocator). It is dropped before `bytes`, and only read.
+    // SAFETY: the view reads `numel * width` bytes, which is the length checked above, of the element type
+    // that `width` belongs to, at an address aligned for it (a `Vec`'s allocation is aligned to 16 bytes by
+    // the allocator). It is dropped before `bytes`, and only read.
     let view = unsafe { Tensor::f_from_blob(bytes.as_ptr(), &shape, &strides, kind, Device::Cpu) };
     let _guard = tch::no_grad_guard();
     let copied = view.and_then(|view| target.f_copy_(&view));
@@ -103,8 +106,8 @@ fn contiguous_bytes(tensor: &Tensor) -> &[u8] {
     if length == 0 {
         return &[];
     }
-    // SAFETY: a contiguous CPU tensor holds `numel` elements from `data_ptr` on, which outlive the borrow of the
-    // tensor; that nobody writes them meanwhile is the condition at the head of this module.
+    // SAFETY: a contiguous CPU tensor holds `numel` elements from `data_ptr` on, which outlive the borrow of
+    // the tensor; that nobody writes them meanwhile is the condition at the head of this module.
     unsafe { slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), length) }
 }
 

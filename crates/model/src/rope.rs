@@ -1,5 +1,5 @@
-//! Rotary position embedding in its four variants, computed as transformers does (`modeling_rope_utils`), so that
-//! the frequencies have the same bits.
+//! Rotary position embedding in its four variants, computed as transformers does (`modeling_rope_utils`), so
+//! that the frequencies have the same bits.
 
 use tch::{Device, Kind, Tensor};
 
@@ -48,9 +48,9 @@ impl Rope {
         }
     }
 
-    /// Whether a row's rotation depends on the length of its sequence besides its position. Then a key that was
-    /// rotated when its sequence was shorter (a cached one) differs from the key of a whole forward pass once the
-    /// sequence exceeds `max_positions`; transformers has the same property.
+    /// Whether a row's rotation depends on the length of its sequence besides its position. Then a key that
+    /// was rotated when its sequence was shorter (a cached one) differs from the key of a whole forward pass
+    /// once the sequence exceeds `max_positions`; transformers has the same property.
     pub fn depends_on_length(&self) -> bool {
         self.dynamic_factor.is_some()
     }
@@ -69,7 +69,8 @@ impl Rope {
         RopeRows { cos, signed_sin }
     }
 
-    /// NTK-aware scaling: base `theta * (f * n / max - (f - 1)) ^ (d / (d - 2))` for sequences of `n > max` tokens.
+    /// NTK-aware scaling: base `theta * (f * n / max - (f - 1)) ^ (d / (d - 2))` for sequences of `n > max`
+    /// tokens.
     fn dynamic_frequencies(&self, factor: f64, lengths: &Tensor) -> Tensor {
         let most = self.max_positions as f64;
         let lengths = lengths.to_kind(Kind::Float).clamp_min(most).unsqueeze(-1);
@@ -106,7 +107,8 @@ pub struct RopeRows {
 }
 
 impl RopeRows {
-    /// Rotates `heads`, `[rows, heads, head_dim]`: `x cos + [-x2, x1] sin`, with `[x1, x2]` the halves of `x`.
+    /// Rotates `heads`, `[rows, heads, head_dim]`: `x cos + [-x2, x1] sin`, with `[x1, x2]` the halves of
+    /// `x`.
     pub fn rotate(&self, heads: &Tensor) -> Tensor {
         let half = heads.size()[2] / 2;
         (heads * &self.cos).addcmul(&heads.roll([half], [-1]), &self.signed_sin)

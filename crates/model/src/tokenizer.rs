@@ -1,5 +1,5 @@
-//! Text to tokens and back, as transformers' fast tokenizers do: both are the `tokenizers` library reading the same
-//! `tokenizer.json`.
+//! Text to tokens and back, as transformers' fast tokenizers do: both are the `tokenizers` library reading
+//! the same `tokenizer.json`.
 //!
 //! Unlike transformers, decoding never "cleans up" spaces before punctuation, even where an old
 //! `tokenizer_config.json` asks for it: it would change programs.
@@ -101,8 +101,9 @@ impl Tokenizer {
         Ok(Self { inner, special, bos_id, eos_ids, pad_id })
     }
 
-    /// Encodes text. Special tokens written out in the text become their ids; with `add_special` the tokenizer adds
-    /// those it puts around a text (often a beginning-of-sequence token), which a rendered chat template already has.
+    /// Encodes text. Special tokens written out in the text become their ids; with `add_special` the
+    /// tokenizer adds those it puts around a text (often a beginning-of-sequence token), which a rendered
+    /// chat template already has.
     ///
     /// # Errors
     /// When the library refuses the text.
@@ -122,7 +123,8 @@ impl Tokenizer {
         decoded.map_err(|error| Error::Decode { tokens: tokens.len(), reason: error.to_string() })
     }
 
-    /// Tokens it can produce, those added to the model's vocabulary included. A network's embedding is often larger.
+    /// Tokens it can produce, those added to the model's vocabulary included. A network's embedding is often
+    /// larger.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -153,7 +155,8 @@ impl Tokenizer {
         self.pad_id
     }
 
-    /// Special tokens by role (`bos_token`, `eos_token`, `pad_token`, `unk_token`, ...), as chat templates see them.
+    /// Special tokens by role (`bos_token`, `eos_token`, `pad_token`, `unk_token`, ...), as chat templates
+    /// see them.
     pub fn special(&self) -> &BTreeMap<String, String> {
         &self.special
     }

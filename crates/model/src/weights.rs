@@ -1,8 +1,9 @@
-//! A network's weights: one flat buffer a group, as [`Layout`] says, and views of it under the Hugging Face names.
+//! A network's weights: one flat buffer a group, as [`Layout`] says, and views of it under the Hugging Face
+//! names.
 //!
-//! Invariants: every buffer has its group's number of elements, all have one element type and one device, and none
-//! shares storage with another network's. Buffers are written in place, so that views taken once ([`Weights::network`])
-//! stay valid across weight updates.
+//! Invariants: every buffer has its group's number of elements, all have one element type and one device, and
+//! none shares storage with another network's. Buffers are written in place, so that views taken once
+//! ([`Weights::network`]) stay valid across weight updates.
 
 use std::sync::Arc;
 
@@ -85,8 +86,8 @@ impl Weights {
         Self { layout: Arc::new(layout), flats }
     }
 
-    /// Random weights as transformers initialises them: matrices normal with deviation `initializer_range`, biases
-    /// zero, norms one. The same seed gives the same weights.
+    /// Random weights as transformers initialises them: matrices normal with deviation `initializer_range`,
+    /// biases zero, norms one. The same seed gives the same weights.
     pub fn random(config: &ModelConfig, seed: u64, kind: Kind, device: Device) -> Self {
         let weights = Self::zeros(config, kind, device);
         for parameter in weights.parameters() {
@@ -195,8 +196,9 @@ impl Weights {
         Self { layout: Arc::clone(&self.layout), flats: self.flats.iter().map(copy).collect() }
     }
 
-    /// The weights as the network's functions take them: views of the buffers. Where a buffer requires gradients
-    /// and gradients are enabled, the views are part of the graph; then take new ones for each forward pass.
+    /// The weights as the network's functions take them: views of the buffers. Where a buffer requires
+    /// gradients and gradients are enabled, the views are part of the graph; then take new ones for each
+    /// forward pass.
     ///
     /// # Panics
     /// When `config` is another network's.
@@ -210,8 +212,8 @@ impl Weights {
         }
     }
 
-    /// A copy of the trunk, sharing nothing, with a scalar head; `config` is this network's. A network that has a
-    /// scalar head already keeps it. Returns the new network's configuration and weights.
+    /// A copy of the trunk, sharing nothing, with a scalar head; `config` is this network's. A network that
+    /// has a scalar head already keeps it. Returns the new network's configuration and weights.
     pub fn with_scalar_head(&self, config: &ModelConfig, init: ScalarInit) -> (ModelConfig, Self) {
         let scalar_config = config.clone().with_scalar_head();
         let copy = Self::zeros(&scalar_config, self.kind(), self.device());

@@ -24,7 +24,8 @@ fn with(changes: Value) -> Result<ModelConfig, Error> {
     ModelConfig::from_object(fields)
 }
 
-/// Read, written and read again, every configuration means the same; the fields that were there are still there.
+/// Read, written and read again, every configuration means the same; the fields that were there are still
+/// there.
 #[test]
 fn every_shape_survives_a_round_trip() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/cases");

@@ -1,4 +1,5 @@
-//! FlashAttention through the bridge. With the feature `cuda`; the module `gpu` needs a GPU (`nextest` profile `gpu`).
+//! FlashAttention through the bridge. With the feature `cuda`; the module `gpu` needs a GPU (`nextest`
+//! profile `gpu`).
 
 #![cfg(feature = "cuda")]
 

@@ -1,5 +1,5 @@
-//! Loading maps the files and copies them once: peak memory stays under 1.2 times the model. The only test of its
-//! process, so that nothing else allocates meanwhile. Needs Linux's `/proc`.
+//! Loading maps the files and copies them once: peak memory stays under 1.2 times the model. The only test of
+//! its process, so that nothing else allocates meanwhile. Needs Linux's `/proc`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 

@@ -91,8 +91,8 @@ fn packed_attention_is_its_definition() {
     }
 }
 
-/// The gradient of a function of the hidden states in every group's buffer, against finite differences in double
-/// precision.
+/// The gradient of a function of the hidden states in every group's buffer, against finite differences in
+/// double precision.
 #[test]
 fn gradients_reach_every_buffer() {
     let window = SlidingWindow { tokens: 4, layers: vec![false, true] };
@@ -162,8 +162,8 @@ fn logprobs_and_their_gradients_do_not_depend_on_chunks() {
     let inputs = (&hidden, &head, &targets);
     let hidden_gradient =
         model::logprobs_backward(inputs, Kept::default(), temperature, &gradients, &mut head_gradient);
-    // The hidden states' gradient is a sum over a million tokens, which f32 rounds by up to a thousandth on some
-    // processors.
+    // The hidden states' gradient is a sum over a million tokens, which f32 rounds by up to a thousandth on
+    // some processors.
     let size = exact_gradients[0].abs().max().double_value(&[]);
     let apart = difference(&hidden_gradient, &exact_gradients[0]);
     assert!(apart < 2e-3 * size, "hidden states: {apart} of {size}");

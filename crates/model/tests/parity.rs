@@ -1,6 +1,6 @@
 //! Numbers equal to those of transformers: log-probabilities, greedy continuations and scores of small random
-//! models of every family and option, from configurations in the shape of transformers 4 and 5. The expectations in
-//! `parity/cases` are made by `parity/make.py`.
+//! models of every family and option, from configurations in the shape of transformers 4 and 5. The
+//! expectations in `parity/cases` are made by `parity/make.py`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 

@@ -217,7 +217,8 @@ proptest! {
         prop_assert_eq!(pieces(&tokenizer, &tokens, skip).concat(), expected);
     }
 
-    /// With byte fallback one invalid byte spoils the characters beside it, but only then do the pieces differ.
+    /// With byte fallback one invalid byte spoils the characters beside it, but only then do the pieces
+    /// differ.
     #[test]
     fn pieces_of_valid_fallback_bytes_are_their_text(tokens in proptest::collection::vec(prop_oneof![3u32..131, 259u32..265, 0u32..265], 0..40), skip: bool) {
         let dir = tempfile::tempdir().unwrap();

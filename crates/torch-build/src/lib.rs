@@ -1,12 +1,14 @@
 //! Where build scripts find libtorch and the CUDA headers.
 //!
-//! `LIBTORCH` names a folder with `include/` and `lib/`; in the checkout it stands in `.cargo/config.toml` after
-//! `setup/install.sh`. The CUDA headers are looked for beside it, in `../nvidia/*/include`, where the Python wheels put them.
+//! `LIBTORCH` names a folder with `include/` and `lib/`; in the checkout it stands in `.cargo/config.toml`
+//! after `setup/install.sh`. The CUDA headers are looked for beside it, in `../nvidia/*/include`, where the
+//! Python wheels put them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The folder that an environment variable names, which must hold `file`. The build script runs again when it changes.
+/// The folder that an environment variable names, which must hold `file`. The build script runs again when it
+/// changes.
 ///
 /// # Errors
 /// When the variable is not set, or the folder has no such file.

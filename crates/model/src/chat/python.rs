@@ -101,8 +101,8 @@ fn quoted(text: &str) -> String {
     out
 }
 
-/// The filter `tojson` as transformers defines it: `json.dumps` without HTML escaping, with `ensure_ascii` (default
-/// false), `indent`, `separators` and `sort_keys`.
+/// The filter `tojson` as transformers defines it: `json.dumps` without HTML escaping, with `ensure_ascii`
+/// (default false), `indent`, `separators` and `sort_keys`.
 pub(super) fn to_json(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let indent: Option<Value> = kwargs.get("indent")?;
     let indent = match indent.filter(|indent| !indent.is_none()) {

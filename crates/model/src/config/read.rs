@@ -1,5 +1,6 @@
 //! Reads `config.json` as transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and transformers 5
-//! (`rope_parameters`, `dtype`) write it. Absent fields take the defaults of transformers' configuration classes.
+//! (`rope_parameters`, `dtype`) write it. Absent fields take the defaults of transformers' configuration
+//! classes.
 
 use serde_json::{Map, Value};
 use tch::Kind;
@@ -176,8 +177,8 @@ fn rope(fields: &Fields, max_positions: i64) -> Result<RopeConfig, Error> {
     Ok(RopeConfig { theta, scaling })
 }
 
-/// Mistral limits every layer when `sliding_window` is a number; Qwen limits the layers from `max_window_layers`
-/// on, or those `layer_types` lists, and only with `use_sliding_window`.
+/// Mistral limits every layer when `sliding_window` is a number; Qwen limits the layers from
+/// `max_window_layers` on, or those `layer_types` lists, and only with `use_sliding_window`.
 fn sliding_window(
     fields: &Fields,
     architecture: Architecture,

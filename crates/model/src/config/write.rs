@@ -1,5 +1,6 @@
-//! Writes `config.json`. A file that was read keeps its unknown fields. The file is in the shape of transformers 4,
-//! which every later version reads too; where it was read in the shape of transformers 5, it is in both.
+//! Writes `config.json`. A file that was read keeps its unknown fields. The file is in the shape of
+//! transformers 4, which every later version reads too; where it was read in the shape of transformers 5, it
+//! is in both.
 
 use serde_json::{Map, Value, json};
 use tch::Kind;
@@ -96,7 +97,8 @@ impl ModelConfig {
                 })
             }
         };
-        // transformers 4 would silently take the default frequencies from a file with `rope_parameters` alone.
+        // transformers 4 would silently take the default frequencies from a file with `rope_parameters`
+        // alone.
         let stretched = self.rope.scaling != RopeScaling::Default;
         let legacy = if stretched { scaling.clone() } else { Value::Null };
         object.insert("rope_scaling".to_owned(), legacy);

@@ -25,13 +25,14 @@ impl Ragged {
         Self::from_offsets(offsets, lengths.iter().copied().max().unwrap_or(0))
     }
 
-    /// Sequences that begin at `offsets`, `[sequences + 1]` i32 on the device, the end of the last included. The
-    /// longest has at most `longest` rows that count.
+    /// Sequences that begin at `offsets`, `[sequences + 1]` i32 on the device, the end of the last included.
+    /// The longest has at most `longest` rows that count.
     pub fn from_offsets(offsets: Tensor, longest: i64) -> Self {
         Self { offsets, used: None, longest }
     }
 
-    /// Lets only the first rows of each sequence count: `used`, `[sequences]` i32 on the device. For keys only.
+    /// Lets only the first rows of each sequence count: `used`, `[sequences]` i32 on the device. For keys
+    /// only.
     #[must_use]
     pub fn with_used(self, used: Tensor) -> Self {
         Self { used: Some(used), ..self }
@@ -69,16 +70,17 @@ pub fn applies(queries: &Tensor) -> bool {
     takes(queries.kind(), queries.device(), queries.size().last().copied().unwrap_or(0))
 }
 
-/// Whether the kernel takes heads of `head_dim` elements: half precision on CUDA, at most 256 elements, a multiple of 8.
+/// Whether the kernel takes heads of `head_dim` elements: half precision on CUDA, at most 256 elements, a
+/// multiple of 8.
 pub fn takes(kind: Kind, device: Device, head_dim: i64) -> bool {
     let half = matches!(kind, Kind::BFloat16 | Kind::Half);
     half && device.is_cuda() && head_dim <= 256 && head_dim % 8 == 0
 }
 
-/// Causal attention of ragged sequences: `queries` `[rows, heads, head_dim]` against `keys` and `values` `[columns,
-/// kv_heads, head_dim]`, as many sequences of each. The last query of a sequence stands at its last key, so a
-/// sequence may have fewer queries than keys (a cache). With a `window` a query sees that many keys, its own
-/// included.
+/// Causal attention of ragged sequences: `queries` `[rows, heads, head_dim]` against `keys` and `values`
+/// `[columns, kv_heads, head_dim]`, as many sequences of each. The last query of a sequence stands at its
+/// last key, so a sequence may have fewer queries than keys (a cache). With a `window` a query sees that many
+/// keys, its own included.
 ///
 /// # Errors
 /// The operator's message when it refuses: shapes, types or devices that [`applies`] excludes, or no memory.
@@ -88,9 +90,9 @@ pub fn attention(
     window: Option<i64>,
 ) -> Result<Tensor, TchError> {
     let mut attended = std::ptr::null_mut();
-    // SAFETY: the pointers are to live ATen tensors, borrowed for the call; the C++ side reads them, catches its
-    // exceptions, and on success stores one newly allocated tensor, whose ownership `from_ptr` takes. A message is
-    // a NUL-terminated string from `strdup`.
+    // SAFETY: the pointers are to live ATen tensors, borrowed for the call; the C++ side reads them, catches
+    // its exceptions, and on success stores one newly allocated tensor, whose ownership `from_ptr` takes. A
+    // message is a NUL-terminated string from `strdup`.
     unsafe {
         super::outcome(sluice_flash_attention(
             queries.as_ptr().cast(),

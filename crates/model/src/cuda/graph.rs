@@ -1,9 +1,9 @@
-//! CUDA graphs: work on a GPU that is recorded once and then started as a whole, which costs the host one call instead of one
-//! for each operator.
+//! CUDA graphs: work on a GPU that is recorded once and then started as a whole, which costs the host one
+//! call instead of one for each operator.
 //!
-//! A recording fixes every operator, shape and address. So what a replay is to work on is written into the tensors that the
-//! recording read, and its results appear in the tensors that the recording made. Nothing that waits for the device or copies
-//! from the host's memory can be recorded.
+//! A recording fixes every operator, shape and address. So what a replay is to work on is written into the
+//! tensors that the recording read, and its results appear in the tensors that the recording made. Nothing
+//! that waits for the device or copies from the host's memory can be recorded.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr::NonNull;
@@ -19,8 +19,8 @@ unsafe extern "C" {
     fn sluice_graph_free(graph: *mut c_void);
 }
 
-/// Records graphs on one GPU. Its graphs share the memory of what is made inside of them: they are to be replayed one after
-/// the other, and results used before the next replay.
+/// Records graphs on one GPU. Its graphs share the memory of what is made inside of them: they are to be
+/// replayed one after the other, and results used before the next replay.
 #[derive(Debug)]
 pub struct Recorder(NonNull<c_void>);
 
@@ -54,8 +54,8 @@ impl Recorder {
         Ok(Self(some(made)?))
     }
 
-    /// Records what `work` does on the GPU, without running it. The same work must have run once before, so that all its
-    /// kernels are loaded.
+    /// Records what `work` does on the GPU, without running it. The same work must have run once before, so
+    /// that all its kernels are loaded.
     ///
     /// # Errors
     /// When the driver refuses, mostly because something in `work` cannot be recorded.
@@ -74,8 +74,8 @@ impl Recording {
         let recording = self.0;
         std::mem::forget(self);
         let mut made = std::ptr::null_mut();
-        // SAFETY: the recording lives, and nobody uses it after this call, which frees it. On success the bridge stores a
-        // graph, which `Graph` frees.
+        // SAFETY: the recording lives, and nobody uses it after this call, which frees it. On success the
+        // bridge stores a graph, which `Graph` frees.
         unsafe { super::outcome(sluice_graph_end(recording.as_ptr(), &raw mut made))? };
         Ok(Graph(some(made)?))
     }
@@ -95,8 +95,8 @@ impl Graph {
     /// When the driver refuses.
     ///
     /// # Safety
-    /// Every tensor that the recorded work read or wrote and did not make itself still lives, at its address; so do those of
-    /// its own that are read afterwards.
+    /// Every tensor that the recorded work read or wrote and did not make itself still lives, at its address;
+    /// so do those of its own that are read afterwards.
     pub unsafe fn replay(&self) -> Result<(), TchError> {
         // SAFETY: the graph lives, and the caller keeps alive what it works on.
         unsafe { super::outcome(sluice_graph_replay(self.0.as_ptr())) }

@@ -16,7 +16,8 @@ use crate::layout::Layout;
 use crate::raw::{MappedFile, copy_bytes};
 use crate::weights::Weights;
 
-/// Bytes of a mapped file that are copied before their pages are released: bounds the memory beside the model.
+/// Bytes of a mapped file that are copied before their pages are released: bounds the memory beside the
+/// model.
 const STRETCH_BYTES: usize = 16 << 20;
 
 /// Loads a model folder.
@@ -32,8 +33,8 @@ pub fn load(dir: &Path, options: &LoadOptions) -> Result<Model, Error> {
     Ok(Model { config: opened.config, weights, path: opened.path })
 }
 
-/// Opens a model folder: everything is checked but the redundant head of a tied network, which is compared when the
-/// embedding is read.
+/// Opens a model folder: everything is checked but the redundant head of a tied network, which is compared
+/// when the embedding is read.
 ///
 /// # Errors
 /// As for [`load`].
@@ -274,8 +275,8 @@ fn copy(flat: &Tensor, source: &Source) -> Result<(), crate::raw::Error> {
     })
 }
 
-/// Calls `visit` with the index of its first element and the bytes of each stretch of a tensor, and releases each
-/// stretch's pages behind it.
+/// Calls `visit` with the index of its first element and the bytes of each stretch of a tensor, and releases
+/// each stretch's pages behind it.
 fn for_stretches<E>(source: &Source, mut visit: impl FnMut(usize, &[u8]) -> Result<(), E>) -> Result<(), E> {
     let Stored { file, start, length, .. } = &source.stored;
     let mut done = 0;
@@ -289,7 +290,8 @@ fn for_stretches<E>(source: &Source, mut visit: impl FnMut(usize, &[u8]) -> Resu
     Ok(())
 }
 
-/// A tied network's stored head must be its embedding, or the file means another network than `config.json` says.
+/// A tied network's stored head must be its embedding, or the file means another network than `config.json`
+/// says.
 fn check_tied(embedding: &Tensor, head: &Source) -> Result<(), Error> {
     for_stretches(head, |first, bytes| {
         let count = (bytes.len() / head.kind.elt_size_in_bytes()) as i64;

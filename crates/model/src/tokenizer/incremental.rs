@@ -2,14 +2,15 @@
 
 use super::{Error, Tokenizer};
 
-/// Turns tokens into text one by one. A piece never ends inside a UTF-8 character, and the pieces put together are the
-/// text of all tokens at once. (One exception: a byte-fallback decoder, as Llama 2's, turns a whole run of byte tokens
-/// into replacement characters when any of it is invalid; characters that were given out before the invalid byte came
-/// stay given out.)
+/// Turns tokens into text one by one. A piece never ends inside a UTF-8 character, and the pieces put
+/// together are the text of all tokens at once. (One exception: a byte-fallback decoder, as Llama 2's, turns
+/// a whole run of byte tokens into replacement characters when any of it is invalid; characters that were
+/// given out before the invalid byte came stay given out.)
 ///
-/// A token's text depends on those before it (a character may be spread over several tokens; some decoders strip the
-/// first space), so a window of tokens is decoded again each time. It begins at a place where the text was complete,
-/// one step before the last such place, so that it always begins with text that was given out.
+/// A token's text depends on those before it (a character may be spread over several tokens; some decoders
+/// strip the first space), so a window of tokens is decoded again each time. It begins at a place where the
+/// text was complete, one step before the last such place, so that it always begins with text that was given
+/// out.
 #[derive(Debug, Clone)]
 pub struct IncrementalDecoder {
     skip_special: bool,

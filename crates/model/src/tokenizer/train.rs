@@ -1,5 +1,5 @@
-//! Trains a byte-level BPE tokenizer (Sennrich et al., arXiv 1508.07909; bytes as in GPT-2) and writes it as a folder
-//! that transformers' `AutoTokenizer` loads.
+//! Trains a byte-level BPE tokenizer (Sennrich et al., arXiv 1508.07909; bytes as in GPT-2) and writes it as
+//! a folder that transformers' `AutoTokenizer` loads.
 
 use std::fs;
 use std::path::Path;
@@ -32,8 +32,8 @@ impl SpecialTokens {
     }
 }
 
-/// Trains a tokenizer of at most `vocab_size` tokens, special tokens and the 256 bytes included, on `texts`. The same
-/// texts give the same tokenizer. It adds no special token around a text.
+/// Trains a tokenizer of at most `vocab_size` tokens, special tokens and the 256 bytes included, on `texts`.
+/// The same texts give the same tokenizer. It adds no special token around a text.
 ///
 /// # Errors
 /// When the vocabulary has no room for the special tokens and the bytes, or the library refuses.
@@ -75,8 +75,8 @@ pub fn train_bpe<T: AsRef<str> + Send>(
 }
 
 impl Tokenizer {
-    /// Writes `tokenizer.json` and `tokenizer_config.json` into `dir`, which must exist; `chat_template`, if given,
-    /// goes into the latter.
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into `dir`, which must exist; `chat_template`, if
+    /// given, goes into the latter.
     ///
     /// # Errors
     /// When the system refuses.
