@@ -219,7 +219,7 @@ impl PolicyUpdater {
     /// Takes part in a broadcast; what comes of it is a [`PolicyEvent`].
     pub(crate) fn receive(&mut self, group: BroadcastGroupId, manifest: Manifest) {
         self.transfer = Transfer::begin(Way::Broadcast);
-        let version = manifest.version;
+        let version = manifest.version();
         if let Err(error) = self.receiver().and_then(|receiver| receiver.receive(group, manifest)) {
             metrics::weights_failed(Way::Broadcast);
             self.refusals.push_back(PolicyEvent::Failed { version, detail: error.to_string() });

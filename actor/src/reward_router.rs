@@ -230,7 +230,7 @@ impl RewardRouter {
     }
 
     fn accept(&mut self, offered: Offered) {
-        let id = offered.rollout.id;
+        let id = offered.rollout.id();
         let not_before = Instant::now();
         self.pending.insert(id, Pending { offered, sent: Vec::new(), not_before, late_at: None });
         self.waiting.insert(id);

@@ -30,7 +30,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome};
 use types::{
-    FailReason, Incarnation, MemberId, PolicyVersion, Rollout, RolloutFailure, RolloutId, WeightHash,
+    FailReason, Incarnation, MemberId, PolicyVersion, Rollout, RolloutFailure, RolloutId, RolloutParts,
+    WeightHash,
 };
 use weights::GroupEvent;
 
@@ -273,7 +274,7 @@ impl RolloutLoop {
         let (mut requests, mut works, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         let mut first = self.work.next_number();
         for leased in lease.prompts {
-            let prompt_tokens = match policy.encoder.encode(&leased.prompt.content) {
+            let prompt_tokens = match policy.encoder.encode(leased.prompt.content()) {
                 Ok(tokens) => tokens,
                 Err(error) => {
                     failures.push((leased.wanted, format!("{error:#}")));
@@ -333,7 +334,7 @@ impl RolloutLoop {
         if work.unwanted {
             return;
         }
-        let rollout = Rollout {
+        let rollout = Rollout::new(RolloutParts {
             id: work.id,
             prompt_tokens: work.prompt_tokens,
             response_tokens: finished.response_tokens,
@@ -342,10 +343,10 @@ impl RolloutLoop {
             spans: finished.spans,
             finish_reason: finished.finish_reason,
             fields: work.fields,
-        };
-        match rollout.validated() {
+        });
+        match rollout {
             Ok(rollout) => {
-                self.unacknowledged.insert(rollout.id);
+                self.unacknowledged.insert(rollout.id());
                 let offered = Offered { rollout: Arc::new(rollout), until: work.until };
                 self.offer(Offer::Rollout(offered)).await;
             }
@@ -375,7 +376,7 @@ impl RolloutLoop {
                 self.link.report(ActorReport::WeightsFailed { version, detail }).await;
             }
             PolicyEvent::Arrived { manifest, weights } => {
-                let (version, hash) = (manifest.version, manifest.hash);
+                let (version, hash) = (manifest.version(), manifest.hash());
                 self.updater.install(&mut self.policy, version, *weights).await?;
                 self.weights = Some((version, hash));
                 self.readiness.set(true);

@@ -151,7 +151,7 @@ pub(crate) fn group_work(
     let work = |id: RolloutId, unwanted: bool| Work {
         id,
         prompt_tokens: Arc::clone(prompt_tokens),
-        fields: Arc::clone(&leased.prompt.fields),
+        fields: Arc::clone(leased.prompt.fields()),
         until,
         unwanted,
     };
@@ -160,7 +160,7 @@ pub(crate) fn group_work(
     }
     let sibling = |sibling: u16| {
         let wanted = leased.wanted.iter().find(|id| id.sibling == sibling);
-        let stand_in = RolloutId { prompt: leased.prompt.id, sibling, attempt: 0 };
+        let stand_in = RolloutId { prompt: leased.prompt.id(), sibling, attempt: 0 };
         work(*wanted.unwrap_or(&stand_in), wanted.is_none())
     };
     (0..leased.group_size).map(sibling).collect()

@@ -135,9 +135,6 @@ impl service::Config for Config {
         if let Err(error) = RunId::try_from(self.run.clone()) {
             check(false, error.to_string());
         }
-        if let Err(error) = self.sampling.validate() {
-            check(false, format!("sampling.{error}"));
-        }
         if let Err(error) = self.filtration.validate() {
             check(false, error.to_string());
         }

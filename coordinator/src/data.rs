@@ -104,7 +104,7 @@ fn parse_line(text: &str) -> Result<Line, String> {
     let id = PromptId { epoch: 0, ordinal: 0 };
     let fields: Arc<str> = text.into();
     let prompt = Prompt::new(id, content, Arc::clone(&fields)).map_err(|invalid| invalid.problem)?;
-    Ok(Line { content: prompt.content, fields })
+    Ok(Line { content: prompt.into_content(), fields })
 }
 
 fn token_ids(ids: &[Value]) -> Result<Vec<u32>, String> {
@@ -127,7 +127,7 @@ mod tests {
 
     fn texts(data: &DataSet, epoch: u32) -> Vec<String> {
         let prompt = |ordinal| data.prompt(PromptId { epoch, ordinal });
-        let text = |prompt: Prompt| match prompt.content {
+        let text = |prompt: Prompt| match prompt.into_content() {
             PromptContent::Text(text) => text,
             other => panic!("{other:?}"),
         };
@@ -144,7 +144,7 @@ mod tests {
         assert_ne!(first, second);
         assert_eq!(first, texts(&read(&text).unwrap(), 0), "the order is a function of the seed");
         let prompt = data.prompt(PromptId { epoch: 0, ordinal: 0 }).unwrap();
-        assert!(prompt.fields.contains("label"));
+        assert!(prompt.fields().contains("label"));
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
             .unwrap();
         encoder.finish().unwrap();
         let data = DataSet::read(file.path(), false, 0).unwrap();
-        let content = |ordinal| data.prompt(PromptId { epoch: 5, ordinal }).unwrap().content;
+        let content = |ordinal| data.prompt(PromptId { epoch: 5, ordinal }).unwrap().into_content();
         let PromptContent::Messages(messages) = content(0) else { panic!("not a chat: {:?}", content(0)) };
         // The order of keys is the library's affair.
         let messages: Value = serde_json::from_str(&messages).unwrap();

@@ -202,7 +202,7 @@ impl Journal {
             self.last_event = at;
         }
         for scored in entries.keep {
-            let key = scored.rollout.id.to_string();
+            let key = scored.rollout().id().to_string();
             batch.insert(&self.rollouts, key.as_str(), proto::scored_to_bytes(scored));
         }
         for id in entries.forget {

@@ -200,12 +200,10 @@ impl ServerLoop {
         }
         let result = event.reward_result();
         let keep = self.apply(event);
-        if let Some(mut scored) = scored
-            && keep.contains(&scored.rollout.id)
+        if let Some(scored) = scored
+            && keep.contains(&scored.rollout().id())
         {
-            // The scorers have read the fields; the learner needs tokens and numbers only.
-            scored.rollout.fields = "".into();
-            self.entries.keep.push(scored);
+            self.entries.keep.push(scored.without_fields());
         }
         self.acknowledgements.extend(result.map(|id| (session.member, id)));
     }
@@ -228,7 +226,7 @@ impl ServerLoop {
         }
         let mut entries = std::mem::take(&mut self.entries);
         // A response can come and be filtered in one batch of inputs; then nothing is to be stored.
-        entries.keep.retain(|scored| !entries.forget.contains(&scored.rollout.id));
+        entries.keep.retain(|scored| !entries.forget.contains(&scored.rollout().id()));
         let started = Instant::now();
         self.journal.commit(entries, &self.state)?;
         metrics::journal_commit(started.elapsed());
@@ -292,7 +290,7 @@ impl ServerLoop {
         let mut samples = Vec::with_capacity(plan.samples.len());
         for sample in &plan.samples {
             let scored = self.journal.scored(sample.id)?;
-            samples.push(Sample { scored, weight: sample.weight });
+            samples.push(Sample::new(scored, sample.weight)?);
         }
         Ok(Batch::new(plan.id, samples)?)
     }

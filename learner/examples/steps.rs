@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use learner::{CriticSource, Device, Trainer, TrainerConfig, on_ranks, read_batch};
 use procfs::process::Process;
-use types::{BatchId, Sampling};
+use types::{Batch, BatchId, SamplingParams};
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -32,11 +32,11 @@ fn main() -> anyhow::Result<()> {
     tch::set_num_threads(i32::try_from((processors / ranks).max(1))?);
     on_ranks(ranks, Device::Cpu, |group| {
         let mut trainer = Trainer::new(trainer.clone(), group)?;
-        let sampling = Sampling { max_new_tokens: 512, ..Sampling::default() };
-        trainer.set_run(&sampling, BatchId(count))?;
-        let mut batch = batch.clone();
+        let sampling = SamplingParams { max_new_tokens: 512, ..SamplingParams::default() };
+        trainer.set_run(&sampling.try_into().expect("512 tokens are in range"), BatchId(count))?;
         for step in 1..=count {
-            batch.id = BatchId(step);
+            let samples = batch.samples().to_vec();
+            let batch = Batch::in_recorded_order(BatchId(step), samples).expect("it was a batch before");
             let metrics = trainer.step(&batch)?;
             if trainer.ranks().rank() == 0 {
                 let [now, peak] = memory();

@@ -1,12 +1,13 @@
 //! Samples recorded as lines of JSON, as the batch that a coordinator would send.
 
 use std::collections::HashMap;
-use std::num::TryFromIntError;
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use serde::Deserialize;
 use types::{
-    Batch, BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, Sample, ScoredRollout, Span,
+    Batch, BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, Sample,
+    ScoredRollout, Scores, Span,
 };
 
 use crate::error::{Error, Result};
@@ -38,13 +39,7 @@ enum SampleError {
     /// Siblings are numbered by 16 bits.
     #[error("is more than the 65535th sample of its prompt")]
     TooManySiblings,
-    /// A weight is a number of at least 0.
-    #[error("weight is {0}, must be at least 0")]
-    Weight(f32),
-    /// A response has more tokens than any model gives.
-    #[error(transparent)]
-    Length(#[from] TryFromIntError),
-    /// Numbers are missing, or are none.
+    /// Numbers are missing, out of range, or are none.
     #[error("{}", .0.problem)]
     Invalid(#[from] types::Invalid),
 }
@@ -81,28 +76,25 @@ pub fn read_batch(path: &Path) -> Result<Batch> {
     if samples.is_empty() {
         return Err(Error::line(path, 1, "the file has no samples"));
     }
-    // Not `Batch::new`, which would put the samples into the order of their ids.
-    Ok(Batch { id: BatchId(1), samples })
+    Ok(Batch::in_recorded_order(BatchId(1), samples).expect("each sample has an id of its own"))
 }
 
 impl RecordedSample {
     fn into_sample(self, id: RolloutId) -> std::result::Result<Sample, SampleError> {
-        if !(self.weight.is_finite() && self.weight >= 0.0) {
-            return Err(SampleError::Weight(self.weight));
-        }
-        let tokens = u32::try_from(self.response_tokens.len())?;
-        let rollout = Rollout {
+        // A response without tokens has no span; one that is too long is refused for its length.
+        let tokens = NonZeroU32::new(u32::try_from(self.response_tokens.len()).unwrap_or(u32::MAX));
+        let span = tokens.map(|tokens| Span { version: PolicyVersion(0), tokens });
+        let rollout = Rollout::new(RolloutParts {
             id,
             prompt_tokens: self.prompt_tokens.into(),
-            spans: vec![Span { version: PolicyVersion(0), tokens }],
+            spans: span.into_iter().collect(),
             response_tokens: self.response_tokens,
             rollout_logprobs: self.rollout_logprobs,
             surviving_mass: self.surviving_mass,
             finish_reason: self.finish_reason.unwrap_or(FinishReason::Stop),
             fields: "{}".into(),
-        };
-        let scored =
-            ScoredRollout { rollout, score: self.score, ref_logprobs: self.ref_logprobs, outcome: None };
-        Ok(Sample { scored: scored.validated()?, weight: self.weight })
+        })?;
+        let scores = Scores { score: self.score, ref_logprobs: self.ref_logprobs, outcome: None };
+        Ok(Sample::new(ScoredRollout::new(rollout, scores)?, self.weight)?)
     }
 }

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use model::{Device, SaveOptions, Weights};
 use tch::Tensor;
-use types::Sampling;
 use types::link::learner::StepMetrics;
+use types::{Sampling, SamplingParams};
 
 use crate::config::PpoConfig;
 use crate::disk::FileError;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ppo::{CriticSource, Trainer, TrainerConfig};
 use crate::recorded_batch::read_batch;
 use crate::threads::{on_ranks, share_processors};
@@ -58,13 +58,14 @@ pub fn replay(options: &ReplayOptions) -> Result<StepMetrics> {
             device: options.device.of_rank(rank),
         };
         let mut trainer = Trainer::new(config, group)?;
-        let longest = batch.samples.iter().map(|sample| sample.scored.rollout.response_tokens.len()).max();
-        let sampling = Sampling {
+        let longest = batch.samples().iter().map(|sample| sample.rollout().response_tokens().len()).max();
+        let sampling = Sampling::new(SamplingParams {
             temperature: options.temperature,
             max_new_tokens: u32::try_from(longest.unwrap_or(1)).unwrap_or(u32::MAX),
-            ..Sampling::default()
-        };
-        trainer.set_run(&sampling, batch.id)?;
+            ..SamplingParams::default()
+        });
+        let sampling = sampling.map_err(|invalid| Error::Config { problems: vec![invalid.to_string()] })?;
+        trainer.set_run(&sampling, batch.id())?;
         let metrics = trainer.step(&batch)?;
         write(&trainer, &options.output)?;
         Ok(metrics)

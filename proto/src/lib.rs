@@ -1,9 +1,9 @@
-//! The wire format: the schema in `sluice/v1/*.proto`, the code generated from it, and the conversions between the
-//! generated types and the domain types of `types`.
+//! The wire format: the schema in `sluice/v1/*.proto`, the code generated from it, and the conversions
+//! between the generated types and the domain types of `types`.
 //!
-//! This is the only crate that knows both. Outside it, only `grpc.rs` and `*_client.rs` files may name [`pb`]. The
-//! receiving side validates: a `TryFrom<pb::X>` either yields a valid domain value or a [`ProtocolError`] that names
-//! the field, and that error maps to `INVALID_ARGUMENT`.
+//! This is the only crate that knows both. Outside it, only `grpc.rs` and `*_client.rs` files may name
+//! [`pb`]. The receiving side validates: a `TryFrom<pb::X>` either yields a valid domain value or a
+//! [`ProtocolError`] that names the field, and that error maps to `INVALID_ARGUMENT`.
 
 mod convert;
 mod error;

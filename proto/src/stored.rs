@@ -1,9 +1,9 @@
-//! Scored rollouts and batches as bytes, the same as on the wire: in a journal, or from one learner rank to the others.
+//! Scored rollouts and batches as bytes, the same as on the wire: in a journal, or from one learner rank to
+//! the others.
 
 use prost::Message;
 use types::{Batch, BatchId, Sample, ScoredRollout};
 
-use crate::error::required;
 use crate::{ProtocolError, pb};
 
 /// The bytes under which a journal stores a scored rollout.
@@ -23,9 +23,9 @@ pub fn scored_from_bytes(bytes: &[u8]) -> Result<ScoredRollout, ProtocolError> {
 
 /// A batch as bytes.
 pub fn batch_to_bytes(batch: Batch) -> Vec<u8> {
-    let sample = |sample: Sample| pb::Sample { scored: Some(sample.scored.into()), weight: sample.weight };
-    let samples = batch.samples.into_iter().map(sample).collect();
-    pb::BatchPart { batch: batch.id.0, part: 0, parts: 1, samples }.encode_to_vec()
+    let id = batch.id();
+    let samples = batch.into_samples().into_iter().map(pb::Sample::from).collect();
+    pb::BatchPart { batch: id.0, part: 0, parts: 1, samples }.encode_to_vec()
 }
 
 /// Reads it back.
@@ -35,10 +35,6 @@ pub fn batch_to_bytes(batch: Batch) -> Vec<u8> {
 pub fn batch_from_bytes(bytes: &[u8]) -> Result<Batch, ProtocolError> {
     let part =
         pb::BatchPart::decode(bytes).map_err(|error| ProtocolError::field("batch", error.to_string()))?;
-    let sample = |sample: pb::Sample| -> Result<Sample, ProtocolError> {
-        let scored = required("sample.scored", sample.scored)?.try_into()?;
-        Ok(Sample { scored, weight: sample.weight })
-    };
-    let samples = part.samples.into_iter().map(sample).collect::<Result<_, _>>()?;
+    let samples = part.samples.into_iter().map(Sample::try_from).collect::<Result<_, _>>()?;
     Ok(Batch::new(BatchId(part.batch), samples)?)
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, Measured
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{
     Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, Incarnation, LeaseId, Manifest,
-    PolicyVersion, Prompt, PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, Sample,
-    ScoredRollout, Span, TensorEntry, WeightHash,
+    PolicyVersion, Prompt, PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, RolloutParts, Sample,
+    ScoredRollout, Scores, Span, TensorEntry, TensorLayout, WeightHash,
 };
 
 /// Encodes, decodes and converts back.
@@ -44,13 +45,13 @@ prop_compose! {
         version in 0..1_000_000u64,
         cut in 0..40usize,
     ) -> Rollout {
-        let first = u32::try_from(cut.clamp(1, tokens.len())).unwrap();
-        let rest = u32::try_from(tokens.len()).unwrap() - first;
-        let mut spans = vec![Span { version: PolicyVersion(version), tokens: first }];
-        if rest > 0 {
-            spans.push(Span { version: PolicyVersion(version + 1), tokens: rest });
+        let first = cut.clamp(1, tokens.len());
+        let mut spans = Vec::new();
+        for (version, tokens) in [(version, first), (version + 1, tokens.len() - first)] {
+            let tokens = NonZeroU32::new(u32::try_from(tokens).unwrap());
+            spans.extend(tokens.map(|tokens| Span { version: PolicyVersion(version), tokens }));
         }
-        Rollout {
+        Rollout::new(RolloutParts {
             id,
             prompt_tokens: prompt.into(),
             response_tokens: tokens.iter().map(|t| t.0).collect(),
@@ -59,33 +60,31 @@ prop_compose! {
             spans,
             finish_reason: if stop { FinishReason::Stop } else { FinishReason::Length },
             fields: Arc::from("{\"task_id\": \"ä/1\"}"),
-        }
+        })
+        .unwrap()
     }
 }
 
 prop_compose! {
     fn scored_rollouts()(rollout in rollouts(), score in -9f32..9.0, outcome: Option<bool>, reference: bool)
         -> ScoredRollout {
-        let ref_logprobs = if reference { rollout.rollout_logprobs.clone() } else { Vec::new() };
-        ScoredRollout { rollout, score, ref_logprobs, outcome: outcome.map(|passed| f32::from(u8::from(passed))) }
+        let ref_logprobs = if reference { rollout.rollout_logprobs().to_vec() } else { Vec::new() };
+        let outcome = outcome.map(|passed| f32::from(u8::from(passed)));
+        ScoredRollout::new(rollout, Scores { score, ref_logprobs, outcome }).unwrap()
     }
 }
 
 fn manifest() -> Manifest {
-    let entry = TensorEntry {
-        name: "model.norm.weight".into(),
-        shape: vec![3, 5],
-        dtype: DType::Bf16,
-        hash: WeightHash([7; 32]),
-    };
-    Manifest { version: PolicyVersion(3), tensors: vec![entry], hash: WeightHash([9; 32]) }
+    let layout = TensorLayout { name: "model.norm.weight".into(), shape: vec![3, 5], dtype: DType::Bf16 };
+    let entry = TensorEntry::new(layout, WeightHash([7; 32])).unwrap();
+    Manifest::new(PolicyVersion(3), vec![entry]).unwrap()
 }
 
 proptest! {
     #[test]
     fn scored_rollouts_survive_the_wire(scored in scored_rollouts()) {
-        let time_left = Duration::from_millis(scored.rollout.id.prompt.ordinal);
-        let request = ScoreRequest::Rollout { rollout: scored.rollout.clone(), time_left };
+        let time_left = Duration::from_millis(scored.rollout().id().prompt.ordinal);
+        let request = ScoreRequest::Rollout { rollout: scored.rollout().clone(), time_left };
         prop_assert_eq!(through_bytes::<_, pb::ScoreRequest>(request.clone()), request);
         let report = RewardReport::Scored(scored);
         prop_assert_eq!(through_bytes::<_, pb::RewardReport>(report.clone()), report);
@@ -97,11 +96,14 @@ proptest! {
         let mut all = Vec::new();
         for (ordinal, scored) in (0u64..).zip(samples) {
             for sibling in 0..copies {
-                let mut scored = scored.clone();
-                scored.rollout.id =
-                    RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling, attempt: 0 };
-                scored.rollout.fields = Arc::from("x".repeat(40_000));
-                all.push(Sample { scored, weight: f32::from(sibling) });
+                let (rollout, scores) = scored.clone().into_parts();
+                let rollout = Rollout::new(RolloutParts {
+                    id: RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling, attempt: 0 },
+                    fields: Arc::from("x".repeat(40_000)),
+                    ..rollout.into_parts()
+                });
+                let scored = ScoredRollout::new(rollout.unwrap(), scores).unwrap();
+                all.push(Sample::new(scored, f32::from(sibling)).unwrap());
             }
         }
         let batch = Batch::new(BatchId(4), all).unwrap();
@@ -150,7 +152,9 @@ proptest! {
         if let Ok(message) = pb::ScoredRollout::decode(bytes.as_slice())
             && let Ok(scored) = ScoredRollout::try_from(message)
         {
-            prop_assert!(scored.clone().validated().is_ok());
+            let (rollout, scores) = scored.into_parts();
+            let rollout = Rollout::new(rollout.into_parts());
+            prop_assert!(ScoredRollout::new(rollout.unwrap(), scores).is_ok());
         }
     }
 }
@@ -236,6 +240,13 @@ fn a_lease_for_another_prompt_is_refused() {
     let lease = Lease { id: LeaseId(1), prompts: vec![leased], timeout };
     let error = ActorCommand::try_from(pb::ActorCommand::from(ActorCommand::Lease(lease))).unwrap_err();
     assert!(error.to_string().contains("names no sibling of e0-p1"), "{error}");
+}
+
+#[test]
+fn a_manifest_that_states_another_hash_is_refused() {
+    let stated = pb::Manifest { hash: vec![9; 32], ..manifest().into() };
+    let error = Manifest::try_from(stated).unwrap_err();
+    assert!(error.to_string().contains("does not hash to its own hash"), "{error}");
 }
 
 #[test]

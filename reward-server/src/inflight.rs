@@ -195,33 +195,36 @@ impl<A> Inflight<A> {
 /// What a rollout occupies: its tokens with their numbers, joined once more for the networks, its fields as
 /// text and parsed, and its texts.
 pub(crate) fn bytes_of(rollout: &Rollout) -> usize {
-    let tokens = rollout.prompt_tokens.len() + rollout.response_tokens.len();
-    ENTRY_BYTES + 12 * tokens + 12 * rollout.response_tokens.len() + 3 * rollout.fields.len()
+    let tokens = rollout.prompt_tokens().len() + rollout.response_tokens().len();
+    ENTRY_BYTES + 12 * tokens + 12 * rollout.response_tokens().len() + 3 * rollout.fields().len()
 }
 
 #[cfg(test)]
 mod tests {
-    use types::{FailReason, FinishReason, PolicyVersion, PromptId, RolloutFailure, Span};
+    use std::num::NonZeroU32;
+
+    use types::{FailReason, FinishReason, PolicyVersion, PromptId, RolloutFailure, RolloutParts, Span};
 
     use super::*;
     use crate::pace::UNKNOWN_PACE_DELAY;
 
     fn rollout(ordinal: u64) -> Rollout {
-        Rollout {
+        Rollout::new(RolloutParts {
             id: RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling: 0, attempt: 0 },
             prompt_tokens: vec![1, 2].into(),
             response_tokens: vec![3; 4],
             rollout_logprobs: vec![-0.5; 4],
             surviving_mass: None,
-            spans: vec![Span { version: PolicyVersion(0), tokens: 4 }],
+            spans: vec![Span { version: PolicyVersion(0), tokens: NonZeroU32::new(4).unwrap() }],
             finish_reason: FinishReason::Stop,
             fields: "{}".into(),
-        }
+        })
+        .unwrap()
     }
 
     fn report(ordinal: u64) -> RewardReport {
         RewardReport::Failed(RolloutFailure {
-            id: rollout(ordinal).id,
+            id: rollout(ordinal).id(),
             reason: FailReason::RewardError,
             detail: "x".into(),
             response_tokens: 4,
@@ -239,12 +242,12 @@ mod tests {
     ) -> Admission<Stream> {
         let rollout = rollout(ordinal);
         let actor = actor.parse().unwrap();
-        let offer = Offer { id: rollout.id, bytes: bytes_of(&rollout), actor, answer: stream };
+        let offer = Offer { id: rollout.id(), bytes: bytes_of(&rollout), actor, answer: stream };
         inflight.offer(Instant::now(), offer)
     }
 
     fn recorded(inflight: &mut Inflight<Stream>, ordinal: u64) -> Option<Vec<Stream>> {
-        let recorded = inflight.recorded(Instant::now(), rollout(ordinal).id);
+        let recorded = inflight.recorded(Instant::now(), rollout(ordinal).id());
         recorded.map(|recorded| recorded.answers)
     }
 
@@ -256,9 +259,9 @@ mod tests {
     fn an_answer_is_due_when_the_result_is_recorded_and_not_before() {
         let mut inflight = inflight(4);
         assert_eq!(offer(&mut inflight, 0, "a", 1), Admission::Accepted);
-        inflight.finished(rollout(0).id, report(0));
+        inflight.finished(rollout(0).id(), report(0));
         assert_eq!(inflight.next_unsent(), Some(report(0)));
-        assert!(inflight.holds(rollout(0).id), "sent is not recorded");
+        assert!(inflight.holds(rollout(0).id()), "sent is not recorded");
         assert_eq!(recorded(&mut inflight, 0), Some(vec![1]));
         assert_eq!((inflight.len(), inflight.bytes()), (0, 0));
         assert_eq!(recorded(&mut inflight, 0), None, "a second record changes nothing");
@@ -270,7 +273,7 @@ mod tests {
         assert_eq!(offer(&mut inflight, 0, "a", 1), Admission::Accepted);
         assert_eq!(offer(&mut inflight, 0, "b", 2), Admission::Attached, "even without room");
         assert_eq!(offer(&mut inflight, 0, "a", 3), Admission::Attached);
-        inflight.finished(rollout(0).id, report(0));
+        inflight.finished(rollout(0).id(), report(0));
         assert_eq!(recorded(&mut inflight, 0), Some(vec![2, 3]), "the first one's old stream was replaced");
     }
 
@@ -296,7 +299,7 @@ mod tests {
             offer(&mut inflight, ordinal, "a", 1);
         }
         for ordinal in [3, 0, 1] {
-            inflight.finished(rollout(ordinal).id, report(ordinal));
+            inflight.finished(rollout(ordinal).id(), report(ordinal));
         }
         while inflight.next_unsent().is_some() {}
         recorded(&mut inflight, 1);

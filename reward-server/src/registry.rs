@@ -105,7 +105,8 @@ impl RolloutRegistry {
     ) {
         let now = Instant::now();
         let deadline = now + time_left.min(self.0.scorers.timeout());
-        let offer = Offer { id: rollout.id, bytes: bytes_of(&rollout), actor: actor.clone(), answer: permit };
+        let offer =
+            Offer { id: rollout.id(), bytes: bytes_of(&rollout), actor: actor.clone(), answer: permit };
         let answer = self.admit(now, offer);
         metrics::offer(answer);
         if matches!(answer, OfferAnswer::Accepted) {
@@ -158,7 +159,7 @@ impl RolloutRegistry {
         let id = match &report {
             RewardReport::Scored(scored) => {
                 metrics::scored();
-                scored.rollout.id
+                scored.rollout().id()
             }
             RewardReport::Failed(failure) => {
                 tracing::debug!(id = %failure.id, reason = %failure.reason, detail = failure.detail, "no score");

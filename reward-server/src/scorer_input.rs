@@ -31,19 +31,19 @@ impl ScorerInput {
     /// # Errors
     /// Where the rollout's fields are no JSON object, or its tokens are none of the tokenizer's.
     pub(crate) fn of_rollout(rollout: &Rollout, tokenizer: Option<&Tokenizer>) -> Result<Self, ScoreError> {
-        let fields = parse_fields(&rollout.fields)?;
+        let fields = parse_fields(rollout.fields())?;
         let prompt = match fields.get("prompt") {
             Some(Value::String(prompt)) => prompt.clone(),
             // A chat or bare tokens: the text that the policy saw, markers of the template included.
-            _ => decode(tokenizer, &rollout.prompt_tokens, SpecialTokens::Keep)?,
+            _ => decode(tokenizer, rollout.prompt_tokens(), SpecialTokens::Keep)?,
         };
         Ok(Self {
-            tokens: rollout.prompt_tokens.iter().chain(&rollout.response_tokens).copied().collect(),
-            response_start: rollout.prompt_tokens.len(),
+            tokens: rollout.prompt_tokens().iter().chain(rollout.response_tokens()).copied().collect(),
+            response_start: rollout.prompt_tokens().len(),
             prompt,
-            response: decode(tokenizer, &rollout.response_tokens, SpecialTokens::Skip)?,
+            response: decode(tokenizer, rollout.response_tokens(), SpecialTokens::Skip)?,
             fields,
-            truncated: rollout.finish_reason == FinishReason::Length,
+            truncated: rollout.finish_reason() == FinishReason::Length,
         })
     }
 

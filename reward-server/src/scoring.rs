@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use types::link::reward::RewardReport;
-use types::{FailReason, Rollout, ScoredRollout};
+use types::{FailReason, Rollout, ScoredRollout, Scores};
 
 use crate::registry::{Arrival, RolloutRegistry, failure};
 use crate::score_error::ScoreError;
@@ -40,7 +40,7 @@ pub(crate) async fn run(
 
 /// The report about a rollout. Even a panic of a scorer becomes one, so that no rollout is left without.
 async fn report(scorers: &ScorerSet, Arrival { rollout, deadline }: Arrival) -> RewardReport {
-    let (id, tokens) = (rollout.id, rollout.response_tokens.len());
+    let (id, tokens) = (rollout.id(), rollout.response_tokens().len());
     let scored = AssertUnwindSafe(score_rollout(scorers, rollout, deadline)).catch_unwind().await;
     match scored {
         Ok(Ok(scored)) => RewardReport::Scored(scored),
@@ -57,8 +57,8 @@ async fn score_rollout(
     let input = Arc::new(ScorerInput::of_rollout(&rollout, scorers.tokenizer())?);
     let (ref_logprobs, judged) =
         futures::try_join!(scorers.ref_logprobs(&input, deadline), scorers.score(&input, deadline))?;
+    let scores = Scores { score: judged.score, ref_logprobs, outcome: judged.outcome };
     // The scorers have read the fields; from here on nobody does.
-    let rollout = Rollout { fields: "".into(), ..rollout };
-    let scored = ScoredRollout { rollout, score: judged.score, ref_logprobs, outcome: judged.outcome };
-    scored.validated().map_err(|invalid| ScoreError::error(invalid.to_string()))
+    let scored = ScoredRollout::new(rollout.without_fields(), scores);
+    scored.map_err(|invalid| ScoreError::error(invalid.to_string()))
 }

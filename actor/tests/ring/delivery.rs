@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use types::link::actor::ActorReport;
 use types::link::reward::{ScoreReply, ScoreRequest};
-use types::{FailReason, PolicyVersion, Rollout, RolloutId, Sampling};
+use types::{FailReason, PolicyVersion, Rollout, RolloutId, SamplingParams};
 
 use crate::grpc::{self, ScoreStream};
 use crate::world::{World, soon};
 
-fn sampling() -> Sampling {
-    Sampling { max_new_tokens: 6, ..Sampling::default() }
+fn sampling() -> SamplingParams {
+    SamplingParams { max_new_tokens: 6, ..SamplingParams::default() }
 }
 
 /// The rollouts that come next, by id.
@@ -26,7 +26,7 @@ async fn rollouts(stream: &mut ScoreStream, count: usize) -> BTreeMap<RolloutId,
                 );
             }
             ScoreRequest::Rollout { rollout, .. } => {
-                assert!(found.insert(rollout.id, rollout).is_none(), "twice on one stream, too early");
+                assert!(found.insert(rollout.id(), rollout).is_none(), "twice on one stream, too early");
             }
         }
     }
@@ -46,9 +46,9 @@ async fn a_rollout_is_sent_until_it_is_recorded() {
     let sent = rollouts(&mut first, 3).await;
     assert_eq!(sent.keys().copied().collect::<Vec<_>>(), wanted);
     for rollout in sent.values() {
-        assert_eq!(rollout.fields.as_ref(), "{\"test\": 1}");
-        assert!(rollout.spans.iter().all(|span| span.version == PolicyVersion(1)));
-        assert_eq!(rollout.response_tokens.len(), rollout.rollout_logprobs.len());
+        assert_eq!(rollout.fields(), "{\"test\": 1}");
+        assert!(rollout.spans().iter().all(|span| span.version == PolicyVersion(1)));
+        assert_eq!(rollout.response_tokens().len(), rollout.rollout_logprobs().len());
     }
     // One is recorded, then the server breaks off: only the others come again, the same to the bit.
     first.down.send(ScoreReply::Recorded(wanted[0])).await.unwrap();
@@ -136,7 +136,7 @@ async fn what_a_server_takes_long_with_a_second_one_is_given_too() {
 async fn a_lease_that_runs_out_bounds_generation_and_scoring() {
     let mut world = World::start(|_| {}).await;
     let (address, mut streams) = grpc::reward_server(&mut world.tasks).await;
-    let long = Sampling { max_new_tokens: 240, ..Sampling::default() };
+    let long = SamplingParams { max_new_tokens: 240, ..SamplingParams::default() };
     let mut link = world.ready(long).await;
     link.reward_servers(&[address]).await;
     let mut stream = soon("a stream", streams.recv()).await.unwrap();
@@ -146,7 +146,7 @@ async fn a_lease_that_runs_out_bounds_generation_and_scoring() {
     let request = loop {
         match soon("a rollout", stream.up.recv()).await.unwrap() {
             ScoreRequest::Hello { .. } => {}
-            ScoreRequest::Rollout { rollout, time_left } => break (rollout.id, time_left),
+            ScoreRequest::Rollout { rollout, time_left } => break (rollout.id(), time_left),
         }
     };
     assert_eq!(request.0, delivered[0]);
@@ -185,7 +185,7 @@ async fn a_lost_server_loses_its_rollouts_to_the_others() {
     assert_eq!(rollouts(&mut second, 4).await, sent);
 
     // A coordinator that comes back is told what must not be issued anew, and which weights are in use.
-    let hash = world.weights.lock().unwrap().0.manifest.hash;
+    let hash = world.weights.lock().unwrap().0.manifest.hash();
     drop(link);
     let (link, hello) = world.welcome(sampling()).await;
     let mut holding = hello.holding;

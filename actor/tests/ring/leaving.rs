@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use types::link::actor::{ActorCommand, ActorReport};
 use types::link::reward::{ScoreReply, ScoreRequest};
-use types::{FailReason, RolloutId, Sampling};
+use types::{FailReason, RolloutId, SamplingParams};
 
 use crate::grpc;
 use crate::world::{World, soon};
@@ -14,7 +14,7 @@ use crate::world::{World, soon};
 async fn a_drain_hands_back_what_it_does_not_finish() {
     let mut world = World::start(|config| config.drain_time_limit = Duration::ZERO).await;
     let (address, mut streams) = grpc::reward_server(&mut world.tasks).await;
-    let sampling = Sampling { max_new_tokens: 240, ..Sampling::default() };
+    let sampling = SamplingParams { max_new_tokens: 240, ..SamplingParams::default() };
     let mut link = world.ready(sampling).await;
     link.reward_servers(&[address]).await;
     let mut stream = soon("a stream", streams.recv()).await.unwrap();
@@ -26,8 +26,8 @@ async fn a_drain_hands_back_what_it_does_not_finish() {
     let mut delivered = BTreeSet::new();
     while delivered.is_empty() {
         if let ScoreRequest::Rollout { rollout, .. } = soon("a rollout", stream.up.recv()).await.unwrap() {
-            delivered.insert(rollout.id);
-            stream.down.send(ScoreReply::Recorded(rollout.id)).await.unwrap();
+            delivered.insert(rollout.id());
+            stream.down.send(ScoreReply::Recorded(rollout.id())).await.unwrap();
         }
     }
     link.command(ActorCommand::Drain).await;
@@ -40,8 +40,8 @@ async fn a_drain_hands_back_what_it_does_not_finish() {
                 assert!(returned.insert(failure.id), "handed back twice");
             },
             Some(request) = stream.up.recv() => if let ScoreRequest::Rollout { rollout, .. } = request {
-                assert!(delivered.insert(rollout.id), "delivered twice");
-                stream.down.send(ScoreReply::Recorded(rollout.id)).await.unwrap();
+                assert!(delivered.insert(rollout.id()), "delivered twice");
+                stream.down.send(ScoreReply::Recorded(rollout.id())).await.unwrap();
             },
         }
     }
@@ -55,7 +55,7 @@ async fn a_drain_hands_back_what_it_does_not_finish() {
 async fn an_actor_told_to_stop_finishes_what_it_has() {
     let mut world = World::start(|config| config.drain_time_limit = Duration::from_secs(60)).await;
     let (address, mut streams) = grpc::reward_server(&mut world.tasks).await;
-    let mut link = world.ready(Sampling { max_new_tokens: 50, ..Sampling::default() }).await;
+    let mut link = world.ready(SamplingParams { max_new_tokens: 50, ..SamplingParams::default() }).await;
     link.reward_servers(&[address]).await;
     let mut stream = soon("a stream", streams.recv()).await.unwrap();
     let issued: BTreeSet<RolloutId> = link.lease(0, 20).await.into_iter().collect();
@@ -69,8 +69,8 @@ async fn an_actor_told_to_stop_finishes_what_it_has() {
     let mut delivered = BTreeSet::new();
     while delivered.len() < issued.len() {
         if let ScoreRequest::Rollout { rollout, .. } = soon("a rollout", stream.up.recv()).await.unwrap() {
-            delivered.insert(rollout.id);
-            stream.down.send(ScoreReply::Recorded(rollout.id)).await.unwrap();
+            delivered.insert(rollout.id());
+            stream.down.send(ScoreReply::Recorded(rollout.id())).await.unwrap();
         }
     }
     assert_eq!(delivered, issued);

@@ -2,7 +2,7 @@
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use types::Sampling;
+use types::SamplingParams;
 use types::link::actor::ActorCommand;
 
 use crate::world::{World, soon};
@@ -27,7 +27,7 @@ async fn a_policy_is_served_as_soon_as_it_has_weights() {
     world.tasks.spawn(async move { service::axum::serve(listener, pages).await.unwrap() });
     let early = complete(address).await;
     assert!(early.starts_with("HTTP/1.1 503") && early.contains("no weights yet"), "{early}");
-    let link = world.ready(Sampling::default()).await;
+    let link = world.ready(SamplingParams::default()).await;
     let reply = complete(address).await;
     assert!(reply.starts_with("HTTP/1.1 200") && reply.contains("\"completion_tokens\":5"), "{reply}");
     link.command(ActorCommand::Finish).await;

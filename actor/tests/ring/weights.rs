@@ -1,14 +1,14 @@
 //! Weights are taken up only when every hash is right.
 
 use types::link::actor::{ActorCommand, ActorReport};
-use types::{PolicyVersion, Sampling};
+use types::{PolicyVersion, SamplingParams};
 
 use crate::world::{World, published};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damaged_weights_are_refused_and_the_old_ones_stay() {
     let mut world = World::start(|_| {}).await;
-    let mut link = world.ready(Sampling::default()).await;
+    let mut link = world.ready(SamplingParams::default()).await;
     let (description, mut damaged) = published(2);
     let at = damaged.len() - 3;
     damaged[at] ^= 1;

@@ -16,7 +16,7 @@ use types::link::actor::{
 };
 use types::{
     DType, LeaseId, Manifest, ModelDescription, ModelFile, PolicyVersion, Prompt, PromptContent, PromptId,
-    RolloutId, Sampling, WeightHash,
+    RolloutId, SamplingParams, TensorLayout, WeightHash,
 };
 
 use crate::grpc::{self, ActorStream, Arrival, Weights};
@@ -61,9 +61,9 @@ pub(crate) fn published(version: u64) -> (ModelDescription, Vec<u8>) {
     let config = model();
     let weights = model::Weights::random(&config, version, Kind::Float, Device::Cpu);
     let bytes = buffer::pack(weights.flats(), Kind::Float);
-    let tensors =
-        buffer::parameters(&config).into_iter().map(|(name, shape)| (name, shape, DType::F32)).collect();
-    let manifest = Manifest::of_buffer(PolicyVersion(version), tensors, &bytes).unwrap();
+    let parameters = buffer::parameters(&config).into_iter();
+    let layouts = parameters.map(|(name, shape)| TensorLayout { name, shape, dtype: DType::F32 }).collect();
+    let manifest = Manifest::of_buffer(PolicyVersion(version), layouts, &bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let texts = ["the quick brown fox jumps over the lazy dog"; 8];
     train_bpe(texts.iter(), 300, &SpecialTokens::default()).unwrap().save(folder.path(), None).unwrap();
@@ -108,13 +108,13 @@ impl World {
     }
 
     /// The actor's next stream, with its hello, welcomed.
-    pub(crate) async fn welcome(&mut self, sampling: Sampling) -> (Link, ActorHello) {
+    pub(crate) async fn welcome(&mut self, sampling: SamplingParams) -> (Link, ActorHello) {
         let (hello, stream) = soon("the actor's stream", self.streams.recv()).await.unwrap();
         let link = Link { stream, last_lease: LeaseId(0) };
         let welcome = ActorWelcome {
             run: "run-1".parse().unwrap(),
             seed: 9,
-            sampling,
+            sampling: sampling.try_into().unwrap(),
             deterministic: false,
             heartbeat_timeout: PATIENCE,
         };
@@ -126,14 +126,14 @@ impl World {
     pub(crate) async fn order_pull(&self, link: &Link) -> (PolicyVersion, WeightHash) {
         let (version, hash) = {
             let weights = self.weights.lock().unwrap();
-            (weights.0.manifest.version, weights.0.manifest.hash)
+            (weights.0.manifest.version(), weights.0.manifest.hash())
         };
         link.command(ActorCommand::PullWeights { source: self.learner.to_string(), version, hash }).await;
         (version, hash)
     }
 
     /// A welcomed actor that has the weights.
-    pub(crate) async fn ready(&mut self, sampling: Sampling) -> Link {
+    pub(crate) async fn ready(&mut self, sampling: SamplingParams) -> Link {
         let (mut link, _) = self.welcome(sampling).await;
         let (version, hash) = self.order_pull(&link).await;
         let confirmed = link.until("confirmed weights", |report| match report {

@@ -100,14 +100,14 @@ pub struct ScoreSummary {
 impl ScoreSummary {
     /// The summary of a scored rollout.
     pub fn of(scored: &ScoredRollout) -> Self {
-        let rollout = &scored.rollout;
+        let rollout = scored.rollout();
         Self {
-            id: rollout.id,
-            score: scored.score,
-            outcome: scored.outcome,
-            tokens: u32::try_from(rollout.response_tokens.len()).unwrap_or(u32::MAX),
+            id: rollout.id(),
+            score: scored.score(),
+            outcome: scored.outcome(),
+            tokens: u32::try_from(rollout.response_tokens().len()).unwrap_or(u32::MAX),
             oldest: rollout.oldest_version(),
-            truncated: rollout.finish_reason == types::FinishReason::Length,
+            truncated: rollout.finish_reason() == types::FinishReason::Length,
         }
     }
 }

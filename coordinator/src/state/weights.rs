@@ -114,7 +114,7 @@ pub(super) struct ExpiredWeights {
 impl Weights {
     /// The newest policy version.
     pub(super) fn version(&self) -> PolicyVersion {
-        self.current.as_ref().map_or(PolicyVersion(0), |manifest| manifest.version)
+        self.current.as_ref().map_or(PolicyVersion(0), |manifest| manifest.version())
     }
 
     /// Whether these weights are or were this run's.
@@ -124,8 +124,8 @@ impl Weights {
 
     /// The learner has these weights.
     pub(super) fn offer(&mut self, manifest: Manifest) {
-        self.known.retain(|(_, hash)| *hash != manifest.hash);
-        self.known.push_back((manifest.version, manifest.hash));
+        self.known.retain(|(_, hash)| *hash != manifest.hash());
+        self.known.push_back((manifest.version(), manifest.hash()));
         if self.known.len() > KNOWN_VERSIONS_LIMIT {
             self.known.pop_front();
         }
@@ -179,7 +179,7 @@ impl Weights {
             commands.push(WeightCommand::Learner(LearnerCommand::JoinBroadcastGroup(group)));
         }
         if let Some(BroadcastStart { group, manifest, actors }) = self.start_broadcast(now, plan, members) {
-            let version = manifest.version;
+            let version = manifest.version();
             for actor in actors {
                 let command = ActorCommand::ReceiveWeights { group, manifest: manifest.clone() };
                 commands.push(WeightCommand::Actor(actor, command));
@@ -282,7 +282,7 @@ impl Weights {
             BroadcastStart { group: active.id, manifest: current.clone(), actors: active.actors.clone() };
         self.broadcast = Some(Broadcast {
             group: active.id,
-            version: current.version,
+            version: current.version(),
             unconfirmed: active.actors.iter().chain([&learner.member]).cloned().collect(),
             deadline,
         });
@@ -295,7 +295,7 @@ impl Weights {
     /// Lets every actor outside the active group pull the newest version that lacks it.
     fn start_pulls(&mut self, now: Timestamp, plan: &RunPlan, members: &Members) -> Option<PullStart> {
         let current = self.current.as_ref()?;
-        let mut start = PullStart { version: current.version, hash: current.hash, actors: Vec::new() };
+        let mut start = PullStart { version: current.version(), hash: current.hash(), actors: Vec::new() };
         for (name, actor) in members.actors() {
             let in_group = self.active.as_ref().is_some_and(|active| active.actors.contains(name));
             if lacks(actor, current) && !in_group && self.may_pull(now, name) {
@@ -391,5 +391,6 @@ impl Weights {
 /// soon: nobody goes back with it.
 fn lacks(actor: &Actor, current: &Manifest) -> bool {
     let holds = actor.weights;
-    actor.connected && holds.is_none_or(|(version, hash)| hash != current.hash && version <= current.version)
+    actor.connected
+        && holds.is_none_or(|(version, hash)| hash != current.hash() && version <= current.version())
 }

@@ -1,10 +1,11 @@
 //! The journal: what was committed is there after a restart, and what cannot be used is refused by name.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 
 use coordinator::journal::{Entries, Error, Journal};
 use coordinator::state::{Event, RewardEvent, RunPlan, State, StoreChanges};
-use types::{FinishReason, Rollout, RolloutId, ScoredRollout, Span, Timestamp};
+use types::{FinishReason, Rollout, RolloutId, RolloutParts, ScoredRollout, Scores, Span, Timestamp};
 
 use crate::world::{World, plan};
 
@@ -12,17 +13,19 @@ fn scored(event: &Event) -> Option<ScoredRollout> {
     let Event::Reward { event: RewardEvent::Scored(summary), .. } = event else {
         return None;
     };
-    let rollout = Rollout {
+    let tokens = NonZeroU32::new(summary.tokens).unwrap();
+    let rollout = Rollout::new(RolloutParts {
         id: summary.id,
         prompt_tokens: vec![1, 2, 3].into(),
         response_tokens: vec![4; summary.tokens as usize],
         rollout_logprobs: vec![-0.5; summary.tokens as usize],
         surviving_mass: None,
-        spans: vec![Span { version: summary.oldest, tokens: summary.tokens }],
+        spans: vec![Span { version: summary.oldest, tokens }],
         finish_reason: FinishReason::Stop,
         fields: "".into(),
-    };
-    Some(ScoredRollout { rollout, score: summary.score, ref_logprobs: Vec::new(), outcome: summary.outcome })
+    });
+    let scores = Scores { score: summary.score, ref_logprobs: Vec::new(), outcome: summary.outcome };
+    Some(ScoredRollout::new(rollout.unwrap(), scores).unwrap())
 }
 
 /// Commits events one by one, as the server loop would, and returns the ids whose tokens must be there.
@@ -63,7 +66,7 @@ fn a_restart_finds_every_event_and_every_token() {
     assert_eq!(journal.last_event(), events.last().unwrap().0);
     assert_eq!(journal.stored_rollouts().unwrap(), kept.len(), "no more and no fewer tokens than are needed");
     for id in kept {
-        assert_eq!(journal.scored(id).unwrap().rollout.id, id);
+        assert_eq!(journal.scored(id).unwrap().rollout().id(), id);
     }
 }
 

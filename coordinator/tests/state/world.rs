@@ -15,8 +15,8 @@ use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
 use types::link::reward::RewardHello;
 use types::{
-    BatchId, FailReason, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, PromptId, RolloutFailure,
-    RolloutId, Sampling, Timestamp, WeightHash,
+    BatchId, DType, FailReason, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, PromptId,
+    RolloutFailure, RolloutId, Sampling, TensorEntry, TensorLayout, Timestamp, WeightHash,
 };
 
 /// A small plan: 6 batches of 5 prompts, 4 responses each.
@@ -93,7 +93,8 @@ pub(crate) struct World {
 fn manifest(version: u64, life: u64) -> Manifest {
     let mut hash = WeightHash([u8::try_from(version).unwrap(); 32]);
     hash.0[..8].copy_from_slice(&life.to_le_bytes());
-    Manifest { version: PolicyVersion(version), tensors: Vec::new(), hash }
+    let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
+    Manifest::new(PolicyVersion(version), vec![TensorEntry::new(layout, hash).unwrap()]).unwrap()
 }
 
 fn actor_event(member: &MemberId, event: ActorEvent) -> Event {
@@ -300,7 +301,7 @@ impl World {
                 }
             }
             ActorCommand::ReceiveWeights { manifest, .. } => {
-                let (version, hash) = (manifest.version, manifest.hash);
+                let (version, hash) = (manifest.version(), manifest.hash());
                 if fails {
                     answer(ActorReport::WeightsFailed { version, detail: "hash".into() });
                 } else {

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use engine::{Engine, EngineConfig, PolicyWeights, Request, SampleRequest};
 use model::{LoadOptions, folder};
 use procfs::process::Process;
-use types::{PolicyVersion, Sampling};
+use types::{PolicyVersion, SamplingParams};
 
 /// Turns of each engine, and the requests of each.
 const TURNS: usize = 15;
@@ -88,14 +88,15 @@ fn rate(engine: &mut Engine, first: u64, count: u64, vocabulary: u32) -> anyhow:
 fn request(id: u64, vocabulary: u32) -> Request {
     let length = 8 + (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 59);
     let prompt_tokens: Vec<u32> = (0..length).map(|at| (id + at) as u32 % vocabulary).collect();
+    let sampling = SamplingParams {
+        max_new_tokens: 8 + (id.wrapping_mul(0xd134_2543_de82_ef95) >> 59) as u32,
+        ignore_eos: true,
+        ..SamplingParams::default()
+    };
     Request {
         prompt_tokens: prompt_tokens.into(),
         samples: vec![SampleRequest { id, seed: id }],
-        sampling: Arc::new(Sampling {
-            max_new_tokens: 8 + (id.wrapping_mul(0xd134_2543_de82_ef95) >> 59) as u32,
-            ignore_eos: true,
-            ..Sampling::default()
-        }),
+        sampling: Arc::new(sampling.try_into().expect("these are in range")),
         eos_token_ids: Arc::from([]),
         top_logprobs: 0,
         stream: false,

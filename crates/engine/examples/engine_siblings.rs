@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 use engine::{Engine, EngineConfig, PolicyWeights, Request, SampleRequest};
 use model::{LoadOptions, folder};
-use types::{PolicyVersion, Sampling};
+use types::{PolicyVersion, SamplingParams};
 
 const SIBLINGS: u64 = 8;
 
@@ -32,10 +32,11 @@ fn main() -> anyhow::Result<()> {
         // Another prompt each time, so that nothing of an earlier one can be used again.
         let token = |at: u64| ((round * SIBLINGS + count) * 7 + at * (round + 3)) % vocabulary;
         let prompt_tokens = (0..length).map(|at| u32::try_from(token(at))).collect::<Result<Vec<_>, _>>()?;
+        let sampling = SamplingParams { max_new_tokens: 1, ignore_eos: true, ..SamplingParams::default() };
         let request = Request {
             prompt_tokens: prompt_tokens.into(),
             samples: (0..count).map(|id| SampleRequest { id, seed: id }).collect(),
-            sampling: Arc::new(Sampling { max_new_tokens: 1, ignore_eos: true, ..Sampling::default() }),
+            sampling: Arc::new(sampling.try_into()?),
             eos_token_ids: Arc::from([]),
             top_logprobs: 0,
             stream: false,

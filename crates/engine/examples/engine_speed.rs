@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use engine::{Engine, EngineConfig, PolicyWeights, Request, SampleRequest};
 use model::{LoadOptions, folder};
 use serde::Deserialize;
-use types::{PolicyVersion, Sampling};
+use types::{PolicyVersion, SamplingParams};
 
 #[derive(Deserialize)]
 struct Line {
@@ -36,22 +36,22 @@ fn main() -> anyhow::Result<()> {
     let lines = text.lines().map(serde_json::from_str::<Line>);
     let requests = lines.collect::<Result<Vec<_>, _>>().context("REQUESTS")?;
     for repeat in 0..repeats as u64 {
-        let request = |(id, line): (u64, &Line)| Request {
-            prompt_tokens: line.tokens.as_slice().into(),
-            samples: vec![SampleRequest { id, seed: repeat << 32 | id }],
-            sampling: Arc::new(Sampling {
-                max_new_tokens: line.max_new_tokens,
-                ignore_eos: true,
-                ..Sampling::default()
-            }),
-            eos_token_ids: Arc::from([]),
-            top_logprobs: 0,
-            stream: false,
-        };
-        let requests: Vec<Request> = (0..).zip(&requests).map(request).collect();
+        let mut submitted = Vec::with_capacity(requests.len());
+        for (id, line) in (0..).zip(&requests) {
+            let max_new_tokens = line.max_new_tokens;
+            let sampling = SamplingParams { max_new_tokens, ignore_eos: true, ..SamplingParams::default() };
+            submitted.push(Request {
+                prompt_tokens: line.tokens.as_slice().into(),
+                samples: vec![SampleRequest { id, seed: repeat << 32 | id }],
+                sampling: Arc::new(sampling.try_into()?),
+                eos_token_ids: Arc::from([]),
+                top_logprobs: 0,
+                stream: false,
+            });
+        }
         let before = engine.totals();
         let started = Instant::now();
-        for outcome in engine.submit(&requests) {
+        for outcome in engine.submit(&submitted) {
             outcome?;
         }
         while !engine.is_idle() {

@@ -69,11 +69,11 @@ pub(crate) struct DrawRule {
 impl DrawRule {
     pub(crate) fn new(sampling: &Sampling) -> Self {
         Self {
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            top_k: sampling.top_k as usize,
-            min_p: sampling.min_p,
-            repetition_penalty: sampling.repetition_penalty,
+            temperature: sampling.temperature(),
+            top_p: sampling.top_p(),
+            top_k: sampling.top_k() as usize,
+            min_p: sampling.min_p(),
+            repetition_penalty: sampling.repetition_penalty(),
         }
     }
 

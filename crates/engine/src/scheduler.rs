@@ -108,7 +108,7 @@ impl Scheduler {
         let eos_token_ids = Arc::clone(&request.eos_token_ids);
         let waiting = request.samples.len();
         self.groups.insert(key, Group { eos_token_ids, prompt: PromptCache::Empty, running: 0, waiting });
-        let penalised = request.sampling.repetition_penalty != 1.0;
+        let penalised = request.sampling.repetition_penalty() != 1.0;
         let seen = penalised.then(|| SeenTokens::new(self.limits.vocab_size, &request.prompt_tokens));
         for sample in &request.samples {
             let mut sequence =
@@ -139,16 +139,15 @@ impl Scheduler {
         if let Some(position) = outside {
             return Err(Refusal::Token { position, token: request.prompt_tokens[position], vocab_size });
         }
-        request.sampling.validate().map_err(|invalid| Refusal::Sampling(invalid.to_string()))?;
         if request.top_logprobs > MAX_TOP_LOGPROBS {
             let problem =
                 format!("top_logprobs is {}, must be at most {MAX_TOP_LOGPROBS}", request.top_logprobs);
             return Err(Refusal::Sampling(problem));
         }
-        if !request.sampling.stop.is_empty() && self.tokenizer.is_none() {
+        if !request.sampling.stop().is_empty() && self.tokenizer.is_none() {
             return Err(Refusal::NoTokenizer);
         }
-        let limit = context.min(tokens.saturating_add(request.sampling.max_new_tokens as usize));
+        let limit = context.min(tokens.saturating_add(request.sampling.max_new_tokens() as usize));
         let (needed_blocks, pool_blocks) = (self.blocks_of(limit - 1), self.blocks.total());
         if needed_blocks > pool_blocks {
             return Err(Refusal::Pool { response_tokens: limit - tokens, needed_blocks, pool_blocks });

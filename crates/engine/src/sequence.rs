@@ -1,5 +1,6 @@
 //! One response on its way.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use types::{FinishReason, PolicyVersion, Sampling, Span};
@@ -130,10 +131,10 @@ impl Sequence {
 /// Counts `tokens` more for `version`.
 fn extend_spans(spans: &mut Vec<Span>, version: PolicyVersion, tokens: usize) {
     let tokens = u32::try_from(tokens).expect("a sequence is shorter than 2^31 tokens");
+    let Some(count) = NonZeroU32::new(tokens) else { return };
     match spans.last_mut() {
-        Some(last) if last.version == version => last.tokens += tokens,
-        _ if tokens > 0 => spans.push(Span { version, tokens }),
-        _ => {}
+        Some(last) if last.version == version => last.tokens = last.tokens.saturating_add(tokens),
+        _ => spans.push(Span { version, tokens: count }),
     }
 }
 

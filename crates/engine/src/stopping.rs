@@ -21,7 +21,7 @@ pub(crate) struct StopMatcher {
 impl StopMatcher {
     /// A matcher at the beginning of a response; `None` when the request has no stop text.
     pub(crate) fn new(sampling: &Arc<Sampling>) -> Option<Self> {
-        (!sampling.stop.is_empty()).then(|| Self {
+        (!sampling.stop().is_empty()).then(|| Self {
             sampling: Arc::clone(sampling),
             decoder: IncrementalDecoder::new(true),
             tail: String::new(),
@@ -43,7 +43,8 @@ impl StopMatcher {
             return Ok(None);
         }
         self.tail.push_str(&piece);
-        let found = self.sampling.stop.iter().filter_map(|text| Some((self.tail.find(text.as_str())?, text)));
+        let found =
+            self.sampling.stop().iter().filter_map(|text| Some((self.tail.find(text.as_str())?, text)));
         if let Some((at, text)) = found.min_by_key(|(at, _)| *at) {
             return Ok(Some(StopText { text: text.clone(), at: self.before + at }));
         }
@@ -53,7 +54,7 @@ impl StopMatcher {
 
     /// Drops what no stop text can begin in any more.
     fn forget(&mut self) {
-        let longest = self.sampling.stop.iter().map(String::len).max().unwrap_or(0);
+        let longest = self.sampling.stop().iter().map(String::len).max().unwrap_or(0);
         let mut cut = self.tail.len().saturating_sub(longest.saturating_sub(1));
         while !self.tail.is_char_boundary(cut) {
             cut -= 1;

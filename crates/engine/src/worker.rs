@@ -130,7 +130,7 @@ impl Worker {
     fn submit(&mut self, number: u64, mut request: Request) -> Result<(), Refusal> {
         let context = self.engine.context_tokens();
         let client = self.clients.get_mut(&number).expect("a client lives as long as it submits");
-        let tokens = if request.stream { context.min(request.sampling.max_new_tokens as usize) } else { 0 };
+        let tokens = if request.stream { context.min(request.sampling.max_new_tokens() as usize) } else { 0 };
         let (events, room) =
             ((tokens + 1) * request.samples.len(), client.events.capacity() - client.promised);
         if events > room {

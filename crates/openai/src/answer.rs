@@ -166,7 +166,7 @@ impl Running {
         let choice = &mut self.choices[number];
         let text = choice.decoder.push(&self.tokenizer, token.token).map_err(undecodable)?;
         choice.text.push_str(&text);
-        let text = choice.take(&self.sampling.stop).to_owned();
+        let text = choice.take(self.sampling.stop()).to_owned();
         let tokens = tokens.map(|token| vec![token]);
         let piece = Piece { choice: number, text, tokens, finish: None };
         Ok((piece.tokens.is_some() || !piece.text.is_empty()).then_some(piece))

@@ -6,7 +6,7 @@ use engine::MAX_TOP_LOGPROBS;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use types::{PromptContent, Sampling};
+use types::{PromptContent, Sampling, SamplingParams};
 
 use crate::error::ApiError;
 
@@ -171,7 +171,7 @@ fn sampling(common: Common, kind: Kind, context_tokens: usize) -> Result<Samplin
         Kind::Completion => 16,
         Kind::Chat => u32::try_from(context_tokens).unwrap_or(u32::MAX),
     };
-    let sampling = Sampling {
+    let params = SamplingParams {
         temperature: common.temperature.unwrap_or(1.0),
         top_p: common.top_p.unwrap_or(1.0),
         // -1 is how other servers spell "all".
@@ -187,8 +187,7 @@ fn sampling(common: Common, kind: Kind, context_tokens: usize) -> Result<Samplin
         stop_token_ids: common.stop_token_ids.unwrap_or_default(),
         ignore_eos: common.ignore_eos.unwrap_or(false),
     };
-    sampling.validate().map_err(|invalid| ApiError::bad_request(invalid.to_string(), None))?;
-    Ok(sampling)
+    Sampling::new(params).map_err(|invalid| ApiError::bad_request(invalid.to_string(), None))
 }
 
 fn contents(prompt: Prompt) -> Vec<PromptContent> {

@@ -15,7 +15,7 @@ use tch::{Device, Kind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use types::{PromptContent, Sampling};
+use types::{PromptContent, SamplingParams};
 
 /// A configuration for a small model.
 fn small_config() -> EngineConfig {
@@ -132,7 +132,7 @@ async fn completions_are_those_of_the_generator() {
     let server = Server::start(ServeConfig::default()).await;
     let reply = server.post("/v1/completions", completion(json!({"n": 3, "logprobs": 2}))).await.json();
     let mut generator = Generator::load(&server.folder.path().join("model"), &small_config()).unwrap();
-    let sampling = Sampling { max_new_tokens: 30, ..Sampling::default() };
+    let sampling = SamplingParams { max_new_tokens: 30, ..SamplingParams::default() }.try_into().unwrap();
     let prompts = [PromptContent::Text("the fox".to_owned())];
     let expected = generator
         .responses(&prompts, &DrawOptions { n: 3, seed: 5, sampling }, &mut |_| {})

@@ -1,7 +1,7 @@
 //! How a response ends. Each issued id gets exactly one [`Ending`]; until then it is in flight.
 //!
-//! The sets are closed: every reason is a metric label. Filtering is intended, the other two are not, and none of
-//! them is ever turned into a reward of zero (design D4).
+//! The sets are closed: every reason is a metric label. Filtering is intended, the other two are not, and
+//! none of them is ever turned into a reward of zero (design D4).
 
 use std::fmt;
 
@@ -60,7 +60,8 @@ reasons!(
 );
 
 reasons!(
-    /// Why an attempt brought no scored response. A failed attempt may be issued again under the next attempt.
+    /// Why an attempt brought no scored response. A failed attempt may be issued again under the next
+    /// attempt.
     FailReason {
         /// The lease ran out before the response came.
         LeaseExpired => "lease_expired",
@@ -82,7 +83,8 @@ reasons!(
 );
 
 impl FailReason {
-    /// Whether another attempt at the same prompt may end otherwise. What the prompt itself causes is not repeated.
+    /// Whether another attempt at the same prompt may end otherwise. What the prompt itself causes is not
+    /// repeated.
     pub fn is_retriable(self) -> bool {
         match self {
             Self::LeaseExpired

@@ -1,7 +1,7 @@
 //! Identities. Each is a newtype, so that a version is never taken for a batch number.
 //!
-//! The identity of a response is (run, epoch, prompt ordinal, sibling, attempt). The run is agreed once per stream,
-//! the rest is a [`RolloutId`]. An id is issued once, and every issued id has exactly one ending.
+//! The identity of a response is (run, epoch, prompt ordinal, sibling, attempt). The run is agreed once per
+//! stream, the rest is a [`RolloutId`]. An id is issued once, and every issued id has exactly one ending.
 
 use std::fmt;
 use std::str::FromStr;
@@ -123,7 +123,8 @@ number_type!(
     "g"
 );
 number_type!(
-    /// One life of a member's process. A member that restarts comes back under its name with a new incarnation.
+    /// One life of a member's process. A member that restarts comes back under its name with a new
+    /// incarnation.
     Incarnation,
     "i"
 );
@@ -157,8 +158,8 @@ pub struct RolloutId {
 }
 
 impl RolloutId {
-    /// The seed of this response's sampling. It does not depend on the attempt: a repeated attempt under the same
-    /// weights and in the same batch composition draws the same tokens (design D7).
+    /// The seed of this response's sampling. It does not depend on the attempt: a repeated attempt under the
+    /// same weights and in the same batch composition draws the same tokens (design D7).
     pub fn seed(&self, run_seed: u64) -> u64 {
         [u64::from(self.prompt.epoch), self.prompt.ordinal, u64::from(self.sibling)]
             .into_iter()

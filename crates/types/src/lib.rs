@@ -1,9 +1,9 @@
 //! Domain data of Sluice with their invariants.
 //!
-//! Everything that travels round the ring is defined here: prompts, rollouts, scored rollouts, samples and batches,
-//! the ids that make each response countable, and the closed sets of reasons why one may end other than by training.
-//! A value of a type in this crate is valid: the constructors check, nobody behind them checks again. The crate
-//! does no I/O and knows no wire format; `proto` converts to and from it.
+//! Everything that travels round the ring is defined here: prompts, rollouts, scored rollouts, samples and
+//! batches, the ids that make each response countable, and the closed sets of reasons why one may end other
+//! than by training. A value of a type in this crate is valid: the constructors check, nobody behind them
+//! checks again. The crate does no I/O and knows no wire format; `proto` converts to and from it.
 
 pub mod link;
 
@@ -23,11 +23,14 @@ pub use id::{
     BatchId, BroadcastGroupId, Incarnation, LeaseId, MemberId, PolicyVersion, PromptId, RolloutId, RunId,
 };
 pub use prompt::{MAX_FIELDS_BYTES, Prompt, PromptContent};
-pub use rollout::{FinishReason, MAX_SEQUENCE_TOKENS, Rollout, RolloutFailure, Span};
-pub use sample::{Batch, Sample, ScoredRollout};
-pub use sampling::Sampling;
+pub use rollout::{FinishReason, MAX_SEQUENCE_TOKENS, Rollout, RolloutFailure, RolloutParts, Span};
+pub use sample::{Batch, Sample, ScoredRollout, Scores};
+pub use sampling::{Sampling, SamplingParams};
 pub use time::Timestamp;
-pub use weights::{DType, Manifest, ModelDescription, ModelFile, TensorEntry, WeightHash};
+pub use weights::{
+    DType, Manifest, ModelDescription, ModelFile, TensorEntry, TensorLayout,
+    WeightHash,
+};
 
 /// A value that breaks an invariant of its type. The message says which value and which bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -24,17 +24,13 @@ pub enum PromptContent {
 /// One prompt of the data set, with what the scorers need to know about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// Which prompt of which epoch.
-    pub id: PromptId,
-    /// What the policy is given.
-    pub content: PromptContent,
-    /// The data set's line as JSON: scorers find their fields here (`test`, `cases`, `label`, ...). It travels with
-    /// the rollout, so that a reward server needs no data set of its own. Shared by all siblings.
-    pub fields: Arc<str>,
+    id: PromptId,
+    content: PromptContent,
+    fields: Arc<str>,
 }
 
 impl Prompt {
-    /// A prompt whose fields are a JSON object of bounded size.
+    /// A prompt whose content is not empty and whose fields, a JSON object, are of bounded size.
     ///
     /// # Errors
     /// When the content is empty or the fields exceed [`MAX_FIELDS_BYTES`].
@@ -43,14 +39,39 @@ impl Prompt {
             PromptContent::Text(text) | PromptContent::Messages(text) => text.is_empty(),
             PromptContent::Tokens(tokens) => tokens.is_empty(),
         };
-        if empty {
-            return Err(Invalid::new(format!("prompt {id}"), "is empty"));
+        let problem = if empty { Some("is empty".to_owned()) } else { fields_problem(&fields) };
+        match problem {
+            Some(problem) => Err(Invalid::new(format!("prompt {id}"), problem)),
+            None => Ok(Self { id, content, fields }),
         }
-        if fields.len() > MAX_FIELDS_BYTES {
-            let problem =
-                format!("its fields have {} bytes, at most {MAX_FIELDS_BYTES} travel", fields.len());
-            return Err(Invalid::new(format!("prompt {id}"), problem));
-        }
-        Ok(Self { id, content, fields })
     }
+
+    /// Which prompt of which epoch.
+    pub fn id(&self) -> PromptId {
+        self.id
+    }
+
+    /// What the policy is given.
+    pub fn content(&self) -> &PromptContent {
+        &self.content
+    }
+
+    /// The data set's line as JSON: scorers find their fields here (`test`, `cases`, `label`, ...). It
+    /// travels with the rollout, so that a reward server needs no data set of its own. Shared by all
+    /// siblings.
+    pub fn fields(&self) -> &Arc<str> {
+        &self.fields
+    }
+
+    /// What the policy is given, by value.
+    pub fn into_content(self) -> PromptContent {
+        self.content
+    }
+}
+
+/// What is wrong with the fields of a prompt, if anything is.
+pub(crate) fn fields_problem(fields: &str) -> Option<String> {
+    let bytes = fields.len();
+    (bytes > MAX_FIELDS_BYTES)
+        .then(|| format!("its fields have {bytes} bytes, at most {MAX_FIELDS_BYTES} travel"))
 }

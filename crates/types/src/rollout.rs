@@ -1,9 +1,11 @@
 //! Rollouts: a prompt, one response, its log-probs and the policy versions that drew it.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::prompt::fields_problem;
 use crate::{FailReason, Invalid, PolicyVersion, RolloutId};
 
 /// Longest prompt or response, in tokens; a bound against nonsense on the wire, not a model limit.
@@ -19,79 +21,143 @@ pub enum FinishReason {
     Length,
 }
 
-/// Consecutive response tokens drawn by one policy version (design D5).
+/// Consecutive response tokens drawn by one policy version (docs/decisions.md, D5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// The version that drew them.
     pub version: PolicyVersion,
-    /// How many, at least 1.
-    pub tokens: u32,
+    /// How many.
+    pub tokens: NonZeroU32,
 }
 
-/// A prompt, one response, and what the sampler knew.
+/// What a [`Rollout`] is made of, not yet checked.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rollout {
+pub struct RolloutParts {
     /// Which response this is.
     pub id: RolloutId,
-    /// Token ids given to the policy, at least one.
+    /// Token ids given to the policy, 1 to [`MAX_SEQUENCE_TOKENS`].
     pub prompt_tokens: Arc<[u32]>,
-    /// Token ids drawn, at least one; the end-of-sequence token is included when it was drawn.
+    /// Token ids drawn, 1 to [`MAX_SEQUENCE_TOKENS`]; the end-of-sequence token is included when it was
+    /// drawn.
     pub response_tokens: Vec<u32>,
-    /// `[response]` log-probs of the drawn tokens under the untruncated distribution at the sampling temperature.
+    /// `[response]` log-probs of the drawn tokens under the untruncated distribution at the sampling
+    /// temperature: finite, and not above 0 beyond rounding.
     pub rollout_logprobs: Vec<f32>,
-    /// `[response]` probability mass that survived top-p/top-k/min-p, in (0, 1]; absent when nothing was truncated.
+    /// `[response]` probability mass that survived top-p/top-k/min-p, in (0, 1]; absent when nothing was
+    /// truncated.
     pub surviving_mass: Option<Vec<f32>>,
     /// The versions that drew the tokens, in order; they cover the response exactly and never go back.
     pub spans: Vec<Span>,
     /// Why the response ended.
     pub finish_reason: FinishReason,
-    /// The prompt's fields, for the scorers (see [`crate::Prompt::fields`]).
+    /// The prompt's fields, for the scorers (see [`crate::Prompt::fields`]); at most
+    /// [`crate::MAX_FIELDS_BYTES`].
     pub fields: Arc<str>,
 }
 
+/// A prompt, one response, and what the sampler knew.
+///
+/// Everything that the documentation of [`RolloutParts`] states holds for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rollout(RolloutParts);
+
 impl Rollout {
-    /// Checks every invariant that the field documentation states.
+    /// A rollout of these parts.
     ///
     /// # Errors
-    /// Names the rollout and the field.
-    pub fn validated(self) -> Result<Self, Invalid> {
-        match self.problem() {
-            Some(problem) => Err(Invalid::new(format!("rollout {}", self.id), problem)),
-            None => Ok(self),
+    /// The first part that is out of its bounds or does not fit the others, with the rollout's id.
+    pub fn new(parts: RolloutParts) -> Result<Self, Invalid> {
+        match problem(&parts) {
+            Some(problem) => Err(Invalid::new(format!("rollout {}", parts.id), problem)),
+            None => Ok(Self(parts)),
         }
     }
 
-    fn problem(&self) -> Option<String> {
-        let tokens = self.response_tokens.len();
-        for (name, len) in [("prompt_tokens", self.prompt_tokens.len()), ("response_tokens", tokens)] {
-            if len == 0 || len > MAX_SEQUENCE_TOKENS {
-                return Some(format!("has {len} {name}, must have 1 to {MAX_SEQUENCE_TOKENS}"));
-            }
-        }
-        if let Some(problem) = logprobs_problem("rollout_logprobs", &self.rollout_logprobs, tokens) {
-            return Some(problem);
-        }
-        if let Some(mass) = &self.surviving_mass {
-            // A little above 1 is the rounding of a sum over the vocabulary.
-            let legal = |m: &f32| *m > 0.0 && *m <= 1.0 + 1e-3;
-            if mass.len() != tokens || !mass.iter().all(legal) {
-                return Some(format!("surviving_mass must hold {tokens} numbers in (0, 1]"));
-            }
-        }
-        let covered: u64 = self.spans.iter().map(|span| u64::from(span.tokens)).sum();
-        if covered != tokens as u64 || self.spans.iter().any(|span| span.tokens == 0) {
-            return Some(format!("its spans cover {covered} of {tokens} response tokens"));
-        }
-        if !self.spans.is_sorted_by_key(|span| span.version) {
-            return Some("its spans go back to an older policy version".to_owned());
-        }
-        None
+    /// Its parts, to take them or to make another rollout of them.
+    pub fn into_parts(self) -> RolloutParts {
+        self.0
+    }
+
+    /// Which response this is.
+    pub fn id(&self) -> RolloutId {
+        self.0.id
+    }
+
+    /// `[prompt]` token ids given to the policy, at least one.
+    pub fn prompt_tokens(&self) -> &[u32] {
+        &self.0.prompt_tokens
+    }
+
+    /// `[response]` token ids drawn, at least one.
+    pub fn response_tokens(&self) -> &[u32] {
+        &self.0.response_tokens
+    }
+
+    /// `[response]` log-probs of the drawn tokens when they were drawn.
+    pub fn rollout_logprobs(&self) -> &[f32] {
+        &self.0.rollout_logprobs
+    }
+
+    /// `[response]` probability mass that survived truncation; absent when nothing was truncated.
+    pub fn surviving_mass(&self) -> Option<&[f32]> {
+        self.0.surviving_mass.as_deref()
+    }
+
+    /// The versions that drew the response, the oldest first; at least one.
+    pub fn spans(&self) -> &[Span] {
+        &self.0.spans
+    }
+
+    /// Why the response ended.
+    pub fn finish_reason(&self) -> FinishReason {
+        self.0.finish_reason
+    }
+
+    /// The prompt's fields, for the scorers.
+    pub fn fields(&self) -> &str {
+        &self.0.fields
+    }
+
+    /// The same without the fields: what remains when the scorers have read them.
+    #[must_use]
+    pub fn without_fields(self) -> Self {
+        Self(RolloutParts { fields: "".into(), ..self.0 })
     }
 
     /// The oldest version that drew a token of the response.
     pub fn oldest_version(&self) -> PolicyVersion {
-        self.spans.first().map_or(PolicyVersion(0), |span| span.version)
+        self.spans().first().map_or(PolicyVersion(0), |span| span.version)
     }
+}
+
+fn problem(parts: &RolloutParts) -> Option<String> {
+    let tokens = parts.response_tokens.len();
+    for (name, len) in [("prompt_tokens", parts.prompt_tokens.len()), ("response_tokens", tokens)] {
+        if len == 0 || len > MAX_SEQUENCE_TOKENS {
+            return Some(format!("has {len} {name}, must have 1 to {MAX_SEQUENCE_TOKENS}"));
+        }
+    }
+    if let Some(problem) = logprobs_problem("rollout_logprobs", &parts.rollout_logprobs, tokens) {
+        return Some(problem);
+    }
+    if let Some(mass) = &parts.surviving_mass
+        && (mass.len() != tokens || !mass.iter().all(is_mass))
+    {
+        return Some(format!("surviving_mass must hold {tokens} numbers in (0, 1]"));
+    }
+    let covered: u64 = parts.spans.iter().map(|span| u64::from(span.tokens.get())).sum();
+    if covered != tokens as u64 {
+        return Some(format!("its spans cover {covered} of {tokens} response tokens"));
+    }
+    if !parts.spans.is_sorted_by_key(|span| span.version) {
+        return Some("its spans go back to an older policy version".to_owned());
+    }
+    fields_problem(&parts.fields)
+}
+
+/// Whether a number is a probability above 0. A little above 1 is the rounding of a sum over the vocabulary.
+fn is_mass(number: &f32) -> bool {
+    *number > 0.0 && *number <= 1.0 + 1e-3
 }
 
 /// Log-probs: one per token, finite, not above zero beyond rounding.
@@ -106,11 +172,11 @@ pub(crate) fn logprobs_problem(name: &str, logprobs: &[f32], tokens: usize) -> O
 /// An attempt that brought no scored response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolloutFailure {
-    /// Which attempt.
+    /// The attempt that failed.
     pub id: RolloutId,
-    /// The closed reason.
+    /// The reason as a metric counts it.
     pub reason: FailReason,
-    /// What happened, for a person; at most a few hundred bytes.
+    /// What happened, for a person; the receiver of a message cuts it at a few hundred characters.
     pub detail: String,
     /// Response tokens generated before it failed, so that a bias against long responses is visible.
     pub response_tokens: u32,
@@ -121,14 +187,18 @@ pub(crate) mod tests {
     use super::*;
     use crate::PromptId;
 
-    pub(crate) fn rollout(tokens: usize) -> Rollout {
-        Rollout {
+    pub(crate) fn span(version: u64, tokens: u32) -> Span {
+        Span { version: PolicyVersion(version), tokens: NonZeroU32::new(tokens).unwrap() }
+    }
+
+    pub(crate) fn parts(tokens: usize) -> RolloutParts {
+        RolloutParts {
             id: RolloutId { prompt: PromptId { epoch: 0, ordinal: 1 }, sibling: 2, attempt: 0 },
             prompt_tokens: vec![1, 2].into(),
             response_tokens: vec![3; tokens],
             rollout_logprobs: vec![-0.5; tokens],
             surviving_mass: None,
-            spans: vec![Span { version: PolicyVersion(4), tokens: u32::try_from(tokens).unwrap() }],
+            spans: vec![span(4, u32::try_from(tokens).unwrap())],
             finish_reason: FinishReason::Stop,
             fields: "{}".into(),
         }
@@ -136,34 +206,38 @@ pub(crate) mod tests {
 
     #[test]
     fn a_sound_rollout_passes() {
-        let sound = rollout(3).validated().unwrap();
+        let sound = Rollout::new(parts(3)).unwrap();
         assert_eq!(sound.oldest_version(), PolicyVersion(4));
+        assert_eq!(sound.clone().into_parts(), parts(3));
+        assert_eq!(sound.without_fields().fields(), "");
     }
 
     #[test]
     fn each_broken_invariant_is_named() {
-        type Break = fn(&mut Rollout);
-        let cases: [(Break, &str); 8] = [
+        type Break = fn(&mut RolloutParts);
+        let cases: [(Break, &str); 9] = [
             (|r| r.prompt_tokens = Vec::new().into(), "prompt_tokens"),
             (|r| r.response_tokens.clear(), "response_tokens"),
             (|r| r.rollout_logprobs[1] = f32::NAN, "rollout_logprobs[1]"),
             (|r| r.rollout_logprobs[0] = 0.5, "rollout_logprobs[0]"),
             (|r| r.surviving_mass = Some(vec![0.5, 0.0, 1.0]), "surviving_mass"),
-            (|r| r.spans[0].tokens = 2, "cover 2 of 3"),
-            (|r| r.spans.push(Span { version: PolicyVersion(9), tokens: 0 }), "cover 3 of 3"),
-            (
-                |r| {
-                    r.spans[0].tokens = 2;
-                    r.spans.push(Span { version: PolicyVersion(3), tokens: 1 });
-                },
-                "older policy version",
-            ),
+            (|r| r.spans = vec![span(4, 2)], "cover 2 of 3"),
+            (|r| r.spans.clear(), "cover 0 of 3"),
+            (|r| r.spans = vec![span(4, 2), span(3, 1)], "older policy version"),
+            (|r| r.fields = " ".repeat(crate::MAX_FIELDS_BYTES + 1).into(), "fields"),
         ];
         for (break_it, expected) in cases {
-            let mut broken = rollout(3);
+            let mut broken = parts(3);
             break_it(&mut broken);
-            let error = broken.validated().unwrap_err();
+            let error = Rollout::new(broken).unwrap_err();
             assert!(error.problem.contains(expected), "{error} should mention {expected}");
         }
+    }
+
+    #[test]
+    fn a_span_of_no_tokens_cannot_be_read() {
+        let read = serde_json::from_str::<Span>;
+        assert_eq!(read(r#"{"version":4,"tokens":2}"#).unwrap(), span(4, 2));
+        assert!(read(r#"{"version":4,"tokens":0}"#).is_err());
     }
 }

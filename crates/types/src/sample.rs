@@ -1,14 +1,14 @@
 //! Scored rollouts, and the samples and batches that the learner trains on.
 
+use std::collections::HashSet;
+
 use crate::rollout::logprobs_problem;
 use crate::{BatchId, Invalid, Rollout};
 
-/// A rollout with everything that the frozen models and the tests say about it.
+/// Everything that the frozen models and the tests say about a rollout.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ScoredRollout {
-    /// What was scored.
-    pub rollout: Rollout,
-    /// The one scalar that the learner maximises, normalised by the reward model's stored statistics.
+pub struct Scores {
+    /// The one finite number that the learner maximises, normalised by the reward model's stored statistics.
     pub score: f32,
     /// `[response]` log-probs under the reference policy; empty when the run has no reference.
     pub ref_logprobs: Vec<f32>,
@@ -16,113 +16,219 @@ pub struct ScoredRollout {
     pub outcome: Option<f32>,
 }
 
+/// A rollout and its scores, which fit it in length.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredRollout {
+    rollout: Rollout,
+    scores: Scores,
+}
+
 impl ScoredRollout {
-    /// Checks that the numbers are finite and the lengths fit; the rollout itself is checked as well.
+    /// A rollout with its scores.
     ///
     /// # Errors
-    /// Names the rollout and the field. A score that is not finite is an error here, never a number further on.
-    pub fn validated(self) -> Result<Self, Invalid> {
-        let Self { rollout, score, ref_logprobs, outcome } = self;
-        let rollout = rollout.validated()?;
-        let what = || format!("scored rollout {}", rollout.id);
-        if !score.is_finite() {
-            return Err(Invalid::new(what(), format!("score is {score}, must be finite")));
+    /// Names the rollout and the number. A score that is not finite is an error here, never a number further
+    /// on.
+    pub fn new(rollout: Rollout, scores: Scores) -> Result<Self, Invalid> {
+        match problem(&rollout, &scores) {
+            Some(problem) => Err(Invalid::new(format!("scored rollout {}", rollout.id()), problem)),
+            None => Ok(Self { rollout, scores }),
         }
-        if let Some(outcome) = outcome
-            && !(0.0..=1.0).contains(&outcome)
-        {
-            return Err(Invalid::new(what(), format!("outcome is {outcome}, must be in 0..=1")));
-        }
-        if !ref_logprobs.is_empty()
-            && let Some(problem) =
-                logprobs_problem("ref_logprobs", &ref_logprobs, rollout.response_tokens.len())
-        {
-            return Err(Invalid::new(what(), problem));
-        }
-        Ok(Self { rollout, score, ref_logprobs, outcome })
     }
+
+    /// What was scored.
+    pub fn rollout(&self) -> &Rollout {
+        &self.rollout
+    }
+
+    /// The one finite number that the learner maximises.
+    pub fn score(&self) -> f32 {
+        self.scores.score
+    }
+
+    /// `[response]` log-probs under the reference policy; empty when the run has no reference.
+    pub fn ref_logprobs(&self) -> &[f32] {
+        &self.scores.ref_logprobs
+    }
+
+    /// Share of hidden tests passed, in 0..=1, where there are tests.
+    pub fn outcome(&self) -> Option<f32> {
+        self.scores.outcome
+    }
+
+    /// The rollout and its scores, to take them or to make another scored rollout of them.
+    pub fn into_parts(self) -> (Rollout, Scores) {
+        (self.rollout, self.scores)
+    }
+
+    /// The same without the prompt's fields: the learner needs tokens and numbers only.
+    #[must_use]
+    pub fn without_fields(self) -> Self {
+        Self { rollout: self.rollout.without_fields(), ..self }
+    }
+}
+
+fn problem(rollout: &Rollout, scores: &Scores) -> Option<String> {
+    let Scores { score, ref_logprobs, outcome } = scores;
+    if !score.is_finite() {
+        return Some(format!("score is {score}, must be finite"));
+    }
+    if let Some(outcome) = outcome
+        && !(0.0..=1.0).contains(outcome)
+    {
+        return Some(format!("outcome is {outcome}, must be in 0..=1"));
+    }
+    if ref_logprobs.is_empty() {
+        return None;
+    }
+    logprobs_problem("ref_logprobs", ref_logprobs, rollout.response_tokens().len())
 }
 
 /// A scored rollout on its way into a training step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// The rollout and its score.
-    pub scored: ScoredRollout,
-    /// The filtration's weight in the policy loss: 0 for a response that only the critic or the whitening sees.
-    pub weight: f32,
+    scored: ScoredRollout,
+    weight: f32,
 }
 
-/// The samples of one learner step, ordered by rollout id.
+impl Sample {
+    /// A scored rollout that trains with this weight.
+    ///
+    /// # Errors
+    /// When the weight is negative or not finite.
+    pub fn new(scored: ScoredRollout, weight: f32) -> Result<Self, Invalid> {
+        if !weight.is_finite() || weight < 0.0 {
+            let what = format!("sample {}", scored.rollout.id());
+            return Err(Invalid::new(what, format!("weight is {weight}, must be at least 0")));
+        }
+        Ok(Self { scored, weight })
+    }
+
+    /// The rollout and its scores.
+    pub fn scored(&self) -> &ScoredRollout {
+        &self.scored
+    }
+
+    /// The rollout.
+    pub fn rollout(&self) -> &Rollout {
+        &self.scored.rollout
+    }
+
+    /// The filtration's weight in the policy loss: 0 for a response that only the critic or the whitening
+    /// sees.
+    pub fn weight(&self) -> f32 {
+        self.weight
+    }
+
+    /// The rollout and its scores, by value.
+    pub fn into_scored(self) -> ScoredRollout {
+        self.scored
+    }
+}
+
+/// The samples of one learner step: at least one, and no response twice.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// Its number, counted from 1; training it makes the policy version of the same number.
-    pub id: BatchId,
-    /// Group by group, siblings in order.
-    pub samples: Vec<Sample>,
+    id: BatchId,
+    samples: Vec<Sample>,
 }
 
 impl Batch {
-    /// A batch with its samples put in order.
+    /// A batch with its samples in the order of their ids: group by group, siblings in order.
     ///
     /// # Errors
-    /// When it is empty, holds a response twice, or holds a weight that is negative or not finite.
+    /// When it is empty or holds a response twice.
     pub fn new(id: BatchId, mut samples: Vec<Sample>) -> Result<Self, Invalid> {
-        samples.sort_by_key(|sample| sample.scored.rollout.id);
-        let what = || format!("batch {id}");
+        samples.sort_by_key(|sample| sample.rollout().id());
+        Self::in_recorded_order(id, samples)
+    }
+
+    /// A batch of recorded samples, which train in the order in which they were recorded.
+    ///
+    /// # Errors
+    /// When it is empty or holds a response twice.
+    pub fn in_recorded_order(id: BatchId, samples: Vec<Sample>) -> Result<Self, Invalid> {
+        let mut seen = HashSet::with_capacity(samples.len());
+        let twice = samples.iter().map(|sample| sample.rollout().id()).find(|id| !seen.insert(*id));
+        if let Some(twice) = twice {
+            return Err(Invalid::new(format!("batch {id}"), format!("holds {twice} twice")));
+        }
         if samples.is_empty() {
-            return Err(Invalid::new(what(), "has no samples"));
-        }
-        for pair in samples.windows(2) {
-            if pair[0].scored.rollout.id == pair[1].scored.rollout.id {
-                return Err(Invalid::new(what(), format!("holds {} twice", pair[0].scored.rollout.id)));
-            }
-        }
-        if let Some(bad) = samples.iter().find(|s| !s.weight.is_finite() || s.weight < 0.0) {
-            let problem =
-                format!("weight of {} is {}, must be at least 0", bad.scored.rollout.id, bad.weight);
-            return Err(Invalid::new(what(), problem));
+            return Err(Invalid::new(format!("batch {id}"), "has no samples"));
         }
         Ok(Self { id, samples })
+    }
+
+    /// Its number, counted from 1; training it makes the policy version of the same number.
+    pub fn id(&self) -> BatchId {
+        self.id
+    }
+
+    /// The samples, in the order in which they train.
+    pub fn samples(&self) -> &[Sample] {
+        &self.samples
+    }
+
+    /// The samples, by value.
+    pub fn into_samples(self) -> Vec<Sample> {
+        self.samples
     }
 
     /// Response tokens that the policy loss counts (weight above zero).
     pub fn response_tokens(&self) -> usize {
         let trained = self.samples.iter().filter(|sample| sample.weight > 0.0);
-        trained.map(|sample| sample.scored.rollout.response_tokens.len()).sum()
+        trained.map(|sample| sample.rollout().response_tokens().len()).sum()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rollout::tests::rollout;
+    use crate::rollout::tests::parts;
 
-    fn scored(sibling: u16) -> ScoredRollout {
-        let mut rollout = rollout(3);
-        rollout.id.sibling = sibling;
-        ScoredRollout { rollout, score: 0.25, ref_logprobs: vec![-1.0; 3], outcome: Some(1.0) }
+    fn rollout(sibling: u16) -> Rollout {
+        let mut parts = parts(3);
+        parts.id.sibling = sibling;
+        Rollout::new(parts).unwrap()
+    }
+
+    fn sound() -> Scores {
+        Scores { score: 0.25, ref_logprobs: vec![-1.0; 3], outcome: Some(1.0) }
+    }
+
+    fn sample(sibling: u16) -> Sample {
+        Sample::new(ScoredRollout::new(rollout(sibling), sound()).unwrap(), 1.0).unwrap()
     }
 
     #[test]
     fn a_score_that_is_no_number_is_an_error() {
         for score in [f32::NAN, f32::INFINITY] {
-            let error = ScoredRollout { score, ..scored(0) }.validated().unwrap_err();
+            let error = ScoredRollout::new(rollout(0), Scores { score, ..sound() }).unwrap_err();
             assert!(error.problem.contains("score"), "{error}");
         }
-        assert!(ScoredRollout { outcome: Some(1.5), ..scored(0) }.validated().is_err());
-        assert!(ScoredRollout { ref_logprobs: vec![-1.0; 2], ..scored(0) }.validated().is_err());
-        assert!(ScoredRollout { ref_logprobs: Vec::new(), ..scored(0) }.validated().is_ok());
+        let made = |scores| ScoredRollout::new(rollout(0), scores);
+        assert!(made(Scores { outcome: Some(1.5), ..sound() }).is_err());
+        assert!(made(Scores { ref_logprobs: vec![-1.0; 2], ..sound() }).is_err());
+        assert!(made(Scores { ref_logprobs: Vec::new(), ..sound() }).is_ok());
+    }
+
+    #[test]
+    fn a_weight_is_no_less_than_zero() {
+        let scored = ScoredRollout::new(rollout(0), sound()).unwrap();
+        assert!(Sample::new(scored.clone(), 0.0).is_ok());
+        assert!(Sample::new(scored.clone(), -1.0).is_err());
+        assert!(Sample::new(scored, f32::NAN).is_err());
     }
 
     #[test]
     fn a_batch_is_ordered_and_free_of_doubles() {
-        let sample = |sibling| Sample { scored: scored(sibling), weight: 1.0 };
         let batch = Batch::new(BatchId(1), vec![sample(2), sample(0)]).unwrap();
-        assert_eq!(batch.samples[0].scored.rollout.id.sibling, 0);
+        assert_eq!(batch.samples()[0].rollout().id().sibling, 0);
         assert_eq!(batch.response_tokens(), 6);
         assert!(Batch::new(BatchId(1), vec![sample(2), sample(2)]).is_err());
         assert!(Batch::new(BatchId(1), Vec::new()).is_err());
-        let negative = Sample { scored: scored(0), weight: -1.0 };
-        assert!(Batch::new(BatchId(1), vec![negative]).is_err());
+        let recorded = Batch::in_recorded_order(BatchId(1), vec![sample(2), sample(0)]).unwrap();
+        assert_eq!(recorded.samples()[0].rollout().id().sibling, 2);
+        assert!(Batch::in_recorded_order(BatchId(1), vec![sample(2), sample(0), sample(2)]).is_err());
     }
 }

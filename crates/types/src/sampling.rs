@@ -4,23 +4,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::Invalid;
 
-/// Sampling parameters of a response, in the meaning of transformers' `GenerationConfig`.
+/// Most stop texts of a response.
+const MAX_STOP_TEXTS: usize = 16;
+
+/// What a person asks for, not yet checked, in the meaning of transformers' `GenerationConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Sampling {
-    /// Divides the logits; 0 is greedy. Log-probs are taken after this division.
+pub struct SamplingParams {
+    /// Divides the logits, at least 0; 0 is greedy. Log-probs are taken after this division.
     pub temperature: f32,
-    /// Keeps the smallest set of tokens whose probability reaches this; 1 keeps all.
+    /// Keeps the smallest set of tokens whose probability reaches this, in (0, 1]; 1 keeps all.
     pub top_p: f32,
     /// Keeps the k most probable tokens; 0 keeps all.
     pub top_k: u32,
-    /// Keeps tokens of at least this share of the best token's probability; 0 keeps all.
+    /// Keeps tokens of at least this share of the best token's probability, in [0, 1]; 0 keeps all.
     pub min_p: f32,
-    /// Divides (positive) or multiplies (negative) the logits of tokens seen before; 1 changes nothing.
+    /// Divides (positive) or multiplies (negative) the logits of tokens seen before, above 0; 1 changes
+    /// nothing.
     pub repetition_penalty: f32,
-    /// The most response tokens, the end-of-sequence token included.
+    /// The most response tokens, the end-of-sequence token included; at least 1.
     pub max_new_tokens: u32,
-    /// Texts that end the response when they appear in it.
+    /// Texts that end the response when they appear in it; at most 16, none of them empty.
     pub stop: Vec<String>,
     /// Token ids that end the response, beside the model's own end-of-sequence ids.
     pub stop_token_ids: Vec<u32>,
@@ -28,8 +32,8 @@ pub struct Sampling {
     pub ignore_eos: bool,
 }
 
-impl Default for Sampling {
-    /// The untruncated distribution: what exact ratios need (algorithms.md 7.14).
+impl Default for SamplingParams {
+    /// The untruncated distribution: what exact ratios need.
     fn default() -> Self {
         Self {
             temperature: 1.0,
@@ -45,34 +49,121 @@ impl Default for Sampling {
     }
 }
 
-impl Sampling {
-    /// Greedy decoding.
+impl SamplingParams {
+    /// Greedy decoding of at most this many tokens.
     pub fn greedy(max_new_tokens: u32) -> Self {
         Self { temperature: 0.0, max_new_tokens, ..Self::default() }
     }
 
-    /// Whether some tokens of the vocabulary cannot be drawn, so that the surviving mass has to be recorded.
-    pub fn truncates(&self) -> bool {
-        self.temperature > 0.0 && (self.top_p < 1.0 || self.top_k > 0 || self.min_p > 0.0)
+    /// The first parameter that is out of its range.
+    fn problem(&self) -> Option<Invalid> {
+        let Self { temperature, top_p, min_p, repetition_penalty: penalty, .. } = *self;
+        let (name, value, range) = if !temperature.is_finite() || temperature < 0.0 {
+            ("temperature", temperature.to_string(), "at least 0")
+        } else if !(top_p > 0.0 && top_p <= 1.0) {
+            ("top_p", top_p.to_string(), "in (0, 1]")
+        } else if !(0.0..=1.0).contains(&min_p) {
+            ("min_p", min_p.to_string(), "in [0, 1]")
+        } else if !penalty.is_finite() || penalty <= 0.0 {
+            ("repetition_penalty", penalty.to_string(), "above 0")
+        } else if self.max_new_tokens == 0 {
+            ("max_new_tokens", "0".to_owned(), "at least 1")
+        } else if self.stop.len() > MAX_STOP_TEXTS {
+            ("stop", format!("{} texts", self.stop.len()), "at most 16 texts")
+        } else if self.stop.iter().any(String::is_empty) {
+            ("stop", "an empty text".to_owned(), "a non-empty text")
+        } else {
+            return None;
+        };
+        Some(Invalid::new(name, format!("is {value}, must be {range}")))
     }
+}
 
-    /// Checks every range.
+/// How the tokens of a response are drawn: [`SamplingParams`], each in its range.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "SamplingParams", into = "SamplingParams")]
+pub struct Sampling(SamplingParams);
+
+impl TryFrom<SamplingParams> for Sampling {
+    type Error = Invalid;
+
+    fn try_from(params: SamplingParams) -> Result<Self, Invalid> {
+        Self::new(params)
+    }
+}
+
+impl From<Sampling> for SamplingParams {
+    fn from(sampling: Sampling) -> Self {
+        sampling.0
+    }
+}
+
+impl Sampling {
+    /// Draws with these parameters.
     ///
     /// # Errors
-    /// Names the parameter, its value and the legal range.
-    pub fn validate(&self) -> Result<(), Invalid> {
-        let check = |ok: bool, name: &str, value: String, range: &str| {
-            if ok { Ok(()) } else { Err(Invalid::new(name, format!("is {value}, must be {range}"))) }
-        };
-        let t = self.temperature;
-        check(t.is_finite() && t >= 0.0, "temperature", t.to_string(), "at least 0")?;
-        check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", self.top_p.to_string(), "in (0, 1]")?;
-        check((0.0..=1.0).contains(&self.min_p), "min_p", self.min_p.to_string(), "in [0, 1]")?;
-        let penalty = self.repetition_penalty;
-        check(penalty.is_finite() && penalty > 0.0, "repetition_penalty", penalty.to_string(), "above 0")?;
-        check(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens.to_string(), "at least 1")?;
-        check(self.stop.len() <= 16, "stop", format!("{} texts", self.stop.len()), "at most 16 texts")?;
-        check(!self.stop.iter().any(String::is_empty), "stop", "an empty text".into(), "a non-empty text")
+    /// Names the first parameter that is out of its range, its value and the range.
+    pub fn new(params: SamplingParams) -> Result<Self, Invalid> {
+        match params.problem() {
+            Some(invalid) => Err(invalid),
+            None => Ok(Self(params)),
+        }
+    }
+
+    /// The same, but always the most probable token.
+    #[must_use]
+    pub fn into_greedy(self) -> Self {
+        Self(SamplingParams { temperature: 0.0, ..self.0 })
+    }
+
+    /// Divides the logits; 0 is greedy.
+    pub fn temperature(&self) -> f32 {
+        self.0.temperature
+    }
+
+    /// Keeps the smallest set of tokens whose probability reaches this; 1 keeps all.
+    pub fn top_p(&self) -> f32 {
+        self.0.top_p
+    }
+
+    /// Keeps the k most probable tokens; 0 keeps all.
+    pub fn top_k(&self) -> u32 {
+        self.0.top_k
+    }
+
+    /// Keeps tokens of at least this share of the best token's probability; 0 keeps all.
+    pub fn min_p(&self) -> f32 {
+        self.0.min_p
+    }
+
+    /// Divides or multiplies the logits of tokens seen before; 1 changes nothing.
+    pub fn repetition_penalty(&self) -> f32 {
+        self.0.repetition_penalty
+    }
+
+    /// The most response tokens, at least 1.
+    pub fn max_new_tokens(&self) -> u32 {
+        self.0.max_new_tokens
+    }
+
+    /// Texts that end the response when they appear in it.
+    pub fn stop(&self) -> &[String] {
+        &self.0.stop
+    }
+
+    /// Token ids that end the response, beside the model's own end-of-sequence ids.
+    pub fn stop_token_ids(&self) -> &[u32] {
+        &self.0.stop_token_ids
+    }
+
+    /// Whether the model's end-of-sequence ids do not end the response.
+    pub fn ignores_eos(&self) -> bool {
+        self.0.ignore_eos
+    }
+
+    /// Whether some tokens of the vocabulary cannot be drawn, so that the surviving mass has to be recorded.
+    pub fn truncates(&self) -> bool {
+        self.0.temperature > 0.0 && (self.0.top_p < 1.0 || self.0.top_k > 0 || self.0.min_p > 0.0)
     }
 }
 
@@ -82,23 +173,30 @@ mod tests {
 
     #[test]
     fn the_default_neither_truncates_nor_fails() {
-        assert!(Sampling::default().validate().is_ok());
+        assert_eq!(Sampling::new(SamplingParams::default()).unwrap(), Sampling::default());
         assert!(!Sampling::default().truncates());
-        assert!(Sampling { top_k: 50, ..Sampling::default() }.truncates());
-        assert!(!Sampling { top_k: 50, ..Sampling::greedy(8) }.truncates());
+        let top_k = |params| Sampling::new(SamplingParams { top_k: 50, ..params }).unwrap();
+        assert!(top_k(SamplingParams::default()).truncates());
+        assert!(!top_k(SamplingParams::greedy(8)).truncates());
+        assert!(!top_k(SamplingParams::default()).into_greedy().truncates());
     }
 
     #[test]
     fn bad_values_are_named() {
+        let params = SamplingParams::default;
         let bad = [
-            (Sampling { temperature: f32::NAN, ..Sampling::default() }, "temperature"),
-            (Sampling { top_p: 0.0, ..Sampling::default() }, "top_p"),
-            (Sampling { min_p: 1.5, ..Sampling::default() }, "min_p"),
-            (Sampling { max_new_tokens: 0, ..Sampling::default() }, "max_new_tokens"),
-            (Sampling { stop: vec![String::new()], ..Sampling::default() }, "stop"),
+            (SamplingParams { temperature: f32::NAN, ..params() }, "temperature"),
+            (SamplingParams { top_p: 0.0, ..params() }, "top_p"),
+            (SamplingParams { min_p: 1.5, ..params() }, "min_p"),
+            (SamplingParams { repetition_penalty: 0.0, ..params() }, "repetition_penalty"),
+            (SamplingParams { max_new_tokens: 0, ..params() }, "max_new_tokens"),
+            (SamplingParams { stop: vec![String::new()], ..params() }, "stop"),
+            (SamplingParams { stop: vec!["x".to_owned(); 17], ..params() }, "stop"),
         ];
-        for (sampling, name) in bad {
-            assert_eq!(sampling.validate().unwrap_err().what, name);
+        for (params, name) in bad {
+            let stored = serde_json::to_string(&params).unwrap();
+            assert_eq!(Sampling::new(params).unwrap_err().what, name);
+            assert!(serde_json::from_str::<Sampling>(&stored).is_err(), "{stored}");
         }
     }
 }

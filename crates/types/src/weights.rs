@@ -7,6 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, PolicyVersion};
 
+/// Longest name of a tensor, in bytes.
+const MAX_TENSOR_NAME_BYTES: usize = 512;
+
+/// Most dimensions of a tensor.
+const MAX_DIMENSIONS: usize = 8;
+
+/// Longest name of a model folder's file, in bytes.
+const MAX_FILE_NAME_BYTES: usize = 128;
+
 /// Element type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -56,66 +65,169 @@ impl TryFrom<String> for WeightHash {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
-        let bad = || Invalid::new("weight hash", "must be 64 hexadecimal digits");
         if text.len() != 64 || !text.is_ascii() {
-            return Err(bad());
+            return Err(not_a_hash());
         }
         let mut bytes = [0; 32];
         for (at, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| bad())?;
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| not_a_hash())?;
         }
         Ok(Self(bytes))
     }
 }
 
-/// One tensor in the flat buffer.
+fn not_a_hash() -> Invalid {
+    Invalid::new("weight hash", "must be 64 hexadecimal digits")
+}
+
+/// What a tensor of a flat buffer is called and how it is laid out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TensorEntry {
-    /// Its name in the Hugging Face folder.
+pub struct TensorLayout {
+    /// Its name in the Hugging Face folder, 1 to 512 bytes.
     pub name: String,
-    /// Its dimensions.
+    /// Its dimensions, at most 8; none for a single number.
     pub shape: Vec<u64>,
     /// Its element type.
     pub dtype: DType,
-    /// Hash of its little-endian row-major bytes.
-    pub hash: WeightHash,
+}
+
+/// One tensor in the flat buffer: a layout within its bounds, and the hash of the content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "EntryFields", into = "EntryFields")]
+pub struct TensorEntry {
+    layout: TensorLayout,
+    hash: WeightHash,
 }
 
 impl TensorEntry {
-    /// Its bytes in the flat buffer; `None` when the product of the dimensions is out of range.
-    pub fn bytes(&self) -> Option<u64> {
-        self.shape.iter().try_fold(self.dtype.size(), |product, dim| product.checked_mul(*dim))
+    /// A tensor whose little-endian row-major bytes have this hash.
+    ///
+    /// # Errors
+    /// When the layout has no name, a name that is too long, too many dimensions or a size that overflows.
+    pub fn new(layout: TensorLayout, hash: WeightHash) -> Result<Self, Invalid> {
+        let TensorLayout { name, shape, dtype } = &layout;
+        let shown = || format!("tensor {:?}", name.chars().take(128).collect::<String>());
+        if name.is_empty() || name.len() > MAX_TENSOR_NAME_BYTES || shape.len() > MAX_DIMENSIONS {
+            let problem = format!(
+                "must have 1 to {MAX_TENSOR_NAME_BYTES} bytes and at most {MAX_DIMENSIONS} dimensions"
+            );
+            return Err(Invalid::new(shown(), problem));
+        }
+        if shape.iter().try_fold(dtype.size(), |product, dim| product.checked_mul(*dim)).is_none() {
+            return Err(Invalid::new(shown(), "its size overflows"));
+        }
+        Ok(Self { layout, hash })
+    }
+
+    /// Its name in the Hugging Face folder.
+    pub fn name(&self) -> &str {
+        &self.layout.name
+    }
+
+    /// Its dimensions.
+    pub fn shape(&self) -> &[u64] {
+        &self.layout.shape
+    }
+
+    /// Its element type.
+    pub fn dtype(&self) -> DType {
+        self.layout.dtype
+    }
+
+    /// Hash of its little-endian row-major bytes.
+    pub fn hash(&self) -> WeightHash {
+        self.hash
+    }
+
+    /// Its bytes in the flat buffer.
+    pub fn bytes(&self) -> u64 {
+        self.layout.shape.iter().product::<u64>() * self.layout.dtype.size()
+    }
+}
+
+/// A [`TensorEntry`] as it is stored.
+#[derive(Serialize, Deserialize)]
+struct EntryFields {
+    name: String,
+    shape: Vec<u64>,
+    dtype: DType,
+    hash: WeightHash,
+}
+
+impl TryFrom<EntryFields> for TensorEntry {
+    type Error = Invalid;
+
+    fn try_from(fields: EntryFields) -> Result<Self, Invalid> {
+        let EntryFields { name, shape, dtype, hash } = fields;
+        Self::new(TensorLayout { name, shape, dtype }, hash)
+    }
+}
+
+impl From<TensorEntry> for EntryFields {
+    fn from(entry: TensorEntry) -> Self {
+        let TensorEntry { layout: TensorLayout { name, shape, dtype }, hash } = entry;
+        Self { name, shape, dtype, hash }
     }
 }
 
 /// The weights of one policy version: tensors lie one after the other in this order, without gaps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "ManifestFields", into = "ManifestFields")]
 pub struct Manifest {
-    /// The version these weights are.
-    pub version: PolicyVersion,
-    /// The tensors, in buffer order.
-    pub tensors: Vec<TensorEntry>,
-    /// Hash of the tensors' hashes in order: the identity of the weights.
-    pub hash: WeightHash,
+    version: PolicyVersion,
+    tensors: Vec<TensorEntry>,
+    hash: WeightHash,
 }
 
 impl Manifest {
-    /// The manifest of a flat buffer that holds tensors of these names, shapes and types one after the other.
+    /// The manifest of these tensors, in buffer order.
     ///
     /// # Errors
-    /// When the tensors do not fill the buffer exactly.
+    /// When the size of all of them together overflows.
+    pub fn new(version: PolicyVersion, tensors: Vec<TensorEntry>) -> Result<Self, Invalid> {
+        if tensors.iter().try_fold(0u64, |total, entry| total.checked_add(entry.bytes())).is_none() {
+            return Err(Invalid::new(format!("weights {version}"), "their size overflows"));
+        }
+        let mut hasher = blake3::Hasher::new();
+        for entry in &tensors {
+            hasher.update(&entry.hash.0);
+        }
+        let hash = WeightHash(*hasher.finalize().as_bytes());
+        Ok(Self { version, tensors, hash })
+    }
+
+    /// The manifest of these tensors as another process or a file states it, with its hash.
+    ///
+    /// # Errors
+    /// As [`Manifest::new`], and when the hashes of the tensors do not give this hash.
+    pub fn stated(
+        version: PolicyVersion,
+        tensors: Vec<TensorEntry>,
+        hash: WeightHash,
+    ) -> Result<Self, Invalid> {
+        let manifest = Self::new(version, tensors)?;
+        if manifest.hash != hash {
+            return Err(Invalid::new(format!("manifest of {version}"), "does not hash to its own hash"));
+        }
+        Ok(manifest)
+    }
+
+    /// The manifest of a flat buffer that holds tensors of these layouts one after the other.
+    ///
+    /// # Errors
+    /// When the tensors do not fill the buffer exactly, or a layout is out of bounds.
     pub fn of_buffer(
         version: PolicyVersion,
-        tensors: Vec<(String, Vec<u64>, DType)>,
+        layouts: Vec<TensorLayout>,
         buffer: &[u8],
     ) -> Result<Self, Invalid> {
         let mut rest = buffer;
-        let mut entries = Vec::with_capacity(tensors.len());
-        for (name, shape, dtype) in tensors {
-            let mut entry = TensorEntry { name, shape, dtype, hash: WeightHash([0; 32]) };
-            let bytes = entry.bytes().and_then(|bytes| usize::try_from(bytes).ok());
+        let mut entries = Vec::with_capacity(layouts.len());
+        for layout in layouts {
+            let mut entry = TensorEntry::new(layout, WeightHash([0; 32]))?;
+            let bytes = usize::try_from(entry.bytes()).ok();
             let Some((own, others)) = bytes.and_then(|bytes| rest.split_at_checked(bytes)) else {
-                let what = format!("tensor {} of {version}", entry.name);
+                let what = format!("tensor {} of {version}", entry.name());
                 return Err(Invalid::new(what, format!("does not fit into the {} bytes left", rest.len())));
             };
             entry.hash = WeightHash(*blake3::hash(own).as_bytes());
@@ -126,74 +238,104 @@ impl Manifest {
             let problem = format!("{} bytes are left over behind its tensors", rest.len());
             return Err(Invalid::new(format!("weights {version}"), problem));
         }
-        let hash = Self::hash_of(&entries);
-        Ok(Self { version, tensors: entries, hash })
+        Self::new(version, entries)
     }
 
     /// Checks that `buffer` holds exactly these weights.
     ///
     /// # Errors
-    /// Names the first tensor that differs.
+    /// Names the first tensor that differs, or says that the buffer has another size.
     pub fn verify(&self, buffer: &[u8]) -> Result<(), Invalid> {
-        let described =
-            self.tensors.iter().map(|entry| (entry.name.clone(), entry.shape.clone(), entry.dtype));
-        let found = Self::of_buffer(self.version, described.collect(), buffer)?;
-        let differs =
-            self.tensors.iter().zip(&found.tensors).find(|(wanted, found)| wanted.hash != found.hash);
-        match differs {
-            Some((wanted, found)) => Err(Invalid::new(
-                format!("tensor {} of {}", wanted.name, self.version),
-                format!("has hash {}, expected {}", found.hash, wanted.hash),
-            )),
-            None if found.hash != self.hash => {
-                Err(Invalid::new(format!("manifest of {}", self.version), "does not hash to its own hash"))
+        let layouts = self.tensors.iter().map(|entry| entry.layout.clone()).collect();
+        let found = Self::of_buffer(self.version, layouts, buffer)?;
+        for (wanted, found) in self.tensors.iter().zip(&found.tensors) {
+            if wanted.hash != found.hash {
+                return Err(Invalid::new(
+                    format!("tensor {} of {}", wanted.name(), self.version),
+                    format!("has hash {}, expected {}", found.hash, wanted.hash),
+                ));
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 
-    fn hash_of(entries: &[TensorEntry]) -> WeightHash {
-        let mut hasher = blake3::Hasher::new();
-        for entry in entries {
-            hasher.update(&entry.hash.0);
-        }
-        WeightHash(*hasher.finalize().as_bytes())
+    /// The version these weights are.
+    pub fn version(&self) -> PolicyVersion {
+        self.version
+    }
+
+    /// The tensors, in buffer order.
+    pub fn tensors(&self) -> &[TensorEntry] {
+        &self.tensors
+    }
+
+    /// Hash of the tensors' hashes in order: the identity of the weights.
+    pub fn hash(&self) -> WeightHash {
+        self.hash
     }
 
     /// Bytes of the whole flat buffer.
-    ///
-    /// # Errors
-    /// Names the tensor at which the size overflows.
-    pub fn total_bytes(&self) -> Result<u64, Invalid> {
-        self.tensors.iter().try_fold(0u64, |total, entry| {
-            entry.bytes().and_then(|bytes| total.checked_add(bytes)).ok_or_else(|| {
-                Invalid::new(format!("tensor {} of {}", entry.name, self.version), "its size overflows")
-            })
-        })
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.iter().map(TensorEntry::bytes).sum()
     }
 }
 
-/// A plain file of a model folder: configuration or tokenizer, never weights.
+/// A [`Manifest`] as it is stored.
+#[derive(Serialize, Deserialize)]
+struct ManifestFields {
+    version: PolicyVersion,
+    tensors: Vec<TensorEntry>,
+    hash: WeightHash,
+}
+
+impl TryFrom<ManifestFields> for Manifest {
+    type Error = Invalid;
+
+    fn try_from(fields: ManifestFields) -> Result<Self, Invalid> {
+        Self::stated(fields.version, fields.tensors, fields.hash)
+    }
+}
+
+impl From<Manifest> for ManifestFields {
+    fn from(manifest: Manifest) -> Self {
+        let Manifest { version, tensors, hash } = manifest;
+        Self { version, tensors, hash }
+    }
+}
+
+/// A plain file of a model folder: configuration or tokenizer, never weights. Its name cannot leave the
+/// folder that it is written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFile {
-    /// Its file name, without any folder.
-    pub name: String,
-    /// Its bytes.
-    pub content: Vec<u8>,
+    name: String,
+    content: Vec<u8>,
 }
 
 impl ModelFile {
-    /// A file whose name cannot leave the folder it is written to.
+    /// A file of this name and these bytes.
     ///
     /// # Errors
     /// When the name is empty, hidden, or more than a plain file name.
     pub fn new(name: String, content: Vec<u8>) -> Result<Self, Invalid> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-        if name.is_empty() || name.starts_with('.') || name.len() > 128 || !name.bytes().all(plain) {
-            let shown: String = name.chars().take(128).collect();
+        if name.is_empty()
+            || name.starts_with('.')
+            || name.len() > MAX_FILE_NAME_BYTES
+            || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        {
+            let shown: String = name.chars().take(MAX_FILE_NAME_BYTES).collect();
             return Err(Invalid::new(format!("model file {shown:?}"), "is not a plain file name"));
         }
         Ok(Self { name, content })
+    }
+
+    /// Its file name, without any folder.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its bytes.
+    pub fn content(&self) -> &[u8] {
+        &self.content
     }
 }
 
@@ -226,12 +368,20 @@ mod tests {
         assert!(WeightHash::try_from("ä".repeat(32)).is_err());
     }
 
+    fn layout(name: &str, shape: &[u64], dtype: DType) -> TensorLayout {
+        TensorLayout { name: name.to_owned(), shape: shape.to_vec(), dtype }
+    }
+
+    fn entry(shape: &[u64]) -> Result<TensorEntry, Invalid> {
+        TensorEntry::new(layout("w", shape, DType::Bf16), WeightHash([0; 32]))
+    }
+
     #[test]
     fn a_buffer_is_verified_tensor_by_tensor() {
         let buffer: Vec<u8> = (0..40).collect();
-        let tensors = vec![("a".to_owned(), vec![2, 3], DType::F32), ("b".to_owned(), vec![8], DType::Bf16)];
-        let manifest = Manifest::of_buffer(PolicyVersion(2), tensors.clone(), &buffer).unwrap();
-        assert_eq!(manifest.total_bytes().unwrap(), 40);
+        let layouts = vec![layout("a", &[2, 3], DType::F32), layout("b", &[8], DType::Bf16)];
+        let manifest = Manifest::of_buffer(PolicyVersion(2), layouts.clone(), &buffer).unwrap();
+        assert_eq!(manifest.total_bytes(), 40);
         manifest.verify(&buffer).unwrap();
         for at in 0..buffer.len() {
             let mut flipped = buffer.clone();
@@ -240,22 +390,29 @@ mod tests {
             assert!(error.what.contains(if at < 24 { "tensor a" } else { "tensor b" }), "{error}");
         }
         assert!(manifest.verify(&buffer[..39]).is_err());
-        assert!(Manifest::of_buffer(PolicyVersion(2), tensors, &[0; 41]).is_err());
-        let forged = Manifest { hash: WeightHash([1; 32]), ..manifest };
-        assert!(forged.verify(&buffer).is_err());
+        assert!(Manifest::of_buffer(PolicyVersion(2), layouts, &[0; 41]).is_err());
+    }
+
+    #[test]
+    fn a_manifest_with_a_forged_hash_is_refused() {
+        let tensors = vec![entry(&[2, 3]).unwrap()];
+        let manifest = Manifest::new(PolicyVersion(2), tensors.clone()).unwrap();
+        assert!(Manifest::stated(PolicyVersion(2), tensors.clone(), WeightHash([1; 32])).is_err());
+        assert_eq!(Manifest::stated(PolicyVersion(2), tensors, manifest.hash()).unwrap(), manifest);
+        let stored = serde_json::to_string(&manifest).unwrap();
+        assert_eq!(serde_json::from_str::<Manifest>(&stored).unwrap(), manifest);
+        let forged = stored.replace("00", "01");
+        assert!(serde_json::from_str::<Manifest>(&forged).is_err());
     }
 
     #[test]
     fn sizes_do_not_overflow() {
-        let entry = |shape: Vec<u64>| TensorEntry {
-            name: "w".into(),
-            shape,
-            dtype: DType::Bf16,
-            hash: WeightHash([0; 32]),
-        };
-        assert_eq!(entry(vec![3, 4]).bytes(), Some(24));
-        let manifest = |tensors| Manifest { version: PolicyVersion(1), tensors, hash: WeightHash([0; 32]) };
-        assert_eq!(manifest(vec![entry(vec![2]), entry(vec![])]).total_bytes().unwrap(), 6);
-        assert!(manifest(vec![entry(vec![u64::MAX, 2])]).total_bytes().is_err());
+        assert_eq!(entry(&[3, 4]).unwrap().bytes(), 24);
+        assert!(entry(&[u64::MAX, 2]).is_err());
+        assert!(entry(&[1; 9]).is_err());
+        let tensors = vec![entry(&[2]).unwrap(), entry(&[]).unwrap()];
+        assert_eq!(Manifest::new(PolicyVersion(1), tensors).unwrap().total_bytes(), 6);
+        let huge = entry(&[1 << 62]).unwrap();
+        assert!(Manifest::new(PolicyVersion(1), vec![huge.clone(), huge]).is_err());
     }
 }

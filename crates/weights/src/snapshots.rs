@@ -40,12 +40,12 @@ impl Snapshots {
 
     /// The weights with this hash, if they are still kept.
     pub fn with_hash(&self, hash: WeightHash) -> Option<Arc<Snapshot>> {
-        self.find(|manifest| manifest.hash == hash)
+        self.find(|manifest| manifest.hash() == hash)
     }
 
     /// The newest weights of this version, if they are still kept.
     pub fn of_version(&self, version: PolicyVersion) -> Option<Arc<Snapshot>> {
-        self.find(|manifest| manifest.version == version)
+        self.find(|manifest| manifest.version() == version)
     }
 
     fn find(&self, wanted: impl Fn(&Manifest) -> bool) -> Option<Arc<Snapshot>> {
@@ -56,12 +56,14 @@ impl Snapshots {
 
 #[cfg(test)]
 mod tests {
+    use types::{DType, TensorLayout};
+
     use super::*;
 
     fn snapshot(version: u64) -> Snapshot {
         let buffer = Bytes::from(version.to_le_bytes().to_vec());
-        let tensors = vec![("w".to_owned(), vec![2], types::DType::F32)];
-        let manifest = Manifest::of_buffer(PolicyVersion(version), tensors, &buffer).unwrap();
+        let layout = TensorLayout { name: "w".to_owned(), shape: vec![2], dtype: DType::F32 };
+        let manifest = Manifest::of_buffer(PolicyVersion(version), vec![layout], &buffer).unwrap();
         Snapshot { manifest, buffer }
     }
 
@@ -72,9 +74,9 @@ mod tests {
         for version in 0..3 {
             snapshots.add(snapshot(version));
         }
-        assert_eq!(snapshots.newest().unwrap().manifest.version, PolicyVersion(2));
+        assert_eq!(snapshots.newest().unwrap().manifest.version(), PolicyVersion(2));
         assert!(snapshots.of_version(PolicyVersion(0)).is_none());
         let older = snapshots.of_version(PolicyVersion(1)).unwrap();
-        assert_eq!(snapshots.with_hash(older.manifest.hash).unwrap().manifest.version, PolicyVersion(1));
+        assert_eq!(snapshots.with_hash(older.manifest.hash()).unwrap().manifest.version(), PolicyVersion(1));
     }
 }

@@ -92,11 +92,11 @@ impl Collected {
     pub(crate) fn new(batch: &Batch, config: &PpoConfig, settings: &Settings) -> Result<Self> {
         let takes_all = config.reads_filtered_samples();
         let taken: Vec<&Sample> =
-            batch.samples.iter().filter(|sample| takes_all || sample.weight > 0.0).collect();
+            batch.samples().iter().filter(|sample| takes_all || sample.weight() > 0.0).collect();
         let lengths: Vec<usize> =
-            taken.iter().map(|sample| sample.scored.rollout.response_tokens.len()).collect();
+            taken.iter().map(|sample| sample.rollout().response_tokens().len()).collect();
         let rollout_logprobs = rollout_logprobs(&taken, &lengths, config.rollout_support)
-            .map_err(Error::numbers(|| format!("batch {}", batch.id)))?;
+            .map_err(Error::numbers(|| format!("batch {}", batch.id())))?;
         let mut collected = Self {
             ids: Vec::new(),
             sequences: Vec::new(),
@@ -111,26 +111,26 @@ impl Collected {
         let mut prompts = HashMap::new();
         let mut start = 0;
         for sample in taken {
-            let rollout = &sample.scored.rollout;
-            let length = rollout.response_tokens.len();
+            let rollout = sample.rollout();
+            let length = rollout.response_tokens().len();
             let penalty = match config.overlong {
                 None => 0.0,
                 Some(overlong) => overlong_penalty(length, overlong.max_length, overlong.cache)
-                    .map_err(Error::numbers(|| format!("batch {}", batch.id)))?,
+                    .map_err(Error::numbers(|| format!("batch {}", batch.id())))?,
             };
             let next_group = prompts.len();
-            collected.ids.push(rollout.id);
-            collected.sequences.push(Sequence::response(&rollout.prompt_tokens, &rollout.response_tokens));
+            collected.ids.push(rollout.id());
+            collected.sequences.push(Sequence::response(rollout.prompt_tokens(), rollout.response_tokens()));
             collected.starts.push(start);
-            collected.weights.push(sample.weight);
-            collected.scores.push(sample.scored.score + penalty as f32);
-            collected.groups.push(*prompts.entry(rollout.id.prompt).or_insert(next_group));
+            collected.weights.push(sample.weight());
+            collected.scores.push(sample.scored().score() + penalty as f32);
+            collected.groups.push(*prompts.entry(rollout.id().prompt).or_insert(next_group));
             start += length;
         }
         if collected.ref_logprobs.is_none() && settings.kl_coefficient() > 0.0 {
             let problem = "its samples have no ref_logprobs, which a KL coefficient above 0 needs: \
                            set kl_coefficient = 0 or run a reference model";
-            return Err(Error::Batch { batch: batch.id, problem: problem.to_owned() });
+            return Err(Error::Batch { batch: batch.id(), problem: problem.to_owned() });
         }
         Ok(collected)
     }
@@ -240,17 +240,17 @@ fn rollout_logprobs(
     lengths: &[usize],
     support: RolloutSupport,
 ) -> FormulaResult<Vec<f32>> {
-    let rollouts = samples.iter().map(|sample| &sample.scored.rollout);
+    let rollouts = samples.iter().map(|sample| sample.rollout());
     let logprobs: Vec<f32> =
-        rollouts.clone().flat_map(|rollout| &rollout.rollout_logprobs).copied().collect();
+        rollouts.clone().flat_map(|rollout| rollout.rollout_logprobs()).copied().collect();
     if support == RolloutSupport::Full {
         return Ok(logprobs);
     }
     let mut log_masses = Vec::with_capacity(logprobs.len());
     for rollout in rollouts {
-        match &rollout.surviving_mass {
+        match rollout.surviving_mass() {
             Some(masses) => log_masses.extend(masses.iter().map(|mass| mass.ln().min(0.0))),
-            None => log_masses.resize(log_masses.len() + rollout.response_tokens.len(), 0.0),
+            None => log_masses.resize(log_masses.len() + rollout.response_tokens().len(), 0.0),
         }
     }
     full_support_logprobs(Responses::new(lengths)?, &logprobs, &log_masses)
@@ -260,6 +260,6 @@ fn rollout_logprobs(
 fn ref_logprobs(samples: &[&Sample]) -> Option<Vec<f32>> {
     let complete = samples
         .iter()
-        .all(|sample| sample.scored.ref_logprobs.len() == sample.scored.rollout.response_tokens.len());
-    complete.then(|| samples.iter().flat_map(|sample| &sample.scored.ref_logprobs).copied().collect())
+        .all(|sample| sample.scored().ref_logprobs().len() == sample.rollout().response_tokens().len());
+    complete.then(|| samples.iter().flat_map(|sample| sample.scored().ref_logprobs()).copied().collect())
 }

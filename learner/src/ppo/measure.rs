@@ -36,12 +36,12 @@ impl Trainer {
         let lengths = samples.lengths_of(&trained);
         let rollout_kl = Responses::new(&lengths)
             .and_then(|responses| KlEstimator::K3.moments(responses, &rollout_logprobs, &old_logprobs))
-            .map_err(Error::numbers(|| format!("batch {}", batch.id)))?;
+            .map_err(Error::numbers(|| format!("batch {}", batch.id())))?;
         let differences: Vec<f32> =
             old_logprobs.iter().zip(&rollout_logprobs).map(|(old, rollout)| (old - rollout).abs()).collect();
         let explained = match &experience.critic {
             Some(targets) => explained_variance(samples, self.config.critic_on, targets)
-                .map_err(Error::numbers(|| format!("batch {}", batch.id)))?,
+                .map_err(Error::numbers(|| format!("batch {}", batch.id())))?,
             None => None,
         };
         let scores: Vec<f32> = trained.iter().map(|sample| samples.scores[*sample]).collect();
@@ -69,7 +69,7 @@ impl Trainer {
         };
         if let Some(name) = metrics.not_finite() {
             let problem = format!("its {name} is no finite number: training has diverged");
-            return Err(Error::Batch { batch: batch.id, problem });
+            return Err(Error::Batch { batch: batch.id(), problem });
         }
         self.warn_of_disagreement(batch, &metrics);
         Ok(metrics)
@@ -80,7 +80,7 @@ impl Trainer {
         let is_fresh = metrics.staleness == 0.0;
         if is_fresh && self.ranks.rank() == 0 && metrics.rollout_logprob_diff > self.config.logprob_alarm {
             warn!(
-                batch = %batch.id,
+                batch = %batch.id(),
                 rollout_logprob_diff = metrics.rollout_logprob_diff,
                 rollout_approx_kl = metrics.rollout_approx_kl,
                 alarm = self.config.logprob_alarm,
@@ -93,11 +93,11 @@ impl Trainer {
 /// Mean over the tokens that train of how many versions the policy that drew them is behind the one before
 /// this batch.
 fn staleness(batch: &Batch) -> f64 {
-    let newest = batch.id.0.saturating_sub(1);
+    let newest = batch.id().0.saturating_sub(1);
     let (mut behind, mut tokens) = (0.0, 0.0);
-    for sample in batch.samples.iter().filter(|sample| sample.weight > 0.0) {
-        for span in &sample.scored.rollout.spans {
-            let count = f64::from(span.tokens);
+    for sample in batch.samples().iter().filter(|sample| sample.weight() > 0.0) {
+        for span in sample.rollout().spans() {
+            let count = f64::from(span.tokens.get());
             behind += count * newest.saturating_sub(span.version.0) as f64;
             tokens += count;
         }

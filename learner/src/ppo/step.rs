@@ -21,20 +21,20 @@ impl Trainer {
     /// weights are not to be used after that.
     pub fn step(&mut self, batch: &Batch) -> Result<StepMetrics> {
         let timer = PhaseTimer::start();
-        self.require_next(batch.id)?;
+        self.require_next(batch.id())?;
         let samples = Collected::new(batch, &self.config, &self.settings)?;
-        let mut minibatches = self.minibatches(&samples, batch.id, 0)?;
+        let mut minibatches = self.minibatches(&samples, batch.id(), 0)?;
         let evaluated = self.prepare(samples, &mut minibatches)?;
         let experience = evaluated
             .estimate(self.estimation())
-            .map_err(Error::numbers(|| format!("batch {}", batch.id)))?;
-        debug!(batch = %batch.id, corrections = ?experience.correction_sums, "rollouts corrected");
+            .map_err(Error::numbers(|| format!("batch {}", batch.id())))?;
+        debug!(batch = %batch.id(), corrections = ?experience.correction_sums, "rollouts corrected");
         let prepare_seconds = timer.seconds();
 
         let mut updates = UpdateSums::default();
         self.train_pass(&experience, minibatches, 0, &mut updates)?;
         for pass in 1..self.config.ppo_epochs {
-            let minibatches = self.minibatches(&experience.samples, batch.id, pass)?;
+            let minibatches = self.minibatches(&experience.samples, batch.id(), pass)?;
             self.train_pass(&experience, minibatches, pass, &mut updates)?;
         }
 
@@ -44,7 +44,7 @@ impl Trainer {
         metrics.update_seconds = metrics.step_seconds - prepare_seconds;
         self.adapt_kl_coefficient(&experience)?;
         self.version = self.version.next();
-        self.steps.push(MeasuredStep { batch: batch.id, metrics: metrics.clone() });
+        self.steps.push(MeasuredStep { batch: batch.id(), metrics: metrics.clone() });
         Ok(metrics)
     }
 

@@ -107,7 +107,7 @@ impl Trainer {
             steps: RecentSteps::default(),
             last_batch: None,
             temperature: 1.0,
-            max_new_tokens: usize::try_from(Sampling::default().max_new_tokens).unwrap_or(usize::MAX),
+            max_new_tokens: usize::try_from(Sampling::default().max_new_tokens()).unwrap_or(usize::MAX),
         })
     }
 
@@ -117,18 +117,12 @@ impl Trainer {
     /// # Errors
     /// Sampling that training cannot follow: greedy.
     pub fn set_run(&mut self, sampling: &Sampling, last_batch: BatchId) -> Result<()> {
-        let problem = match sampling.validate() {
-            Err(invalid) => Some(invalid.to_string()),
-            Ok(()) if sampling.temperature == 0.0 => {
-                Some("sampling.temperature is 0: greedy rollouts have no log-probs to train on".to_owned())
-            }
-            Ok(()) => None,
-        };
-        if let Some(problem) = problem {
-            return Err(Error::Config { problems: vec![problem] });
+        if sampling.temperature() == 0.0 {
+            let problem = "sampling.temperature is 0: greedy rollouts have no log-probs to train on";
+            return Err(Error::Config { problems: vec![problem.to_owned()] });
         }
-        self.temperature = f64::from(sampling.temperature);
-        self.max_new_tokens = usize::try_from(sampling.max_new_tokens).unwrap_or(usize::MAX);
+        self.temperature = f64::from(sampling.temperature());
+        self.max_new_tokens = usize::try_from(sampling.max_new_tokens()).unwrap_or(usize::MAX);
         self.last_batch = Some(last_batch);
         Ok(())
     }

@@ -237,10 +237,10 @@ impl Rank {
             }
             RankCommand::Train(batch) => {
                 let metrics = Box::new(self.trainer.step(&batch)?);
-                self.trained = batch.id;
+                self.trained = batch.id();
                 let buffer = self.buffer()?;
-                self.tell(RankEvent::Trained { batch: batch.id, metrics, buffer });
-                if batch.id.0.is_multiple_of(self.checkpoint_every) || self.last_batch == Some(batch.id) {
+                self.tell(RankEvent::Trained { batch: batch.id(), metrics, buffer });
+                if batch.id().0.is_multiple_of(self.checkpoint_every) || self.last_batch == Some(batch.id()) {
                     self.checkpoint()?;
                 }
             }

@@ -140,7 +140,7 @@ impl RingLoop {
     fn hello(&self) -> LearnerHello {
         // What the newest weights hold that can be pulled; a batch whose weights are still being described is
         // reported when they are.
-        let trained = BatchId(self.manifest.version.0);
+        let trained = BatchId(self.manifest.version().0);
         let RingContext { member, config, addresses, .. } = &self.context;
         LearnerHello {
             member: member.clone(),
@@ -194,10 +194,10 @@ impl RingLoop {
     /// Gives a batch to the trainer, unless it has it already: after a reconnection the coordinator sends
     /// again what it does not know to be trained.
     fn train(&mut self, batch: Batch) -> anyhow::Result<()> {
-        if self.progress.has_begun(batch.id) || self.leaving {
+        if self.progress.has_begun(batch.id()) || self.leaving {
             return Ok(());
         }
-        self.progress.begin(batch.id)?;
+        self.progress.begin(batch.id())?;
         self.rank.command(RankCommand::Train(batch))
     }
 
@@ -224,7 +224,7 @@ impl RingLoop {
     /// Says that a checkpoint is whole, once the batches in it have been reported: the coordinator forgets
     /// them then.
     async fn report_checkpoint(&mut self) -> ControlFlow<()> {
-        let Some(batch) = self.progress.take_checkpoint_to_report(BatchId(self.manifest.version.0)) else {
+        let Some(batch) = self.progress.take_checkpoint_to_report(BatchId(self.manifest.version().0)) else {
             return ControlFlow::Continue(());
         };
         self.report(LearnerReport::Checkpointed(batch)).await;
@@ -239,7 +239,7 @@ impl RingLoop {
         match event {
             PublishEvent::Kept(manifest) => {
                 self.manifest = manifest.clone();
-                let batch = BatchId(manifest.version.0);
+                let batch = BatchId(manifest.version().0);
                 if let Some(metrics) = self.progress.steps().of(batch) {
                     let metrics = Box::new(metrics.clone());
                     self.report(LearnerReport::Trained { batch, manifest, metrics }).await;

@@ -63,8 +63,9 @@ fn a_forward_pass_that_is_kept_for_the_first_minibatch_changes_no_bit() {
     let never = weights(PpoConfig { recompute: true, microbatch_tokens: 8192, ..ppo.clone() });
     assert!(never == weights(PpoConfig { microbatch_tokens: 8192, ..ppo.clone() }), "both are kept");
     let batch = models.batch(1, 14);
-    let rollouts = batch.samples.iter().map(|sample| &sample.scored.rollout);
-    let tokens = rollouts.map(|rollout| rollout.prompt_tokens.len() + rollout.response_tokens.len()).sum();
+    let rollouts = batch.samples().iter().map(|sample| sample.rollout());
+    let tokens =
+        rollouts.map(|rollout| rollout.prompt_tokens().len() + rollout.response_tokens().len()).sum();
     assert!(never == weights(PpoConfig { microbatch_tokens: tokens, ..ppo }), "one is kept");
 }
 
@@ -138,8 +139,9 @@ fn memory_stays_flat_over_many_steps() {
     let models = Models::new(config(Architecture::Llama, false));
     let ppo = PpoConfig { ppo_epochs: 1, microbatch_tokens: 64, policy_lr: 1e-5, ..PpoConfig::default() };
     let mut trainer = models.trainer(&ppo, None);
-    let batches: Vec<_> =
-        (1..=500).map(|id| types::Batch { id: types::BatchId(id), ..models.batch(1, 3) }).collect();
+    let batches: Vec<_> = (1..=500)
+        .map(|id| types::Batch::new(types::BatchId(id), models.batch(1, 3).into_samples()).unwrap())
+        .collect();
     let mut after_warm_up = 0;
     for (step, batch) in batches.iter().enumerate() {
         trainer.step(batch).unwrap();

@@ -193,11 +193,11 @@ impl Learner {
 async fn pull(hello: &LearnerHello, manifest: &Manifest, offset: u64) -> Vec<u8> {
     let channel = service::grpc::connect(&hello.weights).await.unwrap();
     let mut source = WeightSourceClient::new(channel).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
-    let hash = manifest.hash.0.to_vec();
+    let hash = manifest.hash().0.to_vec();
     let described = source.describe(pb::DescribeRequest { hash: hash.clone() }).await.unwrap();
     let described = ModelDescription::try_from(described.into_inner()).unwrap();
     assert_eq!(&described.manifest, manifest);
-    assert!(described.files.iter().any(|file| file.name == "config.json"));
+    assert!(described.files.iter().any(|file| file.name() == "config.json"));
     let request = pb::PullRequest { hash, offset };
     let mut chunks = source.pull(request).await.unwrap().into_inner();
     let mut buffer = Vec::new();
@@ -225,8 +225,8 @@ async fn first_life_and_second(mut ring: Ring) {
         talk.welcome().await;
         talk.send(LearnerCommand::Batch(batches[0].clone())).await;
         let (batch, manifest) = talk.trained().await;
-        assert_eq!((batch, manifest.version), (BatchId(1), PolicyVersion(1)));
-        assert_ne!(manifest.hash, hello.manifest.hash);
+        assert_eq!((batch, manifest.version()), (BatchId(1), PolicyVersion(1)));
+        assert_ne!(manifest.hash(), hello.manifest.hash());
         let buffer = pull(&hello, &manifest, 0).await;
         manifest.verify(&buffer).unwrap();
         assert_eq!(pull(&hello, &manifest, 1000).await, buffer[1000..]);
@@ -256,7 +256,7 @@ async fn first_life_and_second(mut ring: Ring) {
     };
     let (ended, (_talk, manifest)) = tokio::join!(learner.run(), first_life);
     ended.unwrap();
-    assert_eq!(manifest.version, PolicyVersion(2));
+    assert_eq!(manifest.version(), PolicyVersion(2));
     assert!(ring.config().checkpoints.join("step-00000003/manifest.json").is_file());
 
     let learner = Learner::build(ring.config()).await;
@@ -335,9 +335,9 @@ async fn two_ranks(mut ring: Ring) {
         let joined = joining.await.unwrap();
         talk.send(LearnerCommand::Batch(ring.models.batch(1, 6))).await;
         let (_, manifest) = talk.trained().await;
-        let version = manifest.version;
+        let version = manifest.version();
         talk.send(LearnerCommand::Publish { group, version }).await;
-        let bytes = i64::try_from(manifest.total_bytes().unwrap()).unwrap();
+        let bytes = i64::try_from(manifest.total_bytes()).unwrap();
         let receiving = tokio::task::spawn_blocking(move || receive(&joined, bytes));
         let received = receiving.await.unwrap();
         manifest.verify(&received).unwrap();

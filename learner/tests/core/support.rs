@@ -13,7 +13,8 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 use types::{
-    Batch, BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, Sample, ScoredRollout, Span,
+    Batch, BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, Sample,
+    ScoredRollout, Scores, Span,
 };
 
 pub(crate) const VOCAB: i64 = 61;
@@ -85,23 +86,28 @@ impl Models {
         let mut rng = ChaCha8Rng::seed_from_u64(id);
         let samples = (0..samples).map(|at| {
             let length = [1, 3, 9, 17][at % 4] + rng.random_range(0..3usize);
-            let mut sample = random_sample(&mut rng, (at / 4, at % 4), 2 + at % 5, length);
-            let rollout = &mut sample.scored.rollout;
-            rollout.rollout_logprobs = self.logprobs(&weights, rollout);
-            sample.scored.ref_logprobs = rollout
+            let place = RolloutId {
+                prompt: PromptId { epoch: 0, ordinal: (at / 4) as u64 },
+                sibling: u16::try_from(at % 4).unwrap(),
+                attempt: 0,
+            };
+            let (mut parts, score) = random_parts(&mut rng, place, 2 + at % 5, length);
+            parts.rollout_logprobs = self.logprobs(&weights, &parts);
+            parts.spans[0].version = PolicyVersion(id - 1);
+            let ref_logprobs = parts
                 .rollout_logprobs
                 .iter()
                 .map(|l| (l + 0.4 * (rng.random::<f32>() - 0.5)).min(0.0))
                 .collect();
-            rollout.spans[0].version = PolicyVersion(id - 1);
-            sample.weight = [1.0, 0.5, 2.0][at % 3];
-            sample
+            let scores = Scores { score, ref_logprobs, outcome: None };
+            let scored = ScoredRollout::new(Rollout::new(parts).unwrap(), scores).unwrap();
+            Sample::new(scored, [1.0, 0.5, 2.0][at % 3]).unwrap()
         });
         Batch::new(BatchId(id), samples.collect()).unwrap()
     }
 
     /// Log-probs of a response, its sequence alone in the network, as an actor would have them.
-    pub(crate) fn logprobs(&self, weights: &Weights, rollout: &Rollout) -> Vec<f32> {
+    pub(crate) fn logprobs(&self, weights: &Weights, rollout: &RolloutParts) -> Vec<f32> {
         let _guard = tch::no_grad_guard();
         let tokens = [&*rollout.prompt_tokens, &rollout.response_tokens].concat();
         let packed = Packed::new(&[tokens], VOCAB, Device::Cpu).unwrap();
@@ -129,30 +135,29 @@ pub(crate) fn parameters(folder: &Path) -> BTreeMap<String, Vec<f64>> {
     named.collect()
 }
 
-fn random_sample(
+/// A rollout's parts, its log-probs not yet those of a policy, and a score for it.
+fn random_parts(
     rng: &mut ChaCha8Rng,
-    (prompt, sibling): (usize, usize),
+    id: RolloutId,
     prompt_len: usize,
     length: usize,
-) -> Sample {
+) -> (RolloutParts, f32) {
     let token = |rng: &mut ChaCha8Rng| rng.random_range(0..VOCAB as u32);
-    let id = RolloutId {
-        prompt: PromptId { epoch: 0, ordinal: prompt as u64 },
-        sibling: u16::try_from(sibling).unwrap(),
-        attempt: 0,
-    };
-    let rollout = Rollout {
+    let parts = RolloutParts {
         id,
         prompt_tokens: (0..prompt_len).map(|_| token(rng)).collect(),
         response_tokens: (0..length).map(|_| token(rng)).collect(),
         rollout_logprobs: vec![0.0; length],
         surviving_mass: None,
-        spans: vec![Span { version: PolicyVersion(0), tokens: u32::try_from(length).unwrap() }],
+        spans: vec![Span {
+            version: PolicyVersion(0),
+            tokens: u32::try_from(length).unwrap().try_into().unwrap(),
+        }],
         finish_reason: if length > 17 { FinishReason::Length } else { FinishReason::Stop },
         fields: "{}".into(),
     };
     let score = 2.0 * rng.random::<f32>() - 1.0;
-    Sample { scored: ScoredRollout { rollout, score, ref_logprobs: Vec::new(), outcome: None }, weight: 1.0 }
+    (parts, score)
 }
 
 /// A configuration whose one optimizer step moves the weights by [`GRADIENT_SCALE`] times the gradient: AdamW

@@ -170,8 +170,11 @@ impl TryFrom<pb::LeasedPrompt> for LeasedPrompt {
         let wanted = rollout_ids(leased.wanted)?;
         let group_size = u16::try_from(leased.group_size)
             .map_err(|_| ProtocolError::field("leased.group_size", "is out of range"))?;
-        if wanted.iter().any(|id| id.prompt != prompt.id || id.sibling >= group_size) {
-            return Err(ProtocolError::field("leased.wanted", format!("names no sibling of {}", prompt.id)));
+        if wanted.iter().any(|id| id.prompt != prompt.id() || id.sibling >= group_size) {
+            return Err(ProtocolError::field(
+                "leased.wanted",
+                format!("names no sibling of {}", prompt.id()),
+            ));
         }
         Ok(Self { prompt, group_size, wanted })
     }

@@ -22,8 +22,9 @@ pub fn learner_messages(command: LearnerCommand) -> Vec<pb::LearnerCommand> {
 fn batch_parts(batch: Batch) -> Vec<pb::LearnerCommand> {
     let mut parts: Vec<Vec<pb::Sample>> = vec![Vec::new()];
     let mut part_bytes = 0;
-    for Sample { scored, weight } in batch.samples {
-        let sample = pb::Sample { scored: Some(scored.into()), weight };
+    let id = batch.id();
+    for sample in batch.into_samples() {
+        let sample = pb::Sample::from(sample);
         let bytes = sample.encoded_len();
         if part_bytes > 0 && part_bytes + bytes > PART_BYTES {
             parts.push(Vec::new());
@@ -33,18 +34,29 @@ fn batch_parts(batch: Batch) -> Vec<pb::LearnerCommand> {
         parts.last_mut().expect("there is always a last part").push(sample);
     }
     let count = u32::try_from(parts.len()).expect("a batch fits into fewer than 2^32 parts");
-    let message = |(part, samples)| {
-        let part = pb::BatchPart { batch: batch.id.0, part, parts: count, samples };
-        pb::LearnerCommand { command: Some(pb::learner_command::Command::BatchPart(part)) }
-    };
-    (0..).zip(parts).map(message).collect()
+    let mut messages = Vec::with_capacity(parts.len());
+    for (part, samples) in (0..).zip(parts) {
+        let part = pb::BatchPart { batch: id.0, part, parts: count, samples };
+        messages.push(pb::LearnerCommand { command: Some(pb::learner_command::Command::BatchPart(part)) });
+    }
+    messages
 }
 
 /// Joins the learner's commands again: feeds on messages, yields whole commands.
 #[derive(Debug, Default)]
 pub struct LearnerCommands {
-    /// The batch under way: its id, the number of parts, and the parts that came.
-    open: Option<(BatchId, u32, Vec<Vec<pb::Sample>>)>,
+    /// The batch under way.
+    open: Option<OpenBatch>,
+}
+
+/// A batch some of whose parts have come.
+#[derive(Debug)]
+struct OpenBatch {
+    id: BatchId,
+    /// How many parts it has.
+    parts: u32,
+    /// The parts that came, in order.
+    came: Vec<Vec<pb::Sample>>,
 }
 
 impl LearnerCommands {
@@ -56,8 +68,8 @@ impl LearnerCommands {
         use pb::learner_command::Command;
         let command = match (required("learner command", message.command)?, &self.open) {
             (Command::BatchPart(part), _) => return self.push_part(part),
-            (_, Some((batch, ..))) => {
-                return Err(ProtocolError::Unexpected(format!("a command amid the parts of batch {batch}")));
+            (_, Some(OpenBatch { id, .. })) => {
+                return Err(ProtocolError::Unexpected(format!("a command amid the parts of batch {id}")));
             }
             (Command::Welcome(welcome), None) => LearnerCommand::Welcome {
                 run: RunId::try_from(welcome.run)?,
@@ -79,21 +91,19 @@ impl LearnerCommands {
 
     fn push_part(&mut self, part: pb::BatchPart) -> Result<Option<LearnerCommand>, ProtocolError> {
         let id = BatchId(part.batch);
-        let (open_id, parts, mut came) = self.open.take().unwrap_or_else(|| (id, part.parts, Vec::new()));
-        if id != open_id || part.parts != parts || part.part as usize != came.len() || part.part >= parts {
+        let mut open =
+            self.open.take().unwrap_or_else(|| OpenBatch { id, parts: part.parts, came: Vec::new() });
+        let in_turn = part.part as usize == open.came.len() && part.part < part.parts;
+        if id != open.id || part.parts != open.parts || !in_turn {
             let what = format!("part {} of {} of batch {id}", part.part, part.parts);
             return Err(ProtocolError::Unexpected(what));
         }
-        came.push(part.samples);
-        if came.len() < parts as usize {
-            self.open = Some((open_id, parts, came));
+        open.came.push(part.samples);
+        if open.came.len() < open.parts as usize {
+            self.open = Some(open);
             return Ok(None);
         }
-        let sample = |sample: pb::Sample| -> Result<Sample, ProtocolError> {
-            let scored = required("sample.scored", sample.scored)?.try_into()?;
-            Ok(Sample { scored, weight: sample.weight })
-        };
-        let samples = came.into_iter().flatten().map(sample).collect::<Result<_, _>>()?;
+        let samples = open.came.into_iter().flatten().map(Sample::try_from).collect::<Result<_, _>>()?;
         Ok(Some(LearnerCommand::Batch(Batch::new(id, samples)?)))
     }
 }

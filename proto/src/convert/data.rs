@@ -1,11 +1,11 @@
 //! Ids, prompts, rollouts, weights.
 
-use std::sync::Arc;
+use std::num::NonZeroU32;
 
 use types::{
     DType, FailReason, FinishReason, Manifest, ModelDescription, ModelFile, PolicyVersion, Prompt,
-    PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, Sampling, ScoredRollout, Span, TensorEntry,
-    WeightHash,
+    PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, RolloutParts, Sample, Sampling,
+    SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, WeightHash,
 };
 
 use crate::error::required;
@@ -48,17 +48,13 @@ impl TryFrom<pb::RolloutId> for RolloutId {
 
 impl From<Prompt> for pb::Prompt {
     fn from(prompt: Prompt) -> Self {
-        let content = match prompt.content {
+        let (id, fields) = (prompt.id(), prompt.fields().as_ref().to_owned());
+        let content = match prompt.into_content() {
             PromptContent::Text(text) => pb::prompt::Content::Text(text),
             PromptContent::Tokens(ids) => pb::prompt::Content::Tokens(pb::TokenIds { ids }),
             PromptContent::Messages(json) => pb::prompt::Content::Messages(json),
         };
-        Self {
-            epoch: prompt.id.epoch,
-            ordinal: prompt.id.ordinal,
-            content: Some(content),
-            fields: prompt.fields.as_ref().to_owned(),
-        }
+        Self { epoch: id.epoch, ordinal: id.ordinal, content: Some(content), fields }
     }
 }
 
@@ -76,20 +72,35 @@ impl TryFrom<pb::Prompt> for Prompt {
     }
 }
 
+impl From<Span> for pb::Span {
+    fn from(span: Span) -> Self {
+        Self { version: span.version.0, tokens: span.tokens.get() }
+    }
+}
+
+impl TryFrom<pb::Span> for Span {
+    type Error = ProtocolError;
+
+    fn try_from(span: pb::Span) -> Result<Self, ProtocolError> {
+        let tokens = NonZeroU32::new(span.tokens).ok_or(ProtocolError::Missing("span.tokens"))?;
+        Ok(Self { version: PolicyVersion(span.version), tokens })
+    }
+}
+
 impl From<Rollout> for pb::Rollout {
     fn from(rollout: Rollout) -> Self {
+        let rollout = rollout.into_parts();
         let finish_reason = match rollout.finish_reason {
             FinishReason::Stop => pb::FinishReason::Stop,
             FinishReason::Length => pb::FinishReason::Length,
         };
-        let span = |span: Span| pb::Span { version: span.version.0, tokens: span.tokens };
         Self {
             id: Some(rollout.id.into()),
             prompt_tokens: rollout.prompt_tokens.to_vec(),
             response_tokens: rollout.response_tokens,
             rollout_logprobs: rollout.rollout_logprobs,
             surviving_mass: rollout.surviving_mass.unwrap_or_default(),
-            spans: rollout.spans.into_iter().map(span).collect(),
+            spans: rollout.spans.into_iter().map(pb::Span::from).collect(),
             finish_reason: finish_reason.into(),
             fields: rollout.fields.as_ref().to_owned(),
         }
@@ -105,34 +116,27 @@ impl TryFrom<pb::Rollout> for Rollout {
             pb::FinishReason::Length => FinishReason::Length,
             pb::FinishReason::Unspecified => return Err(ProtocolError::Missing("rollout.finish_reason")),
         };
-        if rollout.fields.len() > types::MAX_FIELDS_BYTES {
-            return Err(ProtocolError::field(
-                "rollout.fields",
-                format!("has {} bytes", rollout.fields.len()),
-            ));
-        }
-        let span = |span: pb::Span| Span { version: PolicyVersion(span.version), tokens: span.tokens };
-        let rollout = Rollout {
+        Ok(Rollout::new(RolloutParts {
             id: required("rollout.id", rollout.id)?.try_into()?,
             prompt_tokens: rollout.prompt_tokens.into(),
             response_tokens: rollout.response_tokens,
             rollout_logprobs: rollout.rollout_logprobs,
             surviving_mass: Some(rollout.surviving_mass).filter(|mass| !mass.is_empty()),
-            spans: rollout.spans.into_iter().map(span).collect(),
+            spans: rollout.spans.into_iter().map(Span::try_from).collect::<Result<_, _>>()?,
             finish_reason,
-            fields: Arc::from(rollout.fields),
-        };
-        Ok(rollout.validated()?)
+            fields: rollout.fields.into(),
+        })?)
     }
 }
 
 impl From<ScoredRollout> for pb::ScoredRollout {
     fn from(scored: ScoredRollout) -> Self {
+        let (rollout, scores) = scored.into_parts();
         Self {
-            rollout: Some(scored.rollout.into()),
-            score: scored.score,
-            ref_logprobs: scored.ref_logprobs,
-            outcome: scored.outcome,
+            rollout: Some(rollout.into()),
+            score: scores.score,
+            ref_logprobs: scores.ref_logprobs,
+            outcome: scores.outcome,
         }
     }
 }
@@ -141,13 +145,25 @@ impl TryFrom<pb::ScoredRollout> for ScoredRollout {
     type Error = ProtocolError;
 
     fn try_from(scored: pb::ScoredRollout) -> Result<Self, ProtocolError> {
-        let scored = ScoredRollout {
-            rollout: required("scored.rollout", scored.rollout)?.try_into()?,
-            score: scored.score,
-            ref_logprobs: scored.ref_logprobs,
-            outcome: scored.outcome,
-        };
-        Ok(scored.validated()?)
+        let rollout = required("scored.rollout", scored.rollout)?.try_into()?;
+        let pb::ScoredRollout { score, ref_logprobs, outcome, .. } = scored;
+        Ok(Self::new(rollout, Scores { score, ref_logprobs, outcome })?)
+    }
+}
+
+impl From<Sample> for pb::Sample {
+    fn from(sample: Sample) -> Self {
+        let weight = sample.weight();
+        Self { scored: Some(sample.into_scored().into()), weight }
+    }
+}
+
+impl TryFrom<pb::Sample> for Sample {
+    type Error = ProtocolError;
+
+    fn try_from(sample: pb::Sample) -> Result<Self, ProtocolError> {
+        let scored = required("sample.scored", sample.scored)?.try_into()?;
+        Ok(Self::new(scored, sample.weight)?)
     }
 }
 
@@ -204,16 +220,17 @@ impl TryFrom<pb::RolloutFailure> for RolloutFailure {
 
 impl From<Sampling> for pb::Sampling {
     fn from(sampling: Sampling) -> Self {
+        let params = SamplingParams::from(sampling);
         Self {
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            top_k: sampling.top_k,
-            min_p: sampling.min_p,
-            repetition_penalty: sampling.repetition_penalty,
-            max_new_tokens: sampling.max_new_tokens,
-            stop: sampling.stop,
-            stop_token_ids: sampling.stop_token_ids,
-            ignore_eos: sampling.ignore_eos,
+            temperature: params.temperature,
+            top_p: params.top_p,
+            top_k: params.top_k,
+            min_p: params.min_p,
+            repetition_penalty: params.repetition_penalty,
+            max_new_tokens: params.max_new_tokens,
+            stop: params.stop,
+            stop_token_ids: params.stop_token_ids,
+            ignore_eos: params.ignore_eos,
         }
     }
 }
@@ -222,7 +239,7 @@ impl TryFrom<pb::Sampling> for Sampling {
     type Error = ProtocolError;
 
     fn try_from(sampling: pb::Sampling) -> Result<Self, ProtocolError> {
-        let sampling = Self {
+        Ok(Self::new(SamplingParams {
             temperature: sampling.temperature,
             top_p: sampling.top_p,
             top_k: sampling.top_k,
@@ -232,9 +249,7 @@ impl TryFrom<pb::Sampling> for Sampling {
             stop: sampling.stop,
             stop_token_ids: sampling.stop_token_ids,
             ignore_eos: sampling.ignore_eos,
-        };
-        sampling.validate()?;
-        Ok(sampling)
+        })?)
     }
 }
 
@@ -244,23 +259,18 @@ pub(crate) fn hash(field: &'static str, bytes: &[u8]) -> Result<WeightHash, Prot
     bytes.map(WeightHash).map_err(|_| ProtocolError::field(field, "must have 32 bytes"))
 }
 
-impl From<Manifest> for pb::Manifest {
-    fn from(manifest: Manifest) -> Self {
-        let dtype = |dtype| match dtype {
+impl From<&TensorEntry> for pb::TensorEntry {
+    fn from(entry: &TensorEntry) -> Self {
+        let dtype = match entry.dtype() {
             DType::F32 => pb::DType::F32,
             DType::Bf16 => pb::DType::Bf16,
             DType::F16 => pb::DType::F16,
         };
-        let entry = |entry: TensorEntry| pb::TensorEntry {
-            name: entry.name,
-            shape: entry.shape,
-            dtype: dtype(entry.dtype).into(),
-            hash: entry.hash.0.to_vec(),
-        };
         Self {
-            version: manifest.version.0,
-            tensors: manifest.tensors.into_iter().map(entry).collect(),
-            hash: manifest.hash.0.to_vec(),
+            name: entry.name().to_owned(),
+            shape: entry.shape().to_vec(),
+            dtype: dtype.into(),
+            hash: entry.hash().0.to_vec(),
         }
     }
 }
@@ -275,10 +285,18 @@ impl TryFrom<pb::TensorEntry> for TensorEntry {
             pb::DType::F16 => DType::F16,
             pb::DType::Unspecified => return Err(ProtocolError::Missing("tensor.dtype")),
         };
-        if entry.name.is_empty() || entry.name.len() > 512 || entry.shape.len() > 8 {
-            return Err(ProtocolError::field("tensor", "must have a name and at most 8 dimensions"));
+        let hash = hash("tensor.hash", &entry.hash)?;
+        Ok(Self::new(TensorLayout { name: entry.name, shape: entry.shape, dtype }, hash)?)
+    }
+}
+
+impl From<Manifest> for pb::Manifest {
+    fn from(manifest: Manifest) -> Self {
+        Self {
+            version: manifest.version().0,
+            tensors: manifest.tensors().iter().map(Into::into).collect(),
+            hash: manifest.hash().0.to_vec(),
         }
-        Ok(Self { hash: hash("tensor.hash", &entry.hash)?, name: entry.name, shape: entry.shape, dtype })
     }
 }
 
@@ -287,21 +305,29 @@ impl TryFrom<pb::Manifest> for Manifest {
 
     fn try_from(manifest: pb::Manifest) -> Result<Self, ProtocolError> {
         let tensors = manifest.tensors.into_iter().map(TensorEntry::try_from).collect::<Result<_, _>>()?;
-        let manifest = Self {
-            version: PolicyVersion(manifest.version),
-            tensors,
-            hash: hash("manifest.hash", &manifest.hash)?,
-        };
-        manifest.total_bytes()?;
-        Ok(manifest)
+        let hash = hash("manifest.hash", &manifest.hash)?;
+        Ok(Self::stated(PolicyVersion(manifest.version), tensors, hash)?)
+    }
+}
+
+impl From<&ModelFile> for pb::ModelFile {
+    fn from(file: &ModelFile) -> Self {
+        Self { name: file.name().to_owned(), content: file.content().to_vec() }
+    }
+}
+
+impl TryFrom<pb::ModelFile> for ModelFile {
+    type Error = ProtocolError;
+
+    fn try_from(file: pb::ModelFile) -> Result<Self, ProtocolError> {
+        Ok(Self::new(file.name, file.content)?)
     }
 }
 
 impl From<ModelDescription> for pb::ModelDescription {
     fn from(description: ModelDescription) -> Self {
-        let file = |file: ModelFile| pb::ModelFile { name: file.name, content: file.content };
         Self {
-            files: description.files.into_iter().map(file).collect(),
+            files: description.files.iter().map(Into::into).collect(),
             manifest: Some(description.manifest.into()),
         }
     }
@@ -311,9 +337,8 @@ impl TryFrom<pb::ModelDescription> for ModelDescription {
     type Error = ProtocolError;
 
     fn try_from(description: pb::ModelDescription) -> Result<Self, ProtocolError> {
-        let file = |file: pb::ModelFile| ModelFile::new(file.name, file.content);
         Ok(Self {
-            files: description.files.into_iter().map(file).collect::<Result<_, _>>()?,
+            files: description.files.into_iter().map(ModelFile::try_from).collect::<Result<_, _>>()?,
             manifest: required("description.manifest", description.manifest)?.try_into()?,
         })
     }

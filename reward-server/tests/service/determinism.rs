@@ -15,8 +15,8 @@ async fn score(rollouts: &[Rollout], together: bool) -> Bits {
     let mut world = World::start(Config { deterministic: true, ..networks() }).await;
     let mut bits = Bits::new();
     let mut take = |scored: types::ScoredRollout| {
-        let logprobs = scored.ref_logprobs.iter().map(|logprob| logprob.to_bits()).collect();
-        bits.insert(scored.rollout.id.prompt.ordinal, (scored.score.to_bits(), logprobs));
+        let logprobs = scored.ref_logprobs().iter().map(|logprob| logprob.to_bits()).collect();
+        bits.insert(scored.rollout().id().prompt.ordinal, (scored.score().to_bits(), logprobs));
     };
     for rollout in rollouts {
         world.actor.offer(rollout).await;

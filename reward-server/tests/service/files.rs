@@ -7,6 +7,7 @@ use model::{LoadOptions, SaveOptions};
 use reward_server::files::Error;
 use reward_server::{FileOptions, Progress, logprobs_file, score_file};
 use serde_json::{Value, json};
+use types::{Rollout, RolloutParts};
 
 use crate::tiny;
 
@@ -77,8 +78,9 @@ fn logprobs_are_one_fewer_than_tokens() {
         let found: Vec<f32> = serde_json::from_value(result["logprobs"].clone()).unwrap();
         assert_eq!(found.len(), tokens.len() - 1);
         if tokens.len() > 1 {
-            let mut rollout = tiny::with_tokens(0, &tokens[1..], "");
-            rollout.prompt_tokens = tokens[..1].to_vec().into();
+            let rollout = tiny::with_tokens(0, &tokens[1..], "");
+            let prompt_tokens = tokens[..1].to_vec().into();
+            let rollout = Rollout::new(RolloutParts { prompt_tokens, ..rollout.into_parts() }).unwrap();
             let expected = tiny::expected_logprobs(&rollout, 0.7);
             assert!(found.iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-4), "{found:?} {expected:?}");
         }

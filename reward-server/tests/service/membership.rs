@@ -64,7 +64,7 @@ async fn killing_a_server_loses_nothing() {
     stub.let_through(20);
     let mut journal: BTreeSet<RolloutId> = BTreeSet::new();
     for number in 0..20 {
-        let id = scored(session.result().await).rollout.id;
+        let id = scored(session.result().await).rollout().id();
         if number < 10 {
             journal.insert(id);
             session.record(id).await;
@@ -89,12 +89,12 @@ async fn killing_a_server_loses_nothing() {
     let mut session = coordinator.welcomed().await;
     let mut actor = connect_to(&session.hello.address, "actor-0").await;
     stub.let_through(ROLLOUTS as usize);
-    for rollout in rollouts.iter().filter(|rollout| !told.contains(&rollout.id)) {
+    for rollout in rollouts.iter().filter(|rollout| !told.contains(&rollout.id())) {
         actor.offer(rollout).await;
     }
     let rest = async {
         while journal.len() < rollouts.len() {
-            let id = scored(session.result().await).rollout.id;
+            let id = scored(session.result().await).rollout().id();
             assert!(journal.insert(id), "{id} was recorded already");
             session.record(id).await;
             assert_eq!(actor.reply().await.unwrap(), ScoreReply::Recorded(id));

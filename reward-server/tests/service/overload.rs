@@ -28,7 +28,7 @@ const RESPONSE_TOKENS: usize = 2000;
 async fn record_all(mut session: Session, expected: usize) -> (Session, BTreeMap<RolloutId, u32>) {
     let mut seen = BTreeMap::new();
     while seen.len() < expected {
-        let id = scored(session.result().await).rollout.id;
+        let id = scored(session.result().await).rollout().id();
         *seen.entry(id).or_default() += 1;
         session.record(id).await;
     }
@@ -46,7 +46,7 @@ struct Sent {
 async fn send(actor: &mut Actor, rollouts: Vec<Rollout>, interval: Duration) -> Sent {
     let count = rollouts.len();
     let by_id: BTreeMap<RolloutId, Rollout> =
-        rollouts.into_iter().map(|rollout| (rollout.id, rollout)).collect();
+        rollouts.into_iter().map(|rollout| (rollout.id(), rollout)).collect();
     let start = Instant::now();
     let plan = by_id.keys().enumerate().map(|(number, id)| (start + interval * number as u32, *id));
     let mut due: BTreeSet<(Instant, RolloutId)> = plan.collect();

@@ -83,7 +83,7 @@ async fn ask(world: &mut World, number: u64, act: &str) -> RewardReport {
     let rollout = tiny::rollout(number, "xyz", &fields(act));
     world.actor.offer(&rollout).await;
     let report = world.session.result().await;
-    world.session.record(rollout.id).await;
+    world.session.record(rollout.id()).await;
     world.actor.reply().await.unwrap();
     report
 }
@@ -92,7 +92,7 @@ async fn ask(world: &mut World, number: u64, act: &str) -> RewardReport {
 async fn the_function_gets_prompt_response_and_fields() {
     let scripted = Scripted::new(REWARD);
     let mut world = World::start(scripted.config()).await;
-    assert_eq!(scored(ask(&mut world, 0, "").await).score, 210.0);
+    assert_eq!(scored(ask(&mut world, 0, "").await).score(), 210.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +100,7 @@ async fn a_function_without_keywords_gets_the_fields_it_names() {
     let code = "def reward(prompt, response, label):\n    return label\n";
     let scripted = Scripted::new(code);
     let mut world = World::start(scripted.config()).await;
-    assert_eq!(scored(ask(&mut world, 0, "").await).score, 7.0);
+    assert_eq!(scored(ask(&mut world, 0, "").await).score(), 7.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +119,7 @@ async fn exceptions_and_nonsense_fail_their_sample_and_nothing_else() {
         assert_eq!(reason, FailReason::RewardError);
         assert!(detail.contains(expected), "{act}: {detail}");
     }
-    assert_eq!(scored(ask(&mut world, 9, "").await).score, 210.0);
+    assert_eq!(scored(ask(&mut world, 9, "").await).score(), 210.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +129,7 @@ async fn a_crashed_worker_fails_its_sample_and_is_replaced() {
     let (reason, detail) = why(ask(&mut world, 0, "crash").await);
     assert_eq!(reason, FailReason::RewardError);
     assert!(detail.contains("has died (exit status: 3)"), "{detail}");
-    assert_eq!(scored(ask(&mut world, 1, "").await).score, 210.0);
+    assert_eq!(scored(ask(&mut world, 1, "").await).score(), 210.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +138,7 @@ async fn a_call_past_its_limit_is_a_time_out_and_the_next_one_works() {
     let mut world = World::start(scripted.config()).await;
     let (reason, detail) = why(ask(&mut world, 0, "hang").await);
     assert_eq!((reason, detail.as_str()), (FailReason::RewardTimeout, "python: no score within 200ms"));
-    assert_eq!(scored(ask(&mut world, 1, "").await).score, 210.0);
+    assert_eq!(scored(ask(&mut world, 1, "").await).score(), 210.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,7 +146,7 @@ async fn a_worker_out_of_memory_fails_its_sample() {
     let scripted = Scripted::new(REWARD).set("memory_bytes", 1u64 << 30);
     let mut world = World::start(scripted.config()).await;
     assert_eq!(why(ask(&mut world, 0, "grow").await).0, FailReason::RewardError);
-    assert_eq!(scored(ask(&mut world, 1, "").await).score, 210.0);
+    assert_eq!(scored(ask(&mut world, 1, "").await).score(), 210.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +154,7 @@ async fn what_a_worker_leaves_behind_ends_with_it() {
     let scripted = Scripted::new(REWARD);
     let mut world = World::start(scripted.config()).await;
     assert_eq!(why(ask(&mut world, 0, "daemon").await).0, FailReason::RewardError);
-    assert_eq!(scored(ask(&mut world, 1, "").await).score, 210.0);
+    assert_eq!(scored(ask(&mut world, 1, "").await).score(), 210.0);
     world.server.token.cancel();
     world.server.ended().await.unwrap();
     crate::world::until("its processes are gone", || workers_of(&scripted.file()) == 0).await;
@@ -183,8 +183,12 @@ async fn a_batched_function_gets_what_waits_and_fails_as_one() {
     }
     for _ in 0..10 {
         let scored = scored(world.session.result().await);
-        assert_eq!(f64::from(scored.score), (scored.rollout.id.prompt.ordinal + 1) as f64, "each its own");
-        world.session.record(scored.rollout.id).await;
+        assert_eq!(
+            f64::from(scored.score()),
+            (scored.rollout().id().prompt.ordinal + 1) as f64,
+            "each its own"
+        );
+        world.session.record(scored.rollout().id()).await;
         world.actor.reply().await.unwrap();
     }
     let (_, detail) = why(ask(&mut world, 20, "raise").await);

@@ -26,7 +26,7 @@ async fn the_request_has_the_shape_of_openrlhf() {
     let mut world = World::start(config(Http { label: Some("answer".into()), ..stub.scorer() })).await;
     let fields = r#"{"prompt": "2 + 2 = ", "answer": "4"}"#;
     world.actor.offer(&tiny::rollout(0, "42", fields)).await;
-    assert_eq!(scored(world.session.result().await).score, 10.0);
+    assert_eq!(scored(world.session.result().await).score(), 10.0);
     let expected = json!({ "query": ["2 + 2 = 42"], "prompts": ["2 + 2 = "], "labels": ["4"] });
     assert_eq!(stub.bodies(), [expected]);
 }
@@ -57,7 +57,11 @@ async fn what_waits_is_sent_together() {
     stub.let_through(9);
     for _ in 0..9 {
         let scored = scored(world.session.result().await);
-        assert_eq!(f64::from(scored.score), (scored.rollout.id.prompt.ordinal + 2) as f64, "each its own");
+        assert_eq!(
+            f64::from(scored.score()),
+            (scored.rollout().id().prompt.ordinal + 2) as f64,
+            "each its own"
+        );
     }
     assert!(stub.bodies().len() < 9, "{} requests", stub.bodies().len());
 }
@@ -67,7 +71,7 @@ async fn what_fails_on_the_way_is_tried_again() {
     let stub = Stub::scripted(&[(503, "busy"), (429, "slow down")]).await;
     let mut world = World::start(config(Http { retries: 2, ..stub.scorer() })).await;
     world.actor.offer(&tiny::rollout(0, "42", r#"{"prompt": "x"}"#)).await;
-    assert_eq!(scored(world.session.result().await).score, 3.0);
+    assert_eq!(scored(world.session.result().await).score(), 3.0);
     assert_eq!(stub.bodies().len(), 3);
 }
 
@@ -122,7 +126,7 @@ async fn while_a_service_is_down_rollouts_wait_and_actors_are_told_to_come_back(
     let Some(ScoreReply::Overloaded { retry_after, .. }) = refused else { panic!("{refused:?}") };
     assert!(retry_after <= delay, "{retry_after:?}");
     let first = scored(world.session.result().await);
-    assert!(first.score > 0.0, "no sample is lost to the outage");
+    assert!(first.score() > 0.0, "no sample is lost to the outage");
 }
 
 #[tokio::test(flavor = "multi_thread")]

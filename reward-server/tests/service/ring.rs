@@ -30,18 +30,18 @@ async fn a_rollout_gets_its_numbers_and_is_acknowledged_once_recorded() {
     let rollout = tiny::with_tokens(0, &tiny::tokens(5, 12), r#"{"prompt": "x"}"#);
     world.actor.offer(&rollout).await;
     let scored = scored(world.session.result().await);
-    let tokens = [&rollout.prompt_tokens[..], &rollout.response_tokens].concat();
-    assert!((scored.score - tiny::expected_score(&tokens)).abs() < 1e-5, "{}", scored.score);
+    let tokens = [rollout.prompt_tokens(), rollout.response_tokens()].concat();
+    assert!((scored.score() - tiny::expected_score(&tokens)).abs() < 1e-5, "{}", scored.score());
     let expected = tiny::expected_logprobs(&rollout, 0.8);
-    assert_eq!(scored.ref_logprobs.len(), expected.len());
-    for (found, expected) in scored.ref_logprobs.iter().zip(&expected) {
+    assert_eq!(scored.ref_logprobs().len(), expected.len());
+    for (found, expected) in scored.ref_logprobs().iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
     }
-    assert_eq!(scored.outcome, None, "there are no tests");
-    assert_eq!(scored.rollout.rollout_logprobs, rollout.rollout_logprobs);
+    assert_eq!(scored.outcome(), None, "there are no tests");
+    assert_eq!(scored.rollout().rollout_logprobs(), rollout.rollout_logprobs());
     assert!(world.actor.ready_reply().is_none(), "a report is not a record");
-    world.session.record(rollout.id).await;
-    assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollout.id));
+    world.session.record(rollout.id()).await;
+    assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollout.id()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,9 +56,9 @@ async fn rollouts_of_several_actors_are_batched_and_each_gets_its_own_numbers() 
     }
     for _ in &rollouts {
         let scored = scored(world.session.result().await);
-        let tokens = [&scored.rollout.prompt_tokens[..], &scored.rollout.response_tokens].concat();
-        assert!((scored.score - tiny::expected_score(&tokens)).abs() < 1e-4);
-        assert!((scored.ref_logprobs[0] - tiny::expected_logprobs(&scored.rollout, 0.8)[0]).abs() < 1e-4);
+        let tokens = [scored.rollout().prompt_tokens(), scored.rollout().response_tokens()].concat();
+        assert!((scored.score() - tiny::expected_score(&tokens)).abs() < 1e-4);
+        assert!((scored.ref_logprobs()[0] - tiny::expected_logprobs(scored.rollout(), 0.8)[0]).abs() < 1e-4);
     }
 }
 
@@ -71,7 +71,7 @@ async fn a_token_that_a_network_does_not_know_fails_only_its_rollout() {
     let reports = [world.session.result().await, world.session.result().await];
     let (failures, scores): (Vec<_>, Vec<_>) =
         reports.into_iter().partition(|report| matches!(report, RewardReport::Failed(_)));
-    assert_eq!(scored(scores.into_iter().next().unwrap()).rollout.id, good.id);
+    assert_eq!(scored(scores.into_iter().next().unwrap()).rollout().id(), good.id());
     let (reason, detail) = why(failures.into_iter().next().unwrap());
     assert_eq!(reason, FailReason::RewardError);
     assert!(detail.contains("token 70000 is outside"), "{detail}");
@@ -83,13 +83,13 @@ async fn an_invalid_rollout_has_failed_and_its_stream_goes_on() {
     let rollout = tiny::with_tokens(0, &[1, 2], "");
     world.actor.offer_broken(&rollout, |message| message.rollout_logprobs[1] = f32::NAN).await;
     let failure = failed(world.session.result().await);
-    assert_eq!((failure.id, failure.reason, failure.response_tokens), (rollout.id, FailReason::Invalid, 2));
+    assert_eq!((failure.id, failure.reason, failure.response_tokens), (rollout.id(), FailReason::Invalid, 2));
     assert!(failure.detail.contains("rollout_logprobs[1]"), "{}", failure.detail);
-    world.session.record(rollout.id).await;
-    assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollout.id));
+    world.session.record(rollout.id()).await;
+    assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollout.id()));
     let next = tiny::with_tokens(1, &[1, 2], "");
     world.actor.offer(&next).await;
-    assert_eq!(scored(world.session.result().await).rollout.id, next.id);
+    assert_eq!(scored(world.session.result().await).rollout().id(), next.id());
     world.actor.offer_broken(&next, |message| message.id = None).await;
     assert_eq!(world.actor.reply().await.unwrap_err().code(), tonic::Code::InvalidArgument);
 }
@@ -111,14 +111,14 @@ async fn a_rollout_in_work_is_scored_once_whoever_offers_it() {
     until("the requests have come", || stub.bodies().len() == 3).await;
     stub.let_through(3);
     for _ in 0..3 {
-        let id = scored(world.session.result().await).rollout.id;
+        let id = scored(world.session.result().await).rollout().id();
         world.session.record(id).await;
     }
     let queries: Vec<_> = stub.bodies().iter().map(|body| body["query"][0].as_str().unwrap().len()).collect();
     assert_eq!(queries.len(), 3, "one request a rollout");
     for actor in [&mut world.actor, &mut second] {
         let replies = [actor.reply().await.unwrap(), actor.reply().await.unwrap()];
-        assert!(replies.contains(&ScoreReply::Recorded(rollout.id)), "{replies:?}");
+        assert!(replies.contains(&ScoreReply::Recorded(rollout.id())), "{replies:?}");
     }
 }
 
@@ -134,14 +134,14 @@ async fn what_the_journal_may_not_have_is_sent_again_after_a_reconnect() {
     for _ in &rollouts {
         first.push(scored(world.session.result().await));
     }
-    world.session.record(rollouts[1].id).await;
-    assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollouts[1].id));
+    world.session.record(rollouts[1].id()).await;
+    assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollouts[1].id()));
     drop(world.session);
     let mut session = world.coordinator.welcomed().await;
     assert_eq!(session.hello.run.as_ref().map(|run| run.as_str()), Some(RUN));
-    for expected in [rollouts[0].id, rollouts[2].id] {
+    for expected in [rollouts[0].id(), rollouts[2].id()] {
         let again = scored(session.result().await);
-        assert_eq!(again.rollout.id, expected, "in the order of arrival");
+        assert_eq!(again.rollout().id(), expected, "in the order of arrival");
         assert!(first.contains(&again), "the same result, not a new one");
         session.record(expected).await;
         assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(expected));
@@ -157,9 +157,9 @@ async fn a_result_that_comes_while_the_coordinator_is_away_is_kept() {
     drop(world.session);
     stub.let_through(1);
     let mut session = world.coordinator.welcomed().await;
-    assert_eq!(scored(session.result().await).rollout.id, rollout.id);
-    session.record(rollout.id).await;
-    assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollout.id));
+    assert_eq!(scored(session.result().await).rollout().id(), rollout.id());
+    session.record(rollout.id()).await;
+    assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollout.id()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,14 +189,14 @@ async fn beyond_its_bounds_the_server_says_when_to_come_back() {
     assert_eq!(id.prompt.ordinal, 4);
     assert!(retry_after > Duration::ZERO);
     stub.let_through(4);
-    let done = scored(world.session.result().await).rollout.id;
+    let done = scored(world.session.result().await).rollout().id();
     world.session.record(done).await;
     assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(done));
     world.actor.offer(&tiny::rollout(4, "x", "")).await;
     stub.let_through(1);
     let mut later = Vec::new();
     for _ in 0..4 {
-        later.push(scored(world.session.result().await).rollout.id.prompt.ordinal);
+        later.push(scored(world.session.result().await).rollout().id().prompt.ordinal);
     }
     assert!(later.contains(&4), "there is room again: {later:?}");
 }
@@ -208,10 +208,10 @@ async fn a_rollout_whose_lease_runs_out_is_a_timeout_of_its_length() {
     let rollout = tiny::rollout(0, "the answer", "");
     world.actor.offer_for(Duration::from_millis(200), &rollout).await;
     let failure = failed(world.session.result().await);
-    let tokens = u32::try_from(rollout.response_tokens.len()).unwrap();
+    let tokens = u32::try_from(rollout.response_tokens().len()).unwrap();
     assert_eq!(
         (failure.id, failure.reason, failure.response_tokens),
-        (rollout.id, FailReason::RewardTimeout, tokens)
+        (rollout.id(), FailReason::RewardTimeout, tokens)
     );
 }
 
@@ -226,11 +226,11 @@ async fn a_server_that_is_told_to_stop_finishes_what_it_has_and_takes_nothing_ne
     let late = tiny::rollout(1, "too late", "");
     world.actor.offer(&late).await;
     let ScoreReply::Overloaded { id, .. } = world.actor.reply().await.unwrap() else { panic!("not refused") };
-    assert_eq!(id, late.id);
+    assert_eq!(id, late.id());
     stub.let_through(1);
-    assert_eq!(scored(world.session.result().await).rollout.id, rollout.id);
-    world.session.record(rollout.id).await;
-    assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollout.id));
+    assert_eq!(scored(world.session.result().await).rollout().id(), rollout.id());
+    world.session.record(rollout.id()).await;
+    assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollout.id()));
     world.server.ended().await.unwrap();
 }
 

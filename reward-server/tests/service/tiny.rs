@@ -8,7 +8,7 @@ use model::{
     SpecialTokens, Tokenizer, Weights,
 };
 use tch::{Device, Kind, Tensor};
-use types::{FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, Span};
+use types::{FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, Span};
 
 const VOCABULARY: usize = 384;
 
@@ -62,11 +62,11 @@ fn load(name: &str) -> Model {
 
 /// Log-probs of the response at a temperature, the slow way: a full softmax a row.
 pub(crate) fn expected_logprobs(rollout: &Rollout, temperature: f64) -> Vec<f32> {
-    let tokens = [&rollout.prompt_tokens[..], &rollout.response_tokens].concat();
+    let tokens = [rollout.prompt_tokens(), rollout.response_tokens()].concat();
     let (hidden, head) = hidden(&load("policy"), &tokens);
     let logprobs = (hidden.matmul(&head.tr()) / temperature).log_softmax(-1, Kind::Float);
     let value = |at: usize| logprobs.double_value(&[at as i64 - 1, i64::from(tokens[at])]) as f32;
-    (rollout.prompt_tokens.len()..tokens.len()).map(value).collect()
+    (rollout.prompt_tokens().len()..tokens.len()).map(value).collect()
 }
 
 /// The reward model's score of a sequence, alone in its batch.
@@ -84,16 +84,20 @@ pub(crate) fn rollout(ordinal: u64, response: &str, fields: &str) -> Rollout {
 /// A rollout with these response tokens.
 pub(crate) fn with_tokens(ordinal: u64, response_tokens: &[u32], fields: &str) -> Rollout {
     let length = response_tokens.len();
-    Rollout {
+    Rollout::new(RolloutParts {
         id: RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling: 0, attempt: 0 },
         prompt_tokens: vec![7, 8, 9].into(),
         response_tokens: response_tokens.to_vec(),
         rollout_logprobs: vec![-1.5; length],
         surviving_mass: None,
-        spans: vec![Span { version: PolicyVersion(3), tokens: u32::try_from(length).unwrap() }],
+        spans: vec![Span {
+            version: PolicyVersion(3),
+            tokens: u32::try_from(length).unwrap().try_into().unwrap(),
+        }],
         finish_reason: FinishReason::Stop,
         fields: fields.into(),
-    }
+    })
+    .unwrap()
 }
 
 /// Response tokens that differ from one number to the next, `length` of them.

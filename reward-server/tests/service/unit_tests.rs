@@ -63,8 +63,8 @@ async fn the_share_of_passed_tests_is_the_score() {
     {
         world.actor.offer(&tiny::rollout(number, response, &doubling())).await;
         let scored = scored(world.session.result().await);
-        assert_eq!((scored.score, scored.outcome), (score, Some(outcome)), "{response}");
-        assert_eq!(&*scored.rollout.fields, "", "nobody reads them any more");
+        assert_eq!((scored.score(), scored.outcome()), (score, Some(outcome)), "{response}");
+        assert_eq!(scored.rollout().fields(), "", "nobody reads them any more");
     }
 }
 
@@ -73,7 +73,7 @@ async fn all_or_nothing_is_another_rule_with_the_same_outcome() {
     let mut world = World::start(with_sandbox(tests(Rule::All))).await;
     world.actor.offer(&tiny::rollout(0, HALF, &doubling())).await;
     let scored = scored(world.session.result().await);
-    assert_eq!((scored.score, scored.outcome), (0.0, Some(0.0)));
+    assert_eq!((scored.score(), scored.outcome()), (0.0, Some(0.0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,13 +85,13 @@ async fn the_outcome_is_the_yardstick_even_when_it_decides_nothing() {
     let mut world = World::start(with_sandbox(scorers)).await;
     world.actor.offer(&tiny::rollout(0, RIGHT, &doubling())).await;
     let judged = scored(world.session.result().await);
-    assert_eq!((judged.score, judged.outcome), (-1.0, Some(1.0)));
+    assert_eq!((judged.score(), judged.outcome()), (-1.0, Some(1.0)));
     world.actor.offer(&tiny::rollout(1, RIGHT, r#"{"prompt": "no tests"}"#)).await;
-    assert_eq!(scored(world.session.result().await).outcome, None);
+    assert_eq!(scored(world.session.result().await).outcome(), None);
     let broken = r#"{"prompt": "Write f.", "kind": "function_calls", "entry_point": "f"}"#;
     world.actor.offer(&tiny::rollout(2, RIGHT, broken)).await;
     let unjudged = scored(world.session.result().await);
-    assert_eq!((unjudged.score, unjudged.outcome), (-1.0, None), "what decides nothing fails nothing");
+    assert_eq!((unjudged.score(), unjudged.outcome()), (-1.0, None), "what decides nothing fails nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,7 +115,7 @@ async fn the_program_can_be_the_last_code_block() {
     let chat = format!("First try:\n```python\n{HALF}```\nBetter:\n```python\n{RIGHT}```\nDone.");
     for (number, response) in [(0, chat.as_str()), (1, RIGHT)] {
         world.actor.offer(&tiny::rollout(number, response, &doubling())).await;
-        assert_eq!(scored(world.session.result().await).score, 1.0, "{response}");
+        assert_eq!(scored(world.session.result().await).score(), 1.0, "{response}");
     }
 }
 
@@ -130,8 +130,8 @@ async fn equal_programs_are_run_once() {
     for number in 0..30 {
         world.actor.offer(&tiny::rollout(number, coin, &fields.to_string())).await;
     }
-    let first = scored(world.session.result().await).score;
+    let first = scored(world.session.result().await).score();
     for _ in 1..30 {
-        assert_eq!(scored(world.session.result().await).score, first);
+        assert_eq!(scored(world.session.result().await).score(), first);
     }
 }

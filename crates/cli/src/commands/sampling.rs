@@ -1,7 +1,7 @@
 //! The arguments of commands that draw responses.
 
 use service::BadInput;
-use types::Sampling;
+use types::{Sampling, SamplingParams};
 
 /// How responses are drawn, in the meaning of transformers' `GenerationConfig`.
 #[derive(Debug, clap::Args)]
@@ -38,7 +38,7 @@ impl SamplingArguments {
     /// # Errors
     /// Names the parameter that is out of range.
     pub(crate) fn sampling(&self, temperature: f32) -> Result<Sampling, BadInput> {
-        let sampling = Sampling {
+        let params = SamplingParams {
             temperature: self.temperature.unwrap_or(temperature),
             top_p: self.top_p,
             top_k: self.top_k,
@@ -49,7 +49,6 @@ impl SamplingArguments {
             stop_token_ids: Vec::new(),
             ignore_eos: self.ignore_eos,
         };
-        sampling.validate().map_err(|error| BadInput(error.to_string()))?;
-        Ok(sampling)
+        Sampling::new(params).map_err(|error| BadInput(error.to_string()))
     }
 }

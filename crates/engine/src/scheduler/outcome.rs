@@ -85,8 +85,8 @@ impl Scheduler {
         }
         let sampling = &sequence.sampling;
         let is_eos =
-            !sampling.ignore_eos && self.groups[&sequence.group].eos_token_ids.contains(&drawn.token);
-        if stop_text.is_some() || is_eos || sampling.stop_token_ids.contains(&drawn.token) {
+            !sampling.ignores_eos() && self.groups[&sequence.group].eos_token_ids.contains(&drawn.token);
+        if stop_text.is_some() || is_eos || sampling.stop_token_ids().contains(&drawn.token) {
             return Some(Ending::Finished(FinishReason::Stop, stop_text));
         }
         (sequence.len() >= sequence.limit).then_some(Ending::Finished(FinishReason::Length, None))

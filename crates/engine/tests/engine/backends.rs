@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use engine::{Backend, Device, Engine, EngineConfig, Error, Event, Finished, PolicyWeights, Request};
 use model::{ModelConfig, Weights};
-use types::{DType, PolicyVersion, Sampling};
+use types::{DType, PolicyVersion, SamplingParams};
 
 use crate::determinism::requests;
 use crate::fixture::{
@@ -41,16 +41,16 @@ fn assert_agreement([native, aten]: &[BTreeMap<u64, Finished>; 2]) {
 /// Requests that follow every rule, so that every step mixes them, among them lengths that differ by much.
 fn mixed() -> Vec<Request> {
     let rules = [
-        Sampling::default(),
-        Sampling { temperature: 1e-30, ..Sampling::default() },
-        Sampling { temperature: 1.7, top_k: 3, ..Sampling::default() },
-        Sampling { top_k: 1000, repetition_penalty: 1.8, ..Sampling::default() },
-        Sampling { min_p: 0.3, temperature: 0.5, ..Sampling::default() },
-        Sampling { top_p: 0.4, repetition_penalty: 0.7, ..Sampling::default() },
-        Sampling { repetition_penalty: 1.4, ..Sampling::greedy(1) },
+        SamplingParams::default(),
+        SamplingParams { temperature: 1e-30, ..SamplingParams::default() },
+        SamplingParams { temperature: 1.7, top_k: 3, ..SamplingParams::default() },
+        SamplingParams { top_k: 1000, repetition_penalty: 1.8, ..SamplingParams::default() },
+        SamplingParams { min_p: 0.3, temperature: 0.5, ..SamplingParams::default() },
+        SamplingParams { top_p: 0.4, repetition_penalty: 0.7, ..SamplingParams::default() },
+        SamplingParams { repetition_penalty: 1.4, ..SamplingParams::greedy(1) },
     ];
-    let request = |(id, sampling): (u64, &Sampling)| {
-        let sampling = Sampling { max_new_tokens: 25 + id as u32, ..sampling.clone() };
+    let request = |(id, sampling): (u64, &SamplingParams)| {
+        let sampling = SamplingParams { max_new_tokens: 25 + id as u32, ..sampling.clone() };
         let prompt = prompt([2, 200, 31, 90][id as usize % 4], id);
         Request { top_logprobs: [0, 5, 64, 2][id as usize % 4], ..siblings(&[id], prompt, sampling) }
     };
@@ -77,14 +77,14 @@ fn responses_of_all_rules_agree_in_mixed_batches() {
 
 /// A prompt longer than windows and pre-training, in chunks, with siblings, under several rules.
 fn long(case: &Case) -> [Request; 3] {
-    let drawn = Sampling { max_new_tokens: 60, temperature: 0.9, ..Sampling::default() };
+    let drawn = SamplingParams { max_new_tokens: 60, temperature: 0.9, ..SamplingParams::default() };
     let vocab_size = case.config.vocab_size as u32;
     let prompt =
         |length, stream| prompt(length, stream).into_iter().map(|token| token % vocab_size).collect();
     [
         siblings(&[0, 1, 2], prompt(300, 1), drawn.clone()),
-        siblings(&[3, 4], prompt(50, 2), Sampling { top_p: 0.95, ..drawn.clone() }),
-        request(5, prompt(130, 3), Sampling { repetition_penalty: 1.1, ..drawn }),
+        siblings(&[3, 4], prompt(50, 2), SamplingParams { top_p: 0.95, ..drawn.clone() }),
+        request(5, prompt(130, 3), SamplingParams { repetition_penalty: 1.1, ..drawn }),
     ]
 }
 
@@ -126,7 +126,7 @@ fn half_precision_is_near_the_full_one_and_the_cache_half_as_large() {
 fn half_precision_has_the_learners_rounding() {
     let (model, weights) = small_model();
     let config = EngineConfig { dtype: DType::Bf16, ..config_of(Backend::Aten) };
-    let sampling = Sampling { max_new_tokens: 40, ..Sampling::default() };
+    let sampling = SamplingParams { max_new_tokens: 40, ..SamplingParams::default() };
     let prompt = prompt(33, 7);
     let finished = run(&mut engine(&model, &weights, &config), &[request(0, prompt.clone(), sampling)]);
     let half = weights.to(tch::Kind::BFloat16, tch::Device::Cpu);
@@ -143,7 +143,7 @@ fn half_precision_has_the_learners_rounding() {
 #[test]
 fn numbers_that_are_none_fail_their_response() {
     let (model, weights) = small_model();
-    let sound = request(1, vec![5; 20], Sampling::greedy(5));
+    let sound = request(1, vec![5; 20], SamplingParams::greedy(5));
     let expected = run(&mut engine(&model, &weights, &small_config()), std::slice::from_ref(&sound));
     let unused = |token: &u32| *token != 5 && !expected[&1].response_tokens.contains(token);
     let poison = (0..97).find(unused).unwrap();
@@ -151,7 +151,8 @@ fn numbers_that_are_none_fail_their_response() {
     let _ = embedding.select(0, i64::from(poison)).fill_(f64::NAN);
     for backend in BACKENDS {
         let mut engine = engine(&model, &weights, &config_of(backend));
-        let poisoned = request(0, vec![5, poison, 5], Sampling { top_k: 4, ..Sampling::default() });
+        let poisoned =
+            request(0, vec![5, poison, 5], SamplingParams { top_k: 4, ..SamplingParams::default() });
         engine.submit(&[poisoned, sound.clone()]).into_iter().for_each(Result::unwrap);
         let mut events = Vec::new();
         while !engine.is_idle() {
@@ -232,10 +233,10 @@ mod gpu {
         let (model, weights) = small_model();
         let other = Weights::random(&model, 77, tch::Kind::Float, tch::Device::Cpu);
         let config = EngineConfig { dtype: DType::Bf16, ..on_gpu(small_config()) };
-        let sampling = |id: u64| Sampling {
+        let sampling = |id: u64| SamplingParams {
             max_new_tokens: 60,
             top_p: if id.is_multiple_of(2) { 1.0 } else { 0.9 },
-            ..Sampling::default()
+            ..SamplingParams::default()
         };
         let requests: Vec<Request> =
             (0..11).map(|id| request(id, prompt(3 + 5 * id as usize, id), sampling(id))).collect();
@@ -295,7 +296,7 @@ fn a_network_that_the_native_backend_cannot_run_is_run_by_torch() {
     model.head_dim = 514;
     let weights = Weights::random(&model, 3, tch::Kind::Float, tch::Device::Cpu);
     let auto = config_of(Backend::Auto);
-    let request = request(1, prompt(9, 1), Sampling { max_new_tokens: 8, ..Sampling::default() });
+    let request = request(1, prompt(9, 1), SamplingParams { max_new_tokens: 8, ..SamplingParams::default() });
     let answers = run(&mut engine(&model, &weights, &auto), std::slice::from_ref(&request));
     let expected = run(&mut engine(&model, &weights, &config_of(Backend::Aten)), &[request]);
     assert_eq!(answers[&1].response_tokens, expected[&1].response_tokens);

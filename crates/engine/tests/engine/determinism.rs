@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 
 use engine::{EngineConfig, Finished, Request};
-use types::{DType, Sampling};
+use types::{DType, SamplingParams};
 
 use crate::fixture::{engine, prompt, request, run, siblings, small_config, small_model};
 
 /// Requests of many lengths and ways of drawing.
 pub(crate) fn requests() -> Vec<Request> {
-    let plain = |max_new_tokens| Sampling { max_new_tokens, ..Sampling::default() };
-    let truncated = Sampling { top_k: 20, top_p: 0.9, min_p: 0.02, temperature: 0.7, ..plain(33) };
-    let penalised = Sampling { repetition_penalty: 1.3, ..plain(25) };
+    let plain = |max_new_tokens| SamplingParams { max_new_tokens, ..SamplingParams::default() };
+    let truncated = SamplingParams { top_k: 20, top_p: 0.9, min_p: 0.02, temperature: 0.7, ..plain(33) };
+    let penalised = SamplingParams { repetition_penalty: 1.3, ..plain(25) };
     let mut requests = vec![
         request(0, prompt(1, 0), plain(40)),
         request(1, prompt(70, 1), truncated),
         request(2, prompt(17, 2), penalised),
-        request(3, prompt(16, 3), Sampling::greedy(60)),
+        request(3, prompt(16, 3), SamplingParams::greedy(60)),
         siblings(&[4, 5, 6, 7], prompt(45, 4), plain(30)),
     ];
     requests.extend((8..24).map(|id| request(id, prompt(id as usize * 3, id), plain(5 + id as u32))));
@@ -61,7 +61,7 @@ fn company_chunks_threads_and_preemption_change_no_bit() {
 #[test]
 fn other_seeds_prompts_and_weights_give_other_responses() {
     let (model, weights) = small_model();
-    let sampling = Sampling { max_new_tokens: 20, ..Sampling::default() };
+    let sampling = SamplingParams { max_new_tokens: 20, ..SamplingParams::default() };
     let mut engine = engine(&model, &weights, &small_config());
     let request = |id, stream| request(id, prompt(10, stream), sampling.clone());
     let finished = run(&mut engine, &[request(0, 0), request(1, 0), request(2, 1)]);

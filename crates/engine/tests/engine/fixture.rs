@@ -10,7 +10,7 @@ use engine::{
 use model::{Architecture, Dimensions, ModelConfig, Packed, Weights};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
-use types::{PolicyVersion, Sampling};
+use types::{PolicyVersion, SamplingParams};
 
 /// A model and what transformers computes with it.
 pub(crate) struct Case {
@@ -191,16 +191,16 @@ pub(crate) fn prompt(length: usize, stream: u64) -> Vec<u32> {
 }
 
 /// A request for one response.
-pub(crate) fn request(id: u64, prompt: Vec<u32>, sampling: Sampling) -> Request {
+pub(crate) fn request(id: u64, prompt: Vec<u32>, sampling: SamplingParams) -> Request {
     siblings(&[id], prompt, sampling)
 }
 
 /// A request for several responses; the seed of each is its id.
-pub(crate) fn siblings(ids: &[u64], prompt: Vec<u32>, sampling: Sampling) -> Request {
+pub(crate) fn siblings(ids: &[u64], prompt: Vec<u32>, sampling: SamplingParams) -> Request {
     Request {
         prompt_tokens: prompt.into(),
         samples: ids.iter().map(|id| SampleRequest { id: *id, seed: *id }).collect(),
-        sampling: Arc::new(sampling),
+        sampling: Arc::new(sampling.try_into().unwrap()),
         eos_token_ids: Arc::from([]),
         top_logprobs: 0,
         stream: false,

@@ -7,7 +7,7 @@ use engine::{Backend, EngineConfig};
 use model::tokenizer::train_bpe;
 use model::{SaveOptions, SpecialTokens};
 use serde_json::json;
-use types::{FinishReason, PromptContent, Sampling};
+use types::{FinishReason, PromptContent, SamplingParams};
 
 use crate::fixture::{BACKENDS, config_of, model_of, small_config};
 
@@ -28,7 +28,8 @@ fn folder(parent: &Path, with_tokenizer: bool) -> PathBuf {
 }
 
 fn options(n: usize) -> DrawOptions {
-    DrawOptions { n, seed: 5, sampling: Sampling { max_new_tokens: 12, ..Sampling::default() } }
+    let sampling = SamplingParams { max_new_tokens: 12, ..SamplingParams::default() };
+    DrawOptions { n, seed: 5, sampling: sampling.try_into().unwrap() }
 }
 
 fn generator(config: &EngineConfig, with_tokenizer: bool) -> Generator {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use engine::{Backend, EngineClient, EngineHandle, EngineParts, Error, Event, Finished, Refusal, Request};
 use futures::FutureExt as _;
-use types::{PolicyVersion, Sampling};
+use types::{PolicyVersion, SamplingParams};
 
 use crate::fixture::{
     BACKENDS, config_of, engine, model_of, policy, prompt, request, run, siblings, small_config, small_model,
@@ -22,7 +22,7 @@ async fn start_with(backend: Backend) -> EngineHandle {
 }
 
 fn requests(stream: u64) -> Vec<Request> {
-    let sampling = Sampling { max_new_tokens: 30, ..Sampling::default() };
+    let sampling = SamplingParams { max_new_tokens: 30, ..SamplingParams::default() };
     (0..10).map(|id| request(id, prompt(5 + id as usize, stream), sampling.clone())).collect()
 }
 
@@ -82,7 +82,7 @@ async fn tokens_are_streamed_in_order_before_the_end() {
 async fn a_dropped_client_takes_its_responses_with_it() {
     let handle = start().await;
     let gone = handle.client().await.unwrap();
-    let endless = Sampling { max_new_tokens: 240, ..Sampling::default() };
+    let endless = SamplingParams { max_new_tokens: 240, ..SamplingParams::default() };
     let ids: Vec<u64> = (0..500).collect();
     gone.submit(vec![siblings(&ids, prompt(5, 0), endless)]).await.unwrap().remove(0).unwrap();
     drop(gone);
@@ -99,7 +99,7 @@ async fn refusals_and_cancelling_are_each_clients_own() {
     let handle = start().await;
     let (one, two) = (handle.client().await.unwrap(), handle.client().await.unwrap());
     let endless = || {
-        let sampling = Sampling { max_new_tokens: 240, ..Sampling::default() };
+        let sampling = SamplingParams { max_new_tokens: 240, ..SamplingParams::default() };
         let ids: Vec<u64> = (0..8).collect();
         siblings(&ids, prompt(5, 0), sampling)
     };
@@ -110,7 +110,7 @@ async fn refusals_and_cancelling_are_each_clients_own() {
     assert!(two.cancel(7).await.unwrap());
     // A million tokens that nobody has read yet are enough.
     let ids: Vec<u64> = (100..5000).collect();
-    let sampling = Sampling { max_new_tokens: 250, ..Sampling::default() };
+    let sampling = SamplingParams { max_new_tokens: 250, ..SamplingParams::default() };
     let many = Request { stream: true, ..siblings(&ids, prompt(5, 0), sampling) };
     let outcome = one.submit(vec![many]).await.unwrap().remove(0);
     assert!(matches!(outcome, Err(Refusal::Unread { events, room }) if events > room), "{outcome:?}");

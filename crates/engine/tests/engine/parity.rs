@@ -3,7 +3,7 @@
 use engine::{EngineConfig, Finished};
 use model::{LogprobOptions, ModelConfig, NextTokens, Packed, Weights};
 use tch::Device;
-use types::{FinishReason, Sampling};
+use types::{FinishReason, SamplingParams};
 
 use crate::fixture::{BACKENDS, Case, assert_same, config_of, largest_difference, request, run};
 
@@ -38,7 +38,7 @@ fn greedy_continuations_equal_transformers_in_ragged_batches() {
         let requests: Vec<_> = prompts
             .iter()
             .enumerate()
-            .map(|(id, prompt)| request(id as u64, prompt.clone(), Sampling::greedy(200)))
+            .map(|(id, prompt)| request(id as u64, prompt.clone(), SamplingParams::greedy(200)))
             .collect();
         // Chunks shorter than the longest prompt, so that prompts are cut.
         let config = EngineConfig { prefill_chunk_tokens: 11, ..config_of(backend) };

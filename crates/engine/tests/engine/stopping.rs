@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::{Engine, Finished, Request};
 use model::tokenizer::train_bpe;
 use model::{SpecialTokens, Tokenizer};
-use types::{FinishReason, Sampling};
+use types::{FinishReason, SamplingParams};
 
 use crate::fixture::{model_of, policy, prompt, request, run, small_config};
 
@@ -15,7 +15,7 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(train_bpe(texts.iter(), 300, &SpecialTokens::default()).unwrap())
 }
 
-fn generate(tokenizer: &Arc<Tokenizer>, id: u64, sampling: Sampling, eos: &[u32]) -> Finished {
+fn generate(tokenizer: &Arc<Tokenizer>, id: u64, sampling: SamplingParams, eos: &[u32]) -> Finished {
     let (model, weights) = model_of(300, 11);
     let config = small_config();
     let weights = policy(&model, &weights, &config, 0);
@@ -24,8 +24,8 @@ fn generate(tokenizer: &Arc<Tokenizer>, id: u64, sampling: Sampling, eos: &[u32]
     run(&mut engine, &[request]).remove(&id).unwrap()
 }
 
-fn free() -> Sampling {
-    Sampling { max_new_tokens: 50, ..Sampling::default() }
+fn free() -> SamplingParams {
+    SamplingParams { max_new_tokens: 50, ..SamplingParams::default() }
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn stop_texts_are_found_wherever_the_borders_of_tokens_lie() {
         // Three characters at a time, as far as they are characters.
         for window in characters.windows(3).filter(|window| window.iter().all(char::is_ascii)).step_by(5) {
             let stop: String = window.iter().collect();
-            let sampling = Sampling { stop: vec!["never occurs".to_owned(), stop.clone()], ..free() };
+            let sampling = SamplingParams { stop: vec!["never occurs".to_owned(), stop.clone()], ..free() };
             let stopped = generate(&tokenizer, id, sampling, &[]);
             assert_eq!(stopped.finish_reason, FinishReason::Stop, "{stop:?} in {text:?}");
             let length = stopped.response_tokens.len();
@@ -62,19 +62,20 @@ fn stop_and_eos_ids_end_a_response_and_belong_to_it() {
     let whole = generate(&tokenizer, 1, free(), &[]).response_tokens;
     let id = whole[7];
     let first = whole.iter().position(|token| *token == id).unwrap();
-    let by_id = generate(&tokenizer, 1, Sampling { stop_token_ids: vec![id], ..free() }, &[]);
+    let by_id = generate(&tokenizer, 1, SamplingParams { stop_token_ids: vec![id], ..free() }, &[]);
     let by_eos = generate(&tokenizer, 1, free(), &[id]);
     for response in [by_id, by_eos] {
         assert_eq!(response.response_tokens, whole[..=first]);
         assert_eq!((response.finish_reason, response.stop_text), (FinishReason::Stop, None));
     }
-    let ignored = generate(&tokenizer, 1, Sampling { ignore_eos: true, ..free() }, &[id]);
+    let ignored = generate(&tokenizer, 1, SamplingParams { ignore_eos: true, ..free() }, &[id]);
     assert_eq!(ignored.response_tokens, whole);
 }
 
 #[test]
 fn the_context_ends_a_response() {
     let tokenizer = tokenizer();
-    let response = generate(&tokenizer, 0, Sampling { max_new_tokens: 10_000, ..Sampling::default() }, &[]);
+    let response =
+        generate(&tokenizer, 0, SamplingParams { max_new_tokens: 10_000, ..SamplingParams::default() }, &[]);
     assert_eq!((response.response_tokens.len(), response.finish_reason), (246, FinishReason::Length));
 }

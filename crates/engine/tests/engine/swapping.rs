@@ -1,7 +1,7 @@
 //! New weights between two steps.
 
 use engine::{Backend, CacheOnSwap, EngineConfig, Error};
-use types::{PolicyVersion, Sampling, Span};
+use types::{PolicyVersion, SamplingParams, Span};
 
 use crate::fixture::{
     BACKENDS, config_of, drain, engine, model_of, next_logprobs, policy, prompt, siblings, small_model,
@@ -10,7 +10,7 @@ use crate::fixture::{
 const PROMPT: usize = 20;
 
 fn span(version: u64, tokens: u32) -> Span {
-    Span { version: PolicyVersion(version), tokens }
+    Span { version: PolicyVersion(version), tokens: tokens.try_into().unwrap() }
 }
 
 /// Checks responses of which `before` tokens were drawn by the first weights.
@@ -19,7 +19,7 @@ fn swapped(backend: Backend, on_swap: CacheOnSwap) {
     let (_, second) = model_of(97, 12);
     let config = EngineConfig { on_swap, ..config_of(backend) };
     let mut engine = engine(&model, &first, &config);
-    let sampling = Sampling { max_new_tokens: 15, ..Sampling::default() };
+    let sampling = SamplingParams { max_new_tokens: 15, ..SamplingParams::default() };
     engine.submit(&[siblings(&[0, 1], prompt(PROMPT, 0), sampling)]);
     for _ in 0..6 {
         engine.step().unwrap();
@@ -27,9 +27,9 @@ fn swapped(backend: Backend, on_swap: CacheOnSwap) {
     let old = engine.swap_weights(policy(&model, &second, &config, 1)).unwrap();
     assert_eq!((old.version(), engine.version()), (PolicyVersion(0), PolicyVersion(1)));
     for (id, response) in drain(&mut engine) {
-        let drawn: u32 = response.spans.iter().map(|span| span.tokens).sum();
+        let drawn: u32 = response.spans.iter().map(|span| span.tokens.get()).sum();
         assert_eq!((response.spans.len(), drawn), (2, 15), "response {id}");
-        let before = response.spans[0].tokens;
+        let before = response.spans[0].tokens.get();
         assert!((5..=6).contains(&before) && response.spans[0].version == PolicyVersion(0));
         let cached = PROMPT as u32 + 14;
         let kept = PROMPT as u32 + before - 1;

@@ -93,7 +93,7 @@ mod tests {
     use model::tokenizer::train_bpe;
     use model::{Architecture, Dimensions, ModelConfig, SaveOptions, SpecialTokens, Weights};
     use serde_json::json;
-    use types::Sampling;
+    use types::SamplingParams;
 
     use super::*;
 
@@ -126,7 +126,8 @@ mod tests {
     fn run(generator: &mut Generator, parent: &Path, input: &str, n: usize) -> anyhow::Result<Vec<Value>> {
         let (input_path, output) = (parent.join("in.jsonl"), parent.join("out.jsonl"));
         std::fs::write(&input_path, input)?;
-        let sampling = Sampling { max_new_tokens: 12, ..Sampling::default() };
+        let sampling = SamplingParams { max_new_tokens: 12, ..SamplingParams::default() };
+        let sampling = sampling.try_into().unwrap();
         let draw = DrawOptions { n, seed: 5, sampling };
         let files = FileOptions { input: input_path, output: output.clone(), draw };
         let summary = generate(generator, &files, &mut |_| {})?;

@@ -106,7 +106,7 @@ fn compare(stage: &EvalStage) -> anyhow::Result<Vec<Line>> {
 fn examine(stage: &EvalStage, candidate: &Candidate, tasks: &[Task]) -> anyhow::Result<Line> {
     eprintln!("  {}", candidate.name);
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
-    let greedy = Sampling { temperature: 0.0, ..stage.sampling.clone() };
+    let greedy = stage.sampling.clone().into_greedy();
     let draw = |n, sampling| DrawOptions { n, seed: stage.seed, sampling };
     let greedy = responses::draw(&candidate.model, &prompts, &draw(1, greedy))?;
     let sampled = responses::draw(&candidate.model, &prompts, &draw(stage.n, stage.sampling.clone()))?;
@@ -114,7 +114,7 @@ fn examine(stage: &EvalStage, candidate: &Candidate, tasks: &[Task]) -> anyhow::
     let frozen = Frozen { folder: &stage.output, name: &candidate.name, responses: &sampled };
     let scores = stage.reward_model.as_deref().map(|model| frozen.scores(model)).transpose()?;
     let kl =
-        stage.reference.as_deref().map(|model| frozen.kl(model, stage.sampling.temperature)).transpose()?;
+        stage.reference.as_deref().map(|model| frozen.kl(model, stage.sampling.temperature())).transpose()?;
     let line = Line {
         name: candidate.name.clone(),
         model: candidate.model.clone(),
