@@ -14,7 +14,8 @@ demo: setup
 test: setup
 	$(CARGO) nextest --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-nextest
 	$(CARGO) nextest run --locked --workspace --profile ci
-	$(CARGO) test --locked --workspace --doc
+	# Programs of doc tests lie outside target/, where the path to libtorch that is linked into them does not lead.
+	LD_LIBRARY_PATH=$(CURDIR)/.deps/python/torch/lib $(CARGO) test --locked --workspace --doc
 
 # libtorch and headers into .deps/ of this checkout.
 setup:

@@ -39,8 +39,7 @@ impl PolicyModel {
     /// # Errors
     /// Names the file that is missing or unusable.
     pub(crate) fn read(files: Vec<ModelFile>) -> Result<Self, Error> {
-        let files: BTreeMap<String, Vec<u8>> =
-            files.into_iter().map(|file| (file.name, file.content)).collect();
+        let files: BTreeMap<String, Vec<u8>> = files.into_iter().map(ModelFile::into_parts).collect();
         let config = ModelConfig::parse(files.get("config.json").ok_or(Error::NoConfig)?)?;
         let tokenizer = Tokenizer::read(Files::Memory(&files))?;
         let template = ChatTemplate::read(Files::Memory(&files), tokenizer.special().clone())?;

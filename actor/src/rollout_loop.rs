@@ -25,7 +25,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use engine::{Event, Finished, Request, SampleRequest};
 use openai::Served;
-use service::{CancellationToken, LinkEvent, Readiness, Spawner};
+use service::{CancellationToken, LinkEvent, Readiness, Spawner, sleep_until};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome};
@@ -109,7 +109,7 @@ impl RolloutLoop {
         Ok(Self {
             updater: PolicyUpdater::new(&config, member.clone(), served),
             member,
-            incarnation: Incarnation(new_incarnation()),
+            incarnation: Incarnation(service::new_incarnation()),
             link,
             spawner,
             readiness,
@@ -457,22 +457,9 @@ impl RolloutLoop {
     }
 }
 
-/// A number that no other life of this actor has: the time it began, in microseconds.
-fn new_incarnation() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
-}
-
 async fn next_event(policy: &mut Option<Policy>) -> anyhow::Result<Event> {
     match policy {
         Some(policy) => Ok(policy.client.next_event().await?),
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }

@@ -1,9 +1,7 @@
 //! Wires the coordinator: data set, journal, loop, gRPC, dashboard.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::Context as _;
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
 
@@ -14,9 +12,6 @@ use crate::journal::Journal;
 use crate::server_loop::{Parts, ServerLoop};
 use crate::steps_file::StepsFile;
 use crate::{dashboard, metrics};
-
-/// How long members get to close their streams after the end.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Builds the coordinator; nothing runs yet.
 ///
@@ -58,12 +53,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     context.tasks.add("grpc", OnError::Shutdown, async move {
         // The server outlives the request to stop, because the drain needs its streams: it ends with the
         // loop, and does not wait for members that are slow to close.
-        let serving =
-            router.serve_with_incoming_shutdown(listener.incoming(), done.clone().cancelled_owned());
-        tokio::select! {
-            served = serving => served.context("serve gRPC"),
-            () = async { done.cancelled().await; tokio::time::sleep(CLOSE_TIMEOUT).await } => Ok(()),
-        }
+        listener.serve(router, done).await
     });
     context.readiness.set(true);
     Ok(context)

@@ -1,7 +1,7 @@
 //! The stream to the coordinator: results up, records down; again and again until the run is over.
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use proto::MAX_MESSAGE_BYTES;
@@ -78,7 +78,7 @@ impl Membership {
     /// Stays in the run until it is over or the process is to stop and nothing is in work.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let _done = self.done.clone().drop_guard();
-        let incarnation = incarnation();
+        let incarnation = Incarnation(service::new_incarnation());
         let mut backoff = Backoff::new(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
         loop {
             let broken = match self.stay(incarnation, &mut backoff).await {
@@ -219,10 +219,4 @@ fn no_welcome() -> Broken {
 /// The address that actors are told.
 pub(crate) fn reachable(advertise: Option<&String>, bound: SocketAddr) -> String {
     advertise.cloned().unwrap_or_else(|| bound.to_string())
-}
-
-/// Another number in every life of the process.
-fn incarnation() -> Incarnation {
-    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Incarnation(u64::try_from(unix.as_micros()).unwrap_or(u64::MAX))
 }

@@ -1,7 +1,6 @@
 //! Wires the reward server: scorers, registry of rollouts, coordinator's stream, actors' service, endpoint.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use service::grpc::Listener;
@@ -15,9 +14,6 @@ use crate::inflight::Bounds;
 use crate::registry::RolloutRegistry;
 use crate::scorer_set::ScorerSet;
 use crate::{endpoint, metrics, scoring};
-
-/// How long actors get to close their streams after the end.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Builds the reward server; nothing but its workers runs yet.
 ///
@@ -77,12 +73,7 @@ fn join_run(
     context.tasks.add("grpc", OnError::Shutdown, async move {
         // The server outlives the request to stop, because actors wait for their answers; it ends with the
         // membership, and does not wait for actors that are slow to close.
-        let serving =
-            router.serve_with_incoming_shutdown(listener.incoming(), done.clone().cancelled_owned());
-        tokio::select! {
-            served = serving => served.context("serve gRPC"),
-            () = async { done.cancelled().await; tokio::time::sleep(CLOSE_TIMEOUT).await } => Ok(()),
-        }
+        listener.serve(router, done).await
     });
     Ok(())
 }

@@ -19,7 +19,7 @@ pub enum Error {
         operation: &'static str,
         /// The key it was about; several are joined by commas.
         key: String,
-        /// c10d's message.
+        /// What c10d says.
         reason: String,
     },
     /// A key did not appear, or the server did not answer, in time.
@@ -57,7 +57,7 @@ pub enum Error {
     Invalid {
         /// Name of the group, or of the store key.
         group: String,
-        /// The call.
+        /// The call that was refused.
         operation: &'static str,
         /// What is wrong with its arguments.
         reason: String,
@@ -83,7 +83,7 @@ pub enum Error {
         rank: usize,
         /// Number of ranks.
         world_size: usize,
-        /// The call.
+        /// The call that was refused.
         operation: String,
         /// What ended the group.
         cause: String,
@@ -171,7 +171,7 @@ impl fmt::Display for Fault {
 /// Another member of a group at the time of a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Its rank.
+    /// Its rank in the group.
     pub rank: usize,
     /// What it was doing.
     pub state: PeerState,

@@ -35,9 +35,9 @@ pub enum Reduce {
     /// Their sum divided by the number of ranks, so that it overflows where the sum does; for floating-point
     /// kinds.
     Mean,
-    /// The greatest.
+    /// The greatest of the values.
     Max,
-    /// The least.
+    /// The least of the values.
     Min,
 }
 

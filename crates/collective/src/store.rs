@@ -207,16 +207,17 @@ fn open<F>(
 where
     F: FnOnce() -> io::Result<(RawStore, u16)> + Send + 'static,
 {
-    let key = String::new();
-    let failed = |reason| Error::Store { address: address.to_string(), operation, key: key.clone(), reason };
-    let (raw, port) = match call_within("store-open", timeout.saturating_add(ROUND_TRIP), make) {
-        Ok(made) => made.map_err(|error| failed(error.to_string()))?,
-        Err(Late::NoThread(error)) => return Err(failed(error.to_string())),
+    let (server, key) = (address.to_string(), String::new());
+    let made = match call_within("store-open", timeout.saturating_add(ROUND_TRIP), make) {
+        Ok(made) => made,
+        Err(Late::NoThread(error)) => Err(error),
         Err(Late::NotBack(waited)) => {
             let reason = "no store answered";
-            return Err(Error::StoreTimeout { address: address.to_string(), operation, key, reason, waited });
+            return Err(Error::StoreTimeout { address: server, operation, key, reason, waited });
         }
     };
+    let (raw, port) =
+        made.map_err(|error| Error::Store { address: server, operation, key, reason: error.to_string() })?;
     let connection = Connection {
         raw: Arc::new(raw),
         address: Address { port, ..address.clone() },
@@ -292,28 +293,23 @@ impl Connection {
         F: FnOnce(&RawStore, &[CString]) -> std::result::Result<T, Thrown> + Send + 'static,
     {
         let full_keys = keys.iter().map(|key| self.full_key(key)).collect::<Result<Vec<_>>>()?;
-        let failed = |reason: String| Error::Store {
-            address: self.address.to_string(),
-            operation,
-            key: keys.join(","),
-            reason,
-        };
+        let (address, key) = (self.address.to_string(), keys.join(","));
         if self.given_up.load(Ordering::Acquire) {
-            return Err(failed("the server did not answer an earlier call".to_owned()));
+            let reason = "the server did not answer an earlier call".to_owned();
+            return Err(Error::Store { address, operation, key, reason });
         }
         let raw = Arc::clone(&self.raw);
         match call_within("store-call", limit.saturating_add(ROUND_TRIP), move || call(&raw, &full_keys)) {
-            Ok(result) => result.map_err(|thrown| failed(thrown.to_string())),
-            Err(Late::NoThread(error)) => Err(failed(error.to_string())),
+            Ok(result) => {
+                result.map_err(|thrown| Error::Store { address, operation, key, reason: thrown.to_string() })
+            }
+            Err(Late::NoThread(error)) => {
+                Err(Error::Store { address, operation, key, reason: error.to_string() })
+            }
             Err(Late::NotBack(waited)) => {
                 self.given_up.store(true, Ordering::Release);
-                Err(Error::StoreTimeout {
-                    address: self.address.to_string(),
-                    operation,
-                    key: keys.join(","),
-                    reason: "the server did not answer",
-                    waited,
-                })
+                let reason = "the server did not answer";
+                Err(Error::StoreTimeout { address, operation, key, reason, waited })
             }
         }
     }

@@ -82,8 +82,7 @@ fn windowed_attention(queries: &Tensor, keys: &Tensor, values: &Tensor, window: 
 /// Attention of `[rows, heads, head_dim]` queries: causal, or over what `visible` `[rows, columns]` says.
 fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, visible: Option<&Tensor>) -> Tensor {
     let shared_keys = queries.size()[1] != keys.size()[1];
-    let heads_first = |rows: &Tensor| rows.transpose(0, 1).unsqueeze(0);
-    let (queries, keys, values) = (heads_first(queries), heads_first(keys), heads_first(values));
+    let [queries, keys, values] = [queries, keys, values].map(|rows| rows.transpose(0, 1).unsqueeze(0));
     let causal = visible.is_none();
     let attended = Tensor::scaled_dot_product_attention(
         &queries,

@@ -15,16 +15,20 @@ use crate::raw::{self, bytes_of, copy_bytes};
 #[derive(Debug, thiserror::Error)]
 #[error("a buffer of {found} bytes, the network's weights have {expected}")]
 pub struct WrongLength {
-    /// Bytes given.
+    /// How many bytes were given.
     pub found: usize,
-    /// Bytes needed.
+    /// How many the network needs.
     pub expected: usize,
 }
 
 /// Name, shape and place of every parameter in the buffer.
 pub fn parameters(config: &ModelConfig) -> Vec<(String, Vec<u64>)> {
-    let unsigned = |shape: &[i64]| shape.iter().map(|dim| dim.unsigned_abs()).collect();
-    Layout::new(config).parameters().map(|spec| (spec.name.clone(), unsigned(&spec.shape))).collect()
+    let mut parameters = Vec::new();
+    for spec in Layout::new(config).parameters() {
+        let shape = spec.shape.iter().map(|dim| dim.unsigned_abs()).collect();
+        parameters.push((spec.name.clone(), shape));
+    }
+    parameters
 }
 
 /// Bytes of the buffer with elements of `kind`.
@@ -69,12 +73,13 @@ impl<'a> PackedWeights<'a> {
             return Err(WrongLength { found: buffer.len(), expected });
         }
         let mut rest = buffer;
-        let mut take = |numel: i64| {
-            let (own, others) = rest.split_at(usize::try_from(numel).unwrap_or(0) * kind.elt_size_in_bytes());
+        let mut groups = Vec::new();
+        for group in &Layout::new(config).groups {
+            let numel = usize::try_from(group.numel).unwrap_or(0);
+            let (own, others) = rest.split_at(numel * kind.elt_size_in_bytes());
+            groups.push(own);
             rest = others;
-            own
-        };
-        let groups = Layout::new(config).groups.iter().map(|group| take(group.numel)).collect();
+        }
         Ok(Self { groups, kind, device })
     }
 }

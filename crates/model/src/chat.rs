@@ -147,14 +147,17 @@ impl ChatTemplate {
     /// # Errors
     /// When the template fails on the request, refuses it, or exceeds its instruction budget.
     pub fn render(&self, request: &ChatRequest) -> Result<String, Error> {
-        let has = |wanted: &str| self.names.iter().any(|name| name == wanted);
         let name = match self.names.as_slice() {
-            _ if request.tools.is_some() && has("tool_use") => "tool_use",
+            _ if request.tools.is_some() && self.has("tool_use") => "tool_use",
             [only] => only,
-            names if !has("default") => return Err(Error::NoDefault(names.to_vec())),
+            names if !self.has("default") => return Err(Error::NoDefault(names.to_vec())),
             _ => "default",
         };
         self.render_named(name, request)
+    }
+
+    fn has(&self, wanted: &str) -> bool {
+        self.names.iter().any(|name| name == wanted)
     }
 
     /// Renders with the template of this name.
@@ -167,24 +170,23 @@ impl ChatTemplate {
         // minijinja 3.0.5 panics on some programs: `{{ ''[::-1] }}` indexes an empty string. Nothing survives
         // a rendering that could be left inconsistent.
         let rendered = std::panic::catch_unwind(AssertUnwindSafe(|| template.render(context)));
-        let crashed =
-            || Error::Template { name: name.to_owned(), reason: "the template engine crashed".to_owned() };
-        rendered.map_err(|_| crashed())?.map_err(|error| failure(name, &error))
+        let Ok(rendered) = rendered else {
+            let reason = "the template engine crashed".to_owned();
+            return Err(Error::Template { name: name.to_owned(), reason });
+        };
+        rendered.map_err(|error| failure(name, &error))
     }
 
     /// The template's variables; later ones overwrite earlier ones, as in transformers.
     fn context(&self, request: &ChatRequest) -> BTreeMap<String, Value> {
         let messages: Value =
             request.messages.iter().map(present_fields).map(|json| value_of(&json)).collect();
-        let list = |items: Option<&[Json]>| {
-            items.map_or(Value::from(()), |items| items.iter().map(value_of).collect())
-        };
         let now = request.now.unwrap_or_else(SystemTime::now);
         let mut context = BTreeMap::from([
             ("strftime_now".to_owned(), Value::from_function(move |format: &str| strftime(now, format))),
             ("messages".to_owned(), messages),
-            ("tools".to_owned(), list(request.tools)),
-            ("documents".to_owned(), list(request.documents)),
+            ("tools".to_owned(), list_of(request.tools)),
+            ("documents".to_owned(), list_of(request.documents)),
             ("add_generation_prompt".to_owned(), Value::from(request.add_generation_prompt)),
         ]);
         context.extend(self.special.iter().map(|(role, token)| (role.clone(), Value::from(token.as_str()))));
@@ -192,6 +194,11 @@ impl ChatTemplate {
         context.extend(variables.map(|(name, value)| (name.clone(), value_of(value))));
         context
     }
+}
+
+/// The template's view of a list that may be absent.
+fn list_of(items: Option<&[Json]>) -> Value {
+    items.map_or(Value::from(()), |items| items.iter().map(value_of).collect())
 }
 
 /// The template's view of a JSON value.
@@ -250,23 +257,25 @@ fn templates_of(value: Option<Json>) -> Result<BTreeMap<String, String>, &'stati
     match value {
         None | Some(Json::Null) => Ok(BTreeMap::new()),
         Some(Json::String(source)) => Ok(BTreeMap::from([("default".to_owned(), source)])),
-        Some(Json::Array(entries)) => {
-            let text = |entry: &Json, field| entry.get(field)?.as_str().map(str::to_owned);
-            let named = entries.iter().map(|entry| Some((text(entry, "name")?, text(entry, "template")?)));
-            named.collect::<Option<_>>().ok_or(shape)
-        }
+        Some(Json::Array(entries)) => entries.iter().map(named_template).collect::<Option<_>>().ok_or(shape),
         Some(_) => Err(shape),
     }
+}
+
+/// Name and source of an entry in a list of templates.
+fn named_template(entry: &Json) -> Option<(String, String)> {
+    let (name, source) = (entry.get("name")?.as_str()?, entry.get("template")?.as_str()?);
+    Some((name.to_owned(), source.to_owned()))
 }
 
 /// transformers' own `{% generation %}` block marks what the assistant wrote and renders as its content.
 fn without_generation_marks(source: &str) -> String {
     let marks = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is valid");
-    let replace = |captures: &regex::Captures| {
+    let replaced = marks.replace_all(source, |captures: &regex::Captures| {
         let statement = if captures.get(2).is_some() { "endif" } else { "if true" };
         format!("{{%{} {statement} {}%}}", &captures[1], &captures[3])
-    };
-    marks.replace_all(source, replace).into_owned()
+    });
+    replaced.into_owned()
 }
 
 /// What a template said by `raise_exception`.
@@ -280,10 +289,9 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
 }
 
 fn strftime(now: SystemTime, format: &str) -> Result<String, minijinja::Error> {
-    let refuse = |error: jiff::Error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string());
-    let time = jiff::Timestamp::try_from(now).map_err(refuse)?;
-    let local = time.to_zoned(jiff::tz::TimeZone::system());
-    jiff::fmt::strtime::format(format, &local).map_err(refuse)
+    let formatted = jiff::Timestamp::try_from(now)
+        .and_then(|time| jiff::fmt::strtime::format(format, &time.to_zoned(jiff::tz::TimeZone::system())));
+    formatted.map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string()))
 }
 
 fn failure(name: &str, error: &minijinja::Error) -> Error {

@@ -69,7 +69,7 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// Every family.
+    /// All families that can be read.
     pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
 
     /// `model_type` in `config.json`.
@@ -141,7 +141,7 @@ pub enum RopeScaling {
 pub struct RopeConfig {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
-    /// Stretching.
+    /// How positions beyond the trained ones are reached.
     pub scaling: RopeScaling,
 }
 
@@ -163,9 +163,9 @@ pub struct Dimensions {
     pub hidden_size: i64,
     /// Width of the feed-forward layer.
     pub intermediate_size: i64,
-    /// Decoder blocks.
+    /// How many decoder blocks.
     pub layers: usize,
-    /// Query heads.
+    /// How many query heads.
     pub heads: i64,
     /// Key and value heads.
     pub kv_heads: i64,
@@ -176,9 +176,9 @@ pub struct Dimensions {
 /// A decoder's shape and options.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// Family.
+    /// The family, which decides biases and norms.
     pub architecture: Architecture,
-    /// Head.
+    /// What the network gives for each token.
     pub head: Head,
     /// Tokens in the vocabulary: rows of the embedding.
     pub vocab_size: i64,
@@ -186,9 +186,9 @@ pub struct ModelConfig {
     pub hidden_size: i64,
     /// Width of the feed-forward layer.
     pub intermediate_size: i64,
-    /// Decoder blocks.
+    /// How many decoder blocks.
     pub layers: usize,
-    /// Query heads.
+    /// How many query heads.
     pub heads: i64,
     /// Key and value heads; `heads / kv_heads` queries share one (Ainslie et al., GQA, arXiv 2305.13245).
     pub kv_heads: i64,
@@ -198,7 +198,7 @@ pub struct ModelConfig {
     pub max_positions: i64,
     /// Added to the mean square in RMS norm.
     pub rms_norm_eps: f64,
-    /// Positions.
+    /// How positions are rotated.
     pub rope: RopeConfig,
     /// Bias on all four attention projections (Llama and Qwen3 only; Qwen2 always has it on three of them).
     pub attention_bias: bool,
@@ -212,9 +212,9 @@ pub struct ModelConfig {
     pub initializer_range: f64,
     /// Element type the file announces, if it does.
     pub dtype: Option<Kind>,
-    /// Beginning-of-sequence token.
+    /// The token that begins a sequence.
     pub bos_token_id: Option<u32>,
-    /// End-of-sequence tokens.
+    /// The tokens that end a response.
     pub eos_token_ids: Vec<u32>,
     /// Padding token. Sluice never pads; other programs need it in a scalar head's folder.
     pub pad_token_id: Option<u32>,
@@ -334,13 +334,6 @@ impl ModelConfig {
     }
 
     fn validate_rope(&self) -> Result<(), Error> {
-        let positive = |field, value: f64| {
-            if value.is_finite() && value > 0.0 {
-                Ok(())
-            } else {
-                Err(invalid(field, value, "a positive number"))
-            }
-        };
         positive("rope_theta", self.rope.theta)?;
         match self.rope.scaling {
             RopeScaling::Default => Ok(()),
@@ -377,6 +370,10 @@ impl ModelConfig {
         }
         Ok(())
     }
+}
+
+fn positive(field: &'static str, value: f64) -> Result<(), Error> {
+    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(invalid(field, value, "a positive number")) }
 }
 
 fn invalid(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Error {

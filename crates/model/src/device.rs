@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Device {
-    /// The processor.
+    /// The processor and its memory.
     #[default]
     Cpu,
     /// The GPU with this index.
@@ -37,8 +37,8 @@ impl Device {
         (first.saturating_add(ranks) > there).then(|| {
             let of_ranks = if ranks > 1 { format!(" with {ranks} ranks") } else { String::new() };
             format!(
-                "device is {self}{of_ranks}, but torch sees {there} GPUs here; set device = \"cpu\" or another index, or use a \
-                 build with --features cuda on a machine with a GPU"
+                "device is {self}{of_ranks}, but torch sees {there} GPUs here; set device = \"cpu\" or another index, \
+                 or use a build with --features cuda on a machine with a GPU"
             )
         })
     }
@@ -53,23 +53,28 @@ impl fmt::Display for Device {
     }
 }
 
-impl FromStr for Device {
-    type Err = String;
+/// Text that names no device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("device {0:?} must be cpu, cuda or cuda:N")]
+pub struct UnknownDevice(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for Device {
+    type Err = UnknownDevice;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDevice> {
         let index = match text {
             "cpu" => return Ok(Self::Cpu),
             "cuda" => Some(0),
             other => other.strip_prefix("cuda:").and_then(|index| index.parse().ok()),
         };
-        index.map(Self::Cuda).ok_or_else(|| format!("device {text:?} must be cpu, cuda or cuda:N"))
+        index.map(Self::Cuda).ok_or_else(|| UnknownDevice(text.to_owned()))
     }
 }
 
 impl TryFrom<String> for Device {
-    type Error = String;
+    type Error = UnknownDevice;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, UnknownDevice> {
         text.parse()
     }
 }
@@ -92,7 +97,10 @@ mod tests {
         }
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
         for bad in ["", "gpu", "cuda:", "cuda:x", "cpu:0"] {
-            assert!(bad.parse::<Device>().unwrap_err().contains("must be cpu, cuda or cuda:N"), "{bad}");
+            assert!(
+                bad.parse::<Device>().unwrap_err().to_string().contains("must be cpu, cuda or cuda:N"),
+                "{bad}"
+            );
         }
     }
 

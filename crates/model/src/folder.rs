@@ -54,20 +54,21 @@ pub enum Error {
     /// The configuration is unusable.
     #[error("{path}: {source}")]
     Config {
-        /// The folder.
+        /// The folder that was read or written.
         path: PathBuf,
         /// What is wrong with it.
         source: config::Error,
     },
     /// No safetensors in the folder.
     #[error(
-        "{0} has neither model.safetensors nor model.safetensors.index.json; convert the weights to safetensors"
+        "{0} has neither model.safetensors nor model.safetensors.index.json; convert the weights to \
+         safetensors"
     )]
     NoWeights(PathBuf),
     /// The index of a sharded model is unusable.
     #[error("{path}: {reason}")]
     Index {
-        /// The index.
+        /// The index file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -75,7 +76,7 @@ pub enum Error {
     /// A weights file that is cut short or was never one.
     #[error("{path} is truncated or not a safetensors file: {reason}")]
     Corrupt {
-        /// The file.
+        /// The file that it is about.
         path: PathBuf,
         /// What its header breaks.
         reason: String,
@@ -83,19 +84,19 @@ pub enum Error {
     /// The network needs a tensor that no file has.
     #[error("{path} has no tensor {name} (shape {shape:?})")]
     MissingTensor {
-        /// The folder.
+        /// The folder that was read or written.
         path: PathBuf,
-        /// The tensor.
+        /// The name of the tensor.
         name: String,
-        /// Its shape.
+        /// The shape that the configuration gives it.
         shape: Vec<i64>,
     },
     /// A file has a tensor that the network does not know.
     #[error("{path}: unexpected tensor {name}, which {architecture} does not have")]
     UnexpectedTensor {
-        /// The file.
+        /// The file that it is about.
         path: PathBuf,
-        /// The tensor.
+        /// The name of the tensor.
         name: String,
         /// The network's class.
         architecture: &'static str,
@@ -103,9 +104,9 @@ pub enum Error {
     /// A tensor of another shape than the configuration says.
     #[error("{path}: tensor {name} has shape {found:?}, config.json says {expected:?}")]
     Shape {
-        /// The file.
+        /// The file that it is about.
         path: PathBuf,
-        /// The tensor.
+        /// The name of the tensor.
         name: String,
         /// Its shape in the file.
         found: Vec<usize>,
@@ -115,9 +116,9 @@ pub enum Error {
     /// A tensor of an element type that weights cannot have.
     #[error("{path}: tensor {name} is {found}, expected F32, F16 or BF16")]
     ElementType {
-        /// The file.
+        /// The file that it is about.
         path: PathBuf,
-        /// The tensor.
+        /// The name of the tensor.
         name: String,
         /// Its element type.
         found: String,
@@ -125,9 +126,9 @@ pub enum Error {
     /// Two files have the same tensor.
     #[error("{path}: tensor {name} is also in {other}")]
     Duplicate {
-        /// One file.
+        /// One of the two files.
         path: PathBuf,
-        /// The tensor.
+        /// The name of the tensor.
         name: String,
         /// The other file.
         other: PathBuf,
@@ -137,13 +138,13 @@ pub enum Error {
         "{path}: lm_head.weight differs from the embedding, but config.json has tie_word_embeddings true"
     )]
     Untied {
-        /// The file.
+        /// The file that it is about.
         path: PathBuf,
     },
     /// The hashes cannot be read.
     #[error("{path}: {reason}")]
     Manifest {
-        /// The manifest.
+        /// The file of hashes.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -151,9 +152,9 @@ pub enum Error {
     /// A file is not the one that was written.
     #[error("{path} has BLAKE3 {found}, {MANIFEST} says {expected}: the file was changed or damaged")]
     Hash {
-        /// The file.
+        /// The file that it is about.
         path: PathBuf,
-        /// Its hash.
+        /// The hash of its content now.
         found: String,
         /// Its hash when it was written.
         expected: String,
@@ -167,9 +168,9 @@ pub enum Error {
     /// An allocation or copy that torch refused.
     #[error("{path}: {reason}")]
     Torch {
-        /// The folder.
+        /// The folder that was read or written.
         path: PathBuf,
-        /// Torch's message.
+        /// What torch says, mostly that there is no memory.
         reason: String,
     },
 }
@@ -203,9 +204,9 @@ impl Default for LoadOptions {
 pub struct Model {
     /// Its shape and options.
     pub config: ModelConfig,
-    /// Its weights.
+    /// Its weights, as they were in the folder.
     pub weights: Weights,
-    /// The folder.
+    /// The folder that it came from.
     pub path: PathBuf,
 }
 

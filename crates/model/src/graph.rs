@@ -1,4 +1,4 @@
-//! CUDA graphs: those of the module `cuda`, or, in a build without the feature `cuda`, types that have no
+//! CUDA graphs: those of `model::cuda`, or, in a build without the feature `cuda`, types that have no
 //! values, so that whoever would use graphs is the same code in both.
 
 #[cfg(feature = "cuda")]

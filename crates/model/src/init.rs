@@ -55,10 +55,14 @@ fn generate(values: &mut [f32], stream: u64, first: u64, deviation: f64) {
 
 /// The two normal numbers at `index` and `index + 1` of a stream.
 fn normal_pair(stream: u64, index: u64) -> [f64; 2] {
-    let uniform = |index: u64| (mix(stream ^ mix(index)) >> 11) as f64 / (1u64 << 53) as f64;
-    let radius = (-2.0 * (1.0 - uniform(index)).ln()).sqrt();
-    let angle = TAU * uniform(index + 1);
+    let radius = (-2.0 * (1.0 - uniform(stream, index)).ln()).sqrt();
+    let angle = TAU * uniform(stream, index + 1);
     [radius * angle.cos(), radius * angle.sin()]
+}
+
+/// The uniform number in `0..1` at `index` of a stream.
+fn uniform(stream: u64, index: u64) -> f64 {
+    (mix(stream ^ mix(index)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 fn stream_of(seed: u64, name: &str) -> u64 {

@@ -19,14 +19,14 @@ use crate::config::{Head, ModelConfig};
 pub struct ParameterSpec {
     /// Its name in a Hugging Face folder.
     pub name: String,
-    /// Its dimensions.
+    /// Its dimensions, as transformers stores them.
     pub shape: Vec<i64>,
     /// Index of its first element in the group's buffer.
     pub offset: i64,
 }
 
 impl ParameterSpec {
-    /// Elements.
+    /// How many numbers it is.
     pub fn numel(&self) -> i64 {
         self.shape.iter().product()
     }
@@ -76,7 +76,7 @@ impl GroupLayout {
 /// Every group of a network, in order: embedding, blocks, output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// The groups.
+    /// Embedding, blocks, output.
     pub groups: Vec<GroupLayout>,
 }
 
@@ -85,8 +85,9 @@ impl Layout {
     pub fn new(config: &ModelConfig) -> Self {
         let embedding = ("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, config.hidden_size]);
         let mut groups = vec![GroupLayout::new(GroupKind::Embedding, vec![embedding])];
-        let block = |layer| GroupLayout::new(GroupKind::Block(layer), block_parameters(config, layer));
-        groups.extend((0..config.layers).map(block));
+        for layer in 0..config.layers {
+            groups.push(GroupLayout::new(GroupKind::Block(layer), block_parameters(config, layer)));
+        }
         groups.push(GroupLayout::new(GroupKind::Output, output_parameters(config)));
         Self { groups }
     }
@@ -115,20 +116,23 @@ fn block_parameters(config: &ModelConfig, layer: usize) -> Vec<(String, Vec<i64>
         ("mlp.up_proj", intermediate, hidden, config.mlp_bias),
         ("mlp.down_proj", hidden, intermediate, config.mlp_bias),
     ];
-    let name = |part: &str| format!("model.layers.{layer}.{part}");
-    let weights =
-        projections.iter().map(|(part, rows, columns, _)| (format!("{part}.weight"), vec![*rows, *columns]));
-    let biases = projections
-        .iter()
-        .filter(|(.., bias)| *bias)
-        .map(|(part, rows, ..)| (format!("{part}.bias"), vec![*rows]));
-    let mut parameters: Vec<(String, Vec<i64>)> =
-        weights.chain(biases).map(|(part, shape)| (name(&part), shape)).collect();
-    parameters.push((name("input_layernorm.weight"), vec![hidden]));
-    parameters.push((name("post_attention_layernorm.weight"), vec![hidden]));
+    let mut parameters = Vec::new();
+    for (part, rows, columns, _) in projections {
+        parameters.push((format!("{part}.weight"), vec![rows, columns]));
+    }
+    for (part, rows, _, bias) in projections {
+        if bias {
+            parameters.push((format!("{part}.bias"), vec![rows]));
+        }
+    }
+    parameters.push(("input_layernorm.weight".to_owned(), vec![hidden]));
+    parameters.push(("post_attention_layernorm.weight".to_owned(), vec![hidden]));
     if config.qk_norm() {
-        parameters.push((name("self_attn.q_norm.weight"), vec![config.head_dim]));
-        parameters.push((name("self_attn.k_norm.weight"), vec![config.head_dim]));
+        parameters.push(("self_attn.q_norm.weight".to_owned(), vec![config.head_dim]));
+        parameters.push(("self_attn.k_norm.weight".to_owned(), vec![config.head_dim]));
+    }
+    for (name, _) in &mut parameters {
+        name.insert_str(0, &format!("model.layers.{layer}."));
     }
     parameters
 }

@@ -1,5 +1,37 @@
 //! Decoder networks, tokenizers and Hugging Face folders.
 //!
+//! The log-probability of every token of a sequence but the first, under a small network with random weights:
+//!
+//! ```
+//! use model::{Architecture, Dimensions, LogprobOptions, ModelConfig, Packed, Weights};
+//! use tch::{Device, Kind};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let dimensions = Dimensions {
+//!     vocab_size: 50,
+//!     hidden_size: 16,
+//!     intermediate_size: 32,
+//!     layers: 2,
+//!     heads: 4,
+//!     kv_heads: 2,
+//!     max_positions: 64,
+//! };
+//! let config = ModelConfig::new(Architecture::Llama, dimensions)?;
+//! // `model::folder::load(dir, &LoadOptions::default())` gives both for a folder of the hub.
+//! let weights = Weights::random(&config, 7, Kind::Float, Device::Cpu);
+//!
+//! let network = weights.network(&config);
+//! let packed = Packed::new(&[vec![1, 5, 9, 2]], config.vocab_size, Device::Cpu)?;
+//! let hidden = model::forward(&config, &network, &packed);
+//! let next = packed.next_tokens();
+//! let rows = hidden.index_select(0, &next.rows);
+//! let found = model::logprobs(&rows, &network.output.head, &next.targets, LogprobOptions::default());
+//! assert_eq!(found.logprobs.size(), [3]);
+//! assert!(found.logprobs.max().double_value(&[]) < 0.0);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! A folder gives a [`ModelConfig`] and [`Weights`]; [`forward`] and [`block`] are the network over them,
 //! with attention as an argument; [`logprobs`] and [`scores`] are its two heads. [`Tokenizer`] and
 //! [`ChatTemplate`] turn text and messages into tokens. Numbers, names and texts are those of the
@@ -33,16 +65,18 @@ pub mod weights;
 pub use attention::packed_attention;
 pub use chat::{ChatRequest, ChatTemplate};
 pub use config::{Architecture, Dimensions, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
-pub use device::Device;
+pub use device::{Device, UnknownDevice};
 pub use folder::{LoadOptions, Model, SaveOptions};
 pub use groups::Groups;
 pub use heap::{give_back_freed_memory, keep_freed_memory};
 pub use layout::{GroupKind, GroupLayout, Layout, ParameterSpec};
 pub use logprobs::{
-    Kept, LogprobOptions, TokenGradients, TokenLogprobs, logprobs, logprobs_backward, logprobs_kept,
+    Kept, LogprobInputs, LogprobOptions, TokenGradients, TokenLogprobs, logprobs, logprobs_backward,
+    logprobs_kept,
 };
 pub use network::{
-    BlockWeights, Network, OutputWeights, block, embed, final_norm, forward, logits, rms_norm, scores,
+    BlockWeights, HeadNorms, Network, OutputWeights, block, embed, final_norm, forward, logits, rms_norm,
+    scores,
 };
 pub use packed::{NextTokens, Packed};
 pub use raw::{copy_bytes, hash_tensor, tensor_bytes};

@@ -96,9 +96,20 @@ fn pass(
             kept.push(all);
         }
     }
-    let join = |parts: Vec<Tensor>| joined(parts, &[0], (Kind::Float, hidden.device()));
-    let entropy = options.entropy.then(|| join(entropies));
-    (TokenLogprobs { logprobs: join(logprobs), entropy }, Kept(kept))
+    let place = (Kind::Float, hidden.device());
+    let entropy = options.entropy.then(|| joined(entropies, &[0], place));
+    (TokenLogprobs { logprobs: joined(logprobs, &[0], place), entropy }, Kept(kept))
+}
+
+/// What log-probabilities were computed from.
+#[derive(Debug, Clone, Copy)]
+pub struct LogprobInputs<'a> {
+    /// Final hidden states, `[rows, hidden]`.
+    pub hidden: &'a Tensor,
+    /// The head, `[vocab, hidden]`.
+    pub head: &'a Tensor,
+    /// The tokens, `[rows]` i64.
+    pub targets: &'a Tensor,
 }
 
 /// The gradients of a loss in what [`logprobs`] returned.
@@ -123,34 +134,35 @@ pub struct TokenGradients<'a> {
 /// # Panics
 /// When the shapes do not fit each other.
 pub fn logprobs_backward(
-    (hidden, head, targets): (&Tensor, &Tensor, &Tensor),
+    inputs: LogprobInputs<'_>,
     kept: Kept,
     temperature: f64,
     gradients: &TokenGradients,
     head_gradient: &mut Tensor,
 ) -> Tensor {
     let _guard = tch::no_grad_guard();
+    let LogprobInputs { hidden, head, targets } = inputs;
     let (rows, width) = hidden.size2().expect("hidden states are [rows, hidden]");
     let mut kept = kept.0.into_iter();
-    let of_hidden: Vec<Tensor> = chunks(rows, head)
-        .map(|(start, count)| {
-            let of_chunk = |tensor: &Tensor| tensor.narrow(0, start, count);
-            let hidden = of_chunk(hidden);
-            let of_logprobs = (of_chunk(gradients.logprobs) / temperature).unsqueeze(-1);
-            let of_entropy = gradients.entropy.map(|entropy| (of_chunk(entropy) / temperature).unsqueeze(-1));
-            let all = kept.next().unwrap_or_else(|| all_logprobs(&hidden, head, temperature));
-            let mut of_logits = weighted_probabilities(all, &of_logprobs, of_entropy.as_ref());
-            let _ = of_logits.scatter_add_(-1, &of_chunk(targets).unsqueeze(-1), &of_logprobs);
-            let of_logits = of_logits.to_kind(head.kind());
-            if head_gradient.kind() == head.kind() {
-                let _ = head_gradient.addmm_(&of_logits.tr(), &hidden);
-            } else {
-                let _ = head_gradient.g_add_(&of_logits.tr().matmul(&hidden));
-            }
-            of_logits.matmul(head)
-        })
-        .collect();
-    joined(of_hidden, &[0, width], (hidden.kind(), hidden.device()))
+    let mut grad_hidden = Vec::new();
+    for (start, count) in chunks(rows, head) {
+        let hidden = hidden.narrow(0, start, count);
+        let targets = targets.narrow(0, start, count).unsqueeze(-1);
+        let grad_logprobs = (gradients.logprobs.narrow(0, start, count) / temperature).unsqueeze(-1);
+        let grad_entropy =
+            gradients.entropy.map(|entropy| (entropy.narrow(0, start, count) / temperature).unsqueeze(-1));
+        let all = kept.next().unwrap_or_else(|| all_logprobs(&hidden, head, temperature));
+        let mut grad_logits = weighted_probabilities(all, &grad_logprobs, grad_entropy.as_ref());
+        let _ = grad_logits.scatter_add_(-1, &targets, &grad_logprobs);
+        let grad_logits = grad_logits.to_kind(head.kind());
+        if head_gradient.kind() == head.kind() {
+            let _ = head_gradient.addmm_(&grad_logits.tr(), &hidden);
+        } else {
+            let _ = head_gradient.g_add_(&grad_logits.tr().matmul(&hidden));
+        }
+        grad_hidden.push(grad_logits.matmul(head));
+    }
+    joined(grad_hidden, &[0, width], (hidden.kind(), hidden.device()))
 }
 
 /// `-g p - e p (log p + H)`, `[rows, vocab]`, of the log-probabilities `all`; `g` and `e` are `[rows, 1]`.

@@ -36,8 +36,22 @@ pub struct BlockWeights {
     pub attention_norm: Tensor,
     /// RMS norm before the feed-forward layer, `[hidden]`.
     pub mlp_norm: Tensor,
-    /// RMS norm of each query head and of each key head, `[head_dim]` each.
-    pub head_norms: Option<(Tensor, Tensor)>,
+    /// RMS norms of the heads.
+    pub head_norms: Option<HeadNorms>,
+}
+
+/// RMS norms of the heads before they are rotated.
+#[derive(Debug)]
+pub struct HeadNorms {
+    /// Of each query head, `[head_dim]`.
+    pub query: Tensor,
+    /// Of each key head, `[head_dim]`.
+    pub key: Tensor,
+}
+
+/// A part of a buffer that has elements.
+fn present(part: &Tensor) -> Option<Tensor> {
+    (part.numel() > 0).then(|| part.shallow_clone())
 }
 
 impl BlockWeights {
@@ -50,35 +64,35 @@ impl BlockWeights {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let query = config.heads * config.head_dim;
         let qkv = query + 2 * config.kv_heads * config.head_dim;
-        let when = |condition: bool, size: i64| if condition { size } else { 0 };
+        // What the configuration does not have has no elements.
         let sizes = [
             qkv * hidden,
             hidden * query,
             2 * intermediate * hidden,
             hidden * intermediate,
-            when(config.qkv_bias(), qkv),
-            when(config.attention_bias, hidden),
-            when(config.mlp_bias, 2 * intermediate),
-            when(config.mlp_bias, hidden),
+            if config.qkv_bias() { qkv } else { 0 },
+            if config.attention_bias { hidden } else { 0 },
+            if config.mlp_bias { 2 * intermediate } else { 0 },
+            if config.mlp_bias { hidden } else { 0 },
             hidden,
             hidden,
-            when(config.qk_norm(), config.head_dim),
-            when(config.qk_norm(), config.head_dim),
+            if config.qk_norm() { config.head_dim } else { 0 },
+            if config.qk_norm() { config.head_dim } else { 0 },
         ];
         let parts = flat.split_with_sizes(sizes, 0);
-        let optional = |at: usize| (sizes[at] > 0).then(|| parts[at].shallow_clone());
+        let [query_norm, key_norm] = [10, 11].map(|at| present(&parts[at]));
         Self {
             qkv: parts[0].view([qkv, hidden]),
             output: parts[1].view([hidden, query]),
             gate_up: parts[2].view([2 * intermediate, hidden]),
             down: parts[3].view([hidden, intermediate]),
-            qkv_bias: optional(4),
-            output_bias: optional(5),
-            gate_up_bias: optional(6),
-            down_bias: optional(7),
+            qkv_bias: present(&parts[4]),
+            output_bias: present(&parts[5]),
+            gate_up_bias: present(&parts[6]),
+            down_bias: present(&parts[7]),
             attention_norm: parts[8].shallow_clone(),
             mlp_norm: parts[9].shallow_clone(),
-            head_norms: optional(10).zip(optional(11)),
+            head_norms: query_norm.zip(key_norm).map(|(query, key)| HeadNorms { query, key }),
         }
     }
 }
@@ -112,7 +126,7 @@ impl OutputWeights {
 pub struct Network {
     /// Token embedding, `[vocab, hidden]`.
     pub embedding: Tensor,
-    /// Decoder blocks.
+    /// The decoder blocks, the first one first.
     pub blocks: Vec<BlockWeights>,
     /// Final norm and head.
     pub output: OutputWeights,
@@ -171,9 +185,9 @@ fn split<const PARTS: usize>(x: &Tensor, sizes: [i64; PARTS]) -> [Tensor; PARTS]
 
 /// RMS norm of each query and key head, `[rows, heads + kv_heads, head_dim]`, with one weight for queries and
 /// one for keys.
-fn head_norm(config: &ModelConfig, queries_keys: &Tensor, (query, key): &(Tensor, Tensor)) -> Tensor {
-    let query = query.unsqueeze(0).expand([config.heads, config.head_dim], false);
-    let key = key.unsqueeze(0).expand([config.kv_heads, config.head_dim], false);
+fn head_norm(config: &ModelConfig, queries_keys: &Tensor, norms: &HeadNorms) -> Tensor {
+    let query = norms.query.unsqueeze(0).expand([config.heads, config.head_dim], false);
+    let key = norms.key.unsqueeze(0).expand([config.kv_heads, config.head_dim], false);
     let normed = queries_keys.rms_norm([config.head_dim], None::<&Tensor>, config.rms_norm_eps);
     normed * Tensor::cat(&[query, key], 0)
 }

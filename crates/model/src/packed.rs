@@ -28,7 +28,7 @@ pub enum Error {
         sequence: usize,
         /// The token's index in the sequence.
         position: usize,
-        /// The token.
+        /// The token that has no embedding.
         token: u32,
         /// Size of the vocabulary.
         vocab_size: i64,
@@ -85,10 +85,11 @@ impl Packed {
             positions.extend((0i64..).take(sequence.len()));
             lengths.push(sequence.len() as i64);
         }
-        let place = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let [tokens, positions] =
+            [tokens, positions].map(|values| Tensor::from_slice(&values).to_device(device));
         Ok(Self {
-            tokens: place(&tokens),
-            positions: place(&positions),
+            tokens,
+            positions,
             #[cfg(feature = "cuda")]
             ragged: crate::cuda::flash::Ragged::new(&lengths, device),
             lengths,
@@ -123,9 +124,13 @@ impl Packed {
 
     /// The row of each sequence's last token, `[sequences]` i64: where a reward model's score stands.
     pub fn last_rows(&self) -> Tensor {
+        let mut rows = Vec::with_capacity(self.lengths.len());
         let mut end = 0;
-        let ends: Vec<i64> = self.lengths.iter().map(|length| (end += length, end - 1).1).collect();
-        Tensor::from_slice(&ends).to_device(self.tokens.device())
+        for length in &self.lengths {
+            end += length;
+            rows.push(end - 1);
+        }
+        Tensor::from_slice(&rows).to_device(self.tokens.device())
     }
 
     /// The rows that predict a token of their own sequence, and those tokens; sequence by sequence, `length -

@@ -19,7 +19,7 @@ pub enum Error {
     /// Another number of bytes than the tensor has.
     #[error("{found} bytes for a tensor of {expected} bytes")]
     Length {
-        /// Bytes given.
+        /// How many bytes were given.
         found: usize,
         /// Bytes the tensor has.
         expected: usize,

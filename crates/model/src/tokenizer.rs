@@ -26,7 +26,7 @@ pub enum Error {
     Io {
         /// What was tried.
         action: &'static str,
-        /// The file.
+        /// The file that it is about.
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
@@ -34,7 +34,7 @@ pub enum Error {
     /// A file is not what its name says.
     #[error("{path}: {reason}")]
     Invalid {
-        /// The file.
+        /// The file that it is about.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -92,8 +92,8 @@ impl Tokenizer {
         drop(inner.with_truncation(None));
         inner.with_padding(None);
         let special = special_tokens(files)?;
-        let id = |role: &str| special.get(role).and_then(|token| inner.token_to_id(token));
-        let (bos_id, pad_id, eos_id) = (id("bos_token"), id("pad_token"), id("eos_token"));
+        let [bos_id, pad_id, eos_id] = ["bos_token", "pad_token", "eos_token"]
+            .map(|role| special.get(role).and_then(|token| inner.token_to_id(token)));
         let eos_ids = match eos_ids(files)? {
             Some(ids) => ids,
             None => eos_id.into_iter().collect(),
@@ -139,7 +139,7 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// Beginning-of-sequence token.
+    /// The token that begins a sequence, where the model has one.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos_id
     }
@@ -150,7 +150,7 @@ impl Tokenizer {
         &self.eos_ids
     }
 
-    /// Padding token.
+    /// The token that other programs fill batches up with; nothing here does.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad_id
     }

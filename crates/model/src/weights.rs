@@ -20,25 +20,25 @@ pub enum Error {
     /// Another number of groups.
     #[error("{found} groups of weights, the network has {expected}")]
     Groups {
-        /// Given.
+        /// How many were given.
         found: usize,
-        /// Needed.
+        /// How many the network has.
         expected: usize,
     },
     /// A buffer of another shape.
     #[error("the buffer of group {group:?} has shape {found:?}, expected [{expected}]")]
     Buffer {
-        /// The group.
+        /// The group whose buffer it is.
         group: GroupKind,
-        /// Its shape.
+        /// The shape that was given.
         found: Vec<i64>,
-        /// Elements needed.
+        /// How many elements the group has.
         expected: i64,
     },
     /// Buffers that differ in element type or device.
     #[error("the buffer of group {group:?} is {found}, the first buffer is {expected}")]
     Mixed {
-        /// The group.
+        /// The group whose buffer it is.
         group: GroupKind,
         /// Its element type and device.
         found: String,
@@ -53,7 +53,7 @@ pub enum Error {
 /// One parameter under its Hugging Face name.
 #[derive(Debug)]
 pub struct Parameter<'a> {
-    /// Its name.
+    /// The name that transformers gives it.
     pub name: &'a str,
     /// A view of it: writing to it writes the weights.
     pub tensor: Tensor,
@@ -66,7 +66,7 @@ pub enum ScalarInit {
     Zero,
     /// Normal numbers of the configuration's `initializer_range`, as transformers makes a new `score`.
     Normal {
-        /// Seed.
+        /// Equal seeds give equal numbers.
         seed: u64,
     },
 }
@@ -109,14 +109,14 @@ impl Weights {
         if flats.len() != layout.groups.len() {
             return Err(Error::Groups { found: flats.len(), expected: layout.groups.len() });
         }
-        let place = |flat: &Tensor| format!("{:?} on {:?}", flat.kind(), flat.device());
         for (flat, group) in flats.iter().zip(&layout.groups) {
             if flat.size() != [group.numel] || !flat.is_contiguous() {
                 let (found, expected) = (flat.size(), group.numel);
                 return Err(Error::Buffer { group: group.kind, found, expected });
             }
             if (flat.kind(), flat.device()) != (flats[0].kind(), flats[0].device()) {
-                let (found, expected) = (place(flat), place(&flats[0]));
+                let [found, expected] =
+                    [flat, &flats[0]].map(|flat| format!("{:?} on {:?}", flat.kind(), flat.device()));
                 return Err(Error::Mixed { group: group.kind, found, expected });
             }
         }
@@ -149,23 +149,23 @@ impl Weights {
         self.parameters().find(|parameter| parameter.name == name).map(|parameter| parameter.tensor)
     }
 
-    /// Elements.
+    /// How many numbers the weights are.
     pub fn numel(&self) -> i64 {
         self.layout.numel()
     }
 
-    /// Bytes.
+    /// How many bytes they take.
     pub fn bytes(&self) -> u64 {
         let elements = u64::try_from(self.numel()).unwrap_or(0);
         elements * self.kind().elt_size_in_bytes() as u64
     }
 
-    /// Element type.
+    /// The element type of all buffers.
     pub fn kind(&self) -> Kind {
         self.flats[0].kind()
     }
 
-    /// Device.
+    /// The device of all buffers.
     pub fn device(&self) -> Device {
         self.flats[0].device()
     }
@@ -188,12 +188,13 @@ impl Weights {
     /// A copy in storage of its own, of the given element type on the given device.
     pub fn to(&self, kind: Kind, device: Device) -> Self {
         let _guard = tch::no_grad_guard();
-        let copy = |flat: &Tensor| {
-            let mut place = Tensor::empty(flat.size(), (kind, device));
-            place.copy_(flat);
-            place
-        };
-        Self { layout: Arc::clone(&self.layout), flats: self.flats.iter().map(copy).collect() }
+        let mut flats = Vec::with_capacity(self.flats.len());
+        for flat in &self.flats {
+            let mut copy = Tensor::empty(flat.size(), (kind, device));
+            copy.copy_(flat);
+            flats.push(copy);
+        }
+        Self { layout: Arc::clone(&self.layout), flats }
     }
 
     /// The weights as the network's functions take them: views of the buffers. Where a buffer requires

@@ -5,8 +5,8 @@
 use model::packed::Error as PackedError;
 use model::weights::Error as WeightsError;
 use model::{
-    Architecture, Dimensions, GroupKind, Head, Kept, LogprobOptions, ModelConfig, Packed, ScalarInit,
-    SlidingWindow, TokenGradients, Weights,
+    Architecture, Dimensions, GroupKind, Head, Kept, LogprobInputs, LogprobOptions, ModelConfig, Packed,
+    ScalarInit, SlidingWindow, TokenGradients, Weights,
 };
 use tch::{Device, IndexOp, Kind, Tensor};
 
@@ -159,7 +159,7 @@ fn logprobs_and_their_gradients_do_not_depend_on_chunks() {
 
     let mut head_gradient = Tensor::ones([vocab, width], (Kind::Float, Device::Cpu));
     let gradients = TokenGradients { logprobs: &of_logprobs, entropy: Some(&of_entropy) };
-    let inputs = (&hidden, &head, &targets);
+    let inputs = LogprobInputs { hidden: &hidden, head: &head, targets: &targets };
     let hidden_gradient =
         model::logprobs_backward(inputs, Kept::default(), temperature, &gradients, &mut head_gradient);
     // The hidden states' gradient is a sum over a million tokens, which f32 rounds by up to a thousandth on

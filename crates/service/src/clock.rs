@@ -4,8 +4,9 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-/// A number that no other life of this process has: the time of this call in microseconds since the Unix epoch. A member
-/// that restarts comes back under its name with a greater one, as long as the machine's clock does not go back.
+/// A number that no other life of this process has: the time of this call in microseconds since the Unix
+/// epoch. A member that restarts comes back under its name with a greater one, as long as the machine's clock
+/// does not go back.
 pub fn new_incarnation() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))

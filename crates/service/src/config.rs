@@ -22,7 +22,7 @@ pub enum Error {
     /// The file cannot be read.
     #[error("cannot read the configuration file {path}: {problem}")]
     Read {
-        /// The file.
+        /// The file that was asked for.
         path: PathBuf,
         /// What the operating system says.
         problem: String,
@@ -38,7 +38,7 @@ pub enum Error {
     /// The values are sound one by one but not together; every problem is listed.
     #[error("the configuration is not usable:\n  - {}", problems.join("\n  - "))]
     Unusable {
-        /// The problems.
+        /// Each names its keys.
         problems: Vec<String>,
     },
 }

@@ -14,7 +14,7 @@ use crate::BadInput;
 /// Longest line, in bytes: a bound against files that are no JSON Lines.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
-/// One line.
+/// One line of a file, not yet parsed.
 #[derive(Debug, Clone)]
 pub struct Line {
     path: PathBuf,
@@ -31,7 +31,7 @@ impl Line {
         serde_json::from_str(&self.text).map_err(|error| self.wrong(&error.to_string()))
     }
 
-    /// Its text.
+    /// The line as it stands in the file.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -52,15 +52,19 @@ pub fn read(path: &Path) -> Result<impl Iterator<Item = Result<Line, BadInput>> 
     let path = path.to_owned();
     let lines = (1..).map_while(move |number| {
         let mut text = String::new();
-        let line = |text| Line { path: path.clone(), number, text };
-        match (&mut reader).take(MAX_LINE_BYTES).read_line(&mut text) {
-            Ok(0) => None,
+        let problem = match (&mut reader).take(MAX_LINE_BYTES).read_line(&mut text) {
+            Ok(0) => return None,
             Ok(_) if text.len() as u64 == MAX_LINE_BYTES => {
-                Some(Err(line(String::new()).wrong(&format!("is longer than {MAX_LINE_BYTES} bytes"))))
+                Some(format!("is longer than {MAX_LINE_BYTES} bytes"))
             }
-            Ok(_) => Some(Ok(line(text))),
-            Err(error) => Some(Err(line(String::new()).wrong(&error.to_string()))),
-        }
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        let line = Line { path: path.clone(), number, text };
+        Some(match problem {
+            Some(problem) => Err(line.wrong(&problem)),
+            None => Ok(line),
+        })
     });
     Ok(lines.filter(|line| line.as_ref().map_or(true, |line| !line.text.trim().is_empty())))
 }

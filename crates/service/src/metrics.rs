@@ -44,17 +44,19 @@ fn build_info(role: &'static str) {
 #[expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
 pub(crate) fn observe_process() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<f64>().ok()
-    };
-    if let Some(kibibytes) = field("VmRSS:") {
+    if let Some(kibibytes) = status_field(&status, "VmRSS:") {
         metrics::gauge!("process_resident_memory_bytes").set(kibibytes * 1024.0);
     }
-    if let Some(threads) = field("Threads:") {
+    if let Some(threads) = status_field(&status, "Threads:") {
         metrics::gauge!("process_threads").set(threads);
     }
     if let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") {
         metrics::gauge!("process_open_fds").set(descriptors.count() as f64);
     }
+}
+
+/// The number behind a name in `/proc/self/status`.
+fn status_field(status: &str, name: &str) -> Option<f64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
 }

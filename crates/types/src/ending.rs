@@ -1,7 +1,7 @@
 //! How a response ends. Each issued id gets exactly one [`Ending`]; until then it is in flight.
 //!
 //! The sets are closed: every reason is a metric label. Filtering is intended, the other two are not, and
-//! none of them is ever turned into a reward of zero (design D4).
+//! none of them is ever turned into a reward of zero (`docs/decisions.md`, D4).
 
 use std::fmt;
 

@@ -14,8 +14,8 @@ use crate::Invalid;
 const MAX_NAME_BYTES: usize = 64;
 
 fn checked_name(kind: &str, name: String) -> Result<String, Invalid> {
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(legal) {
+    let is_legal = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || !is_legal {
         let shown: String = name.chars().take(MAX_NAME_BYTES).collect();
         return Err(Invalid::new(
             format!("{kind} {shown:?}"),
@@ -159,7 +159,7 @@ pub struct RolloutId {
 
 impl RolloutId {
     /// The seed of this response's sampling. It does not depend on the attempt: a repeated attempt under the
-    /// same weights and in the same batch composition draws the same tokens (design D7).
+    /// same weights and in the same batch composition draws the same tokens (`docs/decisions.md`, D7).
     pub fn seed(&self, run_seed: u64) -> u64 {
         [u64::from(self.prompt.epoch), self.prompt.ordinal, u64::from(self.sibling)]
             .into_iter()
@@ -181,15 +181,29 @@ impl fmt::Display for RolloutId {
     }
 }
 
+impl PromptId {
+    fn parse(text: &str) -> Option<Self> {
+        let [epoch, ordinal] = numbers(text, ['e', 'p'])?;
+        Some(Self { epoch: u32::try_from(epoch).ok()?, ordinal })
+    }
+}
+
+impl RolloutId {
+    fn parse(text: &str) -> Option<Self> {
+        let [epoch, ordinal, sibling, attempt] = numbers(text, ['e', 'p', 's', 'a'])?;
+        Some(Self {
+            prompt: PromptId { epoch: u32::try_from(epoch).ok()?, ordinal },
+            sibling: u16::try_from(sibling).ok()?,
+            attempt: u16::try_from(attempt).ok()?,
+        })
+    }
+}
+
 impl FromStr for PromptId {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let parse = || {
-            let [epoch, ordinal] = numbers(text, ['e', 'p'])?;
-            Some(PromptId { epoch: u32::try_from(epoch).ok()?, ordinal })
-        };
-        parse().ok_or_else(|| not_an_id("prompt id", text, "e0-p17"))
+        Self::parse(text).ok_or_else(|| not_an_id("prompt id", text, "e0-p17"))
     }
 }
 
@@ -197,15 +211,7 @@ impl FromStr for RolloutId {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let parse = || {
-            let [epoch, ordinal, sibling, attempt] = numbers(text, ['e', 'p', 's', 'a'])?;
-            Some(RolloutId {
-                prompt: PromptId { epoch: u32::try_from(epoch).ok()?, ordinal },
-                sibling: u16::try_from(sibling).ok()?,
-                attempt: u16::try_from(attempt).ok()?,
-            })
-        };
-        parse().ok_or_else(|| not_an_id("rollout id", text, "e0-p17-s3-a0"))
+        Self::parse(text).ok_or_else(|| not_an_id("rollout id", text, "e0-p17-s3-a0"))
     }
 }
 

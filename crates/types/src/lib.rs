@@ -1,5 +1,32 @@
 //! Domain data of Sluice with their invariants.
 //!
+//! ```
+//! use types::{BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, Sample, Span};
+//! use types::{Batch, ScoredRollout, Scores};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let rollout = Rollout::new(RolloutParts {
+//!     id: RolloutId { prompt: PromptId { epoch: 0, ordinal: 17 }, sibling: 0, attempt: 0 },
+//!     prompt_tokens: vec![1, 2].into(),
+//!     response_tokens: vec![3, 4, 5],
+//!     rollout_logprobs: vec![-0.5, -0.1, -2.0],
+//!     surviving_mass: None,
+//!     spans: vec![Span { version: PolicyVersion(4), tokens: 3.try_into()? }],
+//!     finish_reason: FinishReason::Stop,
+//!     fields: "{}".into(),
+//! })?;
+//! let scores = Scores { score: 0.7, ref_logprobs: Vec::new(), outcome: Some(1.0) };
+//! let sample = Sample::new(ScoredRollout::new(rollout, scores)?, 1.0)?;
+//! let batch = Batch::new(BatchId(1), vec![sample])?;
+//! assert_eq!(batch.response_tokens(), 3);
+//!
+//! // What breaks an invariant cannot be made, and the error says which.
+//! let refused = Batch::new(BatchId(2), Vec::new()).map_err(|invalid| invalid.to_string());
+//! assert_eq!(refused.unwrap_err(), "batch b2: has no samples");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Everything that travels round the ring is defined here: prompts, rollouts, scored rollouts, samples and
 //! batches, the ids that make each response countable, and the closed sets of reasons why one may end other
 //! than by training. A value of a type in this crate is valid: the constructors check, nobody behind them
@@ -27,10 +54,7 @@ pub use rollout::{FinishReason, MAX_SEQUENCE_TOKENS, Rollout, RolloutFailure, Ro
 pub use sample::{Batch, Sample, ScoredRollout, Scores};
 pub use sampling::{Sampling, SamplingParams};
 pub use time::Timestamp;
-pub use weights::{
-    DType, Manifest, ModelDescription, ModelFile, TensorEntry, TensorLayout,
-    WeightHash,
-};
+pub use weights::{DType, Manifest, ModelDescription, ModelFile, TensorEntry, TensorLayout, WeightHash};
 
 /// A value that breaks an invariant of its type. The message says which value and which bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

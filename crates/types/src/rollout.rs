@@ -21,12 +21,12 @@ pub enum FinishReason {
     Length,
 }
 
-/// Consecutive response tokens drawn by one policy version (docs/decisions.md, D5).
+/// Consecutive response tokens drawn by one policy version (`docs/decisions.md`, D5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// The version that drew them.
     pub version: PolicyVersion,
-    /// How many.
+    /// How many tokens, at least one.
     pub tokens: NonZeroU32,
 }
 

@@ -109,7 +109,7 @@ impl Sample {
         &self.scored
     }
 
-    /// The rollout.
+    /// The rollout that was scored.
     pub fn rollout(&self) -> &Rollout {
         &self.scored.rollout
     }

@@ -106,15 +106,14 @@ impl TensorEntry {
     /// When the layout has no name, a name that is too long, too many dimensions or a size that overflows.
     pub fn new(layout: TensorLayout, hash: WeightHash) -> Result<Self, Invalid> {
         let TensorLayout { name, shape, dtype } = &layout;
-        let shown = || format!("tensor {:?}", name.chars().take(128).collect::<String>());
         if name.is_empty() || name.len() > MAX_TENSOR_NAME_BYTES || shape.len() > MAX_DIMENSIONS {
             let problem = format!(
                 "must have 1 to {MAX_TENSOR_NAME_BYTES} bytes and at most {MAX_DIMENSIONS} dimensions"
             );
-            return Err(Invalid::new(shown(), problem));
+            return Err(Invalid::new(shown(name), problem));
         }
         if shape.iter().try_fold(dtype.size(), |product, dim| product.checked_mul(*dim)).is_none() {
-            return Err(Invalid::new(shown(), "its size overflows"));
+            return Err(Invalid::new(shown(name), "its size overflows"));
         }
         Ok(Self { layout, hash })
     }
@@ -124,7 +123,7 @@ impl TensorEntry {
         &self.layout.name
     }
 
-    /// Its dimensions.
+    /// Its dimensions; none for a single number.
     pub fn shape(&self) -> &[u64] {
         &self.layout.shape
     }
@@ -143,6 +142,11 @@ impl TensorEntry {
     pub fn bytes(&self) -> u64 {
         self.layout.shape.iter().product::<u64>() * self.layout.dtype.size()
     }
+}
+
+/// A tensor's name as a message shows it.
+fn shown(name: &str) -> String {
+    format!("tensor {:?}", name.chars().take(128).collect::<String>())
 }
 
 /// A [`TensorEntry`] as it is stored.
@@ -333,9 +337,14 @@ impl ModelFile {
         &self.name
     }
 
-    /// Its bytes.
+    /// The bytes of the file.
     pub fn content(&self) -> &[u8] {
         &self.content
+    }
+
+    /// Its name and its bytes.
+    pub fn into_parts(self) -> (String, Vec<u8>) {
+        (self.name, self.content)
     }
 }
 

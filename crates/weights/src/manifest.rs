@@ -2,7 +2,7 @@
 
 use model::{ModelConfig, buffer};
 use tch::{Device, Kind};
-use types::{DType, Invalid, Manifest, PolicyVersion};
+use types::{DType, Invalid, Manifest, PolicyVersion, TensorEntry, TensorLayout};
 
 use crate::error::{Error, Result};
 
@@ -15,8 +15,8 @@ pub(crate) fn describe(
 ) -> Result<Manifest> {
     let dtype = dtype_of(kind)?;
     let parameters = buffer::parameters(model).into_iter();
-    let tensors = parameters.map(|(name, shape)| (name, shape, dtype)).collect();
-    Ok(Manifest::of_buffer(version, tensors, bytes)?)
+    let layouts = parameters.map(|(name, shape)| TensorLayout { name, shape, dtype }).collect();
+    Ok(Manifest::of_buffer(version, layouts, bytes)?)
 }
 
 /// The weights in a buffer that holds exactly what the manifest says, and these are the network's. This
@@ -28,8 +28,8 @@ pub(crate) fn open<'a>(
 ) -> Result<buffer::PackedWeights<'a>> {
     manifest.verify(bytes)?;
     let expected = buffer::parameters(model);
-    let sent = manifest.tensors.iter().map(|entry| (&entry.name, &entry.shape));
-    if !sent.eq(expected.iter().map(|(name, shape)| (name, shape))) {
+    let sent = manifest.tensors().iter().map(|entry| (entry.name(), entry.shape()));
+    if !sent.eq(expected.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()))) {
         return Err(Error::OtherModel);
     }
     Ok(buffer::PackedWeights::new(model, bytes, kind_of(manifest)?, Device::Cpu)?)
@@ -37,8 +37,8 @@ pub(crate) fn open<'a>(
 
 /// The one element type of a manifest.
 fn kind_of(manifest: &Manifest) -> Result<Kind> {
-    let mut dtypes = manifest.tensors.iter().map(|entry| entry.dtype);
-    let subject = format!("manifest of {}", manifest.version);
+    let mut dtypes = manifest.tensors().iter().map(TensorEntry::dtype);
+    let subject = format!("manifest of {}", manifest.version());
     let Some(first) = dtypes.next() else {
         return Err(Invalid::new(subject, "names no tensor").into());
     };
@@ -98,12 +98,11 @@ mod tests {
 
     #[test]
     fn a_manifest_has_one_element_type() {
-        let own = model(8);
-        let bytes = vec![0; buffer::bytes(&own, Kind::BFloat16)];
-        let mut manifest = describe(&own, Kind::BFloat16, PolicyVersion(1), &bytes).unwrap();
-        manifest.tensors[1].dtype = DType::F16;
-        assert!(kind_of(&manifest).unwrap_err().to_string().contains("mixes element types"));
-        manifest.tensors.clear();
-        assert!(kind_of(&manifest).unwrap_err().to_string().contains("names no tensor"));
+        let layout = |dtype| TensorLayout { name: format!("{dtype:?}"), shape: vec![2], dtype };
+        let mixed = vec![layout(DType::Bf16), layout(DType::F16)];
+        let mixed = Manifest::of_buffer(PolicyVersion(1), mixed, &[0; 8]).unwrap();
+        assert!(kind_of(&mixed).unwrap_err().to_string().contains("mixes element types"));
+        let empty = Manifest::new(PolicyVersion(1), Vec::new()).unwrap();
+        assert!(kind_of(&empty).unwrap_err().to_string().contains("names no tensor"));
     }
 }

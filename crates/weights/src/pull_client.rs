@@ -120,12 +120,12 @@ struct Transfer {
 
 impl Transfer {
     fn new(manifest: &Manifest) -> Result<Self, PullError> {
-        let bytes = manifest.total_bytes()?;
+        let bytes = manifest.total_bytes();
         // What does not fit the address space has no memory either.
         let total = usize::try_from(bytes).unwrap_or(usize::MAX);
         let mut buffer = Vec::new();
         buffer.try_reserve_exact(total).map_err(|source| PullError::Memory { bytes, source })?;
-        Ok(Self { hash: manifest.hash, buffer, total })
+        Ok(Self { hash: manifest.hash(), buffer, total })
     }
 
     /// Goes on where it broke off, with a new stream.

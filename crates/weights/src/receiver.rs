@@ -134,7 +134,7 @@ impl<P: Prepare> ReceiverEnd<P> {
         manifest: &Manifest,
     ) -> Result<P::Prepared> {
         groups.run(group, |group| {
-            let total = usize::try_from(manifest.total_bytes()?).map_err(|_| Error::OtherModel)?;
+            let total = usize::try_from(manifest.total_bytes()).map_err(|_| Error::OtherModel)?;
             let received = broadcast::receive(group, total)?;
             buffer::with_bytes(&received, |bytes| self.unpack(manifest, bytes))
         })
@@ -142,7 +142,7 @@ impl<P: Prepare> ReceiverEnd<P> {
 
     fn unpack(&mut self, manifest: &Manifest, bytes: &[u8]) -> Result<P::Prepared> {
         let weights = manifest::open(&self.model, manifest, bytes)?;
-        let prepared = self.prepare.prepare(manifest.version, &weights);
+        let prepared = self.prepare.prepare(manifest.version(), &weights);
         prepared.map_err(|error| Error::Prepare(error.into()))
     }
 }
@@ -164,7 +164,7 @@ impl<P: Prepare> End for ReceiverEnd<P> {
         };
         match result {
             Ok(weights) => ReceiveEvent::Arrived { manifest, weights },
-            Err(error) => ReceiveEvent::Failed { version: manifest.version, error },
+            Err(error) => ReceiveEvent::Failed { version: manifest.version(), error },
         }
     }
 }

@@ -12,7 +12,7 @@ use service::grpc::Listener;
 use tch::{Device, Kind};
 use tokio::task::JoinSet;
 use types::link::actor::BroadcastGroup;
-use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, WeightHash};
+use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, TensorEntry, TensorLayout, WeightHash};
 use weights::{
     Error, GroupEvent, Member, Prepare, PublishEvent, Publisher, PublisherConfig, PullError, ReceiveEvent,
     Receiver, ReceiverConfig, Snapshots, WeightService,
@@ -136,7 +136,7 @@ async fn arrived(receiver: &mut Receiver<Repack>, expected: &Manifest) {
     match event(receiver).await {
         ReceiveEvent::Arrived { manifest, weights } => {
             assert_eq!(manifest, *expected);
-            assert!(weights == trained(expected.version.0));
+            assert!(weights == trained(expected.version().0));
         }
         other => panic!("instead of weights: {other:?}"),
     }
@@ -152,12 +152,12 @@ async fn members_of_a_group_receive_every_version() {
         let manifest = learner.keep(version).await;
         first.receive(group.id, manifest.clone()).unwrap();
         second.receive(group.id, manifest.clone()).unwrap();
-        learner.publisher.broadcast(group.id, manifest.version).unwrap();
+        learner.publisher.broadcast(group.id, manifest.version()).unwrap();
         arrived(&mut first, &manifest).await;
         arrived(&mut second, &manifest).await;
         let sent = learner.event().await;
         assert!(
-            matches!(sent, PublishEvent::Sent { version, .. } if version == manifest.version),
+            matches!(sent, PublishEvent::Sent { version, .. } if version == manifest.version()),
             "{sent:?}"
         );
     }
@@ -170,17 +170,23 @@ async fn weights_with_a_wrong_hash_are_refused_and_end_the_group() {
     let group = learner.group(1, &["actor-1", "actor-2"]);
     form(&mut learner, &group, &mut [&mut sound, &mut misled]).await;
     let manifest = learner.keep(1).await;
-    let mut forged = manifest.clone();
-    forged.tensors[2].hash = WeightHash([7; 32]);
+    let mut tensors = manifest.tensors().to_vec();
+    let (name, shape) = (tensors[2].name().to_owned(), tensors[2].shape().to_vec());
+    let layout = TensorLayout { name, shape, dtype: tensors[2].dtype() };
+    tensors[2] = TensorEntry::new(layout, WeightHash([7; 32])).unwrap();
+    let forged = Manifest::new(manifest.version(), tensors).unwrap();
     sound.receive(group.id, manifest.clone()).unwrap();
     misled.receive(group.id, forged).unwrap();
-    learner.publisher.broadcast(group.id, manifest.version).unwrap();
+    learner.publisher.broadcast(group.id, manifest.version()).unwrap();
     arrived(&mut sound, &manifest).await;
     match event(&mut misled).await {
         ReceiveEvent::Failed { version, error } => {
-            assert_eq!(version, manifest.version);
+            assert_eq!(version, manifest.version());
             let message = error.to_string();
-            assert!(message.contains(&manifest.tensors[2].name) && message.contains("has hash"), "{message}");
+            assert!(
+                message.contains(manifest.tensors()[2].name()) && message.contains("has hash"),
+                "{message}"
+            );
         }
         other => panic!("instead of a refusal: {other:?}"),
     }
@@ -211,7 +217,7 @@ async fn a_receiver_that_never_arrives_costs_its_group_and_nothing_else() {
     form(&mut learner, &group, &mut [&mut present]).await;
     let manifest = learner.keep(1).await;
     present.receive(group.id, manifest.clone()).unwrap();
-    learner.publisher.broadcast(group.id, manifest.version).unwrap();
+    learner.publisher.broadcast(group.id, manifest.version()).unwrap();
     arrived(&mut present, &manifest).await;
 }
 
@@ -223,10 +229,10 @@ async fn a_member_that_leaves_ends_the_broadcast_at_once() {
     form(&mut learner, &group, &mut [&mut leaving]).await;
     drop(leaving);
     let manifest = learner.keep(1).await;
-    learner.publisher.broadcast(group.id, manifest.version).unwrap();
+    learner.publisher.broadcast(group.id, manifest.version()).unwrap();
     let failed = learner.event().await;
     assert!(matches!(failed, PublishEvent::NotSent { group: id, .. } if id == group.id), "{failed:?}");
-    learner.publisher.broadcast(group.id, manifest.version).unwrap();
+    learner.publisher.broadcast(group.id, manifest.version()).unwrap();
     let failed = learner.event().await;
     assert!(matches!(failed, PublishEvent::NotSent { error: Error::NotMember(_), .. }), "{failed:?}");
 }
@@ -260,15 +266,15 @@ async fn a_late_joiner_pulls() {
 
     let mut late = receiver("late", TIMEOUT);
     for manifest in [&older, &newest] {
-        let description = weights::describe(&source, manifest.hash).await.unwrap();
+        let description = weights::describe(&source, manifest.hash()).await.unwrap();
         assert_eq!(description.manifest, *manifest);
-        let files: Vec<&str> = description.files.iter().map(|file| file.name.as_str()).collect();
+        let files: Vec<&str> = description.files.iter().map(|file| file.name()).collect();
         assert_eq!(files, ["config.json"]);
         let pulled = weights::pull(&source, manifest).await.unwrap();
         late.unpack(description.manifest, pulled).unwrap();
         arrived(&mut late, manifest).await;
     }
-    let gone = weights::describe(&source, replaced.hash).await.unwrap_err();
+    let gone = weights::describe(&source, replaced.hash()).await.unwrap_err();
     assert!(matches!(gone, PullError::Status(_)) && gone.to_string().contains("newer version"), "{gone}");
     let gone = weights::pull(&source, &replaced).await.unwrap_err();
     assert!(matches!(gone, PullError::Status(_)), "it was tried again: {gone}");

@@ -82,6 +82,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Option<RankCommand>, DecodeError> {
 
 #[cfg(test)]
 mod tests {
+    use types::SamplingParams;
+
     use super::*;
 
     #[test]
@@ -89,7 +91,7 @@ mod tests {
         assert!(decode(&encode(None).unwrap()).unwrap().is_none());
         let terms = RunTerms {
             run: "r".parse().unwrap(),
-            sampling: Sampling { temperature: 0.7, ..Sampling::default() },
+            sampling: SamplingParams { temperature: 0.7, ..SamplingParams::default() }.try_into().unwrap(),
             last_batch: BatchId(9),
         };
         let bytes = encode(Some(&RankCommand::Begin(terms.clone()))).unwrap();

@@ -67,7 +67,7 @@ impl RingLoop {
         let config = &context.config;
         Self {
             link: CoordinatorLink::new(config.coordinator.clone(), config.connect_timeout),
-            incarnation: Incarnation(new_incarnation()),
+            incarnation: Incarnation(service::new_incarnation()),
             rank,
             publisher,
             run: resumed.run,
@@ -274,10 +274,4 @@ impl RingLoop {
         };
         self.report(report).await;
     }
-}
-
-/// A number that no other life of this learner has: the time it began, in microseconds.
-fn new_incarnation() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }

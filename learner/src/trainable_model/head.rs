@@ -1,7 +1,7 @@
 //! What stands behind the last block: the final norm and the head, for the wanted rows only.
 
 use model::{
-    Kept, LogprobOptions, ModelConfig, OutputWeights, TokenGradients, TokenLogprobs, logprobs,
+    Kept, LogprobInputs, LogprobOptions, ModelConfig, OutputWeights, TokenGradients, TokenLogprobs, logprobs,
     logprobs_backward, logprobs_kept, scores,
 };
 use tch::{Device, Kind, Tensor};
@@ -143,7 +143,8 @@ impl Head {
         let gradients = TokenGradients { logprobs: &grad_logprobs, entropy: grad_entropy.as_ref() };
         // The gradient in a frozen head is computed all the same; nobody reads it.
         let mut grad_matrix = grad_matrix.unwrap_or_else(|| self.weights.head.zeros_like());
-        let inputs = (&self.hidden, &self.weights.head, &microbatch.targets);
+        let (hidden, head) = (&self.hidden, &self.weights.head);
+        let inputs = LogprobInputs { hidden, head, targets: &microbatch.targets };
         let kept = std::mem::take(&mut self.kept);
         logprobs_backward(inputs, kept, options.temperature, &gradients, &mut grad_matrix)
     }

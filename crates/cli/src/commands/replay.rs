@@ -63,7 +63,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         config,
         output: arguments.output.clone(),
         ranks: arguments.ranks,
-        device: arguments.device.clone().try_into().map_err(BadInput)?,
+        device: arguments
+            .device
+            .parse()
+            .map_err(|error: model::UnknownDevice| BadInput(error.to_string()))?,
         temperature: arguments.temperature,
     };
     let metrics = learner::replay(&options).map_err(super::blame_input)?;

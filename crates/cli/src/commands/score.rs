@@ -61,7 +61,8 @@ impl FileArguments {
     /// When the device is none.
     pub(crate) fn options(&self) -> anyhow::Result<FileOptions> {
         let mut options = FileOptions::new(self.model.clone(), self.input.clone(), self.output.clone());
-        options.device = self.device.clone().try_into().map_err(BadInput)?;
+        options.device =
+            self.device.parse().map_err(|error: model::UnknownDevice| BadInput(error.to_string()))?;
         options.dtype = self.dtype;
         Ok(options)
     }

@@ -96,9 +96,9 @@ fn architecture(fields: &Fields) -> Result<(Architecture, Head), Error> {
         Some(other) => return Err(invalid("architectures", other, "a list of class names")),
     };
     let Some(class) = class else {
-        let of_type = |name: &str| Architecture::ALL.into_iter().find(|known| known.model_type() == name);
         let name = model_type.ok_or(Error::Missing("architectures"))?;
-        let known = of_type(name).ok_or_else(|| Error::Architecture(shorten(name)))?;
+        let known = Architecture::ALL.into_iter().find(|known| known.model_type() == name);
+        let known = known.ok_or_else(|| Error::Architecture(shorten(name)))?;
         return Ok((known, Head::Causal));
     };
     let pairs = Architecture::ALL
@@ -111,12 +111,10 @@ fn architecture(fields: &Fields) -> Result<(Architecture, Head), Error> {
 
 /// Options that would change the numbers and that the network does not implement.
 fn refuse_unsupported(fields: &Fields, head: Head) -> Result<(), Error> {
-    let unsupported =
-        |field, found: &dyn ToString| Error::Unsupported { field, found: shorten(&found.to_string()) };
     if let Some(activation) = fields.string("hidden_act")?
         && !matches!(activation, "silu" | "swish")
     {
-        return Err(unsupported("hidden_act", &activation));
+        return Err(unsupported("hidden_act", activation));
     }
     if let Some(quantization) = fields.present("quantization_config") {
         return Err(unsupported("quantization_config", quantization));
@@ -124,7 +122,7 @@ fn refuse_unsupported(fields: &Fields, head: Head) -> Result<(), Error> {
     if let Some(fraction) = fields.number("partial_rotary_factor")?
         && fraction != 1.0
     {
-        return Err(unsupported("partial_rotary_factor", &fraction));
+        return Err(unsupported("partial_rotary_factor", fraction));
     }
     if head == Head::Scalar
         && let Some(Value::Object(labels)) = fields.0.get("id2label")
@@ -133,6 +131,10 @@ fn refuse_unsupported(fields: &Fields, head: Head) -> Result<(), Error> {
         return Err(invalid("id2label", format!("{} labels", labels.len()), "one label"));
     }
     Ok(())
+}
+
+fn unsupported(field: &'static str, found: impl ToString) -> Error {
+    Error::Unsupported { field, found: shorten(&found.to_string()) }
 }
 
 fn layer_count(fields: &Fields) -> Result<usize, Error> {
@@ -154,16 +156,15 @@ fn rope(fields: &Fields, max_positions: i64) -> Result<RopeConfig, Error> {
     if let Some(fraction) = variant.number("partial_rotary_factor")?
         && fraction != 1.0
     {
-        return Err(Error::Unsupported { field: "partial_rotary_factor", found: fraction.to_string() });
+        return Err(unsupported("partial_rotary_factor", fraction));
     }
     let name = variant.string("rope_type")?.or(variant.string("type")?).unwrap_or("default");
-    let factor = || variant.number("factor")?.ok_or(Error::Missing("rope factor"));
     let scaling = match name {
         "default" => RopeScaling::Default,
-        "linear" => RopeScaling::Linear { factor: factor()? },
-        "dynamic" => RopeScaling::Dynamic { factor: factor()? },
+        "linear" => RopeScaling::Linear { factor: rope_factor(&variant)? },
+        "dynamic" => RopeScaling::Dynamic { factor: rope_factor(&variant)? },
         "llama3" => RopeScaling::Llama3 {
-            factor: factor()?,
+            factor: rope_factor(&variant)?,
             low_freq_factor: variant.number("low_freq_factor")?.ok_or(Error::Missing("low_freq_factor"))?,
             high_freq_factor: variant
                 .number("high_freq_factor")?
@@ -175,6 +176,10 @@ fn rope(fields: &Fields, max_positions: i64) -> Result<RopeConfig, Error> {
         other => return Err(Error::Unsupported { field: "rope_type", found: shorten(other) }),
     };
     Ok(RopeConfig { theta, scaling })
+}
+
+fn rope_factor(variant: &Fields) -> Result<f64, Error> {
+    variant.number("factor")?.ok_or(Error::Missing("rope factor"))
 }
 
 /// Mistral limits every layer when `sliding_window` is a number; Qwen limits the layers from
@@ -208,14 +213,17 @@ fn sliding_window(
 }
 
 fn limited_layers(types: &Value) -> Result<Vec<bool>, Error> {
-    let wrong = |found: &Value| invalid("layer_types", found, "full_attention or sliding_attention");
-    let types = types.as_array().ok_or_else(|| wrong(types))?;
-    let limited = types.iter().map(|kind| match kind.as_str() {
-        Some("full_attention") => Ok(false),
-        Some("sliding_attention") => Ok(true),
-        _ => Err(wrong(kind)),
-    });
-    limited.collect()
+    const EXPECTED: &str = "full_attention or sliding_attention";
+    let Some(types) = types.as_array() else { return Err(invalid("layer_types", types, EXPECTED)) };
+    let mut limited = Vec::with_capacity(types.len());
+    for kind in types {
+        limited.push(match kind.as_str() {
+            Some("full_attention") => false,
+            Some("sliding_attention") => true,
+            _ => return Err(invalid("layer_types", kind, EXPECTED)),
+        });
+    }
+    Ok(limited)
 }
 
 fn dtype(fields: &Fields) -> Result<Option<Kind>, Error> {
@@ -236,9 +244,19 @@ impl<'a> Fields<'a> {
         self.0.get(field).filter(|value| !value.is_null())
     }
 
+    /// The field as `read` takes it out of its value.
+    fn typed<T>(
+        &self,
+        field: &'static str,
+        expected: &'static str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let Some(value) = self.present(field) else { return Ok(None) };
+        read(value).map(Some).ok_or_else(|| invalid(field, value, expected))
+    }
+
     fn integer(&self, field: &'static str) -> Result<Option<i64>, Error> {
-        let read = |value: &Value| value.as_i64().ok_or_else(|| invalid(field, value, "an integer"));
-        self.present(field).map(read).transpose()
+        self.typed(field, "an integer", Value::as_i64)
     }
 
     fn require_integer(&self, field: &'static str) -> Result<i64, Error> {
@@ -246,23 +264,19 @@ impl<'a> Fields<'a> {
     }
 
     fn number(&self, field: &'static str) -> Result<Option<f64>, Error> {
-        let read = |value: &Value| value.as_f64().ok_or_else(|| invalid(field, value, "a number"));
-        self.present(field).map(read).transpose()
+        self.typed(field, "a number", Value::as_f64)
     }
 
     fn boolean(&self, field: &'static str) -> Result<Option<bool>, Error> {
-        let read = |value: &Value| value.as_bool().ok_or_else(|| invalid(field, value, "true or false"));
-        self.present(field).map(read).transpose()
+        self.typed(field, "true or false", Value::as_bool)
     }
 
     fn string(&self, field: &'static str) -> Result<Option<&'a str>, Error> {
-        let read = |value: &'a Value| value.as_str().ok_or_else(|| invalid(field, value, "a string"));
-        self.present(field).map(read).transpose()
+        self.typed(field, "a string", Value::as_str)
     }
 
     fn object(&self, field: &'static str) -> Result<Option<&'a Map<String, Value>>, Error> {
-        let read = |value: &'a Value| value.as_object().ok_or_else(|| invalid(field, value, "an object"));
-        self.present(field).map(read).transpose()
+        self.typed(field, "an object", Value::as_object)
     }
 
     /// A token id; `default` only where the field is absent, because `null` means "none".

@@ -10,32 +10,32 @@ use super::{Architecture, Head, ModelConfig, RopeScaling};
 impl ModelConfig {
     /// The object to write to `config.json` for weights of element type `kind`.
     pub fn to_object(&self, kind: Kind) -> Map<String, Value> {
+        let eos_token_id = match self.eos_token_ids.as_slice() {
+            [] => Value::Null,
+            [id] => json!(id),
+            ids => json!(ids),
+        };
         let mut object = self.source.clone();
-        let mut set = |field: &str, value: Value| object.insert(field.to_owned(), value);
-        set("architectures", json!([self.architecture.class(self.head)]));
-        set("model_type", json!(self.architecture.model_type()));
-        set("vocab_size", json!(self.vocab_size));
-        set("hidden_size", json!(self.hidden_size));
-        set("intermediate_size", json!(self.intermediate_size));
-        set("num_hidden_layers", json!(self.layers));
-        set("num_attention_heads", json!(self.heads));
-        set("num_key_value_heads", json!(self.kv_heads));
-        set("head_dim", json!(self.head_dim));
-        set("hidden_act", json!("silu"));
-        set("max_position_embeddings", json!(self.max_positions));
-        set("rms_norm_eps", json!(self.rms_norm_eps));
-        set("initializer_range", json!(self.initializer_range));
-        set("tie_word_embeddings", json!(self.tie_word_embeddings));
-        set("bos_token_id", json!(self.bos_token_id));
-        set("pad_token_id", json!(self.pad_token_id));
-        set(
-            "eos_token_id",
-            match self.eos_token_ids.as_slice() {
-                [] => Value::Null,
-                [id] => json!(id),
-                ids => json!(ids),
-            },
-        );
+        let fields = [
+            ("architectures", json!([self.architecture.class(self.head)])),
+            ("model_type", json!(self.architecture.model_type())),
+            ("vocab_size", json!(self.vocab_size)),
+            ("hidden_size", json!(self.hidden_size)),
+            ("intermediate_size", json!(self.intermediate_size)),
+            ("num_hidden_layers", json!(self.layers)),
+            ("num_attention_heads", json!(self.heads)),
+            ("num_key_value_heads", json!(self.kv_heads)),
+            ("head_dim", json!(self.head_dim)),
+            ("hidden_act", json!("silu")),
+            ("max_position_embeddings", json!(self.max_positions)),
+            ("rms_norm_eps", json!(self.rms_norm_eps)),
+            ("initializer_range", json!(self.initializer_range)),
+            ("tie_word_embeddings", json!(self.tie_word_embeddings)),
+            ("bos_token_id", json!(self.bos_token_id)),
+            ("pad_token_id", json!(self.pad_token_id)),
+            ("eos_token_id", eos_token_id),
+        ];
+        object.extend(fields.map(|(field, value)| (field.to_owned(), value)));
         self.set_biases(&mut object);
         self.set_window(&mut object);
         self.set_rope(&mut object);
@@ -68,11 +68,11 @@ impl ModelConfig {
                 object.insert("sliding_window".to_owned(), json!(tokens));
             }
             Architecture::Qwen2 | Architecture::Qwen3 => {
-                let kind = |layer| match self.window(layer) {
-                    Some(_) => "sliding_attention",
-                    None => "full_attention",
-                };
-                let types: Vec<&str> = (0..self.layers).map(kind).collect();
+                let mut types = Vec::with_capacity(self.layers);
+                for layer in 0..self.layers {
+                    let limited = self.window(layer).is_some();
+                    types.push(if limited { "sliding_attention" } else { "full_attention" });
+                }
                 let leading = types.iter().take_while(|kind| **kind == "full_attention").count();
                 object.insert("sliding_window".to_owned(), json!(tokens));
                 object.insert("use_sliding_window".to_owned(), json!(tokens.is_some()));

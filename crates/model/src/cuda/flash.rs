@@ -18,9 +18,12 @@ pub struct Ragged {
 impl Ragged {
     /// Sequences of `lengths` rows.
     pub fn new(lengths: &[i64], device: Device) -> Self {
+        let mut offsets = vec![0];
         let mut end = 0;
-        let ends = lengths.iter().map(|length| (end += length, end).1);
-        let offsets: Vec<i64> = std::iter::once(0).chain(ends).collect();
+        for length in lengths {
+            end += length;
+            offsets.push(end);
+        }
         let offsets = Tensor::from_slice(&offsets).to_kind(Kind::Int).to_device(device);
         Self::from_offsets(offsets, lengths.iter().copied().max().unwrap_or(0))
     }

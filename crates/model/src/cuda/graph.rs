@@ -24,7 +24,7 @@ unsafe extern "C" {
 #[derive(Debug)]
 pub struct Recorder(NonNull<c_void>);
 
-/// Recorded work.
+/// Work that was recorded and can be started again.
 #[derive(Debug)]
 pub struct Graph(NonNull<c_void>);
 
@@ -46,8 +46,7 @@ impl Recorder {
             Device::Cuda(index) => c_int::try_from(index).ok(),
             _ => None,
         };
-        let none = || TchError::Torch(format!("{device:?} has no CUDA graphs"));
-        let index = index.ok_or_else(none)?;
+        let index = index.ok_or_else(|| TchError::Torch(format!("{device:?} has no CUDA graphs")))?;
         let mut made = std::ptr::null_mut();
         // SAFETY: on success the bridge stores a newly allocated recorder, which this value frees.
         unsafe { super::outcome(sluice_graph_recorder(index, &raw mut made))? };

@@ -49,9 +49,9 @@ pub fn open(dir: &Path, options: &LoadOptions) -> Result<Opened, Error> {
     let stored = headers(&map(dir, &files.names)?)?;
     files.check(&stored)?;
     let layout = Layout::new(&config);
-    let plan = plan(dir, (&config, &layout), &stored)?;
-    let place = (options.kind.unwrap_or(plan.kind), options.device);
-    Ok(Opened { config, path: dir.to_owned(), layout, plan, place })
+    let sources = Sources::find(dir, &config, &layout, &stored)?;
+    let place = (options.kind.unwrap_or(sources.kind), options.device);
+    Ok(Opened { config, path: dir.to_owned(), layout, sources, place })
 }
 
 /// A model folder whose weights are read group by group.
@@ -61,7 +61,7 @@ pub struct Opened {
     pub config: ModelConfig,
     path: PathBuf,
     layout: Layout,
-    plan: Plan,
+    sources: Sources,
     place: (Kind, Device),
 }
 
@@ -73,10 +73,10 @@ impl Groups for Opened {
         let flat = Tensor::f_empty([group.numel], self.place).map_err(|error| self.torch(&error))?;
         for spec in &group.parameters {
             let part = flat.narrow(0, spec.offset, spec.numel());
-            copy(&part, &self.plan.sources[&spec.name]).map_err(|error| self.torch(&error))?;
+            copy(&part, &self.sources.parameters[&spec.name]).map_err(|error| self.torch(&error))?;
         }
         if index == 0
-            && let Some(head) = &self.plan.redundant_head
+            && let Some(head) = &self.sources.redundant_head
         {
             check_tied(&flat, head)?;
         }
@@ -93,14 +93,21 @@ impl Opened {
 /// The weights files of a folder, and what its index says about them.
 struct WeightFiles {
     names: Vec<String>,
-    index: Option<(PathBuf, BTreeMap<String, String>)>,
+    index: Option<WeightIndex>,
+}
+
+/// The index of a sharded model.
+struct WeightIndex {
+    path: PathBuf,
+    /// The file of each tensor.
+    files: BTreeMap<String, String>,
 }
 
 impl WeightFiles {
     /// Every tensor of the index is in the file it names.
     fn check(&self, stored: &BTreeMap<String, Stored>) -> Result<(), Error> {
-        let Some((path, map)) = &self.index else { return Ok(()) };
-        for (name, file) in map {
+        let Some(WeightIndex { path, files }) = &self.index else { return Ok(()) };
+        for (name, file) in files {
             let there = stored.get(name).is_some_and(|tensor| tensor.file.path.ends_with(file));
             if !there {
                 let reason = format!("says that {file} has tensor {name}, which it has not");
@@ -129,15 +136,18 @@ fn weight_files(dir: &Path) -> Result<WeightFiles, Error> {
         }
         Err(error) => return Err(Error::io("read", &path)(error)),
     };
-    let wrong = |reason: String| Error::Index { path: path.clone(), reason };
-    let index: Index = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+    let index: Index = match serde_json::from_slice(&bytes) {
+        Ok(index) => index,
+        Err(error) => return Err(Error::Index { path, reason: error.to_string() }),
+    };
     let names: BTreeSet<&String> = index.weight_map.values().collect();
     // A name with a folder in it could lead out of the model's folder.
     if let Some(name) = names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
-        return Err(wrong(format!("{name:?} is not the name of a file in the folder")));
+        let reason = format!("{name:?} is not the name of a file in the folder");
+        return Err(Error::Index { path, reason });
     }
     let names = names.into_iter().cloned().collect();
-    Ok(WeightFiles { names, index: Some((path, index.weight_map)) })
+    Ok(WeightFiles { names, index: Some(WeightIndex { path, files: index.weight_map }) })
 }
 
 #[derive(Debug)]
@@ -147,12 +157,13 @@ struct WeightFile {
 }
 
 fn map(dir: &Path, names: &[String]) -> Result<Vec<Arc<WeightFile>>, Error> {
-    let open = |name: &String| {
+    let mut files = Vec::with_capacity(names.len());
+    for name in names {
         let path = dir.join(name);
         let map = MappedFile::open(&path).map_err(Error::io("open", &path))?;
-        Ok(Arc::new(WeightFile { path, map }))
-    };
-    names.iter().map(open).collect()
+        files.push(Arc::new(WeightFile { path, map }));
+    }
+    Ok(files)
 }
 
 /// A tensor as it lies in a file.
@@ -183,11 +194,9 @@ fn headers(files: &[Arc<WeightFile>]) -> Result<BTreeMap<String, Stored>, Error>
     let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
     for file in files {
         let bytes = file.map.bytes();
-        let corrupt = |error: safetensors::SafeTensorError| Error::Corrupt {
-            path: file.path.clone(),
-            reason: error.to_string(),
-        };
-        let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(corrupt)?;
+        let read = SafeTensors::read_metadata(bytes);
+        let (header, metadata) =
+            read.map_err(|error| Error::Corrupt { path: file.path.clone(), reason: error.to_string() })?;
         for (name, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let start = start + header + size_of::<u64>();
@@ -202,10 +211,10 @@ fn headers(files: &[Arc<WeightFile>]) -> Result<BTreeMap<String, Stored>, Error>
     Ok(stored)
 }
 
-/// A checked source for each parameter.
+/// Where every parameter is read from, all checked.
 #[derive(Debug)]
-struct Plan {
-    sources: BTreeMap<String, Source>,
+struct Sources {
+    parameters: BTreeMap<String, Source>,
     /// The head that a tied network's file has beside the embedding.
     redundant_head: Option<Source>,
     /// Element type of the embedding.
@@ -218,34 +227,37 @@ struct Source {
     kind: Kind,
 }
 
-fn plan(
-    dir: &Path,
-    (config, layout): (&ModelConfig, &Layout),
-    stored: &BTreeMap<String, Stored>,
-) -> Result<Plan, Error> {
-    let mut sources = BTreeMap::new();
-    for spec in layout.parameters() {
-        let Some(tensor) = stored.get(&spec.name) else {
-            let (path, name, shape) = (dir.to_owned(), spec.name.clone(), spec.shape.clone());
-            return Err(Error::MissingTensor { path, name, shape });
-        };
-        sources.insert(spec.name.clone(), source(&spec.name, tensor, &spec.shape)?);
-    }
-    let mut redundant_head = None;
-    for (name, tensor) in stored {
-        if sources.contains_key(name) || is_buffer(name) {
-            continue;
+impl Sources {
+    fn find(
+        dir: &Path,
+        config: &ModelConfig,
+        layout: &Layout,
+        stored: &BTreeMap<String, Stored>,
+    ) -> Result<Self, Error> {
+        let mut parameters = BTreeMap::new();
+        for spec in layout.parameters() {
+            let Some(tensor) = stored.get(&spec.name) else {
+                let (path, name, shape) = (dir.to_owned(), spec.name.clone(), spec.shape.clone());
+                return Err(Error::MissingTensor { path, name, shape });
+            };
+            parameters.insert(spec.name.clone(), source(&spec.name, tensor, &spec.shape)?);
         }
-        if config.tied() && name == "lm_head.weight" {
-            redundant_head = Some(source(name, tensor, &[config.vocab_size, config.hidden_size])?);
-            continue;
+        let mut redundant_head = None;
+        for (name, tensor) in stored {
+            if parameters.contains_key(name) || is_buffer(name) {
+                continue;
+            }
+            if config.tied() && name == "lm_head.weight" {
+                redundant_head = Some(source(name, tensor, &[config.vocab_size, config.hidden_size])?);
+                continue;
+            }
+            let (path, name) = (tensor.file.path.clone(), name.clone());
+            let architecture = config.architecture.class(config.head);
+            return Err(Error::UnexpectedTensor { path, name, architecture });
         }
-        let (path, name) = (tensor.file.path.clone(), name.clone());
-        let architecture = config.architecture.class(config.head);
-        return Err(Error::UnexpectedTensor { path, name, architecture });
+        let kind = parameters["model.embed_tokens.weight"].kind;
+        Ok(Self { parameters, redundant_head, kind })
     }
-    let kind = sources["model.embed_tokens.weight"].kind;
-    Ok(Plan { sources, redundant_head, kind })
 }
 
 fn source(name: &str, stored: &Stored, shape: &[i64]) -> Result<Source, Error> {
@@ -297,9 +309,9 @@ fn check_tied(embedding: &Tensor, head: &Source) -> Result<(), Error> {
         let count = (bytes.len() / head.kind.elt_size_in_bytes()) as i64;
         let mine = embedding.narrow(0, first as i64, count);
         let mut theirs = mine.empty_like();
-        let path = || head.stored.file.path.clone();
+        let path = &head.stored.file.path;
         copy_bytes(&mut theirs, bytes, head.kind)
-            .map_err(|error| Error::Torch { path: path(), reason: error.to_string() })?;
-        if mine.equal(&theirs) { Ok(()) } else { Err(Error::Untied { path: path() }) }
+            .map_err(|error| Error::Torch { path: path.clone(), reason: error.to_string() })?;
+        if mine.equal(&theirs) { Ok(()) } else { Err(Error::Untied { path: path.clone() }) }
     })
 }

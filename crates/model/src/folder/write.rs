@@ -123,14 +123,13 @@ fn write_weights(
 ) -> Result<Vec<String>, Error> {
     let shards = shards(weights, shard_bytes);
     let count = shards.len();
-    let name = |number: usize| match count {
-        1 => "model.safetensors".to_owned(),
-        _ => format!("model-{number:05}-of-{count:05}.safetensors"),
-    };
     let mut names = Vec::with_capacity(count);
     let mut weight_map = serde_json::Map::new();
-    for (shard, number) in shards.iter().zip(1..) {
-        let name = name(number);
+    for (shard, number) in shards.iter().zip(1usize..) {
+        let name = match count {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{number:05}-of-{count:05}.safetensors"),
+        };
         write_shard(&dir.join(&name), shard, dtype)?;
         for parameter in shard {
             weight_map.insert(parameter.name.to_owned(), Value::from(name.as_str()));

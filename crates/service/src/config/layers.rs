@@ -44,14 +44,9 @@ impl Layers {
     pub fn add_file(&mut self, file: &Path) -> Result<(), Error> {
         let text = std::fs::read_to_string(file)
             .map_err(|error| Error::Read { path: file.to_owned(), problem: error.to_string() })?;
-        let broken = |error: toml::de::Error| {
-            let at = error.span().map_or(0, |span| span.start.min(text.len()));
-            let line = text[..at].matches('\n').count() + 1;
-            Error::Value { origin: format!("{}:{line}", file.display()), problem: error.message().to_owned() }
-        };
-        let spanned = DeTable::parse(&text).map_err(broken)?;
+        let spanned = DeTable::parse(&text).map_err(|error| not_toml(file, &text, &error))?;
         self.origins.set_from_file(file, &text, spanned.get_ref());
-        merge(&mut self.merged, text.parse::<Table>().map_err(broken)?);
+        merge(&mut self.merged, text.parse().map_err(|error| not_toml(file, &text, &error))?);
         Ok(())
     }
 
@@ -123,6 +118,12 @@ impl Layers {
     }
 }
 
+fn not_toml(file: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let at = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = text[..at].matches('\n').count() + 1;
+    Error::Value { origin: format!("{}:{line}", file.display()), problem: error.message().to_owned() }
+}
+
 /// A value given as text: TOML if it parses as such, otherwise a plain string.
 fn parse_value(text: &str) -> Value {
     let parsed = format!("value = {text}").parse::<Table>().ok();
@@ -144,7 +145,6 @@ fn merge(under: &mut Table, over: Table) {
 /// Serde's message about `path`, with its origin and, for an unknown key, the nearest known one.
 fn describe(origins: &Origins, path: &str, message: &str) -> Error {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let at = |path: &str| origins.of(path).unwrap_or("the configuration").to_owned();
     if message.starts_with("unknown field")
         && let Some((unknown, known)) = quoted.split_first()
     {
@@ -160,10 +160,17 @@ fn describe(origins: &Origins, path: &str, message: &str) -> Error {
             Some((_, name)) => format!("did you mean {}?", join(section, name)),
             None => format!("known here: {}", known.join(", ")),
         };
-        return Error::Value { origin: at(&key), problem: format!("unknown key {key}; {hint}") };
+        return Error::Value {
+            origin: origin_of(origins, &key),
+            problem: format!("unknown key {key}; {hint}"),
+        };
     }
     let key = if path == "." { String::new() } else { format!("{path}: ") };
-    Error::Value { origin: at(path), problem: format!("{key}{message}") }
+    Error::Value { origin: origin_of(origins, path), problem: format!("{key}{message}") }
+}
+
+fn origin_of(origins: &Origins, path: &str) -> String {
+    origins.of(path).unwrap_or("the configuration").to_owned()
 }
 
 /// The effective configuration as TOML, as it is logged at the start and printed by `--check-config`.

@@ -92,7 +92,7 @@ fn layer<N: Number>(config: &ModelConfig, block: &BlockWeights) -> std::io::Resu
     Ok(Layer {
         attention_norm: numbers(&block.attention_norm),
         qkv: plain(&block.qkv, &block.qkv_bias)?,
-        head_norms: block.head_norms.as_ref().map(|(query, key)| (numbers(query), numbers(key))),
+        head_norms: block.head_norms.as_ref().map(|norms| (numbers(&norms.query), numbers(&norms.key))),
         output: plain(&block.output, &block.output_bias)?,
         mlp_norm: numbers(&block.mlp_norm),
         gate_up: gate_up(config, block)?,
