@@ -7,8 +7,11 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
-/// Pause between two lines where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(15);
+/// How often a line is printed where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often the bar is drawn.
+const DRAW_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The progress of one thing that takes a while.
 #[derive(Debug)]
@@ -28,7 +31,7 @@ impl Bar {
         let style = ProgressStyle::with_template("  {prefix} {bar:30.cyan} {pos}/{len} {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_prefix(what.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(250));
+        bar.enable_steady_tick(DRAW_INTERVAL);
         bar.set_length(total);
         Self { bar, what: what.to_owned(), plain, printed: Mutex::new(Instant::now()) }
     }
@@ -39,7 +42,7 @@ impl Bar {
         self.bar.set_position(done);
         self.bar.set_message(message.to_owned());
         let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.plain && printed.elapsed() >= LINE_EVERY {
+        if self.plain && printed.elapsed() >= LINE_INTERVAL {
             *printed = Instant::now();
             eprintln!("  {} {done}/{total} {message}", self.what);
         }

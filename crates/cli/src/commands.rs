@@ -4,25 +4,21 @@ mod check_config;
 mod eval;
 mod filter;
 mod generate;
-
 mod grade;
 mod logprobs;
 mod r2;
-
 mod render;
 mod replay;
 mod run;
 mod sampling;
 mod score;
 mod serve;
-
 mod top;
 mod train;
 
 use std::future::Future;
 
 use anyhow::Context as _;
-use service::BadInput;
 
 /// What `sluice` can be told to do.
 #[derive(Debug, clap::Subcommand)]
@@ -92,9 +88,4 @@ impl Command {
 fn on_runtime(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("start the I/O runtime")?.block_on(command)
-}
-
-/// Makes an error of the learner exit with 2 where the user's input is to blame.
-pub(crate) fn blame_input(error: learner::Error) -> anyhow::Error {
-    if error.is_bad_input() { BadInput(format!("{error:#}")).into() } else { error.into() }
 }

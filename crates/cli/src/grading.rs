@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use service::{BadInput, jsonl};
 use types::PromptContent;
 
+use crate::bad_input;
 use crate::bar::Bar;
 
 /// A problem with its hidden tests and what the policy is given.
@@ -23,32 +24,35 @@ pub(crate) struct Task {
     pub(crate) problem: Problem,
 }
 
-/// Problems in the shapes of HumanEval and MBPP, or tagged ones, with the prompts that stand beside them: `prompt` or
-/// MBPP's `text`, or `messages`.
+/// Problems in the shapes of HumanEval and MBPP, or tagged ones, with the prompts that stand beside them:
+/// `prompt` or MBPP's `text`, or `messages`.
 ///
 /// # Errors
 /// Names the file and line of what is no problem.
 pub(crate) fn read_tasks(path: &Path) -> Result<Vec<Task>, BadInput> {
-    let wrong = |error: sandbox::ReadError| BadInput(error.to_string());
     let mut tasks = Vec::new();
-    for (record, line) in sandbox::read_problems(path).map_err(wrong)?.zip(jsonl::read(path)?) {
-        let (problem, line) = (record.map_err(wrong)?.problem, line?);
-        let fields: Map<String, Value> = line.parse()?;
-        let text = |key: &str| fields.get(key).and_then(Value::as_str);
-        let prompt = match (text("prompt").or(text("text")), fields.get("messages")) {
-            (Some(text), _) => PromptContent::Text(text.to_owned()),
-            (None, Some(messages)) => PromptContent::Messages(messages.to_string()),
-            (None, None) => {
-                return Err(line.wrong("has tests, but no prompt, text or messages for the policy"));
-            }
+    let records = sandbox::read_problems(path).map_err(bad_input::of_problems)?;
+    for (record, line) in records.zip(jsonl::read(path)?) {
+        let (problem, line) = (record.map_err(bad_input::of_problems)?.problem, line?);
+        let Some(prompt) = prompt(&line.parse()?) else {
+            return Err(line.wrong("has tests, but no prompt, text or messages for the policy"));
         };
         tasks.push(Task { prompt, problem });
     }
     if tasks.is_empty() { Err(BadInput(format!("{} holds no problem", path.display()))) } else { Ok(tasks) }
 }
 
+fn prompt(fields: &Map<String, Value>) -> Option<PromptContent> {
+    let text = ["prompt", "text"].into_iter().find_map(|key| fields.get(key)?.as_str());
+    match (text, fields.get("messages")) {
+        (Some(text), _) => Some(PromptContent::Text(text.to_owned())),
+        (None, Some(messages)) => Some(PromptContent::Messages(messages.to_string())),
+        (None, None) => None,
+    }
+}
+
 /// How far grading may be ahead of the slowest response that is not graded yet, for each worker.
-const AHEAD: usize = 64;
+const AHEAD_CAPACITY: usize = 64;
 
 /// Something to grade.
 pub(crate) trait Gradable {
@@ -62,12 +66,13 @@ impl Gradable for (&Problem, &str) {
     }
 }
 
-/// Grades work as it comes, as many at a time as the sandbox has workers, and calls `graded` in the order in which it came.
-/// Holds a bounded part of it in memory. Work that is an error ends it, once all before it is graded.
+/// Grades work as it comes, as many at a time as the sandbox has workers, and calls `graded` in the order in
+/// which it came. Holds a bounded part of it in memory. Work that is an error ends it, once all before it is
+/// graded.
 ///
 /// # Errors
-/// Those of the work and of `graded`; when the sandbox cannot be started or refuses to go on. A response that cannot be
-/// judged is no error but a verdict.
+/// Those of the work and of `graded`; when the sandbox cannot be started or refuses to go on. A response that
+/// cannot be judged is no error but a verdict.
 pub(crate) fn grade_in_order<W: Gradable + Send>(
     config: GraderConfig,
     limits: &Limits,
@@ -76,39 +81,25 @@ pub(crate) fn grade_in_order<W: Gradable + Send>(
 ) -> anyhow::Result<()> {
     let workers = config.workers.max(1);
     let grader = Grader::start(config).context("start the sandbox")?;
-    let (orders, inbox) = mpsc::channel::<(usize, W)>();
+    let (queue, inbox) = mpsc::channel::<Numbered<W>>();
     let inbox = Mutex::new(inbox);
-    let (results, outcomes) = mpsc::channel();
-    let worker = |results: mpsc::Sender<_>| {
-        loop {
-            let order = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok((number, work)) = order else { return };
-            // A panic is the caller's to see, who would wait for this grade else.
-            let grade = catch_unwind(AssertUnwindSafe(|| {
-                let (problem, response) = work.pair();
-                grader.grade(problem, response, limits)
-            }));
-            if results.send((number, work, grade)).is_err() {
-                return;
-            }
-        }
-    };
+    let (results, graded_work) = mpsc::channel();
     std::thread::scope(|scope| {
         // Gone with this closure, whatever its end: then the workers end too, with what they have in hand.
-        let (orders, outcomes) = (orders, outcomes);
+        let (queue, graded_work) = (queue, graded_work);
         for _ in 0..workers {
             let results = results.clone();
-            scope.spawn(|| worker(results));
+            scope.spawn(|| grade_from(&inbox, &grader, limits, results));
         }
         drop(results);
         let (mut work, mut end) = (work, None);
         let (mut given, mut handed_on) = (0, 0);
         let mut early = BTreeMap::new();
         loop {
-            while end.is_none() && given - handed_on < AHEAD * workers {
+            while end.is_none() && given - handed_on < AHEAD_CAPACITY * workers {
                 match work.next() {
                     // The inbox lives longer than this closure.
-                    Some(Ok(work)) => drop(orders.send((given, work))),
+                    Some(Ok(work)) => drop(queue.send(Numbered { number: given, work })),
                     Some(Err(error)) => end = Some(Err(error)),
                     None => end = Some(Ok(())),
                 }
@@ -117,7 +108,7 @@ pub(crate) fn grade_in_order<W: Gradable + Send>(
             if given == handed_on {
                 return end.unwrap_or(Ok(()));
             }
-            let (number, work, grade) = outcomes.recv().context("the workers have ended")?;
+            let (Numbered { number, work }, grade) = graded_work.recv().context("the workers have ended")?;
             let grade = grade.unwrap_or_else(|panic| resume_unwind(panic));
             early.insert(number, (work, grade.context("grade a response")?));
             while let Some((work, grade)) = early.remove(&handed_on) {
@@ -128,41 +119,62 @@ pub(crate) fn grade_in_order<W: Gradable + Send>(
     })
 }
 
+/// Work and its place in the order in which it came.
+struct Numbered<W> {
+    number: usize,
+    work: W,
+}
+
+/// What a worker yields: the work and its grade, or the panic that it ended in.
+type Graded<W> = (Numbered<W>, std::thread::Result<Result<Grade, sandbox::Error>>);
+
+/// A worker: grades what comes until nothing does, or nobody wants the grades.
+fn grade_from<W: Gradable>(
+    inbox: &Mutex<mpsc::Receiver<Numbered<W>>>,
+    grader: &Grader,
+    limits: &Limits,
+    results: mpsc::Sender<Graded<W>>,
+) {
+    loop {
+        let received = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(numbered) = received else { return };
+        // A panic is the caller's to see, who would wait for this grade else.
+        let grade = catch_unwind(AssertUnwindSafe(|| {
+            let (problem, response) = numbered.work.pair();
+            grader.grade(problem, response, limits)
+        }));
+        if results.send((numbered, grade)).is_err() {
+            return;
+        }
+    }
+}
+
 /// Grades every response of every task, with a bar; the grades lie as the responses do.
 ///
 /// # Errors
 /// As [`grade_in_order`].
 pub(crate) fn grade_groups(
+    config: GraderConfig,
+    limits: &Limits,
     tasks: &[Task],
     responses: &[Vec<Response>],
-    limits: &Limits,
 ) -> anyhow::Result<Vec<Vec<Grade>>> {
     let mut work: Vec<(&Problem, &str)> = Vec::new();
     for (task, group) in tasks.iter().zip(responses) {
         work.extend(group.iter().map(|response| (&task.problem, response.text.as_str())));
     }
-    let mut grades = grade_all(GraderConfig::default(), limits, &work)?.into_iter();
-    Ok(responses.iter().map(|group| grades.by_ref().take(group.len()).collect()).collect())
-}
-
-/// Grades pairs of a problem and a response, with a bar.
-///
-/// # Errors
-/// As [`grade_in_order`].
-pub(crate) fn grade_all(
-    config: GraderConfig,
-    limits: &Limits,
-    work: &[(&Problem, &str)],
-) -> anyhow::Result<Vec<Grade>> {
-    let (bar, total) = (Bar::new("tests", work.len() as u64), work.len() as u64);
+    let total = work.len() as u64;
+    let bar = Bar::new("tests", total);
     let mut grades = Vec::with_capacity(work.len());
-    let outcome = grade_in_order(config, limits, work.iter().map(|pair| Ok(*pair)), |_, grade| {
+    let graded = grade_in_order(config, limits, work.into_iter().map(Ok), |_, grade| {
         grades.push(grade);
         bar.at(grades.len() as u64, total, "");
         Ok(())
     });
     bar.finish();
-    outcome.map(|()| grades)
+    graded?;
+    let mut grades = grades.into_iter();
+    Ok(responses.iter().map(|group| grades.by_ref().take(group.len()).collect()).collect())
 }
 
 /// Whether a response passed all tests; none where it could not be judged.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::run::recipe::Recipe;
+use crate::recipe::{Environment, RecipeFile};
 
 /// Checks a recipe and prints it as it would be used, every default filled in.
 #[derive(Debug, clap::Args)]
@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// Names the line and what is wrong there.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let recipe = Recipe::read(&arguments.recipe, &arguments.settings)?;
-    print!("{}", service::config::render(&recipe));
+    let file = RecipeFile::read(&arguments.recipe, Environment::Applied, &arguments.settings)?;
+    print!("{}", service::config::render(&file.recipe));
     Ok(())
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use engine::generate::DrawOptions;
-use sandbox::{Problem, Verdict};
+use sandbox::Verdict;
 use service::BadInput;
 use types::PromptContent;
 
-use super::grade::How;
+use super::grade::{GradingArguments, SampleCounts};
 use super::sampling::SamplingArguments;
 use crate::grading;
 use crate::responses;
@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
-    how: How,
+    grading: GradingArguments,
 }
 
 /// Runs the command.
@@ -39,27 +39,24 @@ pub(crate) struct Arguments {
 /// # Errors
 /// Names the file that cannot be used, or why there is no sandbox.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    if let Some(k) = arguments.how.k.iter().find(|k| **k > arguments.n as u64) {
+    if let Some(k) = arguments.grading.k.iter().find(|k| **k > arguments.n as u64) {
         return Err(BadInput(format!("pass@{k} needs at least {k} responses per problem: --n {k}")).into());
     }
-    let (config, limits) = arguments.how.grader()?;
+    let (config, limits) = arguments.grading.grader()?;
     let tasks = grading::read_tasks(&arguments.problems)?;
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
     let draw =
         DrawOptions { n: arguments.n, seed: arguments.seed, sampling: arguments.sampling.sampling(0.0)? };
     let groups = responses::draw(&arguments.model, &prompts, &draw)?;
-    let pairs = tasks.iter().zip(&groups);
-    let work: Vec<(&Problem, &str)> = pairs
-        .flat_map(|(task, group)| group.iter().map(|response| (&task.problem, response.text.as_str())))
-        .collect();
-    let grades = grading::grade_all(config, &limits, &work)?;
+    let grades = grading::grade_groups(config, &limits, &tasks, &groups)?;
+    let mut counts = vec![SampleCounts::default(); grades.len()];
     let mut verdicts: BTreeMap<Verdict, u64> = BTreeMap::new();
-    grades.iter().for_each(|grade| *verdicts.entry(grade.verdict).or_default() += 1);
-    let of_problem = |grades: &[sandbox::Grade]| {
-        let judged: Vec<bool> = grades.iter().filter_map(grading::passed).collect();
-        (judged.len() as u64, judged.iter().filter(|passed| **passed).count() as u64)
-    };
-    let counts: Vec<(u64, u64)> = grades.chunks(arguments.n).map(of_problem).collect();
-    println!("{}", arguments.how.summary(&counts, &verdicts));
+    for (counts, grades) in counts.iter_mut().zip(&grades) {
+        for grade in grades {
+            counts.add(grade);
+            *verdicts.entry(grade.verdict).or_default() += 1;
+        }
+    }
+    println!("{}", arguments.grading.summary(&counts, &verdicts));
     Ok(())
 }

@@ -41,6 +41,15 @@ struct Scored {
     score: f64,
 }
 
+/// A rollout of the input.
+#[derive(Debug)]
+struct Rollout {
+    /// Its place among the lines.
+    row: usize,
+    id: String,
+    score: f64,
+}
+
 /// An id as text: a string's own, anything else as JSON.
 fn id_text(id: &Value) -> String {
     id.as_str().map_or_else(|| id.to_string(), str::to_owned)
@@ -55,21 +64,21 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Filtration { strategy: arguments.strategy, mode: arguments.mode, no_signal: NoSignal::default() };
     filtration.validate().map_err(|error| BadInput(error.to_string()))?;
     let mut rows: Vec<Map<String, Value>> = Vec::new();
-    let mut groups: BTreeMap<String, Vec<(usize, String, f64)>> = BTreeMap::new();
+    let mut groups: BTreeMap<String, Vec<Rollout>> = BTreeMap::new();
     for line in jsonl::read(&arguments.input)? {
         let line = line?;
         let row: Map<String, Value> = line.parse()?;
         let scored: Scored = line.parse()?;
-        let rollout = (rows.len(), id_text(&scored.rollout_id), scored.score);
+        let rollout = Rollout { row: rows.len(), id: id_text(&scored.rollout_id), score: scored.score };
         groups.entry(id_text(&scored.prompt_id)).or_default().push(rollout);
         rows.push(row);
     }
     let (mut diagnostics, mut without_signal) = (Diagnostics::default(), 0usize);
     for (prompt_id, rollouts) in &groups {
-        let candidate = |(_, rollout_id, score): &(usize, String, f64)| (rollout_id.clone(), *score);
-        let named: Vec<(String, f64)> = rollouts.iter().map(candidate).collect();
-        let candidates: Vec<Candidate<'_>> =
-            named.iter().map(|(rollout_id, score)| Candidate { rollout_id, score: *score }).collect();
+        let candidates: Vec<Candidate<'_>> = rollouts
+            .iter()
+            .map(|rollout| Candidate { rollout_id: &rollout.id, score: rollout.score })
+            .collect();
         let group = Group { prompt_id, rollouts: &candidates };
         let decision = filter_group(&filtration, arguments.seed, &group)
             .map_err(|error| BadInput(format!("{}: {error}", arguments.input.display())))?;
@@ -81,9 +90,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 vec![algo::filtration::Choice::default(); rollouts.len()]
             }
         };
-        for ((row, ..), choice) in rollouts.iter().zip(choices) {
-            rows[*row].insert("weight".to_owned(), choice.weight.into());
-            rows[*row].insert("kept".to_owned(), choice.kept.into());
+        for (rollout, choice) in rollouts.iter().zip(choices) {
+            rows[rollout.row].insert("weight".to_owned(), choice.weight.into());
+            rows[rollout.row].insert("kept".to_owned(), choice.kept.into());
         }
     }
     jsonl::write(&arguments.output, rows.iter())?;

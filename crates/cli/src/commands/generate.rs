@@ -15,7 +15,8 @@ use crate::bar::Bar;
 use crate::responses::pace;
 use file::{FileOptions, generate};
 
-/// Responses of a model to the prompts of a file, through the rollout engine. Memory does not grow with the file.
+/// Responses of a model to the prompts of a file, through the rollout engine. Memory does not grow with the
+/// file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The model's folder.
@@ -24,7 +25,8 @@ pub(crate) struct Arguments {
     /// Lines {"id", "prompt" | "tokens" | "messages"}, plain or gzipped; - is standard input.
     #[arg(long)]
     input: PathBuf,
-    /// Lines {"id", "index", "tokens", "text", "logprobs", "finish_reason"}, in the input's order; - is standard output.
+    /// Lines {"id", "index", "tokens", "text", "logprobs", "finish_reason"}, in the input's order; - is
+    /// standard output.
     #[arg(long)]
     output: PathBuf,
     #[command(flatten)]

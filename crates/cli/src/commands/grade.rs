@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
-use comfy_table::{Table, presets};
-use sandbox::{GraderConfig, Limits, Problem, Tier, Verdict, pass_at_k};
+use sandbox::{Grade, GraderConfig, Limits, Problem, Tier, Verdict, pass_at_k};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use service::{BadInput, jsonl};
 
+use crate::bad_input;
 use crate::bar::Bar;
 use crate::grading::{self, Gradable};
+use crate::table::table;
 
 /// Grades samples by hidden tests in the sandbox; prints pass@k by the unbiased estimator (arXiv 2107.03374).
 #[derive(Debug, clap::Args)]
@@ -26,17 +28,17 @@ pub(crate) struct Arguments {
     #[arg(long)]
     output: PathBuf,
     #[command(flatten)]
-    how: How,
+    grading: GradingArguments,
 }
 
 /// How samples are graded, and what is printed of it.
 #[derive(Debug, clap::Args)]
-pub(crate) struct How {
+pub(crate) struct GradingArguments {
     /// The k of pass@k, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1")]
     pub(crate) k: Vec<u64>,
     /// auto, a or b: namespaces with Landlock and seccomp, or Landlock and seccomp alone.
-    #[arg(long, default_value = "auto", value_parser = parse_tier)]
+    #[arg(long, default_value = "auto")]
     tier: TierChoice,
     /// Processor seconds of a program; twice that on the wall.
     #[arg(long, default_value_t = 3.0)]
@@ -51,14 +53,45 @@ pub(crate) struct How {
 
 /// A tier, or the strongest that works.
 #[derive(Debug, Clone, Copy)]
-struct TierChoice(Option<Tier>);
+enum TierChoice {
+    Strongest,
+    Exactly(Tier),
+}
 
-fn parse_tier(text: &str) -> Result<TierChoice, String> {
-    match text {
-        "auto" => Ok(TierChoice(None)),
-        "a" => Ok(TierChoice(Some(Tier::A))),
-        "b" => Ok(TierChoice(Some(Tier::B))),
-        _ => Err(format!("{text:?} must be auto, a or b")),
+impl FromStr for TierChoice {
+    type Err = NoTier;
+
+    fn from_str(text: &str) -> Result<Self, NoTier> {
+        match text {
+            "auto" => Ok(Self::Strongest),
+            "a" => Ok(Self::Exactly(Tier::A)),
+            "b" => Ok(Self::Exactly(Tier::B)),
+            _ => Err(NoTier(text.to_owned())),
+        }
+    }
+}
+
+/// A word that names no tier.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} must be auto, a or b")]
+pub(crate) struct NoTier(String);
+
+/// Samples of one problem.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SampleCounts {
+    /// Those that could be judged.
+    judged: u64,
+    /// Those of them that passed all tests.
+    passed: u64,
+}
+
+impl SampleCounts {
+    /// Counts one more sample, unless it could not be judged.
+    pub(crate) fn add(&mut self, grade: &Grade) {
+        if let Some(passed) = grading::passed(grade) {
+            self.judged += 1;
+            self.passed += u64::from(passed);
+        }
     }
 }
 
@@ -89,10 +122,9 @@ struct Problems {
 
 impl Problems {
     fn read(path: &Path) -> Result<Self, BadInput> {
-        let wrong = |error: sandbox::ReadError| BadInput(error.to_string());
         let mut by_id = BTreeMap::new();
-        for record in sandbox::read_problems(path).map_err(wrong)? {
-            let problem = record.map_err(wrong)?.problem;
+        for record in sandbox::read_problems(path).map_err(bad_input::of_problems)? {
+            let problem = record.map_err(bad_input::of_problems)?.problem;
             by_id.insert(problem.task_id().to_owned(), problem);
         }
         Ok(Self { path: path.to_owned(), by_id })
@@ -101,13 +133,14 @@ impl Problems {
     fn row(&self, line: &jsonl::Line) -> Result<Row<'_>, BadInput> {
         let Sample { task_id, completion } = line.parse()?;
         let task_id = task_id.as_str().map_or_else(|| task_id.to_string(), str::to_owned);
-        let unknown = || line.wrong(&format!("task_id {task_id:?} is no problem of {}", self.path.display()));
-        let problem = self.by_id.get(&task_id).ok_or_else(unknown)?;
-        Ok(Row { fields: line.parse()?, problem, completion })
+        match self.by_id.get(&task_id) {
+            Some(problem) => Ok(Row { fields: line.parse()?, problem, completion }),
+            None => Err(line.wrong(&format!("task_id {task_id:?} is no problem of {}", self.path.display()))),
+        }
     }
 
-    /// How many samples a file has, all of which can be graded: so that what is wrong is known before the first runs. 0 for
-    /// standard input, which cannot be read twice.
+    /// How many samples a file has, all of which can be graded: so that what is wrong is known before the
+    /// first runs. 0 for standard input, which cannot be read twice.
     fn check(&self, samples: &Path) -> Result<u64, BadInput> {
         if samples == Path::new("-") {
             return Ok(0);
@@ -121,30 +154,28 @@ impl Problems {
     }
 }
 
-/// Runs the command. Samples are read, graded and written as they come, so that a file may be larger than the memory.
+/// Runs the command. Samples are read, graded and written as they come, so that a file may be larger than the
+/// memory.
 ///
 /// # Errors
 /// Names the file and line that cannot be used, or why there is no sandbox.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let problems = Problems::read(&arguments.problems)?;
     let total = problems.check(&arguments.samples)?;
-    let (config, limits) = arguments.how.grader()?;
+    let (config, limits) = arguments.grading.grader()?;
     let mut output = jsonl::Writer::create(&arguments.output)?;
-    let mut counts: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    let mut counts: BTreeMap<&str, SampleCounts> = BTreeMap::new();
     let mut verdicts: BTreeMap<Verdict, u64> = BTreeMap::new();
     let (bar, mut done) = (Bar::new("tests", total), 0);
     let rows = jsonl::read(&arguments.samples)?.map(|line| Ok(problems.row(&line?)?));
     let outcome = grading::grade_in_order(config, &limits, rows, |mut row, grade| {
-        let passed = grade.verdict == Verdict::Accepted;
-        row.fields.insert("passed".to_owned(), passed.into());
-        row.fields.insert("verdict".to_owned(), grade.verdict.name().into());
-        row.fields.insert("detail".to_owned(), grade.detail.into());
         *verdicts.entry(grade.verdict).or_default() += 1;
         if grade.verdict.judges_response() {
-            let (total, correct) = counts.entry(row.problem.task_id()).or_default();
-            *total += 1;
-            *correct += u64::from(passed);
+            counts.entry(row.problem.task_id()).or_default().add(&grade);
         }
+        row.fields.insert("passed".to_owned(), (grade.verdict == Verdict::Accepted).into());
+        row.fields.insert("verdict".to_owned(), grade.verdict.name().into());
+        row.fields.insert("detail".to_owned(), grade.detail.into());
         done += 1;
         bar.at(done, total, "");
         output.write(&row.fields)
@@ -152,7 +183,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     bar.finish();
     output.finish()?;
     outcome?;
-    let summary = arguments.how.summary(&counts.into_values().collect::<Vec<_>>(), &verdicts);
+    let summary = arguments.grading.summary(&counts.into_values().collect::<Vec<_>>(), &verdicts);
     // Where the grades go to standard output, nothing else does.
     if arguments.output == Path::new("-") {
         eprintln!("{summary}")
@@ -162,7 +193,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl How {
+impl GradingArguments {
     /// The sandbox and what it allows a program.
     ///
     /// # Errors
@@ -174,35 +205,34 @@ impl How {
         let defaults = GraderConfig::default();
         let workers = self.jobs.unwrap_or(defaults.workers);
         let limits = Limits::with_timeout(Duration::from_secs_f64(self.timeout));
-        Ok((GraderConfig { workers, tier: self.tier.0, ..defaults }, limits))
+        let tier = match self.tier {
+            TierChoice::Strongest => None,
+            TierChoice::Exactly(tier) => Some(tier),
+        };
+        Ok((GraderConfig { workers, tier, ..defaults }, limits))
     }
 
-    /// What there is to say: pass@k over problems with these (samples, correct), and what the verdicts were.
-    pub(crate) fn summary(&self, counts: &[(u64, u64)], verdicts: &BTreeMap<Verdict, u64>) -> String {
-        let mut rates: Vec<(u64, Option<f64>)> = Vec::new();
-        for k in &self.k {
-            let of_problem: Option<Vec<f64>> =
-                counts.iter().map(|(total, correct)| pass_at_k(*total, *correct, *k)).collect();
-            let mean = of_problem.map(|rates| rates.iter().sum::<f64>() / rates.len().max(1) as f64);
-            rates.push((*k, mean.filter(|_| !counts.is_empty())));
-        }
+    /// What there is to say: pass@k over problems of which so many samples passed, and what the verdicts
+    /// were.
+    pub(crate) fn summary(&self, problems: &[SampleCounts], verdicts: &BTreeMap<Verdict, u64>) -> String {
         if self.json {
             let rates: Map<String, Value> =
-                rates.iter().map(|(k, rate)| (format!("pass@{k}"), (*rate).into())).collect();
+                self.k.iter().map(|k| (format!("pass@{k}"), mean_pass_at_k(problems, *k).into())).collect();
             let verdicts: Map<String, Value> = verdicts
                 .iter()
                 .map(|(verdict, count)| (verdict.name().to_owned(), (*count).into()))
                 .collect();
-            let summary = serde_json::json!({"problems": counts.len(), "pass": rates, "verdicts": verdicts});
+            let summary =
+                serde_json::json!({"problems": problems.len(), "pass": rates, "verdicts": verdicts});
             return summary.to_string();
         }
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(["", "value"]);
-        table.add_row(["problems".to_owned(), counts.len().to_string()]);
-        for (k, rate) in rates {
-            let rate = rate
-                .map_or_else(|| format!("fewer than {k} samples"), |rate| format!("{:.2} %", 100.0 * rate));
+        let mut table = table(&["", "value"]);
+        table.add_row(["problems".to_owned(), problems.len().to_string()]);
+        for k in &self.k {
+            let rate = match mean_pass_at_k(problems, *k) {
+                Some(rate) => format!("{:.2} %", 100.0 * rate),
+                None => format!("fewer than {k} samples"),
+            };
             table.add_row([format!("pass@{k}"), rate]);
         }
         for (verdict, count) in verdicts {
@@ -210,4 +240,12 @@ impl How {
         }
         table.to_string()
     }
+}
+
+/// The mean over problems; none where one of them has too few samples, or there is no problem.
+fn mean_pass_at_k(problems: &[SampleCounts], k: u64) -> Option<f64> {
+    let rates: Option<Vec<f64>> =
+        problems.iter().map(|counts| pass_at_k(counts.judged, counts.passed, k)).collect();
+    let rates = rates.filter(|rates| !rates.is_empty())?;
+    Some(rates.iter().sum::<f64>() / rates.len() as f64)
 }

@@ -5,7 +5,8 @@ use super::score::FileArguments;
 /// Log-probs of token sequences under a model.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Lines {"id", "tokens"} become {"id", "logprobs"}: log p(tokens[t+1] | tokens[..=t]), one fewer than tokens.
+    /// Lines {"id", "tokens"} become {"id", "logprobs"}: log p(tokens[t+1] | tokens[..=t]), one fewer than
+    /// tokens.
     #[command(flatten)]
     files: FileArguments,
     /// Divides the logits first.

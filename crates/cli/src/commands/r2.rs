@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use algo::filtration::{Filtration, Strategy};
 use algo::r2::{RSquared, filtered_r_squared};
-use comfy_table::{Table, presets};
 use serde::Deserialize;
 use serde_json::Value;
 use service::{BadInput, jsonl};
+
+use crate::table::table;
 
 /// R squared of the actual outcome on the reward, for the responses that each strategy would train on
 /// (PF-PPO, arXiv 2409.06957, section 4).
@@ -70,18 +71,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         results.push((strategy, result.map_err(|error| BadInput(error.to_string()))?));
     }
     if arguments.json {
-        let row = |(strategy, result): &(Strategy, RSquared)| {
-            serde_json::json!({
-                "strategy": strategy.to_string(), "r_squared": result.r_squared,
-                "bins": result.bins, "responses": result.responses,
-            })
-        };
-        println!("{}", Value::from_iter(results.iter().map(row)));
+        println!("{}", Value::from_iter(results.iter().map(|(strategy, result)| json_row(strategy, result))));
         return Ok(());
     }
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["strategy", "R²", "bins", "responses"]);
+    let mut table = table(&["strategy", "R²", "bins", "responses"]);
     for (strategy, result) in results {
         let r_squared = result.r_squared.map_or_else(|| "undefined".to_owned(), |r2| format!("{r2:.3}"));
         table.add_row([
@@ -93,4 +86,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     println!("{table}");
     Ok(())
+}
+
+fn json_row(strategy: &Strategy, result: &RSquared) -> Value {
+    serde_json::json!({
+        "strategy": strategy.to_string(), "r_squared": result.r_squared,
+        "bins": result.bins, "responses": result.responses,
+    })
 }

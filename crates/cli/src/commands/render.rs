@@ -4,7 +4,8 @@ use crate::render::{kubernetes, slurm};
 
 /// Writes the files with which a cluster's scheduler runs a recipe's ring.
 ///
-/// The recipe is checked as by check-config. The stages before the ring are not rendered: run them with `sluice run`.
+/// The recipe is checked as by check-config. The stages before the ring are not rendered: run them with
+/// `sluice run`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(subcommand)]

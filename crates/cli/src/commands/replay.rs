@@ -6,9 +6,12 @@ use learner::{PpoConfig, ReplayOptions};
 use service::BadInput;
 use service::config::Layers;
 
+use crate::bad_input;
+
 /// Runs the learner's step on recorded samples: writes policy/, critic/ and metrics.json.
 ///
-/// A line of the batch has prompt_id, prompt_tokens, response_tokens, rollout_logprobs, ref_logprobs, score and weight.
+/// A line of the batch has prompt_id, prompt_tokens, response_tokens, rollout_logprobs, ref_logprobs, score
+/// and weight.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The policy's folder.
@@ -69,7 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .map_err(|error: model::UnknownDevice| BadInput(error.to_string()))?,
         temperature: arguments.temperature,
     };
-    let metrics = learner::replay(&options).map_err(super::blame_input)?;
+    let metrics = learner::replay(&options).map_err(bad_input::of_learner)?;
     if arguments.json {
         println!("{}", serde_json::to_string(&metrics)?);
     } else {

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use service::init_logging;
 
-use crate::run::recipe::Recipe;
-use crate::run::stages::{self, Done, Plan};
+use crate::recipe::{Environment, RecipeFile};
+use crate::run::stages::{self, Done, Selection};
 
 /// Runs a recipe on this machine.
 ///
-/// Finished stages are skipped. Ctrl-C drains the ring and writes a checkpoint; a second Ctrl-C leaves at once.
+/// Finished stages are skipped. Ctrl-C drains the ring and writes a checkpoint; a second Ctrl-C leaves at
+/// once.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The recipe (TOML).
@@ -31,10 +32,11 @@ pub(crate) struct Arguments {
 /// A recipe that cannot be used, a stage that failed.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     init_logging("warn", service::config::LogFormat::Text)?;
-    let recipe = Recipe::read(&arguments.recipe, &arguments.settings)?;
+    let file = RecipeFile::read(&arguments.recipe, Environment::Applied, &arguments.settings)?;
     let started = tokio::time::Instant::now();
-    let plan = Plan { resume: arguments.resume, redo_from: arguments.redo_from };
-    if stages::run(&recipe, &plan).await? == Done::Complete {
+    let selection = Selection { resume: arguments.resume, redo_from: arguments.redo_from };
+    if stages::run(&file, &selection).await? == Done::Complete {
+        let recipe = &file.recipe;
         eprintln!(
             "{} is complete after {}: {}",
             recipe.name,

@@ -8,6 +8,7 @@ use reward_server::{FileOptions, Progress};
 use service::BadInput;
 use types::DType;
 
+use crate::bad_input;
 use crate::bar::Bar;
 
 /// Scores of token sequences by a reward model.
@@ -85,9 +86,7 @@ impl FileArguments {
             bar.at(progress.bytes, progress.total_bytes, &format!("bytes, {} sequences", progress.sequences));
         });
         bar.finish();
-        let done = done.map_err(|error| {
-            if error.is_bad_input() { BadInput(error.to_string()).into() } else { anyhow::Error::from(error) }
-        });
+        let done = done.map_err(bad_input::of_reward_server);
         let done = done.with_context(|| format!("{what} of {}", self.input.display()))?;
         let seconds = started.elapsed().as_secs_f64();
         let rate = done.tokens as f64 / seconds.max(1e-9);

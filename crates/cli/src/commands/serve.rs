@@ -15,7 +15,8 @@ use super::score::parse_dtype;
 /// How long requests that are under way may take to end.
 const GRACE_PERIOD: Duration = Duration::from_secs(30);
 
-/// Serves a model: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics. Ctrl-C stops it, the second at once.
+/// Serves a model: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics. Ctrl-C stops it, the
+/// second at once.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The model's folder.

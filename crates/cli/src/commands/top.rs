@@ -3,11 +3,12 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use comfy_table::{Table, presets};
+use comfy_table::Table;
 use coordinator::Status;
 use service::StopSignals;
 
-use crate::run::Observer;
+use crate::observer_client::Observer;
+use crate::table::table;
 
 /// A live view of a run in the terminal; Ctrl-C leaves.
 #[derive(Debug, clap::Args)]
@@ -66,13 +67,6 @@ fn draw(status: &Status, answers: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(header.to_vec());
-    table
-}
-
 fn run_table(status: &Status) -> Table {
     let mut table = table(&[
         "batch",
@@ -86,7 +80,6 @@ fn run_table(status: &Status) -> Table {
         "tokens/s",
         "to go",
     ]);
-    let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
     let step = status.last_step.as_ref();
     table.add_row([
         format!("{}/{}", status.trained, status.batches),
@@ -105,7 +98,6 @@ fn run_table(status: &Status) -> Table {
 
 fn member_table(status: &Status) -> Table {
     let mut table = table(&["member", "state", "version", "work"]);
-    let state = |connected: bool| if connected { "connected" } else { "away" }.to_owned();
     for actor in &status.actors {
         let version = actor.version.map_or_else(|| "-".to_owned(), |version| version.to_string());
         let work = format!(
@@ -123,6 +115,14 @@ fn member_table(status: &Status) -> Table {
         table.add_row([learner.member.clone(), state(learner.connected), learner.trained.to_string(), work]);
     }
     table
+}
+
+fn number(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
+}
+
+fn state(connected: bool) -> String {
+    if connected { "connected".to_owned() } else { "away".to_owned() }
 }
 
 fn account_table(status: &Status) -> Table {

@@ -7,11 +7,12 @@
 //! | learner        | StatefulSet, rank = ordinal             | rank 0: its pod's address; for the other ranks Service `NAME-learner-0` |
 //! | actors         | Deployment                              | nobody looks for them                                  |
 //!
-//! The Service of rank 0 is called like its pod on purpose: the name leads the pod to itself at once (`/etc/hosts`), and
-//! everybody else to the pod (DNS), so that rank 0 can listen on the name that the others connect to.
+//! The Service of rank 0 is called like its pod on purpose: the name leads the pod to itself at once
+//! (`/etc/hosts`), and everybody else to the pod (DNS), so that rank 0 can listen on the name that the others
+//! connect to.
 //!
-//! Models, data and checkpoints lie on one volume that all roles but the coordinator's journal share; it is the working
-//! folder, so that the recipe's relative paths hold.
+//! Models, data and checkpoints lie on one volume that all roles but the coordinator's journal share; it is
+//! the working folder, so that the recipe's relative paths hold.
 
 mod pod;
 
@@ -19,9 +20,10 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use service::BadInput;
 
-use super::options::{RingOptions, Role};
+use super::options::RingOptions;
 use super::ring::Ring;
 use super::{RenderedFile, write};
+use crate::recipe::Role;
 
 const COORDINATOR_PORT: u16 = 7700;
 const REWARD_PORT: u16 = 7710;
@@ -30,7 +32,21 @@ const RENDEZVOUS_PORT: u16 = 7730;
 const METRICS_PORT: u16 = 9464;
 
 /// Longest prefix of names: a pod's name is a member's name too, and those have at most 64 characters.
-const MAX_NAME: usize = 30;
+const NAME_BYTES_LIMIT: usize = 30;
+
+const CONFIG_MAP: Kind = Kind { api_version: "v1", kind: "ConfigMap" };
+const SERVICE: Kind = Kind { api_version: "v1", kind: "Service" };
+const STATEFUL_SET: Kind = Kind { api_version: "apps/v1", kind: "StatefulSet" };
+const DEPLOYMENT: Kind = Kind { api_version: "apps/v1", kind: "Deployment" };
+const DISRUPTION_BUDGET: Kind = Kind { api_version: "policy/v1", kind: "PodDisruptionBudget" };
+const NETWORK_POLICY: Kind = Kind { api_version: "networking.k8s.io/v1", kind: "NetworkPolicy" };
+
+/// A kind of Kubernetes object.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    api_version: &'static str,
+    kind: &'static str,
+}
 
 /// Manifests for Kubernetes (1.28 or newer): `kubectl apply -f DIR`.
 #[derive(Debug, clap::Args)]
@@ -91,6 +107,7 @@ impl<'a> Manifests<'a> {
         }
         ring.set_all("service.listen_metrics", &format!("0.0.0.0:{METRICS_PORT}"));
         ring.set(Role::Coordinator, "listen", format!("0.0.0.0:{COORDINATOR_PORT}"));
+        // On the coordinator's own volume, not on the one that all pods share.
         ring.set(Role::Coordinator, "journal", "/journal/events");
         ring.set(Role::Coordinator, "steps_file", "/journal/steps.jsonl");
         ring.set(Role::RewardServer, "listen", format!("0.0.0.0:{REWARD_PORT}"));
@@ -132,12 +149,13 @@ impl<'a> Manifests<'a> {
     }
 
     /// An object with its name and labels.
-    fn object(&self, (api, kind): (&str, &str), name: &str, labels: &Value, rest: Value) -> Value {
+    fn object(&self, kind: Kind, name: &str, labels: &Value, rest: Value) -> Value {
         let mut metadata = json!({ "name": name, "labels": labels });
         if let Some(namespace) = &self.options.namespace {
             metadata["namespace"] = json!(namespace);
         }
-        let mut object = json!({ "apiVersion": api, "kind": kind, "metadata": metadata });
+        let Kind { api_version, kind } = kind;
+        let mut object = json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata });
         if let (Value::Object(object), Value::Object(rest)) = (&mut object, rest) {
             object.extend(rest);
         }
@@ -166,7 +184,7 @@ impl<'a> Manifests<'a> {
             data[format!("{}.toml", role.name())] = json!(self.ring.config_text(role)?);
         }
         let name = format!("{}-config", self.name);
-        Ok(self.object(("v1", "ConfigMap"), &name, &self.ring_labels(), json!({ "data": data })))
+        Ok(self.object(CONFIG_MAP, &name, &self.ring_labels(), json!({ "data": data })))
     }
 
     fn coordinator_service(&self) -> Value {
@@ -175,7 +193,7 @@ impl<'a> Manifests<'a> {
             "selector": labels,
             "ports": [port("grpc", COORDINATOR_PORT), port("metrics", METRICS_PORT)],
         });
-        self.object(("v1", "Service"), &self.name_of(Role::Coordinator), &labels, json!({ "spec": spec }))
+        self.object(SERVICE, &self.name_of(Role::Coordinator), &labels, json!({ "spec": spec }))
     }
 
     /// Leads to rank 0, ready or not: the ranks meet there before any of them can be ready.
@@ -187,7 +205,7 @@ impl<'a> Manifests<'a> {
             "selector": { "statefulset.kubernetes.io/pod-name": name },
             "ports": [port("weights", WEIGHTS_PORT), port("rendezvous", RENDEZVOUS_PORT)],
         });
-        self.object(("v1", "Service"), &name, &self.labels(Role::Learner), json!({ "spec": spec }))
+        self.object(SERVICE, &name, &self.labels(Role::Learner), json!({ "spec": spec }))
     }
 
     fn stateful_set(&self, role: Role) -> anyhow::Result<Value> {
@@ -213,7 +231,7 @@ impl<'a> Manifests<'a> {
                 },
             }]);
         }
-        Ok(self.object(("apps/v1", "StatefulSet"), &self.name_of(role), &labels, json!({ "spec": spec })))
+        Ok(self.object(STATEFUL_SET, &self.name_of(role), &labels, json!({ "spec": spec })))
     }
 
     fn deployment(&self, role: Role) -> anyhow::Result<Value> {
@@ -225,7 +243,7 @@ impl<'a> Manifests<'a> {
             "selector": { "matchLabels": labels },
             "template": pod::template(self, role)?,
         });
-        Ok(self.object(("apps/v1", "Deployment"), &self.name_of(role), &labels, json!({ "spec": spec })))
+        Ok(self.object(DEPLOYMENT, &self.name_of(role), &labels, json!({ "spec": spec })))
     }
 
     /// How many pods of a role a node's drain may take at a time.
@@ -233,12 +251,11 @@ impl<'a> Manifests<'a> {
         let labels = self.labels(role);
         let most = if role == Role::Actor { json!("30%") } else { json!(1) };
         let spec = json!({ "maxUnavailable": most, "selector": { "matchLabels": labels } });
-        let kind = ("policy/v1", "PodDisruptionBudget");
-        self.object(kind, &self.name_of(role), &labels, json!({ "spec": spec }))
+        self.object(DISRUPTION_BUDGET, &self.name_of(role), &labels, json!({ "spec": spec }))
     }
 
-    /// Ports are not authenticated: only the ring's own pods reach them, and everybody the metrics. What grades code
-    /// reaches nobody but the ring, unless a scorer asks somebody else.
+    /// Ports are not authenticated: only the ring's own pods reach them, and everybody the metrics. What
+    /// grades code reaches nobody but the ring, unless a scorer asks somebody else.
     fn network_policies(&self) -> Vec<Value> {
         let ring = json!({ "podSelector": { "matchLabels": self.ring_labels() } });
         let ingress = json!({
@@ -249,9 +266,8 @@ impl<'a> Manifests<'a> {
                 { "from": [{ "namespaceSelector": {} }], "ports": [{ "protocol": "TCP", "port": METRICS_PORT }] },
             ],
         });
-        let kind = ("networking.k8s.io/v1", "NetworkPolicy");
         let mut policies = vec![self.object(
-            kind,
+            NETWORK_POLICY,
             &format!("{}-ring", self.name),
             &self.ring_labels(),
             json!({ "spec": ingress }),
@@ -271,7 +287,7 @@ impl<'a> Manifests<'a> {
                 "egress": [{ "to": [ring] }, { "ports": names }],
             });
             let name = self.name_of(Role::RewardServer);
-            policies.push(self.object(kind, &name, &labels, json!({ "spec": egress })));
+            policies.push(self.object(NETWORK_POLICY, &name, &labels, json!({ "spec": egress })));
         }
         policies
     }
@@ -290,17 +306,16 @@ fn plain(run: &str) -> String {
 }
 
 fn check_name(name: &str) -> anyhow::Result<()> {
-    let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let sound = name.len() <= MAX_NAME
+    let sound = name.len() <= NAME_BYTES_LIMIT
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && !name.ends_with('-')
-        && name.chars().all(legal);
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     if sound {
         return Ok(());
     }
     let problem = format!(
-        "{name:?} cannot begin the names of Kubernetes objects: give --name with at most {MAX_NAME} lower-case letters, \
-         digits and hyphens, a letter first"
+        "{name:?} cannot begin the names of Kubernetes objects: give --name with at most {NAME_BYTES_LIMIT} lower-case \
+         letters, digits and hyphens, a letter first"
     );
     Err(BadInput(problem).into())
 }

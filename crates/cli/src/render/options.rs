@@ -1,44 +1,9 @@
 //! What every target of `sluice render` is told: the recipe, and what a process of each role may use.
 
-use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// A role of the ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    Coordinator,
-    RewardServer,
-    Learner,
-    Actor,
-}
-
-impl Role {
-    pub(crate) const ALL: [Self; 4] = [Self::Coordinator, Self::RewardServer, Self::Learner, Self::Actor];
-
-    /// Its name in options, files and resources.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Coordinator => "coordinator",
-            Self::RewardServer => "reward-server",
-            Self::Learner => "learner",
-            Self::Actor => "actor",
-        }
-    }
-
-    /// Its section of a recipe.
-    pub(crate) fn section(self) -> &'static str {
-        match self {
-            Self::RewardServer => "reward_server",
-            other => other.name(),
-        }
-    }
-
-    /// Its binary.
-    pub(crate) fn binary(self) -> String {
-        format!("sluice-{}", self.name())
-    }
-}
+use crate::recipe::Role;
 
 /// A value for every role, `VALUE`, or for one, `ROLE=VALUE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,16 +12,16 @@ pub(crate) struct ForRole<T> {
     value: T,
 }
 
-impl<T: FromStr<Err: Display>> FromStr for ForRole<T> {
-    type Err = String;
+impl<T: FromStr> FromStr for ForRole<T> {
+    type Err = T::Err;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, T::Err> {
         let named = text.split_once('=').and_then(|(name, value)| {
             let role = Role::ALL.into_iter().find(|role| role.name() == name)?;
             Some((role, value))
         });
         let (role, text) = named.map_or((None, text), |(role, value)| (Some(role), value));
-        Ok(Self { role, value: text.parse().map_err(|error: T::Err| error.to_string())? })
+        Ok(Self { role, value: text.parse()? })
     }
 }
 
@@ -67,8 +32,12 @@ pub(crate) fn all_for<T>(values: &[ForRole<T>], role: Role) -> impl Iterator<Ite
 
 /// The value that holds for a role: the last one that names it, else the last one that names none.
 pub(crate) fn one_for<T>(values: &[ForRole<T>], role: Role) -> Option<&T> {
-    let last = |wanted| values.iter().rev().find(|value| value.role == wanted);
-    last(Some(role)).or_else(|| last(None)).map(|value| &value.value)
+    let value = last_of(values, Some(role)).or_else(|| last_of(values, None))?;
+    Some(&value.value)
+}
+
+fn last_of<T>(values: &[ForRole<T>], role: Option<Role>) -> Option<&ForRole<T>> {
+    values.iter().rev().find(|value| value.role == role)
 }
 
 /// What a process is given of a node.
@@ -88,30 +57,37 @@ impl Resources {
         };
         Self { cpus, memory_mib: gibibytes << 10 }
     }
+
+    /// `CPUS,MEMORY`, where the memory is in `Gi` or `Mi` and neither is 0.
+    fn parse(text: &str) -> Option<Self> {
+        let (cpus, memory) = text.split_once(',')?;
+        let (amount, unit) = memory.split_at_checked(memory.len().checked_sub(2)?)?;
+        let amount: u64 = amount.parse().ok()?;
+        let memory_mib = match unit {
+            "Gi" => amount.checked_mul(1024)?,
+            "Mi" => amount,
+            _ => return None,
+        };
+        let cpus: u32 = cpus.parse().ok()?;
+        (cpus > 0 && memory_mib > 0).then_some(Self { cpus, memory_mib })
+    }
+}
+
+/// A text that does not say what a process is given.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} must be whole CPUs and memory, such as 8,32Gi (or learner=8,32Gi for one role of {roles})",
+    roles = Role::ALL.map(Role::name).join(", ")
+)]
+pub(crate) struct NoResources {
+    text: String,
 }
 
 impl FromStr for Resources {
-    type Err = String;
+    type Err = NoResources;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parse = || {
-            let (cpus, memory) = text.split_once(',')?;
-            let (amount, unit) = memory.split_at_checked(memory.len().checked_sub(2)?)?;
-            let amount: u64 = amount.parse().ok()?;
-            let memory_mib = match unit {
-                "Gi" => amount.checked_mul(1024)?,
-                "Mi" => amount,
-                _ => return None,
-            };
-            let cpus: u32 = cpus.parse().ok()?;
-            (cpus > 0 && memory_mib > 0).then_some(Self { cpus, memory_mib })
-        };
-        parse().ok_or_else(|| {
-            format!(
-                "{text:?} must be whole CPUs and memory, such as 8,32Gi (or learner=8,32Gi for one role of {})",
-                Role::ALL.map(Role::name).join(", ")
-            )
-        })
+    fn from_str(text: &str) -> Result<Self, NoResources> {
+        Self::parse(text).ok_or_else(|| NoResources { text: text.to_owned() })
     }
 }
 
@@ -123,8 +99,8 @@ pub(crate) struct RingOptions {
     /// Folder that the files are written to; files of an earlier rendering are replaced.
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
-    /// CPUs and memory of a process, such as 8,32Gi; may be given several times. A ROLE is coordinator, reward-server,
-    /// learner or actor.
+    /// CPUs and memory of a process, such as 8,32Gi; may be given several times. A ROLE is coordinator,
+    /// reward-server, learner or actor.
     #[arg(long, value_name = "[ROLE=]CPUS,MEMORY")]
     pub(crate) resources: Vec<ForRole<Resources>>,
     /// GPUs of an actor: 1 where actor.engine.device is cuda.
@@ -136,11 +112,12 @@ pub(crate) struct RingOptions {
     /// GPUs of a rank of the learner: 1 where learner.device is cuda.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) gpus_per_learner_rank: u32,
-    /// How long a process that is told to stop may drain and write its checkpoint, where the recipe does not say so
-    /// (service.grace_period of a role).
+    /// How long a process that is told to stop may drain and write its checkpoint, where the recipe does not
+    /// say so (service.grace_period of a role).
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub(crate) drain_seconds: u32,
-    /// Sets one value over the recipe; may be given several times. Variables of the environment are not rendered.
+    /// Sets one value over the recipe; may be given several times. Variables of the environment are not
+    /// rendered.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub(crate) settings: Vec<String>,
 }
@@ -171,7 +148,7 @@ mod tests {
         assert_eq!(read("8,32Gi").unwrap(), Resources { cpus: 8, memory_mib: 32 << 10 });
         assert_eq!(read("1,512Mi").unwrap(), Resources { cpus: 1, memory_mib: 512 });
         for bad in ["8", "8,32", "8,32GB", "0,1Gi", "1,0Gi", "x,1Gi", "lerner=8,32Gi", "8,é", ""] {
-            let problem = read(bad).unwrap_err();
+            let problem = read(bad).unwrap_err().to_string();
             assert!(problem.contains("such as 8,32Gi"), "{problem}");
         }
     }

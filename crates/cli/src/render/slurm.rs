@@ -1,8 +1,10 @@
-//! The ring as a Slurm job: one heterogeneous batch job with a part for each kind of process, and a job that adds actors.
+//! The ring as a Slurm job: one heterogeneous batch job with a part for each kind of process, and a job that
+//! adds actors.
 //!
-//! The batch script is the supervisor: it starts the coordinator beside itself and every other role as a step, starts
-//! again what dies, and passes a request to stop on to the coordinator, which tells everybody else. Processes find each
-//! other through the ring's folder on the shared file system, so that no port has to be chosen beforehand.
+//! The batch script is the supervisor: it starts the coordinator beside itself and every other role as a
+//! step, starts again what dies, and passes a request to stop on to the coordinator, which tells everybody
+//! else. Processes find each other through the ring's folder on the shared file system, so that no port has
+//! to be chosen beforehand.
 
 use anyhow::Context as _;
 use minijinja::syntax::SyntaxConfig;
@@ -10,12 +12,13 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use service::BadInput;
 use toml::Value;
 
-use super::options::{ForRole, RingOptions, Role, all_for, one_for};
+use super::options::{ForRole, RingOptions, all_for, one_for};
 use super::ring::Ring;
 use super::{RenderedFile, write};
+use crate::recipe::Role;
 
 /// How much longer than a process of the ring the job has to leave.
-const MARGIN_SECONDS: u64 = 30;
+const LEAVE_MARGIN_SECONDS: u64 = 30;
 
 /// Batch scripts for Slurm: `sbatch DIR/ring.sbatch`.
 #[derive(Debug, clap::Args)]
@@ -53,24 +56,21 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 /// The ring, told what holds on every node; the scripts tell each process the rest.
 fn ring(options: &Options) -> anyhow::Result<Ring> {
     let mut ring = Ring::read(&options.ring)?;
-    let folder = ring.folder();
-    let text = |path: std::path::PathBuf| path.display().to_string();
     ring.set_all("service.listen_metrics", "0.0.0.0:0");
     ring.set(Role::Coordinator, "listen", "0.0.0.0:0");
-    ring.set(Role::Coordinator, "journal", text(folder.journal()));
-    ring.set(Role::Coordinator, "steps_file", text(folder.steps()));
-    ring.check(|role| {
-        let told: &[(&str, &str)] = match role {
-            Role::Coordinator => &[],
-            Role::RewardServer => &[("coordinator", "node:1"), ("listen", "10.0.0.1:0")],
-            Role::Learner => {
-                &[("coordinator", "node:1"), ("listen", "10.0.0.1:0"), ("rendezvous", "10.0.0.1:0")]
-            }
-            Role::Actor => &[("coordinator", "node:1")],
-        };
-        told.iter().map(|(key, value)| (*key, Value::String((*value).to_owned()))).collect()
-    })?;
+    ring.check(examples_of)?;
     Ok(ring)
+}
+
+/// What `member.sh` tells a process, as some node could have it, for a check.
+fn examples_of(role: Role) -> Vec<(&'static str, Value)> {
+    let told: &[(&str, &str)] = match role {
+        Role::Coordinator => &[],
+        Role::RewardServer => &[("coordinator", "node:1"), ("listen", "10.0.0.1:0")],
+        Role::Learner => &[("coordinator", "node:1"), ("listen", "10.0.0.1:0"), ("rendezvous", "10.0.0.1:0")],
+        Role::Actor => &[("coordinator", "node:1")],
+    };
+    told.iter().map(|(key, value)| (*key, Value::String((*value).to_owned()))).collect()
 }
 
 fn files(options: &Options, ring: &Ring) -> anyhow::Result<Vec<RenderedFile>> {
@@ -96,7 +96,7 @@ fn files(options: &Options, ring: &Ring) -> anyhow::Result<Vec<RenderedFile>> {
         parts => parts,
         actors => part(0, Role::Actor, options, ring)?,
         drain_seconds => grace_period,
-        lead_seconds => grace_period + MARGIN_SECONDS,
+        lead_seconds => grace_period + LEAVE_MARGIN_SECONDS,
     };
     for (name, template) in [
         ("ring.sbatch", include_str!("slurm/ring.sbatch")),
@@ -149,8 +149,7 @@ fn fill_in(name: &str, template: &str, values: &minijinja::Value) -> anyhow::Res
 
 /// A text that can stand in a script and in an option of sbatch as it is.
 fn plain<'a>(what: &str, text: &'a str) -> anyhow::Result<&'a str> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c);
-    if !text.is_empty() && text.chars().all(legal) {
+    if !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+:@,".contains(c)) {
         return Ok(text);
     }
     let problem = format!("{what} is {text:?}; a batch script takes only letters, digits and ./_-+:@, there");

@@ -1,5 +1,6 @@
 //! One child process of a run: started, watched, told to stop.
 
+use std::fmt;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -11,7 +12,7 @@ use nix::unistd::Pid;
 use tokio::process::{Child, ChildStdin, Command};
 
 /// Last lines of a log that are shown when its process fails.
-const TAIL_LINES: usize = 12;
+const TAIL_LINE_COUNT: usize = 12;
 
 /// How to start a process.
 #[derive(Debug, Clone)]
@@ -19,11 +20,24 @@ pub(crate) struct Program {
     /// Its name in logs, `actor-0`.
     pub(crate) name: String,
     /// The binary, found beside our own.
-    pub(crate) binary: &'static str,
+    pub(crate) binary: String,
     /// Its arguments.
     pub(crate) arguments: Vec<String>,
     /// Where its output goes; restarts append.
     pub(crate) log: PathBuf,
+}
+
+/// A process by name and id, for people and tests: `actor-0 (4711)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProcessId {
+    name: String,
+    id: u32,
+}
+
+impl fmt::Display for ProcessId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name, self.id)
+    }
 }
 
 /// A running process.
@@ -42,7 +56,7 @@ impl Process {
     /// # Errors
     /// When its binary is not there or its log cannot be written.
     pub(crate) fn start(program: &Program) -> anyhow::Result<Self> {
-        let binary = beside_us(program.binary)?;
+        let binary = beside_us(&program.binary)?;
         let log = OpenOptions::new().create(true).append(true).open(&program.log);
         let log = log.with_context(|| format!("open the log {}", program.log.display()))?;
         let mut child = Command::new(&binary)
@@ -60,9 +74,9 @@ impl Process {
         Ok(Self { name: program.name.clone(), log: program.log.clone(), child, _stdin: stdin })
     }
 
-    /// Its process id, while it runs.
-    pub(crate) fn id(&self) -> Option<u32> {
-        self.child.id()
+    /// Its name and process id, while it runs.
+    pub(crate) fn id(&self) -> Option<ProcessId> {
+        Some(ProcessId { name: self.name.clone(), id: self.child.id()? })
     }
 
     /// How it ended, if it has.
@@ -70,9 +84,9 @@ impl Process {
         self.child.try_wait().ok().flatten()
     }
 
-    /// Waits for its end, for so long.
-    pub(crate) async fn wait(&mut self, time_limit: Duration) -> Option<ExitStatus> {
-        tokio::time::timeout(time_limit, self.child.wait()).await.ok()?.ok()
+    /// Waits for its end, for at most this long.
+    pub(crate) async fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        tokio::time::timeout(timeout, self.child.wait()).await.ok()?.ok()
     }
 
     /// Asks it to drain and leave.
@@ -102,7 +116,7 @@ fn log_tail(log: &Path) -> String {
     let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let text = text.unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+    lines[lines.len().saturating_sub(TAIL_LINE_COUNT)..].join("\n")
 }
 
 /// A binary of ours: in the folder that our own is in.

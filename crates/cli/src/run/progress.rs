@@ -1,18 +1,20 @@
 //! What a person sees while the ring runs: a bar and the figures that matter.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::Duration;
 
 use coordinator::Status;
 use coordinator::state::{Phase, StepRecord};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::recipe::Recipe;
-use super::ring::RingFolder;
+use super::process::ProcessId;
 use super::supervisor::RingEnd;
 
-/// Without a terminal a line is printed every so many batches.
-const LINES_PER_RUN: u64 = 20;
+/// Lines that a run prints where there is no terminal.
+const LINE_COUNT: u64 = 20;
+/// How often the bar is drawn.
+const DRAW_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The progress of a ring.
 #[derive(Debug)]
@@ -27,32 +29,25 @@ pub(crate) struct RingProgress {
 }
 
 impl RingProgress {
-    /// A progress at its beginning.
-    pub(crate) fn new(recipe: &Recipe, folder: &RingFolder, address: &str) -> Self {
+    /// A progress at its beginning, of a run of so many batches.
+    pub(crate) fn new(batches: u64) -> Self {
         let plain = !std::io::stderr().is_terminal();
-        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(recipe.coordinator.batches) };
+        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(batches) };
         let style = ProgressStyle::with_template("{bar:30.cyan} {pos}/{len} {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.enable_steady_tick(Duration::from_millis(250));
-        let this = Self {
-            bar,
-            plain,
-            batches: recipe.coordinator.batches,
-            shown: 0,
-            first_token_after: None,
-            started: tokio::time::Instant::now(),
-        };
-        this.line(&format!("coordinator at {address}; logs in {}", folder.logs().display()));
-        this
+        bar.enable_steady_tick(DRAW_INTERVAL);
+        let started = tokio::time::Instant::now();
+        Self { bar, plain, batches, shown: 0, first_token_after: None, started }
     }
 
     fn line(&self, text: &str) {
         if self.plain { eprintln!("{text}") } else { self.bar.println(text) }
     }
 
-    /// The processes run.
-    pub(crate) fn started(&self, processes: &[(String, u32)]) {
-        let list: Vec<String> = processes.iter().map(|(name, id)| format!("{name} ({id})")).collect();
+    /// The processes run, their coordinator at this address.
+    pub(crate) fn started(&self, coordinator: &str, logs: &Path, processes: &[ProcessId]) {
+        self.line(&format!("coordinator at {coordinator}; logs in {}", logs.display()));
+        let list: Vec<String> = processes.iter().map(ToString::to_string).collect();
         self.line(&format!("started {}", list.join(", ")));
     }
 
@@ -70,7 +65,7 @@ impl RingProgress {
         let waiting =
             if status.phase == Phase::Running { String::new() } else { format!(" · {:?}", status.phase) };
         self.bar.set_message(format!("{figures}{pace} · waits for {}{waiting}", status.waiting_for));
-        let every = (self.batches / LINES_PER_RUN).max(1);
+        let every = (self.batches / LINE_COUNT).max(1);
         if self.plain && status.trained >= self.shown + every {
             self.shown = status.trained;
             eprintln!("batch {}/{}: {figures}{pace}", status.trained, status.batches);

@@ -1,115 +1,46 @@
-//! The ring stage: coordinator, reward servers, learner and actors as processes of this machine.
+//! The ring on this machine: its processes, what each is told, and one loop that watches them.
+//!
+//! `recipe` says what the roles are told, `supervisor` keeps the processes alive, `progress` shows how the
+//! run is doing. None of them knows another; here they meet.
 
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use learner::Checkpoints;
-use serde::Serialize;
 use service::{BadInput, StopSignals};
-use types::BatchId;
 
-use super::observer_client::Observer;
 use super::process::Program;
 use super::progress::RingProgress;
-use super::recipe::Recipe;
 use super::supervisor::{RingEnd, Supervisor, Unit};
+use crate::observer_client::Observer;
+use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig};
 
-/// How often processes are looked after.
-const TEND: Duration = Duration::from_millis(100);
 /// How often the coordinator is asked how things are.
-const ASK: Duration = Duration::from_millis(250);
-
-/// Where a ring keeps its things.
-#[derive(Debug, Clone)]
-pub(crate) struct RingFolder(PathBuf);
-
-impl RingFolder {
-    /// Below a run's output folder.
-    pub(crate) fn of(output: &Path) -> Self {
-        Self(output.join("ring"))
-    }
-
-    /// The folder itself.
-    pub(crate) fn root(&self) -> &Path {
-        &self.0
-    }
-
-    fn create(&self) -> anyhow::Result<()> {
-        for folder in [self.0.clone(), self.logs(), self.configs()] {
-            std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn journal(&self) -> PathBuf {
-        self.0.join("journal")
-    }
-
-    pub(crate) fn checkpoints(&self) -> PathBuf {
-        self.0.join("checkpoints")
-    }
-
-    /// One JSON line per training step.
-    pub(crate) fn steps(&self) -> PathBuf {
-        self.0.join("steps.jsonl")
-    }
-
-    pub(crate) fn logs(&self) -> PathBuf {
-        self.0.join("logs")
-    }
-
-    fn configs(&self) -> PathBuf {
-        self.0.join("config")
-    }
-
-    fn address_file(&self, name: &str) -> PathBuf {
-        self.0.join(format!("{name}.address.json"))
-    }
-
-    /// A role as a program: its configuration goes to a file of its own, and another one will say where it listens.
-    fn program<C: Serialize>(&self, name: &str, binary: &'static str, config: &C) -> anyhow::Result<Program> {
-        let file = self.configs().join(format!("{name}.toml"));
-        let text = toml::to_string(config).with_context(|| format!("write the configuration of {name}"))?;
-        std::fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
-        let address_file = format!("service.address_file={}", self.address_file(name).display());
-        Ok(Program {
-            name: name.to_owned(),
-            binary,
-            arguments: ["--config", &file.display().to_string(), "--set", &address_file]
-                .map(str::to_owned)
-                .into(),
-            log: self.logs().join(format!("{name}.log")),
-        })
-    }
-}
+const STATUS_INTERVAL: Duration = Duration::from_millis(250);
+/// Where processes listen: on this machine, at any free port.
+const LOOPBACK: &str = "127.0.0.1:0";
 
 /// Runs the ring to its end.
 ///
 /// # Errors
 /// When it cannot start or cannot go on; the message holds the last words of the role concerned.
-pub(crate) async fn run(recipe: &Recipe, resume: bool, stop: &mut StopSignals) -> anyhow::Result<RingEnd> {
-    let folder = RingFolder::of(&recipe.output);
-    if folder.journal().exists() && !resume {
-        let journal = folder.journal();
-        let advice = "go on with --resume, or remove the folder to start anew";
-        return Err(BadInput(format!("{} holds an unfinished run: {advice}", journal.display())).into());
-    }
-    folder.create()?;
+pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals) -> anyhow::Result<RingEnd> {
+    let ring = Ring::create(file, resume)?;
     let (mut supervisor, address) =
-        Supervisor::start(coordinator(recipe, &folder)?, &folder.address_file("coordinator")).await?;
-    for unit in members(recipe, &folder, &address)? {
+        Supervisor::start(ring.coordinator()?, &ring.folder.address_file(Role::Coordinator.name())).await?;
+    for unit in ring.members(&address)? {
         supervisor.add(unit)?;
     }
-    let mut progress = RingProgress::new(recipe, &folder, &address);
-    progress.started(&supervisor.process_ids());
+    let mut progress = RingProgress::new(file.recipe.coordinator.batches);
+    progress.started(&address, &ring.folder.logs(), &supervisor.process_ids());
     let ended = watch(&mut supervisor, &mut progress, &address, stop).await;
     supervisor.kill_all();
     let ended = ended?;
-    progress.finish(ended, supervisor.restarts);
+    progress.finish(ended, supervisor.restarts());
     Ok(ended)
 }
 
+/// Shows how the ring is doing until it has ended.
 async fn watch(
     supervisor: &mut Supervisor,
     progress: &mut RingProgress,
@@ -117,22 +48,12 @@ async fn watch(
     stop: &mut StopSignals,
 ) -> anyhow::Result<RingEnd> {
     let mut observer = Observer::new(address.to_owned());
-    let mut tend = tokio::time::interval(TEND);
-    let mut ask = tokio::time::interval(ASK);
-    ask.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    loop {
+    let mut status_ticks = tokio::time::interval(STATUS_INTERVAL);
+    status_ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let ended = loop {
         tokio::select! {
-            _ = tend.tick() => {
-                if let Some(ended) = supervisor.tend()? {
-                    // Told to stop once more: those who have not left yet are killed.
-                    tokio::select! {
-                        () = supervisor.dismiss() => {}
-                        () = stop.next() => {}
-                    }
-                    return Ok(ended);
-                }
-            }
-            _ = ask.tick() => {
+            ended = supervisor.supervise() => break ended?,
+            _ = status_ticks.tick() => {
                 // A coordinator that is being restarted does not answer; the progress stays as it was.
                 if let Some(status) = observer.status().await {
                     progress.show(&status);
@@ -143,76 +64,106 @@ async fn watch(
                 progress.interrupted();
             }
         }
+    };
+    // Told to stop once more: those who have not left yet are killed.
+    tokio::select! {
+        () = supervisor.dismiss() => {}
+        () = stop.next() => {}
     }
+    Ok(ended)
 }
 
-fn coordinator(recipe: &Recipe, folder: &RingFolder) -> anyhow::Result<Program> {
-    let mut config = recipe.coordinator.clone();
-    config.listen = loopback();
-    config.journal = folder.journal();
-    config.steps_file = Some(folder.steps());
-    config.send_filtered = recipe.sends_filtered();
-    folder.program("coordinator", "sluice-coordinator", &config)
+/// The ring of a recipe on its way to processes of this machine.
+struct Ring<'a> {
+    file: &'a RecipeFile,
+    folder: RingFolder,
+    configs: [RoleConfig; 4],
 }
 
-/// Every process but the coordinator.
-fn members(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Result<Vec<Unit>> {
-    let mut units = Vec::new();
-    for number in 0..recipe.processes.reward_servers {
-        let name = format!("reward-server-{number}");
-        let mut config = recipe.reward_server.clone();
-        config.member = name.clone();
-        config.coordinator = Some(address.to_owned());
-        config.listen = loopback();
-        config.deterministic = recipe.scores_deterministically();
-        let program = folder.program(&name, "sluice-reward-server", &config)?;
-        units.push(Unit::new(vec![program]));
+impl<'a> Ring<'a> {
+    /// Makes the ring's folders.
+    fn create(file: &'a RecipeFile, resume: bool) -> anyhow::Result<Self> {
+        let folder = RingFolder::of(&file.recipe.output);
+        let journal = folder.journal();
+        if journal.exists() && !resume {
+            let advice = "go on with --resume, or remove the folder to start anew";
+            return Err(BadInput(format!("{} holds an unfinished run: {advice}", journal.display())).into());
+        }
+        for folder in [folder.logs(), folder.configs()] {
+            std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        Ok(Self { file, folder, configs: file.role_configs() })
     }
-    units.push(learner(recipe, folder, address)?);
-    for number in 0..recipe.processes.actors {
-        let name = format!("actor-{number}");
-        let mut config = recipe.actor.clone();
-        config.member = name.clone();
-        config.coordinator = address.to_owned();
-        let program = folder.program(&name, "sluice-actor", &config)?;
-        units.push(Unit::new(vec![program]));
-    }
-    Ok(units)
-}
 
-/// All ranks of the learner: one unit.
-fn learner(recipe: &Recipe, folder: &RingFolder, address: &str) -> anyhow::Result<Unit> {
-    let ranks = recipe.processes.learner_ranks;
-    let rendezvous = format!("127.0.0.1:{}", if ranks > 1 { free_port()? } else { 0 });
-    let mut programs = Vec::new();
-    for rank in 0..ranks {
-        let name = if ranks == 1 { "learner".to_owned() } else { format!("learner-rank-{rank}") };
-        let mut config = recipe.learner.clone();
-        config.coordinator = address.to_owned();
-        config.listen = loopback();
-        config.checkpoints = folder.checkpoints();
-        (config.rank, config.world_size) = (rank, ranks);
-        config.rendezvous = rendezvous.clone();
-        programs.push(folder.program(&name, "sluice-learner", &config)?);
+    fn config(&self, role: Role) -> RoleConfig {
+        self.configs[role as usize].clone()
     }
-    Ok(Unit::new(programs))
-}
 
-fn loopback() -> std::net::SocketAddr {
-    std::net::SocketAddr::from(([127, 0, 0, 1], 0))
+    fn coordinator(&self) -> anyhow::Result<Program> {
+        let mut config = self.config(Role::Coordinator);
+        config.set("listen", LOOPBACK);
+        self.program(Role::Coordinator.name(), &config)
+    }
+
+    /// Every process but the coordinator.
+    fn members(&self, coordinator: &str) -> anyhow::Result<Vec<Unit>> {
+        let mut units = Vec::new();
+        for number in 0..self.file.recipe.processes.reward_servers {
+            let mut config = self.config(Role::RewardServer);
+            config.set("listen", LOOPBACK);
+            units.push(Unit::new(vec![self.member(config, number, coordinator)?]));
+        }
+        units.push(self.learner(coordinator)?);
+        for number in 0..self.file.recipe.processes.actors {
+            units.push(Unit::new(vec![self.member(self.config(Role::Actor), number, coordinator)?]));
+        }
+        Ok(units)
+    }
+
+    /// One of several equal processes, told apart by their names.
+    fn member(&self, mut config: RoleConfig, number: usize, coordinator: &str) -> anyhow::Result<Program> {
+        let name = format!("{}-{number}", config.role().name());
+        config.set("member", name.clone());
+        config.set("coordinator", coordinator);
+        self.program(&name, &config)
+    }
+
+    /// All ranks of the learner: one unit.
+    fn learner(&self, coordinator: &str) -> anyhow::Result<Unit> {
+        let ranks = self.file.recipe.processes.learner_ranks;
+        let rendezvous = format!("127.0.0.1:{}", if ranks > 1 { free_port()? } else { 0 });
+        let mut programs = Vec::new();
+        for rank in 0..ranks {
+            let name = if ranks == 1 { "learner".to_owned() } else { format!("learner-rank-{rank}") };
+            let mut config = self.config(Role::Learner);
+            config.set("coordinator", coordinator);
+            config.set("listen", LOOPBACK);
+            config.set("rank", i64::try_from(rank)?);
+            config.set("rendezvous", rendezvous.clone());
+            programs.push(self.program(&name, &config)?);
+        }
+        Ok(Unit::new(programs))
+    }
+
+    /// A role as a program: its configuration goes to a file of its own, and another one will say where it
+    /// listens.
+    fn program(&self, name: &str, config: &RoleConfig) -> anyhow::Result<Program> {
+        let file = self.folder.configs().join(format!("{name}.toml"));
+        std::fs::write(&file, config.text()?).with_context(|| format!("write {}", file.display()))?;
+        let address_file = format!("service.address_file={}", self.folder.address_file(name).display());
+        Ok(Program {
+            name: name.to_owned(),
+            binary: config.role().binary(),
+            arguments: ["--config", &file.display().to_string(), "--set", &address_file]
+                .map(str::to_owned)
+                .into(),
+            log: self.folder.logs().join(format!("{name}.log")),
+        })
+    }
 }
 
 /// A port that was free a moment ago.
 fn free_port() -> anyhow::Result<u16> {
-    let listener = std::net::TcpListener::bind(loopback()).context("find a free port")?;
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).context("find a free port")?;
     Ok(listener.local_addr()?.port())
-}
-
-/// The newest whole checkpoint and the last batch in its weights.
-///
-/// # Errors
-/// When there is none.
-pub(crate) fn newest_checkpoint(checkpoints: &Path) -> anyhow::Result<(PathBuf, BatchId)> {
-    let newest = Checkpoints::new(checkpoints, 0).newest()?;
-    newest.with_context(|| format!("{} holds no checkpoint", checkpoints.display()))
 }

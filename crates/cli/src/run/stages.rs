@@ -1,15 +1,15 @@
 //! The kinds of work that stages do, one file each, and the order in which stages are done.
 //!
-//! A stage that has finished leaves a record beside the outputs; a run that finds it skips the stage. A stage without a
-//! record starts over: what it left unfinished is removed first. The ring alone goes on where it was, from its journal
-//! and checkpoints.
+//! A stage that has finished leaves a record beside the outputs; a run that finds it skips the stage. A stage
+//! without a record starts over: what it left unfinished is removed first. The ring alone goes on where it
+//! was, from its journal and checkpoints.
 
-pub(crate) mod command;
-pub(crate) mod eval;
-pub(crate) mod preferences;
+mod command;
+mod eval;
+mod preferences;
 mod records;
-pub(crate) mod ring;
-pub(crate) mod tokenizer;
+mod ring;
+mod tokenizer;
 pub(crate) mod training;
 
 use std::path::Path;
@@ -19,13 +19,12 @@ use anyhow::Context as _;
 use service::{BadInput, StopSignals};
 use tokio::time::Instant;
 
-use super::recipe::Recipe;
-use super::stage::{Stage, Work};
+use crate::recipe::{Recipe, RecipeFile, Stage, Work};
 use records::Records;
 
-/// Which stages a run does.
+/// Which stages are done again, and how the ring begins.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Plan {
+pub(crate) struct Selection {
     /// Go on with a ring that was interrupted.
     pub(crate) resume: bool,
     /// Do this stage and all later ones again.
@@ -45,15 +44,16 @@ pub(crate) enum Done {
 ///
 /// # Errors
 /// Names the stage that failed.
-pub(crate) async fn run(recipe: &Recipe, plan: &Plan) -> anyhow::Result<Done> {
+pub(crate) async fn run(file: &RecipeFile, selection: &Selection) -> anyhow::Result<Done> {
+    let recipe = &file.recipe;
     let stages = recipe.stages_or_ring();
     let records = Records::of(&recipe.output)?;
-    if let Some(first) = &plan.redo_from {
+    if let Some(first) = &selection.redo_from {
         redo(&stages, first, &records)?;
     }
     let mut stop = StopSignals::listen()?;
     for (number, stage) in stages.iter().enumerate() {
-        let work = stage.work().map_err(BadInput)?;
+        let work = stage.work().map_err(|error| BadInput(error.to_string()))?;
         let told = told(recipe, stage)?;
         let title = format!("[{}/{}] {}", number + 1, stages.len(), stage.name);
         if let Some(seconds) = records.finished(&stage.name, &told, work.output())? {
@@ -62,7 +62,7 @@ pub(crate) async fn run(recipe: &Recipe, plan: &Plan) -> anyhow::Result<Done> {
         }
         eprintln!("{title}");
         let started = Instant::now();
-        let done = perform(recipe, stage, work, plan.resume, &mut stop).await;
+        let done = perform(file, stage, selection.resume, &mut stop).await;
         if done.with_context(|| format!("stage {}", stage.name))? == Done::Stopped {
             return Ok(Done::Stopped);
         }
@@ -74,16 +74,16 @@ pub(crate) async fn run(recipe: &Recipe, plan: &Plan) -> anyhow::Result<Done> {
 
 /// Does one stage. Ctrl-C or SIGTERM ends the process at once, except in the ring, which drains.
 async fn perform(
-    recipe: &Recipe,
+    file: &RecipeFile,
     stage: &Stage,
-    work: Work<'_>,
     resume: bool,
     stop: &mut StopSignals,
 ) -> anyhow::Result<Done> {
+    let work = stage.work().map_err(|error| BadInput(error.to_string()))?;
     if let Work::Ring(ring) = work {
-        return ring::run(recipe, ring, resume, stop).await;
+        return ring::run(file, ring, resume, stop).await;
     }
-    discard(work.output(), &recipe.output)?;
+    discard(work.output(), &file.recipe.output)?;
     let work = async {
         match work {
             Work::Command(command) => command::run(command).await,
@@ -92,7 +92,7 @@ async fn perform(
             Work::RewardModel(config) => training::reward_model(config.clone()).await,
             Work::Dpo(config) => training::dpo(config.clone()).await,
             Work::Preferences(stage) => preferences::run(stage.clone()).await,
-            Work::Eval(eval) => eval::run(recipe, eval.clone()).await,
+            Work::Eval(eval) => eval::run(&file.recipe, eval.clone()).await,
             Work::Ring(_) => Ok(()),
         }
     };
@@ -106,7 +106,8 @@ async fn perform(
     }
 }
 
-/// What a stage's result follows from, as text that is compared: its own table, and for the ring the roles' too.
+/// What a stage's result follows from, as text that is compared: its own table, and for the ring the roles'
+/// too.
 fn told(recipe: &Recipe, stage: &Stage) -> anyhow::Result<String> {
     let mut told = toml::to_string(stage).context("write down the stage")?;
     if stage.ring.is_some() {

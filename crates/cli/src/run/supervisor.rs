@@ -12,26 +12,34 @@
 //! | this process dies        | the children's standard input closes, and they drain                         |
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use service::Backoff;
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::process::{Process, Program};
+use super::process::{Process, ProcessId, Program};
 
 /// Restarts of one unit within [`RESTART_WINDOW`] before the run is given up.
-const MAX_RESTARTS: usize = 6;
+const RESTART_LIMIT: usize = 6;
 const RESTART_WINDOW: Duration = Duration::from_secs(300);
+/// Shortest and longest delay before a unit is started again.
+const SHORTEST_RESTART_DELAY: Duration = Duration::from_millis(200);
+const LONGEST_RESTART_DELAY: Duration = Duration::from_secs(5);
+/// How often the processes are looked after.
+const SUPERVISION_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the coordinator's address file is looked for.
+const ADDRESS_INTERVAL: Duration = Duration::from_millis(10);
 /// How long a role may take to say where it listens.
-const START_TIME_LIMIT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the others may take to leave of themselves once the coordinator has told them to and left.
-const HEARD_TIME_LIMIT: Duration = Duration::from_secs(2);
+const HEARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long they may take in all.
-const LEAVE_TIME_LIMIT: Duration = Duration::from_secs(20);
-const BAD_INPUT: i32 = 2;
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Exit code of a role whose input is bad.
+const BAD_INPUT_CODE: i32 = 2;
 
 /// Processes that live and die together: a role, or all ranks of the learner.
 #[derive(Debug)]
@@ -48,7 +56,7 @@ pub(crate) struct Unit {
 impl Unit {
     /// A unit that is not running.
     pub(crate) fn new(programs: Vec<Program>) -> Self {
-        let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let backoff = Backoff::new(SHORTEST_RESTART_DELAY, LONGEST_RESTART_DELAY);
         Self { programs, running: Vec::new(), restarts: VecDeque::new(), backoff, start_at: None }
     }
 
@@ -58,11 +66,14 @@ impl Unit {
         Ok(())
     }
 
-    /// The first of its processes that has failed, and how.
-    fn failed(&mut self) -> Option<(usize, ExitStatus)> {
-        let ended =
-            self.running.iter_mut().enumerate().filter_map(|(at, process)| Some((at, process.ended()?)));
-        ended.into_iter().find(|(_, status)| !status.success())
+    /// The first of its processes that has failed.
+    fn failed(&mut self) -> Option<Failure> {
+        for process in &mut self.running {
+            if let Some(status) = process.ended().filter(|status| !status.success()) {
+                return Some(Failure { name: process.name.clone(), status, log_tail: process.log_tail() });
+            }
+        }
+        None
     }
 
     /// Whether all of its processes have left as they were told.
@@ -73,6 +84,78 @@ impl Unit {
     fn kill(&mut self) {
         self.running.iter().for_each(Process::kill);
     }
+
+    /// Starts it again when it has died and its delay is over.
+    fn tend(&mut self, restarts: Restarts) -> anyhow::Result<Tended> {
+        if let Some(start_at) = self.start_at {
+            if start_at <= Instant::now() && restarts == Restarts::Allowed {
+                self.start()?;
+                return Ok(Tended::Restarted);
+            }
+            return Ok(Tended::AsItWas);
+        }
+        let Some(failure) = self.failed() else {
+            return Ok(Tended::AsItWas);
+        };
+        self.kill();
+        self.running.clear();
+        if restarts == Restarts::Allowed {
+            self.schedule_restart(&failure)?;
+        }
+        Ok(Tended::AsItWas)
+    }
+
+    /// Says when it is started again.
+    ///
+    /// # Errors
+    /// When trying again cannot help, or was tried often enough.
+    fn schedule_restart(&mut self, failure: &Failure) -> anyhow::Result<()> {
+        let now = Instant::now();
+        self.restarts.retain(|restart| now.duration_since(*restart) < RESTART_WINDOW);
+        self.restarts.push_back(now);
+        let too_often = self.restarts.len() > RESTART_LIMIT;
+        let Failure { name, status, log_tail } = failure;
+        if status.code() == Some(BAD_INPUT_CODE) || too_often {
+            let why = if too_often {
+                format!("died {} times in a row", self.restarts.len())
+            } else {
+                "gave up".to_owned()
+            };
+            let error = anyhow::anyhow!("{name} {why} ({status}); its last words:\n{log_tail}");
+            return Err(bad_input_if(*status, error));
+        }
+        if self.restarts.len() == 1 {
+            self.backoff.reset();
+        }
+        let delay = self.backoff.next_pause();
+        tracing::warn!(name, %status, ?delay, "died; starting it again");
+        self.start_at = Some(now + delay);
+        Ok(())
+    }
+}
+
+/// A process that has failed.
+#[derive(Debug)]
+struct Failure {
+    name: String,
+    status: ExitStatus,
+    /// The last lines that it logged.
+    log_tail: String,
+}
+
+/// Whether what dies is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Restarts {
+    Allowed,
+    /// The run drains: nobody is started any more.
+    Over,
+}
+
+/// What looking after a unit came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tended {
+    AsItWas,
+    Restarted,
 }
 
 /// How a ring ended.
@@ -89,8 +172,10 @@ pub(crate) enum RingEnd {
 pub(crate) struct Supervisor {
     coordinator: Unit,
     members: Vec<Unit>,
-    /// Restarts so far, by unit.
-    pub(crate) restarts: u64,
+    /// When to look after them again.
+    ticks: Interval,
+    /// Restarts of units so far.
+    restarts: u64,
     interrupts: u32,
 }
 
@@ -99,15 +184,14 @@ impl Supervisor {
     ///
     /// # Errors
     /// When it does not start; its log's last lines say why.
-    pub(crate) async fn start(
-        coordinator: Program,
-        address_file: &PathBuf,
-    ) -> anyhow::Result<(Self, String)> {
+    pub(crate) async fn start(coordinator: Program, address_file: &Path) -> anyhow::Result<(Self, String)> {
         // An old file would name an old address.
         let _ = std::fs::remove_file(address_file);
         let mut unit = Unit::new(vec![coordinator]);
         unit.start()?;
-        let mut this = Self { coordinator: unit, members: Vec::new(), restarts: 0, interrupts: 0 };
+        let mut ticks = tokio::time::interval(SUPERVISION_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut this = Self { coordinator: unit, members: Vec::new(), ticks, restarts: 0, interrupts: 0 };
         let address = this.wait_for_address(address_file).await?;
         // After a restart it has to be found where it was.
         let listen = format!("listen={address}");
@@ -115,7 +199,7 @@ impl Supervisor {
         Ok((this, address))
     }
 
-    async fn wait_for_address(&mut self, file: &PathBuf) -> anyhow::Result<String> {
+    async fn wait_for_address(&mut self, file: &Path) -> anyhow::Result<String> {
         let started = Instant::now();
         loop {
             if let Ok(text) = std::fs::read_to_string(file) {
@@ -123,17 +207,16 @@ impl Supervisor {
                 let address = addresses.get("grpc").and_then(serde_json::Value::as_str);
                 return Ok(address.context("the coordinator did not say where it listens")?.to_owned());
             }
-            if let Some((_, status)) = self.coordinator.failed() {
-                let tail = self.coordinator.running[0].log_tail();
-                let error = anyhow::anyhow!("the coordinator did not start ({status}):\n{tail}");
+            if let Some(Failure { status, log_tail, .. }) = self.coordinator.failed() {
+                let error = anyhow::anyhow!("the coordinator did not start ({status}):\n{log_tail}");
                 return Err(bad_input_if(status, error));
             }
             anyhow::ensure!(
-                started.elapsed() < START_TIME_LIMIT,
-                "the coordinator does not listen after {START_TIME_LIMIT:?}; see {}",
+                started.elapsed() < START_TIMEOUT,
+                "the coordinator does not listen after {START_TIMEOUT:?}; see {}",
                 self.coordinator.running[0].log.display()
             );
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(ADDRESS_INTERVAL).await;
         }
     }
 
@@ -147,11 +230,15 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Process ids by name, for people and tests.
-    pub(crate) fn process_ids(&self) -> Vec<(String, u32)> {
+    /// The processes that run.
+    pub(crate) fn process_ids(&self) -> Vec<ProcessId> {
         let units = std::iter::once(&self.coordinator).chain(&self.members);
-        let processes = units.flat_map(|unit| &unit.running);
-        processes.filter_map(|process| Some((process.name.clone(), process.id()?))).collect()
+        units.flat_map(|unit| &unit.running).filter_map(Process::id).collect()
+    }
+
+    /// Restarts of units so far.
+    pub(crate) fn restarts(&self) -> u64 {
+        self.restarts
     }
 
     /// Somebody pressed Ctrl-C, or sent SIGTERM.
@@ -162,12 +249,22 @@ impl Supervisor {
         }
     }
 
-    /// Looks after the processes once: call it several times a second. Yields how the ring ended, once it has: then comes
-    /// [`dismiss`](Self::dismiss).
+    /// Looks after the processes until the ring has ended: then comes [`dismiss`](Self::dismiss). It may be
+    /// cancelled and called again at any time.
     ///
     /// # Errors
     /// When the run cannot go on; the message holds the last lines of the log concerned.
-    pub(crate) fn tend(&mut self) -> anyhow::Result<Option<RingEnd>> {
+    pub(crate) async fn supervise(&mut self) -> anyhow::Result<RingEnd> {
+        loop {
+            self.ticks.tick().await;
+            if let Some(ended) = self.tend()? {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// Looks after the processes once. Yields how the ring ended, once it has.
+    fn tend(&mut self) -> anyhow::Result<Option<RingEnd>> {
         if self.interrupts > 1 {
             self.kill_all();
             return Ok(Some(RingEnd::Aborted));
@@ -176,12 +273,12 @@ impl Supervisor {
         if gone || (self.interrupts > 0 && self.coordinator.failed().is_some()) {
             return Ok(Some(RingEnd::Complete));
         }
-        // While the run drains nobody is started again.
-        let draining = self.interrupts > 0;
+        let restarts = if self.interrupts == 0 { Restarts::Allowed } else { Restarts::Over };
         let units = std::iter::once(&mut self.coordinator).chain(&mut self.members);
         for unit in units {
-            match tend_unit(unit, draining) {
-                Ok(restarted) => self.restarts += u64::from(restarted),
+            match unit.tend(restarts) {
+                Ok(Tended::AsItWas) => {}
+                Ok(Tended::Restarted) => self.restarts += 1,
                 Err(error) => {
                     self.kill_all();
                     return Err(error);
@@ -191,18 +288,18 @@ impl Supervisor {
         Ok(None)
     }
 
-    /// The coordinator has told everybody to leave: waits a moment for those who heard it, tells the others, then insists.
+    /// The coordinator has told everybody to leave: waits a moment for those who heard it, tells the others,
+    /// then insists.
     pub(crate) async fn dismiss(&mut self) {
-        let (told, deadline) = (Instant::now() + HEARD_TIME_LIMIT, Instant::now() + LEAVE_TIME_LIMIT);
-        let left = |until: Instant| until.saturating_duration_since(Instant::now());
+        let told_at = Instant::now();
         for process in self.members.iter_mut().flat_map(|unit| &mut unit.running) {
-            if process.wait(left(told)).await.is_none() {
+            if process.wait(HEARD_TIMEOUT.saturating_sub(told_at.elapsed())).await.is_none() {
                 tracing::info!(name = process.name, "did not leave by itself: told again");
                 process.terminate();
             }
         }
         for process in self.members.iter_mut().flat_map(|unit| &mut unit.running) {
-            if process.wait(left(deadline)).await.is_none() {
+            if process.wait(LEAVE_TIMEOUT.saturating_sub(told_at.elapsed())).await.is_none() {
                 process.kill();
             }
         }
@@ -215,46 +312,7 @@ impl Supervisor {
     }
 }
 
-/// Restarts a unit that has died. Yields whether it did.
-fn tend_unit(unit: &mut Unit, draining: bool) -> anyhow::Result<bool> {
-    if let Some(at) = unit.start_at {
-        if at <= Instant::now() && !draining {
-            unit.start()?;
-            return Ok(true);
-        }
-        return Ok(false);
-    }
-    let Some((at, status)) = unit.failed() else {
-        return Ok(false);
-    };
-    let (name, tail) = (unit.running[at].name.clone(), unit.running[at].log_tail());
-    unit.kill();
-    unit.running.clear();
-    if draining {
-        return Ok(false);
-    }
-    let now = Instant::now();
-    unit.restarts.retain(|restart| now.duration_since(*restart) < RESTART_WINDOW);
-    unit.restarts.push_back(now);
-    let too_often = unit.restarts.len() > MAX_RESTARTS;
-    if status.code() == Some(BAD_INPUT) || too_often {
-        let why =
-            if too_often { format!("died {} times in a row", unit.restarts.len()) } else { "gave up".into() };
-        return Err(bad_input_if(
-            status,
-            anyhow::anyhow!("{name} {why} ({status}); its last words:\n{tail}"),
-        ));
-    }
-    if unit.restarts.len() == 1 {
-        unit.backoff.reset();
-    }
-    let pause = unit.backoff.next_pause();
-    tracing::warn!(name, %status, ?pause, "died; starting it again");
-    unit.start_at = Some(now + pause);
-    Ok(false)
-}
-
 /// A role that was given bad input makes this command's exit code say so too.
 fn bad_input_if(status: ExitStatus, error: anyhow::Error) -> anyhow::Error {
-    if status.code() == Some(BAD_INPUT) { service::BadInput(format!("{error:#}")).into() } else { error }
+    if status.code() == Some(BAD_INPUT_CODE) { service::BadInput(format!("{error:#}")).into() } else { error }
 }

@@ -1,5 +1,5 @@
-//! Batch scripts for Slurm. Slurm itself is played by two small scripts: an `srun` that starts its tasks here, and an
-//! `scontrol` that notes what it is asked; the roles are played by scripts too.
+//! Batch scripts for Slurm. Slurm itself is played by two small scripts: an `srun` that starts its tasks
+//! here, and an `scontrol` that notes what it is asked; the roles are played by scripts too.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -41,7 +41,8 @@ exit "$worst"
 
 const SCONTROL: &str = "#!/bin/bash\necho \"scontrol $*\" >>record\n";
 
-/// Notes its start, writes its address file, and leaves when everybody is told to, or as a file of its name says.
+/// Notes its start, writes its address file, and leaves when everybody is told to, or as a file of its name
+/// says.
 const ROLE: &str = r#"#!/bin/bash
 role=${0##*/}
 echo "$role $*" >>record

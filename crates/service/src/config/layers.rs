@@ -37,6 +37,19 @@ impl Layers {
         Ok(layers)
     }
 
+    /// The layers of a file that is used elsewhere: the file and `--set` values, without this process's environment.
+    ///
+    /// # Errors
+    /// When the file cannot be read or parsed, or a setting is not `key=value`.
+    pub fn of_file(file: &Path, settings: &[String]) -> Result<Self, Error> {
+        let mut layers = Self::default();
+        layers.add_file(file)?;
+        for setting in settings {
+            layers.add_setting(setting)?;
+        }
+        Ok(layers)
+    }
+
     /// Lays a TOML file over what is there.
     ///
     /// # Errors

@@ -3,14 +3,17 @@
 use serde_json::{Value, json};
 
 use super::{COORDINATOR_PORT, METRICS_PORT, Manifests, RENDEZVOUS_PORT, REWARD_PORT, WEIGHTS_PORT};
-use crate::render::options::Role;
+use crate::recipe::Role;
 
 /// The user that the image runs as; files that pods share are its group's.
-const USER: u32 = 10001;
+const USER_ID: u32 = 10001;
 /// What a pod gets beyond the time that its process takes to leave.
-const MARGIN_SECONDS: u64 = 15;
+const LEAVE_MARGIN_SECONDS: u64 = 15;
 /// How long a process may take from its start until it answers: it may read large models over the network.
-const START_PERIODS: u32 = 360;
+const START_PROBE_LIMIT: u32 = 360;
+/// Probes that may fail before a process is taken for hung, and before it is taken for not ready.
+const LIVENESS_PROBE_LIMIT: u32 = 6;
+const READINESS_PROBE_LIMIT: u32 = 3;
 
 /// What only the pod knows of its process's configuration: keys, and values as Kubernetes fills them in.
 fn settings_of(role: Role) -> Vec<(&'static str, String)> {
@@ -25,11 +28,14 @@ fn settings_of(role: Role) -> Vec<(&'static str, String)> {
 
 /// The same as some pod could have it, for a check.
 pub(super) fn examples_of(role: Role) -> Vec<(&'static str, toml::Value)> {
-    let example = |value: String| match value.as_str() {
+    settings_of(role).into_iter().map(|(key, value)| (key, example(&value))).collect()
+}
+
+fn example(value: &str) -> toml::Value {
+    match value {
         "$(RANK)" => toml::Value::Integer(0),
         text => toml::Value::String(text.replace("$(POD_NAME)", "pod-0").replace("$(POD_IP)", "10.0.0.1")),
-    };
-    settings_of(role).into_iter().map(|(key, value)| (key, example(value))).collect()
+    }
 }
 
 /// The template of a role's pods.
@@ -61,12 +67,12 @@ pub(super) fn template(manifests: &Manifests<'_>, role: Role) -> anyhow::Result<
         "automountServiceAccountToken": false,
         // Services would put variables into the environment, from which processes are configured.
         "enableServiceLinks": false,
-        "terminationGracePeriodSeconds": plan.grace_period.as_secs() + MARGIN_SECONDS,
+        "terminationGracePeriodSeconds": plan.grace_period.as_secs() + LEAVE_MARGIN_SECONDS,
         "securityContext": {
             "runAsNonRoot": true,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "fsGroup": USER_ID,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": { "type": "RuntimeDefault" },
         },
@@ -100,9 +106,9 @@ fn container(manifests: &Manifests<'_>, role: Role) -> Value {
         given["nvidia.com/gpu"] = json!(1);
     }
     container["resources"] = json!({ "requests": given, "limits": given });
-    container["startupProbe"] = probe("/health", START_PERIODS);
-    container["livenessProbe"] = probe("/health", 6);
-    container["readinessProbe"] = probe(ready_page(role, plan.processes), 3);
+    container["startupProbe"] = probe("/health", START_PROBE_LIMIT);
+    container["livenessProbe"] = probe("/health", LIVENESS_PROBE_LIMIT);
+    container["readinessProbe"] = probe(ready_page(role, plan.processes), READINESS_PROBE_LIMIT);
     container["securityContext"] = json!({
         "allowPrivilegeEscalation": false,
         "readOnlyRootFilesystem": true,
@@ -114,15 +120,18 @@ fn container(manifests: &Manifests<'_>, role: Role) -> Value {
 
 /// What `settings_of` refers to.
 fn variables(role: Role) -> Vec<Value> {
-    let fields = [
-        ("$(POD_NAME)", "POD_NAME", "metadata.name"),
-        ("$(POD_IP)", "POD_IP", "status.podIP"),
-        ("$(RANK)", "RANK", "metadata.labels['apps.kubernetes.io/pod-index']"),
-    ];
-    let used = |reference: &str| settings_of(role).iter().any(|(_, value)| value.contains(reference));
-    let used = fields.into_iter().filter(|(reference, ..)| used(reference));
-    used.map(|(_, name, path)| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } }))
-        .collect()
+    let settings = settings_of(role);
+    let mut variables = Vec::new();
+    for (name, path) in [
+        ("POD_NAME", "metadata.name"),
+        ("POD_IP", "status.podIP"),
+        ("RANK", "metadata.labels['apps.kubernetes.io/pod-index']"),
+    ] {
+        if settings.iter().any(|(_, value)| value.contains(&format!("$({name})"))) {
+            variables.push(json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } }));
+        }
+    }
+    variables
 }
 
 fn ports(role: Role) -> Vec<Value> {
@@ -150,8 +159,8 @@ fn mounts(manifests: &Manifests<'_>, role: Role) -> Vec<Value> {
     mounts
 }
 
-/// The page that says whether a pod is ready. Of several ranks of the learner only the first ever says so, and all have
-/// the same template; that they are alive has to do.
+/// The page that says whether a pod is ready. Of several ranks of the learner only the first ever says so,
+/// and all have the same template; that they are alive has to do.
 fn ready_page(role: Role, processes: usize) -> &'static str {
     if role == Role::Learner && processes > 1 { "/health" } else { "/ready" }
 }

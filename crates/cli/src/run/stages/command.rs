@@ -1,20 +1,9 @@
 //! Runs a program, such as one that makes data.
 
-use std::path::PathBuf;
-
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
 use service::BadInput;
 
-/// A program and what it makes.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct CommandStage {
-    /// The program and its arguments.
-    pub(crate) run: Vec<String>,
-    /// What it makes.
-    pub(crate) output: PathBuf,
-}
+use crate::recipe::CommandStage;
 
 /// Runs it.
 ///

@@ -1,77 +1,24 @@
-//! Compares policies on problems that none of them was trained on: pass@1 by hidden tests, mean reward, KL to the
-//! reference, and how far the reward could be trusted.
+//! Compares policies on problems that none of them was trained on: pass@1 by hidden tests, mean reward, KL to
+//! the reference, and how far the reward could be trusted.
 //!
-//! Every policy gets the same problems, the same number of samples and the same seed. Nothing is chosen by the result:
-//! which folders are compared stands in the recipe.
+//! Every policy gets the same problems, the same number of samples and the same seed. Nothing is chosen by
+//! the result: which folders are compared stands in the recipe.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use comfy_table::{CellAlignment, Table, presets};
 use engine::generate::{DrawOptions, Response};
-use sandbox::Limits;
-use serde::{Deserialize, Serialize};
+use sandbox::{GraderConfig, Limits};
 use types::{PromptContent, Sampling};
 
 use crate::grading::{self, Task};
+use crate::recipe::{Candidate, EvalStage, Recipe, RingFolder};
 use crate::responses;
-use crate::run::recipe::Recipe;
-use crate::run::ring::RingFolder;
 use frozen::Frozen;
 use report::{Line, Report};
 
 mod frozen;
 mod report;
-
-/// What to compare.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct EvalStage {
-    /// Problems with tests, held out from all training.
-    pub(crate) problems: PathBuf,
-    /// Problems used, from the first; all where not given.
-    pub(crate) max_problems: Option<usize>,
-    /// The policies; the last one is compared with the first.
-    pub(crate) policies: Vec<Candidate>,
-    /// The reward model they were trained on.
-    pub(crate) reward_model: Option<PathBuf>,
-    /// The reference that the KL is taken to.
-    pub(crate) reference: Option<PathBuf>,
-    /// Sampled responses per problem, beside the greedy one.
-    pub(crate) n: usize,
-    /// How they are drawn.
-    pub(crate) sampling: Sampling,
-    /// Seeds the draws.
-    pub(crate) seed: u64,
-    /// Folder of the samples and of `report.json`.
-    pub(crate) output: PathBuf,
-}
-
-/// A policy under comparison.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Candidate {
-    /// What the table calls it.
-    pub(crate) name: String,
-    /// Its folder.
-    pub(crate) model: PathBuf,
-}
-
-impl Default for EvalStage {
-    fn default() -> Self {
-        Self {
-            problems: PathBuf::new(),
-            max_problems: None,
-            policies: Vec::new(),
-            reward_model: None,
-            reference: None,
-            n: 8,
-            sampling: Sampling::default(),
-            seed: 0,
-            output: PathBuf::new(),
-        }
-    }
-}
 
 /// Compares them and prints the table.
 ///
@@ -106,10 +53,10 @@ fn compare(stage: &EvalStage) -> anyhow::Result<Vec<Line>> {
 fn examine(stage: &EvalStage, candidate: &Candidate, tasks: &[Task]) -> anyhow::Result<Line> {
     eprintln!("  {}", candidate.name);
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
-    let greedy = stage.sampling.clone().into_greedy();
-    let draw = |n, sampling| DrawOptions { n, seed: stage.seed, sampling };
-    let greedy = responses::draw(&candidate.model, &prompts, &draw(1, greedy))?;
-    let sampled = responses::draw(&candidate.model, &prompts, &draw(stage.n, stage.sampling.clone()))?;
+    let greedy = DrawOptions { n: 1, seed: stage.seed, sampling: stage.sampling.clone().into_greedy() };
+    let sampled = DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() };
+    let greedy = responses::draw(&candidate.model, &prompts, &greedy)?;
+    let sampled = responses::draw(&candidate.model, &prompts, &sampled)?;
     let limits = Limits::default();
     let frozen = Frozen { folder: &stage.output, name: &candidate.name, responses: &sampled };
     let scores = stage.reward_model.as_deref().map(|model| frozen.scores(model)).transpose()?;
@@ -118,30 +65,37 @@ fn examine(stage: &EvalStage, candidate: &Candidate, tasks: &[Task]) -> anyhow::
     let line = Line {
         name: candidate.name.clone(),
         model: candidate.model.clone(),
-        greedy: outcomes(&grading::grade_groups(tasks, &greedy, &limits)?),
-        sampled: outcomes(&grading::grade_groups(tasks, &sampled, &limits)?),
+        greedy: outcomes(&grading::grade_groups(GraderConfig::default(), &limits, tasks, &greedy)?),
+        sampled: outcomes(&grading::grade_groups(GraderConfig::default(), &limits, tasks, &sampled)?),
         scores,
         kl,
     };
-    write_samples(stage, candidate, (tasks, &sampled, &line))?;
+    write_samples(stage, &Examined { tasks, responses: &sampled, line: &line })?;
     Ok(line)
 }
 
 /// 1 for a response that passed, 0 for one that did not, none for one that could not be judged.
 fn outcomes(grades: &[Vec<sandbox::Grade>]) -> Vec<Vec<Option<f64>>> {
-    let outcome = |grade| grading::passed(grade).map(|passed| f64::from(u8::from(passed)));
     grades.iter().map(|group| group.iter().map(outcome).collect()).collect()
 }
 
+fn outcome(grade: &sandbox::Grade) -> Option<f64> {
+    grading::passed(grade).map(|passed| f64::from(u8::from(passed)))
+}
+
+/// What was drawn from a policy, and what was found about it.
+struct Examined<'a> {
+    tasks: &'a [Task],
+    responses: &'a [Vec<Response>],
+    line: &'a Line,
+}
+
 /// Every sample with what was found, for whoever wants to look.
-fn write_samples(
-    stage: &EvalStage,
-    candidate: &Candidate,
-    (tasks, sampled, line): (&[Task], &[Vec<Response>], &Line),
-) -> anyhow::Result<()> {
-    let path = stage.output.join(format!("{}-samples.jsonl", candidate.name));
+fn write_samples(stage: &EvalStage, examined: &Examined<'_>) -> anyhow::Result<()> {
+    let line = examined.line;
+    let path = stage.output.join(format!("{}-samples.jsonl", line.name));
     let mut writer = service::jsonl::Writer::create(&path)?;
-    for (number, (task, group)) in tasks.iter().zip(sampled).enumerate() {
+    for (number, (task, group)) in examined.tasks.iter().zip(examined.responses).enumerate() {
         for (index, response) in group.iter().enumerate() {
             writer.write(&serde_json::json!({
                 "task_id": task.problem.task_id(),
@@ -154,17 +108,6 @@ fn write_samples(
         }
     }
     writer.finish()
-}
-
-/// A table in the style of all of ours.
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(header.to_vec());
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
 }
 
 /// The file of one candidate's intermediate results.

@@ -1,67 +1,26 @@
-//! Preference pairs from a policy's own responses: for a problem that it solves now and then, a response that passes
-//! the hidden tests and one that does not.
+//! Preference pairs from a policy's own responses: for a problem that it solves now and then, a response that
+//! passes the hidden tests and one that does not.
 //!
-//! Of all such pairs of a problem the one of maximum edit distance comes first (PF-PPO, arXiv 2409.06957, section 5.2,
-//! after Pal et al. 2024). That pair alone tells working code from garbage, which a small reward model then takes for
-//! the whole difference: `max_pairs` lets closer pairs in, each failing response once.
+//! Of all such pairs of a problem the one of maximum edit distance comes first (PF-PPO, arXiv 2409.06957,
+//! section 5.2, after Pal et al. 2024). That pair alone tells working code from garbage, which a small reward
+//! model then takes for the whole difference: `max_pairs` lets closer pairs in, each failing response once.
 
 use std::cmp::Reverse;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
-use sandbox::Limits;
-use serde::{Deserialize, Serialize};
+use sandbox::{GraderConfig, Limits};
 use serde_json::{Value, json};
 use service::jsonl;
-use types::{PromptContent, Sampling};
+use types::PromptContent;
 
 use crate::grading;
+use crate::recipe::PreferencesStage;
 use crate::responses;
 
-/// What to sample.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct PreferencesStage {
-    /// The policy's folder.
-    pub(crate) model: PathBuf,
-    /// Problems with tests.
-    pub(crate) problems: PathBuf,
-    /// Problems used, from the first; all where not given.
-    pub(crate) max_problems: Option<usize>,
-    /// Responses per problem.
-    pub(crate) n: usize,
-    /// Most pairs of one problem, those of greater edit distance first.
-    pub(crate) max_pairs: usize,
-    /// How they are drawn.
-    pub(crate) sampling: Sampling,
-    /// Seeds the draws.
-    pub(crate) seed: u64,
-    /// Share of the pairs kept apart for evaluating the reward model.
-    pub(crate) eval_share: f64,
-    /// Folder of `train.jsonl` and `eval.jsonl`.
-    pub(crate) output: PathBuf,
-}
-
-impl Default for PreferencesStage {
-    fn default() -> Self {
-        Self {
-            model: PathBuf::new(),
-            problems: PathBuf::new(),
-            max_problems: None,
-            // As the paper's.
-            n: 5,
-            max_pairs: 1,
-            sampling: Sampling::default(),
-            seed: 0,
-            eval_share: 0.1,
-            output: PathBuf::new(),
-        }
-    }
-}
-
 /// A pair of responses.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Pair<'a> {
     prompt: &'a PromptContent,
     chosen: &'a str,
@@ -98,13 +57,12 @@ fn make(stage: &PreferencesStage) -> anyhow::Result<()> {
         &DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() },
     )?;
 
-    let grades = grading::grade_groups(&tasks, &responses, &Limits::default())?;
+    let grades = grading::grade_groups(GraderConfig::default(), &Limits::default(), &tasks, &responses)?;
     let passed: Vec<Option<bool>> = grades.iter().flatten().map(grading::passed).collect();
     let mut problems = Vec::new();
     for ((task, group), passed) in tasks.iter().zip(&responses).zip(passed.chunks(stage.n)) {
-        let widest = widest_pairs(group, passed).into_iter().take(stage.max_pairs);
-        let pairs: Vec<Pair<'_>> =
-            widest.map(|(chosen, rejected)| Pair { prompt: &task.prompt, chosen, rejected }).collect();
+        let mut pairs = widest_pairs(&task.prompt, group, passed);
+        pairs.truncate(stage.max_pairs);
         if !pairs.is_empty() {
             problems.push(pairs);
         }
@@ -136,28 +94,36 @@ fn write(folder: &Path, name: &str, problems: &[Vec<Pair<'_>>]) -> anyhow::Resul
     jsonl::write(&folder.join(name), lines.iter())
 }
 
-/// Each failing response with the passing one that differs most from it; of pairs, those that differ more first.
-/// Equal responses count once; of equal distances the earlier response is taken.
-fn widest_pairs<'a>(group: &'a [Response], passed: &[Option<bool>]) -> Vec<(&'a str, &'a str)> {
-    let of = |wanted: bool| {
-        let mut texts: Vec<&str> = Vec::new();
-        for (response, _) in group.iter().zip(passed).filter(|(_, passed)| **passed == Some(wanted)) {
-            if !texts.contains(&response.text.as_str()) {
-                texts.push(&response.text);
-            }
-        }
-        texts
-    };
-    let (right, wrong) = (of(true), of(false));
-    let farthest = |rejected| {
-        let distances = right.iter().map(|chosen| (strsim::levenshtein(chosen, rejected), *chosen));
+/// Each failing response with the passing one that differs most from it; of pairs, those that differ more
+/// first. Equal responses count once; of equal distances the earlier response is taken.
+fn widest_pairs<'a>(
+    prompt: &'a PromptContent,
+    group: &'a [Response],
+    passed: &[Option<bool>],
+) -> Vec<Pair<'a>> {
+    let passing = distinct_texts(group, passed, true);
+    let mut pairs: Vec<(usize, Pair<'a>)> = Vec::new();
+    for rejected in distinct_texts(group, passed, false) {
+        let distances = passing.iter().map(|chosen| (strsim::levenshtein(chosen, rejected), *chosen));
         // The first of the greatest: `max_by_key` would give the last.
-        let (distance, chosen) = distances.min_by_key(|(distance, _)| Reverse(*distance))?;
-        Some((distance, chosen, rejected))
-    };
-    let mut pairs: Vec<_> = wrong.into_iter().filter_map(farthest).collect();
-    pairs.sort_by_key(|(distance, ..)| Reverse(*distance));
-    pairs.into_iter().map(|(_, chosen, rejected)| (chosen, rejected)).collect()
+        if let Some((distance, chosen)) = distances.min_by_key(|(distance, _)| Reverse(*distance)) {
+            pairs.push((distance, Pair { prompt, chosen, rejected }));
+        }
+    }
+    pairs.sort_by_key(|(distance, _)| Reverse(*distance));
+    pairs.into_iter().map(|(_, pair)| pair).collect()
+}
+
+/// The texts of the responses that passed, or failed, each once.
+fn distinct_texts<'a>(group: &'a [Response], passed: &[Option<bool>], wanted: bool) -> Vec<&'a str> {
+    let mut texts: Vec<&str> = Vec::new();
+    for (response, passed) in group.iter().zip(passed) {
+        let text = response.text.as_str();
+        if *passed == Some(wanted) && !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts
 }
 
 #[cfg(test)]
@@ -179,15 +145,18 @@ mod tests {
     fn the_pair_of_maximum_edit_distance_comes_first_and_each_failing_response_once() {
         let group = responses(&["return 1", "return 12", "pass", "return 2 + 3", "pass"]);
         let passed = [Some(true), Some(false), Some(false), Some(true), Some(false)];
-        let pairs = widest_pairs(&group, &passed);
-        assert_eq!(pairs, [("return 2 + 3", "pass"), ("return 2 + 3", "return 12")]);
+        let prompt = PromptContent::Text(String::new());
+        let pairs = widest_pairs(&prompt, &group, &passed);
+        let texts: Vec<_> = pairs.iter().map(|pair| (pair.chosen, pair.rejected)).collect();
+        assert_eq!(texts, [("return 2 + 3", "pass"), ("return 2 + 3", "return 12")]);
     }
 
     #[test]
     fn a_problem_without_both_kinds_gives_no_pair() {
         let group = responses(&["a", "b", "c"]);
+        let prompt = PromptContent::Text(String::new());
         for passed in [[Some(true); 3], [Some(false); 3], [Some(true), None, None]] {
-            assert_eq!(widest_pairs(&group, &passed), []);
+            assert_eq!(widest_pairs(&prompt, &group, &passed), []);
         }
     }
 }

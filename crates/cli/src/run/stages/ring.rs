@@ -3,40 +3,43 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use serde::{Deserialize, Serialize};
+use learner::Checkpoints;
 use service::StopSignals;
+use types::BatchId;
 
 use super::Done;
-use crate::run::recipe::Recipe;
-use crate::run::ring::{self, RingFolder};
-
-/// What becomes of the policy.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct RingStage {
-    /// Folder that the trained policy is put into.
-    pub(crate) output: PathBuf,
-}
+use crate::recipe::{RecipeFile, RingFolder, RingStage};
+use crate::run::ring;
 
 /// Runs it.
 ///
 /// # Errors
 /// When the ring cannot start or go on, or left no checkpoint.
 pub(crate) async fn run(
-    recipe: &Recipe,
+    file: &RecipeFile,
     stage: &RingStage,
     resume: bool,
     stop: &mut StopSignals,
 ) -> anyhow::Result<Done> {
-    ring::run(recipe, resume, stop).await?;
-    let (checkpoint, trained) = ring::newest_checkpoint(&RingFolder::of(&recipe.output).checkpoints())?;
-    if trained.0 < recipe.coordinator.batches {
-        eprintln!("  stopped after batch {} of {}; --resume goes on", trained.0, recipe.coordinator.batches);
+    ring::run(file, resume, stop).await?;
+    let batches = file.recipe.coordinator.batches;
+    let (checkpoint, trained) = newest_checkpoint(&RingFolder::of(&file.recipe.output).checkpoints())?;
+    if trained.0 < batches {
+        eprintln!("  stopped after batch {} of {batches}; --resume goes on", trained.0);
         return Ok(Done::Stopped);
     }
     let policy = checkpoint.join("policy");
     copy_folder(&policy, &stage.output)?;
     Ok(Done::Complete)
+}
+
+/// The newest whole checkpoint and the last batch in its weights.
+///
+/// # Errors
+/// When there is none.
+fn newest_checkpoint(checkpoints: &Path) -> anyhow::Result<(PathBuf, BatchId)> {
+    let newest = Checkpoints::new(checkpoints, 0).newest()?;
+    newest.with_context(|| format!("{} holds no checkpoint", checkpoints.display()))
 }
 
 /// Removes a ring's journal, checkpoints and logs.
@@ -47,24 +50,27 @@ pub(crate) fn discard(output: &Path) -> anyhow::Result<()> {
     super::discard(RingFolder::of(output).root(), output)
 }
 
-/// Copies a folder under its final name in one step. Files are linked where the system can: checkpoints are never changed.
+/// Copies a folder under its final name in one step. Files are linked where the system can: checkpoints are
+/// never changed.
 fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
     let partial = to.with_extension("partial");
-    let copy = || -> std::io::Result<()> {
-        for stale in [&partial, &to.to_owned()] {
-            if stale.exists() {
-                std::fs::remove_dir_all(stale)?;
-            }
+    let copied = link_or_copy(from, &partial, to);
+    copied.with_context(|| format!("copy {} to {}", from.display(), to.display()))
+}
+
+fn link_or_copy(from: &Path, partial: &Path, to: &Path) -> std::io::Result<()> {
+    for stale in [partial, to] {
+        if stale.exists() {
+            std::fs::remove_dir_all(stale)?;
         }
-        std::fs::create_dir_all(&partial)?;
-        for entry in std::fs::read_dir(from)? {
-            let entry = entry?;
-            let target = partial.join(entry.file_name());
-            if std::fs::hard_link(entry.path(), &target).is_err() {
-                std::fs::copy(entry.path(), &target)?;
-            }
+    }
+    std::fs::create_dir_all(partial)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = partial.join(entry.file_name());
+        if std::fs::hard_link(entry.path(), &target).is_err() {
+            std::fs::copy(entry.path(), &target)?;
         }
-        std::fs::rename(&partial, to)
-    };
-    copy().with_context(|| format!("copy {} to {}", from.display(), to.display()))
+    }
+    std::fs::rename(partial, to)
 }

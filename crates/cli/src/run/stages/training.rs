@@ -2,6 +2,7 @@
 
 use learner::{PreferenceConfig, Progress, RewardModelConfig, SftConfig, TrainingReport};
 
+use crate::bad_input;
 use crate::bar::Bar;
 
 /// Supervised fine-tuning.
@@ -47,7 +48,7 @@ where
     let bar = Bar::new(what, 0);
     let report = train(&mut |progress| bar.at(progress.step, progress.steps, &progress.to_string()));
     bar.finish();
-    let report = report.map_err(crate::commands::blame_input)?;
+    let report = report.map_err(bad_input::of_learner)?;
     eprintln!("  {report}");
     Ok(report)
 }

@@ -49,12 +49,12 @@ impl Frozen<'_> {
         let options = FileOptions::new(model.to_owned(), self.write_tokens()?, output.clone());
         reward_server::score_file(&options, &mut |_| ())?;
         let mut scores = jsonl::read(&output)?.map(|line| anyhow::Ok(line?.parse::<Scored>()?.score));
-        let of_group =
-            |group: &Vec<Response>| scores.by_ref().take(group.len()).collect::<anyhow::Result<Vec<f64>>>();
-        self.responses.iter().map(of_group).collect()
+        let groups = self.responses.iter();
+        groups.map(|group| scores.by_ref().take(group.len()).collect::<anyhow::Result<_>>()).collect()
     }
 
-    /// Mean over responses of `Σ log π − log π_ref`, in nats: an unbiased estimate of the sequence's KL to the reference.
+    /// Mean over responses of `Σ log π − log π_ref`, in nats: an unbiased estimate of the sequence's KL to
+    /// the reference.
     pub(super) fn kl(&self, reference: &Path, temperature: f32) -> anyhow::Result<f64> {
         let output = file_of(self.folder, self.name, "reference");
         let mut options = FileOptions::new(reference.to_owned(), self.write_tokens()?, output.clone());

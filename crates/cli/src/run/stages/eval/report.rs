@@ -7,7 +7,7 @@ use algo::filtration::{Filtration, Strategy};
 use algo::r2::{DEFAULT_BINS, filtered_r_squared};
 use serde::Serialize;
 
-use super::table;
+use crate::table::table_of_figures;
 
 /// What was found about one policy.
 #[derive(Debug)]
@@ -94,18 +94,14 @@ impl Row {
     fn of(line: Line, filtration: &Filtration, group_size: usize) -> Self {
         let none = Filtration { strategy: Strategy::None, ..*filtration };
         let groups = line.scores.as_ref().map(|scores| groups(scores, &line.sampled, group_size));
-        let r_squared = |filtration: &Filtration| {
-            let found = filtered_r_squared(filtration, groups.as_ref()?, DEFAULT_BINS).ok()?;
-            found.r_squared
-        };
         let scores = line.scores.as_ref().map(|scores| scores.concat());
         Self {
             pass_at_1_greedy: Estimate::of(&means(&line.greedy)),
             pass_at_1_sampled: Estimate::of(&means(&line.sampled)),
             reward_mean: scores.map(|scores| scores.iter().sum::<f64>() / scores.len().max(1) as f64),
             kl_to_reference: line.kl,
-            r_squared_unfiltered: r_squared(&none),
-            r_squared_filtered: r_squared(filtration),
+            r_squared_unfiltered: groups.as_deref().and_then(|groups| r_squared(&none, groups)),
+            r_squared_filtered: groups.as_deref().and_then(|groups| r_squared(filtration, groups)),
             unjudged: line
                 .sampled
                 .iter()
@@ -117,6 +113,10 @@ impl Row {
             model: line.model,
         }
     }
+}
+
+fn r_squared(filtration: &Filtration, groups: &[Vec<(f64, f64)>]) -> Option<f64> {
+    filtered_r_squared(filtration, groups, DEFAULT_BINS).ok()?.r_squared
 }
 
 /// The mean outcome of each problem that has any.
@@ -149,11 +149,9 @@ fn groups(scores: &[Vec<f64>], outcomes: &[Vec<Option<f64>>], size: usize) -> Ve
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let optional =
-            |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
         let filtered = format!("R² {}", self.strategy);
-        let mut table =
-            table(&["policy", "pass@1 greedy", "pass@1 sampled", "reward", "KL", "R² no filter", &filtered]);
+        let header = ["policy", "pass@1 greedy", "pass@1 sampled", "reward", "KL", "R² no filter", &filtered];
+        let mut table = table_of_figures(&header);
         for row in &self.rows {
             table.add_row([
                 row.name.clone(),
@@ -183,6 +181,10 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+fn optional(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
 }
 
 #[cfg(test)]

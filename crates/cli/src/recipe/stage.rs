@@ -5,11 +5,7 @@ use std::path::{Path, PathBuf};
 use learner::{PreferenceConfig, RewardModelConfig, SftConfig};
 use serde::{Deserialize, Serialize};
 
-use super::stages::command::CommandStage;
-use super::stages::eval::EvalStage;
-use super::stages::preferences::PreferencesStage;
-use super::stages::ring::RingStage;
-use super::stages::tokenizer::TokenizerStage;
+use super::stage_tables::{CommandStage, EvalStage, PreferencesStage, RingStage, TokenizerStage};
 
 /// A stage. Beside its name it has exactly one table, which says what to do.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -48,6 +44,23 @@ pub(crate) enum Work<'a> {
     Eval(&'a EvalStage),
 }
 
+/// A stage that does not say what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StageError {
+    /// It has no table.
+    #[error("stage {stage:?} has nothing to do: give it a table such as [stages.sft]")]
+    NoWork {
+        /// Its name.
+        stage: String,
+    },
+    /// It has several tables.
+    #[error("stage {stage:?} has two things to do: make two stages of it")]
+    TwoWorks {
+        /// Its name.
+        stage: String,
+    },
+}
+
 impl Stage {
     /// The stage of a recipe that names none: the ring alone.
     pub(crate) fn ring_alone(output: &Path) -> Self {
@@ -55,9 +68,12 @@ impl Stage {
         Self { name: "ring".to_owned(), ring: Some(ring), ..Self::default() }
     }
 
-    /// What it does; an error where that is nothing, or more than one thing.
-    pub(crate) fn work(&self) -> Result<Work<'_>, String> {
-        let kinds = [
+    /// What it does.
+    ///
+    /// # Errors
+    /// When that is nothing, or more than one thing.
+    pub(crate) fn work(&self) -> Result<Work<'_>, StageError> {
+        let tables = [
             self.command.as_ref().map(Work::Command),
             self.tokenizer.as_ref().map(Work::Tokenizer),
             self.sft.as_ref().map(Work::Sft),
@@ -67,15 +83,11 @@ impl Stage {
             self.ring.as_ref().map(Work::Ring),
             self.eval.as_ref().map(Work::Eval),
         ];
-        let mut kinds = kinds.into_iter().flatten();
-        match (kinds.next(), kinds.next()) {
+        let mut works = tables.into_iter().flatten();
+        match (works.next(), works.next()) {
             (Some(work), None) => Ok(work),
-            (None, _) => {
-                Err(format!("stage {:?} has nothing to do: give it a table such as [stages.sft]", self.name))
-            }
-            (Some(_), Some(_)) => {
-                Err(format!("stage {:?} has two things to do: make two stages of it", self.name))
-            }
+            (None, _) => Err(StageError::NoWork { stage: self.name.clone() }),
+            (Some(_), Some(_)) => Err(StageError::TwoWorks { stage: self.name.clone() }),
         }
     }
 }
@@ -93,5 +105,20 @@ impl Work<'_> {
             Self::Ring(stage) => &stage.output,
             Self::Eval(stage) => &stage.output,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_has_exactly_one_table() {
+        let mut stage = Stage { name: "x".to_owned(), ..Stage::default() };
+        assert!(matches!(stage.work(), Err(StageError::NoWork { .. })));
+        stage.ring = Some(RingStage::default());
+        assert!(matches!(stage.work(), Ok(Work::Ring(_))));
+        stage.sft = Some(SftConfig::default());
+        assert!(matches!(stage.work(), Err(StageError::TwoWorks { .. })));
     }
 }

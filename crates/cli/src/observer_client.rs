@@ -8,7 +8,7 @@ use proto::pb::observer_client::ObserverClient;
 use tonic::transport::Channel;
 
 /// Longest wait for an answer.
-const PATIENCE: Duration = Duration::from_millis(400);
+const STATUS_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// A view of one coordinator.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Observer {
 
     /// How the run is doing; none while the coordinator does not answer.
     pub(crate) async fn status(&mut self) -> Option<Status> {
-        let answer = tokio::time::timeout(PATIENCE, self.ask()).await.ok().flatten();
+        let answer = tokio::time::timeout(STATUS_TIMEOUT, self.ask()).await.ok().flatten();
         if answer.is_none() {
             self.client = None;
         }

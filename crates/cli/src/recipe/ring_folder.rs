@@ -1,0 +1,49 @@
+//! Where a ring keeps its things, below a run's output folder.
+
+use std::path::{Path, PathBuf};
+
+/// The folder of a run's ring.
+#[derive(Debug, Clone)]
+pub(crate) struct RingFolder(PathBuf);
+
+impl RingFolder {
+    /// Below a run's output folder.
+    pub(crate) fn of(output: &Path) -> Self {
+        Self(output.join("ring"))
+    }
+
+    /// The folder itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.0
+    }
+
+    /// The coordinator's journal.
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.0.join("journal")
+    }
+
+    /// The learner's checkpoints, one folder each.
+    pub(crate) fn checkpoints(&self) -> PathBuf {
+        self.0.join("checkpoints")
+    }
+
+    /// One JSON line per training step.
+    pub(crate) fn steps(&self) -> PathBuf {
+        self.0.join("steps.jsonl")
+    }
+
+    /// What the processes log, one file each.
+    pub(crate) fn logs(&self) -> PathBuf {
+        self.0.join("logs")
+    }
+
+    /// What the processes are told, one file each.
+    pub(crate) fn configs(&self) -> PathBuf {
+        self.0.join("config")
+    }
+
+    /// Where a process says on which addresses it listens.
+    pub(crate) fn address_file(&self, process: &str) -> PathBuf {
+        self.0.join(format!("{process}.address.json"))
+    }
+}

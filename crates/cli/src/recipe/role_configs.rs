@@ -1,0 +1,131 @@
+//! What each role of a ring is told: the recipe's section, with what follows for a role from the rest of the
+//! recipe.
+//!
+//! This is the one place where a fact of one section reaches another role. `sluice run` adds the addresses of
+//! its processes, `sluice render` what a cluster asks for; every key that nobody set keeps the default of the
+//! binary.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use service::BadInput;
+use toml::{Table, Value};
+
+use super::ring_folder::RingFolder;
+use super::role::Role;
+use super::{Recipe, RecipeFile};
+
+/// What a process of a role is told.
+#[derive(Debug, Clone)]
+pub(crate) struct RoleConfig {
+    role: Role,
+    table: Table,
+}
+
+/// What a role makes of its configuration.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    /// Why the role would refuse it, a sentence each.
+    pub(crate) problems: Vec<String>,
+    /// How long a process may take to leave.
+    pub(crate) grace_period: Duration,
+}
+
+impl RecipeFile {
+    /// What every process of each role is told, in the order of [`Role::ALL`].
+    pub(crate) fn role_configs(&self) -> [RoleConfig; 4] {
+        Role::ALL.map(|role| {
+            let mut config = RoleConfig { role, table: self.section(role.section()) };
+            config.hand_over(&self.recipe);
+            config
+        })
+    }
+}
+
+impl RoleConfig {
+    /// What a role owes to the sections of the others.
+    fn hand_over(&mut self, recipe: &Recipe) {
+        let folder = RingFolder::of(&recipe.output);
+        match self.role {
+            Role::Coordinator => {
+                self.set("journal", folder.journal().display().to_string());
+                self.set("steps_file", folder.steps().display().to_string());
+                if recipe.learner.ppo.reads_filtered_samples() {
+                    self.set("send_filtered", true);
+                }
+            }
+            Role::RewardServer => {
+                if recipe.coordinator.deterministic {
+                    self.set("deterministic", true);
+                }
+            }
+            Role::Learner => {
+                let ranks = i64::try_from(recipe.processes.learner_ranks).unwrap_or(i64::MAX);
+                self.set("world_size", ranks);
+                self.set("checkpoints", folder.checkpoints().display().to_string());
+            }
+            Role::Actor => {}
+        }
+    }
+
+    /// Whose it is.
+    pub(crate) fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Sets a key, such as `service.grace_period`.
+    pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) {
+        let (section, key) = self.place(key);
+        section.insert(key.to_owned(), value.into());
+    }
+
+    /// Sets a key where the recipe does not.
+    pub(crate) fn set_if_absent(&mut self, key: &str, value: impl Into<Value>) {
+        let (section, key) = self.place(key);
+        section.entry(key).or_insert(value.into());
+    }
+
+    /// The section of a dotted key, made where it is missing, and the key's last part.
+    fn place<'k>(&mut self, key: &'k str) -> (&mut Table, &'k str) {
+        let (sections, key) = key.rsplit_once('.').unwrap_or(("", key));
+        let mut table = &mut self.table;
+        for section in sections.split('.').filter(|section| !section.is_empty()) {
+            let inner = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            table = inner.as_table_mut().expect("a section: the recipe was parsed");
+        }
+        (table, key)
+    }
+
+    /// The configuration file.
+    ///
+    /// # Errors
+    /// When a value has no form in TOML.
+    pub(crate) fn text(&self) -> anyhow::Result<String> {
+        let text = toml::to_string(&self.table);
+        text.with_context(|| format!("write the configuration of the {}", self.role.name()))
+    }
+
+    /// Reads it as its role does. Whether a device is there is not asked: the role may run on another
+    /// machine.
+    ///
+    /// # Errors
+    /// When a value does not fit the role's schema.
+    pub(crate) fn check(&self) -> anyhow::Result<Checked> {
+        let mut config = self.clone();
+        let checked = match self.role {
+            Role::Coordinator => config.parsed::<coordinator::Config>(),
+            Role::RewardServer => {
+                config.set("models.device", "cpu");
+                config.parsed::<reward_server::Config>()
+            }
+            Role::Learner => config.parsed::<learner::Config>(),
+            Role::Actor => config.parsed::<actor::Config>(),
+        };
+        checked.with_context(|| format!("read [{}]", self.role.section()))
+    }
+
+    fn parsed<C: service::Config>(self) -> anyhow::Result<Checked> {
+        let config: C = Value::Table(self.table).try_into().map_err(|error| BadInput(format!("{error}")))?;
+        Ok(Checked { problems: config.problems(), grace_period: config.service().grace_period })
+    }
+}

@@ -1,0 +1,150 @@
+//! What the kinds of stages are told that no other crate does: programs, tokenizers, preference pairs,
+//! comparisons.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use types::Sampling;
+
+/// A program, such as one that makes data, and what it makes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CommandStage {
+    /// The program and its arguments.
+    pub(crate) run: Vec<String>,
+    /// What it makes.
+    pub(crate) output: PathBuf,
+}
+
+/// What a byte-level BPE tokenizer is trained on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TokenizerStage {
+    /// JSON Lines files.
+    pub(crate) data: Vec<PathBuf>,
+    /// Fields of a line that hold text.
+    pub(crate) fields: Vec<String>,
+    /// Most tokens, special ones and the 256 bytes included.
+    pub(crate) vocab_size: usize,
+    /// The end of a response.
+    pub(crate) eos: String,
+    /// The beginning of a prompt, if there is to be one.
+    pub(crate) bos: Option<String>,
+    /// A chat template, if there is to be one.
+    pub(crate) chat_template: Option<PathBuf>,
+    /// The tokenizer's folder.
+    pub(crate) output: PathBuf,
+}
+
+impl Default for TokenizerStage {
+    fn default() -> Self {
+        Self {
+            data: Vec::new(),
+            fields: vec!["prompt".to_owned(), "response".to_owned()],
+            vocab_size: 4096,
+            eos: "<|end|>".to_owned(),
+            bos: None,
+            chat_template: None,
+            output: PathBuf::new(),
+        }
+    }
+}
+
+/// What preference pairs are made of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PreferencesStage {
+    /// The policy's folder.
+    pub(crate) model: PathBuf,
+    /// Problems with tests.
+    pub(crate) problems: PathBuf,
+    /// Problems used, from the first; all where not given.
+    pub(crate) max_problems: Option<usize>,
+    /// Responses per problem.
+    pub(crate) n: usize,
+    /// Most pairs of one problem, those of greater edit distance first.
+    pub(crate) max_pairs: usize,
+    /// How they are drawn.
+    pub(crate) sampling: Sampling,
+    /// Seeds the draws.
+    pub(crate) seed: u64,
+    /// Share of the pairs kept apart for evaluating the reward model.
+    pub(crate) eval_share: f64,
+    /// Folder of `train.jsonl` and `eval.jsonl`.
+    pub(crate) output: PathBuf,
+}
+
+impl Default for PreferencesStage {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            problems: PathBuf::new(),
+            max_problems: None,
+            // As the paper's.
+            n: 5,
+            max_pairs: 1,
+            sampling: Sampling::default(),
+            seed: 0,
+            eval_share: 0.1,
+            output: PathBuf::new(),
+        }
+    }
+}
+
+/// What the ring leaves behind.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RingStage {
+    /// Folder that the trained policy is put into.
+    pub(crate) output: PathBuf,
+}
+
+/// Which policies are compared, and on what.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct EvalStage {
+    /// Problems with tests, held out from all training.
+    pub(crate) problems: PathBuf,
+    /// Problems used, from the first; all where not given.
+    pub(crate) max_problems: Option<usize>,
+    /// The policies; the last one is compared with the first.
+    pub(crate) policies: Vec<Candidate>,
+    /// The reward model they were trained on.
+    pub(crate) reward_model: Option<PathBuf>,
+    /// The reference that the KL is taken to.
+    pub(crate) reference: Option<PathBuf>,
+    /// Sampled responses per problem, beside the greedy one.
+    pub(crate) n: usize,
+    /// How they are drawn.
+    pub(crate) sampling: Sampling,
+    /// Seeds the draws.
+    pub(crate) seed: u64,
+    /// Folder of the samples and of `report.json`.
+    pub(crate) output: PathBuf,
+}
+
+impl Default for EvalStage {
+    fn default() -> Self {
+        Self {
+            problems: PathBuf::new(),
+            max_problems: None,
+            policies: Vec::new(),
+            reward_model: None,
+            reference: None,
+            n: 8,
+            sampling: Sampling::default(),
+            seed: 0,
+            output: PathBuf::new(),
+        }
+    }
+}
+
+/// A policy under comparison.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Candidate {
+    /// What the table calls it.
+    pub(crate) name: String,
+    /// Its folder.
+    pub(crate) model: PathBuf,
+}
