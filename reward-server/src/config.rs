@@ -276,7 +276,6 @@ impl service::Config for Config {
         let mut problems = Vec::new();
         self.address_problems(&mut problems);
         self.queue_problems(&mut problems);
-        problems.extend(self.models.device.problem(1).map(|problem| format!("models.{problem}")));
         if self.scorers.is_empty() {
             problems.push("scorers is empty: a rollout needs a score".to_owned());
         } else if self.scorers.iter().all(|scorer| scorer.weight() == 0.0) {

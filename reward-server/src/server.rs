@@ -18,9 +18,13 @@ use crate::{endpoint, metrics, scoring};
 /// Builds the reward server; nothing but its workers runs yet.
 ///
 /// # Errors
-/// When a port is taken, a model or file cannot be used, or the sandbox cannot be started.
+/// When the device is not there, a port is taken, a model or file cannot be used, or the sandbox cannot be started.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     metrics::describe();
+    // Not among the configuration's problems: they are the same on every machine.
+    if let Some(problem) = config.models.device.problem(1) {
+        return Err(BadInput(format!("models.{problem}")).into());
+    }
     let listener = match config.coordinator {
         Some(_) => Some(Listener::bind("listen", config.listen).await?),
         None => None,

@@ -13,32 +13,49 @@ mod run;
 mod sampling;
 mod score;
 mod serve;
+mod stage;
 mod top;
 mod train;
 
 use std::future::Future;
+use std::process::ExitCode;
 
 use anyhow::Context as _;
+
+use crate::programs;
 
 /// What `sluice` can be told to do.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// Runs a recipe on this machine: its stages, and the ring as supervised processes.
     Run(run::Arguments),
+    #[command(flatten)]
+    Compute(ComputeCommand),
+    /// Grades samples by hidden tests in the sandbox; prints pass@k.
+    Grade(grade::Arguments),
+    /// PF-PPO's filtration on a file of scored rollouts.
+    Filter(filter::Arguments),
+    /// How far a reward can be trusted under each filtration strategy.
+    R2(r2::Arguments),
+    /// A live view of a run in the terminal.
+    Top(top::Arguments),
+    /// Checks a recipe and prints it as it would be used.
+    CheckConfig(check_config::Arguments),
+    /// Writes the ring of a recipe as files for a cluster.
+    Render(render::Arguments),
+}
+
+/// What computes: done by `sluice-compute`.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum ComputeCommand {
     /// Log-probs of token sequences under a model.
     Logprobs(logprobs::Arguments),
     /// Responses of a model to prompts.
     Generate(generate::Arguments),
     /// Scores of token sequences by a reward model.
     Score(score::Arguments),
-    /// Grades samples by hidden tests in the sandbox; prints pass@k.
-    Grade(grade::Arguments),
     /// Samples a model on problems and grades what comes: generate and grade in one.
     Eval(eval::Arguments),
-    /// PF-PPO's filtration on a file of scored rollouts.
-    Filter(filter::Arguments),
-    /// How far a reward can be trusted under each filtration strategy.
-    R2(r2::Arguments),
     /// The learner's step on recorded samples.
     Replay(replay::Arguments),
     /// Supervised fine-tuning.
@@ -49,43 +66,55 @@ pub(crate) enum Command {
     Dpo(train::Arguments),
     /// Serves a model under the OpenAI API.
     Serve(serve::Arguments),
-    /// A live view of a run in the terminal.
-    Top(top::Arguments),
-    /// Checks a recipe and prints it as it would be used.
-    CheckConfig(check_config::Arguments),
-    /// Writes the ring of a recipe as files for a cluster.
-    Render(render::Arguments),
+    /// One stage of a recipe, for `sluice run`.
+    #[command(hide = true)]
+    Stage(stage::Arguments),
 }
 
 impl Command {
+    /// Does it, and says with which code to exit. A command that computes never returns: this process becomes another
+    /// program.
+    ///
+    /// # Errors
+    /// Whatever went wrong, with what to do about it.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Run(arguments) => return on_runtime(run::run(arguments)),
+            Self::Compute(_) => match programs::become_compute()? {},
+            Self::Grade(arguments) => grade::run(&arguments)?,
+            Self::Filter(arguments) => filter::run(&arguments)?,
+            Self::R2(arguments) => r2::run(&arguments)?,
+            Self::Top(arguments) => on_runtime(top::run(arguments))?,
+            Self::CheckConfig(arguments) => check_config::run(&arguments)?,
+            Self::Render(arguments) => render::run(&arguments)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl ComputeCommand {
     /// Does it.
     ///
     /// # Errors
     /// Whatever went wrong, with what to do about it.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         match self {
-            Self::Run(arguments) => on_runtime(run::run(arguments)),
             Self::Logprobs(arguments) => logprobs::run(&arguments),
             Self::Generate(arguments) => generate::run(&arguments),
             Self::Score(arguments) => score::run(&arguments),
-            Self::Grade(arguments) => grade::run(&arguments),
             Self::Eval(arguments) => eval::run(&arguments),
-            Self::Filter(arguments) => filter::run(&arguments),
-            Self::R2(arguments) => r2::run(&arguments),
             Self::Replay(arguments) => replay::run(&arguments),
             Self::Sft(arguments) => train::sft(&arguments),
             Self::TrainRm(arguments) => train::reward_model(&arguments),
             Self::Dpo(arguments) => train::dpo(&arguments),
             Self::Serve(arguments) => on_runtime(serve::run(arguments)),
-            Self::Top(arguments) => on_runtime(top::run(arguments)),
-            Self::CheckConfig(arguments) => check_config::run(&arguments),
-            Self::Render(arguments) => render::run(&arguments),
+            Self::Stage(arguments) => stage::run(&arguments),
         }
     }
 }
 
 /// Runs an async command to its end.
-fn on_runtime(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn on_runtime<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.context("start the I/O runtime")?.block_on(command)
 }

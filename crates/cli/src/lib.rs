@@ -1,8 +1,12 @@
 //! The `sluice` command: a whole run on one machine, and tools that work on files.
 //!
-//! `recipe` is what a recipe says; `run` runs its stages, starts and supervises its roles; `render` writes
-//! its ring as files for a cluster; `commands` holds one file per subcommand. What they do is done by the
-//! roles' crates: here are arguments, progress and tables.
+//! `recipe` is what a recipe says; `run` does its stages in order, starts and supervises its roles; `render` writes its
+//! ring as files for a cluster; `commands` holds one file per subcommand. What they do is done by the roles' crates:
+//! here are arguments, progress and tables.
+//!
+//! There are two programs. `sluice` decides, looks and supervises, and links no torch: it starts in milliseconds. It
+//! becomes `sluice-compute` for commands that compute (`commands::ComputeCommand`), and starts it for the stages that do
+//! (`stage_work`). Both have the same arguments; the linker leaves out of the first what nothing in it calls.
 
 mod bad_input;
 mod bar;
@@ -10,18 +14,19 @@ mod commands;
 mod grading;
 mod observer_client;
 mod omp_wait;
+mod programs;
 mod recipe;
 mod render;
 mod responses;
 mod run;
+mod stage_work;
 mod table;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Reinforcement learning of language models from rewards that are not always right (PF-PPO, arXiv
-/// 2409.06957).
+/// Reinforcement learning of language models from rewards that are not always right (PF-PPO, arXiv 2409.06957).
 #[derive(Debug, Parser)]
 #[command(name = "sluice", version, propagate_version = true)]
 struct Sluice {
@@ -29,9 +34,23 @@ struct Sluice {
     command: commands::Command,
 }
 
-/// The life of the command. Exit codes: 0 done, 1 failed, 2 bad usage or bad input.
+/// The part of `sluice` that computes, under the same name: what it says is about the command that the user gave.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, propagate_version = true)]
+struct Compute {
+    #[command(subcommand)]
+    command: commands::ComputeCommand,
+}
+
+/// The life of `sluice`. Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 130 stopped at once.
 pub fn main() -> ExitCode {
-    let Sluice { command } = Sluice::parse();
-    omp_wait::limit_spinning();
-    service::exit_code("sluice", command.run())
+    match Sluice::parse().command.run() {
+        Ok(code) => code,
+        Err(error) => service::exit_code("sluice", Err(error)),
+    }
+}
+
+/// The life of `sluice-compute`. Exit codes are those of [`main`].
+pub fn compute_main() -> ExitCode {
+    service::exit_code("sluice", Compute::parse().command.run())
 }

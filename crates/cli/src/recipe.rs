@@ -146,6 +146,8 @@ pub(crate) enum Environment {
 pub(crate) struct RecipeFile {
     /// The file.
     pub(crate) path: PathBuf,
+    /// The `--set` values that lie over it.
+    pub(crate) settings: Vec<String>,
     /// What it says, with all defaults.
     pub(crate) recipe: Recipe,
     /// What it says, without the defaults.
@@ -170,7 +172,7 @@ impl RecipeFile {
         let recipe: Recipe = layers.parse()?;
         let problems = recipe.problems();
         if problems.is_empty() {
-            Ok(Self { path: path.to_owned(), recipe, written })
+            Ok(Self { path: path.to_owned(), settings: settings.to_vec(), recipe, written })
         } else {
             Err(service::config::Error::Unusable { problems }.into())
         }

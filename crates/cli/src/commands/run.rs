@@ -1,11 +1,15 @@
 //! `sluice run`: a recipe from the first stage that is not done to the last.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use service::init_logging;
 
 use crate::recipe::{Environment, RecipeFile};
 use crate::run::stages::{self, Done, Selection};
+
+/// Exit code of a run whose stage was left unfinished at once.
+const ABANDONED_CODE: u8 = 130;
 
 /// Runs a recipe on this machine.
 ///
@@ -30,19 +34,19 @@ pub(crate) struct Arguments {
 ///
 /// # Errors
 /// A recipe that cannot be used, a stage that failed.
-pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     init_logging("warn", service::config::LogFormat::Text)?;
     let file = RecipeFile::read(&arguments.recipe, Environment::Applied, &arguments.settings)?;
     let started = tokio::time::Instant::now();
     let selection = Selection { resume: arguments.resume, redo_from: arguments.redo_from };
-    if stages::run(&file, &selection).await? == Done::Complete {
-        let recipe = &file.recipe;
-        eprintln!(
-            "{} is complete after {}: {}",
-            recipe.name,
-            stages::span(started.elapsed()),
-            recipe.output.display()
-        );
+    match stages::run(&file, &selection).await? {
+        Done::Complete => {
+            let (name, output) = (&file.recipe.name, file.recipe.output.display());
+            eprintln!("{name} is complete after {}: {output}", stages::span(started.elapsed()));
+            Ok(ExitCode::SUCCESS)
+        }
+        Done::Stopped => Ok(ExitCode::SUCCESS),
+        Done::Abandoned => Ok(ExitCode::from(ABANDONED_CODE)),
+        Done::Failed(code) => Ok(ExitCode::from(code)),
     }
-    Ok(())
 }

@@ -6,7 +6,7 @@ use learner::{PreferenceConfig, RewardModelConfig, SftConfig};
 use serde::de::DeserializeOwned;
 use service::config::{Error, Layers};
 
-use crate::run::stages::training::with_bar;
+use crate::stage_work::training;
 
 /// Training on given examples.
 #[derive(Debug, clap::Args)]
@@ -32,8 +32,7 @@ impl Arguments {
 /// # Errors
 /// Names the key, file or line that cannot be used.
 pub(crate) fn sft(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = arguments.read(SftConfig::problems)?;
-    with_bar("sft", |progress| learner::sft(&config, progress)).map(|_| ())
+    training::sft(&arguments.read(SftConfig::problems)?)
 }
 
 /// A reward model.
@@ -41,8 +40,7 @@ pub(crate) fn sft(arguments: &Arguments) -> anyhow::Result<()> {
 /// # Errors
 /// Names the key, file or line that cannot be used.
 pub(crate) fn reward_model(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = arguments.read(RewardModelConfig::problems)?;
-    with_bar("reward model", |progress| learner::train_rm(&config, progress)).map(|_| ())
+    training::reward_model(&arguments.read(RewardModelConfig::problems)?)
 }
 
 /// Direct preference optimisation.
@@ -50,6 +48,5 @@ pub(crate) fn reward_model(arguments: &Arguments) -> anyhow::Result<()> {
 /// # Errors
 /// Names the key, file or line that cannot be used.
 pub(crate) fn dpo(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = arguments.read(PreferenceConfig::problems)?;
-    with_bar("dpo", |progress| learner::dpo(&config, progress)).map(|_| ())
+    training::dpo(&arguments.read(PreferenceConfig::problems)?)
 }

@@ -105,27 +105,22 @@ impl RoleConfig {
         text.with_context(|| format!("write the configuration of the {}", self.role.name()))
     }
 
-    /// Reads it as its role does. Whether a device is there is not asked: the role may run on another
-    /// machine.
+    /// Reads it as its role does.
     ///
     /// # Errors
     /// When a value does not fit the role's schema.
     pub(crate) fn check(&self) -> anyhow::Result<Checked> {
-        let mut config = self.clone();
         let checked = match self.role {
-            Role::Coordinator => config.parsed::<coordinator::Config>(),
-            Role::RewardServer => {
-                config.set("models.device", "cpu");
-                config.parsed::<reward_server::Config>()
-            }
-            Role::Learner => config.parsed::<learner::Config>(),
-            Role::Actor => config.parsed::<actor::Config>(),
+            Role::Coordinator => self.parsed::<coordinator::Config>(),
+            Role::RewardServer => self.parsed::<reward_server::Config>(),
+            Role::Learner => self.parsed::<learner::Config>(),
+            Role::Actor => self.parsed::<actor::Config>(),
         };
         checked.with_context(|| format!("read [{}]", self.role.section()))
     }
 
-    fn parsed<C: service::Config>(self) -> anyhow::Result<Checked> {
-        let config: C = Value::Table(self.table).try_into().map_err(|error| BadInput(format!("{error}")))?;
+    fn parsed<C: service::Config>(&self) -> anyhow::Result<Checked> {
+        let config: C = Value::Table(self.table.clone()).try_into().map_err(|error| BadInput(format!("{error}")))?;
         Ok(Checked { problems: config.problems(), grace_period: config.service().grace_period })
     }
 }

@@ -11,6 +11,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, ChildStdin, Command};
 
+use crate::omp_wait;
+use crate::programs::beside_us;
+
 /// Last lines of a log that are shown when its process fails.
 const TAIL_LINE_COUNT: usize = 12;
 
@@ -62,6 +65,7 @@ impl Process {
         let mut child = Command::new(&binary)
             .args(&program.arguments)
             .args(["--set", "service.follow_stdin=true"])
+            .envs(omp_wait::variable())
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -117,20 +121,4 @@ fn log_tail(log: &Path) -> String {
     let text = text.unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINE_COUNT)..].join("\n")
-}
-
-/// A binary of ours: in the folder that our own is in.
-///
-/// # Errors
-/// Says where it was looked for.
-pub(crate) fn beside_us(binary: &str) -> anyhow::Result<PathBuf> {
-    let folder = std::env::current_exe().context("find our own binary")?;
-    let folder = folder.parent().context("our own binary is in no folder")?;
-    let path = folder.join(binary);
-    anyhow::ensure!(
-        path.exists(),
-        "{} is missing; build all binaries: cargo build --release",
-        path.display()
-    );
-    Ok(path)
 }

@@ -1,16 +1,13 @@
-//! The kinds of work that stages do, one file each, and the order in which stages are done.
+//! The stages of a recipe in their order, and those that are done by this process.
 //!
-//! A stage that has finished leaves a record beside the outputs; a run that finds it skips the stage. A stage
-//! without a record starts over: what it left unfinished is removed first. The ring alone goes on where it
-//! was, from its journal and checkpoints.
+//! A stage that has finished leaves a record beside the outputs; a run that finds it skips the stage. A stage without a
+//! record starts over: what it left unfinished is removed first. The ring alone goes on where it was, from its journal
+//! and checkpoints.
 
 mod command;
-mod eval;
-mod preferences;
+mod compute;
 mod records;
 mod ring;
-mod tokenizer;
-pub(crate) mod training;
 
 use std::path::Path;
 use std::time::Duration;
@@ -31,13 +28,17 @@ pub(crate) struct Selection {
     pub(crate) redo_from: Option<String>,
 }
 
-/// Whether a stage did all its work.
+/// How a stage ended that could be started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Done {
-    /// It did.
+    /// It did all its work.
     Complete,
-    /// The user stopped it.
+    /// The user stopped it, and it left what the next run goes on from.
     Stopped,
+    /// The user stopped it, and nothing of it is kept.
+    Abandoned,
+    /// The program that did it ended with this code, and has said why.
+    Failed(u8),
 }
 
 /// Does the stages of a recipe that are not done yet.
@@ -63,8 +64,9 @@ pub(crate) async fn run(file: &RecipeFile, selection: &Selection) -> anyhow::Res
         eprintln!("{title}");
         let started = Instant::now();
         let done = perform(file, stage, selection.resume, &mut stop).await;
-        if done.with_context(|| format!("stage {}", stage.name))? == Done::Stopped {
-            return Ok(Done::Stopped);
+        let done = done.with_context(|| format!("stage {}", stage.name))?;
+        if done != Done::Complete {
+            return Ok(done);
         }
         records.finish(&stage.name, told, started.elapsed())?;
         eprintln!("  {} in {}", work.output().display(), span(started.elapsed()));
@@ -72,7 +74,7 @@ pub(crate) async fn run(file: &RecipeFile, selection: &Selection) -> anyhow::Res
     Ok(Done::Complete)
 }
 
-/// Does one stage. Ctrl-C or SIGTERM ends the process at once, except in the ring, which drains.
+/// Does one stage. Ctrl-C or SIGTERM ends it at once, except the ring, which drains.
 async fn perform(
     file: &RecipeFile,
     stage: &Stage,
@@ -86,23 +88,18 @@ async fn perform(
     discard(work.output(), &file.recipe.output)?;
     let work = async {
         match work {
-            Work::Command(command) => command::run(command).await,
-            Work::Tokenizer(tokenizer) => tokenizer::run(tokenizer),
-            Work::Sft(config) => training::sft(config.clone()).await,
-            Work::RewardModel(config) => training::reward_model(config.clone()).await,
-            Work::Dpo(config) => training::dpo(config.clone()).await,
-            Work::Preferences(stage) => preferences::run(stage.clone()).await,
-            Work::Eval(eval) => eval::run(&file.recipe, eval.clone()).await,
-            Work::Ring(_) => Ok(()),
+            Work::Command(command) => command::run(command).await.map(|()| Done::Complete),
+            _ => compute::run(file, stage).await,
         }
     };
     tokio::select! {
-        done = work => done.map(|()| Done::Complete),
+        // A program that hears Ctrl-C as we do may have ended because of it.
+        biased;
         () = stop.next() => {
             eprintln!("stopped in stage {}; the stages before it are kept", stage.name);
-            // Training on a thread of its own cannot be interrupted; nothing of it is worth waiting for.
-            std::process::exit(130);
+            Ok(Done::Abandoned)
         }
+        done = work => done,
     }
 }
 

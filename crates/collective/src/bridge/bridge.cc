@@ -283,8 +283,11 @@ int sluice_store_wait(sluice_store* store, const char* const* keys, size_t count
     const std::vector<std::string> wanted(keys, keys + count);
     try {
       store->store->wait(wanted, milliseconds(std::max<int64_t>(timeout_ms, 1)));
-    } catch (const c10::DistStoreError&) {
+    } catch (const std::exception& error) {
       // c10d's only way to say that the time was up.
+      if (dynamic_cast<const c10::DistStoreError*>(&error) == nullptr) {
+        throw;
+      }
       return SLUICE_PENDING;
     }
     return SLUICE_OK;

@@ -51,14 +51,16 @@ inline char* copy_message(const char* text) {
 }
 
 // Runs `body`, which returns a status, and turns whatever it throws into SLUICE_FAILED and a message.
+//
+// No catch clause here or in bridge.cc names a type of torch's: tables of catch clauses are kept in programs that never
+// call these functions, and would make them need libtorch.
 template <typename Body>
 int guarded(char** message, Body&& body) noexcept {
   try {
     return body();
-  } catch (const c10::Error& error) {
-    *message = copy_message(error.what_without_backtrace());
   } catch (const std::exception& error) {
-    *message = copy_message(error.what());
+    const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+    *message = copy_message(torch_error != nullptr ? torch_error->what_without_backtrace() : error.what());
   } catch (...) {
     *message = copy_message("an exception that is no std::exception");
   }

@@ -43,11 +43,7 @@ impl Pair<'_> {
 ///
 /// # Errors
 /// When the model or problems cannot be used, or no problem gave a pair.
-pub(crate) async fn run(stage: PreferencesStage) -> anyhow::Result<()> {
-    tokio::task::spawn_blocking(move || make(&stage)).await?
-}
-
-fn make(stage: &PreferencesStage) -> anyhow::Result<()> {
+pub(crate) fn run(stage: &PreferencesStage) -> anyhow::Result<()> {
     let mut tasks = grading::read_tasks(&stage.problems)?;
     tasks.truncate(stage.max_problems.unwrap_or(usize::MAX));
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();

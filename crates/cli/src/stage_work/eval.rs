@@ -24,19 +24,14 @@ mod report;
 ///
 /// # Errors
 /// When a model or the problems cannot be used.
-pub(crate) async fn run(recipe: &Recipe, stage: EvalStage) -> anyhow::Result<()> {
-    let filtration = recipe.coordinator.filtration;
+pub(crate) fn run(recipe: &Recipe, stage: &EvalStage) -> anyhow::Result<()> {
     let group_size = usize::from(recipe.coordinator.group_size);
+    let report = Report::new(compare(stage)?, &recipe.coordinator.filtration, group_size);
+    let path = stage.output.join("report.json");
+    let text = serde_json::to_string_pretty(&report).context("write the report")?;
+    std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+    println!("\n{report}\n");
     let checkpoints = RingFolder::of(&recipe.output).checkpoints();
-    let report = tokio::task::spawn_blocking(move || {
-        let lines = compare(&stage)?;
-        let report = Report::new(lines, &filtration, group_size);
-        let path = stage.output.join("report.json");
-        let text = serde_json::to_string_pretty(&report).context("write the report")?;
-        std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
-        anyhow::Ok(report)
-    });
-    println!("\n{}\n", report.await??);
     if checkpoints.exists() {
         println!("checkpoints: {}", checkpoints.display());
     }

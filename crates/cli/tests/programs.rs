@@ -1,0 +1,69 @@
+//! The two programs of this crate: `sluice`, which starts at once because it links no torch, and `sluice-compute`.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::{Command, Output};
+
+const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
+const COMPUTE: &str = env!("CARGO_BIN_EXE_sluice-compute");
+
+/// The shared libraries that a program asks the dynamic linker for.
+fn needed(program: &str) -> BTreeSet<String> {
+    let output = Command::new("readelf").args(["--dynamic", program]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines = text.lines().filter(|line| line.contains("(NEEDED)"));
+    lines.map(|line| line.split(['[', ']']).nth(1).unwrap().to_owned()).collect()
+}
+
+fn is_torch(library: &str) -> bool {
+    ["libtorch", "libc10", "libgomp", "libcud"].iter().any(|name| library.starts_with(name))
+}
+
+#[test]
+fn sluice_needs_no_torch_and_sluice_compute_does() {
+    let light = needed(SLUICE);
+    let torch: Vec<&String> = light.iter().filter(|library| is_torch(library)).collect();
+    assert!(
+        torch.is_empty(),
+        "sluice needs {torch:?}: a command of its own reaches code that computes, or a catch clause of the C++ bridge \
+         names a type of torch's; `-Wl,--why-live=SYMBOL` says which"
+    );
+    assert!(needed(COMPUTE).iter().any(|library| is_torch(library)));
+}
+
+/// `sluice` where it finds no other program of ours.
+fn alone(arguments: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let sluice = folder.path().join("sluice");
+    fs::copy(SLUICE, &sluice).unwrap();
+    Command::new(sluice).args(arguments).output().unwrap()
+}
+
+#[test]
+fn what_does_not_compute_starts_no_other_program() {
+    for arguments in [&["--help"][..], &["generate", "--help"], &["--version"]] {
+        assert!(alone(arguments).status.success(), "{arguments:?}");
+    }
+    // Bad usage is found before anything is started.
+    assert_eq!(alone(&["score", "--model"]).status.code(), Some(2));
+}
+
+#[test]
+fn what_computes_says_which_program_is_missing() {
+    let output = alone(&["score", "--model", "m", "--input", "i", "--output", "o"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("sluice-compute is missing"), "{said}");
+}
+
+#[test]
+fn a_command_that_computes_keeps_its_name_and_exit_code() {
+    let arguments = ["score", "--model", "/nowhere/model", "--input", "/nowhere/i", "--output", "/nowhere/o"];
+    let output = Command::new(SLUICE).args(arguments).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.starts_with("sluice: ") && said.contains("/nowhere/model"), "{said}");
+}
