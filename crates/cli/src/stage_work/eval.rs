@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
 use sandbox::{GraderConfig, Limits};
-use types::{PromptContent, Sampling};
+use types::PromptContent;
 
 use crate::grading::{self, Task};
 use crate::recipe::{Candidate, EvalStage, Recipe, RingFolder};
