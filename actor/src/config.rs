@@ -16,28 +16,29 @@ pub struct Config {
     pub member: String,
     /// `host:port` of the coordinator.
     pub coordinator: String,
-    /// Finished rollouts that may wait for their acknowledgement. No more work is taken while there are so many.
+    /// Finished rollouts that may wait for their acknowledgement. No more work is taken while there are so
+    /// many.
     pub max_unacknowledged: usize,
     /// Longest silence towards the coordinator.
     #[serde(with = "humantime_serde")]
     pub heartbeat_interval: Duration,
     /// How long to look for a coordinator before giving up.
     #[serde(with = "humantime_serde")]
-    pub connect_time_limit: Duration,
-    /// After this long without an acknowledgement a rollout is sent to a second reward server too, and the first answer
-    /// counts. At most one rollout in ten is: a slow scorer must not be given twice the work.
+    pub connect_timeout: Duration,
+    /// After this long without an acknowledgement a rollout is sent to a second reward server too, and the
+    /// first answer counts. At most one rollout in ten is: a slow scorer must not be given twice the work.
     #[serde(with = "humantime_serde")]
-    pub hedge_after: Duration,
-    /// After this long without an acknowledgement a reward server counts as having lost a rollout: it is sent again, to
-    /// another one if there is one.
+    pub hedge_delay: Duration,
+    /// After this long without an acknowledgement a reward server counts as having lost a rollout: it is sent
+    /// again, to another one if there is one.
     #[serde(with = "humantime_serde")]
-    pub acknowledge_time_limit: Duration,
+    pub acknowledge_timeout: Duration,
     /// How long a transfer of weights may take without progress.
     #[serde(with = "humantime_serde")]
-    pub weights_time_limit: Duration,
+    pub weights_timeout: Duration,
     /// How long a drain goes on generating before the rest is handed back.
     #[serde(with = "humantime_serde")]
-    pub drain_time_limit: Duration,
+    pub drain_timeout: Duration,
     /// The generation engine.
     pub engine: EngineConfig,
     /// The policy as pages beside the metrics.
@@ -53,12 +54,12 @@ impl Default for Config {
             coordinator: "127.0.0.1:7700".to_owned(),
             max_unacknowledged: 4096,
             heartbeat_interval: Duration::from_millis(500),
-            connect_time_limit: Duration::from_secs(600),
-            hedge_after: Duration::from_secs(20),
+            connect_timeout: Duration::from_secs(600),
+            hedge_delay: Duration::from_secs(20),
             // Longer than a reward server's own deadlines, so that only a lost rollout is sent again.
-            acknowledge_time_limit: Duration::from_secs(150),
-            weights_time_limit: Duration::from_secs(60),
-            drain_time_limit: Duration::from_secs(15),
+            acknowledge_timeout: Duration::from_secs(150),
+            weights_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(15),
             engine: EngineConfig::default(),
             serve: ServeConfig::default(),
             service: ServiceConfig::default(),
@@ -93,13 +94,13 @@ impl Config {
     ///
     /// # Errors
     /// When the configured one is no name.
-    pub fn member_id(&self) -> Result<MemberId, types::Invalid> {
+    pub(crate) fn member_id(&self) -> Result<MemberId, types::Invalid> {
         if !self.member.is_empty() {
             return self.member.parse();
         }
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' };
-        let host: String = host.trim().chars().map(plain).take(40).collect();
+        let host = host.trim().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let host: String = host.chars().take(40).collect();
         format!("actor-{host}-{}", std::process::id()).parse()
     }
 }

@@ -14,9 +14,9 @@ use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 pub(crate) struct CoordinatorLink(Link<pb::ActorReport, pb::ActorCommand>);
 
 impl CoordinatorLink {
-    /// A link to `host:port` that gives up after `time_limit` without a stream.
-    pub(crate) fn new(address: String, time_limit: Duration) -> Self {
-        Self(Link::new(address, act, time_limit))
+    /// A link to `host:port` that gives up after `timeout` without a stream.
+    pub(crate) fn new(address: String, timeout: Duration) -> Self {
+        Self(Link::new(address, act, timeout))
     }
 
     /// Whether a stream is open.

@@ -1,9 +1,12 @@
-//! The actor: the role that leases prompts from the coordinator, generates responses with an [`engine`] and streams the
-//! rollouts to the reward servers. [`build`] wires it; it receives the policy's weights as the learner publishes them.
+//! The actor: the role that leases prompts from the coordinator, generates responses with an [`engine`] and
+//! streams the rollouts to the reward servers. [`build`] wires it; it receives the policy's weights as the
+//! learner publishes them.
 
 pub mod config;
 
 mod coordinator_client;
+mod delivery;
+mod hedge_budget;
 mod metrics;
 mod policy;
 mod policy_model;

@@ -132,7 +132,7 @@ impl PolicyUpdater {
         let (pull_results, pulled) = mpsc::channel(PULL_CAPACITY);
         let device = config.engine.device.to_torch();
         Self {
-            member: Member { name, device, timeout: config.weights_time_limit },
+            member: Member { name, device, timeout: config.weights_timeout },
             engine: config.engine.clone(),
             known: None,
             pulled,

@@ -12,12 +12,12 @@ use tonic::Streaming;
 use types::MemberId;
 use types::link::reward::{ScoreReply, ScoreRequest};
 
-use crate::reward_router::{Offered, Sender};
+use crate::delivery::{Delivery, DeliveryConfig};
 
 /// Requests that may wait for the wire.
-const REQUESTS: usize = 16;
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const REQUEST_CAPACITY: usize = 16;
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
 
 /// What a stream has to say.
 #[derive(Debug)]
@@ -38,20 +38,20 @@ pub(crate) enum ServerEvent {
 pub(crate) async fn serve(
     server: MemberId,
     address: String,
-    sender: Sender,
-    mut rollouts: mpsc::Receiver<Offered>,
+    config: DeliveryConfig,
+    mut rollouts: mpsc::Receiver<Delivery>,
     events: mpsc::Sender<ServerReport>,
 ) {
-    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut backoff = Backoff::new(FIRST_RETRY_DELAY, MAX_RETRY_DELAY);
     loop {
-        let reason = match open(&address, &sender).await {
+        let reason = match open(&address, &config).await {
             Err(error) => format!("{error:#}"),
             Ok((requests, replies)) => {
                 backoff.reset();
-                let say = |event| events.send(ServerReport { server: server.clone(), event });
                 // Nothing from before the break may be taken for new.
                 while rollouts.try_recv().is_ok() {}
-                if say(ServerEvent::Connected).await.is_err() {
+                let connected = ServerReport { server: server.clone(), event: ServerEvent::Connected };
+                if events.send(connected).await.is_err() {
                     return;
                 }
                 let ended = converse(&server, requests, replies, &mut rollouts, &events).await;
@@ -68,13 +68,16 @@ pub(crate) async fn serve(
 
 type Requests = mpsc::Sender<pb::ScoreRequest>;
 
-async fn open(address: &str, sender: &Sender) -> anyhow::Result<(Requests, Streaming<pb::ScoreReply>)> {
+async fn open(
+    address: &str,
+    config: &DeliveryConfig,
+) -> anyhow::Result<(Requests, Streaming<pb::ScoreReply>)> {
     let channel = service::grpc::connect(address).await?;
     let mut client = RewardServerClient::new(channel)
         .max_decoding_message_size(proto::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(proto::MAX_MESSAGE_BYTES);
-    let (requests, outgoing) = mpsc::channel(REQUESTS);
-    let hello = ScoreRequest::Hello { run: sender.run.clone(), member: sender.member.clone() };
+    let (requests, outgoing) = mpsc::channel(REQUEST_CAPACITY);
+    let hello = ScoreRequest::Hello { run: config.run.clone(), member: config.member.clone() };
     requests.send(hello.into()).await?;
     let replies = client.score(ReceiverStream::new(outgoing)).await?;
     Ok((requests, replies.into_inner()))
@@ -85,13 +88,13 @@ async fn converse(
     server: &MemberId,
     requests: Requests,
     mut replies: Streaming<pb::ScoreReply>,
-    rollouts: &mut mpsc::Receiver<Offered>,
+    rollouts: &mut mpsc::Receiver<Delivery>,
     events: &mpsc::Sender<ServerReport>,
 ) -> anyhow::Error {
     loop {
         tokio::select! {
-            Some(Offered { rollout, until }) = rollouts.recv() => {
-                let time_left = until.saturating_duration_since(Instant::now());
+            Some(Delivery { rollout, deadline }) = rollouts.recv() => {
+                let time_left = deadline.saturating_duration_since(Instant::now());
                 let request = ScoreRequest::Rollout { rollout: rollout.as_ref().clone(), time_left };
                 if requests.send(request.into()).await.is_err() {
                     return anyhow::anyhow!("the stream closed");

@@ -1,20 +1,19 @@
-//! Rollouts on their way to the reward servers: sent, kept until acknowledged, sent again when an acknowledgement fails
-//! to come (design D4).
+//! Rollouts on their way to the reward servers: sent, kept until acknowledged, sent again when an
+//! acknowledgement fails to come (docs/decisions.md, D4).
 //!
 //! ```text
-//!   rollout loop --Offer--> router --stream per server--> reward servers
+//!   rollout loop --commands--> router --stream per server--> reward servers
 //!        ^                    |  ^                              |
 //!        +---- Recorded ------+  +------- replies --------------+
 //! ```
 //!
-//! The router owns the unacknowledged rollouts. Each is at a server, or waits: for a server to connect, or for the pause that
-//! an overloaded server asked for. A server that goes away, or does not acknowledge within the time limit, loses its
-//! rollouts to the others. What a server takes long with is given to a second one too, so that one slow server does not hold
-//! up a batch (hedged requests: Dean and Barroso, "The tail at scale", 2013); the first answer counts. The coordinator
-//! recognises what arrives twice.
+//! The router owns the unacknowledged rollouts. Each is at a server, or waits: for a server to connect, or
+//! for the pause that an overloaded server asked for. A server that goes away, or does not acknowledge within
+//! the timeout, loses its rollouts to the others. What a server takes long with is given to a second one
+//! too, so that one slow server does not hold up a batch (hedged requests: Dean and Barroso, "The tail at
+//! scale", 2013); the first answer counts. The coordinator recognises what arrives twice.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 use service::{CancellationToken, OnError, Spawner};
@@ -22,49 +21,32 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use types::link::actor::RewardServerAddress;
 use types::link::reward::ScoreReply;
-use types::{MemberId, Rollout, RolloutId, RunId};
+use types::{MemberId, RolloutId};
 
+use crate::delivery::{Delivery, DeliveryConfig};
+use crate::hedge_budget::HedgeBudget;
 use crate::metrics;
 use crate::reward_client::{ServerEvent, ServerReport, serve};
 
 /// Rollouts on their way to one server's stream.
-const STREAM_QUEUE: usize = 64;
-/// Events of all streams.
-const EVENTS: usize = 1024;
+const STREAM_CAPACITY: usize = 64;
+/// Reports of all streams that may wait.
+const REPORT_CAPACITY: usize = 1024;
 /// How often what waits is looked through.
-const SWEEP: Duration = Duration::from_millis(250);
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What the router is told.
 #[derive(Debug)]
-pub(crate) enum Offer {
+pub(crate) enum RouterCommand {
     /// These servers are ready; replaces the list before.
     Servers(Vec<RewardServerAddress>),
     /// Deliver this.
-    Rollout(Offered),
-}
-
-/// A finished rollout.
-#[derive(Debug, Clone)]
-pub(crate) struct Offered {
-    pub(crate) rollout: Arc<Rollout>,
-    /// When its lease runs out: the reward server is told what is left.
-    pub(crate) until: Instant,
-}
-
-/// Who delivers, for whom.
-#[derive(Debug, Clone)]
-pub(crate) struct Sender {
-    pub(crate) run: RunId,
-    pub(crate) member: MemberId,
-    /// After this long without an acknowledgement a rollout is sent to another server.
-    pub(crate) ack_time_limit: Duration,
-    /// After this long it is sent to a second server too.
-    pub(crate) hedge_after: Duration,
+    Deliver(Delivery),
 }
 
 #[derive(Debug)]
 struct Pending {
-    offered: Offered,
+    delivery: Delivery,
     /// The servers that have it: one, or two once it is hedged. It waits while none has.
     sent: Vec<Sent>,
     /// It goes to no further server before this moment.
@@ -92,39 +74,10 @@ impl Pending {
     }
 }
 
-/// Hedges that may be sent: one for ten acknowledged rollouts, and a few to begin with. So servers that are all slow are not
-/// given twice the work.
-#[derive(Debug)]
-struct HedgeBudget {
-    /// Acknowledged rollouts not yet spent.
-    acknowledged: u32,
-}
-
-impl HedgeBudget {
-    const PRICE: u32 = 10;
-    const MOST: u32 = 10 * Self::PRICE;
-
-    fn full() -> Self {
-        Self { acknowledged: Self::MOST }
-    }
-
-    fn earn(&mut self) {
-        self.acknowledged = (self.acknowledged + 1).min(Self::MOST);
-    }
-
-    fn allows(&self) -> bool {
-        self.acknowledged >= Self::PRICE
-    }
-
-    fn spend(&mut self) {
-        self.acknowledged = self.acknowledged.saturating_sub(Self::PRICE);
-    }
-}
-
 #[derive(Debug)]
 struct Server {
     address: String,
-    queue: mpsc::Sender<Offered>,
+    queue: mpsc::Sender<Delivery>,
     connected: bool,
     stop: CancellationToken,
 }
@@ -132,8 +85,8 @@ struct Server {
 /// The router.
 #[derive(Debug)]
 pub(crate) struct RewardRouter {
-    sender: Sender,
-    offers: mpsc::Receiver<Offer>,
+    config: DeliveryConfig,
+    commands: mpsc::Receiver<RouterCommand>,
     recorded: mpsc::Sender<RolloutId>,
     spawner: Spawner,
     servers: BTreeMap<MemberId, Server>,
@@ -141,42 +94,46 @@ pub(crate) struct RewardRouter {
     /// Ids that wait, so that a sweep does not look through everything.
     waiting: BTreeSet<RolloutId>,
     hedges: HedgeBudget,
-    events: (mpsc::Sender<ServerReport>, mpsc::Receiver<ServerReport>),
+    /// What the streams tell, and their way to tell it.
+    reports: mpsc::Receiver<ServerReport>,
+    report_sender: mpsc::Sender<ServerReport>,
 }
 
 impl RewardRouter {
-    /// A router that takes `offers` and says what was `recorded`.
+    /// A router that carries out `commands` and says what was `recorded`.
     pub(crate) fn new(
-        sender: Sender,
-        offers: mpsc::Receiver<Offer>,
+        config: DeliveryConfig,
+        commands: mpsc::Receiver<RouterCommand>,
         recorded: mpsc::Sender<RolloutId>,
         spawner: Spawner,
     ) -> Self {
+        let (report_sender, reports) = mpsc::channel(REPORT_CAPACITY);
         Self {
-            sender,
-            offers,
+            config,
+            commands,
             recorded,
             spawner,
             servers: BTreeMap::new(),
             pending: BTreeMap::new(),
             waiting: BTreeSet::new(),
             hedges: HedgeBudget::full(),
-            events: mpsc::channel(EVENTS),
+            reports,
+            report_sender,
         }
     }
 
-    /// Runs until nobody offers any more. A process that is to stop goes on delivering as long as its rollout loop
-    /// drains.
+    /// Runs until nobody commands it any more. A process that is to stop goes on delivering as long as its
+    /// rollout loop drains.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
-        let mut sweep = tokio::time::interval(SWEEP);
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         loop {
             tokio::select! {
-                offer = self.offers.recv() => match offer {
-                    Some(Offer::Servers(list)) => self.replace_servers(list).await,
-                    Some(Offer::Rollout(offered)) => self.accept(offered),
+                command = self.commands.recv() => match command {
+                    Some(RouterCommand::Servers(list)) => self.replace_servers(list).await,
+                    Some(RouterCommand::Deliver(delivery)) => self.accept(delivery),
                     None => break,
                 },
-                Some(report) = self.events.1.recv() => self.server_report(report).await,
+                Some(report) = self.reports.recv() => self.server_report(report).await,
                 _ = sweep.tick() => {
                     self.expire();
                     self.hedge();
@@ -214,10 +171,11 @@ impl RewardRouter {
     }
 
     async fn add_server(&mut self, member: MemberId, address: String) {
-        let (queue, rollouts) = mpsc::channel(STREAM_QUEUE);
+        let (queue, rollouts) = mpsc::channel(STREAM_CAPACITY);
         let stop = CancellationToken::new();
         let server = Server { address: address.clone(), queue, connected: false, stop: stop.clone() };
-        let stream = serve(member.clone(), address, self.sender.clone(), rollouts, self.events.0.clone());
+        let stream =
+            serve(member.clone(), address, self.config.clone(), rollouts, self.report_sender.clone());
         self.servers.insert(member.clone(), server);
         let until_stopped = async move {
             tokio::select! {
@@ -229,10 +187,10 @@ impl RewardRouter {
         self.spawner.spawn(format!("stream to {member}"), OnError::Log, until_stopped).await;
     }
 
-    fn accept(&mut self, offered: Offered) {
-        let id = offered.rollout.id();
+    fn accept(&mut self, delivery: Delivery) {
+        let id = delivery.rollout.id();
         let not_before = Instant::now();
-        self.pending.insert(id, Pending { offered, sent: Vec::new(), not_before, late_at: None });
+        self.pending.insert(id, Pending { delivery, sent: Vec::new(), not_before, late_at: None });
         self.waiting.insert(id);
     }
 
@@ -279,14 +237,16 @@ impl RewardRouter {
         }
     }
 
-    /// Takes back what was not acknowledged in time. The late server may answer all the same: whichever answer comes first
-    /// counts.
+    /// Takes back what was not acknowledged in time. The late server may answer all the same: whichever
+    /// answer comes first counts.
     fn expire(&mut self) {
-        let (limit, now) = (self.sender.ack_time_limit, Instant::now());
+        let (timeout, now) = (self.config.acknowledge_timeout, Instant::now());
         for (id, pending) in &mut self.pending {
-            let Some(late) = pending.sent.iter().find(|sent| sent.since.elapsed() > limit) else { continue };
+            let Some(late) = pending.sent.iter().find(|sent| sent.since.elapsed() > timeout) else {
+                continue;
+            };
             let late = late.server.clone();
-            tracing::warn!(%id, server = %late, ?limit, "not acknowledged in time");
+            tracing::warn!(%id, server = %late, ?timeout, "not acknowledged in time");
             if pending.lose(&late, now) {
                 self.waiting.insert(*id);
             }
@@ -299,12 +259,12 @@ impl RewardRouter {
         let now = Instant::now();
         for (id, pending) in &mut self.pending {
             let [first] = pending.sent.as_slice() else { continue };
-            let slow = first.since.elapsed() > self.sender.hedge_after;
+            let slow = first.since.elapsed() > self.config.hedge_delay;
             if !slow || pending.not_before > now || !self.hedges.allows() {
                 continue;
             }
             let others = self.servers.iter().filter(|(member, _)| **member != first.server);
-            if let Some(sent) = send(&pending.offered, least_busy(others, pending.late_at.as_ref())) {
+            if let Some(sent) = send(&pending.delivery, least_busy(others, pending.late_at.as_ref())) {
                 tracing::debug!(%id, slow = %first.server, server = %sent.server, "hedged");
                 pending.sent.push(sent);
                 self.hedges.spend();
@@ -326,7 +286,7 @@ impl RewardRouter {
                 continue;
             }
             let server = least_busy(self.servers.iter(), pending.late_at.as_ref());
-            let Some(sent) = send(&pending.offered, server) else { return };
+            let Some(sent) = send(&pending.delivery, server) else { return };
             pending.sent.push(sent);
             self.waiting.remove(&id);
         }
@@ -343,8 +303,8 @@ fn least_busy<'a>(
 }
 
 /// Sends a rollout, if there is a server and room on the way to it.
-fn send(offered: &Offered, to: Option<(&MemberId, &Server)>) -> Option<Sent> {
+fn send(delivery: &Delivery, to: Option<(&MemberId, &Server)>) -> Option<Sent> {
     let (member, server) = to?;
-    server.queue.try_send(offered.clone()).ok()?;
+    server.queue.try_send(delivery.clone()).ok()?;
     Some(Sent { server: member.clone(), since: Instant::now() })
 }

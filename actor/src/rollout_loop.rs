@@ -14,11 +14,12 @@
 //! | a lease                   | room in engine and router            | free slots reported with every load        |
 //! | the engine's events       | its next step                        | `max_sequences` plus what waits            |
 //! | an acknowledgement        | the coordinator's journal            | `max_unacknowledged`; then no more leases  |
-//! | weights                   | the learner, within the time limit   | one transfer at a time                     |
+//! | weights                   | the learner, within its timeout      | one transfer at a time                     |
 //!
 //! The loop never waits for one of these alone: it is one `select!` over all of them.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,17 +38,18 @@ use weights::GroupEvent;
 
 use crate::config::Config;
 use crate::coordinator_client::CoordinatorLink;
+use crate::delivery::{Delivery, DeliveryConfig};
 use crate::metrics;
 use crate::policy::{Policy, PolicyEvent, PolicyUpdater, WeightSource};
-use crate::reward_router::{Offer, Offered, RewardRouter, Sender};
+use crate::reward_router::{RewardRouter, RouterCommand};
 use crate::work::{HeldLease, Work, Workload, group_work};
 
-/// Offers to the router that may wait.
-const OFFERS: usize = 256;
+/// Commands to the router that may wait.
+const ROUTER_COMMAND_CAPACITY: usize = 256;
 /// How soon a changed load is reported.
 const LOAD_DELAY: Duration = Duration::from_millis(10);
-/// How long a drained actor waits for the coordinator to hang up.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a drained actor waits for the coordinator to close the stream.
+const GOODBYE_DELAY: Duration = Duration::from_secs(1);
 
 /// The loop with all that it owns.
 #[derive(Debug)]
@@ -65,13 +67,17 @@ pub(crate) struct RolloutLoop {
     weights: Option<(PolicyVersion, WeightHash)>,
     work: Workload,
     unacknowledged: BTreeSet<RolloutId>,
-    offers: Option<mpsc::Sender<Offer>>,
-    recorded: (mpsc::Sender<RolloutId>, mpsc::Receiver<RolloutId>),
+    /// The way to the reward router, once the run is known.
+    router: Option<mpsc::Sender<RouterCommand>>,
+    /// Ids that the coordinator has recorded, and the router's way to tell them.
+    recorded: mpsc::Receiver<RolloutId>,
+    recorded_sender: mpsc::Sender<RolloutId>,
     generated_tokens: u64,
-    reported: (ActorLoad, Instant),
+    reported_load: ActorLoad,
+    reported_at: Instant,
     /// When a drain hands back what is not finished.
-    drain_until: Option<Instant>,
-    /// When an actor that has drained leaves, though the coordinator has not hung up.
+    drain_deadline: Option<Instant>,
+    /// When an actor that has drained leaves, though the coordinator has not closed the stream.
     leave_at: Option<Instant>,
     /// Cancelled with the process.
     token: CancellationToken,
@@ -103,9 +109,10 @@ impl RolloutLoop {
         served: watch::Sender<Option<Served>>,
     ) -> anyhow::Result<Self> {
         let member = config.member_id()?;
-        let link = CoordinatorLink::new(config.coordinator.clone(), config.connect_time_limit);
+        let link = CoordinatorLink::new(config.coordinator.clone(), config.connect_timeout);
         // Ids are recorded at most once each, so that this never fills: the router never waits for this loop.
-        let recorded = mpsc::channel(2 * config.max_unacknowledged + config.engine.max_waiting);
+        let (recorded_sender, recorded) =
+            mpsc::channel(2 * config.max_unacknowledged + config.engine.max_waiting);
         Ok(Self {
             updater: PolicyUpdater::new(&config, member.clone(), served),
             member,
@@ -118,11 +125,13 @@ impl RolloutLoop {
             weights: None,
             work: Workload::default(),
             unacknowledged: BTreeSet::new(),
-            offers: None,
+            router: None,
             recorded,
+            recorded_sender,
             generated_tokens: 0,
-            reported: (ActorLoad::default(), Instant::now()),
-            drain_until: None,
+            reported_load: ActorLoad::default(),
+            reported_at: Instant::now(),
+            drain_deadline: None,
             leave_at: None,
             token,
             config,
@@ -153,7 +162,7 @@ impl RolloutLoop {
             if self.has_drained() && self.leave_at.is_none() {
                 tracing::info!("drained");
                 // The last reports are on their way, and a stream that is dropped takes them with it.
-                self.leave_at = Some(Instant::now() + FAREWELL);
+                self.leave_at = Some(Instant::now() + GOODBYE_DELAY);
             }
         }
         self.token.cancel();
@@ -161,17 +170,15 @@ impl RolloutLoop {
     }
 
     async fn next(&mut self) -> Happened {
-        let load_due = match self.load() == self.reported.0 {
-            true => self.reported.1 + self.config.heartbeat_interval,
-            false => self.reported.1 + LOAD_DELAY,
-        };
-        let (lease_over, drain_over) = (self.work.first_until(), self.drain_until);
-        let stopping = self.drain_until.is_some();
+        let changed = self.load() != self.reported_load;
+        let load_due = self.reported_at + if changed { LOAD_DELAY } else { self.config.heartbeat_interval };
+        let (lease_over, drain_over) = (self.work.first_deadline(), self.drain_deadline);
+        let stopping = self.drain_deadline.is_some();
         tokio::select! {
             event = self.link.next() => Happened::Link(event),
             event = self.updater.next() => Happened::Policy(event),
             event = next_event(&mut self.policy) => Happened::Engine(event),
-            Some(id) = self.recorded.1.recv() => Happened::Recorded(id),
+            Some(id) = self.recorded.recv() => Happened::Recorded(id),
             () = tokio::time::sleep_until(load_due), if self.link.is_connected() => Happened::LoadDue,
             () = sleep_until(lease_over) => Happened::LeaseOver,
             () = sleep_until(drain_over), if !self.work.is_empty() => Happened::DrainOver,
@@ -185,10 +192,7 @@ impl RolloutLoop {
         self.work.attempts().chain(self.unacknowledged.iter().copied()).collect()
     }
 
-    async fn link_event(
-        &mut self,
-        event: LinkEvent<ActorCommand>,
-    ) -> anyhow::Result<std::ops::ControlFlow<()>> {
+    async fn link_event(&mut self, event: LinkEvent<ActorCommand>) -> anyhow::Result<ControlFlow<()>> {
         let mut event = Some(event);
         while let Some(happened) = event.take() {
             match happened {
@@ -203,19 +207,19 @@ impl RolloutLoop {
                     event = self.link.connect(hello).await;
                 }
                 LinkEvent::Command(command) => return self.command(command).await,
-                LinkEvent::Lost(_) if self.leave_at.is_some() => return Ok(std::ops::ControlFlow::Break(())),
+                LinkEvent::Lost(_) if self.leave_at.is_some() => return Ok(ControlFlow::Break(())),
                 LinkEvent::Lost(reason) => tracing::info!(reason, "coordinator lost; trying again"),
                 LinkEvent::Refused(reason) => anyhow::bail!("the coordinator refuses this actor: {reason}"),
                 LinkEvent::GaveUp(reason) => anyhow::bail!(reason),
             }
         }
-        Ok(std::ops::ControlFlow::Continue(()))
+        Ok(ControlFlow::Continue(()))
     }
 
-    async fn command(&mut self, command: ActorCommand) -> anyhow::Result<std::ops::ControlFlow<()>> {
+    async fn command(&mut self, command: ActorCommand) -> anyhow::Result<ControlFlow<()>> {
         match command {
             ActorCommand::Welcome(welcome) => self.welcomed(welcome).await,
-            ActorCommand::RewardServers(servers) => self.offer(Offer::Servers(servers)).await,
+            ActorCommand::RewardServers(servers) => self.tell_router(RouterCommand::Servers(servers)).await,
             ActorCommand::PullWeights { source, version, hash } => {
                 self.updater.pull(&self.spawner, WeightSource { address: source, version, hash }).await;
             }
@@ -227,34 +231,34 @@ impl RolloutLoop {
             ActorCommand::Drain => self.drain().await,
             ActorCommand::Finish => {
                 tracing::info!("the run is over");
-                return Ok(std::ops::ControlFlow::Break(()));
+                return Ok(ControlFlow::Break(()));
             }
         }
-        Ok(std::ops::ControlFlow::Continue(()))
+        Ok(ControlFlow::Continue(()))
     }
 
     async fn welcomed(&mut self, welcome: ActorWelcome) {
         tracing::info!(run = %welcome.run, member = %self.member, "welcome");
-        if self.offers.is_none() {
-            let (offers, inbox) = mpsc::channel(OFFERS);
-            let sender = Sender {
+        if self.router.is_none() {
+            let (router_sender, inbox) = mpsc::channel(ROUTER_COMMAND_CAPACITY);
+            let config = DeliveryConfig {
                 run: welcome.run.clone(),
                 member: self.member.clone(),
-                ack_time_limit: self.config.acknowledge_time_limit,
-                hedge_after: self.config.hedge_after,
+                acknowledge_timeout: self.config.acknowledge_timeout,
+                hedge_delay: self.config.hedge_delay,
             };
-            let recorded = self.recorded.0.clone();
-            let router = RewardRouter::new(sender, inbox, recorded, self.spawner.clone());
+            let recorded = self.recorded_sender.clone();
+            let router = RewardRouter::new(config, inbox, recorded, self.spawner.clone());
             self.spawner.spawn("reward router", service::OnError::Shutdown, router.run()).await;
-            self.offers = Some(offers);
+            self.router = Some(router_sender);
         }
         self.welcome = Some(welcome);
     }
 
-    async fn offer(&mut self, offer: Offer) {
-        if let Some(offers) = &self.offers {
+    async fn tell_router(&mut self, command: RouterCommand) {
+        if let Some(router) = &self.router {
             // The router ends only with the process.
-            let _ = offers.send(offer).await;
+            let _ = router.send(command).await;
         }
     }
 
@@ -281,12 +285,10 @@ impl RolloutLoop {
                     continue;
                 }
             };
-            let group = group_work(&leased, lease.until, &prompt_tokens, welcome.deterministic);
-            let sample =
-                |(number, work): (u64, &Work)| SampleRequest { id: number, seed: work.id.seed(welcome.seed) };
+            let group = group_work(&leased, lease.deadline, &prompt_tokens, welcome.deterministic);
             requests.push(Request {
                 prompt_tokens,
-                samples: (first..).zip(&group).map(sample).collect(),
+                samples: sample_requests(&group, first, welcome.seed),
                 sampling: Arc::clone(&sampling),
                 eos_token_ids: policy.encoder.eos_ids(),
                 top_logprobs: 0,
@@ -347,8 +349,8 @@ impl RolloutLoop {
         match rollout {
             Ok(rollout) => {
                 self.unacknowledged.insert(rollout.id());
-                let offered = Offered { rollout: Arc::new(rollout), until: work.until };
-                self.offer(Offer::Rollout(offered)).await;
+                let delivery = Delivery { rollout: Arc::new(rollout), deadline: work.deadline };
+                self.tell_router(RouterCommand::Deliver(delivery)).await;
             }
             Err(invalid) => self.fail(work.id, FailReason::Invalid, invalid.to_string(), tokens).await,
         }
@@ -391,14 +393,13 @@ impl RolloutLoop {
         // A few responses wait in the engine, so that a finished one is followed at once.
         let places = self.config.engine.max_sequences + self.config.engine.max_sequences / 4;
         let full = self.unacknowledged.len() >= self.config.max_unacknowledged;
-        let closed = self.policy.is_none() || self.drain_until.is_some() || full;
+        let closed = self.policy.is_none() || self.drain_deadline.is_some() || full;
         let free = if closed { 0 } else { places.saturating_sub(running + self.work.waiting()) };
-        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         ActorLoad {
-            free_slots: number(free),
+            free_slots: saturated(free),
             last_lease: self.work.last_lease(),
-            running: number(running),
-            unacknowledged: number(self.unacknowledged.len()),
+            running: saturated(running),
+            unacknowledged: saturated(self.unacknowledged.len()),
             generated_tokens: self.generated_tokens,
         }
     }
@@ -406,15 +407,15 @@ impl RolloutLoop {
     async fn report_load(&mut self) {
         let load = self.load();
         metrics::load(load.running, load.free_slots);
-        self.reported = (load, Instant::now());
+        (self.reported_load, self.reported_at) = (load, Instant::now());
         self.link.report(ActorReport::Load(load)).await;
     }
 
-    /// Takes no more work; what has begun may finish within the time limit.
+    /// Takes no more work; what has begun may finish before its deadline.
     async fn drain(&mut self) {
-        if self.drain_until.is_none() {
+        if self.drain_deadline.is_none() {
             tracing::info!(running = self.work.running(), "draining");
-            self.drain_until = Some(Instant::now() + self.config.drain_time_limit);
+            self.drain_deadline = Some(Instant::now() + self.config.drain_timeout);
             self.link.report(ActorReport::Draining).await;
         }
     }
@@ -424,12 +425,16 @@ impl RolloutLoop {
         self.give_up(|_| true, FailReason::Returned, "the actor is leaving").await
     }
 
-    /// Gives up what others are to generate by now. What is generated already is delivered all the same: reward server and
-    /// coordinator know what to make of it.
+    /// Gives up what others are to generate by now. What is generated already is delivered all the same:
+    /// reward server and coordinator know what to make of it.
     async fn give_up_overdue(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
-        self.give_up(|until| until <= now, FailReason::LeaseExpired, "not generated before its lease ran out")
-            .await
+        self.give_up(
+            |deadline| deadline <= now,
+            FailReason::LeaseExpired,
+            "not generated before its lease ran out",
+        )
+        .await
     }
 
     /// Generates no further what is `chosen` by the end of its lease.
@@ -453,7 +458,7 @@ impl RolloutLoop {
 
     /// Whether nothing is left of the work, and everybody knows what became of it.
     fn has_drained(&self) -> bool {
-        self.drain_until.is_some() && self.work.is_empty() && self.unacknowledged.is_empty()
+        self.drain_deadline.is_some() && self.work.is_empty() && self.unacknowledged.is_empty()
     }
 }
 
@@ -462,4 +467,15 @@ async fn next_event(policy: &mut Option<Policy>) -> anyhow::Result<Event> {
         Some(policy) => Ok(policy.client.next_event().await?),
         None => std::future::pending().await,
     }
+}
+
+/// The engine's requests for a group's responses, numbered from `first`, each with a seed of its own.
+fn sample_requests(group: &[Work], first: u64, run_seed: u64) -> Vec<SampleRequest> {
+    let numbered = (first..).zip(group);
+    numbered.map(|(id, work)| SampleRequest { id, seed: work.id.seed(run_seed) }).collect()
+}
+
+/// A count as it is reported.
+fn saturated(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -1,5 +1,5 @@
-//! What the coordinator has asked for and is not generated yet: leases that wait for the engine, and the responses that it
-//! works on.
+//! What the coordinator has asked for and is not generated yet: leases that wait for the engine, and the
+//! responses that it works on.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -10,15 +10,15 @@ use types::link::actor::{Lease, LeasedPrompt};
 use types::{LeaseId, RolloutId};
 
 /// No lease is taken to last longer.
-const LONGEST_LEASE: Duration = Duration::from_secs(365 * 24 * 3600);
+const LEASE_TIMEOUT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A lease that waits for the engine.
 #[derive(Debug)]
 pub(crate) struct HeldLease {
     pub(crate) prompts: Vec<LeasedPrompt>,
-    /// When the coordinator gives it to somebody else. By our own clock, and later than by the coordinator's by the way of
-    /// the message.
-    pub(crate) until: Instant,
+    /// When the coordinator gives it to somebody else. By our own clock, and later than by the coordinator's
+    /// by the way of the message.
+    pub(crate) deadline: Instant,
 }
 
 impl HeldLease {
@@ -34,8 +34,8 @@ pub(crate) struct Work {
     pub(crate) prompt_tokens: Arc<[u32]>,
     pub(crate) fields: Arc<str>,
     /// When its lease runs out.
-    pub(crate) until: Instant,
-    /// Generated only to keep the batch composition (design D7): the coordinator has it already.
+    pub(crate) deadline: Instant,
+    /// Generated only to keep the batch composition (docs/decisions.md, D7): the coordinator has it already.
     pub(crate) unwanted: bool,
 }
 
@@ -63,8 +63,8 @@ impl Workload {
     /// Takes a lease on; it waits.
     pub(crate) fn lease(&mut self, lease: Lease) {
         self.last_lease = self.last_lease.max(lease.id);
-        let until = Instant::now() + lease.timeout.min(LONGEST_LEASE);
-        self.waiting.push_back(HeldLease { prompts: lease.prompts, until });
+        let deadline = Instant::now() + lease.timeout.min(LEASE_TIMEOUT_LIMIT);
+        self.waiting.push_back(HeldLease { prompts: lease.prompts, deadline });
     }
 
     /// The last lease that came.
@@ -120,20 +120,20 @@ impl Workload {
     }
 
     /// When the first lease runs out.
-    pub(crate) fn first_until(&self) -> Option<Instant> {
-        let waiting = self.waiting.iter().map(|lease| lease.until);
-        waiting.chain(self.running.values().map(|work| work.until)).min()
+    pub(crate) fn first_deadline(&self) -> Option<Instant> {
+        let waiting = self.waiting.iter().map(|lease| lease.deadline);
+        waiting.chain(self.running.values().map(|work| work.deadline)).min()
     }
 
     /// Gives up what is chosen by the end of its lease.
     pub(crate) fn give_up(&mut self, chosen: impl Fn(Instant) -> bool) -> GivenUp {
         let mut given_up = GivenUp::default();
         self.waiting.retain(|lease| {
-            let over = chosen(lease.until);
+            let over = chosen(lease.deadline);
             given_up.wanted.extend(lease.wanted().filter(|_| over));
             !over
         });
-        for (number, work) in self.running.extract_if(.., |_, work| chosen(work.until)) {
+        for (number, work) in self.running.extract_if(.., |_, work| chosen(work.deadline)) {
             given_up.numbers.push(number);
             given_up.wanted.extend((!work.unwanted).then_some(work.id));
         }
@@ -144,24 +144,24 @@ impl Workload {
 /// The responses to generate for a leased prompt: those wanted, or in deterministic mode the whole group.
 pub(crate) fn group_work(
     leased: &LeasedPrompt,
-    until: Instant,
+    deadline: Instant,
     prompt_tokens: &Arc<[u32]>,
     whole_group: bool,
 ) -> Vec<Work> {
-    let work = |id: RolloutId, unwanted: bool| Work {
-        id,
-        prompt_tokens: Arc::clone(prompt_tokens),
-        fields: Arc::clone(leased.prompt.fields()),
-        until,
-        unwanted,
-    };
-    if !whole_group {
-        return leased.wanted.iter().map(|id| work(*id, false)).collect();
-    }
-    let sibling = |sibling: u16| {
+    let mut group = Vec::new();
+    for sibling in 0..leased.group_size {
         let wanted = leased.wanted.iter().find(|id| id.sibling == sibling);
+        if wanted.is_none() && !whole_group {
+            continue;
+        }
         let stand_in = RolloutId { prompt: leased.prompt.id(), sibling, attempt: 0 };
-        work(*wanted.unwrap_or(&stand_in), wanted.is_none())
-    };
-    (0..leased.group_size).map(sibling).collect()
+        group.push(Work {
+            id: *wanted.unwrap_or(&stand_in),
+            prompt_tokens: Arc::clone(prompt_tokens),
+            fields: Arc::clone(leased.prompt.fields()),
+            deadline,
+            unwanted: wanted.is_none(),
+        });
+    }
+    group
 }

@@ -483,7 +483,7 @@ impl State {
     }
 
     /// Prompts with a response awaited.
-    pub fn open_prompts(&self) -> u64 {
+    pub(crate) fn open_prompts(&self) -> u64 {
         self.work.open_prompts()
     }
 

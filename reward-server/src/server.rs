@@ -18,7 +18,8 @@ use crate::{endpoint, metrics, scoring};
 /// Builds the reward server; nothing but its workers runs yet.
 ///
 /// # Errors
-/// When the device is not there, a port is taken, a model or file cannot be used, or the sandbox cannot be started.
+/// When the device is not there, a port is taken, a model or file cannot be used, or the sandbox cannot be
+/// started.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     metrics::describe();
     // Not among the configuration's problems: they are the same on every machine.

@@ -1,7 +1,7 @@
 //! Tests of the whole: architecture, end to end, chaos. What several of them need stands here.
 //!
-//! A [`TinyRing`] is a real ring of real processes, started by `sluice run` on a model of a few thousand weights. Nothing
-//! in it is a double: gRPC, journal, Gloo, checkpoints and the sandbox are those of any run.
+//! A [`TinyRing`] is a real ring of real processes, started by `sluice run` on a model of a few thousand
+//! weights. Nothing in it is a double: gRPC, journal, Gloo, checkpoints and the sandbox are those of any run.
 
 mod program;
 mod ring;

@@ -100,7 +100,8 @@ impl TinyRing {
         Ok(Running { child, said, processes })
     }
 
-    /// The records of all training steps, one each; a step that was done again after a crash counts with its last record.
+    /// The records of all training steps, one each; a step that was done again after a crash counts with its
+    /// last record.
     ///
     /// # Errors
     /// When there are none.

@@ -10,8 +10,8 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
 }
 
-/// Every file with one of these extensions, with its text. Hidden folders other than `.github`, build outputs and runs are
-/// passed over.
+/// Every file with one of these extensions, with its text. Hidden folders other than `.github`, build outputs
+/// and runs are passed over.
 ///
 /// # Errors
 /// When a folder or a file cannot be read.

@@ -1,4 +1,5 @@
-//! What `deny.toml` asks of dependencies, asserted without cargo-deny: licences, sources, and one version of a crate.
+//! What `deny.toml` asks of dependencies, asserted without cargo-deny: licences, sources, and one version of
+//! a crate.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -71,7 +72,8 @@ fn a_crate_has_one_version_unless_deny_toml_says_why_not() {
     assert_eq!(several, skipped, "crates with several versions, and deny.toml's bans.skip: {versions:?}");
 }
 
-/// Whether an SPDX expression can be met by the allowed licences. `AND` binds more tightly than `OR`; `/` is an old `OR`.
+/// Whether an SPDX expression can be met by the allowed licences. `AND` binds more tightly than `OR`; `/` is
+/// an old `OR`.
 fn allows(expression: &str, allowed: &[&str]) -> bool {
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();

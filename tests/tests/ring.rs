@@ -38,7 +38,8 @@ fn address(ring: &TinyRing, role: &str, what: &str) -> String {
     addresses[what].as_str().unwrap().to_owned()
 }
 
-/// Waits until so many batches are trained. The supervisor looks several times a second, and may see several at once.
+/// Waits until so many batches are trained. The supervisor looks several times a second, and may see several
+/// at once.
 fn wait_for_batches(running: &mut Running, batches: u64) {
     let trained = |line: &str| line.strip_prefix("batch ")?.split('/').next()?.parse::<u64>().ok();
     running.wait_for(|line| trained(line).is_some_and(|trained| trained >= batches)).unwrap();
@@ -152,14 +153,16 @@ fn the_coordinator_comes_back_from_its_journal() {
     assert_complete(&ring, 60);
     let weights = ring.weights().unwrap();
 
-    // Killed after the last checkpoint and before the stage was recorded: nothing is left to do but to say so.
+    // Killed after the last checkpoint and before the stage was recorded: nothing is left to do but to say
+    // so.
     fs::remove_file(ring.output().join("stages/ring.toml")).unwrap();
     ring.run().unwrap();
     assert_complete(&ring, 60);
     assert!(weights == ring.weights().unwrap(), "another policy came out");
 }
 
-/// A full disk under the journal, first too small for the run and then larger. The rest of the run lies elsewhere.
+/// A full disk under the journal, first too small for the run and then larger. The rest of the run lies
+/// elsewhere.
 const FULL_DISK: &str = r#"
 journal=$0
 mkdir -p "$journal" && mount -t tmpfs -o size=1m journal "$journal" || exit 9

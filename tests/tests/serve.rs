@@ -14,10 +14,10 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 /// Longer than anything here takes, shorter than the time that requests are given.
-const PATIENCE: Duration = Duration::from_secs(15);
+const STEP_TIMEOUT: Duration = Duration::from_secs(15);
 
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, what).await.unwrap()
+    tokio::time::timeout(STEP_TIMEOUT, what).await.unwrap()
 }
 
 /// A server of this ring's policy, and where it listens.

@@ -35,8 +35,9 @@ async fn rollouts(stream: &mut ScoreStream, count: usize) -> BTreeMap<RolloutId,
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollout_is_sent_until_it_is_recorded() {
-    // Longer than three responses take on a busy machine, or the first would come again before the last is there.
-    let mut world = World::start(|config| config.acknowledge_time_limit = Duration::from_secs(3)).await;
+    // Longer than three responses take on a busy machine, or the first would come again before the last is
+    // there.
+    let mut world = World::start(|config| config.acknowledge_timeout = Duration::from_secs(3)).await;
     let (address, mut streams) = grpc::reward_server(&mut world.tasks).await;
     let mut link = world.ready(sampling()).await;
     link.reward_servers(&[address]).await;
@@ -71,7 +72,7 @@ async fn a_rollout_is_sent_until_it_is_recorded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_silent_gets_no_second_chance_where_there_is_another() {
-    let mut world = World::start(|config| config.acknowledge_time_limit = Duration::from_millis(300)).await;
+    let mut world = World::start(|config| config.acknowledge_timeout = Duration::from_millis(300)).await;
     let (first, mut at_first) = grpc::reward_server(&mut world.tasks).await;
     let (second, mut at_second) = grpc::reward_server(&mut world.tasks).await;
     let mut link = world.ready(sampling()).await;
@@ -95,7 +96,7 @@ async fn a_server_that_is_silent_gets_no_second_chance_where_there_is_another() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_server_takes_long_with_a_second_one_is_given_too() {
-    let mut world = World::start(|config| config.hedge_after = Duration::from_millis(300)).await;
+    let mut world = World::start(|config| config.hedge_delay = Duration::from_millis(300)).await;
     let (first, mut at_first) = grpc::reward_server(&mut world.tasks).await;
     let (second, mut at_second) = grpc::reward_server(&mut world.tasks).await;
     let mut link = world.ready(sampling()).await;
@@ -111,7 +112,8 @@ async fn what_a_server_takes_long_with_a_second_one_is_given_too() {
     let eleventh = tokio::time::timeout(Duration::from_secs(1), rollouts(&mut quick, 1)).await;
     assert!(eleventh.is_err(), "beyond the budget: {eleventh:?}");
 
-    // Its answers count, and those of the first still do. One it has no room for: it is not to be asked again so soon.
+    // Its answers count, and those of the first still do. One it has no room for: it is not to be asked again
+    // so soon.
     let mut answered = hedged.keys();
     let id = *answered.next().unwrap();
     let retry_after = Duration::from_secs(3600);

@@ -12,7 +12,7 @@ use crate::world::{World, soon};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_hands_back_what_it_does_not_finish() {
-    let mut world = World::start(|config| config.drain_time_limit = Duration::ZERO).await;
+    let mut world = World::start(|config| config.drain_timeout = Duration::ZERO).await;
     let (address, mut streams) = grpc::reward_server(&mut world.tasks).await;
     let sampling = SamplingParams { max_new_tokens: 240, ..SamplingParams::default() };
     let mut link = world.ready(sampling).await;
@@ -53,7 +53,7 @@ async fn a_drain_hands_back_what_it_does_not_finish() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_actor_told_to_stop_finishes_what_it_has() {
-    let mut world = World::start(|config| config.drain_time_limit = Duration::from_secs(60)).await;
+    let mut world = World::start(|config| config.drain_timeout = Duration::from_secs(60)).await;
     let (address, mut streams) = grpc::reward_server(&mut world.tasks).await;
     let mut link = world.ready(SamplingParams { max_new_tokens: 50, ..SamplingParams::default() }).await;
     link.reward_servers(&[address]).await;

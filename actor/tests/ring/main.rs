@@ -1,4 +1,5 @@
-//! The actor in a ring of which everybody else is the test: coordinator, reward servers and learner over loopback gRPC.
+//! The actor in a ring of which everybody else is the test: coordinator, reward servers and learner over
+//! loopback gRPC.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod delivery;

@@ -22,7 +22,7 @@ use types::{
 use crate::grpc::{self, ActorStream, Arrival, Weights};
 
 /// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The actor with the coordinator's and the learner's fakes.
 pub(crate) struct World {
@@ -38,7 +38,7 @@ pub(crate) struct World {
 
 /// Waits, but not for ever.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
+    tokio::time::timeout(STEP_TIMEOUT, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
 }
 
 pub(crate) fn model() -> ModelConfig {
@@ -103,7 +103,7 @@ impl World {
         };
         let Context { tasks: work, pages, .. } = actor::build(config, context).await.unwrap();
         let mut actor = JoinSet::new();
-        actor.spawn(work.run(token.clone(), PATIENCE));
+        actor.spawn(work.run(token.clone(), STEP_TIMEOUT));
         Self { tasks, actor, token, streams, weights, learner, pages }
     }
 
@@ -116,7 +116,7 @@ impl World {
             seed: 9,
             sampling: sampling.try_into().unwrap(),
             deterministic: false,
-            heartbeat_timeout: PATIENCE,
+            heartbeat_timeout: STEP_TIMEOUT,
         };
         link.command(ActorCommand::Welcome(welcome)).await;
         (link, hello)
@@ -206,7 +206,7 @@ impl Link {
 
     /// Leases one prompt; the ids that are wanted.
     pub(crate) async fn lease(&mut self, ordinal: u64, siblings: u16) -> Vec<RolloutId> {
-        self.lease_for(PATIENCE, ordinal, siblings).await
+        self.lease_for(STEP_TIMEOUT, ordinal, siblings).await
     }
 
     /// The same, for a limited time.

@@ -54,7 +54,7 @@ impl Account {
     }
 
     /// Results that came too late.
-    pub fn late_results(&self) -> u64 {
+    pub(crate) fn late_results(&self) -> u64 {
         self.late
     }
 

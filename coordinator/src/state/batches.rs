@@ -76,7 +76,7 @@ pub(super) enum UnfitCheckpoint {
 
 impl Batches {
     /// The last batch formed.
-    pub fn formed(&self) -> BatchId {
+    pub(crate) fn formed(&self) -> BatchId {
         self.formed
     }
 
@@ -91,7 +91,7 @@ impl Batches {
     }
 
     /// Groups that wait for their batch.
-    pub fn ready_prompts(&self) -> u64 {
+    pub(crate) fn ready_prompts(&self) -> u64 {
         self.ready.len() as u64
     }
 

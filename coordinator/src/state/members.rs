@@ -106,17 +106,17 @@ impl Members {
     }
 
     /// The actors with an open stream.
-    pub fn connected_actors(&self) -> impl Iterator<Item = (&MemberId, &Actor)> {
+    pub(crate) fn connected_actors(&self) -> impl Iterator<Item = (&MemberId, &Actor)> {
         self.actors.iter().filter(|(_, actor)| actor.connected)
     }
 
     /// The reward servers with an open stream.
-    pub fn connected_reward_servers(&self) -> impl Iterator<Item = (&MemberId, &RewardServer)> {
+    pub(crate) fn connected_reward_servers(&self) -> impl Iterator<Item = (&MemberId, &RewardServer)> {
         self.reward_servers.iter().filter(|(_, server)| server.connected)
     }
 
     /// The learner, while its stream is open.
-    pub fn connected_learner(&self) -> Option<&Learner> {
+    pub(crate) fn connected_learner(&self) -> Option<&Learner> {
         self.learner.as_ref().filter(|learner| learner.connected)
     }
 

@@ -69,7 +69,7 @@ impl RunPlan {
     }
 
     /// How long after a failure the weight plane waits before it tries again.
-    pub fn weights_retry_delay(&self) -> Duration {
+    pub(crate) fn weights_retry_delay(&self) -> Duration {
         self.heartbeat_timeout / 10
     }
 

@@ -72,8 +72,8 @@ pub(crate) enum ComputeCommand {
 }
 
 impl Command {
-    /// Does it, and says with which code to exit. A command that computes never returns: this process becomes another
-    /// program.
+    /// Does it, and says with which code to exit. A command that computes never returns: this process becomes
+    /// another program.
     ///
     /// # Errors
     /// Whatever went wrong, with what to do about it.

@@ -227,7 +227,8 @@ mod tests {
         let (outcome, begun) =
             grade_many(|count| if count < 3 { Ok(()) } else { anyhow::bail!("disk full") });
         assert_eq!(outcome.unwrap_err().to_string(), "disk full");
-        assert!(begun < 12, "{begun} were begun");
+        // No more than had been given out: the third was handed on when the fourth was next.
+        assert!(begun <= 3 + 2 * AHEAD_CAPACITY, "{begun} were begun");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The `sluice` command: a whole run on one machine, and tools that work on files.
 //!
-//! `recipe` is what a recipe says; `run` does its stages in order, starts and supervises its roles; `render` writes its
-//! ring as files for a cluster; `commands` holds one file per subcommand. What they do is done by the roles' crates:
-//! here are arguments, progress and tables.
+//! `recipe` is what a recipe says; `run` does its stages in order, starts and supervises its roles; `render`
+//! writes its ring as files for a cluster; `commands` holds one file per subcommand. What they do is done by
+//! the roles' crates: here are arguments, progress and tables.
 //!
-//! There are two programs. `sluice` decides, looks and supervises, and links no torch: it starts in milliseconds. It
-//! becomes `sluice-compute` for commands that compute (`commands::ComputeCommand`), and starts it for the stages that do
-//! (`stage_work`). Both have the same arguments; the linker leaves out of the first what nothing in it calls.
+//! There are two programs. `sluice` decides, looks and supervises, and links no torch: it starts in
+//! milliseconds. It becomes `sluice-compute` for commands that compute (`commands::ComputeCommand`), and
+//! starts it for the stages that do (`stage_work`). Both have the same arguments; the linker leaves out of
+//! the first what nothing in it calls.
 
 mod bad_input;
 mod bar;
@@ -26,7 +27,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Reinforcement learning of language models from rewards that are not always right (PF-PPO, arXiv 2409.06957).
+/// Reinforcement learning of language models from rewards that are not always right (PF-PPO, arXiv
+/// 2409.06957).
 #[derive(Debug, Parser)]
 #[command(name = "sluice", version, propagate_version = true)]
 struct Sluice {
@@ -34,7 +36,8 @@ struct Sluice {
     command: commands::Command,
 }
 
-/// The part of `sluice` that computes, under the same name: what it says is about the command that the user gave.
+/// The part of `sluice` that computes, under the same name: what it says is about the command that the user
+/// gave.
 #[derive(Debug, Parser)]
 #[command(name = "sluice", version, propagate_version = true)]
 struct Compute {

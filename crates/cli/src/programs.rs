@@ -9,7 +9,8 @@ use anyhow::Context as _;
 
 use crate::omp_wait;
 
-/// The program that links torch. `sluice` itself does not, so that what only looks or decides starts in milliseconds.
+/// The program that links torch. `sluice` itself does not, so that what only looks or decides starts in
+/// milliseconds.
 pub(crate) const COMPUTE: &str = "sluice-compute";
 
 /// The path of a program of ours.
@@ -28,8 +29,8 @@ pub(crate) fn beside_us(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Becomes the program that computes, with the arguments of this process: input, output, signals and exit code are
-/// then its own.
+/// Becomes the program that computes, with the arguments of this process: input, output, signals and exit
+/// code are then its own.
 ///
 /// # Errors
 /// When it is not there or cannot be started.

@@ -1,4 +1,5 @@
-//! The two programs of this crate: `sluice`, which starts at once because it links no torch, and `sluice-compute`.
+//! The two programs of this crate: `sluice`, which starts at once because it links no torch, and
+//! `sluice-compute`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::deadline::Deadline;
 use crate::error::{Error, Fault, Peer, PeerState, Result};
-use crate::group::{Ending, Inner, STORE_TIMEOUT};
+use crate::membership::{Ending, Inner, STORE_TIMEOUT};
 use crate::progress::{Report, Standing};
 
 /// How long the others have to report. Answering takes a member that lives about a millisecond; on a machine

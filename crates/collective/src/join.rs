@@ -57,8 +57,8 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// What carries tensors that lie on a device: NCCL between GPUs, and Gloo for everything else, on the address from which
-    /// this machine reaches the store.
+    /// What carries tensors that lie on a device: NCCL between GPUs, and Gloo for everything else, on the
+    /// address from which this machine reaches the store.
     pub fn for_device(device: Device) -> Self {
         match device {
             Device::Cuda(device) => Self::Nccl { device },

@@ -25,42 +25,8 @@ use crate::error::{Error, Result};
 use crate::ffi::{Kind, Launch};
 use crate::group::ProcessGroup;
 use crate::progress::{Standing, tag};
+use crate::reduce::Reduce;
 use crate::work::{Finish, Pending, Work, complete};
-
-/// How to reduce values across ranks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reduce {
-    /// Their sum; integers wrap around.
-    Sum,
-    /// Their sum divided by the number of ranks, so that it overflows where the sum does; for floating-point
-    /// kinds.
-    Mean,
-    /// The greatest of the values.
-    Max,
-    /// The least of the values.
-    Min,
-}
-
-impl Reduce {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Sum => "sum",
-            Self::Mean => "mean",
-            Self::Max => "max",
-            Self::Min => "min",
-        }
-    }
-
-    /// Its number among c10d's `ReduceOp::RedOpType`.
-    fn in_c10d(self) -> usize {
-        match self {
-            Self::Sum => 0,
-            Self::Mean => 1,
-            Self::Min => 3,
-            Self::Max => 4,
-        }
-    }
-}
 
 impl ProcessGroup {
     /// Copies `tensor` from rank `root` to all ranks.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::deadline::Late;
 use crate::error::{Error, Result};
-use crate::group::{Ending, Inner, STORE_TIMEOUT};
+use crate::membership::{Ending, Inner, STORE_TIMEOUT};
 use crate::progress::Standing;
 use crate::store::Connection;
 

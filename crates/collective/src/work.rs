@@ -10,8 +10,8 @@ use crate::deadline::Deadline;
 use crate::diagnosis::{Failure, Note};
 use crate::error::{Error, Result};
 use crate::ffi::RawWork;
-use crate::group::Inner;
-use crate::operations::Reduce;
+use crate::membership::Inner;
+use crate::reduce::Reduce;
 
 /// After how long in an operation a rank first looks after the others; then after twice as long, and so on.
 const FIRST_CHECK_DELAY: Duration = Duration::from_millis(250);

@@ -1,9 +1,9 @@
 //! Whether the engine stays as fast and as small as it began: `engine_endurance MODEL_DIR [REQUESTS]`.
 //!
-//! Many short requests with prompts of 8 to 39 tokens and 8 to 39 new tokens, as many at a time as the engine runs or
-//! twice that. For each tenth one line of JSON on standard output: tokens per second and resident memory. Then the engine and a
-//! fresh one take turns with the same requests, so that what else the machine does meets both: the last line has the median of
-//! the ratios.
+//! Many short requests with prompts of 8 to 39 tokens and 8 to 39 new tokens, as many at a time as the engine
+//! runs or twice that. For each tenth one line of JSON on standard output: tokens per second and resident
+//! memory. Then the engine and a fresh one take turns with the same requests, so that what else the machine
+//! does meets both: the last line has the median of the ratios.
 #![expect(clippy::disallowed_types, reason = "it measures wall time")]
 
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! What the prefill of siblings costs: `engine_siblings MODEL_DIR [PROMPT_TOKENS] [REPEATS]`.
 //!
-//! Times one request of 1 and one of 8 responses, one new token each, by turns, on different prompts; prints the medians of
-//! both in seconds and of their ratio as JSON.
+//! Times one request of 1 and one of 8 responses, one new token each, by turns, on different prompts; prints
+//! the medians of both in seconds and of their ratio as JSON.
 #![expect(clippy::disallowed_types, reason = "it measures wall time")]
 
 use std::path::Path;

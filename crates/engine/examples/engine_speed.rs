@@ -1,9 +1,10 @@
 //! Measures the engine: `engine_speed MODEL_DIR REQUESTS.jsonl ENGINE_JSON [REPEATS]`.
 //!
-//! `ENGINE_JSON` is an engine's configuration, such as `{"max_sequences": 16, "dtype": "bf16"}`. A line of the requests is
-//! `{"tokens": [..], "max_new_tokens": N}`; tokens are drawn at temperature 1 and end at their number alone. For each
-//! repetition one line of JSON on standard output: new tokens, steps (and how many of them were replayed from CUDA graphs), and
-//! seconds from the first submission to the last token, without the loading of the model.
+//! `ENGINE_JSON` is an engine's configuration, such as `{"max_sequences": 16, "dtype": "bf16"}`. A line of
+//! the requests is `{"tokens": [..], "max_new_tokens": N}`; tokens are drawn at temperature 1 and end at
+//! their number alone. For each repetition one line of JSON on standard output: new tokens, steps (and how
+//! many of them were replayed from CUDA graphs), and seconds from the first submission to the last token,
+//! without the loading of the model.
 #![expect(clippy::disallowed_types, reason = "it measures wall time")]
 
 use std::path::Path;

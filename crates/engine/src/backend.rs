@@ -3,12 +3,12 @@
 mod aten;
 pub(crate) mod native;
 
-use model::{Groups, Layout, ModelConfig};
+use model::{Device, Groups, Layout, ModelConfig};
 use tch::Tensor;
 use types::PolicyVersion;
 
 use crate::batch::{Batch, Drawn};
-use crate::config::EngineConfig;
+use crate::config::{self, EngineConfig};
 use crate::error::Error;
 use aten::{Aten, AtenWeights};
 use native::{Native, NativeWeights};
@@ -16,8 +16,8 @@ use native::{Native, NativeWeights};
 /// Reads a group of weights, `[numel]` as the layout says.
 pub(crate) type ReadGroup<'a> = &'a dyn Fn(usize) -> Result<Tensor, Error>;
 
-/// The weights of one policy version, in the form that an engine takes up at once. Made beside a running engine, on
-/// any thread.
+/// The weights of one policy version, in the form that an engine takes up at once. Made beside a running
+/// engine, on any thread.
 #[derive(Debug)]
 pub struct PolicyWeights {
     version: PolicyVersion,
@@ -32,10 +32,10 @@ enum Prepared {
 }
 
 impl PolicyWeights {
-    /// Brings weights of any element type and device into the form for engines of this configuration, on its device. This
-    /// copies them, one group after the other: `weights` may be written or dropped afterwards, and a source that makes its
-    /// groups as they are read never stands whole beside the copy. A GPU takes the copies in turn with the steps of an engine
-    /// that runs there.
+    /// Brings weights of any element type and device into the form for engines of this configuration, on its
+    /// device. This copies them, one group after the other: `weights` may be written or dropped afterwards,
+    /// and a source that makes its groups as they are read never stands whole beside the copy. A GPU takes
+    /// the copies in turn with the steps of an engine that runs there.
     ///
     /// # Errors
     /// When they cannot be read or are not `model`'s, when there is no room for the copy, or no such device.
@@ -53,7 +53,7 @@ impl PolicyWeights {
             let group = weights.group(index).map_err(|error| Error::Read(Box::new(error)))?;
             if group.size() == [layout.groups[index].numel] { Ok(group) } else { Err(Error::Weights) }
         };
-        let prepared = if engine.is_native(model) {
+        let prepared = if is_native(engine, model) {
             Prepared::Native(NativeWeights::pack(model, &read, engine.dtype)?)
         } else {
             Prepared::Aten(AtenWeights::copy(model, &read, engine.place())?)
@@ -139,8 +139,17 @@ impl Network {
 
 /// Bytes of one block of the cache.
 pub(crate) fn block_bytes(model: &ModelConfig, engine: &EngineConfig) -> u64 {
-    match engine.is_native(model) {
+    match is_native(engine, model) {
         true => native::block_bytes(model, engine),
         false => aten::block_bytes(model, engine),
+    }
+}
+
+/// Whether the engine's own CPU code runs this network.
+pub(crate) fn is_native(engine: &EngineConfig, model: &ModelConfig) -> bool {
+    match engine.backend {
+        config::Backend::Auto => engine.device == Device::Cpu && native::supports(model),
+        config::Backend::Native => true,
+        config::Backend::Aten => false,
     }
 }

@@ -33,7 +33,8 @@ pub(crate) struct Segment {
     pub(crate) rows: Range<usize>,
     /// Position of its first row in its sequence: the cache holds everything in front of it.
     pub(crate) start: usize,
-    /// Tokens of the sequence's prompt: rotations that depend on the length take the longer of this and the position.
+    /// Tokens of the sequence's prompt: rotations that depend on the length take the longer of this and the
+    /// position.
     pub(crate) prompt_tokens: usize,
     /// Its blocks in `tables`.
     pub(crate) table: Range<usize>,

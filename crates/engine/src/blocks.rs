@@ -1,7 +1,7 @@
 //! Who holds which block of the cache. Numbers only; the memory is the backend's.
 //!
-//! Invariants: a block is free exactly when nobody holds it; a pool hands out a block to one holder, and more holders
-//! come only by [`BlockPool::share`].
+//! Invariants: a block is free exactly when nobody holds it; a pool hands out a block to one holder, and more
+//! holders come only by [`BlockPool::share`].
 
 use std::collections::BTreeSet;
 

@@ -1,10 +1,9 @@
 //! What an engine may use, and how.
 
-use model::{Device, ModelConfig};
+use model::Device;
 use serde::{Deserialize, Serialize};
 use types::DType;
 
-use crate::backend::native;
 use crate::error::Error;
 
 /// Tokens of one tile of the native cache; a block is a multiple of it.
@@ -20,8 +19,8 @@ pub struct EngineConfig {
     pub dtype: DType,
     /// Which code runs the network.
     pub backend: Backend,
-    /// Threads of the network on the CPU; 0 is one for each core. With the ATen backend these are torch's own, of the whole
-    /// process.
+    /// Threads of the network on the CPU; 0 is one for each core. With the ATen backend these are torch's
+    /// own, of the whole process.
     pub threads: usize,
     /// Most responses that are generated at a time.
     pub max_sequences: usize,
@@ -33,14 +32,15 @@ pub struct EngineConfig {
     pub kv_cache_blocks: Option<usize>,
     /// Tokens of a block, the unit in which the pool is handed out: a multiple of 16.
     pub block_tokens: usize,
-    /// Most prompt tokens that one step works on beside the responses' own, so that a long prompt does not stall them.
+    /// Most prompt tokens that one step works on beside the responses' own, so that a long prompt does not
+    /// stall them.
     pub prefill_chunk_tokens: usize,
     /// What happens to the cache when weights are swapped.
     pub on_swap: CacheOnSwap,
     /// Longest prompt and response together, in tokens; what the model was trained for when absent.
     pub context_tokens: Option<usize>,
-    /// Whether a GPU replays decode steps from CUDA graphs, which half precision allows. Each size of batch is recorded anew
-    /// after a swap of weights.
+    /// Whether a GPU replays decode steps from CUDA graphs, which half precision allows. Each size of batch
+    /// is recorded anew after a swap of weights.
     pub cuda_graphs: bool,
 }
 
@@ -53,9 +53,9 @@ impl Default for EngineConfig {
             threads: 0,
             max_sequences: 64,
             max_waiting: 16_384,
-            // Enough for 64 sequences of a small model. On a GPU give it what is left by the weights (twice, while new ones
-            // arrive) and a step: some ten matrices of logits of 64 MiB, and what one layer gathers; twice where steps are
-            // replayed.
+            // Enough for 64 sequences of a small model. On a GPU give it what is left by the weights (twice,
+            // while new ones arrive) and a step: some ten matrices of logits of 64 MiB, and what one layer
+            // gathers; twice where steps are replayed.
             kv_cache_bytes: 1 << 30,
             kv_cache_blocks: None,
             block_tokens: TILE_TOKENS,
@@ -120,15 +120,6 @@ impl EngineConfig {
     pub fn check_device(&self) -> Result<(), Error> {
         self.device.problem(1).map_or(Ok(()), |problem| Err(Error::Config(vec![problem])))
     }
-
-    /// Whether the engine's own CPU code runs this network.
-    pub(crate) fn is_native(&self, model: &ModelConfig) -> bool {
-        match self.backend {
-            Backend::Auto => self.device == Device::Cpu && native::supports(model),
-            Backend::Native => true,
-            Backend::Aten => false,
-        }
-    }
 }
 
 /// The code that runs the network.
@@ -139,8 +130,8 @@ pub enum Backend {
     Auto,
     /// The engine's own code for the CPU: the numbers of a response do not depend on what else is generated.
     Native,
-    /// Torch's operators, on any device: the network that the learner runs, with its rounding of each element type. The
-    /// last bits of a response's numbers depend on what else is generated.
+    /// Torch's operators, on any device: the network that the learner runs, with its rounding of each element
+    /// type. The last bits of a response's numbers depend on what else is generated.
     Aten,
 }
 
@@ -148,7 +139,8 @@ pub enum Backend {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CacheOnSwap {
-    /// Responses that are under way go on with the cache they have. Their `cache_spans` say which version wrote it.
+    /// Responses that are under way go on with the cache they have. Their `cache_spans` say which version
+    /// wrote it.
     Keep,
     /// The cache is computed again with the new weights, so that each token is drawn by one version alone.
     Recompute,

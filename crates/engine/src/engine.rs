@@ -13,6 +13,19 @@ use crate::error::Error;
 use crate::request::{Event, Load, Refusal, Request, Totals};
 use crate::scheduler::{Limits, Scheduler};
 
+/// What makes an engine.
+#[derive(Debug)]
+pub struct EngineParts {
+    /// The network.
+    pub model: ModelConfig,
+    /// Its weights.
+    pub weights: PolicyWeights,
+    /// Needed for stop texts only.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// How it runs.
+    pub config: EngineConfig,
+}
+
 /// Generates responses.
 #[derive(Debug)]
 pub struct Engine {
@@ -53,7 +66,8 @@ impl Engine {
         Ok(Self { scheduler, network, config: config.clone(), context, batch: Batch::default() })
     }
 
-    /// Queues requests, all before the next step; for each whether it was taken. Responses begin in this order.
+    /// Queues requests, all before the next step; for each whether it was taken. Responses begin in this
+    /// order.
     ///
     /// # Errors
     /// For each request of its own: see [`Refusal`].
@@ -79,8 +93,8 @@ impl Engine {
         Ok(self.scheduler.commit(&self.batch, drawn))
     }
 
-    /// Exchanges the policy: all tokens drawn from now on are drawn by these weights. Takes no longer than exchanging
-    /// pointers. Gives the old weights back, whose memory may take a while to free.
+    /// Exchanges the policy: all tokens drawn from now on are drawn by these weights. Takes no longer than
+    /// exchanging pointers. Gives the old weights back, whose memory may take a while to free.
     ///
     /// # Errors
     /// When the weights are of another network or element type, or older than those in use.
@@ -134,7 +148,7 @@ fn check(model: &ModelConfig, config: &EngineConfig) -> Result<(), Error> {
     if model.head != Head::Causal {
         return Err(Error::Head(model.architecture.class(model.head).to_owned()));
     }
-    if config.is_native(model) && !native::supports(model) {
+    if backend::is_native(config, model) && !native::supports(model) {
         return Err(Error::HeadDim(model.head_dim));
     }
     config.check_device()

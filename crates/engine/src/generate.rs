@@ -1,9 +1,10 @@
 //! Responses of a model folder to prompts: `sluice generate`, and samples for evaluations.
 //!
-//! A [`Generator`] is an engine with the tokenizer of its folder. It takes prompts as they come and gives responses in
-//! the order of the prompts, so that memory is bounded by [`WINDOW`] prompts and their responses, however many there
-//! are. A response depends on its prompt, its place (number of prompt, number of sibling), the options and the weights,
-//! not on the batch: to the bit with the native engine, up to rounding with torch's operators.
+//! A [`Generator`] is an engine with the tokenizer of its folder. It takes prompts as they come and gives
+//! responses in the order of the prompts, so that memory is bounded by [`WINDOW`] prompts and their
+//! responses, however many there are. A response depends on its prompt, its place (number of prompt, number
+//! of sibling), the options and the weights, not on the batch: to the bit with the native engine, up to
+//! rounding with torch's operators.
 #![expect(clippy::disallowed_types, reason = "wall time of a command that has no async runtime")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,8 +19,9 @@ use crate::folder::Folder;
 use crate::prompts::PromptEncoder;
 use crate::{Engine, EngineConfig, Event, Finished, Request, SampleRequest};
 
-/// Prompts that may be under way: those the engine works on, and those that wait for a slower one in front of them.
-pub const WINDOW: usize = 4096;
+/// Prompts that may be under way: those the engine works on, and those that wait for a slower one in front of
+/// them.
+pub(crate) const WINDOW: usize = 4096;
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -41,9 +43,11 @@ pub struct Response {
     pub prompt_tokens: Arc<[u32]>,
     /// The drawn tokens, the one that ended the response included.
     pub tokens: Vec<u32>,
-    /// Their text without special tokens, up to the stop text if one ended it. Empty when the folder has no tokenizer.
+    /// Their text without special tokens, up to the stop text if one ended it. Empty when the folder has no
+    /// tokenizer.
     pub text: String,
-    /// `[tokens]` log-probabilities of the drawn tokens under the untruncated distribution at the temperature.
+    /// `[tokens]` log-probabilities of the drawn tokens under the untruncated distribution at the
+    /// temperature.
     pub logprobs: Vec<f32>,
     /// Why the response ended.
     pub finish_reason: FinishReason,
@@ -279,10 +283,12 @@ impl<'a, T> Run<'a, T> {
 
     fn submit_tokens(&mut self, number: u64, prompt_tokens: Arc<[u32]>) -> Result<(), String> {
         let generator = &mut *self.generator;
-        let seed = |sibling: usize| response_seed(self.seed, number, sibling as u64);
         let ids = generator.next_id..;
         generator.next_id += self.n as u64;
-        let samples = ids.zip(0..self.n).map(|(id, sibling)| SampleRequest { id, seed: seed(sibling) });
+        let samples = ids.zip(0..self.n as u64).map(|(id, sibling)| {
+            let seed = response_seed(self.seed, number, sibling);
+            SampleRequest { id, seed }
+        });
         let request = Request {
             prompt_tokens,
             samples: samples.collect(),
@@ -318,7 +324,8 @@ impl<'a, T> Run<'a, T> {
     }
 }
 
-/// The seed of a response: a function of its place alone, so that it does not depend on what else is in the input.
+/// The seed of a response: a function of its place alone, so that it does not depend on what else is in the
+/// input.
 pub fn response_seed(seed: u64, prompt: u64, sibling: u64) -> u64 {
     let place = PromptId { epoch: 0, ordinal: prompt };
     let sibling = u16::try_from(sibling).unwrap_or(u16::MAX);

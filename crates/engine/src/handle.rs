@@ -1,4 +1,4 @@
-//! An engine on an OS thread of its own, reached from async code (design D8).
+//! An engine on an OS thread of its own, reached from async code (docs/decisions.md, D8).
 //!
 //! ```text
 //!  EngineHandle, EngineClient --commands (bounded)--> thread: commands, then a step, then events
@@ -6,38 +6,25 @@
 //!        +---- one queue of events a client <------------+
 //! ```
 //!
-//! The thread sleeps in the command queue while the engine is idle. It never waits for a reader: a request is refused
-//! when its events might not find room in its client's queue. A client that is dropped takes its responses with it; the
-//! thread ends when all handles and clients are gone, or when the engine fails, which everybody who waits is told.
+//! The thread sleeps in the command queue while the engine is idle. It never waits for a reader: a request is
+//! refused when its events might not find room in its client's queue. A client that is dropped takes its
+//! responses with it; the thread ends when all handles and clients are gone, or when the engine fails, which
+//! everybody who waits is told.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use model::{ModelConfig, Tokenizer};
 use tokio::sync::{mpsc, oneshot};
 
 use super::worker::{self, Command, Worker};
-use super::{EngineConfig, Error, Event, Load, PolicyWeights, Refusal, Request, Totals};
+use super::{EngineParts, Error, Event, Load, PolicyWeights, Refusal, Request, Totals};
 
 /// Commands that may wait for the step under way.
-const COMMANDS: usize = 64;
+const COMMAND_CAPACITY: usize = 64;
 /// Events that may wait for one client. The queue's memory grows with what waits, not with this.
-const EVENTS: usize = 1 << 20;
+const EVENT_CAPACITY: usize = 1 << 20;
 /// Longest wait for an answer: many times the longest step.
-const ANSWER_TIME_LIMIT: Duration = Duration::from_secs(600);
-
-/// What makes an engine.
-#[derive(Debug)]
-pub struct EngineParts {
-    /// The network.
-    pub model: ModelConfig,
-    /// Its weights.
-    pub weights: PolicyWeights,
-    /// Needed for stop texts only.
-    pub tokenizer: Option<Arc<Tokenizer>>,
-    /// How it runs.
-    pub config: EngineConfig,
-}
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The way to an engine that runs on its own thread. Clones reach the same engine.
 #[derive(Debug, Clone)]
@@ -48,7 +35,8 @@ pub struct EngineHandle {
     context_tokens: usize,
 }
 
-/// Somebody who submits requests and reads what comes of them. Ids are its own: other clients may use the same.
+/// Somebody who submits requests and reads what comes of them. Ids are its own: other clients may use the
+/// same.
 #[derive(Debug)]
 pub struct EngineClient {
     handle: EngineHandle,
@@ -62,7 +50,7 @@ impl EngineHandle {
     /// # Errors
     /// Those of [`super::Engine::new`], and when the system has no thread left.
     pub async fn start(parts: EngineParts) -> Result<Self, Error> {
-        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let (commands, inbox) = mpsc::channel(COMMAND_CAPACITY);
         let (ready, started) = oneshot::channel();
         let ending = Arc::new(OnceLock::new());
         let thread_ending = Arc::clone(&ending);
@@ -95,7 +83,7 @@ impl EngineHandle {
     /// # Errors
     /// When the engine has stopped.
     pub async fn client(&self) -> Result<EngineClient, Error> {
-        let (sender, events) = mpsc::channel(EVENTS);
+        let (sender, events) = mpsc::channel(EVENT_CAPACITY);
         let client = self.ask(|reply| Command::Open { events: sender, reply }).await?;
         Ok(EngineClient { handle: self.clone(), client, events })
     }
@@ -139,10 +127,10 @@ impl EngineHandle {
             self.commands.send(command(reply)).await.ok()?;
             answer.await.ok()
         };
-        match tokio::time::timeout(ANSWER_TIME_LIMIT, asked).await {
+        match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(self.stopped()),
-            Err(_) => Err(Error::Stopped(format!("no answer within {ANSWER_TIME_LIMIT:?}"))),
+            Err(_) => Err(Error::Stopped(format!("no answer within {ANSWER_TIMEOUT:?}"))),
         }
     }
 
@@ -161,8 +149,8 @@ impl EngineClient {
         self.handle.ask(|reply| Command::Submit { client, requests, reply }).await
     }
 
-    /// Gives up a response: an event about it may still be on its way, but no other comes. False when none of this id
-    /// is under way.
+    /// Gives up a response: an event about it may still be on its way, but no other comes. False when none of
+    /// this id is under way.
     ///
     /// # Errors
     /// When the engine has stopped.

@@ -2,13 +2,13 @@
 //!
 //! An [`Engine`] belongs to one thread and does nothing by itself: [`Engine::submit`] queues requests,
 //! [`Engine::step`] computes one step of the network for everything that runs and returns what happened,
-//! [`Engine::swap_weights`] exchanges the policy between two steps. What comes out is a function of what was submitted
-//! and between which steps. [`EngineHandle`] puts an engine on a thread of its own for async callers, and
-//! [`generate::Generator`] runs one over the prompts of a list or a stream.
+//! [`Engine::swap_weights`] exchanges the policy between two steps. What comes out is a function of what was
+//! submitted and between which steps. [`EngineHandle`] puts an engine on a thread of its own for async
+//! callers, and [`generate::Generator`] runs one over the prompts of a list or a stream.
 //!
-//! The scheduler decides (`scheduler`), a backend computes: `backend::native`, the engine's own code for the CPU, or
-//! `backend::aten`, torch's operators for GPUs. With the native one a response depends on its prompt, sampling, seed and
-//! weights only, to the bit; with torch's operators up to rounding.
+//! The scheduler decides (`scheduler`), a backend computes: `backend::native`, the engine's own code for the
+//! CPU, or `backend::aten`, torch's operators for GPUs. With the native one a response depends on its prompt,
+//! sampling, seed and weights only, to the bit; with torch's operators up to rounding.
 
 mod backend;
 mod batch;
@@ -29,10 +29,10 @@ mod worker;
 
 pub use backend::PolicyWeights;
 pub use config::{Backend, CacheOnSwap, EngineConfig};
-pub use engine::Engine;
+pub use engine::{Engine, EngineParts};
 pub use error::Error;
 pub use folder::Folder;
-pub use handle::{EngineClient, EngineHandle, EngineParts};
+pub use handle::{EngineClient, EngineHandle};
 pub use model::Device;
 pub use prompts::PromptEncoder;
 pub use request::{

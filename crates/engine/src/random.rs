@@ -5,8 +5,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// Number `index` of the stream of `seed`, uniform in [0, 1), with 53 random bits.
 ///
-/// The generator counts (ChaCha with 8 rounds; Bernstein 2008), so a number is a function of seed and index alone:
-/// it does not matter what was drawn before, by whom, or whether the response was interrupted.
+/// The generator counts (ChaCha with 8 rounds; Bernstein 2008), so a number is a function of seed and index
+/// alone: it does not matter what was drawn before, by whom, or whether the response was interrupted.
 pub(crate) fn uniform(seed: u64, index: usize) -> f64 {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     // One number is two words of 32 bits.

@@ -7,7 +7,8 @@ use types::{FinishReason, Sampling, Span};
 /// Most alternatives that are reported beside a drawn token.
 pub const MAX_TOP_LOGPROBS: usize = 64;
 
-/// A prompt and the responses wanted to it. The responses are siblings: they share the computation of the prompt.
+/// A prompt and the responses wanted to it. The responses are siblings: they share the computation of the
+/// prompt.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The prompt, at least one token.
@@ -29,8 +30,8 @@ pub struct Request {
 pub struct SampleRequest {
     /// Names the response in events. Two responses that are under way never have the same.
     pub id: u64,
-    /// Seed of the response's random stream: token `i` is drawn with the stream's number `i`, whatever else is
-    /// generated.
+    /// Seed of the response's random stream: token `i` is drawn with the stream's number `i`, whatever else
+    /// is generated.
     pub seed: u64,
 }
 
@@ -170,8 +171,9 @@ pub struct Finished {
     pub top_logprobs: Vec<Vec<TokenLogprob>>,
     /// The policy versions that drew the tokens.
     pub spans: Vec<Span>,
-    /// The policy versions that wrote the cached keys and values of prompt and response (without the last token,
-    /// which is never fed back). One span unless weights were swapped meanwhile and the cache was kept.
+    /// The policy versions that wrote the cached keys and values of prompt and response (without the last
+    /// token, which is never fed back). One span unless weights were swapped meanwhile and the cache was
+    /// kept.
     pub cache_spans: Vec<Span>,
     /// Why the response ended.
     pub finish_reason: FinishReason,
@@ -184,8 +186,8 @@ pub struct Finished {
 pub struct StopText {
     /// The stop text.
     pub text: String,
-    /// Bytes of the response's text (decoded without special tokens) in front of it: what a reader is shown. The
-    /// response's tokens are complete nevertheless, as training needs them.
+    /// Bytes of the response's text (decoded without special tokens) in front of it: what a reader is shown.
+    /// The response's tokens are complete nevertheless, as training needs them.
     pub at: usize,
 }
 

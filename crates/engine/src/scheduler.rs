@@ -1,21 +1,22 @@
 //! Which sequences take part in a step, and what holds cache blocks. No arithmetic, no clock, no torch.
 //!
-//! Every running sequence that has one token to compute takes part in every step. Longer stretches (a prompt, or a
-//! sequence that is computed again) share `prefill_chunk_tokens` rows of a step, in the order of admission.
-//! Responses are admitted in the order of submission; none overtakes one that waits for room.
+//! Every running sequence that has one token to compute takes part in every step. Longer stretches (a prompt,
+//! or a sequence that is computed again) share `prefill_chunk_tokens` rows of a step, in the order of
+//! admission. Responses are admitted in the order of submission; none overtakes one that waits for room.
 //!
-//! Siblings share their prompt: one of them, the leader, computes it; the others begin with its blocks, a copy of
-//! the last incomplete one, and only the prompt's last token to compute. A group keeps the blocks of its prompt while
-//! some of it waits.
+//! Siblings share their prompt: one of them, the leader, computes it; the others begin with its blocks, a
+//! copy of the last incomplete one, and only the prompt's last token to compute. A group keeps the blocks of
+//! its prompt while some of it waits.
 //!
-//! When the pool is exhausted, prompts kept for groups of which nothing runs are dropped first; then the sequence
-//! admitted last gives back its blocks and waits at the head of the queue. Its tokens are kept and computed again.
+//! When the pool is exhausted, prompts kept for groups of which nothing runs are dropped first; then the
+//! sequence admitted last gives back its blocks and waits at the head of the queue. Its tokens are kept and
+//! computed again.
 //!
 //! Invariants:
 //! 1. Blocks held by sequences and groups, and free blocks, are together the pool.
 //! 2. A block is written by one sequence only; what several hold is read by them.
-//! 3. The sequence admitted first always gets a step on (requests that exceed the pool are refused), so that every
-//!    response ends.
+//! 3. The sequence admitted first always gets a step on (requests that exceed the pool are refused), so that
+//!    every response ends.
 //! 4. A cache holds what another version wrote only under [`CacheOnSwap::Keep`], and then `cache_spans` tell.
 
 mod admission;

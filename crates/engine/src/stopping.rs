@@ -29,7 +29,8 @@ impl StopMatcher {
         })
     }
 
-    /// The stop text that `token` completes: of several the one that begins first, of those the first in the request.
+    /// The stop text that `token` completes: of several the one that begins first, of those the first in the
+    /// request.
     ///
     /// # Errors
     /// When the tokenizer cannot decode the tokens.

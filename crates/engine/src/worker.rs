@@ -6,8 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::handle::EngineParts;
-use super::{Engine, Error, Event, Load, PolicyWeights, Refusal, Request, SampleRequest, Totals};
+use super::{
+    Engine, EngineParts, Error, Event, Load, PolicyWeights, Refusal, Request, SampleRequest, Totals,
+};
 
 /// What the thread is asked to do.
 #[derive(Debug)]
@@ -138,9 +139,10 @@ impl Worker {
         }
         let asked = std::mem::take(&mut request.samples);
         let mut known = std::collections::HashSet::new();
-        let twice = |sample: &&SampleRequest| client.ids.contains_key(&sample.id) || !known.insert(sample.id);
-        if let Some(sample) = asked.iter().find(twice) {
-            return Err(Refusal::DuplicateId(sample.id));
+        for sample in &asked {
+            if client.ids.contains_key(&sample.id) || !known.insert(sample.id) {
+                return Err(Refusal::DuplicateId(sample.id));
+            }
         }
         let named = (self.next_id..).zip(&asked).map(|(id, sample)| SampleRequest { id, seed: sample.seed });
         request.samples = named.collect();

@@ -1,5 +1,5 @@
-//! Loading a folder for an engine never holds the weights twice. The only test of its process, so that nothing else allocates
-//! meanwhile. Needs Linux's `/proc`.
+//! Loading a folder for an engine never holds the weights twice. The only test of its process, so that
+//! nothing else allocates meanwhile. Needs Linux's `/proc`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 

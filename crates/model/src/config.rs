@@ -269,7 +269,7 @@ impl ModelConfig {
     }
 
     /// Whether each query and key head is normalised before it is rotated.
-    pub fn qk_norm(&self) -> bool {
+    pub(crate) fn qk_norm(&self) -> bool {
         self.architecture == Architecture::Qwen3
     }
 

@@ -75,8 +75,7 @@ pub use logprobs::{
     logprobs_kept,
 };
 pub use network::{
-    BlockWeights, HeadNorms, Network, OutputWeights, block, embed, final_norm, forward, logits, rms_norm,
-    scores,
+    BlockWeights, HeadNorms, Network, OutputWeights, block, embed, final_norm, forward, logits, scores,
 };
 pub use packed::{NextTokens, Packed};
 pub use raw::{copy_bytes, hash_tensor, tensor_bytes};

@@ -139,7 +139,7 @@ pub fn embed(embedding: &Tensor, tokens: &Tensor) -> Tensor {
 
 /// RMS norm over the last dimension, with f32 statistics: `x / sqrt(mean(x²) + eps) * weight`
 /// (Zhang and Sennrich, arXiv 1910.07467).
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     x.rms_norm(weight.size(), Some(weight), eps)
 }
 

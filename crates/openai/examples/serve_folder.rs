@@ -1,5 +1,5 @@
-//! Serves a model folder to OpenAI's clients: `serve_folder MODEL_DIR [HOST:PORT]`. Port 0 is any free one; the address is
-//! printed.
+//! Serves a model folder to OpenAI's clients: `serve_folder MODEL_DIR [HOST:PORT]`. Port 0 is any free one;
+//! the address is printed.
 
 use std::path::Path;
 

@@ -100,13 +100,14 @@ impl Running {
             let tokens = policy.encoder.encode(content);
             let prompt_tokens = tokens.map_err(|error| ApiError::bad_request(format!("{error:#}"), None))?;
             usage.prompt_tokens += prompt_tokens.len();
-            let sample = |sibling: usize| SampleRequest {
-                id: (number * job.n + sibling) as u64,
-                seed: response_seed(job.seed, number as u64, sibling as u64),
-            };
+            let mut samples = Vec::with_capacity(job.n);
+            for sibling in 0..job.n {
+                let seed = response_seed(job.seed, number as u64, sibling as u64);
+                samples.push(SampleRequest { id: (number * job.n + sibling) as u64, seed });
+            }
             requests.push(Request {
                 prompt_tokens,
-                samples: (0..job.n).map(sample).collect(),
+                samples,
                 sampling: Arc::clone(&sampling),
                 eos_token_ids: policy.encoder.eos_ids(),
                 top_logprobs: job.top_logprobs.unwrap_or(0),
@@ -143,8 +144,10 @@ impl Running {
     pub(crate) async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
         while self.open > 0 {
             let event = tokio::time::timeout_at(self.deadline, self.client.next_event()).await;
-            let late = |_| ApiError::unavailable(format!("not answered within {:?}", self.time_limit));
-            let piece = match event.map_err(late)?? {
+            let Ok(event) = event else {
+                return Err(ApiError::unavailable(format!("not answered within {:?}", self.time_limit)));
+            };
+            let piece = match event? {
                 Event::Token(token) => self.token(token)?,
                 Event::Finished(finished) => {
                     self.open -= 1;
@@ -185,10 +188,13 @@ impl Running {
             // They were given out as they came.
             (true, false) => Some(Vec::new()),
             (true, true) => {
+                let mut texts = Vec::with_capacity(finished.response_tokens.len());
                 let rows = finished.response_tokens.iter().zip(&finished.rollout_logprobs).enumerate();
-                let top = |at: usize| finished.top_logprobs.get(at).map_or(&[][..], Vec::as_slice);
-                let texts = rows.map(|(at, (token, logprob))| self.token_text(*token, *logprob, top(at)));
-                Some(texts.collect::<Result<_, _>>()?)
+                for (at, (token, logprob)) in rows {
+                    let top = finished.top_logprobs.get(at).map_or(&[][..], Vec::as_slice);
+                    texts.push(self.token_text(*token, *logprob, top)?);
+                }
+                Some(texts)
             }
         };
         let text = text.get(sent..).unwrap_or_default().to_owned();
@@ -196,9 +202,16 @@ impl Running {
     }
 
     fn token_text(&self, token: u32, logprob: f32, top: &[TokenLogprob]) -> Result<TokenText, ApiError> {
-        let text = |token: u32| self.tokenizer.decode(&[token], false).map_err(undecodable);
-        let top = top.iter().map(|entry| Ok((text(entry.token)?, entry.logprob)));
-        Ok(TokenText { text: text(token)?, logprob, top: top.collect::<Result<_, ApiError>>()? })
+        let mut top_texts = Vec::with_capacity(top.len());
+        for entry in top {
+            top_texts.push((self.text(entry.token)?, entry.logprob));
+        }
+        Ok(TokenText { text: self.text(token)?, logprob, top: top_texts })
+    }
+
+    /// The text of a token by itself.
+    fn text(&self, token: u32) -> Result<String, ApiError> {
+        self.tokenizer.decode(&[token], false).map_err(undecodable)
     }
 }
 

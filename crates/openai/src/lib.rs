@@ -1,11 +1,13 @@
-//! The policy behind an HTTP interface that OpenAI's clients speak: `sluice serve`, and a page of a running actor.
+//! The policy behind an HTTP interface that OpenAI's clients speak: `sluice serve`, and a page of a running
+//! actor.
 //!
-//! `/v1/completions` and `/v1/chat/completions` (whole or streamed as server-sent events), `/v1/models`. Each HTTP
-//! request is a client of the engine, so that one that is dropped cancels its responses. Requests beyond
-//! [`ServeConfig::max_concurrent_requests`], or beyond what the engine lets wait, get a 429 and queue nowhere else.
+//! `/v1/completions` and `/v1/chat/completions` (whole or streamed as server-sent events), `/v1/models`. Each
+//! HTTP request is a client of the engine, so that one that is dropped cancels its responses. Requests beyond
+//! [`ServeConfig::max_concurrent_requests`], or beyond what the engine lets wait, get a 429 and queue nowhere
+//! else.
 //!
-//! Fields that would change the response and are not supported are refused; all others are ignored. `logprobs` are of
-//! the untruncated distribution at the sampling temperature, as everywhere in Sluice.
+//! Fields that would change the response and are not supported are refused; all others are ignored.
+//! `logprobs` are of the untruncated distribution at the sampling temperature, as everywhere in Sluice.
 
 mod answer;
 mod error;

@@ -157,27 +157,30 @@ fn completion_logprobs(tokens: &[TokenText]) -> Value {
             at
         })
         .collect();
-    let top = |token: &TokenText| -> Map<String, Value> {
-        token.top.iter().map(|(text, logprob)| (text.clone(), json!(logprob))).collect()
-    };
     json!({
         "tokens": tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(),
         "token_logprobs": tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
-        "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+        "top_logprobs": tokens.iter().map(top_logprobs).collect::<Vec<_>>(),
         "text_offset": offsets,
     })
 }
 
+/// The likeliest tokens at the place of one, with their log-probs.
+fn top_logprobs(token: &TokenText) -> Map<String, Value> {
+    token.top.iter().map(|(text, logprob)| (text.clone(), json!(logprob))).collect()
+}
+
 fn chat_logprobs(tokens: &[TokenText]) -> Value {
-    let entry =
-        |text: &str, logprob: f32| json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()});
-    let content: Vec<Value> = tokens
-        .iter()
-        .map(|token| {
-            let mut value = entry(&token.text, token.logprob);
-            value["top_logprobs"] = token.top.iter().map(|(text, logprob)| entry(text, *logprob)).collect();
-            value
-        })
-        .collect();
+    let mut content = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        let mut entry = chat_logprob(&token.text, token.logprob);
+        entry["top_logprobs"] =
+            token.top.iter().map(|(text, logprob)| chat_logprob(text, *logprob)).collect();
+        content.push(entry);
+    }
     json!({"content": content})
+}
+
+fn chat_logprob(text: &str, logprob: f32) -> Value {
+    json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()})
 }

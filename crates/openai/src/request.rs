@@ -1,4 +1,5 @@
-//! From the JSON of a request to what the engine is asked. Nothing behind this checks again, but the engine itself.
+//! From the JSON of a request to what the engine is asked. Nothing behind this checks again, but the engine
+//! itself.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -199,6 +200,11 @@ fn contents(prompt: Prompt) -> Vec<PromptContent> {
     }
 }
 
+/// The text of a part of a message, if it is one of text.
+fn text_of_part(part: &Value) -> Option<&str> {
+    if part["type"] == "text" { part["text"].as_str() } else { None }
+}
+
 /// Messages as templates expect them: a content in parts becomes one text.
 fn chat(mut messages: Vec<Value>) -> Result<PromptContent, ApiError> {
     if messages.is_empty() {
@@ -206,8 +212,7 @@ fn chat(mut messages: Vec<Value>) -> Result<PromptContent, ApiError> {
     }
     for content in messages.iter_mut().filter_map(|message| message.get_mut("content")) {
         let Value::Array(parts) = content else { continue };
-        let text = |part: &Value| (part["type"] == "text").then(|| part["text"].as_str().map(str::to_owned));
-        let texts: Option<String> = parts.iter().map(|part| text(part).flatten()).collect();
+        let texts: Option<String> = parts.iter().map(text_of_part).collect();
         let texts = texts.ok_or_else(|| {
             ApiError::bad_request("only text is supported in the parts of a message", Some("messages"))
         })?;

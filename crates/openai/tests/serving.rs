@@ -271,8 +271,8 @@ async fn too_many_requests_get_a_429_and_a_client_that_leaves_makes_room() {
     let refused = server.post("/v1/completions", completion(json!({}))).await;
     assert_eq!((refused.status, &refused.json()["error"]["code"]), (429, &json!("rate_limit_exceeded")));
     drop(long);
-    let patience = std::time::Duration::from_secs(30);
-    let served = tokio::time::timeout(patience, async {
+    let timeout = std::time::Duration::from_secs(30);
+    let served = tokio::time::timeout(timeout, async {
         while server.post("/v1/completions", completion(json!({}))).await.status != 200 {
             tokio::task::yield_now().await;
         }

@@ -85,9 +85,4 @@ impl Error {
     pub(crate) fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self::Io { what, source }
     }
-
-    /// Whether the same call may succeed later.
-    pub const fn is_overload(&self) -> bool {
-        matches!(self, Self::Overloaded { .. } | Self::Unavailable { .. })
-    }
 }

@@ -307,8 +307,9 @@ fn silent_tester(outcome: &TrialReport, limits: &Limits) -> (Verdict, String) {
     (Verdict::InternalError, format!("the tester ended without a verdict (status {status:#x})"))
 }
 
-/// Tests that wanted a facility this tier lacks say nothing when they fail. A response that wanted one is judged all the
-/// same: having none is a rule of the tier, as the limits are, and asking for one must not be a way out of judgement.
+/// Tests that wanted a facility this tier lacks say nothing when they fail. A response that wanted one is
+/// judged all the same: having none is a rule of the tier, as the limits are, and asking for one must not be
+/// a way out of judgement.
 fn without_facility(verdict: Verdict, detail: String, tester: Option<Event>) -> (Verdict, String) {
     let wanted = match verdict {
         Verdict::RuntimeError | Verdict::WrongAnswer => tester.map_or(0, |event| event.flags),

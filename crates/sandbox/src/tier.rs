@@ -16,7 +16,7 @@ pub enum Tier {
 
 impl Tier {
     /// Whether this tier isolates at least as well as `minimum`.
-    pub const fn satisfies(self, minimum: Self) -> bool {
+    pub(crate) const fn satisfies(self, minimum: Self) -> bool {
         matches!((self, minimum), (Self::A, _) | (Self::B, Self::B))
     }
 

@@ -27,8 +27,8 @@ pub enum Verdict {
     FileLimit,
     /// A system call that no program under test needs; the guest was killed for it.
     DangerousSyscall,
-    /// Cannot be judged here: the tests call nothing of the response, need a value that cannot cross, or a facility
-    /// that this tier lacks. Says nothing about the response.
+    /// Cannot be judged here: the tests call nothing of the response, need a value that cannot cross, or a
+    /// facility that this tier lacks. Says nothing about the response.
     Unsupported,
     /// The sandbox itself failed. Says nothing about the response.
     InternalError,

@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn descendants_and_orphans_count_and_their_keeper_does_not() {
+    fn descendants_and_orphans_count_and_their_spawner_does_not() {
         let mut spawner = Command::new("sh").args(["-c", "sleep 60 & sleep 60 & wait"]).spawn().unwrap();
         let mut guest = Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
         let deadline = Moment::now() + Duration::from_secs(20);

@@ -310,7 +310,7 @@ pub enum Step {
 }
 
 /// Each step as an operator reads it.
-pub const STEPS: &[(Step, &str)] = &[
+pub(crate) const STEPS: &[(Step, &str)] = &[
     (Step::ReadSpec, "read the specification"),
     (Step::Namespaces, "create user, PID, mount, network, IPC, UTS and cgroup namespaces"),
     (Step::IdMaps, "write the user and group id maps"),

@@ -1,9 +1,10 @@
-//! The attack corpus: every program of `tests/attacks/` in both tiers, each a test of its own. A new file is a new test.
+//! The attack corpus: every program of `tests/attacks/` in both tiers, each a test of its own. A new file is
+//! a new test.
 //!
-//! Programs that try to get out are otherwise right and say so only where they got nowhere; programs that try to pass are
-//! wrong. The header of each names the verdicts it may have. Each runs twice in a row on the same zygotes, so that what it
-//! leaves for the next run is found by itself, and then an honest program has to be accepted and the census has to be what
-//! it was.
+//! Programs that try to get out are otherwise right and say so only where they got nowhere; programs that try
+//! to pass are wrong. The header of each names the verdicts it may have. Each runs twice in a row on the same
+//! zygotes, so that what it leaves for the next run is found by itself, and then an honest program has to be
+//! accepted and the census has to be what it was.
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 

@@ -1,7 +1,9 @@
 //! Domain data of Sluice with their invariants.
 //!
 //! ```
-//! use types::{BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, Sample, Span};
+//! use types::{
+//!     BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, Sample, Span,
+//! };
 //! use types::{Batch, ScoredRollout, Scores};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -9,9 +9,9 @@
 //!                      weight service (gRPC) ----chunks----> pull
 //! ```
 //!
-//! The coordinator decides who is in a broadcast group and who pulls; this crate connects them. Members of a group
-//! receive a version together, while the learner trains the next one. Everybody else, and every late joiner,
-//! pulls the same buffer point to point.
+//! The coordinator decides who is in a broadcast group and who pulls; this crate connects them. Members of a
+//! group receive a version together, while the learner trains the next one. Everybody else, and every late
+//! joiner, pulls the same buffer point to point.
 //!
 //! | waits for              | unblocked by                  | bound                                     |
 //! |------------------------|-------------------------------|-------------------------------------------|

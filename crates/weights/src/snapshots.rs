@@ -39,12 +39,12 @@ impl Snapshots {
     }
 
     /// The weights with this hash, if they are still kept.
-    pub fn with_hash(&self, hash: WeightHash) -> Option<Arc<Snapshot>> {
+    pub(crate) fn with_hash(&self, hash: WeightHash) -> Option<Arc<Snapshot>> {
         self.find(|manifest| manifest.hash() == hash)
     }
 
     /// The newest weights of this version, if they are still kept.
-    pub fn of_version(&self, version: PolicyVersion) -> Option<Arc<Snapshot>> {
+    pub(crate) fn of_version(&self, version: PolicyVersion) -> Option<Arc<Snapshot>> {
         self.find(|manifest| manifest.version() == version)
     }
 

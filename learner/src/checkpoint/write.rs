@@ -53,13 +53,6 @@ impl Drop for WriterThread {
     }
 }
 
-impl PendingCheckpoint {
-    /// Whether this rank has written its shard, so that [`Checkpoints::finish`] waits for other ranks only.
-    pub fn is_written(&self) -> bool {
-        self.writer.handle.as_ref().is_none_or(JoinHandle::is_finished)
-    }
-}
-
 impl Checkpoints {
     /// Writes a checkpoint of weights that contain batches up to `batch`, and returns its path:
     /// [`start`](Self::start), then [`finish`](Self::finish). All ranks call it together.

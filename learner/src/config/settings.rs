@@ -83,11 +83,6 @@ impl PpoConfig {
             || (self.needs_critic() && self.critic_on == SamplesOn::All)
             || (has_baseline && self.baseline_on == SamplesOn::All)
     }
-
-    /// Whether log-probs of a reference policy are needed.
-    pub fn needs_reference(&self) -> bool {
-        Settings::of(self).is_ok_and(|settings| settings.kl_coefficient() > 0.0)
-    }
 }
 
 fn kl_placement(config: &PpoConfig, default: KlPlacement, conflicts: &mut Vec<String>) -> KlPlacement {

@@ -148,12 +148,12 @@ impl Trainer {
     }
 
     /// The critic's shape, where there is one.
-    pub fn critic_config(&self) -> Option<&ModelConfig> {
+    pub(crate) fn critic_config(&self) -> Option<&ModelConfig> {
         self.critic.as_ref().map(TrainableModel::config)
     }
 
     /// The folder whose tokenizer and generation files belong to the policy.
-    pub fn policy_folder(&self) -> &Path {
+    pub(crate) fn policy_folder(&self) -> &Path {
         &self.policy_folder
     }
 

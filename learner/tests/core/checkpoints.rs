@@ -131,7 +131,7 @@ fn a_flipped_byte_in_any_file_leads_back_to_the_one_before() {
         fs::write(file, &content).unwrap();
     }
     assert_eq!(resume(&models, &folder).unwrap(), Some(BatchId(2)));
-    // The frontier is part of what is hashed: another number there would lose or repeat samples.
+    // The cursor is part of what is hashed: another number there would lose or repeat samples.
     let manifest = newest.join("manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
     fs::write(&manifest, text.replace("\"batch\": 2", "\"batch\": 3")).unwrap();

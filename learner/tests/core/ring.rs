@@ -22,8 +22,8 @@ use types::{BatchId, BroadcastGroupId, HostPort, Manifest, ModelDescription, Pol
 
 use crate::support::{Models, config};
 
-/// Patience with anything that should happen soon.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for anything that should happen soon.
+const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Commands = mpsc::Sender<Result<pb::LearnerCommand, Status>>;
 
@@ -70,7 +70,7 @@ impl Coordinator for FakeCoordinator {
 
 impl Conversation {
     async fn message(&mut self) -> pb::LearnerReport {
-        tokio::time::timeout(PATIENCE, self.reports.next()).await.unwrap().unwrap().unwrap()
+        tokio::time::timeout(STEP_TIMEOUT, self.reports.next()).await.unwrap().unwrap().unwrap()
     }
 
     /// The next report that is not only a sign of life.
@@ -144,7 +144,7 @@ impl Ring {
     }
 
     async fn conversation(&mut self) -> Conversation {
-        tokio::time::timeout(PATIENCE, self.conversations.recv()).await.unwrap().unwrap()
+        tokio::time::timeout(STEP_TIMEOUT, self.conversations.recv()).await.unwrap().unwrap()
     }
 
     /// Runs the test beside the coordinator.
@@ -185,7 +185,7 @@ impl Learner {
     }
 
     async fn run(self) -> anyhow::Result<()> {
-        tokio::time::timeout(2 * PATIENCE, self.tasks.run(self.token, PATIENCE)).await.unwrap()
+        tokio::time::timeout(2 * STEP_TIMEOUT, self.tasks.run(self.token, STEP_TIMEOUT)).await.unwrap()
     }
 }
 
@@ -364,14 +364,14 @@ async fn two_ranks(mut ring: Ring) {
 
 fn join(store: &str, group: BroadcastGroupId) -> ProcessGroup {
     let address: HostPort = store.parse().unwrap();
-    let store = Store::connect(&address.host, address.port, PATIENCE).unwrap();
+    let store = Store::connect(&address.host, address.port, STEP_TIMEOUT).unwrap();
     let config = GroupConfig {
         name: format!("weights-{group}"),
         rank: 1,
         world_size: 2,
         backend: Backend::for_device(tch::Device::Cpu),
-        timeout: PATIENCE,
-        join_timeout: PATIENCE,
+        timeout: STEP_TIMEOUT,
+        join_timeout: STEP_TIMEOUT,
     };
     ProcessGroup::new(&store, config).unwrap()
 }

@@ -1,8 +1,8 @@
 //! The stages of a recipe in their order, and those that are done by this process.
 //!
-//! A stage that has finished leaves a record beside the outputs; a run that finds it skips the stage. A stage without a
-//! record starts over: what it left unfinished is removed first. The ring alone goes on where it was, from its journal
-//! and checkpoints.
+//! A stage that has finished leaves a record beside the outputs; a run that finds it skips the stage. A stage
+//! without a record starts over: what it left unfinished is removed first. The ring alone goes on where it
+//! was, from its journal and checkpoints.
 
 mod command;
 mod compute;

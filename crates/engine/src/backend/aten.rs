@@ -1,21 +1,22 @@
-//! The network with torch's operators, on a GPU or the CPU: the functions of the `model` crate, which the learner runs too,
-//! with attention over a paged cache.
+//! The network with torch's operators, on a GPU or the CPU: the functions of the `model` crate, which the
+//! learner runs too, with attention over a paged cache.
 //!
-//! A step has three parts. The host orders the rows and puts everything that depends on the batch alone into one
-//! [`Upload`]: tokens, where keys and values go and what is gathered, lengths, rules of the draws. The device makes
-//! rotations and masks of it, once a step, and then runs the layers and draws. One tensor of drawn tokens comes back, and
-//! copying it is the only time the host waits for the device.
+//! A step has three parts. The host orders the rows and puts everything that depends on the batch alone into
+//! one [`Upload`]: tokens, where keys and values go and what is gathered, lengths, rules of the draws. The
+//! device makes rotations and masks of it, once a step, and then runs the layers and draws. One tensor of
+//! drawn tokens comes back, and copying it is the only time the host waits for the device.
 //!
-//! A [`Plan`] is everything about a step but these numbers: shapes, and where in the upload what lies. Where FlashAttention
-//! applies, steps that only decode are padded to few sizes ([`steady`]), so that their plans come again; then the device
-//! replays a CUDA graph, which the host starts with one call instead of some twenty a layer.
+//! A [`Plan`] is everything about a step but these numbers: shapes, and where in the upload what lies. Where
+//! FlashAttention applies, steps that only decode are padded to few sizes ([`steady`]), so that their plans
+//! come again; then the device replays a CUDA graph, which the host starts with one call instead of some
+//! twenty a layer.
 //!
-//! Whatever the batch, the pool is gathered once a layer, because the operators know no block tables. So a layer reads what its
-//! rows see, writes it, and reads it again: three times the bytes that attention itself would read. Layers with a
-//! sliding window gather the window only.
+//! Whatever the batch, the pool is gathered once a layer, because the operators know no block tables. So a
+//! layer reads what its rows see, writes it, and reads it again: three times the bytes that attention itself
+//! would read. Layers with a sliding window gather the window only.
 //!
-//! Numbers of a row depend on the rows beside it in the last bits, as products of matrices do. The same requests, submitted
-//! between the same steps, draw the same tokens on the same machine on a CPU.
+//! Numbers of a row depend on the rows beside it in the last bits, as products of matrices do. The same
+//! requests, submitted between the same steps, draw the same tokens on the same machine on a CPU.
 
 mod attention;
 mod cache;
@@ -82,11 +83,12 @@ struct Plan {
 }
 
 impl Aten {
-    /// A backend with an empty cache of `blocks` blocks, on the weights' device. On the CPU torch's operators take
-    /// `engine.threads` threads from now on.
+    /// A backend with an empty cache of `blocks` blocks, on the weights' device. On the CPU torch's operators
+    /// take `engine.threads` threads from now on.
     ///
     /// # Errors
-    /// When the weights are not of the engine's device and element type, or the device has no room for the cache.
+    /// When the weights are not of the engine's device and element type, or the device has no room for the
+    /// cache.
     pub(crate) fn new(
         model: &ModelConfig,
         weights: AtenWeights,
@@ -126,8 +128,9 @@ impl Aten {
         Ok(&self.drawn)
     }
 
-    /// Takes other weights; gives the old ones back, or the new ones if they are of another element type or device.
-    /// The tensors themselves are exchanged: nothing is copied, and the new ones lie at other addresses.
+    /// Takes other weights; gives the old ones back, or the new ones if they are of another element type or
+    /// device. The tensors themselves are exchanged: nothing is copied, and the new ones lie at other
+    /// addresses.
     pub(crate) fn swap(&mut self, weights: AtenWeights) -> Result<AtenWeights, AtenWeights> {
         if weights.place() != self.there.weights.place() {
             return Err(weights);
@@ -179,8 +182,8 @@ impl Plan {
 }
 
 impl OnDevice {
-    /// Computes a step: the numbers of its draws. Reads of the step nothing but what is given, so that it can be replayed with
-    /// other numbers in `arrived`.
+    /// Computes a step: the numbers of its draws. Reads of the step nothing but what is given, so that it can
+    /// be replayed with other numbers in `arrived`.
     fn compute(&mut self, plan: &Plan, arrived: &Arrived) -> Tensor {
         if let Some(copies) = &plan.copies {
             self.cache.copy(copies, arrived);

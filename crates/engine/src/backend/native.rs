@@ -1,13 +1,14 @@
 //! The network on the CPU in the engine's own code, for steps of few rows.
 //!
-//! Torch's operators cost more in starting than a small model's step takes, and its products are made for many rows.
-//! Here a step is about eight operations a layer, each split over the threads of a [`machine::Team`]; weights lie in
-//! the order in which they are read, and nothing is allocated once the largest step was seen.
+//! Torch's operators cost more in starting than a small model's step takes, and its products are made for
+//! many rows. Here a step is about eight operations a layer, each split over the threads of a
+//! [`machine::Team`]; weights lie in the order in which they are read, and nothing is allocated once the
+//! largest step was seen.
 //!
-//! Invariant: a row's numbers are a function of its sequence's tokens and the weights alone, to the bit. They do not
-//! depend on the other rows, on how a prompt was cut into steps, on a preemption, or on the number of threads. They may
-//! differ between processors: each has one set of vector instructions (`machine::Level`), which decides how often a sum
-//! is rounded, and for bf16 whether a pair of products is one instruction.
+//! Invariant: a row's numbers are a function of its sequence's tokens and the weights alone, to the bit. They
+//! do not depend on the other rows, on how a prompt was cut into steps, on a preemption, or on the number of
+//! threads. They may differ between processors: each has one set of vector instructions (`machine::Level`),
+//! which decides how often a sum is rounded, and for bf16 whether a pair of products is one instruction.
 
 mod attention;
 mod cache;

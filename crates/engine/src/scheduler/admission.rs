@@ -19,8 +19,8 @@ struct Beginning {
 }
 
 impl Scheduler {
-    /// Makes sure that the table of a running sequence has room for `rows` more tokens; false when the sequence
-    /// itself had to leave.
+    /// Makes sure that the table of a running sequence has room for `rows` more tokens; false when the
+    /// sequence itself had to leave.
     pub(super) fn grow(&mut self, at: usize, rows: usize) -> bool {
         loop {
             let sequence = &mut self.running[at];
@@ -117,8 +117,8 @@ impl Scheduler {
         Beginning { shared, own: self.blocks_of(sequence.len()) - shared, forks }
     }
 
-    /// Lets a sequence begin with its group's prompt, all tokens but the last: `shared` blocks as they are, the
-    /// others copied to the first of `own`.
+    /// Lets a sequence begin with its group's prompt, all tokens but the last: `shared` blocks as they are,
+    /// the others copied to the first of `own`.
     fn fork(&mut self, sequence: &mut Sequence, own: Vec<BlockId>, shared: usize, batch: &mut Batch) {
         let group = self.groups.get(&sequence.group).expect("a group lives as long as its sequences");
         let PromptCache::Ready(prompt) = &group.prompt else { return };
@@ -131,12 +131,12 @@ impl Scheduler {
         self.totals.shared_tokens += tokens as u64;
     }
 
-    /// Drops the prompt of one group of which nothing runs, the youngest but `except`; false when there is none.
+    /// Drops the prompt of one group of which nothing runs, the youngest but `except`; false when there is
+    /// none.
     fn evict_prompt(&mut self, except: Option<u64>) -> bool {
-        let idle = |key: &u64, group: &Group| {
-            group.running == 0 && Some(*key) != except && matches!(group.prompt, PromptCache::Ready(_))
-        };
-        let youngest = self.groups.iter_mut().rev().find(|(key, group)| idle(key, group));
+        let youngest = self.groups.iter_mut().rev().find(|(key, group)| {
+            group.running == 0 && Some(**key) != except && matches!(group.prompt, PromptCache::Ready(_))
+        });
         let Some((_, group)) = youngest else { return false };
         if let PromptCache::Ready(mut table) = std::mem::replace(&mut group.prompt, PromptCache::Empty) {
             self.blocks.release(&mut table);
@@ -144,8 +144,8 @@ impl Scheduler {
         true
     }
 
-    /// Takes a sequence that is no longer among the running ones out of the accounts: its blocks, its part in its
-    /// group.
+    /// Takes a sequence that is no longer among the running ones out of the accounts: its blocks, its part in
+    /// its group.
     pub(super) fn leave_running(&mut self, mut sequence: Sequence) -> Sequence {
         self.blocks.release(&mut sequence.table);
         let led = sequence.leads;

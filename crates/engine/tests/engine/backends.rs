@@ -26,8 +26,8 @@ fn both(
     })
 }
 
-/// Asserts that responses are the same, all but one at most: a random number may lie so near the border of two tokens that
-/// rounding decides.
+/// Asserts that responses are the same, all but one at most: a random number may lie so near the border of
+/// two tokens that rounding decides.
 fn assert_agreement([native, aten]: &[BTreeMap<u64, Finished>; 2]) {
     assert!(native.keys().eq(aten.keys()));
     let differing = native.iter().filter(|(id, native)| native.response_tokens != aten[id].response_tokens);
@@ -92,7 +92,8 @@ fn long_config() -> EngineConfig {
     EngineConfig { prefill_chunk_tokens: 37, block_tokens: 32, ..small_config() }
 }
 
-/// Prompts and responses beyond windows and beyond the context of the pre-training, cut into short chunks, with siblings.
+/// Prompts and responses beyond windows and beyond the context of the pre-training, cut into short chunks,
+/// with siblings.
 #[test]
 fn long_prompts_agree_for_every_option() {
     for case in Case::causal() {
@@ -227,7 +228,8 @@ mod gpu {
         }
     }
 
-    /// Replayed steps give the numbers of computed ones, of the weights that are in use, and take over most of the work.
+    /// Replayed steps give the numbers of computed ones, of the weights that are in use, and take over most
+    /// of the work.
     #[test]
     fn replayed_steps_have_the_numbers_of_computed_ones() {
         let (model, weights) = small_model();
@@ -265,7 +267,8 @@ mod gpu {
         }
     }
 
-    /// FlashAttention over gathered blocks errs no more than the padded operators do on the CPU, whatever the option.
+    /// FlashAttention over gathered blocks errs no more than the padded operators do on the CPU, whatever the
+    /// option.
     #[test]
     fn half_precision_is_as_near_as_on_the_cpu() {
         for case in Case::causal() {

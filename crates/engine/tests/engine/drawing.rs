@@ -43,8 +43,8 @@ fn reference(sampling: &SamplingParams) -> (Vec<f64>, f64) {
     (truncated, surviving)
 }
 
-/// Pearson's statistic as a standard normal number (Wilson and Hilferty), tokens expected less than 5 times put
-/// together.
+/// Pearson's statistic as a standard normal number (Wilson and Hilferty), tokens expected less than 5 times
+/// put together.
 fn deviation(counts: &[f64], probabilities: &[f64]) -> f64 {
     let (mut statistic, mut bins, mut rest) = (0.0, 0.0, (0.0, 0.0));
     for (count, probability) in counts.iter().zip(probabilities) {

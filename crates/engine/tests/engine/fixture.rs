@@ -131,7 +131,8 @@ pub(crate) fn config_of(backend: Backend) -> EngineConfig {
     EngineConfig { backend, ..small_config() }
 }
 
-/// Asserts that responses are the same: to the bit with the native backend, but for rounding with torch's operators.
+/// Asserts that responses are the same: to the bit with the native backend, but for rounding with torch's
+/// operators.
 pub(crate) fn assert_same(
     backend: Backend,
     found: &BTreeMap<u64, Finished>,
@@ -167,8 +168,8 @@ pub(crate) fn assert_near(found: &Finished, expected: &Finished) {
     }
 }
 
-/// Asserts that the likeliest tokens of one place are the same. Tokens whose log-probs are equal but for rounding may stand in
-/// another order, and at the end one may stand for another.
+/// Asserts that the likeliest tokens of one place are the same. Tokens whose log-probs are equal but for
+/// rounding may stand in another order, and at the end one may stand for another.
 fn assert_near_tops(found: &[TokenLogprob], expected: &[TokenLogprob]) {
     for (ours, theirs) in found.iter().zip(expected) {
         // A temperature of almost 0 makes small differences of logits huge.

@@ -43,7 +43,8 @@ fn swapped(backend: Backend, on_swap: CacheOnSwap) {
             let weights = if at < before as usize { &first } else { &second };
             let pure = next_logprobs(&model, weights, &sequence, 1.0)[response.response_tokens[at] as usize];
             let difference = (pure - f64::from(response.rollout_logprobs[at])).abs();
-            // With the old cache kept, the new weights' numbers are a mixture, and must not look like pure ones.
+            // With the old cache kept, the new weights' numbers are a mixture, and must not look like pure
+            // ones.
             let mixed = on_swap == CacheOnSwap::Keep && at >= before as usize;
             assert_eq!(difference > 1e-4, mixed, "response {id} token {at}: {difference}");
         }

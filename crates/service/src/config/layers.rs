@@ -37,7 +37,8 @@ impl Layers {
         Ok(layers)
     }
 
-    /// The layers of a file that is used elsewhere: the file and `--set` values, without this process's environment.
+    /// The layers of a file that is used elsewhere: the file and `--set` values, without this process's
+    /// environment.
     ///
     /// # Errors
     /// When the file cannot be read or parsed, or a setting is not `key=value`.
@@ -67,7 +68,7 @@ impl Layers {
     ///
     /// # Errors
     /// When a variable names a key below a value that is no table.
-    pub fn add_environment(
+    pub(crate) fn add_environment(
         &mut self,
         variables: impl Iterator<Item = (String, String)>,
     ) -> Result<(), Error> {

@@ -14,8 +14,8 @@ use types::{FinishReason, PromptContent};
 pub(super) struct FileOptions {
     /// Lines `{"id", "prompt" | "tokens" | "messages"}`, plain or gzipped; `-` is standard input.
     pub(super) input: PathBuf,
-    /// Lines `{"id", "index", "tokens", "text", "logprobs", "finish_reason"}`, one for each response; `-` is standard
-    /// output.
+    /// Lines `{"id", "index", "tokens", "text", "logprobs", "finish_reason"}`, one for each response; `-` is
+    /// standard output.
     pub(super) output: PathBuf,
     /// How responses are drawn.
     pub(super) draw: DrawOptions,
@@ -42,7 +42,8 @@ struct OutputLine<'a> {
 /// Generates the responses to a file of prompts. Neither file is ever in memory as a whole.
 ///
 /// # Errors
-/// [`BadInput`] names file and line of what is no prompt or one the model cannot take; what was written before stays.
+/// [`BadInput`] names file and line of what is no prompt or one the model cannot take; what was written
+/// before stays.
 pub(super) fn generate(
     generator: &mut Generator,
     options: &FileOptions,

@@ -93,7 +93,8 @@ impl Attention {
 }
 
 impl PlacedAttention {
-    /// Attention of `queries`, `[rows, heads, head_dim]`, over the cache of a layer with this window; the same shape.
+    /// Attention of `queries`, `[rows, heads, head_dim]`, over the cache of a layer with this window; the
+    /// same shape.
     ///
     /// # Panics
     /// When no layer has such a window.

@@ -1,7 +1,7 @@
 //! Torch's refusals as errors.
 //!
-//! The network's functions are operators that panic where torch refuses. On a GPU a refusal is no bug: memory may run out in
-//! any operator.
+//! The network's functions are operators that panic where torch refuses. On a GPU a refusal is no bug: memory
+//! may run out in any operator.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -10,8 +10,8 @@ use tch::TchError;
 
 use crate::Error;
 
-/// Runs operators; a refusal of torch becomes an error, any other panic goes on. What they worked on must not be used
-/// again after an error.
+/// Runs operators; a refusal of torch becomes an error, any other panic goes on. What they worked on must not
+/// be used again after an error.
 pub(crate) fn caught<T>(run: impl FnOnce() -> T) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(run)).or_else(|panic| match refusal(panic.as_ref()) {
         Some(message) => Err(Error::Torch(TchError::Torch(message))),

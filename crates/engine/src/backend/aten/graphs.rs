@@ -1,8 +1,8 @@
 //! Steps replayed from CUDA graphs, recorded when their plan is seen for the second time.
 //!
-//! A graph works on fixed addresses: of the weights, of the cache, and of an upload of its own. So all are forgotten when
-//! weights are swapped. Should a recording be refused, steps are computed operator by operator from then on, as they are
-//! where nothing repeats.
+//! A graph works on fixed addresses: of the weights, of the cache, and of an upload of its own. So all are
+//! forgotten when weights are swapped. Should a recording be refused, steps are computed operator by operator
+//! from then on, as they are where nothing repeats.
 
 use std::collections::HashMap;
 
@@ -49,8 +49,9 @@ impl Graphs {
         Self { device, recorder: None, refused: false, plans: HashMap::new(), replayed: 0 }
     }
 
-    /// Runs the work of a plan on an upload: replays it, or calls `work`. What it makes is to be used before the next call.
-    /// Everything else that the work reads or writes must stay where it is until [`Self::forget`].
+    /// Runs the work of a plan on an upload: replays it, or calls `work`. What it makes is to be used before
+    /// the next call. Everything else that the work reads or writes must stay where it is until
+    /// [`Self::forget`].
     pub(crate) fn run(
         &mut self,
         plan: &Plan,
@@ -120,7 +121,8 @@ impl Graphs {
 impl Recorded {
     fn replay(&mut self, upload: &Upload) -> Tensor {
         self.arrived.refill(upload);
-        // SAFETY: `arrived` and `made` live here; weights and cache stay where they are until the graphs are forgotten.
+        // SAFETY: `arrived` and `made` live here; weights and cache stay where they are until the graphs are
+        // forgotten.
         let replayed = unsafe { self.graph.replay() };
         replayed.expect("a refusal inside a step is caught as a panic, like those of all operators");
         self.made.shallow_clone()

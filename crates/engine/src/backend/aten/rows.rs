@@ -1,7 +1,8 @@
 //! The rows of a step in the order in which they are computed.
 //!
-//! Rows are independent but for attention, which wants sequences of like lengths side by side. So the order is the
-//! backend's own: first the sequences that decode (one row each), the longest first, then the longer stretches.
+//! Rows are independent but for attention, which wants sequences of like lengths side by side. So the order
+//! is the backend's own: first the sequences that decode (one row each), the longest first, then the longer
+//! stretches.
 
 use std::cmp::Reverse;
 

@@ -1,9 +1,9 @@
 //! Drawing tokens on the device, for all rows of a chunk at once.
 //!
-//! The rules are those of the native backend: repetition penalty, temperature, top-k, top-p, min-p, then the inverse of the
-//! distribution function over the tokens in the order of their ids, at the one random number of the draw.
-//! Log-probabilities are those before truncation. Rows that follow different rules are drawn together; only those that
-//! truncate are sorted.
+//! The rules are those of the native backend: repetition penalty, temperature, top-k, top-p, min-p, then the
+//! inverse of the distribution function over the tokens in the order of their ids, at the one random number
+//! of the draw. Log-probabilities are those before truncation. Rows that follow different rules are drawn
+//! together; only those that truncate are sorted.
 //!
 //! Sums over the vocabulary are f64, everything else is f32.
 
@@ -17,7 +17,8 @@ use crate::batch::{Batch, Drawn};
 use crate::request::TokenLogprob;
 use rules::{Chunk, PlacedRules};
 
-/// Elements of the largest matrix of logits: 64 MiB in f32. About ten such matrices live at a time where rows are sorted.
+/// Elements of the largest matrix of logits: 64 MiB in f32. About ten such matrices live at a time where rows
+/// are sorted.
 const LOGIT_ELEMENTS: i64 = 1 << 24;
 
 /// Numbers that come back for each draw: token, log-probability, surviving mass.
@@ -36,8 +37,8 @@ impl Draws {
         Self { chunks: rules::chunks(batch, places, (vocab_size, most), upload) }
     }
 
-    /// Draws all tokens from `hidden`, `[rows, hidden]`, the output of the last block. What comes back, f64 in one dimension,
-    /// is for [`Self::read`]; it is empty when nothing draws.
+    /// Draws all tokens from `hidden`, `[rows, hidden]`, the output of the last block. What comes back, f64
+    /// in one dimension, is for [`Self::read`]; it is empty when nothing draws.
     pub(crate) fn draw(
         &self,
         model: &ModelConfig,
@@ -90,8 +91,8 @@ impl Draws {
     }
 }
 
-/// Draws the tokens of a chunk from `logits`, `[draws, vocab]` f32: the three numbers of each draw, then, for the draws
-/// that want them, the most probable tokens and their log-probabilities. All f64, flat.
+/// Draws the tokens of a chunk from `logits`, `[draws, vocab]` f32: the three numbers of each draw, then, for
+/// the draws that want them, the most probable tokens and their log-probabilities. All f64, flat.
 fn draw(chunk: &Chunk, rules: &PlacedRules, mut logits: Tensor) -> Vec<Tensor> {
     let vocab_size = chunk.vocab_size;
     rules.penalise(&mut logits, vocab_size);
@@ -125,8 +126,8 @@ fn draw(chunk: &Chunk, rules: &PlacedRules, mut logits: Tensor) -> Vec<Tensor> {
     numbers
 }
 
-/// The token, `[draws, 1]`, at which each row of `distribution` exceeds `target`, or the last that has any mass of `all`,
-/// should rounding leave the target behind the end.
+/// The token, `[draws, 1]`, at which each row of `distribution` exceeds `target`, or the last that has any
+/// mass of `all`, should rounding leave the target behind the end.
 fn invert(distribution: &Tensor, target: &Tensor, all: &Tensor) -> Tensor {
     let search = |value: &Tensor, right: bool| {
         let side = if right { "right" } else { "left" };

@@ -1,13 +1,15 @@
 //! Steps that come again: made alike, so that one recording serves them all.
 //!
-//! While sequences decode, one step differs from the next in numbers only, as long as nothing joins or leaves. Such steps are
-//! padded to one of few sizes, so that most of them have a [`Plan`](super::Plan) that was seen before.
+//! While sequences decode, one step differs from the next in numbers only, as long as nothing joins or
+//! leaves. Such steps are padded to one of few sizes, so that most of them have a [`Plan`](super::Plan) that
+//! was seen before.
 
 use super::graphs::Graphs;
 use crate::batch::{Batch, Draw, Segment};
 use crate::blocks::BlockId;
 
-/// The next larger one of few counts, at most a quarter more than `count`: 1 to 8, then four of each power of two.
+/// The next larger one of few counts, at most a quarter more than `count`: 1 to 8, then four of each power of
+/// two.
 pub(crate) fn rounded_up(count: usize) -> usize {
     count.next_multiple_of((count.next_power_of_two() / 8).max(1))
 }
@@ -21,8 +23,9 @@ pub(crate) struct Steady {
 }
 
 impl Steady {
-    /// The batch with rows that nobody wants, up to a rounded count, if it is one that comes again: every sequence decodes and
-    /// draws, no block is copied, no penalty names tokens. The padding's draws come last.
+    /// The batch with rows that nobody wants, up to a rounded count, if it is one that comes again: every
+    /// sequence decodes and draws, no block is copied, no penalty names tokens. The padding's draws come
+    /// last.
     pub(crate) fn padded(&self, batch: &Batch) -> Option<Batch> {
         let rows = batch.tokens.len();
         let decodes = batch.segments.len() == rows && batch.draws.len() == rows;
@@ -130,7 +133,8 @@ mod tests {
             assert_eq!(found.top.len(), expected.top.len());
         }
         assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [11; 6]);
-        // The same plan for the second time is recorded on a GPU. Where that is refused, as here, steps are computed.
+        // The same plan for the second time is recorded on a GPU. Where that is refused, as here, steps are
+        // computed.
         let mut aten = Aten { steady: Some(steady()), ..aten() };
         let prefill: Vec<(usize, Vec<u32>)> = (0..11).map(|at| (0, vec![at; 20])).collect();
         aten.step(&batch(&prefill)).unwrap();

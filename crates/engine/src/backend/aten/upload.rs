@@ -30,8 +30,8 @@ impl Upload {
         self.integers(numbers.into_iter().map(|number| number.to_bits().cast_signed()))
     }
 
-    /// Copies all numbers to the device. The device has nothing else to do at the beginning of a step, so that waiting
-    /// for the copy costs its own time only.
+    /// Copies all numbers to the device. The device has nothing else to do at the beginning of a step, so
+    /// that waiting for the copy costs its own time only.
     pub(crate) fn send(&self, device: Device) -> Arrived {
         Arrived(Tensor::from_slice(&self.numbers).to_device(device))
     }

@@ -24,13 +24,13 @@ impl AtenWeights {
         (kind, device): (Kind, Device),
     ) -> Result<Self, Error> {
         let _guard = tch::no_grad_guard();
-        let copy = |group: usize| -> Result<Tensor, Error> {
+        let mut flats = Vec::with_capacity(config.layers + 2);
+        for group in 0..config.layers + 2 {
             let flat = read(group)?;
             let mut place = Tensor::f_empty(flat.size(), (kind, device))?;
             place.f_copy_(&flat)?;
-            Ok(place)
-        };
-        let flats: Vec<Tensor> = (0..config.layers + 2).map(copy).collect::<Result<_, _>>()?;
+            flats.push(place);
+        }
         let copied = Weights::from_flats(config, flats).map_err(|_| Error::Weights)?;
         Ok(Self { network: caught(|| copied.network(config))? })
     }

@@ -1,8 +1,8 @@
 //! Attention of a step's rows over the cache.
 //!
-//! A query's scores over everything it sees are computed and normalised before the values are summed up, in the order
-//! of positions. So a query's result depends on its own sequence only: not on other rows, and not on whether its
-//! keys were computed in one step or in many.
+//! A query's scores over everything it sees are computed and normalised before the values are summed up, in
+//! the order of positions. So a query's result depends on its own sequence only: not on other rows, and not
+//! on whether its keys were computed in one step or in many.
 
 use std::cell::RefCell;
 

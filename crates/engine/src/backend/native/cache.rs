@@ -1,8 +1,8 @@
 //! The cache of keys and values, in tiles of 16 tokens.
 //!
-//! A tile holds for each head the keys, transposed (`[head_dim, 16]`), so that one element of 16 tokens' keys fills a
-//! vector register, and the values (`[16, head_dim]`, rows padded to a multiple of 16). A block of the pool is one or
-//! more tiles.
+//! A tile holds for each head the keys, transposed (`[head_dim, 16]`), so that one element of 16 tokens' keys
+//! fills a vector register, and the values (`[16, head_dim]`, rows padded to a multiple of 16). A block of
+//! the pool is one or more tiles.
 
 use super::machine::{self, DistinctUnits, Kernel, Level, PairProducts, Team};
 use super::matrix::Matrix;

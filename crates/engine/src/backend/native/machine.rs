@@ -1,11 +1,12 @@
-//! Threads that share memory, and vector instructions (`instructions`): the only unsafe code of the engine beside the
-//! bridge to CUDA.
+//! Threads that share memory, and vector instructions (`instructions`): the only unsafe code of the engine
+//! beside the bridge to CUDA.
 //!
-//! A [`Team`] splits one operation at a time into tasks, each done by one of its threads. An operation of the network
-//! takes microseconds, so the threads wait for the next one spinning for a moment, and only then sleep. A thread that
-//! the system has put aside holds up nobody: it takes no task until it runs again.
+//! A [`Team`] splits one operation at a time into tasks, each done by one of its threads. An operation of the
+//! network takes microseconds, so the threads wait for the next one spinning for a moment, and only then
+//! sleep. A thread that the system has put aside holds up nobody: it takes no task until it runs again.
 //!
-//! Safe code gets at shared memory only in parts that belong to one task: [`Team::blocks`] and [`Team::units`].
+//! Safe code gets at shared memory only in parts that belong to one task: [`Team::blocks`] and
+//! [`Team::units`].
 
 mod instructions;
 
@@ -19,20 +20,23 @@ use std::thread::JoinHandle;
 
 pub(crate) use instructions::{Kernel, Level, PairProducts, fetch, run, widen_pairs};
 
-/// Turns of the waiting loop before a thread sleeps: some tens of microseconds, more than there is between two
-/// operations of a step, less than what would hurt other processes.
-const SPINS: u32 = 2_000;
+/// Turns of the waiting loop before a thread sleeps: some tens of microseconds, more than there is between
+/// two operations of a step, less than what would hurt other processes.
+const SPIN_COUNT: u32 = 2_000;
 
 /// Most tasks of one operation.
 const MAX_TASKS: usize = 1 << 20;
+
+/// Bits of a number of tasks in [`Shared::state`]: one more than the most tasks need.
+const COUNT_BITS: u32 = 21;
 
 /// An operation: called with the number of a task.
 type Operation = *const (dyn Fn(usize) + Sync);
 
 /// What the threads share.
 struct Shared {
-    /// `number of the operation << 42 | tasks << 21 | next task`, so that taking a task is one addition and its answer
-    /// says which operation it belongs to.
+    /// `number of the operation << 2 COUNT_BITS | tasks << COUNT_BITS | next task`, so that taking a task is
+    /// one addition and its answer says which operation it belongs to.
     state: AtomicU64,
     /// The current operation. Written before `state` announces its tasks; read by whoever took one of them.
     operation: UnsafeCell<Option<Operation>>,
@@ -40,38 +44,46 @@ struct Shared {
     done: AtomicUsize,
     /// Threads that sleep or are about to.
     asleep: AtomicUsize,
-    bed: Mutex<()>,
-    alarm: Condvar,
+    /// Held between looking for work and sleeping, so that nobody is woken in between for nothing.
+    sleepers: Mutex<()>,
+    /// There is a task, or the end.
+    changed: Condvar,
     quit: AtomicBool,
     /// What a task panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `operation` is the only field that is not already safe to share. It is written by the thread that owns the
-// team while no task of an operation is open (see `Team::run`), and read by a thread only between taking a task and
-// reporting it done; the atomic `state` orders the write before the reads, `done` the reads before the next write.
+// SAFETY: `operation` is the only field that is not already safe to share. It is written by the thread that
+// owns the team while no task of an operation is open (see `Team::run`), and read by a thread only between
+// taking a task and reporting it done; the atomic `state` orders the write before the reads, `done` the reads
+// before the next write.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is to a `Sync` function.
 unsafe impl Send for Shared {}
 
+/// The number of tasks and the next one, of a state.
+fn tasks_and_next(state: u64) -> (usize, usize) {
+    let mask = (1 << COUNT_BITS) - 1;
+    ((state >> COUNT_BITS & mask) as usize, (state & mask) as usize)
+}
+
 impl Shared {
     /// Takes a task of the current operation, if one is left.
     fn take(&self) -> Option<usize> {
-        let parts = |state: u64| ((state >> 21) as usize & 0x1f_ffff, state as usize & 0x1f_ffff);
-        let (tasks, next) = parts(self.state.load(Ordering::Acquire));
+        let (tasks, next) = tasks_and_next(self.state.load(Ordering::Acquire));
         if next >= tasks {
             return None;
         }
-        // The operation may have changed since; the old value of this addition says what was really taken. Each
-        // thread overshoots an operation at most once, so `next` stays far from its limit.
-        let (tasks, next) = parts(self.state.fetch_add(1, Ordering::AcqRel));
+        // The operation may have changed since; the old value of this addition says what was really taken.
+        // Each thread overshoots an operation at most once, so `next` stays far from its limit.
+        let (tasks, next) = tasks_and_next(self.state.fetch_add(1, Ordering::AcqRel));
         (next < tasks).then_some(next)
     }
 
     /// Does one task that was taken.
     fn perform(&self, task: usize) {
-        // SAFETY: a taken task keeps its operation alive and in place until it is reported done: `Team::run` returns
-        // only then.
+        // SAFETY: a taken task keeps its operation alive and in place until it is reported done: `Team::run`
+        // returns only then.
         let operation = unsafe { (*self.operation.get()).map(|operation| &*operation) };
         let result = catch_unwind(AssertUnwindSafe(|| operation.map(|operation| operation(task))));
         if let Err(payload) = result {
@@ -86,7 +98,7 @@ impl Shared {
             if let Some(task) = self.take() {
                 self.perform(task);
                 spins = 0;
-            } else if spins < SPINS {
+            } else if spins < SPIN_COUNT {
                 std::hint::spin_loop();
                 spins += 1;
             } else {
@@ -101,26 +113,27 @@ impl Shared {
 
     /// Sleeps until there is a task or the end.
     fn sleep(&self) {
-        let mut bed = self.bed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
         self.asleep.fetch_add(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let idle = || {
-            let state = self.state.load(Ordering::Acquire);
-            let open = (state as usize & 0x1f_ffff) < ((state >> 21) as usize & 0x1f_ffff);
-            !open && !self.quit.load(Ordering::Acquire)
-        };
-        while idle() {
-            bed = self.alarm.wait(bed).unwrap_or_else(PoisonError::into_inner);
+        while self.is_idle() {
+            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         self.asleep.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether there is neither a task nor the end.
+    fn is_idle(&self) -> bool {
+        let (tasks, next) = tasks_and_next(self.state.load(Ordering::Acquire));
+        next >= tasks && !self.quit.load(Ordering::Acquire)
     }
 
     /// Wakes those who sleep, after something they wait for has changed.
     fn wake(&self) {
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) > 0 {
-            drop(self.bed.lock().unwrap_or_else(PoisonError::into_inner));
-            self.alarm.notify_all();
+            drop(self.sleepers.lock().unwrap_or_else(PoisonError::into_inner));
+            self.changed.notify_all();
         }
     }
 }
@@ -148,8 +161,8 @@ impl Team {
             operation: UnsafeCell::new(None),
             done: AtomicUsize::new(0),
             asleep: AtomicUsize::new(0),
-            bed: Mutex::new(()),
-            alarm: Condvar::new(),
+            sleepers: Mutex::new(()),
+            changed: Condvar::new(),
             quit: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
@@ -167,7 +180,8 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Calls `operation` with each number below `tasks`, on whichever thread is free, and returns when all are done.
+    /// Calls `operation` with each number below `tasks`, on whichever thread is free, and returns when all
+    /// are done.
     ///
     /// # Panics
     /// When a task panicked.
@@ -178,19 +192,19 @@ impl Team {
             return;
         }
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes. The pointer is used between here and the end of the loop below, which
-        // waits until every task that was taken is done; `operation` is borrowed longer than that.
+        // SAFETY: only the lifetime changes. The pointer is used between here and the end of the loop below,
+        // which waits until every task that was taken is done; `operation` is borrowed longer than that.
         let erased: Operation = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(
                 operation,
             )
         };
-        // SAFETY: no task is open: the previous operation's are all done, and the exclusive borrow of the team keeps
-        // another call out. Nobody reads the cell without a task.
+        // SAFETY: no task is open: the previous operation's are all done, and the exclusive borrow of the
+        // team keeps another call out. Nobody reads the cell without a task.
         unsafe { *shared.operation.get() = Some(erased) };
         shared.done.store(0, Ordering::Relaxed);
         let number = (shared.state.load(Ordering::Relaxed) >> 42).wrapping_add(1);
-        shared.state.store(number << 42 | (tasks as u64) << 21, Ordering::Release);
+        shared.state.store(number << (2 * COUNT_BITS) | (tasks as u64) << COUNT_BITS, Ordering::Release);
         shared.wake();
         while let Some(task) = shared.take() {
             shared.perform(task);
@@ -198,7 +212,7 @@ impl Team {
         let mut spins = 0;
         while shared.done.load(Ordering::Acquire) < tasks {
             spins += 1;
-            if spins < SPINS {
+            if spins < SPIN_COUNT {
                 std::hint::spin_loop();
             } else {
                 // The thread with the last task was put aside: let it run.
@@ -211,8 +225,8 @@ impl Team {
         }
     }
 
-    /// Splits `matrix`, rows of `stride` elements of which the first `columns` count, into blocks of the given size
-    /// (smaller at the edges) and calls `task` once with each.
+    /// Splits `matrix`, rows of `stride` elements of which the first `columns` count, into blocks of the
+    /// given size (smaller at the edges) and calls `task` once with each.
     pub(crate) fn blocks<T, F>(&mut self, matrix: MatrixMut<'_, T>, size: BlockSize, task: F)
     where
         T: Send,
@@ -238,7 +252,8 @@ impl Team {
         });
     }
 
-    /// Calls `task` with each of the `targets` and the part of `buffer` it names: a unit of `length` elements.
+    /// Calls `task` with each of the `targets` and the part of `buffer` it names: a unit of `length`
+    /// elements.
     pub(crate) fn units<T, F>(&mut self, buffer: &mut [T], length: usize, targets: &DistinctUnits, task: F)
     where
         T: Send,
@@ -249,8 +264,8 @@ impl Team {
         self.run(targets.units.len(), &move |index| {
             let start = &start;
             let offset = targets.units[index] as usize * length;
-            // SAFETY: units are below the bound, so the part lies inside the buffer; they are distinct, so no two
-            // tasks have overlapping parts; the buffer is borrowed for the whole call.
+            // SAFETY: units are below the bound, so the part lies inside the buffer; they are distinct, so no
+            // two tasks have overlapping parts; the buffer is borrowed for the whole call.
             let unit = unsafe { std::slice::from_raw_parts_mut(start.0.add(offset), length) };
             task(index, unit);
         });
@@ -320,8 +335,9 @@ impl<T> Block<'_, T> {
     #[inline(always)]
     pub(crate) fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "row {row} of a block of {}", self.rows);
-        // SAFETY: `Team::blocks` made this block inside a matrix that is borrowed for `'_`, and no other block has
-        // these rows and columns; the exclusive borrow of the block keeps a second slice of it away.
+        // SAFETY: `Team::blocks` made this block inside a matrix that is borrowed for `'_`, and no other
+        // block has these rows and columns; the exclusive borrow of the block keeps a second slice of it
+        // away.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.stride), self.columns) }
     }
 }

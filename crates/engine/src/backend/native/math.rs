@@ -23,8 +23,8 @@ pub(crate) fn add_product<const W: usize, const FUSED: bool>(
 
 /// `e^x` within 2 units in the last place; 0 below -87.3, infinity above 88.7.
 ///
-/// `e^x = 2^n e^r` with `r` in `[-ln(2)/2, ln(2)/2]` (Cody and Waite 1980; coefficients of the polynomial from Cephes,
-/// `expf.c`).
+/// `e^x = 2^n e^r` with `r` in `[-ln(2)/2, ln(2)/2]` (Cody and Waite 1980; coefficients of the polynomial
+/// from Cephes, `expf.c`).
 #[inline(always)]
 pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     const LOWEST: f32 = -87.33;

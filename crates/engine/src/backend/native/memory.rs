@@ -1,5 +1,5 @@
-//! Large zeroed arrays: aligned to pages, on huge pages where the system gives them, which matters for weights that
-//! are read from beginning to end in every step.
+//! Large zeroed arrays: aligned to pages, on huge pages where the system gives them, which matters for
+//! weights that are read from beginning to end in every step.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};

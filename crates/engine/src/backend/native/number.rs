@@ -1,5 +1,6 @@
-//! Element types of weights and cache. Sums are f32 always; a half-precision element is widened as it is read, except
-//! that two bf16 are multiplied with two others, and added up, by one instruction where the processor has it.
+//! Element types of weights and cache. Sums are f32 always; a half-precision element is widened as it is
+//! read, except that two bf16 are multiplied with two others, and added up, by one instruction where the
+//! processor has it.
 
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -28,7 +29,8 @@ pub(crate) trait Number: Pod + Send + Sync + std::fmt::Debug {
     /// Both rows of columns `first..first + W` of a pair.
     fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2];
 
-    /// Adds to `sums[row][column]` the products of both `inputs[row][at]` with those of column `first + column` of a pair.
+    /// Adds to `sums[row][column]` the products of both `inputs[row][at]` with those of column `first +
+    /// column` of a pair.
     #[inline(always)]
     fn add_products<P: PairProducts, const R: usize, const W: usize, const FUSED: bool>(
         sums: &mut [[f32; W]; R],
@@ -65,8 +67,8 @@ impl Number for f32 {
 
     #[inline(always)]
     fn unpair<const W: usize>(pair: &Self::Pair, first: usize) -> [[f32; W]; 2] {
-        // Loops, here and below: a closure of `array::from_fn` is a function of its own where the compiler so decides,
-        // and then without the vector instructions of its caller.
+        // Loops, here and below: a closure of `array::from_fn` is a function of its own where the compiler so
+        // decides, and then without the vector instructions of its caller.
         let mut rows = [[0.0; W]; 2];
         for (row, source) in rows.iter_mut().zip(pair) {
             row.copy_from_slice(&source[first..first + W]);
@@ -165,8 +167,8 @@ fn join(low: u16, high: u16) -> u32 {
     u32::from(low) | u32::from(high) << 16
 }
 
-/// An IEEE half as f32, exactly, without a branch: its exponent and mantissa are read as those of an f32, which is
-/// too small by 2^112. Infinities become 65536 or more; weights and keys have none.
+/// An IEEE half as f32, exactly, without a branch: its exponent and mantissa are read as those of an f32,
+/// which is too small by 2^112. Infinities become 65536 or more; weights and keys have none.
 #[inline(always)]
 fn widen_half(bits: u32) -> f32 {
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);

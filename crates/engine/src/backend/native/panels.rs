@@ -1,13 +1,15 @@
 //! Weights in the order in which a matrix product reads them.
 //!
-//! A weight matrix `[outputs, inputs]` is cut into panels of 32 outputs. A panel holds, for each pair of inputs, the
-//! weights of its outputs side by side, so that a product streams through memory from beginning to end and a vector
-//! register holds weights of 16 outputs for one input (Goto and van de Geijn, ACM TOMS 34, 2008).
+//! A weight matrix `[outputs, inputs]` is cut into panels of 32 outputs. A panel holds, for each pair of
+//! inputs, the weights of its outputs side by side, so that a product streams through memory from beginning
+//! to end and a vector register holds weights of 16 outputs for one input (Goto and van de Geijn, ACM TOMS
+//! 34, 2008).
 
 use super::memory::Buffer;
 use super::number::{Number, PANEL};
 
-/// A packed weight matrix. Outputs beyond the last are zero up to the end of the panel, and so is a last odd input.
+/// A packed weight matrix. Outputs beyond the last are zero up to the end of the panel, and so is a last odd
+/// input.
 #[derive(Debug)]
 pub(crate) struct Panels<N: Number> {
     pairs: Buffer<N::Pair>,

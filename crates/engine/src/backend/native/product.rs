@@ -1,9 +1,10 @@
 //! Matrix products of a few to a few hundred rows with packed weights.
 //!
-//! The tile of 8 rows by 32 outputs stays in registers while the inputs go by, two at a time. Each output is one chain of
-//! additions over the inputs in their order, whatever the number of rows and wherever the row stands: a row's numbers do
-//! not depend on the other rows, to the bit. The weights' type says how a pair of inputs is multiplied
-//! (`Number::add_products`) and what inputs are rounded to (`Number::Input`), which whoever computes them does.
+//! The tile of 8 rows by 32 outputs stays in registers while the inputs go by, two at a time. Each output is
+//! one chain of additions over the inputs in their order, whatever the number of rows and wherever the row
+//! stands: a row's numbers do not depend on the other rows, to the bit. The weights' type says how a pair of
+//! inputs is multiplied (`Number::add_products`) and what inputs are rounded to (`Number::Input`), which
+//! whoever computes them does.
 
 use super::machine::{self, Block, BlockSize, Kernel, Level, MatrixMut, PairProducts, Team};
 use super::math::silu;
@@ -166,8 +167,9 @@ fn outputs<N: Number, P: PairProducts, const R: usize, const FUSED: bool, const 
     results
 }
 
-/// `sum over i of inputs[row][i] * weight[i][first + column]`, in the order of `i`. Meanwhile `following`, which is read
-/// later, comes into the cache, so that memory is busy also while a panel in the cache is multiplied with further rows.
+/// `sum over i of inputs[row][i] * weight[i][first + column]`, in the order of `i`. Meanwhile `following`,
+/// which is read later, comes into the cache, so that memory is busy also while a panel in the cache is
+/// multiplied with further rows.
 #[inline(always)]
 fn accumulate<N: Number, P: PairProducts, const R: usize, const W: usize, const FUSED: bool>(
     inputs: &[&[[N::Input; 2]]; R],

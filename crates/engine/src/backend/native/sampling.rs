@@ -1,8 +1,8 @@
 //! Drawing tokens from rows of logits.
 //!
-//! The order of transformers: repetition penalty, temperature, top-k, top-p, min-p. A token is drawn by inverting the
-//! distribution function over the tokens in the order of their ids, with the one random number of its position.
-//! Log-probabilities are those before truncation.
+//! The order of transformers: repetition penalty, temperature, top-k, top-p, min-p. A token is drawn by
+//! inverting the distribution function over the tokens in the order of their ids, with the one random number
+//! of its position. Log-probabilities are those before truncation.
 
 mod survivors;
 
@@ -65,6 +65,14 @@ struct Scratch {
 struct Candidate {
     token: u32,
     mass: f32,
+}
+
+impl Candidate {
+    /// Orders candidates. The pattern of a positive number grows with it; the token is inverted so that of
+    /// equals the lower id is larger.
+    fn key(&self) -> u64 {
+        u64::from(self.mass.to_bits()) << 32 | u64::from(!self.token)
+    }
 }
 
 struct Task<'a> {

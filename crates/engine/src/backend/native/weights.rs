@@ -51,8 +51,8 @@ pub(crate) enum Embedding<'a, N: Number> {
 }
 
 impl<N: Number> NativeWeights<N> {
-    /// Packs the weights of a network, converting their element type. A group is read, packed and released before the next:
-    /// the output first, because it is among the largest, then embedding and blocks.
+    /// Packs the weights of a network, converting their element type. A group is read, packed and released
+    /// before the next: the output first, because it is among the largest, then embedding and blocks.
     pub(crate) fn pack(config: &ModelConfig, read: ReadGroup<'_>) -> Result<Self, Error> {
         let _guard = tch::no_grad_guard();
         let vocab = size(config.vocab_size);
@@ -85,19 +85,21 @@ impl<N: Number> NativeWeights<N> {
 }
 
 fn layer<N: Number>(config: &ModelConfig, block: &BlockWeights) -> std::io::Result<Layer<N>> {
-    let plain = |weight: &Tensor, bias: &Option<Tensor>| {
-        let weights = matrix::<N>(weight, size(weight.size()[0]))?;
-        Ok::<_, std::io::Error>(Projection { weights, bias: bias.as_ref().map(numbers) })
-    };
     Ok(Layer {
         attention_norm: numbers(&block.attention_norm),
-        qkv: plain(&block.qkv, &block.qkv_bias)?,
+        qkv: projection(&block.qkv, block.qkv_bias.as_ref())?,
         head_norms: block.head_norms.as_ref().map(|norms| (numbers(&norms.query), numbers(&norms.key))),
-        output: plain(&block.output, &block.output_bias)?,
+        output: projection(&block.output, block.output_bias.as_ref())?,
         mlp_norm: numbers(&block.mlp_norm),
         gate_up: gate_up(config, block)?,
-        down: plain(&block.down, &block.down_bias)?,
+        down: projection(&block.down, block.down_bias.as_ref())?,
     })
+}
+
+/// A row-major matrix and its bias.
+fn projection<N: Number>(weight: &Tensor, bias: Option<&Tensor>) -> std::io::Result<Projection<N>> {
+    let weights = matrix(weight, size(weight.size()[0]))?;
+    Ok(Projection { weights, bias: bias.map(numbers) })
 }
 
 /// Panels of 32 gates, then the 32 values that they multiply, and so on.
@@ -142,8 +144,8 @@ fn numbers<N: Number>(tensor: &Tensor) -> Vec<N> {
     with_numbers(tensor, |elements: &[N]| elements.to_vec())
 }
 
-/// Calls `take` with the elements of a tensor as numbers of this type: copied only where they are not such in the host's
-/// memory already.
+/// Calls `take` with the elements of a tensor as numbers of this type: copied only where they are not such in
+/// the host's memory already.
 fn with_numbers<N: Number, T>(tensor: &Tensor, take: impl FnOnce(&[N]) -> T) -> T {
     let tensor = tensor.to_kind(N::TORCH).to_device(tch::Device::Cpu).contiguous();
     // As bytes: tch 0.24.0 takes `half::bf16` for f16. Torch aligns tensors, and views begin at an element.

@@ -1,9 +1,9 @@
-//! Attention over the cache on a GPU in half precision: one FlashAttention call a layer for all sequences (Dao, arXiv
-//! 2307.08691), whether they decode or take in a prompt.
+//! Attention over the cache on a GPU in half precision: one FlashAttention call a layer for all sequences
+//! (Dao, arXiv 2307.08691), whether they decode or take in a prompt.
 //!
-//! The blocks that the rows see are gathered whole, one index a block. The call is told where each sequence's blocks begin
-//! and how many keys of them count, so that the unused end of a last block is copied and not read. Where all sequences decode,
-//! counts are rounded up, so that the steps that follow have the same ones.
+//! The blocks that the rows see are gathered whole, one index a block. The call is told where each sequence's
+//! blocks begin and how many keys of them count, so that the unused end of a last block is copied and not
+//! read. Where all sequences decode, counts are rounded up, so that the steps that follow have the same ones.
 
 use model::cuda::flash::{self, Ragged};
 use tch::{Kind, Tensor};

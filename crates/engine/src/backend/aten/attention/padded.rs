@@ -1,9 +1,9 @@
 //! Attention over the cache where FlashAttention does not apply: on the CPU, and in f32 on a GPU.
 //!
-//! What a layer's rows see is gathered from the pool with one operator. Sequences that decode are attended to together, each
-//! padded to the longest of its group; a group holds lengths that differ by a factor of two at most, so that less than
-//! half of what is gathered is padding, however ragged the batch. Longer stretches are attended to one by one, without
-//! padding. Masks are made once a step.
+//! What a layer's rows see is gathered from the pool with one operator. Sequences that decode are attended to
+//! together, each padded to the longest of its group; a group holds lengths that differ by a factor of two at
+//! most, so that less than half of what is gathered is padding, however ragged the batch. Longer stretches
+//! are attended to one by one, without padding. Masks are made once a step.
 
 use tch::{Device, Kind, Tensor};
 
@@ -57,7 +57,8 @@ struct PlacedGroup {
     sequences: i64,
     rows: i64,
     keys: i64,
-    /// Added to the scores: 0, or minus infinity where a key is not seen. `[sequences, 1, 1, keys]` or `[rows, keys]`.
+    /// Added to the scores: 0, or minus infinity where a key is not seen. `[sequences, 1, 1, keys]` or
+    /// `[rows, keys]`.
     mask: Option<Tensor>,
     /// Whether row i sees the keys up to the i-th.
     causal: bool,
@@ -75,7 +76,8 @@ impl Padded {
             for segment in group {
                 let (first, end) = (first_visible(segment, window), length(segment));
                 slots.extend(shape.slots(order.batch, segment, first..end));
-                // Padding is the sequence's own key, which is finite if its others are: it counts with weight 0.
+                // Padding is the sequence's own key, which is finite if its others are: it counts with weight
+                // 0.
                 let padding = shape.slots(order.batch, segment, first..first + 1).cycle();
                 slots.extend(padding.take(keys - (end - first)));
             }

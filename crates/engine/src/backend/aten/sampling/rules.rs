@@ -137,8 +137,8 @@ struct Penalty {
 }
 
 impl PlacedRules {
-    /// Divides logits of seen tokens, `[draws, vocab]`, by the penalty if positive, multiplies them if not (Keskar et al., CTRL,
-    /// arXiv 1909.05858, as transformers has it).
+    /// Divides logits of seen tokens, `[draws, vocab]`, by the penalty if positive, multiplies them if not
+    /// (Keskar et al., CTRL, arXiv 1909.05858, as transformers has it).
     pub(super) fn penalise(&self, logits: &mut Tensor, vocab_size: i64) {
         let Some(Penalty { seen, penalties }) = &self.penalty else { return };
         let mut flat = logits.view(-1);
@@ -150,12 +150,13 @@ impl PlacedRules {
 }
 
 impl Truncation {
-    /// 1 for the tokens that may be drawn, 0 for all others, `[rows, vocab]` f32. `scaled` are the logits over the
-    /// temperature, the largest of them 0.
+    /// 1 for the tokens that may be drawn, 0 for all others, `[rows, vocab]` f32. `scaled` are the logits
+    /// over the temperature, the largest of them 0.
     ///
-    /// As in transformers: top-k keeps all tokens that are as large as the k-th; top-p keeps a token if those before it,
-    /// in falling order, of equals the one of the lower id first, sum up to less than p of what top-k left; min-p keeps
-    /// a token of at least that share of the largest. The most probable token always survives.
+    /// As in transformers: top-k keeps all tokens that are as large as the k-th; top-p keeps a token if those
+    /// before it, in falling order, of equals the one of the lower id first, sum up to less than p of what
+    /// top-k left; min-p keeps a token of at least that share of the largest. The most probable token always
+    /// survives.
     pub(super) fn survivors(&self, scaled: &Tensor) -> Tensor {
         let (sorted, order) = scaled.sort_stable(true, -1, true);
         let of_top_k = sorted.ge_tensor(&sorted.gather(-1, &(&self.top_k - 1), false));

@@ -3,7 +3,6 @@
 use half::bf16;
 
 use super::super::math::add_product;
-use super::super::number::Number;
 
 /// Vector instructions that this processor has: a value of this type is the proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,18 +47,18 @@ impl Level {
     }
 }
 
-/// Code that is compiled once for each level. `run` is marked `#[inline(always)]`, and so is what it calls in its
-/// inner loops, so that all of it uses the level's instructions.
+/// Code that is compiled once for each level. `run` is marked `#[inline(always)]`, and so is what it calls in
+/// its inner loops, so that all of it uses the level's instructions.
 pub(crate) trait Kernel {
-    /// Does the work. `FUSED` says whether a multiplication and an addition are one instruction; `WIDE` whether there
-    /// are 32 registers of 16 lanes, or half of each; `P` is how pairs of bf16 are multiplied.
+    /// Does the work. `FUSED` says whether a multiplication and an addition are one instruction; `WIDE`
+    /// whether there are 32 registers of 16 lanes, or half of each; `P` is how pairs of bf16 are multiplied.
     fn run<const FUSED: bool, const WIDE: bool, P: PairProducts>(self);
 }
 
 /// Products of pairs of bf16. A pair is two neighbours along the sum; as a u32 the first is its lower half.
 pub(crate) trait PairProducts {
-    /// Adds to `sums[row][column]` the products of both elements of `inputs[row][at]` with those of `weights[column]`.
-    /// `W` is a multiple of 16.
+    /// Adds to `sums[row][column]` the products of both elements of `inputs[row][at]` with those of
+    /// `weights[column]`. `W` is a multiple of 16.
     fn add<const R: usize, const W: usize>(
         sums: &mut [[f32; W]; R],
         inputs: (&[&[[bf16; 2]]; R], usize),
@@ -79,15 +78,16 @@ impl<const FUSED: bool> PairProducts for Widened<FUSED> {
     ) {
         let [first, second] = widen_pairs(weights);
         for row in 0..R {
-            add_product::<W, FUSED>(&mut sums[row], inputs[row][at][0].widen(), &first);
+            add_product::<W, FUSED>(&mut sums[row], widen(inputs[row][at][0]), &first);
         }
         for row in 0..R {
-            add_product::<W, FUSED>(&mut sums[row], inputs[row][at][1].widen(), &second);
+            add_product::<W, FUSED>(&mut sums[row], widen(inputs[row][at][1]), &second);
         }
     }
 }
 
-/// One instruction for 16 columns. Only [`run`] can name it, so that it is used only where the processor has it.
+/// One instruction for 16 columns. Only [`run`] can name it, so that it is used only where the processor has
+/// it.
 #[cfg(target_arch = "x86_64")]
 struct DotProduct;
 
@@ -105,8 +105,8 @@ impl PairProducts for DotProduct {
         assert!(rest.is_empty(), "{W} columns, a multiple of 16 is wanted");
         for (sums, input) in sums.iter_mut().zip(inputs) {
             for (sums, weights) in sums.as_chunks_mut::<16>().0.iter_mut().zip(weights) {
-                // SAFETY: `run` names this type at a level with these instructions only. The types between which is
-                // transmuted are 64 bytes of plain numbers each.
+                // SAFETY: `run` names this type at a level with these instructions only. The types between
+                // which is transmuted are 64 bytes of plain numbers each.
                 unsafe {
                     let input = _mm512_set1_epi32(bytemuck::cast(input[at]));
                     let input = transmute::<__m512i, __m512bh>(input);
@@ -130,6 +130,12 @@ pub(crate) fn fetch<T>(value: &T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = value;
+}
+
+/// The same number as f32.
+#[inline(always)]
+pub(crate) fn widen(number: bf16) -> f32 {
+    f32::from_bits(u32::from(number.to_bits()) << 16)
 }
 
 /// The first elements of pairs, and the second.
@@ -161,7 +167,8 @@ pub(crate) fn run<K: Kernel>(level: Level, kernel: K) {
             kernel.run::<true, false, Widened<true>>();
         }
         match level.0 {
-            // SAFETY: a level of these instructions comes from `Level::available` only, which found them here.
+            // SAFETY: a level of these instructions comes from `Level::available` only, which found them
+            // here.
             Instructions::Avx512Bf16 => return unsafe { avx512_bf16(kernel) },
             // SAFETY: as above.
             Instructions::Avx512 => return unsafe { avx512(kernel) },

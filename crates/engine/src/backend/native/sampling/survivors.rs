@@ -1,9 +1,9 @@
 //! Which tokens top-k, top-p and min-p leave, without sorting the vocabulary.
 //!
-//! Chunks of the logits whose largest is too small are passed over: the k-th largest peak of all chunks is not above
-//! the k-th largest logit, and a token below `(1 - p) / vocabulary` cannot be among those that make up mass p. Among
-//! the rest, a histogram over the sizes of probabilities finds where the mass p ends, and only the tokens of that one
-//! size are sorted.
+//! Chunks of the logits whose largest is too small are passed over: the k-th largest peak of all chunks is
+//! not above the k-th largest logit, and a token below `(1 - p) / vocabulary` cannot be among those that make
+//! up mass p. Among the rest, a histogram over the sizes of probabilities finds where the mass p ends, and
+//! only the tokens of that one size are sorted.
 
 use super::super::math::exp;
 use super::{CHUNK, Candidate, Distribution, Scratch};
@@ -14,9 +14,9 @@ const SIZE_SHIFT: u32 = 20;
 
 /// Leaves the surviving tokens in `scratch.kept`, in the order of their ids; the sum of their masses.
 ///
-/// As in transformers: top-k keeps all tokens that are as large as the k-th; top-p keeps a token if those before it,
-/// in falling order, sum up to less than p of what top-k left; min-p keeps a token of at least that share of the
-/// largest. The most probable token always survives.
+/// As in transformers: top-k keeps all tokens that are as large as the k-th; top-p keeps a token if those
+/// before it, in falling order, sum up to less than p of what top-k left; min-p keeps a token of at least
+/// that share of the largest. The most probable token always survives.
 #[inline(always)]
 pub(super) fn find<const FUSED: bool>(
     distribution: &Distribution,
@@ -116,9 +116,7 @@ fn keep_mass(limit: f64, scratch: &mut Scratch) {
         return;
     };
     keys.clear();
-    // The pattern of a positive number grows with it; the token is inverted so that of equals the lower id is larger.
-    let key = |candidate: &Candidate| u64::from(candidate.mass.to_bits()) << 32 | u64::from(!candidate.token);
-    keys.extend(kept.iter().filter(|candidate| size(candidate.mass) == cut).map(key));
+    keys.extend(kept.iter().filter(|candidate| size(candidate.mass) == cut).map(Candidate::key));
     keys.sort_unstable_by(|a, b| b.cmp(a));
     let mut least = 0;
     for key in &*keys {
@@ -128,7 +126,7 @@ fn keep_mass(limit: f64, scratch: &mut Scratch) {
         before += f64::from(f32::from_bits((*key >> 32) as u32));
         least = *key;
     }
-    kept.retain(|candidate| size(candidate.mass) > cut || least > 0 && key(candidate) >= least);
+    kept.retain(|candidate| size(candidate.mass) > cut || least > 0 && candidate.key() >= least);
 }
 
 /// The size of a mass between 0 and 1: a number that grows with it.
