@@ -1,12 +1,18 @@
-//! The arrows between crates, and the rules of form that no lint knows. ARCHITECTURE.md says why.
+//! The arrows between crates and files, and the rules of form that no lint knows. ARCHITECTURE.md says why.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+mod circles;
+mod surface;
+mod words;
+mod workspace;
 
-use cargo_metadata::{DependencyKind, MetadataCommand};
+use std::collections::{BTreeMap, BTreeSet};
+
+use cargo_metadata::DependencyKind;
+
 use tests::root;
+use workspace::{metadata, sources};
 
 /// Most lines of a source file.
 const MAX_FILE_LINES: usize = 500;
@@ -33,7 +39,6 @@ const ARROWS: [(&str, &[&str]); 17] = [
         &[
             "actor",
             "algo",
-            "collective",
             "coordinator",
             "engine",
             "learner",
@@ -51,7 +56,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
 
 #[test]
 fn crates_know_only_whom_they_may() {
-    let metadata = MetadataCommand::new().current_dir(root()).no_deps().exec().unwrap();
+    let metadata = metadata();
     let allowed: BTreeMap<&str, &[&str]> = ARROWS.into_iter().collect();
     let ours: BTreeSet<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
     assert_eq!(ours, allowed.keys().copied().collect(), "every crate has its arrows listed");
@@ -71,19 +76,12 @@ fn crates_know_only_whom_they_may() {
 
 #[test]
 fn only_roles_that_compute_link_torch() {
-    let metadata = MetadataCommand::new().current_dir(root()).no_deps().exec().unwrap();
+    let metadata = metadata();
     for name in ["types", "algo", "service", "sandbox", "proto", "coordinator"] {
         let package = metadata.packages.iter().find(|package| package.name.as_str() == name).unwrap();
         let torch = package.dependencies.iter().any(|dependency| dependency.name == "tch");
         assert!(!torch, "{name} must not link torch");
     }
-}
-
-/// Every source file of ours, with its text.
-fn sources() -> Vec<(PathBuf, String)> {
-    let sources = tests::files(&["rs"]).unwrap();
-    assert!(sources.len() > 100, "found only {} sources", sources.len());
-    sources
 }
 
 #[test]
