@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use engine::EngineConfig;
 use openai::ServeConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
 use types::MemberId;
 
 /// Everything an actor can be told. The coordinator's address is the only thing it must be told.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Its name, unique in the run. Made from the host's name and the process id when empty.
@@ -21,23 +22,29 @@ pub struct Config {
     pub max_unacknowledged: usize,
     /// Longest silence towards the coordinator.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub heartbeat_interval: Duration,
     /// How long to look for a coordinator before giving up.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub connect_timeout: Duration,
     /// After this long without an acknowledgement a rollout is sent to a second reward server too, and the
     /// first answer counts. At most one rollout in ten is: a slow scorer must not be given twice the work.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub hedge_delay: Duration,
     /// After this long without an acknowledgement a reward server counts as having lost a rollout: it is sent
     /// again, to another one if there is one.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub acknowledge_timeout: Duration,
     /// How long a transfer of weights may take without progress.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub weights_timeout: Duration,
     /// How long a drain goes on generating before the rest is handed back.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub drain_timeout: Duration,
     /// The generation engine.
     pub engine: EngineConfig,

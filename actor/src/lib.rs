@@ -17,4 +17,5 @@ mod server;
 mod work;
 
 pub use config::Config;
+pub use metrics::METRICS;
 pub use server::build;

@@ -3,40 +3,48 @@
 
 use std::time::Duration;
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{counter, gauge, histogram};
+use service::{Label, Metric};
 use types::FailReason;
 
-/// Describes every metric.
-pub(crate) fn describe() {
-    describe_counter!("rlhf_actor_tokens_generated_total", "Response tokens of finished rollouts.");
-    describe_counter!("rlhf_actor_rollouts_finished_total", "Rollouts generated to their end.");
-    describe_counter!(
+const FAIL_REASON: Label = Label::one_of("reason", FailReason::LABELS);
+const WAY: Label = Label::one_of("way", &["broadcast", "pull"]);
+
+/// Every metric of the process.
+pub const METRICS: &[Metric] = &[
+    Metric::counter("rlhf_actor_tokens_generated_total", "Response tokens of finished rollouts."),
+    Metric::counter("rlhf_actor_rollouts_finished_total", "Rollouts generated to their end."),
+    Metric::counter(
         "rlhf_actor_rollouts_failed_total",
-        "Attempts that this actor could not finish, by reason."
-    );
-    describe_counter!(
+        "Attempts that this actor could not finish, by reason.",
+    )
+    .by(&[FAIL_REASON]),
+    Metric::counter(
         "rlhf_actor_reward_overloads_total",
-        "Rollouts that a reward server had no room for, each time."
-    );
-    describe_counter!(
+        "Rollouts that a reward server had no room for, each time.",
+    ),
+    Metric::counter(
         "rlhf_actor_rollouts_hedged_total",
-        "Rollouts that a reward server took long with and a second one was given too."
-    );
-    describe_counter!(
+        "Rollouts that a reward server took long with and a second one was given too.",
+    ),
+    Metric::counter(
         "rlhf_actor_weights_received_total",
-        "Weight versions received, by way: broadcast or pull."
-    );
-    describe_counter!("rlhf_actor_weights_failed_total", "Weight versions that did not arrive, by way.");
-    describe_gauge!("rlhf_actor_policy_version", "The version that draws tokens now.");
-    describe_gauge!("rlhf_actor_responses_running", "Responses being generated.");
-    describe_gauge!("rlhf_actor_responses_free", "Responses that could be started now.");
-    describe_gauge!("rlhf_actor_rollouts_unacknowledged", "Finished rollouts that no journal holds yet.");
-    describe_histogram!(
+        "Weight versions received, by way: broadcast or pull.",
+    )
+    .by(&[WAY]),
+    Metric::counter("rlhf_actor_weights_failed_total", "Weight versions that did not arrive, by way.")
+        .by(&[WAY]),
+    Metric::gauge("rlhf_actor_policy_version", "The version that draws tokens now."),
+    Metric::gauge("rlhf_actor_responses_running", "Responses being generated."),
+    Metric::gauge("rlhf_actor_responses_free", "Responses that could be started now."),
+    Metric::gauge("rlhf_actor_rollouts_unacknowledged", "Finished rollouts that no journal holds yet."),
+    Metric::histogram(
         "rlhf_actor_weights_seconds",
-        "Time from the order to the use of a weight version, by way."
-    );
-    describe_histogram!("rlhf_actor_response_tokens", "Length of generated responses.");
-}
+        "Time from the order to the use of a weight version, by way.",
+    )
+    .by(&[WAY]),
+    Metric::histogram("rlhf_actor_response_tokens", "Length of generated responses."),
+];
 
 /// How weights came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::rollout_loop::RolloutLoop;
 /// # Errors
 /// When the actor's name is none, or its engine's device is not there.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
-    metrics::describe();
+    service::describe_metrics(metrics::METRICS);
     config.engine.check_device().context("engine")?;
     let (served, policy) = watch::channel(None);
     if config.serve.enabled {

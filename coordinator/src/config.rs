@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use algo::filtration::Filtration;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
 use types::{RunId, Sampling};
@@ -13,7 +14,7 @@ use crate::data::DataSet;
 use crate::state::RunPlan;
 
 /// Everything the coordinator can be told.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The run's name. A journal or checkpoint of another run is refused.
@@ -51,15 +52,19 @@ pub struct Config {
     pub max_attempts: u16,
     /// What is not scored by then is issued anew.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub lease_timeout: Duration,
     /// A member silent for longer is lost.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub heartbeat_timeout: Duration,
     /// How long a broadcast group may take to form, and weights to arrive.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub broadcast_timeout: Duration,
     /// How long a drain waits for actors to finish what they have begun.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub drain_timeout: Duration,
     /// The prompts.
     pub data: DataConfig,
@@ -72,7 +77,7 @@ pub struct Config {
 }
 
 /// The data set of prompts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// A JSON Lines file, plain or gzipped. A line has `prompt` (text), `messages` (chat) or `tokens` (ids),

@@ -22,5 +22,6 @@ mod status;
 mod steps_file;
 
 pub use config::Config;
+pub use metrics::METRICS;
 pub use server::build;
 pub use status::Status;

@@ -3,52 +3,42 @@
 
 use std::time::Duration;
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{counter, gauge, histogram};
+use service::{Label, Metric};
 
 use crate::state::{Event, RewardEvent, State, StepRecord};
 
-/// Describes every metric.
-pub(crate) fn describe() {
-    describe_counter!("rlhf_coordinator_responses_issued_total", "Response attempts issued to actors.");
-    describe_counter!(
-        "rlhf_coordinator_responses_ended_total",
-        "Response attempts by their one ending: trained, filtered (intended), dropped or failed (not intended)."
-    );
-    describe_counter!("rlhf_rollouts_dropped_total", "Scored responses that did not train, by reason.");
-    describe_counter!("rlhf_coordinator_late_results_total", "Results of attempts that had ended before.");
-    describe_gauge!("rlhf_coordinator_responses_in_flight", "Response attempts issued and not ended.");
-    describe_gauge!("rlhf_samples_unaccounted", "Issued minus ended minus in flight: 0, or there is a bug.");
-    describe_gauge!("rlhf_coordinator_policy_version", "The newest policy version.");
-    describe_gauge!("rlhf_coordinator_batches_trained", "Batches trained.");
-    describe_gauge!("rlhf_coordinator_batches_checkpointed", "Batches that a checkpoint holds.");
-    describe_gauge!("rlhf_coordinator_members_connected", "Members connected, by role.");
-    describe_gauge!("rlhf_coordinator_prompts_open", "Prompts with a response awaited.");
-    describe_gauge!("rlhf_coordinator_last_step_timestamp_seconds", "When the last step was trained.");
-    describe_histogram!("rlhf_coordinator_journal_commit_seconds", "Time to make events durable.");
-    describe_histogram!("rlhf_coordinator_response_tokens", "Length of scored responses.");
-    describe_histogram!("rlhf_coordinator_staleness_versions", "Versions that a trained batch was behind.");
-    for (name, what) in STEP_GAUGES {
-        describe_gauge!(*name, *what);
-    }
-}
+const REASONS: &str = "empty for trained; why it was filtered, dropped or failed (`types::Ending`)";
 
-/// Gauges of the last training step.
-const STEP_GAUGES: &[(&str, &str)] = &[
-    ("rlhf_step_policy_loss", "Policy loss of the last step."),
-    ("rlhf_step_value_loss", "Value loss of the last step."),
-    ("rlhf_step_entropy", "Entropy of the policy, nats."),
-    ("rlhf_step_approx_kl", "Approximate KL between the policy before and during the update."),
-    (
-        "rlhf_step_rollout_approx_kl",
-        "Approximate KL between learner and actor on the same tokens; 0 on-policy.",
-    ),
-    ("rlhf_step_rollout_logprob_diff", "Mean absolute difference of learner's and actor's log-probs."),
-    ("rlhf_step_clip_fraction", "Share of tokens at which the clip was active."),
-    ("rlhf_step_explained_variance", "Explained variance of the returns by the critic."),
-    ("rlhf_step_score_mean", "Mean score of all responses to the batch's prompts."),
-    ("rlhf_step_outcome_mean", "Mean outcome of the hidden tests on the batch's prompts."),
-    ("rlhf_step_kl_to_ref", "KL between the policy and the reference, per response."),
-    ("rlhf_step_filtration_r_squared", "R squared of outcome on score, unfiltered and filtered."),
+/// Every metric of the process.
+pub const METRICS: &[Metric] = &[
+    Metric::counter("rlhf_coordinator_responses_issued_total", "Response attempts issued to actors."),
+    Metric::counter("rlhf_coordinator_responses_ended_total", "Response attempts by their one ending: trained, filtered (intended), dropped or failed (not intended).").by(&[Label::one_of("outcome", &["trained", "filtered", "dropped", "failed"]), Label::described("reason", REASONS)]),
+    Metric::counter("rlhf_rollouts_dropped_total", "Scored responses that did not train, by reason.").by(&[Label::described("reason", "of filtering or dropping, as above"), Label::one_of("intentional", &["true", "false"])]),
+    Metric::counter("rlhf_coordinator_late_results_total", "Results of attempts that had ended before."),
+    Metric::gauge("rlhf_coordinator_responses_in_flight", "Response attempts issued and not ended."),
+    Metric::gauge("rlhf_samples_unaccounted", "Issued minus ended minus in flight: 0, or there is a bug."),
+    Metric::gauge("rlhf_coordinator_policy_version", "The newest policy version."),
+    Metric::gauge("rlhf_coordinator_batches_trained", "Batches trained."),
+    Metric::gauge("rlhf_coordinator_batches_checkpointed", "Batches that a checkpoint holds."),
+    Metric::gauge("rlhf_coordinator_members_connected", "Members connected, by role.").by(&[Label::one_of("role", &["actor", "reward-server", "learner"])]),
+    Metric::gauge("rlhf_coordinator_prompts_open", "Prompts with a response awaited."),
+    Metric::gauge("rlhf_coordinator_last_step_timestamp_seconds", "When the last step was trained."),
+    Metric::histogram("rlhf_coordinator_journal_commit_seconds", "Time to make events durable."),
+    Metric::histogram("rlhf_coordinator_response_tokens", "Length of scored responses."),
+    Metric::histogram("rlhf_coordinator_staleness_versions", "Versions that a trained batch was behind."),
+    Metric::gauge("rlhf_step_policy_loss", "Policy loss of the last step."),
+    Metric::gauge("rlhf_step_value_loss", "Value loss of the last step."),
+    Metric::gauge("rlhf_step_entropy", "Entropy of the policy, nats."),
+    Metric::gauge("rlhf_step_approx_kl", "Approximate KL between the policy before and during the update."),
+    Metric::gauge("rlhf_step_rollout_approx_kl", "Approximate KL between learner and actor on the same tokens; 0 on-policy."),
+    Metric::gauge("rlhf_step_rollout_logprob_diff", "Mean absolute difference of learner's and actor's log-probs."),
+    Metric::gauge("rlhf_step_clip_fraction", "Share of tokens at which the clip was active."),
+    Metric::gauge("rlhf_step_explained_variance", "Explained variance of the returns by the critic."),
+    Metric::gauge("rlhf_step_score_mean", "Mean score of all responses to the batch's prompts."),
+    Metric::gauge("rlhf_step_outcome_mean", "Mean outcome of the hidden tests on the batch's prompts."),
+    Metric::gauge("rlhf_step_kl_to_ref", "KL between the policy and the reference, per response."),
+    Metric::gauge("rlhf_step_filtration_r_squared", "R squared of outcome on score, unfiltered and filtered.").by(&[Label::one_of("pool", &["unfiltered", "filtered"])]),
 ];
 
 /// One event.

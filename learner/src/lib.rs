@@ -59,6 +59,7 @@ pub use config::{
 };
 pub use disk::FileError;
 pub use error::{Error, Result};
+pub use metrics::METRICS;
 pub use model::Device;
 pub use ppo::{CriticSource, Trainer, TrainerConfig};
 pub use ranks::Ranks;

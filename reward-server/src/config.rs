@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use model::Device;
 use sandbox::{GraderConfig, Limits};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
 use types::{DType, MemberId};
@@ -18,13 +19,17 @@ pub use scorer::{
 };
 
 /// Everything the reward server can be told.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Its name, unique in the run.
     pub member: String,
     /// `host:port` of the coordinator. Without one only the HTTP endpoint is served.
     pub coordinator: Option<String>,
+    /// How long there may be no stream to the coordinator before the process gives up.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub connect_timeout: Duration,
     /// Where actors connect. Loopback by default: the port is not authenticated.
     pub listen: SocketAddr,
     /// `host:port` under which actors reach it; the bound address where not given.
@@ -37,6 +42,7 @@ pub struct Config {
     pub tokenizer: Option<PathBuf>,
     /// What is not scored this long after its arrival has failed; sooner where its lease runs out sooner.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub scoring_timeout: Duration,
     /// Keeps the combined score within `[low, high]`.
     pub clip: Option<[f64; 2]>,
@@ -58,7 +64,7 @@ pub struct Config {
 }
 
 /// Bounds of what is in work. A rollout leaves when the coordinator's journal has its fate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueueConfig {
     /// Most rollouts.
@@ -80,7 +86,7 @@ impl Default for QueueConfig {
 }
 
 /// How the frozen networks are run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelsConfig {
     /// The device that holds and computes them.
@@ -93,6 +99,7 @@ pub struct ModelsConfig {
     pub batch_tokens: usize,
     /// How long a batch that is not full waits for more.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub batch_delay: Duration,
 }
 
@@ -120,7 +127,7 @@ pub(crate) fn torch_kind(dtype: DType) -> tch::Kind {
 }
 
 /// The reference policy.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReferenceConfig {
     /// A folder with a `*ForCausalLM`.
@@ -135,7 +142,7 @@ fn one() -> f64 {
 }
 
 /// How unit tests are run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SandboxConfig {
     /// Workers, tiers, interpreter.
@@ -149,7 +156,7 @@ pub struct SandboxConfig {
 }
 
 /// Which part of a response is the program.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Extract {
     /// All of it.
@@ -160,7 +167,7 @@ pub enum Extract {
 }
 
 /// The memory of verdicts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
     /// Most verdicts; 0 runs every program.
@@ -174,7 +181,7 @@ impl Default for CacheConfig {
 }
 
 /// `POST /get_reward` on the metrics port, in the shape of OpenRLHF's remote reward models.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EndpointConfig {
     /// Whether it is served. Off by default: the port is not authenticated, and may be open for metrics.
@@ -196,6 +203,7 @@ impl Default for Config {
         Self {
             member: "reward-0".to_owned(),
             coordinator: None,
+            connect_timeout: Duration::from_secs(600),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
             deterministic: false,

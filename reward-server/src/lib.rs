@@ -43,5 +43,6 @@ mod unit_tests;
 
 pub use config::Config;
 pub use files::{FileOptions, Progress, logprobs_file, score_file};
+pub use metrics::METRICS;
 pub use network::Error as ModelError;
 pub use server::build;

@@ -3,64 +3,76 @@
 
 use std::time::Duration;
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{counter, gauge, histogram};
 use sandbox::{Stats, Tier, Verdict};
+use service::{Label, Metric};
 use types::FailReason;
 
 /// Lengths of responses by which failures are split, so that a bias against long ones is visible.
 const LENGTH_BUCKETS: [(u32, &str); 5] =
     [(128, "0-127"), (512, "128-511"), (2048, "512-2047"), (8192, "2048-8191"), (u32::MAX, "8192-")];
 
-/// Describes every metric.
-pub(crate) fn describe() {
-    describe_counter!(
-        "rlhf_reward_offers_total",
-        "Rollouts that actors offered, by what became of the offer."
-    );
-    describe_counter!("rlhf_reward_scored_total", "Rollouts scored.");
-    describe_counter!(
+const FAIL_REASON: Label = Label::one_of("reason", FailReason::LABELS);
+const SCORER: Label = Label::described("scorer", "the kind of scorer, as configured");
+const NETWORK: Label = Label::one_of("network", &["reward-model", "reference"]);
+
+/// Every metric of the process.
+pub const METRICS: &[Metric] = &[
+    Metric::counter("rlhf_reward_offers_total", "Rollouts that actors offered, by what became of the offer.")
+        .by(&[Label::one_of("answer", &["accepted", "attached", "overloaded", "paused", "draining"])]),
+    Metric::counter("rlhf_reward_scored_total", "Rollouts scored."),
+    Metric::counter(
         "rlhf_reward_failures_total",
-        "Rollouts without a score, by reason and by length of the response in tokens."
-    );
-    describe_counter!("rlhf_reward_recorded_total", "Results that the coordinator's journal has.");
-    describe_counter!("rlhf_reward_resent_total", "Results sent again after a reconnect.");
-    describe_counter!("rlhf_reward_reconnects_total", "Streams to the coordinator that broke.");
-    describe_gauge!(
+        "Rollouts without a score, by reason and by length of the response in tokens.",
+    )
+    .by(&[
+        FAIL_REASON,
+        Label::described("length", "response tokens: `0-127`, `128-511`, `512-2047`, `2048-8191`, `8192-`"),
+    ]),
+    Metric::counter("rlhf_reward_recorded_total", "Results that the coordinator's journal has."),
+    Metric::counter("rlhf_reward_resent_total", "Results sent again after a reconnect."),
+    Metric::counter("rlhf_reward_reconnects_total", "Streams to the coordinator that broke."),
+    Metric::gauge(
         "rlhf_reward_queue_rollouts",
-        "Rollouts in work, by whether their result waits to be recorded."
-    );
-    describe_gauge!("rlhf_reward_queue_bytes", "Estimated bytes of the rollouts in work.");
-    describe_gauge!("rlhf_reward_coordinator_connected", "1 while the stream to the coordinator is open.");
-    describe_histogram!("rlhf_reward_rollout_seconds", "Time from a rollout's arrival until it is recorded.");
-    describe_histogram!("rlhf_reward_scorer_seconds", "Time of a scorer for one response, waiting included.");
-    describe_counter!(
+        "Rollouts in work, by whether their result waits to be recorded.",
+    )
+    .by(&[Label::one_of("state", &["scoring", "unrecorded"])]),
+    Metric::gauge("rlhf_reward_queue_bytes", "Estimated bytes of the rollouts in work."),
+    Metric::gauge("rlhf_reward_coordinator_connected", "1 while the stream to the coordinator is open."),
+    Metric::histogram("rlhf_reward_rollout_seconds", "Time from a rollout's arrival until it is recorded."),
+    Metric::histogram("rlhf_reward_scorer_seconds", "Time of a scorer for one response, waiting included.")
+        .by(&[SCORER]),
+    Metric::counter(
         "rlhf_reward_scorer_errors_total",
-        "Responses for which a scorer has no number, by reason."
-    );
-    describe_counter!(
+        "Responses for which a scorer has no number, by reason.",
+    )
+    .by(&[SCORER, FAIL_REASON]),
+    Metric::counter(
         "rlhf_reward_outcomes_missing_total",
-        "Scored responses whose tests could not be judged and decide nothing, by reason."
-    );
-    describe_counter!("rlhf_reward_batches_total", "Batches that torch computed, by network.");
-    describe_counter!("rlhf_reward_sequences_total", "Sequences in them.");
-    describe_histogram!("rlhf_reward_batch_tokens", "Tokens of a batch.");
-    describe_histogram!("rlhf_reward_batch_seconds", "Time to compute a batch.");
-    describe_counter!("rlhf_reward_verdicts_total", "Gradings in the sandbox, by verdict.");
-    describe_counter!("rlhf_reward_verdicts_remembered_total", "Gradings answered from memory.");
-    describe_histogram!("rlhf_reward_grading_seconds", "Time of a grading without waiting.");
-    describe_gauge!("rlhf_reward_sandbox_tier_info", "Constant 1; the label names the sandbox's tier.");
-    describe_gauge!("rlhf_reward_sandbox_busy_workers", "Gradings under way.");
-    describe_counter!("rlhf_reward_sandbox_runs_total", "Guests started.");
-    describe_counter!("rlhf_reward_sandbox_retries_total", "Gradings repeated after an internal error.");
-    describe_counter!("rlhf_reward_sandbox_start_failures_total", "Interpreters that could not be started.");
-    describe_counter!("rlhf_reward_python_starts_total", "Worker processes of Python scorers started.");
-    describe_counter!("rlhf_reward_http_attempts_total", "Requests to remote reward services, by result.");
-    describe_gauge!(
-        "rlhf_reward_http_breaker_open",
-        "1 while nothing is sent to a remote service that fails."
-    );
-    describe_counter!("rlhf_reward_endpoint_requests_total", "Requests to /get_reward, by HTTP status.");
-}
+        "Scored responses whose tests could not be judged and decide nothing, by reason.",
+    )
+    .by(&[FAIL_REASON]),
+    Metric::counter("rlhf_reward_batches_total", "Batches that torch computed, by network.").by(&[NETWORK]),
+    Metric::counter("rlhf_reward_sequences_total", "Sequences in them.").by(&[NETWORK]),
+    Metric::histogram("rlhf_reward_batch_tokens", "Tokens of a batch.").by(&[NETWORK]),
+    Metric::histogram("rlhf_reward_batch_seconds", "Time to compute a batch.").by(&[NETWORK]),
+    Metric::counter("rlhf_reward_verdicts_total", "Gradings in the sandbox, by verdict.")
+        .by(&[Label::described("verdict", "the sandbox's verdict: `accepted`, `wrong_answer`, ...")]),
+    Metric::counter("rlhf_reward_verdicts_remembered_total", "Gradings answered from memory."),
+    Metric::histogram("rlhf_reward_grading_seconds", "Time of a grading without waiting."),
+    Metric::gauge("rlhf_reward_sandbox_tier_info", "Constant 1; the label names the sandbox's tier.")
+        .by(&[Label::one_of("tier", &["a", "b"])]),
+    Metric::gauge("rlhf_reward_sandbox_busy_workers", "Gradings under way."),
+    Metric::counter("rlhf_reward_sandbox_runs_total", "Guests started."),
+    Metric::counter("rlhf_reward_sandbox_retries_total", "Gradings repeated after an internal error."),
+    Metric::counter("rlhf_reward_sandbox_start_failures_total", "Interpreters that could not be started."),
+    Metric::counter("rlhf_reward_python_starts_total", "Worker processes of Python scorers started."),
+    Metric::counter("rlhf_reward_http_attempts_total", "Requests to remote reward services, by result.")
+        .by(&[Label::one_of("result", &["success", "failure"])]),
+    Metric::gauge("rlhf_reward_http_breaker_open", "1 while nothing is sent to a remote service that fails."),
+    Metric::counter("rlhf_reward_endpoint_requests_total", "Requests to /get_reward, by HTTP status.")
+        .by(&[Label::described("status", "the HTTP status")]),
+];
 
 /// What an actor is told about its offer.
 #[derive(Debug, Clone, Copy)]

@@ -21,7 +21,7 @@ use crate::{endpoint, metrics, scoring};
 /// When the device is not there, a port is taken, a model or file cannot be used, or the sandbox cannot be
 /// started.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
-    metrics::describe();
+    service::describe_metrics(metrics::METRICS);
     // Not among the configuration's problems: they are the same on every machine.
     if let Some(problem) = config.models.device.problem(1) {
         return Err(BadInput(format!("models.{problem}")).into());

@@ -1,12 +1,13 @@
 //! Advantages of whole responses against the other responses of their group: no critic.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, require, require_each, require_non_negative};
 use crate::responses::Responses;
 
 /// What a score is compared with. `G` is the size of the group, the mean is the group's.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum GroupBaseline {
     /// `(R_i − mean) / (std + ε)` with the unbiased standard deviation (GRPO, arXiv 2402.03300, section

@@ -8,6 +8,7 @@
 //! 2. A token that does not count has coefficient 0.
 //! 3. A response without a counted token is no response: it is in no denominator.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, require, require_each};
@@ -15,7 +16,7 @@ use crate::responses::Responses;
 
 /// The five aggregations of the field, with a weight `w_i` for each response, `T_i` counted tokens in
 /// response `i`, and sums over the global minibatch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Aggregation {
     /// `Σ_i w_i Σ_t L_it / Σ_i w_i T_i` (DAPO, arXiv 2503.14476; default of verl and OpenRLHF)

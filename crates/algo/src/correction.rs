@@ -4,6 +4,7 @@
 //! A weight is detached and multiplies the token's coefficient; denominators stay those of all counted tokens
 //! (as AReaL and verl do). Invariant: identical log-probs give weight exactly 1 wherever the bounds admit 1.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::coefficients::require_coefficients;
@@ -17,7 +18,7 @@ use crate::responses::Responses;
 /// With π_old the proximal policy and π_rollout the behaviour policy this is the decoupled objective of
 /// Hilton et al. 2021 (arXiv 2110.00641) and AReaL (arXiv 2505.24298, section 5); with both the same weights
 /// in two engines it is the mismatch correction of Yao et al. 2025 (fengyao.notion.site/off-policy-rl).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Correction {
     /// 1 for every token: no correction.

@@ -16,6 +16,7 @@ mod strategy;
 
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::diagnostics::Diagnostics;
@@ -24,7 +25,7 @@ pub use self::strategy::{Strategy, rank_weights};
 
 /// How the distribution a strategy puts on a group becomes weights. In text: `select`, `resample` (2 draws),
 /// `resample:DRAWS`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Mode {
     /// Without replacement, at the least training compute. best-of-n keeps the best; best-random the best and
@@ -46,7 +47,7 @@ pub enum Mode {
 pub const DEFAULT_DRAWS: u32 = 2;
 
 /// When a group of two or more rollouts with equal scores is set aside as carrying no signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NoSignal {
     /// Under best-worst, which has nothing to contrast there. Every other strategy treats the group like any
@@ -61,7 +62,7 @@ pub enum NoSignal {
 }
 
 /// What to filter by.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Filtration {
     /// The strategy; best-worst where none is given.

@@ -1,5 +1,6 @@
 //! Estimates of KL(π‖π_ref) from the tokens that were drawn, as numbers and as a term of the loss.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::coefficients::LossTerm;
@@ -29,7 +30,7 @@ pub(crate) fn difference(minuend: &[f32], subtrahend: &[f32], token: usize) -> f
 /// k1 and k3 are unbiased values under π. As a term of a loss their gradients are not that of the divergence:
 /// k1's has expectation 0, k3's is biased; k2's is right on-policy. `k3+` therefore has the value of k3 and
 /// the gradient of k2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KlEstimator {
     /// `Δ`: unbiased, but of either sign.

@@ -4,6 +4,7 @@
 //! Each takes scores or *summed* log-probs of whole responses and returns the gradient with respect to them.
 //! The mean is over `total`, the number of pairs or examples in the global minibatch, so that parts add up.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, require, require_each, require_non_negative, require_positive};
@@ -74,7 +75,7 @@ pub fn bradley_terry(pairs: &ScorePairs<'_>) -> Result<PairLoss, Error> {
 
 /// How the log-ratios `h_w`, `h_l` of a pair become a loss; `h = log π(y) − log π_ref(y)`, summed over the
 /// response.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PreferenceObjective {
     /// `−log σ(β (h_w − h_l))` (DPO, arXiv 2305.18290, Eq. 7)
@@ -196,7 +197,7 @@ impl PreferenceObjective {
 }
 
 /// The parameters of KTO (arXiv 2402.01306).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Kto {
     /// β, how strongly the policy is held to the reference.
     pub beta: f64,

@@ -1,6 +1,7 @@
 //! The algorithms of the field as data: what each computes, where, and with which defaults. PF-PPO's
 //! filtration comes before any of them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::advantages::GroupBaseline;
@@ -10,7 +11,7 @@ use crate::kl::KlEstimator;
 use crate::policy_loss::{ClipRange, PolicyObjective, RatioLevel};
 
 /// An algorithm by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
     /// PPO with a critic, the paper's setting.
@@ -38,7 +39,7 @@ pub enum Algorithm {
 }
 
 /// Where advantages come from.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AdvantageEstimator {
     /// [`gae`](crate::gae()) with a critic.
@@ -52,7 +53,7 @@ pub enum AdvantageEstimator {
 }
 
 /// Where the KL to the reference enters. One place only: in both it is counted twice.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum KlPlacement {
     /// Nowhere; no reference is needed.

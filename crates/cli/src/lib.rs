@@ -17,6 +17,8 @@ mod observer_client;
 mod omp_wait;
 mod programs;
 mod recipe;
+#[cfg(test)]
+mod reference;
 mod render;
 mod responses;
 mod run;

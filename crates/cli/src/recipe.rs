@@ -22,6 +22,7 @@
 //! cluster, and both take what the roles are told from `role_configs`.
 
 mod placeholders;
+mod resolved;
 mod ring_folder;
 mod role;
 mod role_configs;
@@ -30,6 +31,7 @@ mod stage_tables;
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::config::Layers;
 use toml::{Table, Value};
@@ -44,7 +46,7 @@ pub(crate) use stage_tables::{
 };
 
 /// A recipe.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Recipe {
     /// The run's name.
@@ -68,7 +70,7 @@ pub(crate) struct Recipe {
 }
 
 /// Processes of the ring. The coordinator is always one.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Processes {
     /// Actors.
@@ -150,8 +152,8 @@ pub(crate) struct RecipeFile {
     pub(crate) settings: Vec<String>,
     /// What it says, with all defaults.
     pub(crate) recipe: Recipe,
-    /// What it says, without the defaults.
-    written: Table,
+    /// What it says, without the defaults, and where each value came from.
+    layers: Layers,
 }
 
 impl RecipeFile {
@@ -164,15 +166,11 @@ impl RecipeFile {
             Environment::Applied => Layers::of_process(Some(path), settings)?,
             Environment::LeftOut => Layers::of_file(path, settings)?,
         };
-        let mut written = Table::new();
-        layers.edit(|table| {
-            placeholders::fill_in(table, path);
-            written.clone_from(table);
-        });
+        placeholders::fill_in(&mut layers, path);
         let recipe: Recipe = layers.parse()?;
         let problems = recipe.problems();
         if problems.is_empty() {
-            Ok(Self { path: path.to_owned(), settings: settings.to_vec(), recipe, written })
+            Ok(Self { path: path.to_owned(), settings: settings.to_vec(), recipe, layers })
         } else {
             Err(service::config::Error::Unusable { problems }.into())
         }
@@ -180,6 +178,6 @@ impl RecipeFile {
 
     /// A section as it is written; empty where it is not.
     fn section(&self, name: &str) -> Table {
-        self.written.get(name).and_then(Value::as_table).cloned().unwrap_or_default()
+        self.layers.table().get(name).and_then(Value::as_table).cloned().unwrap_or_default()
     }
 }

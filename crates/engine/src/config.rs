@@ -1,6 +1,7 @@
 //! What an engine may use, and how.
 
 use model::Device;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use types::DType;
 
@@ -10,7 +11,7 @@ use crate::error::Error;
 pub(crate) const TILE_TOKENS: usize = 16;
 
 /// The configuration of an engine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
     /// Where the network runs: `cpu`, `cuda` or `cuda:N`. GPUs need a build with the feature `cuda`.
@@ -123,7 +124,7 @@ impl EngineConfig {
 }
 
 /// The code that runs the network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
     /// Native on the CPU for the networks that it can run, ATen elsewhere.
@@ -136,7 +137,7 @@ pub enum Backend {
 }
 
 /// What happens to cached keys and values when the weights that made them are replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CacheOnSwap {
     /// Responses that are under way go on with the cache they have. Their `cache_spans` say which version

@@ -27,6 +27,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use engine::{EngineConfig, EngineHandle, EngineParts, Folder, PromptEncoder};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -40,7 +41,7 @@ use request::{Job, Kind};
 const MAX_BODY_BYTES: usize = 16 << 20;
 
 /// How the policy is served.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServeConfig {
     /// Whether an actor serves its policy beside its metrics. It shares the engine with the rollouts.
@@ -51,6 +52,7 @@ pub struct ServeConfig {
     pub max_concurrent_requests: usize,
     /// Longest time for one request.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub time_limit: Duration,
 }
 

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::tier::Tier;
 
 /// Configuration of a [`Grader`](crate::Grader).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct GraderConfig {
     /// Gradings at a time; each uses two processes that take turns.
@@ -32,9 +33,11 @@ pub struct GraderConfig {
     pub max_waiting: usize,
     /// How long a caller waits for a worker before it is [`Error::Overloaded`](crate::Error::Overloaded).
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub queue_timeout: Duration,
     /// How long a zygote may take to become ready.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub start_timeout: Duration,
     /// Gradings that ended in `internal_error` are repeated this often before the caller sees it.
     pub retries: u32,

@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How a guest is isolated. `A` is the stronger one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Tier {
     /// Namespaces, a root of its own, Landlock, seccomp, limits.
@@ -39,7 +40,7 @@ impl fmt::Display for Tier {
 }
 
 /// A step of the set-up that does not work here.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StepFailure {
     /// What was attempted.
     pub step: String,
@@ -74,7 +75,7 @@ impl fmt::Display for StepFailure {
 }
 
 /// What [`probe`](crate::probe) found: each tier was built and a program run in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TierReport {
     /// Tier A; `None` where it works.
     pub a: Option<StepFailure>,

@@ -6,15 +6,21 @@
 
 mod layers;
 mod origin;
+mod resolved;
+mod schema;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use layers::{Layers, render};
+pub use origin::Source;
+pub use resolved::resolved;
+pub use schema::{Choice, Key, Schema, Section, find_keys};
 
 /// What is wrong with the configuration. Each message says where the value came from and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +41,14 @@ pub enum Error {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// Somebody asks about a key that does not exist.
+    #[error("there is no key {path}; {hint}")]
+    UnknownKey {
+        /// What was asked for.
+        path: String,
+        /// Which keys are like it.
+        hint: String,
+    },
     /// The values are sound one by one but not together; every problem is listed.
     #[error("the configuration is not usable:\n  - {}", problems.join("\n  - "))]
     Unusable {
@@ -44,7 +58,7 @@ pub enum Error {
 }
 
 /// The configuration of a process.
-pub trait Config: Serialize + DeserializeOwned + Default {
+pub trait Config: Serialize + DeserializeOwned + Default + JsonSchema {
     /// The section that the chassis reads.
     fn service(&self) -> &ServiceConfig;
 
@@ -53,7 +67,7 @@ pub trait Config: Serialize + DeserializeOwned + Default {
 }
 
 /// The chassis' own section, `[service]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceConfig {
     /// Where `/metrics`, `/health` and `/ready` are served. Port 0 takes any free port; the log says which.
@@ -66,6 +80,7 @@ pub struct ServiceConfig {
     pub log_format: LogFormat,
     /// How long a shutdown may take before what has not finished is named and abandoned.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub grace_period: Duration,
     /// Stop when standard input closes: a supervisor holds it open, so that no process outlives its
     /// supervisor.
@@ -90,7 +105,7 @@ impl Default for ServiceConfig {
 }
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One readable line per event.
@@ -99,12 +114,29 @@ pub enum LogFormat {
     Json,
 }
 
+/// A configuration that was read and checked, and where its values came from.
+#[derive(Debug)]
+pub struct Loaded<C> {
+    /// The configuration.
+    pub config: C,
+    layers: Layers,
+}
+
+impl<C: Config> Loaded<C> {
+    /// Every key with its value, where that came from and what it means, as TOML with comments.
+    pub fn resolved(&self) -> String {
+        let values = serde_json::to_value(&self.config).unwrap_or_default();
+        resolved(&Schema::of::<C>().sections_of(&values), |path| self.layers.source(path))
+    }
+}
+
 /// Reads a configuration from its layers and checks it.
 ///
 /// # Errors
 /// The first value that does not fit the schema, or all the problems of values that do not fit together.
-pub fn load<C: Config>(file: Option<&Path>, settings: &[String]) -> Result<C, Error> {
-    let config: C = Layers::of_process(file, settings)?.parse()?;
+pub fn load<C: Config>(file: Option<&Path>, settings: &[String]) -> Result<Loaded<C>, Error> {
+    let layers = Layers::of_process(file, settings)?;
+    let config: C = layers.parse()?;
     let problems = config.problems();
-    if problems.is_empty() { Ok(config) } else { Err(Error::Unusable { problems }) }
+    if problems.is_empty() { Ok(Loaded { config, layers }) } else { Err(Error::Unusable { problems }) }
 }

@@ -4,10 +4,11 @@
 //! // src/main.rs of a role.
 //! use std::process::ExitCode;
 //!
+//! use schemars::JsonSchema;
 //! use serde::{Deserialize, Serialize};
 //! use service::{Config, OnError, ServiceConfig};
 //!
-//! #[derive(Debug, Default, Serialize, Deserialize)]
+//! #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 //! #[serde(default, deny_unknown_fields)]
 //! struct EchoConfig {
 //!     lines: usize,
@@ -63,6 +64,7 @@ pub use clock::{new_incarnation, sleep_until};
 pub use config::{Config, ServiceConfig};
 pub use http::Readiness;
 pub use link::{Link, LinkEvent, Open, Opening};
+pub use metrics::{Label, Metric, PROCESS_METRICS, describe as describe_metrics};
 pub use run::{BadInput, Context, exit_code, run};
 pub use signals::StopSignals;
 pub use tasks::{OnError, Spawner, TaskSet};

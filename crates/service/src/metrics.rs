@@ -1,6 +1,21 @@
 //! The Prometheus recorder, and what every process says about itself.
 
+mod definition;
+
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+pub use definition::{Label, Metric, describe};
+
+/// What every process reports about itself.
+pub const PROCESS_METRICS: &[Metric] = &[
+    Metric::gauge("rlhf_build_info", "Constant 1; the labels name the role and the version.").by(&[
+        Label::one_of("role", &["coordinator", "reward-server", "learner", "actor"]),
+        Label::described("version", "the release"),
+    ]),
+    Metric::gauge("process_resident_memory_bytes", "Resident memory of this process."),
+    Metric::gauge("process_open_fds", "Open file descriptors of this process."),
+    Metric::gauge("process_threads", "Threads of this process."),
+];
 
 /// Upper bounds of histogram buckets for durations, from a tenth of a millisecond to ten minutes.
 const SECONDS_BUCKETS: &[f64] = &[
@@ -23,16 +38,9 @@ pub(crate) fn install(role: &'static str) -> anyhow::Result<PrometheusHandle> {
         .set_buckets_for_metric(Matcher::Suffix("_tokens".into()), TOKENS_BUCKETS)?
         .set_buckets_for_metric(Matcher::Suffix("_versions".into()), VERSIONS_BUCKETS)?
         .install_recorder()?;
-    describe();
+    describe(PROCESS_METRICS);
     build_info(role);
     Ok(handle)
-}
-
-fn describe() {
-    metrics::describe_gauge!("rlhf_build_info", "Constant 1; the labels name the role and the version.");
-    metrics::describe_gauge!("process_resident_memory_bytes", "Resident memory of this process.");
-    metrics::describe_gauge!("process_open_fds", "Open file descriptors of this process.");
-    metrics::describe_gauge!("process_threads", "Threads of this process.");
 }
 
 #[expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]

@@ -65,18 +65,18 @@ where
     F: Future<Output = anyhow::Result<Context>>,
 {
     let arguments = Arguments::parse();
-    let config = match config::load::<C>(arguments.config.as_deref(), &arguments.settings) {
-        Ok(config) => config,
+    let loaded = match config::load::<C>(arguments.config.as_deref(), &arguments.settings) {
+        Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("sluice-{role}: {error}");
             return ExitCode::from(BAD_INPUT);
         }
     };
     if arguments.check_config {
-        print!("{}", config::render(&config));
+        print!("{}", loaded.resolved());
         return ExitCode::SUCCESS;
     }
-    exit_code(role, start(role, config, build))
+    exit_code(role, start(role, loaded.config, build))
 }
 
 /// Prints a failure and turns the result into the exit code.

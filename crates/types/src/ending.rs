@@ -18,6 +18,9 @@ macro_rules! reasons {
             /// Every reason, in the order of declaration.
             pub const ALL: &'static [$name] = &[$($name::$variant,)+];
 
+            /// The metric labels of [`Self::ALL`].
+            pub const LABELS: &'static [&'static str] = &[$($label,)+];
+
             /// The metric label.
             pub fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $label,)+ }

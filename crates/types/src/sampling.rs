@@ -1,5 +1,6 @@
 //! How tokens are drawn.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Invalid;
@@ -8,7 +9,7 @@ use crate::Invalid;
 const MAX_STOP_TEXTS: usize = 16;
 
 /// What a person asks for, not yet checked, in the meaning of transformers' `GenerationConfig`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingParams {
     /// Divides the logits, at least 0; 0 is greedy. Log-probs are taken after this division.
@@ -80,7 +81,7 @@ impl SamplingParams {
 }
 
 /// How the tokens of a response are drawn: [`SamplingParams`], each in its range.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "SamplingParams", into = "SamplingParams")]
 pub struct Sampling(SamplingParams);
 

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, PolicyVersion};
@@ -17,7 +18,7 @@ const MAX_DIMENSIONS: usize = 8;
 const MAX_FILE_NAME_BYTES: usize = 128;
 
 /// Element type of a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DType {
     /// 32-bit IEEE float.

@@ -1,6 +1,7 @@
 //! How a network is trained, whatever the objective: precision, memory, ranks.
 
 use model::Device;
+use schemars::JsonSchema;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use tch::Kind;
@@ -9,7 +10,7 @@ use super::problems::Problems;
 
 /// Element type of weights and activations. Optimizer state and gradient sums are f32 in either case; with
 /// `bf16` the optimizer keeps f32 master weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32-bit floats, for weights and optimizer alike.
@@ -70,7 +71,7 @@ impl From<ZeroStage> for u8 {
 }
 
 /// A projection that LoRA can adapt, by its name in the network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraTarget {
     /// Projection to queries.
@@ -106,7 +107,7 @@ impl LoraTarget {
 
 /// Low-rank adaptation (Hu et al., arXiv 2106.09685): the weights stay, and `W + alpha / rank * B A` is used,
 /// with `A` `[rank, in]` and `B` `[out, rank]` trained.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
     /// Rank of the update.
@@ -138,7 +139,7 @@ impl LoraConfig {
 }
 
 /// How a supervised objective is run, `[execution]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExecutionConfig {
     /// Element type of weights and activations.
@@ -154,6 +155,7 @@ pub struct ExecutionConfig {
     /// Whether a block's activations are computed again in the backward pass instead of kept.
     pub recompute: bool,
     /// What the ranks divide among themselves.
+    #[schemars(with = "u8", range(max = 3))]
     pub zero_stage: ZeroStage,
     /// Whether optimizer state lives in the host's memory.
     pub offload_optimizer: bool,

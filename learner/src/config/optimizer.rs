@@ -1,13 +1,14 @@
 //! The optimizer's section.
 
 use algo::Schedule;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bound::Bound;
 use super::problems::Problems;
 
 /// What weight decay applies to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DecayOn {
     /// Every weight, as `torch.optim.AdamW(model.parameters())` does.
@@ -18,7 +19,7 @@ pub enum DecayOn {
 }
 
 /// AdamW and its schedule, `[optimizer]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
     /// Peak learning rate.

@@ -5,6 +5,7 @@
 //! documented here.
 
 use algo::{Aggregation, Algorithm, Correction, KlEstimator, Schedule};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bound::Bound;
@@ -12,7 +13,7 @@ use super::execution::{LoraConfig, Precision, ZeroStage};
 use super::optimizer::{DecayOn, OptimizerConfig};
 
 /// Over which samples advantages are whitened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Whiten {
     /// Over the samples that train.
@@ -24,7 +25,7 @@ pub enum Whiten {
 }
 
 /// Which samples of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SamplesOn {
     /// Those that train the policy (weight above 0).
@@ -35,7 +36,7 @@ pub enum SamplesOn {
 }
 
 /// Where the KL to the reference enters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum KlIn {
     /// In the token rewards.
@@ -47,7 +48,7 @@ pub enum KlIn {
 }
 
 /// What distribution the rollout log-probs are of, where the sampler truncated it (top-p, top-k, min-p).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RolloutSupport {
     /// The whole distribution, as Sluice's actors report it.
@@ -58,7 +59,7 @@ pub enum RolloutSupport {
 }
 
 /// DAPO's soft punishment of responses that are nearly too long, added to the score (arXiv 2503.14476).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Overlong {
     /// Response tokens from which on the penalty is 1.
@@ -68,7 +69,7 @@ pub struct Overlong {
 }
 
 /// The configuration of a PPO step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PpoConfig {
     /// The algorithm; it decides the defaults of the optional keys.
@@ -165,6 +166,7 @@ pub struct PpoConfig {
     /// gradient.
     pub recompute: bool,
     /// What the ranks divide among themselves. Changes no gradient.
+    #[schemars(with = "u8", range(max = 3))]
     pub zero_stage: ZeroStage,
     /// Whether optimizer state lives in the host's memory.
     pub offload_optimizer: bool,

@@ -74,6 +74,31 @@ impl Settings {
 }
 
 impl PpoConfig {
+    /// Fills in what the algorithm decides where the configuration does not; returns the keys.
+    pub fn fill_in_algorithm(&mut self) -> Vec<&'static str> {
+        let Ok(settings) = Settings::of(self) else { return Vec::new() };
+        let (range, dual_clip) = match settings.objective {
+            PolicyObjective::Clip { range, dual_clip, .. } => (range, dual_clip),
+            PolicyObjective::Cispo { range } => (range, None),
+        };
+        let (kl_in, estimator) = match settings.kl {
+            KlPlacement::None => (KlIn::Off, None),
+            KlPlacement::Reward { estimator, .. } => (KlIn::Reward, Some(estimator)),
+            KlPlacement::Loss { estimator, .. } => (KlIn::Loss, Some(estimator)),
+        };
+        let mut keys = KeysFilledIn::default();
+        keys.fill_in("kl_coefficient", &mut self.kl_coefficient, Some(settings.kl_coefficient()));
+        keys.fill_in("kl_estimator", &mut self.kl_estimator, estimator);
+        keys.fill_in("kl_in", &mut self.kl_in, Some(kl_in));
+        keys.fill_in("whiten", &mut self.whiten, Some(settings.whiten));
+        keys.fill_in("clip_ratio_low", &mut self.clip_ratio_low, Some(range.low));
+        keys.fill_in("clip_ratio_high", &mut self.clip_ratio_high, Some(range.high));
+        keys.fill_in("dual_clip", &mut self.dual_clip, Some(dual_clip.map_or(Bound::Off, Bound::At)));
+        keys.fill_in("loss_aggregation", &mut self.loss_aggregation, Some(settings.aggregation));
+        keys.fill_in("correction", &mut self.correction, Some(settings.correction));
+        keys.0
+    }
+
     /// Whether samples of weight 0 change anything; otherwise they need not be sent.
     pub fn reads_filtered_samples(&self) -> bool {
         let settings = Settings::of(self);
@@ -82,6 +107,19 @@ impl PpoConfig {
         whitens
             || (self.needs_critic() && self.critic_on == SamplesOn::All)
             || (has_baseline && self.baseline_on == SamplesOn::All)
+    }
+}
+
+/// Keys that had no value and have one now.
+#[derive(Default)]
+struct KeysFilledIn(Vec<&'static str>);
+
+impl KeysFilledIn {
+    fn fill_in<T>(&mut self, key: &'static str, slot: &mut Option<T>, value: Option<T>) {
+        if slot.is_none() && value.is_some() {
+            *slot = value;
+            self.0.push(key);
+        }
     }
 }
 
@@ -150,6 +188,17 @@ mod tests {
             assert_eq!(found.kl, defaults.kl, "{algorithm:?}");
             assert_eq!((found.aggregation, found.correction), (defaults.aggregation, defaults.correction));
             assert_eq!(found.whiten == Whiten::AfterFilter, defaults.whiten, "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_algorithm_decides_can_be_written_out() {
+        for algorithm in Algorithm::ALL {
+            let config = PpoConfig { algorithm, clip_ratio_low: Some(0.3), ..PpoConfig::default() };
+            let mut filled = config.clone();
+            let keys = filled.fill_in_algorithm();
+            assert!(keys.contains(&"clip_ratio_high") && !keys.contains(&"clip_ratio_low"), "{keys:?}");
+            assert_eq!(settings(filled), settings(config), "{algorithm:?}");
         }
     }
 

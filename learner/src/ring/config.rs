@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use model::Device;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
 use types::{HostPort, MemberId};
@@ -12,7 +13,7 @@ use types::{HostPort, MemberId};
 use crate::config::PpoConfig;
 
 /// Everything a rank of the learner can be told. All ranks are told the same, but for `rank`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The learner's name in the run.
@@ -47,18 +48,23 @@ pub struct Config {
     pub threads: usize,
     /// The longest wait of a rank for the others within a step.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub rank_timeout: Duration,
     /// The longest wait for all ranks to come.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub join_timeout: Duration,
     /// The longest wait for a broadcast group to form, and for each part of a broadcast.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub broadcast_timeout: Duration,
     /// Longest silence towards the coordinator.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub heartbeat_interval: Duration,
     /// The longest look for a coordinator before giving up.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub connect_timeout: Duration,
     /// The step.
     pub ppo: PpoConfig,

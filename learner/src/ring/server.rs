@@ -20,7 +20,7 @@ use crate::metrics;
 /// # Errors
 /// When a port cannot be used.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
-    metrics::describe();
+    service::describe_metrics(metrics::METRICS);
     if config.rank > 0 {
         context.tasks.add("rank", OnError::Shutdown, follow(config, context.readiness.clone()));
         return Ok(context);

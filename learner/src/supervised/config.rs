@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use algo::{Aggregation, Kto, PreferenceObjective};
 use model::Architecture;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ExecutionConfig, OptimizerConfig, Problems};
 
 /// A new network instead of a folder, `[init]`: random weights, the tokenizer of a folder.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct InitConfig {
     /// Folder with `tokenizer.json` and what else belongs to the tokenizer.
@@ -74,7 +75,7 @@ impl InitConfig {
 }
 
 /// What all supervised objectives have in common, `[training]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainingConfig {
     /// Passes over the data.
@@ -126,7 +127,7 @@ impl TrainingSections<'_> {
 
 /// Supervised fine-tuning: `{"prompt", "response"}`, `{"messages"}` (the last one is learnt) or
 /// `{"prompt_tokens", "response_tokens"}` a line.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SftConfig {
     /// The model's folder.
@@ -189,7 +190,7 @@ impl SftConfig {
 
 /// A reward model from pairs (Bradley-Terry): `{"prompt", "chosen", "rejected"}` or `{"prompt_tokens",
 /// "chosen_tokens", "rejected_tokens"}` a line, with `"margin"` where one is known.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardModelConfig {
     /// The folder to start from: a policy gets a new head, a reward model keeps its own.
@@ -244,7 +245,7 @@ impl RewardModelConfig {
 }
 
 /// How preferences become a loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum PreferenceLoss {
     /// Direct preference optimisation (arXiv 2305.18290).
@@ -260,7 +261,7 @@ pub enum PreferenceLoss {
 
 /// A policy from preferences: pairs as for a reward model, and for KTO `{"prompt", "response", "label"}` or
 /// `{"prompt_tokens", "response_tokens", "label"}` a line, the label a bool.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PreferenceConfig {
     /// The policy's folder.

@@ -1,11 +1,13 @@
 //! What a scorer is told. A scorer is one flat table: the keys of every scorer (`weight`, `gate`, ...) beside
 //! those of its kind.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use regex::Regex;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -24,7 +26,7 @@ pub struct ScorerConfig {
 
 /// How a scorer's number enters the score: `weight * clip((number - mean) / std)` is added, then the gates
 /// act.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Share {
     /// Its factor in the sum; where not given 1, and 0 for a gate.
@@ -50,7 +52,7 @@ impl Default for Share {
 }
 
 /// How a scorer's number acts on the sum of the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Gate {
     /// Multiplies it: by the number itself, or with a threshold by 1 or 0.
@@ -60,7 +62,7 @@ pub enum Gate {
 }
 
 /// What a scorer computes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum ScorerKind {
     /// A learned reward model's number at the last token.
@@ -86,7 +88,7 @@ pub enum ScorerKind {
 }
 
 /// A learned reward model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RewardModel {
     /// Its folder: a `*ForSequenceClassification` with one label and the policy's vocabulary.
@@ -101,7 +103,7 @@ fn yes() -> bool {
 }
 
 /// Hidden unit tests.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UnitTests {
     /// How the tests' results become a number.
@@ -109,7 +111,7 @@ pub struct UnitTests {
 }
 
 /// How the tests' results become a number.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
     /// The share of tests passed.
@@ -120,7 +122,7 @@ pub enum Rule {
 }
 
 /// A regular expression.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RegexMatch {
     /// In the syntax of the `regex` crate; found anywhere unless anchored.
@@ -128,7 +130,7 @@ pub struct RegexMatch {
 }
 
 /// Equality with a field.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExactMatch {
     /// The field of the prompt that holds the expected text or number.
@@ -147,7 +149,7 @@ impl Default for ExactMatch {
 }
 
 /// Equality of numbers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NumericMatch {
     /// The field of the prompt that holds the expected number, or a text whose last number it is.
@@ -165,7 +167,7 @@ impl Default for NumericMatch {
 }
 
 /// A penalty on length (the soft overlong punishment of DAPO, arXiv 2503.14476, equation 13).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LengthPenalty {
     /// Up to this many tokens a response costs nothing.
@@ -176,7 +178,7 @@ pub struct LengthPenalty {
 
 /// A penalty on repetition (Yeo et al., arXiv 2502.03373, appendix): minus the share of n-grams that occurred
 /// before.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RepetitionPenalty {
     /// Tokens of an n-gram.
@@ -190,7 +192,7 @@ impl Default for RepetitionPenalty {
 }
 
 /// A form of responses; everything that is asked for must hold.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Format {
     /// The trimmed response starts with this.
@@ -211,7 +213,7 @@ pub struct Format {
 
 /// `reward.py` with `def reward(prompt, response, **fields) -> float`, or
 /// `def reward_batch(prompts, responses, fields) -> list[float]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Python {
     /// The user's file.
@@ -227,6 +229,7 @@ pub struct Python {
     pub batch: usize,
     /// How long a call may take; then its worker is killed and replaced.
     #[serde(default = "half_a_minute", with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub timeout: Duration,
     /// Address space of a worker; 0 is unlimited.
     #[serde(default = "four_gibibytes")]
@@ -235,7 +238,7 @@ pub struct Python {
 
 /// A remote reward service in the shape of OpenRLHF's: `POST {"query", "prompts", "labels"}`, answer
 /// `{"rewards"}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Http {
     /// Where the requests go; `http://` or `https://`.
@@ -248,6 +251,7 @@ pub struct Http {
     pub label: Option<String>,
     /// How long one attempt may take.
     #[serde(default = "half_a_minute", with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub timeout: Duration,
     /// Attempts after the first.
     #[serde(default = "three")]
@@ -263,6 +267,7 @@ pub struct Http {
     pub breaker_failures: u32,
     /// How long nothing is sent then. Meanwhile actors are told to come back later.
     #[serde(default = "five_seconds", with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub breaker_delay: Duration,
 }
 
@@ -404,6 +409,25 @@ impl TryFrom<Map<String, Value>> for ScorerConfig {
             share: serde_json::from_value(Value::Object(share))?,
             kind: serde_json::from_value(Value::Object(kind))?,
         })
+    }
+}
+
+/// The keys of a scorer, side by side as they are written.
+#[derive(Serialize, JsonSchema)]
+struct ScorerKeys {
+    #[serde(flatten)]
+    share: Share,
+    #[serde(flatten)]
+    kind: ScorerKind,
+}
+
+impl JsonSchema for ScorerConfig {
+    fn schema_name() -> Cow<'static, str> {
+        "ScorerConfig".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        ScorerKeys::json_schema(generator)
     }
 }
 

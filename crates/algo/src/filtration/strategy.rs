@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -10,7 +11,7 @@ use super::Error;
 /// Which responses of a group the policy learns from (PF-PPO, arXiv 2409.06957, section 4; thresholds and
 /// powers from section 5.6). In text, in configuration and on the command line: the name, then parameters
 /// after colons.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Strategy {
     /// `none`: all responses (PPO-M; with one response per prompt PPO-S).

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use service::config::Layers;
 use toml::{Table, Value};
 
 /// A name in braces and what stands in its place.
@@ -15,24 +16,28 @@ struct Placeholder {
 
 /// Puts folders, name and seed in for their placeholders, and hands the run's name and seed down to the
 /// roles.
-pub(super) fn fill_in(table: &mut Table, file: &Path) {
+pub(super) fn fill_in(layers: &mut Layers, file: &Path) {
+    let seed = layers.table().get("seed").and_then(Value::as_integer).unwrap_or(0);
+    let name = text(layers.table(), "name", "run");
+    layers.edit(|table| replace_all(table, file, &name, seed));
+    layers.derive("coordinator.run", Value::String(name), "name");
+    layers.derive("coordinator.seed", Value::Integer(seed), "seed");
+    layers.derive("learner.ppo.seed", Value::Integer(seed), "seed");
+}
+
+fn replace_all(table: &mut Table, file: &Path, name: &str, seed: i64) {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let seed = table.get("seed").and_then(Value::as_integer).unwrap_or(0);
-    let name = text(table, "name", "run");
-    let output = text(table, "output", "runs/{name}").replace("{name}", &name);
+    let output = text(table, "output", "runs/{name}").replace("{name}", name);
     let placeholders = [
         Placeholder { name: "{output}", replacement: output.clone() },
         Placeholder { name: "{recipe}", replacement: folder.display().to_string() },
         Placeholder { name: "{seed}", replacement: seed.to_string() },
-        Placeholder { name: "{name}", replacement: name.clone() },
+        Placeholder { name: "{name}", replacement: name.to_owned() },
     ];
     table.insert("output".to_owned(), Value::String(output));
     for (_, value) in table.iter_mut() {
         replace(value, &placeholders);
     }
-    hand_down(table, &["coordinator"], "run", Value::String(name));
-    hand_down(table, &["coordinator"], "seed", Value::Integer(seed));
-    hand_down(table, &["learner", "ppo"], "seed", Value::Integer(seed));
 }
 
 fn text(table: &Table, key: &str, default: &str) -> String {
@@ -60,28 +65,19 @@ fn replace(value: &mut Value, placeholders: &[Placeholder]) {
     }
 }
 
-/// Sets a key of a section where the recipe does not.
-fn hand_down(table: &mut Table, section: &[&str], key: &str, value: Value) {
-    let Some((outer, inner)) = section.split_first() else {
-        table.entry(key).or_insert(value);
-        return;
-    };
-    if let Value::Table(table) = table.entry(*outer).or_insert_with(|| Value::Table(Table::new())) {
-        hand_down(table, inner, key, value);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn names_are_filled_in_everywhere() {
-        let mut table: Table = "name = 'x'\nseed = 5\n[coordinator.data]\npath = '{output}/p-{seed}.jsonl'\n\
-             [[stages]]\ncommand = ['{recipe}/make.py']\n"
-            .parse()
-            .unwrap();
-        fill_in(&mut table, Path::new("examples/tiny/recipe.toml"));
+        let text = "name = 'x'\nseed = 5\n[coordinator.data]\npath = '{output}/p-{seed}.jsonl'\n\
+             [[stages]]\ncommand = ['{recipe}/make.py']\n";
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let mut layers = Layers::of_file(file.path(), &[]).unwrap();
+        fill_in(&mut layers, Path::new("examples/tiny/recipe.toml"));
+        let table = layers.table();
         assert_eq!(table["output"].as_str(), Some("runs/x"));
         assert_eq!(table["coordinator"]["data"]["path"].as_str(), Some("runs/x/p-5.jsonl"));
         assert_eq!(table["stages"][0]["command"][0].as_str(), Some("examples/tiny/make.py"));

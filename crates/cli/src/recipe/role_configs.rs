@@ -20,6 +20,17 @@ use super::{Recipe, RecipeFile};
 pub(crate) struct RoleConfig {
     role: Role,
     table: Table,
+    /// What it owes to other sections.
+    derived: Vec<Derived>,
+}
+
+/// A key that follows from another section of the recipe.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Derived {
+    /// The role's key.
+    pub(super) key: &'static str,
+    /// The recipe's key that decides it.
+    pub(super) from: &'static str,
 }
 
 /// What a role makes of its configuration.
@@ -35,7 +46,7 @@ impl RecipeFile {
     /// What every process of each role is told, in the order of [`Role::ALL`].
     pub(crate) fn role_configs(&self) -> [RoleConfig; 4] {
         Role::ALL.map(|role| {
-            let mut config = RoleConfig { role, table: self.section(role.section()) };
+            let mut config = RoleConfig { role, table: self.section(role.section()), derived: Vec::new() };
             config.hand_over(&self.recipe);
             config
         })
@@ -48,24 +59,34 @@ impl RoleConfig {
         let folder = RingFolder::of(&recipe.output);
         match self.role {
             Role::Coordinator => {
-                self.set("journal", folder.journal().display().to_string());
-                self.set("steps_file", folder.steps().display().to_string());
+                self.derive("journal", folder.journal().display().to_string(), "output");
+                self.derive("steps_file", folder.steps().display().to_string(), "output");
                 if recipe.learner.ppo.reads_filtered_samples() {
-                    self.set("send_filtered", true);
+                    self.derive("send_filtered", true, "learner.ppo");
                 }
             }
             Role::RewardServer => {
                 if recipe.coordinator.deterministic {
-                    self.set("deterministic", true);
+                    self.derive("deterministic", true, "coordinator.deterministic");
                 }
             }
             Role::Learner => {
                 let ranks = i64::try_from(recipe.processes.learner_ranks).unwrap_or(i64::MAX);
-                self.set("world_size", ranks);
-                self.set("checkpoints", folder.checkpoints().display().to_string());
+                self.derive("world_size", ranks, "processes.learner_ranks");
+                self.derive("checkpoints", folder.checkpoints().display().to_string(), "output");
             }
             Role::Actor => {}
         }
+    }
+
+    fn derive(&mut self, key: &'static str, value: impl Into<Value>, from: &'static str) {
+        self.set(key, value);
+        self.derived.push(Derived { key, from });
+    }
+
+    /// Why a key of it is what it is, where another section decides it.
+    pub(super) fn derived(&self) -> &[Derived] {
+        &self.derived
     }
 
     /// Whose it is.
@@ -117,6 +138,26 @@ impl RoleConfig {
             Role::Actor => self.parsed::<actor::Config>(),
         };
         checked.with_context(|| format!("read [{}]", self.role.section()))
+    }
+
+    /// Every key of it, defaults filled in; what is not set is null.
+    ///
+    /// # Errors
+    /// When a value does not fit the role's schema.
+    pub(super) fn values(&self) -> anyhow::Result<serde_json::Value> {
+        let values = match self.role {
+            Role::Coordinator => self.values_as::<coordinator::Config>(),
+            Role::RewardServer => self.values_as::<reward_server::Config>(),
+            Role::Learner => self.values_as::<learner::Config>(),
+            Role::Actor => self.values_as::<actor::Config>(),
+        };
+        values.with_context(|| format!("read [{}]", self.role.section()))
+    }
+
+    fn values_as<C: service::Config>(&self) -> anyhow::Result<serde_json::Value> {
+        let config: C =
+            Value::Table(self.table.clone()).try_into().map_err(|error| BadInput(format!("{error}")))?;
+        Ok(serde_json::to_value(config)?)
     }
 
     fn parsed<C: service::Config>(&self) -> anyhow::Result<Checked> {

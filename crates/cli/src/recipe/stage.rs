@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use learner::{PreferenceConfig, RewardModelConfig, SftConfig};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::stage_tables::{CommandStage, EvalStage, PreferencesStage, RingStage, TokenizerStage};
 
 /// A stage. Beside its name it has exactly one table, which says what to do.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Stage {
     /// Its name, unique in the recipe.

@@ -3,11 +3,12 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use types::Sampling;
 
 /// A program, such as one that makes data, and what it makes.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct CommandStage {
     /// The program and its arguments.
@@ -17,7 +18,7 @@ pub(crate) struct CommandStage {
 }
 
 /// What a byte-level BPE tokenizer is trained on.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct TokenizerStage {
     /// JSON Lines files.
@@ -51,7 +52,7 @@ impl Default for TokenizerStage {
 }
 
 /// What preference pairs are made of.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PreferencesStage {
     /// The policy's folder.
@@ -92,7 +93,7 @@ impl Default for PreferencesStage {
 }
 
 /// What the ring leaves behind.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RingStage {
     /// Folder that the trained policy is put into.
@@ -100,7 +101,7 @@ pub(crate) struct RingStage {
 }
 
 /// Which policies are compared, and on what.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct EvalStage {
     /// Problems with tests, held out from all training.
@@ -140,7 +141,7 @@ impl Default for EvalStage {
 }
 
 /// A policy under comparison.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Candidate {
     /// What the table calls it.

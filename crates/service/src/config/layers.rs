@@ -8,7 +8,7 @@ use toml::de::DeTable;
 use toml::{Table, Value};
 
 use super::Error;
-use super::origin::{Origins, join};
+use super::origin::{Origins, Source, join};
 
 /// Start of the environment variables that set values.
 const ENV_PREFIX: &str = "SLUICE_";
@@ -95,6 +95,35 @@ impl Layers {
         }
     }
 
+    /// What the layers say, without defaults.
+    pub fn table(&self) -> &Table {
+        &self.merged
+    }
+
+    /// Where the value at `path`, such as `stages[0].sft.epochs`, came from.
+    pub fn source(&self, path: &str) -> Source {
+        let set = value_at(&self.merged, path).and_then(|_| self.origins.of(path));
+        set.cloned().unwrap_or(Source::Default)
+    }
+
+    /// Sets a value that follows from `from` where no layer has it. The sections on the way are made.
+    pub fn derive(&mut self, path: &str, value: Value, from: &str) {
+        let mut table = &mut self.merged;
+        let mut keys = path.split('.').peekable();
+        while let Some(key) = keys.next() {
+            if keys.peek().is_none() {
+                if !table.contains_key(key) {
+                    table.insert(key.to_owned(), value);
+                    self.origins.set(path, Source::Derived(from.to_owned()));
+                }
+                return;
+            }
+            let inner = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
+            let Value::Table(inner) = inner else { return };
+            table = inner;
+        }
+    }
+
     /// Changes the merged values; errors about changed ones still point at where the old ones came from.
     pub fn edit(&mut self, change: impl FnOnce(&mut Table)) {
         change(&mut self.merged);
@@ -114,7 +143,7 @@ impl Layers {
             };
             table = inner;
         }
-        self.origins.set(path, origin);
+        self.origins.set(path, Source::Set(origin));
         Ok(())
     }
 
@@ -122,12 +151,11 @@ impl Layers {
     ///
     /// # Errors
     /// The first value that does not fit, with its origin.
-    pub fn parse<C: DeserializeOwned>(self) -> Result<C, Error> {
-        let Self { merged, origins } = self;
-        serde_path_to_error::deserialize(Value::Table(merged)).map_err(|error| {
+    pub fn parse<C: DeserializeOwned>(&self) -> Result<C, Error> {
+        serde_path_to_error::deserialize(Value::Table(self.merged.clone())).map_err(|error| {
             let path = error.path().to_string();
             let message = error.inner().message().to_owned();
-            describe(&origins, &path, &message)
+            describe(&self.origins, &path, &message)
         })
     }
 }
@@ -184,7 +212,33 @@ fn describe(origins: &Origins, path: &str, message: &str) -> Error {
 }
 
 fn origin_of(origins: &Origins, path: &str) -> String {
-    origins.of(path).unwrap_or("the configuration").to_owned()
+    match origins.of(path) {
+        Some(Source::Set(origin) | Source::Derived(origin)) => origin.clone(),
+        Some(Source::Default) | None => "the configuration".to_owned(),
+    }
+}
+
+/// The value at a dotted path with indices in brackets.
+fn value_at<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {
+    let mut keys = path.split('.');
+    let mut value = member(table.get(name(keys.next()?))?, path.split('.').next()?)?;
+    for key in keys {
+        value = member(value.as_table()?.get(name(key))?, key)?;
+    }
+    Some(value)
+}
+
+/// A key without its index.
+fn name(key: &str) -> &str {
+    key.split('[').next().unwrap_or(key)
+}
+
+/// What a key with an index, such as `stages[0]`, means of the value behind its name.
+fn member<'t>(value: &'t Value, key: &str) -> Option<&'t Value> {
+    match key.split_once('[') {
+        None => Some(value),
+        Some((_, index)) => value.as_array()?.get(index.strip_suffix(']')?.parse::<usize>().ok()?),
+    }
 }
 
 /// The effective configuration as TOML, as it is logged at the start and printed by `--check-config`.

@@ -1,20 +1,42 @@
-//! Where each value came from, so that an error can point at it.
+//! Where each value came from, so that an error can point at it and a reader can be told.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Somebody set it: `file:line`, a variable or a flag.
+    Set(String),
+    /// It follows from something else, which is named.
+    Derived(String),
+    /// Nobody set it.
+    Default,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Set(origin) => f.write_str(origin),
+            Self::Derived(from) => write!(f, "from {from}"),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
 /// Origins of values by dotted path.
 #[derive(Debug, Default)]
-pub(crate) struct Origins(BTreeMap<String, String>);
+pub(crate) struct Origins(BTreeMap<String, Source>);
 
 impl Origins {
-    /// Records that `path` and all below it were set by `origin`.
-    pub(crate) fn set(&mut self, path: &str, origin: String) {
+    /// Records that `path` and all below it came from `source`.
+    pub(crate) fn set(&mut self, path: &str, source: Source) {
         let below = format!("{path}.");
         self.0.retain(|known, _| known != path && !known.starts_with(&below));
-        self.0.insert(path.to_owned(), origin);
+        self.0.insert(path.to_owned(), source);
     }
 
     /// Records the line of each key of a parsed file.
@@ -26,7 +48,7 @@ impl Origins {
         for (key, value) in table {
             let path = join(prefix, key.get_ref());
             let line = text[..key.span().start].matches('\n').count() + 1;
-            self.0.insert(path.clone(), format!("{}:{line}", file.display()));
+            self.0.insert(path.clone(), Source::Set(format!("{}:{line}", file.display())));
             self.walk_value(file, text, value.get_ref(), &path);
         }
     }
@@ -44,11 +66,11 @@ impl Origins {
     }
 
     /// The origin of the value at `path`, or of the nearest enclosing table that has one.
-    pub(crate) fn of(&self, path: &str) -> Option<&str> {
+    pub(crate) fn of(&self, path: &str) -> Option<&Source> {
         let mut path = path;
         loop {
-            if let Some(origin) = self.0.get(path) {
-                return Some(origin);
+            if let Some(source) = self.0.get(path) {
+                return Some(source);
             }
             path = path.rsplit_once('.')?.0;
         }
