@@ -16,7 +16,7 @@ pub(crate) struct CoordinatorLink(Link<pb::ActorReport, pb::ActorCommand>);
 impl CoordinatorLink {
     /// A link to `host:port` that gives up after `timeout` without a stream.
     pub(crate) fn new(address: String, timeout: Duration) -> Self {
-        Self(Link::new(address, act, timeout))
+        Self(Link::new(address, act, Some(timeout)))
     }
 
     /// Whether a stream is open.

@@ -1,20 +1,19 @@
 //! The stream to the coordinator: results up, records down; again and again until the run is over.
 
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use proto::MAX_MESSAGE_BYTES;
 use proto::pb;
 use proto::pb::coordinator_client::CoordinatorClient;
-use service::grpc::connect;
-use service::{Backoff, CancellationToken, Readiness};
+use service::{CancellationToken, Link, LinkEvent, Opening, Readiness, sleep_until};
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tonic::transport::Channel;
 use types::link::reward::{RewardCommand, RewardHello, RewardReport};
-use types::{Incarnation, MemberId, RunId};
+use types::{Incarnation, MemberId};
 
 use crate::metrics;
 use crate::registry::RolloutRegistry;
@@ -24,19 +23,16 @@ const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two reports of the load. The coordinator gives a member up after ten seconds of silence by
 /// default.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
-/// Results on their way into the stream.
-const OUTBOX_CAPACITY: usize = 16;
 /// How long the coordinator may take to close a stream that this server has closed.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
-/// From a broken stream to the next try; doubled each time, up to the longest.
-const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(100);
-const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
 /// This process as a member of the run.
 pub(crate) struct Membership {
     pub(crate) member: MemberId,
     /// `host:port` of the coordinator.
     pub(crate) coordinator: String,
+    /// How long there may be no stream to it.
+    pub(crate) connect_timeout: Duration,
     /// `host:port` under which actors reach this server.
     pub(crate) address: String,
     pub(crate) registry: RolloutRegistry,
@@ -47,173 +43,148 @@ pub(crate) struct Membership {
     pub(crate) done: CancellationToken,
 }
 
-/// How a stream ended that did not break.
-enum Left {
-    /// The coordinator said that the run is over.
-    Finished,
-    /// The process is to stop, and nothing is in work.
-    Drained,
-}
+type CoordinatorLink = Link<pb::RewardReport, pb::RewardCommand>;
 
-/// Why a stream broke.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    /// Nobody answers, or the connection broke.
-    #[error("{0:#}")]
-    Unreachable(anyhow::Error),
-    /// The coordinator ended it.
-    #[error("{}: {}", .0.code(), .0.message())]
-    Status(#[from] Status),
-}
-
-impl Broken {
-    /// Whether coming back is of no use.
-    fn is_final(&self) -> bool {
-        let never = [Code::FailedPrecondition, Code::InvalidArgument, Code::Unimplemented];
-        matches!(self, Self::Status(status) if never.contains(&status.code()))
-    }
+/// Where this server stands with the coordinator.
+#[derive(Debug, Clone, Copy)]
+enum Standing {
+    /// There is no stream.
+    Away,
+    /// It has said hello, and waits for the welcome until then.
+    Introduced(Instant),
+    /// It may report.
+    Welcomed,
 }
 
 impl Membership {
     /// Stays in the run until it is over or the process is to stop and nothing is in work.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let _done = self.done.clone().drop_guard();
+        let mut link = Link::new(self.coordinator.clone(), reward, Some(self.connect_timeout));
         let incarnation = Incarnation(service::new_incarnation());
-        let mut backoff = Backoff::new(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
+        let mut standing = Standing::Away;
+        let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let broken = match self.stay(incarnation, &mut backoff).await {
-                Ok(Left::Finished) => {
-                    tracing::info!("the run is over");
-                    self.token.cancel();
+            let reports = link.reports().filter(|_| matches!(standing, Standing::Welcomed));
+            let welcome_deadline = match standing {
+                Standing::Introduced(deadline) => Some(deadline),
+                Standing::Away | Standing::Welcomed => None,
+            };
+            let event = tokio::select! {
+                event = link.next() => event,
+                () = sleep_until(welcome_deadline) => {
+                    link.broke(format!("no welcome within {WELCOME_TIMEOUT:?}"))
+                }
+                () = self.send_result(reports.clone()) => continue,
+                () = self.send_load(reports, &mut ticks) => continue,
+                () = self.registry.drained() => {
+                    link.close(GOODBYE_TIMEOUT).await;
                     return Ok(());
                 }
-                Ok(Left::Drained) => return Ok(()),
-                Err(broken) => broken,
             };
-            metrics::disconnected();
-            if broken.is_final() {
-                return Err(broken).context(format!("coordinator {}", self.coordinator));
-            }
-            let delay = backoff.next_pause();
-            tracing::warn!(coordinator = self.coordinator, reason = %broken, ?delay, "no coordinator");
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                () = self.registry.drained() => return Ok(()),
-            }
-        }
-    }
-
-    /// One stream, from hello to end.
-    async fn stay(&self, incarnation: Incarnation, backoff: &mut Backoff) -> Result<Left, Broken> {
-        let (reports, mut commands) = tokio::select! {
-            opened = self.open(incarnation) => opened?,
-            () = self.registry.drained() => return Ok(Left::Drained),
-        };
-        let run = welcome(&mut commands).await?;
-        let resent = self.registry.welcomed(run.clone());
-        metrics::connected(resent);
-        tracing::info!(coordinator = self.coordinator, %run, resent, "joined");
-        self.readiness.set(true);
-        backoff.reset();
-        tokio::select! {
-            left = follow(&self.registry, &mut commands) => left,
-            () = self.send_results(&reports) => Err(stream_ended()),
-            () = self.send_load(&reports) => Err(stream_ended()),
-            () = self.registry.drained() => {
-                drop(reports);
-                // The coordinator may close its half in its own time, but not for ever.
-                let _ = tokio::time::timeout(GOODBYE_TIMEOUT, commands.message()).await;
-                Ok(Left::Drained)
+            let event = match event {
+                LinkEvent::Due => tokio::select! {
+                    failed = link.connect(self.hello(incarnation).into()) => {
+                        standing = Standing::Introduced(Instant::now() + WELCOME_TIMEOUT);
+                        failed
+                    }
+                    () = self.registry.drained() => return Ok(()),
+                },
+                event => Some(event),
+            };
+            if let Some(event) = event
+                && self.take(event, &mut link, &mut standing)?.is_break()
+            {
+                return Ok(());
             }
         }
     }
 
-    async fn open(
+    /// Does what an event asks for; breaks when the run is over.
+    fn take(
         &self,
-        incarnation: Incarnation,
-    ) -> Result<(mpsc::Sender<pb::RewardReport>, Streaming<pb::RewardCommand>), Broken> {
-        let channel = connect(&self.coordinator).await.map_err(Broken::Unreachable)?;
-        let mut client = CoordinatorClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let (reports, outbox) = mpsc::channel(OUTBOX_CAPACITY);
-        let hello = RewardHello {
+        event: LinkEvent<pb::RewardCommand>,
+        link: &mut CoordinatorLink,
+        standing: &mut Standing,
+    ) -> anyhow::Result<ControlFlow<()>> {
+        let coordinator = &self.coordinator;
+        match event {
+            LinkEvent::Command(command) => match (RewardCommand::try_from(command), &standing) {
+                (Ok(RewardCommand::Welcome { run }), Standing::Introduced(_)) => {
+                    let resent = self.registry.welcomed(run.clone());
+                    metrics::connected(resent);
+                    tracing::info!(coordinator, %run, resent, "joined");
+                    self.readiness.set(true);
+                    *standing = Standing::Welcomed;
+                }
+                (Ok(RewardCommand::Recorded(id)), _) => self.registry.recorded(id),
+                (Ok(RewardCommand::Finish), _) => {
+                    tracing::info!("the run is over");
+                    self.token.cancel();
+                    return Ok(ControlFlow::Break(()));
+                }
+                (Ok(RewardCommand::Welcome { .. }), _) => {
+                    anyhow::bail!("coordinator {coordinator}: a second welcome on one stream")
+                }
+                (Err(error), _) => {
+                    let broken = link.broke(format!("a command that cannot be understood: {error}"));
+                    return self.take(broken, link, standing);
+                }
+            },
+            LinkEvent::Lost(reason) => {
+                *standing = Standing::Away;
+                metrics::disconnected();
+                tracing::warn!(coordinator, reason, "no coordinator");
+            }
+            LinkEvent::Refused(reason) => {
+                anyhow::bail!("coordinator {coordinator} refuses this server: {reason}")
+            }
+            LinkEvent::GaveUp(reason) => anyhow::bail!("no coordinator: {reason}"),
+            LinkEvent::Due => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn hello(&self, incarnation: Incarnation) -> RewardHello {
+        RewardHello {
             member: self.member.clone(),
             incarnation,
             run: self.registry.run(),
             address: self.address.clone(),
-        };
-        // There is room: nothing else has been put in.
-        let _ = reports.try_send(hello.into());
-        let opening = client.reward(ReceiverStream::new(outbox));
-        let opened = tokio::time::timeout(WELCOME_TIMEOUT, opening).await;
-        let opened = opened.map_err(|_| no_welcome())??;
-        Ok((reports, opened.into_inner()))
-    }
-
-    /// Sends every result as soon as there is one, until the stream ends.
-    async fn send_results(&self, reports: &mpsc::Sender<pb::RewardReport>) {
-        loop {
-            let Ok(place) = reports.reserve().await else { return ended_stream_speaks().await };
-            place.send(self.registry.next_unsent().await.into());
         }
     }
 
-    /// Sends the load, which is also the sign of life, until the stream ends.
-    async fn send_load(&self, reports: &mpsc::Sender<pb::RewardReport>) {
-        let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+    /// Sends a result as soon as there is one and room for it. Never ends without a stream: the link says
+    /// why there is none.
+    async fn send_result(&self, reports: Option<mpsc::Sender<pb::RewardReport>>) {
+        if let Some(reports) = reports
+            && let Ok(place) = reports.reserve().await
+        {
+            // Once it is taken it is sent: nothing is awaited in between.
+            return place.send(self.registry.next_unsent().await.into());
+        }
+        std::future::pending().await
+    }
+
+    /// Sends the load, which is also the sign of life, when it is time.
+    async fn send_load(&self, reports: Option<mpsc::Sender<pb::RewardReport>>, ticks: &mut Interval) {
+        if let Some(reports) = reports
+            && let Ok(place) = reports.reserve().await
+        {
             ticks.tick().await;
             let load = RewardReport::Load { queued: self.registry.observe() };
-            if reports.send(load.into()).await.is_err() {
-                return ended_stream_speaks().await;
-            }
+            return place.send(load.into());
         }
+        std::future::pending().await
     }
 }
 
-/// A stream that takes nothing more has ended; the commands' side says why.
-async fn ended_stream_speaks() {
-    std::future::pending().await
-}
-
-/// The first command.
-async fn welcome(commands: &mut Streaming<pb::RewardCommand>) -> Result<RunId, Broken> {
-    let first =
-        tokio::time::timeout(WELCOME_TIMEOUT, commands.message()).await.map_err(|_| no_welcome())??;
-    match first.map(RewardCommand::try_from).transpose().map_err(Status::from)? {
-        Some(RewardCommand::Welcome { run }) => Ok(run),
-        Some(other) => {
-            Err(Status::invalid_argument(format!("the first command was {other:?}, not a welcome")).into())
-        }
-        None => Err(stream_ended()),
-    }
-}
-
-/// Takes commands until the run is over.
-async fn follow(
-    registry: &RolloutRegistry,
-    commands: &mut Streaming<pb::RewardCommand>,
-) -> Result<Left, Broken> {
-    while let Some(command) = commands.message().await? {
-        match RewardCommand::try_from(command).map_err(Status::from)? {
-            RewardCommand::Recorded(id) => registry.recorded(id),
-            RewardCommand::Finish => return Ok(Left::Finished),
-            RewardCommand::Welcome { .. } => {
-                return Err(Status::invalid_argument("a second welcome on one stream").into());
-            }
-        }
-    }
-    Err(stream_ended())
-}
-
-fn stream_ended() -> Broken {
-    Broken::Unreachable(anyhow::anyhow!("the coordinator closed the stream"))
-}
-
-fn no_welcome() -> Broken {
-    Broken::Unreachable(anyhow::anyhow!("no welcome within {WELCOME_TIMEOUT:?}"))
+fn reward(channel: Channel, reports: ReceiverStream<pb::RewardReport>) -> Opening<pb::RewardCommand> {
+    let mut client = CoordinatorClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    Box::pin(async move { client.reward(reports).await })
 }
 
 /// The address that actors are told.

@@ -65,6 +65,7 @@ fn join_run(
     let membership = Membership {
         member: MemberId::try_from(config.member.clone()).map_err(|error| BadInput(error.to_string()))?,
         coordinator: config.coordinator.clone().context("a member of a run has a coordinator")?,
+        connect_timeout: config.connect_timeout,
         address: reachable(config.advertise.as_ref(), listener.address),
         registry: registry.clone(),
         readiness: context.readiness.clone(),

@@ -1,8 +1,9 @@
-//! A member's stream to the coordinator: opened, watched, and opened again after growing pauses.
+//! A stream to another process: opened, watched, and opened again after growing pauses.
 //!
-//! Every role has one. Reports go up, commands come down; the role translates both. A stream that the other
-//! side ends with `FAILED_PRECONDITION` is not opened again: this process cannot take part. When there was no
-//! stream for longer than a limit the link gives up, so that no process waits for ever.
+//! Every member has one to the coordinator, every actor one to each reward server. Reports go up, commands
+//! come down; the role translates both. A stream that the other side ends because this process cannot take
+//! part ([`is_final`]) is not worth opening again. When there was no stream for longer than a timeout the
+//! link gives up, so that no process waits for ever.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,9 +19,11 @@ use crate::Backoff;
 use crate::grpc::connect;
 
 /// Reports that may wait for the stream.
-const REPORTS: usize = 1024;
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const REPORT_CAPACITY: usize = 1024;
+const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(50);
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
+/// How long the other side may take to answer the opening of a stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The opening of a stream under way.
 pub type Opening<C> = Pin<Box<dyn Future<Output = Result<Response<Streaming<C>>, Status>> + Send>>;
@@ -38,7 +41,7 @@ pub enum LinkEvent<C> {
     Lost(String),
     /// The other side will not have this process, and why.
     Refused(String),
-    /// There was no stream for longer than the limit.
+    /// There was no stream for longer than the timeout.
     GaveUp(String),
 }
 
@@ -70,15 +73,16 @@ pub struct Link<R, C> {
     backoff: Backoff,
     /// Since when there has been no stream.
     away_since: Instant,
-    time_limit: Duration,
+    /// How long there may be none; for ever where its owner drops the link by itself.
+    timeout: Option<Duration>,
 }
 
 impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
-    /// A link to `host:port` that connects at once and gives up after `time_limit` without a stream.
-    pub fn new(address: String, open: Open<R, C>, time_limit: Duration) -> Self {
+    /// A link to `host:port` that connects at once and gives up after `timeout` without a stream.
+    pub fn new(address: String, open: Open<R, C>, timeout: Option<Duration>) -> Self {
         let now = Instant::now();
-        let backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        Self { address, open, state: State::Pausing(now), backoff, away_since: now, time_limit }
+        let backoff = Backoff::new(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
+        Self { address, open, state: State::Pausing(now), backoff, away_since: now, timeout }
     }
 
     /// Whether a stream is open.
@@ -98,10 +102,8 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
                     self.backoff.reset();
                     LinkEvent::Command(command)
                 }
-                Ok(None) => self.broke("closed by the coordinator".to_owned()),
-                Err(status) if status.code() == Code::FailedPrecondition => {
-                    LinkEvent::Refused(status.message().to_owned())
-                }
+                Ok(None) => self.broke("closed by the other side".to_owned()),
+                Err(status) if is_final(&status) => self.refused(&status),
                 Err(status) => self.broke(status.message().to_owned()),
             },
         }
@@ -115,13 +117,23 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
         self.pause(reason)
     }
 
+    /// Who comes back all the same comes after a pause.
+    fn refused<D>(&mut self, status: &Status) -> LinkEvent<D> {
+        let reason = status.message().to_owned();
+        match self.broke::<D>(reason.clone()) {
+            LinkEvent::GaveUp(reason) => LinkEvent::GaveUp(reason),
+            _ => LinkEvent::Refused(reason),
+        }
+    }
+
     fn pause<D>(&mut self, reason: String) -> LinkEvent<D> {
         self.state = State::Pausing(Instant::now() + self.backoff.next_pause());
-        if self.away_since.elapsed() > self.time_limit {
-            let (address, limit) = (&self.address, self.time_limit);
-            return LinkEvent::GaveUp(format!("no coordinator at {address} for {limit:?}: {reason}"));
+        match self.timeout {
+            Some(timeout) if self.away_since.elapsed() > timeout => {
+                LinkEvent::GaveUp(format!("nobody at {} for {timeout:?}: {reason}", self.address))
+            }
+            _ => LinkEvent::Lost(reason),
         }
-        LinkEvent::Lost(reason)
     }
 
     /// Opens a stream with `hello` as its first report. Yields what went wrong, if anything did.
@@ -130,18 +142,37 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
             Ok(channel) => channel,
             Err(error) => return Some(self.pause(format!("{error:#}"))),
         };
-        let (reports, outgoing) = mpsc::channel(REPORTS);
+        let (reports, outgoing) = mpsc::channel(REPORT_CAPACITY);
         // The channel is new and has room.
         let _ = reports.try_send(hello);
-        match (self.open)(channel, ReceiverStream::new(outgoing)).await {
+        let opening = (self.open)(channel, ReceiverStream::new(outgoing));
+        let Ok(opened) = tokio::time::timeout(OPEN_TIMEOUT, opening).await else {
+            return Some(self.pause(format!("no answer within {OPEN_TIMEOUT:?}")));
+        };
+        match opened {
             Ok(commands) => {
                 self.state = State::Connected { reports, commands: Box::new(commands.into_inner()) };
                 None
             }
-            Err(status) if status.code() == Code::FailedPrecondition => {
-                Some(LinkEvent::Refused(status.message().to_owned()))
-            }
+            Err(status) if is_final(&status) => Some(self.refused(&status)),
             Err(status) => Some(self.pause(status.message().to_owned())),
+        }
+    }
+
+    /// Where reports go while a stream is open, for a role that waits for room without keeping the link from
+    /// reading.
+    pub fn reports(&self) -> Option<mpsc::Sender<R>> {
+        match &self.state {
+            State::Connected { reports, .. } => Some(reports.clone()),
+            State::Pausing(_) => None,
+        }
+    }
+
+    /// Closes the stream and gives the other side this long to close its half.
+    pub async fn close(self, timeout: Duration) {
+        if let State::Connected { reports, mut commands } = self.state {
+            drop(reports);
+            let _ = tokio::time::timeout(timeout, commands.message()).await;
         }
     }
 
@@ -153,4 +184,9 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
             let _ = reports.send(report).await;
         }
     }
+}
+
+/// Whether coming back is of no use: this process cannot take part, or speaks another protocol.
+fn is_final(status: &Status) -> bool {
+    matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented)
 }

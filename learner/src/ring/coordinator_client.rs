@@ -22,7 +22,7 @@ pub(crate) struct CoordinatorLink {
 impl CoordinatorLink {
     /// A link to `host:port` that gives up after `timeout` without a stream.
     pub(crate) fn new(address: String, timeout: Duration) -> Self {
-        let link = Link::new(address, learn, timeout);
+        let link = Link::new(address, learn, Some(timeout));
         Self { link, commands: LearnerCommands::default(), failure: None }
     }
 
