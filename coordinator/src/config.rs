@@ -58,6 +58,8 @@ pub struct Config {
     /// How long a broadcast group may take to form, and weights to arrive.
     #[serde(with = "humantime_serde")]
     pub broadcast_timeout: Duration,
+    /// Most actors that receive weights together; the others pull them from the learner.
+    pub broadcast_members: usize,
     /// How long a drain waits for actors to finish what they have begun.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
@@ -111,6 +113,7 @@ impl Default for Config {
             lease_timeout: Duration::from_secs(1800),
             heartbeat_timeout: Duration::from_secs(10),
             broadcast_timeout: Duration::from_secs(60),
+            broadcast_members: 32,
             drain_timeout: Duration::from_secs(20),
             data: DataConfig::default(),
             filtration: Filtration::default(),
@@ -194,6 +197,7 @@ impl Config {
             lease_timeout: self.lease_timeout,
             heartbeat_timeout: self.heartbeat_timeout,
             broadcast_timeout: self.broadcast_timeout,
+            broadcast_members: self.broadcast_members,
             drain_timeout: self.drain_timeout,
             max_attempts: self.max_attempts,
             min_group: self.min_group,

@@ -16,11 +16,11 @@ pub(crate) fn waiting_for(state: &State) -> String {
     if members.connected_learner().is_none() {
         return "the learner to connect".to_owned();
     }
-    let connected_actors = members.connected_actors().count();
+    let connected_actors = members.connected_actor_count();
     if connected_actors == 0 {
         return "an actor to connect".to_owned();
     }
-    if members.connected_reward_servers().next().is_none() {
+    if members.connected_reward_server_count() == 0 {
         return "a reward server to connect".to_owned();
     }
     let (trained, formed, version) = (state.batches().trained(), state.batches().formed(), state.version());

@@ -22,6 +22,7 @@ pub(crate) fn describe() {
     describe_gauge!("rlhf_coordinator_batches_trained", "Batches trained.");
     describe_gauge!("rlhf_coordinator_batches_checkpointed", "Batches that a checkpoint holds.");
     describe_gauge!("rlhf_coordinator_members_connected", "Members connected, by role.");
+    describe_counter!("rlhf_coordinator_members_gone_total", "Members that have left and are forgotten.");
     describe_gauge!("rlhf_coordinator_prompts_open", "Prompts with a response awaited.");
     describe_gauge!("rlhf_coordinator_last_step_timestamp_seconds", "When the last step was trained.");
     describe_histogram!("rlhf_coordinator_journal_commit_seconds", "Time to make events durable.");
@@ -85,9 +86,10 @@ pub(crate) fn state(state: &State) {
     gauge!("rlhf_coordinator_batches_checkpointed").set(state.batches().checkpointed().0 as f64);
     gauge!("rlhf_coordinator_prompts_open").set(state.open_prompts() as f64);
     let members = state.members();
-    let actors = members.connected_actors().count();
-    let servers = members.connected_reward_servers().count();
-    let learners = members.connected_learner().iter().count();
+    let actors = members.connected_actor_count();
+    let servers = members.connected_reward_server_count();
+    let learners = u64::from(members.connected_learner().is_some());
+    counter!("rlhf_coordinator_members_gone_total").absolute(members.gone());
     for (role, count) in [("actor", actors), ("reward-server", servers), ("learner", learners)] {
         gauge!("rlhf_coordinator_members_connected", "role" => role).set(count as f64);
     }

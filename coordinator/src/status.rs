@@ -47,6 +47,9 @@ pub struct Status {
     pub reward_servers: Vec<RewardServerStatus>,
     /// The learner.
     pub learner: Option<LearnerStatus>,
+    /// Members that have left and are forgotten.
+    #[serde(default)]
+    pub members_gone: u64,
     /// The last step.
     pub last_step: Option<StepRecord>,
 }
@@ -148,6 +151,7 @@ impl Status {
                 trained: learner.trained.0,
                 phase: learner.phase,
             }),
+            members_gone: state.members().gone(),
             last_step: state.history().steps().next_back().cloned(),
         }
     }
@@ -194,5 +198,6 @@ fn eta_seconds(state: &State) -> Option<f64> {
     let (last, first) = (recent.first()?, recent.last()?);
     let steps = last.batch.0.checked_sub(first.batch.0).filter(|steps| *steps > 0)?;
     let pace = last.time.since(first.time).as_secs_f64() / steps as f64;
-    Some(pace * (state.plan().batches - state.batches().trained().0) as f64)
+    let left = state.plan().batches.saturating_sub(state.batches().trained().0);
+    Some(pace * left as f64)
 }

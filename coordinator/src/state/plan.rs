@@ -39,6 +39,8 @@ pub struct RunPlan {
     pub heartbeat_timeout: Duration,
     /// How long a broadcast group may take to form, and a broadcast to arrive.
     pub broadcast_timeout: Duration,
+    /// Most actors that receive a version together; the others pull it.
+    pub broadcast_members: usize,
     /// How long a drain waits for actors.
     pub drain_timeout: Duration,
     /// Attempts at one response before it counts as failed for good.
@@ -71,6 +73,11 @@ impl RunPlan {
     /// How long after a failure the weight plane waits before it tries again.
     pub(crate) fn weights_retry_delay(&self) -> Duration {
         self.heartbeat_timeout / 10
+    }
+
+    /// How long nobody has to come or leave before a broadcast group of the others is formed.
+    pub(super) fn membership_delay(&self) -> Duration {
+        self.weights_retry_delay() / 10
     }
 
     /// Checks that a member that worked for `theirs` before may take part.
