@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
 use types::link::learner::{LearnerHello, RecentSteps};
 use types::{
-    BatchId, DType, Incarnation, Manifest, MemberId, PolicyVersion, RolloutId, Sampling, TensorEntry,
-    TensorLayout, Timestamp, WeightHash,
+    BatchId, DType, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, RolloutId, Sampling,
+    TensorEntry, TensorLayout, Timestamp, WeightHash,
 };
 
 /// Events of each kind that are timed.
@@ -26,7 +26,7 @@ fn main() {
         let mut run = Run::new(actors);
         let heartbeats = run.time(|run, index| run.heartbeat(index, 0));
         // A lease is one group of four.
-        let leases = run.time(|run, index| run.heartbeat(index, run.taken[index] + 4));
+        let leases = run.time(|run, index| run.heartbeat(index, 4));
         let ids = std::mem::take(&mut run.leased);
         let started = Instant::now();
         for id in &ids {
@@ -41,8 +41,8 @@ struct Run {
     state: State,
     now: Timestamp,
     actors: Vec<MemberId>,
-    /// Slots that each has taken.
-    taken: Vec<u32>,
+    /// The last lease of each.
+    leases: Vec<LeaseId>,
     leased: Vec<RolloutId>,
 }
 
@@ -53,7 +53,7 @@ impl Run {
             state: State::new(plan.clone()),
             now: Timestamp(1_000_000),
             actors: (0..actors).map(|n| format!("actor-{n}").parse().unwrap()).collect(),
-            taken: vec![0; actors],
+            leases: vec![LeaseId(0); actors],
             leased: Vec::new(),
         };
         run.deliver(Event::Started(Box::new(plan)));
@@ -82,8 +82,8 @@ impl Run {
 
     fn heartbeat(&mut self, index: usize, free_slots: u32) {
         self.now = self.now + Duration::from_micros(50);
-        self.taken[index] = free_slots;
-        let report = ActorReport::Load(ActorLoad { free_slots, ..ActorLoad::default() });
+        let last_lease = self.leases[index];
+        let report = ActorReport::Load(ActorLoad { free_slots, last_lease, ..ActorLoad::default() });
         let event = ActorEvent::Report(report);
         self.deliver(Event::Actor { member: self.actors[index].clone(), event });
     }
@@ -105,7 +105,9 @@ impl Run {
     fn take(&mut self, Applied { effects, .. }: Applied) {
         for effect in effects {
             match effect {
-                Effect::Lease { grant, .. } => {
+                Effect::Lease { member, grant } => {
+                    let index = member.as_str().trim_start_matches("actor-").parse::<usize>().unwrap();
+                    self.leases[index] = grant.id;
                     self.leased.extend(grant.groups.iter().flat_map(|group| group.wanted.iter().copied()));
                 }
                 Effect::Actor { member, command } => {
@@ -155,6 +157,9 @@ fn plan() -> RunPlan {
         broadcast_timeout: Duration::from_secs(60),
         broadcast_members: 32,
         drain_timeout: Duration::from_secs(20),
+        hopeless_timeout: Duration::from_secs(300),
+        hopeless_groups: 1024,
+        standstill_timeout: Duration::from_secs(3600),
         max_attempts: 3,
         min_group: 2,
         filtration: Filtration::default(),

@@ -42,7 +42,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let done = CancellationToken::new();
     let parts = Parts { state: State::over(durable), plan, journal, data, steps_file, done: done.clone() };
     let (server_loop, handle, view) = ServerLoop::new(parts);
-    context.pages = dashboard::pages(view);
+    context.pages = dashboard::pages(view, handle.clone());
     let router = Grpc::new(handle, context.tasks.spawner(), done.clone()).router();
     let token = context.token.clone();
     context.tasks.add("server loop", OnError::Shutdown, async move {

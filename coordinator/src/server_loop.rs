@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use service::sleep_until;
+use service::{Hopeless, sleep_until};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,7 @@ use crate::data::DataSet;
 use crate::inbox::{Handle, Input, Report, inbox};
 use crate::journal::{Entries, Journal};
 use crate::sessions::{Closing, Outbox, SessionId, Sessions};
+use crate::stall::Stall;
 use crate::state::{Applied, BatchPlan, Effect, Event, Grant, Phase, RunPlan, State, StepRecord};
 use crate::status::Status;
 use crate::steps_file::StepsFile;
@@ -187,7 +188,10 @@ impl ServerLoop {
         // The last commands need a moment on the wire before the sockets close.
         tokio::time::sleep(CLOSE_DELAY).await;
         drop(done);
-        Ok(())
+        match self.state.given_up() {
+            Some(cause) => Err(Hopeless(cause.to_string()).into()),
+            None => Ok(()),
+        }
     }
 
     fn take(&mut self, input: Input) {
@@ -204,6 +208,7 @@ impl ServerLoop {
             Input::Status(reply) => {
                 let _ = reply.send(Arc::new(Status::of(&self.state, self.clock.now())));
             }
+            Input::Stall(reply) => drop(reply.send(Stall::of(&self.state, self.clock.now()))),
         }
     }
 

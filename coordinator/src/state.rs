@@ -39,14 +39,16 @@ mod members;
 mod notice;
 mod phase;
 mod plan;
+mod progress;
 mod prompt_queue;
 mod room;
+mod view;
 mod weights;
 mod work;
 
 use types::link::actor::{ActorCommand, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerReport};
-use types::{FailReason, MemberId, PolicyVersion, RolloutId, Timestamp};
+use types::{Ending, FailReason, MemberId, PolicyVersion, RolloutFailure, RolloutId, Timestamp};
 
 pub use account::Account;
 pub use batches::{BatchPlan, Batches};
@@ -62,9 +64,11 @@ pub use members::{Actor, Learner, Members, RewardServer};
 pub use notice::Notice;
 pub use phase::Phase;
 pub use plan::RunPlan;
+pub use progress::{Cause, Failures, Hopeless};
 
 use members::Watched;
 use phase::Drain;
+use progress::{Finding, Progress};
 use room::{Room, RoomIndex};
 use weights::WeightPlane;
 
@@ -78,6 +82,9 @@ pub struct State {
     weights: WeightPlane,
     members: Members,
     room: RoomIndex,
+    progress: Progress,
+    /// Why the run was given up.
+    given_up: Option<Cause>,
 }
 
 impl State {
@@ -95,6 +102,8 @@ impl State {
             drain: None,
             members: Members::default(),
             room: RoomIndex::default(),
+            progress: Progress::default(),
+            given_up: None,
         }
     }
 
@@ -103,7 +112,10 @@ impl State {
         let mut out = Applied::default();
         match event {
             Event::Started(plan) => self.started(now, *plan, &mut out),
-            Event::WasAway => self.members.listen_from(now),
+            Event::WasAway => {
+                self.members.listen_from(now);
+                self.progress.was_away(now);
+            }
             Event::Actor { member, event } => match event {
                 ActorEvent::Joined(hello) => self.actor_joined(now, hello, &mut out),
                 ActorEvent::Disconnected => self.actor_disconnected(now, &member),
@@ -129,6 +141,7 @@ impl State {
             out.tell_about_weights(command);
         }
         self.grant_leases(now, &mut out);
+        self.look_for_hopelessness(now, &mut out);
         self.end_phase(&mut out);
         debug_assert_eq!(self.unaccounted(), 0, "the accounting identity");
         out
@@ -140,6 +153,13 @@ impl State {
         let outcome = self.durable.apply(now, fact, out);
         for member in &outcome.touched {
             self.refresh_room(member);
+        }
+        for (ending, trains) in outcome.groups {
+            if trains {
+                self.progress.group_kept();
+            } else {
+                self.progress.group_lost(matches!(ending, Ending::Filtered(_)));
+            }
         }
         outcome.taken
     }
@@ -195,6 +215,7 @@ impl State {
                 }
                 actor.weights = Some((version, hash));
                 self.weights.confirmed(&member);
+                self.progress.moved(now);
                 self.actor_changed(now, &member);
             }
             ActorReport::WeightsFailed { version, detail } => {
@@ -209,12 +230,25 @@ impl State {
                 out.notice(Notice::BroadcastGroupFailed { group, member, detail });
                 self.weights.group_failed(now, group, retry_delay);
             }
-            ActorReport::Failed(failure) => self.attempt_failed(now, failure.id, failure.reason, out),
+            ActorReport::Failed(failure) => self.attempt_failed(now, member, failure, out),
         }
     }
 
-    fn attempt_failed(&mut self, now: Timestamp, id: RolloutId, reason: FailReason, out: &mut Applied) {
-        self.record(now, Fact::Failed { id, reason }, out);
+    fn attempt_failed(
+        &mut self,
+        now: Timestamp,
+        member: MemberId,
+        failure: RolloutFailure,
+        out: &mut Applied,
+    ) {
+        let RolloutFailure { id, reason, detail, .. } = failure;
+        let taken = self.record(now, Fact::Failed { id, reason }, out);
+        // What only says something about the actor says nothing about the next attempt.
+        let telling =
+            !matches!(reason, FailReason::ActorLost | FailReason::Returned | FailReason::LeaseExpired);
+        if taken && telling && self.progress.failed(reason, &detail) {
+            out.notice(Notice::FirstFailure { reason, member, detail });
+        }
     }
 
     fn reward_event(&mut self, now: Timestamp, member: &MemberId, event: RewardEvent, out: &mut Applied) {
@@ -230,8 +264,12 @@ impl State {
                     server.queued = queued;
                 }
             }
-            RewardEvent::Scored(summary) => drop(self.record(now, Fact::Scored(summary), out)),
-            RewardEvent::Failed(failure) => self.attempt_failed(now, failure.id, failure.reason, out),
+            RewardEvent::Scored(summary) => {
+                if self.record(now, Fact::Scored(summary), out) {
+                    self.progress.scored(now);
+                }
+            }
+            RewardEvent::Failed(failure) => self.attempt_failed(now, member.clone(), failure, out),
         }
     }
 
@@ -260,6 +298,7 @@ impl State {
                 learner.trained = batch;
                 let weights = (manifest.version(), manifest.hash());
                 self.record(now, Fact::Trained { batch, weights, metrics }, out);
+                self.progress.trained(now);
                 self.weights.offer(manifest, &self.members);
             }
             LearnerReport::Checkpointed(batch) => {
@@ -269,6 +308,7 @@ impl State {
                     return out.disconnect(Role::Learner, member, reason);
                 }
                 self.record(now, Fact::Checkpointed(batch), out);
+                self.progress.moved(now);
             }
             LearnerReport::Published { .. } => self.weights.broadcast_ended(&member),
             LearnerReport::PublishFailed { group, version, detail } => {
@@ -319,12 +359,32 @@ impl State {
             return;
         }
         self.phase = Phase::Draining;
+        self.progress.stop();
         self.drain = Some(Drain::WaitsUntil(now + self.durable.plan.drain_timeout));
         for (member, _) in self.members.connected_actors() {
             out.tell_actor(member.clone(), ActorCommand::Drain);
         }
         if self.members.connected_learner().is_some() {
             out.tell_learner(LearnerCommand::Checkpoint);
+        }
+    }
+
+    /// Says when the run cannot go on, and stops it when that does not change.
+    fn look_for_hopelessness(&mut self, now: Timestamp, out: &mut Applied) {
+        if self.phase != Phase::Running || !self.progress.is_check_due(now, &self.durable.plan) {
+            return;
+        }
+        let (no_room, waiting_for) = (self.no_room(), self.waiting_for());
+        match self.progress.check(now, &self.durable.plan, no_room, waiting_for) {
+            None => {}
+            Some(Finding::Found(cause)) => {
+                out.notice(Notice::Hopeless { cause, timeout: self.durable.plan.hopeless_timeout });
+            }
+            Some(Finding::GivenUp(cause)) => {
+                out.notice(Notice::GivenUp { cause: cause.clone() });
+                self.given_up = Some(cause);
+                self.start_drain(now, out);
+            }
         }
     }
 
@@ -395,6 +455,7 @@ impl State {
             self.weights.next_deadline(plan, &self.members),
             self.members.next_silence(),
             self.drain.and_then(Drain::deadline),
+            self.progress.next_check(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -408,6 +469,7 @@ impl State {
         };
         self.phase = ended;
         self.drain = None;
+        self.progress.stop();
         out.effects.push(Effect::Finish(ended));
     }
 
@@ -419,60 +481,5 @@ impl State {
         let given_up = self.drain == Some(Drain::GivenUp);
         let working = !self.durable.work.leases.is_empty() && self.members.connected_actor_count() > 0;
         written && (given_up || !working)
-    }
-
-    /// What of the run survives a restart.
-    pub fn durable(&self) -> &Durable {
-        &self.durable
-    }
-
-    /// The plan in force.
-    pub fn plan(&self) -> &RunPlan {
-        &self.durable.plan
-    }
-
-    /// Where the run is in its life.
-    pub fn phase(&self) -> Phase {
-        self.phase
-    }
-
-    /// The accounting.
-    pub fn account(&self) -> &Account {
-        &self.durable.account
-    }
-
-    /// What happened, for people.
-    pub fn history(&self) -> &History {
-        &self.durable.history
-    }
-
-    /// Who is there.
-    pub fn members(&self) -> &Members {
-        &self.members
-    }
-
-    /// How far the batches are.
-    pub fn batches(&self) -> &Batches {
-        &self.durable.batches
-    }
-
-    /// The newest policy version.
-    pub fn version(&self) -> PolicyVersion {
-        self.durable.version()
-    }
-
-    /// Prompts with a response awaited.
-    pub(crate) fn open_prompts(&self) -> u64 {
-        self.durable.work.open_prompts()
-    }
-
-    /// Attempts issued, minus endings, minus what is counted in flight: 0 unless there is a bug.
-    pub fn unaccounted(&self) -> i64 {
-        self.durable.unaccounted()
-    }
-
-    /// Attempts in flight, counted where they lie: in groups and in batches not yet trained.
-    pub fn in_flight(&self) -> u64 {
-        self.durable.in_flight()
     }
 }

@@ -6,6 +6,8 @@
 
 #[path = "state/crowd.rs"]
 mod crowd;
+#[path = "state/hopeless.rs"]
+mod hopeless;
 #[path = "state/journal.rs"]
 mod journal;
 #[path = "state/small_run.rs"]

@@ -43,6 +43,8 @@ pub(super) struct Outcome {
     pub(super) taken: bool,
     /// Actors whose leases have changed.
     pub(super) touched: Vec<MemberId>,
+    /// For each group that is complete, how what does not train of it has ended, and whether anything trains.
+    pub(super) groups: Vec<(Ending, bool)>,
 }
 
 impl Durable {
@@ -126,7 +128,7 @@ impl Durable {
         };
         self.account.issue(grant.attempts());
         out.effects.push(Effect::Lease { member: member.clone(), grant });
-        Outcome { taken: true, touched: vec![member] }
+        Outcome { taken: true, touched: vec![member], groups: Vec::new() }
     }
 
     fn scored(&mut self, now: Timestamp, summary: ScoreSummary, out: &mut Applied) -> Outcome {
@@ -152,13 +154,11 @@ impl Durable {
         for ending in progressed.endings {
             self.account.end(ending, 1);
         }
-        for group in &progressed.complete {
-            self.filter(group, out);
-        }
-        Outcome { taken, touched: progressed.freed }
+        let groups = progressed.complete.iter().map(|group| self.filter(group, out)).collect();
+        Outcome { taken, touched: progressed.freed, groups }
     }
 
-    fn filter(&mut self, group: &CompleteGroup, out: &mut Applied) {
+    fn filter(&mut self, group: &CompleteGroup, out: &mut Applied) -> (Ending, bool) {
         if group.has_enough(self.plan.min_group) {
             self.history.observe_group(&group.scored);
         }
@@ -166,10 +166,12 @@ impl Durable {
         self.account.end(ending, ended);
         out.forget(forgotten);
         self.batches.observe(&unselected);
+        let trains = ready.is_some();
         if let Some(ready) = ready {
             let stale = self.batches.add(&self.plan, ready);
             self.drop_stale(stale, out);
         }
+        (ending, trains)
     }
 
     fn drop_stale(&mut self, stale: Vec<StaleGroup>, out: &mut Applied) {

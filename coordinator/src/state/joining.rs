@@ -11,6 +11,7 @@ use super::event::{ActorEvent, Event, LearnerEvent, RewardEvent};
 use super::fact::{Fact, LearnerFacts};
 use super::phase::Phase;
 use super::plan::RunPlan;
+use super::progress::Progress;
 
 impl State {
     /// Whether the member of this event may join.
@@ -43,6 +44,7 @@ impl State {
         let timeout = plan.heartbeat_timeout;
         self.record(now, Fact::Started(Box::new(plan)), out);
         *self = Self::over(self.durable.clone());
+        self.progress = Progress::from(now, &self.durable.plan);
         self.members.listen_from(now);
         for holder in self.durable.work.leases.holders() {
             self.members.expect_actor(now, timeout, holder);
@@ -97,6 +99,7 @@ impl State {
             steps: hello.steps.clone(),
         };
         self.record(now, Fact::LearnerJoined(Box::new(facts)), out);
+        self.progress.moved(now);
         self.weights.learner_joined(now, hello.manifest.clone(), &self.members);
         self.members.join_learner(now, self.durable.plan.heartbeat_timeout, hello);
         out.tell_learner(self.durable.plan.learner_welcome());

@@ -56,6 +56,19 @@ struct Lease {
     deadline: Timestamp,
 }
 
+/// A lease as people see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeaseView {
+    /// Its number.
+    pub(crate) id: LeaseId,
+    /// Who holds it.
+    pub(crate) actor: MemberId,
+    /// Attempts that it still awaits.
+    pub(crate) awaited: u32,
+    /// When it runs out.
+    pub(crate) deadline: Timestamp,
+}
+
 /// A lease that is over: every attempt under it has ended.
 #[derive(Debug)]
 pub(super) struct EndedLease {
@@ -145,6 +158,18 @@ impl Leases {
     /// Actors that hold a lease.
     pub(super) fn holders(&self) -> impl Iterator<Item = &MemberId> {
         self.by_actor.keys()
+    }
+
+    /// The leases that run longest, the oldest first.
+    pub(super) fn oldest(&self, most: usize) -> Vec<LeaseView> {
+        let oldest = self.held.iter().take(most);
+        let views = oldest.map(|(id, lease)| LeaseView {
+            id: *id,
+            actor: lease.actor.clone(),
+            awaited: lease.awaited,
+            deadline: lease.deadline,
+        });
+        views.collect()
     }
 
     /// Whether an actor is awaited to deliver something.

@@ -43,6 +43,12 @@ pub struct RunPlan {
     pub broadcast_members: usize,
     /// How long a drain waits for actors.
     pub drain_timeout: Duration,
+    /// How long a cause that cannot go away by itself may hold before the run ends.
+    pub hopeless_timeout: Duration,
+    /// Groups in a row of which nothing can be trained, from which on nobody expects another.
+    pub hopeless_groups: u64,
+    /// How long nothing may move; a run with slow steps is given several times what they usually take.
+    pub standstill_timeout: Duration,
     /// Attempts at one response before it counts as failed for good.
     pub max_attempts: u16,
     /// Smallest number of scored responses for which a group with failures is still filtered.

@@ -4,30 +4,44 @@
 use std::time::Duration;
 
 use coordinator::state::{
-    ActorEvent, Applied, Effect, Event, LearnerEvent, RewardEvent, RunPlan, ScoreSummary, State,
+    ActorEvent, Applied, Effect, Event, LearnerEvent, Notice, Phase, RewardEvent, RunPlan, ScoreSummary,
+    State,
 };
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, RecentSteps};
-use types::{BatchId, Incarnation, MemberId, PolicyVersion, RolloutId, Timestamp};
+use types::{
+    BatchId, FailReason, Incarnation, MemberId, PolicyVersion, RolloutFailure, RolloutId, Timestamp,
+};
 
 use crate::small_run::{manifest, plan};
 
 /// A run with a learner and many actors that have its weights, without failures.
-struct Crowd {
-    state: State,
-    now: Timestamp,
+pub(crate) struct Crowd {
+    pub(crate) state: State,
+    pub(crate) now: Timestamp,
     facts: usize,
     groups_formed: usize,
-    leased: Vec<(MemberId, RolloutId)>,
+    pub(crate) leased: Vec<(MemberId, RolloutId)>,
     actors: Vec<MemberId>,
+    pub(crate) notices: Vec<Notice>,
+    pub(crate) finished: Option<Phase>,
 }
 
 impl Crowd {
-    fn new(plan: RunPlan, actors: usize) -> Self {
+    pub(crate) fn new(plan: RunPlan, actors: usize) -> Self {
         let actors = (0..actors).map(|n| format!("actor-{n}").parse().unwrap()).collect();
         let (state, now) = (State::new(plan), Timestamp(1_000_000));
-        let mut crowd = Self { state, now, facts: 0, groups_formed: 0, leased: Vec::new(), actors };
+        let mut crowd = Self {
+            state,
+            now,
+            facts: 0,
+            groups_formed: 0,
+            leased: Vec::new(),
+            actors,
+            notices: Vec::new(),
+            finished: None,
+        };
         crowd.deliver(Event::Started(Box::new(crowd.state.plan().clone())));
         crowd.deliver(Event::Learner(LearnerEvent::Joined(LearnerHello {
             member: "learner".parse().unwrap(),
@@ -44,7 +58,7 @@ impl Crowd {
         crowd
     }
 
-    fn join(&mut self, index: usize) {
+    pub(crate) fn join(&mut self, index: usize) {
         let member = self.actors[index].clone();
         let hello = ActorHello {
             member: member.clone(),
@@ -61,19 +75,28 @@ impl Crowd {
         self.deliver(event);
     }
 
-    fn heartbeat(&mut self, index: usize, free_slots: u32) {
+    pub(crate) fn heartbeat(&mut self, index: usize, free_slots: u32) {
         self.report(index, ActorReport::Load(ActorLoad { free_slots, ..ActorLoad::default() }));
     }
 
-    fn score(&mut self, id: RolloutId) {
-        let score = (id.seed(5) % 1000) as f32 / 1000.0;
+    pub(crate) fn score(&mut self, id: RolloutId) {
+        self.score_with(id, (id.seed(5) % 1000) as f32 / 1000.0);
+    }
+
+    pub(crate) fn score_with(&mut self, id: RolloutId, score: f32) {
         let oldest = PolicyVersion(0);
         let scored = ScoreSummary { id, score, outcome: None, tokens: 9, oldest, truncated: false };
         let event = RewardEvent::Scored(scored);
         self.deliver(Event::Reward { member: "reward".parse().unwrap(), event });
     }
 
-    fn deliver(&mut self, event: Event) {
+    pub(crate) fn fail(&mut self, id: RolloutId, reason: FailReason, detail: &str) {
+        let failure = RolloutFailure { id, reason, detail: detail.into(), response_tokens: 0 };
+        let event = RewardEvent::Failed(failure);
+        self.deliver(Event::Reward { member: "reward".parse().unwrap(), event });
+    }
+
+    pub(crate) fn deliver(&mut self, event: Event) {
         let applied = self.state.apply(self.now, event);
         self.take(applied);
         let settled = self.state.settle(self.now);
@@ -104,6 +127,8 @@ impl Crowd {
                     let wanted = grant.groups.iter().flat_map(|group| &group.wanted);
                     self.leased.extend(wanted.map(|id| (member.clone(), *id)));
                 }
+                Effect::Notice(notice) => self.notices.push(notice),
+                Effect::Finish(phase) => self.finished = Some(phase),
                 _ => {}
             }
         }
@@ -113,7 +138,7 @@ impl Crowd {
     }
 }
 
-fn big_plan() -> RunPlan {
+pub(crate) fn big_plan() -> RunPlan {
     RunPlan {
         prompts: 1 << 20,
         batches: 1000,

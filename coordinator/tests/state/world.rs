@@ -49,6 +49,7 @@ pub(crate) struct World {
     pub(crate) journal: Vec<(Timestamp, Fact)>,
     /// How often the state settles after an event; else it is part of the next lot.
     pub(crate) settles_in_percent: u32,
+    pub(crate) learning_changes_weights: bool,
     /// Failures and repetitions happen.
     pub(crate) chaos: bool,
     pub(crate) equal_scores_in_percent: u32,
@@ -92,6 +93,7 @@ impl World {
             now: Timestamp(1_000_000),
             journal: Vec::new(),
             settles_in_percent: 100,
+            learning_changes_weights: true,
             chaos: false,
             equal_scores_in_percent: 0,
             crash_actors_in_percent: 0,
@@ -360,10 +362,19 @@ impl World {
         self.learner.life += 1;
         self.join_learner()
     }
+    fn weights_of(&self, version: u64) -> Manifest {
+        let trained = manifest(version, self.learner.life);
+        if self.learning_changes_weights {
+            return trained;
+        }
+        let tensors = manifest(0, 0).tensors().to_vec();
+        Manifest::new(trained.version(), tensors).unwrap()
+    }
+
     fn crash_learner(&mut self) {
         self.learner.trained = self.learner.checkpointed;
         self.learner.life += u64::from(!self.state.plan().deterministic);
-        self.learner.manifest = manifest(self.learner.trained, self.learner.life);
+        self.learner.manifest = self.weights_of(self.learner.trained);
         self.learner.queue.clear();
         self.learner.connected = false;
         self.pending.retain(|event| !matches!(event, Event::Learner(_)));
@@ -377,7 +388,7 @@ impl World {
             return;
         };
         self.learner.trained = plan.id.0;
-        self.learner.manifest = manifest(plan.id.0, self.learner.life);
+        self.learner.manifest = self.weights_of(plan.id.0);
         let trained = LearnerReport::Trained {
             batch: plan.id,
             manifest: self.learner.manifest.clone(),

@@ -63,7 +63,7 @@ pub use clock::{new_incarnation, sleep_until};
 pub use config::{Config, ServiceConfig};
 pub use http::Readiness;
 pub use link::{Link, LinkEvent, Open, Opening};
-pub use run::{BadInput, Context, exit_code, run};
+pub use run::{BadInput, Context, Hopeless, exit_code, run};
 pub use signals::StopSignals;
 pub use tasks::{OnError, Spawner, TaskSet};
 pub use telemetry::init_logging;
