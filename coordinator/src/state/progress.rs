@@ -2,8 +2,8 @@
 //! cannot go away by themselves.
 //!
 //! A cause is said when it is found. When it has held for `hopeless_timeout` the run ends, as after a drain:
-//! with what it has trained in a checkpoint. It goes away when what it denies happens: a response is scored, a
-//! group can be trained, an actor has room.
+//! with what it has trained in a checkpoint. It goes away when what it denies happens: a response is scored,
+//! a group can be trained, an actor has room.
 
 use std::collections::BTreeMap;
 use std::fmt;
