@@ -62,10 +62,23 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub broadcast_timeout: Duration,
+    /// Most actors that receive weights together; the others pull them from the learner.
+    pub broadcast_members: usize,
     /// How long a drain waits for actors to finish what they have begun.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub drain_timeout: Duration,
+    /// How long a cause that cannot go away by itself (no actor has room for a group, every attempt fails, no
+    /// group can be trained, nothing moves) may hold before the run ends with exit code 3.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub hopeless_timeout: Duration,
+    /// Groups in a row of which nothing can be trained, from which on nobody expects another.
+    pub hopeless_groups: u64,
+    /// How long nothing may move; a run with slow steps is given five times what its longest one took.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub standstill_timeout: Duration,
     /// The prompts.
     pub data: DataConfig,
     /// Which rollouts train.
@@ -116,7 +129,13 @@ impl Default for Config {
             lease_timeout: Duration::from_secs(1800),
             heartbeat_timeout: Duration::from_secs(10),
             broadcast_timeout: Duration::from_secs(60),
+            broadcast_members: 32,
             drain_timeout: Duration::from_secs(20),
+            // Longer than a reward service or a cluster's scheduler needs to come back.
+            hopeless_timeout: Duration::from_secs(300),
+            // With signal in one group of a hundred the chance of so many in a row without is 3e-5.
+            hopeless_groups: 1024,
+            standstill_timeout: Duration::from_secs(3600),
             data: DataConfig::default(),
             filtration: Filtration::default(),
             sampling: Sampling::default(),
@@ -170,6 +189,7 @@ impl service::Config for Config {
             !self.deterministic || self.max_staleness == 0,
             format!("deterministic runs are synchronous: set max_staleness = 0, not {}", self.max_staleness),
         );
+        check(self.hopeless_groups > 0, "hopeless_groups must be at least 1".into());
         check(
             self.heartbeat_timeout >= Duration::from_secs(1),
             "heartbeat_timeout must be at least 1s".into(),
@@ -199,7 +219,11 @@ impl Config {
             lease_timeout: self.lease_timeout,
             heartbeat_timeout: self.heartbeat_timeout,
             broadcast_timeout: self.broadcast_timeout,
+            broadcast_members: self.broadcast_members,
             drain_timeout: self.drain_timeout,
+            hopeless_timeout: self.hopeless_timeout,
+            hopeless_groups: self.hopeless_groups,
+            standstill_timeout: self.standstill_timeout,
             max_attempts: self.max_attempts,
             min_group: self.min_group,
             filtration: self.filtration,

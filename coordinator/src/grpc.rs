@@ -21,7 +21,7 @@ use types::link::reward::{RewardCommand, RewardHello, RewardReport};
 
 use crate::inbox::{Handle, Input, LoopEnded, Report};
 use crate::sessions::{Closing, CommandSender, OUTBOX_CAPACITY, Outbox, SessionId};
-use crate::state::{ActorEvent, Event, LearnerEvent, RewardEvent, ScoreSummary};
+use crate::state::{ActorEvent, Event, LearnerEvent, RewardEvent, Role, ScoreSummary};
 
 /// How long a new stream may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,6 +64,8 @@ trait Link: 'static {
     type Report: TryFrom<Self::Message, Error = ProtocolError>;
     /// What goes out.
     type Command: Send + 'static;
+    /// What it is.
+    const ROLE: Role;
 
     /// Who introduces itself.
     fn member(hello: &Self::Hello) -> &MemberId;
@@ -103,7 +105,7 @@ impl Grpc {
         let mut messages = request.into_inner();
         let hello = L::Hello::try_from(first_message(&mut messages).await?)?;
         let number = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let session = SessionId { member: L::member(&hello).clone(), number };
+        let session = SessionId { role: L::ROLE, member: L::member(&hello).clone(), number };
         let (sender, commands) = mpsc::channel(OUTBOX_CAPACITY);
         tracing::info!(member = %session.member, session = number, "joined");
         let joined =
@@ -128,7 +130,7 @@ async fn carry<L: Link>(
         ended = carry_reports::<L>(&handle, &session, &mut messages) => ended,
         () = done.cancelled() => return Ok(()),
     };
-    let SessionId { member, number } = &session;
+    let SessionId { member, number, .. } = &session;
     match ended {
         Ok(()) => tracing::info!(%member, session = number, "left"),
         Err(status) => tracing::info!(%member, session = number, reason = status.message(), "stream ended"),
@@ -167,6 +169,7 @@ impl Link for ActorLink {
     type Hello = ActorHello;
     type Report = ActorReport;
     type Command = ActorCommand;
+    const ROLE: Role = Role::Actor;
 
     fn member(hello: &ActorHello) -> &MemberId {
         &hello.member
@@ -198,6 +201,7 @@ impl Link for RewardLink {
     type Hello = RewardHello;
     type Report = RewardReport;
     type Command = RewardCommand;
+    const ROLE: Role = Role::RewardServer;
 
     fn member(hello: &RewardHello) -> &MemberId {
         &hello.member
@@ -234,6 +238,7 @@ impl Link for LearnerLink {
     type Hello = LearnerHello;
     type Report = LearnerReport;
     type Command = LearnerCommand;
+    const ROLE: Role = Role::Learner;
 
     fn member(hello: &LearnerHello) -> &MemberId {
         &hello.member

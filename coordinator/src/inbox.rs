@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use types::ScoredRollout;
 
 use crate::sessions::{Outbox, SessionId};
+use crate::stall::Stall;
 use crate::state::Event;
 use crate::status::Status;
 
@@ -25,6 +26,8 @@ pub(crate) enum Input {
     Drain,
     /// Somebody asks how things are, now.
     Status(oneshot::Sender<Arc<Status>>),
+    /// Somebody asks who waits for whom.
+    Stall(oneshot::Sender<Stall>),
 }
 
 /// Something that came on a member's stream.
@@ -65,6 +68,16 @@ impl Handle {
         let (reply, status) = oneshot::channel();
         self.send(Input::Status(reply)).await?;
         status.await.map_err(|_| LoopEnded)
+    }
+
+    /// Who waits for whom.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub(crate) async fn stall(&self) -> Result<Stall, LoopEnded> {
+        let (reply, stall) = oneshot::channel();
+        self.send(Input::Stall(reply)).await?;
+        stall.await.map_err(|_| LoopEnded)
     }
 }
 

@@ -1,7 +1,7 @@
-//! The journal: events in order, the tokens of scored responses beside them, and a snapshot now and then
+//! The journal: facts in order, the tokens of scored responses beside them, and a snapshot now and then
 //! (`docs/decisions.md`, D3).
 //!
-//! An event is durable (fsync) before anybody sees its effect. Restart is snapshot plus replay. A failed
+//! A fact is durable (fsync) before anybody sees its effect. Restart is snapshot plus replay. A failed
 //! write ends the process: after a failed fsync nothing about the file may be assumed (Rebello et al., "Can
 //! Applications Recover from fsync Failures?", 2020). What was not acknowledged is sent again by those who
 //! hold it.
@@ -12,12 +12,12 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use serde::{Deserialize, Serialize};
 use types::{RolloutId, ScoredRollout, Timestamp};
 
-use crate::state::{Event, RunPlan, State};
+use crate::state::{Durable, Fact, RunPlan};
 
 /// Layout of the journal; another one is refused.
-const FORMAT: u32 = 2;
-/// Events after which a snapshot replaces them.
-const EVENTS_PER_SNAPSHOT: u64 = 4096;
+const FORMAT: u32 = 3;
+/// Facts after which a snapshot replaces them.
+const FACTS_PER_SNAPSHOT: u64 = 4096;
 const SNAPSHOT_KEY: &str = "snapshot";
 
 /// What can go wrong with the journal.
@@ -38,6 +38,17 @@ pub enum Error {
         path: PathBuf,
         /// Where.
         problem: String,
+    },
+    /// Another release wrote it.
+    #[error(
+        "the journal {path} has format {format}, this release reads format {FORMAT}: finish the run with the release \
+         that began it, or start a new one in another folder (its checkpoints can be the new run's model)"
+    )]
+    OtherFormat {
+        /// Its folder.
+        path: PathBuf,
+        /// Its layout.
+        format: u32,
     },
     /// It belongs to a run with another plan.
     #[error(
@@ -66,8 +77,8 @@ pub enum Error {
 /// What one write makes durable.
 #[derive(Debug, Default)]
 pub struct Entries {
-    /// Events in order.
-    pub events: Vec<(Timestamp, Event)>,
+    /// Facts in order.
+    pub facts: Vec<(Timestamp, Fact)>,
     /// Tokens of responses that count from now on.
     pub keep: Vec<ScoredRollout>,
     /// Responses whose tokens are needed no more.
@@ -78,18 +89,18 @@ pub struct Entries {
 pub struct Journal {
     path: PathBuf,
     database: Database,
-    /// Events since the snapshot, by sequence number.
-    events: Keyspace,
+    /// Facts since the snapshot, by sequence number.
+    facts: Keyspace,
     /// The snapshot.
     head: Keyspace,
     /// Scored rollouts by id.
     rollouts: Keyspace,
-    /// Sequence number of the next event.
+    /// Sequence number of the next fact.
     next: u64,
-    /// Sequence number of the first event that the snapshot does not hold.
+    /// Sequence number of the first fact that the snapshot does not hold.
     snapshot_end: u64,
-    /// When the newest event happened.
-    last_event: Timestamp,
+    /// When the newest fact happened.
+    last_fact: Timestamp,
 }
 
 impl std::fmt::Debug for Journal {
@@ -101,10 +112,10 @@ impl std::fmt::Debug for Journal {
 #[derive(Serialize, Deserialize)]
 struct Snapshot<S> {
     format: u32,
-    /// Sequence number of the first event that the state does not hold.
+    /// Sequence number of the first fact that the state does not hold.
     end: u64,
-    /// When the newest event that the state holds happened.
-    last_event: Timestamp,
+    /// When the newest fact that the state holds happened.
+    last_fact: Timestamp,
     state: S,
 }
 
@@ -117,7 +128,7 @@ struct Format {
 #[derive(Serialize, Deserialize)]
 struct Entry {
     at: Timestamp,
-    event: Event,
+    fact: Fact,
 }
 
 impl Journal {
@@ -125,7 +136,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the folder cannot be used, holds another run, or is damaged.
-    pub fn open(path: &Path, plan: &RunPlan) -> Result<(Self, State), Error> {
+    pub fn open(path: &Path, plan: &RunPlan) -> Result<(Self, Durable), Error> {
         let mut journal = Self::open_store(path)?;
         let state = journal.replay(plan)?;
         let conflicts = plan.conflicts_with(state.plan());
@@ -133,7 +144,7 @@ impl Journal {
             return Err(Error::OtherPlan { path: path.to_owned(), conflicts });
         }
         if journal.next == 0 {
-            // The plan itself has to be durable before the first event that was decided under it.
+            // The plan itself has to be durable before the first fact that was decided under it.
             journal.write_snapshot(&state)?;
         }
         Ok((journal, state))
@@ -144,62 +155,62 @@ impl Journal {
             .map_err(|error| Error::Open { path: path.to_owned(), problem: error.to_string() })?;
         let opened = Database::builder(path).worker_threads(1).open();
         let database = opened.map_err(|error| not_opened(path, &error))?;
-        let events = keyspace(path, &database, "events")?;
+        let facts = keyspace(path, &database, "facts")?;
         let head = keyspace(path, &database, "head")?;
         let rollouts = keyspace(path, &database, "rollouts")?;
         Ok(Self {
             path: path.to_owned(),
             database,
-            events,
+            facts,
             head,
             rollouts,
             next: 0,
             snapshot_end: 0,
-            last_event: Timestamp(0),
+            last_fact: Timestamp(0),
         })
     }
 
-    fn replay(&mut self, plan: &RunPlan) -> Result<State, Error> {
+    fn replay(&mut self, plan: &RunPlan) -> Result<Durable, Error> {
         let snapshot = self.head.get(SNAPSHOT_KEY).map_err(|error| self.damaged(store_problem(&error)))?;
-        let mut state = State::new(plan.clone());
+        let mut state = Durable::new(plan.clone());
         if let Some(bytes) = snapshot {
             let Format { format } = serde_json::from_slice(&bytes)
                 .map_err(|error| self.damaged(format!("its snapshot names no format: {error}")))?;
             if format != FORMAT {
-                return Err(self.damaged(format!("it has format {format}, this is {FORMAT}")));
+                return Err(self.other_format(format));
             }
-            let snapshot: Snapshot<State> = serde_json::from_slice(&bytes)
+            let snapshot: Snapshot<Durable> = serde_json::from_slice(&bytes)
                 .map_err(|error| self.damaged(format!("its snapshot does not parse: {error}")))?;
             state = snapshot.state;
             (self.next, self.snapshot_end) = (snapshot.end, snapshot.end);
-            self.last_event = snapshot.last_event;
+            self.last_fact = snapshot.last_fact;
         }
-        for pair in self.events.range(self.snapshot_end.to_be_bytes()..) {
+        for pair in self.facts.range(self.snapshot_end.to_be_bytes()..) {
             let (key, value) = pair.into_inner().map_err(|error| self.damaged(store_problem(&error)))?;
             if key.as_ref() != self.next.to_be_bytes() {
-                return Err(self.damaged(format!("event {} is missing", self.next)));
+                return Err(self.damaged(format!("fact {} is missing", self.next)));
             }
             let entry: Entry = serde_json::from_slice(&value)
-                .map_err(|error| self.damaged(format!("event {} does not parse: {error}", self.next)))?;
-            self.last_event = entry.at;
-            let _ = state.apply(entry.at, entry.event);
+                .map_err(|error| self.damaged(format!("fact {} does not parse: {error}", self.next)))?;
+            self.last_fact = entry.at;
+            let _ = state.replay(entry.at, entry.fact);
             self.next += 1;
         }
         Ok(state)
     }
 
-    /// Makes everything in `entries` durable at once; `state` is the state after the events.
+    /// Makes everything in `entries` durable at once; `state` is the run after the facts.
     ///
     /// # Errors
     /// When the store cannot write. The journal must not be used any more.
-    pub fn commit(&mut self, entries: Entries, state: &State) -> Result<(), Error> {
+    pub fn commit(&mut self, entries: Entries, state: &Durable) -> Result<(), Error> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
-        for (at, event) in entries.events {
-            let entry = serde_json::to_vec(&Entry { at, event })
-                .map_err(|error| self.unwritable(format!("an event does not serialise: {error}")))?;
-            batch.insert(&self.events, self.next.to_be_bytes(), entry);
+        for (at, fact) in entries.facts {
+            let entry = serde_json::to_vec(&Entry { at, fact })
+                .map_err(|error| self.unwritable(format!("a fact does not serialise: {error}")))?;
+            batch.insert(&self.facts, self.next.to_be_bytes(), entry);
             self.next += 1;
-            self.last_event = at;
+            self.last_fact = at;
         }
         for scored in entries.keep {
             let key = scored.rollout().id().to_string();
@@ -209,25 +220,25 @@ impl Journal {
             batch.remove(&self.rollouts, id.to_string().as_str());
         }
         batch.commit().map_err(|error| self.unwritable(store_problem(&error)))?;
-        if self.next - self.snapshot_end >= EVENTS_PER_SNAPSHOT {
+        if self.next - self.snapshot_end >= FACTS_PER_SNAPSHOT {
             self.write_snapshot(state)?;
         }
         Ok(())
     }
 
-    /// Replaces all events so far by the state that they lead to.
-    fn write_snapshot(&mut self, state: &State) -> Result<(), Error> {
+    /// Replaces all facts so far by the state that they lead to.
+    fn write_snapshot(&mut self, state: &Durable) -> Result<(), Error> {
         let snapshot = serde_json::to_vec(&Snapshot {
             format: FORMAT,
             end: self.next,
-            last_event: self.last_event,
+            last_fact: self.last_fact,
             state,
         })
         .map_err(|error| self.unwritable(format!("the state does not serialise: {error}")))?;
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         batch.insert(&self.head, SNAPSHOT_KEY, snapshot);
         for sequence in self.snapshot_end..self.next {
-            batch.remove(&self.events, sequence.to_be_bytes());
+            batch.remove(&self.facts, sequence.to_be_bytes());
         }
         batch.commit().map_err(|error| self.unwritable(store_problem(&error)))?;
         self.snapshot_end = self.next;
@@ -245,9 +256,9 @@ impl Journal {
         proto::scored_from_bytes(&bytes).map_err(|error| self.damaged(format!("the tokens of {id}: {error}")))
     }
 
-    /// When the newest event happened; 0 in a new journal.
-    pub fn last_event(&self) -> Timestamp {
-        self.last_event
+    /// When the newest fact happened; 0 in a new journal.
+    pub fn last_fact(&self) -> Timestamp {
+        self.last_fact
     }
 
     /// Number of responses stored.
@@ -256,6 +267,10 @@ impl Journal {
     /// When the store cannot be read.
     pub fn stored_rollouts(&self) -> Result<usize, Error> {
         self.rollouts.len().map_err(|error| self.damaged(store_problem(&error)))
+    }
+
+    fn other_format(&self, format: u32) -> Error {
+        Error::OtherFormat { path: self.path.clone(), format }
     }
 
     fn damaged(&self, problem: String) -> Error {

@@ -10,7 +10,6 @@ pub mod journal;
 pub mod state;
 
 mod dashboard;
-mod explain;
 mod grpc;
 mod inbox;
 mod metrics;
@@ -18,6 +17,7 @@ mod notices;
 mod server;
 mod server_loop;
 mod sessions;
+mod stall;
 mod status;
 mod steps_file;
 

@@ -13,15 +13,28 @@ const REASONS: &str = "empty for trained; why it was filtered, dropped or failed
 /// Every metric of the process.
 pub const METRICS: &[Metric] = &[
     Metric::counter("rlhf_coordinator_responses_issued_total", "Response attempts issued to actors."),
-    Metric::counter("rlhf_coordinator_responses_ended_total", "Response attempts by their one ending: trained, filtered (intended), dropped or failed (not intended).").by(&[Label::one_of("outcome", &["trained", "filtered", "dropped", "failed"]), Label::described("reason", REASONS)]),
-    Metric::counter("rlhf_rollouts_dropped_total", "Scored responses that did not train, by reason.").by(&[Label::described("reason", "of filtering or dropping, as above"), Label::one_of("intentional", &["true", "false"])]),
+    Metric::counter(
+        "rlhf_coordinator_responses_ended_total",
+        "Response attempts by their one ending: trained, filtered (intended), dropped or failed \
+             (not intended).",
+    )
+    .by(&[
+        Label::one_of("outcome", &["trained", "filtered", "dropped", "failed"]),
+        Label::described("reason", REASONS),
+    ]),
+    Metric::counter("rlhf_rollouts_dropped_total", "Scored responses that did not train, by reason.").by(&[
+        Label::described("reason", "of filtering or dropping, as above"),
+        Label::one_of("intentional", &["true", "false"]),
+    ]),
     Metric::counter("rlhf_coordinator_late_results_total", "Results of attempts that had ended before."),
     Metric::gauge("rlhf_coordinator_responses_in_flight", "Response attempts issued and not ended."),
     Metric::gauge("rlhf_samples_unaccounted", "Issued minus ended minus in flight: 0, or there is a bug."),
     Metric::gauge("rlhf_coordinator_policy_version", "The newest policy version."),
     Metric::gauge("rlhf_coordinator_batches_trained", "Batches trained."),
     Metric::gauge("rlhf_coordinator_batches_checkpointed", "Batches that a checkpoint holds."),
-    Metric::gauge("rlhf_coordinator_members_connected", "Members connected, by role.").by(&[Label::one_of("role", &["actor", "reward-server", "learner"])]),
+    Metric::gauge("rlhf_coordinator_members_connected", "Members connected, by role.")
+        .by(&[Label::one_of("role", &["actor", "reward-server", "learner"])]),
+    Metric::counter("rlhf_coordinator_members_gone_total", "Members that have left and are forgotten."),
     Metric::gauge("rlhf_coordinator_prompts_open", "Prompts with a response awaited."),
     Metric::gauge("rlhf_coordinator_last_step_timestamp_seconds", "When the last step was trained."),
     Metric::histogram("rlhf_coordinator_journal_commit_seconds", "Time to make events durable."),
@@ -31,14 +44,24 @@ pub const METRICS: &[Metric] = &[
     Metric::gauge("rlhf_step_value_loss", "Value loss of the last step."),
     Metric::gauge("rlhf_step_entropy", "Entropy of the policy, nats."),
     Metric::gauge("rlhf_step_approx_kl", "Approximate KL between the policy before and during the update."),
-    Metric::gauge("rlhf_step_rollout_approx_kl", "Approximate KL between learner and actor on the same tokens; 0 on-policy."),
-    Metric::gauge("rlhf_step_rollout_logprob_diff", "Mean absolute difference of learner's and actor's log-probs."),
+    Metric::gauge(
+        "rlhf_step_rollout_approx_kl",
+        "Approximate KL between learner and actor on the same tokens; 0 on-policy.",
+    ),
+    Metric::gauge(
+        "rlhf_step_rollout_logprob_diff",
+        "Mean absolute difference of learner's and actor's log-probs.",
+    ),
     Metric::gauge("rlhf_step_clip_fraction", "Share of tokens at which the clip was active."),
     Metric::gauge("rlhf_step_explained_variance", "Explained variance of the returns by the critic."),
     Metric::gauge("rlhf_step_score_mean", "Mean score of all responses to the batch's prompts."),
     Metric::gauge("rlhf_step_outcome_mean", "Mean outcome of the hidden tests on the batch's prompts."),
     Metric::gauge("rlhf_step_kl_to_ref", "KL between the policy and the reference, per response."),
-    Metric::gauge("rlhf_step_filtration_r_squared", "R squared of outcome on score, unfiltered and filtered.").by(&[Label::one_of("pool", &["unfiltered", "filtered"])]),
+    Metric::gauge(
+        "rlhf_step_filtration_r_squared",
+        "R squared of outcome on score, unfiltered and filtered.",
+    )
+    .by(&[Label::one_of("pool", &["unfiltered", "filtered"])]),
 ];
 
 /// One event.
@@ -75,9 +98,10 @@ pub(crate) fn state(state: &State) {
     gauge!("rlhf_coordinator_batches_checkpointed").set(state.batches().checkpointed().0 as f64);
     gauge!("rlhf_coordinator_prompts_open").set(state.open_prompts() as f64);
     let members = state.members();
-    let actors = members.connected_actors().count();
-    let servers = members.connected_reward_servers().count();
-    let learners = members.connected_learner().iter().count();
+    let actors = members.connected_actor_count();
+    let servers = members.connected_reward_server_count();
+    let learners = u64::from(members.connected_learner().is_some());
+    counter!("rlhf_coordinator_members_gone_total").absolute(members.gone());
     for (role, count) in [("actor", actors), ("reward-server", servers), ("learner", learners)] {
         gauge!("rlhf_coordinator_members_connected", "role" => role).set(count as f64);
     }

@@ -1,4 +1,5 @@
-//! The log's words for what the state noticed: WARN where the run has recovered from something.
+//! The log's words for what the state noticed: WARN where the run has recovered from something, or
+//! cannot.
 
 use crate::state::Notice;
 
@@ -29,6 +30,13 @@ pub(crate) fn log(notice: &Notice) {
         Notice::BroadcastUnconfirmed { version, silent, timeout } => {
             tracing::warn!(%version, ?silent, seconds = timeout.as_secs_f64(), "broadcast not confirmed in time");
         }
+        Notice::FirstFailure { reason, member, detail } => {
+            tracing::warn!(%reason, %member, detail, "an attempt failed; others of its reason are only counted");
+        }
+        Notice::Hopeless { cause, timeout } => {
+            tracing::warn!(%cause, ends_after = ?timeout, "the run cannot go on like this");
+        }
+        Notice::GivenUp { cause } => tracing::error!(%cause, "the run is given up: stopping"),
         Notice::GroupStale { prompt, oldest, batch } => {
             tracing::info!(%prompt, drawn_at = %oldest, %batch, "group dropped: too old for its batch");
         }

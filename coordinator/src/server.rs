@@ -10,6 +10,7 @@ use crate::data::DataSet;
 use crate::grpc::Grpc;
 use crate::journal::Journal;
 use crate::server_loop::{Parts, ServerLoop};
+use crate::state::State;
 use crate::steps_file::StepsFile;
 use crate::{dashboard, metrics};
 
@@ -23,13 +24,13 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let plan = config.plan(&data).map_err(|error| BadInput(error.to_string()))?;
     let listener = Listener::bind("listen", config.listen).await?;
     context.bound.push(("grpc", listener.address));
-    let (journal, state) = Journal::open(&config.journal, &plan)?;
+    let (journal, durable) = Journal::open(&config.journal, &plan)?;
     let steps_file = config
         .steps_file
         .as_deref()
-        .map(|path| StepsFile::open(path, state.history().steps()))
+        .map(|path| StepsFile::open(path, durable.history().steps()))
         .transpose()?;
-    let began = state.batches().trained();
+    let began = durable.batches().trained();
     tracing::info!(
         run = %plan.run,
         prompts = data.len(),
@@ -39,9 +40,9 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         "coordinator ready"
     );
     let done = CancellationToken::new();
-    let parts = Parts { state, plan, journal, data, steps_file, done: done.clone() };
+    let parts = Parts { state: State::over(durable), plan, journal, data, steps_file, done: done.clone() };
     let (server_loop, handle, view) = ServerLoop::new(parts);
-    context.pages = dashboard::pages(view);
+    context.pages = dashboard::pages(view, handle.clone());
     let router = Grpc::new(handle, context.tasks.spawner(), done.clone()).router();
     let token = context.token.clone();
     context.tasks.add("server loop", OnError::Shutdown, async move {

@@ -8,17 +8,22 @@
 //! | waits for        | unblocked by                          | bound                                   |
 //! |------------------|---------------------------------------|-----------------------------------------|
 //! | a stream's input | room in the inbox                     | gRPC flow control reaches the sender    |
-//! | this loop        | an input, a deadline, a cancellation  | the next deadline of the state          |
+//! | this loop        | an input, a deadline, a cancellation  | `STATUS_INTERVAL`                       |
 //! | a stream's output| the member reading                    | a full outbox disconnects the member    |
 //!
-//! Inputs are taken in batches: all that wait are applied, made durable with one fsync, and only then acted
-//! upon.
+//! Inputs are taken in lots: all that wait are applied, the state settles once, the facts become durable
+//! with one fsync, and only then somebody sees what follows. A lot without facts (heartbeats, loads) costs no
+//! write.
+//!
+//! Members are judged by their silence only while this loop was listening: when it did nothing for longer
+//! than [`AWAY_LIMIT`], everybody is given the whole time again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use service::sleep_until;
+use service::{Hopeless, sleep_until};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +35,8 @@ use types::{Batch, MemberId, RolloutId, Sample, Timestamp};
 use crate::data::DataSet;
 use crate::inbox::{Handle, Input, Report, inbox};
 use crate::journal::{Entries, Journal};
-use crate::sessions::{Closing, Sessions};
+use crate::sessions::{Closing, Outbox, SessionId, Sessions};
+use crate::stall::Stall;
 use crate::state::{Applied, BatchPlan, Effect, Event, Grant, Phase, RunPlan, State, StepRecord};
 use crate::status::Status;
 use crate::steps_file::StepsFile;
@@ -40,6 +46,8 @@ use crate::{metrics, notices};
 const INPUTS_LIMIT: usize = 256;
 /// Shortest time between two publications of the status.
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
+/// A turn of the loop that takes longer means that the process was stopped, or the disk slow.
+const AWAY_LIMIT: Duration = Duration::from_secs(1);
 /// How long the streams get to carry the last commands.
 const CLOSE_DELAY: Duration = Duration::from_millis(500);
 
@@ -116,7 +124,7 @@ impl ServerLoop {
     pub(crate) fn new(parts: Parts) -> (Self, Handle, View) {
         let Parts { state, plan, journal, data, steps_file, done } = parts;
         let (handle, inbox) = inbox();
-        let clock = Clock::starting_after(journal.last_event());
+        let clock = Clock::starting_after(journal.last_fact());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
         let (steps, steps_view) = watch::channel(Arc::new(state.history().steps().cloned().collect()));
         let this = Self {
@@ -141,23 +149,31 @@ impl ServerLoop {
     /// Runs until the run is over, or the token is cancelled and the drain done.
     pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
         let done = self.done.clone().drop_guard();
-        self.apply(Event::Restarted(Box::new(self.plan.clone())));
+        self.apply(Event::Started(Box::new(self.plan.clone())));
         self.settle()?;
         let mut inputs = Vec::with_capacity(INPUTS_LIMIT);
-        let mut published = Instant::now();
+        let (mut published, mut turned) = (Instant::now(), Instant::now());
         let mut draining = false;
         while self.ended.is_none() {
             let deadline = self.state.next_deadline().map(|deadline| self.clock.instant(deadline));
             let status_due = published + STATUS_INTERVAL;
             tokio::select! {
                 count = self.inbox.recv_many(&mut inputs, INPUTS_LIMIT) => anyhow::ensure!(count > 0, "every handle is gone"),
-                () = sleep_until(deadline) => drop(self.apply(Event::Tick)),
+                () = sleep_until(deadline) => {}
                 () = tokio::time::sleep_until(status_due) => {}
                 () = token.cancelled(), if !draining => {
                     draining = true;
                     self.apply(Event::DrainRequested);
                 }
             }
+            if turned.elapsed() > AWAY_LIMIT {
+                tracing::warn!(
+                    seconds = turned.elapsed().as_secs_f64(),
+                    "was away: nobody is lost meanwhile"
+                );
+                self.apply(Event::WasAway);
+            }
+            turned = Instant::now();
             for input in inputs.drain(..) {
                 self.take(input);
             }
@@ -172,19 +188,19 @@ impl ServerLoop {
         // The last commands need a moment on the wire before the sockets close.
         tokio::time::sleep(CLOSE_DELAY).await;
         drop(done);
-        Ok(())
+        match self.state.given_up() {
+            Some(cause) => Err(Hopeless(cause.to_string()).into()),
+            None => Ok(()),
+        }
     }
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Joined { session, outbox, event } => {
-                self.sessions.open(session, outbox);
-                self.apply(event);
-            }
+            Input::Joined { session, outbox, event } => self.join(session, outbox, event),
             Input::Report(report) => self.take_report(*report),
             Input::Closed { session, event } => {
                 if self.sessions.is_current(&session) {
-                    self.sessions.ended(&session.member);
+                    self.sessions.ended(session.role, &session.member);
                     self.apply(event);
                 }
             }
@@ -192,7 +208,20 @@ impl ServerLoop {
             Input::Status(reply) => {
                 let _ = reply.send(Arc::new(Status::of(&self.state, self.clock.now())));
             }
+            Input::Stall(reply) => drop(reply.send(Stall::of(&self.state, self.clock.now()))),
         }
+    }
+
+    /// Lets a member in, unless it may not be: then whoever has its name or its role keeps it.
+    fn join(&mut self, session: SessionId, outbox: Outbox, event: Event) {
+        if let Err(reason) = self.state.check_joining(&event) {
+            let SessionId { role, member, .. } = session;
+            tracing::error!(?role, %member, reason, "refused");
+            outbox.close(Closing::Refuse(reason));
+            return;
+        }
+        self.sessions.open(session, outbox);
+        self.apply(event);
     }
 
     fn take_report(&mut self, Report { session, event, scored }: Report) {
@@ -213,31 +242,39 @@ impl ServerLoop {
     fn apply(&mut self, event: Event) -> Vec<RolloutId> {
         let now = self.clock.now();
         metrics::event(&event);
-        let Applied { effects, store } = self.state.apply(now, event.clone());
-        self.entries.events.push((now, event));
+        let applied = self.state.apply(now, event);
+        self.add(now, applied)
+    }
+
+    fn add(&mut self, now: Timestamp, applied: Applied) -> Vec<RolloutId> {
+        let Applied { facts, store, effects } = applied;
+        self.entries.facts.extend(facts.into_iter().map(|fact| (now, fact)));
         self.entries.forget.extend(store.forget);
         self.effects.extend(effects);
         store.keep
     }
 
-    /// Makes what was applied durable, then acts on it.
+    /// Decides what the lot has made possible, makes it durable, then acts on it.
     fn settle(&mut self) -> anyhow::Result<()> {
-        if self.entries.events.is_empty() {
-            return Ok(());
-        }
+        let now = self.clock.now();
+        let settled = self.state.settle(now);
+        self.add(now, settled);
         let mut entries = std::mem::take(&mut self.entries);
-        // A response can come and be filtered in one batch of inputs; then nothing is to be stored.
-        entries.keep.retain(|scored| !entries.forget.contains(&scored.rollout().id()));
-        let started = Instant::now();
-        self.journal.commit(entries, &self.state)?;
-        metrics::journal_commit(started.elapsed());
+        if !entries.facts.is_empty() {
+            // A response can come and be filtered in one lot; then nothing is to be stored.
+            let forgotten: BTreeSet<RolloutId> = entries.forget.iter().copied().collect();
+            entries.keep.retain(|scored| !forgotten.contains(&scored.rollout().id()));
+            let started = Instant::now();
+            self.journal.commit(entries, self.state.durable())?;
+            metrics::journal_commit(started.elapsed());
+            metrics::state(&self.state);
+        }
         for effect in std::mem::take(&mut self.effects) {
             self.perform(effect)?;
         }
         for (member, id) in std::mem::take(&mut self.acknowledgements) {
             self.sessions.send_to_reward_server(&member, RewardCommand::Recorded(id));
         }
-        metrics::state(&self.state);
         Ok(())
     }
 
@@ -255,13 +292,13 @@ impl ServerLoop {
                 tracing::info!(batch = plan.id.0, samples = plan.samples.len(), "batch sent");
                 self.sessions.send_to_learner(LearnerCommand::Batch(batch));
             }
-            Effect::Disconnect { member, reason } => {
-                tracing::warn!(%member, reason, "disconnected");
-                self.sessions.close(&member, Closing::Disconnect(reason));
+            Effect::Disconnect { role, member, reason } => {
+                tracing::warn!(?role, %member, reason, "disconnected");
+                self.sessions.close(role, &member, Closing::Disconnect(reason));
             }
-            Effect::Refuse { member, reason } => {
-                tracing::error!(%member, reason, "refused");
-                self.sessions.close(&member, Closing::Refuse(reason));
+            Effect::Refuse { role, member, reason } => {
+                tracing::error!(?role, %member, reason, "refused");
+                self.sessions.close(role, &member, Closing::Refuse(reason));
             }
             Effect::Step(step) => self.step(&step)?,
             Effect::Notice(notice) => notices::log(&notice),
@@ -316,6 +353,7 @@ impl ServerLoop {
     }
 
     fn publish_status(&self) {
+        metrics::state(&self.state);
         self.published.status.send_replace(Arc::new(Status::of(&self.state, self.clock.now())));
     }
 }

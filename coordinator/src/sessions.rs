@@ -8,6 +8,8 @@ use types::link::actor::ActorCommand;
 use types::link::learner::LearnerCommand;
 use types::link::reward::RewardCommand;
 
+use crate::state::Role;
+
 /// Commands that may wait for a member's stream. A member that does not read is disconnected when they are
 /// full.
 pub(crate) const OUTBOX_CAPACITY: usize = 1024;
@@ -16,6 +18,7 @@ pub(crate) const OUTBOX_CAPACITY: usize = 1024;
 /// is ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SessionId {
+    pub(crate) role: Role,
     pub(crate) member: MemberId,
     pub(crate) number: u64,
 }
@@ -41,7 +44,8 @@ pub(crate) enum Outbox {
 }
 
 impl Outbox {
-    fn close(&self, closing: Closing) {
+    /// Says why the stream is closed.
+    pub(crate) fn close(&self, closing: Closing) {
         // A full or closed outbox ends with its session all the same.
         match self {
             Self::Actor(sender) => drop(sender.try_send(Err(closing))),
@@ -67,75 +71,91 @@ struct Session {
 
 /// All open streams.
 #[derive(Debug, Default)]
-pub(crate) struct Sessions(BTreeMap<MemberId, Session>);
+pub(crate) struct Sessions(BTreeMap<(Role, MemberId), Session>);
 
 impl Sessions {
     /// A member has a new stream; an older one is closed.
-    pub(crate) fn open(&mut self, SessionId { member, number }: SessionId, outbox: Outbox) {
-        if let Some(old) = self.0.insert(member, Session { number, outbox }) {
+    pub(crate) fn open(&mut self, SessionId { role, member, number }: SessionId, outbox: Outbox) {
+        if role == Role::Learner {
+            // There is one: whoever is admitted takes the place of the one before, whatever its name.
+            self.close_others(role, &member);
+        }
+        if let Some(old) = self.0.insert((role, member), Session { number, outbox }) {
             old.outbox.close(Closing::Refuse("another process has joined under this name".to_owned()));
+        }
+    }
+
+    fn close_others(&mut self, role: Role, member: &MemberId) {
+        let others: Vec<MemberId> =
+            self.0.keys().filter(|(of, _)| *of == role).map(|(_, name)| name.clone()).collect();
+        for other in others.iter().filter(|other| *other != member) {
+            self.close(role, other, Closing::Refuse(format!("{member} has taken its place")));
         }
     }
 
     /// Whether this is the stream of its member that counts.
     pub(crate) fn is_current(&self, id: &SessionId) -> bool {
-        self.0.get(&id.member).is_some_and(|session| session.number == id.number)
+        self.0.get(&(id.role, id.member.clone())).is_some_and(|session| session.number == id.number)
     }
 
     /// The member's stream has ended by itself.
-    pub(crate) fn ended(&mut self, member: &MemberId) {
-        self.0.remove(member);
+    pub(crate) fn ended(&mut self, role: Role, member: &MemberId) {
+        self.0.remove(&(role, member.clone()));
     }
 
     /// Ends the stream.
-    pub(crate) fn close(&mut self, member: &MemberId, closing: Closing) {
-        if let Some(session) = self.0.remove(member) {
+    pub(crate) fn close(&mut self, role: Role, member: &MemberId, closing: Closing) {
+        if let Some(session) = self.0.remove(&(role, member.clone())) {
             session.outbox.close(closing);
         }
     }
 
     /// Sends a command to an actor; one that is not connected is told nothing.
     pub(crate) fn send_to_actor(&mut self, member: &MemberId, command: ActorCommand) {
-        if let Some(Session { outbox: Outbox::Actor(sender), .. }) = self.0.get(member)
+        let key = (Role::Actor, member.clone());
+        if let Some(Session { outbox: Outbox::Actor(sender), .. }) = self.0.get(&key)
             && sender.try_send(Ok(command)).is_err()
         {
-            self.drop_unread(member);
+            self.drop_unread(&key);
         }
     }
 
     /// Sends a command to a reward server; one that is not connected is told nothing.
     pub(crate) fn send_to_reward_server(&mut self, member: &MemberId, command: RewardCommand) {
-        if let Some(Session { outbox: Outbox::Reward(sender), .. }) = self.0.get(member)
+        let key = (Role::RewardServer, member.clone());
+        if let Some(Session { outbox: Outbox::Reward(sender), .. }) = self.0.get(&key)
             && sender.try_send(Ok(command)).is_err()
         {
-            self.drop_unread(member);
+            self.drop_unread(&key);
         }
     }
 
     /// Sends a command to the learner, if it is connected.
     pub(crate) fn send_to_learner(&mut self, command: LearnerCommand) {
-        let learner = self.0.iter().find_map(|(member, session)| match &session.outbox {
-            Outbox::Learner(sender) => Some((member, sender)),
+        // Roles are ordered, and the learner is the last.
+        let last = self.0.last_key_value();
+        let learner = last.and_then(|(key, session)| match &session.outbox {
+            Outbox::Learner(sender) => Some((key, sender)),
             Outbox::Actor(_) | Outbox::Reward(_) => None,
         });
-        if let Some((member, sender)) = learner
+        if let Some((key, sender)) = learner
             && sender.try_send(Ok(command)).is_err()
         {
-            let member = member.clone();
-            self.drop_unread(&member);
+            let key = key.clone();
+            self.drop_unread(&key);
         }
     }
 
     /// Tells everybody that the run is over.
     pub(crate) fn finish(&mut self) {
-        for (member, session) in std::mem::take(&mut self.0) {
+        for ((_, member), session) in std::mem::take(&mut self.0) {
             tracing::debug!(%member, "told to finish");
             session.outbox.finish();
         }
     }
 
-    fn drop_unread(&mut self, member: &MemberId) {
-        tracing::warn!(%member, capacity = OUTBOX_CAPACITY, "does not read its commands: disconnected");
-        self.0.remove(member);
+    fn drop_unread(&mut self, key: &(Role, MemberId)) {
+        tracing::warn!(member = %key.1, capacity = OUTBOX_CAPACITY, "does not read its commands: disconnected");
+        self.0.remove(key);
     }
 }

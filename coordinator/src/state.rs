@@ -1,8 +1,14 @@
-//! The decision-maker: a pure state machine (`docs/decisions.md`, D3).
+//! The decision-maker: a pure state machine (`docs/decisions.md`, D3 and D14).
 //!
-//! [`State::apply`] takes the time and an event and returns what follows. It does no I/O, reads no clock and
-//! draws no random number that is not keyed by the plan's seed; so a journal of events replays to the same
-//! state. Someone else performs the effects, after the event is durable.
+//! [`State::apply`] takes the time and an event, [`State::settle`] decides what all events of a lot have made
+//! possible: leases, broadcasts, who is lost. Both return facts to be journaled and effects to be performed
+//! once the facts are durable. Nothing here does I/O, reads a clock or draws a random number that is not
+//! keyed by the plan's seed.
+//!
+//! What a run is ([`Durable`]) is changed by facts alone, so a journal of facts replays to the same run. All
+//! else (who is there, how loaded, which weights are on their way) is soft: it costs no write, and after a
+//! restart the members say it again. An event costs the same whatever the number of members: it is looked up,
+//! not searched for.
 //!
 //! Invariants, checked after every event of `tests/state.rs`:
 //!
@@ -12,36 +18,44 @@
 //! 4. Only an actor whose confirmed weights are a known version holds a new lease.
 //!
 //! One file per idea, each the owner of its data: `work` (what is generated, over `prompt_queue`, `leases`
-//! and `groups`), `filter` (which responses of a group train), `batches` (what the learner trains), `weights`
-//! (who gets which version), `members` (who is there), `account` (the identity), `history` (what happened,
-//! for people). They know nothing of effects and return what they decided; this file alone wires them.
+//! and `groups`), `filter` (which responses of a group train), `batches` (what the learner trains), `account`
+//! (the identity), `history` (what happened, for people), `members` (who is there), `room` (who can take
+//! work), `weights` (who gets which version). They know nothing of effects and return what they decided;
+//! `durable` wires the first ones, this file and `joining` all of them.
 
 mod account;
 mod batches;
+mod deadlines;
+mod durable;
 mod effect;
 mod event;
+mod fact;
 mod filter;
 mod groups;
 mod history;
+mod joining;
 mod leases;
 mod members;
 mod notice;
 mod phase;
 mod plan;
+mod progress;
 mod prompt_queue;
+mod room;
+mod view;
 mod weights;
 mod work;
 
-use serde::{Deserialize, Serialize};
-use types::link::actor::{ActorCommand, ActorHello, ActorReport};
-use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, StepMetrics};
-use types::link::reward::{RewardCommand, RewardHello};
-use types::{BatchId, DropReason, Ending, FailReason, MemberId, PolicyVersion, RolloutId, Timestamp};
+use types::link::actor::{ActorCommand, ActorReport};
+use types::link::learner::{LearnerCommand, LearnerReport};
+use types::{Ending, FailReason, MemberId, PolicyVersion, RolloutFailure, RolloutId, Timestamp};
 
 pub use account::Account;
 pub use batches::{BatchPlan, Batches};
-pub use effect::{Applied, Effect, StoreChanges};
-pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent, ScoreSummary};
+pub use durable::Durable;
+pub use effect::{Applied, Effect, Role, StoreChanges};
+pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent};
+pub use fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
 pub use filter::{GroupSums, PlannedSample};
 pub use groups::LeasedGroup;
 pub use history::{History, Reliability, StepRecord};
@@ -50,49 +64,58 @@ pub use members::{Actor, Learner, Members, RewardServer};
 pub use notice::Notice;
 pub use phase::Phase;
 pub use plan::RunPlan;
+pub use progress::{Cause, Failures, Hopeless};
 
-use filter::Filtered;
-use groups::CompleteGroup;
+use members::Watched;
 use phase::Drain;
-use weights::Weights;
-use work::{AttemptEnd, FailedAttempts, Work};
+use progress::{Finding, Progress};
+use room::{Room, RoomIndex};
+use weights::WeightPlane;
 
 /// All the coordinator knows about a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct State {
-    plan: RunPlan,
+    durable: Durable,
     phase: Phase,
     /// While draining.
     drain: Option<Drain>,
-    work: Work,
-    batches: Batches,
-    weights: Weights,
+    weights: WeightPlane,
     members: Members,
-    account: Account,
-    history: History,
+    room: RoomIndex,
+    progress: Progress,
+    /// Why the run was given up.
+    given_up: Option<Cause>,
 }
 
 impl State {
     /// A run that has not begun.
     pub fn new(plan: RunPlan) -> Self {
+        Self::over(Durable::new(plan))
+    }
+
+    /// A run as its journal has it, before anybody has come.
+    pub fn over(durable: Durable) -> Self {
         Self {
-            plan,
+            weights: WeightPlane::of_term(durable.term),
+            durable,
             phase: Phase::Running,
             drain: None,
-            work: Work::default(),
-            batches: Batches::default(),
-            weights: Weights::default(),
             members: Members::default(),
-            account: Account::default(),
-            history: History::default(),
+            room: RoomIndex::default(),
+            progress: Progress::default(),
+            given_up: None,
         }
     }
 
-    /// Takes an event and returns what follows from it.
+    /// Takes an event. [`State::settle`] is due after it, or after others as well.
     pub fn apply(&mut self, now: Timestamp, event: Event) -> Applied {
         let mut out = Applied::default();
         match event {
-            Event::Restarted(plan) => self.restarted(*plan),
+            Event::Started(plan) => self.started(now, *plan, &mut out),
+            Event::WasAway => {
+                self.members.listen_from(now);
+                self.progress.was_away(now);
+            }
             Event::Actor { member, event } => match event {
                 ActorEvent::Joined(hello) => self.actor_joined(now, hello, &mut out),
                 ActorEvent::Disconnected => self.actor_disconnected(now, &member),
@@ -101,75 +124,99 @@ impl State {
             Event::Reward { member, event } => self.reward_event(now, &member, event, &mut out),
             Event::Learner(event) => match event {
                 LearnerEvent::Joined(hello) => self.learner_joined(now, hello, &mut out),
-                LearnerEvent::Disconnected => self.learner_disconnected(),
+                LearnerEvent::Disconnected => self.learner_disconnected(now),
                 LearnerEvent::Report(report) => self.learner_report(now, report, &mut out),
             },
             Event::DrainRequested => self.start_drain(now, &mut out),
-            Event::Tick => self.tick(now, &mut out),
         }
-        self.advance(now, &mut out);
         out
     }
 
-    /// What any event may have made possible.
-    fn advance(&mut self, now: Timestamp, out: &mut Applied) {
-        self.form_batches(out);
-        if let Some(learner) = self.members.connected_learner().filter(|_| self.phase == Phase::Running) {
-            out.effects.extend(self.batches.take_unsent(learner.trained).into_iter().map(Effect::SendBatch));
+    /// Gives up what is past its deadline, and does what the events since the last time have made possible.
+    pub fn settle(&mut self, now: Timestamp) -> Applied {
+        let mut out = Applied::default();
+        self.expire(now, &mut out);
+        self.send_batches(&mut out);
+        for command in self.weights.advance(now, &self.durable.plan, &self.members) {
+            out.tell_about_weights(command);
         }
-        out.tell_about_weights(self.weights.advance(now, &self.plan, &self.members));
-        self.grant_leases(now, out);
-        self.end_phase(out);
+        self.grant_leases(now, &mut out);
+        self.look_for_hopelessness(now, &mut out);
+        self.end_phase(&mut out);
         debug_assert_eq!(self.unaccounted(), 0, "the accounting identity");
+        out
     }
 
-    /// The coordinator's process has started again over its journal: every stream is broken, nothing else has
-    /// changed.
-    fn restarted(&mut self, plan: RunPlan) {
-        self.plan = plan;
-        // A run that is complete ends once more: `end_phase` says so to everybody who waits.
-        self.phase = Phase::Running;
-        self.drain = None;
-        self.members.disconnect_all();
-        self.weights.restart();
-    }
-
-    fn actor_joined(&mut self, now: Timestamp, hello: ActorHello, out: &mut Applied) {
-        let member = hello.member.clone();
-        if let Err(other_run) = self.plan.check_run(hello.run.as_ref()) {
-            return out.refuse(member, other_run);
+    /// Makes a fact so.
+    fn record(&mut self, now: Timestamp, fact: Fact, out: &mut Applied) -> bool {
+        out.facts.push(fact.clone());
+        let outcome = self.durable.apply(now, fact, out);
+        for member in &outcome.touched {
+            self.refresh_room(member);
         }
-        let weights = hello.weights.filter(|(version, hash)| self.weights.knows(*version, *hash));
-        let holding = self.members.join_actor(now, hello, weights);
-        self.weights.actor_left(&member);
-        let failed = self.work.fail_leases_of(&self.plan, &member, &holding);
-        self.attempts_failed(failed, FailReason::ActorLost, out);
-        out.tell_actor(member.clone(), ActorCommand::Welcome(self.plan.actor_welcome()));
-        out.tell_actor(member.clone(), ActorCommand::RewardServers(self.members.reward_addresses()));
-        if self.phase != Phase::Running {
-            out.tell_actor(member, ActorCommand::Drain);
+        for (ending, trains) in outcome.groups {
+            if trains {
+                self.progress.group_kept();
+            } else {
+                self.progress.group_lost(matches!(ending, Ending::Filtered(_)));
+            }
         }
+        outcome.taken
     }
 
-    fn actor_disconnected(&mut self, now: Timestamp, member: &MemberId) {
-        self.members.hear_actor(now, member);
-        self.members.disconnect_actor(member);
-        self.weights.actor_left(member);
+    /// How much room an actor has may have changed.
+    fn refresh_room(&mut self, member: &MemberId) {
+        let Durable { plan, work, .. } = &self.durable;
+        let room = self.members.actors().get(member).and_then(|actor| {
+            let version = actor.usable_version()?;
+            Some(Room { groups: work.leases.room(plan, member, &actor.load), version })
+        });
+        self.room.place(member, room);
+    }
+
+    /// Whether an actor takes work, or with which weights, may have changed.
+    fn actor_changed(&mut self, now: Timestamp, member: &MemberId) {
+        if let Some(actor) = self.members.actors().get(member) {
+            self.weights.actor_changed(now, member, actor);
+        }
+        self.refresh_room(member);
+    }
+
+    /// Issues anew what an actor was to generate, but for the attempts that it is `holding` still.
+    fn lapse_work_of(&mut self, now: Timestamp, actor: &MemberId, holding: &[RolloutId], out: &mut Applied) {
+        let ids = self.durable.work.awaited_of(actor, holding);
+        if !ids.is_empty() {
+            self.record(now, Fact::Lapsed { ids, reason: FailReason::ActorLost }, out);
+        }
     }
 
     fn actor_report(&mut self, now: Timestamp, member: MemberId, report: ActorReport, out: &mut Applied) {
-        let retry_delay = self.plan.weights_retry_delay();
+        let retry_delay = self.durable.plan.weights_retry_delay();
         let Some(actor) = self.members.hear_actor(now, &member) else {
-            return out.disconnect(member, "introduce yourself first: this coordinator does not know you");
+            return out.disconnect(
+                Role::Actor,
+                member,
+                "introduce yourself first: this coordinator does not know you",
+            );
         };
         match report {
-            ActorReport::Load(load) => actor.load = load,
-            ActorReport::Draining => actor.draining = true,
+            ActorReport::Load(load) => {
+                actor.load = load;
+                self.refresh_room(&member);
+            }
+            ActorReport::Draining => {
+                actor.draining = true;
+                self.actor_changed(now, &member);
+            }
             ActorReport::WeightsConfirmed { version, hash } => {
-                match self.weights.confirm(&member, version, hash) {
-                    Ok(()) => actor.weights = Some((version, hash)),
-                    Err(unknown) => out.disconnect(member, unknown),
+                if !self.durable.knows(version, hash) {
+                    let reason = format!("uses weights {hash} as {version}, which this run never had");
+                    return out.disconnect(Role::Actor, member, reason);
                 }
+                actor.weights = Some((version, hash));
+                self.weights.confirmed(&member);
+                self.progress.moved(now);
+                self.actor_changed(now, &member);
             }
             ActorReport::WeightsFailed { version, detail } => {
                 let ended = self.weights.delivery_failed(now, &member, retry_delay);
@@ -183,31 +230,47 @@ impl State {
                 out.notice(Notice::BroadcastGroupFailed { group, member, detail });
                 self.weights.group_failed(now, group, retry_delay);
             }
-            ActorReport::Failed(failure) => self.attempt_failed(failure.id, failure.reason, out),
+            ActorReport::Failed(failure) => self.attempt_failed(now, member, failure, out),
+        }
+    }
+
+    fn attempt_failed(
+        &mut self,
+        now: Timestamp,
+        member: MemberId,
+        failure: RolloutFailure,
+        out: &mut Applied,
+    ) {
+        let RolloutFailure { id, reason, detail, .. } = failure;
+        let taken = self.record(now, Fact::Failed { id, reason }, out);
+        // What only says something about the actor says nothing about the next attempt.
+        let telling =
+            !matches!(reason, FailReason::ActorLost | FailReason::Returned | FailReason::LeaseExpired);
+        if taken && telling && self.progress.failed(reason, &detail) {
+            out.notice(Notice::FirstFailure { reason, member, detail });
         }
     }
 
     fn reward_event(&mut self, now: Timestamp, member: &MemberId, event: RewardEvent, out: &mut Applied) {
+        self.members.hear_reward_server(now, member);
         match event {
             RewardEvent::Joined(hello) => self.reward_server_joined(now, hello, out),
             RewardEvent::Disconnected => {
                 self.members.disconnect_reward_server(member);
                 self.tell_reward_servers(out);
             }
-            RewardEvent::Load { queued } => self.members.hear_reward_server(now, member, queued),
-            RewardEvent::Scored(summary) => self.response_scored(now, summary, out),
-            RewardEvent::Failed(failure) => self.attempt_failed(failure.id, failure.reason, out),
+            RewardEvent::Load { queued } => {
+                if let Some(server) = self.members.hear_reward_server(now, member) {
+                    server.queued = queued;
+                }
+            }
+            RewardEvent::Scored(summary) => {
+                if self.record(now, Fact::Scored(summary), out) {
+                    self.progress.scored(now);
+                }
+            }
+            RewardEvent::Failed(failure) => self.attempt_failed(now, member.clone(), failure, out),
         }
-    }
-
-    fn reward_server_joined(&mut self, now: Timestamp, hello: RewardHello, out: &mut Applied) {
-        if let Err(other_run) = self.plan.check_run(hello.run.as_ref()) {
-            return out.refuse(hello.member, other_run);
-        }
-        let command = RewardCommand::Welcome { run: self.plan.run.clone() };
-        out.effects.push(Effect::Reward { member: hello.member.clone(), command });
-        self.members.join_reward_server(now, hello);
-        self.tell_reward_servers(out);
     }
 
     /// Tells every actor which reward servers there are.
@@ -218,33 +281,8 @@ impl State {
         }
     }
 
-    fn learner_joined(&mut self, now: Timestamp, hello: LearnerHello, out: &mut Applied) {
-        if let Err(other_run) = self.plan.check_run(hello.run.as_ref()) {
-            return out.refuse(hello.member, other_run);
-        }
-        if let Err(unfit) = self.batches.check_learner(hello.trained) {
-            return out.refuse(hello.member, unfit);
-        }
-        // What it trained and could not say at the time is recorded now.
-        let known = self.batches.trained();
-        self.count_trained(hello.trained);
-        for step in hello.steps.iter().filter(|step| step.batch > known && step.batch <= hello.trained) {
-            self.add_step(now, step.batch, step.metrics.clone(), out);
-        }
-        out.forget(self.batches.checkpoint(hello.checkpointed));
-        self.batches.send_after(hello.trained);
-        self.weights.learner_joined(hello.manifest.clone());
-        self.members.join_learner(now, hello);
-        out.tell_learner(self.plan.learner_welcome());
-    }
-
-    fn learner_disconnected(&mut self) {
-        self.members.disconnect_learner();
-        self.weights.forget_groups();
-    }
-
     fn learner_report(&mut self, now: Timestamp, report: LearnerReport, out: &mut Applied) {
-        let retry_delay = self.plan.weights_retry_delay();
+        let retry_delay = self.durable.plan.weights_retry_delay();
         let Some(learner) = self.members.hear_learner(now) else {
             return;
         };
@@ -252,17 +290,26 @@ impl State {
         match report {
             LearnerReport::Alive(phase) => learner.phase = phase,
             LearnerReport::Trained { batch, manifest, metrics } => {
-                if let Err(not_next) = self.batches.check_next(learner.trained, batch) {
-                    return out.disconnect(member, not_next);
+                let expected = learner.trained.next();
+                if batch != expected || batch > learner.sent {
+                    let reason = format!("trained batch {batch}, but {expected} is next");
+                    return out.disconnect(Role::Learner, member, reason);
                 }
                 learner.trained = batch;
-                if batch > self.batches.trained() {
-                    self.count_trained(batch);
-                    self.add_step(now, batch, *metrics, out);
-                }
-                self.weights.offer(manifest);
+                let weights = (manifest.version(), manifest.hash());
+                self.record(now, Fact::Trained { batch, weights, metrics }, out);
+                self.progress.trained(now);
+                self.weights.offer(manifest, &self.members);
             }
-            LearnerReport::Checkpointed(batch) => out.forget(self.batches.checkpoint(batch)),
+            LearnerReport::Checkpointed(batch) => {
+                if batch > learner.trained {
+                    let trained = learner.trained;
+                    let reason = format!("wrote a checkpoint of batch {batch}, but trained {trained}");
+                    return out.disconnect(Role::Learner, member, reason);
+                }
+                self.record(now, Fact::Checkpointed(batch), out);
+                self.progress.moved(now);
+            }
             LearnerReport::Published { .. } => self.weights.broadcast_ended(&member),
             LearnerReport::PublishFailed { group, version, detail } => {
                 out.notice(Notice::BroadcastFailed { version, detail });
@@ -277,75 +324,33 @@ impl State {
         }
     }
 
-    fn count_trained(&mut self, batch: BatchId) {
-        let responses = self.batches.train(batch);
-        self.account.end(Ending::Trained, responses);
-    }
-
-    fn add_step(&mut self, now: Timestamp, batch: BatchId, metrics: StepMetrics, out: &mut Applied) {
-        if let Some(batch) = self.batches.find(batch) {
-            let step = self.history.add_step(now, &self.plan.filtration, batch, metrics);
-            out.effects.push(Effect::Step(Box::new(step)));
+    /// Sends the learner what it is to train, so that it has enough to do.
+    fn send_batches(&mut self, out: &mut Applied) {
+        let Some(learner) = self.members.connected_learner_mut().filter(|_| self.phase == Phase::Running)
+        else {
+            return;
+        };
+        for batch in self.durable.batches.unsent(learner.trained, learner.sent) {
+            learner.sent = learner.sent.max(batch.id);
+            out.effects.push(Effect::SendBatch(batch.clone()));
         }
     }
 
-    fn response_scored(&mut self, now: Timestamp, summary: ScoreSummary, out: &mut Applied) {
-        let id = summary.id;
-        self.history.scored_tokens(now, u64::from(summary.tokens));
-        match self.work.score(&self.plan, summary) {
-            AttemptEnd::Late => self.account.late(),
-            AttemptEnd::GroupOpen => out.keep(id),
-            AttemptEnd::GroupComplete(group) => {
-                out.keep(id);
-                self.filter(&group, out);
-            }
-        }
-    }
-
-    fn attempt_failed(&mut self, id: RolloutId, reason: FailReason, out: &mut Applied) {
-        let mut failed = FailedAttempts::default();
-        match self.work.fail(&self.plan, id, reason) {
-            AttemptEnd::Late => self.account.late(),
-            end => failed.add(end),
-        }
-        self.attempts_failed(failed, reason, out);
-    }
-
-    fn attempts_failed(&mut self, failed: FailedAttempts, reason: FailReason, out: &mut Applied) {
-        self.account.end(Ending::Failed(reason), failed.count);
-        for group in &failed.complete {
-            self.filter(group, out);
-        }
-    }
-
-    fn filter(&mut self, group: &CompleteGroup, out: &mut Applied) {
-        if group.has_enough(self.plan.min_group) {
-            self.history.observe_group(&group.scored);
-        }
-        let Filtered { ready, ending, ended, forgotten } = Filtered::of(&self.plan, group);
-        self.account.end(ending, ended);
-        out.forget(forgotten);
-        if let Some(ready) = ready {
-            self.batches.add(ready);
-        }
-    }
-
-    fn form_batches(&mut self, out: &mut Applied) {
-        for stale in self.batches.form(&self.plan) {
-            let (prompt, oldest) = (stale.group.prompt, stale.group.oldest);
-            out.notice(Notice::GroupStale { prompt, oldest, batch: stale.batch });
-            self.account.end(Ending::Dropped(DropReason::Stale), stale.group.in_flight());
-            out.forget(stale.group.responses());
-        }
-    }
-
-    /// Gives work to the actors that can take it, one lease at a time.
+    /// Gives work to the actors that can take it, one lease at a time, to the emptiest first.
     fn grant_leases(&mut self, now: Timestamp, out: &mut Applied) {
-        while self.phase == Phase::Running
-            && let Some((member, grant)) = self.work.grant(now, &self.plan, &self.members, &self.batches)
-        {
-            self.account.issue(grant.attempts());
-            out.effects.push(Effect::Lease { member, grant });
+        while self.phase == Phase::Running && !self.durable.is_complete() {
+            let Durable { plan, work, batches, .. } = &self.durable;
+            let oldest = PolicyVersion(batches.trained().0.saturating_sub(plan.max_staleness));
+            let emptiest = self
+                .room
+                .emptiest(oldest, |version| work.has_work(plan, work.capacity(plan, batches, version)));
+            let Some((member, Room { groups, version })) = emptiest else { break };
+            let bounds = LeaseBounds { room: groups, capacity: work.capacity(plan, batches, version) };
+            let granted = self.record(now, Fact::Leased { member, bounds }, out);
+            debug_assert!(granted, "there was work for it");
+            if !granted {
+                break;
+            }
         }
     }
 
@@ -354,7 +359,8 @@ impl State {
             return;
         }
         self.phase = Phase::Draining;
-        self.drain = Some(Drain::WaitsUntil(now + self.plan.drain_timeout));
+        self.progress.stop();
+        self.drain = Some(Drain::WaitsUntil(now + self.durable.plan.drain_timeout));
         for (member, _) in self.members.connected_actors() {
             out.tell_actor(member.clone(), ActorCommand::Drain);
         }
@@ -363,19 +369,45 @@ impl State {
         }
     }
 
-    /// Deadlines that have passed.
-    fn tick(&mut self, now: Timestamp, out: &mut Applied) {
+    /// Says when the run cannot go on, and stops it when that does not change.
+    fn look_for_hopelessness(&mut self, now: Timestamp, out: &mut Applied) {
+        if self.phase != Phase::Running || !self.progress.is_check_due(now, &self.durable.plan) {
+            return;
+        }
+        let (no_room, waiting_for) = (self.no_room(), self.waiting_for());
+        match self.progress.check(now, &self.durable.plan, no_room, waiting_for) {
+            None => {}
+            Some(Finding::Found(cause)) => {
+                out.notice(Notice::Hopeless { cause, timeout: self.durable.plan.hopeless_timeout });
+            }
+            Some(Finding::GivenUp(cause)) => {
+                out.notice(Notice::GivenUp { cause: cause.clone() });
+                self.given_up = Some(cause);
+                self.start_drain(now, out);
+            }
+        }
+    }
+
+    /// Gives up what is past its deadline.
+    fn expire(&mut self, now: Timestamp, out: &mut Applied) {
         self.lose_silent_members(now, out);
         if let Some(drain) = &mut self.drain {
             drain.expire(now);
         }
-        for expired in self.work.expire_leases(now, &self.plan) {
-            let attempts = expired.failed.count;
-            out.notice(Notice::LeaseExpired { lease: expired.id, member: expired.actor, attempts });
-            self.attempts_failed(expired.failed, FailReason::LeaseExpired, out);
+        while let Some(lease) = self.durable.work.leases.first_expired(now) {
+            let ids = self.durable.work.awaited_under(lease);
+            debug_assert!(!ids.is_empty(), "a lease ends with its last attempt");
+            if ids.is_empty() {
+                break;
+            }
+            if let Some(member) = self.durable.work.leases.holder(lease).cloned() {
+                let attempts = ids.len() as u64;
+                out.notice(Notice::LeaseExpired { lease, member, attempts });
+            }
+            self.record(now, Fact::Lapsed { ids, reason: FailReason::LeaseExpired }, out);
         }
-        let timeout = self.plan.broadcast_timeout;
-        let expired = self.weights.expire(now, self.plan.weights_retry_delay());
+        let timeout = self.durable.plan.broadcast_timeout;
+        let expired = self.weights.expire(now, self.durable.plan.weights_retry_delay());
         if let Some((group, absent)) = expired.unformed {
             out.notice(Notice::BroadcastGroupUnformed { group, absent, timeout });
         }
@@ -385,115 +417,69 @@ impl State {
     }
 
     fn lose_silent_members(&mut self, now: Timestamp, out: &mut Applied) {
-        let timeout = self.plan.heartbeat_timeout;
+        let timeout = self.durable.plan.heartbeat_timeout;
         let reason = format!("silent for {timeout:?}");
-        let silent = self.members.silent(now, timeout, &self.work.leases);
-        for member in silent.actors {
-            out.notice(Notice::ActorLost { member: member.clone(), timeout });
-            self.members.disconnect_actor(&member);
-            self.weights.actor_left(&member);
-            let failed = self.work.fail_leases_of(&self.plan, &member, &[]);
-            out.disconnect(member, &reason);
-            self.attempts_failed(failed, FailReason::ActorLost, out);
-        }
-        for member in &silent.reward_servers {
-            self.members.disconnect_reward_server(member);
-            out.disconnect(member.clone(), &reason);
-        }
-        if !silent.reward_servers.is_empty() {
-            self.tell_reward_servers(out);
-        }
-        if let Some(member) = silent.learner {
-            self.learner_disconnected();
-            out.disconnect(member, &reason);
+        loop {
+            let leases = &self.durable.work.leases;
+            match self.members.next_silent(now, timeout, |member| leases.has_any(member)) {
+                None => break,
+                Some(Watched::Actor(member)) => {
+                    out.notice(Notice::ActorLost { member: member.clone(), timeout });
+                    self.members.disconnect_actor(&member);
+                    self.weights.actor_left(now, &member);
+                    self.lapse_work_of(now, &member, &[], out);
+                    self.refresh_room(&member);
+                    out.disconnect(Role::Actor, member, &reason);
+                }
+                Some(Watched::Reward(member)) => {
+                    self.members.disconnect_reward_server(&member);
+                    self.tell_reward_servers(out);
+                    out.disconnect(Role::RewardServer, member, &reason);
+                }
+                Some(Watched::Learner) => {
+                    let member = self.members.learner().map(|learner| learner.member.clone());
+                    self.learner_disconnected(now);
+                    if let Some(member) = member {
+                        out.disconnect(Role::Learner, member, &reason);
+                    }
+                }
+            }
         }
     }
 
-    /// The next moment at which a tick can change something; none while nothing is awaited.
+    /// The next moment at which [`State::settle`] can change something; none while nothing is awaited.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        let silence = self.members.next_silence(self.plan.heartbeat_timeout, &self.work.leases);
-        let drain = self.drain.and_then(Drain::deadline);
-        let deadlines = [self.work.leases.next_deadline(), self.weights.next_deadline(), silence, drain];
+        let Durable { plan, work, .. } = &self.durable;
+        let deadlines = [
+            work.leases.next_deadline(),
+            self.weights.next_deadline(plan, &self.members),
+            self.members.next_silence(),
+            self.drain.and_then(Drain::deadline),
+            self.progress.next_check(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 
     /// Moves to the phase that the state has reached.
     fn end_phase(&mut self, out: &mut Applied) {
         let ended = match self.phase {
-            Phase::Running if self.batches.checkpointed() >= self.plan.last_batch() => Phase::Finished,
+            Phase::Running | Phase::Draining if self.durable.is_complete() => Phase::Finished,
             Phase::Draining if self.is_drained() => Phase::Stopped,
             _ => return,
         };
         self.phase = ended;
         self.drain = None;
-        if ended == Phase::Finished {
-            let stopped = self.work.stop();
-            self.account.end(Ending::Dropped(DropReason::RunFinished), stopped.len() as u64);
-            out.forget(stopped);
-            for group in self.batches.take_ready() {
-                self.account.end(Ending::Dropped(DropReason::RunFinished), group.in_flight());
-                out.forget(group.responses());
-            }
-        }
+        self.progress.stop();
         out.effects.push(Effect::Finish(ended));
     }
 
     /// Nobody works on a lease any more, and the learner has written what it trained.
     fn is_drained(&self) -> bool {
-        let written = self.members.connected_learner().is_none()
-            || self.batches.checkpointed() >= self.batches.trained();
+        let batches = &self.durable.batches;
+        let written =
+            self.members.connected_learner().is_none() || batches.checkpointed() >= batches.trained();
         let given_up = self.drain == Some(Drain::GivenUp);
-        let working = !self.work.leases.is_empty() && self.members.connected_actors().next().is_some();
+        let working = !self.durable.work.leases.is_empty() && self.members.connected_actor_count() > 0;
         written && (given_up || !working)
-    }
-
-    /// The plan in force.
-    pub fn plan(&self) -> &RunPlan {
-        &self.plan
-    }
-
-    /// Where the run is in its life.
-    pub fn phase(&self) -> Phase {
-        self.phase
-    }
-
-    /// The accounting.
-    pub fn account(&self) -> &Account {
-        &self.account
-    }
-
-    /// What happened, for people.
-    pub fn history(&self) -> &History {
-        &self.history
-    }
-
-    /// Who is there.
-    pub fn members(&self) -> &Members {
-        &self.members
-    }
-
-    /// How far the batches are.
-    pub fn batches(&self) -> &Batches {
-        &self.batches
-    }
-
-    /// The newest policy version.
-    pub fn version(&self) -> PolicyVersion {
-        self.weights.version()
-    }
-
-    /// Prompts with a response awaited.
-    pub(crate) fn open_prompts(&self) -> u64 {
-        self.work.open_prompts()
-    }
-
-    /// Attempts issued, minus endings, minus what is counted in flight: 0 unless there is a bug.
-    pub fn unaccounted(&self) -> i64 {
-        self.account.unaccounted(self.in_flight())
-    }
-
-    /// Attempts in flight, counted where they lie: in groups and in batches not yet trained.
-    pub fn in_flight(&self) -> u64 {
-        self.work.in_flight() + self.batches.in_flight()
     }
 }

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use types::link::learner::LearnerPhase;
 use types::{Ending, PolicyVersion, Timestamp};
 
-use crate::explain::waiting_for;
 use crate::state::{Phase, State, StepRecord};
 
 /// Steps from which the time to go is estimated.
@@ -21,6 +20,12 @@ pub struct Status {
     pub phase: Phase,
     /// What it waits for, in one sentence.
     pub waiting_for: String,
+    /// Why it cannot go on as it is, in one sentence, if it cannot.
+    #[serde(default)]
+    pub hopeless: Option<String>,
+    /// Failures since a response was scored.
+    #[serde(default)]
+    pub failures: Vec<FailureStatus>,
     /// The newest policy version.
     pub version: PolicyVersion,
     /// Batches of the whole run.
@@ -47,6 +52,9 @@ pub struct Status {
     pub reward_servers: Vec<RewardServerStatus>,
     /// The learner.
     pub learner: Option<LearnerStatus>,
+    /// Members that have left and are forgotten.
+    #[serde(default)]
+    pub members_gone: u64,
     /// The last step.
     pub last_step: Option<StepRecord>,
 }
@@ -64,6 +72,17 @@ pub struct AccountStatus {
     pub unaccounted: i64,
     /// Results of attempts that had ended before.
     pub late_results: u64,
+}
+
+/// Failures for one reason since a response was scored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureStatus {
+    /// The reason.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+    /// What was said about the first one.
+    pub detail: String,
 }
 
 /// One actor.
@@ -122,7 +141,9 @@ impl Status {
         Self {
             run: state.plan().run.to_string(),
             phase: state.phase(),
-            waiting_for: waiting_for(state),
+            waiting_for: state.waiting_for(),
+            hopeless: state.hopeless().map(|hopeless| hopeless.cause.to_string()),
+            failures: failures(state),
             version: state.version(),
             batches: state.plan().batches,
             trained: state.batches().trained().0,
@@ -148,6 +169,7 @@ impl Status {
                 trained: learner.trained.0,
                 phase: learner.phase,
             }),
+            members_gone: state.members().gone(),
             last_step: state.history().steps().next_back().cloned(),
         }
     }
@@ -157,6 +179,15 @@ impl Status {
 fn ending_name(ending: Ending) -> String {
     let (outcome, reason) = ending.labels();
     if reason.is_empty() { outcome.to_owned() } else { format!("{outcome}{{{reason}}}") }
+}
+
+fn failures(state: &State) -> Vec<FailureStatus> {
+    let mut statuses = Vec::new();
+    for (reason, failures) in state.failures() {
+        let (count, detail) = (failures.count, failures.detail.clone());
+        statuses.push(FailureStatus { reason: reason.to_string(), count, detail });
+    }
+    statuses
 }
 
 fn actors(state: &State) -> Vec<ActorStatus> {
@@ -194,5 +225,6 @@ fn eta_seconds(state: &State) -> Option<f64> {
     let (last, first) = (recent.first()?, recent.last()?);
     let steps = last.batch.0.checked_sub(first.batch.0).filter(|steps| *steps > 0)?;
     let pace = last.time.since(first.time).as_secs_f64() / steps as f64;
-    Some(pace * (state.plan().batches - state.batches().trained().0) as f64)
+    let left = state.plan().batches.saturating_sub(state.batches().trained().0);
+    Some(pace * left as f64)
 }

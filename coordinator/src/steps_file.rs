@@ -84,6 +84,7 @@ mod tests {
             time: Timestamp(0),
             prompts: 1,
             responses: 1,
+            groups_without_signal: 0,
             score_mean: 0.0,
             outcome_mean: None,
             response_tokens_mean: 1.0,

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
-use types::{BatchId, RolloutId};
+use types::{BatchId, PolicyVersion, RolloutId};
 
 use super::filter::{GroupSums, PlannedSample, ReadyGroup};
 use super::plan::RunPlan;
@@ -24,7 +24,8 @@ pub struct BatchPlan {
     pub samples: Vec<PlannedSample>,
     /// Prompts in it.
     pub prompts: u64,
-    /// What the unfiltered policy did on its prompts.
+    /// What the unfiltered policy did since the batch before: on its prompts, and on those that brought it
+    /// nothing.
     pub sums: GroupSums,
 }
 
@@ -33,15 +34,18 @@ pub struct BatchPlan {
 pub struct Batches {
     /// Groups in the order of completion.
     ready: VecDeque<ReadyGroup>,
+    /// Batches in order, without gaps.
     kept: VecDeque<BatchPlan>,
+    /// What groups that wait for no batch did, since a batch was formed.
+    unselected: GroupSums,
     /// The last one formed.
     formed: BatchId,
     /// The last one trained.
     trained: BatchId,
     /// The last one that a checkpoint holds.
     checkpointed: BatchId,
-    /// The last one sent to the learner that is connected now.
-    sent: BatchId,
+    /// Responses that are kept to train, and have not.
+    in_flight: u64,
 }
 
 /// A ready group that would be older than allowed when its batch trains.
@@ -49,14 +53,6 @@ pub(super) struct StaleGroup {
     pub(super) group: ReadyGroup,
     /// The batch.
     pub(super) batch: BatchId,
-}
-
-/// The learner says that it trained another batch than the next.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("trained batch {batch}, but {expected} is next")]
-pub(super) struct NotNext {
-    batch: BatchId,
-    expected: BatchId,
 }
 
 /// A learner's checkpoint does not fit this run's journal.
@@ -76,7 +72,7 @@ pub(super) enum UnfitCheckpoint {
 
 impl Batches {
     /// The last batch formed.
-    pub(crate) fn formed(&self) -> BatchId {
+    pub fn formed(&self) -> BatchId {
         self.formed
     }
 
@@ -97,7 +93,14 @@ impl Batches {
 
     /// Batches formed and not yet trained.
     pub fn untrained(&self) -> impl Iterator<Item = &BatchPlan> {
-        self.kept.iter().filter(|plan| plan.id > self.trained)
+        self.kept.range(self.place_after(self.trained)..)
+    }
+
+    /// Where the batches after `batch` begin among those that are kept.
+    fn place_after(&self, batch: BatchId) -> usize {
+        let before =
+            self.kept.front().map_or(0, |first| batch.0.saturating_add(1).saturating_sub(first.id.0));
+        usize::try_from(before).unwrap_or(usize::MAX).min(self.kept.len())
     }
 
     /// Prompts that wait for a batch or for its training.
@@ -107,28 +110,34 @@ impl Batches {
 
     /// Responses that are kept to train, and have not.
     pub(super) fn in_flight(&self) -> u64 {
-        let ready: u64 = self.ready.iter().map(ReadyGroup::in_flight).sum();
-        let samples = self.untrained().flat_map(|plan| &plan.samples);
-        ready + samples.filter(|sample| sample.trains()).count() as u64
+        self.in_flight
     }
 
-    /// A group waits for its batch from now on.
-    pub(super) fn add(&mut self, group: ReadyGroup) {
+    /// A group is complete that waits for no batch.
+    pub(super) fn observe(&mut self, sums: &GroupSums) {
+        self.unselected.merge(sums);
+    }
+
+    /// A group waits for its batch from now on. Forms every batch that enough groups are ready for; yields
+    /// the groups that are too old.
+    pub(super) fn add(&mut self, plan: &RunPlan, group: ReadyGroup) -> Vec<StaleGroup> {
+        let id = self.formed.next();
+        if group.oldest < oldest_allowed(id, plan.max_staleness) {
+            return vec![StaleGroup { group, batch: id }];
+        }
+        self.in_flight += group.in_flight();
         self.ready.push_back(group);
+        self.form(plan)
     }
 
     /// Forms every batch that enough groups are ready for; yields the groups that are too old.
     pub(super) fn form(&mut self, plan: &RunPlan) -> Vec<StaleGroup> {
         let size = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX);
         let mut stale = Vec::new();
-        while self.formed < plan.last_batch() {
+        while self.formed < plan.last_batch() && self.ready.len() >= size {
             let id = self.formed.next();
-            stale.extend(self.take_stale(id, plan.max_staleness));
-            if self.ready.len() < size {
-                break;
-            }
-            let mut batch =
-                BatchPlan { id, samples: Vec::new(), prompts: size as u64, sums: GroupSums::default() };
+            let sums = std::mem::take(&mut self.unselected);
+            let mut batch = BatchPlan { id, samples: Vec::new(), prompts: size as u64, sums };
             for group in self.ready.drain(..size) {
                 batch.sums.merge(&group.sums);
                 batch.samples.extend(group.samples);
@@ -136,34 +145,34 @@ impl Batches {
             batch.samples.sort_by_key(|sample| sample.id);
             self.formed = id;
             self.kept.push_back(batch);
+            stale.extend(self.take_stale(id.next(), plan.max_staleness));
         }
         stale
     }
 
-    /// Takes out the groups that would be too old when `batch` is trained, which is at version `batch - 1`.
+    /// Takes out the groups that would be too old when `batch` is trained.
     fn take_stale(&mut self, batch: BatchId, max_staleness: u64) -> Vec<StaleGroup> {
-        let oldest_allowed = (batch.0 - 1).saturating_sub(max_staleness);
+        let oldest_allowed = oldest_allowed(batch, max_staleness);
         let ready = std::mem::take(&mut self.ready);
         let (fresh, stale): (VecDeque<_>, VecDeque<_>) =
-            ready.into_iter().partition(|group| group.oldest.0 >= oldest_allowed);
+            ready.into_iter().partition(|group| group.oldest >= oldest_allowed);
         self.ready = fresh;
+        self.in_flight -= stale.iter().map(ReadyGroup::in_flight).sum::<u64>();
         stale.into_iter().map(|group| StaleGroup { group, batch }).collect()
     }
 
     /// Takes out every group that waits, because no batch will be formed any more.
     pub(super) fn take_ready(&mut self) -> VecDeque<ReadyGroup> {
-        std::mem::take(&mut self.ready)
+        let ready = std::mem::take(&mut self.ready);
+        self.in_flight -= ready.iter().map(ReadyGroup::in_flight).sum::<u64>();
+        ready
     }
 
-    /// What to send to a learner whose weights hold every batch up to `trained`, so that it has enough to do.
-    pub(super) fn take_unsent(&mut self, trained: BatchId) -> Vec<BatchPlan> {
-        let ahead = BatchId(trained.0 + SEND_AHEAD_COUNT);
-        let unsent = self.kept.iter().filter(|plan| plan.id > self.sent && plan.id <= ahead);
-        let unsent: Vec<BatchPlan> = unsent.cloned().collect();
-        if let Some(last) = unsent.last() {
-            self.sent = last.id;
-        }
-        unsent
+    /// What to send to a learner whose weights hold every batch up to `trained` and that was sent every batch
+    /// up to `sent`, so that it has enough to do.
+    pub(super) fn unsent(&self, trained: BatchId, sent: BatchId) -> impl Iterator<Item = &BatchPlan> {
+        let ahead = BatchId(trained.0.saturating_add(SEND_AHEAD_COUNT));
+        self.kept.range(self.place_after(sent)..).take_while(move |plan| plan.id <= ahead)
     }
 
     /// Checks that a learner whose weights hold every batch up to `trained` can go on with this journal.
@@ -177,28 +186,18 @@ impl Batches {
         }
     }
 
-    /// A learner has come that trained everything up to `trained`: it is sent what follows.
-    pub(super) fn send_after(&mut self, trained: BatchId) {
-        self.sent = trained;
-    }
-
-    /// Checks that `batch` is what a learner trains next that holds every batch up to `trained`.
-    pub(super) fn check_next(&self, trained: BatchId, batch: BatchId) -> Result<(), NotNext> {
-        let expected = trained.next();
-        if batch == expected && batch <= self.sent { Ok(()) } else { Err(NotNext { batch, expected }) }
-    }
-
     /// Every batch up to `batch` is trained; yields the number of responses for which that is new.
     pub(super) fn train(&mut self, batch: BatchId) -> u64 {
         let newly = self.untrained().filter(|plan| plan.id <= batch);
-        let samples = newly.flat_map(|plan| &plan.samples).filter(|sample| sample.trains()).count();
+        let samples = newly.flat_map(|plan| &plan.samples).filter(|sample| sample.trains()).count() as u64;
         self.trained = self.trained.max(batch);
-        samples as u64
+        self.in_flight -= samples;
+        samples
     }
 
     /// A batch that is not yet part of a checkpoint.
     pub(super) fn find(&self, batch: BatchId) -> Option<&BatchPlan> {
-        self.kept.iter().find(|plan| plan.id == batch)
+        self.kept.get(self.place_after(batch).checked_sub(1)?).filter(|plan| plan.id == batch)
     }
 
     /// A checkpoint holds every batch up to `batch`; yields the responses that are needed no more.
@@ -212,4 +211,9 @@ impl Batches {
         }
         forgotten
     }
+}
+
+/// The oldest version that may have drawn a token of `batch`, which is trained at version `batch - 1`.
+fn oldest_allowed(batch: BatchId, max_staleness: u64) -> PolicyVersion {
+    PolicyVersion((batch.0 - 1).saturating_sub(max_staleness))
 }

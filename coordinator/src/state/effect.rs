@@ -1,4 +1,4 @@
-//! What follows from an event. Effects are values; the server loop performs them once the event is durable.
+//! What follows from events. Effects are values; the server loop performs them once the facts are durable.
 
 use types::link::actor::ActorCommand;
 use types::link::learner::LearnerCommand;
@@ -6,11 +6,23 @@ use types::link::reward::RewardCommand;
 use types::{MemberId, RolloutId};
 
 use super::batches::BatchPlan;
+use super::fact::Fact;
 use super::history::StepRecord;
 use super::leases::Grant;
 use super::notice::Notice;
 use super::phase::Phase;
 use super::weights::WeightCommand;
+
+/// What a member is for. Names are unique among the members of one role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Generates.
+    Actor,
+    /// Scores.
+    RewardServer,
+    /// Trains.
+    Learner,
+}
 
 /// Something to be done.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +54,8 @@ pub enum Effect {
     SendBatch(BatchPlan),
     /// Close a member's stream; it may come back.
     Disconnect {
+        /// What it is.
+        role: Role,
         /// The member.
         member: MemberId,
         /// Why, for a person.
@@ -49,6 +63,8 @@ pub enum Effect {
     },
     /// Close a member's stream for good: it cannot take part in this run.
     Refuse {
+        /// What it is.
+        role: Role,
         /// The member.
         member: MemberId,
         /// Why, and what to do.
@@ -62,22 +78,24 @@ pub enum Effect {
     Finish(Phase),
 }
 
-/// How the tokens that lie beside the events change, together with the event.
+/// How the tokens that lie beside the facts change, together with them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoreChanges {
     /// Responses that count from now on: their tokens have to become durable.
     pub keep: Vec<RolloutId>,
-    /// Responses whose tokens are needed no more. None is kept as well.
+    /// Responses whose tokens are needed no more, those of `keep` included that were needed for a moment.
     pub forget: Vec<RolloutId>,
 }
 
-/// What follows from an event.
+/// What follows from events.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Applied {
-    /// What is to be done, in order, once the event is durable.
-    pub effects: Vec<Effect>,
+    /// What becomes durable, in order.
+    pub facts: Vec<Fact>,
     /// What becomes durable with it.
     pub store: StoreChanges,
+    /// What is to be done, in order, once that is durable.
+    pub effects: Vec<Effect>,
 }
 
 impl Applied {
@@ -89,21 +107,19 @@ impl Applied {
         self.effects.push(Effect::Learner(command));
     }
 
-    pub(super) fn tell_about_weights(&mut self, commands: Vec<WeightCommand>) {
-        for command in commands {
-            match command {
-                WeightCommand::Actor(member, command) => self.tell_actor(member, command),
-                WeightCommand::Learner(command) => self.tell_learner(command),
-            }
+    pub(super) fn tell_about_weights(&mut self, command: WeightCommand) {
+        match command {
+            WeightCommand::Actor(member, command) => self.tell_actor(member, command),
+            WeightCommand::Learner(command) => self.tell_learner(command),
         }
     }
 
-    pub(super) fn disconnect(&mut self, member: MemberId, reason: impl ToString) {
-        self.effects.push(Effect::Disconnect { member, reason: reason.to_string() });
+    pub(super) fn disconnect(&mut self, role: Role, member: MemberId, reason: impl ToString) {
+        self.effects.push(Effect::Disconnect { role, member, reason: reason.to_string() });
     }
 
-    pub(super) fn refuse(&mut self, member: MemberId, reason: impl ToString) {
-        self.effects.push(Effect::Refuse { member, reason: reason.to_string() });
+    pub(super) fn refuse(&mut self, role: Role, member: MemberId, reason: impl ToString) {
+        self.effects.push(Effect::Refuse { role, member, reason: reason.to_string() });
     }
 
     pub(super) fn notice(&mut self, notice: Notice) {
@@ -114,10 +130,8 @@ impl Applied {
         self.store.keep.push(response);
     }
 
+    /// The tokens of these responses are needed no more.
     pub(super) fn forget(&mut self, responses: impl IntoIterator<Item = RolloutId>) {
-        for response in responses {
-            self.store.keep.retain(|kept| *kept != response);
-            self.store.forget.push(response);
-        }
+        self.store.forget.extend(responses);
     }
 }

@@ -1,20 +1,21 @@
-//! What happens to a run. Events are journaled; they carry summaries, the tokens themselves lie beside them
-//! in the journal's store.
+//! What the members of a run say and do. What of it changes the run becomes a [`Fact`](super::fact::Fact).
 
-use serde::{Deserialize, Serialize};
 use types::link::actor::{ActorHello, ActorReport};
 use types::link::learner::{LearnerHello, LearnerReport};
 use types::link::reward::RewardHello;
-use types::{MemberId, PolicyVersion, RolloutFailure, RolloutId, ScoredRollout};
+use types::{MemberId, RolloutFailure, RolloutId};
 
+use super::fact::ScoreSummary;
 use super::plan::RunPlan;
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The coordinator started again over its journal.
-    Restarted(Box<RunPlan>),
+    /// A coordinator started over its journal, with this plan.
+    Started(Box<RunPlan>),
+    /// The coordinator itself did nothing for a while: it was stopped, or its disk was slow. Nobody could be
+    /// heard meanwhile.
+    WasAway,
     /// From or about an actor.
     Actor {
         /// The actor.
@@ -33,8 +34,6 @@ pub enum Event {
     Learner(LearnerEvent),
     /// Somebody asked the run to stop.
     DrainRequested,
-    /// A deadline passed.
-    Tick,
 }
 
 impl Event {
@@ -49,21 +48,18 @@ impl Event {
 }
 
 /// From or about an actor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq)]
 pub enum ActorEvent {
     /// Its stream is open.
     Joined(ActorHello),
-    /// Its stream is closed. An actor that comes back in the same incarnation keeps its leases until it is
-    /// lost.
+    /// Its stream is closed. An actor that comes back keeps its leases until it is lost.
     Disconnected,
     /// What it says on it.
     Report(ActorReport),
 }
 
 /// From or about a reward server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RewardEvent {
     /// Its stream is open.
     Joined(RewardHello),
@@ -80,41 +76,8 @@ pub enum RewardEvent {
     Failed(RolloutFailure),
 }
 
-/// What decisions need to know of a scored rollout.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ScoreSummary {
-    /// The response.
-    pub id: RolloutId,
-    /// Its score.
-    pub score: f32,
-    /// Share of hidden tests passed, if it has any.
-    pub outcome: Option<f32>,
-    /// Response tokens.
-    pub tokens: u32,
-    /// The oldest version that drew one of them.
-    pub oldest: PolicyVersion,
-    /// Whether the response was cut off by the length limit.
-    pub truncated: bool,
-}
-
-impl ScoreSummary {
-    /// The summary of a scored rollout.
-    pub fn of(scored: &ScoredRollout) -> Self {
-        let rollout = scored.rollout();
-        Self {
-            id: rollout.id(),
-            score: scored.score(),
-            outcome: scored.outcome(),
-            tokens: u32::try_from(rollout.response_tokens().len()).unwrap_or(u32::MAX),
-            oldest: rollout.oldest_version(),
-            truncated: rollout.finish_reason() == types::FinishReason::Length,
-        }
-    }
-}
-
 /// From or about the learner.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq)]
 pub enum LearnerEvent {
     /// Its stream is open.
     Joined(LearnerHello),

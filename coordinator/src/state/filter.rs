@@ -4,7 +4,7 @@ use algo::filtration::{Candidate, Group, GroupDecision, filter_group};
 use serde::{Deserialize, Serialize};
 use types::{DropReason, Ending, FilterReason, PolicyVersion, PromptId, RolloutId};
 
-use super::event::ScoreSummary;
+use super::fact::ScoreSummary;
 use super::groups::CompleteGroup;
 use super::plan::RunPlan;
 
@@ -61,9 +61,19 @@ pub struct GroupSums {
     pub tokens: u64,
     /// Responses cut off by the length limit.
     pub truncated: u64,
+    /// Groups that carried no signal.
+    pub groups_without_signal: u64,
 }
 
 impl GroupSums {
+    fn of(scored: &[ScoreSummary]) -> Self {
+        let mut sums = Self::default();
+        for summary in scored {
+            sums.add(summary);
+        }
+        sums
+    }
+
     fn add(&mut self, scored: &ScoreSummary) {
         self.responses += 1;
         self.score += f64::from(scored.score);
@@ -83,6 +93,7 @@ impl GroupSums {
         self.outcome += other.outcome;
         self.tokens += other.tokens;
         self.truncated += other.truncated;
+        self.groups_without_signal += other.groups_without_signal;
     }
 }
 
@@ -91,6 +102,8 @@ impl GroupSums {
 pub(super) struct Filtered {
     /// What waits for a batch, if anything trains.
     pub(super) ready: Option<ReadyGroup>,
+    /// What the unfiltered policy did, where nothing trains.
+    pub(super) unselected: GroupSums,
     /// How those responses ended that do not train.
     pub(super) ending: Ending,
     /// How many they are.
@@ -106,7 +119,11 @@ impl Filtered {
             return Self::nothing_kept(group, Ending::Dropped(DropReason::GroupIncomplete));
         }
         match decide(plan, group) {
-            GroupDecision::NoSignal => Self::nothing_kept(group, Ending::Filtered(FilterReason::NoSignal)),
+            GroupDecision::NoSignal => {
+                let mut nothing = Self::nothing_kept(group, Ending::Filtered(FilterReason::NoSignal));
+                nothing.unselected.groups_without_signal = 1;
+                nothing
+            }
             GroupDecision::Choices(choices) => {
                 let weights: Vec<f32> = choices.iter().map(|choice| choice.weight as f32).collect();
                 Self::by_weight(plan, group, &weights)
@@ -116,18 +133,17 @@ impl Filtered {
 
     fn nothing_kept(group: &CompleteGroup, ending: Ending) -> Self {
         let forgotten = group.responses();
-        Self { ready: None, ending, ended: forgotten.len() as u64, forgotten }
+        let unselected = GroupSums::of(&group.scored);
+        Self { ready: None, unselected, ending, ended: forgotten.len() as u64, forgotten }
     }
 
     /// Splits a group; `weights` is one for each scored response, in order.
     fn by_weight(plan: &RunPlan, group: &CompleteGroup, weights: &[f32]) -> Self {
         let (mut samples, mut forgotten) = (Vec::new(), Vec::new());
-        let mut sums = GroupSums::default();
         let mut ended = 0;
         let mut oldest: Option<PolicyVersion> = None;
         for (summary, weight) in group.scored.iter().zip(weights) {
             let sample = PlannedSample { id: summary.id, weight: *weight };
-            sums.add(summary);
             if sample.trains() {
                 oldest = oldest.into_iter().chain([summary.oldest]).min();
             } else {
@@ -139,11 +155,13 @@ impl Filtered {
                 forgotten.push(summary.id);
             }
         }
-        let ready = oldest.map(|oldest| ReadyGroup { prompt: group.prompt, samples, oldest, sums });
-        if ready.is_none() {
-            forgotten = group.responses();
-        }
-        Self { ready, ending: Ending::Filtered(FilterReason::Strategy), ended, forgotten }
+        let ending = Ending::Filtered(FilterReason::Strategy);
+        let Some(oldest) = oldest else {
+            return Self::nothing_kept(group, ending);
+        };
+        let sums = GroupSums::of(&group.scored);
+        let ready = Some(ReadyGroup { prompt: group.prompt, samples, oldest, sums });
+        Self { ready, unselected: GroupSums::default(), ending, ended, forgotten }
     }
 }
 

@@ -9,7 +9,7 @@ use types::link::learner::StepMetrics;
 use types::{BatchId, Timestamp};
 
 use super::batches::BatchPlan;
-use super::event::ScoreSummary;
+use super::fact::ScoreSummary;
 
 /// Steps remembered for the dashboard.
 const STEPS_LIMIT: usize = 1000;
@@ -27,9 +27,12 @@ pub struct StepRecord {
     pub time: Timestamp,
     /// Prompts in the batch.
     pub prompts: u64,
-    /// Responses scored for it, filtered ones included.
+    /// Responses of all groups that were complete since the batch before, filtered ones included.
     pub responses: u64,
-    /// Their mean score: what the unfiltered policy earns.
+    /// Groups among those that carried no signal.
+    #[serde(default)]
+    pub groups_without_signal: u64,
+    /// The mean score of the responses: what the unfiltered policy earns.
     pub score_mean: f64,
     /// Their mean outcome in the hidden tests, where they have any.
     pub outcome_mean: Option<f64>,
@@ -52,6 +55,7 @@ impl StepRecord {
             time: now,
             prompts: plan.prompts,
             responses: sums.responses,
+            groups_without_signal: sums.groups_without_signal,
             score_mean: sums.score / responses,
             outcome_mean: (sums.with_outcome > 0).then(|| sums.outcome / sums.with_outcome as f64),
             response_tokens_mean: sums.tokens as f64 / responses,

@@ -1,18 +1,21 @@
-//! Who is there: actors, reward servers, the learner.
+//! Who is there: actors, reward servers, the learner. Nothing here is journaled: after a restart everybody
+//! introduces itself again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use types::link::actor::{ActorHello, ActorLoad, RewardServerAddress};
 use types::link::learner::{LearnerHello, LearnerPhase};
 use types::link::reward::RewardHello;
-use types::{BatchId, Incarnation, MemberId, PolicyVersion, RolloutId, Timestamp, WeightHash};
+use types::{BatchId, Incarnation, MemberId, PolicyVersion, Timestamp, WeightHash};
 
-use super::leases::Leases;
+use super::deadlines::Deadlines;
+
+/// Silences after which a member that has gone is forgotten.
+const FORGET_SILENCES: u32 = 30;
 
 /// An actor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Actor {
     /// Tells its process from the ones before.
     pub incarnation: Incarnation,
@@ -36,7 +39,7 @@ impl Actor {
 }
 
 /// A reward server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RewardServer {
     /// Tells its process from the ones before.
     pub incarnation: Incarnation,
@@ -51,7 +54,7 @@ pub struct RewardServer {
 }
 
 /// The learner.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Learner {
     /// Its name.
     pub member: MemberId,
@@ -63,6 +66,8 @@ pub struct Learner {
     pub world_size: u32,
     /// The last batch in the weights it holds.
     pub trained: BatchId,
+    /// The last batch sent to it.
+    pub(super) sent: BatchId,
     /// What it is doing.
     pub phase: LearnerPhase,
     /// Its TCPStore.
@@ -73,20 +78,41 @@ pub struct Learner {
     pub last_seen: Timestamp,
 }
 
-/// Everybody who ever took part.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// A member that is to be heard of now and then.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Watched {
+    Actor(MemberId),
+    Reward(MemberId),
+    Learner,
+}
+
+/// Everybody who took part lately.
+#[derive(Debug, Clone, Default)]
 pub struct Members {
     actors: BTreeMap<MemberId, Actor>,
     reward_servers: BTreeMap<MemberId, RewardServer>,
     learner: Option<Learner>,
+    connected_actors: u64,
+    connected_reward_servers: u64,
+    /// Members that have left for good and are forgotten.
+    gone: u64,
+    /// Since when everybody can be heard: silence before does not count.
+    listening_since: Timestamp,
+    watch: Deadlines<Watched>,
 }
 
-/// Members that were silent for too long.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Silent {
-    pub(super) actors: Vec<MemberId>,
-    pub(super) reward_servers: Vec<MemberId>,
-    pub(super) learner: Option<MemberId>,
+/// Another process has the name or the role of the one that wants to join.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Clash {
+    #[error(
+        "{role} {member} has joined with a newer process ({known}, this one is {theirs}): stop one of the two, or give \
+         each a name of its own (key `member`)"
+    )]
+    Newer { role: &'static str, member: MemberId, known: Incarnation, theirs: Incarnation },
+    #[error(
+        "a run has one learner, and {known} is connected ({address}): {theirs} cannot join; stop one of the two"
+    )]
+    SecondLearner { known: MemberId, address: String, theirs: MemberId },
 }
 
 impl Members {
@@ -105,14 +131,24 @@ impl Members {
         self.learner.as_ref()
     }
 
+    /// Members that have left and are forgotten.
+    pub fn gone(&self) -> u64 {
+        self.gone
+    }
+
     /// The actors with an open stream.
     pub(crate) fn connected_actors(&self) -> impl Iterator<Item = (&MemberId, &Actor)> {
         self.actors.iter().filter(|(_, actor)| actor.connected)
     }
 
-    /// The reward servers with an open stream.
-    pub(crate) fn connected_reward_servers(&self) -> impl Iterator<Item = (&MemberId, &RewardServer)> {
-        self.reward_servers.iter().filter(|(_, server)| server.connected)
+    /// How many actors have an open stream.
+    pub(crate) fn connected_actor_count(&self) -> u64 {
+        self.connected_actors
+    }
+
+    /// How many reward servers have an open stream.
+    pub(crate) fn connected_reward_server_count(&self) -> u64 {
+        self.connected_reward_servers
     }
 
     /// The learner, while its stream is open.
@@ -120,41 +156,85 @@ impl Members {
         self.learner.as_ref().filter(|learner| learner.connected)
     }
 
-    /// The actors that hold weights and go on taking work, by name.
-    pub(super) fn weight_holders(&self) -> impl Iterator<Item = &MemberId> {
-        self.actors.iter().filter(|(_, actor)| actor.usable_version().is_some()).map(|(member, _)| member)
+    /// The learner, while its stream is open.
+    pub(super) fn connected_learner_mut(&mut self) -> Option<&mut Learner> {
+        self.learner.as_mut().filter(|learner| learner.connected)
     }
 
     /// Where actors reach the reward servers that are connected.
     pub(super) fn reward_addresses(&self) -> Vec<RewardServerAddress> {
         let mut addresses = Vec::new();
-        for (member, server) in self.connected_reward_servers() {
+        for (member, server) in self.reward_servers.iter().filter(|(_, server)| server.connected) {
             addresses.push(RewardServerAddress { member: member.clone(), address: server.address.clone() });
         }
         addresses
     }
 
-    /// Every stream is broken.
-    pub(super) fn disconnect_all(&mut self) {
-        self.actors.values_mut().for_each(|actor| actor.connected = false);
-        self.reward_servers.values_mut().for_each(|server| server.connected = false);
-        self.disconnect_learner();
+    /// Nobody could be heard before: everybody is given the whole time to be heard of.
+    pub(super) fn listen_from(&mut self, now: Timestamp) {
+        self.listening_since = now;
     }
 
-    /// An actor has come, with these of its weights recognised. Yields the attempts under earlier leases that
-    /// it still works on: none when another process holds its name now.
+    /// Checks that no newer process has an actor's name.
+    pub(super) fn check_actor(&self, hello: &ActorHello) -> Result<(), Clash> {
+        let known = self.actors.get(&hello.member).map(|actor| actor.incarnation);
+        check_incarnation("actor", &hello.member, known, hello.incarnation)
+    }
+
+    /// Checks that no newer process has a reward server's name.
+    pub(super) fn check_reward_server(&self, hello: &RewardHello) -> Result<(), Clash> {
+        let known = self.reward_servers.get(&hello.member).map(|server| server.incarnation);
+        check_incarnation("reward server", &hello.member, known, hello.incarnation)
+    }
+
+    /// Checks that no other process is the learner.
+    pub(super) fn check_learner(&self, hello: &LearnerHello) -> Result<(), Clash> {
+        let Some(known) = &self.learner else { return Ok(()) };
+        let (address, theirs) = (known.weights.clone(), hello.member.clone());
+        if known.member == hello.member {
+            check_incarnation("learner", &hello.member, Some(known.incarnation), hello.incarnation)
+        } else if known.connected {
+            Err(Clash::SecondLearner { known: known.member.clone(), address, theirs })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// An actor holds leases from before a restart: it is given time to come back.
+    pub(super) fn expect_actor(&mut self, now: Timestamp, timeout: Duration, member: &MemberId) {
+        let away = Actor {
+            incarnation: Incarnation(0),
+            connected: false,
+            draining: false,
+            weights: None,
+            load: ActorLoad::default(),
+            last_seen: now,
+        };
+        self.actors.insert(member.clone(), away);
+        self.watch.set_once(&Watched::Actor(member.clone()), now + timeout);
+    }
+
+    /// An actor has come, with these of its weights recognised.
     pub(super) fn join_actor(
         &mut self,
         now: Timestamp,
-        hello: ActorHello,
+        timeout: Duration,
+        hello: &ActorHello,
         weights: Option<(PolicyVersion, WeightHash)>,
-    ) -> Vec<RolloutId> {
-        let ActorHello { member, incarnation, holding, .. } = hello;
-        let same_process = self.actors.get(&member).filter(|actor| actor.incarnation == incarnation);
-        let (load, holding) = same_process.map(|actor| (actor.load, holding)).unwrap_or_default();
-        let actor = Actor { incarnation, connected: true, draining: false, weights, load, last_seen: now };
-        self.actors.insert(member, actor);
-        holding
+    ) {
+        let known = self.actors.get(&hello.member);
+        self.connected_actors += u64::from(known.is_none_or(|actor| !actor.connected));
+        let same_process = known.filter(|actor| actor.incarnation == hello.incarnation);
+        let actor = Actor {
+            incarnation: hello.incarnation,
+            connected: true,
+            draining: false,
+            weights,
+            load: same_process.map(|actor| actor.load).unwrap_or_default(),
+            last_seen: now,
+        };
+        self.actors.insert(hello.member.clone(), actor);
+        self.watch.set_once(&Watched::Actor(hello.member.clone()), now + timeout);
     }
 
     /// An actor is heard of; none when it never introduced itself.
@@ -167,44 +247,53 @@ impl Members {
     /// An actor's stream is closed.
     pub(super) fn disconnect_actor(&mut self, member: &MemberId) {
         if let Some(actor) = self.actors.get_mut(member) {
-            actor.connected = false;
+            self.connected_actors -= u64::from(std::mem::take(&mut actor.connected));
         }
     }
 
     /// A reward server has come.
-    pub(super) fn join_reward_server(&mut self, now: Timestamp, hello: RewardHello) {
+    pub(super) fn join_reward_server(&mut self, now: Timestamp, timeout: Duration, hello: RewardHello) {
         let RewardHello { member, incarnation, address, .. } = hello;
+        let known = self.reward_servers.get(&member);
+        self.connected_reward_servers += u64::from(known.is_none_or(|server| !server.connected));
+        self.watch.set_once(&Watched::Reward(member.clone()), now + timeout);
         let server = RewardServer { incarnation, connected: true, address, queued: 0, last_seen: now };
         self.reward_servers.insert(member, server);
     }
 
-    /// A reward server says how much it has in work.
-    pub(super) fn hear_reward_server(&mut self, now: Timestamp, member: &MemberId, queued: u32) {
-        if let Some(server) = self.reward_servers.get_mut(member) {
-            (server.queued, server.last_seen) = (queued, now);
-        }
+    /// A reward server is heard of; none when it never introduced itself.
+    pub(super) fn hear_reward_server(
+        &mut self,
+        now: Timestamp,
+        member: &MemberId,
+    ) -> Option<&mut RewardServer> {
+        let server = self.reward_servers.get_mut(member)?;
+        server.last_seen = now;
+        Some(server)
     }
 
     /// A reward server's stream is closed.
     pub(super) fn disconnect_reward_server(&mut self, member: &MemberId) {
         if let Some(server) = self.reward_servers.get_mut(member) {
-            server.connected = false;
+            self.connected_reward_servers -= u64::from(std::mem::take(&mut server.connected));
         }
     }
 
     /// A learner has come; it takes the place of the one before.
-    pub(super) fn join_learner(&mut self, now: Timestamp, hello: LearnerHello) {
+    pub(super) fn join_learner(&mut self, now: Timestamp, timeout: Duration, hello: LearnerHello) {
         self.learner = Some(Learner {
             member: hello.member,
             incarnation: hello.incarnation,
             connected: true,
             world_size: hello.world_size,
             trained: hello.trained,
+            sent: hello.trained,
             phase: LearnerPhase::Waiting,
             store: hello.store,
             weights: hello.weights,
             last_seen: now,
         });
+        self.watch.set_once(&Watched::Learner, now + timeout);
     }
 
     /// The learner is heard of; none when it never introduced itself.
@@ -221,35 +310,67 @@ impl Members {
         }
     }
 
-    /// Members not heard of for `timeout`. An actor that has disconnected is given as long to come back to
-    /// its leases.
-    pub(super) fn silent(&self, now: Timestamp, timeout: Duration, leases: &Leases) -> Silent {
-        let mut silent = Silent::default();
-        for (member, actor) in self.expected_actors(leases) {
-            if actor.last_seen + timeout <= now {
-                silent.actors.push(member.clone());
+    /// The next member that was silent for `timeout` although it is awaited: it is connected, or `works` on
+    /// a lease and has as long to come back. Who has left for good is forgotten.
+    pub(super) fn next_silent(
+        &mut self,
+        now: Timestamp,
+        timeout: Duration,
+        works: impl Fn(&MemberId) -> bool,
+    ) -> Option<Watched> {
+        while let Some(watched) = self.watch.pop_due(now) {
+            let (last_seen, awaited) = match &watched {
+                Watched::Actor(member) => match self.actors.get(member) {
+                    Some(actor) => (actor.last_seen, actor.connected || works(member)),
+                    None => continue,
+                },
+                Watched::Reward(member) => match self.reward_servers.get(member) {
+                    Some(server) => (server.last_seen, server.connected),
+                    None => continue,
+                },
+                Watched::Learner => match self.connected_learner() {
+                    Some(learner) => (learner.last_seen, true),
+                    None => continue,
+                },
+            };
+            let allowed = if awaited { timeout } else { timeout * FORGET_SILENCES };
+            let deadline = last_seen.max(self.listening_since) + allowed;
+            if deadline > now {
+                self.watch.set(&watched, deadline);
+            } else if awaited {
+                let forgotten_at = last_seen + timeout * FORGET_SILENCES;
+                self.watch.set(&watched, forgotten_at.max(now + timeout));
+                return Some(watched);
+            } else {
+                self.forget(&watched);
             }
         }
-        for (member, server) in self.connected_reward_servers() {
-            if server.last_seen + timeout <= now {
-                silent.reward_servers.push(member.clone());
-            }
+        None
+    }
+
+    fn forget(&mut self, watched: &Watched) {
+        self.gone += 1;
+        match watched {
+            Watched::Actor(member) => drop(self.actors.remove(member)),
+            Watched::Reward(member) => drop(self.reward_servers.remove(member)),
+            Watched::Learner => {}
         }
-        let learner = self.connected_learner().filter(|learner| learner.last_seen + timeout <= now);
-        silent.learner = learner.map(|learner| learner.member.clone());
-        silent
     }
 
-    /// The next moment at which a member has been silent for `timeout`.
-    pub(super) fn next_silence(&self, timeout: Duration, leases: &Leases) -> Option<Timestamp> {
-        let actors = self.expected_actors(leases).map(|(_, actor)| actor.last_seen);
-        let servers = self.connected_reward_servers().map(|(_, server)| server.last_seen);
-        let learner = self.connected_learner().map(|learner| learner.last_seen);
-        actors.chain(servers).chain(learner).min().map(|last_seen| last_seen + timeout)
+    /// The next moment at which a member may have been silent for too long.
+    pub(super) fn next_silence(&self) -> Option<Timestamp> {
+        self.watch.next()
     }
+}
 
-    /// Actors that are to be heard of.
-    fn expected_actors(&self, leases: &Leases) -> impl Iterator<Item = (&MemberId, &Actor)> {
-        self.actors.iter().filter(|(member, actor)| actor.connected || leases.has_any(member))
+fn check_incarnation(
+    role: &'static str,
+    member: &MemberId,
+    known: Option<Incarnation>,
+    theirs: Incarnation,
+) -> Result<(), Clash> {
+    match known {
+        Some(known) if known > theirs => Err(Clash::Newer { role, member: member.clone(), known, theirs }),
+        _ => Ok(()),
     }
 }

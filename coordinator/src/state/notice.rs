@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use types::{BatchId, BroadcastGroupId, LeaseId, MemberId, PolicyVersion, PromptId};
+use types::{BatchId, BroadcastGroupId, FailReason, LeaseId, MemberId, PolicyVersion, PromptId};
+
+use super::progress::Cause;
 
 /// Something that the run has recovered from, and what it cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,5 +83,26 @@ pub enum Notice {
         oldest: PolicyVersion,
         /// The batch.
         batch: BatchId,
+    },
+    /// The first failure for its reason since a response was scored.
+    FirstFailure {
+        /// The reason.
+        reason: FailReason,
+        /// Who reports it.
+        member: MemberId,
+        /// What it says about it.
+        detail: String,
+    },
+    /// The run cannot go on as it is.
+    Hopeless {
+        /// Why.
+        cause: Cause,
+        /// How long that may hold.
+        timeout: Duration,
+    },
+    /// The run ends, because it cannot go on.
+    GivenUp {
+        /// Why.
+        cause: Cause,
     },
 }

@@ -39,8 +39,16 @@ pub struct RunPlan {
     pub heartbeat_timeout: Duration,
     /// How long a broadcast group may take to form, and a broadcast to arrive.
     pub broadcast_timeout: Duration,
+    /// Most actors that receive a version together; the others pull it.
+    pub broadcast_members: usize,
     /// How long a drain waits for actors.
     pub drain_timeout: Duration,
+    /// How long a cause that cannot go away by itself may hold before the run ends.
+    pub hopeless_timeout: Duration,
+    /// Groups in a row of which nothing can be trained, from which on nobody expects another.
+    pub hopeless_groups: u64,
+    /// How long nothing may move; a run with slow steps is given several times what they usually take.
+    pub standstill_timeout: Duration,
     /// Attempts at one response before it counts as failed for good.
     pub max_attempts: u16,
     /// Smallest number of scored responses for which a group with failures is still filtered.
@@ -71,6 +79,11 @@ impl RunPlan {
     /// How long after a failure the weight plane waits before it tries again.
     pub(crate) fn weights_retry_delay(&self) -> Duration {
         self.heartbeat_timeout / 10
+    }
+
+    /// How long nobody has to come or leave before a broadcast group of the others is formed.
+    pub(super) fn membership_delay(&self) -> Duration {
+        self.weights_retry_delay() / 10
     }
 
     /// Checks that a member that worked for `theirs` before may take part.

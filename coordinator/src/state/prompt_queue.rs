@@ -6,11 +6,12 @@
 //! flight since the run began. What an actor at `v` generates is then trained at version `v + eta` at the
 //! latest.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use types::{PolicyVersion, PromptId};
 
+use super::fact::LeaseBounds;
 use super::groups::Groups;
 use super::plan::RunPlan;
 
@@ -21,6 +22,8 @@ pub(super) struct PromptQueue {
     ordinal: u64,
     /// Open groups to lease: one prompt an entry, or all of a lease in deterministic mode.
     waiting: VecDeque<Vec<PromptId>>,
+    /// Outside deterministic mode, the prompts in `waiting`: each is there once.
+    queued: BTreeSet<PromptId>,
 }
 
 /// Prompts by how far they are.
@@ -49,15 +52,6 @@ impl PromptCounts {
     }
 }
 
-/// What the next lease may hold.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct LeaseBounds {
-    /// Groups that the actor has room for.
-    pub(super) room: u64,
-    /// Prompts that may be begun.
-    pub(super) capacity: u64,
-}
-
 /// The prompts of the next lease.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct NextLease {
@@ -70,7 +64,7 @@ pub(super) struct NextLease {
 impl PromptQueue {
     /// Puts a prompt with waiting responses in the queue, outside deterministic mode.
     pub(super) fn put_back(&mut self, plan: &RunPlan, groups: &Groups, prompt: PromptId) {
-        if !plan.deterministic && groups.is_waiting(prompt) {
+        if !plan.deterministic && groups.is_waiting(prompt) && self.queued.insert(prompt) {
             self.waiting.push_back(vec![prompt]);
         }
     }
@@ -83,9 +77,22 @@ impl PromptQueue {
         }
     }
 
+    /// A response that was to be repeated has come after all: what is complete with it is not leased again.
+    pub(super) fn drop_complete(&mut self, groups: &Groups) {
+        let Self { waiting, queued, .. } = self;
+        waiting.retain(|prompts| prompts.iter().any(|prompt| groups.is_waiting(*prompt)));
+        queued.retain(|prompt| groups.is_waiting(*prompt));
+    }
+
+    /// Whether open groups wait for an actor.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Forgets what waits for an actor.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
+        self.queued.clear();
     }
 
     /// Takes the prompts of the next lease.
@@ -102,10 +109,12 @@ impl PromptQueue {
         while (lease.prompts.len() as u64) < bounds.room.min(plan.lease_prompts) {
             let queued = self.waiting.pop_front().and_then(|queued| queued.first().copied());
             match queued {
-                Some(prompt) if groups.is_waiting(prompt) && !lease.prompts.contains(&prompt) => {
-                    lease.prompts.push(prompt);
+                Some(prompt) => {
+                    self.queued.remove(&prompt);
+                    if groups.is_waiting(prompt) {
+                        lease.prompts.push(prompt);
+                    }
                 }
-                Some(_) => {}
                 None if (lease.opened.len() as u64) < bounds.capacity => {
                     let prompt = self.next_in_data_set(plan.prompts);
                     lease.opened.push(prompt);

@@ -1,31 +1,38 @@
-//! The weight plane: who gets the next weights, and how (`docs/decisions.md`, D6).
+//! The weight plane: who gets the next weights, and how (`docs/decisions.md`, D6 and D16).
 //!
 //! A version is offered when the learner has it. Actors that are members of the active broadcast group
 //! receive it together; everybody else pulls it point to point. Groups are numbered and have an explicit
-//! member list: a new one is formed beside the active one whenever the members have changed, and takes its
-//! place when it stands. A failure ends the group, never the run; whoever missed a version pulls it.
+//! member list. When the members have changed one new group is formed beside the active one, once nobody has
+//! come or left for a moment or a new version is there, and takes its place when it stands. A failure ends
+//! the group, never the run; whoever missed a version pulls it.
+//!
+//! Nothing here is journaled. Group numbers begin anew with each start, far from those before.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use types::link::actor::{ActorCommand, BroadcastGroup};
 use types::link::learner::LearnerCommand;
 use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, Timestamp, WeightHash};
 
+use super::deadlines::Deadlines;
 use super::members::{Actor, Members};
 use super::plan::RunPlan;
 
-/// Versions whose hashes are remembered, so that an actor that comes back is recognised.
-const KNOWN_VERSIONS_LIMIT: usize = 64;
+/// Numbers for the groups of one start.
+const GROUPS_PER_TERM: u64 = 1_000_000;
 
 /// Versions, groups and broadcasts.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Weights {
+#[derive(Debug, Clone, Default)]
+pub(super) struct WeightPlane {
     /// The newest version that the learner has.
     current: Option<Manifest>,
-    /// Hashes of recent versions, oldest first.
-    known: VecDeque<(PolicyVersion, WeightHash)>,
+    /// Actors that hold weights and go on taking work.
+    holders: BTreeSet<MemberId>,
+    /// When that changed, until a group is formed of it.
+    changed_at: Option<Timestamp>,
+    /// A version came since a group was formed.
+    new_version: bool,
     /// The group that broadcasts now.
     active: Option<Group>,
     /// The group that will.
@@ -38,16 +45,19 @@ pub(super) struct Weights {
     form_after: Option<Timestamp>,
     /// Deliveries of the newest version to connected actors.
     deliveries: BTreeMap<MemberId, Delivery>,
+    deadlines: Deadlines<MemberId>,
+    /// Actors that may lack the newest version.
+    unserved: BTreeSet<MemberId>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 struct Group {
     id: BroadcastGroupId,
     /// The actors in it; the learner is rank 0.
     actors: BTreeSet<MemberId>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 struct FormingGroup {
     group: Group,
     /// Members (the learner included) that are not yet connected.
@@ -55,7 +65,7 @@ struct FormingGroup {
     deadline: Timestamp,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 struct Broadcast {
     group: BroadcastGroupId,
     version: PolicyVersion,
@@ -65,21 +75,12 @@ struct Broadcast {
 }
 
 /// How weights get to one actor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Delivery {
     /// They are on their way, and have to be there by then.
     UnderWay(Timestamp),
     /// They did not arrive; the actor pulls no sooner than this.
     PullAfter(Timestamp),
-}
-
-/// These weights are not and were not this run's.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("uses weights {hash} as {version}, which this run never had")]
-pub(super) struct UnknownWeights {
-    version: PolicyVersion,
-    hash: WeightHash,
 }
 
 /// What a member is told about weights.
@@ -111,53 +112,63 @@ pub(super) struct ExpiredWeights {
     pub(super) unconfirmed: Option<(PolicyVersion, Vec<MemberId>)>,
 }
 
-impl Weights {
-    /// The newest policy version.
-    pub(super) fn version(&self) -> PolicyVersion {
-        self.current.as_ref().map_or(PolicyVersion(0), |manifest| manifest.version())
-    }
-
-    /// Whether these weights are or were this run's.
-    pub(super) fn knows(&self, version: PolicyVersion, hash: WeightHash) -> bool {
-        self.known.contains(&(version, hash))
+impl WeightPlane {
+    /// Nothing is formed, sent or received; groups are numbered for this start.
+    pub(super) fn of_term(term: u64) -> Self {
+        Self { last: BroadcastGroupId(term.saturating_mul(GROUPS_PER_TERM)), ..Self::default() }
     }
 
     /// The learner has these weights.
-    pub(super) fn offer(&mut self, manifest: Manifest) {
-        self.known.retain(|(_, hash)| *hash != manifest.hash());
-        self.known.push_back((manifest.version(), manifest.hash()));
-        if self.known.len() > KNOWN_VERSIONS_LIMIT {
-            self.known.pop_front();
-        }
+    pub(super) fn offer(&mut self, manifest: Manifest, members: &Members) {
         self.current = Some(manifest);
-    }
-
-    /// Every stream is broken.
-    pub(super) fn restart(&mut self) {
-        self.forget_groups();
-        self.deliveries.clear();
+        self.new_version = true;
+        self.unserved.extend(members.connected_actors().map(|(member, _)| member.clone()));
     }
 
     /// The learner's processes, and with them every group, are gone.
-    pub(super) fn forget_groups(&mut self) {
+    pub(super) fn forget_groups(&mut self, now: Timestamp) {
         (self.active, self.forming, self.broadcast) = (None, None, None);
+        self.changed_at = Some(now);
     }
 
     /// A learner has come that has these weights: nothing of the one before is on its way any more.
-    pub(super) fn learner_joined(&mut self, manifest: Manifest) {
-        self.forget_groups();
-        self.offer(manifest);
+    pub(super) fn learner_joined(&mut self, now: Timestamp, manifest: Manifest, members: &Members) {
+        self.forget_groups(now);
+        self.offer(manifest, members);
         self.deliveries.retain(|_, delivery| matches!(delivery, Delivery::PullAfter(_)));
     }
 
-    /// The next moment at which [`Weights::expire`] can change something.
-    pub(super) fn next_deadline(&self) -> Option<Timestamp> {
+    /// What an actor holds, or whether it goes on taking work, may have changed.
+    pub(super) fn actor_changed(&mut self, now: Timestamp, member: &MemberId, actor: &Actor) {
+        let holds = actor.usable_version().is_some();
+        let changed = if holds {
+            !self.holders.contains(member) && self.holders.insert(member.clone())
+        } else {
+            self.holders.remove(member)
+        };
+        if changed {
+            self.changed_at = Some(now);
+        }
+        if actor.connected && self.current.as_ref().is_some_and(|current| lacks(actor, current)) {
+            self.unserved.insert(member.clone());
+        } else {
+            self.unserved.remove(member);
+        }
+    }
+
+    /// The next moment at which [`WeightPlane::expire`] or [`WeightPlane::advance`] can change something.
+    pub(super) fn next_deadline(&self, plan: &RunPlan, members: &Members) -> Option<Timestamp> {
         let forming = self.forming.as_ref().map(|forming| forming.deadline);
         let broadcast = self.broadcast.as_ref().map(|broadcast| broadcast.deadline);
-        let deliveries = self.deliveries.values().map(|delivery| match delivery {
-            Delivery::UnderWay(deadline) | Delivery::PullAfter(deadline) => *deadline,
-        });
-        [forming, broadcast, self.form_after].into_iter().flatten().chain(deliveries).min()
+        let form_at = members.connected_learner().and_then(|_| self.form_at(plan));
+        [forming, broadcast, form_at, self.deadlines.next()].into_iter().flatten().min()
+    }
+
+    /// When a group of other members is formed.
+    fn form_at(&self, plan: &RunPlan) -> Option<Timestamp> {
+        let settled = self.changed_at.filter(|_| self.forming.is_none())? + plan.membership_delay();
+        let due = if self.new_version { Timestamp(0) } else { settled };
+        Some(self.form_after.map_or(due, |moment| moment.max(due)))
     }
 
     /// What brings the newest version to every actor that lacks it, in order.
@@ -196,18 +207,18 @@ impl Weights {
         commands
     }
 
-    /// Forms a group when the actors that hold weights are not the ones in the newest group.
+    /// Forms a group when the actors that hold weights are not the ones in the active group.
     fn form_group(&mut self, now: Timestamp, plan: &RunPlan, members: &Members) -> Option<BroadcastGroup> {
         let learner = members.connected_learner()?;
-        let newest = self.forming.as_ref().map(|forming| &forming.group).or(self.active.as_ref());
-        let unchanged = newest.is_some_and(|group| group.actors.iter().eq(members.weight_holders()));
-        let must_wait = self.form_after.is_some_and(|moment| moment > now);
-        if must_wait || unchanged || members.weight_holders().next().is_none() {
+        self.form_at(plan).filter(|moment| *moment <= now)?;
+        (self.changed_at, self.new_version) = (None, false);
+        let actors = self.broadcast_members(plan.broadcast_members);
+        let unchanged = self.active.as_ref().is_some_and(|active| active.actors == actors);
+        if unchanged || actors.is_empty() {
             return None;
         }
         self.last = self.last.next();
         self.form_after = None;
-        let actors: BTreeSet<MemberId> = members.weight_holders().cloned().collect();
         let mut ranks = vec![learner.member.clone()];
         ranks.extend(actors.iter().cloned());
         self.forming = Some(FormingGroup {
@@ -218,6 +229,19 @@ impl Weights {
         Some(BroadcastGroup { id: self.last, store: learner.store.clone(), members: ranks })
     }
 
+    /// The actors of the next group: those of the active one that are still there, then others by name.
+    fn broadcast_members(&self, limit: usize) -> BTreeSet<MemberId> {
+        let staying = self.active.iter().flat_map(|active| active.actors.intersection(&self.holders));
+        let mut actors: BTreeSet<MemberId> = staying.take(limit).cloned().collect();
+        for holder in &self.holders {
+            if actors.len() >= limit {
+                break;
+            }
+            actors.insert(holder.clone());
+        }
+        actors
+    }
+
     /// A member's end of a group is connected.
     pub(super) fn group_ready(&mut self, member: &MemberId, id: BroadcastGroupId) {
         if let Some(forming) = &mut self.forming
@@ -225,29 +249,43 @@ impl Weights {
         {
             forming.unready.remove(member);
             if forming.unready.is_empty() {
-                self.active = self.forming.take().map(|forming| forming.group);
+                let stands = self.forming.take().map(|forming| forming.group);
+                if let Some(replaced) = std::mem::replace(&mut self.active, stands) {
+                    self.unserved.extend(replaced.actors);
+                }
             }
         }
     }
 
     /// A member's end of a group is dead; so is the group. The next one is formed after a pause.
     pub(super) fn group_failed(&mut self, now: Timestamp, id: BroadcastGroupId, retry_delay: Duration) {
-        if self.end_groups(|group| group.id == id) {
+        if self.end_groups(now, |group| group.id == id) {
             self.form_after = Some(now + retry_delay);
         }
     }
 
     /// Ends the groups that `condition` holds for; whether there were any.
-    fn end_groups(&mut self, condition: impl Fn(&Group) -> bool) -> bool {
+    fn end_groups(&mut self, now: Timestamp, condition: impl Fn(&Group) -> bool) -> bool {
         let active = self.active.take_if(|group| condition(group));
         let forming = self.forming.take_if(|forming| condition(&forming.group));
-        active.is_some() || forming.is_some()
+        let ended = active.is_some() || forming.is_some();
+        if ended {
+            self.changed_at = Some(now);
+        }
+        // They pull what they lack.
+        self.unserved.extend(active.into_iter().flat_map(|group| group.actors));
+        ended
     }
 
     /// An actor is away, or another process has its name: every group that it is part of ends.
-    pub(super) fn actor_left(&mut self, member: &MemberId) {
+    pub(super) fn actor_left(&mut self, now: Timestamp, member: &MemberId) {
         self.deliveries.remove(member);
-        if self.end_groups(|group| group.actors.contains(member)) {
+        self.deadlines.remove(member);
+        self.unserved.remove(member);
+        if self.holders.remove(member) {
+            self.changed_at = Some(now);
+        }
+        if self.end_groups(now, |group| group.actors.contains(member)) {
             // The others need not wait: nothing is wrong with them.
             self.form_after = None;
         }
@@ -266,15 +304,8 @@ impl Weights {
         let (Some(current), Some(active), None) = (&self.current, &self.active, &self.broadcast) else {
             return None;
         };
-        let mut lacking = false;
-        for name in &active.actors {
-            let actor = members.actors().get(name)?;
-            if self.is_under_way(name) {
-                return None;
-            }
-            lacking |= lacks(actor, current);
-        }
-        if !lacking {
+        let lacking = self.unserved.iter().any(|name| active.actors.contains(name));
+        if !lacking || active.actors.iter().any(|name| self.is_under_way(name)) {
             return None;
         }
         let deadline = now + plan.broadcast_timeout;
@@ -287,23 +318,36 @@ impl Weights {
             deadline,
         });
         for name in &start.actors {
-            self.deliveries.insert(name.clone(), Delivery::UnderWay(deadline));
+            self.deliver(name, Delivery::UnderWay(deadline));
         }
         Some(start)
+    }
+
+    fn deliver(&mut self, actor: &MemberId, delivery: Delivery) {
+        let (Delivery::UnderWay(moment) | Delivery::PullAfter(moment)) = delivery;
+        self.deadlines.set(actor, moment);
+        self.deliveries.insert(actor.clone(), delivery);
+        self.unserved.remove(actor);
     }
 
     /// Lets every actor outside the active group pull the newest version that lacks it.
     fn start_pulls(&mut self, now: Timestamp, plan: &RunPlan, members: &Members) -> Option<PullStart> {
         let current = self.current.as_ref()?;
         let mut start = PullStart { version: current.version(), hash: current.hash(), actors: Vec::new() };
-        for (name, actor) in members.actors() {
-            let in_group = self.active.as_ref().is_some_and(|active| active.actors.contains(name));
-            if lacks(actor, current) && !in_group && self.may_pull(now, name) {
-                start.actors.push(name.clone());
+        let active = self.active.as_ref();
+        for name in std::mem::take(&mut self.unserved) {
+            let lacks = members.actors().get(&name).is_some_and(|actor| lacks(actor, current));
+            if !lacks || self.deliveries.contains_key(&name) {
+                continue;
+            }
+            if active.is_some_and(|active| active.actors.contains(&name)) {
+                self.unserved.insert(name);
+            } else {
+                start.actors.push(name);
             }
         }
         for name in &start.actors {
-            self.deliveries.insert(name.clone(), Delivery::UnderWay(now + plan.broadcast_timeout));
+            self.deliver(name, Delivery::UnderWay(now + plan.broadcast_timeout));
         }
         Some(start)
     }
@@ -312,27 +356,11 @@ impl Weights {
         matches!(self.deliveries.get(actor), Some(Delivery::UnderWay(_)))
     }
 
-    fn may_pull(&self, now: Timestamp, actor: &MemberId) -> bool {
-        match self.deliveries.get(actor) {
-            None => true,
-            Some(Delivery::UnderWay(_)) => false,
-            Some(Delivery::PullAfter(moment)) => *moment <= now,
-        }
-    }
-
-    /// An actor uses these weights now.
-    pub(super) fn confirm(
-        &mut self,
-        actor: &MemberId,
-        version: PolicyVersion,
-        hash: WeightHash,
-    ) -> Result<(), UnknownWeights> {
-        if !self.knows(version, hash) {
-            return Err(UnknownWeights { version, hash });
-        }
+    /// An actor uses weights of this run now.
+    pub(super) fn confirmed(&mut self, actor: &MemberId) {
         self.deliveries.remove(actor);
+        self.deadlines.remove(actor);
         self.broadcast_ended(actor);
-        Ok(())
     }
 
     /// An actor did not get the weights it was to get: it pulls after a pause. A group in which it was to
@@ -343,7 +371,7 @@ impl Weights {
         actor: &MemberId,
         retry_delay: Duration,
     ) -> Option<BroadcastGroupId> {
-        self.deliveries.insert(actor.clone(), Delivery::PullAfter(now + retry_delay));
+        self.deliver(actor, Delivery::PullAfter(now + retry_delay));
         let broadcast = self.broadcast.as_ref().filter(|broadcast| broadcast.unconfirmed.contains(actor));
         let group = broadcast.map(|broadcast| broadcast.group);
         if let Some(group) = group {
@@ -365,32 +393,31 @@ impl Weights {
 
     /// Gives up what is past its deadline.
     pub(super) fn expire(&mut self, now: Timestamp, retry_delay: Duration) -> ExpiredWeights {
-        self.form_after.take_if(|moment| *moment <= now);
         let mut expired = ExpiredWeights::default();
         if let Some(forming) = self.forming.take_if(|forming| forming.deadline <= now) {
-            self.form_after = Some(now + retry_delay);
+            (self.form_after, self.changed_at) = (Some(now + retry_delay), Some(now));
             expired.unformed = Some((forming.group.id, forming.unready.into_iter().collect()));
         }
         if let Some(broadcast) = self.broadcast.take_if(|broadcast| broadcast.deadline <= now) {
             self.group_failed(now, broadcast.group, retry_delay);
             expired.unconfirmed = Some((broadcast.version, broadcast.unconfirmed.into_iter().collect()));
         }
-        self.deliveries.retain(|_, delivery| match delivery {
-            Delivery::UnderWay(deadline) if *deadline <= now => {
-                *delivery = Delivery::PullAfter(now + retry_delay);
-                true
+        while let Some(actor) = self.deadlines.pop_due(now) {
+            match self.deliveries.remove(&actor) {
+                Some(Delivery::UnderWay(_)) => self.deliver(&actor, Delivery::PullAfter(now + retry_delay)),
+                Some(Delivery::PullAfter(_)) => drop(self.unserved.insert(actor)),
+                None => {}
             }
-            Delivery::UnderWay(_) => true,
-            Delivery::PullAfter(moment) => *moment > now,
-        });
+        }
         expired
     }
 }
 
-/// Whether an actor is to get the current version. A learner that resumed from an older checkpoint catches up
-/// soon: nobody goes back with it.
+/// Whether an actor is to get the current version, also where its bytes are those of another: a version is
+/// no content (`docs/decisions.md`, D25). A learner that resumed from an older checkpoint catches up soon:
+/// nobody goes back with it.
 fn lacks(actor: &Actor, current: &Manifest) -> bool {
+    let newest = (current.version(), current.hash());
     let holds = actor.weights;
-    actor.connected
-        && holds.is_none_or(|(version, hash)| hash != current.hash() && version <= current.version())
+    actor.connected && holds.is_none_or(|held| held != newest && held.0 <= current.version())
 }

@@ -4,13 +4,14 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use coordinator::journal::{Entries, Error, Journal};
-use coordinator::state::{Event, RewardEvent, RunPlan, State, StoreChanges};
+use coordinator::state::{Applied, Durable, Fact, RunPlan, StoreChanges};
 use types::{FinishReason, Rollout, RolloutId, RolloutParts, ScoredRollout, Scores, Span, Timestamp};
 
-use crate::world::{World, plan};
+use crate::small_run::plan;
+use crate::world::World;
 
-fn scored(event: &Event) -> Option<ScoredRollout> {
-    let Event::Reward { event: RewardEvent::Scored(summary), .. } = event else {
+fn scored(fact: &Fact) -> Option<ScoredRollout> {
+    let Fact::Scored(summary) = fact else {
         return None;
     };
     let tokens = NonZeroU32::new(summary.tokens).unwrap();
@@ -28,24 +29,24 @@ fn scored(event: &Event) -> Option<ScoredRollout> {
     Some(ScoredRollout::new(rollout.unwrap(), scores).unwrap())
 }
 
-/// Commits events one by one, as the server loop would, and returns the ids whose tokens must be there.
-fn record(journal: &mut Journal, state: &mut State, events: &[(Timestamp, Event)]) -> Vec<RolloutId> {
+/// Commits facts one by one, as the server loop would, and returns the ids whose tokens must be there.
+fn record(journal: &mut Journal, run: &mut Durable, facts: &[(Timestamp, Fact)]) -> Vec<RolloutId> {
     let mut kept = Vec::new();
-    for (at, event) in events {
-        let StoreChanges { keep, forget } = state.apply(*at, event.clone()).store;
-        let mut entries = Entries { events: vec![(*at, event.clone())], ..Entries::default() };
-        if !keep.is_empty() {
-            entries.keep.extend(scored(event));
+    for (at, fact) in facts {
+        let Applied { store: StoreChanges { keep, forget }, .. } = run.replay(*at, fact.clone());
+        let mut entries = Entries { facts: vec![(*at, fact.clone())], ..Entries::default() };
+        if !keep.is_empty() && !forget.contains(&keep[0]) {
+            entries.keep.extend(scored(fact));
         }
-        kept.retain(|id| !forget.contains(id));
         kept.extend(keep);
+        kept.retain(|id| !forget.contains(id));
         entries.forget.extend(forget);
-        journal.commit(entries, state).unwrap();
+        journal.commit(entries, run).unwrap();
     }
     kept
 }
 
-fn events(steps: usize) -> Vec<(Timestamp, Event)> {
+fn facts(steps: usize) -> Vec<(Timestamp, Fact)> {
     let mut world = World::new(plan(), 21);
     for _ in 0..steps {
         world.step();
@@ -54,16 +55,16 @@ fn events(steps: usize) -> Vec<(Timestamp, Event)> {
 }
 
 #[test]
-fn a_restart_finds_every_event_and_every_token() {
+fn a_restart_finds_every_fact_and_every_token() {
     let folder = tempfile::tempdir().unwrap();
-    let events = events(600);
+    let facts = facts(600);
     let (mut journal, mut state) = Journal::open(folder.path(), &plan()).unwrap();
-    let kept = record(&mut journal, &mut state, &events);
+    let kept = record(&mut journal, &mut state, &facts);
     assert!(!kept.is_empty());
     drop(journal);
     let (journal, replayed) = Journal::open(folder.path(), &plan()).unwrap();
     assert_eq!(replayed, state);
-    assert_eq!(journal.last_event(), events.last().unwrap().0);
+    assert_eq!(journal.last_fact(), facts.last().unwrap().0);
     assert_eq!(journal.stored_rollouts().unwrap(), kept.len(), "no more and no fewer tokens than are needed");
     for id in kept {
         assert_eq!(journal.scored(id).unwrap().rollout().id(), id);
@@ -71,12 +72,13 @@ fn a_restart_finds_every_event_and_every_token() {
 }
 
 #[test]
-fn a_snapshot_replaces_the_events() {
+fn a_snapshot_replaces_the_facts() {
     let folder = tempfile::tempdir().unwrap();
-    let events = events(9_000);
-    assert!(events.len() > 4_096, "enough events for a snapshot, not {}", events.len());
+    let mut facts = facts(9_000);
+    // A long run.
+    facts.extend(std::iter::repeat_n(facts[facts.len() - 1].clone(), 4_100));
     let (mut journal, mut state) = Journal::open(folder.path(), &plan()).unwrap();
-    record(&mut journal, &mut state, &events);
+    record(&mut journal, &mut state, &facts);
     drop(journal);
     let (_, replayed) = Journal::open(folder.path(), &plan()).unwrap();
     assert_eq!(replayed, state);

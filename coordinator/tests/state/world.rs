@@ -4,10 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use algo::filtration::Filtration;
 use coordinator::state::{
-    ActorEvent, Applied, BatchPlan, Effect, Event, LearnerEvent, Phase, RewardEvent, RunPlan, ScoreSummary,
-    State,
+    ActorEvent, Applied, BatchPlan, Effect, Event, Fact, LearnerEvent, Phase, RewardEvent, RunPlan,
+    ScoreSummary, State,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -15,35 +14,11 @@ use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
 use types::link::reward::RewardHello;
 use types::{
-    BatchId, DType, FailReason, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, PromptId,
-    RolloutFailure, RolloutId, Sampling, TensorEntry, TensorLayout, Timestamp, WeightHash,
+    BatchId, FailReason, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, PromptId, RolloutFailure,
+    RolloutId, Timestamp, WeightHash,
 };
 
-/// A small plan: 6 batches of 5 prompts, 4 responses each.
-pub(crate) fn plan() -> RunPlan {
-    RunPlan {
-        run: "world".parse().unwrap(),
-        seed: 17,
-        prompts: 13,
-        data_hash: "0".into(),
-        group_size: 4,
-        batch_prompts: 5,
-        batches: 6,
-        max_staleness: 0,
-        max_prompts_in_flight: 64,
-        lease_prompts: 2,
-        deterministic: false,
-        lease_timeout: Duration::from_secs(60),
-        heartbeat_timeout: Duration::from_secs(10),
-        broadcast_timeout: Duration::from_secs(5),
-        drain_timeout: Duration::from_secs(20),
-        max_attempts: 3,
-        min_group: 2,
-        filtration: Filtration::default(),
-        send_filtered: false,
-        sampling: Sampling::default(),
-    }
-}
+use crate::small_run::manifest;
 
 struct SimActor {
     incarnation: u64,
@@ -71,7 +46,10 @@ struct SimLearner {
 pub(crate) struct World {
     pub(crate) state: State,
     pub(crate) now: Timestamp,
-    pub(crate) journal: Vec<(Timestamp, Event)>,
+    pub(crate) journal: Vec<(Timestamp, Fact)>,
+    /// How often the state settles after an event; else it is part of the next lot.
+    pub(crate) settles_in_percent: u32,
+    pub(crate) learning_changes_weights: bool,
     /// Failures and repetitions happen.
     pub(crate) chaos: bool,
     pub(crate) equal_scores_in_percent: u32,
@@ -86,15 +64,6 @@ pub(crate) struct World {
     leases: BTreeMap<LeaseId, Vec<PromptId>>,
     pending: VecDeque<Event>,
     delivered: Vec<ScoreSummary>,
-}
-
-/// The weights of `version` as the learner's `life` made them: a learner that trains a batch again after a
-/// crash gets other bits, unless the run is deterministic.
-fn manifest(version: u64, life: u64) -> Manifest {
-    let mut hash = WeightHash([u8::try_from(version).unwrap(); 32]);
-    hash.0[..8].copy_from_slice(&life.to_le_bytes());
-    let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
-    Manifest::new(PolicyVersion(version), vec![TensorEntry::new(layout, hash).unwrap()]).unwrap()
 }
 
 fn actor_event(member: &MemberId, event: ActorEvent) -> Event {
@@ -123,6 +92,8 @@ impl World {
             state: State::new(plan),
             now: Timestamp(1_000_000),
             journal: Vec::new(),
+            settles_in_percent: 100,
+            learning_changes_weights: true,
             chaos: false,
             equal_scores_in_percent: 0,
             crash_actors_in_percent: 0,
@@ -174,7 +145,7 @@ impl World {
         let passes = self.rng.random_range(0..50);
         self.now = self.now + Duration::from_millis(passes);
         if self.state.next_deadline().is_some_and(|deadline| deadline <= self.now) {
-            self.deliver(Event::Tick);
+            self.settle();
         }
         if self.chaos && self.percent(2) {
             self.restart();
@@ -196,12 +167,27 @@ impl World {
 
     /// Applies an event, checks the invariants, performs the effects.
     pub(crate) fn deliver(&mut self, event: Event) -> Vec<Effect> {
-        self.journal.push((self.now, event.clone()));
-        let ticked = event == Event::Tick;
-        let Applied { effects, store } = self.state.apply(self.now, event);
-        assert_eq!(self.state.unaccounted(), 0, "invariant 1");
+        let applied = self.state.apply(self.now, event);
+        let mut effects = self.take(applied);
+        if self.percent(self.settles_in_percent) {
+            effects.extend(self.settle());
+        }
+        effects
+    }
+
+    /// Lets the state settle, as the loop does after a lot of events.
+    pub(crate) fn settle(&mut self) -> Vec<Effect> {
+        let applied = self.state.settle(self.now);
+        let effects = self.take(applied);
         let deadline = self.state.next_deadline();
-        assert!(!ticked || deadline.is_none_or(|deadline| deadline > self.now), "a tick leaves nothing due");
+        assert!(deadline.is_none_or(|deadline| deadline > self.now), "nothing is left due");
+        effects
+    }
+
+    fn take(&mut self, applied: Applied) -> Vec<Effect> {
+        let Applied { facts, effects, store } = applied;
+        self.journal.extend(facts.into_iter().map(|fact| (self.now, fact)));
+        assert_eq!(self.state.unaccounted(), 0, "invariant 1");
         for id in store.keep {
             let summary = self.delivered.iter().find(|summary| summary.id == id).unwrap();
             self.kept.insert(id, summary.oldest);
@@ -353,13 +339,13 @@ impl World {
         };
         self.deliver(actor_event(&member, ActorEvent::Joined(hello)));
     }
-    fn join_learner(&mut self) {
+    fn join_learner(&mut self) -> Vec<Effect> {
         self.learner.connected = true;
         self.learner.queue.clear();
         let step = |batch| MeasuredStep { batch: BatchId(batch), metrics: StepMetrics::default() };
         let hello = LearnerHello {
             member: "learner".parse().unwrap(),
-            incarnation: Incarnation(self.learner.trained),
+            incarnation: Incarnation(self.now.0),
             run: None,
             world_size: 1,
             trained: BatchId(self.learner.trained),
@@ -369,24 +355,26 @@ impl World {
             store: "127.0.0.1:2".into(),
             weights: "127.0.0.1:3".into(),
         };
-        self.deliver(Event::Learner(LearnerEvent::Joined(hello)));
+        self.deliver(Event::Learner(LearnerEvent::Joined(hello)))
     }
     pub(crate) fn learner_rejoins_from_nothing(&mut self) -> Vec<Effect> {
         (self.learner.trained, self.learner.checkpointed) = (0, 0);
-        let before = self.journal.len();
-        self.join_learner();
-        let (now, event) = self.journal[before].clone();
-        // The same event on the state before it says what was decided.
-        let mut state = State::new(self.state.plan().clone());
-        for (at, event) in &self.journal[..before] {
-            state.apply(*at, event.clone());
-        }
-        state.apply(now, event).effects
+        self.learner.life += 1;
+        self.join_learner()
     }
+    fn weights_of(&self, version: u64) -> Manifest {
+        let trained = manifest(version, self.learner.life);
+        if self.learning_changes_weights {
+            return trained;
+        }
+        let tensors = manifest(0, 0).tensors().to_vec();
+        Manifest::new(trained.version(), tensors).unwrap()
+    }
+
     fn crash_learner(&mut self) {
         self.learner.trained = self.learner.checkpointed;
         self.learner.life += u64::from(!self.state.plan().deterministic);
-        self.learner.manifest = manifest(self.learner.trained, self.learner.life);
+        self.learner.manifest = self.weights_of(self.learner.trained);
         self.learner.queue.clear();
         self.learner.connected = false;
         self.pending.retain(|event| !matches!(event, Event::Learner(_)));
@@ -400,7 +388,7 @@ impl World {
             return;
         };
         self.learner.trained = plan.id.0;
-        self.learner.manifest = manifest(plan.id.0, self.learner.life);
+        self.learner.manifest = self.weights_of(plan.id.0);
         let trained = LearnerReport::Trained {
             batch: plan.id,
             manifest: self.learner.manifest.clone(),
@@ -494,6 +482,6 @@ impl World {
         for actor in self.actors.values_mut() {
             actor.connected = false;
         }
-        self.deliver(Event::Restarted(Box::new(plan)));
+        self.deliver(Event::Started(Box::new(plan)));
     }
 }

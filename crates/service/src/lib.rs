@@ -65,7 +65,7 @@ pub use config::{Config, ServiceConfig};
 pub use http::Readiness;
 pub use link::{Link, LinkEvent, Open, Opening};
 pub use metrics::{Label, Metric, PROCESS_METRICS, describe as describe_metrics};
-pub use run::{BadInput, Context, exit_code, run};
+pub use run::{BadInput, Context, Hopeless, exit_code, run};
 pub use signals::StopSignals;
 pub use tasks::{OnError, Spawner, TaskSet};
 pub use telemetry::init_logging;

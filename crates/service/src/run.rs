@@ -18,6 +18,8 @@ use crate::telemetry::init_logging;
 
 /// Exit code for bad usage and bad input.
 const BAD_INPUT: u8 = 2;
+/// Exit code of a run that was given up.
+const HOPELESS: u8 = 3;
 /// Exit code of a process that was told twice to stop.
 const STOPPED_TWICE: i32 = 130;
 
@@ -38,6 +40,12 @@ struct Arguments {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct BadInput(pub String);
+
+/// A run that cannot go on, and why: the process exits with 3 instead of 1, and starting it again does not
+/// help.
+#[derive(Debug, thiserror::Error)]
+#[error("the run was given up: {0}")]
+pub struct Hopeless(pub String);
 
 /// What `build` is given to wire a role with.
 #[derive(Debug)]
@@ -86,7 +94,12 @@ pub fn exit_code(name: &str, result: anyhow::Result<()>) -> ExitCode {
         Err(error) => {
             eprintln!("{name}: {error:#}");
             let bad_input = error.chain().any(|cause| cause.is::<BadInput>() || cause.is::<config::Error>());
-            if bad_input { ExitCode::from(BAD_INPUT) } else { ExitCode::FAILURE }
+            let hopeless = error.chain().any(|cause| cause.is::<Hopeless>());
+            match (bad_input, hopeless) {
+                (true, _) => ExitCode::from(BAD_INPUT),
+                (false, true) => ExitCode::from(HOPELESS),
+                (false, false) => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -59,6 +59,8 @@ reasons!(
         GroupIncomplete => "group_incomplete",
         /// The run reached its last step first.
         RunFinished => "run_finished",
+        /// An earlier attempt at the same response came after all.
+        Superseded => "superseded",
     }
 );
 

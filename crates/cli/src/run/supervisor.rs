@@ -6,6 +6,7 @@
 //! | a role exits with 0      | it was told to leave: not restarted                                          |
 //! | a learner rank dies      | all ranks are ended and started again: they live and die together            |
 //! | a role exits with 2      | the run ends: its input is bad, trying again cannot help                     |
+//! | a role exits with 3      | the run ends: the coordinator has given it up                                |
 //! | a role dies too often    | the run ends, with the last lines of its log                                 |
 //! | the coordinator exits 0  | the run is over (or stopped); the others get a moment to leave               |
 //! | Ctrl-C or SIGTERM        | the coordinator is asked to drain; the second ends everything at once        |
@@ -40,6 +41,8 @@ const HEARD_TIMEOUT: Duration = Duration::from_secs(2);
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Exit code of a role whose input is bad.
 const BAD_INPUT_CODE: i32 = 2;
+/// Exit code of a coordinator that has given the run up.
+const HOPELESS_CODE: i32 = 3;
 
 /// Processes that live and die together: a role, or all ranks of the learner.
 #[derive(Debug)]
@@ -115,14 +118,14 @@ impl Unit {
         self.restarts.push_back(now);
         let too_often = self.restarts.len() > RESTART_LIMIT;
         let Failure { name, status, log_tail } = failure;
-        if status.code() == Some(BAD_INPUT_CODE) || too_often {
+        if matches!(status.code(), Some(BAD_INPUT_CODE | HOPELESS_CODE)) || too_often {
             let why = if too_often {
                 format!("died {} times in a row", self.restarts.len())
             } else {
                 "gave up".to_owned()
             };
             let error = anyhow::anyhow!("{name} {why} ({status}); its last words:\n{log_tail}");
-            return Err(bad_input_if(*status, error));
+            return Err(with_code_of(*status, error));
         }
         if self.restarts.len() == 1 {
             self.backoff.reset();
@@ -209,7 +212,7 @@ impl Supervisor {
             }
             if let Some(Failure { status, log_tail, .. }) = self.coordinator.failed() {
                 let error = anyhow::anyhow!("the coordinator did not start ({status}):\n{log_tail}");
-                return Err(bad_input_if(status, error));
+                return Err(with_code_of(status, error));
             }
             anyhow::ensure!(
                 started.elapsed() < START_TIMEOUT,
@@ -312,7 +315,11 @@ impl Supervisor {
     }
 }
 
-/// A role that was given bad input makes this command's exit code say so too.
-fn bad_input_if(status: ExitStatus, error: anyhow::Error) -> anyhow::Error {
-    if status.code() == Some(BAD_INPUT_CODE) { service::BadInput(format!("{error:#}")).into() } else { error }
+/// A role that was given bad input, or that has given the run up, makes this command's exit code say so too.
+fn with_code_of(status: ExitStatus, error: anyhow::Error) -> anyhow::Error {
+    match status.code() {
+        Some(BAD_INPUT_CODE) => service::BadInput(format!("{error:#}")).into(),
+        Some(HOPELESS_CODE) => service::Hopeless(format!("{error:#}")).into(),
+        _ => error,
+    }
 }

@@ -1,0 +1,169 @@
+//! Microseconds that the coordinator's state takes for a heartbeat, a lease and a score, by the number of
+//! actors: `cargo run --release -p coordinator --example cost_per_event`.
+
+#![allow(clippy::unwrap_used, reason = "a measurement")]
+
+use std::time::Duration;
+
+use algo::filtration::Filtration;
+use coordinator::state::{
+    ActorEvent, Applied, Effect, Event, LearnerEvent, RewardEvent, RunPlan, ScoreSummary, State,
+};
+use tokio::time::Instant;
+use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
+use types::link::learner::{LearnerHello, RecentSteps};
+use types::{
+    BatchId, DType, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, RolloutId, Sampling,
+    TensorEntry, TensorLayout, Timestamp, WeightHash,
+};
+
+/// Events of each kind that are timed.
+const EVENTS: usize = 20_000;
+
+fn main() {
+    println!("{:>7} {:>12} {:>12} {:>12}  us per event", "actors", "heartbeat", "lease", "score");
+    for actors in [10, 100, 1_000, 10_000] {
+        let mut run = Run::new(actors);
+        let heartbeats = run.time(|run, index| run.heartbeat(index, 0));
+        // A lease is one group of four.
+        let leases = run.time(|run, index| run.heartbeat(index, 4));
+        let ids = std::mem::take(&mut run.leased);
+        let started = Instant::now();
+        for id in &ids {
+            run.score(*id);
+        }
+        let scores = started.elapsed().as_secs_f64() * 1e6 / ids.len() as f64;
+        println!("{actors:>7} {heartbeats:>12.2} {leases:>12.2} {scores:>12.2}");
+    }
+}
+
+struct Run {
+    state: State,
+    now: Timestamp,
+    actors: Vec<MemberId>,
+    /// The last lease of each.
+    leases: Vec<LeaseId>,
+    leased: Vec<RolloutId>,
+}
+
+impl Run {
+    fn new(actors: usize) -> Self {
+        let plan = plan();
+        let mut run = Self {
+            state: State::new(plan.clone()),
+            now: Timestamp(1_000_000),
+            actors: (0..actors).map(|n| format!("actor-{n}").parse().unwrap()).collect(),
+            leases: vec![LeaseId(0); actors],
+            leased: Vec::new(),
+        };
+        run.deliver(Event::Started(Box::new(plan)));
+        run.deliver(Event::Learner(LearnerEvent::Joined(learner())));
+        for index in 0..actors {
+            let member = run.actors[index].clone();
+            let hello = ActorHello {
+                member: member.clone(),
+                incarnation: Incarnation(1),
+                run: None,
+                holding: Vec::new(),
+                weights: None,
+            };
+            run.deliver(Event::Actor { member, event: ActorEvent::Joined(hello) });
+        }
+        run
+    }
+
+    fn time(&mut self, mut event: impl FnMut(&mut Self, usize)) -> f64 {
+        let started = Instant::now();
+        for step in 0..EVENTS {
+            event(self, step * 7 % self.actors.len());
+        }
+        started.elapsed().as_secs_f64() * 1e6 / EVENTS as f64
+    }
+
+    fn heartbeat(&mut self, index: usize, free_slots: u32) {
+        self.now = self.now + Duration::from_micros(50);
+        let last_lease = self.leases[index];
+        let report = ActorReport::Load(ActorLoad { free_slots, last_lease, ..ActorLoad::default() });
+        let event = ActorEvent::Report(report);
+        self.deliver(Event::Actor { member: self.actors[index].clone(), event });
+    }
+
+    fn score(&mut self, id: RolloutId) {
+        let (score, oldest) = ((id.seed(5) % 1000) as f32 / 1000.0, PolicyVersion(0));
+        let summary = ScoreSummary { id, score, outcome: None, tokens: 9, oldest, truncated: false };
+        let event = RewardEvent::Scored(summary);
+        self.deliver(Event::Reward { member: "reward".parse().unwrap(), event });
+    }
+
+    fn deliver(&mut self, event: Event) {
+        let applied = self.state.apply(self.now, event);
+        self.take(applied);
+        let settled = self.state.settle(self.now);
+        self.take(settled);
+    }
+
+    fn take(&mut self, Applied { effects, .. }: Applied) {
+        for effect in effects {
+            match effect {
+                Effect::Lease { member, grant } => {
+                    let index = member.as_str().trim_start_matches("actor-").parse::<usize>().unwrap();
+                    self.leases[index] = grant.id;
+                    self.leased.extend(grant.groups.iter().flat_map(|group| group.wanted.iter().copied()));
+                }
+                Effect::Actor { member, command } => {
+                    if let ActorCommand::PullWeights { version, hash, .. } = *command {
+                        let report = ActorReport::WeightsConfirmed { version, hash };
+                        self.deliver(Event::Actor { member, event: ActorEvent::Report(report) });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn learner() -> LearnerHello {
+    let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
+    let entry = TensorEntry::new(layout, WeightHash([1; 32])).unwrap();
+    LearnerHello {
+        member: "learner".parse().unwrap(),
+        incarnation: Incarnation(1),
+        run: None,
+        world_size: 1,
+        trained: BatchId(0),
+        checkpointed: BatchId(0),
+        manifest: Manifest::new(PolicyVersion(0), vec![entry]).unwrap(),
+        steps: RecentSteps::default(),
+        store: "127.0.0.1:2".into(),
+        weights: "127.0.0.1:3".into(),
+    }
+}
+
+fn plan() -> RunPlan {
+    RunPlan {
+        run: "cost".parse().unwrap(),
+        seed: 17,
+        prompts: 1 << 30,
+        data_hash: "0".into(),
+        group_size: 4,
+        batch_prompts: 1 << 30,
+        batches: 1000,
+        max_staleness: 0,
+        max_prompts_in_flight: 1 << 30,
+        lease_prompts: 8,
+        deterministic: false,
+        lease_timeout: Duration::from_secs(1800),
+        heartbeat_timeout: Duration::from_secs(3600),
+        broadcast_timeout: Duration::from_secs(60),
+        broadcast_members: 32,
+        drain_timeout: Duration::from_secs(20),
+        hopeless_timeout: Duration::from_secs(300),
+        hopeless_groups: 1024,
+        standstill_timeout: Duration::from_secs(3600),
+        max_attempts: 3,
+        min_group: 2,
+        filtration: Filtration::default(),
+        send_filtered: false,
+        sampling: Sampling::default(),
+    }
+}

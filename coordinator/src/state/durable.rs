@@ -1,0 +1,260 @@
+//! What a run is: the part of the state that facts alone change, and that survives a restart.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+use types::link::learner::StepMetrics;
+use types::{
+    BatchId, DropReason, Ending, FailReason, MemberId, PolicyVersion, RolloutId, Timestamp, WeightHash,
+};
+
+use super::account::Account;
+use super::batches::{Batches, StaleGroup};
+use super::effect::{Applied, Effect};
+use super::fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
+use super::filter::Filtered;
+use super::groups::CompleteGroup;
+use super::history::History;
+use super::notice::Notice;
+use super::plan::RunPlan;
+use super::work::{Progressed, Work};
+
+/// Versions whose hashes are remembered, so that an actor that comes back is recognised.
+const KNOWN_VERSIONS_LIMIT: usize = 64;
+
+/// What of a run survives a restart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Durable {
+    pub(super) plan: RunPlan,
+    /// Starts of a coordinator over this journal.
+    pub(super) term: u64,
+    pub(super) work: Work,
+    pub(super) batches: Batches,
+    /// Recent versions and their hashes, oldest first.
+    versions: VecDeque<(PolicyVersion, WeightHash)>,
+    pub(super) account: Account,
+    pub(super) history: History,
+}
+
+/// What a fact means for the members.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Something was awaited of it.
+    pub(super) taken: bool,
+    /// Actors whose leases have changed.
+    pub(super) touched: Vec<MemberId>,
+    /// For each group that is complete, how what does not train of it has ended, and whether anything trains.
+    pub(super) groups: Vec<(Ending, bool)>,
+}
+
+impl Durable {
+    /// A run that has not begun.
+    pub fn new(plan: RunPlan) -> Self {
+        Self {
+            plan,
+            term: 0,
+            work: Work::default(),
+            batches: Batches::default(),
+            versions: VecDeque::new(),
+            account: Account::default(),
+            history: History::default(),
+        }
+    }
+
+    /// Takes a fact as a journal holds it, and returns what followed from it at the time.
+    pub fn replay(&mut self, at: Timestamp, fact: Fact) -> Applied {
+        let mut out = Applied::default();
+        self.apply(at, fact, &mut out);
+        out
+    }
+
+    /// Takes a fact.
+    pub(super) fn apply(&mut self, now: Timestamp, fact: Fact, out: &mut Applied) -> Outcome {
+        match fact {
+            Fact::Started(plan) => self.started(*plan, out),
+            Fact::LearnerJoined(learner) => self.learner_joined(now, *learner, out),
+            Fact::Leased { member, bounds } => return self.leased(now, member, bounds, out),
+            Fact::Scored(summary) => return self.scored(now, summary, out),
+            Fact::Failed { id, reason } => {
+                let progressed = self.work.fail(&self.plan, id, reason);
+                return self.progressed(progressed, out);
+            }
+            Fact::Lapsed { ids, reason } => return self.lapsed(&ids, reason, out),
+            Fact::Trained { batch, weights, metrics } => {
+                self.remember(weights);
+                if batch > self.batches.trained() {
+                    self.count_trained(batch);
+                    self.add_step(now, batch, *metrics, out);
+                }
+            }
+            Fact::Checkpointed(batch) => self.checkpointed(batch, out),
+        }
+        Outcome::default()
+    }
+
+    fn started(&mut self, plan: RunPlan, out: &mut Applied) {
+        self.plan = plan;
+        self.term += 1;
+        let stale = self.batches.form(&self.plan);
+        self.drop_stale(stale, out);
+        self.stop_if_complete(out);
+    }
+
+    fn learner_joined(&mut self, now: Timestamp, learner: LearnerFacts, out: &mut Applied) {
+        // What it trained and could not say at the time is recorded now.
+        let known = self.batches.trained();
+        self.count_trained(learner.trained);
+        for step in learner.steps.iter().filter(|step| step.batch > known && step.batch <= learner.trained) {
+            self.add_step(now, step.batch, step.metrics.clone(), out);
+        }
+        self.remember(learner.weights);
+        self.checkpointed(learner.checkpointed, out);
+    }
+
+    fn checkpointed(&mut self, batch: BatchId, out: &mut Applied) {
+        out.forget(self.batches.checkpoint(batch));
+        self.stop_if_complete(out);
+    }
+
+    fn leased(
+        &mut self,
+        now: Timestamp,
+        member: MemberId,
+        bounds: LeaseBounds,
+        out: &mut Applied,
+    ) -> Outcome {
+        let Some(grant) = self.work.lease(now, &self.plan, &member, bounds) else {
+            return Outcome::default();
+        };
+        self.account.issue(grant.attempts());
+        out.effects.push(Effect::Lease { member: member.clone(), grant });
+        Outcome { taken: true, touched: vec![member], groups: Vec::new() }
+    }
+
+    fn scored(&mut self, now: Timestamp, summary: ScoreSummary, out: &mut Applied) -> Outcome {
+        let id = summary.id;
+        self.history.scored_tokens(now, u64::from(summary.tokens));
+        let progressed = self.work.score(&self.plan, summary);
+        if progressed.taken > 0 {
+            out.keep(id);
+        }
+        self.progressed(progressed, out)
+    }
+
+    fn lapsed(&mut self, ids: &[RolloutId], reason: FailReason, out: &mut Applied) -> Outcome {
+        let progressed = self.work.lapse(&self.plan, ids, reason);
+        self.progressed(progressed, out)
+    }
+
+    fn progressed(&mut self, progressed: Progressed, out: &mut Applied) -> Outcome {
+        let taken = progressed.taken > 0;
+        if !taken {
+            self.account.late();
+        }
+        for ending in progressed.endings {
+            self.account.end(ending, 1);
+        }
+        let groups = progressed.complete.iter().map(|group| self.filter(group, out)).collect();
+        Outcome { taken, touched: progressed.freed, groups }
+    }
+
+    fn filter(&mut self, group: &CompleteGroup, out: &mut Applied) -> (Ending, bool) {
+        if group.has_enough(self.plan.min_group) {
+            self.history.observe_group(&group.scored);
+        }
+        let Filtered { ready, unselected, ending, ended, forgotten } = Filtered::of(&self.plan, group);
+        self.account.end(ending, ended);
+        out.forget(forgotten);
+        self.batches.observe(&unselected);
+        let trains = ready.is_some();
+        if let Some(ready) = ready {
+            let stale = self.batches.add(&self.plan, ready);
+            self.drop_stale(stale, out);
+        }
+        (ending, trains)
+    }
+
+    fn drop_stale(&mut self, stale: Vec<StaleGroup>, out: &mut Applied) {
+        for stale in stale {
+            let (prompt, oldest) = (stale.group.prompt, stale.group.oldest);
+            out.notice(Notice::GroupStale { prompt, oldest, batch: stale.batch });
+            self.account.end(Ending::Dropped(DropReason::Stale), stale.group.in_flight());
+            self.batches.observe(&stale.group.sums);
+            out.forget(stale.group.responses());
+        }
+    }
+
+    fn count_trained(&mut self, batch: BatchId) {
+        let responses = self.batches.train(batch);
+        self.account.end(Ending::Trained, responses);
+    }
+
+    fn add_step(&mut self, now: Timestamp, batch: BatchId, metrics: StepMetrics, out: &mut Applied) {
+        if let Some(batch) = self.batches.find(batch) {
+            let step = self.history.add_step(now, &self.plan.filtration, batch, metrics);
+            out.effects.push(Effect::Step(Box::new(step)));
+        }
+    }
+
+    fn remember(&mut self, weights: (PolicyVersion, WeightHash)) {
+        self.versions.retain(|known| *known != weights);
+        self.versions.push_back(weights);
+        if self.versions.len() > KNOWN_VERSIONS_LIMIT {
+            self.versions.pop_front();
+        }
+    }
+
+    /// Ends all work once the last batch is part of a checkpoint.
+    fn stop_if_complete(&mut self, out: &mut Applied) {
+        if !self.is_complete() {
+            return;
+        }
+        let stopped = self.work.stop();
+        self.account.end(Ending::Dropped(DropReason::RunFinished), stopped.len() as u64);
+        out.forget(stopped);
+        for group in self.batches.take_ready() {
+            self.account.end(Ending::Dropped(DropReason::RunFinished), group.in_flight());
+            out.forget(group.responses());
+        }
+    }
+
+    /// The last batch is part of a checkpoint.
+    pub(super) fn is_complete(&self) -> bool {
+        self.batches.checkpointed() >= self.plan.last_batch()
+    }
+
+    /// The newest policy version.
+    pub(super) fn version(&self) -> PolicyVersion {
+        self.versions.back().map_or(PolicyVersion(0), |(version, _)| *version)
+    }
+
+    /// Whether these weights are or were this run's.
+    pub(super) fn knows(&self, version: PolicyVersion, hash: WeightHash) -> bool {
+        self.versions.contains(&(version, hash))
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> &RunPlan {
+        &self.plan
+    }
+
+    /// How far the batches are.
+    pub fn batches(&self) -> &Batches {
+        &self.batches
+    }
+
+    /// What happened, for people.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Attempts in flight: in groups and in batches not yet trained.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.work.in_flight() + self.batches.in_flight()
+    }
+
+    /// Attempts issued, minus endings, minus those in flight: 0 unless there is a bug.
+    pub(super) fn unaccounted(&self) -> i64 {
+        self.account.unaccounted(self.in_flight())
+    }
+}

@@ -1,0 +1,112 @@
+//! Facts: what changes what a run is, and so is journaled (`docs/decisions.md`, D14).
+//!
+//! A fact carries everything that its consequences depend on: facts in order lead to the same [`Durable`]
+//! state whenever they are replayed. Load, signs of life and who is connected are no facts: who comes back
+//! after a restart says them again.
+//!
+//! [`Durable`]: super::durable::Durable
+
+use serde::{Deserialize, Serialize};
+use types::link::learner::{RecentSteps, StepMetrics};
+use types::{BatchId, FailReason, MemberId, PolicyVersion, RolloutId, ScoredRollout, WeightHash};
+
+use super::plan::RunPlan;
+
+/// Something that is so from now on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fact {
+    /// A coordinator has started over the journal, with this plan.
+    Started(Box<RunPlan>),
+    /// The learner has come, with these weights.
+    LearnerJoined(Box<LearnerFacts>),
+    /// An actor is given the next lease.
+    Leased {
+        /// The actor.
+        member: MemberId,
+        /// What it may hold.
+        bounds: LeaseBounds,
+    },
+    /// A response was scored.
+    Scored(ScoreSummary),
+    /// An attempt has failed for good: nobody works on it, and nobody holds its response.
+    Failed {
+        /// The attempt.
+        id: RolloutId,
+        /// Why.
+        reason: FailReason,
+    },
+    /// Attempts are issued anew, because their actor is lost or their lease has run out. Their responses may
+    /// come all the same.
+    Lapsed {
+        /// The attempts.
+        ids: Vec<RolloutId>,
+        /// Why.
+        reason: FailReason,
+    },
+    /// A batch is part of the weights.
+    Trained {
+        /// The batch.
+        batch: BatchId,
+        /// The weights that it made.
+        weights: (PolicyVersion, WeightHash),
+        /// What the step measured.
+        metrics: Box<StepMetrics>,
+    },
+    /// A checkpoint that holds this batch is complete on disk.
+    Checkpointed(BatchId),
+}
+
+/// What the next lease may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseBounds {
+    /// Groups that the actor has room for.
+    pub room: u64,
+    /// Prompts that may be begun.
+    pub capacity: u64,
+}
+
+/// What a learner that has come says of the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LearnerFacts {
+    /// The last batch in its weights.
+    pub trained: BatchId,
+    /// The last batch in its newest checkpoint.
+    pub checkpointed: BatchId,
+    /// Its weights.
+    pub weights: (PolicyVersion, WeightHash),
+    /// What its last steps measured.
+    pub steps: RecentSteps,
+}
+
+/// What decisions need to know of a scored rollout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScoreSummary {
+    /// The response.
+    pub id: RolloutId,
+    /// Its score.
+    pub score: f32,
+    /// Share of hidden tests passed, if it has any.
+    pub outcome: Option<f32>,
+    /// Response tokens.
+    pub tokens: u32,
+    /// The oldest version that drew one of them.
+    pub oldest: PolicyVersion,
+    /// Whether the response was cut off by the length limit.
+    pub truncated: bool,
+}
+
+impl ScoreSummary {
+    /// The summary of a scored rollout.
+    pub fn of(scored: &ScoredRollout) -> Self {
+        let rollout = scored.rollout();
+        Self {
+            id: rollout.id(),
+            score: scored.score(),
+            outcome: scored.outcome(),
+            tokens: u32::try_from(rollout.response_tokens().len()).unwrap_or(u32::MAX),
+            oldest: rollout.oldest_version(),
+            truncated: rollout.finish_reason() == types::FinishReason::Length,
+        }
+    }
+}

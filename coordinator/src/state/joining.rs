@@ -1,0 +1,112 @@
+//! Who may join the run, and what follows when somebody comes or goes.
+
+use types::link::actor::{ActorCommand, ActorHello};
+use types::link::learner::LearnerHello;
+use types::link::reward::{RewardCommand, RewardHello};
+use types::{MemberId, Timestamp};
+
+use super::State;
+use super::effect::{Applied, Effect, Role};
+use super::event::{ActorEvent, Event, LearnerEvent, RewardEvent};
+use super::fact::{Fact, LearnerFacts};
+use super::phase::Phase;
+use super::plan::RunPlan;
+use super::progress::Progress;
+
+impl State {
+    /// Whether the member of this event may join.
+    ///
+    /// # Errors
+    /// Says why it may not, and what to do.
+    pub(crate) fn check_joining(&self, event: &Event) -> Result<(), String> {
+        let plan = &self.durable.plan;
+        match event {
+            Event::Actor { event: ActorEvent::Joined(hello), .. } => {
+                plan.check_run(hello.run.as_ref()).map_err(|error| error.to_string())?;
+                self.members.check_actor(hello).map_err(|error| error.to_string())
+            }
+            Event::Reward { event: RewardEvent::Joined(hello), .. } => {
+                plan.check_run(hello.run.as_ref()).map_err(|error| error.to_string())?;
+                self.members.check_reward_server(hello).map_err(|error| error.to_string())
+            }
+            Event::Learner(LearnerEvent::Joined(hello)) => {
+                plan.check_run(hello.run.as_ref()).map_err(|error| error.to_string())?;
+                self.members.check_learner(hello).map_err(|error| error.to_string())?;
+                self.durable.batches.check_learner(hello.trained).map_err(|error| error.to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The coordinator's process has started over its journal: every stream is broken, nothing else has
+    /// changed.
+    pub(super) fn started(&mut self, now: Timestamp, plan: RunPlan, out: &mut Applied) {
+        let timeout = plan.heartbeat_timeout;
+        self.record(now, Fact::Started(Box::new(plan)), out);
+        *self = Self::over(self.durable.clone());
+        self.progress = Progress::from(now, &self.durable.plan);
+        self.members.listen_from(now);
+        for holder in self.durable.work.leases.holders() {
+            self.members.expect_actor(now, timeout, holder);
+        }
+    }
+
+    pub(super) fn actor_joined(&mut self, now: Timestamp, hello: ActorHello, out: &mut Applied) {
+        let member = hello.member.clone();
+        let event = Event::Actor { member: member.clone(), event: ActorEvent::Joined(hello.clone()) };
+        if let Err(reason) = self.check_joining(&event) {
+            return out.refuse(Role::Actor, member, reason);
+        }
+        let weights = hello.weights.filter(|(version, hash)| self.durable.knows(*version, *hash));
+        self.weights.actor_left(now, &member);
+        self.members.join_actor(now, self.durable.plan.heartbeat_timeout, &hello, weights);
+        self.lapse_work_of(now, &member, &hello.holding, out);
+        self.actor_changed(now, &member);
+        out.tell_actor(member.clone(), ActorCommand::Welcome(self.durable.plan.actor_welcome()));
+        out.tell_actor(member.clone(), ActorCommand::RewardServers(self.members.reward_addresses()));
+        if self.phase != Phase::Running {
+            out.tell_actor(member, ActorCommand::Drain);
+        }
+    }
+
+    pub(super) fn actor_disconnected(&mut self, now: Timestamp, member: &MemberId) {
+        self.members.hear_actor(now, member);
+        self.members.disconnect_actor(member);
+        self.weights.actor_left(now, member);
+        self.refresh_room(member);
+    }
+
+    pub(super) fn reward_server_joined(&mut self, now: Timestamp, hello: RewardHello, out: &mut Applied) {
+        let member = hello.member.clone();
+        let event = Event::Reward { member: member.clone(), event: RewardEvent::Joined(hello.clone()) };
+        if let Err(reason) = self.check_joining(&event) {
+            return out.refuse(Role::RewardServer, member, reason);
+        }
+        let command = RewardCommand::Welcome { run: self.durable.plan.run.clone() };
+        out.effects.push(Effect::Reward { member, command });
+        self.members.join_reward_server(now, self.durable.plan.heartbeat_timeout, hello);
+        self.tell_reward_servers(out);
+    }
+
+    pub(super) fn learner_joined(&mut self, now: Timestamp, hello: LearnerHello, out: &mut Applied) {
+        if let Err(reason) = self.check_joining(&Event::Learner(LearnerEvent::Joined(hello.clone()))) {
+            return out.refuse(Role::Learner, hello.member, reason);
+        }
+        let facts = LearnerFacts {
+            trained: hello.trained,
+            checkpointed: hello.checkpointed,
+            weights: (hello.manifest.version(), hello.manifest.hash()),
+            steps: hello.steps.clone(),
+        };
+        self.record(now, Fact::LearnerJoined(Box::new(facts)), out);
+        self.progress.moved(now);
+        self.weights.learner_joined(now, hello.manifest.clone(), &self.members);
+        self.members.join_learner(now, self.durable.plan.heartbeat_timeout, hello);
+        out.tell_learner(self.durable.plan.learner_welcome());
+    }
+
+    pub(super) fn learner_disconnected(&mut self, now: Timestamp) {
+        self.members.disconnect_learner();
+        self.weights.forget_groups(now);
+    }
+}

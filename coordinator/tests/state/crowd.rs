@@ -1,0 +1,302 @@
+//! Many members at once: what is soft costs nothing, who has gone is forgotten, and an event costs the same
+//! with ten actors and with thousands.
+
+use std::time::Duration;
+
+use coordinator::state::{
+    ActorEvent, Applied, Effect, Event, LearnerEvent, Notice, Phase, RewardEvent, RunPlan, ScoreSummary,
+    State,
+};
+use tokio::time::Instant;
+use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, RecentSteps};
+use types::{
+    BatchId, FailReason, Incarnation, MemberId, PolicyVersion, RolloutFailure, RolloutId, Timestamp,
+};
+
+use crate::small_run::{manifest, plan};
+
+/// A run with a learner and many actors that have its weights, without failures.
+pub(crate) struct Crowd {
+    pub(crate) state: State,
+    pub(crate) now: Timestamp,
+    facts: usize,
+    groups_formed: usize,
+    pub(crate) leased: Vec<(MemberId, RolloutId)>,
+    actors: Vec<MemberId>,
+    pub(crate) notices: Vec<Notice>,
+    pub(crate) finished: Option<Phase>,
+}
+
+impl Crowd {
+    pub(crate) fn new(plan: RunPlan, actors: usize) -> Self {
+        let actors = (0..actors).map(|n| format!("actor-{n}").parse().unwrap()).collect();
+        let (state, now) = (State::new(plan), Timestamp(1_000_000));
+        let mut crowd = Self {
+            state,
+            now,
+            facts: 0,
+            groups_formed: 0,
+            leased: Vec::new(),
+            actors,
+            notices: Vec::new(),
+            finished: None,
+        };
+        crowd.deliver(Event::Started(Box::new(crowd.state.plan().clone())));
+        crowd.deliver(Event::Learner(LearnerEvent::Joined(LearnerHello {
+            member: "learner".parse().unwrap(),
+            incarnation: Incarnation(1),
+            run: None,
+            world_size: 1,
+            trained: BatchId(0),
+            checkpointed: BatchId(0),
+            manifest: manifest(0, 0),
+            steps: RecentSteps::default(),
+            store: "127.0.0.1:2".into(),
+            weights: "127.0.0.1:3".into(),
+        })));
+        crowd
+    }
+
+    pub(crate) fn join(&mut self, index: usize) {
+        let member = self.actors[index].clone();
+        let hello = ActorHello {
+            member: member.clone(),
+            incarnation: Incarnation(1),
+            run: None,
+            holding: Vec::new(),
+            weights: None,
+        };
+        self.deliver(Event::Actor { member, event: ActorEvent::Joined(hello) });
+    }
+
+    fn report(&mut self, index: usize, report: ActorReport) {
+        let event = Event::Actor { member: self.actors[index].clone(), event: ActorEvent::Report(report) };
+        self.deliver(event);
+    }
+
+    pub(crate) fn heartbeat(&mut self, index: usize, free_slots: u32) {
+        self.report(index, ActorReport::Load(ActorLoad { free_slots, ..ActorLoad::default() }));
+    }
+
+    pub(crate) fn score(&mut self, id: RolloutId) {
+        self.score_with(id, (id.seed(5) % 1000) as f32 / 1000.0);
+    }
+
+    pub(crate) fn score_with(&mut self, id: RolloutId, score: f32) {
+        let oldest = PolicyVersion(0);
+        let scored = ScoreSummary { id, score, outcome: None, tokens: 9, oldest, truncated: false };
+        let event = RewardEvent::Scored(scored);
+        self.deliver(Event::Reward { member: "reward".parse().unwrap(), event });
+    }
+
+    pub(crate) fn fail(&mut self, id: RolloutId, reason: FailReason, detail: &str) {
+        let failure = RolloutFailure { id, reason, detail: detail.into(), response_tokens: 0 };
+        let event = RewardEvent::Failed(failure);
+        self.deliver(Event::Reward { member: "reward".parse().unwrap(), event });
+    }
+
+    pub(crate) fn deliver(&mut self, event: Event) {
+        let applied = self.state.apply(self.now, event);
+        self.take(applied);
+        let settled = self.state.settle(self.now);
+        self.take(settled);
+    }
+
+    fn take(&mut self, Applied { facts, effects, .. }: Applied) {
+        self.facts += facts.len();
+        let mut confirmed = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Actor { member, command } => {
+                    let command = *command;
+                    if let ActorCommand::PullWeights { version, hash, .. } = command {
+                        let report = ActorReport::WeightsConfirmed { version, hash };
+                        confirmed.push(Event::Actor { member, event: ActorEvent::Report(report) });
+                    } else if let ActorCommand::JoinBroadcastGroup(group) = command {
+                        let report = ActorReport::BroadcastGroupReady(group.id);
+                        confirmed.push(Event::Actor { member, event: ActorEvent::Report(report) });
+                    }
+                }
+                Effect::Learner(LearnerCommand::JoinBroadcastGroup(group)) => {
+                    self.groups_formed += 1;
+                    let report = LearnerReport::BroadcastGroupReady(group.id);
+                    confirmed.push(Event::Learner(LearnerEvent::Report(report)));
+                }
+                Effect::Lease { member, grant } => {
+                    let wanted = grant.groups.iter().flat_map(|group| &group.wanted);
+                    self.leased.extend(wanted.map(|id| (member.clone(), *id)));
+                }
+                Effect::Notice(notice) => self.notices.push(notice),
+                Effect::Finish(phase) => self.finished = Some(phase),
+                _ => {}
+            }
+        }
+        for event in confirmed {
+            self.deliver(event);
+        }
+    }
+}
+
+pub(crate) fn big_plan() -> RunPlan {
+    RunPlan {
+        prompts: 1 << 20,
+        batches: 1000,
+        batch_prompts: 1 << 20,
+        max_prompts_in_flight: 1 << 20,
+        broadcast_members: 32,
+        ..plan()
+    }
+}
+
+#[test]
+fn what_is_soft_is_no_fact() {
+    let mut crowd = Crowd::new(big_plan(), 50);
+    for index in 0..50 {
+        crowd.join(index);
+        crowd.heartbeat(index, 0);
+    }
+    let before = crowd.facts;
+    for round in 0..100 {
+        crowd.now = crowd.now + Duration::from_millis(200);
+        for index in 0..50 {
+            crowd.heartbeat(index, round % 3);
+        }
+        crowd.deliver(Event::Learner(LearnerEvent::Report(LearnerReport::Alive(
+            types::link::learner::LearnerPhase::Training,
+        ))));
+    }
+    assert_eq!(crowd.facts, before, "a heartbeat is not journaled");
+}
+
+#[test]
+fn many_joins_form_few_groups_of_bounded_size() {
+    let mut crowd = Crowd::new(big_plan(), 400);
+    for index in 0..400 {
+        crowd.now = crowd.now + Duration::from_millis(5);
+        crowd.join(index);
+    }
+    crowd.now = crowd.now + Duration::from_secs(1);
+    crowd.heartbeat(0, 0);
+    assert!((1..=20).contains(&crowd.groups_formed), "{} groups for 400 joins", crowd.groups_formed);
+}
+
+#[test]
+fn members_that_have_gone_are_forgotten_and_counted() {
+    let mut crowd = Crowd::new(big_plan(), 300);
+    for index in 0..300 {
+        crowd.join(index);
+        let member = crowd.actors[index].clone();
+        crowd.deliver(Event::Actor { member, event: ActorEvent::Disconnected });
+    }
+    assert_eq!(crowd.state.members().actors().len(), 300);
+    while let Some(deadline) = crowd.state.next_deadline() {
+        crowd.now = deadline;
+        let settled = crowd.state.settle(deadline);
+        crowd.take(settled);
+    }
+    assert_eq!(crowd.state.members().actors().len(), 0);
+    assert_eq!(crowd.state.members().gone(), 300);
+}
+
+#[test]
+fn nobody_is_lost_by_the_silence_of_a_coordinator_that_was_away() {
+    let mut crowd = Crowd::new(big_plan(), 5);
+    for index in 0..5 {
+        crowd.join(index);
+        crowd.heartbeat(index, 8);
+    }
+    assert!(!crowd.leased.is_empty());
+    let timeout = crowd.state.plan().heartbeat_timeout;
+    crowd.now = crowd.now + timeout * 3;
+    crowd.deliver(Event::WasAway);
+    let connected = |crowd: &Crowd| crowd.state.members().actors().values().filter(|a| a.connected).count();
+    assert_eq!(connected(&crowd), 5, "they could not be heard");
+    crowd.heartbeat(0, 8);
+    crowd.now = crowd.now + timeout;
+    crowd.heartbeat(0, 8);
+    assert_eq!(connected(&crowd), 1, "the others are silent by now");
+}
+
+#[test]
+fn leases_outlive_a_restart_until_their_holder_has_had_time_to_come_back() {
+    let mut crowd = Crowd::new(big_plan(), 1);
+    crowd.join(0);
+    crowd.heartbeat(0, 8);
+    let (timeout, held) = (crowd.state.plan().heartbeat_timeout, crowd.state.in_flight());
+    crowd.now = crowd.now + timeout * 5;
+    crowd.deliver(Event::Started(Box::new(crowd.state.plan().clone())));
+    let before = crowd.facts;
+    crowd.now = crowd.now + timeout / 2;
+    crowd.deliver(Event::DrainRequested);
+    assert_eq!((crowd.facts, crowd.state.in_flight()), (before, held), "nothing is given up yet");
+    crowd.now = crowd.now + timeout;
+    crowd.deliver(Event::DrainRequested);
+    assert!(crowd.facts > before, "it has not come back");
+}
+
+#[test]
+fn a_score_that_comes_after_its_lease_is_taken_while_its_group_is_open() {
+    for issued_anew in [false, true] {
+        let mut crowd = Crowd::new(RunPlan { batch_prompts: 1, ..big_plan() }, 2);
+        crowd.join(0);
+        crowd.heartbeat(0, 4);
+        let first: Vec<RolloutId> = crowd.leased.iter().map(|(_, id)| *id).collect();
+        assert_eq!(first.len(), 4);
+        crowd.now = crowd.now + crowd.state.plan().heartbeat_timeout * 2;
+        crowd.deliver(Event::Learner(LearnerEvent::Disconnected));
+        if issued_anew {
+            crowd.join(1);
+            crowd.deliver(Event::Learner(LearnerEvent::Disconnected));
+            crowd.join(0);
+            crowd.heartbeat(0, 4);
+        }
+        for id in first {
+            crowd.score(id);
+        }
+        assert_eq!(crowd.state.batches().formed(), BatchId(1), "the group is complete");
+        assert_eq!(crowd.state.unaccounted(), 0);
+    }
+}
+
+/// Microseconds for each unit of work that `event` says it did, the least of some tries.
+fn cost(actors: usize, mut event: impl FnMut(&mut Crowd, usize) -> usize) -> f64 {
+    let mut crowd = Crowd::new(big_plan(), actors);
+    for index in 0..actors {
+        crowd.join(index);
+        crowd.heartbeat(index, 0);
+    }
+    let mut least = f64::INFINITY;
+    for round in 0..5 {
+        let started = Instant::now();
+        let work: usize = (0..100).map(|step| event(&mut crowd, (round * 100 + step) * 7 % actors)).sum();
+        least = least.min(started.elapsed().as_secs_f64() * 1e6 / work as f64);
+    }
+    least
+}
+
+fn heartbeat(crowd: &mut Crowd, index: usize) -> usize {
+    crowd.now = crowd.now + Duration::from_millis(1);
+    crowd.heartbeat(index, 0);
+    1
+}
+
+/// Every actor that has room is given a group; the groups that were given before are scored.
+fn lease_and_score(crowd: &mut Crowd, index: usize) -> usize {
+    crowd.heartbeat(index, 4);
+    let leased = std::mem::take(&mut crowd.leased);
+    leased.iter().for_each(|(_, id)| crowd.score(*id));
+    1 + leased.len()
+}
+
+#[test]
+fn an_event_costs_the_same_with_ten_actors_and_with_thousands() {
+    for (name, few, many) in [
+        ("heartbeat", cost(10, heartbeat), cost(4_000, heartbeat)),
+        ("lease and score", cost(10, lease_and_score), cost(4_000, lease_and_score)),
+    ] {
+        println!("{name}: {few:.2} us with 10 actors, {many:.2} us with 4,000");
+        // Looking at everybody would make it hundreds of times as much.
+        assert!(many < 12.0 * few + 20.0, "{name}: {few:.1} us with 10 actors, {many:.1} us with 4,000");
+    }
+}
