@@ -42,6 +42,9 @@ impl PolicyModel {
         let files: BTreeMap<String, Vec<u8>> = files.into_iter().map(ModelFile::into_parts).collect();
         let config = ModelConfig::parse(files.get("config.json").ok_or(Error::NoConfig)?)?;
         let tokenizer = Tokenizer::read(Files::Memory(&files))?;
+        if let Some(problem) = tokenizer.ending_problem() {
+            tracing::warn!("{problem}");
+        }
         let template = ChatTemplate::read(Files::Memory(&files), tokenizer.special().clone())?;
         Ok(Self { config, encoder: PromptEncoder::new(Arc::new(tokenizer), template) })
     }

@@ -81,6 +81,7 @@ impl IntoResponse for Refusal {
             Self::NoScore { error, .. } => match error.reason {
                 FailReason::RewardTimeout => (StatusCode::GATEWAY_TIMEOUT, "504"),
                 FailReason::Unsupported => (StatusCode::UNPROCESSABLE_ENTITY, "422"),
+                FailReason::Overload => (StatusCode::SERVICE_UNAVAILABLE, "503"),
                 _ => (StatusCode::INTERNAL_SERVER_ERROR, "500"),
             },
         };

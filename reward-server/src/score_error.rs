@@ -23,6 +23,11 @@ impl ScoreError {
         Self { reason: FailReason::RewardTimeout, detail: detail.into() }
     }
 
+    /// The machine could not give the response what it needed.
+    pub(crate) fn overload(detail: impl Into<String>) -> Self {
+        Self { reason: FailReason::Overload, detail: detail.into() }
+    }
+
     /// The problem cannot be graded here, whatever the response.
     pub(crate) fn unsupported(detail: impl Into<String>) -> Self {
         Self { reason: FailReason::Unsupported, detail: detail.into() }

@@ -35,13 +35,13 @@ impl ScorerInput {
         let prompt = match fields.get("prompt") {
             Some(Value::String(prompt)) => prompt.clone(),
             // A chat or bare tokens: the text that the policy saw, markers of the template included.
-            _ => decode(tokenizer, rollout.prompt_tokens(), SpecialTokens::Keep)?,
+            _ => prompt_text(tokenizer, rollout.prompt_tokens())?,
         };
         Ok(Self {
             tokens: rollout.prompt_tokens().iter().chain(rollout.response_tokens()).copied().collect(),
             response_start: rollout.prompt_tokens().len(),
             prompt,
-            response: decode(tokenizer, rollout.response_tokens(), SpecialTokens::Skip)?,
+            response: response_text(tokenizer, rollout.prompt_tokens(), rollout.response_tokens())?,
             fields,
             truncated: rollout.finish_reason() == FinishReason::Length,
         })
@@ -53,22 +53,24 @@ impl ScorerInput {
     }
 }
 
-/// What becomes of special tokens in a text.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum SpecialTokens {
-    Keep,
-    Skip,
+/// The text of a prompt with its special tokens; empty without a tokenizer.
+fn prompt_text(tokenizer: Option<&Tokenizer>, prompt: &[u32]) -> Result<String, ScoreError> {
+    let Some(tokenizer) = tokenizer else { return Ok(String::new()) };
+    tokenizer.decode(prompt, false).map_err(undecodable)
 }
 
-/// The text of these tokens; empty without a tokenizer.
-fn decode(
+/// The text of a response behind its prompt, without special tokens; empty without a tokenizer.
+fn response_text(
     tokenizer: Option<&Tokenizer>,
-    tokens: &[u32],
-    special: SpecialTokens,
+    prompt: &[u32],
+    response: &[u32],
 ) -> Result<String, ScoreError> {
     let Some(tokenizer) = tokenizer else { return Ok(String::new()) };
-    let text = tokenizer.decode(tokens, special == SpecialTokens::Skip);
-    text.map_err(|error| ScoreError::error(error.to_string()))
+    tokenizer.response_text(prompt, response, true).map_err(undecodable)
+}
+
+fn undecodable(error: model::tokenizer::Error) -> ScoreError {
+    ScoreError::error(error.to_string())
 }
 
 fn parse_fields(text: &str) -> Result<Map<String, Value>, ScoreError> {

@@ -1,7 +1,7 @@
 //! Hidden unit tests: the program in a response, graded in the sandbox, and the memory of verdicts.
 //!
 //! Gradings run on threads of their own, as many as the sandbox has workers. A verdict that says nothing
-//! about the response (`unsupported`, `internal_error`) is an error, never a number.
+//! about the response (`unsupported`, `overloaded`, `internal_error`) is an error, never a number.
 
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ impl UnitTestRunner {
         });
         let graded =
             graded.await.map_err(|error| ScoreError::error(format!("the grading ended early: {error}")))?;
-        tally(graded.map_err(|error| ScoreError::error(format!("sandbox: {error}")))?)
+        tally(graded.map_err(no_grade)?)
     }
 
     /// The sandbox's own counts, for the metrics.
@@ -119,11 +119,21 @@ impl UnitTestRunner {
     }
 }
 
+/// Why there was no grading at all.
+fn no_grade(error: sandbox::Error) -> ScoreError {
+    let detail = format!("sandbox: {error}");
+    match error {
+        sandbox::Error::Overloaded { .. } => ScoreError::overload(detail),
+        _ => ScoreError::error(detail),
+    }
+}
+
 fn tally(grade: Grade) -> Result<(Tally, Verdict), ScoreError> {
     metrics::verdict(grade.verdict, grade.wall);
     let Grade { verdict, passed, total, detail, .. } = grade;
     match verdict {
         Verdict::Unsupported => Err(ScoreError::unsupported(format!("unit tests: {detail}"))),
+        Verdict::Overloaded => Err(ScoreError::overload(format!("unit tests: {detail}"))),
         Verdict::InternalError => Err(ScoreError::error(format!("sandbox: {detail}"))),
         _ => Ok((Tally { passed, total, accepted: verdict == Verdict::Accepted }, verdict)),
     }
@@ -150,13 +160,15 @@ mod tests {
     use super::*;
 
     fn grade(verdict: Verdict, passed: u32, total: u32) -> Grade {
-        Grade { verdict, passed, total, detail: "why".into(), wall: Duration::ZERO, cpu: Duration::ZERO }
+        let (wall, stalled, cpu) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        Grade { verdict, passed, total, detail: "why".into(), wall, stalled, cpu }
     }
 
     #[test]
     fn a_verdict_that_judges_nothing_is_an_error() {
         for (verdict, reason) in [
             (Verdict::Unsupported, types::FailReason::Unsupported),
+            (Verdict::Overloaded, types::FailReason::Overload),
             (Verdict::InternalError, types::FailReason::RewardError),
         ] {
             assert_eq!(tally(grade(verdict, 0, 3)).unwrap_err().reason, reason);

@@ -1,6 +1,8 @@
 //! Problems with hidden tests, and the grading of many responses at a time.
 
-use std::collections::BTreeMap;
+mod totals;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -14,6 +16,8 @@ use types::PromptContent;
 
 use crate::bad_input;
 use crate::bar::Bar;
+
+pub(crate) use totals::Totals;
 
 /// A problem with its hidden tests and what the policy is given.
 #[derive(Debug)]
@@ -30,13 +34,16 @@ pub(crate) struct Task {
 /// # Errors
 /// Names the file and line of what is no problem.
 pub(crate) fn read_tasks(path: &Path) -> Result<Vec<Task>, BadInput> {
-    let mut tasks = Vec::new();
+    let (mut tasks, mut seen) = (Vec::new(), BTreeSet::new());
     let records = sandbox::read_problems(path).map_err(bad_input::of_problems)?;
     for (record, line) in records.zip(jsonl::read(path)?) {
         let (problem, line) = (record.map_err(bad_input::of_problems)?.problem, line?);
         let Some(prompt) = prompt(&line.parse()?) else {
             return Err(line.wrong("has tests, but no prompt, text or messages for the policy"));
         };
+        if !seen.insert(problem.task_id().to_owned()) {
+            return Err(line.wrong(&format!("a second problem named {:?}", problem.task_id())));
+        }
         tasks.push(Task { prompt, problem });
     }
     if tasks.is_empty() { Err(BadInput(format!("{} holds no problem", path.display()))) } else { Ok(tasks) }
@@ -49,6 +56,14 @@ fn prompt(fields: &Map<String, Value>) -> Option<PromptContent> {
         (None, Some(messages)) => Some(PromptContent::Messages(messages.to_string())),
         (None, None) => None,
     }
+}
+
+/// How often a program is tried again that the machine had no time for.
+const OVERLOAD_RETRIES: u32 = 2;
+
+/// The sandbox of a command, which nobody retries.
+pub(crate) fn grader_config() -> GraderConfig {
+    GraderConfig { overload_retries: OVERLOAD_RETRIES, ..GraderConfig::default() }
 }
 
 /// How far grading may be ahead of the slowest response that is not graded yet, for each worker.
@@ -68,7 +83,7 @@ impl Gradable for (&Problem, &str) {
 
 /// Grades work as it comes, as many at a time as the sandbox has workers, and calls `graded` in the order in
 /// which it came. Holds a bounded part of it in memory. Work that is an error ends it, once all before it is
-/// graded.
+/// graded. Returns how often the machine was overloaded and a program tried again.
 ///
 /// # Errors
 /// Those of the work and of `graded`; when the sandbox cannot be started or refuses to go on. A response that
@@ -78,13 +93,13 @@ pub(crate) fn grade_in_order<W: Gradable + Send>(
     limits: &Limits,
     work: impl Iterator<Item = anyhow::Result<W>>,
     mut graded: impl FnMut(W, Grade) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<u64> {
     let workers = config.workers.max(1);
     let grader = Grader::start(config).context("start the sandbox")?;
     let (queue, inbox) = mpsc::channel::<Numbered<W>>();
     let inbox = Mutex::new(inbox);
     let (results, graded_work) = mpsc::channel();
-    std::thread::scope(|scope| {
+    let outcome: anyhow::Result<()> = std::thread::scope(|scope| {
         // Gone with this closure, whatever its end: then the workers end too, with what they have in hand.
         let (queue, graded_work) = (queue, graded_work);
         for _ in 0..workers {
@@ -116,7 +131,8 @@ pub(crate) fn grade_in_order<W: Gradable + Send>(
                 graded(work, grade)?;
             }
         }
-    })
+    });
+    outcome.map(|()| grader.stats().overload_retries)
 }
 
 /// Work and its place in the order in which it came.
@@ -149,7 +165,15 @@ fn grade_from<W: Gradable>(
     }
 }
 
-/// Grades every response of every task, with a bar; the grades lie as the responses do.
+/// The grades of every response of every task, which lie as the responses do.
+#[derive(Debug)]
+pub(crate) struct GradedGroups {
+    pub(crate) grades: Vec<Vec<Grade>>,
+    /// How often the machine was overloaded and a program tried again.
+    pub(crate) overload_retries: u64,
+}
+
+/// Grades every response of every task, with a bar.
 ///
 /// # Errors
 /// As [`grade_in_order`].
@@ -158,7 +182,7 @@ pub(crate) fn grade_groups(
     limits: &Limits,
     tasks: &[Task],
     responses: &[Vec<Response>],
-) -> anyhow::Result<Vec<Vec<Grade>>> {
+) -> anyhow::Result<GradedGroups> {
     let mut work: Vec<(&Problem, &str)> = Vec::new();
     for (task, group) in tasks.iter().zip(responses) {
         work.extend(group.iter().map(|response| (&task.problem, response.text.as_str())));
@@ -172,9 +196,10 @@ pub(crate) fn grade_groups(
         Ok(())
     });
     bar.finish();
-    graded?;
+    let overload_retries = graded?;
     let mut grades = grades.into_iter();
-    Ok(responses.iter().map(|group| grades.by_ref().take(group.len()).collect()).collect())
+    let grades = responses.iter().map(|group| grades.by_ref().take(group.len()).collect()).collect();
+    Ok(GradedGroups { grades, overload_retries })
 }
 
 /// Whether a response passed all tests; none where it could not be judged.
@@ -202,7 +227,7 @@ mod tests {
     }
 
     /// How many of 1000 responses are graded until `graded` has had enough.
-    fn grade_many(mut graded: impl FnMut(usize) -> anyhow::Result<()>) -> (anyhow::Result<()>, usize) {
+    fn grade_many(mut graded: impl FnMut(usize) -> anyhow::Result<()>) -> (anyhow::Result<u64>, usize) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("problems.jsonl");
         let problem = serde_json::json!({

@@ -36,6 +36,9 @@ impl Folder {
         let text = match path.join("tokenizer.json").exists() {
             true => {
                 let tokenizer = Arc::new(Tokenizer::load(path).context("load the tokenizer")?);
+                if let Some(problem) = tokenizer.ending_problem() {
+                    tracing::warn!(model = %path.display(), "{problem}");
+                }
                 Some((Arc::clone(&tokenizer), PromptEncoder::load(path, tokenizer)?))
             }
             false => None,

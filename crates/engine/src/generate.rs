@@ -43,8 +43,8 @@ pub struct Response {
     pub prompt_tokens: Arc<[u32]>,
     /// The drawn tokens, the one that ended the response included.
     pub tokens: Vec<u32>,
-    /// Their text without special tokens, up to the stop text if one ended it. Empty when the folder has no
-    /// tokenizer.
+    /// Their text behind the prompt without special tokens, up to the stop text if one ended it. Empty when the
+    /// folder has no tokenizer.
     pub text: String,
     /// `[tokens]` log-probabilities of the drawn tokens under the untruncated distribution at the
     /// temperature.
@@ -156,11 +156,11 @@ impl Generator {
 
     fn response(&self, prompt_tokens: Arc<[u32]>, finished: Finished) -> anyhow::Result<Response> {
         let mut text = match &self.tokenizer {
-            Some(tokenizer) => tokenizer.decode(&finished.response_tokens, true)?,
+            Some(tokenizer) => tokenizer.response_text(&prompt_tokens, &finished.response_tokens, true)?,
             None => String::new(),
         };
         if let Some(stop) = &finished.stop_text {
-            text.truncate(stop.at);
+            text.truncate(stop.shown(&text).len());
         }
         Ok(Response {
             prompt_tokens,

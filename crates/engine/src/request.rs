@@ -186,9 +186,16 @@ pub struct Finished {
 pub struct StopText {
     /// The stop text.
     pub text: String,
-    /// Bytes of the response's text (decoded without special tokens) in front of it: what a reader is shown.
-    /// The response's tokens are complete nevertheless, as training needs them.
+    /// Bytes of the response's text (behind the prompt, without special tokens) in front of it: what a reader
+    /// is shown. The response's tokens are complete nevertheless, as training needs them.
     pub at: usize,
+}
+
+impl StopText {
+    /// What a reader is shown of a response's whole text.
+    pub fn shown<'a>(&self, text: &'a str) -> &'a str {
+        &text[..text.floor_char_boundary(self.at)]
+    }
 }
 
 /// How busy an engine is.

@@ -4,8 +4,11 @@
 //! Unlike transformers, decoding never "cleans up" spaces before punctuation, even where an old
 //! `tokenizer_config.json` asks for it: it would change programs.
 
+mod bytes;
 mod files;
 mod incremental;
+mod response;
+mod special;
 mod train;
 
 use std::collections::BTreeMap;
@@ -13,6 +16,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+
+use bytes::ByteSpelling;
+use special::Declared;
 
 pub use files::Files;
 pub use incremental::IncrementalDecoder;
@@ -67,7 +73,12 @@ pub struct Tokenizer {
     special: BTreeMap<String, String>,
     bos_id: Option<u32>,
     eos_ids: Vec<u32>,
+    /// The tokenizer's own, which a model's configuration may overrule.
+    eos_id: Option<u32>,
     pad_id: Option<u32>,
+    /// The texts of the tokens that `skip_special` leaves out.
+    special_texts: BTreeMap<u32, String>,
+    byte_spelling: ByteSpelling,
 }
 
 impl Tokenizer {
@@ -91,14 +102,27 @@ impl Tokenizer {
         // What a training script left in the file; a caller who wants to cut or pad does it knowingly.
         drop(inner.with_truncation(None));
         inner.with_padding(None);
-        let special = special_tokens(files)?;
+        let declared = Declared::read(files)?;
+        declared
+            .complete(&mut inner)
+            .map_err(|reason| Error::Invalid { path: files.path("tokenizer_config.json"), reason })?;
+        Ok(Self::of(inner, declared.roles, eos_ids(files)?))
+    }
+
+    /// A tokenizer with its special tokens by role, and the ends of responses that its model's configuration
+    /// names, if it names any.
+    fn of(
+        inner: tokenizers::Tokenizer,
+        special: BTreeMap<String, String>,
+        eos_ids: Option<Vec<u32>>,
+    ) -> Self {
         let [bos_id, pad_id, eos_id] = ["bos_token", "pad_token", "eos_token"]
             .map(|role| special.get(role).and_then(|token| inner.token_to_id(token)));
-        let eos_ids = match eos_ids(files)? {
-            Some(ids) => ids,
-            None => eos_id.into_iter().collect(),
-        };
-        Ok(Self { inner, special, bos_id, eos_ids, pad_id })
+        let eos_ids = eos_ids.unwrap_or_else(|| eos_id.into_iter().collect());
+        let added = inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special);
+        let special_texts = added.map(|(id, token)| (id, token.content)).collect();
+        let byte_spelling = ByteSpelling::of(&inner);
+        Self { inner, special, bos_id, eos_ids, eos_id, pad_id, special_texts, byte_spelling }
     }
 
     /// Encodes text. Special tokens written out in the text become their ids; with `add_special` the
@@ -150,6 +174,36 @@ impl Tokenizer {
         &self.eos_ids
     }
 
+    /// What is strange about the tokens that end a response, for whoever generates with them: there are none, or
+    /// the tokenizer's own is not among them.
+    pub fn ending_problem(&self) -> Option<String> {
+        if self.eos_ids.is_empty() {
+            return Some(
+                "no token ends a response: eos_token_id of generation_config.json or config.json is an \
+                 empty list, and responses go on to their longest length"
+                    .to_owned(),
+            );
+        }
+        let own = self.eos_id.filter(|own| !self.eos_ids.contains(own))?;
+        let token = self.token(own).unwrap_or_default();
+        Some(format!(
+            "the tokenizer ends a text with {token:?} (token {own}), but generation_config.json or config.json \
+             ends responses with tokens {:?} only: add {own} to eos_token_id, or to stop_token_ids, if a \
+             response shall end there too",
+            self.eos_ids
+        ))
+    }
+
+    /// The text of a token that `skip_special` leaves out; `None` for all others.
+    pub fn special_text(&self, id: u32) -> Option<&str> {
+        self.special_texts.get(&id).map(String::as_str)
+    }
+
+    /// Whether the text of a special token occurs in `text`.
+    pub fn has_special(&self, text: &str) -> bool {
+        self.special_texts.values().any(|special| text.contains(special.as_str()))
+    }
+
     /// The token that other programs fill batches up with; nothing here does.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad_id
@@ -164,21 +218,6 @@ impl Tokenizer {
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { action, path: path.to_owned(), source }
-}
-
-/// Tokens by role. A token is a string, or an object whose `content` is it.
-fn special_tokens(files: Files<'_>) -> Result<BTreeMap<String, String>, Error> {
-    let mut special = BTreeMap::new();
-    for name in ["special_tokens_map.json", "tokenizer_config.json"] {
-        let Some(object) = files.read_object(name)? else { continue };
-        for (role, token) in object {
-            let text = token.as_str().or_else(|| token.get("content")?.as_str());
-            if let (true, Some(text)) = (role.ends_with("_token"), text) {
-                special.insert(role, text.to_owned());
-            }
-        }
-    }
-    Ok(special)
 }
 
 fn eos_ids(files: Files<'_>) -> Result<Option<Vec<u32>>, Error> {

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use engine::generate::response_seed;
 use engine::{EngineClient, Event, Finished, Request, SampleRequest, Token, TokenLogprob};
-use model::{IncrementalDecoder, Tokenizer};
+use model::Tokenizer;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use types::{FinishReason, Sampling};
 
 use crate::Served;
+use crate::choice::{Choice, TokenText};
 use crate::error::ApiError;
 use crate::request::Job;
 
@@ -24,15 +25,6 @@ pub(crate) struct Piece {
     pub(crate) tokens: Option<Vec<TokenText>>,
     /// Set in the last piece of a response.
     pub(crate) finish: Option<FinishReason>,
-}
-
-/// A token as clients see it.
-#[derive(Debug)]
-pub(crate) struct TokenText {
-    pub(crate) text: String,
-    pub(crate) logprob: f32,
-    /// The most probable tokens at its place.
-    pub(crate) top: Vec<(String, f32)>,
 }
 
 /// Tokens of a request.
@@ -60,31 +52,6 @@ pub(crate) struct Running {
     _permit: OwnedSemaphorePermit,
 }
 
-/// A response whose tokens come one by one.
-#[derive(Debug)]
-struct Choice {
-    decoder: IncrementalDecoder,
-    text: String,
-    /// Bytes of the text that were given out.
-    sent: usize,
-}
-
-impl Choice {
-    /// The text that no stop text can begin in any more, nor has begun in, and that was not given out yet.
-    fn take(&mut self, stop: &[String]) -> &str {
-        let from = self.sent;
-        let longest = stop.iter().map(String::len).max().unwrap_or(0);
-        let uncertain = self.text.len().saturating_sub(longest.saturating_sub(1)).max(from);
-        let found = stop.iter().filter_map(|stop| self.text[from..].find(stop.as_str())).min();
-        let mut end = found.map_or(uncertain, |at| uncertain.min(from + at));
-        while !self.text.is_char_boundary(end) {
-            end -= 1;
-        }
-        self.sent = end;
-        &self.text[from..end]
-    }
-}
-
 impl Running {
     /// Submits a job.
     pub(crate) async fn start(
@@ -96,6 +63,8 @@ impl Running {
         let mut requests = Vec::with_capacity(job.prompts.len());
         let sampling = Arc::new(job.sampling.clone());
         let mut usage = Usage::default();
+        let tokenizer = Arc::clone(policy.encoder.tokenizer());
+        let mut choices = Vec::with_capacity(job.prompts.len() * job.n);
         for (number, content) in job.prompts.iter().enumerate() {
             let tokens = policy.encoder.encode(content);
             let prompt_tokens = tokens.map_err(|error| ApiError::bad_request(format!("{error:#}"), None))?;
@@ -104,6 +73,8 @@ impl Running {
             for sibling in 0..job.n {
                 let seed = response_seed(job.seed, number as u64, sibling as u64);
                 samples.push(SampleRequest { id: (number * job.n + sibling) as u64, seed });
+                let choice = Choice::new(&tokenizer, Arc::clone(&prompt_tokens), job.top_logprobs.is_some());
+                choices.push(choice.map_err(undecodable)?);
             }
             requests.push(Request {
                 prompt_tokens,
@@ -119,13 +90,11 @@ impl Running {
             // Those that were taken are cancelled with the client.
             outcome?;
         }
-        let choice = || Choice { decoder: IncrementalDecoder::new(true), text: String::new(), sent: 0 };
-        let open = job.prompts.len() * job.n;
         Ok(Self {
             client,
-            tokenizer: Arc::clone(policy.encoder.tokenizer()),
-            choices: (0..open).map(|_| choice()).collect(),
-            open,
+            tokenizer,
+            open: choices.len(),
+            choices,
             logprobs: job.top_logprobs.is_some(),
             sampling,
             deadline: Instant::now() + time_limit,
@@ -164,54 +133,34 @@ impl Running {
 
     fn token(&mut self, token: Token) -> Result<Option<Piece>, ApiError> {
         let number = token.id as usize;
-        let tokens =
-            self.logprobs.then(|| self.token_text(token.token, token.logprob, &token.top)).transpose()?;
         let choice = &mut self.choices[number];
-        let text = choice.decoder.push(&self.tokenizer, token.token).map_err(undecodable)?;
-        choice.text.push_str(&text);
+        let drawn = TokenLogprob { token: token.token, logprob: token.logprob };
+        let told = choice.push(&self.tokenizer, drawn, &token.top).map_err(undecodable)?;
         let text = choice.take(self.sampling.stop()).to_owned();
-        let tokens = tokens.map(|token| vec![token]);
+        let tokens = told.map(|token| vec![token]);
         let piece = Piece { choice: number, text, tokens, finish: None };
         Ok((piece.tokens.is_some() || !piece.text.is_empty()).then_some(piece))
     }
 
+    /// The rest of a response: what of its text and tokens was not given out as they came.
     fn finished(&mut self, finished: Finished) -> Result<Piece, ApiError> {
-        let number = finished.id as usize;
-        let mut text = self.tokenizer.decode(&finished.response_tokens, true).map_err(undecodable)?;
-        if let Some(stop) = &finished.stop_text {
-            text.truncate(stop.at);
-        }
-        self.usage.response_tokens += finished.response_tokens.len();
-        let sent = self.choices[number].sent;
-        let tokens = match (self.logprobs, self.choices[number].text.is_empty()) {
-            (false, _) => None,
-            // They were given out as they came.
-            (true, false) => Some(Vec::new()),
-            (true, true) => {
-                let mut texts = Vec::with_capacity(finished.response_tokens.len());
-                let rows = finished.response_tokens.iter().zip(&finished.rollout_logprobs).enumerate();
-                for (at, (token, logprob)) in rows {
-                    let top = finished.top_logprobs.get(at).map_or(&[][..], Vec::as_slice);
-                    texts.push(self.token_text(*token, *logprob, top)?);
-                }
-                Some(texts)
+        let Finished { id, response_tokens, rollout_logprobs, top_logprobs, .. } = &finished;
+        let number = *id as usize;
+        self.usage.response_tokens += response_tokens.len();
+        let choice = &mut self.choices[number];
+        let text = choice.rest(&self.tokenizer, response_tokens, finished.stop_text.as_ref());
+        let text = text.map_err(undecodable)?;
+        let mut tokens = Vec::new();
+        if self.logprobs {
+            let drawn = response_tokens.iter().zip(rollout_logprobs).enumerate().skip(choice.pushed());
+            for (at, (token, logprob)) in drawn {
+                let top = top_logprobs.get(at).map_or(&[][..], Vec::as_slice);
+                let drawn = TokenLogprob { token: *token, logprob: *logprob };
+                tokens.extend(choice.push(&self.tokenizer, drawn, top).map_err(undecodable)?);
             }
-        };
-        let text = text.get(sent..).unwrap_or_default().to_owned();
-        Ok(Piece { choice: number, text, tokens, finish: Some(finished.finish_reason) })
-    }
-
-    fn token_text(&self, token: u32, logprob: f32, top: &[TokenLogprob]) -> Result<TokenText, ApiError> {
-        let mut top_texts = Vec::with_capacity(top.len());
-        for entry in top {
-            top_texts.push((self.text(entry.token)?, entry.logprob));
         }
-        Ok(TokenText { text: self.text(token)?, logprob, top: top_texts })
-    }
-
-    /// The text of a token by itself.
-    fn text(&self, token: u32) -> Result<String, ApiError> {
-        self.tokenizer.decode(&[token], false).map_err(undecodable)
+        let tokens = self.logprobs.then_some(tokens);
+        Ok(Piece { choice: number, text, tokens, finish: Some(finished.finish_reason) })
     }
 }
 

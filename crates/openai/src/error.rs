@@ -1,5 +1,7 @@
 //! Errors in the shape of OpenAI's interface.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -13,7 +15,7 @@ pub(crate) struct ApiError {
     kind: &'static str,
     message: String,
     /// The field that is wrong.
-    param: Option<&'static str>,
+    param: Option<Cow<'static, str>>,
     code: Option<&'static str>,
 }
 
@@ -23,9 +25,23 @@ impl ApiError {
             status: StatusCode::BAD_REQUEST,
             kind: "invalid_request_error",
             message: message.into(),
-            param,
+            param: param.map(Cow::Borrowed),
             code: None,
         }
+    }
+
+    /// The value of a field cannot be read, or the field is none of the interface.
+    pub(crate) fn bad_field(field: &str, problem: &str) -> Self {
+        // The root is a dot.
+        if field == "." {
+            return Self::bad_request(problem, None);
+        }
+        Self::bad_request(format!("{field}: {problem}"), None).about(field)
+    }
+
+    /// The same about this field.
+    pub(crate) fn about(self, field: &str) -> Self {
+        Self { param: Some(Cow::Owned(field.to_owned())), ..self }
     }
 
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
@@ -34,7 +50,7 @@ impl ApiError {
 
     pub(crate) fn unknown_model(asked: &str, served: &str) -> Self {
         let message = format!("the model {asked:?} is not served here; this server has {served:?}");
-        Self { code: Some("model_not_found"), param: Some("model"), ..Self::not_found(message) }
+        Self { code: Some("model_not_found"), param: Some("model".into()), ..Self::not_found(message) }
     }
 
     pub(crate) fn too_many(message: impl Into<String>) -> Self {

@@ -6,11 +6,15 @@
 //! [`ServeConfig::max_concurrent_requests`], or beyond what the engine lets wait, get a 429 and queue nowhere
 //! else.
 //!
-//! Fields that would change the response and are not supported are refused; all others are ignored.
-//! `logprobs` are of the untruncated distribution at the sampling temperature, as everywhere in Sluice.
+//! Fields that would change the response and are not supported are refused, and so are fields that nobody here
+//! knows; those that change nothing are ignored. `logprobs` are of the untruncated distribution at the
+//! sampling temperature, as everywhere in Sluice.
 
 mod answer;
+mod choice;
 mod error;
+mod extra_fields;
+mod kind;
 mod reply;
 mod request;
 
@@ -35,7 +39,8 @@ use tokio::sync::{Semaphore, watch};
 
 use answer::Running;
 use error::ApiError;
-use request::{Job, Kind};
+use kind::Kind;
+use request::Job;
 
 /// Largest body of a request.
 const MAX_BODY_BYTES: usize = 16 << 20;

@@ -7,9 +7,10 @@ use futures::stream::{self, Stream};
 use serde_json::{Map, Value, json};
 use types::FinishReason;
 
-use crate::answer::{Piece, Running, TokenText, Usage};
+use crate::answer::{Piece, Running, Usage};
+use crate::choice::{Spelled, TokenText};
 use crate::error::ApiError;
-use crate::request::Kind;
+use crate::kind::Kind;
 
 /// What all parts of a reply have in common.
 #[derive(Debug)]
@@ -148,39 +149,33 @@ async fn next_data(
 }
 
 fn completion_logprobs(tokens: &[TokenText]) -> Value {
-    let mut offset = 0;
-    let offsets: Vec<usize> = tokens
-        .iter()
-        .map(|token| {
-            let at = offset;
-            offset += token.text.chars().count();
-            at
-        })
-        .collect();
     json!({
-        "tokens": tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(),
-        "token_logprobs": tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
+        "tokens": tokens.iter().map(|token| token.spelled.text.as_str()).collect::<Vec<_>>(),
+        "token_logprobs": tokens.iter().map(|token| token.spelled.logprob).collect::<Vec<_>>(),
         "top_logprobs": tokens.iter().map(top_logprobs).collect::<Vec<_>>(),
-        "text_offset": offsets,
+        "text_offset": tokens.iter().map(|token| token.offset).collect::<Vec<_>>(),
     })
 }
 
-/// The likeliest tokens at the place of one, with their log-probs.
+/// The likeliest tokens at the place of one, with their log-probs; of several with one text the likeliest.
 fn top_logprobs(token: &TokenText) -> Map<String, Value> {
-    token.top.iter().map(|(text, logprob)| (text.clone(), json!(logprob))).collect()
+    let mut likeliest = Map::new();
+    for Spelled { text, logprob, .. } in &token.top {
+        likeliest.entry(text.clone()).or_insert_with(|| json!(logprob));
+    }
+    likeliest
 }
 
 fn chat_logprobs(tokens: &[TokenText]) -> Value {
     let mut content = Vec::with_capacity(tokens.len());
     for token in tokens {
-        let mut entry = chat_logprob(&token.text, token.logprob);
-        entry["top_logprobs"] =
-            token.top.iter().map(|(text, logprob)| chat_logprob(text, *logprob)).collect();
+        let mut entry = chat_logprob(&token.spelled);
+        entry["top_logprobs"] = token.top.iter().map(chat_logprob).collect();
         content.push(entry);
     }
     json!({"content": content})
 }
 
-fn chat_logprob(text: &str, logprob: f32) -> Value {
-    json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()})
+fn chat_logprob(token: &Spelled) -> Value {
+    json!({"token": token.text, "logprob": token.logprob, "bytes": token.bytes})
 }

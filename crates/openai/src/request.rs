@@ -6,20 +6,15 @@ use std::hash::{BuildHasher, RandomState};
 use engine::MAX_TOP_LOGPROBS;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use types::{PromptContent, Sampling, SamplingParams};
 
 use crate::error::ApiError;
+use crate::extra_fields;
+use crate::kind::Kind;
 
 /// Most responses of one request.
 const MAX_RESPONSES: usize = 1024;
-
-/// Which of the two interfaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Completion,
-    Chat,
-}
 
 /// A request, understood.
 #[derive(Debug)]
@@ -52,6 +47,9 @@ struct Common {
     ignore_eos: Option<bool>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    /// What the two interfaces do not have in common.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -63,6 +61,8 @@ struct StreamOptions {
 struct CompletionFields {
     prompt: Prompt,
     logprobs: Option<usize>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,6 +70,8 @@ struct ChatFields {
     messages: Vec<Value>,
     logprobs: Option<bool>,
     top_logprobs: Option<usize>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,22 +90,6 @@ enum Prompt {
     TokenLists(Vec<Vec<u32>>),
 }
 
-/// Fields that would change the response, with the values under which they do not.
-const UNSUPPORTED: [(&str, &[&str]); 12] = [
-    ("echo", &["false"]),
-    ("suffix", &["\"\""]),
-    ("best_of", &["1"]),
-    ("presence_penalty", &["0", "0.0"]),
-    ("frequency_penalty", &["0", "0.0"]),
-    ("logit_bias", &["{}"]),
-    ("tools", &["[]"]),
-    ("functions", &["[]"]),
-    ("response_format", &["{\"type\":\"text\"}"]),
-    ("modalities", &["[\"text\"]"]),
-    ("audio", &[]),
-    ("prediction", &[]),
-];
-
 impl Job {
     /// Reads a request for the model that is called `served`.
     pub(crate) fn parse(
@@ -114,30 +100,23 @@ impl Job {
     ) -> Result<Self, ApiError> {
         let body: Value = serde_json::from_slice(body)
             .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}"), None))?;
-        let common: Common = fields(&body)?;
+        let mut common: Common = fields(body)?;
+        let rest = std::mem::take(&mut common.rest);
         if let Some(asked) = common.model.as_deref().filter(|asked| *asked != served) {
             return Err(ApiError::unknown_model(asked, served));
         }
-        for (name, neutral) in UNSUPPORTED {
-            let value = body.get(name).filter(|value| !value.is_null()).map(Value::to_string);
-            if value.is_some_and(|value| !neutral.contains(&value.as_str())) {
-                return Err(ApiError::bad_request(
-                    format!("{name} is not supported; leave it out"),
-                    Some(name),
-                ));
-            }
-        }
-        let (prompts, top_logprobs) = match kind {
+        let (prompts, top_logprobs, rest) = match kind {
             Kind::Completion => {
-                let CompletionFields { prompt, logprobs } = fields(&body)?;
-                (contents(prompt), logprobs)
+                let CompletionFields { prompt, logprobs, rest } = fields(Value::Object(rest))?;
+                (contents(prompt), logprobs, rest)
             }
             Kind::Chat => {
-                let ChatFields { messages, logprobs, top_logprobs } = fields(&body)?;
+                let ChatFields { messages, logprobs, top_logprobs, rest } = fields(Value::Object(rest))?;
                 let wanted = logprobs.unwrap_or(false).then(|| top_logprobs.unwrap_or(0));
-                (vec![chat(messages)?], wanted)
+                (vec![chat(messages)?], wanted, rest)
             }
         };
+        extra_fields::check(kind, &rest)?;
         let n = common.n.unwrap_or(1);
         if prompts.is_empty() || n == 0 || prompts.len().saturating_mul(n) > MAX_RESPONSES {
             let message =
@@ -162,8 +141,9 @@ impl Job {
     }
 }
 
-fn fields<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
-    T::deserialize(body).map_err(|error| ApiError::bad_request(error.to_string(), None))
+fn fields<T: DeserializeOwned>(body: Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(body)
+        .map_err(|error| ApiError::bad_field(&error.path().to_string(), &error.inner().to_string()))
 }
 
 fn sampling(common: Common, kind: Kind, context_tokens: usize) -> Result<Sampling, ApiError> {
@@ -200,23 +180,51 @@ fn contents(prompt: Prompt) -> Vec<PromptContent> {
     }
 }
 
+/// Messages as templates expect them.
+fn chat(mut messages: Vec<Value>) -> Result<PromptContent, ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::bad_request("there is no message", Some("messages")));
+    }
+    for message in messages.iter_mut().filter_map(Value::as_object_mut) {
+        plain_content(message)?;
+        let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten();
+        for function in calls.filter_map(|call| call.get_mut("function")) {
+            decode_arguments(function)?;
+        }
+    }
+    Ok(PromptContent::Messages(Value::Array(messages).to_string()))
+}
+
 /// The text of a part of a message, if it is one of text.
 fn text_of_part(part: &Value) -> Option<&str> {
     if part["type"] == "text" { part["text"].as_str() } else { None }
 }
 
-/// Messages as templates expect them: a content in parts becomes one text.
-fn chat(mut messages: Vec<Value>) -> Result<PromptContent, ApiError> {
-    if messages.is_empty() {
-        return Err(ApiError::bad_request("there is no message", Some("messages")));
+/// A content in parts becomes one text. A message of calls alone has none, and templates expect a text.
+fn plain_content(message: &mut Map<String, Value>) -> Result<(), ApiError> {
+    let content = message.entry("content").or_insert(Value::Null);
+    match content {
+        Value::Null => *content = json!(""),
+        Value::Array(parts) => {
+            let texts: Option<String> = parts.iter().map(text_of_part).collect();
+            let texts = texts.ok_or_else(|| {
+                ApiError::bad_request("only text is supported in the parts of a message", Some("messages"))
+            })?;
+            *content = Value::String(texts);
+        }
+        _ => {}
     }
-    for content in messages.iter_mut().filter_map(|message| message.get_mut("content")) {
-        let Value::Array(parts) = content else { continue };
-        let texts: Option<String> = parts.iter().map(text_of_part).collect();
-        let texts = texts.ok_or_else(|| {
-            ApiError::bad_request("only text is supported in the parts of a message", Some("messages"))
-        })?;
-        *content = Value::String(texts);
-    }
-    Ok(PromptContent::Messages(Value::Array(messages).to_string()))
+    Ok(())
+}
+
+/// The interface sends a call's arguments as JSON text; templates expect the object.
+fn decode_arguments(function: &mut Value) -> Result<(), ApiError> {
+    let Some(Value::String(text)) = function.get("arguments") else { return Ok(()) };
+    let object = if text.trim().is_empty() { Ok(Map::new()) } else { serde_json::from_str(text) };
+    let object = object.map_err(|error| {
+        let message = format!("the arguments of a tool call are no JSON object: {error}");
+        ApiError::bad_request(message, Some("messages"))
+    })?;
+    function["arguments"] = Value::Object(object);
+    Ok(())
 }

@@ -41,6 +41,9 @@ pub struct GraderConfig {
     pub start_timeout: Duration,
     /// Gradings that ended in `internal_error` are repeated this often before the caller sees it.
     pub retries: u32,
+    /// Gradings that ended in `overloaded` are repeated this often before the caller sees it. None in a ring,
+    /// where the coordinator issues the response again.
+    pub overload_retries: u32,
     /// Orders the tests of a problem, together with the response.
     pub seed: u64,
     /// Whether to make the calling process unreadable to others of the same user (`PR_SET_DUMPABLE` 0), which
@@ -66,6 +69,7 @@ impl Default for GraderConfig {
             queue_timeout: Duration::from_secs(60),
             start_timeout: Duration::from_secs(20),
             retries: 1,
+            overload_retries: 0,
             seed: 0,
             hide_server: true,
         }

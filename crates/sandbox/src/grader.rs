@@ -143,6 +143,7 @@ impl Grader {
             total: judged.total,
             detail: judged.detail,
             wall: judged.wall,
+            stalled: judged.stalled,
             cpu: judged.cpu,
         })
     }
@@ -156,6 +157,7 @@ impl Grader {
             verdicts: counts.verdicts,
             runs: counts.runs,
             retries: counts.retries,
+            overload_retries: counts.overload_retries,
             overloaded: counts.overloaded,
             denied_syscalls: counts.denied,
             zygotes_started: pool.started,
@@ -191,6 +193,7 @@ impl Grader {
             total: total.max(1),
             detail: "the problem has no cases".to_owned(),
             wall: Duration::ZERO,
+            stalled: Duration::ZERO,
             cpu: Duration::ZERO,
             event: None,
             healthy: true,
@@ -206,7 +209,15 @@ impl Grader {
                 None => Err(std::io::Error::other("a lease without its zygote")),
             })?;
             all.wall += judged.wall;
+            all.stalled += judged.stalled;
             all.cpu += judged.cpu;
+            if !judged.verdict.judges_response() {
+                // How many of its cases pass is not known then, whatever is known of the others.
+                all.verdict = judged.verdict;
+                all.detail = format!("case {index}: {}", judged.detail);
+                all.passed = 0;
+                return Ok(all);
+            }
             if judged.verdict == Verdict::Accepted {
                 all.passed += 1;
             } else if failed.is_none_or(|earliest| index < earliest) {
@@ -214,7 +225,7 @@ impl Grader {
                 all.verdict = judged.verdict;
                 all.detail = format!("case {index}: {}", judged.detail);
             }
-            if matches!(judged.verdict, Verdict::TimeLimit | Verdict::WallLimit | Verdict::InternalError) {
+            if matches!(judged.verdict, Verdict::TimeLimit | Verdict::WallLimit) {
                 break;
             }
         }
@@ -225,13 +236,15 @@ impl Grader {
         Ok(all)
     }
 
-    /// Leases zygotes and runs a trial on them, again where the sandbox itself failed.
+    /// Leases zygotes and runs a trial on them, again where the sandbox itself failed or the machine was too
+    /// busy.
     fn attempt(
         &self,
         kinds: &[ZygoteKind],
         run: impl Fn(&mut Lease) -> std::io::Result<GradedRun>,
     ) -> Result<GradedRun, Error> {
-        let mut left = self.config.retries;
+        let (mut retries_left, mut overload_retries_left) =
+            (self.config.retries, self.config.overload_retries);
         loop {
             let lease = self.pool.lease(kinds, self.config.queue_timeout);
             let mut lease = lease.inspect_err(|_| self.counters.update(|counts| counts.overloaded += 1))?;
@@ -245,11 +258,20 @@ impl Grader {
             if let Some(event) = &judged.event {
                 self.counters.denied(event);
             }
-            if judged.verdict != Verdict::InternalError || left == 0 {
+            let left = match judged.verdict {
+                Verdict::InternalError => &mut retries_left,
+                Verdict::Overloaded => &mut overload_retries_left,
+                _ => return Ok(judged),
+            };
+            if *left == 0 {
                 return Ok(judged);
             }
-            left -= 1;
-            self.counters.update(|counts| counts.retries += 1);
+            *left -= 1;
+            let is_overload = judged.verdict == Verdict::Overloaded;
+            self.counters.update(|counts| {
+                let counter = if is_overload { &mut counts.overload_retries } else { &mut counts.retries };
+                *counter += 1;
+            });
         }
     }
 

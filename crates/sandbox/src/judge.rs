@@ -32,6 +32,7 @@ pub(crate) struct GradedRun {
     pub(crate) total: u32,
     pub(crate) detail: String,
     pub(crate) wall: Duration,
+    pub(crate) stalled: Duration,
     pub(crate) cpu: Duration,
     /// How the response's process ended.
     pub(crate) event: Option<Event>,
@@ -220,6 +221,7 @@ fn judge_function(outcome: &TrialReport, nonce: &str, limits: &Limits) -> Graded
         total,
         detail: printable(&detail),
         wall: outcome.wall,
+        stalled: outcome.stalled,
         cpu: outcome.cpu,
         event: candidate,
         healthy: outcome.healthy,
@@ -235,6 +237,7 @@ pub(crate) fn no_resources(error: &std::io::Error) -> GradedRun {
         total: 1,
         detail: format!("the server could not set up a run: {error}"),
         wall: Duration::ZERO,
+        stalled: Duration::ZERO,
         cpu: Duration::ZERO,
         event: None,
         healthy: false,
@@ -252,6 +255,13 @@ fn ended_early(outcome: &TrialReport, response: Option<Event>, limits: &Limits) 
     let (verdict, detail) = match &outcome.end {
         End::Finished => return None,
         End::Wall => (Verdict::WallLimit, format!("still running after {:?}", limits.wall)),
+        End::Overload => (
+            Verdict::Overloaded,
+            format!(
+                "used {:?} of processor time in {:?} and waited {:?} for more: the machine is overloaded",
+                outcome.cpu, outcome.wall, outcome.stalled
+            ),
+        ),
         End::Cpu => (Verdict::TimeLimit, format!("used more than {:?} of processor time", limits.cpu)),
         End::Memory => {
             (Verdict::MemoryLimit, format!("used more than {} bytes of memory", limits.memory_bytes))
@@ -346,6 +356,7 @@ mod tests {
             events: vec![Some(candidate), Some(Event::new(EventKind::Ended, 1))],
             streams: vec![vec![], vec![], report.as_bytes().to_vec()],
             wall: Duration::from_millis(1),
+            stalled: Duration::ZERO,
             cpu: Duration::ZERO,
             healthy: true,
         }
@@ -379,6 +390,7 @@ mod tests {
         let event = Event::new(EventKind::Ended, 1);
         for (end, verdict) in [
             (End::Wall, Verdict::WallLimit),
+            (End::Overload, Verdict::Overloaded),
             (End::Cpu, Verdict::TimeLimit),
             (End::Memory, Verdict::MemoryLimit),
             (End::Output(0), Verdict::OutputLimit),

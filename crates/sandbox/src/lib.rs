@@ -39,7 +39,8 @@
 //!
 //! Invariants:
 //! 1. No guest code runs unless every step of the set-up succeeded; a step that fails is an `internal_error`.
-//! 2. `internal_error` and `unsupported` say nothing about the response and must never become a score.
+//! 2. `internal_error`, `unsupported` and `overloaded` say nothing about the response and must never become a
+//!    score.
 //! 3. Below the configured minimum tier there is no [`Grader`].
 //! 4. A dropped [`Grader`] leaves no process, descriptor, mount or file.
 //!
@@ -66,6 +67,7 @@ mod pool;
 mod problem;
 mod read;
 mod spawner;
+mod stall;
 mod stats;
 mod syscalls;
 mod tier;

@@ -13,10 +13,15 @@ pub struct Limits {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub cpu: Duration,
-    /// Wall time from the start of the run.
+    /// Wall time from the start of the run, without the time in which it waited for a processor.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub wall: Duration,
+    /// Wall time with that: a run that lasts so long was starved by the machine, and is
+    /// [`Overloaded`](crate::Verdict::Overloaded). At least `wall`.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub overload_wall: Duration,
     /// Resident memory of the response, all its processes together, without files.
     pub memory_bytes: u64,
     /// What it may print to stdout, and to stderr.
@@ -36,10 +41,11 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // The time-out of OpenAI's HumanEval harness; wall time is twice that, so that a loaded machine
-            // does not turn right answers into wall limits.
+            // The time-out of OpenAI's HumanEval harness; twice that on the wall for programs that wait for
+            // something, and twenty times for machines that have other things to do.
             cpu: Duration::from_secs(3),
             wall: Duration::from_secs(6),
+            overload_wall: Duration::from_secs(60),
             memory_bytes: 512 << 20,
             output_bytes: 1 << 20,
             value_bytes: 16 << 20,
@@ -52,8 +58,9 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The default limits with another time-out: processor time, and twice that on the wall.
+    /// The default limits with another time-out: processor time, twice that on the wall, and twenty times
+    /// that on the wall of a busy machine.
     pub fn with_timeout(timeout: Duration) -> Self {
-        Self { cpu: timeout, wall: timeout * 2, ..Self::default() }
+        Self { cpu: timeout, wall: timeout * 2, overload_wall: timeout * 20, ..Self::default() }
     }
 }

@@ -21,6 +21,8 @@ pub struct Stats {
     pub runs: u64,
     /// Gradings repeated after an internal error.
     pub retries: u64,
+    /// Gradings repeated because the machine was overloaded.
+    pub overload_retries: u64,
     /// Callers turned away or timed out because every worker was busy.
     pub overloaded: u64,
     /// Refused system calls of responses, by name.
@@ -54,6 +56,7 @@ pub(crate) struct Counts {
     pub(crate) verdicts: BTreeMap<Verdict, u64>,
     pub(crate) runs: u64,
     pub(crate) retries: u64,
+    pub(crate) overload_retries: u64,
     pub(crate) overloaded: u64,
     pub(crate) denied: BTreeMap<String, u64>,
 }

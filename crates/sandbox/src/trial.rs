@@ -17,6 +17,7 @@ use nix::unistd::pipe2;
 
 use crate::clock::{Moment, poll_millis};
 use crate::limits::Limits;
+use crate::stall::{GuestPids, StallMeter};
 use crate::tier::StepFailure;
 use crate::watch;
 use crate::wire::{Event, EventKind, Job, Request, Role};
@@ -24,6 +25,8 @@ use crate::zygote::{self, Message, Zygote};
 
 /// Between two samples of what the first guest uses.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
+/// Between two looks at how long the guests waited for a processor.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// A supervisor that was asked to stop its guest gets this long before the whole run is killed.
 const STOP_TIMEOUT: Duration = Duration::from_millis(15);
 /// After this long without a sign the zygote is given up.
@@ -34,8 +37,10 @@ const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) enum End {
     /// The last guest ended by itself.
     Finished,
-    /// The wall limit.
+    /// The wall limit, without the time that the host took.
     Wall,
+    /// The host gave the run too little processor time.
+    Overload,
     /// The processor time of the first guest.
     Cpu,
     /// The memory of the first guest.
@@ -59,6 +64,8 @@ pub(crate) struct TrialReport {
     /// What each stream brought.
     pub(crate) streams: Vec<Vec<u8>>,
     pub(crate) wall: Duration,
+    /// The part of `wall` that the host took.
+    pub(crate) stalled: Duration,
     /// Processor time of the first guest.
     pub(crate) cpu: Duration,
     /// Whether every zygote is as it was before.
@@ -110,6 +117,8 @@ pub(crate) struct Trial<'a> {
     streams: Vec<Stream>,
     started: Moment,
     next_sample: Moment,
+    next_look: Moment,
+    stall: StallMeter,
     cpu: Duration,
     end: Option<End>,
 }
@@ -117,13 +126,14 @@ pub(crate) struct Trial<'a> {
 impl<'a> Trial<'a> {
     pub(crate) fn new(limits: &'a Limits) -> Self {
         let started = Moment::now();
-        let next_sample = started + SAMPLE_INTERVAL;
         Self {
             limits,
             guests: Vec::new(),
             streams: Vec::new(),
             started,
-            next_sample,
+            next_sample: started + SAMPLE_INTERVAL,
+            next_look: started + LOOK_INTERVAL,
+            stall: StallMeter::new(started),
             cpu: Duration::ZERO,
             end: None,
         }
@@ -180,6 +190,7 @@ impl<'a> Trial<'a> {
             events: self.guests.iter().map(|guest| guest.ended).collect(),
             streams: self.streams.into_iter().map(|stream| stream.bytes).collect(),
             wall,
+            stalled: self.stall.total(),
             cpu: self.cpu,
             healthy: self.guests.iter().all(|guest| guest.gone && !guest.lost),
         }
@@ -189,23 +200,46 @@ impl<'a> Trial<'a> {
         self.end.get_or_insert(end);
     }
 
+    /// When the run has had its time on the wall, as far as is known now of what the host took of it.
     fn deadline(&self) -> Moment {
-        self.started + self.limits.wall
+        self.started + self.limits.wall + self.stall.total()
+    }
+
+    /// When the host has had its time.
+    fn overload_deadline(&self) -> Moment {
+        self.started + self.limits.overload_wall.max(self.limits.wall)
+    }
+
+    /// Looks how much of the time the host took.
+    fn look(&mut self, now: Moment) {
+        let guests: Vec<_> = self.guests.iter().map(Guest::pids_by_kind).collect();
+        self.stall.look(now, &guests);
+        self.next_look = now + LOOK_INTERVAL;
     }
 
     /// Ends the trial where a limit is exceeded.
     fn check_limits(&mut self) {
         let now = Moment::now();
-        if now >= self.deadline() {
-            self.finish(End::Wall);
-        }
-        if self.end.is_some() || now < self.next_sample {
+        if self.end.is_some() {
             return;
         }
-        self.next_sample = now + SAMPLE_INTERVAL;
+        if now >= self.next_look || now >= self.deadline() {
+            self.look(now);
+        }
+        if now >= self.deadline() {
+            self.finish(End::Wall);
+        } else if now >= self.overload_deadline() {
+            self.finish(End::Overload);
+        } else if now >= self.next_sample {
+            self.next_sample = now + SAMPLE_INTERVAL;
+            self.check_usage();
+        }
+    }
+
+    /// Ends the trial where its first guest uses too much.
+    fn check_usage(&mut self) {
         let Some(guest) = self.guests.first().filter(|guest| !guest.gone) else { return };
-        let pids: Vec<_> = guest.pidfds.iter().filter_map(|pidfd| zygote::pid(pidfd.as_fd())).collect();
-        let nested = guest.nested;
+        let (pids, nested) = (guest.pids(), guest.nested);
         let usage = watch::sample(&pids, nested);
         self.cpu = self.cpu.max(usage.cpu);
         if usage.cpu > self.limits.cpu {
@@ -226,7 +260,7 @@ impl<'a> Trial<'a> {
         let due = if self.end.is_some() {
             Moment::now() + STOP_TIMEOUT
         } else {
-            self.deadline().min(self.next_sample)
+            self.deadline().min(self.overload_deadline()).min(self.next_sample)
         };
         let mut fds = Vec::with_capacity(8);
         let mut sources = Vec::with_capacity(8);
@@ -241,6 +275,7 @@ impl<'a> Trial<'a> {
             }
         }
         if !matches!(poll(&mut fds, PollTimeout::from(poll_millis(due))), Ok(1..)) {
+            self.stall.woken_late(due.elapsed());
             return;
         }
         let ready: Vec<_> = fds
@@ -323,6 +358,16 @@ impl<'a> Trial<'a> {
 }
 
 impl Guest<'_> {
+    /// The processes behind its pidfds that are alive.
+    fn pids(&self) -> Vec<u32> {
+        self.pidfds.iter().filter_map(|pidfd| zygote::pid(pidfd.as_fd())).collect()
+    }
+
+    fn pids_by_kind(&self) -> GuestPids {
+        let has_started = !self.pidfds.is_empty() || self.gone || self.lost;
+        GuestPids { pids: self.pids(), nested: self.nested, has_started }
+    }
+
     /// Asks the supervisor to end the guest, then kills the run, then gives it up.
     fn stop(&mut self) {
         if self.gone || self.lost {

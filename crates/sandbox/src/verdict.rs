@@ -17,7 +17,8 @@ pub enum Verdict {
     RuntimeError,
     /// More processor time than [`Limits::cpu`](crate::Limits::cpu).
     TimeLimit,
-    /// More wall time than [`Limits::wall`](crate::Limits::wall).
+    /// More wall time than [`Limits::wall`](crate::Limits::wall), not counted what it waited for a processor:
+    /// it slept, or waited for what never came.
     WallLimit,
     /// More memory than [`Limits::memory_bytes`](crate::Limits::memory_bytes).
     MemoryLimit,
@@ -30,13 +31,16 @@ pub enum Verdict {
     /// Cannot be judged here: the tests call nothing of the response, need a value that cannot cross, or a
     /// facility that this tier lacks. Says nothing about the response.
     Unsupported,
+    /// The machine did not give it its processor time within
+    /// [`Limits::overload_wall`](crate::Limits::overload_wall). Says nothing about the response.
+    Overloaded,
     /// The sandbox itself failed. Says nothing about the response.
     InternalError,
 }
 
 impl Verdict {
     /// Every verdict, in declaration order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Accepted,
         Self::WrongAnswer,
         Self::RuntimeError,
@@ -47,13 +51,14 @@ impl Verdict {
         Self::FileLimit,
         Self::DangerousSyscall,
         Self::Unsupported,
+        Self::Overloaded,
         Self::InternalError,
     ];
 
     /// Whether the verdict judges the response. Where it does not, the sample has no score: it is dropped and
     /// counted.
     pub const fn judges_response(self) -> bool {
-        !matches!(self, Self::Unsupported | Self::InternalError)
+        !matches!(self, Self::Unsupported | Self::Overloaded | Self::InternalError)
     }
 
     /// The name in files and metrics, the same as serde's.
@@ -69,6 +74,7 @@ impl Verdict {
             Self::FileLimit => "file_limit",
             Self::DangerousSyscall => "dangerous_syscall",
             Self::Unsupported => "unsupported",
+            Self::Overloaded => "overloaded",
             Self::InternalError => "internal_error",
         }
     }
@@ -99,6 +105,8 @@ pub struct Grade {
     pub detail: String,
     /// Wall time of the grading without queueing.
     pub wall: Duration,
+    /// The part of `wall` in which it waited for a processor; zero where it was over before anybody looked.
+    pub stalled: Duration,
     /// Processor time of the response, as far as it is known.
     pub cpu: Duration,
 }
@@ -142,9 +150,9 @@ mod tests {
     }
 
     #[test]
-    fn only_the_two_that_are_not_the_responses_fault_judge_nothing() {
+    fn only_those_that_are_not_the_responses_fault_judge_nothing() {
         let silent: Vec<_> = Verdict::ALL.into_iter().filter(|verdict| !verdict.judges_response()).collect();
-        assert_eq!(silent, [Verdict::Unsupported, Verdict::InternalError]);
+        assert_eq!(silent, [Verdict::Unsupported, Verdict::Overloaded, Verdict::InternalError]);
     }
 
     #[test]

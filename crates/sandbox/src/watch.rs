@@ -32,6 +32,41 @@ pub(crate) fn sample(pids: &[u32], nested: bool) -> Usage {
     usage
 }
 
+/// What the scheduler has counted of a thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    /// Time on a processor.
+    pub(crate) ran: Duration,
+    /// Time ready to run, without a processor. A wait counts when it ends.
+    pub(crate) waited: Duration,
+}
+
+/// The threads of a run by their ids. Empty where the kernel does not count (`CONFIG_SCHED_INFO`).
+pub(crate) fn schedules(pids: &[u32], nested: bool) -> Vec<(u32, Schedule)> {
+    let mut found = Vec::new();
+    for pid in members(pids, nested) {
+        for thread in threads(pid) {
+            if let Some(schedule) = schedule(pid, thread) {
+                found.push((thread, schedule));
+            }
+        }
+    }
+    found
+}
+
+fn schedule(pid: u32, thread: u32) -> Option<Schedule> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")).ok()?;
+    let mut nanos = text.split_ascii_whitespace().map_while(|field| field.parse().ok());
+    let mut next = || nanos.next().map(Duration::from_nanos);
+    Some(Schedule { ran: next()?, waited: next()? })
+}
+
+/// Whether a thread is running or ready to run.
+pub(crate) fn is_ready(thread: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{thread}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R'))
+}
+
 /// Memory of a nested run with shared pages split between those that share them; slower, and exact where a
 /// guest forked with a large heap.
 pub(crate) fn proportional_memory(pids: &[u32]) -> Option<u64> {
@@ -88,13 +123,18 @@ fn kib(text: &str, name: &str) -> Option<u64> {
 
 /// Children of all threads of a process.
 fn children(pid: u32) -> Vec<u32> {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let mut found = Vec::new();
-    for thread in threads.flatten() {
-        let list = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+    for thread in threads(pid) {
+        let list = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default();
         found.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
     }
     found
+}
+
+/// The ids of a process's threads.
+fn threads(pid: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 #[cfg(test)]

@@ -84,6 +84,8 @@ reasons!(
         RewardError => "reward_error",
         /// The problem cannot be graded where the reward server runs.
         Unsupported => "unsupported",
+        /// The machine of the reward server did not give the response its processor time.
+        Overload => "overload",
     }
 );
 
@@ -97,7 +99,8 @@ impl FailReason {
             | Self::Returned
             | Self::Invalid
             | Self::RewardTimeout
-            | Self::RewardError => true,
+            | Self::RewardError
+            | Self::Overload => true,
             Self::Generation | Self::Unsupported => false,
         }
     }

@@ -169,10 +169,14 @@ impl ExampleReader<'_> {
         Ok(self.encoder()?.tokenizer.encode(text, true)?)
     }
 
-    fn response(&self, text: &str) -> std::result::Result<Vec<u32>, ExampleError> {
-        let encoder = self.encoder()?;
-        let mut tokens = encoder.tokenizer.encode(text, false)?;
-        tokens.extend(encoder.eos);
+    /// The tokens of a response to a prompt, as an actor would draw them, its end included once.
+    fn response(&self, prompt: &[u32], text: &str) -> std::result::Result<Vec<u32>, ExampleError> {
+        let TextEncoder { tokenizer, eos, .. } = self.encoder()?;
+        let mut tokens = tokenizer.encode_response(prompt, text)?;
+        // Some data sets write the end into the text.
+        if !tokens.last().is_some_and(|last| tokenizer.eos_ids().contains(last)) {
+            tokens.extend(eos);
+        }
         Ok(tokens)
     }
 
@@ -190,7 +194,9 @@ impl ExampleReader<'_> {
         let whole = template.render(&whole)?;
         let response = whole.strip_prefix(&prompt).ok_or(ExampleError::TemplateChangesPrompt)?;
         let tokenizer = &encoder.tokenizer;
-        Answer::new(tokenizer.encode(&prompt, false)?, tokenizer.encode(response, false)?)
+        let prompt = tokenizer.encode(&prompt, false)?;
+        let response = tokenizer.encode_response(&prompt, response)?;
+        Answer::new(prompt, response)
     }
 }
 
@@ -214,7 +220,9 @@ impl Example for Answer {
             }
             ExampleLine { messages: Some(messages), .. } => reader.chat(&messages),
             ExampleLine { prompt: Some(prompt), response: Some(response), .. } => {
-                Self::new(reader.prompt(&prompt)?, reader.response(&response)?)
+                let prompt = reader.prompt(&prompt)?;
+                let response = reader.response(&prompt, &response)?;
+                Self::new(prompt, response)
             }
             _ => Err(ExampleError::NoAnswer),
         }
@@ -236,7 +244,10 @@ impl Example for PreferencePair {
                 ..
             } => (prompt, chosen, rejected),
             ExampleLine { prompt: Some(prompt), chosen: Some(chosen), rejected: Some(rejected), .. } => {
-                (reader.prompt(&prompt)?, reader.response(&chosen)?, reader.response(&rejected)?)
+                let prompt = reader.prompt(&prompt)?;
+                let (chosen, rejected) =
+                    (reader.response(&prompt, &chosen)?, reader.response(&prompt, &rejected)?);
+                (prompt, chosen, rejected)
             }
             _ => return Err(ExampleError::NoPair),
         };

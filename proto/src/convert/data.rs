@@ -177,6 +177,7 @@ fn fail_reason_to_pb(reason: FailReason) -> pb::FailReason {
         FailReason::RewardTimeout => pb::FailReason::RewardTimeout,
         FailReason::RewardError => pb::FailReason::RewardError,
         FailReason::Unsupported => pb::FailReason::Unsupported,
+        FailReason::Overload => pb::FailReason::Overload,
     }
 }
 
@@ -191,6 +192,7 @@ fn fail_reason_from_pb(reason: pb::FailReason) -> Result<FailReason, ProtocolErr
         pb::FailReason::RewardTimeout => FailReason::RewardTimeout,
         pb::FailReason::RewardError => FailReason::RewardError,
         pb::FailReason::Unsupported => FailReason::Unsupported,
+        pb::FailReason::Overload => FailReason::Overload,
     })
 }
 

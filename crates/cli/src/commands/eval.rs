@@ -1,16 +1,14 @@
 //! `sluice eval`: generate and grade in one.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use engine::generate::DrawOptions;
-use sandbox::Verdict;
 use service::BadInput;
 use types::PromptContent;
 
-use super::grade::{GradingArguments, SampleCounts};
+use super::grade::GradingArguments;
 use super::sampling::SamplingArguments;
-use crate::grading;
+use crate::grading::{self, Totals};
 use crate::responses;
 
 /// Samples a model on problems in the shape of HumanEval or MBPP and grades what comes.
@@ -48,15 +46,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let draw =
         DrawOptions { n: arguments.n, seed: arguments.seed, sampling: arguments.sampling.sampling(0.0)? };
     let groups = responses::draw(&arguments.model, &prompts, &draw)?;
-    let grades = grading::grade_groups(config, &limits, &tasks, &groups)?;
-    let mut counts = vec![SampleCounts::default(); grades.len()];
-    let mut verdicts: BTreeMap<Verdict, u64> = BTreeMap::new();
-    for (counts, grades) in counts.iter_mut().zip(&grades) {
+    let graded = grading::grade_groups(config, &limits, &tasks, &groups)?;
+    let mut totals = Totals::of(tasks.iter().map(|task| task.problem.task_id()));
+    totals.overload_retries = graded.overload_retries;
+    for (task, grades) in tasks.iter().zip(&graded.grades) {
         for grade in grades {
-            counts.add(grade);
-            *verdicts.entry(grade.verdict).or_default() += 1;
+            totals.add(task.problem.task_id(), grade);
         }
     }
-    println!("{}", arguments.grading.summary(&counts, &verdicts));
+    println!("{}", arguments.grading.summary(&totals));
     Ok(())
 }

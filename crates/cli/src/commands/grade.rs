@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use sandbox::{Grade, GraderConfig, Limits, Problem, Tier, Verdict, pass_at_k};
+use sandbox::{GraderConfig, Limits, Problem, Tier, Verdict};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use service::{BadInput, jsonl};
 
 use crate::bad_input;
 use crate::bar::Bar;
-use crate::grading::{self, Gradable};
-use crate::table::table;
+use crate::grading::{self, Gradable, Totals};
 
 /// Grades samples by hidden tests in the sandbox; prints pass@k by the unbiased estimator (arXiv 2107.03374).
 #[derive(Debug, clap::Args)]
@@ -40,7 +39,7 @@ pub(crate) struct GradingArguments {
     /// auto, a or b: namespaces with Landlock and seccomp, or Landlock and seccomp alone.
     #[arg(long, default_value = "auto")]
     tier: TierChoice,
-    /// Processor seconds of a program; twice that on the wall.
+    /// Processor seconds of a program; twice that on the wall, and twenty times where the machine is busy.
     #[arg(long, default_value_t = 3.0)]
     timeout: f64,
     /// Programs at a time; one for each core where not given.
@@ -76,25 +75,6 @@ impl FromStr for TierChoice {
 #[error("{0:?} must be auto, a or b")]
 pub(crate) struct NoTier(String);
 
-/// Samples of one problem.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct SampleCounts {
-    /// Those that could be judged.
-    judged: u64,
-    /// Those of them that passed all tests.
-    passed: u64,
-}
-
-impl SampleCounts {
-    /// Counts one more sample, unless it could not be judged.
-    pub(crate) fn add(&mut self, grade: &Grade) {
-        if let Some(passed) = grading::passed(grade) {
-            self.judged += 1;
-            self.passed += u64::from(passed);
-        }
-    }
-}
-
 #[derive(Debug, Deserialize)]
 struct Sample {
     task_id: Value,
@@ -125,7 +105,10 @@ impl Problems {
         let mut by_id = BTreeMap::new();
         for record in sandbox::read_problems(path).map_err(bad_input::of_problems)? {
             let problem = record.map_err(bad_input::of_problems)?.problem;
-            by_id.insert(problem.task_id().to_owned(), problem);
+            let task_id = problem.task_id().to_owned();
+            if by_id.insert(task_id.clone(), problem).is_some() {
+                return Err(BadInput(format!("{}: two problems are named {task_id:?}", path.display())));
+            }
         }
         Ok(Self { path: path.to_owned(), by_id })
     }
@@ -164,15 +147,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let total = problems.check(&arguments.samples)?;
     let (config, limits) = arguments.grading.grader()?;
     let mut output = jsonl::Writer::create(&arguments.output)?;
-    let mut counts: BTreeMap<&str, SampleCounts> = BTreeMap::new();
-    let mut verdicts: BTreeMap<Verdict, u64> = BTreeMap::new();
+    let mut totals = Totals::of(problems.by_id.keys().map(String::as_str));
     let (bar, mut done) = (Bar::new("tests", total), 0);
     let rows = jsonl::read(&arguments.samples)?.map(|line| Ok(problems.row(&line?)?));
     let outcome = grading::grade_in_order(config, &limits, rows, |mut row, grade| {
-        *verdicts.entry(grade.verdict).or_default() += 1;
-        if grade.verdict.judges_response() {
-            counts.entry(row.problem.task_id()).or_default().add(&grade);
-        }
+        totals.add(row.problem.task_id(), &grade);
         row.fields.insert("passed".to_owned(), (grade.verdict == Verdict::Accepted).into());
         row.fields.insert("verdict".to_owned(), grade.verdict.name().into());
         row.fields.insert("detail".to_owned(), grade.detail.into());
@@ -182,8 +161,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     });
     bar.finish();
     output.finish()?;
-    outcome?;
-    let summary = arguments.grading.summary(&counts.into_values().collect::<Vec<_>>(), &verdicts);
+    totals.overload_retries = outcome?;
+    let summary = arguments.grading.summary(&totals);
     // Where the grades go to standard output, nothing else does.
     if arguments.output == Path::new("-") {
         eprintln!("{summary}")
@@ -202,7 +181,7 @@ impl GradingArguments {
         if !self.timeout.is_finite() || self.timeout <= 0.0 {
             return Err(BadInput(format!("--timeout is {}, must be a positive number", self.timeout)));
         }
-        let defaults = GraderConfig::default();
+        let defaults = grading::grader_config();
         let workers = self.jobs.unwrap_or(defaults.workers);
         let limits = Limits::with_timeout(Duration::from_secs_f64(self.timeout));
         let tier = match self.tier {
@@ -212,40 +191,8 @@ impl GradingArguments {
         Ok((GraderConfig { workers, tier, ..defaults }, limits))
     }
 
-    /// What there is to say: pass@k over problems of which so many samples passed, and what the verdicts
-    /// were.
-    pub(crate) fn summary(&self, problems: &[SampleCounts], verdicts: &BTreeMap<Verdict, u64>) -> String {
-        if self.json {
-            let rates: Map<String, Value> =
-                self.k.iter().map(|k| (format!("pass@{k}"), mean_pass_at_k(problems, *k).into())).collect();
-            let verdicts: Map<String, Value> = verdicts
-                .iter()
-                .map(|(verdict, count)| (verdict.name().to_owned(), (*count).into()))
-                .collect();
-            let summary =
-                serde_json::json!({"problems": problems.len(), "pass": rates, "verdicts": verdicts});
-            return summary.to_string();
-        }
-        let mut table = table(&["", "value"]);
-        table.add_row(["problems".to_owned(), problems.len().to_string()]);
-        for k in &self.k {
-            let rate = match mean_pass_at_k(problems, *k) {
-                Some(rate) => format!("{:.2} %", 100.0 * rate),
-                None => format!("fewer than {k} samples"),
-            };
-            table.add_row([format!("pass@{k}"), rate]);
-        }
-        for (verdict, count) in verdicts {
-            table.add_row([verdict.name().to_owned(), count.to_string()]);
-        }
-        table.to_string()
+    /// What there is to say of the samples.
+    pub(crate) fn summary(&self, totals: &Totals) -> String {
+        if self.json { totals.json(&self.k) } else { totals.table(&self.k) }
     }
-}
-
-/// The mean over problems; none where one of them has too few samples, or there is no problem.
-fn mean_pass_at_k(problems: &[SampleCounts], k: u64) -> Option<f64> {
-    let rates: Option<Vec<f64>> =
-        problems.iter().map(|counts| pass_at_k(counts.judged, counts.passed, k)).collect();
-    let rates = rates.filter(|rates| !rates.is_empty())?;
-    Some(rates.iter().sum::<f64>() / rates.len() as f64)
 }

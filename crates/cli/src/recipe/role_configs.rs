@@ -100,6 +100,11 @@ impl RoleConfig {
         section.insert(key.to_owned(), value.into());
     }
 
+    /// Whether there is a section of that name.
+    pub(crate) fn has_section(&self, section: &str) -> bool {
+        self.table.get(section).is_some_and(Value::is_table)
+    }
+
     /// Sets a key where the recipe does not.
     pub(crate) fn set_if_absent(&mut self, key: &str, value: impl Into<Value>) {
         let (section, key) = self.place(key);

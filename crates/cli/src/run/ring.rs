@@ -111,6 +111,10 @@ impl<'a> Ring<'a> {
         for number in 0..self.file.recipe.processes.reward_servers {
             let mut config = self.config(Role::RewardServer);
             config.set("listen", LOOPBACK);
+            if config.has_section("sandbox") {
+                let servers = self.file.recipe.processes.reward_servers;
+                config.set_if_absent("sandbox.grader.workers", sandbox_workers(servers));
+            }
             units.push(Unit::new(vec![self.member(config, number, coordinator)?]));
         }
         units.push(self.learner(coordinator)?);
@@ -160,6 +164,14 @@ impl<'a> Ring<'a> {
             log: self.folder.logs().join(format!("{name}.log")),
         })
     }
+}
+
+/// Gradings at a time of each reward server where the whole ring shares this machine: one core is left to the
+/// others.
+fn sandbox_workers(reward_servers: usize) -> i64 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let workers = (cores - 1) / reward_servers.max(1);
+    i64::try_from(workers.max(1)).unwrap_or(1)
 }
 
 /// A port that was free a moment ago.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
-use sandbox::{GraderConfig, Limits};
+use sandbox::Limits;
 use types::PromptContent;
 
 use crate::grading::{self, Task};
@@ -52,7 +52,9 @@ fn examine(stage: &EvalStage, candidate: &Candidate, tasks: &[Task]) -> anyhow::
     let sampled = DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() };
     let greedy = responses::draw(&candidate.model, &prompts, &greedy)?;
     let sampled = responses::draw(&candidate.model, &prompts, &sampled)?;
-    let limits = Limits::default();
+    let grade = |responses: &[_]| {
+        grading::grade_groups(grading::grader_config(), &Limits::default(), tasks, responses)
+    };
     let frozen = Frozen { folder: &stage.output, name: &candidate.name, responses: &sampled };
     let scores = stage.reward_model.as_deref().map(|model| frozen.scores(model)).transpose()?;
     let kl =
@@ -60,8 +62,8 @@ fn examine(stage: &EvalStage, candidate: &Candidate, tasks: &[Task]) -> anyhow::
     let line = Line {
         name: candidate.name.clone(),
         model: candidate.model.clone(),
-        greedy: outcomes(&grading::grade_groups(GraderConfig::default(), &limits, tasks, &greedy)?),
-        sampled: outcomes(&grading::grade_groups(GraderConfig::default(), &limits, tasks, &sampled)?),
+        greedy: outcomes(&grade(&greedy)?.grades),
+        sampled: outcomes(&grade(&sampled)?.grades),
         scores,
         kl,
     };

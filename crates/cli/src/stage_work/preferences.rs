@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
-use sandbox::{GraderConfig, Limits};
+use sandbox::Limits;
 use serde_json::{Value, json};
 use service::jsonl;
 use types::PromptContent;
@@ -53,8 +53,8 @@ pub(crate) fn run(stage: &PreferencesStage) -> anyhow::Result<()> {
         &DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() },
     )?;
 
-    let grades = grading::grade_groups(GraderConfig::default(), &Limits::default(), &tasks, &responses)?;
-    let passed: Vec<Option<bool>> = grades.iter().flatten().map(grading::passed).collect();
+    let graded = grading::grade_groups(grading::grader_config(), &Limits::default(), &tasks, &responses)?;
+    let passed: Vec<Option<bool>> = graded.grades.iter().flatten().map(grading::passed).collect();
     let mut problems = Vec::new();
     for ((task, group), passed) in tasks.iter().zip(&responses).zip(passed.chunks(stage.n)) {
         let mut pairs = widest_pairs(&task.prompt, group, passed);

@@ -78,7 +78,7 @@ impl Scheduler {
         }
         let mut stop_text = None;
         if let (Some(stop), Some(tokenizer)) = (&mut sequence.stop, &self.tokenizer) {
-            match stop.push(tokenizer, drawn.token) {
+            match stop.push(tokenizer, &sequence.prompt, drawn.token) {
                 Ok(found) => stop_text = found,
                 Err(error) => return Some(Ending::Failed(error.to_string())),
             }

@@ -68,10 +68,8 @@ pub fn train_bpe<T: AsRef<str> + Send>(
     inner.with_decoder(Some(ByteLevel::default()));
     let trained = inner.train(&mut TrainerWrapper::BpeTrainer(trainer), texts);
     trained.map_err(|error| Error::Train(error.to_string()))?;
-    let [bos_id, eos_id, pad_id] = [&special.bos, &special.eos, &special.pad]
-        .map(|token| token.as_ref().and_then(|token| inner.token_to_id(token)));
     let special = special.by_role().map(|(role, token)| (role.to_owned(), token.clone())).collect();
-    Ok(Tokenizer { inner, special, bos_id, eos_ids: eos_id.into_iter().collect(), pad_id })
+    Ok(Tokenizer::of(inner, special, None))
 }
 
 impl Tokenizer {

@@ -67,6 +67,7 @@ fn judge_program(outcome: &TrialReport, case: &StdioCase, compare: Compare, limi
         total: 1,
         detail: printable(&detail),
         wall: outcome.wall,
+        stalled: outcome.stalled,
         cpu: outcome.cpu,
         event,
         healthy: outcome.healthy,

@@ -34,6 +34,7 @@ pub(crate) fn tight() -> Limits {
         cpu: Duration::from_millis(500),
         // Far above the processor time, so that a busy machine does not turn one limit into the other.
         wall: Duration::from_secs(8),
+        overload_wall: Duration::from_secs(60),
         memory_bytes: 160 << 20,
         output_bytes: 256 << 10,
         value_bytes: 1 << 20,

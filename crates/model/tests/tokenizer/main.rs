@@ -7,68 +7,13 @@ use std::fs;
 use std::path::Path;
 
 use model::tokenizer::{Error, Files, train_bpe};
-use model::{ChatRequest, ChatTemplate, IncrementalDecoder, SpecialTokens, Tokenizer};
-use proptest::prelude::*;
-use serde_json::json;
+use model::{ChatRequest, ChatTemplate, Tokenizer};
 
-const TEXTS: [&str; 4] = [
-    "def add(a, b):\n    return a + b\n",
-    "def mul(a, b):\n    return a * b\n",
-    "naïve café — 你好, 世界 🙂🙃 and more and more",
-    "    for i in range(10):\n        print(i)\n",
-];
+mod declared;
+mod fixture;
+mod response;
 
-fn special() -> SpecialTokens {
-    SpecialTokens {
-        bos: Some("<|begin|>".to_owned()),
-        eos: Some("<|end|>".to_owned()),
-        pad: Some("<|end|>".to_owned()),
-        additional: vec!["<|user|>".to_owned()],
-    }
-}
-
-fn trained() -> Tokenizer {
-    train_bpe(TEXTS.iter().copied(), 300, &special()).unwrap()
-}
-
-/// A tokenizer in the manner of Llama 2: pieces that carry their space, and bytes for everything else.
-fn sentencepiece(dir: &Path) -> Tokenizer {
-    let mut vocab = json!({ "<unk>": 0, "<s>": 1, "</s>": 2 });
-    for byte in 0..256 {
-        vocab[format!("<0x{byte:02X}>")] = json!(3 + byte);
-    }
-    for (piece, id) in ["▁", "a", "b", "▁a", "ab", "▁ab"].iter().zip(259..) {
-        vocab[*piece] = json!(id);
-    }
-    let added = |id: u32, content: &str| {
-        json!({ "id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
-            "rstrip": false, "normalized": false })
-    };
-    let tokenizer = json!({
-        "version": "1.0",
-        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
-        "normalizer": { "type": "Sequence", "normalizers": [
-            { "type": "Prepend", "prepend": "▁" },
-            { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
-        ] },
-        "pre_tokenizer": null,
-        "post_processor": { "type": "TemplateProcessing",
-            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
-            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
-            "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } } },
-        "decoder": { "type": "Sequence", "decoders": [
-            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
-            { "type": "ByteFallback" },
-            { "type": "Fuse" },
-            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
-        ] },
-        "model": { "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
-            "merges": ["▁ a", "a b", "▁a b"] },
-    });
-    fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    Tokenizer::load(dir).unwrap()
-}
+use fixture::{TEXTS, sentencepiece, special, trained};
 
 #[test]
 fn training_is_deterministic_and_covers_every_byte() {
@@ -174,57 +119,4 @@ fn a_begin_token_is_added_where_the_tokenizer_says_so() {
     let tokenizer = sentencepiece(dir.path());
     assert_eq!(tokenizer.encode("ab", true).unwrap(), [1, 264]);
     assert_eq!(tokenizer.encode("ab", false).unwrap(), [264]);
-}
-
-/// The pieces of `tokens`, the last being what `finish` gives.
-fn pieces(tokenizer: &Tokenizer, tokens: &[u32], skip_special: bool) -> Vec<String> {
-    let mut decoder = IncrementalDecoder::new(skip_special);
-    let mut pieces: Vec<String> =
-        tokens.iter().map(|token| decoder.push(tokenizer, *token).unwrap()).collect();
-    pieces.push(decoder.finish(tokenizer).unwrap());
-    pieces
-}
-
-#[test]
-fn a_character_comes_out_whole() {
-    let tokenizer = trained();
-    let text = "x🙂y";
-    let tokens = tokenizer.encode(text, false).unwrap();
-    let pieces = pieces(&tokenizer, &tokens, false);
-    assert_eq!(pieces.concat(), text);
-    assert!(pieces.iter().all(|piece| !piece.contains(char::REPLACEMENT_CHARACTER)), "{pieces:?}");
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn pieces_of_text_are_the_text(text in "[a-c é你🙂\n]{0,24}") {
-        let dir = tempfile::tempdir().unwrap();
-        for tokenizer in [trained(), sentencepiece(dir.path())] {
-            let tokens = tokenizer.encode(&text, true).unwrap();
-            let pieces = pieces(&tokenizer, &tokens, true);
-            prop_assert_eq!(pieces.concat(), tokenizer.decode(&tokens, true).unwrap());
-            prop_assert!(pieces.iter().all(|piece| !piece.contains(char::REPLACEMENT_CHARACTER)));
-        }
-    }
-
-    /// Whatever tokens a network samples, invalid bytes and special tokens among them.
-    #[test]
-    fn pieces_of_any_tokens_are_their_text(tokens in proptest::collection::vec(0u32..310, 0..40), skip: bool) {
-        let tokenizer = trained();
-        let expected = tokenizer.decode(&tokens, skip).unwrap();
-        prop_assert_eq!(pieces(&tokenizer, &tokens, skip).concat(), expected);
-    }
-
-    /// With byte fallback one invalid byte spoils the characters beside it, but only then do the pieces
-    /// differ.
-    #[test]
-    fn pieces_of_valid_fallback_bytes_are_their_text(tokens in proptest::collection::vec(prop_oneof![3u32..131, 259u32..265, 0u32..265], 0..40), skip: bool) {
-        let dir = tempfile::tempdir().unwrap();
-        let tokenizer = sentencepiece(dir.path());
-        let expected = tokenizer.decode(&tokens, skip).unwrap();
-        let found = pieces(&tokenizer, &tokens, skip).concat();
-        prop_assert!(found == expected || expected.contains(char::REPLACEMENT_CHARACTER), "{found:?} {expected:?}");
-    }
 }
