@@ -95,6 +95,7 @@ pub struct Config {
 pub struct DataConfig {
     /// A JSON Lines file, plain or gzipped. A line has `prompt` (text), `messages` (chat) or `tokens` (ids),
     /// and whatever the scorers read (`tests`, `cases`, `label`, ...).
+    #[schemars(extend("x-kind" = "file"))]
     pub path: PathBuf,
     /// Take the prompts of each epoch in a new random order.
     pub shuffle: bool,

@@ -39,6 +39,7 @@ pub struct Config {
     pub deterministic: bool,
     /// Folder of the policy's tokenizer; that of the reference, else of the first reward model, where not
     /// given.
+    #[schemars(extend("x-kind" = "tokenizer folder"))]
     pub tokenizer: Option<PathBuf>,
     /// What is not scored this long after its arrival has failed; sooner where its lease runs out sooner.
     #[serde(with = "humantime_serde")]
@@ -131,6 +132,7 @@ pub(crate) fn torch_kind(dtype: DType) -> tch::Kind {
 #[serde(deny_unknown_fields)]
 pub struct ReferenceConfig {
     /// A folder with a `*ForCausalLM`.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub model: PathBuf,
     /// The sampling temperature of the run, at which its log-probs are taken; 0 (greedy) means 1.
     #[serde(default = "one")]

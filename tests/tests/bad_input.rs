@@ -40,6 +40,59 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
 }
 
 #[test]
+fn everything_that_would_fail_later_is_said_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    let text = "name = 'x'\noutput = 'OUT'\n[coordinator]\ngroup_size = 8\ndata.path = '/nowhere/prompts.jsonl'\n\
+        [learner]\npolicy = '/nowhere/policy'\n[learner.ppo]\ngae_lambda = 2.0\n\
+        [actor.engine]\nmax_sequences = 4\n[[reward_server.scorers]]\nkind = 'length-penalty'\n\
+        free_tokens = 5\nmax_tokens = 5\n";
+    let output = folder.path().join("out");
+    fs::write(&recipe, text.replace("OUT", path(&output))).unwrap();
+    for command in ["run", "check-config"] {
+        expect_bad_input(
+            &[command, path(&recipe)],
+            &[
+                "recipe.toml:5: coordinator.data.path is \"/nowhere/prompts.jsonl\": there is no such file",
+                "recipe.toml:7: learner.policy is \"/nowhere/policy\": there is no such folder",
+                "recipe.toml:9: learner.ppo.gae_lambda is 2",
+                "recipe.toml:11: actor.engine.max_sequences is 4, below coordinator.group_size = 8",
+                "recipe.toml:14: reward_server.scorers[0].free_tokens is 5, must be below max_tokens",
+                "a KL needs a reference",
+            ],
+        );
+    }
+    assert!(!output.exists(), "a run that cannot start leaves nothing behind");
+    let two_rings =
+        "[[stages]]\nname = 'a'\nring.output = 'p'\n[[stages]]\nname = 'b'\nring.output = 'p/q'\n";
+    fs::write(&recipe, two_rings).unwrap();
+    expect_bad_input(
+        &["check-config", path(&recipe)],
+        &["2 of them are rings", "b writes into p/q, which a makes"],
+    );
+}
+
+#[test]
+fn check_config_explains_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    fs::write(&recipe, "seed = 7\n[learner.ppo]\nalgorithm = 'grpo'\n").unwrap();
+    let explain = |key: &str| {
+        let arguments = ["check-config", path(&recipe), "--explain", key];
+        let output = Command::new(binary("sluice").unwrap()).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(explain("coordinator.seed").contains("here: 7 (from seed)"));
+    assert!(explain("learner.ppo.kl_coefficient").contains("here: 0.04 (from learner.ppo.algorithm)"));
+    assert!(explain("learner.ppo.algorithm").contains("recipe.toml:3"));
+    assert!(explain("coordinator.filtration.strategy").contains("\"none\" (from learner.ppo.algorithm)"));
+    expect_bad_input(
+        &["check-config", "--explain", "learner.ppo.epochs"],
+        &["there is", "learner.ppo.ppo_epochs"],
+    );
+}
+
+#[test]
 fn a_missing_model_folder_and_a_truncated_one_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("in.jsonl");

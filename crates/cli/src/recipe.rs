@@ -21,7 +21,9 @@
 //! data: it starts nothing. `run` does what a recipe says on this machine, `render` writes its ring for a
 //! cluster, and both take what the roles are told from `role_configs`.
 
+mod derived;
 mod placeholders;
+mod preflight;
 mod resolved;
 mod ring_folder;
 mod role;
@@ -166,7 +168,8 @@ impl RecipeFile {
             Environment::Applied => Layers::of_process(Some(path), settings)?,
             Environment::LeftOut => Layers::of_file(path, settings)?,
         };
-        placeholders::fill_in(&mut layers, path);
+        layers.edit(|table| placeholders::fill_in(table, path));
+        derived::fill_in(&mut layers);
         let recipe: Recipe = layers.parse()?;
         let problems = recipe.problems();
         if problems.is_empty() {

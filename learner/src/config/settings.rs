@@ -74,6 +74,11 @@ impl Settings {
 }
 
 impl PpoConfig {
+    /// Whether a KL to the reference enters rewards or loss.
+    pub fn needs_reference(&self) -> bool {
+        Settings::of(self).is_ok_and(|settings| settings.kl_coefficient() != 0.0)
+    }
+
     /// Fills in what the algorithm decides where the configuration does not; returns the keys.
     pub fn fill_in_algorithm(&mut self) -> Vec<&'static str> {
         let Ok(settings) = Settings::of(self) else { return Vec::new() };

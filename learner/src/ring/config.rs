@@ -32,9 +32,11 @@ pub struct Config {
     /// Host under which actors reach rank 0; the one of `listen` when empty.
     pub advertise: String,
     /// The policy's folder, before the first batch.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub policy: PathBuf,
     /// The critic's folder: a critic or reward model keeps its head. The policy with a head of zeros when
     /// absent.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub critic: Option<PathBuf>,
     /// Where checkpoints are written.
     pub checkpoints: PathBuf,

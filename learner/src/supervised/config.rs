@@ -15,6 +15,7 @@ use crate::config::{ExecutionConfig, OptimizerConfig, Problems};
 #[serde(default, deny_unknown_fields)]
 pub struct InitConfig {
     /// Folder with `tokenizer.json` and what else belongs to the tokenizer.
+    #[schemars(extend("x-kind" = "tokenizer folder"))]
     pub tokenizer: PathBuf,
     /// Family: `llama`, `mistral`, `qwen2` or `qwen3`.
     pub architecture: String,
@@ -131,12 +132,15 @@ impl TrainingSections<'_> {
 #[serde(default, deny_unknown_fields)]
 pub struct SftConfig {
     /// The model's folder.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub model: Option<PathBuf>,
     /// A new network instead.
     pub init: Option<InitConfig>,
     /// File of examples, JSON lines.
+    #[schemars(extend("x-kind" = "file"))]
     pub data: PathBuf,
     /// Examples on which the loss is measured after each pass.
+    #[schemars(extend("x-kind" = "file"))]
     pub eval_data: Option<PathBuf>,
     /// Where the trained model's folder goes; it must not be there.
     pub output: PathBuf,
@@ -194,11 +198,14 @@ impl SftConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct RewardModelConfig {
     /// The folder to start from: a policy gets a new head, a reward model keeps its own.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub model: PathBuf,
     /// File of pairs, JSON lines.
+    #[schemars(extend("x-kind" = "file"))]
     pub data: PathBuf,
     /// Pairs on which accuracy, mean and deviation of the scores are measured; the training pairs where
     /// absent.
+    #[schemars(extend("x-kind" = "file"))]
     pub eval_data: Option<PathBuf>,
     /// Where the reward model's folder goes; it must not be there.
     pub output: PathBuf,
@@ -265,12 +272,16 @@ pub enum PreferenceLoss {
 #[serde(default, deny_unknown_fields)]
 pub struct PreferenceConfig {
     /// The policy's folder.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub model: PathBuf,
     /// The reference's folder; the policy before training where absent.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub reference: Option<PathBuf>,
     /// File of preferences, JSON lines.
+    #[schemars(extend("x-kind" = "file"))]
     pub data: PathBuf,
     /// Preferences on which the loss is measured after each pass.
+    #[schemars(extend("x-kind" = "file"))]
     pub eval_data: Option<PathBuf>,
     /// Where the trained policy's folder goes; it must not be there.
     pub output: PathBuf,

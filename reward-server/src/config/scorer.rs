@@ -92,6 +92,7 @@ pub enum ScorerKind {
 #[serde(deny_unknown_fields)]
 pub struct RewardModel {
     /// Its folder: a `*ForSequenceClassification` with one label and the policy's vocabulary.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub model: PathBuf,
     /// Apply the mean and standard deviation that its `config.json` stores, if it does.
     #[serde(default = "yes")]
@@ -217,6 +218,7 @@ pub struct Format {
 #[serde(deny_unknown_fields)]
 pub struct Python {
     /// The user's file.
+    #[schemars(extend("x-kind" = "file"))]
     pub file: PathBuf,
     /// The interpreter that runs it.
     #[serde(default = "python3")]
@@ -245,6 +247,7 @@ pub struct Http {
     pub url: String,
     /// A file whose first line is sent as bearer token.
     #[serde(default)]
+    #[schemars(extend("x-kind" = "file"))]
     pub token_file: Option<PathBuf>,
     /// The field of the prompt that is sent as label; all fields as JSON text where not given.
     #[serde(default)]

@@ -37,7 +37,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => None,
     };
     match (&arguments.explain, &file) {
-        (None, Some(file)) => print!("{}", file.resolved()?.text()),
+        (None, Some(file)) => {
+            print!("{}", file.resolved()?.text());
+            file.preflight()?;
+        }
         (Some(key), Some(file)) => print!("{}", file.resolved()?.explain(key)?),
         (Some(key), None) => print!("{}", explanation(key)?),
         (None, None) => {}

@@ -37,6 +37,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     init_logging("warn", service::config::LogFormat::Text)?;
     let file = RecipeFile::read(&arguments.recipe, Environment::Applied, &arguments.settings)?;
+    file.preflight()?;
     let started = tokio::time::Instant::now();
     let selection = Selection { resume: arguments.resume, redo_from: arguments.redo_from };
     match stages::run(&file, &selection).await? {

@@ -1,6 +1,6 @@
 //! A recipe as it is used: every key with its value, where that came from, and what it means.
 
-use service::config::{Schema, Section, Source, find_keys};
+use service::config::{Key, Schema, Section, Source, find_keys};
 
 use super::{Recipe, RecipeFile};
 
@@ -57,7 +57,13 @@ impl Resolved<'_> {
         Ok(described.collect())
     }
 
-    fn source(&self, path: &str) -> Source {
+    /// Every key.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.sections.iter().flat_map(|section| &section.keys)
+    }
+
+    /// Where the value of a key came from.
+    pub(super) fn source(&self, path: &str) -> Source {
         match self.derived.iter().find(|(key, _)| key == path) {
             Some((_, from)) => Source::Derived(from.clone()),
             None => self.file.layers.source(path),

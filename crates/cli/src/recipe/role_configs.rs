@@ -89,6 +89,13 @@ impl RoleConfig {
         &self.derived
     }
 
+    /// Puts addresses in where they are known only when the processes are.
+    pub(super) fn address_for_checks(&mut self) {
+        if self.role != Role::Coordinator {
+            self.set_if_absent("coordinator", "127.0.0.1:0");
+        }
+    }
+
     /// Whose it is.
     pub(crate) fn role(&self) -> Role {
         self.role

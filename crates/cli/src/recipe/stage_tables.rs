@@ -22,6 +22,7 @@ pub(crate) struct CommandStage {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct TokenizerStage {
     /// JSON Lines files.
+    #[schemars(extend("x-kind" = "files"))]
     pub(crate) data: Vec<PathBuf>,
     /// Fields of a line that hold text.
     pub(crate) fields: Vec<String>,
@@ -32,6 +33,7 @@ pub(crate) struct TokenizerStage {
     /// The beginning of a prompt, if there is to be one.
     pub(crate) bos: Option<String>,
     /// A chat template, if there is to be one.
+    #[schemars(extend("x-kind" = "file"))]
     pub(crate) chat_template: Option<PathBuf>,
     /// The tokenizer's folder.
     pub(crate) output: PathBuf,
@@ -56,8 +58,10 @@ impl Default for TokenizerStage {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PreferencesStage {
     /// The policy's folder.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub(crate) model: PathBuf,
     /// Problems with tests.
+    #[schemars(extend("x-kind" = "file"))]
     pub(crate) problems: PathBuf,
     /// Problems used, from the first; all where not given.
     pub(crate) max_problems: Option<usize>,
@@ -105,14 +109,17 @@ pub(crate) struct RingStage {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct EvalStage {
     /// Problems with tests, held out from all training.
+    #[schemars(extend("x-kind" = "file"))]
     pub(crate) problems: PathBuf,
     /// Problems used, from the first; all where not given.
     pub(crate) max_problems: Option<usize>,
     /// The policies; the last one is compared with the first.
     pub(crate) policies: Vec<Candidate>,
     /// The reward model they were trained on.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub(crate) reward_model: Option<PathBuf>,
     /// The reference that the KL is taken to.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub(crate) reference: Option<PathBuf>,
     /// Sampled responses per problem, beside the greedy one.
     pub(crate) n: usize,
@@ -147,5 +154,6 @@ pub(crate) struct Candidate {
     /// What the table calls it.
     pub(crate) name: String,
     /// Its folder.
+    #[schemars(extend("x-kind" = "model folder"))]
     pub(crate) model: PathBuf,
 }

@@ -100,6 +100,11 @@ impl Layers {
         &self.merged
     }
 
+    /// The value at `path`, such as `stages[0].sft.epochs`, where a layer has it.
+    pub fn value(&self, path: &str) -> Option<&Value> {
+        value_at(&self.merged, path)
+    }
+
     /// Where the value at `path`, such as `stages[0].sft.epochs`, came from.
     pub fn source(&self, path: &str) -> Source {
         let set = value_at(&self.merged, path).and_then(|_| self.origins.of(path));

@@ -1,0 +1,182 @@
+//! What would make a run fail after it has started, found before: every role's own validation, what the
+//! recipe names on this machine, and what sections owe each other.
+//!
+//! Everything is looked at and said at once, with the place of the key and what to do.
+
+use std::path::{Path, PathBuf};
+
+use service::config::{Error, Key, Source};
+
+use super::resolved::Resolved;
+use super::{Recipe, RecipeFile, Work};
+
+impl RecipeFile {
+    /// Refuses a recipe that cannot run to its end on this machine.
+    ///
+    /// # Errors
+    /// Every problem, with the place of its key.
+    pub(crate) fn preflight(&self) -> anyhow::Result<()> {
+        let resolved = self.resolved()?;
+        let mut problems = self.role_problems()?;
+        problems.extend(self.stage_problems());
+        problems.extend(owed(&self.recipe));
+        let made = self.made();
+        for key in resolved.keys() {
+            problems.extend(missing(key, &made));
+        }
+        let problems: Vec<String> = problems.into_iter().map(|problem| placed(&resolved, &problem)).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Unusable { problems }.into()) }
+    }
+
+    /// What the roles say about their own sections.
+    fn role_problems(&self) -> anyhow::Result<Vec<String>> {
+        let mut problems = Vec::new();
+        if !self.has_ring() {
+            return Ok(problems);
+        }
+        for mut config in self.role_configs() {
+            // Addresses are known when the processes are.
+            config.address_for_checks();
+            let section = config.role().section();
+            let found = config.check()?.problems;
+            problems.extend(found.into_iter().map(|problem| format!("{section}.{problem}")));
+        }
+        Ok(problems)
+    }
+
+    fn has_ring(&self) -> bool {
+        self.recipe.stages_or_ring().iter().any(|stage| stage.ring.is_some())
+    }
+
+    /// Stages that would undo or mix up each other.
+    fn stage_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for stage in &self.recipe.stages {
+            if stage.work().is_ok_and(|work| work.output().as_os_str().is_empty()) {
+                problems.push(format!("stage {}: output is missing: name what it makes", stage.name));
+            }
+        }
+        let made = self.made();
+        for (later, one) in made.iter().enumerate() {
+            for other in made[..later].iter().filter(|other| one.output.starts_with(&other.output)) {
+                problems.push(format!(
+                    "stages[{}].name: {} writes into {}, which {} makes",
+                    one.stage,
+                    self.stage_name(one.stage),
+                    other.output.display(),
+                    self.stage_name(other.stage)
+                ));
+            }
+        }
+        let rings = self.recipe.stages.iter().filter(|stage| stage.ring.is_some()).count();
+        if rings > 1 {
+            problems.push(format!(
+                "stages: {rings} of them are rings, and a recipe has one ring: make a recipe of each"
+            ));
+        }
+        problems
+    }
+
+    fn stage_name(&self, index: usize) -> &str {
+        self.recipe.stages.get(index).map_or("the ring", |stage| stage.name.as_str())
+    }
+
+    /// What the stages make, in their order.
+    fn made(&self) -> Vec<Made> {
+        let stages = self.recipe.stages_or_ring();
+        let outputs = stages.iter().enumerate().filter_map(|(stage, work)| {
+            let work = work.work().ok().filter(|work| !work.output().as_os_str().is_empty())?;
+            Some(Made { stage, output: work.output().clone(), is_ring: matches!(work, Work::Ring(_)) })
+        });
+        outputs.collect()
+    }
+}
+
+/// What a stage leaves.
+struct Made {
+    /// Its place in the recipe.
+    stage: usize,
+    output: PathBuf,
+    is_ring: bool,
+}
+
+/// What a key names that is not there and that no stage before makes.
+fn missing(key: &Key, made: &[Made]) -> Vec<String> {
+    let values: Vec<&str> = match &key.value {
+        Some(serde_json::Value::String(path)) => vec![path],
+        Some(serde_json::Value::Array(paths)) => paths.iter().filter_map(serde_json::Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    let before = made.iter().take_while(|made| !uses(&key.path, made)).collect::<Vec<_>>();
+    let paths = values.into_iter().filter(|path| !path.is_empty()).map(Path::new);
+    let unmade = paths.filter(|path| !before.iter().any(|made| path.starts_with(&made.output)));
+    unmade
+        .filter_map(|path| Some(format!("{} is {path:?}: {}", key.path, absence(path, &key.kind)?)))
+        .collect()
+}
+
+/// Whether this is the stage that reads the key: it and later ones cannot have made what the key names.
+fn uses(path: &str, made: &Made) -> bool {
+    match path.strip_prefix("stages[").and_then(|rest| rest.split_once(']')) {
+        Some((index, _)) => index.parse() == Ok(made.stage),
+        None => made.is_ring,
+    }
+}
+
+/// What is wrong with an input on this machine.
+fn absence(path: &Path, kind: &str) -> Option<String> {
+    let inside = match kind {
+        "model folder" => Some("config.json"),
+        "tokenizer folder" => Some("tokenizer.json"),
+        "file" | "files" => None,
+        _ => return None,
+    };
+    match inside {
+        None if path.is_file() => None,
+        None if path.is_dir() => Some("it is a folder, must be a file".to_owned()),
+        None => Some("there is no such file, and no stage before makes it".to_owned()),
+        Some(_) if !path.exists() => Some("there is no such folder, and no stage before makes it".to_owned()),
+        Some(file) if !path.join(file).is_file() => Some(format!("it holds no {file}")),
+        Some(_) => None,
+    }
+}
+
+/// What one section owes another.
+fn owed(recipe: &Recipe) -> Vec<String> {
+    let mut problems = Vec::new();
+    let Recipe { coordinator, learner, reward_server, actor, .. } = recipe;
+    if learner.ppo.needs_reference() && reward_server.reference.is_none() {
+        problems.push(
+            "learner.ppo.kl_coefficient: a KL needs a reference: add [reward_server.reference] with model, \
+             or set learner.ppo.kl_coefficient = 0"
+                .to_owned(),
+        );
+    }
+    let (group, slots) = (usize::from(coordinator.group_size), actor.engine.max_sequences);
+    if slots < group {
+        problems.push(format!(
+            "actor.engine.max_sequences is {slots}, below coordinator.group_size = {group}: no actor could \
+             ever take a prompt"
+        ));
+    }
+    if let Some(context) = actor.engine.context_tokens
+        && context <= coordinator.sampling.max_new_tokens() as usize
+    {
+        problems.push(format!(
+            "actor.engine.context_tokens is {context}, and coordinator.sampling.max_new_tokens = {} leaves no \
+             room for a prompt",
+            coordinator.sampling.max_new_tokens()
+        ));
+    }
+    problems
+}
+
+/// The problem behind the place of the key that it begins with.
+fn placed(resolved: &Resolved<'_>, problem: &str) -> String {
+    let key = problem.split([' ', ':', ',']).next().unwrap_or_default();
+    match resolved.source(key) {
+        Source::Set(origin) => format!("{origin}: {problem}"),
+        Source::Derived(from) => format!("{problem} (from {from})"),
+        Source::Default => problem.to_owned(),
+    }
+}
