@@ -239,10 +239,16 @@ def unpack_standard(tag, content):
 
         name, parts = content
         return getattr(datetime, name)(*unpack(parts))
+    if tag == "timezone":
+        import datetime
+
+        return datetime.timezone(datetime.timedelta(microseconds=content))
     import collections
 
     if tag == "deque":
         return collections.deque(map(unpack, content[0]), content[1])
+    if tag in ("UserList", "UserDict", "UserString"):
+        return getattr(collections, tag)(unpack(content))
     if tag == "namedtuple":
         name, fields, items = content
         return collections.namedtuple(name, fields)._make(map(unpack, items))

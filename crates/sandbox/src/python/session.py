@@ -115,6 +115,8 @@ class Session:
 
     def ask(self, *request):
         """Sends a request; returns the reply to it."""
+        if remote.Link.is_reading:
+            raise remote.Misplaced("a stand-in inside of a value")
         if self.ended is not None:
             raise GradingEnded(*self.ended)
         with self.lock:

@@ -130,6 +130,7 @@ scan = json.JSONDecoder(object_hook=hook).scan_once
 
 def decode(data):
     """A frame as a `Message` whose content holds values and stand-ins only."""
+    remote.Link.is_reading = True
     try:
         text = data.decode("ascii")
         message, end = scan(text, 0)
@@ -138,6 +139,8 @@ def decode(data):
     except Exception as error:
         # Whatever a constructor says to content that it cannot take.
         raise Malformed(str(error)[:200] or "no JSON") from None
+    finally:
+        remote.Link.is_reading = False
     if end != len(text) or type(message) is not Message:
         raise Malformed("a frame that is no message")
     for content in message.values():
@@ -216,6 +219,10 @@ def pack(value, depth=0):
         return ("Fraction", (value.numerator, value.denominator))
     if kind is Decimal:
         return ("Decimal", str(value))
+    if kind is timezone:
+        return ("timezone", value.utcoffset(None) // timedelta(microseconds=1))
+    if kind in (UserList, UserDict, UserString):
+        return (kind.__name__, pack(value.data, depth + 1))
     if kind in (date, datetime, time, timedelta):
         return ("datetime", (kind.__name__, pack(value.__reduce__()[1], depth + 1)))
     if kind is array:
