@@ -22,8 +22,8 @@ pub(crate) struct Arguments {
     /// Goes on with a ring that was interrupted.
     #[arg(long)]
     resume: bool,
-    /// Does this stage and all later ones again.
-    #[arg(long, value_name = "STAGE")]
+    /// Does this stage and all later ones again; what they made is kept under another name.
+    #[arg(long, value_name = "STAGE", conflicts_with = "resume")]
     redo_from: Option<String>,
     /// Sets one value over file and environment; may be given several times.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]

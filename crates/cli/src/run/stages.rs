@@ -6,6 +6,7 @@
 
 mod command;
 mod compute;
+mod output_folder;
 mod records;
 mod ring;
 
@@ -16,8 +17,9 @@ use anyhow::Context as _;
 use service::{BadInput, StopSignals};
 use tokio::time::Instant;
 
-use crate::recipe::{Recipe, RecipeFile, Stage, Work};
-use records::Records;
+use crate::recipe::{Recipe, RecipeFile, RingFolder, Stage, Work};
+use output_folder::{Consent, OutputFolder};
+use records::{Records, Told};
 
 /// Which stages are done again, and how the ring begins.
 #[derive(Debug, Clone, Default)]
@@ -48,19 +50,26 @@ pub(crate) enum Done {
 pub(crate) async fn run(file: &RecipeFile, selection: &Selection) -> anyhow::Result<Done> {
     let recipe = &file.recipe;
     let stages = recipe.stages_or_ring();
-    let records = Records::of(&recipe.output)?;
+    let output = OutputFolder::take(&recipe.output)?;
+    let records = Records::of(output.path())?;
     if let Some(first) = &selection.redo_from {
-        redo(&stages, first, &records)?;
+        redo(&stages, first, &output, &records)?;
     }
     let mut stop = StopSignals::listen()?;
+    let mut is_renewed = false;
     for (number, stage) in stages.iter().enumerate() {
         let work = stage.work().map_err(|error| BadInput(error.to_string()))?;
         let told = told(recipe, stage)?;
         let title = format!("[{}/{}] {}", number + 1, stages.len(), stage.name);
-        if let Some(seconds) = records.finished(&stage.name, &told, work.output())? {
+        let finished = records.finished(&stage.name, &told, work.output())?;
+        if is_renewed && finished.is_some() {
+            // It was made of what has been made anew since.
+            output.move_aside(&[work.output()], Consent::Given)?;
+        } else if let Some(seconds) = finished {
             eprintln!("{title}: done before, in {}", span(Duration::from_secs_f64(seconds)));
             continue;
         }
+        is_renewed = true;
         eprintln!("{title}");
         let started = Instant::now();
         let done = perform(file, stage, selection.resume, &mut stop).await;
@@ -103,31 +112,37 @@ async fn perform(
     }
 }
 
-/// What a stage's result follows from, as text that is compared: its own table, and for the ring the roles'
-/// too.
-fn told(recipe: &Recipe, stage: &Stage) -> anyhow::Result<String> {
-    let mut told = toml::to_string(stage).context("write down the stage")?;
-    if stage.ring.is_some() {
-        let roles = Recipe { stages: Vec::new(), ..recipe.clone() };
-        told += &toml::to_string(&roles).context("write down the recipe")?;
+/// What a stage's result follows from: its own table, and for the ring the roles' too.
+fn told(recipe: &Recipe, stage: &Stage) -> anyhow::Result<Told> {
+    let mut text = toml::to_string(stage).context("write down the stage")?;
+    if stage.ring.is_none() {
+        return Ok(Told { text, batches: None });
     }
-    Ok(told)
+    let mut roles = Recipe { stages: Vec::new(), ..recipe.clone() };
+    // How far it goes is no other ring.
+    let batches = std::mem::take(&mut roles.coordinator.batches);
+    text += &toml::to_string(&roles).context("write down the recipe")?;
+    Ok(Told { text, batches: Some(batches) })
 }
 
-fn redo(stages: &[Stage], first: &str, records: &Records) -> anyhow::Result<()> {
+/// Forgets stages, and moves what they made aside.
+fn redo(stages: &[Stage], first: &str, output: &OutputFolder, records: &Records) -> anyhow::Result<()> {
     let Some(from) = stages.iter().position(|stage| stage.name == first) else {
         let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
         return Err(
             BadInput(format!("there is no stage {first:?}; the recipe has {}", names.join(", "))).into()
         );
     };
+    let ring = RingFolder::of(output.path());
+    let mut made = Vec::new();
     for stage in &stages[from..] {
-        records.forget(&stage.name)?;
+        made.push(stage.work().map_err(|error| BadInput(error.to_string()))?.output().as_path());
         if stage.ring.is_some() {
-            ring::discard(records.output())?;
+            made.push(ring.root());
         }
     }
-    Ok(())
+    output.move_aside(&made, Consent::Asked)?;
+    stages[from..].iter().try_for_each(|stage| records.forget(&stage.name))
 }
 
 /// Removes what an unfinished stage left, if that lies in the run's own folder.

@@ -18,8 +18,19 @@ pub(super) struct Records {
 struct Record {
     /// How long it took.
     seconds: f64,
-    /// What it was told; another text means another result.
-    told: String,
+    /// What it was told.
+    #[serde(flatten)]
+    told: Told,
+}
+
+/// What a stage is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Told {
+    /// Another text means another result.
+    #[serde(rename = "told")]
+    pub(super) text: String,
+    /// Batches of a ring: more of them go on from the same result.
+    pub(super) batches: Option<u64>,
 }
 
 impl Records {
@@ -30,20 +41,15 @@ impl Records {
         Ok(Self { output: output.to_owned() })
     }
 
-    /// The run's output folder.
-    pub(super) fn output(&self) -> &Path {
-        &self.output
-    }
-
     fn path(&self, stage: &str) -> PathBuf {
         self.output.join("stages").join(format!("{stage}.toml"))
     }
 
-    /// Seconds that a stage took, if it has finished.
+    /// Seconds that a stage took, if it has finished; a ring that is to train more batches has not.
     ///
     /// # Errors
-    /// When it was told something else then.
-    pub(super) fn finished(&self, stage: &str, told: &str, output: &Path) -> anyhow::Result<Option<f64>> {
+    /// When it was told something else then, or has trained more batches than it is to.
+    pub(super) fn finished(&self, stage: &str, told: &Told, output: &Path) -> anyhow::Result<Option<f64>> {
         let path = self.path(stage);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
@@ -54,17 +60,27 @@ impl Records {
         if !output.exists() {
             return Ok(None);
         }
-        if record.told != told {
-            let changed = first_difference(&record.told, told);
+        if record.told.text != told.text {
+            let changed = first_difference(&record.told.text, &told.text);
             let advice =
                 format!("do it and what follows again with --redo-from {stage}, or name another output");
             return Err(BadInput(format!("stage {stage} was done with {changed}; {advice}")).into());
         }
-        Ok(Some(record.seconds))
+        match (record.told.batches, told.batches) {
+            (Some(before), Some(now)) if before < now => Ok(None),
+            (Some(before), Some(now)) if before > now => {
+                let problem = format!(
+                    "stage {stage} has trained {before} batches, and coordinator.batches is {now} now: say \
+                     {before} or more, or do it again with --redo-from {stage}"
+                );
+                Err(BadInput(problem).into())
+            }
+            _ => Ok(Some(record.seconds)),
+        }
     }
 
     /// Writes down that a stage has finished.
-    pub(super) fn finish(&self, stage: &str, told: String, took: Duration) -> anyhow::Result<()> {
+    pub(super) fn finish(&self, stage: &str, told: Told, took: Duration) -> anyhow::Result<()> {
         let (path, record) = (self.path(stage), Record { seconds: took.as_secs_f64(), told });
         let partial = path.with_extension("partial");
         let text = toml::to_string(&record).context("write down the stage")?;
@@ -97,22 +113,38 @@ fn first_difference(before: &str, now: &str) -> String {
 mod tests {
     use super::*;
 
+    fn told(text: &str) -> Told {
+        Told { text: text.to_owned(), batches: None }
+    }
+
+    #[test]
+    fn a_ring_goes_on_to_more_batches() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::of(folder.path()).unwrap();
+        let ring = |batches| Told { text: "lr = 1".to_owned(), batches: Some(batches) };
+        records.finish("ring", ring(10), Duration::from_secs(3)).unwrap();
+        assert_eq!(records.finished("ring", &ring(10), folder.path()).unwrap(), Some(3.0));
+        assert_eq!(records.finished("ring", &ring(20), folder.path()).unwrap(), None);
+        let error = records.finished("ring", &ring(5), folder.path()).unwrap_err().to_string();
+        assert!(error.contains("has trained 10 batches"), "{error}");
+    }
+
     #[test]
     fn a_finished_stage_is_known_until_it_is_told_something_else() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::of(folder.path()).unwrap();
         let output = folder.path().join("sft");
-        assert_eq!(records.finished("sft", "lr = 1", &output).unwrap(), None);
-        records.finish("sft", "lr = 1".to_owned(), Duration::from_secs(3)).unwrap();
-        assert_eq!(records.finished("sft", "lr = 1", &output).unwrap(), None, "its output is gone");
+        assert_eq!(records.finished("sft", &told("lr = 1"), &output).unwrap(), None);
+        records.finish("sft", told("lr = 1"), Duration::from_secs(3)).unwrap();
+        assert_eq!(records.finished("sft", &told("lr = 1"), &output).unwrap(), None, "its output is gone");
         std::fs::create_dir(&output).unwrap();
-        assert_eq!(records.finished("sft", "lr = 1", &output).unwrap(), Some(3.0));
-        let error = records.finished("sft", "lr = 2", &output).unwrap_err().to_string();
+        assert_eq!(records.finished("sft", &told("lr = 1"), &output).unwrap(), Some(3.0));
+        let error = records.finished("sft", &told("lr = 2"), &output).unwrap_err().to_string();
         assert!(
             error.contains("`lr = 1`, now it is `lr = 2`") && error.contains("--redo-from sft"),
             "{error}"
         );
         records.forget("sft").unwrap();
-        assert_eq!(records.finished("sft", "lr = 2", &output).unwrap(), None);
+        assert_eq!(records.finished("sft", &told("lr = 2"), &output).unwrap(), None);
     }
 }

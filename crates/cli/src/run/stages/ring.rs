@@ -42,14 +42,6 @@ fn newest_checkpoint(checkpoints: &Path) -> anyhow::Result<(PathBuf, BatchId)> {
     newest.with_context(|| format!("{} holds no checkpoint", checkpoints.display()))
 }
 
-/// Removes a ring's journal, checkpoints and logs.
-///
-/// # Errors
-/// When the system refuses.
-pub(crate) fn discard(output: &Path) -> anyhow::Result<()> {
-    super::discard(RingFolder::of(output).root(), output)
-}
-
 /// Copies a folder under its final name in one step. Files are linked where the system can: checkpoints are
 /// never changed.
 fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
