@@ -5,6 +5,7 @@ mod eval;
 mod filter;
 mod generate;
 mod grade;
+mod init;
 mod logprobs;
 mod r2;
 mod render;
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     R2(r2::Arguments),
     /// A live view of a run in the terminal.
     Top(top::Arguments),
+    /// Writes a commented recipe to begin with.
+    Init(init::Arguments),
     /// Checks a recipe and prints it as it would be used.
     CheckConfig(check_config::Arguments),
     /// Writes the ring of a recipe as files for a cluster.
@@ -85,6 +88,7 @@ impl Command {
             Self::Filter(arguments) => filter::run(&arguments)?,
             Self::R2(arguments) => r2::run(&arguments)?,
             Self::Top(arguments) => on_runtime(top::run(arguments))?,
+            Self::Init(arguments) => init::run(&arguments)?,
             Self::CheckConfig(arguments) => check_config::run(&arguments)?,
             Self::Render(arguments) => render::run(&arguments)?,
         }

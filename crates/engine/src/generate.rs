@@ -17,7 +17,7 @@ use types::{FinishReason, PromptContent, PromptId, RolloutId, Sampling};
 
 use crate::folder::Folder;
 use crate::prompts::PromptEncoder;
-use crate::{Engine, EngineConfig, Event, Finished, Request, SampleRequest};
+use crate::{Engine, EngineConfig, Event, Finished, Refusal, Request, SampleRequest};
 
 /// Prompts that may be under way: those the engine works on, and those that wait for a slower one in front of
 /// them.
@@ -265,9 +265,10 @@ impl<'a, T> Run<'a, T> {
     fn submit(&mut self, (tag, content): (T, PromptContent)) {
         let number = self.first + self.slots.len() as u64;
         let submitted = match self.generator.encode(&content) {
-            Ok(prompt_tokens) => {
-                self.submit_tokens(number, Arc::clone(&prompt_tokens)).map(|()| prompt_tokens)
-            }
+            Ok(prompt_tokens) => match self.submit_tokens(number, Arc::clone(&prompt_tokens)) {
+                Ok(()) => Ok(prompt_tokens),
+                Err(refusal) => Err(refusal.to_string()),
+            },
             Err(error) => Err(format!("{error:#}")),
         };
         self.slots.push_back(match submitted {
@@ -281,7 +282,7 @@ impl<'a, T> Run<'a, T> {
         });
     }
 
-    fn submit_tokens(&mut self, number: u64, prompt_tokens: Arc<[u32]>) -> Result<(), String> {
+    fn submit_tokens(&mut self, number: u64, prompt_tokens: Arc<[u32]>) -> Result<(), Refusal> {
         let generator = &mut *self.generator;
         let ids = generator.next_id..;
         generator.next_id += self.n as u64;
@@ -298,7 +299,7 @@ impl<'a, T> Run<'a, T> {
             stream: false,
         };
         for outcome in generator.engine.submit(std::slice::from_ref(&request)) {
-            outcome.map_err(|refusal| refusal.to_string())?;
+            outcome?;
         }
         let siblings = request.samples.iter().enumerate();
         self.places.extend(siblings.map(|(sibling, sample)| (sample.id, (number, sibling))));

@@ -251,14 +251,18 @@ fn jinja_files(files: Files<'_>) -> Result<BTreeMap<String, String>, Error> {
     Ok(sources)
 }
 
+/// What stands where a chat template should.
+#[derive(Debug, thiserror::Error)]
+#[error("chat_template is neither a template nor a list of objects with name and template")]
+struct NoTemplate;
+
 /// The `chat_template` of a JSON file: absent, one template, or a list of named ones.
-fn templates_of(value: Option<Json>) -> Result<BTreeMap<String, String>, &'static str> {
-    let shape = "chat_template is neither a template nor a list of objects with name and template";
+fn templates_of(value: Option<Json>) -> Result<BTreeMap<String, String>, NoTemplate> {
     match value {
         None | Some(Json::Null) => Ok(BTreeMap::new()),
         Some(Json::String(source)) => Ok(BTreeMap::from([("default".to_owned(), source)])),
-        Some(Json::Array(entries)) => entries.iter().map(named_template).collect::<Option<_>>().ok_or(shape),
-        Some(_) => Err(shape),
+        Some(Json::Array(entries)) => entries.iter().map(named_template).collect::<Option<_>>().ok_or(NoTemplate),
+        Some(_) => Err(NoTemplate),
     }
 }
 
