@@ -3,10 +3,12 @@
 //! A [`TinyRing`] is a real ring of real processes, started by `sluice run` on a model of a few thousand
 //! weights. Nothing in it is a double: gRPC, journal, Gloo, checkpoints and the sandbox are those of any run.
 
+mod metrics;
 mod program;
 mod ring;
 mod tree;
 
+pub use metrics::DocumentedMetrics;
 pub use program::{binary, read_until};
 pub use ring::{Running, TinyRing};
 pub use tree::{files, root};

@@ -9,7 +9,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::{Running, TinyRing};
+use tests::{DocumentedMetrics, Running, TinyRing};
 
 /// Enough for a role to be killed long before the end.
 const BATCHES: &str = "coordinator.batches=60";
@@ -30,6 +30,11 @@ fn metric(text: &str, name: &str) -> f64 {
     let values: Vec<f64> = values.collect();
     assert!(!values.is_empty(), "no metric {name} in:\n{text}");
     values.iter().sum()
+}
+
+fn metrics_of(ring: &TinyRing, role: &str) -> String {
+    let page = format!("http://{}/metrics", address(ring, role, "metrics"));
+    ureq::get(&page).call().unwrap().body_mut().read_to_string().unwrap()
 }
 
 fn address(ring: &TinyRing, role: &str, what: &str) -> String {
@@ -86,14 +91,17 @@ fn four_processes_account_for_every_attempt() {
         assert!(Path::new(&format!("/proc/{process}")).exists());
     }
     wait_for_batches(&mut running, 4);
-    let metrics = format!("http://{}/metrics", address(&ring, "coordinator", "metrics"));
-    let text = ureq::get(&metrics).call().unwrap().body_mut().read_to_string().unwrap();
+    let text = metrics_of(&ring, "coordinator");
     let issued = metric(&text, "rlhf_coordinator_responses_issued_total");
     let ended = metric(&text, "rlhf_coordinator_responses_ended_total");
     let in_flight = metric(&text, "rlhf_coordinator_responses_in_flight");
     assert!(!text.contains("outcome=\"failed\""), "an attempt failed in an undisturbed run:\n{text}");
     assert_eq!(issued, ended + in_flight, "{text}");
     assert_eq!(metric(&text, "rlhf_samples_unaccounted"), 0.0);
+    let documented = DocumentedMetrics::read().unwrap();
+    for role in ["coordinator", "reward-server-0", "learner", "actor-0"] {
+        assert_eq!(documented.undocumented(&metrics_of(&ring, role)), Vec::<String>::new(), "{role}");
+    }
 
     // Ctrl-C drains: a checkpoint is written, and --resume goes on where it was.
     kill(Pid::from_raw(running.id()), Signal::SIGINT).unwrap();
