@@ -61,6 +61,14 @@ pub enum Error {
         /// What differs.
         conflicts: Vec<String>,
     },
+    /// A fact would not be read back. Nothing of it is written.
+    #[error("a fact cannot be written to the journal {path}, because it would not be read back: {problem}")]
+    Unreadable {
+        /// Its folder.
+        path: PathBuf,
+        /// Which one, and why.
+        problem: String,
+    },
     /// It cannot be written.
     #[error(
         "cannot write to the journal {path}: {problem}; nothing acknowledged is lost: make room and start again, and \
@@ -125,7 +133,7 @@ struct Format {
     format: u32,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Serialize, Deserialize)]
 struct Entry {
     at: Timestamp,
     fact: Fact,
@@ -206,9 +214,8 @@ impl Journal {
     pub fn commit(&mut self, entries: Entries, state: &Durable) -> Result<(), Error> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         for (at, fact) in entries.facts {
-            let entry = serde_json::to_vec(&Entry { at, fact })
-                .map_err(|error| self.unwritable(format!("a fact does not serialise: {error}")))?;
-            batch.insert(&self.facts, self.next.to_be_bytes(), entry);
+            let bytes = self.readable(Entry { at, fact })?;
+            batch.insert(&self.facts, self.next.to_be_bytes(), bytes);
             self.next += 1;
             self.last_fact = at;
         }
@@ -224,6 +231,21 @@ impl Journal {
             self.write_snapshot(state)?;
         }
         Ok(())
+    }
+
+    /// The bytes of an entry, which are known to be read back as what they were written for.
+    fn readable(&self, entry: Entry) -> Result<Vec<u8>, Error> {
+        let bytes = serde_json::to_vec(&entry)
+            .map_err(|error| self.unreadable(format!("a fact does not serialise: {error}")))?;
+        match serde_json::from_slice::<Entry>(&bytes) {
+            Ok(back) if back == entry => Ok(bytes),
+            Ok(_) => Err(self.unreadable(format!("it reads back as another: {:?}", entry.fact))),
+            Err(error) => Err(self.unreadable(format!("{error}: {:?}", entry.fact))),
+        }
+    }
+
+    fn unreadable(&self, problem: String) -> Error {
+        Error::Unreadable { path: self.path.clone(), problem }
     }
 
     /// Replaces all facts so far by the state that they lead to.

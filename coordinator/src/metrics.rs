@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-use crate::state::{Event, RewardEvent, State, StepRecord};
+use crate::state::{Event, RewardEvent, Role, State, StepRecord};
 
 /// Describes every metric.
 pub(crate) fn describe() {
@@ -22,6 +22,10 @@ pub(crate) fn describe() {
     describe_gauge!("rlhf_coordinator_batches_trained", "Batches trained.");
     describe_gauge!("rlhf_coordinator_batches_checkpointed", "Batches that a checkpoint holds.");
     describe_gauge!("rlhf_coordinator_members_connected", "Members connected, by role.");
+    describe_counter!(
+        "rlhf_coordinator_reports_rejected_total",
+        "Reports that could not be accepted, by role."
+    );
     describe_counter!("rlhf_coordinator_members_gone_total", "Members that have left and are forgotten.");
     describe_gauge!("rlhf_coordinator_prompts_open", "Prompts with a response awaited.");
     describe_gauge!("rlhf_coordinator_last_step_timestamp_seconds", "When the last step was trained.");
@@ -57,6 +61,16 @@ pub(crate) fn event(event: &Event) {
     if let Event::Reward { event: RewardEvent::Scored(summary), .. } = event {
         histogram!("rlhf_coordinator_response_tokens").record(f64::from(summary.tokens));
     }
+}
+
+/// A report could not be accepted.
+pub(crate) fn rejected(role: Role) {
+    let role = match role {
+        Role::Actor => "actor",
+        Role::RewardServer => "reward-server",
+        Role::Learner => "learner",
+    };
+    counter!("rlhf_coordinator_reports_rejected_total", "role" => role).increment(1);
 }
 
 /// One write of the journal.

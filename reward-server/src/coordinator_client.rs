@@ -199,6 +199,11 @@ async fn follow(
     while let Some(command) = commands.message().await? {
         match RewardCommand::try_from(command).map_err(Status::from)? {
             RewardCommand::Recorded(id) => registry.recorded(id),
+            RewardCommand::Rejected { id, reason } => {
+                tracing::warn!(%id, reason, "the coordinator cannot accept this result: not sent again");
+                metrics::rejected();
+                registry.recorded(id);
+            }
             RewardCommand::Finish => return Ok(Left::Finished),
             RewardCommand::Welcome { .. } => {
                 return Err(Status::invalid_argument("a second welcome on one stream").into());

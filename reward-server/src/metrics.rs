@@ -23,6 +23,7 @@ pub(crate) fn describe() {
         "Rollouts without a score, by reason and by length of the response in tokens."
     );
     describe_counter!("rlhf_reward_recorded_total", "Results that the coordinator's journal has.");
+    describe_counter!("rlhf_reward_rejected_total", "Results that the coordinator could not accept.");
     describe_counter!("rlhf_reward_resent_total", "Results sent again after a reconnect.");
     describe_counter!("rlhf_reward_reconnects_total", "Streams to the coordinator that broke.");
     describe_gauge!(
@@ -112,6 +113,11 @@ pub(crate) fn failed(reason: FailReason, response_tokens: u32) {
 pub(crate) fn recorded(took: Duration) {
     counter!("rlhf_reward_recorded_total").increment(1);
     histogram!("rlhf_reward_rollout_seconds").record(took.as_secs_f64());
+}
+
+/// The coordinator could not accept a result.
+pub(crate) fn rejected() {
+    counter!("rlhf_reward_rejected_total").increment(1);
 }
 
 /// The stream to the coordinator is open, and so many results go over it again.

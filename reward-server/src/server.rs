@@ -63,7 +63,7 @@ fn join_run(
     let (registry, arrivals) = RolloutRegistry::new(bounds, Arc::clone(&scorers), context.token.clone());
     context.bound.push(("grpc", listener.address));
     let membership = Membership {
-        member: MemberId::try_from(config.member.clone()).map_err(|error| BadInput(error.to_string()))?,
+        member: config.member_id().map_err(|error| BadInput(error.to_string()))?,
         coordinator: config.coordinator.clone().context("a member of a run has a coordinator")?,
         address: reachable(config.advertise.as_ref(), listener.address),
         registry: registry.clone(),

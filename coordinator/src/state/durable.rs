@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use types::link::learner::StepMetrics;
 use types::{
-    BatchId, DropReason, Ending, FailReason, MemberId, PolicyVersion, RolloutId, Timestamp, WeightHash,
+    BatchId, DropReason, Ending, FailReason, Incarnation, LearnerTerm, MemberId, PolicyVersion, RolloutId,
+    Timestamp, WeightHash,
 };
 
 use super::account::Account;
@@ -28,6 +29,9 @@ pub struct Durable {
     pub(super) plan: RunPlan,
     /// Starts of a coordinator over this journal.
     pub(super) term: u64,
+    /// The learner that was admitted last, and the how manieth it is.
+    learner: Option<(MemberId, Incarnation)>,
+    pub(super) learner_term: LearnerTerm,
     pub(super) work: Work,
     pub(super) batches: Batches,
     /// Recent versions and their hashes, oldest first.
@@ -53,6 +57,8 @@ impl Durable {
         Self {
             plan,
             term: 0,
+            learner: None,
+            learner_term: LearnerTerm(0),
             work: Work::default(),
             batches: Batches::default(),
             versions: VecDeque::new(),
@@ -101,6 +107,11 @@ impl Durable {
     }
 
     fn learner_joined(&mut self, now: Timestamp, learner: LearnerFacts, out: &mut Applied) {
+        let process = (learner.member, learner.incarnation);
+        if self.learner.as_ref() != Some(&process) {
+            self.learner = Some(process);
+            self.learner_term = self.learner_term.next();
+        }
         // What it trained and could not say at the time is recorded now.
         let known = self.batches.trained();
         self.count_trained(learner.trained);
@@ -226,6 +237,11 @@ impl Durable {
     /// The newest policy version.
     pub(super) fn version(&self) -> PolicyVersion {
         self.versions.back().map_or(PolicyVersion(0), |(version, _)| *version)
+    }
+
+    /// The learner that was admitted last.
+    pub(super) fn learner(&self) -> Option<&(MemberId, Incarnation)> {
+        self.learner.as_ref()
     }
 
     /// Whether these weights are or were this run's.

@@ -6,7 +6,7 @@ use algo::filtration::Filtration;
 use serde::{Deserialize, Serialize};
 use types::link::actor::ActorWelcome;
 use types::link::learner::LearnerCommand;
-use types::{BatchId, RunId, Sampling};
+use types::{BatchId, LearnerTerm, RunId, Sampling};
 
 /// The plan of a run. The journal holds the plan that it was written under.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,11 +108,12 @@ impl RunPlan {
     }
 
     /// What the learner has to know.
-    pub(super) fn learner_welcome(&self) -> LearnerCommand {
+    pub(super) fn learner_welcome(&self, term: LearnerTerm) -> LearnerCommand {
         LearnerCommand::Welcome {
             run: self.run.clone(),
             last_batch: self.last_batch(),
             sampling: self.sampling.clone(),
+            term,
         }
     }
 
