@@ -147,7 +147,11 @@ impl Journal {
     pub fn open(path: &Path, plan: &RunPlan) -> Result<(Self, Durable), Error> {
         let mut journal = Self::open_store(path)?;
         let state = journal.replay(plan)?;
-        let conflicts = plan.conflicts_with(state.plan());
+        let mut conflicts = plan.conflicts_with(state.plan());
+        let trained = state.batches().trained().0;
+        if plan.batches < trained {
+            conflicts.push(format!("batches is {} now, but {trained} are trained already", plan.batches));
+        }
         if !conflicts.is_empty() {
             return Err(Error::OtherPlan { path: path.to_owned(), conflicts });
         }

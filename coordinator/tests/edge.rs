@@ -150,3 +150,18 @@ async fn a_run_without_room_for_a_group_ends_with_exit_code_3_and_one_sentence()
         "{log}"
     );
 }
+
+#[tokio::test]
+async fn a_resume_says_what_may_not_change_and_records_what_may() {
+    let mut coordinator = CoordinatorProcess::start(&[]).await;
+    coordinator.start_again(&["data.shuffle=false", "sampling.temperature=0.5", "batches=50"]);
+    assert_eq!(coordinator.exit_code().await, Some(2));
+    let log = coordinator.log();
+    for part in [
+        "shuffle was true when the run began and is false now",
+        "sampling.temperature was 1.0 when the run began and is 0.5 now",
+    ] {
+        assert!(log.contains(part), "{log}");
+    }
+    assert!(!log.contains("batches was"), "more batches go on: {log}");
+}

@@ -77,7 +77,7 @@ impl Durable {
     /// Takes a fact.
     pub(super) fn apply(&mut self, now: Timestamp, fact: Fact, out: &mut Applied) -> Outcome {
         match fact {
-            Fact::Started(plan) => self.started(*plan, out),
+            Fact::Started(plan) => self.started(now, *plan, out),
             Fact::LearnerJoined(learner) => self.learner_joined(now, *learner, out),
             Fact::Leased { member, bounds } => return self.leased(now, member, bounds, out),
             Fact::Scored(summary) => return self.scored(now, summary, out),
@@ -98,7 +98,12 @@ impl Durable {
         Outcome::default()
     }
 
-    fn started(&mut self, plan: RunPlan, out: &mut Applied) {
+    fn started(&mut self, now: Timestamp, plan: RunPlan, out: &mut Applied) {
+        let changes = plan.changes_since(&self.plan).allowed;
+        if !changes.is_empty() {
+            self.history.plan_changed(now, self.batches.trained(), &changes);
+            out.notice(Notice::PlanChanged { changes });
+        }
         self.plan = plan;
         self.term += 1;
         let stale = self.batches.form(&self.plan);

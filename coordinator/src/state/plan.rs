@@ -19,6 +19,8 @@ pub struct RunPlan {
     pub prompts: u64,
     /// BLAKE3 of the data set's bytes, as text.
     pub data_hash: String,
+    /// Whether each epoch has an order of its own.
+    pub shuffle: bool,
     /// Responses per prompt, N.
     pub group_size: u16,
     /// Prompts per batch, B.
@@ -115,22 +117,5 @@ impl RunPlan {
             sampling: self.sampling.clone(),
             term,
         }
-    }
-
-    /// Why this plan cannot continue a run that began under `began`: what would change the meaning of its
-    /// journal.
-    pub fn conflicts_with(&self, began: &Self) -> Vec<String> {
-        let decisive = [
-            ("run", began.run.to_string(), self.run.to_string()),
-            ("seed", began.seed.to_string(), self.seed.to_string()),
-            ("the data set's hash", began.data_hash.clone(), self.data_hash.clone()),
-            ("group_size", began.group_size.to_string(), self.group_size.to_string()),
-            ("batch_prompts", began.batch_prompts.to_string(), self.batch_prompts.to_string()),
-        ];
-        decisive
-            .into_iter()
-            .filter(|(_, then, now)| then != now)
-            .map(|(name, then, now)| format!("{name} was {then} when the run began and is {now} now"))
-            .collect()
     }
 }

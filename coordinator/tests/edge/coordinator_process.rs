@@ -30,25 +30,10 @@ impl CoordinatorProcess {
     }
 
     async fn start_in(folder: tempfile::TempDir, settings: &[&str]) -> Self {
-        let path = |name: &str| folder.path().join(name).display().to_string();
         let addresses = folder.path().join("addresses.json");
-        let _ = std::fs::remove_file(&addresses);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-coordinator"));
-        let fixed = [
-            "listen=127.0.0.1:0".to_owned(),
-            "service.listen_metrics=127.0.0.1:0".to_owned(),
-            format!("service.address_file={}", addresses.display()),
-            format!("journal={}", path("journal")),
-            format!("data.path={}", path("prompts.jsonl")),
-            "batch_prompts=2".to_owned(),
-            "group_size=4".to_owned(),
-        ];
-        for setting in fixed.iter().map(String::as_str).chain(settings.iter().copied()) {
-            command.args(["--set", setting]);
-        }
-        let log = std::fs::File::create(path("log")).unwrap();
-        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let mut this = Self { folder, child, address: String::new(), metrics: String::new() };
+        let child = spawn(&folder, settings);
+        let (address, metrics) = (String::new(), String::new());
+        let mut this = Self { folder, child, address, metrics };
         let deadline = Instant::now() + TIMEOUT;
         while !addresses.exists() {
             let ended = this.child.try_wait().unwrap();
@@ -60,6 +45,13 @@ impl CoordinatorProcess {
         this.address = parsed["grpc"].as_str().unwrap().to_owned();
         this.metrics = parsed["metrics"].as_str().unwrap().to_owned();
         this
+    }
+
+    /// Kills it and starts another over its journal.
+    pub(crate) fn start_again(&mut self, settings: &[&str]) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.child = spawn(&self.folder, settings);
     }
 
     /// What it has logged.
@@ -89,4 +81,24 @@ impl Drop for CoordinatorProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn spawn(folder: &tempfile::TempDir, settings: &[&str]) -> Child {
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let _ = std::fs::remove_file(path("addresses.json"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-coordinator"));
+    let fixed = [
+        "listen=127.0.0.1:0".to_owned(),
+        "service.listen_metrics=127.0.0.1:0".to_owned(),
+        format!("service.address_file={}", path("addresses.json")),
+        format!("journal={}", path("journal")),
+        format!("data.path={}", path("prompts.jsonl")),
+        "batch_prompts=2".to_owned(),
+        "group_size=4".to_owned(),
+    ];
+    for setting in fixed.iter().map(String::as_str).chain(settings.iter().copied()) {
+        command.args(["--set", setting]);
+    }
+    let log = std::fs::File::create(path("log")).unwrap();
+    command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
 }

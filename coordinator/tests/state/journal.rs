@@ -90,6 +90,8 @@ fn another_plan_is_refused_and_harmless_changes_are_not() {
     drop(Journal::open(folder.path(), &plan()).unwrap());
     let error = Journal::open(folder.path(), &RunPlan { seed: 99, ..plan() }).unwrap_err();
     assert!(error.to_string().contains("seed was 17 when the run began and is 99 now"), "{error}");
+    let error = Journal::open(folder.path(), &RunPlan { shuffle: false, ..plan() }).unwrap_err();
+    assert!(error.to_string().contains("shuffle was true when the run began and is false now"), "{error}");
     Journal::open(folder.path(), &RunPlan { batches: 50, ..plan() }).unwrap();
 }
 
