@@ -21,7 +21,8 @@ pub use scorer::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Its name, unique among the run's reward servers. By default made of host, process and something random.
+    /// Its name, unique among the run's reward servers. Made of host, process and something random when
+    /// empty.
     pub member: String,
     /// `host:port` of the coordinator. Without one only the HTTP endpoint is served.
     pub coordinator: Option<String>,
