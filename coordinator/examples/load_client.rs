@@ -21,7 +21,8 @@ use types::{
     BatchId, DType, Incarnation, LeaseId, Manifest, PolicyVersion, TensorEntry, TensorLayout, WeightHash,
 };
 
-const STREAMS_PER_CONNECTION: usize = 200;
+/// h2 gives a connection up on which more small messages than this wait to be read.
+const STREAMS_PER_CONNECTION: usize = 50;
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// Responses that an actor works on at a time.
 const SLOTS: u32 = 8;
@@ -85,7 +86,9 @@ async fn actor(channel: Channel, index: usize, results: mpsc::Sender<pb::Rollout
     };
     let (reports, outgoing) = mpsc::channel(16);
     reports.send(pb::ActorReport::from(hello)).await.unwrap();
-    let opened = CoordinatorClient::new(channel).act(ReceiverStream::new(outgoing)).await;
+    // A connection lives as long as a client of it.
+    let mut client = CoordinatorClient::new(channel);
+    let opened = client.act(ReceiverStream::new(outgoing)).await;
     let Ok(commands) = opened else {
         counts.broken.fetch_add(1, Ordering::Relaxed);
         return;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
-use types::MemberId;
 
 use crate::config::Config;
 use crate::coordinator_client::{Membership, reachable};

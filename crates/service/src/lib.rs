@@ -51,6 +51,7 @@ pub mod jsonl;
 mod backoff;
 mod clock;
 mod http;
+mod incoming;
 mod link;
 mod metrics;
 mod name;
