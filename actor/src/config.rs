@@ -13,7 +13,7 @@ use types::MemberId;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Its name, unique in the run. Made from the host's name and the process id when empty.
+    /// Its name, unique among the run's actors. Made of host, process and something random when empty.
     pub member: String,
     /// `host:port` of the coordinator.
     pub coordinator: String,
@@ -105,9 +105,6 @@ impl Config {
         if !self.member.is_empty() {
             return self.member.parse();
         }
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host = host.trim().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-        let host: String = host.chars().take(40).collect();
-        format!("actor-{host}-{}", std::process::id()).parse()
+        service::unique_name("actor").parse()
     }
 }

@@ -145,6 +145,7 @@ fn plan() -> RunPlan {
         seed: 17,
         prompts: 1 << 30,
         data_hash: "0".into(),
+        shuffle: true,
         group_size: 4,
         batch_prompts: 1 << 30,
         batches: 1000,

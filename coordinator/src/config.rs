@@ -210,6 +210,7 @@ impl Config {
             seed: self.seed,
             prompts: data.len() as u64,
             data_hash: data.hash().to_owned(),
+            shuffle: self.data.shuffle,
             group_size: self.group_size,
             batch_prompts: self.batch_prompts,
             batches: self.batches,

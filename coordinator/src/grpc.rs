@@ -14,12 +14,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
-use types::MemberId;
 use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport};
+use types::{FailReason, MemberId, RolloutFailure, RolloutId};
 
 use crate::inbox::{Handle, Input, LoopEnded, Report};
+use crate::metrics;
 use crate::sessions::{Closing, CommandSender, OUTBOX_CAPACITY, Outbox, SessionId};
 use crate::state::{ActorEvent, Event, LearnerEvent, RewardEvent, Role, ScoreSummary};
 
@@ -81,6 +82,22 @@ trait Link: 'static {
 
     /// It has said something.
     fn reported(session: SessionId, report: Self::Report) -> Report;
+
+    /// The attempt whose result a message tells, where that much of it can be read.
+    fn result_of(message: &Self::Message) -> Option<RolloutId>;
+
+    /// What stands instead of a result that cannot be accepted.
+    fn failed(session: SessionId, failure: RolloutFailure) -> Option<Report>;
+}
+
+/// What becomes of a message that cannot be understood.
+enum Unreadable {
+    /// The attempt that it is about has failed.
+    Instead(Box<Report>),
+    /// It is counted and passed over.
+    PassedOver,
+    /// The stream ends: without this message the others mean nothing.
+    Ends(String),
 }
 
 impl Grpc {
@@ -131,26 +148,74 @@ async fn carry<L: Link>(
         () = done.cancelled() => return Ok(()),
     };
     let SessionId { member, number, .. } = &session;
-    match ended {
+    match &ended {
         Ok(()) => tracing::info!(%member, session = number, "left"),
-        Err(status) => tracing::info!(%member, session = number, reason = status.message(), "stream ended"),
+        Err(StreamEnded { reason, .. }) => tracing::info!(%member, session = number, reason, "stream ended"),
     }
     let event = L::disconnected(member.clone());
+    let refused = ended.err().and_then(|ended| ended.refused);
     // The loop may have ended meanwhile; then nobody needs to know.
-    let _ = handle.send(Input::Closed { session, event }).await;
+    let _ = handle.send(Input::Closed { session, event, refused }).await;
     Ok(())
+}
+
+/// Why a stream ended that did not end well.
+struct StreamEnded {
+    reason: String,
+    /// What the member is told, so that it does not come back and say the same.
+    refused: Option<String>,
+}
+
+impl From<Status> for StreamEnded {
+    fn from(status: Status) -> Self {
+        Self { reason: status.message().to_owned(), refused: None }
+    }
+}
+
+impl From<LoopEnded> for StreamEnded {
+    fn from(ended: LoopEnded) -> Self {
+        Self { reason: ended.to_string(), refused: None }
+    }
 }
 
 async fn carry_reports<L: Link>(
     handle: &Handle,
     session: &SessionId,
     messages: &mut Streaming<L::Message>,
-) -> Result<(), Status> {
+) -> Result<(), StreamEnded> {
     while let Some(message) = messages.next().await {
-        let report = L::reported(session.clone(), L::Report::try_from(message?)?);
+        let message = message?;
+        let result = L::result_of(&message);
+        let report = match L::Report::try_from(message) {
+            Ok(report) => L::reported(session.clone(), report),
+            Err(error) => match unreadable::<L>(session, result, &error) {
+                Unreadable::Instead(report) => *report,
+                Unreadable::PassedOver => continue,
+                Unreadable::Ends(reason) => {
+                    return Err(StreamEnded { refused: Some(reason.clone()), reason });
+                }
+            },
+        };
         handle.send(Input::Report(Box::new(report))).await?;
     }
     Ok(())
+}
+
+/// What becomes of a message that cannot be understood. One message never ends the stream of a member that
+/// only reports results: what came with it would be sent again, and this message too, for ever.
+fn unreadable<L: Link>(session: &SessionId, result: Option<RolloutId>, error: &ProtocolError) -> Unreadable {
+    metrics::rejected(L::ROLE);
+    tracing::warn!(member = %session.member, ?result, %error, "a report that cannot be accepted");
+    if L::ROLE == Role::Learner || *error == ProtocolError::HelloOutOfPlace {
+        return Unreadable::Ends(format!("cannot accept a report: {error}"));
+    }
+    let detail = error.to_string();
+    let failure =
+        result.map(|id| RolloutFailure { id, reason: FailReason::Invalid, detail, response_tokens: 0 });
+    match failure.and_then(|failure| L::failed(session.clone(), failure)) {
+        Some(report) => Unreadable::Instead(Box::new(report)),
+        None => Unreadable::PassedOver,
+    }
 }
 
 async fn first_message<M>(messages: &mut Streaming<M>) -> Result<M, Status> {
@@ -189,7 +254,18 @@ impl Link for ActorLink {
 
     fn reported(session: SessionId, report: ActorReport) -> Report {
         let event = Event::Actor { member: session.member.clone(), event: ActorEvent::Report(report) };
-        Report { session, event, scored: None }
+        Report { session, event, scored: None, rejected: None }
+    }
+
+    fn result_of(message: &pb::ActorReport) -> Option<RolloutId> {
+        match message.report.as_ref()? {
+            pb::actor_report::Report::Failed(failure) => RolloutId::try_from(failure.id?).ok(),
+            _ => None,
+        }
+    }
+
+    fn failed(session: SessionId, failure: RolloutFailure) -> Option<Report> {
+        Some(Self::reported(session, ActorReport::Failed(failure)))
     }
 }
 
@@ -226,7 +302,24 @@ impl Link for RewardLink {
             RewardReport::Scored(scored) => (RewardEvent::Scored(ScoreSummary::of(&scored)), Some(scored)),
         };
         let event = Event::Reward { member: session.member.clone(), event };
-        Report { session, event, scored }
+        Report { session, event, scored, rejected: None }
+    }
+
+    fn result_of(message: &pb::RewardReport) -> Option<RolloutId> {
+        use pb::reward_report::Report;
+        let id = match message.report.as_ref()? {
+            Report::Scored(scored) => scored.rollout.as_ref()?.id,
+            Report::Failed(failure) => failure.id,
+            Report::Hello(_) | Report::Load(_) => None,
+        };
+        RolloutId::try_from(id?).ok()
+    }
+
+    fn failed(session: SessionId, failure: RolloutFailure) -> Option<Report> {
+        let rejected = Some(failure.detail.clone());
+        let event = RewardEvent::Failed(failure);
+        let event = Event::Reward { member: session.member.clone(), event };
+        Some(Report { session, event, scored: None, rejected })
     }
 }
 
@@ -257,7 +350,16 @@ impl Link for LearnerLink {
     }
 
     fn reported(session: SessionId, report: LearnerReport) -> Report {
-        Report { session, event: Event::Learner(LearnerEvent::Report(report)), scored: None }
+        let event = Event::Learner(LearnerEvent::Report(report));
+        Report { session, event, scored: None, rejected: None }
+    }
+
+    fn result_of(_: &pb::LearnerReport) -> Option<RolloutId> {
+        None
+    }
+
+    fn failed(_: SessionId, _: RolloutFailure) -> Option<Report> {
+        None
     }
 }
 

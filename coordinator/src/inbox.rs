@@ -20,8 +20,8 @@ pub(crate) enum Input {
     Joined { session: SessionId, outbox: Outbox, event: Event },
     /// Something came on a member's stream.
     Report(Box<Report>),
-    /// A member's stream ended.
-    Closed { session: SessionId, event: Event },
+    /// A member's stream ended, for a reason that the member is told where there is one.
+    Closed { session: SessionId, event: Event, refused: Option<String> },
     /// Somebody asked the run to stop.
     Drain,
     /// Somebody asks how things are, now.
@@ -37,6 +37,8 @@ pub(crate) struct Report {
     pub(crate) event: Event,
     /// The tokens, where the event is a score.
     pub(crate) scored: Option<ScoredRollout>,
+    /// What is wrong with what the member said, where the event stands instead of that.
+    pub(crate) rejected: Option<String>,
 }
 
 /// The way to the loop.

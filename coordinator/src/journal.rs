@@ -5,19 +5,29 @@
 //! write ends the process: after a failed fsync nothing about the file may be assumed (Rebello et al., "Can
 //! Applications Recover from fsync Failures?", 2020). What was not acknowledged is sent again by those who
 //! hold it.
+//!
+//! Every fact carries a checksum of all facts up to it, and a mark beside the store says how far the durable
+//! ones go (`chain`). What is there is then what was written, and nothing that was durable is missing: else
+//! the journal is refused.
 
+mod chain;
+
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use serde::{Deserialize, Serialize};
 use types::{RolloutId, ScoredRollout, Timestamp};
 
+use self::chain::{Chain, Mark, MarkFile};
 use crate::state::{Durable, Fact, RunPlan};
 
 /// Layout of the journal; another one is refused.
 const FORMAT: u32 = 3;
 /// Facts after which a snapshot replaces them.
 const FACTS_PER_SNAPSHOT: u64 = 4096;
+/// The file that says how far the durable facts go.
+const MARK_FILE: &str = "durable-facts";
 const SNAPSHOT_KEY: &str = "snapshot";
 
 /// What can go wrong with the journal.
@@ -61,6 +71,14 @@ pub enum Error {
         /// What differs.
         conflicts: Vec<String>,
     },
+    /// A fact would not be read back. Nothing of it is written.
+    #[error("a fact cannot be written to the journal {path}, because it would not be read back: {problem}")]
+    Unreadable {
+        /// Its folder.
+        path: PathBuf,
+        /// Which one, and why.
+        problem: String,
+    },
     /// It cannot be written.
     #[error(
         "cannot write to the journal {path}: {problem}; nothing acknowledged is lost: make room and start again, and \
@@ -101,6 +119,11 @@ pub struct Journal {
     snapshot_end: u64,
     /// When the newest fact happened.
     last_fact: Timestamp,
+    /// The checksum of all facts.
+    chain: Chain,
+    mark_file: MarkFile,
+    /// What was durable when it was opened, at least.
+    mark: Option<Mark>,
 }
 
 impl std::fmt::Debug for Journal {
@@ -116,6 +139,8 @@ struct Snapshot<S> {
     end: u64,
     /// When the newest fact that the state holds happened.
     last_fact: Timestamp,
+    /// The checksum of the facts that the state holds.
+    chain: Chain,
     state: S,
 }
 
@@ -125,7 +150,7 @@ struct Format {
     format: u32,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(PartialEq, Serialize, Deserialize)]
 struct Entry {
     at: Timestamp,
     fact: Fact,
@@ -139,7 +164,11 @@ impl Journal {
     pub fn open(path: &Path, plan: &RunPlan) -> Result<(Self, Durable), Error> {
         let mut journal = Self::open_store(path)?;
         let state = journal.replay(plan)?;
-        let conflicts = plan.conflicts_with(state.plan());
+        let mut conflicts = plan.conflicts_with(state.plan());
+        let trained = state.batches().trained().0;
+        if plan.batches < trained {
+            conflicts.push(format!("batches is {} now, but {trained} are trained already", plan.batches));
+        }
         if !conflicts.is_empty() {
             return Err(Error::OtherPlan { path: path.to_owned(), conflicts });
         }
@@ -153,11 +182,20 @@ impl Journal {
     fn open_store(path: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(path)
             .map_err(|error| Error::Open { path: path.to_owned(), problem: error.to_string() })?;
-        let opened = Database::builder(path).worker_threads(1).open();
+        // The store asserts what it reads: damage must not look like a fault of ours.
+        let opened = catch_unwind(|| Database::builder(path).worker_threads(1).open());
+        let opened = opened.map_err(|_| Error::Damaged {
+            path: path.to_owned(),
+            problem: "its store cannot make sense of its log".to_owned(),
+        })?;
         let database = opened.map_err(|error| not_opened(path, &error))?;
         let facts = keyspace(path, &database, "facts")?;
         let head = keyspace(path, &database, "head")?;
         let rollouts = keyspace(path, &database, "rollouts")?;
+        let (mark_file, mark) = MarkFile::open(&path.join(MARK_FILE)).map_err(|error| Error::Open {
+            path: path.to_owned(),
+            problem: format!("{MARK_FILE}: {error}"),
+        })?;
         Ok(Self {
             path: path.to_owned(),
             database,
@@ -167,6 +205,9 @@ impl Journal {
             next: 0,
             snapshot_end: 0,
             last_fact: Timestamp(0),
+            chain: Chain::default(),
+            mark_file,
+            mark,
         })
     }
 
@@ -183,20 +224,52 @@ impl Journal {
                 .map_err(|error| self.damaged(format!("its snapshot does not parse: {error}")))?;
             state = snapshot.state;
             (self.next, self.snapshot_end) = (snapshot.end, snapshot.end);
-            self.last_fact = snapshot.last_fact;
+            (self.last_fact, self.chain) = (snapshot.last_fact, snapshot.chain);
         }
         for pair in self.facts.range(self.snapshot_end.to_be_bytes()..) {
             let (key, value) = pair.into_inner().map_err(|error| self.damaged(store_problem(&error)))?;
             if key.as_ref() != self.next.to_be_bytes() {
                 return Err(self.damaged(format!("fact {} is missing", self.next)));
             }
-            let entry: Entry = serde_json::from_slice(&value)
+            let Some((chain, fact)) = self.chain.check(&value) else {
+                return Err(self.damaged(format!("fact {} is not the one that was written", self.next)));
+            };
+            let entry: Entry = serde_json::from_slice(fact)
                 .map_err(|error| self.damaged(format!("fact {} does not parse: {error}", self.next)))?;
             self.last_fact = entry.at;
             let _ = state.replay(entry.at, entry.fact);
             self.next += 1;
+            self.chain = chain;
+            self.check_mark_passed()?;
         }
+        self.check_mark_reached()?;
         Ok(state)
+    }
+
+    /// The facts up to the mark have to be those that it was made for.
+    fn check_mark_passed(&self) -> Result<(), Error> {
+        match self.mark {
+            Some(mark) if mark.next == self.next && mark.chain != self.chain => {
+                Err(self.damaged(format!("fact {} is of another journal than {MARK_FILE}", self.next - 1)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Nothing that was durable may be missing.
+    fn check_mark_reached(&self) -> Result<(), Error> {
+        let durable = self.mark.map_or(0, |mark| mark.next);
+        if self.next < durable {
+            let (lost, next) = (durable - self.next, self.next);
+            return Err(self.damaged(format!(
+                "its last {lost} facts are missing: {durable} were durable, and the store cut its log off after {next}"
+            )));
+        }
+        if self.next > durable && self.mark.is_some() {
+            let facts = self.next - durable;
+            tracing::info!(facts, "the journal's last facts were written and nobody was told of them");
+        }
+        Ok(())
     }
 
     /// Makes everything in `entries` durable at once; `state` is the run after the facts.
@@ -206,9 +279,9 @@ impl Journal {
     pub fn commit(&mut self, entries: Entries, state: &Durable) -> Result<(), Error> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         for (at, fact) in entries.facts {
-            let entry = serde_json::to_vec(&Entry { at, fact })
-                .map_err(|error| self.unwritable(format!("a fact does not serialise: {error}")))?;
-            batch.insert(&self.facts, self.next.to_be_bytes(), entry);
+            let bytes = self.readable(Entry { at, fact })?;
+            self.chain = self.chain.with(&bytes);
+            batch.insert(&self.facts, self.next.to_be_bytes(), self.chain.entry(&bytes));
             self.next += 1;
             self.last_fact = at;
         }
@@ -220,10 +293,27 @@ impl Journal {
             batch.remove(&self.rollouts, id.to_string().as_str());
         }
         batch.commit().map_err(|error| self.unwritable(store_problem(&error)))?;
+        let mark = Mark { next: self.next, chain: self.chain };
+        self.mark_file.write(mark).map_err(|error| self.unwritable(format!("{MARK_FILE}: {error}")))?;
         if self.next - self.snapshot_end >= FACTS_PER_SNAPSHOT {
             self.write_snapshot(state)?;
         }
         Ok(())
+    }
+
+    /// The bytes of an entry, which are known to be read back as what they were written for.
+    fn readable(&self, entry: Entry) -> Result<Vec<u8>, Error> {
+        let bytes = serde_json::to_vec(&entry)
+            .map_err(|error| self.unreadable(format!("a fact does not serialise: {error}")))?;
+        match serde_json::from_slice::<Entry>(&bytes) {
+            Ok(back) if back == entry => Ok(bytes),
+            Ok(_) => Err(self.unreadable(format!("it reads back as another: {:?}", entry.fact))),
+            Err(error) => Err(self.unreadable(format!("{error}: {:?}", entry.fact))),
+        }
+    }
+
+    fn unreadable(&self, problem: String) -> Error {
+        Error::Unreadable { path: self.path.clone(), problem }
     }
 
     /// Replaces all facts so far by the state that they lead to.
@@ -232,6 +322,7 @@ impl Journal {
             format: FORMAT,
             end: self.next,
             last_fact: self.last_fact,
+            chain: self.chain,
             state,
         })
         .map_err(|error| self.unwritable(format!("the state does not serialise: {error}")))?;

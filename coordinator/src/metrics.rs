@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use service::{Label, Metric};
 
-use crate::state::{Event, RewardEvent, State, StepRecord};
+use crate::state::{Event, RewardEvent, Role, State, StepRecord};
 
 const REASONS: &str = "empty for trained; why it was filtered, dropped or failed (`types::Ending`)";
 
@@ -34,6 +34,11 @@ pub const METRICS: &[Metric] = &[
     Metric::gauge("rlhf_coordinator_batches_checkpointed", "Batches that a checkpoint holds."),
     Metric::gauge("rlhf_coordinator_members_connected", "Members connected, by role.")
         .by(&[Label::one_of("role", &["actor", "reward-server", "learner"])]),
+    Metric::counter(
+        "rlhf_coordinator_reports_rejected_total",
+        "Reports that could not be accepted, by role.",
+    )
+    .by(&[Label::one_of("role", &["actor", "reward-server", "learner"])]),
     Metric::counter("rlhf_coordinator_members_gone_total", "Members that have left and are forgotten."),
     Metric::gauge("rlhf_coordinator_prompts_open", "Prompts with a response awaited."),
     Metric::gauge("rlhf_coordinator_last_step_timestamp_seconds", "When the last step was trained."),
@@ -69,6 +74,16 @@ pub(crate) fn event(event: &Event) {
     if let Event::Reward { event: RewardEvent::Scored(summary), .. } = event {
         histogram!("rlhf_coordinator_response_tokens").record(f64::from(summary.tokens));
     }
+}
+
+/// A report could not be accepted.
+pub(crate) fn rejected(role: Role) {
+    let role = match role {
+        Role::Actor => "actor",
+        Role::RewardServer => "reward-server",
+        Role::Learner => "learner",
+    };
+    counter!("rlhf_coordinator_reports_rejected_total", "role" => role).increment(1);
 }
 
 /// One write of the journal.

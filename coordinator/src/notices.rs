@@ -30,6 +30,11 @@ pub(crate) fn log(notice: &Notice) {
         Notice::BroadcastUnconfirmed { version, silent, timeout } => {
             tracing::warn!(%version, ?silent, seconds = timeout.as_secs_f64(), "broadcast not confirmed in time");
         }
+        Notice::PlanChanged { changes } => {
+            for change in changes {
+                tracing::info!(change, "the run goes on under another plan");
+            }
+        }
         Notice::FirstFailure { reason, member, detail } => {
             tracing::warn!(%reason, %member, detail, "an attempt failed; others of its reason are only counted");
         }

@@ -8,7 +8,7 @@ use service::{BadInput, CancellationToken, Context, OnError};
 use crate::config::Config;
 use crate::data::DataSet;
 use crate::grpc::Grpc;
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::server_loop::{Parts, ServerLoop};
 use crate::state::State;
 use crate::steps_file::StepsFile;
@@ -24,7 +24,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let plan = config.plan(&data).map_err(|error| BadInput(error.to_string()))?;
     let listener = Listener::bind("listen", config.listen).await?;
     context.bound.push(("grpc", listener.address));
-    let (journal, durable) = Journal::open(&config.journal, &plan)?;
+    let (journal, durable) = Journal::open(&config.journal, &plan).map_err(not_opened)?;
     let steps_file = config
         .steps_file
         .as_deref()
@@ -58,4 +58,14 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     });
     context.readiness.set(true);
     Ok(context)
+}
+
+/// What the user asked for and the journal cannot give is bad input.
+fn not_opened(error: journal::Error) -> anyhow::Error {
+    match error {
+        journal::Error::OtherPlan { .. } | journal::Error::OtherFormat { .. } => {
+            BadInput(error.to_string()).into()
+        }
+        other => other.into(),
+    }
 }

@@ -91,7 +91,7 @@ pub(crate) struct ServerLoop {
     /// What the next write makes durable, and what is done after it.
     entries: Entries,
     effects: Vec<Effect>,
-    acknowledgements: Vec<(MemberId, RolloutId)>,
+    acknowledgements: Vec<(MemberId, RewardCommand)>,
     ended: Option<Phase>,
 }
 
@@ -198,9 +198,14 @@ impl ServerLoop {
         match input {
             Input::Joined { session, outbox, event } => self.join(session, outbox, event),
             Input::Report(report) => self.take_report(*report),
-            Input::Closed { session, event } => {
+            Input::Closed { session, event, refused } => {
                 if self.sessions.is_current(&session) {
-                    self.sessions.ended(session.role, &session.member);
+                    match refused {
+                        Some(reason) => {
+                            self.sessions.close(session.role, &session.member, Closing::Refuse(reason));
+                        }
+                        None => self.sessions.ended(session.role, &session.member),
+                    }
                     self.apply(event);
                 }
             }
@@ -224,7 +229,7 @@ impl ServerLoop {
         self.apply(event);
     }
 
-    fn take_report(&mut self, Report { session, event, scored }: Report) {
+    fn take_report(&mut self, Report { session, event, scored, rejected }: Report) {
         if !self.sessions.is_current(&session) {
             return;
         }
@@ -235,7 +240,11 @@ impl ServerLoop {
         {
             self.entries.keep.push(scored.without_fields());
         }
-        self.acknowledgements.extend(result.map(|id| (session.member, id)));
+        let acknowledgement = result.map(|id| match rejected {
+            Some(reason) => RewardCommand::Rejected { id, reason },
+            None => RewardCommand::Recorded(id),
+        });
+        self.acknowledgements.extend(acknowledgement.map(|command| (session.member, command)));
     }
 
     /// Applies an event. Yields the responses whose tokens have to become durable with it.
@@ -272,8 +281,8 @@ impl ServerLoop {
         for effect in std::mem::take(&mut self.effects) {
             self.perform(effect)?;
         }
-        for (member, id) in std::mem::take(&mut self.acknowledgements) {
-            self.sessions.send_to_reward_server(&member, RewardCommand::Recorded(id));
+        for (member, command) in std::mem::take(&mut self.acknowledgements) {
+            self.sessions.send_to_reward_server(&member, command);
         }
         Ok(())
     }

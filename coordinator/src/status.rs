@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use types::link::learner::LearnerPhase;
 use types::{Ending, PolicyVersion, Timestamp};
 
-use crate::state::{Phase, State, StepRecord};
+use crate::state::{Phase, PlanChange, State, StepRecord};
 
 /// Steps from which the time to go is estimated.
 const ETA_STEPS: usize = 10;
@@ -55,6 +55,9 @@ pub struct Status {
     /// Members that have left and are forgotten.
     #[serde(default)]
     pub members_gone: u64,
+    /// What has changed in the plan since the run began.
+    #[serde(default)]
+    pub plan_changes: Vec<PlanChange>,
     /// The last step.
     pub last_step: Option<StepRecord>,
 }
@@ -170,6 +173,7 @@ impl Status {
                 phase: learner.phase,
             }),
             members_gone: state.members().gone(),
+            plan_changes: state.history().changes().cloned().collect(),
             last_step: state.history().steps().next_back().cloned(),
         }
     }

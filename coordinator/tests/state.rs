@@ -153,6 +153,22 @@ fn a_plan_that_changes_the_meaning_of_the_journal_is_named() {
     assert!(plan().conflicts_with(&began).is_empty());
 }
 
+#[test]
+fn what_changed_while_the_run_went_on_is_recorded() {
+    let mut world = World::new(plan(), 7);
+    while world.state.batches().trained().0 < 2 {
+        world.step();
+    }
+    let longer = RunPlan { batches: 8, lease_timeout: Duration::from_secs(90), ..plan() };
+    world.deliver(Event::Started(Box::new(longer)));
+    let changes = world.state.history().changes().map(|change| (change.after.0, change.change.clone()));
+    let expected = [
+        "batches was 6 when the run began and is 8 now",
+        "lease_timeout was 60s when the run began and is 90s now",
+    ];
+    assert!(changes.eq(expected.map(|change| (2, change.to_owned()))));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 

@@ -20,6 +20,12 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Checks that a hello speaks this release's protocol.
+fn check_version(theirs: u32) -> Result<(), ProtocolError> {
+    let ours = crate::PROTOCOL_VERSION;
+    if theirs == ours { Ok(()) } else { Err(ProtocolError::OtherVersion { theirs, ours }) }
+}
+
 /// The run named in a hello: empty on the first contact.
 fn known_run(run: String) -> Result<Option<RunId>, ProtocolError> {
     if run.is_empty() { Ok(None) } else { Ok(Some(RunId::try_from(run)?)) }

@@ -19,6 +19,14 @@ pub enum ProtocolError {
     /// Fields that are sound alone but break an invariant together.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// The other side is of another release.
+    #[error("speaks protocol {theirs}, this is {ours}: run the same release everywhere")]
+    OtherVersion {
+        /// What it speaks; 0 is a release before there were versions.
+        theirs: u32,
+        /// What this release speaks.
+        ours: u32,
+    },
     /// A stream that does not begin with a hello, or a second hello on it.
     #[error("the first message of a stream must be a hello, and no other may be")]
     HelloOutOfPlace,
@@ -36,7 +44,11 @@ impl ProtocolError {
 
 impl From<ProtocolError> for tonic::Status {
     fn from(error: ProtocolError) -> Self {
-        tonic::Status::invalid_argument(error.to_string())
+        let message = error.to_string();
+        match error {
+            ProtocolError::OtherVersion { .. } => tonic::Status::failed_precondition(message),
+            _ => tonic::Status::invalid_argument(message),
+        }
     }
 }
 

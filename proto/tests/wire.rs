@@ -224,6 +224,13 @@ fn a_hello_comes_first_and_only_there() {
         weights: Some((PolicyVersion(3), WeightHash([9; 32]))),
     };
     assert_eq!(through_bytes::<_, pb::ActorReport>(hello.clone()), hello);
+    let mut older = pb::ActorReport::from(hello.clone());
+    if let Some(pb::actor_report::Report::Hello(hello)) = &mut older.report {
+        hello.protocol = 0;
+    }
+    let error = ActorHello::try_from(older).unwrap_err();
+    assert_eq!(error.to_string(), "speaks protocol 0, this is 1: run the same release everywhere");
+    assert_eq!(tonic::Status::from(error).code(), tonic::Code::FailedPrecondition, "it is not to come back");
     let error = ActorReport::try_from(pb::ActorReport::from(hello)).unwrap_err();
     assert_eq!(error, ProtocolError::HelloOutOfPlace);
     let error = ActorHello::try_from(pb::ActorReport::from(ActorReport::Draining)).unwrap_err();

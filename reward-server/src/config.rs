@@ -22,7 +22,8 @@ pub use scorer::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Its name, unique in the run.
+    /// Its name, unique among the run's reward servers. Made of host, process and something random when
+    /// empty.
     pub member: String,
     /// `host:port` of the coordinator. Without one only the HTTP endpoint is served.
     pub coordinator: Option<String>,
@@ -203,7 +204,7 @@ impl Default for EndpointConfig {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            member: "reward-0".to_owned(),
+            member: String::new(),
             coordinator: None,
             connect_timeout: Duration::from_secs(600),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -259,8 +260,16 @@ impl Config {
         }
     }
 
+    /// The reward server's name.
+    ///
+    /// # Errors
+    /// When the configured one is no name.
+    pub(crate) fn member_id(&self) -> Result<MemberId, types::Invalid> {
+        if self.member.is_empty() { service::unique_name("reward").parse() } else { self.member.parse() }
+    }
+
     fn address_problems(&self, problems: &mut Vec<String>) {
-        if let Err(error) = MemberId::try_from(self.member.clone()) {
+        if let Err(error) = self.member_id() {
             problems.push(error.to_string());
         }
         if self.coordinator.is_none() && !self.endpoint.enabled {

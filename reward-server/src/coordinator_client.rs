@@ -119,6 +119,11 @@ impl Membership {
                     *standing = Standing::Welcomed;
                 }
                 (Ok(RewardCommand::Recorded(id)), _) => self.registry.recorded(id),
+                (Ok(RewardCommand::Rejected { id, reason }), _) => {
+                    tracing::warn!(%id, reason, "the coordinator cannot accept this result: not sent again");
+                    metrics::rejected();
+                    self.registry.recorded(id);
+                }
                 (Ok(RewardCommand::Finish), _) => {
                     tracing::info!("the run is over");
                     self.token.cancel();

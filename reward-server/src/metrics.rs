@@ -30,6 +30,7 @@ pub const METRICS: &[Metric] = &[
         Label::described("length", "response tokens: `0-127`, `128-511`, `512-2047`, `2048-8191`, `8192-`"),
     ]),
     Metric::counter("rlhf_reward_recorded_total", "Results that the coordinator's journal has."),
+    Metric::counter("rlhf_reward_rejected_total", "Results that the coordinator could not accept."),
     Metric::counter("rlhf_reward_resent_total", "Results sent again after a reconnect."),
     Metric::counter("rlhf_reward_reconnects_total", "Streams to the coordinator that broke."),
     Metric::gauge(
@@ -124,6 +125,11 @@ pub(crate) fn failed(reason: FailReason, response_tokens: u32) {
 pub(crate) fn recorded(took: Duration) {
     counter!("rlhf_reward_recorded_total").increment(1);
     histogram!("rlhf_reward_rollout_seconds").record(took.as_secs_f64());
+}
+
+/// The coordinator could not accept a result.
+pub(crate) fn rejected() {
+    counter!("rlhf_reward_rejected_total").increment(1);
 }
 
 /// The stream to the coordinator is open, and so many results go over it again.

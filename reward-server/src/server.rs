@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
-use types::MemberId;
 
 use crate::config::Config;
 use crate::coordinator_client::{Membership, reachable};
@@ -63,7 +62,7 @@ fn join_run(
     let (registry, arrivals) = RolloutRegistry::new(bounds, Arc::clone(&scorers), context.token.clone());
     context.bound.push(("grpc", listener.address));
     let membership = Membership {
-        member: MemberId::try_from(config.member.clone()).map_err(|error| BadInput(error.to_string()))?,
+        member: config.member_id().map_err(|error| BadInput(error.to_string()))?,
         coordinator: config.coordinator.clone().context("a member of a run has a coordinator")?,
         connect_timeout: config.connect_timeout,
         address: reachable(config.advertise.as_ref(), listener.address),

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use types::link::learner::StepMetrics;
 use types::{
-    BatchId, DropReason, Ending, FailReason, MemberId, PolicyVersion, RolloutId, Timestamp, WeightHash,
+    BatchId, DropReason, Ending, FailReason, Incarnation, LearnerTerm, MemberId, PolicyVersion, RolloutId,
+    Timestamp, WeightHash,
 };
 
 use super::account::Account;
@@ -28,6 +29,9 @@ pub struct Durable {
     pub(super) plan: RunPlan,
     /// Starts of a coordinator over this journal.
     pub(super) term: u64,
+    /// The learner that was admitted last, and the how manieth it is.
+    learner: Option<(MemberId, Incarnation)>,
+    pub(super) learner_term: LearnerTerm,
     pub(super) work: Work,
     pub(super) batches: Batches,
     /// Recent versions and their hashes, oldest first.
@@ -53,6 +57,8 @@ impl Durable {
         Self {
             plan,
             term: 0,
+            learner: None,
+            learner_term: LearnerTerm(0),
             work: Work::default(),
             batches: Batches::default(),
             versions: VecDeque::new(),
@@ -71,7 +77,7 @@ impl Durable {
     /// Takes a fact.
     pub(super) fn apply(&mut self, now: Timestamp, fact: Fact, out: &mut Applied) -> Outcome {
         match fact {
-            Fact::Started(plan) => self.started(*plan, out),
+            Fact::Started(plan) => self.started(now, *plan, out),
             Fact::LearnerJoined(learner) => self.learner_joined(now, *learner, out),
             Fact::Leased { member, bounds } => return self.leased(now, member, bounds, out),
             Fact::Scored(summary) => return self.scored(now, summary, out),
@@ -92,7 +98,12 @@ impl Durable {
         Outcome::default()
     }
 
-    fn started(&mut self, plan: RunPlan, out: &mut Applied) {
+    fn started(&mut self, now: Timestamp, plan: RunPlan, out: &mut Applied) {
+        let changes = plan.changes_since(&self.plan).allowed;
+        if !changes.is_empty() {
+            self.history.plan_changed(now, self.batches.trained(), &changes);
+            out.notice(Notice::PlanChanged { changes });
+        }
         self.plan = plan;
         self.term += 1;
         let stale = self.batches.form(&self.plan);
@@ -101,6 +112,11 @@ impl Durable {
     }
 
     fn learner_joined(&mut self, now: Timestamp, learner: LearnerFacts, out: &mut Applied) {
+        let process = (learner.member, learner.incarnation);
+        if self.learner.as_ref() != Some(&process) {
+            self.learner = Some(process);
+            self.learner_term = self.learner_term.next();
+        }
         // What it trained and could not say at the time is recorded now.
         let known = self.batches.trained();
         self.count_trained(learner.trained);
@@ -226,6 +242,11 @@ impl Durable {
     /// The newest policy version.
     pub(super) fn version(&self) -> PolicyVersion {
         self.versions.back().map_or(PolicyVersion(0), |(version, _)| *version)
+    }
+
+    /// The learner that was admitted last.
+    pub(super) fn learner(&self) -> Option<&(MemberId, Incarnation)> {
+        self.learner.as_ref()
     }
 
     /// Whether these weights are or were this run's.

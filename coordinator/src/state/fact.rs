@@ -8,7 +8,9 @@
 
 use serde::{Deserialize, Serialize};
 use types::link::learner::{RecentSteps, StepMetrics};
-use types::{BatchId, FailReason, MemberId, PolicyVersion, RolloutId, ScoredRollout, WeightHash};
+use types::{
+    BatchId, FailReason, Incarnation, MemberId, PolicyVersion, RolloutId, ScoredRollout, WeightHash,
+};
 
 use super::plan::RunPlan;
 
@@ -69,6 +71,10 @@ pub struct LeaseBounds {
 /// What a learner that has come says of the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LearnerFacts {
+    /// Its name.
+    pub member: MemberId,
+    /// Tells its processes from the ones before.
+    pub incarnation: Incarnation,
     /// The last batch in its weights.
     pub trained: BatchId,
     /// The last batch in its newest checkpoint.

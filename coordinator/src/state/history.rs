@@ -13,10 +13,23 @@ use super::fact::ScoreSummary;
 
 /// Steps remembered for the dashboard.
 const STEPS_LIMIT: usize = 1000;
+/// Changes of the plan remembered for the dashboard.
+const CHANGES_LIMIT: usize = 100;
 /// Groups that the reliability is computed over.
 const RELIABILITY_GROUPS_LIMIT: usize = 512;
 /// Seconds over which the token rate is averaged.
 const RATE_WINDOW_SECONDS: u64 = 20;
+
+/// Something that changed in the run's plan while it went on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanChange {
+    /// When.
+    pub time: Timestamp,
+    /// The last batch that was trained before.
+    pub after: BatchId,
+    /// What was, and what is.
+    pub change: String,
+}
 
 /// One training step as people see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,6 +92,7 @@ pub struct Reliability {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct History {
     steps: VecDeque<StepRecord>,
+    changes: VecDeque<PlanChange>,
     /// (score, outcome) of the responses of recent groups with tests.
     groups: VecDeque<Vec<(f64, f64)>>,
     /// Response tokens scored lately, by second.
@@ -95,6 +109,21 @@ impl History {
     /// The steps, oldest first.
     pub fn steps(&self) -> impl DoubleEndedIterator<Item = &StepRecord> {
         self.steps.iter()
+    }
+
+    /// What has changed in the plan, oldest first.
+    pub fn changes(&self) -> impl Iterator<Item = &PlanChange> {
+        self.changes.iter()
+    }
+
+    /// The run goes on under another plan.
+    pub(super) fn plan_changed(&mut self, now: Timestamp, after: BatchId, changes: &[String]) {
+        for change in changes {
+            self.changes.push_back(PlanChange { time: now, after, change: change.clone() });
+            if self.changes.len() > CHANGES_LIMIT {
+                self.changes.pop_front();
+            }
+        }
     }
 
     /// The scored responses of a group that is filtered.

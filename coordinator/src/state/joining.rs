@@ -31,7 +31,9 @@ impl State {
             }
             Event::Learner(LearnerEvent::Joined(hello)) => {
                 plan.check_run(hello.run.as_ref()).map_err(|error| error.to_string())?;
-                self.members.check_learner(hello).map_err(|error| error.to_string())?;
+                self.members
+                    .check_learner(hello, self.durable.learner())
+                    .map_err(|error| error.to_string())?;
                 self.durable.batches.check_learner(hello.trained).map_err(|error| error.to_string())
             }
             _ => Ok(()),
@@ -93,6 +95,8 @@ impl State {
             return out.refuse(Role::Learner, hello.member, reason);
         }
         let facts = LearnerFacts {
+            member: hello.member.clone(),
+            incarnation: hello.incarnation,
             trained: hello.trained,
             checkpointed: hello.checkpointed,
             weights: (hello.manifest.version(), hello.manifest.hash()),
@@ -102,7 +106,7 @@ impl State {
         self.progress.moved(now);
         self.weights.learner_joined(now, hello.manifest.clone(), &self.members);
         self.members.join_learner(now, self.durable.plan.heartbeat_timeout, hello);
-        out.tell_learner(self.durable.plan.learner_welcome());
+        out.tell_learner(self.durable.plan.learner_welcome(self.durable.learner_term));
     }
 
     pub(super) fn learner_disconnected(&mut self, now: Timestamp) {

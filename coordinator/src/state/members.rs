@@ -188,15 +188,28 @@ impl Members {
     }
 
     /// Checks that no other process is the learner.
-    pub(super) fn check_learner(&self, hello: &LearnerHello) -> Result<(), Clash> {
-        let Some(known) = &self.learner else { return Ok(()) };
-        let (address, theirs) = (known.weights.clone(), hello.member.clone());
-        if known.member == hello.member {
-            check_incarnation("learner", &hello.member, Some(known.incarnation), hello.incarnation)
-        } else if known.connected {
-            Err(Clash::SecondLearner { known: known.member.clone(), address, theirs })
-        } else {
-            Ok(())
+    ///
+    /// `admitted` is the learner that was admitted last, be it before a restart.
+    pub(super) fn check_learner(
+        &self,
+        hello: &LearnerHello,
+        admitted: Option<&(MemberId, Incarnation)>,
+    ) -> Result<(), Clash> {
+        let (member, theirs) = (hello.member.clone(), hello.incarnation);
+        match admitted {
+            // Whatever its name: a learner that started before the one that was admitted is of the past.
+            Some((_, known)) if *known > theirs => {
+                return Err(Clash::Newer { role: "learner", member, known: *known, theirs });
+            }
+            _ => {}
+        }
+        match self.connected_learner() {
+            Some(known) if known.member != member => Err(Clash::SecondLearner {
+                known: known.member.clone(),
+                address: known.weights.clone(),
+                theirs: member,
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -84,6 +84,11 @@ pub enum Notice {
         /// The batch.
         batch: BatchId,
     },
+    /// The run goes on under another plan.
+    PlanChanged {
+        /// What has changed.
+        changes: Vec<String>,
+    },
     /// The first failure for its reason since a response was scored.
     FirstFailure {
         /// The reason.

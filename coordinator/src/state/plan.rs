@@ -6,7 +6,7 @@ use algo::filtration::Filtration;
 use serde::{Deserialize, Serialize};
 use types::link::actor::ActorWelcome;
 use types::link::learner::LearnerCommand;
-use types::{BatchId, RunId, Sampling};
+use types::{BatchId, LearnerTerm, RunId, Sampling};
 
 /// The plan of a run. The journal holds the plan that it was written under.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +19,8 @@ pub struct RunPlan {
     pub prompts: u64,
     /// BLAKE3 of the data set's bytes, as text.
     pub data_hash: String,
+    /// Whether each epoch has an order of its own.
+    pub shuffle: bool,
     /// Responses per prompt, N.
     pub group_size: u16,
     /// Prompts per batch, B.
@@ -108,28 +110,12 @@ impl RunPlan {
     }
 
     /// What the learner has to know.
-    pub(super) fn learner_welcome(&self) -> LearnerCommand {
+    pub(super) fn learner_welcome(&self, term: LearnerTerm) -> LearnerCommand {
         LearnerCommand::Welcome {
             run: self.run.clone(),
             last_batch: self.last_batch(),
             sampling: self.sampling.clone(),
+            term,
         }
-    }
-
-    /// Why this plan cannot continue a run that began under `began`: what would change the meaning of its
-    /// journal.
-    pub fn conflicts_with(&self, began: &Self) -> Vec<String> {
-        let decisive = [
-            ("run", began.run.to_string(), self.run.to_string()),
-            ("seed", began.seed.to_string(), self.seed.to_string()),
-            ("the data set's hash", began.data_hash.clone(), self.data_hash.clone()),
-            ("group_size", began.group_size.to_string(), self.group_size.to_string()),
-            ("batch_prompts", began.batch_prompts.to_string(), self.batch_prompts.to_string()),
-        ];
-        decisive
-            .into_iter()
-            .filter(|(_, then, now)| then != now)
-            .map(|(name, then, now)| format!("{name} was {then} when the run began and is {now} now"))
-            .collect()
     }
 }

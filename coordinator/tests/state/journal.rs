@@ -5,7 +5,11 @@ use std::path::Path;
 
 use coordinator::journal::{Entries, Error, Journal};
 use coordinator::state::{Applied, Durable, Fact, RunPlan, StoreChanges};
-use types::{FinishReason, Rollout, RolloutId, RolloutParts, ScoredRollout, Scores, Span, Timestamp};
+use types::link::learner::StepMetrics;
+use types::{
+    BatchId, FinishReason, PolicyVersion, Rollout, RolloutId, RolloutParts, ScoredRollout, Scores, Span,
+    Timestamp, WeightHash,
+};
 
 use crate::small_run::plan;
 use crate::world::World;
@@ -90,6 +94,8 @@ fn another_plan_is_refused_and_harmless_changes_are_not() {
     drop(Journal::open(folder.path(), &plan()).unwrap());
     let error = Journal::open(folder.path(), &RunPlan { seed: 99, ..plan() }).unwrap_err();
     assert!(error.to_string().contains("seed was 17 when the run began and is 99 now"), "{error}");
+    let error = Journal::open(folder.path(), &RunPlan { shuffle: false, ..plan() }).unwrap_err();
+    assert!(error.to_string().contains("shuffle was true when the run began and is false now"), "{error}");
     Journal::open(folder.path(), &RunPlan { batches: 50, ..plan() }).unwrap();
 }
 
@@ -108,4 +114,76 @@ fn a_folder_that_cannot_be_used_is_named() {
     let error = Journal::open(&path, &plan()).unwrap_err();
     assert!(matches!(&error, Error::Open { path: named, .. } if named == &path), "{error}");
     assert!(Journal::open(Path::new("/proc/journal"), &plan()).is_err());
+}
+
+/// A copy of a journal's folder, without the length that its store reserves.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, target) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::write(&target, used(&path)).unwrap();
+            let length = std::fs::metadata(&path).unwrap().len();
+            std::fs::OpenOptions::new().write(true).open(&target).unwrap().set_len(length).unwrap();
+        }
+    }
+}
+
+/// A file's bytes up to the last one that is not zero.
+fn used(path: &Path) -> Vec<u8> {
+    let mut bytes = std::fs::read(path).unwrap();
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    bytes.truncate(end);
+    bytes
+}
+
+#[test]
+fn no_flipped_bit_loses_what_was_durable_in_silence() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, mut run) = Journal::open(folder.path(), &plan()).unwrap();
+    record(&mut journal, &mut run, &facts(30));
+    drop(journal);
+    let mut logs = Vec::new();
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "jnl") || path.ends_with("durable-facts") {
+            logs.push((path.file_name().unwrap().to_owned(), used(&path)));
+        }
+    }
+    assert!(logs.len() >= 2, "{logs:?}");
+    let (mut refused, mut whole) = (0, 0);
+    for (name, bytes) in &logs {
+        // A bit of every 41st byte.
+        for (place, byte) in bytes.iter().enumerate().step_by(41) {
+            let damaged = tempfile::tempdir().unwrap();
+            copy(folder.path(), damaged.path());
+            let file = std::fs::OpenOptions::new().write(true).open(damaged.path().join(name)).unwrap();
+            let flipped = byte ^ (1 << (place % 8));
+            std::os::unix::fs::FileExt::write_all_at(&file, &[flipped], place as u64).unwrap();
+            match Journal::open(damaged.path(), &plan()) {
+                Err(_) => refused += 1,
+                Ok((_, read)) => {
+                    assert_eq!(read, run, "bit {} of byte {place} of {name:?}", place % 8);
+                    whole += 1;
+                }
+            }
+        }
+    }
+    assert!(refused > whole, "{refused} refused, {whole} without effect");
+}
+
+#[test]
+fn a_fact_that_would_not_be_read_back_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, run) = Journal::open(folder.path(), &plan()).unwrap();
+    let metrics = StepMetrics { policy_loss: f64::NAN, ..StepMetrics::default() };
+    let weights = (PolicyVersion(1), WeightHash([1; 32]));
+    let fact = Fact::Trained { batch: BatchId(1), weights, metrics: Box::new(metrics) };
+    let entries = Entries { facts: vec![(Timestamp(5), fact)], ..Entries::default() };
+    let error = journal.commit(entries, &run).unwrap_err();
+    assert!(matches!(error, Error::Unreadable { .. }), "{error}");
+    drop(journal);
+    Journal::open(folder.path(), &plan()).unwrap();
 }

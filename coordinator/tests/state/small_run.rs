@@ -13,6 +13,7 @@ pub(crate) fn plan() -> RunPlan {
         seed: 17,
         prompts: 13,
         data_hash: "0".into(),
+        shuffle: true,
         group_size: 4,
         batch_prompts: 5,
         batches: 6,

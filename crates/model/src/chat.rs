@@ -261,7 +261,9 @@ fn templates_of(value: Option<Json>) -> Result<BTreeMap<String, String>, NoTempl
     match value {
         None | Some(Json::Null) => Ok(BTreeMap::new()),
         Some(Json::String(source)) => Ok(BTreeMap::from([("default".to_owned(), source)])),
-        Some(Json::Array(entries)) => entries.iter().map(named_template).collect::<Option<_>>().ok_or(NoTemplate),
+        Some(Json::Array(entries)) => {
+            entries.iter().map(named_template).collect::<Option<_>>().ok_or(NoTemplate)
+        }
         Some(_) => Err(NoTemplate),
     }
 }

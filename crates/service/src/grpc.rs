@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
 use tonic::transport::{Channel, Endpoint, Server};
 
+use crate::incoming::Incoming;
 use crate::run::bind;
 
 /// Concurrent streams of one connection.
@@ -42,8 +42,8 @@ impl Listener {
     }
 
     /// The connections, for a server that ends with its task.
-    pub fn incoming(self) -> TcpListenerStream {
-        TcpListenerStream::new(self.listener)
+    pub fn incoming(self) -> Incoming {
+        Incoming::new(self.listener)
     }
 
     /// Serves until `done` is cancelled. A role cancels that when its work is over and not when the process

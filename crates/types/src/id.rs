@@ -123,6 +123,11 @@ number_type!(
     "g"
 );
 number_type!(
+    /// The learner's processes of a run in the order in which they were admitted.
+    LearnerTerm,
+    "t"
+);
+number_type!(
     /// One life of a member's process. A member that restarts comes back under its name with a new
     /// incarnation.
     Incarnation,

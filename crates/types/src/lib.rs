@@ -49,7 +49,8 @@ mod weights;
 pub use address::HostPort;
 pub use ending::{DropReason, Ending, FailReason, FilterReason};
 pub use id::{
-    BatchId, BroadcastGroupId, Incarnation, LeaseId, MemberId, PolicyVersion, PromptId, RolloutId, RunId,
+    BatchId, BroadcastGroupId, Incarnation, LearnerTerm, LeaseId, MemberId, PolicyVersion, PromptId,
+    RolloutId, RunId,
 };
 pub use prompt::{MAX_FIELDS_BYTES, Prompt, PromptContent};
 pub use rollout::{FinishReason, MAX_SEQUENCE_TOKENS, Rollout, RolloutFailure, RolloutParts, Span};

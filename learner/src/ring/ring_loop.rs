@@ -158,9 +158,10 @@ impl RingLoop {
 
     async fn command(&mut self, command: LearnerCommand) -> anyhow::Result<ControlFlow<()>> {
         match command {
-            LearnerCommand::Welcome { run, last_batch, sampling } => {
+            LearnerCommand::Welcome { run, last_batch, sampling, term } => {
                 tracing::info!(
                     %run,
+                    %term,
                     trained = self.progress.trained().0,
                     last_batch = last_batch.0,
                     "welcome"

@@ -105,8 +105,13 @@ impl Conversation {
 
     async fn welcome(&self) {
         let run = "run-1".parse().unwrap();
-        self.send(LearnerCommand::Welcome { run, last_batch: BatchId(9), sampling: Sampling::default() })
-            .await;
+        self.send(LearnerCommand::Welcome {
+            run,
+            last_batch: BatchId(9),
+            sampling: Sampling::default(),
+            term: types::LearnerTerm(1),
+        })
+        .await;
     }
 }
 

@@ -9,7 +9,7 @@ use types::link::actor::{
 use types::{BroadcastGroupId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId, WeightHash};
 
 use super::data::{hash, plain_text};
-use super::{address, known_run, millis};
+use super::{address, check_version, known_run, millis};
 use crate::error::required;
 use crate::{ProtocolError, pb};
 
@@ -33,6 +33,7 @@ impl From<ActorHello> for pb::ActorReport {
             run: hello.run.map(String::from).unwrap_or_default(),
             holding: hello.holding.into_iter().map(Into::into).collect(),
             weights: hello.weights.map(|(version, hash)| confirmed(version, hash)),
+            protocol: crate::PROTOCOL_VERSION,
         };
         Self { report: Some(pb::actor_report::Report::Hello(hello)) }
     }
@@ -45,6 +46,7 @@ impl TryFrom<pb::ActorReport> for ActorHello {
         let pb::actor_report::Report::Hello(hello) = required("actor report", report.report)? else {
             return Err(ProtocolError::HelloOutOfPlace);
         };
+        check_version(hello.protocol)?;
         Ok(Self {
             member: MemberId::try_from(hello.member)?,
             incarnation: Incarnation(hello.incarnation),

@@ -2,7 +2,7 @@
 
 use prost::Message;
 use types::link::learner::LearnerCommand;
-use types::{Batch, BatchId, BroadcastGroupId, PolicyVersion, RunId, Sample};
+use types::{Batch, BatchId, BroadcastGroupId, LearnerTerm, PolicyVersion, RunId, Sample};
 
 use super::learner::single_command;
 use crate::error::required;
@@ -75,6 +75,7 @@ impl LearnerCommands {
                 run: RunId::try_from(welcome.run)?,
                 last_batch: BatchId(welcome.last_batch),
                 sampling: required("learner_welcome.sampling", welcome.sampling)?.try_into()?,
+                term: LearnerTerm(welcome.term),
             },
             (Command::JoinBroadcastGroup(group), None) => {
                 LearnerCommand::JoinBroadcastGroup(group.try_into()?)

@@ -6,7 +6,7 @@ use types::link::learner::{
 use types::{BatchId, BroadcastGroupId, Incarnation, MemberId, PolicyVersion};
 
 use super::data::plain_text;
-use super::{address, finite, known_run};
+use super::{address, check_version, finite, known_run};
 use crate::error::required;
 use crate::{ProtocolError, pb};
 
@@ -85,6 +85,7 @@ impl From<LearnerHello> for pb::LearnerReport {
             store: hello.store,
             weights: hello.weights,
             steps: hello.steps.into_iter().map(Into::into).collect(),
+            protocol: crate::PROTOCOL_VERSION,
         };
         Self { report: Some(pb::learner_report::Report::Hello(hello)) }
     }
@@ -97,6 +98,7 @@ impl TryFrom<pb::LearnerReport> for LearnerHello {
         let pb::learner_report::Report::Hello(hello) = required("learner report", report.report)? else {
             return Err(ProtocolError::HelloOutOfPlace);
         };
+        check_version(hello.protocol)?;
         if hello.checkpointed > hello.trained {
             return Err(ProtocolError::field("learner_hello.checkpointed", "is ahead of what was trained"));
         }
@@ -206,10 +208,11 @@ pub(crate) fn single_command(command: LearnerCommand) -> Result<pb::LearnerComma
     use pb::learner_command::Command;
     let command = match command {
         LearnerCommand::Batch(batch) => return Err(batch),
-        LearnerCommand::Welcome { run, last_batch, sampling } => Command::Welcome(pb::LearnerWelcome {
+        LearnerCommand::Welcome { run, last_batch, sampling, term } => Command::Welcome(pb::LearnerWelcome {
             run: run.into(),
             last_batch: last_batch.0,
             sampling: Some(sampling.into()),
+            term: term.0,
         }),
         LearnerCommand::JoinBroadcastGroup(group) => Command::JoinBroadcastGroup(group.into()),
         LearnerCommand::Publish { group, version } => {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{Incarnation, MemberId, RunId};
 
-use super::{address, known_run, millis};
+use super::data::plain_text;
+use super::{address, check_version, known_run, millis};
 use crate::error::required;
 use crate::{ProtocolError, pb};
 
@@ -77,6 +78,7 @@ impl From<RewardHello> for pb::RewardReport {
             incarnation: hello.incarnation.0,
             run: hello.run.map(String::from).unwrap_or_default(),
             address: hello.address,
+            protocol: crate::PROTOCOL_VERSION,
         };
         Self { report: Some(pb::reward_report::Report::Hello(hello)) }
     }
@@ -89,6 +91,7 @@ impl TryFrom<pb::RewardReport> for RewardHello {
         let pb::reward_report::Report::Hello(hello) = required("reward report", report.report)? else {
             return Err(ProtocolError::HelloOutOfPlace);
         };
+        check_version(hello.protocol)?;
         Ok(Self {
             member: MemberId::try_from(hello.member)?,
             incarnation: Incarnation(hello.incarnation),
@@ -130,6 +133,9 @@ impl From<RewardCommand> for pb::RewardCommand {
         let command = match command {
             RewardCommand::Welcome { run } => Command::Welcome(pb::RunName { run: run.into() }),
             RewardCommand::Recorded(id) => Command::Recorded(id.into()),
+            RewardCommand::Rejected { id, reason } => {
+                Command::Rejected(pb::Rejected { id: Some(id.into()), reason })
+            }
             RewardCommand::Finish => Command::Finish(pb::Empty {}),
         };
         Self { command: Some(command) }
@@ -144,6 +150,10 @@ impl TryFrom<pb::RewardCommand> for RewardCommand {
         Ok(match required("reward command", command.command)? {
             Command::Welcome(name) => Self::Welcome { run: RunId::try_from(name.run)? },
             Command::Recorded(id) => Self::Recorded(id.try_into()?),
+            Command::Rejected(rejected) => Self::Rejected {
+                id: required("rejected.id", rejected.id)?.try_into()?,
+                reason: plain_text(&rejected.reason),
+            },
             Command::Finish(_) => Self::Finish,
         })
     }

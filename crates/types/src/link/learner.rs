@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::link::actor::BroadcastGroup;
 use crate::{
-    Batch, BatchId, BroadcastGroupId, Incarnation, Manifest, MemberId, PolicyVersion, RunId, Sampling,
+    Batch, BatchId, BroadcastGroupId, Incarnation, LearnerTerm, Manifest, MemberId, PolicyVersion, RunId,
+    Sampling,
 };
 
 /// The learner introduces itself: the first message on every stream.
@@ -228,6 +229,8 @@ pub enum LearnerCommand {
         last_batch: BatchId,
         /// How the actors draw tokens: log-probs are compared at this temperature.
         sampling: Sampling,
+        /// Grows with each learner process that the run has had: what an older one wrote is of the past.
+        term: LearnerTerm,
     },
     /// Train this next. Batches come in order without gaps.
     Batch(Batch),

@@ -77,6 +77,14 @@ pub enum RewardCommand {
     },
     /// The journal knows how this attempt went: the reward server and the actor may forget it.
     Recorded(RolloutId),
+    /// This result cannot be accepted, and is not to be sent again: the attempt counts as failed. The reward
+    /// server and the actor may forget it.
+    Rejected {
+        /// The attempt.
+        id: RolloutId,
+        /// What is wrong with its result.
+        reason: String,
+    },
     /// The run is over: leave now.
     Finish,
 }

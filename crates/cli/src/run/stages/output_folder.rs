@@ -39,7 +39,8 @@ impl OutputFolder {
             }
         }
         let note = format!("process {}\n", std::process::id());
-        let noted = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(note.as_bytes()));
+        let noted =
+            lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(note.as_bytes()));
         noted.with_context(|| format!("write {}", file.display()))?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
@@ -126,7 +127,10 @@ mod tests {
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.join("steps.jsonl").is_file())
             .collect();
-        assert!(matches!(&kept[..], [path] if path.display().to_string().contains("ring.until-")), "{kept:?}");
+        assert!(
+            matches!(&kept[..], [path] if path.display().to_string().contains("ring.until-")),
+            "{kept:?}"
+        );
         let foreign = tempfile::tempdir().unwrap();
         assert!(output.move_aside(&[foreign.path()], Consent::Given).is_err());
     }

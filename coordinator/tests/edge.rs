@@ -1,0 +1,167 @@
+//! The coordinator's edge, over real gRPC: members that are not what they should be harm nobody but
+//! themselves, and are told why.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
+
+#[path = "edge/coordinator_process.rs"]
+mod coordinator_process;
+#[path = "edge/fake_member.rs"]
+mod fake_member;
+
+use coordinator_process::CoordinatorProcess;
+use fake_member::{actor, actor_saying, learner, reward_server};
+use proto::pb;
+use tonic::Code;
+use types::link::actor::{ActorHello, ActorLoad, ActorReport};
+use types::link::learner::LearnerReport;
+use types::{Incarnation, PromptId, RolloutId};
+
+fn id(sibling: u16) -> RolloutId {
+    RolloutId { prompt: PromptId { epoch: 0, ordinal: 0 }, sibling, attempt: 0 }
+}
+
+fn scored(id: RolloutId, score: f32) -> pb::RewardReport {
+    let rollout = pb::Rollout {
+        id: Some(id.into()),
+        prompt_tokens: vec![1, 2],
+        response_tokens: vec![3, 4],
+        rollout_logprobs: vec![-0.5, -0.25],
+        spans: vec![pb::Span { version: 0, tokens: 2 }],
+        finish_reason: pb::FinishReason::Stop.into(),
+        ..pb::Rollout::default()
+    };
+    let scored = pb::ScoredRollout { rollout: Some(rollout), score, ..pb::ScoredRollout::default() };
+    pb::RewardReport { report: Some(pb::reward_report::Report::Scored(scored)) }
+}
+
+fn failed(id: RolloutId, reason: i32) -> pb::RewardReport {
+    let failure = pb::RolloutFailure { id: Some(id.into()), reason, ..pb::RolloutFailure::default() };
+    pb::RewardReport { report: Some(pb::reward_report::Report::Failed(failure)) }
+}
+
+#[tokio::test]
+async fn a_result_that_cannot_be_accepted_is_answered_with_the_reason_and_the_stream_goes_on() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let mut server = reward_server(&coordinator.address, "r", 1).await.unwrap();
+    server.say(scored(id(0), f32::NAN)).await;
+    server.say(failed(id(1), 42)).await;
+    server.say(scored(id(2), 0.5)).await;
+    let rejected = |command: &pb::RewardCommand| match &command.command {
+        Some(pb::reward_command::Command::Rejected(rejected)) => Some(rejected.clone()),
+        _ => None,
+    };
+    let first = server.find(rejected).await;
+    assert_eq!(RolloutId::try_from(first.id.unwrap()), Ok(id(0)));
+    assert!(first.reason.contains("score"), "{}", first.reason);
+    let second = server.find(rejected).await;
+    assert_eq!(RolloutId::try_from(second.id.unwrap()), Ok(id(1)));
+    assert!(second.reason.contains("reason"), "{}", second.reason);
+    let recorded = server.find(|command| match &command.command {
+        Some(pb::reward_command::Command::Recorded(id)) => Some(*id),
+        _ => None,
+    });
+    assert_eq!(RolloutId::try_from(recorded.await), Ok(id(2)));
+}
+
+#[tokio::test]
+async fn a_second_learner_is_refused_and_the_first_one_stays() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let mut first = learner(&coordinator.address, "one", 1).await.unwrap();
+    first.next().await.unwrap();
+    let mut second = learner(&coordinator.address, "two", 2).await.unwrap();
+    let refused = second.next().await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    for part in ["one is connected", "one.host:3", "two cannot join"] {
+        assert!(refused.message().contains(part), "{}", refused.message());
+    }
+    let phase = types::link::learner::LearnerPhase::Waiting;
+    first.say(LearnerReport::Alive(phase)).await;
+    let mut server = reward_server(&coordinator.address, "r", 1).await.unwrap();
+    server.next().await.unwrap();
+    assert!(coordinator.log().contains("refused"), "{}", coordinator.log());
+}
+
+#[tokio::test]
+async fn of_two_processes_of_one_name_the_newer_one_stays() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let mut old = learner(&coordinator.address, "learner", 5).await.unwrap();
+    old.next().await.unwrap();
+    let mut new = learner(&coordinator.address, "learner", 6).await.unwrap();
+    new.next().await.unwrap();
+    assert_eq!(old.next().await.unwrap_err().code(), Code::FailedPrecondition);
+    let mut back = learner(&coordinator.address, "learner", 5).await.unwrap();
+    let refused = back.next().await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("newer process (i6, this one is i5)"), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn names_are_of_one_role() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let mut learner = learner(&coordinator.address, "x", 1).await.unwrap();
+    learner.next().await.unwrap();
+    let mut actor = actor(&coordinator.address, "x").await.unwrap();
+    let pull = actor.find(|command| match &command.command {
+        Some(pb::actor_command::Command::PullWeights(pull)) => Some(pull.source.clone()),
+        _ => None,
+    });
+    assert_eq!(pull.await, "x.host:3", "the learner is still connected");
+}
+
+#[tokio::test]
+async fn another_release_is_refused_by_name() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let hello = ActorHello {
+        member: "a".parse().unwrap(),
+        incarnation: Incarnation(1),
+        run: None,
+        holding: Vec::new(),
+        weights: None,
+    };
+    let mut hello = pb::ActorReport::from(hello);
+    if let Some(pb::actor_report::Report::Hello(hello)) = &mut hello.report {
+        hello.protocol = 99;
+    }
+    let refused = actor_saying(&coordinator.address, hello).await.err().unwrap();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("speaks protocol 99"), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn a_run_without_room_for_a_group_ends_with_exit_code_3_and_one_sentence() {
+    let mut coordinator = CoordinatorProcess::start(&["hopeless_timeout=1s"]).await;
+    let mut learner = learner(&coordinator.address, "learner", 1).await.unwrap();
+    learner.next().await.unwrap();
+    let mut actor = actor(&coordinator.address, "a").await.unwrap();
+    let weights = actor.find(|command| match &command.command {
+        Some(pb::actor_command::Command::PullWeights(pull)) => {
+            Some(pb::WeightsConfirmed { version: pull.version, hash: pull.hash.clone() })
+        }
+        _ => None,
+    });
+    let confirmed = pb::actor_report::Report::WeightsConfirmed(weights.await);
+    actor.say(pb::ActorReport { report: Some(confirmed) }).await;
+    actor.say(ActorReport::Load(ActorLoad { free_slots: 3, ..ActorLoad::default() })).await;
+    assert_eq!(coordinator.exit_code().await, Some(3));
+    let log = coordinator.log();
+    let last = log.lines().last().unwrap_or_default();
+    assert!(
+        last.contains("no actor has room for one group of 4 responses: the most is 3 (actor a)"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn a_resume_says_what_may_not_change_and_records_what_may() {
+    let mut coordinator = CoordinatorProcess::start(&[]).await;
+    coordinator.start_again(&["data.shuffle=false", "sampling.temperature=0.5", "batches=50"]);
+    assert_eq!(coordinator.exit_code().await, Some(2));
+    let log = coordinator.log();
+    for part in [
+        "shuffle was true when the run began and is false now",
+        "sampling.temperature was 1.0 when the run began and is 0.5 now",
+    ] {
+        assert!(log.contains(part), "{log}");
+    }
+    assert!(!log.contains("batches was"), "more batches go on: {log}");
+}

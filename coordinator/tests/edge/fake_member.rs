@@ -1,0 +1,115 @@
+//! Members that say what a test wants them to say.
+
+use std::collections::VecDeque;
+
+use proto::pb;
+use proto::pb::coordinator_client::CoordinatorClient;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use types::link::actor::ActorHello;
+use types::link::learner::{LearnerHello, RecentSteps};
+use types::link::reward::RewardHello;
+use types::{BatchId, DType, Incarnation, Manifest, PolicyVersion, TensorEntry, TensorLayout, WeightHash};
+
+use crate::coordinator_process::TIMEOUT;
+
+/// One open stream.
+pub(crate) struct Stream<R, C> {
+    reports: mpsc::Sender<R>,
+    commands: Streaming<C>,
+    seen: VecDeque<C>,
+}
+
+impl<R, C> Stream<R, C> {
+    pub(crate) async fn say(&self, report: impl Into<R>) {
+        assert!(self.reports.send(report.into()).await.is_ok(), "the stream is open");
+    }
+
+    /// The next command, or why the stream has ended.
+    pub(crate) async fn next(&mut self) -> Result<C, Status> {
+        if let Some(seen) = self.seen.pop_front() {
+            return Ok(seen);
+        }
+        let next = timeout(TIMEOUT, self.commands.message()).await.expect("a command in time");
+        next?.ok_or_else(|| Status::ok("ended without a reason"))
+    }
+
+    /// The first command that `wanted` takes.
+    pub(crate) async fn find<T>(&mut self, wanted: impl Fn(&C) -> Option<T>) -> T {
+        loop {
+            let command = self.next().await.expect("the stream goes on");
+            if let Some(found) = wanted(&command) {
+                return found;
+            }
+        }
+    }
+}
+
+pub(crate) type RewardStream = Stream<pb::RewardReport, pb::RewardCommand>;
+pub(crate) type LearnerStream = Stream<pb::LearnerReport, pb::LearnerCommand>;
+pub(crate) type ActorStream = Stream<pb::ActorReport, pb::ActorCommand>;
+
+async fn client(address: &str) -> CoordinatorClient<tonic::transport::Channel> {
+    CoordinatorClient::connect(format!("http://{address}")).await.expect("it listens")
+}
+
+fn outbox<R>(hello: R) -> (mpsc::Sender<R>, ReceiverStream<R>) {
+    let (reports, outgoing) = mpsc::channel(64);
+    assert!(reports.try_send(hello).is_ok(), "there is room");
+    (reports, ReceiverStream::new(outgoing))
+}
+
+pub(crate) async fn reward_server(
+    address: &str,
+    name: &str,
+    incarnation: u64,
+) -> Result<RewardStream, Status> {
+    let hello = RewardHello {
+        member: name.parse().unwrap(),
+        incarnation: Incarnation(incarnation),
+        run: None,
+        address: "127.0.0.1:1".to_owned(),
+    };
+    let (reports, outgoing) = outbox(pb::RewardReport::from(hello));
+    let commands = client(address).await.reward(outgoing).await?.into_inner();
+    Ok(Stream { reports, commands, seen: VecDeque::new() })
+}
+
+pub(crate) async fn actor(address: &str, name: &str) -> Result<ActorStream, Status> {
+    let hello = ActorHello {
+        member: name.parse().unwrap(),
+        incarnation: Incarnation(1),
+        run: None,
+        holding: Vec::new(),
+        weights: None,
+    };
+    actor_saying(address, hello.into()).await
+}
+
+pub(crate) async fn actor_saying(address: &str, hello: pb::ActorReport) -> Result<ActorStream, Status> {
+    let (reports, outgoing) = outbox(hello);
+    let commands = client(address).await.act(outgoing).await?.into_inner();
+    Ok(Stream { reports, commands, seen: VecDeque::new() })
+}
+
+pub(crate) async fn learner(address: &str, name: &str, incarnation: u64) -> Result<LearnerStream, Status> {
+    let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
+    let tensors = vec![TensorEntry::new(layout, WeightHash([7; 32])).unwrap()];
+    let hello = LearnerHello {
+        member: name.parse().unwrap(),
+        incarnation: Incarnation(incarnation),
+        run: None,
+        world_size: 1,
+        trained: BatchId(0),
+        checkpointed: BatchId(0),
+        manifest: Manifest::new(PolicyVersion(0), tensors).unwrap(),
+        steps: RecentSteps::default(),
+        store: "127.0.0.1:2".to_owned(),
+        weights: format!("{name}.host:3"),
+    };
+    let (reports, outgoing) = outbox(pb::LearnerReport::from(hello));
+    let commands = client(address).await.learn(outgoing).await?.into_inner();
+    Ok(Stream { reports, commands, seen: VecDeque::new() })
+}
