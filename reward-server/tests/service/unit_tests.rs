@@ -4,10 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Once;
 
+use extraction::Extract;
 use reward_server::Config;
-use reward_server::config::{
-    Extract, LengthPenalty, Rule, SandboxConfig, ScorerConfig, ScorerKind, UnitTests,
-};
+use reward_server::config::{LengthPenalty, Rule, SandboxConfig, ScorerConfig, ScorerKind, UnitTests};
 use serde_json::json;
 use types::FailReason;
 
@@ -108,15 +107,28 @@ async fn what_the_sandbox_cannot_judge_is_never_a_score() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_program_can_be_the_last_code_block() {
-    let mut config = with_sandbox(tests(Rule::Share));
-    config.sandbox.as_mut().unwrap().extract = Extract::CodeBlock;
-    let mut world = World::start(config).await;
+async fn the_program_is_the_block_that_the_tests_call() {
+    let mut world = World::start(with_sandbox(tests(Rule::Share))).await;
     let chat = format!("First try:\n```python\n{HALF}```\nBetter:\n```python\n{RIGHT}```\nDone.");
     for (number, response) in [(0, chat.as_str()), (1, RIGHT)] {
         world.actor.offer(&tiny::rollout(number, response, &doubling())).await;
         assert_eq!(scored(world.session.result().await).score(), 1.0, "{response}");
     }
+    let mut config = with_sandbox(tests(Rule::Share));
+    config.sandbox.as_mut().unwrap().extract = Extract::Whole;
+    let mut world = World::start(config).await;
+    world.actor.offer(&tiny::rollout(0, &chat, &doubling())).await;
+    assert_eq!(scored(world.session.result().await).score(), 0.0, "no program as a whole");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_program_begins_with_the_prelude() {
+    let mut config = with_sandbox(tests(Rule::Share));
+    config.sandbox.as_mut().unwrap().prelude = "from typing import *".to_owned();
+    let mut world = World::start(config).await;
+    let annotated = RIGHT.replacen("def f(x)", "def f(x: List[int])", 1);
+    world.actor.offer(&tiny::rollout(0, &annotated, &doubling())).await;
+    assert_eq!(scored(world.session.result().await).score(), 1.0, "{annotated}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
