@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn problem(id: &str) -> Problem {
-        Problem::Stdio(sandbox::Stdio { task_id: id.into(), cases: Vec::new(), compare: Default::default() })
+        Problem::Stdio(sandbox::Stdio { task_id: id.into(), ..sandbox::Stdio::default() })
     }
 
     #[test]

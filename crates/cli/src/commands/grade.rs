@@ -45,6 +45,9 @@ pub(crate) struct GradingArguments {
     /// Programs at a time; one for each core where not given.
     #[arg(long)]
     jobs: Option<usize>,
+    /// Python that runs before every program, such as imports that the problems take for granted.
+    #[arg(long)]
+    prelude: Option<PathBuf>,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -176,7 +179,7 @@ impl GradingArguments {
     /// The sandbox and what it allows a program.
     ///
     /// # Errors
-    /// When the time-out is none.
+    /// When the time-out is none, or the prelude cannot be read.
     pub(crate) fn grader(&self) -> Result<(GraderConfig, Limits), BadInput> {
         if !self.timeout.is_finite() || self.timeout <= 0.0 {
             return Err(BadInput(format!("--timeout is {}, must be a positive number", self.timeout)));
@@ -188,7 +191,12 @@ impl GradingArguments {
             TierChoice::Strongest => None,
             TierChoice::Exactly(tier) => Some(tier),
         };
-        Ok((GraderConfig { workers, tier, ..defaults }, limits))
+        let prelude = match &self.prelude {
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|error| BadInput(format!("read the prelude {}: {error}", path.display())))?,
+            None => String::new(),
+        };
+        Ok((GraderConfig { workers, tier, prelude, ..defaults }, limits))
     }
 
     /// What there is to say of the samples.
