@@ -6,11 +6,14 @@
 
 #[path = "support/arena.rs"]
 mod arena;
+#[path = "support/mutants.rs"]
+mod mutants;
 #[path = "support/problems.rs"]
 mod problems;
 
 use std::collections::BTreeMap;
 
+use mutants::{mutants, oracle};
 use problems::{file, in_parallel};
 use sandbox::{Grade, GraderConfig, HumanEval, Limits, Mbpp, Problem, Record, Tier, Verdict};
 
@@ -24,7 +27,7 @@ fn grades(tier: Tier, records: &[(Record, String)]) -> Vec<Grade> {
     let grader = arena::grader_with(GraderConfig { tier: Some(tier), ..GraderConfig::default() });
     in_parallel(records, |(record, response)| {
         // One of MBPP takes 3 s.
-        let limits = Limits::with_timeout(std::time::Duration::from_secs(10));
+        let limits = Limits { cpu: std::time::Duration::from_secs(5), ..Limits::default() };
         grader.grade(&record.problem, response, &limits).unwrap()
     })
 }
@@ -92,6 +95,36 @@ fn no_wrong_answer_to_a_leetcode_problem_is_accepted() {
         assert_ne!(grade.verdict, Verdict::Accepted, "{task_id}\n{response}");
         assert!(grade.verdict.judges_response(), "{task_id}: {} {}\n{response}", grade.verdict, grade.detail);
     }
+}
+
+#[test]
+fn verdicts_on_edited_references_of_leetcode_are_those_of_cpython() {
+    let records: Vec<Record> = sample("LeetCodeDataset-v0.1.0-test.jsonl.gz", 12)
+        .into_iter()
+        .filter(|record| !record.reference.as_deref().unwrap().contains("sortedcontainers"))
+        .collect();
+    let cases: Vec<(Record, String)> = records
+        .iter()
+        .flat_map(|record| mutants(record).into_iter().map(move |mutant| (record.clone(), mutant)))
+        .collect();
+    let program = |(record, mutant): &(Record, String)| {
+        let Problem::HumanEval(problem) = &record.problem else { panic!("{record:?}") };
+        format!("{}\n{mutant}\n{}\ncheck({})\n", problem.prompt, problem.test, problem.entry_point)
+    };
+    let programs: Vec<String> = cases.iter().map(program).collect();
+    let halves: Vec<&[String]> = programs.chunks(programs.len().div_ceil(2)).collect();
+    let expected = in_parallel(&halves, |half| oracle(half)).concat();
+    for (((record, mutant), grade), expected) in cases.iter().zip(grades(Tier::A, &cases)).zip(&expected) {
+        let task_id = record.problem.task_id();
+        let said = format!("{task_id}: {} ({})\n{mutant}", grade.verdict, grade.detail);
+        assert!(grade.verdict.judges_response(), "{said}");
+        assert_eq!(grade.verdict == Verdict::Accepted, *expected, "{said}");
+    }
+    println!(
+        "{} edited references, {} of them right",
+        cases.len(),
+        expected.iter().filter(|right| **right).count()
+    );
 }
 
 const NODES: &str = "\
