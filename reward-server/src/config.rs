@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use extraction::{Extract, ProgramConfig};
+use extraction::Extract;
 use model::Device;
 use sandbox::{GraderConfig, Limits};
 use serde::{Deserialize, Serialize};
@@ -145,17 +145,8 @@ pub struct SandboxConfig {
     pub limits: Limits,
     /// Which part of a response is the program.
     pub extract: Extract,
-    /// Python that stands in front of every program, such as `from typing import *`.
-    pub prelude: String,
     /// Verdicts that are remembered, so that equal programs are run once.
     pub cache: CacheConfig,
-}
-
-impl SandboxConfig {
-    /// From a response to a program.
-    pub fn program(&self) -> ProgramConfig {
-        ProgramConfig { extract: self.extract, prelude: self.prelude.clone() }
-    }
 }
 
 /// The memory of verdicts.

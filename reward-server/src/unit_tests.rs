@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use extraction::{Extract, Program, ProgramConfig};
+use extraction::{Extract, Program};
 use quick_cache::sync::Cache;
 use sandbox::{Grade, Grader, Limits, Problem, Verdict};
 use tokio::sync::Semaphore;
@@ -48,7 +48,7 @@ type Key = [u8; 32];
 pub(crate) struct UnitTestRunner {
     grader: Arc<Grader>,
     limits: Arc<Limits>,
-    program: ProgramConfig,
+    extract: Extract,
     /// One for each worker of the grader: who waits, waits here and keeps no thread busy.
     turns: Arc<Semaphore>,
     verdicts: Option<Cache<Key, Tally>>,
@@ -65,7 +65,7 @@ impl UnitTestRunner {
         Ok(Self {
             grader: Arc::new(grader),
             limits: Arc::new(config.limits.clone()),
-            program: config.program(),
+            extract: config.extract,
             turns: Arc::new(Semaphore::new(config.grader.workers)),
             verdicts: (config.cache.entries > 0).then(|| Cache::new(config.cache.entries)),
         })
@@ -74,11 +74,11 @@ impl UnitTestRunner {
     /// The tests' results; none where the prompt has no tests.
     pub(crate) async fn grade(&self, input: &ScorerInput) -> Result<Option<Tally>, ScoreError> {
         let Some(problem) = problem(&input.fields)? else { return Ok(None) };
-        let response = match self.program.extract {
+        let response = match self.extract {
             Extract::CodeBlock => input.marked_response(),
             Extract::Whole => Cow::Borrowed(input.response.as_str()),
         };
-        let Program { problem, response: program } = self.program.program(&problem, &response);
+        let Program { problem, response: program } = self.extract.program(&problem, &response);
         let Some(verdicts) = &self.verdicts else {
             return self.run(problem.into_owned(), program).await.map(|(tally, _)| Some(tally));
         };
@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn problem(id: &str) -> Problem {
-        Problem::Stdio(sandbox::Stdio { task_id: id.into(), cases: Vec::new(), compare: Default::default() })
+        Problem::Stdio(sandbox::Stdio { task_id: id.into(), ..sandbox::Stdio::default() })
     }
 
     #[test]

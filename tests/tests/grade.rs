@@ -126,7 +126,7 @@ fn what_is_graded_is_the_program_in_the_answer() {
         problems += &format!("{problem}\n");
         samples += &format!("{}\n", json!({"task_id": number.to_string(), "completion": completion}));
     }
-    let recipe = "[reward_server.sandbox]\nprelude = \"from typing import *\"\n";
+    let recipe = "[reward_server.sandbox.grader]\nprelude = \"from typing import *\"\n";
     for (name, text) in [("p.jsonl", &problems), ("s.jsonl", &samples), ("recipe.toml", &recipe.to_owned())] {
         fs::write(folder.path().join(name), text).unwrap();
     }

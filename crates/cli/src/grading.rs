@@ -32,7 +32,7 @@ pub(crate) struct Task {
 }
 
 /// Problems in the shapes of HumanEval and MBPP, or tagged ones, with the prompts that stand beside them:
-/// `prompt` or MBPP's `text`, or `messages`.
+/// `prompt`, MBPP's `text` or LeetCodeDataset's `query`, or `messages`.
 ///
 /// # Errors
 /// Names the file and line of what is no problem.
@@ -53,7 +53,8 @@ pub(crate) fn read_tasks(path: &Path) -> Result<Vec<Task>, BadInput> {
 }
 
 fn prompt(fields: &Map<String, Value>) -> Option<PromptContent> {
-    let text = ["prompt", "text"].into_iter().find_map(|key| fields.get(key)?.as_str());
+    // Of LeetCodeDataset `prompt` is what runs before the program; the policy is given `query`.
+    let text = ["query", "prompt", "text"].into_iter().find_map(|key| fields.get(key)?.as_str());
     match (text, fields.get("messages")) {
         (Some(text), _) => Some(PromptContent::Text(text.to_owned())),
         (None, Some(messages)) => Some(PromptContent::Messages(messages.to_string())),
@@ -179,7 +180,7 @@ pub(crate) fn grade_groups(
 ) -> anyhow::Result<GradedGroups> {
     let mut work: Vec<Program<'_>> = Vec::new();
     for (task, group) in tasks.iter().zip(responses) {
-        work.extend(group.iter().map(|response| setup.program.program(&task.problem, &response.text)));
+        work.extend(group.iter().map(|response| setup.extract.program(&task.problem, &response.text)));
     }
     let total = work.len() as u64;
     let bar = Bar::new("tests", total);

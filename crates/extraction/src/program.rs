@@ -1,4 +1,4 @@
-//! A program of its parts: what every program begins with, the prompt, the response.
+//! A program of its parts: the prompt and the response.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use sandbox::Problem;
 
 use crate::answer::{Code, code};
-use crate::config::{Extract, ProgramConfig};
+use crate::config::Extract;
 use crate::names::{defined_by, defines, root, wanted};
 
 /// What is handed to the grader.
@@ -18,13 +18,13 @@ pub struct Program<'a> {
     pub response: String,
 }
 
-impl ProgramConfig {
+impl Extract {
     /// The program in a response to a problem.
-    pub fn program<'a>(&self, problem: &'a Problem, response: &str) -> Program<'a> {
+    pub fn program<'a>(self, problem: &'a Problem, response: &str) -> Program<'a> {
         let wanted = wanted(problem);
-        let code = match self.extract {
-            Extract::CodeBlock => code(response, &wanted, matches!(problem, Problem::HumanEval(_))),
-            Extract::Whole => Code { text: response.to_owned(), is_fenced: false },
+        let code = match self {
+            Self::CodeBlock => code(response, &wanted, matches!(problem, Problem::HumanEval(_))),
+            Self::Whole => Code { text: response.to_owned(), is_fenced: false },
         };
         match problem {
             Problem::HumanEval(human_eval) => {
@@ -34,7 +34,7 @@ impl ProgramConfig {
                     false => &human_eval.prompt,
                 };
                 let continued = Continued { prompt, code: &code, is_whole };
-                let (prompt, response) = continued.parts(&self.prelude);
+                let (prompt, response) = continued.parts();
                 if prompt == human_eval.prompt {
                     return Program { problem: Cow::Borrowed(problem), response };
                 }
@@ -43,7 +43,7 @@ impl ProgramConfig {
             }
             _ => {
                 let FutureImports { imports, rest } = FutureImports::of(&code.text);
-                let response = [imports, block(&self.prelude), rest].concat();
+                let response = [imports, rest].concat();
                 Program { problem: Cow::Borrowed(problem), response }
             }
         }
@@ -60,15 +60,15 @@ struct Continued<'a> {
 
 impl Continued<'_> {
     /// The prompt and the response as they are put together.
-    fn parts(&self, prelude: &str) -> (String, String) {
+    fn parts(&self) -> (String, String) {
         let own = FutureImports::of(self.prompt);
         let FutureImports { imports, rest } = FutureImports::of(&self.code.text);
         let begins_line = self.prompt.is_empty() || self.prompt.ends_with('\n');
         let new_line = if !begins_line && (self.is_whole || self.code.is_fenced) { "\n" } else { "" };
-        if imports.is_empty() && prelude.is_empty() {
+        if imports.is_empty() {
             return (format!("{}{new_line}", self.prompt), rest);
         }
-        (format!("{}{imports}{}{}{new_line}", own.imports, block(prelude), own.rest), rest)
+        (format!("{}{imports}{}{new_line}", own.imports, own.rest), rest)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is graded of texts as models write them.
 
-use extraction::{Extract, ProgramConfig, answer_text};
+use extraction::{Extract, answer_text};
 use sandbox::Problem;
 use serde_json::{Value, json};
 
@@ -25,12 +25,12 @@ fn human_eval(prompt: &str, entry_point: &str) -> Problem {
 }
 
 fn taken(problem: &Problem, response: &str) -> String {
-    ProgramConfig::default().program(problem, response).response
+    Extract::CodeBlock.program(problem, response).response
 }
 
 /// Prompt and response put together.
-fn whole(config: &ProgramConfig, problem: &Problem, response: &str) -> String {
-    let program = config.program(problem, response);
+fn whole(extract: Extract, problem: &Problem, response: &str) -> String {
+    let program = extract.program(problem, response);
     match program.problem.as_ref() {
         Problem::HumanEval(human_eval) => format!("{}{}", human_eval.prompt, program.response),
         _ => program.response,
@@ -91,8 +91,7 @@ fn thoughts_are_no_answer() {
     assert_eq!(answer_text("a < b"), "a < b");
     let truncated = format!("<think>\n```python\n{WHOLE}```\nlet me check that it handles");
     assert_eq!(taken(&mbpp(), &truncated), "");
-    let config = ProgramConfig { extract: Extract::Whole, ..ProgramConfig::default() };
-    assert_eq!(config.program(&mbpp(), &truncated).response, truncated);
+    assert_eq!(Extract::Whole.program(&mbpp(), &truncated).response, truncated);
 }
 
 #[test]
@@ -123,45 +122,37 @@ fn a_program_is_the_last_block_of_python() {
 #[test]
 fn a_prompt_is_continued_or_replaced() {
     let stub = "import math\n\n@cache\ndef add(a, b):\n    \"\"\"Adds.\"\"\"\n";
-    let (problem, config) = (human_eval(stub, "add"), ProgramConfig::default());
+    let (problem, config) = (human_eval(stub, "add"), Extract::CodeBlock);
     // As OpenAI's harness has it.
-    assert_eq!(whole(&config, &problem, "    return a + b\n"), format!("{stub}    return a + b\n"));
+    assert_eq!(whole(config, &problem, "    return a + b\n"), format!("{stub}    return a + b\n"));
     let body = "```python\n    return a + b\n```\n";
-    assert_eq!(whole(&config, &problem, body), format!("{stub}    return a + b\n"));
+    assert_eq!(whole(config, &problem, body), format!("{stub}    return a + b\n"));
     let closed = "    return a + b\n```\nThis adds.\n";
-    assert_eq!(whole(&config, &problem, closed), format!("{stub}    return a + b\n"));
+    assert_eq!(whole(config, &problem, closed), format!("{stub}    return a + b\n"));
     // A whole function takes the place of the unfinished one.
-    assert_eq!(whole(&config, &problem, WHOLE), format!("import math\n\n{WHOLE}"));
+    assert_eq!(whole(config, &problem, WHOLE), format!("import math\n\n{WHOLE}"));
     let bare = human_eval("def add(a, b):", "add");
-    assert_eq!(whole(&config, &bare, &format!("```python\n{WHOLE}```")), WHOLE);
-    assert_eq!(whole(&config, &bare, " return a + b"), "def add(a, b): return a + b");
+    assert_eq!(whole(config, &bare, &format!("```python\n{WHOLE}```")), WHOLE);
+    assert_eq!(whole(config, &bare, " return a + b"), "def add(a, b): return a + b");
     let trimmed = human_eval(stub.trim_end(), "add");
-    assert_eq!(whole(&config, &trimmed, body), format!("{stub}    return a + b\n"));
+    assert_eq!(whole(config, &trimmed, body), format!("{stub}    return a + b\n"));
     let class = human_eval("from typing import *\n\n", "Solution().add");
     let solution = "class Solution:\n    def add(self, a: int, b: int) -> int:\n        return a + b\n";
     let text = format!("```python\n{solution}```\n```python\nSolution().add(1, 2)\n```");
-    assert_eq!(whole(&config, &class, &text), format!("from typing import *\n\n{solution}"));
+    assert_eq!(whole(config, &class, &text), format!("from typing import *\n\n{solution}"));
 }
 
 #[test]
-fn imports_of_the_future_and_of_everybody_come_first() {
+fn imports_of_the_future_come_first() {
     let future = "from __future__ import annotations\n";
     let stub = "\"\"\"A module.\"\"\"\nimport math\n\ndef add(a, b):\n    \"\"\"Adds.\"\"\"\n";
-    let problem = human_eval(stub, "add");
-    let answer = format!("{future}\n{WHOLE}");
-    let plain = ProgramConfig::default();
-    let program = whole(&plain, &problem, &answer);
+    let program = whole(Extract::CodeBlock, &human_eval(stub, "add"), &format!("{future}\n{WHOLE}"));
     assert_eq!(program, format!("{future}\"\"\"A module.\"\"\"\nimport math\n\n\n{WHOLE}"));
-    let prelude = ProgramConfig { prelude: "from typing import *".to_owned(), ..plain.clone() };
-    assert_eq!(
-        whole(&prelude, &mbpp(), &format!("{future}{WHOLE}")),
-        format!("{future}from typing import *\n{WHOLE}")
-    );
-    let both = whole(&prelude, &human_eval(&format!("{future}{stub}"), "add"), "    return a + b\n");
-    assert_eq!(both, format!("{future}from typing import *\n{stub}    return a + b\n"));
     let long = "from __future__ import (\n    annotations,\n)\n";
+    assert_eq!(taken(&mbpp(), &format!("import math\n{long}{WHOLE}")), format!("{long}import math\n{WHOLE}"));
+    let kept = human_eval(&format!("{future}{stub}"), "add");
     assert_eq!(
-        whole(&prelude, &mbpp(), &format!("import math\n{long}{WHOLE}")),
-        format!("{long}from typing import *\nimport math\n{WHOLE}")
+        whole(Extract::CodeBlock, &kept, "    return a + b\n"),
+        format!("{future}{stub}    return a + b\n")
     );
 }

@@ -3,7 +3,7 @@
 //!
 //! Grader and load share one processor, so that other tests have the others. With `SLUICE_OVERLOAD_RUNS` so
 //! many honest programs are graded on the whole machine beside eight busy processes, a thousand in about 25
-//! minutes on two cores: `SLUICE_OVERLOAD_RUNS=1000 cargo test -p sandbox --test overload -- --nocapture many`.
+//! minutes on two cores: `SLUICE_OVERLOAD_RUNS=1000 cargo test -p sandbox --test overload -- --nocapture`.
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 

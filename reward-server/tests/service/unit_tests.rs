@@ -124,7 +124,7 @@ async fn the_program_is_the_block_that_the_tests_call() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_program_begins_with_the_prelude() {
     let mut config = with_sandbox(tests(Rule::Share));
-    config.sandbox.as_mut().unwrap().prelude = "from typing import *".to_owned();
+    config.sandbox.as_mut().unwrap().grader.prelude = "from typing import *".to_owned();
     let mut world = World::start(config).await;
     let annotated = RIGHT.replacen("def f(x)", "def f(x: List[int])", 1);
     world.actor.offer(&tiny::rollout(0, &annotated, &doubling())).await;

@@ -56,6 +56,9 @@ pub(crate) struct GradingArguments {
     /// Programs at a time; one for each core where not given.
     #[arg(long)]
     jobs: Option<usize>,
+    /// Python that runs before every program, such as imports that the problems take for granted.
+    #[arg(long)]
+    prelude: Option<PathBuf>,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -134,7 +137,7 @@ impl<'a> Problems<'a> {
         let task_id = task_id.as_str().map_or_else(|| task_id.to_string(), str::to_owned);
         match self.by_id.get(&task_id) {
             Some(problem) => {
-                let program = self.setup.program.program(problem, &completion);
+                let program = self.setup.extract.program(problem, &completion);
                 Ok(Row { fields: line.parse()?, program })
             }
             None => Err(line.wrong(&format!("task_id {task_id:?} is no problem of {}", self.path.display()))),
@@ -195,7 +198,7 @@ impl GradingArguments {
     /// How samples are graded: as the file says, then as the flags do.
     ///
     /// # Errors
-    /// When the file cannot be used, or the time-out is none.
+    /// When a file cannot be used, or the time-out is none.
     pub(crate) fn setup(&self) -> Result<GradingSetup, BadInput> {
         let mut setup = match &self.config {
             Some(path) => GradingSetup::read(path)?,
@@ -210,7 +213,11 @@ impl GradingArguments {
             setup.limits = Limits { cpu, wall, overload_wall, ..setup.limits };
         }
         setup.grader.workers = self.jobs.unwrap_or(setup.grader.workers);
-        setup.program.extract = self.extract.unwrap_or(setup.program.extract);
+        setup.extract = self.extract.unwrap_or(setup.extract);
+        if let Some(path) = &self.prelude {
+            setup.grader.prelude = std::fs::read_to_string(path)
+                .map_err(|error| BadInput(format!("read the prelude {}: {error}", path.display())))?;
+        }
         match self.tier {
             Some(TierChoice::Strongest) => setup.grader.tier = None,
             Some(TierChoice::Exactly(tier)) => setup.grader.tier = Some(tier),

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use extraction::ProgramConfig;
+use extraction::Extract;
 use reward_server::config::SandboxConfig;
 use sandbox::{GraderConfig, Limits};
 use serde::Deserialize as _;
@@ -18,8 +18,8 @@ const OVERLOAD_RETRIES: u32 = 2;
 pub(crate) struct GradingSetup {
     pub(crate) grader: GraderConfig,
     pub(crate) limits: Limits,
-    /// From a response to the program that is graded.
-    pub(crate) program: ProgramConfig,
+    /// Which part of a response is graded.
+    pub(crate) extract: Extract,
 }
 
 impl GradingSetup {
@@ -29,7 +29,7 @@ impl GradingSetup {
         Self {
             grader: GraderConfig { overload_retries, ..config.grader.clone() },
             limits: config.limits.clone(),
-            program: config.program(),
+            extract: config.extract,
         }
     }
 

@@ -18,10 +18,16 @@ class Unserved(BaseException):
     """The tests do something with an object of the response that cannot be asked of its process."""
 
 
+class Misplaced(Exception):
+    """A stand-in inside of a value whose making looks at its parts."""
+
+
 class Link:
     """The session that stand-ins ask; there is one in a process."""
 
     session = None
+    # Whether a frame is being read: nobody is asked before its end.
+    is_reading = False
 
 
 class Remote:
@@ -132,10 +138,13 @@ def ask(remote, operation, *arguments, kind=None):
 def local_text(remote):
     """Words for a report, which nobody has to be asked for."""
     session = Link.session
-    return "<%s of the response>" % remote._name if session is None or session.describing else ""
+    is_local = session is None or session.describing or Link.is_reading
+    return "<%s of the response>" % remote._name if is_local else ""
 
 
 def unserved(remote, what):
+    if Link.is_reading:
+        raise Misplaced(what)
     Link.session.unserved = "%s of a value of type %s" % (what, remote._name)
     raise Unserved(Link.session.unserved)
 
