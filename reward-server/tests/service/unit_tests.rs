@@ -98,10 +98,12 @@ async fn what_the_sandbox_cannot_judge_is_never_a_score() {
     let mut world = World::start(with_sandbox(tests(Rule::Share))).await;
     world.actor.offer(&tiny::rollout(0, RIGHT, r#"{"prompt": "no tests"}"#)).await;
     assert_eq!(why(world.session.result().await).0, FailReason::Unsupported);
-    let crossing = json!({
-        "task_id": 1, "prompt": "Write a class.", "test_list": ["assert Point(1).x == 1", "assert g(Point(2)) == 2"]
+    let replacing = json!({
+        "task_id": 1, "prompt": "Read a number.",
+        "test_list": ["import builtins\nbuiltins.input = lambda *a: '5'\nassert f() == 5"]
     });
-    world.actor.offer(&tiny::rollout(1, "class Point: pass", &crossing.to_string())).await;
+    let reads = "def f():\n    return int(input())\n";
+    world.actor.offer(&tiny::rollout(1, reads, &replacing.to_string())).await;
     let (reason, detail) = why(world.session.result().await);
     assert_eq!(reason, FailReason::Unsupported, "{detail}");
 }
