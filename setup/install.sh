@@ -4,6 +4,7 @@
 # Needs no root, installs nothing outside .deps/, and does nothing when .deps/ is up to date.
 #
 #   setup/install.sh          CPU libtorch into .deps/python
+#   setup/install.sh math     math-verify into .deps/math, for scorers of kind "math" (about 70 MB)
 #   setup/install.sh cuda     the full CUDA wheel set into .deps/cuda (about 5 GB)
 set -eu
 cd "$(dirname "$0")/.."
@@ -87,5 +88,12 @@ cuda)
         cat setup/torch.txt setup/cuda.txt >.deps/cuda/.sluice-stamp
     fi
     ;;
-*) fail "unknown argument $1; give nothing, or cuda" ;;
+math)
+    if ! up_to_date .deps/math setup/math.txt; then
+        say "installing math-verify into .deps/math (about 70 MB)"
+        install_wheels .deps/math --no-deps --requirement setup/math.txt
+        cp setup/math.txt .deps/math/.sluice-stamp
+    fi
+    ;;
+*) fail "unknown argument $1; give nothing, cuda, or math" ;;
 esac

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use extraction::Extract;
 use model::Device;
 use sandbox::{GraderConfig, Limits};
 use schemars::JsonSchema;
@@ -14,8 +15,8 @@ use service::ServiceConfig;
 use types::{DType, MemberId};
 
 pub use scorer::{
-    ExactMatch, Format, Gate, Http, LengthPenalty, NumericMatch, Python, RegexMatch, RepetitionPenalty,
-    RewardModel, Rule, ScorerConfig, ScorerKind, Share, UnitTests,
+    ExactMatch, Format, Gate, Http, LengthPenalty, MathMatch, NumericMatch, Python, RegexMatch,
+    RepetitionPenalty, RewardModel, Rule, ScorerConfig, ScorerKind, Share, UnitTests,
 };
 
 /// Everything the reward server can be told.
@@ -144,7 +145,7 @@ fn one() -> f64 {
     1.0
 }
 
-/// How unit tests are run.
+/// How unit tests are run: in the ring, and by the tools that grade files.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SandboxConfig {
@@ -156,17 +157,6 @@ pub struct SandboxConfig {
     pub extract: Extract,
     /// Verdicts that are remembered, so that equal programs are run once.
     pub cache: CacheConfig,
-}
-
-/// Which part of a response is the program.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Extract {
-    /// All of it.
-    #[default]
-    Whole,
-    /// The last fenced block; all of it where there is none.
-    CodeBlock,
 }
 
 /// The memory of verdicts.
@@ -183,12 +173,15 @@ impl Default for CacheConfig {
     }
 }
 
-/// `POST /get_reward` on the metrics port, in the shape of OpenRLHF's remote reward models.
+/// `POST /get_reward`, in the shape of OpenRLHF's remote reward models.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EndpointConfig {
-    /// Whether it is served. Off by default: the port is not authenticated, and may be open for metrics.
+    /// Whether it is served. Off by default: the port is not authenticated.
     pub enabled: bool,
+    /// Where it is served; loopback by default. Port 0 takes any free port; log and address file say which,
+    /// under `rewards`.
+    pub listen: SocketAddr,
     /// Most texts in work for all its callers; more are answered 429.
     pub max_texts: usize,
     /// Largest body of a request.
@@ -197,7 +190,8 @@ pub struct EndpointConfig {
 
 impl Default for EndpointConfig {
     fn default() -> Self {
-        Self { enabled: false, max_texts: 1024, max_bytes: 32 << 20 }
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { enabled: false, listen, max_texts: 1024, max_bytes: 32 << 20 }
     }
 }
 
@@ -227,7 +221,7 @@ impl Default for Config {
 
 impl Config {
     /// The folder of the policy's tokenizer, if anything names one.
-    pub(crate) fn tokenizer_dir(&self) -> Option<&Path> {
+    pub fn tokenizer_dir(&self) -> Option<&Path> {
         let reward_model = self.scorers.iter().find_map(|scorer| match &scorer.kind {
             ScorerKind::RewardModel(reward_model) => Some(&reward_model.model),
             _ => None,

@@ -2,12 +2,17 @@
 //! models.
 //!
 //! `{"query": ["prompt and response", ...], "prompts": ["prompt", ...], "labels": [...]}` is answered by
-//! `{"rewards": [...]}`. A query begins with its prompt; without `prompts` all of it is response. A label
-//! that is a JSON object, or text that holds one, becomes the prompt's fields (a problem with its tests,
-//! say); any other becomes the field `label`. Texts are tokenized as they stand; nothing is appended.
+//! `{"rewards": [...], "scores": [...], "extra_logs": {...}}`. A query begins with its prompt; without
+//! `prompts` all of it is response. A label that is a JSON object, or text that holds one, becomes the
+//! prompt's fields (a problem with its tests, say); any other becomes the field `label`. Responses are
+//! prepared as in the ring: special tokens, such as the end that OpenRLHF sends along, are tokens and no
+//! text.
+//!
+//! `scores` are the outcomes of hidden tests where there are any, else the rewards; `extra_logs` has each
+//! scorer's own numbers.
 //!
 //! There is no reward for what could not be scored: then the whole request is an error, and the caller tries
-//! again.
+//! again. It has a port of its own: who may see metrics may not ask for rewards, and the other way round.
 
 use std::sync::Arc;
 
@@ -17,6 +22,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use futures::future::try_join_all;
+use model::Tokenizer;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
@@ -27,7 +33,7 @@ use crate::config::EndpointConfig;
 use crate::metrics;
 use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
-use crate::scorer_set::ScorerSet;
+use crate::scorer_set::{ResponseScore, ScorerSet};
 
 #[derive(Debug, Clone)]
 struct Endpoint {
@@ -67,6 +73,10 @@ impl<T> OneOrMany<T> {
 enum Refusal {
     #[error("{0}")]
     BadRequest(String),
+    #[error(
+        "{texts} texts in a request, at most {max} are scored at a time: send fewer, or raise endpoint.max_texts"
+    )]
+    TooMany { texts: usize, max: usize },
     #[error("{texts} texts, and {places} of {max} places are free: come back later")]
     Busy { texts: usize, places: usize, max: usize },
     #[error("text {index}: {error}")]
@@ -77,6 +87,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, label) = match &self {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "400"),
+            Self::TooMany { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "413"),
             Self::Busy { .. } => (StatusCode::TOO_MANY_REQUESTS, "429"),
             Self::NoScore { error, .. } => match error.reason {
                 FailReason::RewardTimeout => (StatusCode::GATEWAY_TIMEOUT, "504"),
@@ -111,6 +122,9 @@ async fn get_reward(
     let request = serde_json::from_slice(&body).map_err(|error| Refusal::BadRequest(error.to_string()))?;
     let items = items(&endpoint.scorers, request)?;
     let (texts, max) = (items.len(), endpoint.max_texts);
+    if texts > max {
+        return Err(Refusal::TooMany { texts, max });
+    }
     let wanted = u32::try_from(texts).unwrap_or(u32::MAX);
     let _places = endpoint.places.try_acquire_many(wanted).map_err(|_| Refusal::Busy {
         texts,
@@ -119,13 +133,25 @@ async fn get_reward(
     })?;
     let deadline = Instant::now() + endpoint.scorers.timeout();
     let scorers = &endpoint.scorers;
-    let rewards = items.iter().enumerate().map(|(index, input)| async move {
+    let scored = items.iter().enumerate().map(|(index, input)| async move {
         let scored = scorers.score(input, deadline).await;
-        scored.map(|scored| scored.score).map_err(|error| Refusal::NoScore { index, error })
+        scored.map_err(|error| Refusal::NoScore { index, error })
     });
-    let rewards = try_join_all(rewards).await?;
+    let scored = try_join_all(scored).await?;
     metrics::endpoint("200");
-    Ok(Json(json!({ "rewards": rewards })))
+    Ok(Json(answer(scorers, &scored)))
+}
+
+/// What is said of scored texts, in OpenRLHF's words.
+fn answer(scorers: &ScorerSet, scored: &[ResponseScore]) -> Value {
+    let rewards: Vec<f32> = scored.iter().map(|scored| scored.score).collect();
+    let scores: Vec<f32> = scored.iter().map(|scored| scored.outcome.unwrap_or(scored.score)).collect();
+    let mut logs = Map::new();
+    for (at, name) in scorers.names().into_iter().enumerate() {
+        let numbers: Option<Vec<f64>> = scored.iter().map(|scored| scored.numbers.get(at).copied()).collect();
+        logs.insert(name, json!(numbers));
+    }
+    json!({ "rewards": rewards, "scores": scores, "extra_logs": logs })
 }
 
 fn items(scorers: &ScorerSet, request: Request) -> Result<Vec<Arc<ScorerInput>>, Refusal> {
@@ -162,19 +188,31 @@ enum TextProblem {
 fn input(scorers: &ScorerSet, query: &str, prompt: String, label: Value) -> Result<ScorerInput, TextProblem> {
     let response = query.strip_prefix(prompt.as_str()).ok_or(TextProblem::OtherPrompt)?.to_owned();
     let tokenizer = scorers.tokenizer().ok_or(TextProblem::NoTokenizer)?;
-    let (prompt_tokens, response_tokens) =
-        (tokenizer.encode(&prompt, false)?, tokenizer.encode(&response, false)?);
+    let prompt_tokens = tokenizer.encode(&prompt, false)?;
+    let response_tokens = tokenizer.encode_response(&prompt_tokens, &response)?;
     if prompt_tokens.is_empty() && response_tokens.is_empty() {
         return Err(TextProblem::Empty);
     }
     Ok(ScorerInput {
         response_start: prompt_tokens.len(),
         tokens: [prompt_tokens, response_tokens].concat().into(),
+        response: without_special(tokenizer, &response),
+        begins_in_thoughts: extraction::opens_thoughts(&prompt),
         prompt,
-        response,
         fields: fields(label),
         truncated: false,
     })
+}
+
+/// A response without the special tokens that are written out in it.
+fn without_special(tokenizer: &Tokenizer, response: &str) -> String {
+    let mut text = response.to_owned();
+    for special in tokenizer.special_texts() {
+        if text.contains(special) {
+            text = text.replace(special, "");
+        }
+    }
+    text
 }
 
 /// The prompt's fields that a label stands for.

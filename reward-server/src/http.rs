@@ -46,7 +46,7 @@ enum Failure {
 
 #[derive(Deserialize)]
 struct RewardsBody {
-    rewards: Vec<Option<f64>>,
+    rewards: Vec<Value>,
 }
 
 impl Remote {
@@ -140,10 +140,8 @@ impl Remote {
                 format!("http: {} answered {} rewards for {}", self.config.url, rewards.len(), calls.len());
             return Err(Failure::Permanent(ScoreError::error(detail)));
         }
-        let rewards = rewards.into_iter();
-        Ok(rewards
-            .map(|reward| reward.ok_or_else(|| ScoreError::error("http: the reward is null")))
-            .collect())
+        let count = rewards.len();
+        Ok(rewards.iter().enumerate().map(|(at, reward)| number(reward, at, count)).collect())
     }
 
     fn label(&self, input: &ScorerInput) -> Value {
@@ -159,8 +157,12 @@ impl Remote {
             request = request.header("authorization", authorization.as_ref());
         }
         let mut response = request.send_json(body).map_err(|error| self.failure(&error))?;
-        let answer = response.body_mut().with_config().limit(ANSWER_LIMIT_BYTES).read_json();
-        answer.map_err(|error| self.failure(&error))
+        let answer = response.body_mut().with_config().limit(ANSWER_LIMIT_BYTES).read_to_string();
+        let answer = answer.map_err(|error| self.failure(&error))?;
+        serde_json::from_str(&with_quoted_numbers(&answer)).map_err(|error| {
+            let detail = format!("http: {}: the answer is not understood: {error}", self.config.url);
+            Failure::Permanent(ScoreError::error(detail))
+        })
     }
 
     fn failure(&self, error: &ureq::Error) -> Failure {
@@ -170,7 +172,7 @@ impl Remote {
             ureq::Error::StatusCode(status) if *status != 429 && *status < 500 => {
                 Failure::Permanent(ScoreError::error(detail))
             }
-            ureq::Error::Json(_) | ureq::Error::BadUri(_) => Failure::Permanent(ScoreError::error(detail)),
+            ureq::Error::BadUri(_) => Failure::Permanent(ScoreError::error(detail)),
             _ => Failure::Transient(ScoreError::error(detail)),
         }
     }
@@ -178,6 +180,44 @@ impl Remote {
     fn breaker<T>(&self, act: impl FnOnce(&mut Breaker) -> T) -> T {
         act(&mut self.breaker.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// One response's reward. What is no finite number is nobody else's failure.
+fn number(reward: &Value, at: usize, count: usize) -> Result<f64, ScoreError> {
+    reward.as_f64().filter(|number| number.is_finite()).ok_or_else(|| {
+        let (place, shown) = (at + 1, reward.to_string());
+        let shown: String = shown.chars().take(100).collect();
+        ScoreError::error(format!("http: reward {place} of {count} is {shown}, must be a finite number"))
+    })
+}
+
+/// JSON as Python writes it, its numbers that are none as texts: JSON has no such numbers.
+fn with_quoted_numbers(json: &str) -> String {
+    const NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+    let mut quoted = String::with_capacity(json.len());
+    let (mut inside_text, mut rest) = (false, json);
+    while let Some(first) = rest.chars().next() {
+        let number = NUMBERS.iter().find(|number| !inside_text && rest.starts_with(**number));
+        let length = match number {
+            Some(number) => {
+                quoted.extend(["\"", number, "\""]);
+                number.len()
+            }
+            // What is escaped ends no text.
+            None if inside_text && first == '\\' => {
+                let length = rest.chars().take(2).map(char::len_utf8).sum();
+                quoted.push_str(&rest[..length]);
+                length
+            }
+            None => {
+                inside_text ^= first == '"';
+                quoted.push(first);
+                first.len_utf8()
+            }
+        };
+        rest = &rest[length..];
+    }
+    quoted
 }
 
 /// Why there is no token to send.
@@ -197,4 +237,26 @@ fn read_token(file: &Path) -> Result<Arc<str>, TokenError> {
         return Err(TokenError::Empty { path: file.to_owned() });
     }
     Ok(format!("Bearer {token}").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_are_none_become_texts_outside_of_texts() {
+        let json = r#"{"rewards": [NaN, 0.5, -Infinity,Infinity], "x\\": "NaN \" NaN"}"#;
+        let read: Value = serde_json::from_str(&with_quoted_numbers(json)).unwrap();
+        assert_eq!(read, json!({"rewards": ["NaN", 0.5, "-Infinity", "Infinity"], "x\\": "NaN \" NaN"}));
+        assert_eq!(with_quoted_numbers("\"\\"), "\"\\");
+    }
+
+    #[test]
+    fn a_reward_that_is_no_number_says_so() {
+        assert_eq!(number(&json!(1), 0, 2), Ok(1.0));
+        for reward in [json!("NaN"), json!(null), json!(true), json!([0.5]), json!("0.5")] {
+            let detail = number(&reward, 1, 4).unwrap_err().detail;
+            assert!(detail.contains("reward 2 of 4") && detail.contains(&reward.to_string()), "{detail}");
+        }
+    }
 }

@@ -31,8 +31,13 @@ pub(crate) fn problem(fields: &Map<String, Value>) -> Result<Option<Problem>, Sc
     };
     known.insert("task_id".to_owned(), Value::String(task_id));
     known.insert("kind".to_owned(), Value::String(kind.to_owned()));
-    let parsed = serde_json::from_value(Value::Object(known));
-    parsed.map(Some).map_err(|error| ScoreError::unsupported(format!("the prompt's {kind} problem: {error}")))
+    let parsed = serde_json::from_value::<Problem>(Value::Object(known));
+    let problem =
+        parsed.map_err(|error| ScoreError::unsupported(format!("the prompt's {kind} problem: {error}")))?;
+    match problem.refusal() {
+        Some(refusal) => Err(ScoreError::unsupported(format!("problem {} {refusal}", problem.task_id()))),
+        None => Ok(Some(problem)),
+    }
 }
 
 /// The shape of a line that is a problem.
@@ -55,9 +60,9 @@ fn has(line: &Map<String, Value>, key: &str) -> bool {
 fn keys(kind: &str) -> &'static [&'static str] {
     match kind {
         "human_eval" => &["prompt", "entry_point", "test", "mutates_arguments"],
-        "mbpp" => &["test_list", "entry_point", "mutates_arguments"],
-        "function_calls" => &["entry_point", "cases", "tolerance"],
-        _ => &["cases", "compare"],
+        "mbpp" => &["test_list", "entry_point", "mutates_arguments", "prelude"],
+        "function_calls" => &["entry_point", "cases", "tolerance", "integer_keys"],
+        _ => &["cases", "compare", "tolerance"],
     }
 }
 
@@ -99,6 +104,13 @@ mod tests {
             "messages": [], "problem": {"kind": "stdio", "cases": [{"stdin": "1", "expected_stdout": "2"}]}
         });
         assert!(matches!(found(nested), Ok(Some(Problem::Stdio(_)))));
+    }
+
+    #[test]
+    fn a_problem_without_tests_is_refused_by_its_name() {
+        let error = found(json!({"task_id": "MB/7", "test_list": [], "entry_point": "f"})).unwrap_err();
+        assert_eq!(error.reason, types::FailReason::Unsupported);
+        assert!(error.detail.contains("problem MB/7 has no tests"), "{error}");
     }
 
     #[test]

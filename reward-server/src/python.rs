@@ -1,4 +1,4 @@
-//! The user's own reward function in Python, in a pool of worker processes.
+//! The user's own reward function in Python, or our comparison of mathematics, in a pool of worker processes.
 //!
 //! ```text
 //! scoring tasks --call--> batch queue --> worker task --JSON lines--> worker.py --> reward.py
@@ -9,6 +9,7 @@
 //! of that sample, a crash one of the call's samples, and a new process takes over. None of these is ever a
 //! number.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -22,16 +23,95 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::batch_queue::{BatchReceiver, Call};
-use crate::config::Python;
+use crate::config::{MathMatch, Python};
 use crate::metrics;
 use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
 
 const WORKER: &str = include_str!("python/worker.py");
+const MATH: &str = include_str!("python/math.py");
 /// No reply of a worker is longer.
 const REPLY_LIMIT_BYTES: u64 = 16 << 20;
 /// How long a worker may take to import the user's file, libraries included.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What workers run.
+#[derive(Debug, Clone)]
+pub(crate) struct Function {
+    /// The file that defines it.
+    file: PathBuf,
+    /// Its content where it is no file of the user's.
+    source: Option<&'static str>,
+    name: Option<String>,
+    /// The only field that it is given, as `label`; all fields where not given.
+    label: Option<String>,
+    interpreter: PathBuf,
+    /// A folder with packages that the interpreter may lack.
+    packages: Option<PathBuf>,
+    /// Most responses in a call.
+    batch: usize,
+    timeout: Duration,
+    memory_bytes: u64,
+}
+
+impl Function {
+    /// The user's.
+    pub(crate) fn of_user(config: &Python) -> Self {
+        Self {
+            file: config.file.clone(),
+            source: None,
+            name: config.function.clone(),
+            label: None,
+            interpreter: config.interpreter.clone(),
+            packages: None,
+            batch: config.batch,
+            timeout: config.timeout,
+            memory_bytes: config.memory_bytes,
+        }
+    }
+
+    /// The comparison of expressions.
+    pub(crate) fn of_math(config: &MathMatch) -> Self {
+        Self {
+            file: PathBuf::from("math"),
+            source: Some(MATH),
+            name: None,
+            label: Some(config.field.clone()),
+            interpreter: config.interpreter.clone(),
+            packages: Some(config.packages.clone()),
+            batch: 1,
+            timeout: config.timeout,
+            memory_bytes: config.memory_bytes,
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.interpreter);
+        command.arg("-c").arg(WORKER).arg(&self.file).arg(self.memory_bytes.to_string());
+        command.arg(self.name.as_deref().unwrap_or_default()).args(self.source);
+        if let Some(packages) = &self.packages {
+            let given = std::env::var_os("PYTHONPATH").unwrap_or_default();
+            let paths = [packages.clone()].into_iter().chain(std::env::split_paths(&given));
+            // A path with a colon in it cannot be said, and is not found then.
+            command.envs(std::env::join_paths(paths).ok().map(|paths| ("PYTHONPATH", paths)));
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).kill_on_drop(true);
+        command
+    }
+
+    /// The response as the function sees it: the user's has it as it is.
+    fn response<'a>(&self, input: &'a ScorerInput) -> Cow<'a, str> {
+        if self.source.is_some() { input.marked_response() } else { Cow::Borrowed(&input.response) }
+    }
+
+    /// What the function is told of a prompt.
+    fn fields(&self, input: &ScorerInput) -> Value {
+        match &self.label {
+            Some(label) => json!({ "label": input.fields.get(label) }),
+            None => Value::Object(input.fields.clone()),
+        }
+    }
+}
 
 /// Why a worker process is of no use any more, and what that means for the samples it had.
 struct Broken(ScoreError);
@@ -77,15 +157,25 @@ struct WorkerReply {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum OneResult {
-    Score { score: f64 },
-    Error { error: String },
+    Score {
+        score: f64,
+    },
+    Error {
+        error: String,
+        /// It cannot be judged, whatever the response.
+        #[serde(default)]
+        unsupported: bool,
+    },
 }
 
 impl OneResult {
     fn number(self) -> Result<f64, ScoreError> {
         match self {
             Self::Score { score } => Ok(score),
-            Self::Error { error } => Err(ScoreError::error(format!("python: {error}"))),
+            Self::Error { error, unsupported: true } => {
+                Err(ScoreError::unsupported(format!("python: {error}")))
+            }
+            Self::Error { error, unsupported: false } => Err(ScoreError::error(format!("python: {error}"))),
         }
     }
 }
@@ -95,18 +185,9 @@ impl Process {
     ///
     /// # Errors
     /// Where the interpreter cannot be started, or the user's file cannot be loaded in time.
-    pub(crate) async fn start(config: &Python) -> Result<Self, StartError> {
-        let Python { file, interpreter, memory_bytes, .. } = config;
-        let child = Command::new(interpreter)
-            .arg("-c")
-            .arg(WORKER)
-            .arg(file)
-            .arg(memory_bytes.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn();
+    pub(crate) async fn start(function: &Function) -> Result<Self, StartError> {
+        let Function { file, interpreter, .. } = function;
+        let child = function.command().spawn();
         let mut child =
             child.map_err(|source| StartError::Interpreter { interpreter: interpreter.clone(), source })?;
         metrics::python_started();
@@ -135,13 +216,14 @@ impl Process {
     async fn score(
         &mut self,
         calls: &[Call],
-        timeout: Duration,
+        function: &Function,
     ) -> Result<Vec<Result<f64, ScoreError>>, Broken> {
+        let timeout = function.timeout;
         let inputs: Vec<&ScorerInput> = calls.iter().map(|call| call.input.as_ref()).collect();
         let request = json!({
             "prompts": inputs.iter().map(|input| input.prompt.as_str()).collect::<Vec<_>>(),
-            "responses": inputs.iter().map(|input| input.response.as_str()).collect::<Vec<_>>(),
-            "fields": inputs.iter().map(|input| Value::Object(input.fields.clone())).collect::<Vec<_>>(),
+            "responses": inputs.iter().map(|input| function.response(input)).collect::<Vec<_>>(),
+            "fields": inputs.iter().map(|input| function.fields(input)).collect::<Vec<_>>(),
         });
         let reply = tokio::time::timeout(timeout, self.exchange(format!("{request}\n"))).await;
         let Ok(reply) = reply else {
@@ -215,13 +297,13 @@ impl Drop for Process {
 
 /// One worker: takes calls and keeps a process running, at first this one if there is one. Lasts until all
 /// callers are gone.
-pub(crate) async fn work(config: Python, calls: BatchReceiver, mut process: Option<Process>) {
+pub(crate) async fn work(function: Function, calls: BatchReceiver, mut process: Option<Process>) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     loop {
         // Before there is a call: it shall not wait for the imports of the user's file.
         let mut running = match process.take() {
             Some(running) => running,
-            None => match Process::start(&config).await {
+            None => match Process::start(&function).await {
                 Ok(running) => running,
                 Err(problem) => {
                     tracing::warn!(%problem, "a python worker cannot be started");
@@ -235,7 +317,7 @@ pub(crate) async fn work(config: Python, calls: BatchReceiver, mut process: Opti
                 }
             },
         };
-        let most = if running.batched { config.batch } else { 1 };
+        let most = if running.batched { function.batch } else { 1 };
         let taken = tokio::select! {
             taken = calls.take(most) => taken,
             // Nobody's sample is to blame for a worker that ends by itself.
@@ -249,7 +331,7 @@ pub(crate) async fn work(config: Python, calls: BatchReceiver, mut process: Opti
         if taken.is_empty() {
             return;
         }
-        match running.score(&taken, config.timeout).await {
+        match running.score(&taken, &function).await {
             Ok(numbers) => {
                 backoff.reset();
                 taken.into_iter().zip(numbers).for_each(|(call, number)| call.answer(number));

@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 
+use extraction::answer_text;
 use regex::Regex;
 use serde_json::Value;
 
 use crate::config::{ExactMatch, Format, LengthPenalty, NumericMatch, RepetitionPenalty};
+use crate::number::{self, closing_brace};
 use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
 
@@ -57,7 +59,9 @@ fn field<'a>(input: &'a ScorerInput, name: &str) -> Result<&'a Value, ScoreError
     found.ok_or_else(|| ScoreError::unsupported(format!("the prompt has no field {name:?} to compare with")))
 }
 
-/// Takes the answer out of a response: the last match's first group, or the whole match.
+/// Takes the answer out of what a response says once it has thought: the last match's first group, or the
+/// whole match. One that ends inside of braces goes on to the brace that closes them, which no regular
+/// expression can.
 #[derive(Debug, Clone)]
 struct Extraction(Option<Regex>);
 
@@ -67,9 +71,17 @@ impl Extraction {
     }
 
     fn answer<'a>(&self, response: &'a str) -> Option<&'a str> {
-        let Some(pattern) = &self.0 else { return Some(response) };
-        let last = pattern.captures_iter(response).last()?;
-        last.get(1).or_else(|| last.get(0)).map(|found| found.as_str())
+        let answer = answer_text(response);
+        let Some(pattern) = &self.0 else { return Some(answer) };
+        let last = pattern.captures_iter(answer).last()?;
+        let found = last.get(1).or_else(|| last.get(0))?;
+        let opened = found.as_str().matches('{').count();
+        if opened > found.as_str().matches('}').count()
+            && let Some(length) = closing_brace(&answer[found.start()..])
+        {
+            return answer.get(found.start()..found.start() + length.max(found.len()));
+        }
+        Some(found.as_str())
     }
 }
 
@@ -92,8 +104,15 @@ impl Exact {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         };
-        let Some(answer) = self.extraction.answer(&input.response) else { return Ok(0.0) };
+        let response = input.marked_response();
+        let Some(answer) = self.extraction.answer(&response) else { return Ok(0.0) };
         let (answer, expected) = (answer.trim(), expected.trim());
+        // A number has several spellings, and the data set's was lost when it was read.
+        if field(input, &self.config.field)?.is_number()
+            && let (Some(answer), Some(expected)) = (number::whole(answer), number::whole(expected))
+        {
+            return Ok(truth(answer.equals(&expected)));
+        }
         let equal = if self.config.ignore_case {
             answer.to_lowercase() == expected.to_lowercase()
         } else {
@@ -108,39 +127,37 @@ impl Exact {
 pub(crate) struct Numeric {
     config: NumericMatch,
     extraction: Extraction,
-    number: Regex,
 }
 
 impl Numeric {
     pub(crate) fn new(config: NumericMatch) -> Result<Self, ScoreError> {
         let extraction = Extraction::new(config.pattern.as_deref())?;
-        // Digits, perhaps in groups of three, a fraction, an exponent. Whether a minus is a sign,
-        // `last_number` decides.
-        let number = compiled(r"-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?")?;
-        Ok(Self { config, extraction, number })
+        Ok(Self { config, extraction })
     }
 
-    /// 1 where the answer's last number is within the tolerance of the field's, else 0.
+    /// 1 where the answer's number is the field's, else 0. Whole numbers are compared exactly unless a
+    /// tolerance is configured.
     pub(crate) fn score(&self, input: &ScorerInput) -> Result<f64, ScoreError> {
         let name = &self.config.field;
-        let expected = match field(input, name)? {
-            Value::Number(number) => number.as_f64(),
-            Value::String(text) => self.last_number(text),
+        let label = field(input, name)?;
+        let expected = match label {
+            Value::Number(number) => number::of_label(&number.to_string()),
+            Value::String(text) => number::of_label(text),
             _ => None,
         };
-        let expected =
-            expected.ok_or_else(|| ScoreError::unsupported(format!("field {name:?} holds no number")))?;
-        let answer = self.extraction.answer(&input.response).and_then(|answer| self.last_number(answer));
-        let tolerance = self.config.tolerance * expected.abs().max(1.0);
-        Ok(truth(answer.is_some_and(|answer| (answer - expected).abs() <= tolerance)))
-    }
-
-    fn last_number(&self, text: &str) -> Option<f64> {
-        let found = self.number.find_iter(text).last()?;
-        let before = text[..found.start()].chars().next_back();
-        let operator = before.is_some_and(|c| c.is_alphanumeric() || c == ')' || c == ']');
-        let digits = if operator { found.as_str().trim_start_matches('-') } else { found.as_str() };
-        digits.replace(',', "").parse().ok()
+        let expected = expected.ok_or_else(|| {
+            let problem =
+                format!("field {name:?} holds {label}, which is not one number: use kind = \"math\"");
+            ScoreError::unsupported(problem)
+        })?;
+        let response = input.marked_response();
+        let answer = self.extraction.answer(&response);
+        let found = answer.and_then(|answer| match self.config.pattern {
+            Some(_) => number::whole(answer).or_else(|| number::last(answer)),
+            None => number::of_answer(answer),
+        });
+        let Some(found) = found else { return Ok(0.0) };
+        Ok(truth(found.matches(&expected, self.config.tolerance)))
     }
 }
 
@@ -169,7 +186,7 @@ fn format(format: &Format, input: &ScorerInput) -> f64 {
         && each_once_in_order(text, &format.in_order)
         && !format.excludes.iter().any(|excluded| text.contains(excluded.as_str()))
         && (!format.json || serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
-        && (!format.code_block || last_code_block(text).is_some())
+        && (!format.code_block || extraction::has_code_block(text))
         && (!format.finished || !input.truncated);
     truth(holds)
 }
@@ -188,26 +205,9 @@ fn each_once_in_order(text: &str, wanted: &[String]) -> bool {
     })
 }
 
-/// The inside of the last closed fenced block, without its fences.
-pub(crate) fn last_code_block(text: &str) -> Option<&str> {
-    let mut open: Option<usize> = None;
-    let mut last = None;
-    let mut at = 0;
-    for line in text.split_inclusive('\n') {
-        if line.trim_start().starts_with("```") {
-            match open.take() {
-                Some(start) => last = Some(&text[start..at]),
-                None => open = Some(at + line.len()),
-            }
-        }
-        at += line.len();
-    }
-    last
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     use super::*;
 
@@ -218,6 +218,7 @@ mod tests {
             response_start: 1,
             prompt: String::new(),
             response: response.to_owned(),
+            begins_in_thoughts: false,
             fields,
             truncated: false,
         }
@@ -276,6 +277,70 @@ mod tests {
     }
 
     #[test]
+    fn whole_numbers_are_exact_unless_a_tolerance_is_configured() {
+        let score = |tolerance: Option<f64>, response: &str, label: Value| {
+            let numeric = Numeric::new(NumericMatch { tolerance, ..NumericMatch::default() }).unwrap();
+            numeric.score(&input(response, label)).unwrap()
+        };
+        assert_eq!(score(None, "1000000006", json!(1_000_000_007)), 0.0);
+        assert_eq!(score(Some(1e-6), "1000000006", json!(1_000_000_007)), 1.0);
+        assert_eq!(score(None, "0.66666667", json!(2.0 / 3.0)), 1.0);
+        assert_eq!(score(None, "<think>42</think> I do not know", json!(42)), 0.0);
+        let numeric = Numeric::new(NumericMatch::default()).unwrap();
+        let thinking = ScorerInput { begins_in_thoughts: true, ..input("42 or", json!(42)) };
+        assert_eq!(numeric.score(&thinking).unwrap(), 0.0, "the prompt has begun its thoughts");
+        let thought = ScorerInput { begins_in_thoughts: true, ..input("41?</think>42", json!(42)) };
+        assert_eq!(numeric.score(&thought).unwrap(), 1.0);
+        for label in [json!(true), json!([1]), json!("x = 3 or x = 7")] {
+            let numeric = Numeric::new(NumericMatch::default()).unwrap();
+            let error = numeric.score(&input("1", label.clone())).unwrap_err();
+            assert_eq!(error.reason, types::FailReason::Unsupported);
+            assert!(error.detail.contains(&label.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_of_braces_takes_nested_ones() {
+        let pattern = || Some(r"\\boxed\{([^}]*)\}".to_owned());
+        let numeric = Numeric::new(NumericMatch { pattern: pattern(), ..NumericMatch::default() }).unwrap();
+        for (response, label, score) in [
+            (r"so \boxed{42}. That took 3 steps", "42", 1.0),
+            (r"so \boxed{\frac{3}{4}}", "3/4", 1.0),
+            (r"so \boxed{\frac{1}{4}}", "3/4", 0.0),
+            (r"so \boxed{\frac{1}{2}}", "1", 0.0),
+            (r"<think>\boxed{42}</think> I do not know", "42", 0.0),
+            (r"\boxed{42} or \boxed{41}", "42", 0.0),
+            (r"\boxed{\text{forty-two}}", "42", 0.0),
+        ] {
+            assert_eq!(numeric.score(&input(response, json!(label))).unwrap(), score, "{response}");
+        }
+        let exact = Exact::new(ExactMatch { pattern: pattern(), ..ExactMatch::default() }).unwrap();
+        let fraction = input(r"\boxed{\frac{3}{4}}", json!(r"\frac{3}{4}"));
+        assert_eq!(exact.score(&fraction).unwrap(), 1.0);
+        assert_eq!(exact.score(&input(r"\boxed{42}", json!(42.0))).unwrap(), 1.0);
+    }
+
+    /// Each answer of GSM8K's test set, by its own label and by the whole rationale, and by the next row's.
+    #[test]
+    fn gsm8ks_rationales_have_their_labels_numbers() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/gsm8k_test.jsonl.gz");
+        let rows: Vec<Map<String, Value>> =
+            service::jsonl::read(&path).unwrap().map(|line| line.unwrap().parse().unwrap()).collect();
+        let answers: Vec<&str> = rows.iter().map(|row| row["answer"].as_str().unwrap()).collect();
+        let numeric = Numeric::new(NumericMatch::default()).unwrap();
+        let score = |response: &str, label: &str| numeric.score(&input(response, json!(label))).unwrap();
+        assert_eq!(answers.len(), 1319);
+        for (rationale, next) in answers.iter().zip(answers[1..].iter().chain(&answers[..1])) {
+            let (label, other) =
+                (rationale.rsplit("#### ").next().unwrap(), next.rsplit("#### ").next().unwrap());
+            assert_eq!((score(rationale, label), score(rationale, rationale)), (1.0, 1.0), "{rationale}");
+            assert_eq!(score(label, rationale), 1.0, "{label}");
+            let same = label.replace(',', "") == other.replace(',', "");
+            assert_eq!(score(rationale, other), f64::from(u8::from(same)), "{label} {other}");
+        }
+    }
+
+    #[test]
     fn the_length_penalty_grows_linearly_between_its_bounds() {
         let config = LengthPenalty { free_tokens: 2, max_tokens: 6 };
         let penalty = |tokens: usize| length_penalty(&config, &with_tokens(&vec![7; tokens]));
@@ -308,12 +373,5 @@ mod tests {
         assert_eq!(score(&code, "```\nimport os\n```"), 0.0);
         let finished = Format { finished: true, ..Format::default() };
         assert_eq!(format(&finished, &ScorerInput { truncated: true, ..input("x", Value::Null) }), 0.0);
-    }
-
-    #[test]
-    fn the_last_code_block_is_taken_without_its_fences() {
-        let text = "a\n```python\nx = 1\n```\nb\n  ```\ny = 2\nz = 3\n  ```";
-        assert_eq!(last_code_block(text), Some("y = 2\nz = 3\n"));
-        assert_eq!(last_code_block("```\nx"), None);
     }
 }

@@ -1,5 +1,6 @@
 //! What the scorers see of a response.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use model::Tokenizer;
@@ -7,6 +8,9 @@ use serde_json::{Map, Value};
 use types::{FinishReason, Rollout};
 
 use crate::score_error::ScoreError;
+
+/// Tokens at a prompt's end that may spell the mark of thoughts.
+const THOUGHTS_TOKENS: usize = 16;
 
 /// A response with its prompt.
 #[derive(Debug)]
@@ -19,6 +23,9 @@ pub(crate) struct ScorerInput {
     pub(crate) prompt: String,
     /// The response as text, special tokens left out; empty where no scorer reads text.
     pub(crate) response: String,
+    /// The prompt ends with the mark that begins a model's thoughts, so that the response begins inside of
+    /// them.
+    pub(crate) begins_in_thoughts: bool,
     /// The data set's line.
     pub(crate) fields: Map<String, Value>,
     /// The response was cut off.
@@ -37,7 +44,10 @@ impl ScorerInput {
             // A chat or bare tokens: the text that the policy saw, markers of the template included.
             _ => prompt_text(tokenizer, rollout.prompt_tokens())?,
         };
+        let prompt_tokens = rollout.prompt_tokens();
+        let end = &prompt_tokens[prompt_tokens.len().saturating_sub(THOUGHTS_TOKENS)..];
         Ok(Self {
+            begins_in_thoughts: extraction::opens_thoughts(&prompt_text(tokenizer, end)?),
             tokens: rollout.prompt_tokens().iter().chain(rollout.response_tokens()).copied().collect(),
             response_start: rollout.prompt_tokens().len(),
             prompt,
@@ -45,6 +55,16 @@ impl ScorerInput {
             fields,
             truncated: rollout.finish_reason() == FinishReason::Length,
         })
+    }
+
+    /// The response with the mark that begins its thoughts, wherever that stands: what an answer is taken
+    /// from.
+    pub(crate) fn marked_response(&self) -> Cow<'_, str> {
+        if self.begins_in_thoughts {
+            Cow::Owned(format!("{}{}", extraction::THOUGHTS_BEGIN, self.response))
+        } else {
+            Cow::Borrowed(&self.response)
+        }
     }
 
     /// The response's token ids.

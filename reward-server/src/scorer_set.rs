@@ -20,14 +20,15 @@ use tokio::time::Instant;
 
 use crate::batch_queue::{BatchQueue, batch_queue};
 use crate::combine::Combination;
-use crate::config::{Config, Http, Python, Rule, ScorerConfig, ScorerKind};
+use crate::config::{Config, Http, Rule, ScorerConfig, ScorerKind};
 use crate::http::Remote;
+use crate::metrics;
 use crate::models::{self, Models, NetworkId, NetworkSpec};
+use crate::python::{self, Function};
 use crate::rules::{Exact, Numeric, TextRule};
 use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
 use crate::unit_tests::{Tally, UnitTestRunner};
-use crate::{metrics, python};
 
 /// One scorer, ready to be asked.
 #[derive(Debug)]
@@ -50,12 +51,14 @@ struct NamedScorer {
 }
 
 /// What is known of a response beside its reference log-probs.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ResponseScore {
     /// The score, finite.
     pub(crate) score: f32,
     /// Share of hidden tests passed, where the prompt has any and the sandbox could judge.
     pub(crate) outcome: Option<f32>,
+    /// Each scorer's own number, as it was before weights and gates.
+    pub(crate) numbers: Vec<f64>,
 }
 
 /// The scorers.
@@ -123,6 +126,16 @@ impl ScorerSet {
         self.tokenizer.as_ref()
     }
 
+    /// The scorers' names, in the order of their numbers; of several of one kind each has a number behind it.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::with_capacity(self.scorers.len());
+        for (at, NamedScorer { name, .. }) in self.scorers.iter().enumerate() {
+            let before = self.scorers[..at].iter().filter(|earlier| earlier.name == *name).count();
+            names.push(if before == 0 { (*name).to_owned() } else { format!("{name}-{}", before + 1) });
+        }
+        names
+    }
+
     /// The most time that the scoring of one response may take.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
@@ -175,7 +188,7 @@ impl ScorerSet {
         });
         let outcome = outcome(graded.clone()).map(Ok);
         let (numbers, outcome) = futures::try_join!(try_join_all(numbers), outcome)?;
-        Ok(ResponseScore { score: self.combination.score(&numbers)?, outcome })
+        Ok(ResponseScore { score: self.combination.score(&numbers)?, outcome, numbers })
     }
 
     /// The tests' results, asked for once and shared by the scorers and the outcome.
@@ -261,7 +274,10 @@ impl Builder<'_> {
                 return Ok(Scorer::RewardModel(network));
             }
             ScorerKind::UnitTests(tests) => return Ok(Scorer::UnitTests(tests.rule)),
-            ScorerKind::Python(config) => return self.python(config).await,
+            ScorerKind::Python(config) => {
+                return self.python(Function::of_user(config), config.workers).await;
+            }
+            ScorerKind::Math(config) => return self.python(Function::of_math(config), config.workers).await,
             ScorerKind::Http(config) => return self.remote(config).await,
             ScorerKind::Regex(regex) => TextRule::Regex(Regex::new(&regex.pattern)?),
             ScorerKind::ExactMatch(exact) => TextRule::Exact(Exact::new(exact.clone())?),
@@ -273,13 +289,13 @@ impl Builder<'_> {
         Ok(Scorer::Text(rule))
     }
 
-    async fn python(&mut self, config: &Python) -> anyhow::Result<Scorer> {
+    async fn python(&mut self, function: Function, workers: usize) -> anyhow::Result<Scorer> {
         // A file that cannot be loaded is found now and not with the first response.
-        let first = python::Process::start(config).await.map_err(|error| BadInput(error.to_string()))?;
+        let first = python::Process::start(&function).await.map_err(|error| BadInput(error.to_string()))?;
         let mut first = Some(first);
         let (queue, receiver) = batch_queue();
-        for number in 0..config.workers {
-            let work = python::work(config.clone(), receiver.clone(), first.take());
+        for number in 0..workers {
+            let work = python::work(function.clone(), receiver.clone(), first.take());
             self.tasks.add(
                 format!("python worker {number}"),
                 OnError::Shutdown,

@@ -1,10 +1,12 @@
 //! Wires the reward server: scorers, registry of rollouts, coordinator's stream, actors' service, endpoint.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
+use tokio::net::TcpListener;
 
 use crate::config::Config;
 use crate::coordinator_client::{Membership, reachable};
@@ -29,11 +31,20 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         Some(_) => Some(Listener::bind("listen", config.listen).await?),
         None => None,
     };
+    let rewards_listener = match config.endpoint.enabled {
+        true => Some(bind_rewards(config.endpoint.listen).await?),
+        false => None,
+    };
     // Cancelled when the server has left the run: everything ends then, and not when it is asked to leave.
     let done = CancellationToken::new();
     let scorers = Arc::new(ScorerSet::start(&config, &mut context.tasks, &done).await?);
-    if config.endpoint.enabled {
-        context.pages = endpoint::pages(Arc::clone(&scorers), &config.endpoint);
+    if let Some(listener) = rewards_listener {
+        context.bound.push(("rewards", listener.local_addr().context("the address of /get_reward")?));
+        let pages = endpoint::pages(Arc::clone(&scorers), &config.endpoint);
+        let stop = context.token.clone().cancelled_owned();
+        context.tasks.add("rewards", OnError::Shutdown, async move {
+            axum::serve(listener, pages).with_graceful_shutdown(stop).await.context("serve /get_reward")
+        });
     }
     match listener {
         Some(listener) => join_run(&config, listener, scorers, done, &mut context)?,
@@ -48,6 +59,11 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         }
     }
     Ok(context)
+}
+
+async fn bind_rewards(address: SocketAddr) -> Result<TcpListener, BadInput> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|error| BadInput(format!("cannot listen on {address} (endpoint.listen): {error}")))
 }
 
 /// Adds the tasks of a member of a run.

@@ -3,16 +3,17 @@
 //! Gradings run on threads of their own, as many as the sandbox has workers. A verdict that says nothing
 //! about the response (`unsupported`, `overloaded`, `internal_error`) is an error, never a number.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use extraction::{Extract, Program};
 use quick_cache::sync::Cache;
 use sandbox::{Grade, Grader, Limits, Problem, Verdict};
 use tokio::sync::Semaphore;
 
-use crate::config::{Extract, Rule, SandboxConfig};
+use crate::config::{Rule, SandboxConfig};
 use crate::metrics;
 use crate::problem::problem;
-use crate::rules::last_code_block;
 use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
 
@@ -73,22 +74,23 @@ impl UnitTestRunner {
     /// The tests' results; none where the prompt has no tests.
     pub(crate) async fn grade(&self, input: &ScorerInput) -> Result<Option<Tally>, ScoreError> {
         let Some(problem) = problem(&input.fields)? else { return Ok(None) };
-        let program = match self.extract {
-            Extract::Whole => input.response.as_str(),
-            Extract::CodeBlock => last_code_block(&input.response).unwrap_or(&input.response),
+        let response = match self.extract {
+            Extract::CodeBlock => input.marked_response(),
+            Extract::Whole => Cow::Borrowed(input.response.as_str()),
         };
+        let Program { problem, response: program } = self.extract.program(&problem, &response);
         let Some(verdicts) = &self.verdicts else {
-            return self.run(problem, program).await.map(|(tally, _)| Some(tally));
+            return self.run(problem.into_owned(), program).await.map(|(tally, _)| Some(tally));
         };
         // Siblings often write the same program at the same time: the others wait for the first one's
         // verdict.
-        match verdicts.get_value_or_guard_async(&key(&problem, program)).await {
+        match verdicts.get_value_or_guard_async(&key(&problem, &program)).await {
             Ok(tally) => {
                 metrics::verdict_remembered();
                 Ok(Some(tally))
             }
             Err(place) => {
-                let (tally, verdict) = self.run(problem, program).await?;
+                let (tally, verdict) = self.run(problem.into_owned(), program).await?;
                 if is_repeatable(verdict) {
                     // Refused only where the cache was cleared meanwhile; the verdict stands either way.
                     let _ = place.insert(tally);
@@ -98,11 +100,10 @@ impl UnitTestRunner {
         }
     }
 
-    async fn run(&self, problem: Problem, program: &str) -> Result<(Tally, Verdict), ScoreError> {
+    async fn run(&self, problem: Problem, program: String) -> Result<(Tally, Verdict), ScoreError> {
         let turn = Arc::clone(&self.turns).acquire_owned().await;
         let turn = turn.map_err(|_| ScoreError::error("the sandbox is shutting down"))?;
-        let (grader, limits, program) =
-            (Arc::clone(&self.grader), Arc::clone(&self.limits), program.to_owned());
+        let (grader, limits) = (Arc::clone(&self.grader), Arc::clone(&self.limits));
         let graded = tokio::task::spawn_blocking(move || {
             let graded = grader.grade(&problem, &program, &limits);
             drop(turn);
@@ -185,7 +186,7 @@ mod tests {
     }
 
     fn problem(id: &str) -> Problem {
-        Problem::Stdio(sandbox::Stdio { task_id: id.into(), cases: Vec::new(), compare: Default::default() })
+        Problem::Stdio(sandbox::Stdio { task_id: id.into(), ..sandbox::Stdio::default() })
     }
 
     #[test]

@@ -88,11 +88,11 @@ fn the_grading_service_tells_programs_apart() {
     let mut server = Command::new(binary("sluice-reward-server").unwrap());
     server.arg("--config").arg(root().join("examples/grading-service/reward-server.toml"));
     // Any free port, and an end with this test.
-    server.args(["--set", "service.listen_metrics=127.0.0.1:0", "--set", "service.follow_stdin=true"]);
+    server.args(["--set", "endpoint.listen=127.0.0.1:0", "--set", "service.follow_stdin=true"]);
     server.current_dir(folder.path()).stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut server = server.spawn().unwrap();
     let mut log = BufReader::new(server.stderr.take().unwrap());
-    let line = read_until(&mut log, |line| line.contains("listening what=\"metrics\"")).unwrap();
+    let line = read_until(&mut log, |line| line.contains("listening what=\"rewards\"")).unwrap();
     let address = line.trim().rsplit_once("address=").unwrap().1;
 
     let mut client = Command::new("python3");

@@ -95,3 +95,76 @@ fn a_broken_sample_of_a_file_is_named_before_any_is_graded() {
     assert!(said.contains("samples.jsonl:2: missing field `completion`"), "{said}");
     assert!(!folder.path().join("grades.jsonl").exists());
 }
+
+/// Chat answers, whole answers and missing imports, judged as in the ring.
+#[test]
+fn what_is_graded_is_the_program_in_the_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = "def add(a, b):\n    return a + b\n";
+    let stub = "def add(a, b):\n    \"\"\"Adds two numbers.\"\"\"\n";
+    let human_eval = |prompt: &str| json!({"prompt": prompt, "entry_point": "add", "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n"});
+    let mbpp = || json!({"test_list": ["assert add(1, 2) == 3"]});
+    let stdio = json!({"kind": "stdio", "cases": [{"stdin": "2\n", "expected_stdout": "4\n"}]});
+    let square = "print(int(input()) ** 2)";
+    let typed = "def add(a: Optional[int], b: int) -> int:\n    return a + b\n";
+    let cases = [
+        (human_eval(stub), format!("Here:\n\n```python\n{whole}```\nIt adds.\n")),
+        (human_eval(stub), format!("```python\n{whole}")),
+        (human_eval(stub), format!("{whole}```")),
+        (human_eval(stub), format!("```python\n{whole}```\nUse it so:\n```python\nprint(add(1, 2))\n```\n")),
+        (human_eval(stub), format!("from __future__ import annotations\n\n{whole}")),
+        (human_eval(stub.trim_end()), whole.to_owned()),
+        (human_eval(stub), format!("<think>\n```python\nadd = 0\n```\n</think>\n{whole}")),
+        (mbpp(), format!("[BEGIN]\n{whole}[DONE]")),
+        (mbpp(), typed.to_owned()),
+        (stdio, format!("```python\n{square}\n```\nOutput:\n```\n4\n```\n")),
+    ];
+    let (mut problems, mut samples) = (String::new(), String::new());
+    for (number, (problem, completion)) in cases.into_iter().enumerate() {
+        let mut problem = problem;
+        problem["task_id"] = json!(number.to_string());
+        problems += &format!("{problem}\n");
+        samples += &format!("{}\n", json!({"task_id": number.to_string(), "completion": completion}));
+    }
+    let recipe = "[reward_server.sandbox.grader]\nprelude = \"from typing import *\"\n";
+    for (name, text) in [("p.jsonl", &problems), ("s.jsonl", &samples), ("recipe.toml", &recipe.to_owned())] {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let run = |extra: &[&str]| {
+        let mut command = Command::new(binary("sluice").unwrap());
+        command.args(["grade", "--problems", "p.jsonl", "--samples", "s.jsonl", "--output", "grades.jsonl"]);
+        let output =
+            command.args(["--config", "recipe.toml"]).args(extra).current_dir(folder.path()).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        grades(folder.path())
+    };
+    for grade in run(&[]) {
+        assert_eq!(grade["verdict"], "accepted", "{grade}");
+    }
+    let whole = run(&["--extract", "whole"]);
+    assert!(whole.iter().filter(|grade| grade["passed"] == true).count() < 5, "{whole:?}");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("p.jsonl"), "").unwrap();
+    fs::write(folder.path().join("rs.toml"), "[sandbox]\nextrakt = \"whole\"\n").unwrap();
+    let mut command = Command::new(binary("sluice").unwrap());
+    command.args([
+        "grade",
+        "--problems",
+        "p.jsonl",
+        "--samples",
+        "-",
+        "--output",
+        "-",
+        "--config",
+        "rs.toml",
+    ]);
+    let output = command.current_dir(folder.path()).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("rs.toml") && said.contains("extrakt"), "{said}");
+}

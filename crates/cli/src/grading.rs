@@ -1,5 +1,6 @@
 //! Problems with hidden tests, and the grading of many responses at a time.
 
+mod setup;
 mod totals;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +10,8 @@ use std::sync::{Mutex, PoisonError, mpsc};
 
 use anyhow::Context as _;
 use engine::generate::Response;
-use sandbox::{Grade, Grader, GraderConfig, Limits, Problem, Verdict};
+use extraction::Program;
+use sandbox::{Grade, Grader, Limits, Problem, Verdict};
 use serde_json::{Map, Value};
 use service::{BadInput, jsonl};
 use types::PromptContent;
@@ -17,6 +19,7 @@ use types::PromptContent;
 use crate::bad_input;
 use crate::bar::Bar;
 
+pub(crate) use setup::GradingSetup;
 pub(crate) use totals::Totals;
 
 /// A problem with its hidden tests and what the policy is given.
@@ -29,7 +32,7 @@ pub(crate) struct Task {
 }
 
 /// Problems in the shapes of HumanEval and MBPP, or tagged ones, with the prompts that stand beside them:
-/// `prompt` or MBPP's `text`, or `messages`.
+/// `prompt`, MBPP's `text` or LeetCodeDataset's `query`, or `messages`.
 ///
 /// # Errors
 /// Names the file and line of what is no problem.
@@ -50,20 +53,13 @@ pub(crate) fn read_tasks(path: &Path) -> Result<Vec<Task>, BadInput> {
 }
 
 fn prompt(fields: &Map<String, Value>) -> Option<PromptContent> {
-    let text = ["prompt", "text"].into_iter().find_map(|key| fields.get(key)?.as_str());
+    // Of LeetCodeDataset `prompt` is what runs before the program; the policy is given `query`.
+    let text = ["query", "prompt", "text"].into_iter().find_map(|key| fields.get(key)?.as_str());
     match (text, fields.get("messages")) {
         (Some(text), _) => Some(PromptContent::Text(text.to_owned())),
         (None, Some(messages)) => Some(PromptContent::Messages(messages.to_string())),
         (None, None) => None,
     }
-}
-
-/// How often a program is tried again that the machine had no time for.
-const OVERLOAD_RETRIES: u32 = 2;
-
-/// The sandbox of a command, which nobody retries.
-pub(crate) fn grader_config() -> GraderConfig {
-    GraderConfig { overload_retries: OVERLOAD_RETRIES, ..GraderConfig::default() }
 }
 
 /// How far grading may be ahead of the slowest response that is not graded yet, for each worker.
@@ -75,9 +71,9 @@ pub(crate) trait Gradable {
     fn pair(&self) -> (&Problem, &str);
 }
 
-impl Gradable for (&Problem, &str) {
+impl Gradable for Program<'_> {
     fn pair(&self) -> (&Problem, &str) {
-        *self
+        (&self.problem, &self.response)
     }
 }
 
@@ -89,13 +85,13 @@ impl Gradable for (&Problem, &str) {
 /// Those of the work and of `graded`; when the sandbox cannot be started or refuses to go on. A response that
 /// cannot be judged is no error but a verdict.
 pub(crate) fn grade_in_order<W: Gradable + Send>(
-    config: GraderConfig,
-    limits: &Limits,
+    setup: &GradingSetup,
     work: impl Iterator<Item = anyhow::Result<W>>,
     mut graded: impl FnMut(W, Grade) -> anyhow::Result<()>,
 ) -> anyhow::Result<u64> {
-    let workers = config.workers.max(1);
-    let grader = Grader::start(config).context("start the sandbox")?;
+    let limits = &setup.limits;
+    let workers = setup.grader.workers.max(1);
+    let grader = Grader::start(setup.grader.clone()).context("start the sandbox")?;
     let (queue, inbox) = mpsc::channel::<Numbered<W>>();
     let inbox = Mutex::new(inbox);
     let (results, graded_work) = mpsc::channel();
@@ -178,19 +174,18 @@ pub(crate) struct GradedGroups {
 /// # Errors
 /// As [`grade_in_order`].
 pub(crate) fn grade_groups(
-    config: GraderConfig,
-    limits: &Limits,
+    setup: &GradingSetup,
     tasks: &[Task],
     responses: &[Vec<Response>],
 ) -> anyhow::Result<GradedGroups> {
-    let mut work: Vec<(&Problem, &str)> = Vec::new();
+    let mut work: Vec<Program<'_>> = Vec::new();
     for (task, group) in tasks.iter().zip(responses) {
-        work.extend(group.iter().map(|response| (&task.problem, response.text.as_str())));
+        work.extend(group.iter().map(|response| setup.extract.program(&task.problem, &response.text)));
     }
     let total = work.len() as u64;
     let bar = Bar::new("tests", total);
     let mut grades = Vec::with_capacity(work.len());
-    let graded = grade_in_order(config, limits, work.into_iter().map(Ok), |_, grade| {
+    let graded = grade_in_order(setup, work.into_iter().map(Ok), |_, grade| {
         grades.push(grade);
         bar.at(grades.len() as u64, total, "");
         Ok(())
@@ -238,9 +233,10 @@ mod tests {
         let problem = sandbox::read_problems(&path).unwrap().next().unwrap().unwrap().problem;
         let begun = AtomicUsize::new(0);
         let work = (0..1000).map(|_| Ok(Counted { problem: &problem, begun: &begun }));
-        let config = GraderConfig { workers: 2, ..GraderConfig::default() };
+        let mut setup = GradingSetup::of(&reward_server::config::SandboxConfig::default());
+        setup.grader.workers = 2;
         let mut count = 0;
-        let outcome = grade_in_order(config, &Limits::default(), work, |_, _| {
+        let outcome = grade_in_order(&setup, work, |_, _| {
             count += 1;
             graded(count)
         });

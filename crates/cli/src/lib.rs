@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod bar;
+mod benchmark;
 mod commands;
 mod grading;
 mod observer_client;

@@ -5,3 +5,4 @@ mod progress;
 mod ring;
 pub(crate) mod stages;
 mod supervisor;
+mod tokenizers;

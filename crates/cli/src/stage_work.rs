@@ -17,7 +17,7 @@ pub(crate) fn run(recipe: &Recipe, stage: &Stage) -> anyhow::Result<()> {
         Work::Sft(config) => training::sft(config),
         Work::RewardModel(config) => training::reward_model(config),
         Work::Dpo(config) => training::dpo(config),
-        Work::Preferences(stage) => preferences::run(stage),
+        Work::Preferences(stage) => preferences::run(recipe, stage),
         Work::Eval(stage) => eval::run(recipe, stage),
         Work::Command(_) | Work::Ring(_) => anyhow::bail!("{}: this stage is done by sluice run", stage.name),
     }

@@ -43,8 +43,8 @@ pub struct Response {
     pub prompt_tokens: Arc<[u32]>,
     /// The drawn tokens, the one that ended the response included.
     pub tokens: Vec<u32>,
-    /// Their text behind the prompt without special tokens, up to the stop text if one ended it. Empty when the
-    /// folder has no tokenizer.
+    /// Their text behind the prompt without special tokens, up to the stop text if one ended it. Empty when
+    /// the folder has no tokenizer.
     pub text: String,
     /// `[tokens]` log-probabilities of the drawn tokens under the untruncated distribution at the
     /// temperature.

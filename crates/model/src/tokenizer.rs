@@ -174,8 +174,8 @@ impl Tokenizer {
         &self.eos_ids
     }
 
-    /// What is strange about the tokens that end a response, for whoever generates with them: there are none, or
-    /// the tokenizer's own is not among them.
+    /// What is strange about the tokens that end a response, for whoever generates with them: there are none,
+    /// or the tokenizer's own is not among them.
     pub fn ending_problem(&self) -> Option<String> {
         if self.eos_ids.is_empty() {
             return Some(
@@ -199,9 +199,14 @@ impl Tokenizer {
         self.special_texts.get(&id).map(String::as_str)
     }
 
+    /// The texts of all special tokens.
+    pub fn special_texts(&self) -> impl Iterator<Item = &str> {
+        self.special_texts.values().map(String::as_str)
+    }
+
     /// Whether the text of a special token occurs in `text`.
     pub fn has_special(&self, text: &str) -> bool {
-        self.special_texts.values().any(|special| text.contains(special.as_str()))
+        self.special_texts().any(|special| text.contains(special))
     }
 
     /// The token that other programs fill batches up with; nothing here does.

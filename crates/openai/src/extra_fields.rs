@@ -1,7 +1,7 @@
 //! Fields of requests beside those that are read: of OpenAI's interface, and of other servers that speak it.
 //!
-//! A field that would change the response and is not obeyed would give an experiment that nobody meant, and so
-//! would one that is misspelt: both are refused. What a client may say without a change is ignored.
+//! A field that would change the response and is not obeyed would give an experiment that nobody meant, and
+//! so would one that is misspelt: both are refused. What a client may say without a change is ignored.
 
 use serde_json::{Map, Value};
 

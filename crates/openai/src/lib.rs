@@ -6,8 +6,8 @@
 //! [`ServeConfig::max_concurrent_requests`], or beyond what the engine lets wait, get a 429 and queue nowhere
 //! else.
 //!
-//! Fields that would change the response and are not supported are refused, and so are fields that nobody here
-//! knows; those that change nothing are ignored. `logprobs` are of the untruncated distribution at the
+//! Fields that would change the response and are not supported are refused, and so are fields that nobody
+//! here knows; those that change nothing are ignored. `logprobs` are of the untruncated distribution at the
 //! sampling temperature, as everywhere in Sluice.
 
 mod answer;

@@ -9,10 +9,8 @@ use sandbox::{Grader, GraderConfig, Limits, Mbpp, Problem};
 fn main() -> Result<(), Box<dyn Error>> {
     let problem = Problem::Mbpp(Mbpp {
         task_id: "area".to_owned(),
-        test_setup_code: String::new(),
         test_list: vec!["assert area(2, 3) == 6".to_owned(), "assert area(0, 9) == 0".to_owned()],
-        entry_point: None,
-        mutates_arguments: false,
+        ..Mbpp::default()
     });
     let grader = Grader::start(GraderConfig::default())?;
     println!("tier {}", grader.tier());

@@ -40,7 +40,7 @@ impl CompiledTestsCache {
             }
             Problem::Mbpp(problem) => {
                 let entry_point = problem.entry_point.as_deref().unwrap_or_default();
-                for text in ["asserts", entry_point, &problem.test_setup_code] {
+                for text in ["asserts", entry_point, &problem.prelude, &problem.test_setup_code] {
                     add(&mut hasher, text);
                 }
                 for test in &problem.test_list {
@@ -85,10 +85,8 @@ mod tests {
     fn problem(tests: &[&str]) -> Problem {
         Problem::Mbpp(Mbpp {
             task_id: "same".to_owned(),
-            test_setup_code: String::new(),
             test_list: tests.iter().map(|test| (*test).to_owned()).collect(),
-            entry_point: None,
-            mutates_arguments: false,
+            ..Mbpp::default()
         })
     }
 

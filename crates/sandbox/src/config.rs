@@ -44,8 +44,10 @@ pub struct GraderConfig {
     /// Gradings that ended in `overloaded` are repeated this often before the caller sees it. None in a ring,
     /// where the coordinator issues the response again.
     pub overload_retries: u32,
-    /// Orders the tests of a problem, together with the response.
+    /// Seeds what tests draw, together with problem and response.
     pub seed: u64,
+    /// Python that runs before every response, such as imports that a data set takes for granted.
+    pub prelude: String,
     /// Whether to make the calling process unreadable to others of the same user (`PR_SET_DUMPABLE` 0), which
     /// also disables its core dumps. Guests cannot reach it either way; this is for what else runs under the
     /// user.
@@ -71,6 +73,7 @@ impl Default for GraderConfig {
             retries: 1,
             overload_retries: 0,
             seed: 0,
+            prelude: String::new(),
             hide_server: true,
         }
     }

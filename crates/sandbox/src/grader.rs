@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha20Rng;
@@ -113,13 +112,17 @@ impl Grader {
     /// Only where no grading took place: [`Error::Overloaded`], [`Error::Unavailable`], [`Error::Closed`].
     /// Everything that happens in a sandbox is a verdict.
     pub fn grade(&self, problem: &Problem, response: &str, limits: &Limits) -> Result<Grade, Error> {
-        let seed = self.seed(problem, response);
+        if let Some(refusal) = problem.refusal() {
+            let detail = format!("problem {} {refusal}", problem.task_id());
+            return Ok(self.counted(GradedRun::nothing(Verdict::Unsupported, detail)));
+        }
         let judged = match problem {
-            Problem::Stdio(stdio) => self.grade_program(stdio, response, limits, seed)?,
+            Problem::Stdio(stdio) => self.grade_program(stdio, response, limits)?,
             Problem::HumanEval(_) | Problem::Mbpp(_) | Problem::FunctionCalls(_) => {
                 let nonce = self.nonce();
                 let key = CompiledTestsCache::key(problem);
                 let compiled_tests = self.compiled_tests.get(&key);
+                let seed = self.seed(problem, response);
                 let context = RunContext { compiled_tests, ..self.context(limits, seed) };
                 let mut judged = self.attempt(&ZygoteKind::BOTH, |lease| {
                     let mut zygotes = lease.zygotes();
@@ -136,16 +139,14 @@ impl Grader {
                 judged
             }
         };
+        Ok(self.counted(judged))
+    }
+
+    /// A finished grading, counted.
+    fn counted(&self, judged: GradedRun) -> Grade {
         self.counters.update(|counts| *counts.verdicts.entry(judged.verdict).or_default() += 1);
-        Ok(Grade {
-            verdict: judged.verdict,
-            passed: judged.passed,
-            total: judged.total,
-            detail: judged.detail,
-            wall: judged.wall,
-            stalled: judged.stalled,
-            cpu: judged.cpu,
-        })
+        let GradedRun { verdict, passed, total, detail, wall, stalled, cpu, .. } = judged;
+        Grade { verdict, passed, total, detail, wall, stalled, cpu }
     }
 
     /// A snapshot for metrics.
@@ -172,66 +173,40 @@ impl Grader {
     }
 
     fn context<'a>(&'a self, limits: &'a Limits, seed: u64) -> RunContext<'a> {
-        RunContext { limits, nested: self.tier == Tier::A, seed, compiled_tests: None }
+        let prelude = &self.config.prelude;
+        RunContext { limits, nested: self.tier == Tier::A, seed, prelude, compiled_tests: None }
     }
 
-    /// Every case of a program, in the order of the seed; the earliest failed case of the problem decides. A
-    /// time limit ends it: the other cases would most likely take as long.
-    fn grade_program(
-        &self,
-        stdio: &Stdio,
-        source: &str,
-        limits: &Limits,
-        seed: u64,
-    ) -> Result<GradedRun, Error> {
-        let mut order: Vec<usize> = (0..stdio.cases.len()).collect();
-        shuffle(&mut order, seed);
-        let total = u32::try_from(order.len()).unwrap_or(u32::MAX);
-        let mut all = GradedRun {
-            verdict: Verdict::Unsupported,
-            passed: 0,
-            total: total.max(1),
-            detail: "the problem has no cases".to_owned(),
-            wall: Duration::ZERO,
-            stalled: Duration::ZERO,
-            cpu: Duration::ZERO,
-            event: None,
-            healthy: true,
-            compiled_tests: None,
-        };
-        let mut failed: Option<usize> = None;
-        for index in order {
-            let case = &stdio.cases[index];
+    /// Every case of a program in its order; the first that fails decides. A time limit ends it: the other
+    /// cases would most likely take as long.
+    fn grade_program(&self, stdio: &Stdio, source: &str, limits: &Limits) -> Result<GradedRun, Error> {
+        let mut all = GradedRun::nothing(Verdict::Accepted, String::new());
+        all.total = u32::try_from(stdio.cases.len()).unwrap_or(u32::MAX).max(1);
+        for index in 0..stdio.cases.len() {
             let judged = self.attempt(&[ZygoteKind::Candidate], |lease| match lease.zygotes().next() {
-                Some(zygote) => {
-                    judge::program(&self.context(limits, seed), source, case, stdio.compare, zygote)
-                }
+                Some(zygote) => judge::program(&self.context(limits, 0), source, stdio, index, zygote),
                 None => Err(std::io::Error::other("a lease without its zygote")),
             })?;
             all.wall += judged.wall;
             all.stalled += judged.stalled;
             all.cpu += judged.cpu;
-            if !judged.verdict.judges_response() {
-                // How many of its cases pass is not known then, whatever is known of the others.
-                all.verdict = judged.verdict;
-                all.detail = format!("case {index}: {}", judged.detail);
-                all.passed = 0;
-                return Ok(all);
-            }
             if judged.verdict == Verdict::Accepted {
                 all.passed += 1;
-            } else if failed.is_none_or(|earliest| index < earliest) {
-                failed = Some(index);
+                continue;
+            }
+            let is_first = all.verdict == Verdict::Accepted;
+            if is_first || !judged.verdict.judges_response() {
                 all.verdict = judged.verdict;
                 all.detail = format!("case {index}: {}", judged.detail);
+            }
+            if !judged.verdict.judges_response() {
+                // How many of its cases pass is not known then, whatever is known of the others.
+                all.passed = 0;
+                break;
             }
             if matches!(judged.verdict, Verdict::TimeLimit | Verdict::WallLimit) {
                 break;
             }
-        }
-        if all.passed > 0 && failed.is_none() {
-            all.verdict = Verdict::Accepted;
-            all.detail.clear();
         }
         Ok(all)
     }
@@ -248,7 +223,7 @@ impl Grader {
         loop {
             let lease = self.pool.lease(kinds, self.config.queue_timeout);
             let mut lease = lease.inspect_err(|_| self.counters.update(|counts| counts.overloaded += 1))?;
-            let judged = run(&mut lease).unwrap_or_else(|error| judge::no_resources(&error));
+            let judged = run(&mut lease).unwrap_or_else(|error| GradedRun::without_resources(&error));
             if judged.healthy {
                 lease.healthy();
             } else {
@@ -275,7 +250,7 @@ impl Grader {
         }
     }
 
-    /// The same response to the same problem is tested in the same order.
+    /// What the tests draw is the same for the same response to the same problem.
     fn seed(&self, problem: &Problem, response: &str) -> u64 {
         let mut hash = blake3::Hasher::new();
         hash.update(&self.config.seed.to_le_bytes());
@@ -328,13 +303,4 @@ fn seeded_from_the_system() -> Result<ChaCha20Rng, Error> {
         File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut seed));
     read.map_err(Error::io("read /dev/urandom"))?;
     Ok(ChaCha20Rng::from_seed(seed))
-}
-
-/// Fisher-Yates.
-fn shuffle(items: &mut [usize], seed: u64) {
-    let mut random = ChaCha20Rng::seed_from_u64(seed);
-    for last in (1..items.len()).rev() {
-        let other = (random.next_u64() % (last as u64 + 1)) as usize;
-        items.swap(last, other);
-    }
 }

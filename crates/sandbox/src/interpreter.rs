@@ -12,10 +12,12 @@ use crate::clock::Moment;
 use crate::error::Error;
 
 /// What the zygote and its guests execute, by the name they are loaded under.
-const SOURCES: [(&str, &str); 7] = [
+const SOURCES: [(&str, &str); 9] = [
     ("zygote", include_str!("python/zygote.py")),
+    ("encoding", include_str!("python/encoding.py")),
     ("candidate", include_str!("python/candidate.py")),
     ("remote", include_str!("python/remote.py")),
+    ("graph", include_str!("python/graph.py")),
     ("values", include_str!("python/values.py")),
     ("session", include_str!("python/session.py")),
     ("suite", include_str!("python/suite.py")),

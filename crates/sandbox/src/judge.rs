@@ -48,10 +48,23 @@ pub(crate) struct RunContext<'a> {
     pub(crate) limits: &'a Limits,
     /// Whether guests get namespaces of their own (tier A).
     pub(crate) nested: bool,
-    /// Orders the tests.
+    /// Seeds what the tests draw.
     pub(crate) seed: u64,
+    /// Runs before every response.
+    pub(crate) prelude: &'a str,
     /// The problem's tests as an earlier tester compiled them.
     pub(crate) compiled_tests: Option<Arc<str>>,
+}
+
+impl RunContext<'_> {
+    /// A program in its parts, as `candidate.py` reads it: the most bytes of a reply and the lengths of the
+    /// parts, then what the configuration and what the problem runs first, what the response continues, and
+    /// the response.
+    fn program_job(&self, [prelude, prompt, response]: [&str; 3]) -> io::Result<OwnedFd> {
+        let lengths = [self.prelude, prelude, prompt].map(|part| part.len().to_string()).join(" ");
+        let head = format!("{} {lengths}\n", self.limits.value_bytes);
+        memfd::with(&[&head, self.prelude, prelude, prompt, response].map(str::as_bytes))
+    }
 }
 
 /// The tester's job; `tester.py` reads it.
@@ -66,10 +79,12 @@ struct TesterJob<'a> {
     entry_point: Option<&'a str>,
     prompt: &'a str,
     test: &'a str,
+    prelude: &'a str,
     setup: &'a str,
     asserts: &'a [String],
     cases: &'a [CallCase],
     tolerance: Option<f64>,
+    integer_keys: bool,
 }
 
 /// A tester's verdict.
@@ -115,8 +130,7 @@ pub(crate) fn function(
         value_bytes: limits.value_bytes,
         ..tester_job(problem)
     })?;
-    let program = problem.program(response);
-    let candidate_job = memfd::with(&[format!("{}\n", limits.value_bytes).as_bytes(), program.as_bytes()])?;
+    let candidate_job = context.program_job([problem.prelude(), problem.prompt(), response])?;
     let tester_job = memfd::with(&[&tester_job])?;
     let (requests_read, requests_write) = pipe2(OFlag::O_CLOEXEC)?;
     let (replies_read, replies_write) = pipe2(OFlag::O_CLOEXEC)?;
@@ -169,21 +183,27 @@ fn tester_job(problem: &Problem) -> TesterJob<'_> {
             mutates_arguments: *mutates_arguments,
             ..TesterJob::default()
         },
-        Problem::Mbpp(Mbpp { test_setup_code, test_list, entry_point, mutates_arguments, .. }) => TesterJob {
+        Problem::Mbpp(Mbpp {
+            test_setup_code, test_list, entry_point, mutates_arguments, prelude, ..
+        }) => TesterJob {
             kind: "asserts",
+            prelude,
             setup: test_setup_code,
             asserts: test_list,
             entry_point: entry_point.as_deref(),
             mutates_arguments: *mutates_arguments,
             ..TesterJob::default()
         },
-        Problem::FunctionCalls(FunctionCalls { entry_point, cases, tolerance, .. }) => TesterJob {
-            kind: "cases",
-            entry_point: Some(entry_point),
-            cases,
-            tolerance: *tolerance,
-            ..TesterJob::default()
-        },
+        Problem::FunctionCalls(FunctionCalls { entry_point, cases, tolerance, integer_keys, .. }) => {
+            TesterJob {
+                kind: "cases",
+                entry_point: Some(entry_point),
+                cases,
+                tolerance: *tolerance,
+                integer_keys: *integer_keys,
+                ..TesterJob::default()
+            }
+        }
         // Whole programs have no tester; `Grader` sends them to `program`.
         Problem::Stdio(_) => TesterJob::default(),
     }
@@ -229,19 +249,27 @@ fn judge_function(outcome: &TrialReport, nonce: &str, limits: &Limits) -> Graded
     }
 }
 
-/// A run that the server itself could not set up.
-pub(crate) fn no_resources(error: &std::io::Error) -> GradedRun {
-    GradedRun {
-        verdict: Verdict::InternalError,
-        passed: 0,
-        total: 1,
-        detail: format!("the server could not set up a run: {error}"),
-        wall: Duration::ZERO,
-        stalled: Duration::ZERO,
-        cpu: Duration::ZERO,
-        event: None,
-        healthy: false,
-        compiled_tests: None,
+impl GradedRun {
+    /// A verdict without a run.
+    pub(crate) fn nothing(verdict: Verdict, detail: String) -> Self {
+        Self {
+            verdict,
+            passed: 0,
+            total: 1,
+            detail: printable(&detail),
+            wall: Duration::ZERO,
+            stalled: Duration::ZERO,
+            cpu: Duration::ZERO,
+            event: None,
+            healthy: true,
+            compiled_tests: None,
+        }
+    }
+
+    /// A run that the server itself could not set up.
+    pub(crate) fn without_resources(error: &io::Error) -> Self {
+        let detail = format!("the server could not set up a run: {error}");
+        Self { healthy: false, ..Self::nothing(Verdict::InternalError, detail) }
     }
 }
 

@@ -11,7 +11,7 @@
 //!     task_id: "double".into(),
 //!     entry_point: "double".into(),
 //!     cases: vec![CallCase { args: vec![21.into()], kwargs: Default::default(), expected: 42.into() }],
-//!     tolerance: None,
+//!     ..Default::default()
 //! });
 //! let config = GraderConfig { workers: 1, ..GraderConfig::default() };
 //! # let config = GraderConfig { init: helper, ..config };

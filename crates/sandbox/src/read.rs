@@ -47,7 +47,8 @@ pub struct Record {
 }
 
 /// Streams the problems of a `.jsonl` or `.jsonl.gz` file (told apart by content, not by name): lines in the
-/// shape of HumanEval, of MBPP (full or sanitised), or a tagged [`Problem`]. Empty lines are skipped.
+/// shape of HumanEval, of LeetCodeDataset, of MBPP (full or sanitised), of DeepSeek-Coder's LeetCode
+/// contests, or a tagged [`Problem`]. Empty lines are skipped.
 ///
 /// # Errors
 /// [`ReadError::File`] where the file cannot be opened; each item is a [`ReadError::Line`] where its line is
@@ -81,6 +82,8 @@ struct HumanEvalLine {
     task_id: String,
     prompt: String,
     entry_point: String,
+    /// `completion` in LeetCodeDataset, whose lines have this shape too.
+    #[serde(alias = "completion")]
     canonical_solution: Option<String>,
     test: String,
     #[serde(default)]
@@ -102,25 +105,60 @@ struct MbppLine {
     mutates_arguments: bool,
 }
 
+/// The fields of DeepSeek-Coder's file of LeetCode contests: a script that uses the response's `Solution`.
+#[derive(Deserialize)]
+struct ContestLine {
+    task_id: Value,
+    test: String,
+    #[serde(default)]
+    mutates_arguments: bool,
+}
+
+/// What LeetCode's editor has imported, as both files of its problems expect.
+const LEETCODE_PRELUDE: &str = "\
+import collections, datetime, functools, heapq, itertools, math, random, re, string
+from typing import *
+from functools import *
+from collections import *
+from itertools import *
+from heapq import *
+from bisect import *
+from string import *
+from operator import *
+from math import *
+inf = float('inf')
+";
+
 /// Why a line is no problem.
 #[derive(Debug, thiserror::Error)]
 enum NoProblem {
     #[error(transparent)]
     Fields(#[from] serde_json::Error),
     #[error(
-        "no problem: expected HumanEval's `prompt`, `entry_point` and `test`, MBPP's `test_list`, or a `kind`"
+        "no problem: expected HumanEval's `prompt`, `entry_point` and `test`, MBPP's `test_list`, a contest's \
+         `test`, or a `kind`"
     )]
     Shape,
+    #[error("problem {0} {1}")]
+    Refused(String, &'static str),
 }
 
 fn record(value: Value) -> Result<Record, NoProblem> {
+    let record = parsed(value)?;
+    match record.problem.refusal() {
+        Some(refusal) => Err(NoProblem::Refused(record.problem.task_id().to_owned(), refusal)),
+        None => Ok(record),
+    }
+}
+
+fn parsed(value: Value) -> Result<Record, NoProblem> {
     if value.get("kind").is_some() {
         let problem = serde_json::from_value(value)?;
         return Ok(Record { problem, reference: None });
     }
     if value.get("test_list").is_some() {
         let line: MbppLine = serde_json::from_value(value)?;
-        let task_id = line.task_id.as_str().map_or_else(|| line.task_id.to_string(), str::to_owned);
+        let task_id = name(&line.task_id);
         let mut setup = line.test_imports.join("\n");
         setup.push('\n');
         setup.push_str(&line.test_setup_code);
@@ -130,6 +168,7 @@ fn record(value: Value) -> Result<Record, NoProblem> {
             test_list: line.test_list,
             entry_point: line.entry_point,
             mutates_arguments: line.mutates_arguments,
+            prelude: String::new(),
         });
         return Ok(Record { problem, reference: line.code });
     }
@@ -144,7 +183,23 @@ fn record(value: Value) -> Result<Record, NoProblem> {
         });
         return Ok(Record { problem, reference: line.canonical_solution });
     }
+    if value.get("test").is_some_and(Value::is_string) {
+        let line: ContestLine = serde_json::from_value(value)?;
+        let problem = Problem::Mbpp(Mbpp {
+            task_id: name(&line.task_id),
+            test_list: vec![line.test],
+            prelude: LEETCODE_PRELUDE.to_owned(),
+            mutates_arguments: line.mutates_arguments,
+            ..Mbpp::default()
+        });
+        return Ok(Record { problem, reference: None });
+    }
     Err(NoProblem::Shape)
+}
+
+/// A problem's name, which some files have as a number.
+fn name(task_id: &Value) -> String {
+    task_id.as_str().map_or_else(|| task_id.to_string(), str::to_owned)
 }
 
 /// One line and where it stands.
@@ -215,7 +270,7 @@ mod tests {
             let file = file(&bytes);
             let records: Vec<_> = read_problems(file.path()).unwrap().collect::<Result<_, _>>().unwrap();
             assert_eq!(records.len(), 2);
-            assert_eq!(records[0].problem.program("x"), "def f():\nx");
+            assert_eq!(records[0].problem.prompt(), "def f():\n");
             assert_eq!(records[0].reference.as_deref(), Some("  return 1"));
             let Problem::Mbpp(mbpp) = &records[1].problem else { panic!("{:?}", records[1]) };
             assert_eq!((mbpp.task_id.as_str(), mbpp.test_setup_code.as_str()), ("11", "import math\nx = 1"));
@@ -231,6 +286,22 @@ mod tests {
         assert_eq!(items.len() - wrong.len(), 2);
         assert!(wrong[0].contains(":2: EOF while parsing"), "{}", wrong[0]);
         assert!(wrong[1].contains(":4: no problem"), "{}", wrong[1]);
+    }
+
+    #[test]
+    fn leetcode_problems_are_read_in_both_shapes_and_a_problem_without_tests_is_named() {
+        let dataset = r#"{"task_id":"two-sum","prompt":"import math\n","completion":"class Solution: pass","entry_point":"Solution().f","test":"def check(candidate): pass","query":"words","meta":{}}"#;
+        let contest = r#"{"task_id":1,"prompt":"words","test":"my_solution = Solution()\nassert my_solution.f(1) == 2"}"#;
+        let untested = r#"{"task_id":"MB/7","test_list":[],"code":"def f(): pass"}"#;
+        let file = file(format!("{dataset}\n{contest}\n{untested}\n").as_bytes());
+        let items: Vec<_> = read_problems(file.path()).unwrap().collect();
+        let record = items[0].as_ref().unwrap();
+        assert_eq!(record.reference.as_deref(), Some("class Solution: pass"));
+        let Problem::Mbpp(mbpp) = &items[1].as_ref().unwrap().problem else { panic!("{:?}", items[1]) };
+        assert_eq!(mbpp.test_list.len(), 1);
+        assert!(mbpp.prelude.contains("from typing import *"));
+        let refused = items[2].as_ref().unwrap_err().to_string();
+        assert!(refused.contains(":3: problem MB/7 has no tests"), "{refused}");
     }
 
     #[test]

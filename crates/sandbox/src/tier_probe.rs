@@ -11,7 +11,7 @@ use crate::clock::{Moment, poll_millis};
 use crate::config::GraderConfig;
 use crate::error::Error;
 use crate::interpreter::Interpreter;
-use crate::judge::{self, RunContext};
+use crate::judge::{self, GradedRun, RunContext};
 use crate::limits::Limits;
 use crate::problem::{CallCase, FunctionCalls, Problem};
 use crate::tier::{StepFailure, Tier, TierReport};
@@ -75,14 +75,15 @@ impl TierProbe {
             }
         };
         let limits = Limits::default();
-        let context = RunContext { limits: &limits, nested: tier == Tier::A, seed: 0, compiled_tests: None };
+        let nested = tier == Tier::A;
+        let context = RunContext { limits: &limits, nested, seed: 0, prelude: "", compiled_tests: None };
         let mut failure = None;
         for (source, expected) in
             [("def f(x): return x + 1", Verdict::Accepted), ("def f(x): return x", Verdict::WrongAnswer)]
         {
             let judged =
                 judge::function(&context, &sample_problem(), source, "probe", [&mut candidate, &mut tester])
-                    .unwrap_or_else(|error| judge::no_resources(&error));
+                    .unwrap_or_else(|error| GradedRun::without_resources(&error));
             if judged.verdict != expected {
                 let step = format!("a program that has to be {expected} was {}", judged.verdict);
                 failure = Some(StepFailure { step, errno: 0, detail: judged.detail });
@@ -134,7 +135,7 @@ fn sample_problem() -> Problem {
         task_id: "probe".to_owned(),
         entry_point: "f".to_owned(),
         cases: vec![case],
-        tolerance: None,
+        ..FunctionCalls::default()
     })
 }
 

@@ -10,8 +10,9 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 /// The trusted side, in the order in which its modules import each other.
-const MODULES: [(&str, &str); 5] = [
+const MODULES: [(&str, &str); 6] = [
     ("remote", include_str!("../src/python/remote.py")),
+    ("graph", include_str!("../src/python/graph.py")),
     ("values", include_str!("../src/python/values.py")),
     ("session", include_str!("../src/python/session.py")),
     ("suite", include_str!("../src/python/suite.py")),

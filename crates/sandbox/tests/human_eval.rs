@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 
+#[path = "support/mutants.rs"]
+mod mutants;
 #[path = "support/problems.rs"]
 mod problems;
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Command, Stdio};
-
+use mutants::{mutants, oracle};
 use problems::{in_parallel, problems};
 use sandbox::{Grader, GraderConfig, Limits, Problem, Record, Tier, Verdict};
 
@@ -50,60 +50,6 @@ fn an_empty_response_is_never_accepted() {
         assert_ne!(grade.verdict, Verdict::Accepted, "{}", record.problem.task_id());
         assert!(grade.passed < grade.total);
     }
-}
-
-/// Single edits that a model could have made. Most make a right program wrong, some do not; the oracle knows.
-const EDITS: [(&str, &str); 14] = [
-    (" + ", " - "),
-    (" - ", " + "),
-    (" < ", " <= "),
-    (" > ", " >= "),
-    (" == ", " != "),
-    (" and ", " or "),
-    ("True", "False"),
-    ("False", "True"),
-    ("return ", "return not "),
-    ("[i]", "[i - 1]"),
-    (" 1", " 2"),
-    (" 0", " 1"),
-    ("sorted(", "list("),
-    ("max(", "min("),
-];
-
-fn mutants(record: &Record) -> Vec<String> {
-    let reference = record.reference.as_deref().unwrap();
-    let edited = EDITS.iter().filter_map(|(from, to)| {
-        let at = reference.find(from)?;
-        Some(format!("{}{to}{}", &reference[..at], &reference[at + from.len()..]))
-    });
-    let shortened = reference.rmatch_indices('\n').nth(1).map(|(at, _)| reference[..=at].to_owned());
-    edited.chain(shortened).collect()
-}
-
-/// The harness's verdicts on whole programs.
-fn oracle(programs: &[String]) -> Vec<bool> {
-    const SCRIPT: &str = include_str!("support/oracle.py");
-    let mut python = Command::new("/usr/bin/python3")
-        .args(["-c", SCRIPT])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = python.stdin.take().unwrap();
-    let lines: Vec<_> = programs
-        .iter()
-        .map(|program| serde_json::json!({"program": program, "timeout": 3}).to_string())
-        .collect();
-    let writer = std::thread::spawn(move || {
-        for line in lines {
-            writeln!(stdin, "{line}").unwrap();
-        }
-    });
-    let verdicts =
-        BufReader::new(python.stdout.take().unwrap()).lines().map(|line| line.unwrap() == "true").collect();
-    writer.join().unwrap();
-    assert!(python.wait().unwrap().success());
-    verdicts
 }
 
 #[test]

@@ -276,3 +276,25 @@ impl Example for LabelledAnswer {
         self.answer.tokens()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use model::SpecialTokens;
+    use model::tokenizer::train_bpe;
+
+    use super::*;
+
+    #[test]
+    fn a_response_ends_once() {
+        let special = SpecialTokens { eos: Some("<end>".to_owned()), ..SpecialTokens::default() };
+        let tokenizer = train_bpe(["a b c"].iter(), 300, &special).unwrap();
+        let eos = tokenizer.eos_ids().first().copied();
+        let encoder = TextEncoder { tokenizer, template: None, eos };
+        let reader = ExampleReader { encoder: Some(&encoder), training: &TrainingConfig::default() };
+        let prompt = reader.prompt("a").unwrap();
+        let plain = reader.response(&prompt, " b").unwrap();
+        assert_eq!((plain.last().copied(), plain[..plain.len() - 1].contains(&eos.unwrap())), (eos, false));
+        assert_eq!(reader.response(&prompt, " b<end>").unwrap(), plain);
+        assert_eq!(reader.response(&prompt, "").unwrap(), [eos.unwrap()]);
+    }
+}

@@ -75,6 +75,8 @@ pub enum ScorerKind {
     ExactMatch(ExactMatch),
     /// 1 where a number in the response equals a field of the prompt, else 0.
     NumericMatch(NumericMatch),
+    /// 1 where an expression in the response equals one in a field of the prompt, else 0.
+    Math(MathMatch),
     /// 0 for short responses, falling to -1 for long ones.
     LengthPenalty(LengthPenalty),
     /// Minus the share of repeated n-grams.
@@ -153,17 +155,55 @@ impl Default for ExactMatch {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NumericMatch {
-    /// The field of the prompt that holds the expected number, or a text whose last number it is.
+    /// The field of the prompt that holds the expected number, or a text that is one: a fraction, with a
+    /// unit, behind GSM8K's `####`. A label that is more than one number is no label.
     pub field: String,
-    /// Takes a part out of the response, as in [`ExactMatch::pattern`]; its last number counts.
+    /// Takes a part out of the response, as in [`ExactMatch::pattern`]; its last number counts. Where not
+    /// given the number in the last `\boxed{}` counts, else the one behind the last `####`, else the last
+    /// one.
     pub pattern: Option<String>,
-    /// Relative and absolute tolerance.
-    pub tolerance: f64,
+    /// Relative and absolute tolerance. Where not given, whole numbers are compared exactly and others to
+    /// 1e-6.
+    pub tolerance: Option<f64>,
 }
 
 impl Default for NumericMatch {
     fn default() -> Self {
-        Self { field: "label".to_owned(), pattern: None, tolerance: 1e-6 }
+        Self { field: "label".to_owned(), pattern: None, tolerance: None }
+    }
+}
+
+/// Equality of mathematical expressions by math-verify, which `setup/install.sh math` installs: `\boxed{}`
+/// with nested braces, fractions, roots, powers, tuples, intervals, sets, percentages, units, thousands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MathMatch {
+    /// The field of the prompt that holds the expected expression.
+    pub field: String,
+    /// The interpreter.
+    pub interpreter: PathBuf,
+    /// A folder with math-verify, where the interpreter has none.
+    pub packages: PathBuf,
+    /// Worker processes.
+    pub workers: usize,
+    /// How long a comparison may take; then its worker is killed and replaced.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub timeout: Duration,
+    /// Address space of a worker; 0 is unlimited.
+    pub memory_bytes: u64,
+}
+
+impl Default for MathMatch {
+    fn default() -> Self {
+        Self {
+            field: "label".to_owned(),
+            interpreter: python3(),
+            packages: PathBuf::from(".deps/math"),
+            workers: two(),
+            timeout: half_a_minute(),
+            memory_bytes: four_gibibytes(),
+        }
     }
 }
 
@@ -212,21 +252,27 @@ pub struct Format {
     pub finished: bool,
 }
 
-/// `reward.py` with `def reward(prompt, response, **fields) -> float`, or
-/// `def reward_batch(prompts, responses, fields) -> list[float]`.
+/// `reward.py` with a function in one of these shapes, `async` or not: `reward(prompt, response, **fields)`,
+/// `reward_batch(prompts, responses, fields)`, verl's `compute_score(data_source, solution_str, ground_truth,
+/// extra_info)`, TRL's `any_name(prompts, completions, **columns)`, OpenRLHF's `reward_func(queries, prompts,
+/// labels)`. What is no finite number fails its response; `NotImplementedError` says that it cannot be
+/// judged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Python {
     /// The user's file.
     #[schemars(extend("x-kind" = "file"))]
     pub file: PathBuf,
+    /// The function's name; where not given that of a known shape.
+    #[serde(default)]
+    pub function: Option<String>,
     /// The interpreter that runs it.
     #[serde(default = "python3")]
     pub interpreter: PathBuf,
     /// Worker processes.
     #[serde(default = "two")]
     pub workers: usize,
-    /// Most responses in one call of `reward_batch`.
+    /// Most responses in one call of a function that takes several.
     #[serde(default = "sixteen")]
     pub batch: usize,
     /// How long a call may take; then its worker is killed and replaced.
@@ -308,6 +354,7 @@ impl ScorerKind {
             Self::Regex(_) => "regex",
             Self::ExactMatch(_) => "exact-match",
             Self::NumericMatch(_) => "numeric-match",
+            Self::Math(_) => "math",
             Self::LengthPenalty(_) => "length-penalty",
             Self::RepetitionPenalty(_) => "repetition-penalty",
             Self::Format(_) => "format",
@@ -327,11 +374,12 @@ impl ScorerKind {
             Self::Regex(regex) => vec![pattern_problem(&regex.pattern)],
             Self::ExactMatch(exact) => vec![exact.pattern.as_deref().and_then(pattern_problem)],
             Self::NumericMatch(numeric) => {
-                let sane = numeric.tolerance.is_finite() && numeric.tolerance >= 0.0;
+                let unfit = numeric.tolerance.filter(|tolerance| !tolerance.is_finite() || *tolerance < 0.0);
                 let tolerance =
-                    (!sane).then(|| format!("tolerance is {}, must be at least 0", numeric.tolerance));
+                    unfit.map(|tolerance| format!("tolerance is {tolerance}, must be at least 0"));
                 vec![numeric.pattern.as_deref().and_then(pattern_problem), tolerance]
             }
+            Self::Math(math) => vec![at_least_one("workers", math.workers)],
             Self::LengthPenalty(LengthPenalty { free_tokens, max_tokens }) => {
                 vec![(free_tokens >= max_tokens).then(|| {
                     format!("free_tokens is {free_tokens}, must be below max_tokens = {max_tokens}")

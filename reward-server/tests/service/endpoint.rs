@@ -36,26 +36,27 @@ async fn texts_are_scored_without_a_coordinator() {
         scorers: exact_match(),
         ..Config::default()
     };
-    let mut server = Server::start(config).await.unwrap();
+    let server = Server::start(config).await.unwrap();
     assert!(server.readiness.get());
-    let address = server.serve_pages().await;
+    let address = server.bound("rewards").unwrap();
     let body = json!({
         "query": ["2+2=4", "2+2=5", "x42"],
         "prompts": ["2+2=", "2+2=", "x"],
         "labels": ["4", {"label": "4"}, "{\"label\": 42}"]
     });
-    assert_eq!(post(&address, body.to_string()).await, (200, json!({ "rewards": [1.0, 0.0, 1.0] })));
+    let numbers = [1.0, 0.0, 1.0];
+    let answer = json!({ "rewards": numbers, "scores": numbers, "extra_logs": { "exact-match": numbers } });
+    assert_eq!(post(&address, body.to_string()).await, (200, answer));
     let one = json!({ "query": "yes", "labels": "yes" });
-    assert_eq!(post(&address, one.to_string()).await, (200, json!({ "rewards": [1.0] })), "without prompts");
+    assert_eq!(post(&address, one.to_string()).await.1["rewards"], json!([1.0]), "without prompts");
     server.token.cancel();
     server.ended().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reward_model_scores_the_texts_tokens() {
-    let mut server =
-        Server::start(Config { endpoint: endpoint(), reference: None, ..networks() }).await.unwrap();
-    let address = server.serve_pages().await;
+    let server = Server::start(Config { endpoint: endpoint(), reference: None, ..networks() }).await.unwrap();
+    let address = server.bound("rewards").unwrap();
     let body = json!({ "query": ["the answer is 42"], "prompts": ["the answer"] });
     let (status, answer) = post(&address, body.to_string()).await;
     assert_eq!(status, 200, "{answer}");
@@ -74,8 +75,8 @@ async fn a_request_that_cannot_be_answered_gets_no_rewards() {
         scorers: exact_match(),
         ..Config::default()
     };
-    let mut server = Server::start(config).await.unwrap();
-    let address = server.serve_pages().await;
+    let server = Server::start(config).await.unwrap();
+    let address = server.bound("rewards").unwrap();
     for (body, status, expected) in [
         ("{\"query\": [\"x\"".to_owned(), 400, "EOF"),
         (json!({ "prompts": ["x"] }).to_string(), 400, "query"),
@@ -87,7 +88,7 @@ async fn a_request_that_cannot_be_answered_gets_no_rewards() {
             422,
             "text 1: the prompt has no field",
         ),
-        (json!({ "query": ["a", "b", "c", "d", "e"] }).to_string(), 429, "4 of 4 places"),
+        (json!({ "query": ["a", "b", "c", "d", "e"] }).to_string(), 413, "at most 4 are scored"),
     ] {
         let (found, answer) = post(&address, body).await;
         assert_eq!(found, status, "{answer}");
@@ -105,8 +106,8 @@ async fn more_texts_than_there_are_places_are_told_to_come_back() {
         scorers: scorer(ScorerKind::Http(stub.scorer())),
         ..Config::default()
     };
-    let mut server = Server::start(config).await.unwrap();
-    let address = server.serve_pages().await;
+    let server = Server::start(config).await.unwrap();
+    let address = server.bound("rewards").unwrap();
     let three = json!({ "query": ["a", "b", "c"] }).to_string();
     let first = post(&address, three.clone());
     let second = async {
@@ -120,9 +121,32 @@ async fn more_texts_than_there_are_places_are_told_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_not_served_unless_enabled() {
+async fn it_is_not_served_unless_enabled_and_never_with_the_metrics() {
     let config = Config { coordinator: Some("127.0.0.1:1".into()), ..networks() };
     let mut server = Server::start(config).await.unwrap();
-    let address = server.serve_pages().await;
-    assert_eq!(post(&address, json!({ "query": ["a"] }).to_string()).await.0, 404);
+    assert_eq!(server.bound("rewards"), None);
+    let config = Config { endpoint: endpoint(), reference: None, ..networks() };
+    let mut enabled = Server::start(config).await.unwrap();
+    for server in [&mut server, &mut enabled] {
+        let metrics = server.serve_pages().await;
+        assert_eq!(post(&metrics, json!({ "query": ["a"] }).to_string()).await.0, 404);
+    }
+}
+
+/// OpenRLHF sends the end of a response along.
+#[tokio::test(flavor = "multi_thread")]
+async fn special_tokens_are_no_text() {
+    let config = Config {
+        endpoint: endpoint(),
+        tokenizer: Some(tiny::folder("policy")),
+        scorers: exact_match(),
+        ..Config::default()
+    };
+    let server = Server::start(config).await.unwrap();
+    let address = server.bound("rewards").unwrap();
+    let tokenizer = tiny::tokenizer();
+    let special = tokenizer.special_texts().next().unwrap();
+    let body = json!({ "query": [format!("2+2=4{special}")], "prompts": ["2+2="], "labels": ["4"] });
+    let (status, answer) = post(&address, body.to_string()).await;
+    assert_eq!((status, &answer["rewards"]), (200, &json!([1.0])), "{answer}");
 }

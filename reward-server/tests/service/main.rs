@@ -13,6 +13,7 @@ mod process;
 mod python;
 mod remote;
 mod ring;
+mod shapes;
 mod stub;
 mod tiny;
 mod unit_tests;

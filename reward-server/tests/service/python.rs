@@ -110,7 +110,7 @@ async fn exceptions_and_nonsense_fail_their_sample_and_nothing_else() {
     for (number, (act, expected)) in [
         ("raise", "ValueError: not today (reward.py:7)"),
         ("nan", "returned nan"),
-        ("text", "ValueError: could not convert string"),
+        ("text", "TypeError: returned 'many', must be a number"),
     ]
     .into_iter()
     .enumerate()
@@ -202,7 +202,8 @@ async fn a_file_that_cannot_be_used_is_bad_input_at_the_start() {
     for (code, expected) in [
         ("def reward(prompt response): pass", "SyntaxError"),
         ("import no_such_module", "no_such_module"),
-        ("x = 1", "defines neither reward"),
+        ("x = 1", "defines no reward function"),
+        ("def a(completions): pass\ndef b(completions): pass", "several reward functions (a, b)"),
     ] {
         let scripted = Scripted::new(code);
         let config = Config { coordinator: Some("127.0.0.1:1".into()), ..scripted.config() };

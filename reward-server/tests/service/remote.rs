@@ -84,6 +84,8 @@ async fn a_service_that_keeps_failing_or_answers_nonsense_is_never_a_score() {
         (vec![(200, "{\"rewards\": [1, 2]}")], 1, "2 rewards for 1"),
         (vec![(200, "{\"rewards\": [null]}")], 1, "null"),
         (vec![(200, "{\"rewards\": [\"high\"]}")], 1, "high"),
+        (vec![(200, "{\"rewards\": [NaN]}")], 1, "is \"NaN\""),
+        (vec![(200, "<html>")], 1, "not understood"),
     ] {
         let stub = Stub::scripted(&answers).await;
         let mut world = World::start(config(Http { retries: 1, ..stub.scorer() })).await;

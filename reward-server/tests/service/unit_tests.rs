@@ -4,10 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Once;
 
+use extraction::Extract;
 use reward_server::Config;
-use reward_server::config::{
-    Extract, LengthPenalty, Rule, SandboxConfig, ScorerConfig, ScorerKind, UnitTests,
-};
+use reward_server::config::{LengthPenalty, Rule, SandboxConfig, ScorerConfig, ScorerKind, UnitTests};
 use serde_json::json;
 use types::FailReason;
 
@@ -99,24 +98,39 @@ async fn what_the_sandbox_cannot_judge_is_never_a_score() {
     let mut world = World::start(with_sandbox(tests(Rule::Share))).await;
     world.actor.offer(&tiny::rollout(0, RIGHT, r#"{"prompt": "no tests"}"#)).await;
     assert_eq!(why(world.session.result().await).0, FailReason::Unsupported);
-    let crossing = json!({
-        "task_id": 1, "prompt": "Write a class.", "test_list": ["assert Point(1).x == 1", "assert g(Point(2)) == 2"]
+    let replacing = json!({
+        "task_id": 1, "prompt": "Read a number.",
+        "test_list": ["import builtins\nbuiltins.input = lambda *a: '5'\nassert f() == 5"]
     });
-    world.actor.offer(&tiny::rollout(1, "class Point: pass", &crossing.to_string())).await;
+    let reads = "def f():\n    return int(input())\n";
+    world.actor.offer(&tiny::rollout(1, reads, &replacing.to_string())).await;
     let (reason, detail) = why(world.session.result().await);
     assert_eq!(reason, FailReason::Unsupported, "{detail}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_program_can_be_the_last_code_block() {
-    let mut config = with_sandbox(tests(Rule::Share));
-    config.sandbox.as_mut().unwrap().extract = Extract::CodeBlock;
-    let mut world = World::start(config).await;
+async fn the_program_is_the_block_that_the_tests_call() {
+    let mut world = World::start(with_sandbox(tests(Rule::Share))).await;
     let chat = format!("First try:\n```python\n{HALF}```\nBetter:\n```python\n{RIGHT}```\nDone.");
     for (number, response) in [(0, chat.as_str()), (1, RIGHT)] {
         world.actor.offer(&tiny::rollout(number, response, &doubling())).await;
         assert_eq!(scored(world.session.result().await).score(), 1.0, "{response}");
     }
+    let mut config = with_sandbox(tests(Rule::Share));
+    config.sandbox.as_mut().unwrap().extract = Extract::Whole;
+    let mut world = World::start(config).await;
+    world.actor.offer(&tiny::rollout(0, &chat, &doubling())).await;
+    assert_eq!(scored(world.session.result().await).score(), 0.0, "no program as a whole");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_program_begins_with_the_prelude() {
+    let mut config = with_sandbox(tests(Rule::Share));
+    config.sandbox.as_mut().unwrap().grader.prelude = "from typing import *".to_owned();
+    let mut world = World::start(config).await;
+    let annotated = RIGHT.replacen("def f(x)", "def f(x: List[int])", 1);
+    world.actor.offer(&tiny::rollout(0, &annotated, &doubling())).await;
+    assert_eq!(scored(world.session.result().await).score(), 1.0, "{annotated}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

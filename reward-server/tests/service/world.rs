@@ -1,6 +1,7 @@
 //! A reward server that runs inside the test, with a coordinator to talk to.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use reward_server::Config;
@@ -40,6 +41,7 @@ pub(crate) struct Server {
     pub(crate) readiness: Readiness,
     tasks: JoinSet<anyhow::Result<()>>,
     pages: axum::Router,
+    bound: Vec<(&'static str, SocketAddr)>,
 }
 
 impl Server {
@@ -57,8 +59,14 @@ impl Server {
         let Context { tasks, readiness, pages, bound, .. } = context;
         let mut running = JoinSet::new();
         running.spawn(tasks.run(token.clone(), WAIT_TIMEOUT));
-        let address = bound.first().map(|(_, address)| address.to_string());
-        Ok(Self { address, token, readiness, tasks: running, pages })
+        let address = bound.iter().find(|(name, _)| *name == "grpc").map(|(_, address)| address.to_string());
+        Ok(Self { address, token, readiness, tasks: running, pages, bound })
+    }
+
+    /// The address under which it serves this.
+    pub(crate) fn bound(&self, wanted: &str) -> Option<String> {
+        let found = self.bound.iter().find(|(name, _)| *name == wanted)?;
+        Some(found.1.to_string())
     }
 
     /// Serves the pages; returns their address.

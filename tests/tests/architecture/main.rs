@@ -18,20 +18,21 @@ use workspace::{metadata, sources};
 const MAX_FILE_LINES: usize = 500;
 
 /// Who may know whom. Nothing else.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("types", &[]),
     ("algo", &[]),
     ("service", &[]),
     ("model", &[]),
     ("collective", &[]),
     ("sandbox", &[]),
+    ("extraction", &["sandbox"]),
     ("torch-build", &[]),
     ("proto", &["types"]),
     ("engine", &["types", "model"]),
     ("openai", &["engine", "types", "model"]),
     ("weights", &["proto", "types", "service", "model", "collective"]),
     ("coordinator", &["proto", "types", "algo", "service"]),
-    ("reward-server", &["proto", "types", "service", "model", "sandbox"]),
+    ("reward-server", &["proto", "types", "service", "model", "sandbox", "extraction"]),
     ("actor", &["proto", "types", "service", "model", "engine", "openai", "weights"]),
     ("learner", &["proto", "types", "algo", "service", "model", "collective", "weights"]),
     (
@@ -41,6 +42,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "algo",
             "coordinator",
             "engine",
+            "extraction",
             "learner",
             "model",
             "openai",

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use engine::generate::{DrawOptions, Generator};
 use engine::{Device, EngineConfig};
-use service::BadInput;
+use service::config::LogFormat;
+use service::{BadInput, init_logging};
 use types::DType;
 
 use super::sampling::SamplingArguments;
@@ -59,13 +60,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.n == 0 {
         return Err(BadInput("--n is 0, must be at least 1".to_owned()).into());
     }
+    init_logging("warn", LogFormat::Text)?;
     let options = FileOptions {
         input: arguments.input.clone(),
         output: arguments.output.clone(),
         draw: DrawOptions {
             n: arguments.n,
             seed: arguments.seed,
-            sampling: arguments.sampling.sampling(1.0)?,
+            sampling: arguments.sampling.sampling(1.0, &[])?,
         },
     };
     let engine = EngineConfig {

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use sandbox::{GraderConfig, Limits, Problem, Tier, Verdict};
+use extraction::{Extract, Program};
+use reward_server::config::SandboxConfig;
+use sandbox::{Limits, Problem, Tier, Verdict};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use service::{BadInput, jsonl};
 
 use crate::bad_input;
 use crate::bar::Bar;
-use crate::grading::{self, Gradable, Totals};
+use crate::grading::{self, Gradable, GradingSetup, Totals};
 
 /// Grades samples by hidden tests in the sandbox; prints pass@k by the unbiased estimator (arXiv 2107.03374).
 #[derive(Debug, clap::Args)]
@@ -36,18 +38,34 @@ pub(crate) struct GradingArguments {
     /// The k of pass@k, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1")]
     pub(crate) k: Vec<u64>,
+    /// Interpreter, import paths, limits, extraction and prelude: the [sandbox] of a reward server's
+    /// configuration, or the [reward_server.sandbox] of a recipe.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// code-block takes the fenced block that defines what the tests call, or all where no block is fenced;
+    /// whole takes all.
+    #[arg(long, value_parser = parse_extract)]
+    extract: Option<Extract>,
     /// auto, a or b: namespaces with Landlock and seccomp, or Landlock and seccomp alone.
-    #[arg(long, default_value = "auto")]
-    tier: TierChoice,
-    /// Processor seconds of a program; twice that on the wall, and twenty times where the machine is busy.
-    #[arg(long, default_value_t = 3.0)]
-    timeout: f64,
+    #[arg(long)]
+    tier: Option<TierChoice>,
+    /// Processor seconds of a program; twice that on the wall, and twenty times where the machine is busy. 3
+    /// where nothing else is configured.
+    #[arg(long)]
+    timeout: Option<f64>,
     /// Programs at a time; one for each core where not given.
     #[arg(long)]
     jobs: Option<usize>,
+    /// Python that runs before every program, such as imports that the problems take for granted.
+    #[arg(long)]
+    prelude: Option<PathBuf>,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn parse_extract(text: &str) -> Result<Extract, serde_json::Error> {
+    serde_json::from_value(text.into())
 }
 
 /// A tier, or the strongest that works.
@@ -84,24 +102,25 @@ struct Sample {
 /// A line of the samples.
 struct Row<'a> {
     fields: Map<String, Value>,
-    problem: &'a Problem,
-    completion: String,
+    program: Program<'a>,
 }
 
 impl Gradable for Row<'_> {
     fn pair(&self) -> (&Problem, &str) {
-        (self.problem, &self.completion)
+        self.program.pair()
     }
 }
 
 /// Problems by their id.
-struct Problems {
-    path: PathBuf,
+struct Problems<'a> {
+    path: &'a Path,
     by_id: BTreeMap<String, Problem>,
+    /// From a sample to a program.
+    setup: &'a GradingSetup,
 }
 
-impl Problems {
-    fn read(path: &Path) -> Result<Self, BadInput> {
+impl<'a> Problems<'a> {
+    fn read(path: &'a Path, setup: &'a GradingSetup) -> Result<Self, BadInput> {
         let mut by_id = BTreeMap::new();
         for record in sandbox::read_problems(path).map_err(bad_input::of_problems)? {
             let problem = record.map_err(bad_input::of_problems)?.problem;
@@ -110,14 +129,17 @@ impl Problems {
                 return Err(BadInput(format!("{}: two problems are named {task_id:?}", path.display())));
             }
         }
-        Ok(Self { path: path.to_owned(), by_id })
+        Ok(Self { path, by_id, setup })
     }
 
     fn row(&self, line: &jsonl::Line) -> Result<Row<'_>, BadInput> {
         let Sample { task_id, completion } = line.parse()?;
         let task_id = task_id.as_str().map_or_else(|| task_id.to_string(), str::to_owned);
         match self.by_id.get(&task_id) {
-            Some(problem) => Ok(Row { fields: line.parse()?, problem, completion }),
+            Some(problem) => {
+                let program = self.setup.extract.program(problem, &completion);
+                Ok(Row { fields: line.parse()?, program })
+            }
             None => Err(line.wrong(&format!("task_id {task_id:?} is no problem of {}", self.path.display()))),
         }
     }
@@ -143,15 +165,15 @@ impl Problems {
 /// # Errors
 /// Names the file and line that cannot be used, or why there is no sandbox.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let problems = Problems::read(&arguments.problems)?;
+    let setup = arguments.grading.setup()?;
+    let problems = Problems::read(&arguments.problems, &setup)?;
     let total = problems.check(&arguments.samples)?;
-    let (config, limits) = arguments.grading.grader()?;
     let mut output = jsonl::Writer::create(&arguments.output)?;
     let mut totals = Totals::of(problems.by_id.keys().map(String::as_str));
     let (bar, mut done) = (Bar::new("tests", total), 0);
     let rows = jsonl::read(&arguments.samples)?.map(|line| Ok(problems.row(&line?)?));
-    let outcome = grading::grade_in_order(config, &limits, rows, |mut row, grade| {
-        totals.add(row.problem.task_id(), &grade);
+    let outcome = grading::grade_in_order(&setup, rows, |mut row, grade| {
+        totals.add(row.program.problem.task_id(), grade.verdict);
         row.fields.insert("passed".to_owned(), (grade.verdict == Verdict::Accepted).into());
         row.fields.insert("verdict".to_owned(), grade.verdict.name().into());
         row.fields.insert("detail".to_owned(), grade.detail.into());
@@ -173,22 +195,35 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 impl GradingArguments {
-    /// The sandbox and what it allows a program.
+    /// How samples are graded: as the file says, then as the flags do.
     ///
     /// # Errors
-    /// When the time-out is none.
-    pub(crate) fn grader(&self) -> Result<(GraderConfig, Limits), BadInput> {
-        if !self.timeout.is_finite() || self.timeout <= 0.0 {
-            return Err(BadInput(format!("--timeout is {}, must be a positive number", self.timeout)));
-        }
-        let defaults = grading::grader_config();
-        let workers = self.jobs.unwrap_or(defaults.workers);
-        let limits = Limits::with_timeout(Duration::from_secs_f64(self.timeout));
-        let tier = match self.tier {
-            TierChoice::Strongest => None,
-            TierChoice::Exactly(tier) => Some(tier),
+    /// When a file cannot be used, or the time-out is none.
+    pub(crate) fn setup(&self) -> Result<GradingSetup, BadInput> {
+        let mut setup = match &self.config {
+            Some(path) => GradingSetup::read(path)?,
+            None => GradingSetup::of(&SandboxConfig::default()),
         };
-        Ok((GraderConfig { workers, tier, ..defaults }, limits))
+        if let Some(timeout) = self.timeout {
+            if !timeout.is_finite() || timeout <= 0.0 {
+                return Err(BadInput(format!("--timeout is {timeout}, must be a positive number")));
+            }
+            let Limits { cpu, wall, overload_wall, .. } =
+                Limits::with_timeout(Duration::from_secs_f64(timeout));
+            setup.limits = Limits { cpu, wall, overload_wall, ..setup.limits };
+        }
+        setup.grader.workers = self.jobs.unwrap_or(setup.grader.workers);
+        setup.extract = self.extract.unwrap_or(setup.extract);
+        if let Some(path) = &self.prelude {
+            setup.grader.prelude = std::fs::read_to_string(path)
+                .map_err(|error| BadInput(format!("read the prelude {}: {error}", path.display())))?;
+        }
+        match self.tier {
+            Some(TierChoice::Strongest) => setup.grader.tier = None,
+            Some(TierChoice::Exactly(tier)) => setup.grader.tier = Some(tier),
+            None => {}
+        }
+        Ok(setup)
     }
 
     /// What there is to say of the samples.

@@ -33,11 +33,12 @@ pub(crate) struct SamplingArguments {
 }
 
 impl SamplingArguments {
-    /// As the engine takes them; `temperature` is used where none was given.
+    /// As the engine takes them; `temperature` is used where none was given, `stop` ends responses beside the
+    /// texts that were given.
     ///
     /// # Errors
     /// Names the parameter that is out of range.
-    pub(crate) fn sampling(&self, temperature: f32) -> Result<Sampling, BadInput> {
+    pub(crate) fn sampling(&self, temperature: f32, stop: &[String]) -> Result<Sampling, BadInput> {
         let params = SamplingParams {
             temperature: self.temperature.unwrap_or(temperature),
             top_p: self.top_p,
@@ -45,7 +46,7 @@ impl SamplingArguments {
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
             max_new_tokens: self.max_new_tokens,
-            stop: self.stop.clone(),
+            stop: [&self.stop, stop].concat(),
             stop_token_ids: Vec::new(),
             ignore_eos: self.ignore_eos,
         };

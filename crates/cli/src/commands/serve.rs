@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use engine::{Device, EngineConfig};
 use openai::{ServeConfig, Served};
-use service::{BadInput, CancellationToken, StopSignals};
+use service::config::LogFormat;
+use service::{BadInput, CancellationToken, StopSignals, init_logging};
 use tokio::net::TcpListener;
 use types::DType;
 
@@ -45,6 +46,7 @@ pub(crate) struct Arguments {
 /// When the model cannot be used or the port is taken.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { model, port, host, dtype, device, max_concurrent_requests } = arguments;
+    init_logging("warn", LogFormat::Text)?;
     let address = SocketAddr::from((host, port));
     let listener = TcpListener::bind(address).await;
     let listener = listener

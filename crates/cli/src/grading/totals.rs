@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use sandbox::{Grade, Verdict, pass_at_k};
+use sandbox::{Verdict, pass_at_k};
 use serde_json::{Map, Value, json};
 
-use super::passed;
 use crate::table::table;
 
 /// How many problems a line names.
@@ -33,6 +32,31 @@ pub(crate) struct Totals {
     pub(crate) overload_retries: u64,
 }
 
+/// A mean over problems.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    mean: f64,
+    /// Standard deviation of the problems' rates over the root of their number.
+    standard_error: f64,
+}
+
+impl Rate {
+    /// None of no problem.
+    fn of(rates: &[f64]) -> Option<Self> {
+        let count = Some(rates.len() as f64).filter(|count| *count > 0.0)?;
+        let mean = rates.iter().sum::<f64>() / count;
+        let squares: f64 = rates.iter().map(|rate| (rate - mean).powi(2)).sum();
+        let variance = squares / (count - 1.0).max(1.0);
+        Some(Self { mean, standard_error: (variance / count).sqrt() })
+    }
+
+    /// Where the rate of all problems of this kind lies, with 95 % confidence by the normal distribution.
+    fn interval(self) -> [f64; 2] {
+        let half = 1.96 * self.standard_error;
+        [(self.mean - half).max(0.0), (self.mean + half).min(1.0)]
+    }
+}
+
 impl Totals {
     /// Nothing yet, for these problems.
     pub(crate) fn of<'a>(task_ids: impl Iterator<Item = &'a str>) -> Self {
@@ -41,16 +65,16 @@ impl Totals {
     }
 
     /// Counts one more sample.
-    pub(crate) fn add(&mut self, task_id: &str, grade: &Grade) {
-        *self.verdicts.entry(grade.verdict).or_default() += 1;
+    pub(crate) fn add(&mut self, task_id: &str, verdict: Verdict) {
+        *self.verdicts.entry(verdict).or_default() += 1;
         let counts = self.problems.entry(task_id.to_owned()).or_default();
-        match (passed(grade), grade.verdict) {
-            (Some(passed), _) => {
+        match verdict {
+            Verdict::Overloaded => counts.overloaded += 1,
+            verdict if verdict.judges_response() => {
                 counts.judged += 1;
-                counts.passed += u64::from(passed);
+                counts.passed += u64::from(verdict == Verdict::Accepted);
             }
-            (None, Verdict::Overloaded) => counts.overloaded += 1,
-            (None, _) => counts.not_served += 1,
+            _ => counts.not_served += 1,
         }
     }
 
@@ -71,18 +95,24 @@ impl Totals {
         self.problems.values().filter(|counts| counts.judged > 0)
     }
 
-    /// The mean over problems; none where one of them has too few samples, or there is no problem.
-    fn mean_pass_at_k(&self, k: u64) -> Option<f64> {
+    /// The mean over problems with its interval; none where one of them has too few samples, or there is no
+    /// problem.
+    fn mean_pass_at_k(&self, k: u64) -> Option<Rate> {
         let rates: Option<Vec<f64>> =
             self.judged().map(|counts| pass_at_k(counts.judged, counts.passed, k)).collect();
-        let rates = rates.filter(|rates| !rates.is_empty())?;
-        Some(rates.iter().sum::<f64>() / rates.len() as f64)
+        Rate::of(&rates?)
     }
 
     /// For programs.
     pub(crate) fn json(&self, k: &[u64]) -> String {
-        let rates: Map<String, Value> =
-            k.iter().map(|k| (format!("pass@{k}"), self.mean_pass_at_k(*k).into())).collect();
+        let rates: Map<String, Value> = k
+            .iter()
+            .map(|k| (format!("pass@{k}"), self.mean_pass_at_k(*k).map(|rate| rate.mean).into()))
+            .collect();
+        let intervals: Map<String, Value> = k
+            .iter()
+            .map(|k| (format!("pass@{k}"), self.mean_pass_at_k(*k).map(|rate| json!(rate.interval())).into()))
+            .collect();
         let verdicts: Map<String, Value> = self
             .verdicts
             .iter()
@@ -91,7 +121,8 @@ impl Totals {
         let left_out: Map<String, Value> =
             self.left_out().into_iter().map(|(why, names)| (why.to_owned(), names.into())).collect();
         let said = json!({
-            "problems": self.judged().count(), "left_out": left_out, "pass": rates, "verdicts": verdicts,
+            "problems": self.judged().count(), "left_out": left_out, "pass": rates, "interval_95": intervals,
+            "verdicts": verdicts,
             "overload_retries": self.overload_retries,
         });
         said.to_string()
@@ -103,7 +134,10 @@ impl Totals {
         table.add_row(["problems".to_owned(), self.judged().count().to_string()]);
         for k in k {
             let rate = match self.mean_pass_at_k(*k) {
-                Some(rate) => format!("{:.2} %", 100.0 * rate),
+                Some(rate) => {
+                    let [low, high] = rate.interval().map(|bound| 100.0 * bound);
+                    format!("{:.2} % ({low:.1} to {high:.1})", 100.0 * rate.mean)
+                }
                 None => format!("fewer than {k} samples"),
             };
             table.add_row([format!("pass@{k}"), rate]);
@@ -129,13 +163,15 @@ impl Totals {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    fn grade(verdict: Verdict) -> Grade {
-        let (wall, stalled, cpu) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
-        Grade { verdict, passed: 0, total: 1, detail: String::new(), wall, stalled, cpu }
+    #[test]
+    fn an_interval_is_over_problems() {
+        let rate = Rate::of(&[1.0, 0.0, 0.5, 0.5]).unwrap();
+        // Sample deviation 0.408, over the root of 4, times 1.96.
+        assert!((rate.interval()[0] - (0.5 - 0.400_082)).abs() < 1e-5, "{rate:?}");
+        assert_eq!(Rate::of(&[1.0, 1.0]).unwrap().interval(), [1.0, 1.0]);
+        assert!(Rate::of(&[]).is_none());
     }
 
     #[test]
@@ -148,7 +184,7 @@ mod tests {
             ("b", Verdict::Overloaded),
             ("c", Verdict::Unsupported),
         ] {
-            totals.add(task_id, &grade(verdict));
+            totals.add(task_id, verdict);
         }
         let said: Value = serde_json::from_str(&totals.json(&[1])).unwrap();
         assert_eq!(said["pass"]["pass@1"], 1.0);

@@ -12,6 +12,7 @@ use service::{BadInput, StopSignals};
 use super::process::Program;
 use super::progress::RingProgress;
 use super::supervisor::{RingEnd, Supervisor, Unit};
+use super::tokenizers;
 use crate::observer_client::Observer;
 use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig};
 
@@ -25,6 +26,7 @@ const LOOPBACK: &str = "127.0.0.1:0";
 /// # Errors
 /// When it cannot start or cannot go on; the message holds the last words of the role concerned.
 pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals) -> anyhow::Result<RingEnd> {
+    tokenizers::check(&file.recipe)?;
     let ring = Ring::create(file, resume)?;
     let (mut supervisor, address) =
         Supervisor::start(ring.coordinator()?, &ring.folder.address_file(Role::Coordinator.name())).await?;

@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
-use sandbox::Limits;
 use types::PromptContent;
 
-use crate::grading::{self, Task};
+use crate::grading::{self, GradingSetup, Task};
 use crate::recipe::{Candidate, EvalStage, Recipe, RingFolder};
 use crate::responses;
 use frozen::Frozen;
@@ -26,7 +25,8 @@ mod report;
 /// When a model or the problems cannot be used.
 pub(crate) fn run(recipe: &Recipe, stage: &EvalStage) -> anyhow::Result<()> {
     let group_size = usize::from(recipe.coordinator.group_size);
-    let report = Report::new(compare(stage)?, &recipe.coordinator.filtration, group_size);
+    let setup = GradingSetup::of(&recipe.reward_server.sandbox.clone().unwrap_or_default());
+    let report = Report::new(compare(stage, &setup)?, &recipe.coordinator.filtration, group_size);
     let path = stage.output.join("report.json");
     let text = serde_json::to_string_pretty(&report).context("write the report")?;
     std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
@@ -38,23 +38,25 @@ pub(crate) fn run(recipe: &Recipe, stage: &EvalStage) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn compare(stage: &EvalStage) -> anyhow::Result<Vec<Line>> {
+fn compare(stage: &EvalStage, setup: &GradingSetup) -> anyhow::Result<Vec<Line>> {
     let mut tasks = grading::read_tasks(&stage.problems)?;
     tasks.truncate(stage.max_problems.unwrap_or(usize::MAX));
     std::fs::create_dir_all(&stage.output).with_context(|| format!("create {}", stage.output.display()))?;
-    stage.policies.iter().map(|candidate| examine(stage, candidate, &tasks)).collect()
+    stage.policies.iter().map(|candidate| examine(stage, setup, candidate, &tasks)).collect()
 }
 
-fn examine(stage: &EvalStage, candidate: &Candidate, tasks: &[Task]) -> anyhow::Result<Line> {
+fn examine(
+    stage: &EvalStage,
+    setup: &GradingSetup,
+    candidate: &Candidate,
+    tasks: &[Task],
+) -> anyhow::Result<Line> {
     eprintln!("  {}", candidate.name);
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
     let greedy = DrawOptions { n: 1, seed: stage.seed, sampling: stage.sampling.clone().into_greedy() };
     let sampled = DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() };
     let greedy = responses::draw(&candidate.model, &prompts, &greedy)?;
     let sampled = responses::draw(&candidate.model, &prompts, &sampled)?;
-    let grade = |responses: &[_]| {
-        grading::grade_groups(grading::grader_config(), &Limits::default(), tasks, responses)
-    };
     let frozen = Frozen { folder: &stage.output, name: &candidate.name, responses: &sampled };
     let scores = stage.reward_model.as_deref().map(|model| frozen.scores(model)).transpose()?;
     let kl =
@@ -62,8 +64,8 @@ fn examine(stage: &EvalStage, candidate: &Candidate, tasks: &[Task]) -> anyhow::
     let line = Line {
         name: candidate.name.clone(),
         model: candidate.model.clone(),
-        greedy: outcomes(&grade(&greedy)?.grades),
-        sampled: outcomes(&grade(&sampled)?.grades),
+        greedy: outcomes(&grading::grade_groups(setup, tasks, &greedy)?.grades),
+        sampled: outcomes(&grading::grade_groups(setup, tasks, &sampled)?.grades),
         scores,
         kl,
     };

@@ -10,13 +10,12 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
-use sandbox::Limits;
 use serde_json::{Value, json};
 use service::jsonl;
 use types::PromptContent;
 
-use crate::grading;
-use crate::recipe::PreferencesStage;
+use crate::grading::{self, GradingSetup};
+use crate::recipe::{PreferencesStage, Recipe};
 use crate::responses;
 
 /// A pair of responses.
@@ -43,7 +42,7 @@ impl Pair<'_> {
 ///
 /// # Errors
 /// When the model or problems cannot be used, or no problem gave a pair.
-pub(crate) fn run(stage: &PreferencesStage) -> anyhow::Result<()> {
+pub(crate) fn run(recipe: &Recipe, stage: &PreferencesStage) -> anyhow::Result<()> {
     let mut tasks = grading::read_tasks(&stage.problems)?;
     tasks.truncate(stage.max_problems.unwrap_or(usize::MAX));
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
@@ -53,7 +52,8 @@ pub(crate) fn run(stage: &PreferencesStage) -> anyhow::Result<()> {
         &DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() },
     )?;
 
-    let graded = grading::grade_groups(grading::grader_config(), &Limits::default(), &tasks, &responses)?;
+    let setup = GradingSetup::of(&recipe.reward_server.sandbox.clone().unwrap_or_default());
+    let graded = grading::grade_groups(&setup, &tasks, &responses)?;
     let passed: Vec<Option<bool>> = graded.grades.iter().flatten().map(grading::passed).collect();
     let mut problems = Vec::new();
     for ((task, group), passed) in tasks.iter().zip(&responses).zip(passed.chunks(stage.n)) {

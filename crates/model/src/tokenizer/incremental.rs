@@ -97,8 +97,8 @@ impl IncrementalDecoder {
     }
 }
 
-/// Bytes of a text without an incomplete character at its end, which shows as replacement characters until its
-/// last byte comes.
+/// Bytes of a text without an incomplete character at its end, which shows as replacement characters until
+/// its last byte comes.
 fn settled(text: &str) -> usize {
     text.trim_end_matches(char::REPLACEMENT_CHARACTER).len()
 }

@@ -1,8 +1,8 @@
 //! The text of a response, and the tokens of a text as a response (`docs/decisions.md`, D21).
 //!
-//! A token's text depends on what stands before it: decoders in the manner of SentencePiece drop the space in
-//! front of the first word of a sequence, and their encoders put one there. A response decoded, or encoded, by
-//! itself would lose a space, or gain one.
+//! A token's text depends on what stands before it: decoders in the manner of SentencePiece drop the space
+//! in front of the first word of a sequence, and their encoders put one there. A response decoded, or
+//! encoded, by itself would lose a space, or gain one.
 
 use super::{Error, Tokenizer};
 

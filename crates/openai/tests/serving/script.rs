@@ -10,9 +10,9 @@ use tch::{Device, Kind, Tensor};
 /// Tokens of the network, which a tokenizer may leave unused.
 const VOCABULARY: i64 = 320;
 
-/// A folder whose model writes each of the scripts once it has read the script's first token. No token has two
-/// successors. Attention and MLP write nothing, each token has a dimension of its own, and so the head reads
-/// off what comes next.
+/// A folder whose model writes each of the scripts once it has read the script's first token. No token has
+/// two successors. Attention and MLP write nothing, each token has a dimension of its own, and so the head
+/// reads off what comes next.
 pub(crate) fn scripted(parent: &Path, tokenizer: Maker, scripts: &[&[u32]], eos: u32) -> PathBuf {
     let dimensions = Dimensions {
         vocab_size: VOCABULARY,

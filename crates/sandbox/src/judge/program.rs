@@ -5,7 +5,7 @@ use std::io;
 use super::{GradedRun, RunContext, death, ended_early};
 use crate::limits::Limits;
 use crate::memfd;
-use crate::problem::{Compare, StdioCase};
+use crate::problem::{Stdio, StdioCase};
 use crate::trial::{GuestSpec, Trial, TrialReport, raw};
 use crate::verdict::{Verdict, printable};
 use crate::wire::Role;
@@ -16,20 +16,23 @@ use crate::zygote::Zygote;
 const OUT_OF_MEMORY_STATUS: i32 = 101;
 const OUT_OF_FILES_STATUS: i32 = 102;
 
-/// Runs a whole program on one case.
+/// Runs a whole program on the case of this index.
 ///
 /// # Errors
 /// Where the pipes and memory files of the run cannot be made.
 pub(crate) fn program(
     context: &RunContext<'_>,
     source: &str,
-    case: &StdioCase,
-    compare: Compare,
+    stdio: &Stdio,
+    index: usize,
     zygote: &mut Zygote,
 ) -> io::Result<GradedRun> {
-    let limits = context.limits;
+    let case = &stdio.cases[index];
+    // What is right must fit, and some wrong beside it, so that the difference can be named.
+    let output_bytes = context.limits.output_bytes.max(2 * case.expected_stdout.len() as u64);
+    let limits = &Limits { output_bytes, ..context.limits.clone() };
     let stdin = memfd::with(&[case.stdin.as_bytes()])?;
-    let job = memfd::with(&[format!("{}\n", limits.value_bytes).as_bytes(), source.as_bytes()])?;
+    let job = context.program_job(["", "", source])?;
     let mut trial = Trial::new(limits);
     let stdout = trial.stream(limits.output_bytes)?;
     let stderr = trial.stream(limits.output_bytes)?;
@@ -38,15 +41,16 @@ pub(crate) fn program(
     trial.start(zygote, &spec);
     drop((stdout, stderr));
     let outcome = trial.run();
-    Ok(judge_program(&outcome, case, compare, limits))
+    Ok(judge_program(&outcome, stdio, case, limits))
 }
 
-fn judge_program(outcome: &TrialReport, case: &StdioCase, compare: Compare, limits: &Limits) -> GradedRun {
+fn judge_program(outcome: &TrialReport, stdio: &Stdio, case: &StdioCase, limits: &Limits) -> GradedRun {
     let event = outcome.events.first().copied().flatten();
     let (verdict, detail) = ended_early(outcome, event, limits).unwrap_or_else(|| {
         let status = event.map_or(-1, |event| event.status);
         if event.is_some() && status == 0 {
-            let same = compare.same(&outcome.streams[0], case.expected_stdout.as_bytes());
+            let expected = case.expected_stdout.as_bytes();
+            let same = stdio.compare.same(&outcome.streams[0], expected, stdio.tolerance);
             return if same {
                 (Verdict::Accepted, String::new())
             } else {

@@ -9,7 +9,7 @@ from _thread import allocate_lock
 from marshal import dumps
 from posix import read, write
 
-from sluice import remote, values
+from sluice import graph, remote, values
 
 REPLIES, REQUESTS = 4, 5
 
@@ -138,14 +138,15 @@ class Session:
         """Arguments in the form in which they travel: whether packed, and the data."""
         try:
             if values.is_plain(content):
+                values.Current.sent = graph.Sent()
                 return False, content
-            return True, values.pack(content)
+            return True, values.pack_all(content)
         except values.Uncrossable as error:
             self.fail("unsupported", "the tests call %s with %s" % (name, error))
 
     def call(self, name, arguments, named, operation="call", target=None):
         """Calls a function of the response: by its name, or by the handle `target`."""
-        can_change = any(type(item) in values.MUTABLE for item in (*arguments, *named.values()))
+        can_change = any(map(values.is_mutable, (*arguments, *named.values())))
         mirrored = NEVER if not can_change else ALWAYS if self.always_mirror else IF_NONE
         is_packed, content = self.packed(name, (arguments, named))
         target = name if target is None else target
@@ -154,14 +155,35 @@ class Session:
             self.throw(message)
         if "value" not in message:
             self.broken("no answer to a call")
-        value = message["value"]
-        self.last = (name, arguments, value)
+        value, objects = message["value"], message.objects
         # Whether arguments may have changed is for this side to say, and not for the reply.
         if mirrored == ALWAYS or mirrored == IF_NONE and value is None:
-            self.mirror(arguments, named, message.get("arguments"))
+            changed = message.get("arguments")
+            if objects is not None:
+                objects.apply()
+                changed, value = objects.adopt(changed), objects.adopt(value)
+            self.mirror(arguments, named, changed)
         elif "arguments" in message:
             self.broken("changed arguments beside a value")
+        elif objects is not None and objects.is_unchanged():
+            # The same object comes back as itself, unless something was done to it, which stays hidden.
+            value = objects.adopt(value)
+        self.last = (name, arguments, value)
         return value
+
+    def know_classes(self, names, module):
+        """Lets objects of the problem's own classes cross."""
+        crossing = graph.set_classes(names, module)
+        if crossing:
+            self.write(dumps((0, "classes", crossing, False, (), NEVER)))
+
+    def look_up(self, names, name):
+        """Binds what the response has under a name, in `names`; where it has nothing the name stays unknown."""
+        message = self.ask("name", name, False, (), NEVER)
+        if "value" in message:
+            names[name] = message["value"]
+        elif "error" not in message:
+            self.broken("no answer about a name")
 
     def invoke(self, handle, name, arguments, named):
         """Calls an object of the response."""

@@ -4,7 +4,7 @@ import ast
 import builtins
 import sys
 
-GROUP, BLOCK = "__sluice_group__", "__sluice_block__"
+GROUP, BLOCK, SCRIPT = "__sluice_group__", "__sluice_block__", "__sluice_script__"
 # What binds a name, or suspends, cannot be moved into a function of its own.
 NEVER_SPLIT = (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)
 
@@ -26,11 +26,6 @@ def function(name, statement):
     node = template("def %s(): pass" % name)
     node.body = [statement]
     return node
-
-
-def independent(body):
-    """Whether statements can be run in any order: assertions that share no variable, which one of them could change."""
-    return all(isinstance(statement, ast.Assert) for statement in body)
 
 
 def split(check, source):
@@ -112,44 +107,125 @@ def modules_used(tests, defined):
     return [name for name in dict.fromkeys(used) if name in known and name not in defined]
 
 
+def bound_names(tree):
+    """Names that code binds anywhere."""
+    bound = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            bound.add(node.id)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+    return bound
+
+
+def free_names(tree):
+    """Names that code reads and does not bind."""
+    bound = bound_names(tree)
+    read = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+    return [name for name in dict.fromkeys(read) if name not in bound]
+
+
+# Words without which no test does what `refusal` looks for.
+SUSPECTS = ("redirect_std", "std", "builtins", "patch", "catch_warnings", "inspect")
+CAPTURES = {"redirect_stdout": "capture what the response prints", "redirect_stderr": "capture what the response prints"}
+READS = {"signature", "getsource", "getsourcelines", "getfullargspec", "getdoc", "getmodule"}
+
+
+def refusal(tree, source):
+    """What tests do that reaches into the response's process and so cannot be served; `None` where nothing does."""
+    if not any(word in source for word in SUSPECTS):
+        return None
+    for node in ast.walk(tree):
+        name = getattr(node, "attr", getattr(node, "id", None))
+        if name in CAPTURES:
+            return CAPTURES[name]
+        if name == "patch":
+            return "replace names of the response's process"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            owner = node.value.id
+            if isinstance(node.ctx, ast.Store) and owner in ("sys", "builtins"):
+                return "replace %s.%s of the response's process" % (owner, node.attr)
+            if owner == "inspect" and node.attr in READS:
+                return "read the response's source by inspect." + node.attr
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", None)) == "catch_warnings":
+            if any(keyword.arg == "record" for keyword in node.keywords):
+                return "record warnings of the response"
+    return None
+
+
 def prepare(job):
     """What `tester` runs, of types that `marshal` knows; `None` where there is nothing to compile."""
     if job["kind"] == "check":
         return prepare_check(job["prompt"], job["test"])
     if job["kind"] == "asserts":
-        return prepare_asserts(job["setup"], job["asserts"], job["entry_point"])
+        return prepare_asserts([job["prelude"], job["setup"]], job["asserts"], job["entry_point"])
     return None
 
 
 def prepare_check(prompt, test):
-    """Code of the prompt, code of the test, number of assertions that count (0: the check as a whole), any order."""
+    """Code of the prompt, code of the test, number of assertions that count (0: the check as a whole), names that only
+    the response can have, why the tests cannot be served."""
     try:
         prompt = compile(prompt, "<prompt>", "exec")
     except SyntaxError:
         # A signature without a docstring needs a body to be a program.
         prompt = compile(prompt + "\n    pass\n", "<prompt>", "exec")
     tree = ast.parse(test)
+    needs, why = free_names(tree), refusal(tree, test)
     checks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "check"]
-    total, any_order = 0, False
+    total = 0
     if len(checks) == 1 and len(checks[0].args.args) == 1:
-        any_order = not has_data(tree) and independent(checks[0].body)
         total = split(checks[0], test)
-    return prompt, compile(tree, "<tests>", "exec"), total, any_order
+    return prompt, compile(tree, "<tests>", "exec"), total, needs, why
 
 
-def has_data(tree):
-    """Whether a file has variables, which one assertion could change and the next one read."""
-    assigned = [node for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign))]
-    return any(getattr(getattr(node, "targets", [None])[0], "id", "") != "METADATA" for node in assigned)
-
-
-def prepare_asserts(setup, tests, entry_point):
-    """Code of the set-up, modules to import, the entry point and whatever else is needed, code of the tests, any order."""
-    setup, names = compile(setup, "<setup>", "exec"), {}
-    exec(setup, names)
+def prepare_asserts(codes, tests, entry_point):
+    """Code that runs before the tests, modules to import, the entry point and whatever else is needed of the response,
+    code of the tests, number of assertions where the only test is a script of several, why the tests cannot be served."""
+    source = "\n".join(codes)
+    setup, names = ast.parse(source), {}
+    try:
+        exec(compile(setup, "<setup>", "exec"), names)
+    except NameError:
+        # It uses what the response defines.
+        names = dict.fromkeys(bound_names(setup))
+    trees = [ast.parse(test) for test in tests]
     modules = modules_used(tests, names)
     names.update((name, None) for name in modules)
     points = [entry_point] if entry_point else []
     points += [name for name in entry_points(tests, names) if name not in points]
-    any_order = all(independent(ast.parse(text).body) for text in tests)
-    return setup, modules, points, [compile(text, "<tests>", "exec") for text in tests], any_order
+    everything = [name for tree in [setup, *trees] for name in free_names(tree)]
+    bound = set().union(*map(bound_names, trees))
+    points += [
+        name
+        for name in dict.fromkeys(everything)
+        if not (name in points or name in names or name in bound or hasattr(builtins, name))
+    ]
+    reasons = [refusal(tree, test) for tree, test in zip([setup, *trees], [source, *tests])]
+    assertions = script(trees[0], tests[0]) if len(trees) == 1 else 0
+    return (
+        [compile(code, "<setup>", "exec") for code in codes],
+        modules,
+        points,
+        [compile(tree, "<tests>", "exec") for tree in trees],
+        assertions,
+        next(filter(None, reasons), None),
+    )
+
+
+def script(tree, source):
+    """Makes a function of a script of several assertions, each of which then counts by itself; returns how many there
+    are, 0 where it stays as it is."""
+    if sum(isinstance(statement, ast.Assert) for statement in tree.body) < 2 or "*" in source and "import" in source:
+        return 0
+    check = template("def %s(): pass" % SCRIPT)
+    check.body = tree.body
+    total = split(check, source)
+    tree.body = [check]
+    return total

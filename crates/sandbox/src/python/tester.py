@@ -4,9 +4,11 @@ Descriptors: 3 the job (JSON), 4 replies of the candidate, 5 requests to it, 6 r
 nonce, which the candidate's process has never held.
 """
 
+import builtins
 import json
 import math
 import random
+import re
 import sys
 from binascii import a2b_base64, b2a_base64
 from marshal import dumps, loads
@@ -33,18 +35,14 @@ class Tally:
     def __init__(self, session):
         self.session = session
         self.passed, self.total = 0, 0
-        # Whether the tests may run in the order of the seed instead of their own.
-        self.any_order = True
         # Index, verdict and detail of each failure.
         self.failures = []
 
     def run(self, tests):
-        """Runs each of `tests`; a failure does not keep the others from running."""
-        indices = list(range(len(tests)))
-        if self.any_order:
-            random.shuffle(indices)
-        for index in indices:
-            self.attempt(tests[index], index)
+        """Runs each of `tests` in turn, because they may share what the response remembers; a failure does not keep the
+        others from running."""
+        for index, test in enumerate(tests):
+            self.attempt(test, index)
 
     def attempt(self, test, index=0):
         """Runs one test and counts it."""
@@ -81,6 +79,19 @@ class Tally:
     def block_passed(self):
         self.passed += 1
 
+    def whole(self, check):
+        """Runs a function whose assertions report themselves."""
+        try:
+            check()
+        except GradingEnded:
+            raise
+        except BaseException as error:
+            self.failed(error, self.total)
+        else:
+            # One that came to its end without a failure has passed, wherever it left.
+            if not self.failures:
+                self.total = self.passed = max(self.passed, 1)
+
     def result(self):
         # Independent of the order in which they ran: wrong answers first, then the earliest test. What a test
         # could not be told decides only where no other test has judged the response.
@@ -102,11 +113,14 @@ def namespace(name):
 
 def run_check(job, compiled, session, tally):
     """HumanEval: `check(candidate)`, with the prompt's own definitions in reach."""
-    prompt, tests, tally.total, tally.any_order = compiled
+    prompt, tests, tally.total, needs, refusal = compiled
+    refuse(session, refusal)
     names = namespace("tests")
     exec(prompt, names)
+    session.know_classes(names, "tests")
     proxy = session.proxy(job["entry_point"])
     names[job["entry_point"]] = proxy
+    bind(session, names, needs)
     names[suite.GROUP], names[suite.BLOCK] = tally.run, tally.block_passed
     exec(tests, names)
     names[job["entry_point"]] = proxy
@@ -114,50 +128,91 @@ def run_check(job, compiled, session, tally):
         tally.total = 1
         tally.attempt(lambda: names["check"](proxy))
         return
-    try:
-        names["check"](proxy)
-    except GradingEnded:
-        raise
-    except BaseException as error:
-        tally.failed(error, tally.total)
+    tally.whole(lambda: names["check"](proxy))
+
+
+def refuse(session, refusal):
+    if refusal:
+        session.fail("unsupported", "the tests " + refusal)
+
+
+def bind(session, names, needs):
+    """Asks the response for what the tests name and nobody has defined."""
+    for name in needs:
+        if name not in names and not hasattr(builtins, name):
+            session.look_up(names, name)
 
 
 def run_asserts(job, compiled, session, tally):
     """MBPP: assertions that call the entry point by its name."""
-    setup, modules, points, codes, tally.any_order = compiled
-    tally.total = len(codes)
+    codes, modules, points, tests, assertions, refusal = compiled
+    refuse(session, refusal)
+    tally.total = assertions or len(tests)
     if not points:
         session.fail("unsupported", "the tests call no function of the response")
-    if len(points) > 1:
-        session.fail("unsupported", "besides %s the tests use %s of the response" % (points[0], ", ".join(points[1:])))
     names = namespace("tests")
+    prelude, setup = codes
+    exec(prelude, names)
+    bind(session, names, points[1:])
     exec(setup, names)
+    session.know_classes(names, "tests")
     for name in modules:
         names[name] = __import__(name)
     names[points[0]] = session.proxy(points[0])
-    tally.run([lambda code=code: exec(code, names) for code in codes])
+    names[suite.GROUP], names[suite.BLOCK] = tally.run, tally.block_passed
+    if assertions:
+        exec(tests[0], names)
+        tally.whole(names[suite.SCRIPT])
+        return
+    tally.run([lambda code=code: exec(code, names) for code in tests])
 
 
 def run_cases(job, compiled, session, tally):
     """Arguments and expected values."""
     proxy, tolerance = session.proxy(job["entry_point"]), job["tolerance"]
+    read = integer_keys if job["integer_keys"] else lambda value: value
 
     def case(item):
-        got = proxy(*item["args"], **item["kwargs"])
+        got = proxy(*read(item["args"]), **{name: read(value) for name, value in item["kwargs"].items()})
         if not same(got, item["expected"], tolerance):
             raise AssertionError("expected %s, got %s" % (short(item["expected"]), short(got)))
 
     tally.run([lambda item=item: case(item) for item in job["cases"]])
 
 
+def integer_keys(value):
+    """A value from JSON whose keys are integers where they are written as such."""
+    if type(value) is list:
+        return list(map(integer_keys, value))
+    if type(value) is dict:
+        return {int(key) if INTEGER(key) else key: integer_keys(item) for key, item in value.items()}
+    return value
+
+
+INTEGER = re.compile("-?[0-9]+").fullmatch
+
+
+def json_key(key):
+    """What JSON makes of the key of a dictionary."""
+    kind = type(key)
+    if kind is bool or key is None:
+        return {True: "true", False: "false", None: "null"}[key]
+    return repr(key) if kind in (int, float) else key
+
+
 def same(got, expected, tolerance):
-    """Equality with a value that came from JSON, which knows lists but no tuples."""
+    """Equality with a value that came from JSON, which knows lists but no tuples, and keys that are text."""
     if type(got) is tuple and type(expected) is list:
         got = list(got)
     if type(got) is list and type(expected) is list:
         return len(got) == len(expected) and all(same(a, b, tolerance) for a, b in zip(got, expected))
     if type(got) is dict and type(expected) is dict:
-        return got.keys() == expected.keys() and all(same(got[key], expected[key], tolerance) for key in expected)
+        keyed = {json_key(key): item for key, item in got.items()}
+        return (
+            len(keyed) == len(got)
+            and keyed.keys() == expected.keys()
+            and all(same(keyed[key], expected[key], tolerance) for key in expected)
+        )
     # Integers are exact, however many digits they have.
     if tolerance and type(got) in (int, float) and type(expected) in (int, float) and float in (type(got), type(expected)):
         return got == expected or math.isclose(got, expected, rel_tol=tolerance, abs_tol=tolerance)

@@ -13,7 +13,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 
-from sluice import remote
+from sluice import graph, remote
 
 # A value nested deeper cannot be compared by the interpreter either: its own limit is 1000.
 REPLY_DEPTH = 900
@@ -26,7 +26,7 @@ SCALARS = frozenset([type(None), bool, int, float, str, bytes, complex])
 CONTAINERS = (list, tuple, set, frozenset)
 KEYS, VALUES, ITEMS = (type(view) for view in ({}.keys(), {}.values(), {}.items()))
 LEAVES = frozenset(
-    [range, bytearray, Fraction, Decimal, date, datetime, time, timedelta, array, type, type(...), UserString]
+    [graph.Shell, range, bytearray, Fraction, Decimal, date, datetime, time, timedelta, array, type, type(...), UserString]
     + [remote.Remote, remote.RemoteIterator]
 )
 BUILTIN_TYPES = {name: kind for name, kind in vars(builtins).items() if type(kind) is type}
@@ -98,6 +98,7 @@ READERS = {
     "user": (list, read_user),
     "type": (str, BUILTIN_TYPES.__getitem__),
     "ellipsis": (list, lambda _: ...),
+    "p": (int, lambda number: Current.received.shell(number)),
     "iterator": (list, lambda parts: remote.RemoteIterator(*parts)),
     "remote": (list, lambda parts: remote.Remote(*parts)),
 }
@@ -105,12 +106,22 @@ READERS = {
 SHAPES = frozenset(
     frozenset(keys.split())
     for keys in ("loaded", "error", "call value", "call value arguments", "call large", "call error")
-    + ("call items end", "call items error")
+    + ("call items end", "call items error", "call value objects", "call value arguments objects")
+    + ("call items end objects",)
 )
+
+
+class Current:
+    """The objects of the frame that is being read, and of the last request."""
+
+    received, sent = graph.Received(), graph.Sent()
 
 
 class Message(dict):
     """The outermost object of a frame. Never a value: `decode` takes it apart."""
+
+    # Objects of the problem's own classes.
+    objects = None
 
 
 def hook(item):
@@ -130,10 +141,10 @@ scan = json.JSONDecoder(object_hook=hook).scan_once
 
 def decode(data):
     """A frame as a `Message` whose content holds values and stand-ins only."""
-    remote.Link.is_reading = True
+    # Nobody is asked anything before the frame is read.
+    remote.Link.is_reading, Current.received = True, graph.Received()
     try:
-        text = data.decode("ascii")
-        message, end = scan(text, 0)
+        return read_message(data.decode("ascii"))
     except (MemoryError, Malformed):
         raise
     except Exception as error:
@@ -141,10 +152,19 @@ def decode(data):
         raise Malformed(str(error)[:200] or "no JSON") from None
     finally:
         remote.Link.is_reading = False
+
+
+def read_message(text):
+    message, end = scan(text, 0)
     if end != len(text) or type(message) is not Message:
         raise Malformed("a frame that is no message")
+    has_objects, table = "objects" in message, message.pop("objects", None)
     for content in message.values():
         check(content)
+    if has_objects or Current.received.shells:
+        Current.received.fill(table, check)
+        Current.received.resolve(Current.sent.objects)
+        message.objects = Current.received
     return message
 
 
@@ -197,6 +217,8 @@ def pack(value, depth=0):
     kind = type(value)
     if kind in SCALARS:
         return value
+    if graph.classes.get(kind.__name__) is kind:
+        return ("object", Current.sent.number(value))
     if depth >= REQUEST_DEPTH:
         raise Uncrossable("a value nested more than %d levels deep" % REQUEST_DEPTH)
 
@@ -238,6 +260,14 @@ def pack(value, depth=0):
     raise Uncrossable("a value of type " + kind.__qualname__)
 
 
+def pack_all(value):
+    """`value`, with the objects that it leads to."""
+    Current.sent = graph.Sent()
+    packed = pack(value)
+    table = Current.sent.table(pack)
+    return ("graph", (packed, table)) if table else packed
+
+
 def drained(iterator):
     """All items of an iterator of the tests."""
     items = []
@@ -249,6 +279,11 @@ def drained(iterator):
 
 
 MUTABLE = (list, dict, set, bytearray, deque, array, Counter, OrderedDict)
+
+
+def is_mutable(value):
+    kind = type(value)
+    return kind in MUTABLE or graph.classes.get(kind.__name__) is kind
 
 
 def mirror(old, new):

@@ -43,13 +43,14 @@ def warm_up():
         __import__(name)
     os.register_at_fork = register
     sys.modules["random"].seed(0)
-    for name in ("remote", "values", "session", "suite", "tester"):
+    for name in ("remote", "graph", "values", "session", "suite", "tester"):
         part(name)
     gc.collect()
     # Forks share pages until one of them writes; a frozen heap is not written by the collector.
     gc.freeze()
 
 
+part("encoding")
 candidate = part("candidate")
 if warm:
     warm_up()

@@ -45,6 +45,7 @@ def check(test, entry_point="f", prompt="", **more):
     return {"kind": "check", "prompt": prompt, "test": test, "entry_point": entry_point, **more}
 
 
+NODE = "class N:\n    def __init__(self, val, next=None):\n        self.val, self.next = val, next\n"
 # What tests do with what they get. None of it can be right.
 PROBLEMS = [
     check("def check(c):\n    assert c(1) == %d\n    assert c(2) == %d\n" % tuple(SECRETS[14:16])),
@@ -65,14 +66,22 @@ PROBLEMS = [
     check("def check(c):\n    assert all(map(lambda n: c(n) == n + %d, [1, 2]))\n" % SECRETS[22]),
     check("def check(c):\n    assert {1: {2: c(5)}} == {1: {2: {%d}}}\n" % SECRETS[23]),
     check("def check(c):\n    r = c(1)\n    assert len(r) == 2 and r[0] == r[1] == %d and bool(r)\n" % SECRETS[3]),
+    check("def check(c):\n    head = N(%d, N(1))\n    out = c(head)\n"
+          "    assert out.val == head.next.val == %d and type(out) is N\n" % tuple(SECRETS[10:12]), prompt=NODE),
+    check("def check(c):\n    head = N(%d, N(1))\n    wanted = str(head.val)[::-1]\n    c(head)\n"
+          "    assert str(head.next.val) == wanted\n" % (SECRETS[10] | 1), prompt=NODE),
+    check("def check(c):\n    head = N(%d)\n    assert c([head, {1: head}])[0] == head.val + 1\n" % SECRETS[12], prompt=NODE),
+    check("def check(c):\n    head = N(%d)\n    assert c(c(head)) == head.val + 1\n" % SECRETS[12], prompt=NODE),
+    {"kind": "asserts", "setup": "", "entry_point": None,
+     "asserts": ["s = Solution()\nassert s.f([%d]) == [%d]\nassert s.g(2)[LIMIT] == %d" % tuple(SECRETS[12:15])]},
     {"kind": "asserts", "setup": "", "entry_point": None,
      "asserts": ["assert f([%d, 1]) == [1, %d]" % (SECRETS[4], SECRETS[5]), "assert set(f((2,))) == {%d}" % SECRETS[6]]},
     {"kind": "cases", "entry_point": "f", "cases": [
         {"args": [[SECRETS[7], 2]], "kwargs": {}, "expected": [SECRETS[8]]},
-        {"args": [], "kwargs": {"a": {"k": 1}}, "expected": {"k": float(SECRETS[9] >> 30)}}]},
+        {"args": [], "kwargs": {"a": {"k": 1}}, "expected": {"k": float(SECRETS[9] >> 30)}}], "integer_keys": True},
 ]  # fmt: skip
 BLANK = {"nonce": "n", "compiled_tests": None, "seed": 1, "value_bytes": 1 << 16, "mutates_arguments": False, "prompt": "",
-         "test": "", "setup": "", "asserts": [], "cases": [], "tolerance": 1e-6}  # fmt: skip
+         "test": "", "setup": "", "asserts": [], "cases": [], "tolerance": 1e-6, "prelude": "", "integer_keys": False}  # fmt: skip
 
 
 def number():
@@ -92,6 +101,8 @@ def value(depth=0):
         return draw.choice([None, True, False, 0.5, -0.0, float("nan"), float("inf"), 1e308])
     if kind == 3:
         return text()
+    if kind == 4 and draw.random() < 0.4:
+        return {"p": draw.choice([0, 0, 1, 1, 2, 9, -1, "0", 1 << 40])}
     if kind == 4 and sent:
         return draw.choice(sent)
     if kind in (5, 6):
@@ -190,7 +201,20 @@ def reply(request):
         lambda: {"large": number()},
         lambda: {draw.choice(KEYS): value() for _ in range(draw.randrange(4))},
     ])()  # fmt: skip
+    if draw.random() < 0.3:
+        body["objects"] = table()
     return {"call": call, **body}
+
+
+def table():
+    """Objects of the problem's classes."""
+    entries = []
+    for _ in range(draw.choice([1, 2, 2, 2, 3, 10])):
+        names = draw.choice([["val", "next"]] * 8 + [["val"], ["__class__", "val"], ["a b"], [3], ["__dict__"]])
+        fields = [[name, draw.choice([value(2), {"p": draw.randrange(3)}, None, *sent])] for name in names]
+        entry = [draw.choice(["N"] * 12 + ["Shell", "Message", "int", 3]), draw.choice([None, 0, 1, 0, 1, 7, -1, True]), fields]
+        entries.append(entry if draw.random() < 0.97 else draw.choice([entry[:2], value(2)]))
+    return entries if draw.random() < 0.97 else value(2)
 
 
 def arguments(request):

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sandbox::{Compare, Grader, GraderConfig, HumanEval, Limits, Problem, Stdio, StdioCase, Tier, Verdict};
+use sandbox::{Grader, GraderConfig, HumanEval, Limits, Problem, Stdio, StdioCase, Tier, Verdict};
 
 #[expect(clippy::disallowed_types, reason = "tests wait for real processes")]
 pub(crate) type Moment = std::time::Instant;
@@ -149,7 +149,7 @@ pub(crate) fn problem(name: &str) -> Problem {
                 expected_stdout: expected.into(),
             };
             let cases = vec![case("1 2\n", "3\n"), case("4 5 6\n", "15\n")];
-            Problem::Stdio(Stdio { task_id: name.to_owned(), cases, compare: Compare::Lines })
+            Problem::Stdio(Stdio { task_id: name.to_owned(), cases, ..Stdio::default() })
         }
         other => panic!("no problem {other:?}"),
     }

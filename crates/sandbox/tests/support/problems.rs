@@ -8,7 +8,7 @@ use std::path::Path;
 use sandbox::{Record, read_problems};
 
 /// The problems of a file in `tests/problems/`.
-fn file(name: &str) -> Vec<Record> {
+pub(crate) fn file(name: &str) -> Vec<Record> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/problems").join(name);
     read_problems(&path).unwrap().collect::<Result<_, _>>().unwrap_or_else(|error| panic!("{error}"))
 }

@@ -128,7 +128,16 @@ fn devices() -> Result<(), Failure> {
             .and_then(|_| bind(&from, &to, 0))
             .at(Step::Devices, to.display().to_string())?;
     }
-    symlink("/box/tmp", "/dev/shm").at(Step::Devices, "/dev/shm")
+    for (name, target) in [
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/shm", "/box/tmp"),
+    ] {
+        symlink(target, name).at(Step::Devices, name)?;
+    }
+    Ok(())
 }
 
 fn folders() -> Result<(), Failure> {

@@ -1,0 +1,237 @@
+//! Public benchmarks as their authors publish them: what of a file is asked, how, and what a response is
+//! compared with.
+//!
+//! A base model gets a text to complete, with the usual stop texts; a model with a chat template gets the
+//! question as a user's message. Nothing here is read from anywhere but the file.
+
+mod prompts;
+
+use std::path::Path;
+
+use sandbox::Problem;
+use serde_json::{Map, Value};
+use service::{BadInput, jsonl};
+use types::PromptContent;
+
+use crate::grading::Task;
+
+/// A benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Benchmark {
+    /// HumanEval (arXiv 2107.03374).
+    Humaneval,
+    /// MBPP (arXiv 2108.07732): the 500 problems of its test split, behind three examples of the same file.
+    Mbpp,
+    /// LeetCodeDataset (arXiv 2504.14655): its `query`.
+    Leetcode,
+    /// GSM8K (arXiv 2110.14168), without examples: the answer's number is compared.
+    Gsm8k,
+}
+
+/// In which form a model is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Form {
+    /// A text to go on with.
+    Completion,
+    /// A conversation, by the model's chat template.
+    Chat,
+}
+
+/// What is asked, and what the responses are compared with.
+#[derive(Debug)]
+pub(crate) enum Questions {
+    /// Problems with hidden tests.
+    Tasks(Vec<Task>),
+    /// Questions with a number.
+    Numbers(Vec<NumberQuestion>),
+}
+
+/// A question whose answer is a number.
+#[derive(Debug)]
+pub(crate) struct NumberQuestion {
+    /// `line N` of the file.
+    pub(crate) task_id: String,
+    pub(crate) prompt: PromptContent,
+    /// As the file has it, with its rationale.
+    pub(crate) label: String,
+}
+
+/// MBPP's test split.
+const MBPP_TEST: std::ops::RangeInclusive<u64> = 11..=510;
+
+impl Benchmark {
+    /// Texts behind which no answer goes on.
+    pub(crate) fn stop(self, form: Form) -> Vec<String> {
+        let texts: &[&str] = match (self, form) {
+            (_, Form::Chat) => &[],
+            // Those of the authors' harnesses.
+            (Self::Humaneval, Form::Completion) => &["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint("],
+            (Self::Mbpp, Form::Completion) => &["[DONE]"],
+            (Self::Gsm8k, Form::Completion) => &["\nQuestion:", "\n\n\n"],
+            (Self::Leetcode, Form::Completion) => &["\n```\n"],
+        };
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    /// The questions of a file.
+    ///
+    /// # Errors
+    /// Names the file and line of what is none.
+    pub(crate) fn read(self, path: &Path, form: Form) -> Result<Questions, BadInput> {
+        let mut lines = Vec::new();
+        for line in jsonl::read(path)? {
+            lines.push(line?);
+        }
+        let found = match self {
+            Self::Gsm8k => Questions::Numbers(numbers(&lines, form)?),
+            Self::Mbpp => Questions::Tasks(mbpp(path, &lines, form)?),
+            Self::Humaneval | Self::Leetcode => Questions::Tasks(self.functions(path, &lines, form)?),
+        };
+        if found.is_empty() {
+            Err(BadInput(format!("{} holds no problem", path.display())))
+        } else {
+            Ok(found)
+        }
+    }
+
+    fn functions(self, path: &Path, lines: &[jsonl::Line], form: Form) -> Result<Vec<Task>, BadInput> {
+        let mut tasks = Vec::with_capacity(lines.len());
+        for (problem, line) in problems(path)?.into_iter().zip(lines) {
+            let fields: Map<String, Value> = line.parse()?;
+            let prompt = match (self, form) {
+                (Self::Leetcode, _) => text(line, &fields, "query")?.to_owned(),
+                (_, Form::Completion) => text(line, &fields, "prompt")?.to_owned(),
+                (_, Form::Chat) => prompts::function(text(line, &fields, "prompt")?),
+            };
+            let prompt = match form {
+                Form::Completion if self == Self::Leetcode => {
+                    PromptContent::Text(prompts::opened_answer(&prompt))
+                }
+                Form::Completion => PromptContent::Text(prompt),
+                Form::Chat => prompts::chat(&[], prompt),
+            };
+            tasks.push(Task { prompt, problem });
+        }
+        Ok(tasks)
+    }
+}
+
+impl Questions {
+    fn is_empty(&self) -> bool {
+        self.prompts().next().is_none()
+    }
+
+    /// What the model is given.
+    pub(crate) fn prompts(&self) -> impl Iterator<Item = &PromptContent> {
+        let (tasks, numbers): (&[Task], &[NumberQuestion]) = match self {
+            Self::Tasks(tasks) => (tasks, &[]),
+            Self::Numbers(numbers) => (&[], numbers),
+        };
+        tasks.iter().map(|task| &task.prompt).chain(numbers.iter().map(|question| &question.prompt))
+    }
+}
+
+/// The problems of a file, in order.
+fn problems(path: &Path) -> Result<Vec<Problem>, BadInput> {
+    let records = sandbox::read_problems(path).map_err(crate::bad_input::of_problems)?;
+    records.map(|record| Ok(record.map_err(crate::bad_input::of_problems)?.problem)).collect()
+}
+
+fn text<'a>(line: &jsonl::Line, fields: &'a Map<String, Value>, key: &str) -> Result<&'a str, BadInput> {
+    let found = fields.get(key).and_then(Value::as_str);
+    found.ok_or_else(|| line.wrong(&format!("has no text {key:?}; is it the benchmark's file?")))
+}
+
+fn mbpp(path: &Path, lines: &[jsonl::Line], form: Form) -> Result<Vec<Task>, BadInput> {
+    let (mut examples, mut asked) = (Vec::new(), Vec::new());
+    for (problem, line) in problems(path)?.into_iter().zip(lines) {
+        let fields: Map<String, Value> = line.parse()?;
+        let id = fields.get("task_id").and_then(Value::as_u64);
+        let id = id.ok_or_else(|| line.wrong("has no number \"task_id\"; is it MBPP's file?"))?;
+        // The sanitised version calls it prompt.
+        let said = text(line, &fields, "text").or_else(|_| text(line, &fields, "prompt"))?;
+        let Problem::Mbpp(tests) = &problem else { return Err(line.wrong("has no \"test_list\"")) };
+        let question = prompts::described(said, &tests.test_list);
+        if (2..=4).contains(&id) {
+            let code = text(line, &fields, "code")?.replace("\r\n", "\n");
+            examples.push(prompts::Example { question, code });
+        } else if MBPP_TEST.contains(&id) {
+            asked.push((question, problem));
+        }
+    }
+    let shots = prompts::Shots { examples };
+    let prompted = asked.into_iter().map(|(question, problem)| {
+        let prompt = match form {
+            Form::Completion => PromptContent::Text(shots.completion(&question)),
+            Form::Chat => shots.chat(question),
+        };
+        Task { prompt, problem }
+    });
+    Ok(prompted.collect())
+}
+
+fn numbers(lines: &[jsonl::Line], form: Form) -> Result<Vec<NumberQuestion>, BadInput> {
+    let mut questions = Vec::with_capacity(lines.len());
+    for (number, line) in lines.iter().enumerate() {
+        let fields: Map<String, Value> = line.parse()?;
+        let (question, label) = (text(line, &fields, "question")?, text(line, &fields, "answer")?.to_owned());
+        let prompt = match form {
+            Form::Completion => PromptContent::Text(prompts::reasoned(question)),
+            Form::Chat => prompts::chat(&[], prompts::boxed(question)),
+        };
+        questions.push(NumberQuestion { task_id: format!("line {}", number + 1), prompt, label });
+    }
+    Ok(questions)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(lines: &[Value]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    fn mbpp_line(id: u64) -> Value {
+        serde_json::json!({"task_id": id, "text": format!("Write f{id}."), "code": format!("def f{id}():\r\n  pass"),
+            "test_list": [format!("assert f{id}() is None")], "test_setup_code": "", "challenge_test_list": []})
+    }
+
+    #[test]
+    fn mbpp_is_its_test_split_behind_three_examples() {
+        let file = written(&[1, 2, 3, 4, 5, 11, 510, 511].map(mbpp_line));
+        let Questions::Tasks(tasks) = Benchmark::Mbpp.read(file.path(), Form::Completion).unwrap() else {
+            panic!("no tasks")
+        };
+        let ids: Vec<&str> = tasks.iter().map(|task| task.problem.task_id()).collect();
+        assert_eq!(ids, ["11", "510"]);
+        let PromptContent::Text(prompt) = &tasks[0].prompt else { panic!("no text") };
+        let shot = "You are an expert Python programmer, and here is your task: Write f2. Your code should pass \
+                    these tests:\n\nassert f2() is None\n[BEGIN]\ndef f2():\n  pass\n[DONE]\n";
+        assert!(prompt.starts_with(shot), "{prompt}");
+        assert!(prompt.ends_with("these tests:\n\nassert f11() is None\n[BEGIN]\n"), "{prompt}");
+        assert!(!prompt.contains("f5"), "{prompt}");
+        let Questions::Tasks(tasks) = Benchmark::Mbpp.read(file.path(), Form::Chat).unwrap() else {
+            panic!("no tasks")
+        };
+        let PromptContent::Messages(messages) = &tasks[0].prompt else { panic!("no messages") };
+        let messages: Vec<Value> = serde_json::from_str(messages).unwrap();
+        assert_eq!(messages.len(), 7);
+        assert_eq!(messages[1]["content"], "```python\ndef f2():\n  pass\n```");
+    }
+
+    #[test]
+    fn what_is_not_the_benchmarks_file_is_named_with_its_line() {
+        let file = written(&[serde_json::json!({"question": "1 + 1?", "answer": "#### 2"})]);
+        let Ok(Questions::Numbers(numbers)) = Benchmark::Gsm8k.read(file.path(), Form::Chat) else {
+            panic!("no numbers")
+        };
+        assert_eq!((numbers[0].task_id.as_str(), numbers[0].label.as_str()), ("line 1", "#### 2"));
+        let file = written(&[serde_json::json!({"question": "1 + 1?"})]);
+        let error = Benchmark::Gsm8k.read(file.path(), Form::Chat).unwrap_err().to_string();
+        assert!(error.contains(":1") && error.contains("answer"), "{error}");
+    }
+}
