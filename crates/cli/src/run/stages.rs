@@ -10,7 +10,7 @@ mod output_folder;
 mod records;
 mod ring;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -136,11 +136,12 @@ fn redo(stages: &[Stage], first: &str, output: &OutputFolder, records: &Records)
     let ring = RingFolder::of(output.path());
     let mut made = Vec::new();
     for stage in &stages[from..] {
-        made.push(stage.work().map_err(|error| BadInput(error.to_string()))?.output().as_path());
+        made.push(stage.work().map_err(|error| BadInput(error.to_string()))?.output().clone());
         if stage.ring.is_some() {
-            made.push(ring.root());
+            made.push(ring.root().to_owned());
         }
     }
+    let made: Vec<&Path> = made.iter().map(PathBuf::as_path).collect();
     output.move_aside(&made, Consent::Asked)?;
     stages[from..].iter().try_for_each(|stage| records.forget(&stage.name))
 }
