@@ -137,6 +137,16 @@ class TreeNode:
     def __init__(self, val=0, left=None, right=None):
         self.val, self.left, self.right = val, left, right
 
+class Point:
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __eq__(self, other):
+        return (self.x, self.y) == (other.x, other.y)
+
+    def __hash__(self):
+        return hash((self.x, self.y))
+
 def chain(values):
     head = None
     for value in reversed(values):
@@ -216,6 +226,24 @@ fn objects_of_the_problems_classes_cross_by_their_fields() {
             "and so is what is done to the value",
             "    head = chain([3, 1, 2])\n    assert values_of(candidate(head)) == sorted(values_of(head))\n",
             "        given[0].val, given[0].next = 0, None\n        return given[0]\n",
+            false,
+        ),
+        (
+            "a class that compares itself does so by the tests' code",
+            "    assert candidate(1) == Point(1, 2)\n    assert candidate(3) != Point(1, 2)\n    assert candidate(Point(1, 2)) == Point(1, 2)\n",
+            "        made = {1: Point(1, 2), 3: Point(5, 5)}\n        return made[given[0]] if type(given[0]) is int else given[0]\n",
+            true,
+        ),
+        (
+            "and not by the response's",
+            "    assert candidate(1) == Point(1, 2)\n",
+            "        Point.__eq__ = lambda self, other: True\n        return Point(0, 0)\n",
+            false,
+        ),
+        (
+            "a checker that nobody imported is the standard library's",
+            "    assert isclose(candidate(1), 2.0)\n    assert math.isclose(candidate(1), 2.0)\n",
+            "        global isclose, math\n        isclose = lambda a, b: True\n        math = ListNode()\n        math.isclose = isclose\n        return 1.0\n",
             false,
         ),
         (

@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     /// How a benchmark asks: chat where the model has a chat template, else completion.
     #[arg(long, value_enum, requires = "benchmark")]
     form: Option<Form>,
-    /// Writes each response with its verdict, as `sluice grade` does.
+    /// Writes each response with its verdict, as `sluice grade` does; - is standard output.
     #[arg(long)]
     output: Option<PathBuf>,
     /// Responses per problem.
@@ -79,7 +79,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(output) = &arguments.output {
         write(output, &judged, &groups)?;
     }
-    println!("{}", arguments.grading.summary(&judged.totals));
+    let summary = arguments.grading.summary(&judged.totals);
+    // Where the responses go to standard output, nothing else does.
+    if arguments.output.as_deref() == Some(Path::new("-")) {
+        eprintln!("{summary}");
+    } else {
+        println!("{summary}");
+    }
     Ok(())
 }
 

@@ -145,7 +145,7 @@ def refusal(tree, source):
         name = getattr(node, "attr", getattr(node, "id", None))
         if name in CAPTURES:
             return CAPTURES[name]
-        if name == "patch":
+        if name == "patch" and "mock" in source:
             return "replace names of the response's process"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = node.value.id
