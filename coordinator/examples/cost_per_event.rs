@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use algo::filtration::Filtration;
 use coordinator::state::{
-    ActorEvent, Applied, Effect, Event, LearnerEvent, RewardEvent, RunPlan, ScoreSummary, State,
+    ActorEvent, Applied, Effect, Event, LearnerEvent, RewardEvent, RunPlan, Schedule, ScoreSummary, State,
 };
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
@@ -146,6 +146,7 @@ fn plan() -> RunPlan {
         prompts: 1 << 30,
         data_hash: "0".into(),
         shuffle: true,
+        schedule: Schedule::default(),
         group_size: 4,
         batch_prompts: 1 << 30,
         batches: 1000,

@@ -11,7 +11,7 @@ use service::ServiceConfig;
 use types::{RunId, Sampling};
 
 use crate::data::DataSet;
-use crate::state::RunPlan;
+use crate::state::{Order, RunPlan, Schedule};
 
 /// Everything the coordinator can be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -81,6 +81,8 @@ pub struct Config {
     pub standstill_timeout: Duration,
     /// The prompts.
     pub data: DataConfig,
+    /// Which prompts come next.
+    pub schedule: Schedule,
     /// Which rollouts train.
     pub filtration: Filtration,
     /// How tokens are drawn.
@@ -138,6 +140,7 @@ impl Default for Config {
             hopeless_groups: 1024,
             standstill_timeout: Duration::from_secs(3600),
             data: DataConfig::default(),
+            schedule: Schedule::default(),
             filtration: Filtration::default(),
             sampling: Sampling::default(),
             service: ServiceConfig::default(),
@@ -162,6 +165,9 @@ impl service::Config for Config {
         }
         if let Err(error) = self.filtration.validate() {
             check(false, error.to_string());
+        }
+        if let Some(problem) = self.schedule.problem() {
+            check(false, problem);
         }
         check(
             !self.data.path.as_os_str().is_empty(),
@@ -200,6 +206,11 @@ impl service::Config for Config {
 }
 
 impl Config {
+    /// Whether each epoch has an order of its own; VADE has no epochs.
+    pub(crate) fn shuffles(&self) -> bool {
+        self.data.shuffle && self.schedule.order == Order::Epochs
+    }
+
     /// The plan of the run over this data set.
     ///
     /// # Errors
@@ -210,7 +221,8 @@ impl Config {
             seed: self.seed,
             prompts: data.len() as u64,
             data_hash: data.hash().to_owned(),
-            shuffle: self.data.shuffle,
+            shuffle: self.shuffles(),
+            schedule: self.schedule,
             group_size: self.group_size,
             batch_prompts: self.batch_prompts,
             batches: self.batches,

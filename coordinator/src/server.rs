@@ -20,7 +20,7 @@ use crate::{dashboard, metrics};
 /// When the data, the journal or a port cannot be used.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     service::describe_metrics(metrics::METRICS);
-    let data = Arc::new(DataSet::read(&config.data.path, config.data.shuffle, config.seed)?);
+    let data = Arc::new(DataSet::read(&config.data.path, config.shuffles(), config.seed)?);
     let plan = config.plan(&data).map_err(|error| BadInput(error.to_string()))?;
     let listener = Listener::bind("listen", config.listen).await?;
     context.bound.push(("grpc", listener.address));

@@ -43,6 +43,7 @@ mod plan_change;
 mod progress;
 mod prompt_queue;
 mod room;
+mod schedule;
 mod view;
 mod weights;
 mod work;
@@ -66,6 +67,7 @@ pub use notice::Notice;
 pub use phase::Phase;
 pub use plan::RunPlan;
 pub use progress::{Cause, Failures, Hopeless};
+pub use schedule::{Order, Schedule};
 
 use members::Watched;
 use phase::Drain;

@@ -175,6 +175,7 @@ impl Durable {
     }
 
     fn filter(&mut self, group: &CompleteGroup, out: &mut Applied) -> (Ending, bool) {
+        self.work.observe(&self.plan, group);
         if group.has_enough(self.plan.min_group) {
             self.history.observe_group(&group.scored);
         }

@@ -8,6 +8,8 @@ use types::link::actor::ActorWelcome;
 use types::link::learner::LearnerCommand;
 use types::{BatchId, LearnerTerm, RunId, Sampling};
 
+use super::schedule::Schedule;
+
 /// The plan of a run. The journal holds the plan that it was written under.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunPlan {
@@ -21,6 +23,8 @@ pub struct RunPlan {
     pub data_hash: String,
     /// Whether each epoch has an order of its own.
     pub shuffle: bool,
+    /// Which prompts come next.
+    pub schedule: Schedule,
     /// Responses per prompt, N.
     pub group_size: u16,
     /// Prompts per batch, B.

@@ -6,14 +6,16 @@
 //! flight since the run began. What an actor at `v` generates is then trained at version `v + eta` at the
 //! latest.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use algo::vade::Posteriors;
 use serde::{Deserialize, Serialize};
 use types::{PolicyVersion, PromptId};
 
 use super::fact::LeaseBounds;
-use super::groups::Groups;
+use super::groups::{CompleteGroup, Groups};
 use super::plan::RunPlan;
+use super::schedule::Order;
 
 /// The next new prompt, and prompts that are open and wait for an actor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +26,12 @@ pub(super) struct PromptQueue {
     waiting: VecDeque<Vec<PromptId>>,
     /// Outside deterministic mode, the prompts in `waiting`: each is there once.
     queued: BTreeSet<PromptId>,
+    /// Under VADE, what is known of each prompt.
+    posteriors: Posteriors,
+    /// Under VADE, prompts that are selected and not begun.
+    selected: VecDeque<u64>,
+    /// Under VADE, how often a prompt was begun: its next group is of the epoch of that number.
+    begun: BTreeMap<u64, u32>,
 }
 
 /// Prompts by how far they are.
@@ -116,7 +124,7 @@ impl PromptQueue {
                     }
                 }
                 None if (lease.opened.len() as u64) < bounds.capacity => {
-                    let prompt = self.next_in_data_set(plan.prompts);
+                    let prompt = self.next_prompt(plan);
                     lease.opened.push(prompt);
                     lease.prompts.push(prompt);
                 }
@@ -131,11 +139,44 @@ impl PromptQueue {
     fn next_whole_lease(&mut self, plan: &RunPlan, groups: &Groups, capacity: u64) -> NextLease {
         let mut opened = Vec::new();
         if self.waiting.is_empty() && groups.open_count() == 0 {
-            opened.extend((0..capacity).map(|_| self.next_in_data_set(plan.prompts)));
+            opened.extend((0..capacity).map(|_| self.next_prompt(plan)));
             let size = usize::try_from(plan.lease_prompts).unwrap_or(usize::MAX).max(1);
             self.waiting.extend(opened.chunks(size).map(<[PromptId]>::to_vec));
         }
         NextLease { prompts: self.waiting.pop_front().unwrap_or_default(), opened }
+    }
+
+    /// The next prompt to begin.
+    fn next_prompt(&mut self, plan: &RunPlan) -> PromptId {
+        match plan.schedule.order {
+            Order::Epochs => self.next_in_data_set(plan.prompts),
+            Order::Vade => self.next_selected(plan),
+        }
+    }
+
+    fn next_selected(&mut self, plan: &RunPlan) -> PromptId {
+        if self.selected.is_empty() {
+            let count = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX);
+            let vade = plan.schedule.vade();
+            self.selected.extend(self.posteriors.select(&vade, plan.seed, plan.prompts, count));
+        }
+        // A data set is never empty.
+        let ordinal = self.selected.pop_front().unwrap_or_default();
+        let begun = self.begun.entry(ordinal).or_default();
+        let prompt = PromptId { epoch: *begun, ordinal };
+        *begun += 1;
+        prompt
+    }
+
+    /// A group is complete: under VADE its prompt is known better.
+    pub(super) fn observe(&mut self, plan: &RunPlan, group: &CompleteGroup) {
+        if plan.schedule.order != Order::Vade || group.scored.is_empty() {
+            return;
+        }
+        let results = group.scored.iter().map(|summary| summary.outcome.unwrap_or(summary.score));
+        let right = results.filter(|result| f64::from(*result) > plan.schedule.right_above).count();
+        let (right, all) = (right as u64, group.scored.len() as u64);
+        self.posteriors.observe(&plan.schedule.vade(), group.prompt.ordinal, right, all - right);
     }
 
     fn next_in_data_set(&mut self, prompts: u64) -> PromptId {

@@ -140,6 +140,11 @@ impl Work {
         prompts.flat_map(|prompt| self.groups.awaited_under(*prompt, lease)).collect()
     }
 
+    /// A group is complete.
+    pub(super) fn observe(&mut self, plan: &RunPlan, group: &CompleteGroup) {
+        self.queue.observe(plan, group);
+    }
+
     /// Ends all work because the run is over; yields the attempts that were in flight.
     pub(super) fn stop(&mut self) -> Vec<RolloutId> {
         self.leases.clear();

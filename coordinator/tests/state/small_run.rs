@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use algo::filtration::Filtration;
-use coordinator::state::RunPlan;
+use coordinator::state::{RunPlan, Schedule};
 use types::{DType, Manifest, PolicyVersion, Sampling, TensorEntry, TensorLayout, WeightHash};
 
 /// A small plan: 6 batches of 5 prompts, 4 responses each.
@@ -14,6 +14,7 @@ pub(crate) fn plan() -> RunPlan {
         prompts: 13,
         data_hash: "0".into(),
         shuffle: true,
+        schedule: Schedule::default(),
         group_size: 4,
         batch_prompts: 5,
         batches: 6,

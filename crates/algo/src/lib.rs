@@ -58,6 +58,7 @@
 
 pub mod filtration;
 pub mod r2;
+pub mod vade;
 
 mod advantages;
 mod coefficients;

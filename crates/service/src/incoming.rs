@@ -64,6 +64,8 @@ impl Stream for Incoming {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     use tokio_stream::StreamExt as _;
 
@@ -75,8 +77,9 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut incoming = Incoming::new(listener);
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64 - 1;
-        setrlimit(Resource::RLIMIT_NOFILE, open, hard).unwrap();
+        // The next descriptor would have this number.
+        let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
+        setrlimit(Resource::RLIMIT_NOFILE, u64::try_from(next).unwrap(), hard).unwrap();
         let waited = tokio::time::timeout(3 * ACCEPT_DELAY, incoming.next()).await;
         assert!(waited.is_err() && incoming.resting.is_some(), "it rests");
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
