@@ -176,98 +176,96 @@ fn solution(body: &str) -> String {
     format!("class Solution:\n    def solve(self, *given):\n{body}")
 }
 
+const REVERSE: &str = "        head, before = given[0], None\n        while head:\n            head.next, before, head = before, head, head.next\n        return before\n";
+
+/// Name, test, method body, whether it is right.
+const NODE_CASES: [(&str, &str, &str, bool); 13] = [
+    ("a list is reversed", "    assert values_of(candidate(chain([1, 2, 3]))) == [3, 2, 1]\n", REVERSE, true),
+    (
+        "a long list takes no recursion",
+        "    assert values_of(candidate(chain(range(30000)))) == list(range(30000))[::-1]\n",
+        REVERSE,
+        true,
+    ),
+    (
+        "a list is made",
+        "    assert values_of(candidate([1, 2])) == [1, 2]\n    assert candidate([]) is None\n",
+        "        head = None\n        for value in reversed(given[0]):\n            head = ListNode(value, head)\n        return head\n",
+        true,
+    ),
+    (
+        "a cycle stays one",
+        "    a = chain([1, 2])\n    a.next.next = a\n    b = candidate(a)\n    assert b is a and b.next.next is b\n",
+        "        assert given[0].next.next is given[0]\n        return given[0]\n",
+        true,
+    ),
+    (
+        "the same node comes back as itself",
+        "    root = TreeNode(1, TreeNode(2), TreeNode(3))\n    assert candidate(root, root.right) is root.right\n    assert candidate(root, root) is root\n",
+        "        return given[1]\n",
+        true,
+    ),
+    (
+        "a tree is changed in place",
+        "    root = TreeNode(1, TreeNode(2), TreeNode(3))\n    left = root.left\n    candidate(root)\n    assert root.right is left and root.left.val == 3 and root.val == 1\n    assert left.left.val == 9\n",
+        "        root = given[0]\n        root.left, root.right = root.right, root.left\n        root.right.left = TreeNode(9)\n",
+        true,
+    ),
+    (
+        "what is done beside a value is hidden",
+        "    head = chain([3, 1, 2])\n    assert candidate(head) == sum(values_of(head))\n",
+        "        given[0].val, given[0].next = 0, None\n        return 0\n",
+        false,
+    ),
+    (
+        "and so is what is done to the value",
+        "    head = chain([3, 1, 2])\n    assert values_of(candidate(head)) == sorted(values_of(head))\n",
+        "        given[0].val, given[0].next = 0, None\n        return given[0]\n",
+        false,
+    ),
+    (
+        "a class that compares itself does so by the tests' code",
+        "    assert candidate(1) == Point(1, 2)\n    assert candidate(3) != Point(1, 2)\n    assert candidate(Point(1, 2)) == Point(1, 2)\n",
+        "        made = {1: Point(1, 2), 3: Point(5, 5)}\n        return made[given[0]] if type(given[0]) is int else given[0]\n",
+        true,
+    ),
+    (
+        "and not by the response's",
+        "    assert candidate(1) == Point(1, 2)\n",
+        "        Point.__eq__ = lambda self, other: True\n        return Point(0, 0)\n",
+        false,
+    ),
+    (
+        "a checker that nobody imported is the standard library's",
+        "    assert isclose(candidate(1), 2.0)\n    assert math.isclose(candidate(1), 2.0)\n",
+        "        global isclose, math\n        isclose = lambda a, b: True\n        math = ListNode()\n        math.isclose = isclose\n        return 1.0\n",
+        false,
+    ),
+    (
+        "equality is the tests' class's",
+        "    assert candidate(chain([1])) == chain([1])\n",
+        "        class ListNode:\n            def __eq__(self, other):\n                return True\n        return ListNode()\n",
+        false,
+    ),
+    (
+        "lists of nodes",
+        "    assert [values_of(head) for head in candidate([chain([1]), chain([2, 3])])] == [[2, 3], [1]]\n",
+        "        return given[0][::-1]\n",
+        true,
+    ),
+];
+
 #[test]
 fn objects_of_the_problems_classes_cross_by_their_fields() {
-    let reverse = "        head, before = given[0], None\n        while head:\n            head.next, before, head = before, head, head.next\n        return before\n";
-    let cases = [
-        (
-            "a list is reversed",
-            "    assert values_of(candidate(chain([1, 2, 3]))) == [3, 2, 1]\n",
-            reverse,
-            true,
-        ),
-        (
-            "a long list takes no recursion",
-            "    assert values_of(candidate(chain(range(30000)))) == list(range(30000))[::-1]\n",
-            reverse,
-            true,
-        ),
-        (
-            "a list is made",
-            "    assert values_of(candidate([1, 2])) == [1, 2]\n    assert candidate([]) is None\n",
-            "        head = None\n        for value in reversed(given[0]):\n            head = ListNode(value, head)\n        return head\n",
-            true,
-        ),
-        (
-            "a cycle stays one",
-            "    a = chain([1, 2])\n    a.next.next = a\n    b = candidate(a)\n    assert b is a and b.next.next is b\n",
-            "        assert given[0].next.next is given[0]\n        return given[0]\n",
-            true,
-        ),
-        (
-            "the same node comes back as itself",
-            "    root = TreeNode(1, TreeNode(2), TreeNode(3))\n    assert candidate(root, root.right) is root.right\n    assert candidate(root, root) is root\n",
-            "        return given[1]\n",
-            true,
-        ),
-        (
-            "a tree is changed in place",
-            "    root = TreeNode(1, TreeNode(2), TreeNode(3))\n    left = root.left\n    candidate(root)\n    assert root.right is left and root.left.val == 3 and root.val == 1\n    assert left.left.val == 9\n",
-            "        root = given[0]\n        root.left, root.right = root.right, root.left\n        root.right.left = TreeNode(9)\n",
-            true,
-        ),
-        (
-            "what is done beside a value is hidden",
-            "    head = chain([3, 1, 2])\n    assert candidate(head) == sum(values_of(head))\n",
-            "        given[0].val, given[0].next = 0, None\n        return 0\n",
-            false,
-        ),
-        (
-            "and so is what is done to the value",
-            "    head = chain([3, 1, 2])\n    assert values_of(candidate(head)) == sorted(values_of(head))\n",
-            "        given[0].val, given[0].next = 0, None\n        return given[0]\n",
-            false,
-        ),
-        (
-            "a class that compares itself does so by the tests' code",
-            "    assert candidate(1) == Point(1, 2)\n    assert candidate(3) != Point(1, 2)\n    assert candidate(Point(1, 2)) == Point(1, 2)\n",
-            "        made = {1: Point(1, 2), 3: Point(5, 5)}\n        return made[given[0]] if type(given[0]) is int else given[0]\n",
-            true,
-        ),
-        (
-            "and not by the response's",
-            "    assert candidate(1) == Point(1, 2)\n",
-            "        Point.__eq__ = lambda self, other: True\n        return Point(0, 0)\n",
-            false,
-        ),
-        (
-            "a checker that nobody imported is the standard library's",
-            "    assert isclose(candidate(1), 2.0)\n    assert math.isclose(candidate(1), 2.0)\n",
-            "        global isclose, math\n        isclose = lambda a, b: True\n        math = ListNode()\n        math.isclose = isclose\n        return 1.0\n",
-            false,
-        ),
-        (
-            "equality is the tests' class's",
-            "    assert candidate(chain([1])) == chain([1])\n",
-            "        class ListNode:\n            def __eq__(self, other):\n                return True\n        return ListNode()\n",
-            false,
-        ),
-        (
-            "lists of nodes",
-            "    assert [values_of(head) for head in candidate([chain([1]), chain([2, 3])])] == [[2, 3], [1]]\n",
-            "        return given[0][::-1]\n",
-            true,
-        ),
-    ];
     for tier in [Tier::A, Tier::B] {
         let grader = arena::grader(tier);
-        for (name, test, body, right) in cases {
+        for (name, test, body, right) in NODE_CASES {
             let grade = grader.grade(&nodes(test), &solution(body), &Limits::default()).unwrap();
             let wanted = if right { Verdict::Accepted } else { Verdict::WrongAnswer };
             assert_eq!(grade.verdict, wanted, "{name}: {}", grade.detail);
         }
         // Who repeats the class in a whole answer has another one under the same name.
-        let whole = format!("{NODES}\n{}", solution(reverse));
+        let whole = format!("{NODES}\n{}", solution(REVERSE));
         let test = "    assert values_of(candidate(chain([1, 2, 3]))) == [3, 2, 1]\n";
         assert_eq!(
             grader.grade(&nodes(test), &whole, &Limits::default()).unwrap().verdict,
