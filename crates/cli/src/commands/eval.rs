@@ -71,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let prompts: Vec<PromptContent> = questions.prompts().cloned().collect();
     let sampling = arguments.sampling.sampling(0.0, &stop)?;
     let draw = DrawOptions { n: arguments.n, seed: arguments.seed, sampling };
-    let groups = responses::draw(&arguments.model, &prompts, &draw)?;
+    let groups = responses::draw_where_possible(&arguments.model, &prompts, &draw)?;
     let judged = match &questions {
         Questions::Tasks(tasks) => judge_programs(&setup, tasks, &groups)?,
         Questions::Numbers(questions) => judge_numbers(questions, &groups),
