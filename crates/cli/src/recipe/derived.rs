@@ -11,7 +11,8 @@ pub(super) fn fill_in(layers: &mut Layers) {
     layers.derive("coordinator.run", name, "name");
     layers.derive("coordinator.seed", seed.clone(), "seed");
     layers.derive("learner.ppo.seed", seed, "seed");
-    // Responses are read with the policy's own tokenizer, and the KL is taken at the temperature of the draws.
+    // Responses are read with the policy's own tokenizer, and the KL is taken at the temperature of the
+    // draws.
     if let Some(policy) = value(layers, "learner.policy") {
         layers.derive("reward_server.tokenizer", policy, "learner.policy");
     }

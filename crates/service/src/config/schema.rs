@@ -1,5 +1,5 @@
-//! The keys of a configuration, read off the JSON schema that its types derive: names, types, defaults and the
-//! sentences that document them.
+//! The keys of a configuration, read off the JSON schema that its types derive: names, types, defaults and
+//! the sentences that document them.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
