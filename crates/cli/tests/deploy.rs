@@ -37,7 +37,7 @@ impl Described {
             let source = read(&format!("{role}/src/metrics.rs"));
             // Names are string literals; a description begins with its name.
             all.extend(names(&source));
-            for described in source.split("describe_histogram!(").skip(1) {
+            for described in source.split("Metric::histogram(").skip(1) {
                 histograms.extend(described.split('"').nth(1).map(str::to_owned));
             }
         }

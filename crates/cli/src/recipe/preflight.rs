@@ -19,7 +19,9 @@ impl RecipeFile {
         let resolved = self.resolved()?;
         let mut problems = self.role_problems()?;
         problems.extend(self.stage_problems());
-        problems.extend(owed(&self.recipe));
+        if self.has_ring() {
+            problems.extend(owed(&self.recipe));
+        }
         let made = self.made();
         for key in resolved.keys() {
             problems.extend(missing(key, &made));
