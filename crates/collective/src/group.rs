@@ -35,8 +35,8 @@ impl ProcessGroup {
     /// Joins a group. Blocks until all its members have joined.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when the config makes no sense or the name was used before; [`Error::Join`] when
-    /// not all members came and connected within `join_timeout`; [`Error::Store`] and [`Error::StoreTimeout`]
+    /// `Error::Invalid` when the config makes no sense or the name was used before; `Error::Join` when
+    /// not all members came and connected within `join_timeout`; `Error::Store` and `Error::StoreTimeout`
     /// when the store does not answer.
     pub fn new(store: &Store, config: GroupConfig) -> Result<Self> {
         config.validate()?;
@@ -115,7 +115,7 @@ pub struct AbortHandle {
 
 impl AbortHandle {
     /// Ends the group on all members, and with it every pending operation: here they return
-    /// [`Error::Aborted`] with this reason, elsewhere [`Error::Lost`]. Does nothing when the group has ended
+    /// `Error::Aborted` with this reason, elsewhere `Error::Lost`. Does nothing when the group has ended
     /// already or is gone.
     pub fn abort(&self, reason: &str) {
         let Some(group) = self.group.upgrade() else { return };

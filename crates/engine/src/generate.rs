@@ -1,7 +1,7 @@
 //! Responses of a model folder to prompts: `sluice generate`, and samples for evaluations.
 //!
 //! A [`Generator`] is an engine with the tokenizer of its folder. It takes prompts as they come and gives
-//! responses in the order of the prompts, so that memory is bounded by [`WINDOW`] prompts and their
+//! responses in the order of the prompts, so that memory is bounded by `WINDOW` prompts and their
 //! responses, however many there are. A response depends on its prompt, its place (number of prompt, number
 //! of sibling), the options and the weights, not on the batch: to the bit with the native engine, up to
 //! rounding with torch's operators.

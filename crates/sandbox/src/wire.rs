@@ -237,7 +237,7 @@ pub struct Blueprint {
     pub reserved: u32,
 }
 
-/// A step of the set-up. Every failure names one; [`STEPS`] says what it means.
+/// A step of the set-up. Every failure names one; `STEPS` says what it means.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
