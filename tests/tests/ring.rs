@@ -173,7 +173,7 @@ fn the_coordinator_comes_back_from_its_journal() {
 /// elsewhere.
 const FULL_DISK: &str = r#"
 journal=$0
-mkdir -p "$journal" && mount -t tmpfs -o size=1m journal "$journal" || exit 9
+mkdir -p "$journal" && mount -t tmpfs -o size=400k journal "$journal" || exit 9
 "$@"; first=$?
 mount -o remount,size=64m "$journal" || exit 9
 "$@"; echo "ended with $first, then with $?"

@@ -68,15 +68,16 @@ mod tests {
     use super::*;
     use crate::config::Schema;
 
-    /// A run.
+    /// A run. Its keys are in the order of their names, which is theirs in JSON unless a crate of the build asks
+    /// for the order of declaration.
     #[derive(Serialize, JsonSchema)]
     struct Run {
+        /// How it filters.
+        filter: Filter,
         /// What it is called. Anything goes.
         name: String,
         /// What it costs.
         price: Option<f64>,
-        /// How it filters.
-        filter: Filter,
         /// Its steps.
         steps: Vec<Step>,
     }
