@@ -68,8 +68,8 @@ mod tests {
     use super::*;
     use crate::config::Schema;
 
-    /// A run. Its keys are in the order of their names, which is theirs in JSON unless a crate of the build asks
-    /// for the order of declaration.
+    /// A run. Its keys are in the order of their names, which is theirs in JSON unless a crate of the build
+    /// asks for the order of declaration.
     #[derive(Serialize, JsonSchema)]
     struct Run {
         /// How it filters.
