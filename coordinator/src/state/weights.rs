@@ -293,7 +293,7 @@ impl WeightPlane {
     }
 
     /// Starts a broadcast when a member of the active group lacks the newest version and all are free to
-    /// receive it.
+    /// receive it: nobody is in the middle of another, nobody would go back.
     fn start_broadcast(
         &mut self,
         now: Timestamp,
@@ -304,8 +304,12 @@ impl WeightPlane {
         let (Some(current), Some(active), None) = (&self.current, &self.active, &self.broadcast) else {
             return None;
         };
-        let lacking = self.unserved.iter().any(|name| active.actors.contains(name));
-        if !lacking || active.actors.iter().any(|name| self.is_under_way(name)) {
+        let in_group = || active.actors.iter().filter_map(|name| members.actors().get(name));
+        let is_wanted = in_group().any(|actor| lacks(actor, current));
+        if !is_wanted
+            || in_group().any(|actor| is_ahead(actor, current))
+            || active.actors.iter().any(|name| self.is_under_way(name))
+        {
             return None;
         }
         let deadline = now + plan.broadcast_timeout;
@@ -419,5 +423,10 @@ impl WeightPlane {
 fn lacks(actor: &Actor, current: &Manifest) -> bool {
     let newest = (current.version(), current.hash());
     let holds = actor.weights;
-    actor.connected && holds.is_none_or(|held| held != newest && held.0 <= current.version())
+    actor.connected && holds.is_none_or(|held| held != newest) && !is_ahead(actor, current)
+}
+
+/// Whether an actor holds a later version than the learner, which resumed from an older checkpoint.
+fn is_ahead(actor: &Actor, current: &Manifest) -> bool {
+    actor.weights.is_some_and(|(version, _)| version > current.version())
 }

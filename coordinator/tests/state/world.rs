@@ -288,6 +288,11 @@ impl World {
             }
             ActorCommand::ReceiveWeights { manifest, .. } => {
                 let (version, hash) = (manifest.version(), manifest.hash());
+                let held = actor.version;
+                assert!(
+                    held.is_none_or(|held| held <= version),
+                    "versions never go back: {held:?} to {version}"
+                );
                 if fails {
                     answer(ActorReport::WeightsFailed { version, detail: "hash".into() });
                 } else {
