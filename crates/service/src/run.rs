@@ -64,12 +64,13 @@ pub struct Context {
 
 /// The life of a role's process.
 ///
-/// `build` binds and wires; whatever can fail at the start fails there, before anything runs. It adds the
-/// role's tasks to the context; the process ends when all of them have.
+/// `build` binds and wires; whatever can fail at the start fails there, before anything runs. It has a thread
+/// of its own, so it may read files as long as that takes. It adds the role's tasks to the context; the
+/// process ends when all of them have.
 pub fn run<C, B, F>(role: &'static str, build: B) -> ExitCode
 where
-    C: Config,
-    B: FnOnce(C, Context) -> F,
+    C: Config + Send + 'static,
+    B: FnOnce(C, Context) -> F + Send + 'static,
     F: Future<Output = anyhow::Result<Context>>,
 {
     let arguments = Arguments::parse();
@@ -106,8 +107,8 @@ pub fn exit_code(name: &str, result: anyhow::Result<()>) -> ExitCode {
 
 fn start<C, B, F>(role: &'static str, config: C, build: B) -> anyhow::Result<()>
 where
-    C: Config,
-    B: FnOnce(C, Context) -> F,
+    C: Config + Send + 'static,
+    B: FnOnce(C, Context) -> F + Send + 'static,
     F: Future<Output = anyhow::Result<Context>>,
 {
     let service = config.service().clone();
@@ -126,7 +127,8 @@ where
 
 async fn live<C, B, F>(role: &'static str, service: &ServiceConfig, config: C, build: B) -> anyhow::Result<()>
 where
-    B: FnOnce(C, Context) -> F,
+    C: Send + 'static,
+    B: FnOnce(C, Context) -> F + Send + 'static,
     F: Future<Output = anyhow::Result<Context>>,
 {
     let prometheus = crate::metrics::install(role)?;
@@ -143,7 +145,9 @@ where
         pages: axum::Router::new(),
         bound: vec![("metrics", metrics_address)],
     };
-    let Context { tasks, readiness, pages, bound, .. } = build(config, context).await?;
+    let runtime = tokio::runtime::Handle::current();
+    let built = tokio::task::spawn_blocking(move || runtime.block_on(build(config, context)));
+    let Context { tasks, readiness, pages, bound, .. } = built.await??;
     for (what, address) in &bound {
         tracing::info!(what, %address, "listening");
     }
