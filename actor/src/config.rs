@@ -1,5 +1,6 @@
 //! The actor's configuration.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use engine::EngineConfig;
@@ -42,6 +43,12 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub weights_timeout: Duration,
+    /// Where other actors pull the weights that this one has, so that the learner does not serve all of them.
+    /// It keeps a copy of them in memory for that; not given, it shares nothing. The port is not
+    /// authenticated.
+    pub listen_weights: Option<SocketAddr>,
+    /// `host:port` under which other actors reach `listen_weights`; the bound address where not given.
+    pub advertise: Option<String>,
     /// How long a drain goes on generating before the rest is handed back.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
@@ -66,6 +73,8 @@ impl Default for Config {
             // Longer than a reward server's own deadlines, so that only a lost rollout is sent again.
             acknowledge_timeout: Duration::from_secs(150),
             weights_timeout: Duration::from_secs(60),
+            listen_weights: None,
+            advertise: None,
             drain_timeout: Duration::from_secs(15),
             engine: EngineConfig::default(),
             serve: ServeConfig::default(),
@@ -88,6 +97,14 @@ impl service::Config for Config {
         }
         if self.coordinator.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
             problems.push(format!("coordinator is {:?}, must be host:port", self.coordinator));
+        }
+        if self.listen_weights.is_some_and(|listen| listen.ip().is_unspecified()) && self.advertise.is_none()
+        {
+            problems.push(
+                "listen_weights names every address of this host: set advertise to the host:port that other \
+                 actors reach"
+                    .to_owned(),
+            );
         }
         if self.max_unacknowledged == 0 {
             problems.push("max_unacknowledged must be at least 1".to_owned());

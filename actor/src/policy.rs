@@ -3,9 +3,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use engine::{EngineClient, EngineConfig, EngineHandle, EngineParts, PolicyWeights, PromptEncoder};
 use model::ModelConfig;
 use model::buffer::PackedWeights;
@@ -15,7 +15,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::BroadcastGroup;
 use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, WeightHash};
-use weights::{GroupEvent, Member, Prepare, ReceiveEvent, Receiver, ReceiverConfig};
+use weights::{
+    GroupEvent, Member, ModelFiles, Prepare, PullOrder, PulledWeights, ReceiveEvent, Receiver,
+    ReceiverConfig, Snapshots,
+};
 
 use crate::config::Config;
 use crate::metrics::{self, Way};
@@ -44,6 +47,24 @@ pub(crate) enum PolicyEvent {
     Arrived { manifest: Manifest, weights: Box<PolicyWeights> },
 }
 
+/// What others get of the policy.
+#[derive(Debug)]
+pub(crate) struct Outlets {
+    /// Tells the pages of [`openai`] about the policy, once there is one.
+    pub(crate) served: watch::Sender<Option<Served>>,
+    /// Other actors pull the weights from here.
+    pub(crate) shared: Option<SharedWeights>,
+}
+
+/// The weight service of this actor.
+#[derive(Debug)]
+pub(crate) struct SharedWeights {
+    /// `host:port` under which others reach it.
+    pub(crate) source: String,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) files: ModelFiles,
+}
+
 /// Where weights can be pulled.
 #[derive(Debug)]
 pub(crate) struct WeightSource {
@@ -59,14 +80,24 @@ pub(crate) struct PolicyUpdater {
     member: Member,
     engine: EngineConfig,
     known: Option<KnownModel>,
+    /// The pull under way, if there is one.
+    pulling: Option<PullUnderWay>,
+    /// Bytes that pulls have brought.
+    pulled_bytes: Arc<AtomicU64>,
     /// What pulls under way bring.
     pulled: mpsc::Receiver<Pulled>,
     pull_results: mpsc::Sender<Pulled>,
     /// What could not be begun, until `next` has said so.
     refusals: VecDeque<PolicyEvent>,
-    /// Tells the pages of [`openai`] about the policy, once there is one.
-    served: watch::Sender<Option<Served>>,
+    outlets: Outlets,
     transfer: Transfer,
+}
+
+/// A pull and the way to its source: it goes on from another when it is told one, and is given up with this.
+#[derive(Debug)]
+struct PullUnderWay {
+    hash: WeightHash,
+    source: watch::Sender<String>,
 }
 
 /// The model that an engine is made for, and who receives its weights.
@@ -94,14 +125,14 @@ impl Transfer {
 #[derive(Debug)]
 struct Pulled {
     version: PolicyVersion,
+    hash: WeightHash,
     result: anyhow::Result<Download>,
 }
 
 /// What a pull brought.
 #[derive(Debug)]
 struct Download {
-    manifest: Manifest,
-    buffer: Bytes,
+    pulled: PulledWeights,
     /// What the first one brings beside the weights.
     model: Option<PolicyModel>,
 }
@@ -128,19 +159,31 @@ impl Prepare for PrepareForEngine {
 
 impl PolicyUpdater {
     /// An updater that knows no model yet.
-    pub(crate) fn new(config: &Config, name: MemberId, served: watch::Sender<Option<Served>>) -> Self {
+    pub(crate) fn new(config: &Config, name: MemberId, outlets: Outlets) -> Self {
         let (pull_results, pulled) = mpsc::channel(PULL_CAPACITY);
         let device = config.engine.device.to_torch();
         Self {
             member: Member { name, device, timeout: config.weights_timeout },
             engine: config.engine.clone(),
             known: None,
+            pulling: None,
+            pulled_bytes: Arc::default(),
             pulled,
             pull_results,
             refusals: VecDeque::new(),
-            served,
+            outlets,
             transfer: Transfer::begin(Way::Pull),
         }
+    }
+
+    /// `host:port` where others pull the weights in use, if they are shared.
+    pub(crate) fn source(&self) -> Option<String> {
+        self.outlets.shared.as_ref().map(|shared| shared.source.clone())
+    }
+
+    /// Bytes of weights that pulls have brought since the start.
+    pub(crate) fn pulled_bytes(&self) -> u64 {
+        self.pulled_bytes.load(Ordering::Relaxed)
     }
 
     /// Waits for what happens next. The future may be dropped at any time.
@@ -170,16 +213,24 @@ impl PolicyUpdater {
         }
     }
 
-    /// Begins a pull; what comes of it is a [`PolicyEvent`].
+    /// Begins a pull; what comes of it is a [`PolicyEvent`]. A pull of the same weights that is under way goes
+    /// on from the new source; one of others is given up, and nothing comes of it.
     pub(crate) async fn pull(&mut self, spawner: &Spawner, source: WeightSource) {
+        let WeightSource { address, version, hash } = source;
+        if let Some(pulling) = self.pulling.as_ref().filter(|pulling| pulling.hash == hash) {
+            pulling.source.send_replace(address);
+            return;
+        }
         self.transfer = Transfer::begin(Way::Pull);
+        let (source, followed) = watch::channel(address);
+        self.pulling = Some(PullUnderWay { hash, source });
+        let order = PullOrder { hash, source: followed, received_bytes: Arc::clone(&self.pulled_bytes) };
         let results = self.pull_results.clone();
         let model_is_known = self.known.is_some();
-        let version = source.version;
         let pull = async move {
-            let result = download(&source, model_is_known).await;
+            let result = download(order, model_is_known).await;
             // Nobody waiting means that the actor is ending.
-            let _ = results.send(Pulled { version, result }).await;
+            let _ = results.send(Pulled { version, hash, result }).await;
             Ok(())
         };
         spawner.spawn(format!("pull of {version}"), OnError::Log, pull).await;
@@ -187,23 +238,34 @@ impl PolicyUpdater {
 
     /// A pull is through: the receiver's thread checks and prepares what came.
     fn unpack(&mut self, pulled: Pulled) {
-        let unpacking = pulled.result.and_then(|download| {
+        let Pulled { version, hash, result } = pulled;
+        if self.pulling.as_ref().is_none_or(|pulling| pulling.hash != hash) {
+            tracing::info!(%version, "a pull was given up for a newer one");
+            return;
+        }
+        self.pulling = None;
+        let unpacking = result.and_then(|download| {
+            let PulledWeights { description, buffer } = download.pulled;
             if let Some(model) = download.model.filter(|_| self.known.is_none()) {
+                if let Some(shared) = &self.outlets.shared {
+                    shared.files.set(description.files);
+                }
                 self.known = Some(self.start_receiver(model)?);
             }
-            Ok(self.receiver()?.unpack(download.manifest, download.buffer)?)
+            Ok(self.receiver()?.unpack(description.manifest, buffer)?)
         });
         if let Err(error) = unpacking {
             metrics::weights_failed(Way::Pull);
             let detail = format!("{error:#}");
-            self.refusals.push_back(PolicyEvent::Failed { version: pulled.version, detail });
+            self.refusals.push_back(PolicyEvent::Failed { version, detail });
         }
     }
 
     fn start_receiver(&self, model: PolicyModel) -> Result<KnownModel, weights::Error> {
         let PolicyModel { config, encoder } = model;
         let prepare = PrepareForEngine { model: config.clone(), engine: self.engine.clone() };
-        let receiver = ReceiverConfig { member: self.member.clone(), model: config.clone() };
+        let shared = self.outlets.shared.as_ref().map(|shared| shared.snapshots.clone());
+        let receiver = ReceiverConfig { member: self.member.clone(), model: config.clone(), shared };
         let receiver = Receiver::start(receiver, prepare)?;
         Ok(KnownModel { config, encoder: Arc::new(encoder), receiver })
     }
@@ -213,6 +275,15 @@ impl PolicyUpdater {
         let id = group.id;
         if let Err(error) = self.receiver().and_then(|receiver| receiver.join(group)) {
             self.refusals.push_back(PolicyEvent::Group(GroupEvent::Failed { group: id, error }));
+        }
+    }
+
+    /// Leaves a broadcast group that has ended; what was under way in it is a [`PolicyEvent::Failed`].
+    pub(crate) fn leave(&self, group: BroadcastGroupId) {
+        if let Some(known) = &self.known
+            && let Err(error) = known.receiver.leave(group)
+        {
+            tracing::warn!(%group, %error, "broadcast group not left; its timeout ends it");
         }
     }
 
@@ -263,23 +334,22 @@ impl PolicyUpdater {
         let engine = EngineHandle::start(parts).await.context("start the engine")?;
         let client = engine.client().await?;
         // Nobody serves it unless the configuration says so.
-        self.served.send_replace(Some(Served::new(engine.clone(), Arc::clone(&encoder))));
+        self.outlets.served.send_replace(Some(Served::new(engine.clone(), Arc::clone(&encoder))));
         Ok(Policy { engine, client, encoder })
     }
 }
 
 /// Fetches weights, and with the first ones their model. Files are read on a thread for that: a large
 /// vocabulary takes long.
-async fn download(source: &WeightSource, model_is_known: bool) -> anyhow::Result<Download> {
-    let description = weights::describe(&source.address, source.hash).await?;
+async fn download(order: PullOrder, model_is_known: bool) -> anyhow::Result<Download> {
+    let pulled = weights::pull(order).await?;
     let model = if model_is_known {
         None
     } else {
-        let files = description.files;
+        let files = pulled.description.files.clone();
         Some(tokio::task::spawn_blocking(move || PolicyModel::read(files)).await??)
     };
-    let buffer = weights::pull(&source.address, &description.manifest).await?;
-    Ok(Download { manifest: description.manifest, buffer, model })
+    Ok(Download { pulled, model })
 }
 
 async fn next_received(known: &mut Option<KnownModel>) -> anyhow::Result<ReceiveEvent<Box<PolicyWeights>>> {

@@ -25,9 +25,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use engine::{Event, Finished, Request, SampleRequest};
-use openai::Served;
 use service::{CancellationToken, LinkEvent, Readiness, Spawner, sleep_until};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome};
 use types::{
@@ -40,7 +39,7 @@ use crate::config::Config;
 use crate::coordinator_client::CoordinatorLink;
 use crate::delivery::{Delivery, DeliveryConfig};
 use crate::metrics;
-use crate::policy::{Policy, PolicyEvent, PolicyUpdater, WeightSource};
+use crate::policy::{Outlets, Policy, PolicyEvent, PolicyUpdater, WeightSource};
 use crate::reward_router::{RewardRouter, RouterCommand};
 use crate::work::{HeldLease, Work, Workload, group_work};
 
@@ -106,7 +105,7 @@ impl RolloutLoop {
         spawner: Spawner,
         readiness: Readiness,
         token: CancellationToken,
-        served: watch::Sender<Option<Served>>,
+        outlets: Outlets,
     ) -> anyhow::Result<Self> {
         let member = config.member_id()?;
         let link = CoordinatorLink::new(config.coordinator.clone(), config.connect_timeout);
@@ -114,7 +113,7 @@ impl RolloutLoop {
         let (recorded_sender, recorded) =
             mpsc::channel(2 * config.max_unacknowledged + config.engine.max_waiting);
         Ok(Self {
-            updater: PolicyUpdater::new(&config, member.clone(), served),
+            updater: PolicyUpdater::new(&config, member.clone(), outlets),
             member,
             incarnation: Incarnation(service::new_incarnation()),
             link,
@@ -170,7 +169,9 @@ impl RolloutLoop {
     }
 
     async fn next(&mut self) -> Happened {
-        let changed = self.load() != self.reported_load;
+        // A pull alone is no reason to speak before it is time.
+        let load = ActorLoad { pulled_bytes: self.reported_load.pulled_bytes, ..self.load() };
+        let changed = load != self.reported_load;
         let load_due = self.reported_at + if changed { LOAD_DELAY } else { self.config.heartbeat_interval };
         let (lease_over, drain_over) = (self.work.first_deadline(), self.drain_deadline);
         let stopping = self.drain_deadline.is_some();
@@ -203,6 +204,7 @@ impl RolloutLoop {
                         run: self.welcome.as_ref().map(|welcome| welcome.run.clone()),
                         holding: self.holding(),
                         weights: self.weights,
+                        source: self.updater.source(),
                     };
                     event = self.link.connect(hello).await;
                 }
@@ -227,6 +229,7 @@ impl RolloutLoop {
             ActorCommand::ReceiveWeights { group, manifest } => {
                 self.updater.receive(group, manifest);
             }
+            ActorCommand::LeaveBroadcastGroup(group) => self.updater.leave(group),
             ActorCommand::Lease(lease) => self.work.lease(lease),
             ActorCommand::Drain => self.drain().await,
             ActorCommand::Finish => {
@@ -401,6 +404,7 @@ impl RolloutLoop {
             running: saturated(running),
             unacknowledged: saturated(self.unacknowledged.len()),
             generated_tokens: self.generated_tokens,
+            pulled_bytes: self.updater.pulled_bytes(),
         }
     }
 

@@ -1,18 +1,23 @@
 //! Wires the actor: the rollout loop with all that it talks to.
 
+use std::net::SocketAddr;
+
 use anyhow::Context as _;
+use service::grpc::Listener;
 use service::{Context, OnError};
 use tokio::sync::watch;
+use weights::{ModelFiles, Snapshots, WeightService};
 
 use crate::config::Config;
 use crate::metrics;
+use crate::policy::{Outlets, SharedWeights};
 use crate::rollout_loop::RolloutLoop;
 
-/// Builds the actor; nothing runs yet. It listens for nothing but its metrics and, if the
-/// configuration says so, clients of its policy: everything else it reaches out to.
+/// Builds the actor; nothing runs yet. It listens for nothing but its metrics and, if the configuration says
+/// so, clients of its policy and actors that pull its weights: everything else it reaches out to.
 ///
 /// # Errors
-/// When the actor's name is none, or its engine's device is not there.
+/// When the actor's name is none, its engine's device is not there, or a port cannot be used.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     service::describe_metrics(metrics::METRICS);
     config.engine.check_device().context("engine")?;
@@ -20,9 +25,30 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     if config.serve.enabled {
         context.pages = context.pages.merge(openai::pages(policy, config.serve.clone()));
     }
+    let shared = match config.listen_weights {
+        Some(address) => Some(share_weights(address, &config, &mut context).await?),
+        None => None,
+    };
     let (spawner, readiness, token) =
         (context.tasks.spawner(), context.readiness.clone(), context.token.clone());
-    let rollout_loop = RolloutLoop::new(config, spawner, readiness, token, served)?;
+    let outlets = Outlets { served, shared };
+    let rollout_loop = RolloutLoop::new(config, spawner, readiness, token, outlets)?;
     context.tasks.add("rollout loop", OnError::Shutdown, rollout_loop.run());
     Ok(context)
+}
+
+/// Serves the weights that the actor will have to other actors, as long as the process lives.
+async fn share_weights(
+    address: SocketAddr,
+    config: &Config,
+    context: &mut Context,
+) -> anyhow::Result<SharedWeights> {
+    let listener = Listener::bind("listen_weights", address).await?;
+    context.bound.push(("weights", listener.address));
+    let source = listener.reachable(config.advertise.as_ref());
+    let (snapshots, files) = (Snapshots::of_actor(), ModelFiles::default());
+    let router = WeightService::new(files.clone(), snapshots.clone()).router();
+    let token = context.token.clone();
+    context.tasks.add("weight service", OnError::Shutdown, listener.serve(router, token));
+    Ok(SharedWeights { source, snapshots, files })
 }

@@ -66,6 +66,7 @@ impl Run {
                 run: None,
                 holding: Vec::new(),
                 weights: None,
+                source: None,
             };
             run.deliver(Event::Actor { member, event: ActorEvent::Joined(hello) });
         }

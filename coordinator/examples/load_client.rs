@@ -83,6 +83,7 @@ async fn actor(channel: Channel, index: usize, results: mpsc::Sender<pb::Rollout
         run: None,
         holding: Vec::new(),
         weights: None,
+        source: None,
     };
     let (reports, outgoing) = mpsc::channel(16);
     reports.send(pb::ActorReport::from(hello)).await.unwrap();

@@ -204,7 +204,11 @@ impl State {
         };
         match report {
             ActorReport::Load(load) => {
-                actor.load = load;
+                let before = std::mem::replace(&mut actor.load, load);
+                if load.pulled_bytes > before.pulled_bytes {
+                    let until = now + self.durable.plan.broadcast_timeout;
+                    self.weights.came_further(&member, until);
+                }
                 self.refresh_room(&member);
             }
             ActorReport::Draining => {

@@ -117,6 +117,7 @@ async fn another_release_is_refused_by_name() {
         run: None,
         holding: Vec::new(),
         weights: None,
+        source: None,
     };
     let mut hello = pb::ActorReport::from(hello);
     if let Some(pb::actor_report::Report::Hello(hello)) = &mut hello.report {

@@ -10,6 +10,8 @@ mod crowd;
 mod hopeless;
 #[path = "state/journal.rs"]
 mod journal;
+#[path = "state/plane.rs"]
+mod plane;
 #[path = "state/small_run.rs"]
 mod small_run;
 #[path = "state/world.rs"]

@@ -1,6 +1,5 @@
 //! The stream to the coordinator: results up, records down; again and again until the run is over.
 
-use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
@@ -190,9 +189,4 @@ fn reward(channel: Channel, reports: ReceiverStream<pb::RewardReport>) -> Openin
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     Box::pin(async move { client.reward(reports).await })
-}
-
-/// The address that actors are told.
-pub(crate) fn reachable(advertise: Option<&String>, bound: SocketAddr) -> String {
-    advertise.cloned().unwrap_or_else(|| bound.to_string())
 }

@@ -9,7 +9,7 @@ use service::{BadInput, CancellationToken, Context, OnError};
 use tokio::net::TcpListener;
 
 use crate::config::Config;
-use crate::coordinator_client::{Membership, reachable};
+use crate::coordinator_client::Membership;
 use crate::grpc::Grpc;
 use crate::inflight::Bounds;
 use crate::registry::RolloutRegistry;
@@ -81,7 +81,7 @@ fn join_run(
         member: config.member_id().map_err(|error| BadInput(error.to_string()))?,
         coordinator: config.coordinator.clone().context("a member of a run has a coordinator")?,
         connect_timeout: config.connect_timeout,
-        address: reachable(config.advertise.as_ref(), listener.address),
+        address: listener.reachable(config.advertise.as_ref()),
         registry: registry.clone(),
         readiness: context.readiness.clone(),
         token: context.token.clone(),

@@ -1,10 +1,12 @@
 //! The whole ring as processes: what a run promises, also when its roles are killed.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![expect(clippy::disallowed_types, reason = "processes take wall time")]
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -167,6 +169,32 @@ fn the_coordinator_comes_back_from_its_journal() {
     ring.run().unwrap();
     assert_complete(&ring, 60);
     assert!(weights == ring.weights().unwrap(), "another policy came out");
+}
+
+#[test]
+fn a_stopped_actor_costs_the_others_no_more_than_it_takes_to_notice() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = ring(&folder)
+        .with(BATCHES)
+        .with("coordinator.deterministic=false")
+        .with("coordinator.heartbeat_timeout=3s")
+        .with("processes.actors=2");
+    let mut running = ring.start().unwrap();
+    wait_for_batches(&mut running, 10);
+    let stopped = Pid::from_raw(running.processes["actor-1"]);
+    kill(stopped, Signal::SIGSTOP).unwrap();
+    // What the learner has sent already is trained. Then it needs the other actor to have new weights.
+    let since = Instant::now();
+    wait_for_batches(&mut running, 20);
+    let took = since.elapsed();
+    kill(stopped, Signal::SIGCONT).unwrap();
+    let (status, said) = running.end().unwrap();
+    assert!(status.success(), "{said}");
+    assert_complete(&ring, 60);
+    // The timeout of a broadcast is a minute.
+    assert!(took < Duration::from_secs(20), "ten batches beside a stopped actor took {took:?}");
+    let text = ring.log("coordinator").unwrap();
+    assert!(text.contains("actor-1"), "nobody said that actor-1 was lost:\n{text}");
 }
 
 /// A full disk under the journal, first too small for the run and then larger. The rest of the run lies

@@ -25,6 +25,8 @@ pub struct Actor {
     pub draining: bool,
     /// The weights it confirmed last.
     pub weights: Option<(PolicyVersion, WeightHash)>,
+    /// Where others pull the weights that it uses, if it shares them.
+    pub source: Option<String>,
     /// Its last reported load.
     pub load: ActorLoad,
     /// When it was last heard of.
@@ -220,6 +222,7 @@ impl Members {
             connected: false,
             draining: false,
             weights: None,
+            source: None,
             load: ActorLoad::default(),
             last_seen: now,
         };
@@ -243,6 +246,7 @@ impl Members {
             connected: true,
             draining: false,
             weights,
+            source: hello.source.clone(),
             load: same_process.map(|actor| actor.load).unwrap_or_default(),
             last_seen: now,
         };

@@ -84,6 +84,7 @@ pub(crate) async fn actor(address: &str, name: &str) -> Result<ActorStream, Stat
         run: None,
         holding: Vec::new(),
         weights: None,
+        source: None,
     };
     actor_saying(address, hello.into()).await
 }

@@ -66,6 +66,7 @@ impl Crowd {
             run: None,
             holding: Vec::new(),
             weights: None,
+            source: None,
         };
         self.deliver(Event::Actor { member, event: ActorEvent::Joined(hello) });
     }

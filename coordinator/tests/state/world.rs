@@ -306,6 +306,7 @@ impl World {
             }
             ActorCommand::Welcome(_)
             | ActorCommand::RewardServers(_)
+            | ActorCommand::LeaveBroadcastGroup(_)
             | ActorCommand::Lease(_)
             | ActorCommand::Finish => {}
         }
@@ -341,6 +342,7 @@ impl World {
             run: None,
             holding: actor.work.iter().map(|(id, _)| *id).collect(),
             weights: actor.version.map(|version| (version, actor.hash)),
+            source: None,
         };
         self.deliver(actor_event(&member, ActorEvent::Joined(hello)));
     }

@@ -41,6 +41,11 @@ impl Listener {
         Ok(Self { listener, address })
     }
 
+    /// The address that others are told: the advertised one, if any.
+    pub fn reachable(&self, advertise: Option<&String>) -> String {
+        advertise.cloned().unwrap_or_else(|| self.address.to_string())
+    }
+
     /// The connections, for a server that ends with its task.
     pub fn incoming(self) -> Incoming {
         Incoming::new(self.listener)

@@ -22,6 +22,9 @@ pub enum Error {
         /// The group.
         group: BroadcastGroupId,
     },
+    /// A group that was left while it formed.
+    #[error("broadcast group {0} was left")]
+    Left(BroadcastGroupId),
     /// A command before the model is known, which the first pull brings.
     #[error("no weights were pulled before")]
     UnknownModel,

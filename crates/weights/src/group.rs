@@ -80,8 +80,13 @@ impl Groups {
     ) -> Result<T> {
         let result = work(self.0.get(&id).ok_or(Error::NotMember(id))?);
         if result.is_err() {
-            self.0.remove(&id);
+            self.remove(id);
         }
         result
+    }
+
+    /// Forgets a group.
+    pub(crate) fn remove(&mut self, id: BroadcastGroupId) {
+        self.0.remove(&id);
     }
 }

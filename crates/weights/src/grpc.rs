@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use futures::Stream;
 use proto::pb;
@@ -37,19 +37,16 @@ pub struct UnreadableFile {
     source: io::Error,
 }
 
-/// The service.
-#[derive(Debug, Clone)]
-pub struct WeightService {
-    files: Arc<Vec<ModelFile>>,
-    snapshots: Snapshots,
-}
+/// Configuration and tokenizer of the policy: from its folder, or as they came from somebody else.
+#[derive(Debug, Clone, Default)]
+pub struct ModelFiles(Arc<OnceLock<Vec<ModelFile>>>);
 
-impl WeightService {
-    /// Serves the snapshots, with configuration and tokenizer from the policy's folder.
+impl ModelFiles {
+    /// The files of the policy's folder.
     ///
     /// # Errors
     /// Names the file that is there and cannot be read.
-    pub fn new(folder: &Path, snapshots: Snapshots) -> Result<Self, UnreadableFile> {
+    pub fn of_folder(folder: &Path) -> Result<Self, UnreadableFile> {
         let mut files = Vec::new();
         for name in MODEL_FILES {
             let path = folder.join(name);
@@ -62,7 +59,26 @@ impl WeightService {
                 Err(source) => return Err(UnreadableFile { path, source }),
             }
         }
-        Ok(Self { files: Arc::new(files), snapshots })
+        Ok(Self(Arc::new(OnceLock::from(files))))
+    }
+
+    /// Makes them known, where nobody has before.
+    pub fn set(&self, files: Vec<ModelFile>) {
+        self.0.get_or_init(|| files);
+    }
+}
+
+/// The service: the learner's, or that of an actor that shares what it has.
+#[derive(Debug, Clone)]
+pub struct WeightService {
+    files: ModelFiles,
+    snapshots: Snapshots,
+}
+
+impl WeightService {
+    /// Serves the snapshots with these files.
+    pub fn new(files: ModelFiles, snapshots: Snapshots) -> Self {
+        Self { files, snapshots }
     }
 
     /// The service on a server with our bounds.
@@ -94,8 +110,9 @@ impl WeightSource for WeightService {
         request: Request<pb::DescribeRequest>,
     ) -> Result<Response<pb::ModelDescription>, Status> {
         let snapshot = self.snapshot(&request.into_inner().hash)?;
-        let description =
-            ModelDescription { files: self.files.as_ref().clone(), manifest: snapshot.manifest.clone() };
+        let files =
+            self.files.0.get().cloned().ok_or_else(|| Status::unavailable("no model is known yet"))?;
+        let description = ModelDescription { files, manifest: snapshot.manifest.clone() };
         Ok(Response::new(description.into()))
     }
 

@@ -6,18 +6,19 @@
 //!  trainer --buffer--> publisher (a thread) ==broadcast==> receiver (a thread) --prepared weights--> engine
 //!                           | snapshots                        ^ whole buffers
 //!                           v                                  |
-//!                      weight service (gRPC) ----chunks----> pull
+//!                      weight service (gRPC) ----chunks----> pull, and a weight service for others
 //! ```
 //!
 //! The coordinator decides who is in a broadcast group and who pulls; this crate connects them. Members of a
-//! group receive a version together, while the learner trains the next one. Everybody else, and every late
-//! joiner, pulls the same buffer point to point.
+//! group receive a version together, while the learner trains the next one. When one of them has stopped the
+//! coordinator ends the group, and nobody waits for the timeout. Everybody else, and every late joiner, pulls
+//! the same buffer point to point.
 //!
 //! | waits for              | unblocked by                  | bound                                     |
 //! |------------------------|-------------------------------|-------------------------------------------|
 //! | a group to form        | its last member, on a thread  | `timeout`; then the group has failed      |
-//! | a chunk of a broadcast | the slowest member            | `timeout`; then the group has failed      |
-//! | a chunk of a pull      | the source                    | silence of 20 s; then it is tried again   |
+//! | a chunk of a broadcast | the slowest member, `leave`   | `timeout`; then the group has failed      |
+//! | a chunk of a pull      | the source, or another one    | silence of 20 s; then it is tried again   |
 //!
 //! Invariants:
 //! 1. Nobody is handed weights unless every hash of their manifest is right. What is in use meanwhile is
@@ -33,6 +34,7 @@ mod broadcast;
 mod error;
 mod group;
 mod grpc;
+mod leaving;
 mod manifest;
 mod publisher;
 mod pull_client;
@@ -42,8 +44,8 @@ mod worker;
 
 pub use error::{Error, Result};
 pub use group::{GroupEvent, Member};
-pub use grpc::{UnreadableFile, WeightService};
+pub use grpc::{ModelFiles, UnreadableFile, WeightService};
 pub use publisher::{PublishEvent, Publisher, PublisherConfig};
-pub use pull_client::{PullError, describe, pull};
+pub use pull_client::{PullError, PullOrder, PulledWeights, pull};
 pub use receiver::{Prepare, ReceiveEvent, Receiver, ReceiverConfig};
 pub use snapshots::{Snapshot, Snapshots};

@@ -98,6 +98,15 @@ impl Publisher {
         self.worker.join(group)
     }
 
+    /// Ends a group at once, for all its members, and with it a broadcast that is under way in it: that one
+    /// fails.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when too many commands wait, [`Error::Thread`] when there is no thread to end it on.
+    pub fn leave(&self, group: BroadcastGroupId) -> Result<()> {
+        self.worker.leave(group)
+    }
+
     /// Broadcasts a version: [`PublishEvent::Sent`] or [`PublishEvent::NotSent`] follows.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use types::{BroadcastGroupId, Manifest, PolicyVersion};
 
 use crate::error::{Error, Result};
 use crate::group::{GroupEvent, Groups, Member};
+use crate::snapshots::{Snapshot, Snapshots};
 use crate::worker::{End, Worker};
 use crate::{broadcast, manifest};
 
@@ -38,6 +39,8 @@ pub struct ReceiverConfig {
     pub member: Member,
     /// The policy's network.
     pub model: ModelConfig,
+    /// Where others find the weights that have arrived, if they are shared. Their buffer is kept for that.
+    pub shared: Option<Snapshots>,
 }
 
 /// What came of the receiver's commands; `W` are prepared weights.
@@ -79,8 +82,8 @@ impl<P: Prepare> Receiver<P> {
     /// # Errors
     /// [`Error::Thread`] when the operating system has no thread left.
     pub fn start(config: ReceiverConfig, prepare: P) -> Result<Self> {
-        let ReceiverConfig { member, model } = config;
-        let worker = Worker::start("weights", member, ReceiverEnd { model, prepare })?;
+        let ReceiverConfig { member, model, shared } = config;
+        let worker = Worker::start("weights", member, ReceiverEnd { model, prepare, shared })?;
         Ok(Self { worker })
     }
 
@@ -90,6 +93,15 @@ impl<P: Prepare> Receiver<P> {
     /// [`Error::Busy`] when too many commands wait.
     pub fn join(&self, group: BroadcastGroup) -> Result<()> {
         self.worker.join(group)
+    }
+
+    /// Ends a group at once, for all its members, and with it a broadcast that is under way in it: that one
+    /// fails.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when too many commands wait, [`Error::Thread`] when there is no thread to end it on.
+    pub fn leave(&self, group: BroadcastGroupId) -> Result<()> {
+        self.worker.leave(group)
     }
 
     /// Takes part in a broadcast: [`ReceiveEvent::Arrived`] or [`ReceiveEvent::Failed`] follows.
@@ -124,6 +136,7 @@ enum ReceiveCommand {
 struct ReceiverEnd<P> {
     model: ModelConfig,
     prepare: P,
+    shared: Option<Snapshots>,
 }
 
 impl<P: Prepare> ReceiverEnd<P> {
@@ -136,8 +149,19 @@ impl<P: Prepare> ReceiverEnd<P> {
         groups.run(group, |group| {
             let total = usize::try_from(manifest.total_bytes()).map_err(|_| Error::OtherModel)?;
             let received = broadcast::receive(group, total)?;
-            buffer::with_bytes(&received, |bytes| self.unpack(manifest, bytes))
+            buffer::with_bytes(&received, |bytes| {
+                let prepared = self.unpack(manifest, bytes)?;
+                self.share(manifest, || Bytes::copy_from_slice(bytes));
+                Ok(prepared)
+            })
         })
+    }
+
+    /// Lets others pull weights that were found to be right.
+    fn share(&self, manifest: &Manifest, buffer: impl FnOnce() -> Bytes) {
+        if let Some(shared) = &self.shared {
+            shared.add(Snapshot { manifest: manifest.clone(), buffer: buffer() });
+        }
     }
 
     fn unpack(&mut self, manifest: &Manifest, bytes: &[u8]) -> Result<P::Prepared> {
@@ -159,6 +183,9 @@ impl<P: Prepare> End for ReceiverEnd<P> {
             }
             ReceiveCommand::Unpack { manifest, buffer } => {
                 let unpacked = self.unpack(&manifest, &buffer);
+                if unpacked.is_ok() {
+                    self.share(&manifest, || buffer);
+                }
                 (manifest, unpacked)
             }
         };

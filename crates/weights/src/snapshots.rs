@@ -7,9 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use types::{Manifest, PolicyVersion, WeightHash};
 
-/// Snapshots kept: the newest, and the one before for transfers under way.
-const SNAPSHOT_COUNT: usize = 2;
-
 /// One version's weights.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -20,15 +17,28 @@ pub struct Snapshot {
 }
 
 /// The newest versions.
-#[derive(Debug, Clone, Default)]
-pub struct Snapshots(Arc<Mutex<VecDeque<Arc<Snapshot>>>>);
+#[derive(Debug, Clone)]
+pub struct Snapshots {
+    kept: Arc<Mutex<VecDeque<Arc<Snapshot>>>>,
+    most: usize,
+}
 
 impl Snapshots {
+    /// What a learner keeps: the newest, and the one before for pulls that broke off.
+    pub fn of_learner() -> Self {
+        Self { kept: Arc::default(), most: 2 }
+    }
+
+    /// What an actor keeps: the newest. A pull under way keeps the one that it reads.
+    pub fn of_actor() -> Self {
+        Self { kept: Arc::default(), most: 1 }
+    }
+
     /// Adds the newest version, and forgets the oldest.
     pub fn add(&self, snapshot: Snapshot) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push_back(Arc::new(snapshot));
-        while kept.len() > SNAPSHOT_COUNT {
+        while kept.len() > self.most {
             kept.pop_front();
         }
     }
@@ -49,7 +59,7 @@ impl Snapshots {
     }
 
     fn find(&self, wanted: impl Fn(&Manifest) -> bool) -> Option<Arc<Snapshot>> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.iter().rev().find(|snapshot| wanted(&snapshot.manifest)).cloned()
     }
 }
@@ -69,7 +79,7 @@ mod tests {
 
     #[test]
     fn the_two_newest_are_kept() {
-        let snapshots = Snapshots::default();
+        let snapshots = Snapshots::of_learner();
         assert!(snapshots.newest().is_none());
         for version in 0..3 {
             snapshots.add(snapshot(version));

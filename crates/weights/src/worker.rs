@@ -16,6 +16,7 @@ use types::link::actor::BroadcastGroup;
 
 use crate::error::{Error, Result};
 use crate::group::{GroupEvent, Groups, Member};
+use crate::leaving::Leaving;
 
 /// Commands that may wait; one that finds no room is an error that the caller reports.
 const COMMAND_CAPACITY: usize = 64;
@@ -41,6 +42,8 @@ enum Message<C> {
     Join(BroadcastGroup),
     /// A group is connected, or could not be.
     Joined(BroadcastGroupId, Result<ProcessGroup>),
+    /// A group was left.
+    Left(BroadcastGroupId),
     /// What the end itself is to do.
     Command(C),
 }
@@ -50,6 +53,7 @@ pub(crate) struct Worker<E: End> {
     name: &'static str,
     inbox: std_mpsc::SyncSender<Message<E::Command>>,
     events: mpsc::Receiver<E::Event>,
+    leaving: Leaving,
 }
 
 impl<E: End> fmt::Debug for Worker<E> {
@@ -63,15 +67,31 @@ impl<E: End> Worker<E> {
     pub(crate) fn start(name: &'static str, member: Member, end: E) -> Result<Self> {
         let (inbox, messages) = std_mpsc::sync_channel(COMMAND_CAPACITY);
         let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
-        let loop_of_end =
-            EndLoop { end, member, groups: Groups::default(), inbox: inbox.clone(), events: event_sender };
+        let leaving = Leaving::default();
+        let loop_of_end = EndLoop {
+            end,
+            member,
+            groups: Groups::default(),
+            leaving: leaving.clone(),
+            inbox: inbox.clone(),
+            events: event_sender,
+        };
         spawn(name.to_owned(), move || loop_of_end.run(&messages))?;
-        Ok(Self { name, inbox, events })
+        Ok(Self { name, inbox, events, leaving })
     }
 
     /// Connects to a group in the background; a [`GroupEvent`] says what came of it.
     pub(crate) fn join(&self, group: BroadcastGroup) -> Result<()> {
         self.send(Message::Join(group))
+    }
+
+    /// Ends a group, and with it what is under way in it, also while the thread waits for that. Who formed or
+    /// used it hears of the failure.
+    pub(crate) fn leave(&self, id: BroadcastGroupId) -> Result<()> {
+        if let Some(handle) = self.leaving.leave(id) {
+            spawn(format!("leave {id}"), move || handle.abort("the coordinator ended the group"))?;
+        }
+        self.send(Message::Left(id))
     }
 
     /// Gives a command.
@@ -100,6 +120,7 @@ struct EndLoop<E: End> {
     end: E,
     member: Member,
     groups: Groups,
+    leaving: Leaving,
     /// Its own inbox, for the threads that form groups. It keeps the inbox open, so the end shows in
     /// `events`.
     inbox: std_mpsc::SyncSender<Message<E::Command>>,
@@ -132,9 +153,16 @@ impl<E: End> EndLoop<E> {
                 let failed = |error| GroupEvent::Failed { group: id, error }.into();
                 self.form(group).err().map(failed)
             }
-            Message::Joined(id, Ok(group)) => {
+            Message::Joined(id, Ok(group)) if self.leaving.stands(id, &group) => {
                 self.groups.add(id, group);
                 Some(GroupEvent::Ready(id).into())
+            }
+            Message::Joined(id, Ok(_)) => {
+                Some(GroupEvent::Failed { group: id, error: Error::Left(id) }.into())
+            }
+            Message::Left(id) => {
+                self.groups.remove(id);
+                None
             }
             Message::Joined(group, Err(error)) => Some(GroupEvent::Failed { group, error }.into()),
             Message::Command(command) => Some(self.end.carry_out(command, &mut self.groups)),

@@ -3,19 +3,31 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use collective::Store;
+use futures::{Stream, StreamExt as _};
 use model::buffer::PackedWeights;
 use model::{Architecture, Dimensions, Groups as _, ModelConfig, buffer, tensor_bytes};
+use proto::pb;
+use proto::pb::weight_source_server::{WeightSource, WeightSourceServer};
 use service::grpc::Listener;
 use tch::{Device, Kind};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
 use types::link::actor::BroadcastGroup;
-use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, TensorEntry, TensorLayout, WeightHash};
+use types::{
+    BroadcastGroupId, Manifest, MemberId, ModelDescription, PolicyVersion, TensorEntry, TensorLayout,
+    WeightHash,
+};
 use weights::{
-    Error, GroupEvent, Member, Prepare, PublishEvent, Publisher, PublisherConfig, PullError, ReceiveEvent,
-    Receiver, ReceiverConfig, Snapshots, WeightService,
+    Error, GroupEvent, Member, ModelFiles, Prepare, PublishEvent, Publisher, PublisherConfig, PullError,
+    PullOrder, PulledWeights, ReceiveEvent, Receiver, ReceiverConfig, Snapshot, Snapshots, WeightService,
 };
 
 /// Longer than anything that goes well here takes.
@@ -25,7 +37,8 @@ const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn model() -> ModelConfig {
     let dimensions = Dimensions {
-        vocab_size: 64,
+        // Large enough that a broadcast does not fit the buffers of a connection.
+        vocab_size: 65_536,
         hidden_size: 32,
         intermediate_size: 48,
         layers: 2,
@@ -68,7 +81,7 @@ struct Learner {
 
 impl Learner {
     fn start(timeout: Duration) -> Self {
-        let snapshots = Snapshots::default();
+        let snapshots = Snapshots::of_learner();
         let member = Member { name: name("learner"), device: Device::Cpu, timeout };
         let config = PublisherConfig { member, model: model(), kind: Kind::BFloat16 };
         let publisher = Publisher::start(config, snapshots.clone()).unwrap();
@@ -100,7 +113,7 @@ impl Learner {
 
 fn receiver(own: &str, timeout: Duration) -> Receiver<Repack> {
     let member = Member { name: name(own), device: Device::Cpu, timeout };
-    Receiver::start(ReceiverConfig { member, model: model() }, Repack).unwrap()
+    Receiver::start(ReceiverConfig { member, model: model(), shared: None }, Repack).unwrap()
 }
 
 fn name(text: &str) -> MemberId {
@@ -251,37 +264,208 @@ async fn only_members_on_the_list_join() {
 }
 
 #[tokio::test]
+async fn who_leaves_a_group_does_not_wait_for_a_member_that_has_stopped() {
+    let mut learner = Learner::start(TIMEOUT);
+    let (mut present, mut stopped) = (receiver("actor-1", TIMEOUT), receiver("actor-2", TIMEOUT));
+    let group = learner.group(1, &["actor-1", "actor-2"]);
+    form(&mut learner, &group, &mut [&mut present, &mut stopped]).await;
+    let manifest = learner.keep(1).await;
+    learner.publisher.broadcast(group.id, manifest.version()).unwrap();
+    present.receive(group.id, manifest.clone()).unwrap();
+    // The second actor never takes part, so that nobody comes to an end.
+    let ended = tokio::time::timeout(SHORT_TIMEOUT, learner.publisher.next_event()).await;
+    assert!(ended.is_err(), "the broadcast ended without one of its members: {ended:?}");
+    let left = Instant::now();
+    learner.publisher.leave(group.id).unwrap();
+    let failed = learner.event().await;
+    assert!(matches!(failed, PublishEvent::NotSent { group: id, .. } if id == group.id), "{failed:?}");
+    // The other one has all of it by now, or hears of the end.
+    let ended = event(&mut present).await;
+    assert!(matches!(ended, ReceiveEvent::Arrived { .. } | ReceiveEvent::Failed { .. }), "{ended:?}");
+    assert!(left.elapsed() < TIMEOUT / 4, "it took {:?}", left.elapsed());
+
+    let next = learner.group(2, &["actor-1"]);
+    form(&mut learner, &next, &mut [&mut present]).await;
+    learner.publisher.broadcast(next.id, manifest.version()).unwrap();
+    present.receive(next.id, manifest.clone()).unwrap();
+    arrived(&mut present, &manifest).await;
+}
+
+#[tokio::test]
+async fn a_group_that_was_left_while_it_formed_does_not_stand() {
+    let learner = Learner::start(TIMEOUT);
+    let mut early = receiver("actor-1", TIMEOUT);
+    let group = learner.group(1, &["actor-1"]);
+    early.join(group.clone()).unwrap();
+    early.leave(group.id).unwrap();
+    learner.publisher.join(group.clone()).unwrap();
+    let failed = event(&mut early).await;
+    assert!(
+        matches!(failed, ReceiveEvent::Group(GroupEvent::Failed { error: Error::Left(id), .. }) if id == group.id),
+        "{failed:?}"
+    );
+}
+
+/// Serves snapshots with a `config.json`; the address.
+async fn serve(serving: &mut JoinSet<()>, snapshots: Snapshots) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+    let listener = Listener::bind("listen", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let source = listener.address.to_string();
+    let service = WeightService::new(ModelFiles::of_folder(folder.path()).unwrap(), snapshots);
+    serving.spawn(async move {
+        service.router().serve_with_incoming(listener.incoming()).await.unwrap();
+    });
+    source
+}
+
+/// Orders a pull: the way to its source, and the bytes that have come.
+fn order(hash: WeightHash, source: &str) -> (PullOrder, watch::Sender<String>, Arc<AtomicU64>) {
+    let (sender, source) = watch::channel(source.to_owned());
+    let received_bytes = Arc::<AtomicU64>::default();
+    (PullOrder { hash, source, received_bytes: Arc::clone(&received_bytes) }, sender, received_bytes)
+}
+
+async fn pull(source: &str, hash: WeightHash) -> Result<PulledWeights, PullError> {
+    let (order, _sender, _) = order(hash, source);
+    soon(weights::pull(order)).await
+}
+
+#[tokio::test]
 async fn a_late_joiner_pulls() {
     let mut learner = Learner::start(TIMEOUT);
     let replaced = learner.keep(1).await;
     let older = learner.keep(2).await;
     let newest = learner.keep(3).await;
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
-    let listener = Listener::bind("listen", "127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let source = listener.address.to_string();
-    let service = WeightService::new(folder.path(), learner.snapshots.clone()).unwrap();
     let mut serving = JoinSet::new();
-    serving.spawn(service.router().serve_with_incoming(listener.incoming()));
+    let source = serve(&mut serving, learner.snapshots.clone()).await;
 
     let mut late = receiver("late", TIMEOUT);
     for manifest in [&older, &newest] {
-        let description = weights::describe(&source, manifest.hash()).await.unwrap();
+        let PulledWeights { description, buffer } = pull(&source, manifest.hash()).await.unwrap();
         assert_eq!(description.manifest, *manifest);
         let files: Vec<&str> = description.files.iter().map(|file| file.name()).collect();
         assert_eq!(files, ["config.json"]);
-        let pulled = weights::pull(&source, manifest).await.unwrap();
-        late.unpack(description.manifest, pulled).unwrap();
+        late.unpack(description.manifest, buffer).unwrap();
         arrived(&mut late, manifest).await;
     }
-    let gone = weights::describe(&source, replaced.hash()).await.unwrap_err();
+    let gone = pull(&source, replaced.hash()).await.unwrap_err();
     assert!(matches!(gone, PullError::Status(_)) && gone.to_string().contains("newer version"), "{gone}");
-    let gone = weights::pull(&source, &replaced).await.unwrap_err();
-    assert!(matches!(gone, PullError::Status(_)), "it was tried again: {gone}");
 
-    let mut damaged = weights::pull(&source, &newest).await.unwrap().to_vec();
+    let mut damaged = pull(&source, newest.hash()).await.unwrap().buffer.to_vec();
     damaged[100] ^= 1;
     late.unpack(newest, damaged.into()).unwrap();
     let refused = event(&mut late).await;
     assert!(matches!(refused, ReceiveEvent::Failed { .. }), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_arrived_can_be_pulled_on_and_what_is_damaged_cannot() {
+    let mut learner = Learner::start(TIMEOUT);
+    let manifest = learner.keep(1).await;
+    let buffer = learner.snapshots.newest().unwrap().buffer.clone();
+    let shared = Snapshots::of_actor();
+    let member = Member { name: name("actor-1"), device: Device::Cpu, timeout: TIMEOUT };
+    let config = ReceiverConfig { member, model: model(), shared: Some(shared.clone()) };
+    let mut sharing = Receiver::start(config, Repack).unwrap();
+    let mut damaged = buffer.to_vec();
+    damaged[100] ^= 1;
+    sharing.unpack(manifest.clone(), damaged.into()).unwrap();
+    let refused = event(&mut sharing).await;
+    assert!(matches!(refused, ReceiveEvent::Failed { .. }), "{refused:?}");
+    assert!(shared.newest().is_none(), "damaged weights are shared");
+
+    sharing.unpack(manifest.clone(), buffer.clone()).unwrap();
+    arrived(&mut sharing, &manifest).await;
+    // The same by broadcast.
+    let next = learner.keep(2).await;
+    let group = learner.group(1, &["actor-1"]);
+    form(&mut learner, &group, &mut [&mut sharing]).await;
+    learner.publisher.broadcast(group.id, next.version()).unwrap();
+    sharing.receive(group.id, next.clone()).unwrap();
+    arrived(&mut sharing, &next).await;
+    let mut serving = JoinSet::new();
+    let source = serve(&mut serving, shared).await;
+    let pulled = pull(&source, next.hash()).await.unwrap();
+    assert!(pulled.buffer == trained(2));
+}
+
+/// A source that sends the first part of a buffer and then nothing more.
+struct Stalling {
+    snapshot: Arc<Snapshot>,
+    bytes: usize,
+}
+
+#[tonic::async_trait]
+impl WeightSource for Stalling {
+    type PullStream = Pin<Box<dyn Stream<Item = Result<pb::WeightChunk, Status>> + Send>>;
+
+    async fn describe(
+        &self,
+        _: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::ModelDescription>, Status> {
+        let description = ModelDescription { files: Vec::new(), manifest: self.snapshot.manifest.clone() };
+        Ok(Response::new(description.into()))
+    }
+
+    async fn pull(&self, _: Request<pb::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
+        let chunk = pb::WeightChunk { offset: 0, data: self.snapshot.buffer.slice(..self.bytes) };
+        let chunks = futures::stream::iter([Ok(chunk)]).chain(futures::stream::pending());
+        Ok(Response::new(Box::pin(chunks)))
+    }
+}
+
+async fn stall(serving: &mut JoinSet<()>, snapshot: Arc<Snapshot>, bytes: usize) -> String {
+    let listener = Listener::bind("listen", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let source = listener.address.to_string();
+    let service = WeightSourceServer::new(Stalling { snapshot, bytes });
+    let service = service.max_encoding_message_size(proto::MAX_MESSAGE_BYTES);
+    serving.spawn(async move {
+        let server = service::grpc::server().add_service(service);
+        server.serve_with_incoming(listener.incoming()).await.unwrap();
+    });
+    source
+}
+
+#[tokio::test]
+async fn a_pull_goes_on_from_another_source_where_it_is() {
+    let mut learner = Learner::start(TIMEOUT);
+    let manifest = learner.keep(1).await;
+    let first_part = 1_000_003;
+    let mut serving = JoinSet::new();
+    let stalling = stall(&mut serving, learner.snapshots.newest().unwrap(), first_part).await;
+    let whole = serve(&mut serving, learner.snapshots.clone()).await;
+
+    let (order, source, received) = order(manifest.hash(), &stalling);
+    let mut pulling = JoinSet::new();
+    pulling.spawn(weights::pull(order));
+    soon(async {
+        while received.load(Ordering::Relaxed) < first_part as u64 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    source.send_replace(whole);
+    let pulled = soon(pulling.join_next()).await.unwrap().unwrap().unwrap();
+    assert!(pulled.buffer == trained(1));
+    assert_eq!(received.load(Ordering::Relaxed), manifest.total_bytes(), "something came twice");
+}
+
+#[tokio::test]
+async fn a_pull_ends_when_it_is_given_up_and_when_it_would_bring_something_else() {
+    let mut learner = Learner::start(TIMEOUT);
+    let other = learner.keep(1).await;
+    let snapshot = learner.snapshots.newest().unwrap();
+    let wanted = learner.keep(2).await;
+    let mut serving = JoinSet::new();
+    let stalling = stall(&mut serving, snapshot, 10).await;
+    let error = pull(&stalling, wanted.hash()).await.unwrap_err();
+    assert!(matches!(error, PullError::OtherWeights { .. }), "{error}");
+
+    let (order, source, _) = order(other.hash(), &stalling);
+    let mut pulling = JoinSet::new();
+    pulling.spawn(weights::pull(order));
+    drop(source);
+    let error = soon(pulling.join_next()).await.unwrap().unwrap().unwrap_err();
+    assert!(matches!(error, PullError::GivenUp), "{error}");
 }

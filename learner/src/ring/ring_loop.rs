@@ -183,6 +183,11 @@ impl RingLoop {
                     self.report(LearnerReport::PublishFailed { group, version, detail }).await;
                 }
             }
+            LearnerCommand::LeaveBroadcastGroup(group) => {
+                if let Err(error) = self.publisher.leave(group) {
+                    tracing::warn!(%group, %error, "broadcast group not left; its timeout ends it");
+                }
+            }
             LearnerCommand::Checkpoint => self.rank.command(RankCommand::Checkpoint)?,
             LearnerCommand::Finish => {
                 tracing::info!("the run is over");

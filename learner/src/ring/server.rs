@@ -8,7 +8,7 @@ use collective::Store;
 use service::grpc::Listener;
 use service::{Context, OnError, Readiness};
 use types::{HostPort, Manifest, PolicyVersion};
-use weights::{Member, PublishEvent, Publisher, PublisherConfig, Snapshots, WeightService};
+use weights::{Member, ModelFiles, PublishEvent, Publisher, PublisherConfig, Snapshots, WeightService};
 
 use super::config::Config;
 use super::rank::{self, RankEvent, RankHandle, Ready};
@@ -92,8 +92,8 @@ impl RankZero {
         let Ready { resumed, model, kind, buffer, folder } = ready;
         let (trained, ranks) = (resumed.trained.0, ring.config.world_size);
         tracing::info!(trained, run = ?resumed.run, ranks, "learner ready");
-        let snapshots = Snapshots::default();
-        let service = WeightService::new(&folder, snapshots.clone())?;
+        let snapshots = Snapshots::of_learner();
+        let service = WeightService::new(ModelFiles::of_folder(&folder)?, snapshots.clone());
         let publisher = PublisherConfig { member: member(&ring), model, kind };
         let mut publisher = Publisher::start(publisher, snapshots)?;
         publisher.keep(PolicyVersion(trained), buffer);

@@ -34,6 +34,7 @@ impl From<ActorHello> for pb::ActorReport {
             holding: hello.holding.into_iter().map(Into::into).collect(),
             weights: hello.weights.map(|(version, hash)| confirmed(version, hash)),
             protocol: crate::PROTOCOL_VERSION,
+            source: hello.source.unwrap_or_default(),
         };
         Self { report: Some(pb::actor_report::Report::Hello(hello)) }
     }
@@ -53,6 +54,10 @@ impl TryFrom<pb::ActorReport> for ActorHello {
             run: known_run(hello.run)?,
             holding: rollout_ids(hello.holding)?,
             weights: hello.weights.map(weights).transpose()?,
+            source: match hello.source.is_empty() {
+                true => None,
+                false => Some(address("actor_hello.source", hello.source)?),
+            },
         })
     }
 }
@@ -65,6 +70,7 @@ impl From<ActorLoad> for pb::ActorLoad {
             running: load.running,
             unacknowledged: load.unacknowledged,
             generated_tokens: load.generated_tokens,
+            pulled_bytes: load.pulled_bytes,
         }
     }
 }
@@ -77,6 +83,7 @@ impl From<pb::ActorLoad> for ActorLoad {
             running: load.running,
             unacknowledged: load.unacknowledged,
             generated_tokens: load.generated_tokens,
+            pulled_bytes: load.pulled_bytes,
         }
     }
 }
@@ -263,6 +270,7 @@ impl From<ActorCommand> for pb::ActorCommand {
                 group: group.0,
                 manifest: Some(manifest.into()),
             }),
+            ActorCommand::LeaveBroadcastGroup(group) => Command::LeaveBroadcastGroup(group.0),
             ActorCommand::Lease(lease) => Command::Lease(lease.into()),
             ActorCommand::Drain => Command::Drain(pb::Empty {}),
             ActorCommand::Finish => Command::Finish(pb::Empty {}),
@@ -291,6 +299,7 @@ impl TryFrom<pb::ActorCommand> for ActorCommand {
                 group: BroadcastGroupId(receive.group),
                 manifest: required("receive_weights.manifest", receive.manifest)?.try_into()?,
             },
+            Command::LeaveBroadcastGroup(group) => Self::LeaveBroadcastGroup(BroadcastGroupId(group)),
             Command::Lease(lease) => Self::Lease(lease.try_into()?),
             Command::Drain(_) => Self::Drain,
             Command::Finish(_) => Self::Finish,

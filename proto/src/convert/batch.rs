@@ -84,6 +84,9 @@ impl LearnerCommands {
                 group: BroadcastGroupId(publish.group),
                 version: PolicyVersion(publish.version),
             },
+            (Command::LeaveBroadcastGroup(group), None) => {
+                LearnerCommand::LeaveBroadcastGroup(BroadcastGroupId(group))
+            }
             (Command::Checkpoint(_), None) => LearnerCommand::Checkpoint,
             (Command::Finish(_), None) => LearnerCommand::Finish,
         };

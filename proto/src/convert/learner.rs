@@ -218,6 +218,7 @@ pub(crate) fn single_command(command: LearnerCommand) -> Result<pb::LearnerComma
         LearnerCommand::Publish { group, version } => {
             Command::Publish(pb::Publish { group: group.0, version: version.0 })
         }
+        LearnerCommand::LeaveBroadcastGroup(group) => Command::LeaveBroadcastGroup(group.0),
         LearnerCommand::Checkpoint => Command::Checkpoint(pb::Empty {}),
         LearnerCommand::Finish => Command::Finish(pb::Empty {}),
     };

@@ -112,6 +112,7 @@ impl<'a> Manifests<'a> {
         ring.set(Role::Coordinator, "steps_file", "/journal/steps.jsonl");
         ring.set(Role::RewardServer, "listen", format!("0.0.0.0:{REWARD_PORT}"));
         ring.set(Role::Learner, "listen", format!("0.0.0.0:{WEIGHTS_PORT}"));
+        ring.set(Role::Actor, "listen_weights", format!("0.0.0.0:{WEIGHTS_PORT}"));
         if ring.of(Role::Learner).processes > 1 {
             ring.set(Role::Learner, "rendezvous", format!("{name}-learner-0:{RENDEZVOUS_PORT}"));
         }

@@ -68,7 +68,7 @@ fn examples_of(role: Role) -> Vec<(&'static str, Value)> {
         Role::Coordinator => &[],
         Role::RewardServer => &[("coordinator", "node:1"), ("listen", "10.0.0.1:0")],
         Role::Learner => &[("coordinator", "node:1"), ("listen", "10.0.0.1:0"), ("rendezvous", "10.0.0.1:0")],
-        Role::Actor => &[("coordinator", "node:1")],
+        Role::Actor => &[("coordinator", "node:1"), ("listen_weights", "10.0.0.1:0")],
     };
     told.iter().map(|(key, value)| (*key, Value::String((*value).to_owned()))).collect()
 }

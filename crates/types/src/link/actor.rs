@@ -22,6 +22,8 @@ pub struct ActorHello {
     pub holding: Vec<RolloutId>,
     /// The weights it uses.
     pub weights: Option<(PolicyVersion, WeightHash)>,
+    /// `host:port` where others pull the weights that it uses, if it shares them.
+    pub source: Option<String>,
 }
 
 /// How loaded an actor is.
@@ -37,6 +39,8 @@ pub struct ActorLoad {
     pub unacknowledged: u32,
     /// Response tokens generated since its process started.
     pub generated_tokens: u64,
+    /// Bytes of weights pulled since its process started: while they grow, a pull is alive.
+    pub pulled_bytes: u64,
 }
 
 /// Actor to coordinator, after the hello.
@@ -139,9 +143,10 @@ pub enum ActorCommand {
     Welcome(ActorWelcome),
     /// The reward servers now ready; replaces the list before.
     RewardServers(Vec<RewardServerAddress>),
-    /// Fetch these weights point to point and confirm them.
+    /// Fetch these weights point to point and confirm them. Replaces an order before: of other weights it is
+    /// given up, of the same it goes on from this source.
     PullWeights {
-        /// `host:port` of the learner's weight service.
+        /// `host:port` of the weight service of the learner, or of an actor that shares its weights.
         source: String,
         /// The version to fetch.
         version: PolicyVersion,
@@ -157,6 +162,8 @@ pub enum ActorCommand {
         /// What is sent.
         manifest: Manifest,
     },
+    /// A broadcast group has ended: leave it, whatever is under way in it.
+    LeaveBroadcastGroup(BroadcastGroupId),
     /// Work.
     Lease(Lease),
     /// Take no more work, finish or hand back what is leased, then leave.

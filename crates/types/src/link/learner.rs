@@ -243,6 +243,8 @@ pub enum LearnerCommand {
         /// The version.
         version: PolicyVersion,
     },
+    /// A broadcast group has ended: leave it, whatever is under way in it.
+    LeaveBroadcastGroup(BroadcastGroupId),
     /// Write a checkpoint after the current step.
     Checkpoint,
     /// The run is over: leave now.

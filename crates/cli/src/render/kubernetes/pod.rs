@@ -22,7 +22,7 @@ fn settings_of(role: Role) -> Vec<(&'static str, String)> {
         Role::Coordinator => Vec::new(),
         Role::RewardServer => vec![name, ("advertise", format!("$(POD_IP):{REWARD_PORT}"))],
         Role::Learner => vec![("rank", "$(RANK)".to_owned()), ("advertise", "$(POD_IP)".to_owned())],
-        Role::Actor => vec![name],
+        Role::Actor => vec![name, ("advertise", format!("$(POD_IP):{WEIGHTS_PORT}"))],
     }
 }
 
@@ -139,7 +139,7 @@ fn ports(role: Role) -> Vec<Value> {
         Role::Coordinator => &[("grpc", COORDINATOR_PORT)],
         Role::RewardServer => &[("grpc", REWARD_PORT)],
         Role::Learner => &[("weights", WEIGHTS_PORT), ("rendezvous", RENDEZVOUS_PORT)],
-        Role::Actor => &[],
+        Role::Actor => &[("weights", WEIGHTS_PORT)],
     };
     let ports = own.iter().chain(&[("metrics", METRICS_PORT)]);
     ports.map(|(name, port)| json!({ "name": name, "containerPort": port })).collect()

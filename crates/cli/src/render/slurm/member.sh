@@ -57,7 +57,7 @@ settings=(--config "$rendered/config/$role.toml" --set "service.address_file=$ad
 case $role in
 reward-server) settings+=(--set "member=$name" --set "listen=$(own_address):0") ;;
 learner) settings+=(--set "rank=$SLURM_PROCID" --set "listen=$(own_address):0") ;;
-actor) settings+=(--set "member=$name") ;;
+actor) settings+=(--set "member=$name" --set "listen_weights=$(own_address):0") ;;
 esac
 
 # The ranks of the learner meet where rank 0 says that it listens.

@@ -1,0 +1,281 @@
+//! The weight plane: who pulls from whom, and what a member that stops costs the others.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use coordinator::state::{ActorEvent, Effect, Event, LearnerEvent, RunPlan, State};
+use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, RecentSteps};
+use types::{BatchId, BroadcastGroupId, Incarnation, Manifest, MemberId, PolicyVersion, Timestamp};
+
+use crate::small_run::{manifest, plan};
+
+const LEARNER: &str = "10.0.0.1:1";
+
+/// A run of which only the weight plane is looked at. Nobody answers by itself.
+struct Plane {
+    state: State,
+    now: Timestamp,
+    /// Orders to pull that were not answered, as (who, from whom).
+    pulls: Vec<(MemberId, String)>,
+    groups: Vec<BroadcastGroupId>,
+    receiving: Vec<MemberId>,
+    /// Groups that were to be left, with who was told.
+    left: Vec<(BroadcastGroupId, String)>,
+}
+
+impl Plane {
+    fn new(actors: usize, shares: bool) -> Self {
+        Self::of_plan(plan(), actors, shares)
+    }
+
+    fn of_plan(plan: RunPlan, actors: usize, shares: bool) -> Self {
+        let mut plane = Self {
+            state: State::new(plan.clone()),
+            now: Timestamp(1_000_000),
+            pulls: Vec::new(),
+            groups: Vec::new(),
+            receiving: Vec::new(),
+            left: Vec::new(),
+        };
+        plane.deliver(Event::Started(Box::new(plan)));
+        plane.deliver(Event::Learner(LearnerEvent::Joined(LearnerHello {
+            member: "learner".parse().unwrap(),
+            incarnation: Incarnation(1),
+            run: None,
+            world_size: 1,
+            trained: BatchId(0),
+            checkpointed: BatchId(0),
+            manifest: manifest(0, 0),
+            steps: RecentSteps::default(),
+            store: "10.0.0.1:2".into(),
+            weights: LEARNER.into(),
+        })));
+        for number in 0..actors {
+            let member = name(number);
+            let source = shares.then(|| address(&member));
+            let hello = ActorHello {
+                member: member.clone(),
+                incarnation: Incarnation(1),
+                run: None,
+                holding: Vec::new(),
+                weights: None,
+                source,
+            };
+            plane.deliver(Event::Actor { member, event: ActorEvent::Joined(hello) });
+        }
+        plane
+    }
+
+    fn deliver(&mut self, event: Event) {
+        let mut effects = self.state.apply(self.now, event).effects;
+        effects.extend(self.state.settle(self.now).effects);
+        self.take(effects);
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now = self.now + time;
+        let effects = self.state.settle(self.now).effects;
+        self.take(effects);
+    }
+
+    fn take(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Actor { member, command } => match *command {
+                    ActorCommand::PullWeights { source, .. } => self.pulls.push((member, source)),
+                    ActorCommand::ReceiveWeights { .. } => self.receiving.push(member),
+                    ActorCommand::LeaveBroadcastGroup(group) => self.left.push((group, member.to_string())),
+                    _ => {}
+                },
+                Effect::Learner(LearnerCommand::JoinBroadcastGroup(group)) => self.groups.push(group.id),
+                Effect::Learner(LearnerCommand::LeaveBroadcastGroup(group)) => {
+                    self.left.push((group, "learner".into()));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn report(&mut self, member: &MemberId, report: ActorReport) {
+        self.deliver(Event::Actor { member: member.clone(), event: ActorEvent::Report(report) });
+    }
+
+    fn confirm(&mut self, member: &MemberId, weights: &Manifest) {
+        let (version, hash) = (weights.version(), weights.hash());
+        self.report(member, ActorReport::WeightsConfirmed { version, hash });
+    }
+
+    fn heartbeat(&mut self, member: &MemberId, pulled_bytes: u64) {
+        self.report(member, ActorReport::Load(ActorLoad { pulled_bytes, ..ActorLoad::default() }));
+    }
+
+    /// Forms the group that was ordered last, of these actors and the learner.
+    fn form(&mut self, actors: &[MemberId]) -> BroadcastGroupId {
+        let group = *self.groups.last().expect("a group was to be formed");
+        for actor in actors {
+            self.report(actor, ActorReport::BroadcastGroupReady(group));
+        }
+        let ready = LearnerReport::BroadcastGroupReady(group);
+        self.deliver(Event::Learner(LearnerEvent::Report(ready)));
+        group
+    }
+
+    /// The learner is heard of.
+    fn alive(&mut self) {
+        let alive = LearnerReport::Alive(LearnerPhase::Waiting);
+        self.deliver(Event::Learner(LearnerEvent::Report(alive)));
+    }
+}
+
+fn name(number: usize) -> MemberId {
+    format!("actor-{number:02}").parse().unwrap()
+}
+
+fn address(member: &MemberId) -> String {
+    format!("{member}.example:1")
+}
+
+#[test]
+fn weights_spread_as_a_tree() {
+    let mut plane = Plane::new(32, true);
+    let mut from_learner = 0;
+    let mut rounds = 0;
+    while !plane.pulls.is_empty() {
+        let mut busy: BTreeMap<String, usize> = BTreeMap::new();
+        for (_, source) in &plane.pulls {
+            *busy.entry(source.clone()).or_default() += 1;
+        }
+        assert!(busy.values().all(|pulls| *pulls <= 4), "{busy:?}");
+        from_learner += busy.get(LEARNER).copied().unwrap_or(0);
+        // Everybody who pulls now has the weights at the end of the round.
+        for (member, _) in std::mem::take(&mut plane.pulls) {
+            plane.confirm(&member, &manifest(0, 0));
+        }
+        rounds += 1;
+    }
+    let served = (0..32).filter(|number| plane.state.members().actors()[&name(*number)].weights.is_some());
+    assert_eq!(served.count(), 32);
+    assert!(from_learner < 16, "the learner served {from_learner} of 32");
+    assert!(rounds <= 4, "{rounds} rounds");
+}
+
+#[test]
+fn without_sharing_the_learner_serves_a_few_at_a_time() {
+    let mut plane = Plane::new(10, false);
+    let mut served = 0;
+    while !plane.pulls.is_empty() {
+        assert!(plane.pulls.len() <= 4 && plane.pulls.iter().all(|(_, source)| source == LEARNER));
+        let (member, _) = plane.pulls.remove(0);
+        plane.confirm(&member, &manifest(0, 0));
+        served += 1;
+    }
+    assert_eq!(served, 10);
+}
+
+#[test]
+fn a_pull_that_comes_further_is_left_alone_and_one_that_does_not_is_ordered_anew() {
+    let mut plane = Plane::new(1, false);
+    let actor = name(0);
+    assert_eq!(plane.pulls.len(), 1);
+    // Ten times the timeout, as on a slow link.
+    let timeout = plan().broadcast_timeout;
+    for step in 1..=20 {
+        plane.wait(timeout / 2);
+        plane.heartbeat(&actor, step);
+        plane.alive();
+    }
+    assert_eq!(plane.pulls.len(), 1, "one order is enough");
+    for _ in 0..3 {
+        plane.wait(timeout / 2);
+        plane.heartbeat(&actor, 20);
+        plane.alive();
+    }
+    assert!(plane.pulls.len() > 1, "nobody noticed that nothing comes");
+}
+
+#[test]
+fn who_pulled_from_an_actor_that_stops_pulls_from_another() {
+    let mut plane = Plane::new(8, true);
+    let first = std::mem::take(&mut plane.pulls);
+    plane.confirm(&first[0].0, &manifest(0, 0));
+    let source = address(&first[0].0);
+    let stranded: Vec<MemberId> =
+        plane.pulls.iter().filter(|(_, from)| *from == source).map(|(who, _)| who.clone()).collect();
+    assert!(!stranded.is_empty(), "{:?}", plane.pulls);
+    plane.pulls.clear();
+    plane.deliver(Event::Actor { member: first[0].0.clone(), event: ActorEvent::Disconnected });
+    for (member, _) in &first[1..] {
+        plane.confirm(member, &manifest(0, 0));
+    }
+    for member in stranded {
+        let anew = plane.pulls.iter().find(|(who, _)| *who == member);
+        assert!(anew.is_some_and(|(_, from)| *from != source), "{member}: {:?}", plane.pulls);
+    }
+}
+
+#[test]
+fn a_pull_that_failed_goes_to_the_learner() {
+    let mut plane = Plane::new(5, true);
+    let first = std::mem::take(&mut plane.pulls);
+    for (member, _) in &first {
+        plane.confirm(member, &manifest(0, 0));
+    }
+    let (member, source) = plane.pulls.pop().unwrap();
+    assert_ne!(source, LEARNER, "whoever shares is asked first");
+    plane
+        .report(&member, ActorReport::WeightsFailed { version: PolicyVersion(0), detail: "no route".into() });
+    plane.wait(plan().heartbeat_timeout / 10);
+    assert_eq!(plane.pulls, [(member, LEARNER.to_owned())]);
+}
+
+#[test]
+fn a_stopped_member_ends_its_broadcast_for_everybody_when_it_is_noticed() {
+    let patient = RunPlan { broadcast_timeout: Duration::from_secs(600), ..plan() };
+    let mut plane = Plane::of_plan(patient, 2, false);
+    let actors = [name(0), name(1)];
+    for actor in &actors {
+        plane.confirm(actor, &manifest(0, 0));
+    }
+    plane.wait(plan().heartbeat_timeout / 100);
+    plane.form(&actors);
+    // Another learner comes, which has other weights.
+    let newer = manifest(0, 7);
+    plane.deliver(Event::Learner(LearnerEvent::Joined(LearnerHello {
+        member: "learner".parse().unwrap(),
+        incarnation: Incarnation(2),
+        run: None,
+        world_size: 1,
+        trained: BatchId(0),
+        checkpointed: BatchId(0),
+        manifest: newer.clone(),
+        steps: RecentSteps::default(),
+        store: "10.0.0.1:2".into(),
+        weights: LEARNER.into(),
+    })));
+    plane.pulls.clear();
+    plane.wait(plan().heartbeat_timeout / 100);
+    let group = plane.form(&actors);
+    plane.receiving.clear();
+    plane.left.clear();
+    // Both were to pull while there was no group. When that failed they receive in the group.
+    for actor in &actors {
+        plane.report(
+            actor,
+            ActorReport::WeightsFailed { version: newer.version(), detail: "for the test".into() },
+        );
+    }
+    plane.wait(Duration::from_millis(1));
+    assert_eq!(plane.receiving, actors, "a broadcast is under way");
+    // One stops. The other and the learner go on saying that they are alive.
+    let timeout = plan().heartbeat_timeout;
+    for _ in 0..3 {
+        plane.wait(timeout / 4);
+        plane.heartbeat(&actors[0], 0);
+        plane.alive();
+    }
+    assert!(plane.left.is_empty(), "{:?}", plane.left);
+    plane.wait(timeout / 2);
+    plane.left.sort();
+    assert_eq!(plane.left, [(group, actors[0].to_string()), (group, "learner".to_owned())]);
+}
