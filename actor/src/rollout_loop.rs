@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use engine::{Event, Finished, Request, SampleRequest};
+use engine::{Event, Finished, PolicyWeights, Request, SampleRequest};
 use openai::Served;
 use service::{CancellationToken, LinkEvent, Readiness, Spawner, sleep_until};
 use tokio::sync::{mpsc, watch};
@@ -378,13 +378,32 @@ impl RolloutLoop {
                 self.link.report(ActorReport::WeightsFailed { version, detail }).await;
             }
             PolicyEvent::Arrived { manifest, weights } => {
-                let (version, hash) = (manifest.version(), manifest.hash());
-                self.updater.install(&mut self.policy, version, *weights).await?;
-                self.weights = Some((version, hash));
-                self.readiness.set(true);
-                self.link.report(ActorReport::WeightsConfirmed { version, hash }).await;
+                return self.take_up(manifest.version(), manifest.hash(), *weights).await;
             }
         }
+        Ok(())
+    }
+
+    /// Puts weights into use, unless newer ones are: a learner that came back from an older checkpoint offers
+    /// what it has before the coordinator knows what this actor got from the one before.
+    async fn take_up(
+        &mut self,
+        version: PolicyVersion,
+        hash: WeightHash,
+        weights: PolicyWeights,
+    ) -> anyhow::Result<()> {
+        if let Some((held, _)) = self.weights
+            && held > version
+        {
+            let detail = format!("this actor generates with {held}, and does not go back");
+            tracing::info!(%version, detail, "weights not taken up");
+            self.link.report(ActorReport::WeightsFailed { version, detail }).await;
+            return Ok(());
+        }
+        self.updater.install(&mut self.policy, version, weights).await?;
+        self.weights = Some((version, hash));
+        self.readiness.set(true);
+        self.link.report(ActorReport::WeightsConfirmed { version, hash }).await;
         Ok(())
     }
 
