@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context as _;
-use engine::{EngineClient, EngineConfig, EngineHandle, EngineParts, PolicyWeights, PromptEncoder};
+use engine::{EngineClient, EngineConfig, EngineHandle, EngineParts, Event, PolicyWeights, PromptEncoder};
 use model::ModelConfig;
 use model::buffer::PackedWeights;
 use openai::Served;
@@ -350,6 +350,14 @@ async fn download(order: PullOrder, model_is_known: bool) -> anyhow::Result<Down
         Some(tokio::task::spawn_blocking(move || PolicyModel::read(files)).await??)
     };
     Ok(Download { pulled, model })
+}
+
+/// What the engine says next; it says nothing before there is a policy.
+pub(crate) async fn next_event(policy: &mut Option<Policy>) -> anyhow::Result<Event> {
+    match policy {
+        Some(policy) => Ok(policy.client.next_event().await?),
+        None => std::future::pending().await,
+    }
 }
 
 async fn next_received(known: &mut Option<KnownModel>) -> anyhow::Result<ReceiveEvent<Box<PolicyWeights>>> {

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use engine::{Event, Finished, Request, SampleRequest};
+use engine::{Event, Finished, PolicyWeights, Request, SampleRequest};
 use service::{CancellationToken, LinkEvent, Readiness, Spawner, sleep_until};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -39,7 +39,7 @@ use crate::config::Config;
 use crate::coordinator_client::CoordinatorLink;
 use crate::delivery::{Delivery, DeliveryConfig};
 use crate::metrics;
-use crate::policy::{Outlets, Policy, PolicyEvent, PolicyUpdater, WeightSource};
+use crate::policy::{self, Outlets, Policy, PolicyEvent, PolicyUpdater, WeightSource};
 use crate::reward_router::{RewardRouter, RouterCommand};
 use crate::work::{HeldLease, Work, Workload, group_work};
 
@@ -178,7 +178,7 @@ impl RolloutLoop {
         tokio::select! {
             event = self.link.next() => Happened::Link(event),
             event = self.updater.next() => Happened::Policy(event),
-            event = next_event(&mut self.policy) => Happened::Engine(event),
+            event = policy::next_event(&mut self.policy) => Happened::Engine(event),
             Some(id) = self.recorded.recv() => Happened::Recorded(id),
             () = tokio::time::sleep_until(load_due), if self.link.is_connected() => Happened::LoadDue,
             () = sleep_until(lease_over) => Happened::LeaseOver,
@@ -381,13 +381,32 @@ impl RolloutLoop {
                 self.link.report(ActorReport::WeightsFailed { version, detail }).await;
             }
             PolicyEvent::Arrived { manifest, weights } => {
-                let (version, hash) = (manifest.version(), manifest.hash());
-                self.updater.install(&mut self.policy, version, *weights).await?;
-                self.weights = Some((version, hash));
-                self.readiness.set(true);
-                self.link.report(ActorReport::WeightsConfirmed { version, hash }).await;
+                return self.take_up(manifest.version(), manifest.hash(), *weights).await;
             }
         }
+        Ok(())
+    }
+
+    /// Puts weights into use, unless newer ones are: a learner that came back from an older checkpoint offers
+    /// what it has before the coordinator knows what this actor got from the one before.
+    async fn take_up(
+        &mut self,
+        version: PolicyVersion,
+        hash: WeightHash,
+        weights: PolicyWeights,
+    ) -> anyhow::Result<()> {
+        if let Some((held, _)) = self.weights
+            && held > version
+        {
+            let detail = format!("this actor generates with {held}, and does not go back");
+            tracing::info!(%version, detail, "weights not taken up");
+            self.link.report(ActorReport::WeightsFailed { version, detail }).await;
+            return Ok(());
+        }
+        self.updater.install(&mut self.policy, version, weights).await?;
+        self.weights = Some((version, hash));
+        self.readiness.set(true);
+        self.link.report(ActorReport::WeightsConfirmed { version, hash }).await;
         Ok(())
     }
 
@@ -463,13 +482,6 @@ impl RolloutLoop {
     /// Whether nothing is left of the work, and everybody knows what became of it.
     fn has_drained(&self) -> bool {
         self.drain_deadline.is_some() && self.work.is_empty() && self.unacknowledged.is_empty()
-    }
-}
-
-async fn next_event(policy: &mut Option<Policy>) -> anyhow::Result<Event> {
-    match policy {
-        Some(policy) => Ok(policy.client.next_event().await?),
-        None => std::future::pending().await,
     }
 }
 

@@ -25,6 +25,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The journal's folder. It belongs to one run.
     pub journal: PathBuf,
+    /// Bytes free on the journal's disk below which no new prompts are begun: what is in flight still has to
+    /// be written. The run goes on when there is room again.
+    pub journal_reserve_bytes: u64,
     /// Receives one JSON line per training step; none when empty.
     pub steps_file: Option<PathBuf>,
     /// Number of batches, that is of policy versions, to train.
@@ -116,6 +119,8 @@ impl Default for Config {
             seed: 0,
             listen: SocketAddr::from(([127, 0, 0, 1], 7700)),
             journal: PathBuf::from("journal"),
+            // As much as the store keeps in one file of its log.
+            journal_reserve_bytes: 64 << 20,
             steps_file: None,
             batches: 100,
             batch_prompts: 64,

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport};
-use types::{FailReason, MemberId, RolloutFailure, RolloutId};
+use types::{FailReason, Incarnation, MemberId, RolloutFailure, RolloutId};
 
 use crate::inbox::{Handle, Input, LoopEnded, Report};
 use crate::metrics;
@@ -71,6 +71,9 @@ trait Link: 'static {
     /// Who introduces itself.
     fn member(hello: &Self::Hello) -> &MemberId;
 
+    /// Which of its processes.
+    fn incarnation(hello: &Self::Hello) -> Incarnation;
+
     /// Where its commands are put.
     fn outbox(commands: CommandSender<Self::Command>) -> Outbox;
 
@@ -122,7 +125,8 @@ impl Grpc {
         let mut messages = request.into_inner();
         let hello = L::Hello::try_from(first_message(&mut messages).await?)?;
         let number = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let session = SessionId { role: L::ROLE, member: L::member(&hello).clone(), number };
+        let incarnation = L::incarnation(&hello);
+        let session = SessionId { role: L::ROLE, member: L::member(&hello).clone(), incarnation, number };
         let (sender, commands) = mpsc::channel(OUTBOX_CAPACITY);
         tracing::info!(member = %session.member, session = number, "joined");
         let joined =
@@ -240,6 +244,10 @@ impl Link for ActorLink {
         &hello.member
     }
 
+    fn incarnation(hello: &ActorHello) -> Incarnation {
+        hello.incarnation
+    }
+
     fn outbox(commands: CommandSender<ActorCommand>) -> Outbox {
         Outbox::Actor(commands)
     }
@@ -281,6 +289,10 @@ impl Link for RewardLink {
 
     fn member(hello: &RewardHello) -> &MemberId {
         &hello.member
+    }
+
+    fn incarnation(hello: &RewardHello) -> Incarnation {
+        hello.incarnation
     }
 
     fn outbox(commands: CommandSender<RewardCommand>) -> Outbox {
@@ -335,6 +347,10 @@ impl Link for LearnerLink {
 
     fn member(hello: &LearnerHello) -> &MemberId {
         &hello.member
+    }
+
+    fn incarnation(hello: &LearnerHello) -> Incarnation {
+        hello.incarnation
     }
 
     fn outbox(commands: CommandSender<LearnerCommand>) -> Outbox {

@@ -4,93 +4,34 @@
 //! A fact is durable (fsync) before anybody sees its effect. Restart is snapshot plus replay. A failed
 //! write ends the process: after a failed fsync nothing about the file may be assumed (Rebello et al., "Can
 //! Applications Recover from fsync Failures?", 2020). What was not acknowledged is sent again by those who
-//! hold it.
+//! hold it. A disk without room is the exception: what was to be written is known, so the store is opened
+//! anew, what of it is torn is cut off, and it is written again.
 //!
 //! Every fact carries a checksum of all facts up to it, and a mark beside the store says how far the durable
 //! ones go (`chain`). What is there is then what was written, and nothing that was durable is missing: else
 //! the journal is refused.
 
 mod chain;
+mod error;
+mod store;
 
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::PersistMode;
 use serde::{Deserialize, Serialize};
 use types::{RolloutId, ScoredRollout, Timestamp};
 
 use self::chain::{Chain, Mark, MarkFile};
+pub use self::error::Error;
+use self::error::FORMAT;
+use self::store::{Store, store_problem};
 use crate::state::{Durable, Fact, RunPlan};
 
-/// Layout of the journal; another one is refused.
-const FORMAT: u32 = 3;
 /// Facts after which a snapshot replaces them.
 const FACTS_PER_SNAPSHOT: u64 = 4096;
 /// The file that says how far the durable facts go.
 const MARK_FILE: &str = "durable-facts";
 const SNAPSHOT_KEY: &str = "snapshot";
-
-/// What can go wrong with the journal.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The folder cannot be opened as a journal.
-    #[error("cannot open the journal {path}: {problem}")]
-    Open {
-        /// Its folder.
-        path: PathBuf,
-        /// Why, and what to do.
-        problem: String,
-    },
-    /// What it holds cannot be understood.
-    #[error("the journal {path} is damaged: {problem}; restore it, or start a new run in another folder")]
-    Damaged {
-        /// Its folder.
-        path: PathBuf,
-        /// Where.
-        problem: String,
-    },
-    /// Another release wrote it.
-    #[error(
-        "the journal {path} has format {format}, this release reads format {FORMAT}: finish the run with the release \
-         that began it, or start a new one in another folder (its checkpoints can be the new run's model)"
-    )]
-    OtherFormat {
-        /// Its folder.
-        path: PathBuf,
-        /// Its layout.
-        format: u32,
-    },
-    /// It belongs to a run with another plan.
-    #[error(
-        "the journal {path} was begun under another plan: {}; restore the old values, or start a new run",
-        conflicts.join("; ")
-    )]
-    OtherPlan {
-        /// Its folder.
-        path: PathBuf,
-        /// What differs.
-        conflicts: Vec<String>,
-    },
-    /// A fact would not be read back. Nothing of it is written.
-    #[error("a fact cannot be written to the journal {path}, because it would not be read back: {problem}")]
-    Unreadable {
-        /// Its folder.
-        path: PathBuf,
-        /// Which one, and why.
-        problem: String,
-    },
-    /// It cannot be written.
-    #[error(
-        "cannot write to the journal {path}: {problem}; nothing acknowledged is lost: make room and start again, and \
-         the run goes on where it was"
-    )]
-    Write {
-        /// Its folder.
-        path: PathBuf,
-        /// What the store says.
-        problem: String,
-    },
-}
 
 /// What one write makes durable.
 #[derive(Debug, Default)]
@@ -106,13 +47,8 @@ pub struct Entries {
 /// An open journal.
 pub struct Journal {
     path: PathBuf,
-    database: Database,
-    /// Facts since the snapshot, by sequence number.
-    facts: Keyspace,
-    /// The snapshot.
-    head: Keyspace,
-    /// Scored rollouts by id.
-    rollouts: Keyspace,
+    /// None after a write for which there was no room, until it can be opened anew.
+    store: Option<Store>,
     /// Sequence number of the next fact.
     next: u64,
     /// Sequence number of the first fact that the snapshot does not hold.
@@ -124,6 +60,13 @@ pub struct Journal {
     mark_file: MarkFile,
     /// What was durable when it was opened, at least.
     mark: Option<Mark>,
+}
+
+/// Facts as they are written, and where the journal is with them.
+struct Lot {
+    facts: Vec<(u64, Vec<u8>)>,
+    end: Mark,
+    last_fact: Timestamp,
 }
 
 impl std::fmt::Debug for Journal {
@@ -182,26 +125,14 @@ impl Journal {
     fn open_store(path: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(path)
             .map_err(|error| Error::Open { path: path.to_owned(), problem: error.to_string() })?;
-        // The store asserts what it reads: damage must not look like a fault of ours.
-        let opened = catch_unwind(|| Database::builder(path).worker_threads(1).open());
-        let opened = opened.map_err(|_| Error::Damaged {
-            path: path.to_owned(),
-            problem: "its store cannot make sense of its log".to_owned(),
-        })?;
-        let database = opened.map_err(|error| not_opened(path, &error))?;
-        let facts = keyspace(path, &database, "facts")?;
-        let head = keyspace(path, &database, "head")?;
-        let rollouts = keyspace(path, &database, "rollouts")?;
+        let store = Store::open(path)?;
         let (mark_file, mark) = MarkFile::open(&path.join(MARK_FILE)).map_err(|error| Error::Open {
             path: path.to_owned(),
             problem: format!("{MARK_FILE}: {error}"),
         })?;
         Ok(Self {
             path: path.to_owned(),
-            database,
-            facts,
-            head,
-            rollouts,
+            store: Some(store),
             next: 0,
             snapshot_end: 0,
             last_fact: Timestamp(0),
@@ -212,7 +143,8 @@ impl Journal {
     }
 
     fn replay(&mut self, plan: &RunPlan) -> Result<Durable, Error> {
-        let snapshot = self.head.get(SNAPSHOT_KEY).map_err(|error| self.damaged(store_problem(&error)))?;
+        let snapshot =
+            self.store()?.head.get(SNAPSHOT_KEY).map_err(|error| self.damaged(store_problem(&error)))?;
         let mut state = Durable::new(plan.clone());
         if let Some(bytes) = snapshot {
             let Format { format } = serde_json::from_slice(&bytes)
@@ -226,7 +158,8 @@ impl Journal {
             (self.next, self.snapshot_end) = (snapshot.end, snapshot.end);
             (self.last_fact, self.chain) = (snapshot.last_fact, snapshot.chain);
         }
-        for pair in self.facts.range(self.snapshot_end.to_be_bytes()..) {
+        let facts = self.store()?.facts.clone();
+        for pair in facts.range(self.snapshot_end.to_be_bytes()..) {
             let (key, value) = pair.into_inner().map_err(|error| self.damaged(store_problem(&error)))?;
             if key.as_ref() != self.next.to_be_bytes() {
                 return Err(self.damaged(format!("fact {} is missing", self.next)));
@@ -275,30 +208,102 @@ impl Journal {
     /// Makes everything in `entries` durable at once; `state` is the run after the facts.
     ///
     /// # Errors
-    /// When the store cannot write. The journal must not be used any more.
-    pub fn commit(&mut self, entries: Entries, state: &Durable) -> Result<(), Error> {
-        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
-        for (at, fact) in entries.facts {
-            let bytes = self.readable(Entry { at, fact })?;
-            self.chain = self.chain.with(&bytes);
-            batch.insert(&self.facts, self.next.to_be_bytes(), self.chain.entry(&bytes));
-            self.next += 1;
-            self.last_fact = at;
+    /// [`Error::NoRoom`] when the disk is full: then the same can be committed again, and nothing else. After
+    /// any other error the journal must not be used any more.
+    pub fn commit(&mut self, entries: &Entries, state: &Durable) -> Result<(), Error> {
+        let lot = self.encode(&entries.facts)?;
+        if self.store.is_none() {
+            self.open_anew()?;
         }
-        for scored in entries.keep {
-            let key = scored.rollout().id().to_string();
-            batch.insert(&self.rollouts, key.as_str(), proto::scored_to_bytes(scored));
+        let written = self.write(&lot, entries);
+        self.shut_if_full(written)?;
+        (self.next, self.chain, self.last_fact) = (lot.end.next, lot.end.chain, lot.last_fact);
+        // The mark says less than the store where there was no room for it.
+        let marked = self.mark_file.write(lot.end);
+        match marked {
+            Err(error) if service::is_disk_full(&error) => tracing::warn!(%error, "no room for {MARK_FILE}"),
+            other => other.map_err(|error| self.unwritable(format!("{MARK_FILE}: {error}")))?,
         }
-        for id in entries.forget {
-            batch.remove(&self.rollouts, id.to_string().as_str());
-        }
-        batch.commit().map_err(|error| self.unwritable(store_problem(&error)))?;
-        let mark = Mark { next: self.next, chain: self.chain };
-        self.mark_file.write(mark).map_err(|error| self.unwritable(format!("{MARK_FILE}: {error}")))?;
         if self.next - self.snapshot_end >= FACTS_PER_SNAPSHOT {
-            self.write_snapshot(state)?;
+            let written = self.write_snapshot(state);
+            match self.shut_if_full(written) {
+                // The facts are durable; the snapshot is for later.
+                Err(Error::NoRoom { problem, .. }) => tracing::warn!(problem, "no room for a snapshot"),
+                other => other?,
+            }
         }
         Ok(())
+    }
+
+    /// Facts as they are written after those that are durable.
+    fn encode(&self, facts: &[(Timestamp, Fact)]) -> Result<Lot, Error> {
+        let mut lot = Lot {
+            facts: Vec::with_capacity(facts.len()),
+            end: Mark { next: self.next, chain: self.chain },
+            last_fact: self.last_fact,
+        };
+        for (at, fact) in facts {
+            let bytes = self.readable(Entry { at: *at, fact: fact.clone() })?;
+            lot.end.chain = lot.end.chain.with(&bytes);
+            lot.facts.push((lot.end.next, lot.end.chain.entry(&bytes)));
+            lot.end.next += 1;
+            lot.last_fact = *at;
+        }
+        Ok(lot)
+    }
+
+    fn write(&self, lot: &Lot, entries: &Entries) -> Result<(), Error> {
+        let store = self.store()?;
+        let mut batch = store.database.batch().durability(Some(PersistMode::SyncAll));
+        for (sequence, entry) in &lot.facts {
+            batch.insert(&store.facts, sequence.to_be_bytes(), entry.as_slice());
+        }
+        for scored in &entries.keep {
+            let key = scored.rollout().id().to_string();
+            batch.insert(&store.rollouts, key.as_str(), proto::scored_to_bytes(scored.clone()));
+        }
+        for id in &entries.forget {
+            batch.remove(&store.rollouts, id.to_string().as_str());
+        }
+        batch.commit().map_err(|error| self.not_written(&error))
+    }
+
+    /// A store that could not write is not used any more.
+    fn shut_if_full(&mut self, written: Result<(), Error>) -> Result<(), Error> {
+        if matches!(written, Err(Error::NoRoom { .. })) {
+            self.store = None;
+        }
+        written
+    }
+
+    /// Opens the store again after a write for which there was no room, and checks that it holds what was
+    /// durable before, and nothing else.
+    fn open_anew(&mut self) -> Result<(), Error> {
+        let store = Store::open(&self.path)?;
+        let (mut next, mut chain) = (0, Chain::default());
+        if let Some(bytes) = store.head.get(SNAPSHOT_KEY).map_err(|error| self.not_written(&error))? {
+            let head: Snapshot<serde::de::IgnoredAny> = serde_json::from_slice(&bytes)
+                .map_err(|error| self.damaged(format!("its snapshot does not parse: {error}")))?;
+            (next, chain, self.snapshot_end) = (head.end, head.chain, head.end);
+        }
+        for pair in store.facts.range(next.to_be_bytes()..) {
+            let (_, value) = pair.into_inner().map_err(|error| self.not_written(&error))?;
+            let Some((with, _)) = chain.check(&value) else {
+                return Err(self.damaged(format!("fact {next} is not the one that was written")));
+            };
+            (next, chain) = (next + 1, with);
+        }
+        if (next, chain) != (self.next, self.chain) {
+            // Its write failed and is there all the same: nobody knows what of it is on the disk.
+            let problem = format!("it has {next} facts after a write that failed, {} are durable", self.next);
+            return Err(self.unwritable(problem));
+        }
+        self.store = Some(store);
+        Ok(())
+    }
+
+    fn store(&self) -> Result<&Store, Error> {
+        self.store.as_ref().ok_or_else(|| self.no_room("it could not be written".to_owned()))
     }
 
     /// The bytes of an entry, which are known to be read back as what they were written for.
@@ -326,12 +331,13 @@ impl Journal {
             state,
         })
         .map_err(|error| self.unwritable(format!("the state does not serialise: {error}")))?;
-        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
-        batch.insert(&self.head, SNAPSHOT_KEY, snapshot);
+        let store = self.store()?;
+        let mut batch = store.database.batch().durability(Some(PersistMode::SyncAll));
+        batch.insert(&store.head, SNAPSHOT_KEY, snapshot);
         for sequence in self.snapshot_end..self.next {
-            batch.remove(&self.facts, sequence.to_be_bytes());
+            batch.remove(&store.facts, sequence.to_be_bytes());
         }
-        batch.commit().map_err(|error| self.unwritable(store_problem(&error)))?;
+        batch.commit().map_err(|error| self.not_written(&error))?;
         self.snapshot_end = self.next;
         Ok(())
     }
@@ -341,8 +347,8 @@ impl Journal {
     /// # Errors
     /// When they are not there or not sound.
     pub fn scored(&self, id: RolloutId) -> Result<ScoredRollout, Error> {
-        let stored =
-            self.rollouts.get(id.to_string()).map_err(|error| self.damaged(store_problem(&error)))?;
+        let stored = self.store()?.rollouts.get(id.to_string());
+        let stored = stored.map_err(|error| self.damaged(store_problem(&error)))?;
         let bytes = stored.ok_or_else(|| self.damaged(format!("the tokens of {id} are missing")))?;
         proto::scored_from_bytes(&bytes).map_err(|error| self.damaged(format!("the tokens of {id}: {error}")))
     }
@@ -357,7 +363,7 @@ impl Journal {
     /// # Errors
     /// When the store cannot be read.
     pub fn stored_rollouts(&self) -> Result<usize, Error> {
-        self.rollouts.len().map_err(|error| self.damaged(store_problem(&error)))
+        self.store()?.rollouts.len().map_err(|error| self.damaged(store_problem(&error)))
     }
 
     fn other_format(&self, format: u32) -> Error {
@@ -371,27 +377,16 @@ impl Journal {
     fn unwritable(&self, problem: String) -> Error {
         Error::Write { path: self.path.clone(), problem }
     }
-}
 
-/// The store's error with its causes: the outermost message alone often says nothing.
-fn store_problem(error: &fjall::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
+    fn no_room(&self, problem: String) -> Error {
+        Error::NoRoom { path: self.path.clone(), problem }
     }
-    text
-}
 
-fn keyspace(path: &Path, database: &Database, name: &str) -> Result<Keyspace, Error> {
-    database.keyspace(name, KeyspaceCreateOptions::default).map_err(|error| not_opened(path, &error))
-}
-
-fn not_opened(path: &Path, error: &fjall::Error) -> Error {
-    let problem = match error {
-        fjall::Error::Locked => "another coordinator is using it; stop that one first".to_owned(),
-        other => store_problem(other),
-    };
-    Error::Open { path: path.to_owned(), problem }
+    fn not_written(&self, error: &fjall::Error) -> Error {
+        if store::has_no_room(error) {
+            self.no_room(store_problem(error))
+        } else {
+            self.unwritable(store_problem(error))
+        }
+    }
 }

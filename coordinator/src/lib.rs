@@ -10,6 +10,7 @@ pub mod journal;
 pub mod state;
 
 mod dashboard;
+mod disk_room;
 mod grpc;
 mod inbox;
 mod metrics;

@@ -43,6 +43,15 @@ pub const METRICS: &[Metric] = &[
     Metric::gauge("rlhf_coordinator_prompts_open", "Prompts with a response awaited."),
     Metric::gauge("rlhf_coordinator_last_step_timestamp_seconds", "When the last step was trained."),
     Metric::histogram("rlhf_coordinator_journal_commit_seconds", "Time to make events durable."),
+    Metric::gauge("rlhf_coordinator_journal_free_bytes", "Room on the journal's disk."),
+    Metric::gauge(
+        "rlhf_coordinator_journal_full",
+        "1 while the journal's disk is full and the run waits for room, else 0.",
+    ),
+    Metric::gauge(
+        "rlhf_coordinator_admission_stopped",
+        "1 while nothing new is begun because the journal's disk is short of room, else 0.",
+    ),
     Metric::histogram("rlhf_coordinator_response_tokens", "Length of scored responses."),
     Metric::histogram("rlhf_coordinator_staleness_versions", "Versions that a trained batch was behind."),
     Metric::gauge("rlhf_step_policy_loss", "Policy loss of the last step."),
@@ -91,6 +100,16 @@ pub(crate) fn journal_commit(took: Duration) {
     histogram!("rlhf_coordinator_journal_commit_seconds").record(took.as_secs_f64());
 }
 
+/// The room on the journal's disk.
+pub(crate) fn journal_room(free_bytes: u64) {
+    gauge!("rlhf_coordinator_journal_free_bytes").set(free_bytes as f64);
+}
+
+/// Whether the journal waits for room.
+pub(crate) fn journal_full(full: bool) {
+    gauge!("rlhf_coordinator_journal_full").set(f64::from(u8::from(full)));
+}
+
 /// The state after some events.
 pub(crate) fn state(state: &State) {
     let account = state.account();
@@ -112,6 +131,8 @@ pub(crate) fn state(state: &State) {
     gauge!("rlhf_coordinator_batches_trained").set(state.batches().trained().0 as f64);
     gauge!("rlhf_coordinator_batches_checkpointed").set(state.batches().checkpointed().0 as f64);
     gauge!("rlhf_coordinator_prompts_open").set(state.open_prompts() as f64);
+    let stopped = state.short_of_room().is_some();
+    gauge!("rlhf_coordinator_admission_stopped").set(f64::from(u8::from(stopped)));
     let members = state.members();
     let actors = members.connected_actor_count();
     let servers = members.connected_reward_server_count();

@@ -7,6 +7,7 @@ use service::{BadInput, CancellationToken, Context, OnError};
 
 use crate::config::Config;
 use crate::data::DataSet;
+use crate::disk_room::DiskRoom;
 use crate::grpc::Grpc;
 use crate::journal::{self, Journal};
 use crate::server_loop::{Parts, ServerLoop};
@@ -40,7 +41,15 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         "coordinator ready"
     );
     let done = CancellationToken::new();
-    let parts = Parts { state: State::over(durable), plan, journal, data, steps_file, done: done.clone() };
+    let parts = Parts {
+        state: State::over(durable),
+        plan,
+        journal,
+        room: DiskRoom::new(config.journal, config.journal_reserve_bytes),
+        data,
+        steps_file,
+        done: done.clone(),
+    };
     let (server_loop, handle, view) = ServerLoop::new(parts);
     context.pages = dashboard::pages(view, handle.clone());
     let router = Grpc::new(handle, context.tasks.spawner(), done.clone()).router();

@@ -10,6 +10,7 @@
 //! | a stream's input | room in the inbox                     | gRPC flow control reaches the sender    |
 //! | this loop        | an input, a deadline, a cancellation  | `STATUS_INTERVAL`                       |
 //! | a stream's output| the member reading                    | a full outbox disconnects the member    |
+//! | a full disk      | room on it                            | `PARKED_LIMIT` inputs, then the inbox   |
 //!
 //! Inputs are taken in lots: all that wait are applied, the state settles once, the facts become durable
 //! with one fsync, and only then somebody sees what follows. A lot without facts (heartbeats, loads) costs no
@@ -17,8 +18,12 @@
 //!
 //! Members are judged by their silence only while this loop was listening: when it did nothing for longer
 //! than [`AWAY_LIMIT`], everybody is given the whole time again.
+//!
+//! While the journal's disk has too little room nothing new is begun; while it has none at all the lot that
+//! cannot be made durable waits, nobody sees what follows from it, and inputs are put aside. People are
+//! answered meanwhile.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -33,8 +38,9 @@ use types::link::reward::RewardCommand;
 use types::{Batch, MemberId, RolloutId, Sample, Timestamp};
 
 use crate::data::DataSet;
+use crate::disk_room::DiskRoom;
 use crate::inbox::{Handle, Input, Report, inbox};
-use crate::journal::{Entries, Journal};
+use crate::journal::{self, Entries, Journal};
 use crate::sessions::{Closing, Outbox, SessionId, Sessions};
 use crate::stall::Stall;
 use crate::state::{Applied, BatchPlan, Effect, Event, Grant, Phase, RunPlan, State, StepRecord};
@@ -50,6 +56,10 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 const AWAY_LIMIT: Duration = Duration::from_secs(1);
 /// How long the streams get to carry the last commands.
 const CLOSE_DELAY: Duration = Duration::from_millis(500);
+/// Inputs that may be put aside while the journal's disk is full.
+const PARKED_LIMIT: usize = 4096;
+/// How often a full disk is tried again.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Wall time that never goes back, whatever happens to the system's clock.
 #[derive(Debug)]
@@ -80,6 +90,9 @@ pub(crate) struct ServerLoop {
     /// The plan of this start, which may differ from the journal's where that is harmless.
     plan: RunPlan,
     journal: Journal,
+    room: DiskRoom,
+    /// Inputs that came while the journal's disk was full.
+    parked: VecDeque<Input>,
     data: Arc<DataSet>,
     steps_file: Option<StepsFile>,
     published: Published,
@@ -100,6 +113,7 @@ pub(crate) struct Parts {
     pub(crate) state: State,
     pub(crate) plan: RunPlan,
     pub(crate) journal: Journal,
+    pub(crate) room: DiskRoom,
     pub(crate) data: Arc<DataSet>,
     pub(crate) steps_file: Option<StepsFile>,
     pub(crate) done: CancellationToken,
@@ -122,7 +136,7 @@ pub(crate) struct View {
 impl ServerLoop {
     /// A loop over a recovered state, the way to it, and what it publishes.
     pub(crate) fn new(parts: Parts) -> (Self, Handle, View) {
-        let Parts { state, plan, journal, data, steps_file, done } = parts;
+        let Parts { state, plan, journal, room, data, steps_file, done } = parts;
         let (handle, inbox) = inbox();
         let clock = Clock::starting_after(journal.last_fact());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
@@ -131,6 +145,8 @@ impl ServerLoop {
             state,
             plan,
             journal,
+            room,
+            parked: VecDeque::new(),
             data,
             steps_file,
             published: Published { status, steps },
@@ -150,14 +166,17 @@ impl ServerLoop {
     pub(crate) async fn run(mut self, token: CancellationToken) -> anyhow::Result<()> {
         let done = self.done.clone().drop_guard();
         self.apply(Event::Started(Box::new(self.plan.clone())));
-        self.settle()?;
+        self.look_for_room();
+        self.settle(&token).await?;
         let mut inputs = Vec::with_capacity(INPUTS_LIMIT);
         let (mut published, mut turned) = (Instant::now(), Instant::now());
         let mut draining = false;
         while self.ended.is_none() {
             let deadline = self.state.next_deadline().map(|deadline| self.clock.instant(deadline));
             let status_due = published + STATUS_INTERVAL;
+            inputs.extend(self.parked.drain(..INPUTS_LIMIT.min(self.parked.len())));
             tokio::select! {
+                () = std::future::ready(()), if !inputs.is_empty() => {}
                 count = self.inbox.recv_many(&mut inputs, INPUTS_LIMIT) => anyhow::ensure!(count > 0, "every handle is gone"),
                 () = sleep_until(deadline) => {}
                 () = tokio::time::sleep_until(status_due) => {}
@@ -177,8 +196,9 @@ impl ServerLoop {
             for input in inputs.drain(..) {
                 self.take(input);
             }
-            self.settle()?;
+            self.settle(&token).await?;
             if Instant::now() >= status_due {
+                self.look_for_room();
                 self.publish_status();
                 published = Instant::now();
             }
@@ -219,7 +239,7 @@ impl ServerLoop {
 
     /// Lets a member in, unless it may not be: then whoever has its name or its role keeps it.
     fn join(&mut self, session: SessionId, outbox: Outbox, event: Event) {
-        if let Err(reason) = self.state.check_joining(&event) {
+        if let Err(reason) = self.state.check_joining(self.clock.now(), &event) {
             let SessionId { role, member, .. } = session;
             tracing::error!(?role, %member, reason, "refused");
             outbox.close(Closing::Refuse(reason));
@@ -264,7 +284,7 @@ impl ServerLoop {
     }
 
     /// Decides what the lot has made possible, makes it durable, then acts on it.
-    fn settle(&mut self) -> anyhow::Result<()> {
+    async fn settle(&mut self, token: &CancellationToken) -> anyhow::Result<()> {
         let now = self.clock.now();
         let settled = self.state.settle(now);
         self.add(now, settled);
@@ -273,9 +293,7 @@ impl ServerLoop {
             // A response can come and be filtered in one lot; then nothing is to be stored.
             let forgotten: BTreeSet<RolloutId> = entries.forget.iter().copied().collect();
             entries.keep.retain(|scored| !forgotten.contains(&scored.rollout().id()));
-            let started = Instant::now();
-            self.journal.commit(entries, self.state.durable())?;
-            metrics::journal_commit(started.elapsed());
+            self.make_durable(&entries, token).await?;
             metrics::state(&self.state);
         }
         for effect in std::mem::take(&mut self.effects) {
@@ -285,6 +303,55 @@ impl ServerLoop {
             self.sessions.send_to_reward_server(&member, command);
         }
         Ok(())
+    }
+
+    /// Writes a lot to the journal, when there is room for it.
+    async fn make_durable(&mut self, entries: &Entries, token: &CancellationToken) -> anyhow::Result<()> {
+        loop {
+            let started = Instant::now();
+            match self.journal.commit(entries, self.state.durable()) {
+                Ok(()) => {
+                    metrics::journal_commit(started.elapsed());
+                    self.room.has_written();
+                    return Ok(());
+                }
+                Err(error @ journal::Error::NoRoom { .. }) if !token.is_cancelled() => {
+                    let waiting_for = self.room.is_full(&error);
+                    self.wait_for_room(&waiting_for, token).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits a moment. People are answered meanwhile; what members say is put aside.
+    async fn wait_for_room(&mut self, waiting_for: &str, token: &CancellationToken) {
+        let status =
+            Status { waiting_for: waiting_for.to_owned(), ..Status::of(&self.state, self.clock.now()) };
+        let status = Arc::new(status);
+        self.published.status.send_replace(Arc::clone(&status));
+        let again = Instant::now() + ROOM_INTERVAL;
+        loop {
+            let input = tokio::select! {
+                () = tokio::time::sleep_until(again) => return,
+                () = token.cancelled() => return,
+                input = self.inbox.recv(), if self.parked.len() < PARKED_LIMIT => input,
+            };
+            match input {
+                Some(Input::Status(reply)) => drop(reply.send(Arc::clone(&status))),
+                Some(Input::Stall(reply)) => drop(reply.send(Stall::of(&self.state, self.clock.now()))),
+                // A member says again how loaded it is.
+                Some(Input::Report(report)) if report.event.is_sign_of_life() => {}
+                Some(input) => self.parked.push_back(input),
+                None => return,
+            }
+        }
+    }
+
+    fn look_for_room(&mut self) {
+        if let Some(short_of) = self.room.look() {
+            self.apply(Event::Room { short_of });
+        }
     }
 
     fn perform(&mut self, effect: Effect) -> anyhow::Result<()> {
@@ -356,7 +423,7 @@ impl ServerLoop {
         metrics::step(step);
         self.published.steps.send_replace(Arc::new(self.state.history().steps().cloned().collect()));
         if let Some(file) = &mut self.steps_file {
-            file.append(step)?;
+            file.add_last(self.state.history().steps())?;
         }
         Ok(())
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use tokio::sync::mpsc;
-use types::MemberId;
 use types::link::actor::ActorCommand;
 use types::link::learner::LearnerCommand;
 use types::link::reward::RewardCommand;
+use types::{Incarnation, MemberId};
 
 use crate::state::Role;
 
@@ -20,6 +20,8 @@ pub(crate) const OUTBOX_CAPACITY: usize = 1024;
 pub(crate) struct SessionId {
     pub(crate) role: Role,
     pub(crate) member: MemberId,
+    /// The member's process.
+    pub(crate) incarnation: Incarnation,
     pub(crate) number: u64,
 }
 
@@ -66,6 +68,7 @@ impl Outbox {
 #[derive(Debug)]
 struct Session {
     number: u64,
+    incarnation: Incarnation,
     outbox: Outbox,
 }
 
@@ -75,13 +78,21 @@ pub(crate) struct Sessions(BTreeMap<(Role, MemberId), Session>);
 
 impl Sessions {
     /// A member has a new stream; an older one is closed.
-    pub(crate) fn open(&mut self, SessionId { role, member, number }: SessionId, outbox: Outbox) {
+    ///
+    /// Of two streams of one process it is not known which was opened last: what lay in a socket is read
+    /// late. The process is told to come back on a third one, and not that it may not.
+    pub(crate) fn open(&mut self, id: SessionId, outbox: Outbox) {
+        let SessionId { role, member, incarnation, number } = id;
         if role == Role::Learner {
             // There is one: whoever is admitted takes the place of the one before, whatever its name.
             self.close_others(role, &member);
         }
-        if let Some(old) = self.0.insert((role, member), Session { number, outbox }) {
-            old.outbox.close(Closing::Refuse("another process has joined under this name".to_owned()));
+        if let Some(old) = self.0.insert((role, member), Session { number, incarnation, outbox }) {
+            old.outbox.close(if old.incarnation == incarnation {
+                Closing::Disconnect("another stream of this process was opened".to_owned())
+            } else {
+                Closing::Refuse("another process has joined under this name".to_owned())
+            });
         }
     }
 

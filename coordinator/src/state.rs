@@ -86,6 +86,8 @@ pub struct State {
     members: Members,
     room: RoomIndex,
     progress: Progress,
+    /// Why nothing new is begun, while there is too little room for it on the journal's disk.
+    short_of_room: Option<String>,
     /// Why the run was given up.
     given_up: Option<Cause>,
 }
@@ -106,6 +108,7 @@ impl State {
             members: Members::default(),
             room: RoomIndex::default(),
             progress: Progress::default(),
+            short_of_room: None,
             given_up: None,
         }
     }
@@ -119,6 +122,7 @@ impl State {
                 self.members.listen_from(now);
                 self.progress.was_away(now);
             }
+            Event::Room { short_of } => self.short_of_room = short_of,
             Event::Actor { member, event } => match event {
                 ActorEvent::Joined(hello) => self.actor_joined(now, hello, &mut out),
                 ActorEvent::Disconnected => self.actor_disconnected(now, &member),
@@ -345,7 +349,8 @@ impl State {
 
     /// Gives work to the actors that can take it, one lease at a time, to the emptiest first.
     fn grant_leases(&mut self, now: Timestamp, out: &mut Applied) {
-        while self.phase == Phase::Running && !self.durable.is_complete() {
+        let admits = self.phase == Phase::Running && self.short_of_room.is_none();
+        while admits && !self.durable.is_complete() {
             let Durable { plan, work, batches, .. } = &self.durable;
             let oldest = PolicyVersion(batches.trained().0.saturating_sub(plan.max_staleness));
             let emptiest = self

@@ -1,7 +1,7 @@
 //! The file of steps: a JSON line for each, for people and plots.
 //!
 //! The journal is the truth. A coordinator that was killed between the two has the step in its journal only,
-//! or wrote half a line; the next one mends the file when it opens it.
+//! or wrote half a line; the next one mends the file when it opens it. So does this one after a full disk.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -18,6 +18,8 @@ use crate::state::StepRecord;
 pub(crate) struct StepsFile {
     path: PathBuf,
     file: File,
+    /// There was no room for a line.
+    lacks_lines: bool,
 }
 
 /// What of a line says where the file stands.
@@ -48,7 +50,7 @@ impl StepsFile {
         }
         let file = OpenOptions::new().create(true).append(true).open(path);
         let file = file.with_context(|| format!("open the steps file {}", path.display()))?;
-        let mut this = Self { path: path.to_owned(), file };
+        let mut this = Self { path: path.to_owned(), file, lacks_lines: false };
         if whole < text.len() {
             let cut = this.file.set_len(whole as u64);
             cut.with_context(|| format!("cut half a line off the steps file {}", path.display()))?;
@@ -59,11 +61,31 @@ impl StepsFile {
         Ok(this)
     }
 
-    /// Adds a step.
+    /// Adds the last one of `steps`, and those before it for which there was no room.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub(crate) fn append(&mut self, step: &StepRecord) -> anyhow::Result<()> {
+    /// When they cannot be written, for another reason than that the disk is full.
+    pub(crate) fn add_last<'a>(
+        &mut self,
+        mut steps: impl DoubleEndedIterator<Item = &'a StepRecord> + Clone,
+    ) -> anyhow::Result<()> {
+        let added = if self.lacks_lines {
+            Self::open(&self.path, steps).map(|mended| *self = mended)
+        } else {
+            steps.next_back().map_or(Ok(()), |step| self.append(step))
+        };
+        match added {
+            Err(error) if service::is_disk_full(error.as_ref()) => {
+                let free_bytes = service::free_bytes(&self.path).unwrap_or(0);
+                tracing::warn!(path = %self.path.display(), free_bytes, "no room for a line of the steps file");
+                self.lacks_lines = true;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn append(&mut self, step: &StepRecord) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(step)?;
         line.push(b'\n');
         self.file.write_all(&line).with_context(|| format!("write the steps file {}", self.path.display()))
@@ -97,6 +119,22 @@ mod tests {
     fn batches(path: &Path) -> Vec<u64> {
         let text = std::fs::read_to_string(path).unwrap();
         text.lines().map(|line| serde_json::from_str::<Line>(line).unwrap().batch.0).collect()
+    }
+
+    #[test]
+    fn lines_for_which_there_was_no_room_are_made_up_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("steps.jsonl");
+        let steps: Vec<StepRecord> = (1..=3).map(step).collect();
+        let mut file = StepsFile::open(&path, [].into_iter()).unwrap();
+        file.add_last(steps[..1].iter()).unwrap();
+        let room = std::mem::replace(&mut file.file, File::create("/dev/full").unwrap());
+        file.add_last(steps[..2].iter()).unwrap();
+        assert!(file.lacks_lines);
+        drop(room);
+        file.add_last(steps.iter()).unwrap();
+        assert_eq!(batches(&path), [1, 2, 3]);
+        assert!(!file.lacks_lines);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use proto::pb;
 use tonic::Code;
 use types::link::actor::{ActorHello, ActorLoad, ActorReport};
 use types::link::learner::LearnerReport;
-use types::{Incarnation, PromptId, RolloutId};
+use types::{BatchId, Incarnation, PromptId, RolloutId};
 
 fn id(sibling: u16) -> RolloutId {
     RolloutId { prompt: PromptId { epoch: 0, ordinal: 0 }, sibling, attempt: 0 }
@@ -93,6 +93,75 @@ async fn of_two_processes_of_one_name_the_newer_one_stays() {
     let refused = back.next().await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("newer process (i6, this one is i5)"), "{}", refused.message());
+}
+
+#[tokio::test]
+async fn what_lies_unread_ends_no_stream() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let mut actor = actor(&coordinator.address, "a").await.unwrap();
+    actor.next().await.unwrap();
+    coordinator.signal("STOP");
+    // Far more than the hundred that were too many once; the rest waits until it is read.
+    let flood = async {
+        for free_slots in 0..30_000 {
+            actor.say(ActorReport::Load(ActorLoad { free_slots, ..ActorLoad::default() })).await;
+        }
+    };
+    let stopped = tokio::time::timeout(std::time::Duration::from_secs(2), flood).await;
+    println!("all of it was taken while the coordinator was stopped: {}", stopped.is_ok());
+    coordinator.signal("CONT");
+    let mut server = reward_server(&coordinator.address, "r", 1).await.unwrap();
+    server.next().await.unwrap();
+    let servers = actor.find(|command| match &command.command {
+        Some(pb::actor_command::Command::RewardServers(servers)) if !servers.servers.is_empty() => Some(()),
+        _ => None,
+    });
+    servers.await;
+    assert!(!coordinator.log().contains("stream ended"), "{}", coordinator.log());
+}
+
+#[tokio::test]
+async fn a_second_coordinator_is_refused_also_beside_one_that_is_stopped() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let mut learner = learner(&coordinator.address, "learner", 1).await.unwrap();
+    learner.next().await.unwrap();
+    coordinator.signal("STOP");
+    let second = coordinator.second();
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(said.contains("another coordinator is using it"), "{said}");
+    coordinator.signal("CONT");
+    let mut server = reward_server(&coordinator.address, "r", 1).await.unwrap();
+    server.next().await.unwrap();
+    assert!(!coordinator.log().contains("refused"), "{}", coordinator.log());
+}
+
+#[tokio::test]
+async fn what_a_learner_says_that_was_replaced_counts_for_nothing() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let mut old = learner(&coordinator.address, "learner", 5).await.unwrap();
+    old.next().await.unwrap();
+    let mut new = learner(&coordinator.address, "learner", 6).await.unwrap();
+    new.next().await.unwrap();
+    // It was stopped, and does not know yet.
+    let _ = old.try_say(LearnerReport::Checkpointed(BatchId(1))).await;
+    assert_eq!(old.next().await.unwrap_err().code(), Code::FailedPrecondition);
+    let phase = types::link::learner::LearnerPhase::Waiting;
+    new.say(LearnerReport::Alive(phase)).await;
+    let mut server = reward_server(&coordinator.address, "r", 1).await.unwrap();
+    server.next().await.unwrap();
+    let log = coordinator.log();
+    assert!(!log.contains("wrote a checkpoint of batch"), "it was believed: {log}");
+}
+
+#[tokio::test]
+async fn another_stream_of_one_process_is_no_reason_to_send_it_away() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let mut first = reward_server(&coordinator.address, "r", 7).await.unwrap();
+    first.next().await.unwrap();
+    let mut second = reward_server(&coordinator.address, "r", 7).await.unwrap();
+    second.next().await.unwrap();
+    assert_eq!(first.next().await.unwrap_err().code(), Code::Unavailable, "it may come back");
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "state/crash_points.rs"]
+mod crash_points;
 #[path = "state/crowd.rs"]
 mod crowd;
 #[path = "state/hopeless.rs"]
@@ -12,6 +14,8 @@ mod hopeless;
 mod journal;
 #[path = "state/plane.rs"]
 mod plane;
+#[path = "state/simulation.rs"]
+mod simulation;
 #[path = "state/small_run.rs"]
 mod small_run;
 #[path = "state/world.rs"]
@@ -20,11 +24,11 @@ mod world;
 use std::time::Duration;
 
 use algo::filtration::{Filtration, Strategy as Filter};
-use coordinator::state::{Applied, Durable, Effect, Event, Fact, Order, Phase, RunPlan, Schedule, State};
+use coordinator::state::{Applied, Effect, Event, Fact, Order, Phase, RunPlan, Schedule, State};
 use proptest::prelude::*;
 use small_run::plan;
 use types::{Ending, FailReason, FilterReason, Timestamp};
-use world::World;
+use world::{Faults, World};
 
 #[test]
 fn a_quiet_world_trains_every_batch() {
@@ -72,7 +76,7 @@ fn deterministic_leases_do_not_depend_on_timing() {
             let mut world = World::new(plan.clone(), seed);
             world.equal_scores_in_percent = 20;
             // A crash repeats whole leases, so that the composition is the same again.
-            world.crash_actors_in_percent = if seed > 12 { 3 } else { 0 };
+            world.faults.crash_actor = if seed > 12 { 10 } else { 0 };
             world.run_to_the_end(50_000);
             (world.compositions(), world.trained_samples.clone())
         })
@@ -206,39 +210,25 @@ proptest! {
         let schedule = Schedule { order, ..Schedule::default() };
         let mut world =
             World::new(RunPlan { max_staleness, deterministic, filtration, send_filtered, schedule, ..plan() }, seed);
-        world.chaos = true;
+        world.faults = Faults::chaos();
         world.equal_scores_in_percent = 10;
-        world.crash_actors_in_percent = 2;
         world.settles_in_percent = settles;
-        // `World::deliver` checks the invariants after every event.
+        // `World` checks the invariants after every event.
         for _ in 0..1_500 {
             world.step();
         }
-        world.chaos = false;
-        world.crash_actors_in_percent = 0;
+        world.end_faults();
         world.run_to_the_end(60_000);
-        prop_assert_eq!(world.state.phase(), Phase::Finished);
-        prop_assert_eq!(world.state.account().issued(), world.state.account().ended());
     }
 
     #[test]
     fn a_journal_replays_to_the_same_state(seed: u64) {
         let mut world = World::new(plan(), seed);
-        world.chaos = true;
-        world.crash_actors_in_percent = 2;
+        world.faults = Faults::chaos();
         for _ in 0..800 {
             world.step();
         }
-        let mut replayed = Durable::new(plan());
-        for (at, fact) in &world.journal {
-            // Through JSON, as the journal stores it.
-            let fact: Fact = serde_json::from_str(&serde_json::to_string(fact).unwrap()).unwrap();
-            replayed.replay(*at, fact);
-        }
-        prop_assert_eq!(&replayed, world.state.durable());
-        let snapshot = serde_json::to_string(world.state.durable()).unwrap();
-        let snapshot: Durable = serde_json::from_str(&snapshot).unwrap();
-        prop_assert_eq!(&snapshot, world.state.durable());
+        world.check_journal();
     }
 }
 

@@ -34,3 +34,29 @@ async fn damaged_weights_are_refused_and_the_old_ones_stay() {
     link.command(ActorCommand::Finish).await;
     world.ends().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_actor_that_is_told_to_go_back_keeps_what_it_has() {
+    let mut world = World::start(|_| {}).await;
+    *world.weights.lock().unwrap() = published(3);
+    let mut link = world.ready(SamplingParams::default()).await;
+    *world.weights.lock().unwrap() = published(2);
+    world.order_pull(&link).await;
+    let detail = link.until("failed weights", |report| match report {
+        ActorReport::WeightsFailed { version, detail } => Some((version, detail)),
+        ActorReport::WeightsConfirmed { .. } => panic!("it went back"),
+        _ => None,
+    });
+    let (version, detail) = detail.await;
+    assert_eq!(version, PolicyVersion(2));
+    assert!(detail.contains("generates with v3"), "{detail}");
+    *world.weights.lock().unwrap() = published(4);
+    let ordered = world.order_pull(&link).await;
+    let confirmed = link.until("confirmed weights", |report| match report {
+        ActorReport::WeightsConfirmed { version, hash } => Some((version, hash)),
+        _ => None,
+    });
+    assert_eq!(confirmed.await, ordered);
+    link.command(ActorCommand::Finish).await;
+    world.ends().await;
+}

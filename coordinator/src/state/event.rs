@@ -16,6 +16,11 @@ pub enum Event {
     /// The coordinator itself did nothing for a while: it was stopped, or its disk was slow. Nobody could be
     /// heard meanwhile.
     WasAway,
+    /// The journal's disk has become short of room, in words for people; or it has enough again.
+    Room {
+        /// What the run waits for, if it does.
+        short_of: Option<String>,
+    },
     /// From or about an actor.
     Actor {
         /// The actor.
@@ -37,6 +42,16 @@ pub enum Event {
 }
 
 impl Event {
+    /// Whether it says only that a member is there, and how loaded.
+    pub(crate) fn is_sign_of_life(&self) -> bool {
+        matches!(
+            self,
+            Self::Actor { event: ActorEvent::Report(ActorReport::Load(_)), .. }
+                | Self::Reward { event: RewardEvent::Load { .. }, .. }
+                | Self::Learner(LearnerEvent::Report(LearnerReport::Alive(_)))
+        )
+    }
+
     /// The attempt whose result a reward server reports, to be acknowledged to it.
     pub(crate) fn reward_result(&self) -> Option<RolloutId> {
         match self {

@@ -107,7 +107,7 @@ struct TokensInSecond {
 
 impl History {
     /// The steps, oldest first.
-    pub fn steps(&self) -> impl DoubleEndedIterator<Item = &StepRecord> {
+    pub fn steps(&self) -> impl DoubleEndedIterator<Item = &StepRecord> + Clone {
         self.steps.iter()
     }
 

@@ -9,6 +9,7 @@ use super::State;
 use super::effect::{Applied, Effect, Role};
 use super::event::{ActorEvent, Event, LearnerEvent, RewardEvent};
 use super::fact::{Fact, LearnerFacts};
+use super::members::Joining;
 use super::phase::Phase;
 use super::plan::RunPlan;
 use super::progress::Progress;
@@ -18,21 +19,22 @@ impl State {
     ///
     /// # Errors
     /// Says why it may not, and what to do.
-    pub(crate) fn check_joining(&self, event: &Event) -> Result<(), String> {
+    pub fn check_joining(&self, now: Timestamp, event: &Event) -> Result<(), String> {
         let plan = &self.durable.plan;
+        let at = Joining { now, timeout: plan.heartbeat_timeout };
         match event {
             Event::Actor { event: ActorEvent::Joined(hello), .. } => {
                 plan.check_run(hello.run.as_ref()).map_err(|error| error.to_string())?;
-                self.members.check_actor(hello).map_err(|error| error.to_string())
+                self.members.check_actor(at, hello).map_err(|error| error.to_string())
             }
             Event::Reward { event: RewardEvent::Joined(hello), .. } => {
                 plan.check_run(hello.run.as_ref()).map_err(|error| error.to_string())?;
-                self.members.check_reward_server(hello).map_err(|error| error.to_string())
+                self.members.check_reward_server(at, hello).map_err(|error| error.to_string())
             }
             Event::Learner(LearnerEvent::Joined(hello)) => {
                 plan.check_run(hello.run.as_ref()).map_err(|error| error.to_string())?;
                 self.members
-                    .check_learner(hello, self.durable.learner())
+                    .check_learner(at, hello, self.durable.learner())
                     .map_err(|error| error.to_string())?;
                 self.durable.batches.check_learner(hello.trained).map_err(|error| error.to_string())
             }
@@ -45,7 +47,8 @@ impl State {
     pub(super) fn started(&mut self, now: Timestamp, plan: RunPlan, out: &mut Applied) {
         let timeout = plan.heartbeat_timeout;
         self.record(now, Fact::Started(Box::new(plan)), out);
-        *self = Self::over(self.durable.clone());
+        let short_of_room = self.short_of_room.take();
+        *self = Self { short_of_room, ..Self::over(self.durable.clone()) };
         self.progress = Progress::from(now, &self.durable.plan);
         self.members.listen_from(now);
         for holder in self.durable.work.leases.holders() {
@@ -56,7 +59,7 @@ impl State {
     pub(super) fn actor_joined(&mut self, now: Timestamp, hello: ActorHello, out: &mut Applied) {
         let member = hello.member.clone();
         let event = Event::Actor { member: member.clone(), event: ActorEvent::Joined(hello.clone()) };
-        if let Err(reason) = self.check_joining(&event) {
+        if let Err(reason) = self.check_joining(now, &event) {
             return out.refuse(Role::Actor, member, reason);
         }
         let weights = hello.weights.filter(|(version, hash)| self.durable.knows(*version, *hash));
@@ -81,7 +84,7 @@ impl State {
     pub(super) fn reward_server_joined(&mut self, now: Timestamp, hello: RewardHello, out: &mut Applied) {
         let member = hello.member.clone();
         let event = Event::Reward { member: member.clone(), event: RewardEvent::Joined(hello.clone()) };
-        if let Err(reason) = self.check_joining(&event) {
+        if let Err(reason) = self.check_joining(now, &event) {
             return out.refuse(Role::RewardServer, member, reason);
         }
         let command = RewardCommand::Welcome { run: self.durable.plan.run.clone() };
@@ -91,7 +94,7 @@ impl State {
     }
 
     pub(super) fn learner_joined(&mut self, now: Timestamp, hello: LearnerHello, out: &mut Applied) {
-        if let Err(reason) = self.check_joining(&Event::Learner(LearnerEvent::Joined(hello.clone()))) {
+        if let Err(reason) = self.check_joining(now, &Event::Learner(LearnerEvent::Joined(hello.clone()))) {
             return out.refuse(Role::Learner, hello.member, reason);
         }
         let facts = LearnerFacts {

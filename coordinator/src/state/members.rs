@@ -103,6 +103,13 @@ pub struct Members {
     watch: Deadlines<Watched>,
 }
 
+/// When somebody wants to join, and how long a member that is silent is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Joining {
+    pub(super) now: Timestamp,
+    pub(super) timeout: Duration,
+}
+
 /// Another process has the name or the role of the one that wants to join.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Clash {
@@ -178,15 +185,25 @@ impl Members {
     }
 
     /// Checks that no newer process has an actor's name.
-    pub(super) fn check_actor(&self, hello: &ActorHello) -> Result<(), Clash> {
-        let known = self.actors.get(&hello.member).map(|actor| actor.incarnation);
+    pub(super) fn check_actor(&self, at: Joining, hello: &ActorHello) -> Result<(), Clash> {
+        let known = self.actors.get(&hello.member);
+        let known = known.filter(|actor| actor.connected || self.was_heard(at, actor.last_seen));
+        let known = known.map(|actor| actor.incarnation);
         check_incarnation("actor", &hello.member, known, hello.incarnation)
     }
 
     /// Checks that no newer process has a reward server's name.
-    pub(super) fn check_reward_server(&self, hello: &RewardHello) -> Result<(), Clash> {
-        let known = self.reward_servers.get(&hello.member).map(|server| server.incarnation);
+    pub(super) fn check_reward_server(&self, at: Joining, hello: &RewardHello) -> Result<(), Clash> {
+        let known = self.reward_servers.get(&hello.member);
+        let known = known.filter(|server| server.connected || self.was_heard(at, server.last_seen));
+        let known = known.map(|server| server.incarnation);
         check_incarnation("reward server", &hello.member, known, hello.incarnation)
+    }
+
+    /// Whether a member that was heard of last at this moment may still come back. The process that takes
+    /// the place of one that is gone may be of a machine whose clock is behind, and then seem older.
+    fn was_heard(&self, at: Joining, last_seen: Timestamp) -> bool {
+        at.now.since(last_seen.max(self.listening_since)) < at.timeout
     }
 
     /// Checks that no other process is the learner.
@@ -194,13 +211,16 @@ impl Members {
     /// `admitted` is the learner that was admitted last, be it before a restart.
     pub(super) fn check_learner(
         &self,
+        at: Joining,
         hello: &LearnerHello,
         admitted: Option<&(MemberId, Incarnation)>,
     ) -> Result<(), Clash> {
         let (member, theirs) = (hello.member.clone(), hello.incarnation);
+        let last_seen = self.learner.as_ref().map_or(Timestamp(0), |learner| learner.last_seen);
+        let is_expected = self.connected_learner().is_some() || self.was_heard(at, last_seen);
         match admitted {
             // Whatever its name: a learner that started before the one that was admitted is of the past.
-            Some((_, known)) if *known > theirs => {
+            Some((_, known)) if *known > theirs && is_expected => {
                 return Err(Clash::Newer { role: "learner", member, known: *known, theirs });
             }
             _ => {}

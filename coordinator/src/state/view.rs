@@ -76,6 +76,11 @@ impl State {
         self.progress.hopeless()
     }
 
+    /// Why nothing new is begun, while the journal's disk is short of room.
+    pub(crate) fn short_of_room(&self) -> Option<&str> {
+        self.short_of_room.as_deref()
+    }
+
     /// Why the run was given up, if it was.
     pub fn given_up(&self) -> Option<&Cause> {
         self.given_up.as_ref()
@@ -131,6 +136,9 @@ impl State {
                 return "actors to finish their leases and the learner to write a checkpoint".to_owned();
             }
             Phase::Running => {}
+        }
+        if let Some(room) = self.short_of_room() {
+            return room.to_owned();
         }
         let members = &self.members;
         if members.connected_learner().is_none() {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -63,6 +63,19 @@ impl CoordinatorProcess {
         self.folder.path().join(name)
     }
 
+    /// Runs another one over the same journal, to its end.
+    pub(crate) fn second(&self) -> Output {
+        command(&self.folder, &[&format!("service.address_file={}", self.file("other.json").display())])
+            .output()
+            .unwrap()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
+        assert!(sent.unwrap().success());
+    }
+
     /// Waits until it has ended, and returns its exit code.
     pub(crate) async fn exit_code(&mut self) -> Option<i32> {
         let deadline = Instant::now() + TIMEOUT;
@@ -84,8 +97,13 @@ impl Drop for CoordinatorProcess {
 }
 
 fn spawn(folder: &tempfile::TempDir, settings: &[&str]) -> Child {
+    let _ = std::fs::remove_file(folder.path().join("addresses.json"));
+    let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    command(folder, settings).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+}
+
+fn command(folder: &tempfile::TempDir, settings: &[&str]) -> Command {
     let path = |name: &str| folder.path().join(name).display().to_string();
-    let _ = std::fs::remove_file(path("addresses.json"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-coordinator"));
     let fixed = [
         "listen=127.0.0.1:0".to_owned(),
@@ -99,6 +117,5 @@ fn spawn(folder: &tempfile::TempDir, settings: &[&str]) -> Child {
     for setting in fixed.iter().map(String::as_str).chain(settings.iter().copied()) {
         command.args(["--set", setting]);
     }
-    let log = std::fs::File::create(path("log")).unwrap();
-    command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    command
 }

@@ -27,6 +27,11 @@ impl<R, C> Stream<R, C> {
         assert!(self.reports.send(report.into()).await.is_ok(), "the stream is open");
     }
 
+    /// Whether the stream was still open.
+    pub(crate) async fn try_say(&self, report: impl Into<R>) -> bool {
+        self.reports.send(report.into()).await.is_ok()
+    }
+
     /// The next command, or why the stream has ended.
     pub(crate) async fn next(&mut self) -> Result<C, Status> {
         if let Some(seen) = self.seen.pop_front() {

@@ -260,6 +260,50 @@ fn a_score_that_comes_after_its_lease_is_taken_while_its_group_is_open() {
     }
 }
 
+#[test]
+fn a_machine_whose_clock_is_behind_can_take_the_place_of_one_that_is_gone() {
+    let mut crowd = Crowd::new(big_plan(), 1);
+    let timeout = crowd.state.plan().heartbeat_timeout;
+    let hello = |incarnation| ActorHello {
+        member: "a".parse().unwrap(),
+        incarnation: Incarnation(incarnation),
+        run: None,
+        holding: Vec::new(),
+        weights: None,
+        source: None,
+    };
+    let joining = |incarnation| Event::Actor {
+        member: "a".parse().unwrap(),
+        event: ActorEvent::Joined(hello(incarnation)),
+    };
+    crowd.deliver(joining(9));
+    let refused = crowd.state.check_joining(crowd.now, &joining(8)).unwrap_err();
+    assert!(refused.contains("newer process (i9, this one is i8)"), "{refused}");
+    crowd.deliver(Event::Actor { member: "a".parse().unwrap(), event: ActorEvent::Disconnected });
+    assert!(crowd.state.check_joining(crowd.now, &joining(8)).is_err(), "the newer one may come back");
+    crowd.now = crowd.now + timeout;
+    crowd.state.check_joining(crowd.now, &joining(8)).unwrap();
+    crowd.state.check_joining(crowd.now, &joining(10)).unwrap();
+}
+
+#[test]
+fn nothing_new_is_begun_while_the_disk_is_short_of_room() {
+    let mut crowd = Crowd::new(big_plan(), 1);
+    crowd.join(0);
+    let room = |short_of: Option<&str>| Event::Room { short_of: short_of.map(str::to_owned) };
+    crowd.deliver(room(Some("room on the disk")));
+    crowd.heartbeat(0, 8);
+    assert_eq!(crowd.leased.len(), 0);
+    assert_eq!(crowd.state.waiting_for(), "room on the disk");
+    crowd.deliver(room(None));
+    assert_eq!(crowd.leased.len(), 8, "it goes on when there is room");
+    let before = crowd.facts;
+    crowd.deliver(room(Some("room on the disk")));
+    let first = crowd.leased[0].1;
+    crowd.score(first);
+    assert_eq!(crowd.facts, before + 1, "what is in flight is taken");
+}
+
 /// Microseconds for each unit of work that `event` says it did, the least of some tries.
 fn cost(actors: usize, mut event: impl FnMut(&mut Crowd, usize) -> usize) -> f64 {
     let mut crowd = Crowd::new(big_plan(), actors);

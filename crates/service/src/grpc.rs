@@ -17,6 +17,17 @@ const MAX_STREAMS: u32 = 256;
 /// A peer that does not answer a ping for this long is gone.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What may lie unread on one stream, and on one connection, before its sender has to wait.
+///
+/// h2 ends a connection on which small DATA frames lie unread whose overhead, 256 bytes less what each
+/// carries, exceeds half of the connection's window. The smallest report takes 15 bytes, so a stream's whole
+/// window of them has to cost less than that: a peer that is not read for a while then waits, and is not
+/// thrown out.
+const STREAM_WINDOW: u32 = 512 << 10;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+/// The same where weights come in, which are few and large frames.
+const CLIENT_STREAM_WINDOW: u32 = 8 << 20;
+const CLIENT_CONNECTION_WINDOW: u32 = 64 << 20;
 /// How long a new connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -73,7 +84,8 @@ pub fn server() -> Server {
         .concurrency_limit_per_connection(MAX_STREAMS as usize)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .http2_adaptive_window(Some(true))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .tcp_nodelay(true)
 }
 
@@ -87,7 +99,8 @@ pub async fn connect(address: &str) -> anyhow::Result<Channel> {
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .http2_adaptive_window(true)
+        .initial_stream_window_size(CLIENT_STREAM_WINDOW)
+        .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
         .tcp_nodelay(true);
     let connected = endpoint.connect().await;
     connected.map_err(|error| anyhow::anyhow!("cannot reach {address}: {}", root_cause(&error)))

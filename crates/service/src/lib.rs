@@ -51,6 +51,8 @@ pub mod jsonl;
 
 mod backoff;
 mod clock;
+mod connections;
+mod disk;
 mod http;
 mod incoming;
 mod link;
@@ -64,6 +66,7 @@ mod telemetry;
 pub use backoff::Backoff;
 pub use clock::{new_incarnation, sleep_until};
 pub use config::{Config, ServiceConfig};
+pub use disk::{free_bytes, is_disk_full};
 pub use http::Readiness;
 pub use link::{Link, LinkEvent, Open, Opening};
 pub use metrics::{Label, Metric, PROCESS_METRICS, describe as describe_metrics};
