@@ -23,7 +23,7 @@ use self::chain::{Chain, Mark, MarkFile};
 use crate::state::{Durable, Fact, RunPlan};
 
 /// Layout of the journal; another one is refused.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 /// Facts after which a snapshot replaces them.
 const FACTS_PER_SNAPSHOT: u64 = 4096;
 /// The file that says how far the durable facts go.

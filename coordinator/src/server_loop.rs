@@ -18,7 +18,7 @@
 //! Members are judged by their silence only while this loop was listening: when it did nothing for longer
 //! than [`AWAY_LIMIT`], everybody is given the whole time again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use types::link::actor::{ActorCommand, Lease, LeasedPrompt};
 use types::link::learner::LearnerCommand;
 use types::link::reward::RewardCommand;
-use types::{Batch, MemberId, RolloutId, Sample, Timestamp};
+use types::{Batch, GroupScore, MemberId, PromptId, RolloutId, Sample, Timestamp};
 
 use crate::data::DataSet;
 use crate::inbox::{Handle, Input, Report, inbox};
@@ -334,10 +334,13 @@ impl ServerLoop {
 
     /// A batch with its tokens.
     fn batch(&self, plan: &BatchPlan) -> anyhow::Result<Batch> {
+        let groups = plan.groups.iter().map(|group| (group.prompt, Arc::from(group.scores.as_slice())));
+        let groups: BTreeMap<PromptId, Arc<[GroupScore]>> = groups.collect();
         let mut samples = Vec::with_capacity(plan.samples.len());
         for sample in &plan.samples {
             let scored = self.journal.scored(sample.id)?;
-            samples.push(Sample::new(scored, sample.weight)?);
+            let group = groups.get(&sample.id.prompt).cloned().unwrap_or_default();
+            samples.push(Sample::new(scored, sample.weight, group)?);
         }
         Ok(Batch::new(plan.id, samples)?)
     }

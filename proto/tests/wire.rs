@@ -14,9 +14,9 @@ use types::link::actor::{ActorCommand, ActorHello, ActorReport, Lease, LeasedPro
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{
-    Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, Incarnation, LeaseId, Manifest,
-    PolicyVersion, Prompt, PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, RolloutParts, Sample,
-    ScoredRollout, Scores, Span, TensorEntry, TensorLayout, WeightHash,
+    Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, GroupScore, Incarnation, LeaseId,
+    Manifest, PolicyVersion, Prompt, PromptContent, PromptId, Rollout, RolloutFailure, RolloutId,
+    RolloutParts, Sample, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, WeightHash,
 };
 
 /// Encodes, decodes and converts back.
@@ -95,6 +95,7 @@ proptest! {
         // Copies under new ids make some batches larger than one part.
         let mut all = Vec::new();
         for (ordinal, scored) in (0u64..).zip(samples) {
+            let mut group = Vec::new();
             for sibling in 0..copies {
                 let (rollout, scores) = scored.clone().into_parts();
                 let rollout = Rollout::new(RolloutParts {
@@ -102,8 +103,11 @@ proptest! {
                     fields: Arc::from("x".repeat(40_000)),
                     ..rollout.into_parts()
                 });
-                let scored = ScoredRollout::new(rollout.unwrap(), scores).unwrap();
-                all.push(Sample::new(scored, f32::from(sibling)).unwrap());
+                group.push(ScoredRollout::new(rollout.unwrap(), scores).unwrap());
+            }
+            let scores: Arc<[GroupScore]> = group.iter().map(GroupScore::of).collect();
+            for (weight, scored) in (0u16..).zip(group) {
+                all.push(Sample::new(scored, f32::from(weight), scores.clone()).unwrap());
             }
         }
         let batch = Batch::new(BatchId(4), all).unwrap();
@@ -229,7 +233,7 @@ fn a_hello_comes_first_and_only_there() {
         hello.protocol = 0;
     }
     let error = ActorHello::try_from(older).unwrap_err();
-    assert_eq!(error.to_string(), "speaks protocol 0, this is 1: run the same release everywhere");
+    assert_eq!(error.to_string(), "speaks protocol 0, this is 2: run the same release everywhere");
     assert_eq!(tonic::Status::from(error).code(), tonic::Code::FailedPrecondition, "it is not to come back");
     let error = ActorReport::try_from(pb::ActorReport::from(hello)).unwrap_err();
     assert_eq!(error, ProtocolError::HelloOutOfPlace);

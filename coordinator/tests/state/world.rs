@@ -257,6 +257,12 @@ impl World {
                 assert!(*batch == plan.id || !samples.contains(&id), "invariant 2: {} twice", sample.id);
             }
         }
+        for sample in &plan.samples {
+            let group = plan.groups.iter().find(|group| group.prompt == sample.id.prompt).unwrap();
+            let is_there = group.scores.iter().any(|score| score.sibling == sample.id.sibling);
+            let drawn = group.scores.len() >= usize::from(self.state.plan().min_group);
+            assert!(is_there && drawn, "a sample without the scores of its group: {group:?}");
+        }
         let ids = plan.samples.iter().filter(|s| s.weight > 0.0).map(|s| (s.id.prompt, s.id.sibling));
         self.trained_samples.insert(plan.id, ids.collect());
         self.learner.queue.push_back(plan);
