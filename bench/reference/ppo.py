@@ -11,8 +11,8 @@ import torch
 import network
 
 DEFAULTS = dict(
-    algorithm="ppo", gamma=1.0, gae_lambda=0.95, score_clip=10.0, value_clip=0.2, critic_on="filtered",
-    baseline_on="filtered", entropy_coefficient=0.0, ppo_epochs=3, minibatch_size=256, policy_lr=5e-7, critic_lr=9e-6,
+    algorithm="pf-ppo", gamma=1.0, gae_lambda=0.95, score_clip=10.0, value_clip=0.2, critic_on="filtered",
+    entropy_coefficient=0.0, ppo_epochs=3, minibatch_size=256, policy_lr=5e-7, critic_lr=9e-6,
     betas=(0.9, 0.95), adam_eps=1e-8, weight_decay=0.0, weight_decay_on="all", max_grad_norm=1.0, schedule="constant",
     warmup_steps=0, norm_tokens=None, kl_target=None, kl_horizon=10000.0, overlong=None, off_policy_delta="off",
 )
@@ -23,12 +23,14 @@ PPO = dict(advantage="gae", whiten="after-filter", kl_in="reward", kl_estimator=
 GRPO = dict(PPO, advantage="mean-std", whiten="off", kl_in="loss", kl_estimator="k3", kl_coefficient=0.04,
             loss_aggregation="seq-mean-token-mean")
 ALGORITHMS = {
+    "pf-ppo": PPO,
+    "pf-ppo-paper": dict(PPO, whiten="before-filter", loss_aggregation="seq-mean-token-mean"),
     "ppo": PPO,
     "grpo": GRPO,
     "dr-grpo": dict(GRPO, advantage="mean", kl_in="off", loss_aggregation="seq-mean-token-sum-norm"),
     "rloo": dict(PPO, advantage="leave-one-out", whiten="off", ratio="product", loss_aggregation="seq-mean-token-mean"),
-    "reinforce-plus-plus": dict(PPO, advantage="return-to-go"),
-    "reinforce-plus-plus-baseline": dict(PPO, advantage="mean", kl_in="loss", kl_estimator="k2"),
+    "reinforce-plus-plus": dict(PPO, advantage="return-to-go", whiten="before-filter"),
+    "reinforce-plus-plus-baseline": dict(PPO, advantage="mean", whiten="before-filter", kl_in="loss", kl_estimator="k2"),
     "dapo": dict(GRPO, kl_in="off", clip_ratio_high=0.28, dual_clip=10.0, loss_aggregation="token-mean"),
     "gspo": dict(GRPO, kl_in="off", ratio="mean", clip_ratio_low=3e-4, clip_ratio_high=4e-4),
     "cispo": dict(GRPO, kl_in="off", ratio="cispo", clip_ratio_low=1.0, clip_ratio_high=4.0, loss_aggregation="token-mean"),
@@ -59,11 +61,9 @@ class Batch:
     def __init__(self, samples, options):
         self.options = options
         with_critic = options["advantage"] == "gae"
-        takes_all = (
-            options["whiten"] == "before-filter"
-            or (with_critic and options["critic_on"] == "all")
-            or (options["advantage"] in ("mean", "mean-std", "leave-one-out") and options["baseline_on"] == "all")
-        )
+        takes_all = with_critic and (options["whiten"] == "before-filter" or options["critic_on"] == "all")
+        # Of those that do not take part score and length are known: baselines and whitening go by all of them.
+        self.absent = [s for s in samples if not (takes_all or s.get("weight", 1.0) > 0)]
         samples = [s for s in samples if takes_all or s.get("weight", 1.0) > 0]
         self.samples = samples
         self.prompts = [s["prompt_tokens"] for s in samples]
@@ -72,12 +72,19 @@ class Batch:
         self.mask = torch.arange(int(self.lengths.max()))[None] < self.lengths[:, None]
         self.weights = torch.tensor([s.get("weight", 1.0) for s in samples], dtype=torch.float64)
         self.trained = self.weights > 0
-        self.scores = torch.tensor([s["score"] for s in samples], dtype=torch.float64)
-        if options["overlong"]:
-            longest, cache = options["overlong"]["max_length"], options["overlong"]["cache"]
-            self.scores = self.scores + ((longest - cache - self.lengths.double()) / cache).clamp(-1, 0)
+        self.scores = self.shaped(samples)
         self.rollout = self.padded("rollout_logprobs")
         self.ref = self.padded("ref_logprobs") if all(s.get("ref_logprobs") for s in samples) else None
+
+    def shaped(self, samples):
+        """Scores as they are rewarded."""
+        scores = torch.tensor([s["score"] for s in samples], dtype=torch.float64)
+        lengths = torch.tensor([len(s["response_tokens"]) for s in samples], dtype=torch.float64)
+        if self.options["overlong"]:
+            longest, cache = self.options["overlong"]["max_length"], self.options["overlong"]["cache"]
+            scores = scores + ((longest - cache - lengths) / cache).clamp(-1, 0)
+        limit = number(self.options["score_clip"])
+        return scores if limit is None else scores.clamp(-limit, limit)
 
     def padded(self, key):
         rows = [torch.tensor(s[key], dtype=torch.float64) for s in self.samples]
@@ -97,14 +104,11 @@ class Batch:
         rewards = torch.zeros_like(old)
         if options["kl_in"] == "reward" and beta > 0:
             rewards = -beta * kl_value(options["kl_estimator"], (old - self.ref) * mask)
-        scores = self.scores
-        if number(options["score_clip"]) is not None:
-            scores = scores.clamp(-options["score_clip"], options["score_clip"])
-        rewards[torch.arange(len(scores)), self.lengths - 1] += scores.to(old.dtype)
-        advantages, returns = self.advantages(rewards * mask, values)
+        rewards[torch.arange(len(self.scores)), self.lengths - 1] += self.scores.to(old.dtype)
+        advantages, returns, absent = self.advantages(rewards * mask, values)
         if options["whiten"] != "off":
-            over = self.mask & self.trained[:, None] if options["whiten"] == "after-filter" else self.mask
-            chosen = advantages[over]
+            after = options["whiten"] == "after-filter"
+            chosen = advantages[self.mask & self.trained[:, None]] if after else torch.cat([advantages[self.mask], absent])
             advantages = (advantages - chosen.mean()) / torch.sqrt(chosen.var(unbiased=False) + 1e-8)
         return advantages * mask, returns, self.corrections(old)
 
@@ -120,22 +124,30 @@ class Batch:
                 running = rewards[:, t] + gamma * following - values[:, t] + gamma * trace * running
                 found[:, t] = running * self.mask[:, t]
                 running = found[:, t]
-            return found, found + values
-        totals, found = rewards.sum(1), torch.zeros_like(rewards[:, 0])
+            lengths = [len(s["response_tokens"]) for s in self.absent]
+            absent = [gamma ** torch.arange(n, dtype=rewards.dtype) * score for score, n in zip(self.shaped(self.absent), lengths)]
+            return found, found + values, torch.cat([*absent, rewards.new_zeros(0)])
+        totals = rewards.sum(1)
+        found, absent = torch.zeros_like(totals), []
         keys = [str(s["prompt_id"]) for s in self.samples]
         for key in set(keys):
-            members = [i for i, k in enumerate(keys) if k == key and (options["baseline_on"] == "all" or self.trained[i])]
-            own = totals[members]
-            if len(members) < 2:
-                found[members] = own / (1 + 1e-6 if kind == "mean-std" else 1)
-                continue
-            centred = own - own.mean()
-            if kind == "mean-std":
-                centred = centred / (own.std() + 1e-6)
+            members = [i for i, k in enumerate(keys) if k == key]
+            others = [s for s in self.absent if str(s["prompt_id"]) == key]
+            # The KL part of those that are not there is the mean of the others'.
+            kl = (totals[members] - self.scores[members]).mean()
+            drawn = torch.cat([totals[members], self.shaped(others) + kl])
+            centred = drawn - drawn.mean()
+            if len(drawn) < 2 or centred.abs().max() == 0:
+                centred = torch.zeros_like(drawn)
+            elif kind == "mean-std":
+                centred = centred / (drawn.std() + 1e-6)
             elif kind == "leave-one-out":
-                centred = centred * len(members) / (len(members) - 1)
-            found[members] = centred
-        return found[:, None].expand_as(rewards), torch.zeros_like(rewards)
+                centred = centred * len(drawn) / (len(drawn) - 1)
+            found[members] = centred[:len(members)]
+            for value, other in zip(centred[len(members):], others):
+                absent.append(value.expand(len(other["response_tokens"])))
+        absent = torch.cat([*absent, rewards.new_zeros(0)])
+        return found[:, None].expand_as(rewards), torch.zeros_like(rewards), absent
 
     def corrections(self, old):
         correction, mask = self.options["correction"], self.mask.to(old.dtype)
@@ -269,7 +281,7 @@ def factor(options, step, total):
 def settings(options, samples):
     """Options with every default filled in."""
     given = {key: value for key, value in options.items() if value is not None}
-    merged = {**DEFAULTS, **ALGORITHMS[given.get("algorithm", "ppo")], **given}
+    merged = {**DEFAULTS, **ALGORITHMS[given.get("algorithm", "pf-ppo")], **given}
     merged.setdefault("temperature", 1.0)
     if merged["norm_tokens"] is None:
         merged["norm_tokens"] = max(len(s["response_tokens"]) for s in samples)
@@ -308,5 +320,5 @@ def step(policy, critic, samples, options):
             critic.update(value_loss, done)
         if own:
             policy.update(loss, done)
-    metrics = {"policy_loss": sum(losses) / total, "old_logprobs": old}
+    metrics = {"policy_loss": sum(losses) / max(1, len(losses)), "old_logprobs": old}
     return policy, critic, metrics

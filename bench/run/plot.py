@@ -18,7 +18,7 @@ THEMES = {
 PANELS = [
     ("Score", "mean of all responses", lambda step: step["score_mean"]),
     ("Hidden tests", "share of responses that pass", lambda step: step["outcome_mean"]),
-    ("KL to the reference", "nats a response", lambda step: step["metrics"]["kl_to_ref"]),
+    ("KL to the reference", "nats a response", lambda step: step["metrics"].get("kl_to_ref")),
     ("Entropy", "nats a token", lambda step: step["metrics"]["entropy"]),
     ("Length", "tokens a response", lambda step: step["response_tokens_mean"]),
 ]

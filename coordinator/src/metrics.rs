@@ -150,20 +150,24 @@ pub(crate) fn step(step: &StepRecord) {
     histogram!("rlhf_coordinator_staleness_versions").record(m.staleness);
     for (name, value) in [
         ("rlhf_step_policy_loss", m.policy_loss),
-        ("rlhf_step_value_loss", m.value_loss),
         ("rlhf_step_entropy", m.entropy),
         ("rlhf_step_approx_kl", m.approx_kl),
         ("rlhf_step_rollout_approx_kl", m.rollout_approx_kl),
         ("rlhf_step_rollout_logprob_diff", m.rollout_logprob_diff),
         ("rlhf_step_clip_fraction", m.clip_fraction),
-        ("rlhf_step_explained_variance", m.explained_variance),
         ("rlhf_step_score_mean", step.score_mean),
-        ("rlhf_step_kl_to_ref", m.kl_to_ref),
     ] {
         gauge!(name).set(value);
     }
-    if let Some(outcome) = step.outcome_mean {
-        gauge!("rlhf_step_outcome_mean").set(outcome);
+    for (name, value) in [
+        ("rlhf_step_value_loss", m.value_loss),
+        ("rlhf_step_explained_variance", m.explained_variance),
+        ("rlhf_step_kl_to_ref", m.kl_to_ref),
+        ("rlhf_step_outcome_mean", step.outcome_mean),
+    ] {
+        if let Some(value) = value {
+            gauge!(name).set(value);
+        }
     }
     for (pool, r_squared) in
         [("unfiltered", step.reliability.unfiltered), ("filtered", step.reliability.filtered)]

@@ -23,7 +23,7 @@
 //! cannot be made durable waits, nobody sees what follows from it, and inputs are put aside. People are
 //! answered meanwhile.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use types::link::actor::{ActorCommand, Lease, LeasedPrompt};
 use types::link::learner::LearnerCommand;
 use types::link::reward::RewardCommand;
-use types::{Batch, MemberId, RolloutId, Sample, Timestamp};
+use types::{Batch, GroupScore, MemberId, PromptId, RolloutId, Sample, Timestamp};
 
 use crate::data::DataSet;
 use crate::disk_room::DiskRoom;
@@ -401,10 +401,13 @@ impl ServerLoop {
 
     /// A batch with its tokens.
     fn batch(&self, plan: &BatchPlan) -> anyhow::Result<Batch> {
+        let groups = plan.groups.iter().map(|group| (group.prompt, Arc::from(group.scores.as_slice())));
+        let groups: BTreeMap<PromptId, Arc<[GroupScore]>> = groups.collect();
         let mut samples = Vec::with_capacity(plan.samples.len());
         for sample in &plan.samples {
             let scored = self.journal.scored(sample.id)?;
-            samples.push(Sample::new(scored, sample.weight)?);
+            let group = groups.get(&sample.id.prompt).cloned().unwrap_or_default();
+            samples.push(Sample::new(scored, sample.weight, group)?);
         }
         Ok(Batch::new(plan.id, samples)?)
     }

@@ -58,7 +58,7 @@ pub use durable::Durable;
 pub use effect::{Applied, Effect, Role, StoreChanges};
 pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent};
 pub use fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
-pub use filter::{GroupSums, PlannedSample};
+pub use filter::{GroupSums, PlannedGroup, PlannedSample};
 pub use groups::LeasedGroup;
 pub use history::{History, PlanChange, Reliability, StepRecord};
 pub use leases::Grant;

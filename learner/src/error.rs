@@ -78,15 +78,18 @@ pub enum Error {
         /// Which number, and what it must be.
         source: algo::Error,
     },
-    /// A gradient that is not a number.
+    /// Too many optimizer steps in a row could not be made. Starting again would repeat them.
     #[error(
-        "{what}: the gradient norm is {norm}; training has diverged: lower the learning rate, or look at the batch"
+        "the {model} has diverged: after {steps} optimizer steps, {skipped} in a row had a gradient or a loss that is \
+         no finite number (max_skipped is exceeded); the log names their samples: look at them, or lower the learning rate"
     )]
     Diverged {
-        /// Which model, in which step.
-        what: String,
-        /// The norm, infinite or no number.
-        norm: f64,
+        /// Which model.
+        model: &'static str,
+        /// Its optimizer steps that were made.
+        steps: u64,
+        /// Those in a row that were not.
+        skipped: u64,
     },
     /// The ranks disagree.
     #[error(
@@ -158,6 +161,11 @@ impl Error {
     /// An error of a line of a data file, counted from 1.
     pub(crate) fn line(path: &Path, line: usize, problem: impl ToString) -> Self {
         Self::Line { path: path.to_owned(), line, problem: problem.to_string() }
+    }
+
+    /// For `map_err` on formulas: the numbers are of a batch.
+    pub(crate) fn in_batch(batch: BatchId) -> impl FnOnce(algo::Error) -> Self {
+        Self::numbers(move || format!("batch {batch}"))
     }
 
     /// For `map_err` on formulas: names what the numbers are of.

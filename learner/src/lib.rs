@@ -55,7 +55,7 @@ mod trainable_model;
 pub use checkpoint::Checkpoints;
 pub use config::{
     Bound, DecayOn, ExecutionConfig, KlIn, LoraConfig, LoraTarget, OptimizerConfig, Overlong, PpoConfig,
-    Precision, RolloutSupport, SamplesOn, Whiten, ZeroStage,
+    Precision, RolloutSupport, SamplesOn, Truncated, Whiten, ZeroStage,
 };
 pub use disk::FileError;
 pub use error::{Error, Result};

@@ -51,6 +51,13 @@ impl MicrobatchSplit {
         self.rounds.iter().flatten().flatten().copied()
     }
 
+    /// The same in ascending order.
+    pub(crate) fn sorted_indices(&self) -> Vec<usize> {
+        let mut indices: Vec<usize> = self.indices().collect();
+        indices.sort_unstable();
+        indices
+    }
+
     /// Tokens of the rank that computes the most, with the tokens of each item.
     pub(crate) fn max_rank_tokens(&self, tokens: impl Fn(usize) -> usize) -> usize {
         let ranks = self.rounds.first().map_or(0, Vec::len);

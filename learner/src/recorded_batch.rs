@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use types::{
-    Batch, BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, Sample,
-    ScoredRollout, Scores, Span,
+    Batch, BatchId, FinishReason, GroupScore, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts,
+    Sample, ScoredRollout, Scores, Span,
 };
 
 use crate::error::{Error, Result};
@@ -39,6 +40,9 @@ enum SampleError {
     /// Siblings are numbered by 16 bits.
     #[error("is more than the 65535th sample of its prompt")]
     TooManySiblings,
+    /// The weight is none.
+    #[error("weight is {0}, must be at least 0")]
+    Weight(f32),
     /// Numbers are missing, out of range, or are none.
     #[error("{}", .0.problem)]
     Invalid(#[from] types::Invalid),
@@ -52,15 +56,16 @@ struct RecordedPrompt {
 }
 
 /// Reads recorded samples in the order of the file, as batch 1: `prompt_id` (any JSON value; equal ones are
-/// one group), `prompt_tokens`, `response_tokens`, `rollout_logprobs`, `ref_logprobs` (may be absent),
-/// `score`, `weight` (1 where absent), and where they are known `surviving_mass` and `finish_reason`. Other
-/// fields are ignored.
+/// one group, whose baseline is taken over all its lines, those of weight 0 included), `prompt_tokens`,
+/// `response_tokens`, `rollout_logprobs`, `ref_logprobs` (may be absent), `score`, `weight` (1 where absent),
+/// and where they are known `surviving_mass` and `finish_reason`. Other fields are ignored.
 ///
 /// # Errors
 /// The file and the line of what is missing, of another length or no number.
 pub fn read_batch(path: &Path) -> Result<Batch> {
     let mut prompts: HashMap<String, RecordedPrompt> = HashMap::new();
-    let mut samples = Vec::new();
+    let mut groups: HashMap<PromptId, Vec<GroupScore>> = HashMap::new();
+    let mut weighted = Vec::new();
     lines::read(path, |recorded: RecordedSample| {
         let next = RecordedPrompt { ordinal: prompts.len() as u64, siblings: 0 };
         let prompt = prompts.entry(recorded.prompt_id.to_string()).or_insert(next);
@@ -70,17 +75,31 @@ pub fn read_batch(path: &Path) -> Result<Batch> {
             attempt: 0,
         };
         prompt.siblings = prompt.siblings.checked_add(1).ok_or(SampleError::TooManySiblings)?;
-        samples.push(recorded.into_sample(id)?);
+        let weight = recorded.weight;
+        let scored = recorded.into_scored(id)?;
+        groups.entry(id.prompt).or_default().push(GroupScore::of(&scored));
+        weighted.push((scored, checked(weight)?));
         Ok::<(), SampleError>(())
     })?;
-    if samples.is_empty() {
+    if weighted.is_empty() {
         return Err(Error::line(path, 1, "the file has no samples"));
+    }
+    let groups: HashMap<PromptId, Arc<[GroupScore]>> =
+        groups.into_iter().map(|(prompt, scores)| (prompt, scores.into())).collect();
+    let mut samples = Vec::with_capacity(weighted.len());
+    for (scored, weight) in weighted {
+        let group = groups[&scored.rollout().id().prompt].clone();
+        samples.push(Sample::new(scored, weight, group).expect("its parts are checked"));
     }
     Ok(Batch::in_recorded_order(BatchId(1), samples).expect("each sample has an id of its own"))
 }
 
+fn checked(weight: f32) -> std::result::Result<f32, SampleError> {
+    if weight.is_finite() && weight >= 0.0 { Ok(weight) } else { Err(SampleError::Weight(weight)) }
+}
+
 impl RecordedSample {
-    fn into_sample(self, id: RolloutId) -> std::result::Result<Sample, SampleError> {
+    fn into_scored(self, id: RolloutId) -> std::result::Result<ScoredRollout, SampleError> {
         // A response without tokens has no span; one that is too long is refused for its length.
         let tokens = NonZeroU32::new(u32::try_from(self.response_tokens.len()).unwrap_or(u32::MAX));
         let span = tokens.map(|tokens| Span { version: PolicyVersion(0), tokens });
@@ -95,6 +114,6 @@ impl RecordedSample {
             fields: "{}".into(),
         })?;
         let scores = Scores { score: self.score, ref_logprobs: self.ref_logprobs, outcome: None };
-        Ok(Sample::new(ScoredRollout::new(rollout, scores)?, self.weight)?)
+        Ok(ScoredRollout::new(rollout, scores)?)
     }
 }

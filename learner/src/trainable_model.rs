@@ -83,6 +83,17 @@ pub(crate) struct TrainableModel {
     device: Device,
     gradients: Gradients,
     optimizer: AdamW,
+    /// Optimizer steps since the last one that was made.
+    skipped_in_row: u64,
+}
+
+/// What became of an optimizer step, the same on every rank. The norm is the gradient's, before clipping.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum StepOutcome {
+    /// The weights moved.
+    Made { norm: f64 },
+    /// They did not: the norm is no finite number.
+    Skipped { norm: f64 },
 }
 
 impl TrainableModel {
@@ -119,7 +130,7 @@ impl TrainableModel {
         let is_recomputed = options.recompute || placement == Placement::Sharded;
         let keep = if is_recomputed { Keep::Inputs } else { Keep::Graphs };
         let network = Network { config, layout, adapters, store };
-        Self { name, network, keep, device, gradients, optimizer }
+        Self { name, network, keep, device, gradients, optimizer, skipped_in_row: 0 }
     }
 
     /// The network's shape.
@@ -229,18 +240,20 @@ impl TrainableModel {
         gradients.close(ranks, open_embedding, position)
     }
 
-    /// The optimizer step at the end of a minibatch, at learning rate `lr`. Returns the gradient's norm
-    /// before clipping.
+    /// The optimizer step at the end of a minibatch, at learning rate `lr`. It is not made where the gradient is
+    /// no finite number on some rank.
     ///
     /// # Errors
-    /// A gradient that is not finite, a rank that is lost.
-    pub(crate) fn update(&mut self, ranks: &Ranks, config: &OptimizerConfig, lr: f64) -> Result<f64> {
+    /// Too many steps in a row that could not be made, a rank that is lost.
+    pub(crate) fn update(&mut self, ranks: &Ranks, config: &OptimizerConfig, lr: f64) -> Result<StepOutcome> {
         self.gradients.finish()?;
         let norm = self.gradients.norm(ranks)?;
         if !norm.is_finite() {
-            let what = format!("{} after {} optimizer steps", self.name, self.optimizer.steps);
-            return Err(Error::Diverged { what, norm });
+            self.gradients.clear();
+            self.skip(config)?;
+            return Ok(StepOutcome::Skipped { norm });
         }
+        self.skipped_in_row = 0;
         // As torch.nn.utils.clip_grad_norm_.
         let clip = config.max_grad_norm.number().map_or(1.0, |limit| (limit / (norm + 1e-6)).min(1.0));
         let groups = 0..=self.network.output_group();
@@ -249,7 +262,20 @@ impl TrainableModel {
         self.optimizer.step(&weights, &gradients, &OptimizerStep { config, lr, gradient_scale: clip });
         self.gradients.clear();
         self.network.store.gather_updates(ranks)?;
-        Ok(norm)
+        Ok(StepOutcome::Made { norm })
+    }
+
+    /// Counts a step that cannot be made.
+    ///
+    /// # Errors
+    /// When there were too many in a row.
+    pub(crate) fn skip(&mut self, config: &OptimizerConfig) -> Result<()> {
+        self.skipped_in_row += 1;
+        if self.skipped_in_row <= config.max_skipped {
+            return Ok(());
+        }
+        let (steps, skipped) = (self.optimizer.steps, self.skipped_in_row);
+        Err(Error::Diverged { model: self.name, steps, skipped })
     }
 }
 

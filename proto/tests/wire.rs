@@ -14,9 +14,9 @@ use types::link::actor::{ActorCommand, ActorHello, ActorReport, Lease, LeasedPro
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{
-    Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, Incarnation, LeaseId, Manifest,
-    PolicyVersion, Prompt, PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, RolloutParts, Sample,
-    ScoredRollout, Scores, Span, TensorEntry, TensorLayout, WeightHash,
+    Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, GroupScore, Incarnation, LeaseId,
+    Manifest, PolicyVersion, Prompt, PromptContent, PromptId, Rollout, RolloutFailure, RolloutId,
+    RolloutParts, Sample, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, WeightHash,
 };
 
 /// Encodes, decodes and converts back.
@@ -95,6 +95,7 @@ proptest! {
         // Copies under new ids make some batches larger than one part.
         let mut all = Vec::new();
         for (ordinal, scored) in (0u64..).zip(samples) {
+            let mut group = Vec::new();
             for sibling in 0..copies {
                 let (rollout, scores) = scored.clone().into_parts();
                 let rollout = Rollout::new(RolloutParts {
@@ -102,8 +103,11 @@ proptest! {
                     fields: Arc::from("x".repeat(40_000)),
                     ..rollout.into_parts()
                 });
-                let scored = ScoredRollout::new(rollout.unwrap(), scores).unwrap();
-                all.push(Sample::new(scored, f32::from(sibling)).unwrap());
+                group.push(ScoredRollout::new(rollout.unwrap(), scores).unwrap());
+            }
+            let scores: Arc<[GroupScore]> = group.iter().map(GroupScore::of).collect();
+            for (weight, scored) in (0u16..).zip(group) {
+                all.push(Sample::new(scored, f32::from(weight), scores.clone()).unwrap());
             }
         }
         let batch = Batch::new(BatchId(4), all).unwrap();

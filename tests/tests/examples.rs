@@ -77,7 +77,7 @@ fn grpo_trains_on_whole_groups_without_critic_and_reference() {
     assert_eq!(steps.len(), 4);
     for step in &steps {
         assert_eq!((step["responses"].as_u64(), step["metrics"]["samples"].as_u64()), (Some(64), Some(64)));
-        assert_eq!(step["metrics"]["value_loss"], 0.0, "a critic was trained: {step}");
+        assert!(step["metrics"]["value_loss"].is_null(), "a critic was trained: {step}");
         let score = step["score_mean"].as_f64().unwrap();
         assert!((-0.5..1.0).contains(&score), "reward.py gives no such mean: {step}");
     }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use types::{BatchId, PolicyVersion, RolloutId};
 
-use super::filter::{GroupSums, PlannedSample, ReadyGroup};
+use super::filter::{GroupSums, PlannedGroup, PlannedSample, ReadyGroup};
 use super::plan::RunPlan;
 
 /// Batches that the learner may have beyond the last one it trained: one at work, one next.
@@ -20,8 +20,10 @@ const SEND_AHEAD_COUNT: u64 = 2;
 pub struct BatchPlan {
     /// Its number.
     pub id: BatchId,
-    /// Its samples.
+    /// Its samples, in the order of their ids.
     pub samples: Vec<PlannedSample>,
+    /// The groups that they are of, in the order of their prompts.
+    pub groups: Vec<PlannedGroup>,
     /// Prompts in it.
     pub prompts: u64,
     /// What the unfiltered policy did since the batch before: on its prompts, and on those that brought it
@@ -137,12 +139,15 @@ impl Batches {
         while self.formed < plan.last_batch() && self.ready.len() >= size {
             let id = self.formed.next();
             let sums = std::mem::take(&mut self.unselected);
-            let mut batch = BatchPlan { id, samples: Vec::new(), prompts: size as u64, sums };
+            let (samples, groups) = (Vec::new(), Vec::with_capacity(size));
+            let mut batch = BatchPlan { id, samples, groups, prompts: size as u64, sums };
             for group in self.ready.drain(..size) {
                 batch.sums.merge(&group.sums);
                 batch.samples.extend(group.samples);
+                batch.groups.push(group.group);
             }
             batch.samples.sort_by_key(|sample| sample.id);
+            batch.groups.sort_by_key(|group| group.prompt);
             self.formed = id;
             self.kept.push_back(batch);
             stale.extend(self.take_stale(id.next(), plan.max_staleness));

@@ -193,7 +193,7 @@ impl Durable {
 
     fn drop_stale(&mut self, stale: Vec<StaleGroup>, out: &mut Applied) {
         for stale in stale {
-            let (prompt, oldest) = (stale.group.prompt, stale.group.oldest);
+            let (prompt, oldest) = (stale.group.group.prompt, stale.group.oldest);
             out.notice(Notice::GroupStale { prompt, oldest, batch: stale.batch });
             self.account.end(Ending::Dropped(DropReason::Stale), stale.group.in_flight());
             self.batches.observe(&stale.group.sums);

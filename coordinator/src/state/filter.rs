@@ -2,7 +2,7 @@
 
 use algo::filtration::{Candidate, Group, GroupDecision, filter_group};
 use serde::{Deserialize, Serialize};
-use types::{DropReason, Ending, FilterReason, PolicyVersion, PromptId, RolloutId};
+use types::{DropReason, Ending, FilterReason, GroupScore, PolicyVersion, PromptId, RolloutId};
 
 use super::fact::ScoreSummary;
 use super::groups::CompleteGroup;
@@ -24,10 +24,31 @@ impl PlannedSample {
     }
 }
 
+/// The scores of all responses to a prompt of a batch: what baselines are taken over, whatever was kept
+/// (`docs/decisions.md`, D19).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedGroup {
+    /// The prompt.
+    pub prompt: PromptId,
+    /// In the order of siblings.
+    pub scores: Vec<GroupScore>,
+}
+
+impl PlannedGroup {
+    fn of(group: &CompleteGroup) -> Self {
+        let mut scores = Vec::with_capacity(group.scored.len());
+        for ScoreSummary { id, score, tokens, truncated, .. } in &group.scored {
+            let (score, tokens, truncated) = (*score, *tokens, *truncated);
+            scores.push(GroupScore { sibling: id.sibling, score, tokens, truncated });
+        }
+        Self { prompt: group.prompt, scores }
+    }
+}
+
 /// What the filtration kept of a group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct ReadyGroup {
-    pub(super) prompt: PromptId,
+    pub(super) group: PlannedGroup,
     pub(super) samples: Vec<PlannedSample>,
     /// The oldest version that drew a token of a kept response.
     pub(super) oldest: PolicyVersion,
@@ -160,7 +181,7 @@ impl Filtered {
             return Self::nothing_kept(group, ending);
         };
         let sums = GroupSums::of(&group.scored);
-        let ready = Some(ReadyGroup { prompt: group.prompt, samples, oldest, sums });
+        let ready = Some(ReadyGroup { group: PlannedGroup::of(group), samples, oldest, sums });
         Self { ready, unselected: GroupSums::default(), ending, ended, forgotten }
     }
 }

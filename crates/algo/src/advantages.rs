@@ -1,9 +1,12 @@
 //! Advantages of whole responses against the other responses of their group: no critic.
+//!
+//! Invariant: an advantage is taken against the group as it was drawn. Which of its responses train, and how
+//! often, changes neither its sign nor its scale (`docs/decisions.md`, D19).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, require, require_each, require_non_negative};
+use crate::error::{Error, require_each, require_non_negative};
 use crate::responses::Responses;
 
 /// What a score is compared with. `G` is the size of the group, the mean is the group's.
@@ -22,54 +25,64 @@ pub enum GroupBaseline {
     LeaveOneOut,
 }
 
-/// One advantage per response, `[responses]`. `groups[i]` says which group response `i` belongs to: any
-/// numbering from 0 to below the number of responses, in any order. A group of one has nothing to be compared
-/// with: its score passes through unchanged (divided by 1 + ε for [`GroupBaseline::MeanStd`]), as in verl.
-/// Equal scores give exactly 0.
+/// What the baselines need to know of a group: all its responses that have a score, trained or not.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct GroupStatistics {
+    /// `G`: how many responses there are.
+    pub size: usize,
+    /// The mean of their returns.
+    pub mean: f64,
+    /// Their unbiased standard deviation; exactly 0 where they are equal, and of fewer than two.
+    pub std: f64,
+}
+
+impl GroupStatistics {
+    /// The statistics of the returns of a group.
+    pub fn of(returns: &[f64]) -> Self {
+        let size = returns.len();
+        let Some(&first) = returns.first() else { return Self::default() };
+        if returns.iter().all(|value| *value == first) {
+            return Self { size, mean: first, std: 0.0 };
+        }
+        let mean = returns.iter().sum::<f64>() / size as f64;
+        let squares: f64 = returns.iter().map(|value| (value - mean).powi(2)).sum();
+        Self { size, mean, std: (squares / (size as f64 - 1.0)).sqrt() }
+    }
+}
+
+impl GroupBaseline {
+    /// The advantage of a response with this return. 0 in a group of one, which has nothing to be compared
+    /// with, and in a group of equal returns.
+    fn advantage(self, value: f64, group: &GroupStatistics) -> f64 {
+        if group.size < 2 || group.std == 0.0 {
+            return 0.0;
+        }
+        let centred = value - group.mean;
+        match self {
+            Self::MeanStd { epsilon } => centred / (group.std + epsilon),
+            // R_i − (G mean − R_i) / (G − 1) = G / (G − 1) (R_i − mean)
+            Self::LeaveOneOut => centred * group.size as f64 / (group.size as f64 - 1.0),
+            Self::Mean => centred,
+        }
+    }
+}
+
+/// One advantage per response, `[responses]`; `groups[i]` describes the group of response `i`, whether or not
+/// its other responses are among these.
 ///
 /// # Errors
-/// A wrong length, a score that is not finite, a group number out of range or a negative ε.
+/// A wrong length, a return that is not finite or a negative ε.
 pub fn group_advantages(
     baseline: GroupBaseline,
-    scores: &[f32],
-    groups: &[usize],
+    returns: &[f32],
+    groups: &[GroupStatistics],
 ) -> Result<Vec<f32>, Error> {
-    require_each("scores", scores, groups.len(), "response")?;
+    require_each("returns", returns, groups.len(), "response")?;
     if let GroupBaseline::MeanStd { epsilon } = baseline {
         require_non_negative("epsilon", epsilon)?;
     }
-    let mut members = vec![Vec::new(); groups.len()];
-    for (response, &group) in groups.iter().enumerate() {
-        require(group < groups.len(), "group", group as f64, "a number below the number of responses")?;
-        members[group].push(response);
-    }
-    let mut advantages = vec![0.0; scores.len()];
-    for members in members.iter().filter(|members| !members.is_empty()) {
-        let (mean, scale) =
-            baseline_of(baseline, members.iter().map(|&response| f64::from(scores[response])));
-        for &response in members {
-            advantages[response] = ((f64::from(scores[response]) - mean) * scale) as f32;
-        }
-    }
-    Ok(advantages)
-}
-
-/// Mean and scale of a group, so that the advantage is `(R_i − mean) · scale`; leave-one-out is `G/(G−1) (R_i
-/// − mean)`.
-fn baseline_of(baseline: GroupBaseline, scores: impl ExactSizeIterator<Item = f64> + Clone) -> (f64, f64) {
-    let size = scores.len() as f64;
-    let (mean, std) = if scores.len() < 2 {
-        (0.0, 1.0)
-    } else {
-        let mean = scores.clone().sum::<f64>() / size;
-        (mean, (scores.map(|score| (score - mean).powi(2)).sum::<f64>() / (size - 1.0)).sqrt())
-    };
-    match baseline {
-        GroupBaseline::MeanStd { .. } if std == 0.0 => (mean, 0.0),
-        GroupBaseline::MeanStd { epsilon } => (mean, 1.0 / (std + epsilon)),
-        GroupBaseline::LeaveOneOut if size > 1.0 => (mean, size / (size - 1.0)),
-        GroupBaseline::Mean | GroupBaseline::LeaveOneOut => (mean, 1.0),
-    }
+    let each = returns.iter().zip(groups);
+    Ok(each.map(|(value, group)| baseline.advantage(f64::from(*value), group) as f32).collect())
 }
 
 /// Gives every counted token its response's number: `[responses]` to `[tokens]`, 0 on tokens that do not
@@ -94,27 +107,34 @@ mod tests {
 
     const GRPO: GroupBaseline = GroupBaseline::MeanStd { epsilon: 1e-6 };
 
-    #[test]
-    fn groups_do_not_see_each_other_and_need_not_be_adjacent() {
-        let alone = group_advantages(GRPO, &[1.0, 0.0, 0.5, 0.0], &[0; 4]).unwrap();
-        let mixed = group_advantages(GRPO, &[1.0, 9.0, 0.0, 0.5, 7.0, 0.0], &[5, 2, 5, 5, 2, 5]).unwrap();
-        assert_eq!(alone, [mixed[0], mixed[2], mixed[3], mixed[5]]);
+    fn of_whole_group(baseline: GroupBaseline, scores: &[f32]) -> Vec<f32> {
+        let returns: Vec<f64> = scores.iter().copied().map(f64::from).collect();
+        group_advantages(baseline, scores, &vec![GroupStatistics::of(&returns); scores.len()]).unwrap()
     }
 
     #[test]
-    fn equal_scores_carry_no_signal_and_a_single_one_passes() {
+    fn a_part_of_a_group_has_the_advantages_that_it_has_in_the_whole() {
+        let group = GroupStatistics::of(&[5.0, 4.0, 3.5, 3.25, 3.0]);
+        for baseline in [GRPO, GroupBaseline::Mean, GroupBaseline::LeaveOneOut] {
+            let whole = of_whole_group(baseline, &[5.0, 4.0, 3.5, 3.25, 3.0]);
+            assert_eq!(group_advantages(baseline, &[3.0], &[group]).unwrap(), [whole[4]]);
+            assert!(whole[4] < 0.0, "{whole:?}");
+        }
+    }
+
+    #[test]
+    fn equal_scores_and_a_single_one_carry_no_signal() {
         for baseline in
             [GRPO, GroupBaseline::MeanStd { epsilon: 0.0 }, GroupBaseline::Mean, GroupBaseline::LeaveOneOut]
         {
-            assert_eq!(group_advantages(baseline, &[0.3; 3], &[1; 3]).unwrap(), [0.0; 3]);
-            let single = group_advantages(baseline, &[0.3], &[0]).unwrap()[0];
-            assert!((single - 0.3).abs() < 1e-6);
+            assert_eq!(of_whole_group(baseline, &[0.3; 3]), [0.0; 3]);
+            assert_eq!(of_whole_group(baseline, &[0.3]), [0.0]);
         }
     }
 
     #[test]
     fn a_group_of_two_is_a_comparison() {
-        let advantages = |baseline| group_advantages(baseline, &[1.0, 0.0], &[1, 1]).unwrap();
+        let advantages = |baseline| of_whole_group(baseline, &[1.0, 0.0]);
         assert_eq!(advantages(GroupBaseline::Mean), [0.5, -0.5]);
         assert_eq!(advantages(GroupBaseline::LeaveOneOut), [1.0, -1.0]);
         let root = std::f32::consts::FRAC_1_SQRT_2;
@@ -123,11 +143,12 @@ mod tests {
 
     #[test]
     fn bad_input_is_an_error() {
-        assert!(group_advantages(GRPO, &[1.0], &[1]).is_err());
-        assert!(group_advantages(GRPO, &[1.0], &[0, 0]).is_err());
-        assert!(group_advantages(GRPO, &[f32::NAN], &[0]).is_err());
-        assert!(group_advantages(GroupBaseline::MeanStd { epsilon: -1.0 }, &[1.0], &[0]).is_err());
+        let group = GroupStatistics::of(&[1.0, 0.0]);
+        assert!(group_advantages(GRPO, &[1.0], &[group; 2]).is_err());
+        assert!(group_advantages(GRPO, &[f32::NAN], &[group]).is_err());
+        assert!(group_advantages(GroupBaseline::MeanStd { epsilon: -1.0 }, &[1.0], &[group]).is_err());
         assert!(group_advantages(GRPO, &[], &[]).unwrap().is_empty());
+        assert_eq!(GroupStatistics::of(&[]), GroupStatistics::default());
     }
 
     #[test]

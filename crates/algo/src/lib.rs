@@ -78,7 +78,7 @@ mod schedule;
 mod truncation;
 mod value_loss;
 
-pub use advantages::{GroupBaseline, broadcast, group_advantages};
+pub use advantages::{GroupBaseline, GroupStatistics, broadcast, group_advantages};
 pub use coefficients::{Aggregation, LossTerm, Totals, coefficients, entropy_bonus, negative_log_likelihood};
 pub use controller::KlController;
 pub use correction::{Correction, CorrectionSums, CorrectionWeights, off_policy_sequence_mask, reweight};
@@ -91,7 +91,7 @@ pub use preference::{
     Kto, KtoLoss, LabelledResponses, PairLoss, PreferenceObjective, PreferencePairs, ScorePairs,
     bradley_terry, kto_loss, kto_reference_point, preference_loss,
 };
-pub use preset::{AdvantageEstimator, Algorithm, AlgorithmDefaults, KlPlacement};
+pub use preset::{AdvantageEstimator, Algorithm, AlgorithmDefaults, KlPlacement, Whiten};
 pub use ratio::{RatioMetrics, RatioSums};
 pub use responses::Responses;
 pub use rewards::{

@@ -36,6 +36,14 @@ impl Moments {
         self.sum_of_squares += value * value;
     }
 
+    /// Adds one number `times` times.
+    pub fn push_times(&mut self, value: f64, times: usize) {
+        let times = times as f64;
+        self.count += times;
+        self.sum += times * value;
+        self.sum_of_squares += times * value * value;
+    }
+
     /// Adds the numbers of another part.
     pub fn merge(&mut self, other: &Self) {
         self.count += other.count;

@@ -1,5 +1,5 @@
-//! The algorithms of the field as data: what each computes, where, and with which defaults. PF-PPO's
-//! filtration comes before any of them.
+//! The algorithms of the field as data: what each computes, where, and with which defaults. What an algorithm
+//! decides outside the learner (filtration, passes) is `crates/cli/src/recipe/preset.rs`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,14 @@ use crate::policy_loss::{ClipRange, PolicyObjective, RatioLevel};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// PPO with a critic, the paper's setting.
+    /// PPO with a critic on filtered responses (PF-PPO, arXiv 2409.06957): the best and the worst of a group,
+    /// three times.
     #[default]
+    PfPpo,
+    /// The same as the authors' code has it where that differs: draws with replacement, advantages whitened
+    /// before them, a mean over responses, top-p 0.9, a cosine after a warm-up.
+    PfPpoPaper,
+    /// PPO with a critic on every response.
     Ppo,
     /// Group-relative policy optimisation.
     Grpo,
@@ -27,8 +33,7 @@ pub enum Algorithm {
     ReinforcePlusPlus,
     /// The same with the group's mean subtracted first.
     ReinforcePlusPlusBaseline,
-    /// GRPO with clip-higher and token-level loss; dynamic sampling is
-    /// [`NoSignal::Always`](crate::filtration::NoSignal).
+    /// GRPO with clip-higher, token-level loss, dynamic sampling and soft overlong punishment.
     Dapo,
     /// Ratios and clipping of whole responses.
     Gspo,
@@ -36,6 +41,19 @@ pub enum Algorithm {
     Cispo,
     /// PPO's clip around a proximal policy, for stale samples.
     DecoupledPpo,
+}
+
+/// Over which responses advantages are whitened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Whiten {
+    /// Over those that train.
+    AfterFilter,
+    /// Over all that were drawn, as the authors' PF-PPO code does. With a critic those that do not train have
+    /// to be sent along, with weight 0.
+    BeforeFilter,
+    /// Advantages are used as they are.
+    Off,
 }
 
 /// Where advantages come from.
@@ -79,8 +97,8 @@ pub enum KlPlacement {
 pub struct AlgorithmDefaults {
     /// Where advantages come from.
     pub advantage: AdvantageEstimator,
-    /// Whether advantages are whitened over the batch.
-    pub whiten: bool,
+    /// Over which responses of the batch advantages are whitened.
+    pub whiten: Whiten,
     /// Where the KL enters.
     pub kl: KlPlacement,
     /// The policy loss, with ratio level and clip range.
@@ -115,17 +133,22 @@ const fn clip(level: RatioLevel, low: f64, high: f64) -> PolicyObjective {
 
 const PPO: AlgorithmDefaults = AlgorithmDefaults {
     advantage: AdvantageEstimator::Gae,
-    whiten: true,
+    whiten: Whiten::AfterFilter,
     kl: KL_IN_REWARD,
     objective: clip(RatioLevel::Token, 0.2, 0.2),
     aggregation: Aggregation::TokenMean,
     correction: Correction::None,
-    source: "arXiv 1707.06347; PF-PPO arXiv 2409.06957 and its code (k1 in the reward, β 0.01, clip 0.2)",
+    source: "arXiv 1707.06347; k1 in the reward with β 0.01, clip 0.2 and λ 0.95 as in OpenRLHF",
+};
+
+const PF_PPO: AlgorithmDefaults = AlgorithmDefaults {
+    source: "arXiv 2409.06957 and its code (k1 in the reward, β 0.01, clip 0.2); whitened over what trains",
+    ..PPO
 };
 
 const GRPO: AlgorithmDefaults = AlgorithmDefaults {
     advantage: GRPO_ADVANTAGE,
-    whiten: false,
+    whiten: Whiten::Off,
     kl: KlPlacement::Loss { estimator: KlEstimator::K3, coefficient: 0.04 },
     aggregation: Aggregation::SeqMeanTokenMean,
     source: "arXiv 2402.03300 (k3 in the loss, β 0.04); clip 0.2 and ε 1e-6 as in verl",
@@ -136,7 +159,9 @@ const WITHOUT_REFERENCE: AlgorithmDefaults = AlgorithmDefaults { kl: KlPlacement
 
 impl Algorithm {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
+        Self::PfPpo,
+        Self::PfPpoPaper,
         Self::Ppo,
         Self::Grpo,
         Self::DrGrpo,
@@ -152,6 +177,13 @@ impl Algorithm {
     /// The algorithm's defaults.
     pub fn defaults(self) -> AlgorithmDefaults {
         match self {
+            Self::PfPpo => PF_PPO,
+            Self::PfPpoPaper => AlgorithmDefaults {
+                whiten: Whiten::BeforeFilter,
+                aggregation: Aggregation::SeqMeanTokenMean,
+                source: "arXiv 2409.06957 as in swtheing/PF-PPO-RLHF (whitened before the draws, mean over responses)",
+                ..PF_PPO
+            },
             Self::Ppo => PPO,
             Self::Grpo => GRPO,
             Self::DrGrpo => AlgorithmDefaults {
@@ -162,7 +194,7 @@ impl Algorithm {
             },
             Self::Rloo => AlgorithmDefaults {
                 advantage: AdvantageEstimator::Group(GroupBaseline::LeaveOneOut),
-                whiten: false,
+                whiten: Whiten::Off,
                 objective: clip(RatioLevel::SequenceProduct, 0.2, 0.2),
                 aggregation: Aggregation::SeqMeanTokenMean,
                 source: "arXiv 2402.14740 (the response is one action, KL in its reward); clipped as in TRL's RLOO trainer",
@@ -170,11 +202,13 @@ impl Algorithm {
             },
             Self::ReinforcePlusPlus => AlgorithmDefaults {
                 advantage: AdvantageEstimator::ReturnToGo,
+                whiten: Whiten::BeforeFilter,
                 source: "arXiv 2501.03262 (k1 in the reward, return-to-go, whitened over the global batch)",
                 ..PPO
             },
             Self::ReinforcePlusPlusBaseline => AlgorithmDefaults {
                 advantage: AdvantageEstimator::Group(GroupBaseline::Mean),
+                whiten: Whiten::BeforeFilter,
                 kl: KlPlacement::Loss { estimator: KlEstimator::K2, coefficient: 0.01 },
                 source: "arXiv 2501.03262, baseline variant (group mean, then whitened over the global batch, k2 in the loss)",
                 ..PPO
@@ -216,6 +250,8 @@ mod tests {
     #[test]
     fn names_in_configuration() {
         let names = [
+            "pf-ppo",
+            "pf-ppo-paper",
             "ppo",
             "grpo",
             "dr-grpo",
@@ -236,6 +272,7 @@ mod tests {
     fn only_the_ppo_family_needs_a_critic() {
         let with_critic: Vec<_> =
             Algorithm::ALL.into_iter().filter(|algorithm| algorithm.defaults().needs_critic()).collect();
-        assert_eq!(with_critic, [Algorithm::Ppo, Algorithm::DecoupledPpo]);
+        let critics = [Algorithm::PfPpo, Algorithm::PfPpoPaper, Algorithm::Ppo, Algorithm::DecoupledPpo];
+        assert_eq!(with_critic, critics);
     }
 }

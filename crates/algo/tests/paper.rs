@@ -4,10 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use algo::{
-    Aggregation, ClipRange, Correction, Gae, GroupBaseline, KlEstimator, Kto, LabelledResponses, Moments,
-    PolicyLoss, PolicyObjective, PolicyTokens, PreferenceObjective, PreferencePairs, RatioLevel, Responses,
-    RewardShaping, ScorePairs, ScoredTokens, Totals, ValueTokens, coefficients, group_advantages,
-    policy_loss, reweight, whiten,
+    Aggregation, ClipRange, Correction, Gae, GroupBaseline, GroupStatistics, KlEstimator, Kto,
+    LabelledResponses, Moments, PolicyLoss, PolicyObjective, PolicyTokens, PreferenceObjective,
+    PreferencePairs, RatioLevel, Responses, RewardShaping, ScorePairs, ScoredTokens, Totals, ValueTokens,
+    coefficients, group_advantages, policy_loss, reweight, whiten,
 };
 const LENGTHS: [usize; 3] = [4, 3, 2];
 const OLD: [f32; 9] = [-1.0, -0.5, -2.0, -0.3, -0.7, -1.2, -0.4, -0.2, -0.9];
@@ -213,10 +213,15 @@ fn s7_5_value_loss() {
     }
 }
 
+/// The advantages of four responses with the scores of the golden numbers.
+fn of_a_group(baseline: GroupBaseline) -> Vec<f32> {
+    let group = GroupStatistics::of(&[1.0, 0.0, 0.5, 0.0]);
+    group_advantages(baseline, &[1.0, 0.0, 0.5, 0.0], &[group; 4]).unwrap()
+}
+
 #[test]
 fn s7_6_grpo_advantages() {
-    let advantages =
-        group_advantages(GroupBaseline::MeanStd { epsilon: 1e-6 }, &[1.0, 0.0, 0.5, 0.0], &[0; 4]).unwrap();
+    let advantages = of_a_group(GroupBaseline::MeanStd { epsilon: 1e-6 });
     assert_close(&advantages, &[1.305_580, -0.783_348, 0.261_116, -0.783_348], 1e-6);
 }
 
@@ -236,13 +241,13 @@ fn s7_6_grpo_objective_is_the_seq_mean_of_clip_plus_beta_k3() {
 
 #[test]
 fn s7_7_dr_grpo_advantages() {
-    let advantages = group_advantages(GroupBaseline::Mean, &[1.0, 0.0, 0.5, 0.0], &[0; 4]).unwrap();
+    let advantages = of_a_group(GroupBaseline::Mean);
     assert_close(&advantages, &[0.625, -0.375, 0.125, -0.375], 1e-6);
 }
 
 #[test]
 fn s7_8_rloo_advantages_are_those_of_dr_grpo_times_four_thirds() {
-    let advantages = group_advantages(GroupBaseline::LeaveOneOut, &[1.0, 0.0, 0.5, 0.0], &[0; 4]).unwrap();
+    let advantages = of_a_group(GroupBaseline::LeaveOneOut);
     assert_close(&advantages, &[0.833_333, -0.5, 0.166_667, -0.5], 1e-6);
 }
 
@@ -279,7 +284,7 @@ fn s7_9_reinforce_plus_plus() {
 #[test]
 fn s7_9_reinforce_plus_plus_baseline() {
     let responses = algo::Responses::new(&[3; 4]).unwrap();
-    let centred = group_advantages(GroupBaseline::Mean, &[1.0, 0.0, 0.5, 0.0], &[0; 4]).unwrap();
+    let centred = of_a_group(GroupBaseline::Mean);
     let mut advantages = algo::broadcast(responses, &centred).unwrap();
     let moments = Moments::of_tokens("advantages", responses, &advantages).unwrap();
     whiten(&mut advantages, moments.mean(), moments.unbiased_variance());

@@ -3,9 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use algo::{
-    AdvantageEstimator, Aggregation, Algorithm, ClipRange, Correction, Gae, GroupBaseline, KlEstimator,
-    KlPlacement, KlTokens, Moments, PolicyObjective, PolicyTokens, RatioLevel, Responses, RewardShaping,
-    ScoredTokens, Totals, coefficients, kl_loss, policy_loss, reweight, whiten,
+    AdvantageEstimator, Aggregation, Algorithm, ClipRange, Correction, Gae, GroupBaseline, GroupStatistics,
+    KlEstimator, KlPlacement, KlTokens, Moments, PolicyObjective, PolicyTokens, RatioLevel, Responses,
+    RewardShaping, ScoredTokens, Totals, Whiten, coefficients, kl_loss, policy_loss, reweight, whiten,
 };
 
 const LENGTHS: [usize; 4] = [3, 1, 2, 4];
@@ -35,11 +35,16 @@ fn first_gradient(algorithm: Algorithm) -> Vec<f32> {
         AdvantageEstimator::ReturnToGo => algo::returns_to_go(1.0, responses, &rewards).unwrap(),
         AdvantageEstimator::Group(baseline) => {
             let returns = algo::response_returns(responses, &rewards).unwrap();
-            let per_response = algo::group_advantages(baseline, &returns, &GROUPS).unwrap();
+            let group = |members: &[f32]| {
+                GroupStatistics::of(&members.iter().copied().map(f64::from).collect::<Vec<_>>())
+            };
+            let pairs = [group(&returns[..2]), group(&returns[2..])];
+            let groups = GROUPS.map(|group| pairs[group]);
+            let per_response = algo::group_advantages(baseline, &returns, &groups).unwrap();
             algo::broadcast(responses, &per_response).unwrap()
         }
     };
-    if defaults.whiten {
+    if defaults.whiten != Whiten::Off {
         let moments = Moments::of_tokens("advantages", responses, &advantages).unwrap();
         whiten(&mut advantages, moments.mean(), moments.variance());
     }
@@ -103,17 +108,20 @@ fn defaults_are_those_of_the_papers() {
     let (token_mean, seq_mean) = (Aggregation::TokenMean, Aggregation::SeqMeanTokenMean);
     let mean = AdvantageEstimator::Group(Mean);
     let none = KlPlacement::None;
+    let (off, after, before) = (Whiten::Off, Whiten::AfterFilter, Whiten::BeforeFilter);
     for (algorithm, advantage, whiten, kl, objective, aggregation) in [
-        (Algorithm::Ppo, AdvantageEstimator::Gae, true, reward, ppo, token_mean),
-        (Algorithm::Grpo, grpo, false, loss(KlEstimator::K3, 0.04), ppo, seq_mean),
-        (Algorithm::DrGrpo, mean, false, none, ppo, Aggregation::SeqMeanTokenSumNorm),
-        (Algorithm::Rloo, AdvantageEstimator::Group(LeaveOneOut), false, reward, product, seq_mean),
-        (Algorithm::ReinforcePlusPlus, AdvantageEstimator::ReturnToGo, true, reward, ppo, token_mean),
-        (Algorithm::ReinforcePlusPlusBaseline, mean, true, loss(KlEstimator::K2, 0.01), ppo, token_mean),
-        (Algorithm::Dapo, grpo, false, none, dapo, token_mean),
-        (Algorithm::Gspo, grpo, false, none, sequence, seq_mean),
-        (Algorithm::Cispo, grpo, false, none, cispo, token_mean),
-        (Algorithm::DecoupledPpo, AdvantageEstimator::Gae, true, reward, ppo, token_mean),
+        (Algorithm::PfPpo, AdvantageEstimator::Gae, after, reward, ppo, token_mean),
+        (Algorithm::PfPpoPaper, AdvantageEstimator::Gae, before, reward, ppo, seq_mean),
+        (Algorithm::Ppo, AdvantageEstimator::Gae, after, reward, ppo, token_mean),
+        (Algorithm::Grpo, grpo, off, loss(KlEstimator::K3, 0.04), ppo, seq_mean),
+        (Algorithm::DrGrpo, mean, off, none, ppo, Aggregation::SeqMeanTokenSumNorm),
+        (Algorithm::Rloo, AdvantageEstimator::Group(LeaveOneOut), off, reward, product, seq_mean),
+        (Algorithm::ReinforcePlusPlus, AdvantageEstimator::ReturnToGo, before, reward, ppo, token_mean),
+        (Algorithm::ReinforcePlusPlusBaseline, mean, before, loss(KlEstimator::K2, 0.01), ppo, token_mean),
+        (Algorithm::Dapo, grpo, off, none, dapo, token_mean),
+        (Algorithm::Gspo, grpo, off, none, sequence, seq_mean),
+        (Algorithm::Cispo, grpo, off, none, cispo, token_mean),
+        (Algorithm::DecoupledPpo, AdvantageEstimator::Gae, after, reward, ppo, token_mean),
     ] {
         let defaults = algorithm.defaults();
         let found =
@@ -143,6 +151,8 @@ fn dr_grpo_has_no_length_bias() {
 #[test]
 fn every_algorithm_names_its_paper() {
     let papers = [
+        "2409.06957 and",
+        "2409.06957 as",
         "1707.06347",
         "2402.03300",
         "2503.20783",

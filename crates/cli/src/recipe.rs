@@ -24,6 +24,7 @@
 mod derived;
 mod placeholders;
 mod preflight;
+mod preset;
 mod resolved;
 mod ring_folder;
 mod role;

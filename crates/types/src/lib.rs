@@ -4,7 +4,7 @@
 //! use types::{
 //!     BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, Sample, Span,
 //! };
-//! use types::{Batch, ScoredRollout, Scores};
+//! use types::{Batch, GroupScore, ScoredRollout, Scores};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let rollout = Rollout::new(RolloutParts {
@@ -18,7 +18,9 @@
 //!     fields: "{}".into(),
 //! })?;
 //! let scores = Scores { score: 0.7, ref_logprobs: Vec::new(), outcome: Some(1.0) };
-//! let sample = Sample::new(ScoredRollout::new(rollout, scores)?, 1.0)?;
+//! let scored = ScoredRollout::new(rollout, scores)?;
+//! let group = [GroupScore::of(&scored)];
+//! let sample = Sample::new(scored, 1.0, group)?;
 //! let batch = Batch::new(BatchId(1), vec![sample])?;
 //! assert_eq!(batch.response_tokens(), 3);
 //!
@@ -54,7 +56,7 @@ pub use id::{
 };
 pub use prompt::{MAX_FIELDS_BYTES, Prompt, PromptContent};
 pub use rollout::{FinishReason, MAX_SEQUENCE_TOKENS, Rollout, RolloutFailure, RolloutParts, Span};
-pub use sample::{Batch, Sample, ScoredRollout, Scores};
+pub use sample::{Batch, GroupScore, Sample, ScoredRollout, Scores};
 pub use sampling::{Sampling, SamplingParams};
 pub use time::Timestamp;
 pub use weights::{DType, Manifest, ModelDescription, ModelFile, TensorEntry, TensorLayout, WeightHash};

@@ -1,9 +1,12 @@
 //! Scored rollouts, and the samples and batches that the learner trains on.
 
 use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use crate::rollout::logprobs_problem;
-use crate::{BatchId, Invalid, Rollout};
+use crate::{BatchId, FinishReason, Invalid, Rollout};
 
 /// Everything that the frozen models and the tests say about a rollout.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,24 +87,62 @@ fn problem(rollout: &Rollout, scores: &Scores) -> Option<String> {
     logprobs_problem("ref_logprobs", ref_logprobs, rollout.response_tokens().len())
 }
 
+/// What the baselines of a group need to know of one of its responses, whether or not it trains.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct GroupScore {
+    /// Which of the group's responses it is.
+    pub sibling: u16,
+    /// Its score.
+    pub score: f32,
+    /// Its response tokens.
+    pub tokens: u32,
+    /// Whether it was cut off by the length limit.
+    pub truncated: bool,
+}
+
+impl GroupScore {
+    /// What a scored rollout is to its siblings.
+    pub fn of(scored: &ScoredRollout) -> Self {
+        let rollout = scored.rollout();
+        Self {
+            sibling: rollout.id().sibling,
+            score: scored.score(),
+            tokens: u32::try_from(rollout.response_tokens().len()).unwrap_or(u32::MAX),
+            truncated: rollout.finish_reason() == FinishReason::Length,
+        }
+    }
+}
+
 /// A scored rollout on its way into a training step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     scored: ScoredRollout,
     weight: f32,
+    group: Arc<[GroupScore]>,
 }
 
 impl Sample {
-    /// A scored rollout that trains with this weight.
+    /// A scored rollout that trains with this weight; `group` are all responses to its prompt that have a
+    /// score, it among them.
     ///
     /// # Errors
-    /// When the weight is negative or not finite.
-    pub fn new(scored: ScoredRollout, weight: f32) -> Result<Self, Invalid> {
-        if !weight.is_finite() || weight < 0.0 {
-            let what = format!("sample {}", scored.rollout.id());
-            return Err(Invalid::new(what, format!("weight is {weight}, must be at least 0")));
+    /// When the weight is negative or not finite, or the group is not in the order of siblings, has a score
+    /// that is not finite, or lacks this one.
+    pub fn new(
+        scored: ScoredRollout,
+        weight: f32,
+        group: impl Into<Arc<[GroupScore]>>,
+    ) -> Result<Self, Invalid> {
+        let group = group.into();
+        let problem = if !weight.is_finite() || weight < 0.0 {
+            Some(format!("weight is {weight}, must be at least 0"))
+        } else {
+            group_problem(&group, &GroupScore::of(&scored))
+        };
+        match problem {
+            Some(problem) => Err(Invalid::new(format!("sample {}", scored.rollout.id()), problem)),
+            None => Ok(Self { scored, weight, group }),
         }
-        Ok(Self { scored, weight })
     }
 
     /// The rollout and its scores.
@@ -120,13 +161,30 @@ impl Sample {
         self.weight
     }
 
+    /// All responses of its group that have a score, in the order of siblings: what baselines are taken over,
+    /// whatever the filtration kept (`docs/decisions.md`, D19).
+    pub fn group(&self) -> &Arc<[GroupScore]> {
+        &self.group
+    }
+
     /// The rollout and its scores, by value.
     pub fn into_scored(self) -> ScoredRollout {
         self.scored
     }
 }
 
+fn group_problem(group: &[GroupScore], own: &GroupScore) -> Option<String> {
+    if !group.is_sorted_by(|one, next| one.sibling < next.sibling) {
+        return Some("its group is not in the order of siblings".to_owned());
+    }
+    if let Some(bad) = group.iter().find(|member| !member.score.is_finite()) {
+        return Some(format!("the score of sibling {} is {}, must be finite", bad.sibling, bad.score));
+    }
+    (!group.contains(own)).then(|| "is not among the responses of its group".to_owned())
+}
+
 /// The samples of one learner step: at least one, and no response twice.
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
     id: BatchId,
@@ -197,7 +255,9 @@ mod tests {
     }
 
     fn sample(sibling: u16) -> Sample {
-        Sample::new(ScoredRollout::new(rollout(sibling), sound()).unwrap(), 1.0).unwrap()
+        let scored = ScoredRollout::new(rollout(sibling), sound()).unwrap();
+        let own = GroupScore::of(&scored);
+        Sample::new(scored, 1.0, [own]).unwrap()
     }
 
     #[test]
@@ -215,9 +275,29 @@ mod tests {
     #[test]
     fn a_weight_is_no_less_than_zero() {
         let scored = ScoredRollout::new(rollout(0), sound()).unwrap();
-        assert!(Sample::new(scored.clone(), 0.0).is_ok());
-        assert!(Sample::new(scored.clone(), -1.0).is_err());
-        assert!(Sample::new(scored, f32::NAN).is_err());
+        let own = [GroupScore::of(&scored)];
+        assert!(Sample::new(scored.clone(), 0.0, own).is_ok());
+        assert!(Sample::new(scored.clone(), -1.0, own).is_err());
+        assert!(Sample::new(scored, f32::NAN, own).is_err());
+    }
+
+    #[test]
+    fn a_sample_is_one_of_its_group() {
+        let scored = ScoredRollout::new(rollout(1), sound()).unwrap();
+        let own = GroupScore::of(&scored);
+        let other = GroupScore { sibling: 0, score: -2.0, tokens: 9, truncated: true };
+        let made = |group: Vec<GroupScore>| Sample::new(scored.clone(), 1.0, group);
+        assert_eq!(made(vec![other, own]).unwrap().group().len(), 2);
+        for (group, problem) in [
+            (vec![other], "not among"),
+            (vec![own, other], "order"),
+            (vec![own, own], "order"),
+            (vec![GroupScore { score: f32::NAN, ..other }, own], "finite"),
+            (vec![GroupScore { score: 7.0, ..own }], "not among"),
+        ] {
+            let error = made(group).unwrap_err();
+            assert!(error.problem.contains(problem), "{error}");
+        }
     }
 
     #[test]

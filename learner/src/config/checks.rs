@@ -27,12 +27,13 @@ impl PpoConfig {
         problems.share("gamma", self.gamma);
         problems.share("gae_lambda", self.gae_lambda);
         problems.not_negative("entropy_coefficient", self.entropy_coefficient);
-        problems.not_negative("logprob_alarm", self.logprob_alarm);
+        problems.not_negative("missing_eos_penalty", self.missing_eos_penalty);
         problems.positive("ppo_epochs", self.ppo_epochs);
         problems.positive("minibatch_size", self.minibatch_size);
         problems.positive("microbatch_tokens", self.microbatch_tokens);
         for (key, value) in [
             ("kl_coefficient", self.kl_coefficient),
+            ("logprob_alarm", self.logprob_alarm),
             ("clip_ratio_low", self.clip_ratio_low),
             ("clip_ratio_high", self.clip_ratio_high),
             ("score_clip", self.score_clip.number()),
@@ -53,13 +54,19 @@ impl PpoConfig {
             problems.above_zero("kl_target", target);
         }
         if let Some(overlong) = self.overlong {
-            problems.check((1..=overlong.max_length).contains(&overlong.cache), || {
+            problems.check(overlong.cache <= overlong.max_length, || {
                 format!(
-                    "overlong.cache is {}, must be 1 to overlong.max_length {}",
+                    "overlong.cache is {}, must be at most overlong.max_length {}",
                     overlong.cache, overlong.max_length
                 )
             });
         }
+        problems.check((0.0..1.0).contains(&self.warmup_share), || {
+            format!("warmup_share is {}, must be from 0 to below 1", self.warmup_share)
+        });
+        problems.check(self.warmup_steps == 0 || self.warmup_share == 0.0, || {
+            "warmup_share and warmup_steps are both set: leave one".to_owned()
+        });
         problems.check(self.norm_tokens != Some(0), || "norm_tokens is 0, must be at least 1".to_owned());
     }
 }
@@ -78,6 +85,7 @@ mod tests {
             betas: [1.0, 0.9],
             dual_clip: Some(Bound::At(1.0)),
             kl_target: Some(0.0),
+            missing_eos_penalty: -1.0,
             max_grad_norm: Bound::At(0.0),
             overlong: Some(Overlong { max_length: 10, cache: 11 }),
             lora: Some(LoraConfig { rank: 0, ..LoraConfig::default() }),
@@ -91,12 +99,13 @@ mod tests {
             "betas holds 1",
             "dual_clip is 1",
             "kl_target is 0",
+            "missing_eos_penalty is -1",
             "max_grad_norm is 0",
             "overlong.cache is 11",
             "lora.rank is 0",
         ] {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:?}");
         }
-        assert_eq!(problems.len(), 9, "{problems:?}");
+        assert_eq!(problems.len(), 10, "{problems:?}");
     }
 }

@@ -38,7 +38,12 @@ pub struct OptimizerConfig {
     pub schedule: Schedule,
     /// Optimizer steps over which the learning rate rises from 0.
     pub warmup_steps: u64,
+    /// A step whose loss or gradient is no finite number is skipped; more than so many in a row end training.
+    pub max_skipped: u64,
 }
+
+/// Steps in a row that may be skipped: a bad batch makes a few, a broken network all of them.
+pub(super) const MAX_SKIPPED_STEPS: u64 = 10;
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
@@ -52,6 +57,7 @@ impl Default for OptimizerConfig {
             max_grad_norm: Bound::At(1.0),
             schedule: Schedule::Cosine,
             warmup_steps: 0,
+            max_skipped: MAX_SKIPPED_STEPS,
         }
     }
 }

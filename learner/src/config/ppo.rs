@@ -4,25 +4,13 @@
 //! ([`algo::Algorithm::defaults`]), present means this value. Everything else has the default that is
 //! documented here.
 
-use algo::{Aggregation, Algorithm, Correction, KlEstimator, Schedule};
+use algo::{Aggregation, Algorithm, Correction, KlEstimator, Schedule, Whiten};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::bound::Bound;
 use super::execution::{LoraConfig, Precision, ZeroStage};
-use super::optimizer::{DecayOn, OptimizerConfig};
-
-/// Over which samples advantages are whitened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Whiten {
-    /// Over the samples that train.
-    AfterFilter,
-    /// Over all samples of the batch, those of weight 0 included, as the authors' PF-PPO code does.
-    BeforeFilter,
-    /// Advantages are used as they are.
-    Off,
-}
+use super::optimizer::{DecayOn, MAX_SKIPPED_STEPS, OptimizerConfig};
 
 /// Which samples of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -64,8 +52,20 @@ pub enum RolloutSupport {
 pub struct Overlong {
     /// Response tokens from which on the penalty is 1.
     pub max_length: usize,
-    /// Response tokens before that over which it rises from 0.
+    /// Response tokens before that over which it rises from 0; 0 turns the punishment off.
     pub cache: usize,
+}
+
+/// What becomes of a response that was cut off by the length limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Truncated {
+    /// It trains like any other.
+    #[default]
+    Train,
+    /// It trains neither policy nor critic, but its score counts in the baseline of its group (overlong
+    /// filtering: DAPO, arXiv 2503.14476, section 3.4; `mask_truncated_completions` of TRL).
+    Mask,
 }
 
 /// The configuration of a PPO step.
@@ -90,17 +90,21 @@ pub struct PpoConfig {
     pub gamma: f64,
     /// λ of GAE.
     pub gae_lambda: f64,
-    /// Over which samples advantages are whitened. Algorithm's default (PPO: after-filter).
+    /// Over which responses advantages are whitened. Algorithm's default (PPO: after-filter; without a critic:
+    /// before-filter).
     pub whiten: Option<Whiten>,
     /// Scores are kept within ± this.
     pub score_clip: Bound,
-    /// Soft punishment of responses that are nearly too long.
+    /// What becomes of responses that were cut off by the length limit.
+    pub truncated: Truncated,
+    /// Subtracted from the score of a response that was cut off, before scores are clipped.
+    pub missing_eos_penalty: f64,
+    /// Soft punishment of responses that are nearly too long. A recipe with `algorithm =
+    /// "dapo"` has it, from 4/5 of `max_new_tokens` on.
     pub overlong: Option<Overlong>,
     /// What the critic trains on: the samples that train the policy, with their weights, or all samples, each
     /// with weight 1.
     pub critic_on: SamplesOn,
-    /// Over which samples of a group its baseline is taken, for algorithms that have one.
-    pub baseline_on: SamplesOn,
 
     /// ε below the ratio of 1. Algorithm's default (PPO: 0.2).
     pub clip_ratio_low: Option<f64>,
@@ -125,8 +129,9 @@ pub struct PpoConfig {
     pub off_policy_delta: Bound,
     /// What distribution the rollout log-probs are of.
     pub rollout_support: RolloutSupport,
-    /// Mean |learner − actor| log-prob on fresh rollouts above which the learner warns.
-    pub logprob_alarm: f64,
+    /// Mean |learner − actor| log-prob on fresh rollouts above which the learner warns. The element type's
+    /// default: 0.002 for f32, 0.05 for bf16.
+    pub logprob_alarm: Option<f64>,
 
     /// Passes over the batch.
     pub ppo_epochs: usize,
@@ -157,8 +162,14 @@ pub struct PpoConfig {
     pub max_grad_norm: Bound,
     /// What the learning rates do after the warm-up.
     pub schedule: Schedule,
-    /// Optimizer steps over which the learning rates rise from 0.
+    /// Optimizer steps of the policy over which the learning rates rise from 0. Steps are counted as they are
+    /// made, whatever the batches' sizes.
     pub warmup_steps: u64,
+    /// The same as a share of the run's batches, in place of `warmup_steps`.
+    pub warmup_share: f64,
+    /// A step of a model whose loss or gradient is no finite number is skipped, counted and logged with its
+    /// samples; more than so many in a row end the run with exit code 3.
+    pub max_skipped: u64,
 
     /// Element type of weights and activations.
     pub dtype: Precision,
@@ -177,7 +188,7 @@ pub struct PpoConfig {
 impl Default for PpoConfig {
     fn default() -> Self {
         Self {
-            algorithm: Algorithm::Ppo,
+            algorithm: Algorithm::default(),
             kl_coefficient: None,
             kl_estimator: None,
             kl_in: None,
@@ -188,9 +199,10 @@ impl Default for PpoConfig {
             gae_lambda: 0.95,
             whiten: None,
             score_clip: Bound::At(10.0),
+            truncated: Truncated::Train,
+            missing_eos_penalty: 0.0,
             overlong: None,
             critic_on: SamplesOn::Filtered,
-            baseline_on: SamplesOn::Filtered,
             clip_ratio_low: None,
             clip_ratio_high: None,
             dual_clip: None,
@@ -201,9 +213,7 @@ impl Default for PpoConfig {
             correction: None,
             off_policy_delta: Bound::Off,
             rollout_support: RolloutSupport::Full,
-            // Twenty times what two f32 implementations of one network differ by; bf16 is announced by
-            // setting it.
-            logprob_alarm: 2e-3,
+            logprob_alarm: None,
             // Each response is used three times (PF-PPO, arXiv 2409.06957, section 5).
             ppo_epochs: 3,
             minibatch_size: 256,
@@ -220,6 +230,8 @@ impl Default for PpoConfig {
             max_grad_norm: Bound::At(1.0),
             schedule: Schedule::Constant,
             warmup_steps: 0,
+            warmup_share: 0.0,
+            max_skipped: MAX_SKIPPED_STEPS,
             dtype: Precision::F32,
             recompute: false,
             zero_stage: ZeroStage::Off,
@@ -235,6 +247,16 @@ impl PpoConfig {
         self.algorithm.defaults().needs_critic()
     }
 
+    /// [`logprob_alarm`](Self::logprob_alarm), or what fits the element type.
+    pub(crate) fn logprob_alarm(&self) -> f64 {
+        self.logprob_alarm.unwrap_or(match self.dtype {
+            // Twenty times what two implementations of one network differ by.
+            Precision::F32 => 2e-3,
+            // A network of 135M parameters in bf16 differs by 0.03 from its f32 log-probs.
+            Precision::Bf16 => 5e-2,
+        })
+    }
+
     /// The optimizer of a model with this peak learning rate.
     pub(crate) fn optimizer(&self, lr: f64) -> OptimizerConfig {
         OptimizerConfig {
@@ -246,6 +268,7 @@ impl PpoConfig {
             max_grad_norm: self.max_grad_norm,
             schedule: self.schedule,
             warmup_steps: self.warmup_steps,
+            max_skipped: self.max_skipped,
         }
     }
 }
@@ -265,7 +288,7 @@ mod tests {
     #[test]
     fn every_key_of_the_documentation_is_one() {
         let text = r#"
-            algorithm = "ppo"
+            algorithm = "pf-ppo"
             kl_coefficient = 0.05
             kl_estimator = "k1"
             gamma = 0.99

@@ -2,11 +2,11 @@
 
 use algo::{
     AdvantageEstimator, Aggregation, ClipRange, Correction, KlController, KlEstimator, KlPlacement,
-    PolicyObjective,
+    PolicyObjective, Whiten,
 };
 
 use super::bound::Bound;
-use super::ppo::{KlIn, PpoConfig, SamplesOn, Whiten};
+use super::ppo::{KlIn, PpoConfig, SamplesOn};
 
 /// What a step does.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,14 +34,9 @@ impl Settings {
         let mut conflicts = Vec::new();
         let kl = kl_placement(config, defaults.kl, &mut conflicts);
         let objective = objective(config, defaults.objective, &mut conflicts);
-        let whiten = match (config.whiten, defaults.whiten) {
-            (Some(whiten), _) => whiten,
-            (None, true) => Whiten::AfterFilter,
-            (None, false) => Whiten::Off,
-        };
         let settings = Self {
             advantage: defaults.advantage,
-            whiten,
+            whiten: config.whiten.unwrap_or(defaults.whiten),
             kl,
             objective,
             aggregation: config.loss_aggregation.unwrap_or(defaults.aggregation),
@@ -79,8 +74,9 @@ impl PpoConfig {
         Settings::of(self).is_ok_and(|settings| settings.kl_coefficient() != 0.0)
     }
 
-    /// Fills in what the algorithm decides where the configuration does not; returns the keys.
-    pub fn fill_in_algorithm(&mut self) -> Vec<&'static str> {
+    /// Fills in what other keys decide where the configuration does not; returns the keys, each with the one
+    /// that decides it.
+    pub fn fill_in_decided(&mut self) -> Vec<(&'static str, &'static str)> {
         let Ok(settings) = Settings::of(self) else { return Vec::new() };
         let (range, dual_clip) = match settings.objective {
             PolicyObjective::Clip { range, dual_clip, .. } => (range, dual_clip),
@@ -101,17 +97,20 @@ impl PpoConfig {
         keys.fill_in("dual_clip", &mut self.dual_clip, Some(dual_clip.map_or(Bound::Off, Bound::At)));
         keys.fill_in("loss_aggregation", &mut self.loss_aggregation, Some(settings.aggregation));
         keys.fill_in("correction", &mut self.correction, Some(settings.correction));
-        keys.0
+        let mut decided: Vec<_> = keys.0.into_iter().map(|key| (key, "algorithm")).collect();
+        if self.logprob_alarm.is_none() {
+            self.logprob_alarm = Some(self.logprob_alarm());
+            decided.push(("logprob_alarm", "dtype"));
+        }
+        decided
     }
 
-    /// Whether samples of weight 0 change anything; otherwise they need not be sent.
+    /// Whether samples of weight 0 change anything; otherwise they need not be sent. What only needs their
+    /// scores (baselines, whitening without a critic) has those in every sample.
     pub fn reads_filtered_samples(&self) -> bool {
         let settings = Settings::of(self);
         let whitens = settings.is_ok_and(|settings| settings.whiten == Whiten::BeforeFilter);
-        let has_baseline = matches!(self.algorithm.defaults().advantage, AdvantageEstimator::Group(_));
-        whitens
-            || (self.needs_critic() && self.critic_on == SamplesOn::All)
-            || (has_baseline && self.baseline_on == SamplesOn::All)
+        self.needs_critic() && (whitens || self.critic_on == SamplesOn::All)
     }
 }
 
@@ -192,16 +191,16 @@ mod tests {
             assert_eq!(found.objective, defaults.objective, "{algorithm:?}");
             assert_eq!(found.kl, defaults.kl, "{algorithm:?}");
             assert_eq!((found.aggregation, found.correction), (defaults.aggregation, defaults.correction));
-            assert_eq!(found.whiten == Whiten::AfterFilter, defaults.whiten, "{algorithm:?}");
+            assert_eq!(found.whiten, defaults.whiten, "{algorithm:?}");
         }
     }
 
     #[test]
-    fn what_the_algorithm_decides_can_be_written_out() {
+    fn what_is_decided_can_be_written_out() {
         for algorithm in Algorithm::ALL {
             let config = PpoConfig { algorithm, clip_ratio_low: Some(0.3), ..PpoConfig::default() };
             let mut filled = config.clone();
-            let keys = filled.fill_in_algorithm();
+            let keys: Vec<_> = filled.fill_in_decided().into_iter().map(|(key, _)| key).collect();
             assert!(keys.contains(&"clip_ratio_high") && !keys.contains(&"clip_ratio_low"), "{keys:?}");
             assert_eq!(settings(filled), settings(config), "{algorithm:?}");
         }

@@ -2,11 +2,9 @@
 //! returns, whitening and off-policy corrections. One function for each, the formulas of [`algo`] on all
 //! samples of the batch.
 
-use std::collections::HashMap;
-
 use algo::{
-    AdvantageEstimator, Correction, Gae, GroupBaseline, KlEstimator, KlPlacement, Moments, RewardShaping,
-    ScoredTokens, broadcast, gae, group_advantages, response_returns, returns_to_go, token_rewards, whiten,
+    AdvantageEstimator, Correction, Gae, KlEstimator, KlPlacement, Moments, RewardShaping, ScoredTokens,
+    broadcast, gae, response_returns, returns_to_go, token_rewards, whiten,
 };
 
 use super::experience::{Collected, CriticTargets, Evaluated, Experience};
@@ -26,6 +24,8 @@ pub(crate) struct Estimation<'a> {
 struct Estimates {
     /// `[tokens]`.
     advantages: Vec<f32>,
+    /// Those of responses that are no samples, over their tokens.
+    absent: Moments,
     critic: Option<CriticTargets>,
 }
 
@@ -37,8 +37,8 @@ impl Evaluated {
     pub(crate) fn estimate(self, by: Estimation<'_>) -> FormulaResult<Experience> {
         let Self { samples, old_logprobs, old_entropies, old_values } = self;
         let rewards = by.rewards(&samples, &old_logprobs)?;
-        let Estimates { mut advantages, critic } = by.advantages(&samples, &rewards, old_values)?;
-        by.whiten(&samples, &mut advantages);
+        let Estimates { mut advantages, absent, critic } = by.advantages(&samples, &rewards, old_values)?;
+        by.whiten(&samples, absent, &mut advantages);
         let correction = by.settings.correction;
         let weights = correction.weights(samples.responses()?, &old_logprobs, &samples.rollout_logprobs)?;
         let corrections = (correction != Correction::None).then_some(weights.weights);
@@ -81,61 +81,223 @@ impl Estimation<'_> {
         old_values: Option<Vec<f32>>,
     ) -> FormulaResult<Estimates> {
         let responses = samples.responses()?;
-        let advantages = match self.settings.advantage {
+        let (advantages, absent) = match self.settings.advantage {
             AdvantageEstimator::Gae => {
                 let old_values = old_values.expect("an algorithm with GAE has a critic");
                 let estimated = gae(self.gae(), responses, rewards, &old_values)?;
                 let critic = Some(CriticTargets { old_values, returns: estimated.returns });
-                return Ok(Estimates { advantages: estimated.advantages, critic });
+                let absent = Moments::default();
+                return Ok(Estimates { advantages: estimated.advantages, absent, critic });
             }
-            AdvantageEstimator::ReturnToGo => returns_to_go(self.config.gamma, responses, rewards)?,
+            AdvantageEstimator::ReturnToGo => (
+                returns_to_go(self.config.gamma, responses, rewards)?,
+                samples.siblings.absent_returns_to_go(self.config.gamma),
+            ),
             AdvantageEstimator::Group(baseline) => {
                 let returns = response_returns(responses, rewards)?;
-                let members = samples.named(self.config.baseline_on);
-                let advantages = advantages_in_groups(baseline, samples, &returns, &members)?;
-                broadcast(responses, &advantages)?
+                let found = samples.siblings.advantages(baseline, &returns)?;
+                (broadcast(responses, &found.of_samples)?, found.absent)
             }
         };
-        Ok(Estimates { advantages, critic: None })
+        Ok(Estimates { advantages, absent, critic: None })
     }
 
     fn gae(&self) -> Gae {
         Gae { gamma: self.config.gamma, gae_lambda: self.config.gae_lambda }
     }
 
-    /// `A ← (A − mean) / sqrt(var + 1e-8)` for every token, with the moments of those samples that the
+    /// `A ← (A − mean) / sqrt(var + 1e-8)` for every token, with the moments of those responses that the
     /// configuration names.
-    fn whiten(&self, samples: &Collected, advantages: &mut [f32]) {
-        let measured = match self.settings.whiten {
+    fn whiten(&self, samples: &Collected, absent: Moments, advantages: &mut [f32]) {
+        let (measured, mut moments) = match self.settings.whiten {
             Whiten::Off => return,
-            Whiten::AfterFilter => samples.named(SamplesOn::Filtered),
-            Whiten::BeforeFilter => samples.named(SamplesOn::All),
+            Whiten::AfterFilter => (samples.named(SamplesOn::Filtered), Moments::default()),
+            Whiten::BeforeFilter => (samples.named(SamplesOn::All), absent),
         };
-        let places = measured.iter().flat_map(|sample| samples.places(*sample));
-        let moments: Moments = places.map(|place| f64::from(advantages[place])).collect();
+        for place in measured.iter().flat_map(|sample| samples.places(*sample)) {
+            moments.push(f64::from(advantages[place]));
+        }
         whiten(advantages, moments.mean(), moments.variance());
     }
 }
 
-/// Advantages of whole responses against the other `members` of their group, `[samples]`; 0 for samples that
-/// are no members.
-fn advantages_in_groups(
-    baseline: GroupBaseline,
-    samples: &Collected,
-    returns: &[f32],
-    members: &[usize],
-) -> FormulaResult<Vec<f32>> {
-    // Groups of members, numbered in the order of appearance.
-    let mut numbers = HashMap::new();
-    let mut groups = Vec::with_capacity(members.len());
-    for sample in members {
-        let next = numbers.len();
-        groups.push(*numbers.entry(samples.groups[*sample]).or_insert(next));
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::sync::Arc;
+
+    use algo::Algorithm;
+    use algo::filtration::{
+        Candidate, Filtration, Group, GroupDecision, Mode, NoSignal, Strategy, filter_group,
+    };
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::strategy::Strategy as _;
+    use types::{
+        Batch, BatchId, FinishReason, GroupScore, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts,
+        Sample, ScoredRollout, Scores, Span,
+    };
+
+    use super::*;
+    use crate::config::Overlong;
+
+    /// A response: its score, and how many tokens it has.
+    type Response = (f32, usize);
+
+    fn scored(prompt: usize, sibling: usize, (score, tokens): Response) -> ScoredRollout {
+        let prompt = PromptId { epoch: 0, ordinal: prompt as u64 };
+        let tokens_u32 = NonZeroU32::new(u32::try_from(tokens).unwrap()).unwrap();
+        let rollout = Rollout::new(RolloutParts {
+            id: RolloutId { prompt, sibling: u16::try_from(sibling).unwrap(), attempt: 0 },
+            prompt_tokens: vec![1].into(),
+            response_tokens: vec![2; tokens],
+            rollout_logprobs: vec![-1.0; tokens],
+            surviving_mass: None,
+            spans: vec![Span { version: PolicyVersion(0), tokens: tokens_u32 }],
+            finish_reason: FinishReason::Stop,
+            fields: "{}".into(),
+        });
+        let scores = Scores { score, ref_logprobs: vec![-1.0; tokens], outcome: None };
+        ScoredRollout::new(rollout.unwrap(), scores).unwrap()
     }
-    let member_returns: Vec<f32> = members.iter().map(|sample| returns[*sample]).collect();
-    let mut advantages = vec![0.0; samples.len()];
-    for (sample, advantage) in members.iter().zip(group_advantages(baseline, &member_returns, &groups)?) {
-        advantages[*sample] = advantage;
+
+    /// The advantages of the samples that train, by prompt and sibling; `weights` by group and response.
+    fn advantages(
+        config: &PpoConfig,
+        groups: &[Vec<Response>],
+        weights: &[Vec<f32>],
+    ) -> Vec<((usize, usize), f32)> {
+        let settings = Settings::of(config).unwrap();
+        let mut samples = Vec::new();
+        for (prompt, (group, weights)) in groups.iter().zip(weights).enumerate() {
+            let all: Vec<_> = group
+                .iter()
+                .enumerate()
+                .map(|(sibling, response)| scored(prompt, sibling, *response))
+                .collect();
+            let scores: Arc<[GroupScore]> = all.iter().map(GroupScore::of).collect();
+            for (scored, weight) in all.into_iter().zip(weights) {
+                if *weight > 0.0 || config.reads_filtered_samples() {
+                    samples.push(Sample::new(scored, *weight, scores.clone()).unwrap());
+                }
+            }
+        }
+        let batch = Batch::new(BatchId(1), samples).unwrap();
+        let samples = Collected::new(&batch, config, &settings).unwrap();
+        let (old_logprobs, tokens) = (samples.rollout_logprobs.clone(), samples.tokens());
+        let old_values = config.needs_critic().then(|| vec![0.0; tokens]);
+        let evaluated = Evaluated { samples, old_logprobs, old_entropies: vec![0.0; tokens], old_values };
+        let kl_coefficient = settings.kl_coefficient();
+        let experience =
+            evaluated.estimate(Estimation { config, settings: &settings, kl_coefficient }).unwrap();
+        let mut found = Vec::new();
+        for sample in experience.samples.trained() {
+            let id = experience.samples.ids[sample];
+            let first = experience.samples.places(sample).start;
+            let at = (usize::try_from(id.prompt.ordinal).unwrap(), usize::from(id.sibling));
+            found.push((at, experience.advantages[first]));
+        }
+        found
     }
-    Ok(advantages)
+
+    fn filtered(filtration: &Filtration, seed: u64, group: &[Response]) -> Option<Vec<f32>> {
+        let names: Vec<String> = (0..group.len()).map(|sibling| sibling.to_string()).collect();
+        let candidates: Vec<Candidate<'_>> = group
+            .iter()
+            .zip(&names)
+            .map(|((score, _), name)| Candidate { rollout_id: name, score: f64::from(*score) })
+            .collect();
+        let group = Group { prompt_id: "prompt", rollouts: &candidates };
+        match filter_group(filtration, seed, &group).unwrap() {
+            GroupDecision::NoSignal => None,
+            GroupDecision::Choices(choices) => {
+                let weights: Vec<f32> = choices.iter().map(|choice| choice.weight as f32).collect();
+                weights.iter().any(|weight| *weight > 0.0).then_some(weights)
+            }
+        }
+    }
+
+    fn every_filtration() -> Vec<Filtration> {
+        let strategies = [
+            Strategy::None,
+            Strategy::BestOfN,
+            Strategy::BestRandom,
+            Strategy::BestWorst,
+            Strategy::Power { k: 2.0 },
+            Strategy::Top { threshold: 0.0 },
+            Strategy::TopRandom { threshold: 0.0 },
+            Strategy::TopBottom { low: -1.0, high: 1.0 },
+        ];
+        let modes = [Mode::Select, Mode::Resample { draws: 2 }, Mode::Resample { draws: 1 }];
+        let no_signal = NoSignal::Never;
+        let each = strategies.into_iter().flat_map(|strategy| modes.map(|mode| (strategy, mode)));
+        each.map(|(strategy, mode)| Filtration { strategy, mode, no_signal }).collect()
+    }
+
+    /// Algorithms as they are by default; those with a critic whiten over what was drawn.
+    fn every_algorithm(overlong: Option<Overlong>) -> Vec<PpoConfig> {
+        let mut configs = Vec::new();
+        for algorithm in Algorithm::ALL {
+            let critic = algorithm.defaults().needs_critic();
+            let whiten = critic.then_some(Whiten::BeforeFilter);
+            configs.push(PpoConfig { algorithm, whiten, overlong, ..PpoConfig::default() });
+        }
+        configs
+    }
+
+    fn groups() -> impl proptest::strategy::Strategy<Value = Vec<Vec<Response>>> {
+        // Few different scores, so that there are ties.
+        vec(vec(((-6i16..=6).prop_map(|halves| f32::from(halves) / 2.0), 1usize..6), 1..6), 1..4)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn no_selection_changes_an_advantage(drawn in groups(), seed: u64, is_shaped: bool) {
+            let overlong = is_shaped.then_some(Overlong { max_length: 5, cache: 3 });
+            for filtration in every_filtration() {
+                let weights: Vec<_> = drawn.iter().map(|group| filtered(&filtration, seed, group)).collect();
+                let kept = weights.iter().zip(&drawn).filter(|(weights, _)| weights.is_some());
+                let groups: Vec<_> = kept.map(|(_, group)| group.clone()).collect();
+                let weights: Vec<Vec<f32>> = weights.into_iter().flatten().collect();
+                if weights.is_empty() {
+                    continue;
+                }
+                let ones: Vec<_> = groups.iter().map(|group| vec![1.0; group.len()]).collect();
+                for config in every_algorithm(overlong) {
+                    let unfiltered = advantages(&config, &groups, &ones);
+                    for (at, advantage) in advantages(&config, &groups, &weights) {
+                        let (_, expected) = unfiltered.iter().find(|(known, _)| *known == at).unwrap();
+                        let what = (config.algorithm, filtration, at);
+                        // Whitening divides by a deviation that can be as small as 1e-4.
+                        let allowed = 1e-4 * expected.abs().max(1.0);
+                        prop_assert!((advantage - expected).abs() <= allowed, "{what:?}: {advantage} {expected}");
+                        prop_assert!(*expected >= -allowed || advantage < 0.0, "{what:?}: {advantage} {expected}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Five responses of which the draws hit the worst alone: it used to train with its raw score, +3.
+    #[test]
+    fn the_worst_response_is_bad_news_even_alone() {
+        let group = [(5.0, 2), (4.0, 2), (3.5, 2), (3.2, 2), (3.0, 2)];
+        for algorithm in Algorithm::ALL {
+            if !matches!(algorithm.defaults().advantage, AdvantageEstimator::Group(_)) {
+                continue;
+            }
+            let config = PpoConfig { algorithm, ..PpoConfig::default() };
+            let found = advantages(&config, &[group.to_vec()], &[vec![0.0, 0.0, 0.0, 0.0, 2.0]]);
+            assert!(found[0].1 < -0.5, "{algorithm:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_kl_that_is_not_known_moves_no_baseline() {
+        let config = PpoConfig { algorithm: Algorithm::Rloo, ..PpoConfig::default() };
+        let alone = advantages(&config, &[vec![(1.0, 2), (0.0, 3)]], &[vec![1.0, 0.0]]);
+        assert_eq!(alone, [((0, 0), 1.0)]);
+    }
 }

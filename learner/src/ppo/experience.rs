@@ -10,13 +10,13 @@
 //!
 //! Slices named `[tokens]` go over the response tokens of all samples, one response after the other.
 
-use std::collections::HashMap;
 use std::ops::Range;
 
-use algo::{CorrectionSums, Responses, full_support_logprobs, overlong_penalty};
-use types::{Batch, RolloutId, Sample};
+use algo::{CorrectionSums, Responses, full_support_logprobs};
+use types::{Batch, FinishReason, GroupScore, RolloutId, Sample};
 
-use crate::config::{PpoConfig, RolloutSupport, SamplesOn, Settings};
+use super::siblings::{Siblings, shaped};
+use crate::config::{PpoConfig, RolloutSupport, SamplesOn, Settings, Truncated};
 use crate::error::{Error, FormulaResult, Result};
 use crate::microbatch::{Microbatch, Sequence};
 use crate::microbatch_split::SplitItem;
@@ -35,10 +35,10 @@ pub(crate) struct Collected {
     starts: Vec<usize>,
     /// By sample: weight in the policy loss; 0 for one that is only there for others.
     pub(crate) weights: Vec<f32>,
-    /// By sample: score, overlong penalty included.
+    /// By sample: score, penalties included.
     pub(crate) scores: Vec<f32>,
-    /// By sample: its prompt, numbered in the order of appearance.
-    pub(crate) groups: Vec<usize>,
+    /// Their groups, with the responses that are no samples here.
+    pub(crate) siblings: Siblings,
     /// Log-probs when the tokens were drawn, over the whole vocabulary, `[tokens]`.
     pub(crate) rollout_logprobs: Vec<f32>,
     /// Log-probs under the reference, `[tokens]`, if the batch has them.
@@ -55,6 +55,23 @@ pub(crate) struct Evaluated {
     pub(crate) old_entropies: Vec<f32>,
     /// `V_old`, `[tokens]`, where the algorithm has a critic.
     pub(crate) old_values: Option<Vec<f32>>,
+}
+
+impl Evaluated {
+    /// The samples of which some number is not finite.
+    pub(crate) fn not_finite(&self) -> Vec<usize> {
+        let Self { samples, old_logprobs, old_entropies, old_values } = self;
+        let slices = [Some(old_logprobs), Some(old_entropies), old_values.as_ref()];
+        let mut found = Vec::new();
+        for sample in 0..samples.len() {
+            let places = samples.places(sample);
+            let mut numbers = slices.iter().flatten().flat_map(|tokens| &tokens[places.clone()]);
+            if numbers.any(|number| !number.is_finite()) {
+                found.push(sample);
+            }
+        }
+        found
+    }
 }
 
 /// Samples with everything that the losses are computed from.
@@ -91,12 +108,13 @@ impl Collected {
     /// Samples without reference log-probs where the KL needs them, log-probs that are no numbers.
     pub(crate) fn new(batch: &Batch, config: &PpoConfig, settings: &Settings) -> Result<Self> {
         let takes_all = config.reads_filtered_samples();
-        let taken: Vec<&Sample> =
-            batch.samples().iter().filter(|sample| takes_all || sample.weight() > 0.0).collect();
+        let unmasked = batch.samples().iter().filter(|sample| !is_masked(sample, config));
+        let taken: Vec<&Sample> = unmasked.filter(|sample| takes_all || sample.weight() > 0.0).collect();
         let lengths: Vec<usize> =
             taken.iter().map(|sample| sample.rollout().response_tokens().len()).collect();
         let rollout_logprobs = rollout_logprobs(&taken, &lengths, config.rollout_support)
-            .map_err(Error::numbers(|| format!("batch {}", batch.id())))?;
+            .map_err(Error::in_batch(batch.id()))?;
+        let siblings = Siblings::of(&taken, config).map_err(Error::in_batch(batch.id()))?;
         let mut collected = Self {
             ids: Vec::new(),
             sequences: Vec::new(),
@@ -104,27 +122,21 @@ impl Collected {
             starts: Vec::new(),
             weights: Vec::new(),
             scores: Vec::new(),
-            groups: Vec::new(),
+            siblings,
             rollout_logprobs,
             ref_logprobs: ref_logprobs(&taken),
         };
-        let mut prompts = HashMap::new();
         let mut start = 0;
         for sample in taken {
             let rollout = sample.rollout();
             let length = rollout.response_tokens().len();
-            let penalty = match config.overlong {
-                None => 0.0,
-                Some(overlong) => overlong_penalty(length, overlong.max_length, overlong.cache)
-                    .map_err(Error::numbers(|| format!("batch {}", batch.id())))?,
-            };
-            let next_group = prompts.len();
+            let score =
+                shaped(&GroupScore::of(sample.scored()), config).map_err(Error::in_batch(batch.id()))?;
             collected.ids.push(rollout.id());
             collected.sequences.push(Sequence::response(rollout.prompt_tokens(), rollout.response_tokens()));
             collected.starts.push(start);
             collected.weights.push(sample.weight());
-            collected.scores.push(sample.scored().score() + penalty as f32);
-            collected.groups.push(*prompts.entry(rollout.id().prompt).or_insert(next_group));
+            collected.scores.push(score as f32);
             start += length;
         }
         if collected.ref_logprobs.is_none() && settings.kl_coefficient() > 0.0 {
@@ -231,6 +243,16 @@ impl Experience {
             places.map(|place| f64::from(self.old_logprobs[place]) - f64::from(reference[place])).sum();
         (!trained.is_empty()).then(|| sum / trained.len() as f64)
     }
+}
+
+/// Whether the sample takes no part because it was cut off and such do not train.
+pub(crate) fn is_masked(sample: &Sample, config: &PpoConfig) -> bool {
+    config.truncated == Truncated::Mask && is_truncated(sample)
+}
+
+/// Whether the response was cut off by the length limit.
+pub(crate) fn is_truncated(sample: &Sample) -> bool {
+    sample.rollout().finish_reason() == FinishReason::Length
 }
 
 /// Log-probs of the drawn tokens over the whole vocabulary. Where the sampler truncated its distribution and

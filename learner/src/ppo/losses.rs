@@ -29,6 +29,15 @@ pub(crate) struct LossSums {
     pub(crate) ratios: RatioSums,
 }
 
+impl LossSums {
+    /// Adds the sums of another minibatch.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.policy_loss += other.policy_loss;
+        self.value_loss += other.value_loss;
+        self.ratios.merge(&other.ratios);
+    }
+}
+
 /// What the losses of a step are computed with.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Losses<'a> {

@@ -2,10 +2,10 @@
 
 use algo::{KlEstimator, Responses};
 use tracing::warn;
-use types::Batch;
 use types::link::learner::StepMetrics;
+use types::{Batch, Sample};
 
-use super::experience::Experience;
+use super::experience::{Experience, is_masked, is_truncated};
 use super::losses::explained_variance;
 use super::trainer::Trainer;
 use super::update::UpdateSums;
@@ -22,7 +22,7 @@ impl Trainer {
         experience: &Experience,
         updates: UpdateSums,
     ) -> Result<StepMetrics> {
-        let UpdateSums { minibatches, losses, .. } = updates;
+        let UpdateSums { policy, critic, policy_lr, losses } = updates;
         let ratios = &losses.ratios;
         let mut sums =
             [losses.policy_loss, losses.value_loss, ratios.tokens, ratios.approx_kl, ratios.clipped];
@@ -36,30 +36,34 @@ impl Trainer {
         let lengths = samples.lengths_of(&trained);
         let rollout_kl = Responses::new(&lengths)
             .and_then(|responses| KlEstimator::K3.moments(responses, &rollout_logprobs, &old_logprobs))
-            .map_err(Error::numbers(|| format!("batch {}", batch.id())))?;
+            .map_err(Error::in_batch(batch.id()))?;
         let differences: Vec<f32> =
             old_logprobs.iter().zip(&rollout_logprobs).map(|(old, rollout)| (old - rollout).abs()).collect();
         let explained = match &experience.critic {
             Some(targets) => explained_variance(samples, self.config.critic_on, targets)
-                .map_err(Error::numbers(|| format!("batch {}", batch.id())))?,
+                .map_err(Error::in_batch(batch.id()))?,
             None => None,
         };
         let scores: Vec<f32> = trained.iter().map(|sample| samples.scores[*sample]).collect();
         let metrics = StepMetrics {
-            policy_loss: ratio(policy_loss, minibatches),
-            value_loss: ratio(value_loss, minibatches),
+            policy_loss: policy.mean(policy_loss).unwrap_or(0.0),
+            value_loss: critic.mean(value_loss),
             entropy: mean(&samples.gather(&experience.old_entropies, &trained)),
             approx_kl: ratio(approx_kl, ratio_tokens),
             rollout_approx_kl: rollout_kl.mean(),
             rollout_logprob_diff: mean(&differences),
             clip_fraction: ratio(clipped, ratio_tokens),
-            explained_variance: explained.unwrap_or(0.0),
+            explained_variance: explained,
             score_mean: mean(&scores),
-            kl_to_ref: experience.kl_to_ref().unwrap_or(0.0),
-            policy_grad_norm: ratio(updates.policy_norm, minibatches),
-            critic_grad_norm: ratio(updates.critic_norm, minibatches),
-            policy_lr: updates.policy_lr,
+            kl_to_ref: experience.kl_to_ref(),
+            policy_grad_norm: policy.mean_norm().unwrap_or(0.0),
+            critic_grad_norm: critic.mean_norm(),
+            policy_lr,
             kl_coefficient: self.controller.coefficient(),
+            skipped_steps: policy.skipped + critic.skipped,
+            truncated: truncated(batch),
+            scores_clipped: scores_clipped(&scores, self.config.score_clip.number()),
+            masked_tokens: self.masked_tokens(batch, experience),
             staleness: staleness(batch),
             samples: trained.len() as u64,
             response_tokens: old_logprobs.len() as u64,
@@ -75,15 +79,44 @@ impl Trainer {
         Ok(metrics)
     }
 
+    /// Response tokens that the filtration kept and that do not train: of responses that were cut off, and
+    /// those whose correction weight is 0.
+    fn masked_tokens(&self, batch: &Batch, experience: &Experience) -> u64 {
+        let kept = batch.samples().iter().filter(|sample| sample.weight() > 0.0);
+        let masked = kept.filter(|sample| is_masked(sample, &self.config));
+        let tokens: usize = masked.map(|sample| sample.rollout().response_tokens().len()).sum();
+        let samples = &experience.samples;
+        let corrections = experience.corrections.as_ref();
+        let corrected = corrections.map(|weights| samples.gather(weights, &samples.trained()));
+        let rejected = corrected.unwrap_or_default().into_iter().filter(|weight| *weight == 0.0).count();
+        (tokens + rejected) as u64
+    }
+
+    /// The metrics of a batch whose `minibatches` of every pass were skipped.
+    pub(super) fn measure_skipped(&self, batch: &Batch, minibatches: usize) -> StepMetrics {
+        let trained: Vec<&Sample> = batch.samples().iter().filter(|sample| sample.weight() > 0.0).collect();
+        let scores: Vec<f32> = trained.iter().map(|sample| sample.scored().score()).collect();
+        StepMetrics {
+            score_mean: mean(&scores),
+            kl_coefficient: self.controller.coefficient(),
+            skipped_steps: (self.config.ppo_epochs * minibatches) as u64,
+            truncated: truncated(batch),
+            staleness: staleness(batch),
+            samples: trained.len() as u64,
+            response_tokens: batch.response_tokens() as u64,
+            ..StepMetrics::default()
+        }
+    }
+
     /// On fresh rollouts learner and actors must agree on the log-probs of what was drawn.
     fn warn_of_disagreement(&self, batch: &Batch, metrics: &StepMetrics) {
-        let is_fresh = metrics.staleness == 0.0;
-        if is_fresh && self.ranks.rank() == 0 && metrics.rollout_logprob_diff > self.config.logprob_alarm {
+        let (is_fresh, alarm) = (metrics.staleness == 0.0, self.config.logprob_alarm());
+        if is_fresh && self.ranks.rank() == 0 && metrics.rollout_logprob_diff > alarm {
             warn!(
                 batch = %batch.id(),
                 rollout_logprob_diff = metrics.rollout_logprob_diff,
                 rollout_approx_kl = metrics.rollout_approx_kl,
-                alarm = self.config.logprob_alarm,
+                alarm,
                 "learner and actors disagree on the log-probs of fresh rollouts"
             );
         }
@@ -103,6 +136,18 @@ fn staleness(batch: &Batch) -> f64 {
         }
     }
     ratio(behind, tokens)
+}
+
+/// Samples with weight whose response was cut off by the length limit.
+fn truncated(batch: &Batch) -> u64 {
+    let kept = batch.samples().iter().filter(|sample| sample.weight() > 0.0);
+    kept.filter(|sample| is_truncated(sample)).count() as u64
+}
+
+/// Scores that are kept within the bound by the clip alone.
+fn scores_clipped(scores: &[f32], bound: Option<f64>) -> u64 {
+    let Some(bound) = bound else { return 0 };
+    scores.iter().filter(|score| f64::from(**score).abs() > bound).count() as u64
 }
 
 /// `numerator / denominator`, 0 where there is nothing to divide by.

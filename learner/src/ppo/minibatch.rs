@@ -25,8 +25,6 @@ pub(crate) struct Minibatch {
 /// A minibatch as one model trains on it.
 #[derive(Debug)]
 pub(crate) struct ModelMinibatch {
-    /// Number of samples, over all ranks.
-    pub(crate) samples: usize,
     /// Denominators of the loss, over all ranks.
     pub(crate) totals: Totals,
     /// Who computes what.
@@ -90,7 +88,7 @@ impl Trainer {
         let totals = Responses::new(&lengths).and_then(|responses| Totals::of(responses, weights));
         let totals = totals.map_err(Error::numbers(|| "a minibatch's weights".to_owned()))?;
         let split = self.split(samples, chosen.iter().copied());
-        Ok(ModelMinibatch { samples: chosen.len(), totals, split, kept: Vec::new() })
+        Ok(ModelMinibatch { totals, split, kept: Vec::new() })
     }
 }
 

@@ -1,20 +1,24 @@
 //! One step of PPO on one batch.
 
-use tracing::debug;
+use tracing::{debug, warn};
 use types::link::learner::{MeasuredStep, StepMetrics};
 use types::{Batch, BatchId};
 
 use super::estimate::Estimation;
-use super::experience::{Collected, Experience};
+use super::experience::{Collected, Evaluated, Experience};
 use super::minibatch::Minibatch;
 use super::trainer::Trainer;
-use super::update::UpdateSums;
+use super::update::{UpdateSums, named};
+use crate::config::PpoConfig;
 use crate::error::{Error, Result};
 use crate::phase_timer::PhaseTimer;
 
 impl Trainer {
     /// Trains one batch, whose number must be that of the next version, and returns what was measured; every
     /// rank is given the same batch and returns the same metrics.
+    ///
+    /// Optimizer steps whose losses or gradients are no finite numbers are skipped, on all ranks alike; where
+    /// the networks' outputs before the update are none, those of the whole batch are.
     ///
     /// # Errors
     /// A batch out of order or with numbers that do not fit, training that diverged, a rank that is lost. The
@@ -25,24 +29,16 @@ impl Trainer {
         let samples = Collected::new(batch, &self.config, &self.settings)?;
         let mut minibatches = self.minibatches(&samples, batch.id(), 0)?;
         let evaluated = self.prepare(samples, &mut minibatches)?;
-        let experience = evaluated
-            .estimate(self.estimation())
-            .map_err(Error::numbers(|| format!("batch {}", batch.id())))?;
-        debug!(batch = %batch.id(), corrections = ?experience.correction_sums, "rollouts corrected");
+        let experience = self.estimate(evaluated, batch.id())?;
         let prepare_seconds = timer.seconds();
 
-        let mut updates = UpdateSums::default();
-        self.train_pass(&experience, minibatches, 0, &mut updates)?;
-        for pass in 1..self.config.ppo_epochs {
-            let minibatches = self.minibatches(&experience.samples, batch.id(), pass)?;
-            self.train_pass(&experience, minibatches, pass, &mut updates)?;
-        }
-
-        let mut metrics = self.measure(batch, &experience, updates)?;
+        let mut metrics = match experience {
+            Some(experience) => self.train(batch, &experience, minibatches)?,
+            None => self.measure_skipped(batch, minibatches.len()),
+        };
         metrics.prepare_seconds = prepare_seconds;
         metrics.step_seconds = timer.seconds();
         metrics.update_seconds = metrics.step_seconds - prepare_seconds;
-        self.adapt_kl_coefficient(&experience)?;
         self.version = self.version.next();
         self.steps.push(MeasuredStep { batch: batch.id(), metrics: metrics.clone() });
         Ok(metrics)
@@ -57,9 +53,47 @@ impl Trainer {
         Ok(())
     }
 
+    /// What the losses are computed from; `None` where the networks' outputs allow none. That is the same on
+    /// every rank, because each has the outputs of all.
+    fn estimate(&mut self, evaluated: Evaluated, batch: BatchId) -> Result<Option<Experience>> {
+        let broken = evaluated.not_finite();
+        let broken = named(&evaluated.samples.ids, &broken);
+        let problem = match evaluated.estimate(self.estimation()) {
+            Ok(experience) if broken.is_empty() => {
+                debug!(%batch, corrections = ?experience.correction_sums, "rollouts corrected");
+                return Ok(Some(experience));
+            }
+            Ok(_) => "entropies are no finite numbers".to_owned(),
+            Err(problem) => problem.to_string(),
+        };
+        if self.ranks.rank() == 0 {
+            warn!(%batch, problem, samples = broken, "no loss can be computed: batch skipped");
+        }
+        self.policy.skip(&self.config.optimizer(self.config.policy_lr))?;
+        Ok(None)
+    }
+
     fn estimation(&self) -> Estimation<'_> {
         let kl_coefficient = self.controller.coefficient();
         Estimation { config: &self.config, settings: &self.settings, kl_coefficient }
+    }
+
+    /// All passes over the batch; `first` are the minibatches of the first one.
+    fn train(
+        &mut self,
+        batch: &Batch,
+        experience: &Experience,
+        first: Vec<Minibatch>,
+    ) -> Result<StepMetrics> {
+        let mut updates = UpdateSums::default();
+        self.train_pass(experience, first, 0, &mut updates)?;
+        for pass in 1..self.config.ppo_epochs {
+            let minibatches = self.minibatches(&experience.samples, batch.id(), pass)?;
+            self.train_pass(experience, minibatches, pass, &mut updates)?;
+        }
+        let metrics = self.measure(batch, experience, updates)?;
+        self.adapt_kl_coefficient(experience)?;
+        Ok(metrics)
     }
 
     /// One pass over the batch: an optimizer step of each model for every minibatch.
@@ -80,11 +114,20 @@ impl Trainer {
     }
 
     /// The schedule's factor of the learning rates for optimizer step `place` of the `count` that this batch
-    /// makes. Steps are counted as if every batch made as many as this one.
+    /// makes. The warm-up counts the steps that were made. The schedule goes by batches, as if each had as many
+    /// steps as this one: batches of different size move it no faster.
     fn lr_factor(&self, place: u64, count: u64) -> f64 {
+        let PpoConfig { schedule, warmup_steps, warmup_share, .. } = self.config;
         let done = self.version.0 * count + place;
         let total = self.last_batch.unwrap_or(BatchId(self.version.0 + 1)).0 * count;
-        self.config.schedule.factor(done, self.config.warmup_steps, total)
+        if warmup_share > 0.0 {
+            return schedule.factor(done, (warmup_share * total as f64).ceil() as u64, total);
+        }
+        let made = self.policy.steps();
+        if made < warmup_steps {
+            return schedule.factor(made, warmup_steps, total);
+        }
+        schedule.factor(done.max(warmup_steps), warmup_steps, total)
     }
 
     /// Moves β towards the KL that the configuration aims at (Ziegler et al. 2019, arXiv 1909.08593, section

@@ -1,25 +1,71 @@
 //! One optimizer step of each model from a minibatch: micro-batches forward and backward, then AdamW.
+//!
+//! A loss or a gradient that is no finite number keeps a step from being made. A rank that meets one goes on
+//! with a gradient that is none: the sum over the ranks, and so the norm, is none on any rank, and all of them
+//! skip the step without a word more between them.
 
 use algo::Totals;
 use model::LogprobOptions;
+use tracing::warn;
 
-use super::experience::Experience;
+use super::experience::{Collected, Experience};
 use super::losses::{LossSums, Losses};
 use super::minibatch::{Minibatch, ModelMinibatch};
 use super::trainer::Trainer;
-use crate::error::{Error, FormulaResult, Result};
+use crate::error::{FormulaResult, Result};
 use crate::ranks::Ranks;
-use crate::trainable_model::{HeadGradients, HeadOutputs, HeadRequest, MicrobatchPosition, TrainableModel};
+use crate::trainable_model::{
+    HeadGradients, HeadOutputs, HeadRequest, MicrobatchPosition, StepOutcome, TrainableModel,
+};
+
+/// Samples that a warning names.
+const NAMED_SAMPLES: usize = 16;
 
 /// What the optimizer steps of a batch add up.
 #[derive(Debug, Default)]
 pub(super) struct UpdateSums {
-    pub(super) minibatches: f64,
-    pub(super) policy_norm: f64,
-    pub(super) critic_norm: f64,
+    pub(super) policy: ModelSteps,
+    pub(super) critic: ModelSteps,
     /// The learning rate of the policy in its last step.
     pub(super) policy_lr: f64,
+    /// Over the steps that were made.
     pub(super) losses: LossSums,
+}
+
+/// The optimizer steps of one model.
+#[derive(Debug, Default)]
+pub(super) struct ModelSteps {
+    pub(super) made: u64,
+    pub(super) skipped: u64,
+    /// Sum of the gradients' norms.
+    norm: f64,
+}
+
+impl ModelSteps {
+    /// The mean of the gradients' norms, where there was a step.
+    pub(super) fn mean_norm(&self) -> Option<f64> {
+        self.mean(self.norm)
+    }
+
+    /// A sum over the steps as a mean, where there was a step.
+    pub(super) fn mean(&self, sum: f64) -> Option<f64> {
+        (self.made > 0).then(|| sum / self.made as f64)
+    }
+
+    /// Counts a step; says whether it was made.
+    fn count(&mut self, outcome: StepOutcome) -> bool {
+        match outcome {
+            StepOutcome::Made { norm } => {
+                self.made += 1;
+                self.norm += norm;
+                true
+            }
+            StepOutcome::Skipped { .. } => {
+                self.skipped += 1;
+                false
+            }
+        }
+    }
 }
 
 impl Trainer {
@@ -42,32 +88,42 @@ impl Trainer {
             kl_coefficient: self.controller.coefficient(),
             norm_tokens: config.norm_tokens.unwrap_or(self.max_new_tokens),
         };
-        let trains_policy = minibatch.policy.samples > 0;
-        sums.minibatches += 1.0;
+        let policy_samples = minibatch.policy.split.sorted_indices();
+        let critic_samples = minibatch.critic.split.sorted_indices();
+        let (mut policy_sums, mut value_loss) = (LossSums::default(), 0.0);
 
         let entropy = config.entropy_coefficient > 0.0;
         let options = LogprobOptions { temperature: self.temperature, entropy };
         let accumulation = Accumulation { ranks, experience, request: HeadRequest::Logprobs(options) };
         accumulation.run(policy, minibatch.policy, |samples, totals, outputs| {
-            losses.policy(samples, totals, outputs, &mut sums.losses)
+            losses.policy(samples, totals, outputs, &mut policy_sums)
         })?;
         if let (Some(critic), Some(targets)) = (critic.as_mut(), &experience.critic) {
             let accumulation = Accumulation { request: HeadRequest::Scalars, ..accumulation };
             accumulation.run(critic, minibatch.critic, |samples, totals, outputs| {
                 let found = losses.critic(samples, targets, totals, outputs)?;
-                sums.losses.value_loss += found.loss;
+                value_loss += found.loss;
                 Ok(found.gradients)
             })?;
         }
 
         // The policy's gradients were reduced while the critic was computed.
-        if trains_policy {
-            sums.policy_lr = lr_factor * config.policy_lr;
-            sums.policy_norm += policy.update(ranks, &config.optimizer(config.policy_lr), sums.policy_lr)?;
+        if !policy_samples.is_empty() {
+            let lr = lr_factor * config.policy_lr;
+            let outcome = policy.update(ranks, &config.optimizer(config.policy_lr), lr)?;
+            if sums.policy.count(outcome) {
+                sums.policy_lr = lr;
+                sums.losses.merge(&policy_sums);
+            }
+            warn_if_skipped("policy", outcome, ranks, (&experience.samples, &policy_samples));
         }
         if let Some(critic) = critic {
             let optimizer = config.optimizer(config.critic_lr);
-            sums.critic_norm += critic.update(ranks, &optimizer, lr_factor * config.critic_lr)?;
+            let outcome = critic.update(ranks, &optimizer, lr_factor * config.critic_lr)?;
+            if sums.critic.count(outcome) {
+                sums.losses.value_loss += value_loss;
+            }
+            warn_if_skipped("critic", outcome, ranks, (&experience.samples, &critic_samples));
         }
         Ok(())
     }
@@ -103,15 +159,38 @@ impl Accumulation<'_> {
                 None => MicrobatchPosition::Last,
             };
             model.backward(ranks, pass, position, |outputs| {
-                loss(samples, &totals, outputs).map_err(Error::numbers(|| rollouts(experience, samples)))
+                Ok(loss(samples, &totals, outputs).unwrap_or_else(|problem| {
+                    let samples = named(&experience.samples.ids, samples);
+                    warn!(rank = ranks.rank(), %problem, samples, "a micro-batch has no loss");
+                    HeadGradients::not_a_number(outputs)
+                }))
             })?;
         }
         Ok(())
     }
 }
 
-/// The samples' ids, for errors.
-fn rollouts(experience: &Experience, samples: &[usize]) -> String {
-    let ids: Vec<String> = samples.iter().map(|sample| experience.samples.ids[*sample].to_string()).collect();
-    ids.join(", ")
+/// Says which samples a step was to learn from that could not be made.
+fn warn_if_skipped(
+    model: &'static str,
+    outcome: StepOutcome,
+    ranks: &Ranks,
+    (collected, samples): (&Collected, &[usize]),
+) {
+    if let StepOutcome::Skipped { norm } = outcome
+        && ranks.rank() == 0
+    {
+        let samples = named(&collected.ids, samples);
+        warn!(model, norm, samples, "the gradient is no finite number: optimizer step skipped");
+    }
+}
+
+/// The ids of samples, for people.
+pub(super) fn named<T: ToString>(ids: &[T], samples: &[usize]) -> String {
+    let mut names: Vec<String> =
+        samples.iter().take(NAMED_SAMPLES).map(|sample| ids[*sample].to_string()).collect();
+    if samples.len() > NAMED_SAMPLES {
+        names.push(format!("and {} more", samples.len() - NAMED_SAMPLES));
+    }
+    names.join(", ")
 }

@@ -236,7 +236,7 @@ impl Rank {
                 (self.run, self.last_batch) = (Some(run), Some(last_batch));
             }
             RankCommand::Train(batch) => {
-                let metrics = Box::new(self.trainer.step(&batch)?);
+                let metrics = Box::new(self.trainer.step(&batch).map_err(given_up)?);
                 self.trained = batch.id();
                 let buffer = self.buffer()?;
                 self.tell(RankEvent::Trained { batch: batch.id(), metrics, buffer });
@@ -287,6 +287,14 @@ impl Rank {
         let mut bytes = Vec::new();
         group.broadcast_bytes(&mut bytes, 0)?;
         Ok(decode(&bytes)?)
+    }
+}
+
+/// Training that has diverged goes the same way again: nobody is to start it anew.
+fn given_up(error: crate::Error) -> anyhow::Error {
+    match error {
+        crate::Error::Diverged { .. } => service::Hopeless(error.to_string()).into(),
+        error => error.into(),
     }
 }
 

@@ -36,8 +36,10 @@ pub struct TrainingReport {
     pub examples: usize,
     /// Examples or pairs of the data that were longer than allowed.
     pub too_long: usize,
-    /// Optimizer steps made.
+    /// Optimizer steps, those included that were skipped.
     pub steps: u64,
+    /// Steps that were not made, because the loss or the gradient was no finite number.
+    pub skipped_steps: u64,
     /// Tokens that the network was trained on, prompts included.
     pub tokens: u64,
     /// Seconds of training, without reading and writing.
@@ -54,6 +56,7 @@ pub struct TrainingReport {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TrainingResult {
     pub(crate) steps: u64,
+    pub(crate) skipped_steps: u64,
     pub(crate) tokens: u64,
     pub(crate) seconds: f64,
     /// Mean over the minibatches of the last pass.
@@ -78,9 +81,9 @@ impl TrainingReport {
         counts: ExampleCounts,
         scores: Option<ScoreStatistics>,
     ) -> Self {
-        let TrainingResult { steps, tokens, seconds, loss, evaluations, .. } = result;
+        let TrainingResult { steps, skipped_steps, tokens, seconds, loss, evaluations, .. } = result;
         let ExampleCounts { used: examples, too_long } = counts;
-        Self { examples, too_long, steps, tokens, seconds, loss, evaluations, scores }
+        Self { examples, too_long, steps, skipped_steps, tokens, seconds, loss, evaluations, scores }
     }
 }
 
@@ -98,6 +101,9 @@ impl fmt::Display for TrainingReport {
         }
         if let Some(ScoreStatistics { mean, std }) = self.scores {
             write!(f, ", scores {mean:.3} ± {std:.3}")?;
+        }
+        if self.skipped_steps > 0 {
+            write!(f, ", {} steps skipped", self.skipped_steps)?;
         }
         if self.too_long > 0 {
             write!(f, ", {} too long", self.too_long)?;
@@ -118,6 +124,7 @@ mod tests {
             examples: 10,
             too_long: 2,
             steps: 5,
+            skipped_steps: 1,
             tokens: 1000,
             seconds: 2.0,
             loss: 0.5,
@@ -127,7 +134,7 @@ mod tests {
         assert_eq!(
             report.to_string(),
             "10 examples, 5 steps, loss 0.5000, held-out loss 0.5100, accuracy 80.0 %, scores 0.250 ± 2.000, \
-             2 too long, 2.0 s, 500 tokens/s"
+             1 steps skipped, 2 too long, 2.0 s, 500 tokens/s"
         );
     }
 }

@@ -11,7 +11,7 @@ use model::Model;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::config::{TrainingConfig, TrainingSections};
 use super::dataset::{Dataset, ExampleSequences, wanted_rows};
@@ -25,7 +25,7 @@ use crate::microbatch_split::MicrobatchSplit;
 use crate::phase_timer::PhaseTimer;
 use crate::ranks::Ranks;
 use crate::trainable_model::{
-    HeadGradients, HeadOutputs, HeadRequest, LoraInit, MicrobatchPosition, TrainableModel,
+    HeadGradients, HeadOutputs, HeadRequest, LoraInit, MicrobatchPosition, StepOutcome, TrainableModel,
     TrainableModelOptions,
 };
 
@@ -113,13 +113,20 @@ impl<'a> SupervisedTrainer<'a> {
         let mut result = TrainingResult { steps, ..TrainingResult::default() };
         let mut step = 0;
         for epoch in 1..=epochs {
+            let mut made = 0_u32;
             result.loss = 0.0;
             for examples in self.order(data.examples.len(), epoch).chunks(batch_size) {
                 let sums = self.pass(data, examples, PassMode::Train)?;
                 let lr = optimizer.lr * optimizer.schedule.factor(step, optimizer.warmup_steps, steps);
-                let grad_norm = self.model.update(self.ranks, optimizer, lr)?;
+                let outcome = self.model.update(self.ranks, optimizer, lr)?;
                 step += 1;
-                result.loss += sums.loss / steps_per_pass as f64;
+                let StepOutcome::Made { norm: grad_norm } = outcome else {
+                    self.warn_of_skipped(examples);
+                    result.skipped_steps += 1;
+                    continue;
+                };
+                made += 1;
+                result.loss += (sums.loss - result.loss) / f64::from(made);
                 result.tokens += sums.tokens as u64;
                 let tokens_per_second = result.tokens as f64 / timer.seconds().max(1e-9);
                 let (loss, accuracy) = (sums.loss, sums.accuracy());
@@ -133,6 +140,12 @@ impl<'a> SupervisedTrainer<'a> {
         }
         result.seconds = timer.seconds();
         Ok(result)
+    }
+
+    fn warn_of_skipped(&self, examples: &[usize]) {
+        if self.ranks.rank() == 0 {
+            warn!(?examples, "the gradient is no finite number: optimizer step skipped");
+        }
     }
 
     /// The summed log-probs of every sequence, `[sequences]`.
@@ -208,8 +221,9 @@ impl<'a> SupervisedTrainer<'a> {
                         Some(_) => MicrobatchPosition::MoreFollow,
                         None => MicrobatchPosition::Last,
                     };
-                    self.model
-                        .backward(self.ranks, pass, position, |outputs| loss.gradient(outputs, &mut sums))?;
+                    self.model.backward(self.ranks, pass, position, |outputs| {
+                        Ok(loss.gradient_or_none(outputs, &mut sums))
+                    })?;
                 }
                 PassMode::Measure => {
                     if let Some(outputs) = self.model.infer(self.ranks, microbatch, self.request)? {
@@ -300,6 +314,14 @@ struct MicrobatchLoss<'a> {
 }
 
 impl MicrobatchLoss<'_> {
+    /// The gradient, or one that keeps every rank from making the step.
+    fn gradient_or_none(&self, outputs: &HeadOutputs, sums: &mut ObjectiveSums) -> HeadGradients {
+        self.gradient(outputs, sums).unwrap_or_else(|problem| {
+            warn!(%problem, "a micro-batch has no loss");
+            HeadGradients::not_a_number(outputs)
+        })
+    }
+
     fn gradient(&self, outputs: &HeadOutputs, sums: &mut ObjectiveSums) -> Result<HeadGradients> {
         let Self { objective, minibatch, examples, lengths } = self;
         let input = ObjectiveInput { minibatch, examples, lengths, outputs };

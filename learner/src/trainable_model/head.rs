@@ -37,6 +37,15 @@ pub(crate) struct HeadGradients {
     pub(crate) entropies: Option<Vec<f32>>,
 }
 
+impl HeadGradients {
+    /// The gradient of a loss that has none: it makes the norm of the minibatch's gradient no number on every
+    /// rank, so that none makes the step.
+    pub(crate) fn not_a_number(outputs: &HeadOutputs) -> Self {
+        let entropies = outputs.entropies.as_ref().map(|entropies| vec![f32::NAN; entropies.len()]);
+        Self { values: vec![f32::NAN; outputs.values.len()], entropies }
+    }
+}
+
 /// The network and the micro-batch that a head belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HeadContext<'a> {

@@ -6,5 +6,7 @@ mod checkpoints;
 mod exactness;
 mod golden;
 mod ring;
+mod skipping;
 mod supervised;
 mod support;
+mod truncation;

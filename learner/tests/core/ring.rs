@@ -386,3 +386,24 @@ fn receive(group: &ProcessGroup, bytes: i64) -> Vec<u8> {
     group.broadcast(&mut buffer, 0).unwrap();
     Vec::try_from(buffer).unwrap()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn training_that_has_diverged_is_not_to_be_started_again() {
+    Ring::new().await.play(diverged).await;
+}
+
+async fn diverged(mut ring: Ring) {
+    let ppo = learner::PpoConfig { policy_lr: 1e30, max_skipped: 0, ..learner::PpoConfig::default() };
+    let learner = Learner::build(Config { ppo, ..ring.config() }).await;
+    let coordinate = async {
+        let mut talk = ring.conversation().await;
+        talk.hello().await;
+        talk.welcome().await;
+        talk.send(LearnerCommand::Batch(ring.models.batch(1, 6))).await;
+        talk
+    };
+    let (ended, _talk) = tokio::join!(learner.run(), coordinate);
+    let error = ended.unwrap_err();
+    assert!(error.chain().any(|cause| cause.is::<service::Hopeless>()), "{error:#}");
+    assert!(format!("{error:#}").contains("max_skipped"), "{error:#}");
+}

@@ -13,8 +13,8 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 use types::{
-    Batch, BatchId, FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, Sample,
-    ScoredRollout, Scores, Span,
+    Batch, BatchId, FinishReason, GroupScore, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts,
+    Sample, ScoredRollout, Scores, Span,
 };
 
 pub(crate) const VOCAB: i64 = 61;
@@ -101,9 +101,9 @@ impl Models {
                 .collect();
             let scores = Scores { score, ref_logprobs, outcome: None };
             let scored = ScoredRollout::new(Rollout::new(parts).unwrap(), scores).unwrap();
-            Sample::new(scored, [1.0, 0.5, 2.0][at % 3]).unwrap()
+            (scored, [1.0, 0.5, 2.0][at % 3])
         });
-        Batch::new(BatchId(id), samples.collect()).unwrap()
+        batch_of(id, samples.collect())
     }
 
     /// Log-probs of a response, its sequence alone in the network, as an actor would have them.
@@ -119,6 +119,19 @@ impl Models {
         let all = Vec::<f32>::try_from(found.logprobs).unwrap();
         all[rollout.prompt_tokens.len() - 1..].to_vec()
     }
+}
+
+/// A batch of samples that have nobody in their groups but each other.
+pub(crate) fn batch_of(id: u64, samples: Vec<(ScoredRollout, f32)>) -> Batch {
+    let mut groups: BTreeMap<PromptId, Vec<GroupScore>> = BTreeMap::new();
+    for (scored, _) in &samples {
+        groups.entry(scored.rollout().id().prompt).or_default().push(GroupScore::of(scored));
+    }
+    let samples = samples.into_iter().map(|(scored, weight)| {
+        let group = groups[&scored.rollout().id().prompt].clone();
+        Sample::new(scored, weight, group).unwrap()
+    });
+    Batch::new(BatchId(id), samples.collect()).unwrap()
 }
 
 pub(crate) fn load(folder: &Path) -> Weights {

@@ -3,8 +3,8 @@
 use std::num::NonZeroU32;
 
 use types::{
-    DType, FailReason, FinishReason, Manifest, ModelDescription, ModelFile, PolicyVersion, Prompt,
-    PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, RolloutParts, Sample, Sampling,
+    DType, FailReason, FinishReason, GroupScore, Manifest, ModelDescription, ModelFile, PolicyVersion,
+    Prompt, PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, RolloutParts, Sample, Sampling,
     SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, WeightHash,
 };
 
@@ -151,10 +151,29 @@ impl TryFrom<pb::ScoredRollout> for ScoredRollout {
     }
 }
 
+impl From<GroupScore> for pb::GroupScore {
+    fn from(score: GroupScore) -> Self {
+        let GroupScore { sibling, score, tokens, truncated } = score;
+        Self { sibling: sibling.into(), score, tokens, truncated }
+    }
+}
+
+impl TryFrom<pb::GroupScore> for GroupScore {
+    type Error = ProtocolError;
+
+    fn try_from(score: pb::GroupScore) -> Result<Self, ProtocolError> {
+        let pb::GroupScore { sibling, score, tokens, truncated } = score;
+        let sibling = u16::try_from(sibling)
+            .map_err(|_| ProtocolError::field("group_score.sibling", format!("is {sibling}, above 65535")))?;
+        Ok(Self { sibling, score, tokens, truncated })
+    }
+}
+
 impl From<Sample> for pb::Sample {
     fn from(sample: Sample) -> Self {
         let weight = sample.weight();
-        Self { scored: Some(sample.into_scored().into()), weight }
+        let group = sample.group().iter().copied().map(pb::GroupScore::from).collect();
+        Self { scored: Some(sample.into_scored().into()), weight, group }
     }
 }
 
@@ -163,7 +182,9 @@ impl TryFrom<pb::Sample> for Sample {
 
     fn try_from(sample: pb::Sample) -> Result<Self, ProtocolError> {
         let scored = required("sample.scored", sample.scored)?.try_into()?;
-        Ok(Self::new(scored, sample.weight)?)
+        let group: Vec<GroupScore> =
+            sample.group.into_iter().map(GroupScore::try_from).collect::<Result<_, _>>()?;
+        Ok(Self::new(scored, sample.weight, group)?)
     }
 }
 

@@ -55,6 +55,10 @@ same_fields! {
     prepare_seconds,
     update_seconds,
     step_seconds,
+    skipped_steps,
+    truncated,
+    scores_clipped,
+    masked_tokens,
 }
 
 impl From<MeasuredStep> for pb::MeasuredStep {

@@ -329,6 +329,12 @@ impl World {
                 assert!(*batch == plan.id || !samples.contains(&id), "invariant 2: {} twice", sample.id);
             }
         }
+        for sample in &plan.samples {
+            let group = plan.groups.iter().find(|group| group.prompt == sample.id.prompt).unwrap();
+            let is_there = group.scores.iter().any(|score| score.sibling == sample.id.sibling);
+            let drawn = group.scores.len() >= usize::from(self.state.plan().min_group);
+            assert!(is_there && drawn, "a sample without the scores of its group: {group:?}");
+        }
         let trains = plan.samples.iter().filter(|sample| sample.weight > 0.0);
         let ids = trains.map(|sample| (sample.id.prompt, sample.id.sibling)).collect();
         self.trained_samples.insert(plan.id, ids);

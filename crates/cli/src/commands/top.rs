@@ -86,7 +86,7 @@ fn run_table(status: &Status) -> Table {
         status.checkpointed.to_string(),
         number(step.map(|step| step.score_mean)),
         number(step.and_then(|step| step.outcome_mean)),
-        number(step.map(|step| step.metrics.kl_to_ref)),
+        number(step.and_then(|step| step.metrics.kl_to_ref)),
         number(step.map(|step| step.metrics.approx_kl)),
         number(step.and_then(|step| step.reliability.unfiltered)),
         number(step.and_then(|step| step.reliability.filtered)),

@@ -1,8 +1,15 @@
 //! What follows from what a recipe says, where it does not say otherwise: one fact is written once
 //! (`docs/decisions.md`, D20).
 
+use algo::{Algorithm, Correction};
 use service::config::Layers;
 use toml::Value;
+use types::Sampling;
+
+use super::preset::{self, Surroundings};
+
+/// A key that the recipe's algorithm decides, with the value that it has then.
+pub(super) type Decided = (&'static str, Value);
 
 /// Lays everything that follows under what is there.
 pub(super) fn fill_in(layers: &mut Layers) {
@@ -21,26 +28,53 @@ pub(super) fn fill_in(layers: &mut Layers) {
     {
         layers.derive("reward_server.reference.temperature", temperature, "coordinator.sampling.temperature");
     }
-    if let Some(Value::String(algorithm)) = value(layers, "learner.ppo.algorithm") {
-        preset(layers, &algorithm);
+    // Where nothing is written the defaults of the roles are those of the default algorithm.
+    if value(layers, ALGORITHM).is_some() {
+        for (key, value) in decided(layers) {
+            layers.derive(key, value, ALGORITHM);
+        }
+    }
+    correct_stale_samples(layers);
+}
+
+/// What the recipe's algorithm decides, whether or not the recipe says otherwise.
+pub(super) fn decided(layers: &Layers) -> Vec<Decided> {
+    let Some(algorithm) = algorithm(layers) else { return Vec::new() };
+    let default = i64::from(Sampling::default().max_new_tokens());
+    let max_new_tokens = integer(layers, "coordinator.sampling.max_new_tokens").unwrap_or(default);
+    let group_size = integer(layers, "coordinator.group_size");
+    preset::keys(algorithm, Surroundings { max_new_tokens, group_size })
+}
+
+/// The recipe's algorithm; none where it has a name that is none, which the learner's section refuses.
+fn algorithm(layers: &Layers) -> Option<Algorithm> {
+    match value(layers, ALGORITHM) {
+        None => Some(Algorithm::default()),
+        Some(name) => name.try_into().ok(),
     }
 }
 
-/// What the papers of the algorithms beside PPO do outside the learner: they train on every response, once
-/// (GRPO, arXiv 2402.03300, section 4.2; the same in TRL, verl and OpenRLHF), and DAPO asks for groups whose
-/// scores differ (arXiv 2503.14476, section 3.2).
-fn preset(layers: &mut Layers, algorithm: &str) {
-    if algorithm == "ppo" {
-        return;
-    }
-    layers.derive("coordinator.filtration.strategy", "none".into(), ALGORITHM);
-    layers.derive("learner.ppo.ppo_epochs", Value::Integer(1), ALGORITHM);
-    if algorithm == "dapo" {
-        layers.derive("coordinator.filtration.no_signal", "always".into(), ALGORITHM);
+/// Samples that an older policy drew are weighted as decoupled PPO does (Hilton et al., arXiv 2110.00641;
+/// AReaL, arXiv 2505.24298, section 5, whose ablation loses half of the score without it), unless the recipe
+/// or the algorithm says what is done with them.
+fn correct_stale_samples(layers: &mut Layers) {
+    let staleness = integer(layers, MAX_STALENESS);
+    let corrects =
+        algorithm(layers).is_some_and(|algorithm| algorithm.defaults().correction != Correction::None);
+    if staleness.is_some_and(|versions| versions > 0)
+        && !corrects
+        && let Ok(correction) = Value::try_from(Algorithm::DecoupledPpo.defaults().correction)
+    {
+        layers.derive("learner.ppo.correction", correction, MAX_STALENESS);
     }
 }
 
 const ALGORITHM: &str = "learner.ppo.algorithm";
+const MAX_STALENESS: &str = "coordinator.max_staleness";
+
+fn integer(layers: &Layers, path: &str) -> Option<i64> {
+    layers.value(path)?.as_integer()
+}
 
 fn value(layers: &Layers, path: &str) -> Option<Value> {
     layers.value(path).cloned()
@@ -90,5 +124,36 @@ mod tests {
         let from = Source::Derived("learner.ppo.algorithm".to_owned());
         assert_eq!(layers.source("learner.ppo.ppo_epochs"), from);
         assert_eq!(layers.value("reward_server"), None, "without a reference no section appears");
+    }
+
+    #[test]
+    fn an_algorithm_speaks_for_every_role() {
+        let layers =
+            filled("[coordinator.sampling]\nmax_new_tokens = 100\n[learner.ppo]\nalgorithm = 'dapo'\n");
+        let values = [
+            ("coordinator.filtration.strategy", Value::from("none")),
+            ("coordinator.filtration.no_signal", Value::from("always")),
+            ("learner.ppo.overlong.max_length", Value::from(100)),
+            ("learner.ppo.overlong.cache", Value::from(20)),
+        ];
+        for (key, expected) in values {
+            assert_eq!(layers.value(key), Some(&expected), "{key}");
+        }
+        let layers = filled("[coordinator]\ngroup_size = 8\n[learner.ppo]\nalgorithm = 'pf-ppo-paper'\n");
+        assert_eq!(layers.value("coordinator.filtration.mode"), Some(&Value::from("resample:8")));
+        assert_eq!(layers.value("coordinator.sampling.top_p"), Some(&Value::from(0.9)));
+    }
+
+    #[test]
+    fn stale_samples_are_corrected_unless_the_recipe_says_how() {
+        let corrected = |text: &str| filled(text).value("learner.ppo.correction").cloned();
+        assert_eq!(corrected(""), None);
+        assert_eq!(corrected("[coordinator]\nmax_staleness = 0\n"), None);
+        let rejecting = corrected("[coordinator]\nmax_staleness = 2\n").unwrap();
+        assert_eq!(rejecting["token-mask"]["max"], Value::from(5.0));
+        let none = "[coordinator]\nmax_staleness = 2\n[learner.ppo]\ncorrection = 'none'\n";
+        assert_eq!(corrected(none), Some(Value::from("none")));
+        let own = "[coordinator]\nmax_staleness = 2\n[learner.ppo]\nalgorithm = 'decoupled-ppo'\n";
+        assert_eq!(corrected(own), None, "the algorithm corrects by itself");
     }
 }

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use algo::AdvantageEstimator;
 use service::config::{Error, Key, Source};
 
 use super::resolved::Resolved;
@@ -151,6 +152,14 @@ fn owed(recipe: &Recipe) -> Vec<String> {
         problems.push(
             "learner.ppo.kl_coefficient: a KL needs a reference: add [reward_server.reference] with model, \
              or set learner.ppo.kl_coefficient = 0"
+                .to_owned(),
+        );
+    }
+    let compares = matches!(learner.ppo.algorithm.defaults().advantage, AdvantageEstimator::Group(_));
+    if compares && coordinator.group_size < 2 {
+        problems.push(
+            "coordinator.group_size is 1, but this learner.ppo.algorithm compares the responses of a group: \
+             nothing would be learned; set it to 2 or more"
                 .to_owned(),
         );
     }

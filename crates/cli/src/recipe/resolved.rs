@@ -2,7 +2,7 @@
 
 use service::config::{Key, Schema, Section, Source, find_keys};
 
-use super::{Recipe, RecipeFile};
+use super::{Recipe, RecipeFile, derived};
 
 /// Every key of a recipe, resolved.
 #[derive(Debug)]
@@ -11,6 +11,8 @@ pub(crate) struct Resolved<'r> {
     sections: Vec<Section>,
     /// Full paths of keys that another key decides, and that key.
     derived: Vec<(String, String)>,
+    /// Full paths of keys that somebody set, and what the algorithm would have them be.
+    overridden: Vec<(String, String)>,
 }
 
 impl RecipeFile {
@@ -20,10 +22,10 @@ impl RecipeFile {
     /// When a role would not read its section.
     pub(crate) fn resolved(&self) -> anyhow::Result<Resolved<'_>> {
         let mut recipe = self.recipe.clone();
-        let decided = recipe.learner.ppo.fill_in_algorithm();
+        let decided = recipe.learner.ppo.fill_in_decided();
         let mut derived: Vec<(String, String)> = decided
             .into_iter()
-            .map(|key| (format!("learner.ppo.{key}"), "learner.ppo.algorithm".to_owned()))
+            .map(|(key, from)| (format!("learner.ppo.{key}"), format!("learner.ppo.{from}")))
             .collect();
         let mut values = serde_json::to_value(&recipe)?;
         for config in self.role_configs() {
@@ -34,7 +36,33 @@ impl RecipeFile {
                 derived.push((format!("{section}.{}", owed.key), owed.from.to_owned()));
             }
         }
-        Ok(Resolved { file: self, sections: Schema::of::<Recipe>().sections_of(&values), derived })
+        let sections = Schema::of::<Recipe>().sections_of(&values);
+        let overridden = self.overridden(&values)?;
+        Ok(Resolved { file: self, sections, derived, overridden })
+    }
+
+    /// Keys that somebody set to something else than the recipe's algorithm would, and what that is.
+    fn overridden(&self, values: &serde_json::Value) -> anyhow::Result<Vec<(String, String)>> {
+        let algorithm = self.recipe.learner.ppo.algorithm;
+        let mut alone = learner::PpoConfig { algorithm, ..learner::PpoConfig::default() };
+        let keys = alone.fill_in_decided().into_iter().filter(|(_, from)| *from == "algorithm");
+        let alone = serde_json::to_value(&alone)?;
+        let mut decided: Vec<(String, serde_json::Value)> =
+            keys.map(|(key, _)| (format!("learner.ppo.{key}"), alone[key].clone())).collect();
+        for (key, value) in derived::decided(&self.layers) {
+            decided.push((key.to_owned(), serde_json::to_value(value)?));
+        }
+        let name = serde_json::to_value(algorithm)?;
+        let name = name.as_str().unwrap_or_default();
+        let mut overridden = Vec::new();
+        for (path, would_be) in decided {
+            let pointer = format!("/{}", path.replace('.', "/"));
+            let is_other = values.pointer(&pointer) != Some(&would_be);
+            if is_other && matches!(self.layers.source(&path), Source::Set(_)) {
+                overridden.push((path, format!("{name}: {would_be}")));
+            }
+        }
+        Ok(overridden)
     }
 }
 
@@ -64,9 +92,12 @@ impl Resolved<'_> {
 
     /// Where the value of a key came from.
     pub(super) fn source(&self, path: &str) -> Source {
-        match self.derived.iter().find(|(key, _)| key == path) {
-            Some((_, from)) => Source::Derived(from.clone()),
-            None => self.file.layers.source(path),
+        if let Some((_, from)) = self.derived.iter().find(|(key, _)| key == path) {
+            return Source::Derived(from.clone());
+        }
+        match (self.file.layers.source(path), self.overridden.iter().find(|(key, _)| key == path)) {
+            (Source::Set(origin), Some((_, would_be))) => Source::Set(format!("{origin} ({would_be})")),
+            (source, _) => source,
         }
     }
 }

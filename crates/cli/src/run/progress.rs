@@ -95,9 +95,10 @@ impl RingProgress {
 fn figures(step: &StepRecord) -> String {
     let outcome =
         step.outcome_mean.map(|outcome| format!("pass@1 {:.1} %, ", 100.0 * outcome)).unwrap_or_default();
+    let kl = step.metrics.kl_to_ref.map(|kl| format!("KL {kl:.3}, ")).unwrap_or_default();
     format!(
-        "score {:+.3}, {outcome}KL {:.3}, staleness {:.1}, {:.2} s/step, ",
-        step.score_mean, step.metrics.kl_to_ref, step.metrics.staleness, step.metrics.step_seconds
+        "score {:+.3}, {outcome}{kl}staleness {:.1}, {:.2} s/step, ",
+        step.score_mean, step.metrics.staleness, step.metrics.step_seconds
     )
 }
 

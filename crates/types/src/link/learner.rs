@@ -41,8 +41,9 @@ pub struct LearnerHello {
 pub struct StepMetrics {
     /// Clipped surrogate loss, mean over minibatches.
     pub policy_loss: f64,
-    /// Clipped value loss, mean over minibatches; 0 without a critic.
-    pub value_loss: f64,
+    /// Clipped value loss, mean over minibatches; absent without a critic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_loss: Option<f64>,
     /// Entropy of the policy in nats.
     pub entropy: f64,
     /// Mean of (ratio - 1) - log ratio over all minibatches.
@@ -53,20 +54,33 @@ pub struct StepMetrics {
     pub rollout_logprob_diff: f64,
     /// Share of tokens at which the clip was active.
     pub clip_fraction: f64,
-    /// Explained variance of the returns by the values; 0 without a critic.
-    pub explained_variance: f64,
+    /// Explained variance of the returns by the values; absent without a critic, and where returns are equal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explained_variance: Option<f64>,
     /// Mean score of the samples that train.
     pub score_mean: f64,
-    /// Mean k1 estimate of KL(policy || reference), per response.
-    pub kl_to_ref: f64,
+    /// Mean k1 estimate of KL(policy || reference), per response; absent without a reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_to_ref: Option<f64>,
     /// Gradient norm of the policy before clipping, mean over minibatches.
     pub policy_grad_norm: f64,
-    /// Gradient norm of the critic before clipping, mean over minibatches.
-    pub critic_grad_norm: f64,
+    /// Gradient norm of the critic before clipping, mean over minibatches; absent without a critic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub critic_grad_norm: Option<f64>,
     /// Learning rate of the policy in the last minibatch.
     pub policy_lr: f64,
     /// Coefficient of the KL penalty in force.
     pub kl_coefficient: f64,
+    /// Optimizer steps of policy and critic that were not made, because a loss or a gradient was no finite
+    /// number.
+    pub skipped_steps: u64,
+    /// Samples with weight whose response was cut off by the length limit.
+    pub truncated: u64,
+    /// Samples that train whose score was beyond `score_clip`.
+    pub scores_clipped: u64,
+    /// Response tokens that the filtration kept and that did not train: of responses that were cut off, where
+    /// those do not train, and tokens that an off-policy correction rejected.
+    pub masked_tokens: u64,
     /// Mean of (trained version - 1 - version that drew the token).
     pub staleness: f64,
     /// Samples with weight above zero.
