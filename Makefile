@@ -3,7 +3,7 @@
 CARGO = cargo
 DEMO = examples/tiny-coder/recipe.toml
 
-.PHONY: demo test setup build lint doc deny check-cuda parity openai clean-runs
+.PHONY: demo test setup build lint doc deny check-cuda parity openai page clean-runs
 
 # Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
 demo: setup
@@ -48,3 +48,7 @@ parity: setup
 # Speaks to `sluice serve` with the openai package, in a throw-away Python environment.
 openai: setup
 	crates/openai/tests/peer/check.sh
+
+# Looks at the run's page in a headless Chromium, where there is one (and npm, for its driver).
+page: setup
+	crates/dashboard/tests/browser/check.sh

@@ -23,6 +23,7 @@ mod status;
 mod steps_file;
 
 pub use config::Config;
+pub use dashboard::step_fields;
 pub use metrics::METRICS;
 pub use server::build;
 pub use status::Status;

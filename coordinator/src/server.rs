@@ -6,6 +6,7 @@ use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
 
 use crate::config::Config;
+use crate::dashboard::Shown;
 use crate::data::DataSet;
 use crate::disk_room::DiskRoom;
 use crate::grpc::Grpc;
@@ -51,7 +52,8 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         done: done.clone(),
     };
     let (server_loop, handle, view) = ServerLoop::new(parts);
-    context.pages = dashboard::pages(view, handle.clone());
+    let shown = Shown { run: config.run, steps_file: config.steps_file, done: done.clone() };
+    context.pages = dashboard::pages(shown, view, handle.clone(), &mut context);
     let router = Grpc::new(handle, context.tasks.spawner(), done.clone()).router();
     let token = context.token.clone();
     context.tasks.add("server loop", OnError::Shutdown, async move {

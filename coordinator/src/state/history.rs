@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use algo::filtration::{Filtration, Strategy};
 use algo::r2::{DEFAULT_BINS, filtered_r_squared};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use types::link::learner::StepMetrics;
 use types::{BatchId, Timestamp};
@@ -32,11 +33,13 @@ pub struct PlanChange {
 }
 
 /// One training step as people see it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StepRecord {
     /// The batch, and the version it made.
+    #[schemars(with = "u64")]
     pub batch: BatchId,
-    /// When it was trained.
+    /// When it was trained, in milliseconds since 1970 (UTC).
+    #[schemars(with = "u64")]
     pub time: Timestamp,
     /// Prompts in the batch.
     pub prompts: u64,
@@ -80,7 +83,7 @@ impl StepRecord {
 }
 
 /// R² of outcome on reward over recent prompts that carry tests (PF-PPO, section 4, "Weight choice").
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reliability {
     /// Over all responses.
     pub unfiltered: Option<f64>,

@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 mod check_config;
+mod dashboard;
 mod eval;
 mod filter;
 mod generate;
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     R2(r2::Arguments),
     /// A live view of a run in the terminal.
     Top(top::Arguments),
+    /// The page of runs that are over, interrupted or alive, side by side.
+    Dashboard(dashboard::Arguments),
     /// Writes a commented recipe to begin with.
     Init(init::Arguments),
     /// Checks a recipe and prints it as it would be used.
@@ -88,6 +91,7 @@ impl Command {
             Self::Filter(arguments) => filter::run(&arguments)?,
             Self::R2(arguments) => r2::run(&arguments)?,
             Self::Top(arguments) => on_runtime(top::run(arguments))?,
+            Self::Dashboard(arguments) => on_runtime(dashboard::run(arguments))?,
             Self::Init(arguments) => init::run(&arguments)?,
             Self::CheckConfig(arguments) => check_config::run(&arguments)?,
             Self::Render(arguments) => render::run(&arguments)?,

@@ -12,6 +12,7 @@
 mod bad_input;
 mod bar;
 mod benchmark;
+mod closed_pipe;
 mod commands;
 mod grading;
 mod observer_client;
@@ -48,8 +49,10 @@ struct Compute {
     command: commands::ComputeCommand,
 }
 
-/// The life of `sluice`. Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 130 stopped at once.
+/// The life of `sluice`. Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 130 stopped at once, 141
+/// nobody takes what it writes.
 pub fn main() -> ExitCode {
+    closed_pipe::end_quietly();
     match Sluice::parse().command.run() {
         Ok(code) => code,
         Err(error) => service::exit_code("sluice", Err(error)),
@@ -58,5 +61,6 @@ pub fn main() -> ExitCode {
 
 /// The life of `sluice-compute`. Exit codes are those of [`main`].
 pub fn compute_main() -> ExitCode {
+    closed_pipe::end_quietly();
     service::exit_code("sluice", Compute::parse().command.run())
 }

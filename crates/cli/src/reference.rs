@@ -1,5 +1,5 @@
-//! `docs/configuration.md` and `docs/metrics.md`, written from the types and definitions that the programs
-//! use. The tests compare; `UPDATE_EXPECT=1 cargo nextest run -p cli reference` writes the files anew.
+//! `docs/configuration.md`, `docs/metrics.md` and `docs/steps.md`, written from the types and definitions that
+//! the programs use. The tests compare; `UPDATE_EXPECT=1 cargo nextest run -p cli reference` writes the files anew.
 
 use expect_test::expect_file;
 use service::config::{Choice, Key, Schema, Section};
@@ -29,6 +29,35 @@ Written by a test from the definitions in each role's `metrics.rs` (`crates/cli/
 Every process serves its metrics in Prometheus' text format at `http://<service.listen_metrics>/metrics`. A counter
 ends in `_total` and grows while its process lives; a histogram has `_bucket`, `_sum` and `_count`.
 ";
+
+const STEPS: &str = "\
+# Steps
+
+Written by a test from the types that the coordinator writes (`crates/cli/src/reference.rs`); do not edit.
+
+`ring/steps.jsonl` of a run's output holds one JSON object per training step, in the order of training, each on a line
+of its own. A step that was trained again after a crash has another line, which counts; nothing else is ever changed.
+Reading it takes one line:
+
+```python
+steps = pandas.json_normalize(pandas.read_json(\"runs/NAME/ring/steps.jsonl\", lines=True).to_dict(\"records\"))
+```
+
+Then `steps[\"metrics.kl_to_ref\"]` is a column. `sluice dashboard` draws all of them.
+
+| field | type | meaning |
+|---|---|---|
+";
+
+#[test]
+fn steps_are_documented() {
+    let mut text = STEPS.to_owned();
+    for field in coordinator::step_fields() {
+        let meaning = field.meaning.replace('|', "\\|");
+        text.push_str(&format!("| `{}` | {} | {meaning} |\n", field.path, field.kind));
+    }
+    expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/steps.md")].assert_eq(&text);
+}
 
 #[test]
 fn configuration_is_documented() {

@@ -4,5 +4,6 @@ mod process;
 mod progress;
 mod ring;
 pub(crate) mod stages;
+mod summary;
 mod supervisor;
 mod tokenizers;

@@ -13,6 +13,10 @@ pub const PROCESS_METRICS: &[Metric] = &[
         Label::described("version", "the release"),
     ]),
     Metric::gauge("process_resident_memory_bytes", "Resident memory of this process."),
+    Metric::counter(
+        "process_cpu_seconds_total",
+        "Processor time that this process has used, in user and kernel mode, to whole seconds.",
+    ),
     Metric::gauge("process_open_fds", "Open file descriptors of this process."),
     Metric::gauge("process_threads", "Threads of this process."),
 ];
@@ -27,6 +31,9 @@ const TOKENS_BUCKETS: &[f64] =
     &[1.0, 4.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0];
 /// For policy versions.
 const VERSIONS_BUCKETS: &[f64] = &[0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0];
+
+/// Ticks in which Linux tells processor time to user space, on every architecture.
+const TICKS_PER_SECOND: u64 = 100;
 
 /// Installs the process's recorder.
 ///
@@ -58,13 +65,36 @@ pub(crate) fn observe_process() {
     if let Some(threads) = status_field(&status, "Threads:") {
         metrics::gauge!("process_threads").set(threads);
     }
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    if let Some(ticks) = cpu_ticks(&stat) {
+        metrics::counter!("process_cpu_seconds_total").absolute(ticks / TICKS_PER_SECOND);
+    }
     if let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") {
         metrics::gauge!("process_open_fds").set(descriptors.count() as f64);
     }
+}
+
+/// Ticks of user and kernel mode in `/proc/self/stat`. The name in parentheses may hold anything.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
 /// The number behind a name in `/proc/self/status`.
 fn status_field(status: &str, name: &str) -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_read_behind_any_name() {
+        let stat = "42 (a (b) 7) R 1 2 3 4 5 6 7 8 9 10 250 150 0 0 20";
+        assert_eq!(cpu_ticks(stat), Some(400));
+        assert_eq!(cpu_ticks("42 (cut off"), None);
+    }
 }

@@ -18,7 +18,7 @@ use workspace::{metadata, sources};
 const MAX_FILE_LINES: usize = 500;
 
 /// Who may know whom. Nothing else.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("types", &[]),
     ("algo", &[]),
     ("service", &[]),
@@ -31,7 +31,8 @@ const ARROWS: [(&str, &[&str]); 18] = [
     ("engine", &["types", "model"]),
     ("openai", &["engine", "types", "model"]),
     ("weights", &["proto", "types", "service", "model", "collective"]),
-    ("coordinator", &["proto", "types", "algo", "service"]),
+    ("dashboard", &["service"]),
+    ("coordinator", &["proto", "types", "algo", "service", "dashboard"]),
     ("reward-server", &["proto", "types", "service", "model", "sandbox", "extraction"]),
     ("actor", &["proto", "types", "service", "model", "engine", "openai", "weights"]),
     ("learner", &["proto", "types", "algo", "service", "model", "collective", "weights"]),
@@ -41,6 +42,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
             "actor",
             "algo",
             "coordinator",
+            "dashboard",
             "engine",
             "extraction",
             "learner",
@@ -79,7 +81,7 @@ fn crates_know_only_whom_they_may() {
 #[test]
 fn only_roles_that_compute_link_torch() {
     let metadata = metadata();
-    for name in ["types", "algo", "service", "sandbox", "proto", "coordinator"] {
+    for name in ["types", "algo", "service", "sandbox", "proto", "dashboard", "coordinator"] {
         let package = metadata.packages.iter().find(|package| package.name.as_str() == name).unwrap();
         let torch = package.dependencies.iter().any(|dependency| dependency.name == "tch");
         assert!(!torch, "{name} must not link torch");

@@ -32,6 +32,11 @@ impl RingFolder {
         self.0.join("steps.jsonl")
     }
 
+    /// How the run was when the coordinator wrote it down last.
+    pub(crate) fn status(&self) -> PathBuf {
+        self.0.join("status.json")
+    }
+
     /// What the processes log, one file each.
     pub(crate) fn logs(&self) -> PathBuf {
         self.0.join("logs")

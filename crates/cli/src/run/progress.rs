@@ -1,6 +1,6 @@
 //! What a person sees while the ring runs: a bar and the figures that matter.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use coordinator::state::{Phase, StepRecord};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::process::ProcessId;
-use super::supervisor::RingEnd;
+use super::summary;
+use super::supervisor::{Addresses, RingEnd};
+use crate::recipe::RingFolder;
 
 /// Lines that a run prints where there is no terminal.
 const LINE_COUNT: u64 = 20;
@@ -41,12 +43,16 @@ impl RingProgress {
     }
 
     fn line(&self, text: &str) {
-        if self.plain { eprintln!("{text}") } else { self.bar.println(text) }
+        if self.plain { say(text) } else { self.bar.println(text) }
     }
 
-    /// The processes run, their coordinator at this address.
-    pub(crate) fn started(&self, coordinator: &str, logs: &Path, processes: &[ProcessId]) {
-        self.line(&format!("coordinator at {coordinator}; logs in {}", logs.display()));
+    /// The processes run, their coordinator at these addresses.
+    pub(crate) fn started(&self, coordinator: &Addresses, logs: &Path, processes: &[ProcessId]) {
+        let Addresses { page, grpc } = coordinator;
+        let logs = logs.display();
+        self.line(&format!(
+            "watch it at http://{page} or by `sluice top --coordinator {grpc}`; logs in {logs}"
+        ));
         let list: Vec<String> = processes.iter().map(ToString::to_string).collect();
         self.line(&format!("started {}", list.join(", ")));
     }
@@ -68,7 +74,7 @@ impl RingProgress {
         let every = (self.batches / LINE_COUNT).max(1);
         if self.plain && status.trained >= self.shown + every {
             self.shown = status.trained;
-            eprintln!("batch {}/{}: {figures}{pace}", status.trained, status.batches);
+            say(&format!("batch {}/{}: {figures}{pace}", status.trained, status.batches));
         }
     }
 
@@ -79,16 +85,31 @@ impl RingProgress {
         );
     }
 
-    /// The ring has ended.
-    pub(crate) fn finish(&self, ended: RingEnd, restarts: u64) {
+    /// The ring in this folder has ended.
+    pub(crate) fn finish(&self, ended: RingEnd, restarts: u64, folder: &RingFolder) {
         self.bar.finish_and_clear();
+        if let Some(table) = summary::table_of(&folder.steps()) {
+            say(&format!("\n{table}"));
+        }
+        let status = std::fs::read(folder.status()).unwrap_or_default();
+        if let Ok(status) = serde_json::from_slice(&status) {
+            say(&summary::responses(&status));
+        }
         if restarts > 0 {
-            eprintln!("{restarts} restart(s) of a role");
+            say(&format!("{restarts} restart(s) of a role"));
         }
         if ended == RingEnd::Aborted {
-            eprintln!("left at once; `--resume` goes on from the newest checkpoint");
+            say("left at once; `--resume` goes on from the newest checkpoint");
+        }
+        if let Some(output) = folder.root().parent() {
+            say(&format!("`sluice dashboard {}` shows its curves, samples and logs", output.display()));
         }
     }
+}
+
+/// Says a line. A run goes on when nobody listens any more.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Score, pass rate, KL, staleness of a step.

@@ -11,7 +11,7 @@ use service::{BadInput, StopSignals};
 
 use super::process::Program;
 use super::progress::RingProgress;
-use super::supervisor::{RingEnd, Supervisor, Unit};
+use super::supervisor::{Addresses, RingEnd, Supervisor, Unit};
 use super::tokenizers;
 use crate::observer_client::Observer;
 use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig};
@@ -28,17 +28,17 @@ const LOOPBACK: &str = "127.0.0.1:0";
 pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals) -> anyhow::Result<RingEnd> {
     tokenizers::check(&file.recipe)?;
     let ring = Ring::create(file, resume)?;
-    let (mut supervisor, address) =
+    let (mut supervisor, addresses) =
         Supervisor::start(ring.coordinator()?, &ring.folder.address_file(Role::Coordinator.name())).await?;
-    for unit in ring.members(&address)? {
+    for unit in ring.members(&addresses.grpc)? {
         supervisor.add(unit)?;
     }
     let mut progress = RingProgress::new(file.recipe.coordinator.batches);
-    progress.started(&address, &ring.folder.logs(), &supervisor.process_ids());
-    let ended = watch(&mut supervisor, &mut progress, &address, stop).await;
+    progress.started(&addresses, &ring.folder.logs(), &supervisor.process_ids());
+    let ended = watch(&mut supervisor, &mut progress, &addresses.grpc, stop).await;
     supervisor.kill_all();
     let ended = ended?;
-    progress.finish(ended, supervisor.restarts());
+    progress.finish(ended, supervisor.restarts(), &ring.folder);
     Ok(ended)
 }
 
@@ -104,6 +104,11 @@ impl<'a> Ring<'a> {
     fn coordinator(&self) -> anyhow::Result<Program> {
         let mut config = self.config(Role::Coordinator);
         config.set("listen", LOOPBACK);
+        // Where people found the page last they find it again, if nobody has taken its port meanwhile.
+        let before = Addresses::read(&self.folder.address_file(Role::Coordinator.name()));
+        if let Some(page) = before.map(|before| before.page).filter(|page| TcpListener::bind(page).is_ok()) {
+            config.set_if_absent("service.listen_metrics", page);
+        }
         self.program(Role::Coordinator.name(), &config)
     }
 

@@ -18,6 +18,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use serde::Deserialize;
 use service::Backoff;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -161,6 +162,23 @@ enum Tended {
     Restarted,
 }
 
+/// Where a coordinator listens.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Addresses {
+    /// For members, `host:port`.
+    pub(crate) grpc: String,
+    /// For people: page and metrics.
+    #[serde(rename = "metrics")]
+    pub(crate) page: String,
+}
+
+impl Addresses {
+    /// As its address file says.
+    pub(crate) fn read(file: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+    }
+}
+
 /// How a ring ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RingEnd {
@@ -187,7 +205,10 @@ impl Supervisor {
     ///
     /// # Errors
     /// When it does not start; its log's last lines say why.
-    pub(crate) async fn start(coordinator: Program, address_file: &Path) -> anyhow::Result<(Self, String)> {
+    pub(crate) async fn start(
+        coordinator: Program,
+        address_file: &Path,
+    ) -> anyhow::Result<(Self, Addresses)> {
         // An old file would name an old address.
         let _ = std::fs::remove_file(address_file);
         let mut unit = Unit::new(vec![coordinator]);
@@ -195,20 +216,20 @@ impl Supervisor {
         let mut ticks = tokio::time::interval(SUPERVISION_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut this = Self { coordinator: unit, members: Vec::new(), ticks, restarts: 0, interrupts: 0 };
-        let address = this.wait_for_address(address_file).await?;
-        // After a restart it has to be found where it was.
-        let listen = format!("listen={address}");
-        this.coordinator.programs[0].arguments.extend(["--set".to_owned(), listen]);
-        Ok((this, address))
+        let addresses = this.wait_for_addresses(address_file).await?;
+        // After a restart it has to be found where it was, by members and by people.
+        let Addresses { grpc, page } = &addresses;
+        for listen in [format!("listen={grpc}"), format!("service.listen_metrics={page}")] {
+            this.coordinator.programs[0].arguments.extend(["--set".to_owned(), listen]);
+        }
+        Ok((this, addresses))
     }
 
-    async fn wait_for_address(&mut self, file: &Path) -> anyhow::Result<String> {
+    async fn wait_for_addresses(&mut self, file: &Path) -> anyhow::Result<Addresses> {
         let started = Instant::now();
         loop {
-            if let Ok(text) = std::fs::read_to_string(file) {
-                let addresses: serde_json::Value = serde_json::from_str(&text)?;
-                let address = addresses.get("grpc").and_then(serde_json::Value::as_str);
-                return Ok(address.context("the coordinator did not say where it listens")?.to_owned());
+            if file.exists() {
+                return Addresses::read(file).context("the coordinator did not say where it listens");
             }
             if let Some(Failure { status, log_tail, .. }) = self.coordinator.failed() {
                 let error = anyhow::anyhow!("the coordinator did not start ({status}):\n{log_tail}");

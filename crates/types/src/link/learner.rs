@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::link::actor::BroadcastGroup;
@@ -36,7 +37,7 @@ pub struct LearnerHello {
 }
 
 /// What one training step measured; means are over response tokens unless the name says otherwise.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StepMetrics {
     /// Clipped surrogate loss, mean over minibatches.

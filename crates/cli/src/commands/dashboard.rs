@@ -1,0 +1,51 @@
+//! `sluice dashboard`: the page of runs that are over, interrupted or alive, side by side.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use dashboard::{Dashboard, Run};
+use service::config::LogFormat;
+use service::{BadInput, CancellationToken, StopSignals, axum, init_logging};
+use tokio::net::TcpListener;
+
+/// Shows runs in a browser: one, or several laid over each other with the keys in which they differ. Ctrl-C
+/// leaves.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Output folders of `sluice run`.
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// Port; 0 takes any free one, which is printed.
+    #[arg(long, default_value_t = 7780)]
+    port: u16,
+    /// Address to listen on. The page is not authenticated and shows logs and samples: loopback by default.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: IpAddr,
+}
+
+/// Serves the page until Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// When a folder is no run or the port is taken.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let Arguments { runs, port, host } = arguments;
+    init_logging("warn", LogFormat::Text)?;
+    let mut shown = Vec::new();
+    for folder in &runs {
+        shown.push(Run::of_folder(folder).map_err(|error| BadInput(error.to_string()))?);
+    }
+    let address = SocketAddr::from((host, port));
+    let listener = TcpListener::bind(address).await;
+    let listener = listener
+        .map_err(|error| BadInput(format!("cannot listen on {address}: {error}; choose another --port")))?;
+    let token = CancellationToken::new();
+    let page = Dashboard::new(shown, coordinator::step_fields(), token.clone()).routes();
+    let mut stop = StopSignals::listen()?;
+    eprintln!("http://{} shows {} run(s); Ctrl-C leaves", listener.local_addr()?, runs.len());
+    let served = axum::serve(listener, page).with_graceful_shutdown(async move {
+        stop.next().await;
+        token.cancel();
+    });
+    served.await.context("serve the page")
+}

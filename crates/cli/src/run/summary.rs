@@ -1,0 +1,87 @@
+//! What a ring has come to: one table at the end of a run.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+
+use comfy_table::Table;
+use coordinator::Status;
+use coordinator::state::StepRecord;
+
+use crate::table::table_of_figures;
+
+/// A figure of a step.
+type Figure = (&'static str, fn(&StepRecord) -> Option<f64>);
+
+/// What is compared between the run's first steps and its last ones.
+const FIGURES: [Figure; 7] = [
+    ("mean score", |step| Some(step.score_mean)),
+    ("hidden tests passed", |step| step.outcome_mean),
+    ("KL to the reference", |step| Some(step.metrics.kl_to_ref)),
+    ("entropy, nats", |step| Some(step.metrics.entropy)),
+    ("response tokens", |step| Some(step.response_tokens_mean)),
+    ("R² of outcome on score, as filtered", |step| step.reliability.filtered),
+    ("seconds a step", |step| Some(step.metrics.step_seconds)),
+];
+
+/// The table over a run's steps file; none when no step was trained.
+pub(crate) fn table_of(steps_file: &Path) -> Option<Table> {
+    let lines = BufReader::new(File::open(steps_file).ok()?).lines().map_while(Result::ok);
+    let steps: Vec<StepRecord> = lines.filter_map(|line| serde_json::from_str(&line).ok()).collect();
+    let count = steps.len().div_ceil(10);
+    let (first, last) = (steps.get(..count)?, steps.get(steps.len() - count..)?);
+    let (from, to) = (first.first()?.batch, last.first()?.batch);
+    let columns = [format!("up to {}", first.last()?.batch), format!("from {to} on")];
+    let mut table = table_of_figures(&["mean of batches", &columns[0], &columns[1], "change"]);
+    for (name, figure) in FIGURES {
+        if let (Some(before), Some(after)) = (mean(first, figure), mean(last, figure)) {
+            let change = if from == to { "–".to_owned() } else { format!("{:+.3}", after - before) };
+            table.add_row([name.to_owned(), format!("{before:.3}"), format!("{after:.3}"), change]);
+        }
+    }
+    Some(table)
+}
+
+fn mean(steps: &[StepRecord], figure: fn(&StepRecord) -> Option<f64>) -> Option<f64> {
+    let values: Vec<f64> = steps.iter().filter_map(figure).collect();
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// What became of every response, in one sentence.
+pub(crate) fn responses(status: &Status) -> String {
+    let account = &status.account;
+    let mut parts: Vec<String> = Vec::new();
+    for (ending, count) in account.endings.iter().filter(|(_, count)| **count > 0) {
+        parts.push(format!("{count} {ending}"));
+    }
+    if account.in_flight > 0 {
+        parts.push(format!("{} in flight", account.in_flight));
+    }
+    format!("{} responses issued: {}", account.issued, parts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_tenth_is_compared_with_the_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("steps.jsonl");
+        assert!(table_of(&path).is_none());
+        let mut lines = String::new();
+        for batch in 1..=20 {
+            lines += &format!(
+                "{{\"batch\":{batch},\"time\":0,\"prompts\":1,\"responses\":5,\"score_mean\":{batch},\"outcome_mean\":null,\
+                 \"response_tokens_mean\":7,\"truncated\":0,\"reliability\":{{\"unfiltered\":null,\"filtered\":null}},\
+                 \"metrics\":{{\"entropy\":0.5}}}}\n"
+            );
+        }
+        std::fs::write(&path, lines).unwrap();
+        let text = table_of(&path).unwrap().to_string();
+        for part in ["up to 2", "from 19 on", "mean score", "1.500", "19.500", "+18.000"] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+        assert!(!text.contains("hidden tests"), "no row without numbers:\n{text}");
+    }
+}

@@ -1,0 +1,158 @@
+// Samples: what the policy was asked, what it said, and what that was worth.
+
+import * as api from './api.js';
+import { el, put } from './dom.js';
+import { clock, number } from './format.js';
+
+const PAGE = 25;
+// Fields with a place of their own; all others are listed as they are.
+const PLACED = new Set([
+  'prompt',
+  'text',
+  'response',
+  'score',
+  'outcome',
+  'kept',
+  'reason',
+  'ending',
+  'time',
+  'batch',
+  'scores',
+  'components',
+  'contributions',
+]);
+
+export const view = {
+  title: 'Samples',
+  async open(main, context) {
+    const query = { search: '', sort: '', ascending: false, offset: 0, limit: PAGE };
+    const list = el('div', {});
+    const count = el('p', { cls: 'soft', 'aria-live': 'polite' });
+    const search = el('input', {
+      type: 'search',
+      placeholder: 'Words in prompt, response or reason',
+      'aria-label': 'Search samples',
+      oninput: () => later({ search: search.value, offset: 0 }),
+    });
+    const sort = el(
+      'select',
+      { 'aria-label': 'Sort by', onchange: () => change({ sort: sort.value, offset: 0 }) },
+      el('option', { value: '' }, 'newest first'),
+    );
+    const order = el(
+      'button',
+      {
+        type: 'button',
+        'aria-pressed': 'false',
+        onclick: () => {
+          order.setAttribute('aria-pressed', String(!query.ascending));
+          change({ ascending: !query.ascending, offset: 0 });
+        },
+      },
+      'Smallest first',
+    );
+    const back = el(
+      'button',
+      { type: 'button', onclick: () => change({ offset: Math.max(0, query.offset - PAGE) }) },
+      'Back',
+    );
+    const on = el('button', { type: 'button', onclick: () => change({ offset: query.offset + PAGE }) }, 'More');
+    const bar = el('div', { cls: 'controls', role: 'search' }, search, el('label', {}, 'Sort by', sort), order);
+    const pager = el('div', { cls: 'controls' }, back, on);
+
+    let timer;
+    const later = changed => {
+      clearTimeout(timer);
+      timer = setTimeout(() => change(changed), 250);
+    };
+    const change = async changed => {
+      Object.assign(query, changed);
+      const found = await api.samples(context.primary(), query).catch(context.trouble);
+      if (!found) return;
+      bar.hidden = pager.hidden = !found.exists;
+      if (!found.exists) {
+        put(count, 'This run keeps no samples: its ring folder has no samples.jsonl.');
+        return;
+      }
+      for (const name of found.numbers) {
+        if (![...sort.options].some(({ value }) => value === name)) sort.append(el('option', { value: name }, name));
+      }
+      const last = Math.min(found.matching, query.offset + PAGE);
+      put(
+        count,
+        found.matching
+          ? `${number(query.offset + 1)} to ${number(last)} of ${number(found.matching)}${found.has_older ? '; older ones are in samples.jsonl' : ''}`
+          : 'No sample has these words.',
+      );
+      put(list, found.samples.map(sample));
+      back.disabled = query.offset === 0;
+      on.disabled = last >= found.matching;
+    };
+    put(main, bar, count, list, pager);
+    const off = context.on('runs', () => change({ offset: 0 }));
+    await change({});
+    return () => {
+      clearTimeout(timer);
+      off();
+    };
+  },
+};
+
+function sample(of) {
+  const kept = of.kept === true || of.kept === 'trained' || of.ending === 'trained';
+  const why = kept
+    ? 'trains'
+    : [of.reason, typeof of.kept === 'string' && of.kept, of.ending, 'not kept'].find(Boolean).replaceAll('_', ' ');
+  const parts = of.scores ?? of.components ?? of.contributions;
+  const components = Array.isArray(parts)
+    ? parts.map(part => [part.scorer ?? part.name, part.value ?? part.score])
+    : Object.entries(parts ?? {});
+  const facts = Object.entries(of)
+    .filter(([name, value]) => !PLACED.has(name) && value !== null && value !== '')
+    .flatMap(fact);
+  return el(
+    'article',
+    { cls: 'card sample' },
+    el(
+      'header',
+      {},
+      el('span', {}, 'score ', el('b', {}, number(of.score))),
+      of.outcome !== undefined &&
+        of.outcome !== null &&
+        el('span', {}, 'tests passed ', el('b', {}, number(of.outcome))),
+      el('span', { cls: `badge ${kept ? 'good' : 'soft'}` }, why),
+      of.batch !== undefined && of.batch !== null && el('span', { cls: 'soft' }, `batch ${of.batch}`),
+      of.time !== undefined && el('span', { cls: 'soft' }, clock(of.time > 1e11 ? of.time / 1000 : of.time)),
+    ),
+    el(
+      'details',
+      {},
+      el('summary', { cls: 'soft' }, `Prompt: ${text(of.prompt).replace(/\s+/g, ' ').slice(0, 90)}`),
+      el('pre', { tabindex: 0 }, text(of.prompt)),
+    ),
+    el('pre', { tabindex: 0, 'aria-label': 'Response' }, text(of.text ?? of.response)),
+    (components.length > 0 || facts.length > 0) &&
+      el(
+        'div',
+        { cls: 'facts' },
+        components.map(([name, value]) => el('span', {}, `${name} `, el('b', {}, number(value)))),
+        facts,
+      ),
+  );
+}
+
+const text = value =>
+  value === undefined || value === null
+    ? '(not kept)'
+    : typeof value === 'string'
+      ? value
+      : JSON.stringify(value, null, 1);
+
+function fact([name, value]) {
+  const shown = typeof value === 'number' ? number(value) : typeof value === 'string' ? value : JSON.stringify(value);
+  return el(
+    'span',
+    { cls: 'soft' },
+    `${name.replaceAll('_', ' ')}: ${shown.length > 200 ? `${shown.slice(0, 200)}…` : shown}`,
+  );
+}

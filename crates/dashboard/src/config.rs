@@ -1,0 +1,86 @@
+//! What a run's roles were told, key by key.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use toml::Value;
+
+/// The sections of a recipe, by the file that `sluice run` writes for the role's first process.
+const SECTIONS: [(&str, &[&str]); 4] = [
+    ("coordinator", &["coordinator"]),
+    ("reward_server", &["reward-server-0"]),
+    ("learner", &["learner", "learner-rank-0"]),
+    ("actor", &["actor-0"]),
+];
+/// Where things lie and listen: different in every run, and never the cause of a different result.
+const PLACES: [&str; 11] = [
+    "listen",
+    "coordinator",
+    "member",
+    "rank",
+    "rendezvous",
+    "journal",
+    "steps_file",
+    "samples_file",
+    "checkpoints",
+    "service",
+    "run",
+];
+
+/// Every key that was set, by its path in a recipe.
+pub(crate) fn keys(folder: &Path) -> BTreeMap<String, String> {
+    let mut keys = BTreeMap::new();
+    for (section, files) in SECTIONS {
+        for file in files {
+            let text = std::fs::read_to_string(folder.join("config").join(format!("{file}.toml")));
+            let Ok(table) = text.unwrap_or_default().parse::<toml::Table>() else { continue };
+            for (key, value) in table.iter().filter(|(key, _)| !PLACES.contains(&key.as_str())) {
+                add(&format!("{section}.{key}"), value, &mut keys);
+            }
+        }
+    }
+    keys
+}
+
+fn add(path: &str, value: &Value, keys: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Table(table) => {
+            for (key, value) in table {
+                add(&format!("{path}.{key}"), value, keys);
+            }
+        }
+        Value::Array(items) if items.iter().any(Value::is_table) => {
+            for (number, item) in items.iter().enumerate() {
+                add(&format!("{path}[{number}]"), item, keys);
+            }
+        }
+        Value::String(text) => drop(keys.insert(path.to_owned(), text.clone())),
+        other => drop(keys.insert(path.to_owned(), other.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_have_their_path_in_a_recipe_and_places_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config");
+        std::fs::create_dir(&config).unwrap();
+        let coordinator = "batches = 3\nlisten = \"127.0.0.1:0\"\n[filtration]\nstrategy = \"best-worst\"\n";
+        std::fs::write(config.join("coordinator.toml"), coordinator).unwrap();
+        let server = "[[scorers]]\nkind = \"rule\"\n[[scorers]]\nkind = \"http\"\n";
+        std::fs::write(config.join("reward-server-0.toml"), server).unwrap();
+        std::fs::write(config.join("learner-rank-0.toml"), "[ppo]\npolicy_lr = 1e-6\n").unwrap();
+        let keys: Vec<(String, String)> = keys(folder.path()).into_iter().collect();
+        let expected = [
+            ("coordinator.batches", "3"),
+            ("coordinator.filtration.strategy", "best-worst"),
+            ("learner.ppo.policy_lr", "1e-6"),
+            ("reward_server.scorers[0].kind", "rule"),
+            ("reward_server.scorers[1].kind", "http"),
+        ];
+        assert_eq!(keys, expected.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    }
+}
