@@ -13,6 +13,9 @@ use types::{RunId, Sampling};
 use crate::data::DataSet;
 use crate::state::{Order, RunPlan, Schedule};
 
+/// The smallest bound of the samples: a line has two texts of 8 KiB, in which each byte may take six.
+const MIN_SAMPLES_BYTES: u64 = 1 << 20;
+
 /// Everything the coordinator can be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -79,6 +82,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub standstill_timeout: Duration,
+    /// Responses that people can read.
+    pub samples: SamplesConfig,
     /// The prompts.
     pub data: DataConfig,
     /// Which prompts come next.
@@ -89,6 +94,27 @@ pub struct Config {
     pub sampling: Sampling,
     /// The process.
     pub service: ServiceConfig,
+}
+
+/// Which responses are written down with their texts, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SamplesConfig {
+    /// Receives a JSON line for each: prompt and response, score, each scorer's own number, outcome, length,
+    /// why it ended, whether it trains or why not; none when empty.
+    pub file: Option<PathBuf>,
+    /// Lines for each batch trained, and for each minute without one; 0 for none. The prompts are chosen when
+    /// they are leased; of a group with more responses those from the worst to the best are taken.
+    pub per_batch: usize,
+    /// Bytes of the file and of the one before it, `NAME.previous.jsonl`, together.
+    pub max_bytes: u64,
+}
+
+impl Default for SamplesConfig {
+    fn default() -> Self {
+        // About 20,000 responses of a thousand tokens.
+        Self { file: None, per_batch: 8, max_bytes: 64 << 20 }
+    }
 }
 
 /// The data set of prompts.
@@ -139,6 +165,7 @@ impl Default for Config {
             // With signal in one group of a hundred the chance of so many in a row without is 3e-5.
             hopeless_groups: 1024,
             standstill_timeout: Duration::from_secs(3600),
+            samples: SamplesConfig::default(),
             data: DataConfig::default(),
             schedule: Schedule::default(),
             filtration: Filtration::default(),
@@ -195,6 +222,10 @@ impl service::Config for Config {
         check(
             !self.deterministic || self.max_staleness == 0,
             format!("deterministic runs are synchronous: set max_staleness = 0, not {}", self.max_staleness),
+        );
+        check(
+            self.samples.max_bytes >= MIN_SAMPLES_BYTES,
+            format!("samples.max_bytes must be at least {MIN_SAMPLES_BYTES}"),
         );
         check(self.hopeless_groups > 0, "hopeless_groups must be at least 1".into());
         check(

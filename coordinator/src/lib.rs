@@ -14,6 +14,8 @@ mod grpc;
 mod inbox;
 mod metrics;
 mod notices;
+mod samples;
+mod samples_file;
 mod server;
 mod server_loop;
 mod sessions;

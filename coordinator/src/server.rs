@@ -5,10 +5,12 @@ use std::sync::Arc;
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
 
-use crate::config::Config;
+use crate::config::{Config, SamplesConfig};
 use crate::data::DataSet;
 use crate::grpc::Grpc;
 use crate::journal::{self, Journal};
+use crate::samples::Samples;
+use crate::samples_file::SamplesFile;
 use crate::server_loop::{Parts, ServerLoop};
 use crate::state::State;
 use crate::steps_file::StepsFile;
@@ -30,6 +32,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         .as_deref()
         .map(|path| StepsFile::open(path, durable.history().steps()))
         .transpose()?;
+    let samples = samples(&config.samples)?;
     let began = durable.batches().trained();
     tracing::info!(
         run = %plan.run,
@@ -40,7 +43,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         "coordinator ready"
     );
     let done = CancellationToken::new();
-    let parts = Parts { state: State::over(durable), plan, journal, data, steps_file, done: done.clone() };
+    let parts = Parts { state: State::over(durable), plan, journal, data, steps_file, samples, done: done.clone() };
     let (server_loop, handle, view) = ServerLoop::new(parts);
     context.pages = dashboard::pages(view, handle.clone());
     let router = Grpc::new(handle, context.tasks.spawner(), done.clone()).router();
@@ -58,6 +61,12 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     });
     context.readiness.set(true);
     Ok(context)
+}
+
+/// What people can read of the responses, where it is to be written.
+fn samples(config: &SamplesConfig) -> anyhow::Result<Option<Samples>> {
+    let Some(path) = config.file.as_deref().filter(|_| config.per_batch > 0) else { return Ok(None) };
+    Ok(Some(Samples::new(SamplesFile::open(path, config.max_bytes)?, config.per_batch)))
 }
 
 /// What the user asked for and the journal cannot give is bad input.

@@ -19,9 +19,9 @@
 //!
 //! One file per idea, each the owner of its data: `work` (what is generated, over `prompt_queue`, `leases`
 //! and `groups`), `filter` (which responses of a group train), `batches` (what the learner trains), `account`
-//! (the identity), `history` (what happened, for people), `members` (who is there), `room` (who can take
-//! work), `weights` (who gets which version). They know nothing of effects and return what they decided;
-//! `durable` wires the first ones, this file and `joining` all of them.
+//! (the identity), `sums`, `group_end` and `history` (what happened, for people), `members` (who is there),
+//! `room` (who can take work), `weights` (who gets which version). They know nothing of effects and return
+//! what they decided; `durable` wires the first ones, this file and `joining` all of them.
 
 mod account;
 mod batches;
@@ -31,6 +31,7 @@ mod effect;
 mod event;
 mod fact;
 mod filter;
+mod group_end;
 mod groups;
 mod history;
 mod joining;
@@ -44,6 +45,7 @@ mod progress;
 mod prompt_queue;
 mod room;
 mod schedule;
+mod sums;
 mod view;
 mod weights;
 mod work;
@@ -58,7 +60,8 @@ pub use durable::Durable;
 pub use effect::{Applied, Effect, Role, StoreChanges};
 pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent};
 pub use fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
-pub use filter::{GroupSums, PlannedSample};
+pub use filter::PlannedSample;
+pub use group_end::{EndedResponse, GroupEnd};
 pub use groups::LeasedGroup;
 pub use history::{History, PlanChange, Reliability, StepRecord};
 pub use leases::Grant;
@@ -68,6 +71,7 @@ pub use phase::Phase;
 pub use plan::RunPlan;
 pub use progress::{Cause, Failures, Hopeless};
 pub use schedule::{Order, Schedule};
+pub use sums::{GroupSums, NumberSums, Spread};
 
 use members::Watched;
 use phase::Drain;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use types::link::learner::LearnerPhase;
-use types::{Ending, PolicyVersion, Timestamp};
+use types::{PolicyVersion, Timestamp};
 
 use crate::state::{Phase, PlanChange, State, StepRecord};
 
@@ -159,7 +159,7 @@ impl Status {
             account: AccountStatus {
                 issued: account.issued(),
                 in_flight: state.in_flight(),
-                endings: account.endings().map(|(ending, count)| (ending_name(ending), count)).collect(),
+                endings: account.endings().map(|(ending, count)| (ending.to_string(), count)).collect(),
                 unaccounted: state.unaccounted(),
                 late_results: account.late_results(),
             },
@@ -177,12 +177,6 @@ impl Status {
             last_step: state.history().steps().next_back().cloned(),
         }
     }
-}
-
-/// An ending as `outcome` or `outcome{reason}`.
-fn ending_name(ending: Ending) -> String {
-    let (outcome, reason) = ending.labels();
-    if reason.is_empty() { outcome.to_owned() } else { format!("{outcome}{{{reason}}}") }
 }
 
 fn failures(state: &State) -> Vec<FailureStatus> {

@@ -60,5 +60,6 @@ async fn score_rollout(
     let scores = Scores { score: judged.score, ref_logprobs, outcome: judged.outcome };
     // The scorers have read the fields; from here on nobody does.
     let scored = ScoredRollout::new(rollout.without_fields(), scores);
-    scored.map_err(|invalid| ScoreError::error(invalid.to_string()))
+    let remarked = scored.and_then(|scored| scored.with_remarks(scorers.remarks(&input, &judged)));
+    remarked.map_err(|invalid| ScoreError::error(invalid.to_string()))
 }

@@ -7,6 +7,7 @@ use types::{MemberId, RolloutId};
 
 use super::batches::BatchPlan;
 use super::fact::Fact;
+use super::group_end::GroupEnd;
 use super::history::StepRecord;
 use super::leases::Grant;
 use super::notice::Notice;
@@ -70,6 +71,8 @@ pub enum Effect {
         /// Why, and what to do.
         reason: String,
     },
+    /// A group is complete, and its fate decided.
+    GroupEnded(Box<GroupEnd>),
     /// A training step is complete.
     Step(Box<StepRecord>),
     /// Something a person reading the log wants to know.

@@ -1,6 +1,6 @@
 //! What happened, for people and plots: steps, and how far the reward can be trusted.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use algo::filtration::{Filtration, Strategy};
 use algo::r2::{DEFAULT_BINS, filtered_r_squared};
@@ -10,6 +10,7 @@ use types::{BatchId, Timestamp};
 
 use super::batches::BatchPlan;
 use super::fact::ScoreSummary;
+use super::sums::Spread;
 
 /// Steps remembered for the dashboard.
 const STEPS_LIMIT: usize = 1000;
@@ -42,11 +43,23 @@ pub struct StepRecord {
     pub prompts: u64,
     /// Responses of all groups that were complete since the batch before, filtered ones included.
     pub responses: u64,
-    /// Groups among those that carried no signal.
+    /// How many groups that were.
+    #[serde(default)]
+    pub groups: u64,
+    /// Groups among them that carried no signal.
     #[serde(default)]
     pub groups_without_signal: u64,
+    /// Their share among the groups.
+    #[serde(default)]
+    pub without_signal: f64,
     /// The mean score of the responses: what the unfiltered policy earns.
     pub score_mean: f64,
+    /// The standard deviation of the scores.
+    #[serde(default)]
+    pub score_deviation: f64,
+    /// By scorer, mean and deviation of its own numbers, as they were before weights and gates.
+    #[serde(default)]
+    pub scorers: BTreeMap<String, Spread>,
     /// Their mean outcome in the hidden tests, where they have any.
     pub outcome_mean: Option<f64>,
     /// Their mean length in tokens.
@@ -61,15 +74,20 @@ pub struct StepRecord {
 
 impl StepRecord {
     fn new(now: Timestamp, plan: &BatchPlan, metrics: StepMetrics, reliability: Reliability) -> Self {
-        let sums = plan.sums;
-        let responses = sums.responses.max(1) as f64;
+        let sums = &plan.sums;
+        let (responses, score) = (sums.responses.max(1) as f64, sums.score_spread());
+        let scorers = sums.scorers.iter().map(|(name, numbers)| (name.clone(), numbers.spread()));
         Self {
             batch: plan.id,
             time: now,
             prompts: plan.prompts,
             responses: sums.responses,
+            groups: sums.groups,
             groups_without_signal: sums.groups_without_signal,
-            score_mean: sums.score / responses,
+            without_signal: sums.groups_without_signal as f64 / sums.groups.max(1) as f64,
+            score_mean: score.mean,
+            score_deviation: score.deviation,
+            scorers: scorers.collect(),
             outcome_mean: (sums.with_outcome > 0).then(|| sums.outcome / sums.with_outcome as f64),
             response_tokens_mean: sums.tokens as f64 / responses,
             truncated: sums.truncated as f64 / responses,

@@ -236,6 +236,7 @@ impl World {
             }
             Effect::Reward { .. }
             | Effect::Learner(_)
+            | Effect::GroupEnded(_)
             | Effect::Step(_)
             | Effect::Notice(_)
             | Effect::Finish(_) => {}
@@ -471,6 +472,7 @@ impl World {
             tokens: 12,
             oldest: version,
             truncated: false,
+            numbers: [("regex".to_owned(), f64::from(score))].into(),
         };
         self.delivered.push(summary.clone());
         let repeats = if self.chaos && self.percent(10) { 2 } else { 1 };

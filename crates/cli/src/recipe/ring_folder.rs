@@ -32,6 +32,11 @@ impl RingFolder {
         self.0.join("steps.jsonl")
     }
 
+    /// Some responses of each batch, for people.
+    pub(crate) fn samples(&self) -> PathBuf {
+        self.0.join("samples.jsonl")
+    }
+
     /// What the processes log, one file each.
     pub(crate) fn logs(&self) -> PathBuf {
         self.0.join("logs")

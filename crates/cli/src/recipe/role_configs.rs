@@ -61,6 +61,7 @@ impl RoleConfig {
             Role::Coordinator => {
                 self.derive("journal", folder.journal().display().to_string(), "output");
                 self.derive("steps_file", folder.steps().display().to_string(), "output");
+                self.derive("samples.file", folder.samples().display().to_string(), "output");
                 if recipe.learner.ppo.reads_filtered_samples() {
                     self.derive("send_filtered", true, "learner.ppo");
                 }
