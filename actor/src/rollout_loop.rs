@@ -26,7 +26,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use engine::{Event, Finished, Request, SampleRequest};
 use openai::Served;
-use service::{CancellationToken, LinkEvent, Readiness, Spawner, sleep_until};
+use service::{CancellationToken, LinkEvent, Readiness, Recurring, Saying, Spawner, sleep_until};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome};
@@ -73,6 +73,8 @@ pub(crate) struct RolloutLoop {
     recorded: mpsc::Receiver<RolloutId>,
     recorded_sender: mpsc::Sender<RolloutId>,
     generated_tokens: u64,
+    /// Attempts that failed, by reason.
+    failures: Recurring<FailReason>,
     reported_load: ActorLoad,
     reported_at: Instant,
     /// When a drain hands back what is not finished.
@@ -129,6 +131,7 @@ impl RolloutLoop {
             recorded,
             recorded_sender,
             generated_tokens: 0,
+            failures: Recurring::default(),
             reported_load: ActorLoad::default(),
             reported_at: Instant::now(),
             drain_deadline: None,
@@ -357,7 +360,15 @@ impl RolloutLoop {
     }
 
     async fn fail(&mut self, id: RolloutId, reason: FailReason, detail: String, tokens: usize) {
-        tracing::debug!(%id, %reason, detail, "attempt failed");
+        match self.failures.happened(Instant::now(), reason) {
+            Saying::First => {
+                tracing::warn!(%id, %reason, detail, "attempt failed; others of its reason are counted");
+            }
+            Saying::More { count, within } => {
+                tracing::warn!(%reason, count, seconds = within.as_secs(), "attempts failed, again");
+            }
+            Saying::Nothing => {}
+        }
         metrics::failed(reason);
         let response_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
         let failure = RolloutFailure { id, reason, detail, response_tokens };

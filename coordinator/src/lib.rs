@@ -26,4 +26,4 @@ mod steps_file;
 pub use config::Config;
 pub use metrics::METRICS;
 pub use server::build;
-pub use status::Status;
+pub use status::{AccountStatus, FailureStatus, Status};

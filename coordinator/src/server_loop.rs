@@ -191,12 +191,20 @@ impl ServerLoop {
         }
         self.publish_status();
         self.sessions.finish();
-        // The last commands need a moment on the wire before the sockets close.
-        tokio::time::sleep(CLOSE_DELAY).await;
+        self.answer_until(Instant::now() + CLOSE_DELAY).await;
         drop(done);
         match self.state.given_up() {
             Some(cause) => Err(Hopeless(cause.to_string()).into()),
             None => Ok(()),
+        }
+    }
+
+    /// Says how the run has ended, as long as the last commands need on the wire before the sockets close.
+    async fn answer_until(&mut self, deadline: Instant) {
+        while let Ok(Some(input)) = tokio::time::timeout_at(deadline, self.inbox.recv()).await {
+            if let Input::Status(_) | Input::Stall(_) = input {
+                self.take(input);
+            }
         }
     }
 

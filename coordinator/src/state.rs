@@ -30,6 +30,7 @@ mod durable;
 mod effect;
 mod event;
 mod fact;
+mod failures;
 mod filter;
 mod group_end;
 mod groups;
@@ -43,6 +44,7 @@ mod plan;
 mod plan_change;
 mod progress;
 mod prompt_queue;
+mod role;
 mod room;
 mod schedule;
 mod sums;
@@ -52,13 +54,14 @@ mod work;
 
 use types::link::actor::{ActorCommand, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerReport};
-use types::{Ending, FailReason, MemberId, PolicyVersion, RolloutFailure, RolloutId, Timestamp};
+use types::{Ending, FailReason, MemberId, PolicyVersion, RolloutId, Timestamp};
 
 pub use account::Account;
 pub use batches::{BatchPlan, Batches};
 pub use durable::Durable;
-pub use effect::{Applied, Effect, Role, StoreChanges};
+pub use effect::{Applied, Effect, StoreChanges};
 pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent};
+pub use failures::FailureView;
 pub use fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
 pub use filter::PlannedSample;
 pub use group_end::{EndedResponse, GroupEnd};
@@ -69,10 +72,12 @@ pub use members::{Actor, Learner, Members, RewardServer};
 pub use notice::Notice;
 pub use phase::Phase;
 pub use plan::RunPlan;
-pub use progress::{Cause, Failures, Hopeless};
+pub use progress::{Cause, Hopeless};
+pub use role::Role;
 pub use schedule::{Order, Schedule};
 pub use sums::{GroupSums, NumberSums, Spread};
 
+use failures::{FailureLog, Reporter};
 use members::Watched;
 use phase::Drain;
 use progress::{Finding, Progress};
@@ -90,6 +95,7 @@ pub struct State {
     members: Members,
     room: RoomIndex,
     progress: Progress,
+    failures: FailureLog,
     /// Why the run was given up.
     given_up: Option<Cause>,
 }
@@ -110,6 +116,7 @@ impl State {
             members: Members::default(),
             room: RoomIndex::default(),
             progress: Progress::default(),
+            failures: FailureLog::default(),
             given_up: None,
         }
     }
@@ -237,24 +244,9 @@ impl State {
                 out.notice(Notice::BroadcastGroupFailed { group, member, detail });
                 self.weights.group_failed(now, group, retry_delay);
             }
-            ActorReport::Failed(failure) => self.attempt_failed(now, member, failure, out),
-        }
-    }
-
-    fn attempt_failed(
-        &mut self,
-        now: Timestamp,
-        member: MemberId,
-        failure: RolloutFailure,
-        out: &mut Applied,
-    ) {
-        let RolloutFailure { id, reason, detail, .. } = failure;
-        let taken = self.record(now, Fact::Failed { id, reason }, out);
-        // What only says something about the actor says nothing about the next attempt.
-        let telling =
-            !matches!(reason, FailReason::ActorLost | FailReason::Returned | FailReason::LeaseExpired);
-        if taken && telling && self.progress.failed(reason, &detail) {
-            out.notice(Notice::FirstFailure { reason, member, detail });
+            ActorReport::Failed(failure) => {
+                self.attempt_failed(now, Reporter { role: Role::Actor, member }, failure, out);
+            }
         }
     }
 
@@ -276,7 +268,10 @@ impl State {
                     self.progress.scored(now);
                 }
             }
-            RewardEvent::Failed(failure) => self.attempt_failed(now, member.clone(), failure, out),
+            RewardEvent::Failed(failure) => {
+                let reporter = Reporter { role: Role::RewardServer, member: member.clone() };
+                self.attempt_failed(now, reporter, failure, out);
+            }
         }
     }
 

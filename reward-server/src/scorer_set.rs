@@ -261,7 +261,7 @@ async fn timed<T>(
         .await
         .unwrap_or_else(|_| Err(ScoreError::timeout(format!("{scorer}: not done before the deadline"))));
     metrics::scorer(scorer, started.elapsed(), result.as_ref().err().map(|error| error.reason));
-    result
+    result.map_err(|error| error.of(scorer))
 }
 
 /// Collects what the scorers need while they are made.

@@ -100,6 +100,7 @@ impl Durable {
     }
 
     fn started(&mut self, now: Timestamp, plan: RunPlan, out: &mut Applied) {
+        self.history.started(now);
         let changes = plan.changes_since(&self.plan).allowed;
         if !changes.is_empty() {
             self.history.plan_changed(now, self.batches.trained(), &changes);

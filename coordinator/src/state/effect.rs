@@ -12,18 +12,8 @@ use super::history::StepRecord;
 use super::leases::Grant;
 use super::notice::Notice;
 use super::phase::Phase;
+use super::role::Role;
 use super::weights::WeightCommand;
-
-/// What a member is for. Names are unique among the members of one role.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Generates.
-    Actor,
-    /// Scores.
-    RewardServer,
-    /// Trains.
-    Learner,
-}
 
 /// Something to be done.
 #[derive(Debug, Clone, PartialEq)]

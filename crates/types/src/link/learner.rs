@@ -41,8 +41,8 @@ pub struct LearnerHello {
 pub struct StepMetrics {
     /// Clipped surrogate loss, mean over minibatches.
     pub policy_loss: f64,
-    /// Clipped value loss, mean over minibatches; 0 without a critic.
-    pub value_loss: f64,
+    /// Clipped value loss, mean over minibatches; none without a critic.
+    pub value_loss: Option<f64>,
     /// Entropy of the policy in nats.
     pub entropy: f64,
     /// Mean of (ratio - 1) - log ratio over all minibatches.
@@ -53,16 +53,16 @@ pub struct StepMetrics {
     pub rollout_logprob_diff: f64,
     /// Share of tokens at which the clip was active.
     pub clip_fraction: f64,
-    /// Explained variance of the returns by the values; 0 without a critic.
-    pub explained_variance: f64,
+    /// Explained variance of the returns by the values; none without a critic, or where all returns are equal.
+    pub explained_variance: Option<f64>,
     /// Mean score of the samples that train.
     pub score_mean: f64,
-    /// Mean k1 estimate of KL(policy || reference), per response.
-    pub kl_to_ref: f64,
+    /// Mean k1 estimate of KL(policy || reference), per response; none without a reference.
+    pub kl_to_ref: Option<f64>,
     /// Gradient norm of the policy before clipping, mean over minibatches.
     pub policy_grad_norm: f64,
-    /// Gradient norm of the critic before clipping, mean over minibatches.
-    pub critic_grad_norm: f64,
+    /// Gradient norm of the critic before clipping, mean over minibatches; none without a critic.
+    pub critic_grad_norm: Option<f64>,
     /// Learning rate of the policy in the last minibatch.
     pub policy_lr: f64,
     /// Coefficient of the KL penalty in force.
@@ -88,8 +88,15 @@ impl StepMetrics {
     /// the checkpoints, has no form for such a number: it becomes null.
     pub fn not_finite(&self) -> Option<String> {
         let fields = serde_json::to_value(self).ok()?;
-        let null = fields.as_object()?.iter().find(|(_, value)| value.is_null());
-        null.map(|(name, _)| name.clone())
+        let absent = [
+            ("value_loss", self.value_loss),
+            ("explained_variance", self.explained_variance),
+            ("kl_to_ref", self.kl_to_ref),
+            ("critic_grad_norm", self.critic_grad_norm),
+        ];
+        let absent = absent.map(|(name, value)| value.is_none().then_some(name));
+        let mut null = fields.as_object()?.iter().filter(|(_, value)| value.is_null());
+        null.find(|(name, _)| !absent.contains(&Some(name.as_str()))).map(|(name, _)| name.clone())
     }
 }
 
@@ -276,6 +283,7 @@ mod tests {
         assert_eq!(sound.not_finite(), None);
         let broken = [
             (StepMetrics { policy_loss: f64::NAN, ..sound.clone() }, "policy_loss"),
+            (StepMetrics { value_loss: Some(f64::NAN), ..sound.clone() }, "value_loss"),
             (StepMetrics { approx_kl: f64::INFINITY, ..sound.clone() }, "approx_kl"),
             (StepMetrics { step_seconds: f64::NEG_INFINITY, ..sound }, "step_seconds"),
         ];
