@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
 use types::{RunId, Sampling};
 
-use crate::data::DataSet;
+use crate::data::{DataConfig, DataSet};
 use crate::state::{Order, RunPlan, Schedule};
 
 /// The smallest bound of the samples: a line has two texts of 8 KiB, in which each byte may take six.
@@ -117,24 +117,6 @@ impl Default for SamplesConfig {
     }
 }
 
-/// The data set of prompts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct DataConfig {
-    /// A JSON Lines file, plain or gzipped. A line has `prompt` (text), `messages` (chat) or `tokens` (ids),
-    /// and whatever the scorers read (`tests`, `cases`, `label`, ...).
-    #[schemars(extend("x-kind" = "file"))]
-    pub path: PathBuf,
-    /// Take the prompts of each epoch in a new random order.
-    pub shuffle: bool,
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self { path: PathBuf::new(), shuffle: true }
-    }
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -198,7 +180,7 @@ impl service::Config for Config {
         }
         check(
             !self.data.path.as_os_str().is_empty(),
-            "data.path is missing: name a .jsonl file of prompts".into(),
+            "data.path is missing: name a file of prompts".into(),
         );
         check(self.batches > 0, "batches must be at least 1".into());
         check(self.batch_prompts > 0, "batch_prompts must be at least 1".into());
@@ -302,6 +284,6 @@ mod tests {
 
     #[test]
     fn the_defaults_lack_only_the_data() {
-        assert_eq!(Config::default().problems(), ["data.path is missing: name a .jsonl file of prompts"]);
+        assert_eq!(Config::default().problems(), ["data.path is missing: name a file of prompts"]);
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
+use tokio::task::spawn_blocking;
 
 use crate::config::{Config, SamplesConfig};
 use crate::data::DataSet;
@@ -22,7 +23,9 @@ use crate::{dashboard, metrics};
 /// When the data, the journal or a port cannot be used.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     service::describe_metrics(metrics::METRICS);
-    let data = Arc::new(DataSet::read(&config.data.path, config.shuffles(), config.seed)?);
+    let (source, shuffles, seed) = (config.data.clone(), config.shuffles(), config.seed);
+    let data = spawn_blocking(move || DataSet::read(&source, shuffles, seed)).await?;
+    let data = Arc::new(data.map_err(|error| BadInput(error.to_string()))?);
     let plan = config.plan(&data).map_err(|error| BadInput(error.to_string()))?;
     let listener = Listener::bind("listen", config.listen).await?;
     context.bound.push(("grpc", listener.address));
@@ -52,7 +55,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         // The loop reads and writes the disk at every turn, so it has a thread of its own: no stream waits
         // for it.
         let runtime = tokio::runtime::Handle::current();
-        tokio::task::spawn_blocking(move || runtime.block_on(server_loop.run(token))).await?
+        spawn_blocking(move || runtime.block_on(server_loop.run(token))).await?
     });
     context.tasks.add("grpc", OnError::Shutdown, async move {
         // The server outlives the request to stop, because the drain needs its streams: it ends with the

@@ -22,6 +22,7 @@
 //! cluster, and both take what the roles are told from `role_configs`.
 
 mod derived;
+mod first_rows;
 mod placeholders;
 mod preflight;
 mod resolved;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use service::config::{Error, Key, Source};
 
+use super::first_rows;
 use super::resolved::Resolved;
 use super::{Recipe, RecipeFile, Work};
 
@@ -21,6 +22,7 @@ impl RecipeFile {
         problems.extend(self.stage_problems());
         if self.has_ring() {
             problems.extend(owed(&self.recipe));
+            problems.extend(first_rows::problems(&self.recipe));
         }
         let made = self.made();
         for key in resolved.keys() {
