@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use toml::Table;
 use types::Sampling;
 
 /// A program, such as one that makes data, and what it makes.
@@ -102,6 +103,12 @@ impl Default for PreferencesStage {
 pub(crate) struct RingStage {
     /// Folder that the trained policy is put into.
     pub(crate) output: PathBuf,
+    /// What this ring is told otherwise than the recipe's sections say, such as
+    /// `coordinator.filtration.strategy = "none"`: keys of `coordinator`, `reward_server`, `learner`, `actor`,
+    /// `processes`, and `seed`.
+    #[serde(skip_serializing_if = "Table::is_empty")]
+    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
+    pub(crate) set: Table,
 }
 
 /// Which policies are compared, and on what.

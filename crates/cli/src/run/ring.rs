@@ -82,7 +82,7 @@ struct Ring<'a> {
 impl<'a> Ring<'a> {
     /// Makes the ring's folders.
     fn create(file: &'a RecipeFile, resume: bool) -> anyhow::Result<Self> {
-        let folder = RingFolder::of(&file.recipe.output);
+        let folder = file.ring_folder().clone();
         let journal = folder.journal();
         if journal.exists() && !resume {
             let advice = "go on with --resume, or remove the folder to start anew";
