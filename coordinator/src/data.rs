@@ -23,6 +23,8 @@ pub struct DataSet {
     hash: String,
     shuffle: bool,
     seed: u64,
+    /// Prompts before the first one that is served.
+    skip: u64,
     /// The order of the epoch asked for last; an epoch's order is a function of the seed and its number.
     order: Mutex<Option<(u32, Arc<[u32]>)>>,
 }
@@ -48,8 +50,13 @@ impl DataSet {
         if lines.is_empty() || u32::try_from(lines.len()).is_err() {
             return Err(Error::Count { path: config.path.clone(), count: lines.len() });
         }
+        let skip = config.skip_prompts;
+        if skip > 0 {
+            // Ordinals mean other prompts then.
+            hasher.update(&skip.to_le_bytes());
+        }
         let hash = hasher.finalize().to_hex().to_string();
-        Ok(Self { lines, hash, shuffle, seed, order: Mutex::new(None) })
+        Ok(Self { lines, hash, shuffle, seed, skip, order: Mutex::new(None) })
     }
 
     /// Number of prompts.
@@ -62,15 +69,20 @@ impl DataSet {
         self.lines.is_empty()
     }
 
-    /// BLAKE3 of the lines.
+    /// BLAKE3 of the lines, and of what is skipped.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
     /// The prompt at a place of an epoch's order; none beyond the end.
     pub fn prompt(&self, id: PromptId) -> Option<Prompt> {
-        let place = usize::try_from(id.ordinal).ok()?;
-        let index = if self.shuffle { *self.epoch_order(id.epoch).get(place)? as usize } else { place };
+        let count = self.lines.len() as u64;
+        if id.ordinal >= count {
+            return None;
+        }
+        let served = self.skip.checked_add(u64::from(id.epoch) * count + id.ordinal)?;
+        let (epoch, place) = (u32::try_from(served / count).ok()?, usize::try_from(served % count).ok()?);
+        let index = if self.shuffle { *self.epoch_order(epoch).get(place)? as usize } else { place };
         let line = self.lines.get(index)?;
         Prompt::new(id, line.content.clone(), Arc::clone(&line.fields)).ok()
     }
@@ -172,6 +184,18 @@ mod tests {
         assert_eq!(first, texts(&read(&text).unwrap(), 0), "the order is a function of the seed");
         let prompt = data.prompt(PromptId { epoch: 0, ordinal: 0 }).unwrap();
         assert!(prompt.fields().contains("label"));
+    }
+
+    #[test]
+    fn skipped_prompts_are_those_that_a_run_before_was_served() {
+        let text: String = (0..5).map(|n| format!("{{\"prompt\": \"p{n}\"}}\n")).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        let from = |skip_prompts| DataSet::read(&DataConfig { skip_prompts, ..at(file.path()) }, true, 7).unwrap();
+        let (whole, rest) = (from(0), from(3));
+        let served = |data: &DataSet| [texts(data, 0), texts(data, 1), texts(data, 2)].concat();
+        assert_eq!(served(&whole)[3..], served(&rest)[..12]);
+        assert_ne!(whole.hash(), rest.hash(), "a journal of one cannot be gone on with as the other");
     }
 
     #[test]

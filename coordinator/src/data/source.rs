@@ -26,13 +26,15 @@ pub struct DataConfig {
     pub path: PathBuf,
     /// Take the prompts of each epoch in a new random order.
     pub shuffle: bool,
+    /// Prompts that are passed over at the beginning, as if a run before had used them.
+    pub skip_prompts: u64,
     /// Other names in the file, by the names that are read: `{prompt = "question", label = "answer"}`.
     pub columns: BTreeMap<String, String>,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { path: PathBuf::new(), shuffle: true, columns: BTreeMap::new() }
+        Self { path: PathBuf::new(), shuffle: true, skip_prompts: 0, columns: BTreeMap::new() }
     }
 }
 

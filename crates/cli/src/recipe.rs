@@ -26,6 +26,7 @@ mod first_rows;
 mod placeholders;
 mod preflight;
 mod resolved;
+mod restored;
 mod ring_folder;
 mod role;
 mod role_configs;

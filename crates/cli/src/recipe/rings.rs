@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use toml::Value;
 
 use super::ring_folder::RingFolder;
-use super::{RecipeFile, Stage, derived};
+use super::{RecipeFile, Stage, derived, restored};
 
 /// What a ring may be told otherwise than the recipe says.
 const SETTABLE: [&str; 6] = ["coordinator", "reward_server", "learner", "actor", "processes", "seed"];
@@ -55,6 +55,9 @@ impl RecipeFile {
                 layers.derive("coordinator.run", Value::String(run), &format!("stages[{at}].name"));
             }
             layers.lay_over(&format!("stages[{at}].ring.set"));
+            if let Some(ring) = &stage.ring {
+                restored::lay_over(&mut layers, ring, &format!("stages[{at}].ring"))?;
+            }
         }
         let written = layers.clone();
         derived::fill_in(&mut layers);

@@ -129,6 +129,22 @@ impl Layers {
         }
     }
 
+    /// Sets a value that follows from `from`, whatever a layer says. The sections on the way are made.
+    pub fn replace(&mut self, path: &str, value: Value, from: &str) {
+        let mut table = &mut self.merged;
+        let mut keys = path.split('.').peekable();
+        while let Some(key) = keys.next() {
+            if keys.peek().is_none() {
+                table.insert(key.to_owned(), value);
+                self.origins.set(path, Source::Derived(from.to_owned()));
+                return;
+            }
+            let inner = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
+            let Value::Table(inner) = inner else { return };
+            table = inner;
+        }
+    }
+
     /// Lays the table at `path` over the whole; its values keep their origins.
     pub fn lay_over(&mut self, path: &str) {
         let Some(Value::Table(over)) = value_at(&self.merged, path).cloned() else { return };
