@@ -26,7 +26,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use engine::{Event, Finished, Request, SampleRequest};
 use openai::Served;
-use service::{CancellationToken, LinkEvent, Readiness, Recurring, Saying, Spawner, sleep_until};
+use service::{BadInput, CancellationToken, LinkEvent, Readiness, Recurring, Saying, Spawner, sleep_until};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome};
@@ -212,7 +212,10 @@ impl RolloutLoop {
                 LinkEvent::Command(command) => return self.command(command).await,
                 LinkEvent::Lost(_) if self.leave_at.is_some() => return Ok(ControlFlow::Break(())),
                 LinkEvent::Lost(reason) => tracing::info!(reason, "coordinator lost; trying again"),
-                LinkEvent::Refused(reason) => anyhow::bail!("the coordinator refuses this actor: {reason}"),
+                LinkEvent::Refused(reason) => {
+                    let problem = format!("the coordinator refuses this actor: {reason}");
+                    return Err(BadInput(problem).into());
+                }
                 LinkEvent::GaveUp(reason) => anyhow::bail!(reason),
             }
         }
