@@ -178,10 +178,7 @@ impl service::Config for Config {
         if let Some(problem) = self.schedule.problem() {
             check(false, problem);
         }
-        check(
-            !self.data.path.as_os_str().is_empty(),
-            "data.path is missing: name a file of prompts".into(),
-        );
+        check(!self.data.path.as_os_str().is_empty(), "data.path is missing: name a file of prompts".into());
         check(self.batches > 0, "batches must be at least 1".into());
         check(self.batch_prompts > 0, "batch_prompts must be at least 1".into());
         check(self.group_size > 0, "group_size must be at least 1".into());

@@ -191,7 +191,8 @@ mod tests {
         let text: String = (0..5).map(|n| format!("{{\"prompt\": \"p{n}\"}}\n")).collect();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &text).unwrap();
-        let from = |skip_prompts| DataSet::read(&DataConfig { skip_prompts, ..at(file.path()) }, true, 7).unwrap();
+        let from =
+            |skip_prompts| DataSet::read(&DataConfig { skip_prompts, ..at(file.path()) }, true, 7).unwrap();
         let (whole, rest) = (from(0), from(3));
         let served = |data: &DataSet| [texts(data, 0), texts(data, 1), texts(data, 2)].concat();
         assert_eq!(served(&whole)[3..], served(&rest)[..12]);
@@ -211,7 +212,8 @@ mod tests {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error} should contain {expected}");
         }
-        let missing = DataSet::read(&at(Path::new("/nowhere/prompts.jsonl")), true, 0).unwrap_err().to_string();
+        let missing =
+            DataSet::read(&at(Path::new("/nowhere/prompts.jsonl")), true, 0).unwrap_err().to_string();
         assert!(missing.contains("/nowhere/prompts.jsonl"), "{missing}");
     }
 

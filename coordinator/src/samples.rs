@@ -212,7 +212,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut samples = samples(folder.path(), 2);
         samples.leased(Timestamp(5), &grant(0..1, 2));
-        samples.followed.get_mut(&id(0, 0).prompt).unwrap().texts.insert(id(0, 0), Texts::new("2 + 2 =", "4"));
+        samples
+            .followed
+            .get_mut(&id(0, 0).prompt)
+            .unwrap()
+            .texts
+            .insert(id(0, 0), Texts::new("2 + 2 =", "4"));
         samples.ended(Timestamp(9), &ended(0, &[1.0, -0.5])).unwrap();
         let lines = lines(folder.path());
         assert_eq!(lines.len(), 2);

@@ -46,7 +46,8 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         "coordinator ready"
     );
     let done = CancellationToken::new();
-    let parts = Parts { state: State::over(durable), plan, journal, data, steps_file, samples, done: done.clone() };
+    let parts =
+        Parts { state: State::over(durable), plan, journal, data, steps_file, samples, done: done.clone() };
     let (server_loop, handle, view) = ServerLoop::new(parts);
     context.pages = dashboard::pages(view, handle.clone());
     let router = Grpc::new(handle, context.tasks.spawner(), done.clone()).router();

@@ -38,9 +38,7 @@ use crate::journal::{Entries, Journal};
 use crate::samples::Samples;
 use crate::sessions::{Closing, Outbox, SessionId, Sessions};
 use crate::stall::Stall;
-use crate::state::{
-    Applied, BatchPlan, Effect, Event, Grant, GroupEnd, Phase, RunPlan, State, StepRecord,
-};
+use crate::state::{Applied, BatchPlan, Effect, Event, Grant, GroupEnd, Phase, RunPlan, State, StepRecord};
 use crate::status::Status;
 use crate::steps_file::StepsFile;
 use crate::{metrics, notices};

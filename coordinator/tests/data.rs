@@ -20,7 +20,7 @@ const ANSWERS: [&str; 2] = ["2 + 3 = 5\n#### 5", "#### 3"];
 
 fn config(path: PathBuf) -> DataConfig {
     let columns = [("prompt".to_owned(), "question".to_owned())].into();
-    DataConfig { path, shuffle: false, columns }
+    DataConfig { path, shuffle: false, columns, ..DataConfig::default() }
 }
 
 fn prompts(config: &DataConfig) -> Vec<(PromptContent, serde_json::Value)> {
@@ -90,7 +90,11 @@ fn what_cannot_be_read_is_named() {
     std::fs::write(path("rows.parquet"), "{\"prompt\": \"x\"}\n").unwrap();
     std::fs::write(path("rows.csv"), "prompt,label\nx,1,2\n").unwrap();
     std::fs::write(path("other.csv"), "problem,answer\nx,1\n").unwrap();
-    std::fs::write(path("chat.csv"), "messages\n\"[{\"\"role\"\": \"\"user\"\", \"\"content\"\": \"\"hi\"\"}]\"\n").unwrap();
+    std::fs::write(
+        path("chat.csv"),
+        "messages\n\"[{\"\"role\"\": \"\"user\"\", \"\"content\"\": \"\"hi\"\"}]\"\n",
+    )
+    .unwrap();
     let error = |config: &DataConfig| DataSet::read(config, false, 0).unwrap_err().to_string();
     let plain = |name| DataConfig { path: path(name), ..DataConfig::default() };
     let said = error(&plain("rows.parquet"));
@@ -98,6 +102,9 @@ fn what_cannot_be_read_is_named() {
     let said = error(&plain("rows.csv"));
     assert!(said.contains("rows.csv as a table") && said.contains("line: 2"), "{said}");
     let said = error(&config(path("other.csv")));
-    assert!(said.contains("other.csv:2: has no question") && said.contains("it has answer, problem"), "{said}");
+    assert!(
+        said.contains("other.csv:2: has no question") && said.contains("it has answer, problem"),
+        "{said}"
+    );
     assert!(matches!(&prompts(&plain("chat.csv"))[0].0, PromptContent::Messages(_)));
 }

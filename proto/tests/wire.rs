@@ -15,8 +15,8 @@ use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, Measured
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{
     Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, Incarnation, LeaseId, Manifest,
-    PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure, RolloutId, RolloutParts,
-    Sample, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, Texts, WeightHash,
+    PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure, RolloutId,
+    RolloutParts, Sample, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, Texts, WeightHash,
 };
 
 /// Encodes, decodes and converts back.

@@ -158,12 +158,15 @@ fn renamed(mut row: Row, columns: &BTreeMap<String, String>) -> Result<Row, Erro
 }
 
 fn json_line(fields: &Map<String, Value>) -> String {
+    // In an order of its own: that of the map is the library's affair, and the data set's hash is made of this.
+    let sorted: BTreeMap<&String, &Value> = fields.iter().collect();
     // A map of JSON values has a form in JSON.
-    serde_json::to_string(fields).unwrap_or_default() + "\n"
+    serde_json::to_string(&sorted).unwrap_or_default() + "\n"
 }
 
 /// The names of a row, for people.
 pub(super) fn names(fields: &Map<String, Value>) -> String {
-    let names: Vec<&str> = fields.keys().map(String::as_str).collect();
+    let mut names: Vec<&str> = fields.keys().map(String::as_str).collect();
+    names.sort_unstable();
     names.join(", ")
 }

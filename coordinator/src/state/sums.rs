@@ -66,8 +66,7 @@ impl NumberSums {
 
     /// Mean and deviation of the numbers; zeros of none.
     pub(super) fn spread(&self) -> Spread {
-        let moments =
-            Moments { count: self.count as f64, sum: self.sum, sum_of_squares: self.squares };
+        let moments = Moments { count: self.count as f64, sum: self.sum, sum_of_squares: self.squares };
         Spread { mean: moments.mean(), deviation: moments.variance().sqrt() }
     }
 }

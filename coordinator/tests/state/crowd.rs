@@ -86,7 +86,15 @@ impl Crowd {
 
     pub(crate) fn score_with(&mut self, id: RolloutId, score: f32) {
         let oldest = PolicyVersion(0);
-        let scored = ScoreSummary { id, score, outcome: None, tokens: 9, oldest, truncated: false, numbers: BTreeMap::new() };
+        let scored = ScoreSummary {
+            id,
+            score,
+            outcome: None,
+            tokens: 9,
+            oldest,
+            truncated: false,
+            numbers: BTreeMap::new(),
+        };
         let event = RewardEvent::Scored(scored);
         self.deliver(Event::Reward { member: "reward".parse().unwrap(), event });
     }

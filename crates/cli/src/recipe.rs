@@ -28,9 +28,9 @@ mod preflight;
 mod resolved;
 mod restored;
 mod ring_folder;
+mod rings;
 mod role;
 mod role_configs;
-mod rings;
 mod stage;
 mod stage_tables;
 

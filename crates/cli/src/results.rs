@@ -76,7 +76,7 @@ fn mean(steps: &[StepRecord], figure: impl Fn(&StepRecord) -> Option<f64>) -> Op
 /// Names the folder.
 pub(crate) fn check_run(output: &Path) -> anyhow::Result<()> {
     let entries = std::fs::read_dir(output).with_context(|| format!("read {}", output.display()))?;
-    let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name().into_string().ok()?));
+    let mut names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     if names.any(|name| name == "ring" || name == "stages") {
         return Ok(());
     }

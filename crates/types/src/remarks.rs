@@ -51,7 +51,9 @@ impl Remarks {
         let wrong = |(name, number): &(&String, &f64)| name.len() > NAME_BYTES || !number.is_finite();
         let (name, number) = self.numbers.iter().find(wrong)?;
         let name: String = name.chars().take(NAME_BYTES).collect();
-        Some(format!("scorer {name:?} says {number}, must be finite, and its name at most {NAME_BYTES} bytes"))
+        Some(format!(
+            "scorer {name:?} says {number}, must be finite, and its name at most {NAME_BYTES} bytes"
+        ))
     }
 }
 
@@ -84,7 +86,8 @@ mod tests {
 
     #[test]
     fn what_is_no_number_is_refused() {
-        let remarks = |name: &str, number| Remarks { numbers: [(name.to_owned(), number)].into(), texts: None };
+        let remarks =
+            |name: &str, number| Remarks { numbers: [(name.to_owned(), number)].into(), texts: None };
         assert_eq!(remarks("regex", 1.0).problem(), None);
         assert!(remarks("regex", f64::NAN).problem().unwrap().contains("\"regex\" says NaN"));
         assert!(remarks(&"x".repeat(1000), 1.0).problem().is_some());

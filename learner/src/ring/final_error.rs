@@ -31,7 +31,10 @@ mod tests {
         let problem = "its policy_loss is no finite number: training has diverged".to_owned();
         let diverged = of(Error::Batch { batch: BatchId(3), problem });
         assert!(diverged.is::<Hopeless>(), "{diverged:#}");
-        assert!(diverged.to_string().contains("batch b3: its policy_loss is no finite number"), "{diverged:#}");
+        assert!(
+            diverged.to_string().contains("batch b3: its policy_loss is no finite number"),
+            "{diverged:#}"
+        );
         let config = of(Error::Config { problems: vec!["policy is missing".to_owned()] });
         assert!(config.is::<BadInput>() && config.to_string().contains("policy is missing"), "{config:#}");
         let lost = of(Error::Panicked { rank: 1, reason: "x".to_owned() });

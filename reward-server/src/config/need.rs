@@ -45,7 +45,10 @@ mod tests {
         let label = scorer(json!({"kind": "numeric-match"})).lacks(&line());
         assert_eq!(label.unwrap(), "field is \"label\": no such field");
         assert_eq!(scorer(json!({"kind": "numeric-match", "field": "answer"})).lacks(&line()), None);
-        assert_eq!(scorer(json!({"kind": "unit-tests"})).lacks(&line()), Some("kind is \"unit-tests\": no tests".to_owned()));
+        assert_eq!(
+            scorer(json!({"kind": "unit-tests"})).lacks(&line()),
+            Some("kind is \"unit-tests\": no tests".to_owned())
+        );
         assert_eq!(scorer(json!({"kind": "regex", "pattern": "x"})).lacks(&line()), None);
         let mut unused = scorer(json!({"kind": "exact-match"}));
         unused.share = Share { weight: Some(0.0), ..Share::default() };

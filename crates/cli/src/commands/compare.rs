@@ -141,9 +141,9 @@ fn told(run: &Path, ring: &Path) -> anyhow::Result<BTreeMap<String, String>> {
         let Some(file) = files.into_iter().find(|file| file.is_file()) else { continue };
         let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
         let table: Table = text.parse().with_context(|| format!("read {}", file.display()))?;
-        let table = table.into_iter().filter(|(key, _)| {
-            !PLACES.contains(&key.as_str()) && !PLACE_SECTIONS.contains(&key.as_str())
-        });
+        let table = table
+            .into_iter()
+            .filter(|(key, _)| !PLACES.contains(&key.as_str()) && !PLACE_SECTIONS.contains(&key.as_str()));
         flatten(section, &Value::Table(table.collect()), &mut keys);
     }
     let here = run.display().to_string();

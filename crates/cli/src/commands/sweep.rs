@@ -176,8 +176,7 @@ impl Sweep {
         let us = std::env::current_exe().context("find our own binary")?;
         let recipe = std::path::absolute(&self.recipe).context("find the recipe")?;
         let output = std::path::absolute(&self.output).context("find the output")?;
-        let mut command =
-            vec![us.display().to_string(), "sweep".to_owned(), recipe.display().to_string()];
+        let mut command = vec![us.display().to_string(), "sweep".to_owned(), recipe.display().to_string()];
         for axis in &arguments.axes {
             command.extend(["--set".to_owned(), axis.to_string()]);
         }
@@ -211,7 +210,8 @@ impl Sweep {
                 let several = self.rings.len() > 1;
                 let label =
                     if several { format!("{} {}", point.label(), ring.display()) } else { point.label() };
-                let shown = figures.map(|figure| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string()));
+                let shown =
+                    figures.map(|figure| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string()));
                 table.add_row([label, found.len().to_string()].into_iter().chain(shown));
                 let [score, outcome, kl, length, entropy] = figures;
                 rows.push(json!({
@@ -223,7 +223,9 @@ impl Sweep {
         if as_json {
             println!("{}", serde_json::to_string(&rows)?);
         } else {
-            println!("{table}\nmeans over the last tenth of each run's batches, ± half the 95 % interval over seeds");
+            println!(
+                "{table}\nmeans over the last tenth of each run's batches, ± half the 95 % interval over seeds"
+            );
         }
         Ok(())
     }

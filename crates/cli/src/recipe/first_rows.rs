@@ -45,9 +45,9 @@ fn lacking(recipe: &Recipe, rows: &[Map<String, Value>]) -> Vec<String> {
 
 /// Chats for a policy without a chat template.
 fn without_template(recipe: &Recipe, rows: &[Map<String, Value>]) -> Option<String> {
-    let chat = rows.iter().position(|row| {
-        row.contains_key("messages") || row.get("prompt").is_some_and(Value::is_array)
-    })?;
+    let chat = rows
+        .iter()
+        .position(|row| row.contains_key("messages") || row.get("prompt").is_some_and(Value::is_array))?;
     let policy = &recipe.learner.policy;
     let is_known = policy.join("config.json").is_file();
     (is_known && !has_template(policy)).then(|| {
@@ -98,11 +98,16 @@ mod tests {
     #[test]
     fn fields_that_no_row_has_are_named_with_those_that_they_have() {
         let folder = tempfile::tempdir().unwrap();
-        let rows = "{\"prompt\": \"2 + 2\", \"answer\": 4}\n{\"prompt\": \"3 + 2\", \"answer\": 5, \"level\": 1}\n";
+        let rows =
+            "{\"prompt\": \"2 + 2\", \"answer\": 4}\n{\"prompt\": \"3 + 2\", \"answer\": 5, \"level\": 1}\n";
         let numeric = "{kind = 'numeric-match'}, {kind = 'exact-match', field = 'level'}";
         let found = problems(&recipe(folder.path(), rows, numeric));
         assert_eq!(found.len(), 1, "one row has a level: {found:?}");
-        assert!(found[0].starts_with("reward_server.scorers[0].field is \"label\": no such field in the first 2 rows"));
+        assert!(
+            found[0].starts_with(
+                "reward_server.scorers[0].field is \"label\": no such field in the first 2 rows"
+            )
+        );
         assert!(found[0].ends_with("which have answer, level, prompt"), "{found:?}");
     }
 

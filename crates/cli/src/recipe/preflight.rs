@@ -30,7 +30,9 @@ impl RecipeFile {
         for (stage, ring) in self.recipe.stages_or_ring().iter().enumerate() {
             if ring.ring.is_some() {
                 let found = self.of_ring(ring)?.ring_problems(&made, stage)?;
-                problems.extend(found.into_iter().filter(|problem| !problems.contains(problem)).collect::<Vec<_>>());
+                problems.extend(
+                    found.into_iter().filter(|problem| !problems.contains(problem)).collect::<Vec<_>>(),
+                );
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(Error::Unusable { problems }.into()) }

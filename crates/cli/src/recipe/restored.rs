@@ -65,7 +65,9 @@ fn checkpoint(from: &str) -> Result<Checkpoint, String> {
             let folder = ring.join("checkpoints").join(format!("step-{batch:08}"));
             Ok(Checkpoint { folder, batch, ring })
         }
-        None if there.is_empty() => Err(format!("{} holds no checkpoint", ring.join("checkpoints").display())),
+        None if there.is_empty() => {
+            Err(format!("{} holds no checkpoint", ring.join("checkpoints").display()))
+        }
         None => {
             let there: Vec<String> = there.iter().map(u64::to_string).collect();
             Err(format!(
@@ -124,7 +126,8 @@ mod tests {
     fn laid(from: &str, restore: &[Restored]) -> Result<Layers, BadInput> {
         let mut layers = Layers::default();
         layers.add_setting("learner.policy=sft").unwrap();
-        let ring = RingStage { from: Some(from.to_owned()), restore: restore.to_vec(), ..RingStage::default() };
+        let ring =
+            RingStage { from: Some(from.to_owned()), restore: restore.to_vec(), ..RingStage::default() };
         lay_over(&mut layers, &ring, "stages[0].ring").map(|()| layers)
     }
 
@@ -149,7 +152,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = run(folder.path());
         let error = laid(&format!("{}@50", run.display()), &[Restored::Weights]).unwrap_err().to_string();
-        assert!(error.starts_with("stages[0].ring.from: ") && error.contains("batches 40, 80 and no other"), "{error}");
+        assert!(
+            error.starts_with("stages[0].ring.from: ") && error.contains("batches 40, 80 and no other"),
+            "{error}"
+        );
         let error = laid("/nowhere", &[Restored::Weights]).unwrap_err().to_string();
         assert!(error.contains("/nowhere/ring/checkpoints holds no checkpoint"), "{error}");
     }

@@ -17,10 +17,8 @@ pub(super) fn problems(stages: &[Stage]) -> Vec<String> {
     for (at, stage) in stages.iter().enumerate() {
         let set = stage.ring.iter().flat_map(|ring| ring.set.keys());
         for key in set.filter(|key| !SETTABLE.contains(&key.as_str())) {
-            problems.push(format!(
-                "stages[{at}].ring.set.{key}: a ring can set keys of {}",
-                SETTABLE.join(", ")
-            ));
+            problems
+                .push(format!("stages[{at}].ring.set.{key}: a ring can set keys of {}", SETTABLE.join(", ")));
         }
     }
     problems
@@ -92,14 +90,17 @@ mod tests {
         let told = |file: &RecipeFile| file.role_configs()[Role::Coordinator as usize].text().unwrap();
         assert!(told(&bw).contains("run = \"abl\"") && !told(&bw).contains("strategy"), "{}", told(&bw));
         let grpo_told = told(&grpo);
-        for expected in ["run = \"abl-grpo\"", "strategy = \"none\"", "seed = 5", "runs/abl/ring-grpo/steps.jsonl"] {
+        for expected in
+            ["run = \"abl-grpo\"", "strategy = \"none\"", "seed = 5", "runs/abl/ring-grpo/steps.jsonl"]
+        {
             assert!(grpo_told.contains(expected), "{expected}: {grpo_told}");
         }
     }
 
     #[test]
     fn what_a_ring_sets_is_checked_and_named_with_its_line() {
-        let wrong_key = TWO_RINGS.replace("learner.ppo.algorithm = 'grpo'", "learner.ppo.algorithms = 'grpo'");
+        let wrong_key =
+            TWO_RINGS.replace("learner.ppo.algorithm = 'grpo'", "learner.ppo.algorithms = 'grpo'");
         let file = read(&wrong_key).unwrap();
         let error = file.of_ring(&file.recipe.stages[1]).unwrap_err().to_string();
         assert!(error.contains(".toml:12: unknown key learner.ppo.algorithms; did you mean"), "{error}");

@@ -410,14 +410,19 @@ mod tests {
 
     #[test]
     fn a_table_of_it_lies_over_the_whole_with_its_own_origins() {
-        let text = "name = 'x'\n[ppo]\nepochs = 1\nclip_ratio = 0.1\n[[stages]]\n[stages.set]\nppo.epochs = 4\n";
+        let text =
+            "name = 'x'\n[ppo]\nepochs = 1\nclip_ratio = 0.1\n[[stages]]\n[stages.set]\nppo.epochs = 4\n";
         let mut layers = layers(text).unwrap();
         layers.lay_over("stages[0].set");
         layers.lay_over("stages[7].set");
         layers.edit(|table| drop(table.remove("stages")));
         let example = layers.parse::<Example>().unwrap();
         assert_eq!((example.ppo.epochs, example.ppo.clip_ratio), (4, 0.1));
-        assert!(layers.source("ppo.epochs").to_string().ends_with(".toml:7"), "{}", layers.source("ppo.epochs"));
+        assert!(
+            layers.source("ppo.epochs").to_string().ends_with(".toml:7"),
+            "{}",
+            layers.source("ppo.epochs")
+        );
         assert!(layers.source("ppo.clip_ratio").to_string().ends_with(".toml:4"));
     }
 

@@ -68,10 +68,13 @@ pub(super) struct Point {
 }
 
 impl Point {
-    /// The values alone, with the last part of each key: what people read.
+    /// The values with the last part of each key: what people read.
     pub(super) fn label(&self) -> String {
-        let short: Vec<&str> =
-            self.settings.iter().map(|setting| setting.rsplit_once('.').map_or(&**setting, |(_, last)| last)).collect();
+        let mut short = Vec::with_capacity(self.settings.len());
+        for setting in &self.settings {
+            let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
+            short.push(format!("{}={value}", key.rsplit('.').next().unwrap_or(key)));
+        }
         if short.is_empty() { "as written".to_owned() } else { short.join(" ") }
     }
 }
@@ -111,7 +114,8 @@ pub(super) fn cells(points: &[Point], seeds: &[u64], name: &str, output: &Path) 
     let mut cells = Vec::with_capacity(points.len() * seeds.len());
     for seed in seeds {
         for (point, Point { settings }) in points.iter().enumerate() {
-            let folder = output.join(format!("{point:02}-{}", slug(&points[point]))).join(format!("seed-{seed}"));
+            let folder =
+                output.join(format!("{point:02}-{}", slug(&points[point]))).join(format!("seed-{seed}"));
             let mut settings = settings.clone();
             settings.push(format!("seed={seed}"));
             settings.push(format!("name='{name}-{point:02}-seed-{seed}'"));
@@ -148,7 +152,10 @@ mod tests {
 
     #[test]
     fn every_combination_runs_with_every_seed() {
-        let points = points(&[axis("coordinator.filtration.strategy=none,top:0.5"), axis("learner.ppo.policy_lr=1e-4,1e-3")]);
+        let points = points(&[
+            axis("coordinator.filtration.strategy=none,top:0.5"),
+            axis("learner.ppo.policy_lr=1e-4,1e-3"),
+        ]);
         assert_eq!(points.len(), 4);
         assert_eq!(points[1].label(), "strategy=none policy_lr=1e-3");
         let cells = cells(&points, &[7, 8], "abl", Path::new("runs/abl-sweep"));
