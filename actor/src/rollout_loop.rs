@@ -18,14 +18,16 @@
 //!
 //! The loop never waits for one of these alone: it is one `select!` over all of them.
 
+mod policy_events;
+
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use engine::{Event, Finished, PolicyWeights, Request, SampleRequest};
-use service::{CancellationToken, LinkEvent, Readiness, Spawner, sleep_until};
+use engine::{Event, Finished, Request, SampleRequest};
+use service::{BadInput, CancellationToken, LinkEvent, Readiness, Recurring, Saying, Spawner, sleep_until};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome};
@@ -33,7 +35,6 @@ use types::{
     FailReason, Incarnation, MemberId, PolicyVersion, Rollout, RolloutFailure, RolloutId, RolloutParts,
     WeightHash,
 };
-use weights::GroupEvent;
 
 use crate::config::Config;
 use crate::coordinator_client::CoordinatorLink;
@@ -72,6 +73,8 @@ pub(crate) struct RolloutLoop {
     recorded: mpsc::Receiver<RolloutId>,
     recorded_sender: mpsc::Sender<RolloutId>,
     generated_tokens: u64,
+    /// Attempts that failed, by reason.
+    failures: Recurring<FailReason>,
     reported_load: ActorLoad,
     reported_at: Instant,
     /// When a drain hands back what is not finished.
@@ -128,6 +131,7 @@ impl RolloutLoop {
             recorded,
             recorded_sender,
             generated_tokens: 0,
+            failures: Recurring::default(),
             reported_load: ActorLoad::default(),
             reported_at: Instant::now(),
             drain_deadline: None,
@@ -211,7 +215,10 @@ impl RolloutLoop {
                 LinkEvent::Command(command) => return self.command(command).await,
                 LinkEvent::Lost(_) if self.leave_at.is_some() => return Ok(ControlFlow::Break(())),
                 LinkEvent::Lost(reason) => tracing::info!(reason, "coordinator lost; trying again"),
-                LinkEvent::Refused(reason) => anyhow::bail!("the coordinator refuses this actor: {reason}"),
+                LinkEvent::Refused(reason) => {
+                    let problem = format!("the coordinator refuses this actor: {reason}");
+                    return Err(BadInput(problem).into());
+                }
                 LinkEvent::GaveUp(reason) => anyhow::bail!(reason),
             }
         }
@@ -360,54 +367,19 @@ impl RolloutLoop {
     }
 
     async fn fail(&mut self, id: RolloutId, reason: FailReason, detail: String, tokens: usize) {
-        tracing::debug!(%id, %reason, detail, "attempt failed");
+        match self.failures.happened(Instant::now(), reason) {
+            Saying::First => {
+                tracing::warn!(%id, %reason, detail, "attempt failed; others of its reason are counted");
+            }
+            Saying::More { count, within } => {
+                tracing::warn!(%reason, count, seconds = within.as_secs(), "attempts failed, again");
+            }
+            Saying::Nothing => {}
+        }
         metrics::failed(reason);
         let response_tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
         let failure = RolloutFailure { id, reason, detail, response_tokens };
         self.link.report(ActorReport::Failed(failure)).await;
-    }
-
-    async fn policy_event(&mut self, event: PolicyEvent) -> anyhow::Result<()> {
-        match event {
-            PolicyEvent::Group(GroupEvent::Ready(group)) => {
-                self.link.report(ActorReport::BroadcastGroupReady(group)).await;
-            }
-            PolicyEvent::Group(GroupEvent::Failed { group, error }) => {
-                let detail = error.to_string();
-                self.link.report(ActorReport::BroadcastGroupFailed { group, detail }).await;
-            }
-            PolicyEvent::Failed { version, detail } => {
-                tracing::warn!(%version, detail, "weights did not arrive");
-                self.link.report(ActorReport::WeightsFailed { version, detail }).await;
-            }
-            PolicyEvent::Arrived { manifest, weights } => {
-                return self.take_up(manifest.version(), manifest.hash(), *weights).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts weights into use, unless newer ones are: a learner that came back from an older checkpoint offers
-    /// what it has before the coordinator knows what this actor got from the one before.
-    async fn take_up(
-        &mut self,
-        version: PolicyVersion,
-        hash: WeightHash,
-        weights: PolicyWeights,
-    ) -> anyhow::Result<()> {
-        if let Some((held, _)) = self.weights
-            && held > version
-        {
-            let detail = format!("this actor generates with {held}, and does not go back");
-            tracing::info!(%version, detail, "weights not taken up");
-            self.link.report(ActorReport::WeightsFailed { version, detail }).await;
-            return Ok(());
-        }
-        self.updater.install(&mut self.policy, version, weights).await?;
-        self.weights = Some((version, hash));
-        self.readiness.set(true);
-        self.link.report(ActorReport::WeightsConfirmed { version, hash }).await;
-        Ok(())
     }
 
     fn load(&self) -> ActorLoad {

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a measurement")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use algo::filtration::Filtration;
@@ -91,7 +92,15 @@ impl Run {
 
     fn score(&mut self, id: RolloutId) {
         let (score, oldest) = ((id.seed(5) % 1000) as f32 / 1000.0, PolicyVersion(0));
-        let summary = ScoreSummary { id, score, outcome: None, tokens: 9, oldest, truncated: false };
+        let summary = ScoreSummary {
+            id,
+            score,
+            outcome: None,
+            tokens: 9,
+            oldest,
+            truncated: false,
+            numbers: BTreeMap::new(),
+        };
         let event = RewardEvent::Scored(summary);
         self.deliver(Event::Reward { member: "reward".parse().unwrap(), event });
     }

@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
 use types::{RunId, Sampling};
 
-use crate::data::DataSet;
+use crate::data::{DataConfig, DataSet};
 use crate::state::{Order, RunPlan, Schedule};
+
+/// The smallest bound of the samples: a line has two texts of 8 KiB, in which each byte may take six.
+const MIN_SAMPLES_BYTES: u64 = 1 << 20;
 
 /// Everything the coordinator can be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -82,6 +85,8 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub standstill_timeout: Duration,
+    /// Responses that people can read.
+    pub samples: SamplesConfig,
     /// The prompts.
     pub data: DataConfig,
     /// Which prompts come next.
@@ -94,21 +99,24 @@ pub struct Config {
     pub service: ServiceConfig,
 }
 
-/// The data set of prompts.
+/// Which responses are written down with their texts, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct DataConfig {
-    /// A JSON Lines file, plain or gzipped. A line has `prompt` (text), `messages` (chat) or `tokens` (ids),
-    /// and whatever the scorers read (`tests`, `cases`, `label`, ...).
-    #[schemars(extend("x-kind" = "file"))]
-    pub path: PathBuf,
-    /// Take the prompts of each epoch in a new random order.
-    pub shuffle: bool,
+pub struct SamplesConfig {
+    /// Receives a JSON line for each: prompt and response, score, each scorer's own number, outcome, length,
+    /// why it ended, whether it trains or why not; none when empty.
+    pub file: Option<PathBuf>,
+    /// Lines for each batch trained, and for each minute without one; 0 for none. The prompts are chosen when
+    /// they are leased; of a group with more responses those from the worst to the best are taken.
+    pub per_batch: usize,
+    /// Bytes of the file and of the one before it, `NAME.previous.jsonl`, together.
+    pub max_bytes: u64,
 }
 
-impl Default for DataConfig {
+impl Default for SamplesConfig {
     fn default() -> Self {
-        Self { path: PathBuf::new(), shuffle: true }
+        // About 20,000 responses of a thousand tokens.
+        Self { file: None, per_batch: 8, max_bytes: 64 << 20 }
     }
 }
 
@@ -144,6 +152,7 @@ impl Default for Config {
             // With signal in one group of a hundred the chance of so many in a row without is 3e-5.
             hopeless_groups: 1024,
             standstill_timeout: Duration::from_secs(3600),
+            samples: SamplesConfig::default(),
             data: DataConfig::default(),
             schedule: Schedule::default(),
             filtration: Filtration::default(),
@@ -174,10 +183,7 @@ impl service::Config for Config {
         if let Some(problem) = self.schedule.problem() {
             check(false, problem);
         }
-        check(
-            !self.data.path.as_os_str().is_empty(),
-            "data.path is missing: name a .jsonl file of prompts".into(),
-        );
+        check(!self.data.path.as_os_str().is_empty(), "data.path is missing: name a file of prompts".into());
         check(self.batches > 0, "batches must be at least 1".into());
         check(self.batch_prompts > 0, "batch_prompts must be at least 1".into());
         check(self.group_size > 0, "group_size must be at least 1".into());
@@ -200,6 +206,10 @@ impl service::Config for Config {
         check(
             !self.deterministic || self.max_staleness == 0,
             format!("deterministic runs are synchronous: set max_staleness = 0, not {}", self.max_staleness),
+        );
+        check(
+            self.samples.max_bytes >= MIN_SAMPLES_BYTES,
+            format!("samples.max_bytes must be at least {MIN_SAMPLES_BYTES}"),
         );
         check(self.hopeless_groups > 0, "hopeless_groups must be at least 1".into());
         check(
@@ -276,6 +286,6 @@ mod tests {
 
     #[test]
     fn the_defaults_lack_only_the_data() {
-        assert_eq!(Config::default().problems(), ["data.path is missing: name a .jsonl file of prompts"]);
+        assert_eq!(Config::default().problems(), ["data.path is missing: name a file of prompts"]);
     }
 }

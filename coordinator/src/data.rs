@@ -1,14 +1,20 @@
-//! The data set of prompts: read once, checked line by line, served in a seeded order.
+//! The data set of prompts: read once, checked row by row, served in a seeded order.
 
-use std::path::Path;
+mod error;
+mod source;
+
 use std::sync::{Arc, Mutex};
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value};
-use service::{BadInput, jsonl};
 use types::{MAX_FIELDS_BYTES, Prompt, PromptContent, PromptId};
+
+pub use error::{Error, RowProblem};
+pub use source::DataConfig;
+
+use source::{Row, names, rows};
 
 /// Prompts by their place in an epoch's order.
 #[derive(Debug)]
@@ -17,6 +23,8 @@ pub struct DataSet {
     hash: String,
     shuffle: bool,
     seed: u64,
+    /// Prompts before the first one that is served.
+    skip: u64,
     /// The order of the epoch asked for last; an epoch's order is a function of the seed and its number.
     order: Mutex<Option<(u32, Arc<[u32]>)>>,
 }
@@ -28,23 +36,27 @@ struct Line {
 }
 
 impl DataSet {
-    /// Reads a JSON Lines file, plain or gzipped.
+    /// Reads a data set; `shuffle` says whether epochs have orders of their own.
     ///
     /// # Errors
-    /// Names the file and, for a broken line, its number.
-    pub fn read(path: &Path, shuffle: bool, seed: u64) -> Result<Self, BadInput> {
+    /// Names the file and, for a row that cannot be used, its place.
+    pub fn read(config: &DataConfig, shuffle: bool, seed: u64) -> Result<Self, Error> {
         let (mut lines, mut hasher) = (Vec::new(), blake3::Hasher::new());
-        for line in jsonl::read(path)? {
-            let line = line?;
-            hasher.update(line.text().as_bytes());
-            lines.push(parse_line(line.text().trim()).map_err(|problem| line.wrong(&problem))?);
+        for row in rows(config)? {
+            let row = row?;
+            hasher.update(row.text.as_bytes());
+            lines.push(Line::of(&row)?);
         }
         if lines.is_empty() || u32::try_from(lines.len()).is_err() {
-            let count = lines.len();
-            return Err(BadInput(format!("{}: {count} prompts, must be 1 to {}", path.display(), u32::MAX)));
+            return Err(Error::Count { path: config.path.clone(), count: lines.len() });
+        }
+        let skip = config.skip_prompts;
+        if skip > 0 {
+            // Ordinals mean other prompts then.
+            hasher.update(&skip.to_le_bytes());
         }
         let hash = hasher.finalize().to_hex().to_string();
-        Ok(Self { lines, hash, shuffle, seed, order: Mutex::new(None) })
+        Ok(Self { lines, hash, shuffle, seed, skip, order: Mutex::new(None) })
     }
 
     /// Number of prompts.
@@ -57,15 +69,20 @@ impl DataSet {
         self.lines.is_empty()
     }
 
-    /// BLAKE3 of the lines.
+    /// BLAKE3 of the lines, and of what is skipped.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
     /// The prompt at a place of an epoch's order; none beyond the end.
     pub fn prompt(&self, id: PromptId) -> Option<Prompt> {
-        let place = usize::try_from(id.ordinal).ok()?;
-        let index = if self.shuffle { *self.epoch_order(id.epoch).get(place)? as usize } else { place };
+        let count = self.lines.len() as u64;
+        if id.ordinal >= count {
+            return None;
+        }
+        let served = self.skip.checked_add(u64::from(id.epoch) * count + id.ordinal)?;
+        let (epoch, place) = (u32::try_from(served / count).ok()?, usize::try_from(served % count).ok()?);
+        let index = if self.shuffle { *self.epoch_order(epoch).get(place)? as usize } else { place };
         let line = self.lines.get(index)?;
         Prompt::new(id, line.content.clone(), Arc::clone(&line.fields)).ok()
     }
@@ -87,42 +104,64 @@ impl DataSet {
     }
 }
 
-fn parse_line(text: &str) -> Result<Line, String> {
-    let fields: Map<String, Value> =
-        serde_json::from_str(text).map_err(|error| format!("is not a JSON object: {error}"))?;
-    let content = match (fields.get("prompt"), fields.get("messages"), fields.get("tokens")) {
-        (Some(Value::String(text)), None, None) => PromptContent::Text(text.clone()),
-        (None, Some(messages @ Value::Array(_)), None) | (Some(messages @ Value::Array(_)), None, None) => {
-            PromptContent::Messages(messages.to_string())
+impl Line {
+    fn of(row: &Row) -> Result<Self, Error> {
+        let text = row.text.trim();
+        let content = content(&row.fields).map_err(|problem| problem.at(&row.place))?;
+        if text.len() > MAX_FIELDS_BYTES {
+            return Err(RowProblem::TooLarge { bytes: text.len() }.at(&row.place));
         }
-        (None, None, Some(Value::Array(ids))) => PromptContent::Tokens(token_ids(ids)?),
-        _ => return Err("must have exactly one of prompt (text), messages (a list) or tokens (ids)".into()),
-    };
-    if text.len() > MAX_FIELDS_BYTES {
-        return Err(format!("has {} bytes, at most {MAX_FIELDS_BYTES} travel with a prompt", text.len()));
+        let fields: Arc<str> = text.into();
+        let prompt = Prompt::new(PromptId { epoch: 0, ordinal: 0 }, content, Arc::clone(&fields));
+        let prompt = prompt.map_err(|invalid| RowProblem::Invalid(invalid).at(&row.place))?;
+        Ok(Self { content: prompt.into_content(), fields })
     }
-    let id = PromptId { epoch: 0, ordinal: 0 };
-    let fields: Arc<str> = text.into();
-    let prompt = Prompt::new(id, content, Arc::clone(&fields)).map_err(|invalid| invalid.problem)?;
-    Ok(Line { content: prompt.into_content(), fields })
 }
 
-fn token_ids(ids: &[Value]) -> Result<Vec<u32>, String> {
-    let ids: Option<Vec<u32>> = ids.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect();
-    ids.ok_or_else(|| "tokens must be a list of token ids".to_owned())
+fn content(fields: &Map<String, Value>) -> Result<PromptContent, RowProblem> {
+    match (fields.get("prompt"), fields.get("messages"), fields.get("tokens")) {
+        (Some(Value::String(text)), None, None) => Ok(PromptContent::Text(text.clone())),
+        (None, Some(messages @ Value::Array(_)), None) | (Some(messages @ Value::Array(_)), None, None) => {
+            Ok(PromptContent::Messages(messages.to_string()))
+        }
+        (None, None, Some(Value::Array(ids))) => {
+            let ids: Option<Vec<u32>> = ids.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect();
+            Ok(PromptContent::Tokens(ids.ok_or(RowProblem::NoTokenIds)?))
+        }
+        _ => Err(RowProblem::NoPrompt { has: names(fields) }),
+    }
+}
+
+/// The first rows of a data set, checked like all others, as the scorers will see them.
+///
+/// # Errors
+/// Names the file and, for a row that cannot be used, its place.
+pub fn first_rows(config: &DataConfig, most: usize) -> Result<Vec<Map<String, Value>>, Error> {
+    let mut first = Vec::new();
+    for row in rows(config)?.take(most) {
+        let row = row?;
+        Line::of(&row)?;
+        first.push(row.fields);
+    }
+    Ok(first)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
     use std::io::Write;
+    use std::path::Path;
 
     use super::*;
 
-    fn read(text: &str) -> Result<DataSet, BadInput> {
+    fn at(path: &Path) -> DataConfig {
+        DataConfig { path: path.to_owned(), ..DataConfig::default() }
+    }
+
+    fn read(text: &str) -> Result<DataSet, Error> {
         let mut file = tempfile::Builder::new().prefix("prompts").suffix(".jsonl").tempfile().unwrap();
         file.write_all(text.as_bytes()).unwrap();
-        DataSet::read(file.path(), true, 7)
+        DataSet::read(&at(file.path()), true, 7)
     }
 
     fn texts(data: &DataSet, epoch: u32) -> Vec<String> {
@@ -148,10 +187,24 @@ mod tests {
     }
 
     #[test]
+    fn skipped_prompts_are_those_that_a_run_before_was_served() {
+        let text: String = (0..5).map(|n| format!("{{\"prompt\": \"p{n}\"}}\n")).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        let from =
+            |skip_prompts| DataSet::read(&DataConfig { skip_prompts, ..at(file.path()) }, true, 7).unwrap();
+        let (whole, rest) = (from(0), from(3));
+        let served = |data: &DataSet| [texts(data, 0), texts(data, 1), texts(data, 2)].concat();
+        assert_eq!(served(&whole)[3..], served(&rest)[..12]);
+        assert_ne!(whole.hash(), rest.hash(), "a journal of one cannot be gone on with as the other");
+    }
+
+    #[test]
     fn a_broken_line_is_named() {
         for (text, expected) in [
             ("{\"prompt\": \"x\"}\n{\"prompt\": \n", ":2: is not a JSON object"),
             ("{\"prompt\": \"x\"}\n\n{\"question\": 3}\n", ":3: must have exactly one of"),
+            ("{\"question\": \"x\", \"answer\": 3}\n", "it has answer, question; other names are mapped"),
             ("{\"tokens\": [1, -2]}\n", ":1: tokens must be"),
             ("{\"prompt\": \"\"}\n", ":1: is empty"),
             ("\n\n", "0 prompts"),
@@ -159,7 +212,8 @@ mod tests {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error} should contain {expected}");
         }
-        let missing = DataSet::read(Path::new("/nowhere/prompts.jsonl"), true, 0).unwrap_err().to_string();
+        let missing =
+            DataSet::read(&at(Path::new("/nowhere/prompts.jsonl")), true, 0).unwrap_err().to_string();
         assert!(missing.contains("/nowhere/prompts.jsonl"), "{missing}");
     }
 
@@ -171,7 +225,7 @@ mod tests {
             .write_all(b"{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n{\"tokens\": [3, 4]}")
             .unwrap();
         encoder.finish().unwrap();
-        let data = DataSet::read(file.path(), false, 0).unwrap();
+        let data = DataSet::read(&at(file.path()), false, 0).unwrap();
         let content = |ordinal| data.prompt(PromptId { epoch: 5, ordinal }).unwrap().into_content();
         let PromptContent::Messages(messages) = content(0) else { panic!("not a chat: {:?}", content(0)) };
         // The order of keys is the library's affair.

@@ -87,12 +87,7 @@ pub(crate) fn event(event: &Event) {
 
 /// A report could not be accepted.
 pub(crate) fn rejected(role: Role) {
-    let role = match role {
-        Role::Actor => "actor",
-        Role::RewardServer => "reward-server",
-        Role::Learner => "learner",
-    };
-    counter!("rlhf_coordinator_reports_rejected_total", "role" => role).increment(1);
+    counter!("rlhf_coordinator_reports_rejected_total", "role" => role.name()).increment(1);
 }
 
 /// One write of the journal.
@@ -149,21 +144,17 @@ pub(crate) fn step(step: &StepRecord) {
     gauge!("rlhf_coordinator_last_step_timestamp_seconds").set(step.time.0 as f64 / 1000.0);
     histogram!("rlhf_coordinator_staleness_versions").record(m.staleness);
     for (name, value) in [
-        ("rlhf_step_policy_loss", m.policy_loss),
-        ("rlhf_step_entropy", m.entropy),
-        ("rlhf_step_approx_kl", m.approx_kl),
-        ("rlhf_step_rollout_approx_kl", m.rollout_approx_kl),
-        ("rlhf_step_rollout_logprob_diff", m.rollout_logprob_diff),
-        ("rlhf_step_clip_fraction", m.clip_fraction),
-        ("rlhf_step_score_mean", step.score_mean),
-    ] {
-        gauge!(name).set(value);
-    }
-    for (name, value) in [
+        ("rlhf_step_policy_loss", Some(m.policy_loss)),
         ("rlhf_step_value_loss", m.value_loss),
+        ("rlhf_step_entropy", Some(m.entropy)),
+        ("rlhf_step_approx_kl", Some(m.approx_kl)),
+        ("rlhf_step_rollout_approx_kl", Some(m.rollout_approx_kl)),
+        ("rlhf_step_rollout_logprob_diff", Some(m.rollout_logprob_diff)),
+        ("rlhf_step_clip_fraction", Some(m.clip_fraction)),
         ("rlhf_step_explained_variance", m.explained_variance),
-        ("rlhf_step_kl_to_ref", m.kl_to_ref),
+        ("rlhf_step_score_mean", Some(step.score_mean)),
         ("rlhf_step_outcome_mean", step.outcome_mean),
+        ("rlhf_step_kl_to_ref", m.kl_to_ref),
     ] {
         if let Some(value) = value {
             gauge!(name).set(value);

@@ -35,8 +35,13 @@ pub(crate) fn log(notice: &Notice) {
                 tracing::info!(change, "the run goes on under another plan");
             }
         }
-        Notice::FirstFailure { reason, member, detail } => {
-            tracing::warn!(%reason, %member, detail, "an attempt failed; others of its reason are only counted");
+        Notice::FirstFailure { reason, role, member, detail } => {
+            let role = role.name();
+            tracing::warn!(role, %reason, %member, detail, "an attempt failed; others of its kind are counted");
+        }
+        Notice::MoreFailures { reason, role, count, within } => {
+            let (role, seconds) = (role.name(), within.as_secs());
+            tracing::warn!(role, %reason, count, seconds, "more attempts failed");
         }
         Notice::Hopeless { cause, timeout } => {
             tracing::warn!(%cause, ends_after = ?timeout, "the run cannot go on like this");

@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
+use tokio::task::spawn_blocking;
 
-use crate::config::Config;
+use crate::config::{Config, SamplesConfig};
 use crate::dashboard::Shown;
 use crate::data::DataSet;
 use crate::disk_room::DiskRoom;
 use crate::grpc::Grpc;
 use crate::journal::{self, Journal};
+use crate::samples::Samples;
+use crate::samples_file::SamplesFile;
 use crate::server_loop::{Parts, ServerLoop};
 use crate::state::State;
 use crate::steps_file::StepsFile;
@@ -22,7 +25,9 @@ use crate::{dashboard, metrics};
 /// When the data, the journal or a port cannot be used.
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     service::describe_metrics(metrics::METRICS);
-    let data = Arc::new(DataSet::read(&config.data.path, config.shuffles(), config.seed)?);
+    let (source, shuffles, seed) = (config.data.clone(), config.shuffles(), config.seed);
+    let data = spawn_blocking(move || DataSet::read(&source, shuffles, seed)).await?;
+    let data = Arc::new(data.map_err(|error| BadInput(error.to_string()))?);
     let plan = config.plan(&data).map_err(|error| BadInput(error.to_string()))?;
     let listener = Listener::bind("listen", config.listen).await?;
     context.bound.push(("grpc", listener.address));
@@ -32,6 +37,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         .as_deref()
         .map(|path| StepsFile::open(path, durable.history().steps()))
         .transpose()?;
+    let samples = samples(&config.samples)?;
     let began = durable.batches().trained();
     tracing::info!(
         run = %plan.run,
@@ -49,6 +55,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         room: DiskRoom::new(config.journal, config.journal_reserve_bytes),
         data,
         steps_file,
+        samples,
         done: done.clone(),
     };
     let (server_loop, handle, view) = ServerLoop::new(parts);
@@ -60,7 +67,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         // The loop reads and writes the disk at every turn, so it has a thread of its own: no stream waits
         // for it.
         let runtime = tokio::runtime::Handle::current();
-        tokio::task::spawn_blocking(move || runtime.block_on(server_loop.run(token))).await?
+        spawn_blocking(move || runtime.block_on(server_loop.run(token))).await?
     });
     context.tasks.add("grpc", OnError::Shutdown, async move {
         // The server outlives the request to stop, because the drain needs its streams: it ends with the
@@ -69,6 +76,12 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     });
     context.readiness.set(true);
     Ok(context)
+}
+
+/// What people can read of the responses, where it is to be written.
+fn samples(config: &SamplesConfig) -> anyhow::Result<Option<Samples>> {
+    let Some(path) = config.file.as_deref().filter(|_| config.per_batch > 0) else { return Ok(None) };
+    Ok(Some(Samples::new(SamplesFile::open(path, config.max_bytes)?, config.per_batch)))
 }
 
 /// What the user asked for and the journal cannot give is bad input.

@@ -41,9 +41,10 @@ use crate::data::DataSet;
 use crate::disk_room::DiskRoom;
 use crate::inbox::{Handle, Input, Report, inbox};
 use crate::journal::{self, Entries, Journal};
+use crate::samples::Samples;
 use crate::sessions::{Closing, Outbox, SessionId, Sessions};
 use crate::stall::Stall;
-use crate::state::{Applied, BatchPlan, Effect, Event, Grant, Phase, RunPlan, State, StepRecord};
+use crate::state::{Applied, BatchPlan, Effect, Event, Grant, GroupEnd, Phase, RunPlan, State, StepRecord};
 use crate::status::Status;
 use crate::steps_file::StepsFile;
 use crate::{metrics, notices};
@@ -95,6 +96,7 @@ pub(crate) struct ServerLoop {
     parked: VecDeque<Input>,
     data: Arc<DataSet>,
     steps_file: Option<StepsFile>,
+    samples: Option<Samples>,
     published: Published,
     /// Cancelled when this loop has ended and the members were told.
     done: CancellationToken,
@@ -116,6 +118,7 @@ pub(crate) struct Parts {
     pub(crate) room: DiskRoom,
     pub(crate) data: Arc<DataSet>,
     pub(crate) steps_file: Option<StepsFile>,
+    pub(crate) samples: Option<Samples>,
     pub(crate) done: CancellationToken,
 }
 
@@ -136,7 +139,7 @@ pub(crate) struct View {
 impl ServerLoop {
     /// A loop over a recovered state, the way to it, and what it publishes.
     pub(crate) fn new(parts: Parts) -> (Self, Handle, View) {
-        let Parts { state, plan, journal, room, data, steps_file, done } = parts;
+        let Parts { state, plan, journal, room, data, steps_file, samples, done } = parts;
         let (handle, inbox) = inbox();
         let clock = Clock::starting_after(journal.last_fact());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
@@ -149,6 +152,7 @@ impl ServerLoop {
             parked: VecDeque::new(),
             data,
             steps_file,
+            samples,
             published: Published { status, steps },
             done,
             sessions: Sessions::default(),
@@ -205,12 +209,20 @@ impl ServerLoop {
         }
         self.publish_status();
         self.sessions.finish();
-        // The last commands need a moment on the wire before the sockets close.
-        tokio::time::sleep(CLOSE_DELAY).await;
+        self.answer_until(Instant::now() + CLOSE_DELAY).await;
         drop(done);
         match self.state.given_up() {
             Some(cause) => Err(Hopeless(cause.to_string()).into()),
             None => Ok(()),
+        }
+    }
+
+    /// Says how the run has ended, as long as the last commands need on the wire before the sockets close.
+    async fn answer_until(&mut self, deadline: Instant) {
+        while let Ok(Some(input)) = tokio::time::timeout_at(deadline, self.inbox.recv()).await {
+            if let Input::Status(_) | Input::Stall(_) = input {
+                self.take(input);
+            }
         }
     }
 
@@ -258,7 +270,10 @@ impl ServerLoop {
         if let Some(scored) = scored
             && keep.contains(&scored.rollout().id())
         {
-            self.entries.keep.push(scored.without_fields());
+            if let Some(samples) = &mut self.samples {
+                samples.scored(&scored);
+            }
+            self.entries.keep.push(scored.for_training());
         }
         let acknowledgement = result.map(|id| match rejected {
             Some(reason) => RewardCommand::Rejected { id, reason },
@@ -358,6 +373,9 @@ impl ServerLoop {
         match effect {
             Effect::Actor { member, command } => self.sessions.send_to_actor(&member, *command),
             Effect::Lease { member, grant } => {
+                if let Some(samples) = &mut self.samples {
+                    samples.leased(self.clock.now(), &grant);
+                }
                 let lease = self.lease(grant)?;
                 self.sessions.send_to_actor(&member, ActorCommand::Lease(lease));
             }
@@ -376,6 +394,7 @@ impl ServerLoop {
                 tracing::error!(?role, %member, reason, "refused");
                 self.sessions.close(role, &member, Closing::Refuse(reason));
             }
+            Effect::GroupEnded(group) => self.show_samples(&group),
             Effect::Step(step) => self.step(&step)?,
             Effect::Notice(notice) => notices::log(&notice),
             Effect::Finish(phase) => {
@@ -428,7 +447,20 @@ impl ServerLoop {
         if let Some(file) = &mut self.steps_file {
             file.add_last(self.state.history().steps())?;
         }
+        if let Some(samples) = &mut self.samples {
+            samples.trained(self.clock.now());
+        }
         Ok(())
+    }
+
+    /// Writes some of a group's responses for people. A run does not end because nobody can read them.
+    fn show_samples(&mut self, group: &GroupEnd) {
+        let now = self.clock.now();
+        let written = self.samples.as_mut().map(|samples| samples.ended(now, group));
+        if let Some(Err(error)) = written {
+            tracing::warn!(error = format!("{error:#}"), "no more samples are written");
+            self.samples = None;
+        }
     }
 
     fn publish_status(&self) {

@@ -19,9 +19,9 @@
 //!
 //! One file per idea, each the owner of its data: `work` (what is generated, over `prompt_queue`, `leases`
 //! and `groups`), `filter` (which responses of a group train), `batches` (what the learner trains), `account`
-//! (the identity), `history` (what happened, for people), `members` (who is there), `room` (who can take
-//! work), `weights` (who gets which version). They know nothing of effects and return what they decided;
-//! `durable` wires the first ones, this file and `joining` all of them.
+//! (the identity), `sums`, `group_end` and `history` (what happened, for people), `members` (who is there),
+//! `room` (who can take work), `weights` (who gets which version). They know nothing of effects and return
+//! what they decided; `durable` wires the first ones, this file and `joining` all of them.
 
 mod account;
 mod batches;
@@ -30,7 +30,9 @@ mod durable;
 mod effect;
 mod event;
 mod fact;
+mod failures;
 mod filter;
+mod group_end;
 mod groups;
 mod history;
 mod joining;
@@ -42,23 +44,27 @@ mod plan;
 mod plan_change;
 mod progress;
 mod prompt_queue;
+mod role;
 mod room;
 mod schedule;
+mod sums;
 mod view;
 mod weights;
 mod work;
 
 use types::link::actor::{ActorCommand, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerReport};
-use types::{Ending, FailReason, MemberId, PolicyVersion, RolloutFailure, RolloutId, Timestamp};
+use types::{Ending, FailReason, MemberId, PolicyVersion, RolloutId, Timestamp};
 
 pub use account::Account;
 pub use batches::{BatchPlan, Batches};
 pub use durable::Durable;
-pub use effect::{Applied, Effect, Role, StoreChanges};
+pub use effect::{Applied, Effect, StoreChanges};
 pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent};
 pub use fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
-pub use filter::{GroupSums, PlannedGroup, PlannedSample};
+pub use failures::FailureView;
+pub use filter::{PlannedGroup, PlannedSample};
+pub use group_end::{EndedResponse, GroupEnd};
 pub use groups::LeasedGroup;
 pub use history::{History, PlanChange, Reliability, StepRecord};
 pub use leases::Grant;
@@ -66,9 +72,12 @@ pub use members::{Actor, Learner, Members, RewardServer};
 pub use notice::Notice;
 pub use phase::Phase;
 pub use plan::RunPlan;
-pub use progress::{Cause, Failures, Hopeless};
+pub use progress::{Cause, Hopeless};
+pub use role::Role;
 pub use schedule::{Order, Schedule};
+pub use sums::{GroupSums, NumberSums, Spread};
 
+use failures::{FailureLog, Reporter};
 use members::Watched;
 use phase::Drain;
 use progress::{Finding, Progress};
@@ -88,6 +97,7 @@ pub struct State {
     progress: Progress,
     /// Why nothing new is begun, while there is too little room for it on the journal's disk.
     short_of_room: Option<String>,
+    failures: FailureLog,
     /// Why the run was given up.
     given_up: Option<Cause>,
 }
@@ -109,6 +119,7 @@ impl State {
             room: RoomIndex::default(),
             progress: Progress::default(),
             short_of_room: None,
+            failures: FailureLog::default(),
             given_up: None,
         }
     }
@@ -241,24 +252,9 @@ impl State {
                 out.notice(Notice::BroadcastGroupFailed { group, member, detail });
                 self.weights.group_failed(now, group, retry_delay);
             }
-            ActorReport::Failed(failure) => self.attempt_failed(now, member, failure, out),
-        }
-    }
-
-    fn attempt_failed(
-        &mut self,
-        now: Timestamp,
-        member: MemberId,
-        failure: RolloutFailure,
-        out: &mut Applied,
-    ) {
-        let RolloutFailure { id, reason, detail, .. } = failure;
-        let taken = self.record(now, Fact::Failed { id, reason }, out);
-        // What only says something about the actor says nothing about the next attempt.
-        let telling =
-            !matches!(reason, FailReason::ActorLost | FailReason::Returned | FailReason::LeaseExpired);
-        if taken && telling && self.progress.failed(reason, &detail) {
-            out.notice(Notice::FirstFailure { reason, member, detail });
+            ActorReport::Failed(failure) => {
+                self.attempt_failed(now, Reporter { role: Role::Actor, member }, failure, out);
+            }
         }
     }
 
@@ -280,7 +276,10 @@ impl State {
                     self.progress.scored(now);
                 }
             }
-            RewardEvent::Failed(failure) => self.attempt_failed(now, member.clone(), failure, out),
+            RewardEvent::Failed(failure) => {
+                let reporter = Reporter { role: Role::RewardServer, member: member.clone() };
+                self.attempt_failed(now, reporter, failure, out);
+            }
         }
     }
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use types::link::learner::LearnerPhase;
-use types::{Ending, PolicyVersion, Timestamp};
+use types::{PolicyVersion, Timestamp};
 
-use crate::state::{Phase, PlanChange, State, StepRecord};
+use crate::state::{FailureView, Phase, PlanChange, State, StepRecord};
 
 /// Steps from which the time to go is estimated.
 const ETA_STEPS: usize = 10;
@@ -23,7 +23,7 @@ pub struct Status {
     /// Why it cannot go on as it is, in one sentence, if it cannot.
     #[serde(default)]
     pub hopeless: Option<String>,
-    /// Failures since a response was scored.
+    /// Failures since the coordinator started, by role and reason.
     #[serde(default)]
     pub failures: Vec<FailureStatus>,
     /// The newest policy version.
@@ -77,9 +77,11 @@ pub struct AccountStatus {
     pub late_results: u64,
 }
 
-/// Failures for one reason since a response was scored.
+/// Failures of one role for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailureStatus {
+    /// What reports them: `actor` or `reward-server`.
+    pub role: String,
     /// The reason.
     pub reason: String,
     /// How many.
@@ -159,7 +161,7 @@ impl Status {
             account: AccountStatus {
                 issued: account.issued(),
                 in_flight: state.in_flight(),
-                endings: account.endings().map(|(ending, count)| (ending_name(ending), count)).collect(),
+                endings: account.endings().map(|(ending, count)| (ending.to_string(), count)).collect(),
                 unaccounted: state.unaccounted(),
                 late_results: account.late_results(),
             },
@@ -179,17 +181,11 @@ impl Status {
     }
 }
 
-/// An ending as `outcome` or `outcome{reason}`.
-fn ending_name(ending: Ending) -> String {
-    let (outcome, reason) = ending.labels();
-    if reason.is_empty() { outcome.to_owned() } else { format!("{outcome}{{{reason}}}") }
-}
-
 fn failures(state: &State) -> Vec<FailureStatus> {
     let mut statuses = Vec::new();
-    for (reason, failures) in state.failures() {
-        let (count, detail) = (failures.count, failures.detail.clone());
-        statuses.push(FailureStatus { reason: reason.to_string(), count, detail });
+    for FailureView { role, reason, count, detail } in state.failures() {
+        let (role, reason) = (role.name().to_owned(), reason.to_string());
+        statuses.push(FailureStatus { role, reason, count, detail: detail.to_owned() });
     }
     statuses
 }
@@ -225,10 +221,7 @@ fn reward_servers(state: &State) -> Vec<RewardServerStatus> {
 }
 
 fn eta_seconds(state: &State) -> Option<f64> {
-    let recent: Vec<&StepRecord> = state.history().steps().rev().take(ETA_STEPS + 1).collect();
-    let (last, first) = (recent.first()?, recent.last()?);
-    let steps = last.batch.0.checked_sub(first.batch.0).filter(|steps| *steps > 0)?;
-    let pace = last.time.since(first.time).as_secs_f64() / steps as f64;
+    let pace = state.history().seconds_per_step(ETA_STEPS)?;
     let left = state.plan().batches.saturating_sub(state.batches().trained().0);
     Some(pace * left as f64)
 }

@@ -94,6 +94,8 @@ impl StepsFile {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use types::Timestamp;
     use types::link::learner::StepMetrics;
 
@@ -106,8 +108,12 @@ mod tests {
             time: Timestamp(0),
             prompts: 1,
             responses: 1,
+            groups: 1,
             groups_without_signal: 0,
+            without_signal: 0.0,
             score_mean: 0.0,
+            score_deviation: 0.0,
+            scorers: BTreeMap::new(),
             outcome_mean: None,
             response_tokens_mean: 1.0,
             truncated: 0.0,

@@ -158,6 +158,15 @@ impl Error {
         }
     }
 
+    /// Whether training that goes on from the newest checkpoint would end in the same way: the same batch over
+    /// the same weights.
+    pub(crate) fn comes_again(&self) -> bool {
+        matches!(
+            self,
+            Self::Sequence { .. } | Self::Batch { .. } | Self::Numbers { .. } | Self::Diverged { .. }
+        )
+    }
+
     /// An error of a line of a data file, counted from 1.
     pub(crate) fn line(path: &Path, line: usize, problem: impl ToString) -> Self {
         Self::Line { path: path.to_owned(), line, problem: problem.to_string() }

@@ -21,6 +21,7 @@
 mod command;
 mod config;
 mod coordinator_client;
+mod final_error;
 mod progress;
 mod rank;
 mod ring_loop;

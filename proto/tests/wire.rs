@@ -15,8 +15,8 @@ use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, Measured
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{
     Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, GroupScore, Incarnation, LeaseId,
-    Manifest, PolicyVersion, Prompt, PromptContent, PromptId, Rollout, RolloutFailure, RolloutId,
-    RolloutParts, Sample, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, WeightHash,
+    Manifest, PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure, RolloutId,
+    RolloutParts, Sample, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, Texts, WeightHash,
 };
 
 /// Encodes, decodes and converts back.
@@ -70,7 +70,10 @@ prop_compose! {
         -> ScoredRollout {
         let ref_logprobs = if reference { rollout.rollout_logprobs().to_vec() } else { Vec::new() };
         let outcome = outcome.map(|passed| f32::from(u8::from(passed)));
-        ScoredRollout::new(rollout, Scores { score, ref_logprobs, outcome }).unwrap()
+        let scored = ScoredRollout::new(rollout, Scores { score, ref_logprobs, outcome }).unwrap();
+        let numbers = outcome.map(|outcome| ("unit-tests".to_owned(), f64::from(outcome)));
+        let texts = reference.then(|| Texts::new("2 + 2 =", " 4"));
+        scored.with_remarks(Remarks { numbers: numbers.into_iter().collect(), texts }).unwrap()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The reward server's configuration.
 
+mod need;
 mod scorer;
 
 use std::net::SocketAddr;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proto::MAX_MESSAGE_BYTES;
 use proto::pb;
 use proto::pb::coordinator_client::CoordinatorClient;
-use service::{CancellationToken, Link, LinkEvent, Opening, Readiness, sleep_until};
+use service::{BadInput, CancellationToken, Link, LinkEvent, Opening, Readiness, sleep_until};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
@@ -142,7 +142,8 @@ impl Membership {
                 tracing::warn!(coordinator, reason, "no coordinator");
             }
             LinkEvent::Refused(reason) => {
-                anyhow::bail!("coordinator {coordinator} refuses this server: {reason}")
+                let problem = format!("coordinator {coordinator} refuses this server: {reason}");
+                return Err(BadInput(problem).into());
             }
             LinkEvent::GaveUp(reason) => anyhow::bail!("no coordinator: {reason}"),
             LinkEvent::Due => {}

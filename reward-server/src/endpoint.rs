@@ -147,9 +147,9 @@ fn answer(scorers: &ScorerSet, scored: &[ResponseScore]) -> Value {
     let rewards: Vec<f32> = scored.iter().map(|scored| scored.score).collect();
     let scores: Vec<f32> = scored.iter().map(|scored| scored.outcome.unwrap_or(scored.score)).collect();
     let mut logs = Map::new();
-    for (at, name) in scorers.names().into_iter().enumerate() {
+    for (at, name) in scorers.names().iter().enumerate() {
         let numbers: Option<Vec<f64>> = scored.iter().map(|scored| scored.numbers.get(at).copied()).collect();
-        logs.insert(name, json!(numbers));
+        logs.insert(name.clone(), json!(numbers));
     }
     json!({ "rewards": rewards, "scores": scores, "extra_logs": logs })
 }

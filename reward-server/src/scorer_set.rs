@@ -17,6 +17,7 @@ use regex::Regex;
 use service::{BadInput, CancellationToken, OnError, TaskSet};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
+use types::{Remarks, Texts};
 
 use crate::batch_queue::{BatchQueue, batch_queue};
 use crate::combine::Combination;
@@ -69,6 +70,8 @@ pub(crate) struct ScorerSet {
     reference: Option<NetworkId>,
     tests: Option<UnitTestRunner>,
     scorers: Vec<NamedScorer>,
+    /// The scorers' names in the order of their numbers; of several of one kind each has a number behind it.
+    names: Vec<String>,
     remotes: Vec<Remote>,
     combination: Combination,
     timeout: Duration,
@@ -117,8 +120,8 @@ impl ScorerSet {
             }
         };
         let combination = Combination::new(&deciding, config.clip);
-        let timeout = config.scoring_timeout;
-        Ok(Self { tokenizer, models, reference, tests, scorers, remotes, combination, timeout })
+        let (names, timeout) = (numbered_names(&scorers), config.scoring_timeout);
+        Ok(Self { tokenizer, models, reference, tests, scorers, names, remotes, combination, timeout })
     }
 
     /// The policy's tokenizer, if anything reads text.
@@ -126,14 +129,16 @@ impl ScorerSet {
         self.tokenizer.as_ref()
     }
 
-    /// The scorers' names, in the order of their numbers; of several of one kind each has a number behind it.
-    pub(crate) fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::with_capacity(self.scorers.len());
-        for (at, NamedScorer { name, .. }) in self.scorers.iter().enumerate() {
-            let before = self.scorers[..at].iter().filter(|earlier| earlier.name == *name).count();
-            names.push(if before == 0 { (*name).to_owned() } else { format!("{name}-{}", before + 1) });
-        }
-        names
+    /// The scorers' names, in the order of their numbers.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// What people are told of a response.
+    pub(crate) fn remarks(&self, input: &ScorerInput, judged: &ResponseScore) -> Remarks {
+        let numbers = self.names.iter().cloned().zip(judged.numbers.iter().copied()).collect();
+        let texts = self.tokenizer.as_ref().map(|_| Texts::new(&input.prompt, &input.response));
+        Remarks { numbers, texts }
     }
 
     /// The most time that the scoring of one response may take.
@@ -224,6 +229,15 @@ impl ScorerSet {
     }
 }
 
+fn numbered_names(scorers: &[NamedScorer]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::with_capacity(scorers.len());
+    for (at, NamedScorer { name, .. }) in scorers.iter().enumerate() {
+        let before = scorers[..at].iter().filter(|earlier| earlier.name == *name).count();
+        names.push(if before == 0 { (*name).to_owned() } else { format!("{name}-{}", before + 1) });
+    }
+    names
+}
+
 /// Correct or not, as the paper's actual score is: what a scorer makes of partial success is its own affair.
 /// Tests that decide nothing fail nothing.
 async fn outcome(graded: Graded<'_>) -> Option<f32> {
@@ -247,7 +261,7 @@ async fn timed<T>(
         .await
         .unwrap_or_else(|_| Err(ScoreError::timeout(format!("{scorer}: not done before the deadline"))));
     metrics::scorer(scorer, started.elapsed(), result.as_ref().err().map(|error| error.reason));
-    result
+    result.map_err(|error| error.of(scorer))
 }
 
 /// Collects what the scorers need while they are made.

@@ -1,10 +1,10 @@
 //! From an arrived rollout to its report: one task each, bounded by what may be in work.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
-use service::CancellationToken;
+use service::{CancellationToken, Recurring, Saying};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -24,12 +24,14 @@ pub(crate) async fn run(
     done: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
+    let failures = Arc::new(Failures::default());
     loop {
         tokio::select! {
             arrival = arrivals.recv() => {
                 let Some(arrival) = arrival else { return Ok(()) };
                 let (scorers, registry) = (Arc::clone(&scorers), registry.clone());
-                tasks.spawn(async move { registry.finished(report(&scorers, arrival).await) });
+                let failures = Arc::clone(&failures);
+                tasks.spawn(async move { registry.finished(report(&scorers, &failures, arrival).await) });
             }
             // Frees what an ended task has left; a task does not fail.
             Some(_) = tasks.join_next() => {}
@@ -39,13 +41,40 @@ pub(crate) async fn run(
 }
 
 /// The report about a rollout. Even a panic of a scorer becomes one, so that no rollout is left without.
-async fn report(scorers: &ScorerSet, Arrival { rollout, deadline }: Arrival) -> RewardReport {
+async fn report(
+    scorers: &ScorerSet,
+    failures: &Failures,
+    Arrival { rollout, deadline }: Arrival,
+) -> RewardReport {
     let (id, tokens) = (rollout.id(), rollout.response_tokens().len());
     let scored = AssertUnwindSafe(score_rollout(scorers, rollout, deadline)).catch_unwind().await;
-    match scored {
-        Ok(Ok(scored)) => RewardReport::Scored(scored),
-        Ok(Err(ScoreError { reason, detail })) => failure(id, reason, detail, tokens),
-        Err(_) => failure(id, FailReason::RewardError, "a scorer panicked".to_owned(), tokens),
+    let error = match scored {
+        Ok(Ok(scored)) => return RewardReport::Scored(scored),
+        Ok(Err(error)) => error,
+        Err(_) => ScoreError::error("a scorer panicked"),
+    };
+    failures.warn(&error);
+    failure(id, error.reason, error.detail, tokens)
+}
+
+/// What went wrong so far, by scorer and reason.
+#[derive(Debug, Default)]
+struct Failures(Mutex<Recurring<(&'static str, FailReason)>>);
+
+impl Failures {
+    /// Says the first failure of a scorer for a reason, and once a minute how many more there were.
+    fn warn(&self, ScoreError { reason, detail, scorer }: &ScoreError) {
+        let scorer = scorer.unwrap_or("none");
+        let mut recurring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match recurring.happened(Instant::now(), (scorer, *reason)) {
+            Saying::First => {
+                tracing::warn!(scorer, %reason, detail, "no score; others of its kind are counted");
+            }
+            Saying::More { count, within } => {
+                tracing::warn!(scorer, %reason, count, seconds = within.as_secs(), "no score, again");
+            }
+            Saying::Nothing => {}
+        }
     }
 }
 
@@ -60,5 +89,6 @@ async fn score_rollout(
     let scores = Scores { score: judged.score, ref_logprobs, outcome: judged.outcome };
     // The scorers have read the fields; from here on nobody does.
     let scored = ScoredRollout::new(rollout.without_fields(), scores);
-    scored.map_err(|invalid| ScoreError::error(invalid.to_string()))
+    let remarked = scored.and_then(|scored| scored.with_remarks(scorers.remarks(&input, &judged)));
+    remarked.map_err(|invalid| ScoreError::error(invalid.to_string()))
 }

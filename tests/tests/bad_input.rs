@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 use tests::{TinyRing, binary};
 
@@ -66,10 +66,7 @@ fn everything_that_would_fail_later_is_said_before_anything_starts() {
     let two_rings =
         "[[stages]]\nname = 'a'\nring.output = 'p'\n[[stages]]\nname = 'b'\nring.output = 'p/q'\n";
     fs::write(&recipe, two_rings).unwrap();
-    expect_bad_input(
-        &["check-config", path(&recipe)],
-        &["2 of them are rings", "b writes into p, which a makes"],
-    );
+    expect_bad_input(&["check-config", path(&recipe)], &["b writes into p, which a makes"]);
 }
 
 #[test]
@@ -144,4 +141,38 @@ fn a_port_in_use_is_an_error_that_says_so() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains(&address.to_string()) && said.contains("another process listens there"), "{said}");
+}
+
+/// Runs a ring that cannot succeed; what it said beside its exit code.
+fn end_of(ring: &TinyRing) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = ring.command().unwrap().stdin(Stdio::null()).output().unwrap();
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+#[test]
+fn a_reward_that_always_fails_is_said_with_its_first_detail_and_ends_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let reward = folder.path().join("reward.py");
+    fs::write(&reward, "def reward(prompt, response):\n    raise KeyError('gold')\n").unwrap();
+    let scorers = format!("reward_server.scorers=[{{kind='python', file='{}'}}]", path(&reward));
+    let ring = TinyRing::new(folder.path()).unwrap().with(&scorers).with("coordinator.hopeless_timeout=1s");
+    let (code, said) = end_of(&ring);
+    assert_eq!(code, Some(3), "{said}");
+    for expected in
+        ["failed at the reward-server (reward_error); the first: ", "'gold'", "0 of 8 batches trained"]
+    {
+        assert!(said.contains(expected), "{said} should say {expected:?}");
+    }
+    let log = fs::read_to_string(ring.output().join("ring/logs/reward-server-0.log")).unwrap();
+    assert_eq!(log.matches("others of its kind are counted").count(), 1, "{log}");
+}
+
+#[test]
+fn training_that_has_diverged_ends_the_run_at_once_with_the_learners_own_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = TinyRing::new(folder.path()).unwrap().with("learner.ppo.policy_lr=1e30");
+    let (code, said) = end_of(&ring);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("learner gave up") && !said.contains("in a row"), "{said}");
+    assert!(said.contains("the run was given up: ") && !said.contains("thread is gone"), "{said}");
 }

@@ -29,7 +29,12 @@ fn run_recipe(recipe: &str, folder: &Path) {
 
 /// The training steps of a run, in order.
 fn steps(folder: &Path, name: &str) -> Vec<Value> {
-    let text = fs::read_to_string(folder.join(format!("runs/{name}/ring/steps.jsonl"))).unwrap();
+    json_lines(folder, name, "steps")
+}
+
+/// A file of a run's ring.
+fn json_lines(folder: &Path, name: &str, file: &str) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join(format!("runs/{name}/ring/{file}.jsonl"))).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -54,6 +59,10 @@ fn own_model_trains_two_batches_and_a_rust_program_generates_with_it() {
         assert!(step["metrics"]["policy_grad_norm"].as_f64().unwrap() > 0.0, "{step}");
         assert!(step["metrics"]["value_loss"].as_f64().unwrap() > 0.0, "no critic was trained: {step}");
     }
+    let samples = json_lines(folder.path(), "own-model", "samples");
+    for fate in ["trains", "filtered{strategy}"] {
+        assert!(samples.iter().any(|sample| sample["fate"] == fate), "{fate}: {samples:?}");
+    }
     let policy = folder.path().join("runs/own-model/policy");
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
         assert!(policy.join(file).exists(), "the policy has no {file}");
@@ -77,9 +86,28 @@ fn grpo_trains_on_whole_groups_without_critic_and_reference() {
     assert_eq!(steps.len(), 4);
     for step in &steps {
         assert_eq!((step["responses"].as_u64(), step["metrics"]["samples"].as_u64()), (Some(64), Some(64)));
-        assert!(step["metrics"]["value_loss"].is_null(), "a critic was trained: {step}");
+        for unmeasured in ["value_loss", "explained_variance", "critic_grad_norm", "kl_to_ref"] {
+            assert_eq!(step["metrics"][unmeasured], Value::Null, "{unmeasured}: {step}");
+        }
         let score = step["score_mean"].as_f64().unwrap();
         assert!((-0.5..1.0).contains(&score), "reward.py gives no such mean: {step}");
+        let scorer = &step["scorers"]["python"];
+        assert!((scorer["mean"].as_f64().unwrap() - score).abs() < 1e-6, "{step}");
+        assert!(scorer["deviation"].as_f64().unwrap() > 0.0, "{step}");
+        assert_eq!(
+            (step["groups"].as_u64(), step["without_signal"].as_f64()),
+            (Some(8), Some(0.0)),
+            "{step}"
+        );
+    }
+    let samples = json_lines(folder.path(), "grpo", "samples");
+    assert!((8..=8 * 6).contains(&samples.len()), "{} samples", samples.len());
+    for sample in &samples {
+        let [number, score] = [&sample["scorers"]["python"], &sample["score"]].map(|n| n.as_f64().unwrap());
+        assert!((number - score).abs() < 1e-6, "{sample}");
+        assert_eq!(sample["fate"], "trains", "{sample}");
+        assert!(sample["prompt"].as_str().is_some_and(|prompt| prompt.contains(" is")), "{sample}");
+        assert!(sample["response"].is_string() && sample["response_tokens"].as_u64() > Some(0), "{sample}");
     }
 }
 

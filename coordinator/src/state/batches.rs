@@ -9,8 +9,9 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 use types::{BatchId, PolicyVersion, RolloutId};
 
-use super::filter::{GroupSums, PlannedGroup, PlannedSample, ReadyGroup};
+use super::filter::{PlannedGroup, PlannedSample, ReadyGroup};
 use super::plan::RunPlan;
+use super::sums::GroupSums;
 
 /// Batches that the learner may have beyond the last one it trained: one at work, one next.
 const SEND_AHEAD_COUNT: u64 = 2;

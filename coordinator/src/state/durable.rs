@@ -14,6 +14,7 @@ use super::batches::{Batches, StaleGroup};
 use super::effect::{Applied, Effect};
 use super::fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
 use super::filter::Filtered;
+use super::group_end::GroupEnd;
 use super::groups::CompleteGroup;
 use super::history::History;
 use super::notice::Notice;
@@ -99,6 +100,7 @@ impl Durable {
     }
 
     fn started(&mut self, now: Timestamp, plan: RunPlan, out: &mut Applied) {
+        self.history.started(now);
         let changes = plan.changes_since(&self.plan).allowed;
         if !changes.is_empty() {
             self.history.plan_changed(now, self.batches.trained(), &changes);
@@ -179,7 +181,10 @@ impl Durable {
         if group.has_enough(self.plan.min_group) {
             self.history.observe_group(&group.scored);
         }
-        let Filtered { ready, unselected, ending, ended, forgotten } = Filtered::of(&self.plan, group);
+        let filtered = Filtered::of(&self.plan, group);
+        let end = GroupEnd::of(group, self.batches.formed().next(), &filtered);
+        out.effects.push(Effect::GroupEnded(Box::new(end)));
+        let Filtered { ready, unselected, ending, ended, forgotten } = filtered;
         self.account.end(ending, ended);
         out.forget(forgotten);
         self.batches.observe(&unselected);

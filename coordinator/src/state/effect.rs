@@ -7,22 +7,13 @@ use types::{MemberId, RolloutId};
 
 use super::batches::BatchPlan;
 use super::fact::Fact;
+use super::group_end::GroupEnd;
 use super::history::StepRecord;
 use super::leases::Grant;
 use super::notice::Notice;
 use super::phase::Phase;
+use super::role::Role;
 use super::weights::WeightCommand;
-
-/// What a member is for. Names are unique among the members of one role.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Generates.
-    Actor,
-    /// Scores.
-    RewardServer,
-    /// Trains.
-    Learner,
-}
 
 /// Something to be done.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +61,8 @@ pub enum Effect {
         /// Why, and what to do.
         reason: String,
     },
+    /// A group is complete, and its fate decided.
+    GroupEnded(Box<GroupEnd>),
     /// A training step is complete.
     Step(Box<StepRecord>),
     /// Something a person reading the log wants to know.

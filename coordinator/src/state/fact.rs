@@ -6,6 +6,8 @@
 //!
 //! [`Durable`]: super::durable::Durable
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use types::link::learner::{RecentSteps, StepMetrics};
 use types::{
@@ -100,6 +102,9 @@ pub struct ScoreSummary {
     pub oldest: PolicyVersion,
     /// Whether the response was cut off by the length limit.
     pub truncated: bool,
+    /// Each scorer's own number.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub numbers: BTreeMap<String, f64>,
 }
 
 impl ScoreSummary {
@@ -113,6 +118,7 @@ impl ScoreSummary {
             tokens: u32::try_from(rollout.response_tokens().len()).unwrap_or(u32::MAX),
             oldest: rollout.oldest_version(),
             truncated: rollout.finish_reason() == types::FinishReason::Length,
+            numbers: scored.remarks().numbers.clone(),
         }
     }
 }

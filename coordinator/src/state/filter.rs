@@ -4,9 +4,9 @@ use algo::filtration::{Candidate, Group, GroupDecision, filter_group};
 use serde::{Deserialize, Serialize};
 use types::{DropReason, Ending, FilterReason, GroupScore, PolicyVersion, PromptId, RolloutId};
 
-use super::fact::ScoreSummary;
 use super::groups::CompleteGroup;
 use super::plan::RunPlan;
+use super::sums::GroupSums;
 
 /// A response that a batch trains, and with which weight.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -67,57 +67,6 @@ impl ReadyGroup {
     }
 }
 
-/// Sums over all scored responses of some groups, filtered ones included: what the unfiltered policy does.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct GroupSums {
-    /// Scored responses.
-    pub responses: u64,
-    /// Their scores.
-    pub score: f64,
-    /// Those that carry an outcome.
-    pub with_outcome: u64,
-    /// Their outcomes.
-    pub outcome: f64,
-    /// Response tokens.
-    pub tokens: u64,
-    /// Responses cut off by the length limit.
-    pub truncated: u64,
-    /// Groups that carried no signal.
-    pub groups_without_signal: u64,
-}
-
-impl GroupSums {
-    fn of(scored: &[ScoreSummary]) -> Self {
-        let mut sums = Self::default();
-        for summary in scored {
-            sums.add(summary);
-        }
-        sums
-    }
-
-    fn add(&mut self, scored: &ScoreSummary) {
-        self.responses += 1;
-        self.score += f64::from(scored.score);
-        self.tokens += u64::from(scored.tokens);
-        self.truncated += u64::from(scored.truncated);
-        if let Some(outcome) = scored.outcome {
-            self.with_outcome += 1;
-            self.outcome += f64::from(outcome);
-        }
-    }
-
-    /// Adds the sums of other groups.
-    pub(super) fn merge(&mut self, other: &Self) {
-        self.responses += other.responses;
-        self.score += other.score;
-        self.with_outcome += other.with_outcome;
-        self.outcome += other.outcome;
-        self.tokens += other.tokens;
-        self.truncated += other.truncated;
-        self.groups_without_signal += other.groups_without_signal;
-    }
-}
-
 /// What became of a complete group.
 #[derive(Debug, PartialEq)]
 pub(super) struct Filtered {
@@ -150,6 +99,13 @@ impl Filtered {
                 Self::by_weight(plan, group, &weights)
             }
         }
+    }
+
+    /// The weight with which a response of it trains; 0 where it does not.
+    pub(super) fn weight(&self, id: RolloutId) -> f32 {
+        let Some(ReadyGroup { samples, .. }) = &self.ready else { return 0.0 };
+        // They are in the order of siblings, as the responses that they were chosen from.
+        samples.binary_search_by_key(&id, |sample| sample.id).map_or(0.0, |at| samples[at].weight)
     }
 
     fn nothing_kept(group: &CompleteGroup, ending: Ending) -> Self {

@@ -1,6 +1,6 @@
 //! What happened, for people and plots: steps, and how far the reward can be trusted.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use algo::filtration::{Filtration, Strategy};
 use algo::r2::{DEFAULT_BINS, filtered_r_squared};
@@ -11,6 +11,7 @@ use types::{BatchId, Timestamp};
 
 use super::batches::BatchPlan;
 use super::fact::ScoreSummary;
+use super::sums::Spread;
 
 /// Steps remembered for the dashboard.
 const STEPS_LIMIT: usize = 1000;
@@ -45,11 +46,23 @@ pub struct StepRecord {
     pub prompts: u64,
     /// Responses of all groups that were complete since the batch before, filtered ones included.
     pub responses: u64,
-    /// Groups among those that carried no signal.
+    /// How many groups that were.
+    #[serde(default)]
+    pub groups: u64,
+    /// Groups among them that carried no signal.
     #[serde(default)]
     pub groups_without_signal: u64,
+    /// Their share among the groups.
+    #[serde(default)]
+    pub without_signal: f64,
     /// The mean score of the responses: what the unfiltered policy earns.
     pub score_mean: f64,
+    /// The standard deviation of the scores.
+    #[serde(default)]
+    pub score_deviation: f64,
+    /// By scorer, mean and deviation of its own numbers, as they were before weights and gates.
+    #[serde(default)]
+    pub scorers: BTreeMap<String, Spread>,
     /// Their mean outcome in the hidden tests, where they have any.
     pub outcome_mean: Option<f64>,
     /// Their mean length in tokens.
@@ -64,15 +77,20 @@ pub struct StepRecord {
 
 impl StepRecord {
     fn new(now: Timestamp, plan: &BatchPlan, metrics: StepMetrics, reliability: Reliability) -> Self {
-        let sums = plan.sums;
-        let responses = sums.responses.max(1) as f64;
+        let sums = &plan.sums;
+        let (responses, score) = (sums.responses.max(1) as f64, sums.score_spread());
+        let scorers = sums.scorers.iter().map(|(name, numbers)| (name.clone(), numbers.spread()));
         Self {
             batch: plan.id,
             time: now,
             prompts: plan.prompts,
             responses: sums.responses,
+            groups: sums.groups,
             groups_without_signal: sums.groups_without_signal,
-            score_mean: sums.score / responses,
+            without_signal: sums.groups_without_signal as f64 / sums.groups.max(1) as f64,
+            score_mean: score.mean,
+            score_deviation: score.deviation,
+            scorers: scorers.collect(),
             outcome_mean: (sums.with_outcome > 0).then(|| sums.outcome / sums.with_outcome as f64),
             response_tokens_mean: sums.tokens as f64 / responses,
             truncated: sums.truncated as f64 / responses,
@@ -100,6 +118,12 @@ pub struct History {
     groups: VecDeque<Vec<(f64, f64)>>,
     /// Response tokens scored lately, by second.
     tokens: VecDeque<TokensInSecond>,
+    /// The second in which tokens began to come after none had for the whole window.
+    #[serde(default)]
+    tokens_since: u64,
+    /// When this coordinator started.
+    #[serde(default)]
+    started_at: Timestamp,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,20 +175,46 @@ impl History {
     /// A response of this many tokens was scored.
     pub(super) fn scored_tokens(&mut self, now: Timestamp, tokens: u64) {
         let second = now.0 / 1000;
+        while self.tokens.front().is_some_and(|first| first.second + RATE_WINDOW_SECONDS <= second) {
+            self.tokens.pop_front();
+        }
         match self.tokens.back_mut() {
             Some(last) if last.second == second => last.tokens += tokens,
-            _ => self.tokens.push_back(TokensInSecond { second, tokens }),
-        }
-        while self.tokens.front().is_some_and(|first| first.second + RATE_WINDOW_SECONDS < second) {
-            self.tokens.pop_front();
+            last => {
+                if last.is_none() {
+                    self.tokens_since = second;
+                }
+                self.tokens.push_back(TokensInSecond { second, tokens });
+            }
         }
     }
 
-    /// Response tokens scored per second over the last seconds.
+    /// Response tokens scored per second over the last seconds, or since they began to come.
     pub fn tokens_per_second(&self, now: Timestamp) -> f64 {
         let second = now.0 / 1000;
-        let recent = self.tokens.iter().filter(|at| at.second + RATE_WINDOW_SECONDS >= second);
-        recent.map(|at| at.tokens).sum::<u64>() as f64 / RATE_WINDOW_SECONDS as f64
+        let recent = self.tokens.iter().filter(|at| at.second + RATE_WINDOW_SECONDS > second);
+        let span = (second + 1).saturating_sub(self.tokens_since).clamp(1, RATE_WINDOW_SECONDS);
+        recent.map(|at| at.tokens).sum::<u64>() as f64 / span as f64
+    }
+
+    /// A coordinator has started: what was before says nothing about the pace from here on.
+    pub(super) fn started(&mut self, now: Timestamp) {
+        self.started_at = now;
+        self.tokens.clear();
+    }
+
+    /// Seconds that the last steps took, at most so many of them; none before the first one of this
+    /// coordinator.
+    pub fn seconds_per_step(&self, most: usize) -> Option<f64> {
+        let recent: Vec<&StepRecord> =
+            self.steps.iter().rev().take_while(|step| step.time >= self.started_at).take(most + 1).collect();
+        let last = recent.first()?;
+        // Of fewer steps the first one counts too, from the start on.
+        let (since, steps) = match recent.get(most) {
+            Some(before) => (before.time, most),
+            None => (self.started_at, recent.len()),
+        };
+        Some(last.time.since(since).as_secs_f64() / steps as f64)
     }
 
     /// A batch was trained; yields the step as people see it.
@@ -186,4 +236,51 @@ impl History {
 
 fn r_squared(filtration: &Filtration, groups: &[Vec<(f64, f64)>]) -> Option<f64> {
     filtered_r_squared(filtration, groups, DEFAULT_BINS).ok()?.r_squared
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::GroupSums;
+
+    fn step(history: &mut History, second: u64) {
+        let id = BatchId(history.steps.len() as u64 + 1);
+        let batch = BatchPlan { id, samples: Vec::new(), groups: Vec::new(), prompts: 1, sums: GroupSums::default() };
+        history.add_step(Timestamp(second * 1000), &Filtration::default(), &batch, StepMetrics::default());
+    }
+
+    #[test]
+    fn the_rate_is_right_from_the_first_second_and_over_the_window_later() {
+        let mut history = History::default();
+        for second in 100..103 {
+            history.scored_tokens(Timestamp(second * 1000 + 500), 600);
+        }
+        assert_eq!(history.tokens_per_second(Timestamp(102_900)), 600.0);
+        for second in 103..160 {
+            history.scored_tokens(Timestamp(second * 1000), 300);
+        }
+        assert_eq!(history.tokens_per_second(Timestamp(159_900)), 300.0);
+        assert_eq!(history.tokens_per_second(Timestamp(169_000)), 150.0, "nothing came for half the window");
+        assert_eq!(history.tokens_per_second(Timestamp(300_000)), 0.0);
+        history.scored_tokens(Timestamp(400_000), 500);
+        assert_eq!(history.tokens_per_second(Timestamp(400_500)), 500.0, "after a pause it begins anew");
+    }
+
+    #[test]
+    fn the_pace_is_known_after_one_step_and_forgets_what_was_before_a_restart() {
+        let mut history = History::default();
+        history.started(Timestamp(10_000));
+        assert_eq!(history.seconds_per_step(10), None);
+        step(&mut history, 14);
+        assert_eq!(history.seconds_per_step(10), Some(4.0));
+        for second in [16, 18, 20] {
+            step(&mut history, second);
+        }
+        assert_eq!(history.seconds_per_step(10), Some(2.5));
+        assert_eq!(history.seconds_per_step(2), Some(2.0), "the last two");
+        history.started(Timestamp(9_000_000));
+        assert_eq!(history.seconds_per_step(10), None, "the run was away for hours");
+        step(&mut history, 9_003);
+        assert_eq!(history.seconds_per_step(10), Some(3.0));
+    }
 }

@@ -6,13 +6,14 @@ use types::link::reward::{RewardCommand, RewardHello};
 use types::{MemberId, Timestamp};
 
 use super::State;
-use super::effect::{Applied, Effect, Role};
+use super::effect::{Applied, Effect};
 use super::event::{ActorEvent, Event, LearnerEvent, RewardEvent};
 use super::fact::{Fact, LearnerFacts};
 use super::members::Joining;
 use super::phase::Phase;
 use super::plan::RunPlan;
 use super::progress::Progress;
+use super::role::Role;
 
 impl State {
     /// Whether the member of this event may join.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use types::{BatchId, BroadcastGroupId, FailReason, LeaseId, MemberId, PolicyVersion, PromptId};
 
 use super::progress::Cause;
+use super::role::Role;
 
 /// Something that the run has recovered from, and what it cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,14 +90,27 @@ pub enum Notice {
         /// What has changed.
         changes: Vec<String>,
     },
-    /// The first failure for its reason since a response was scored.
+    /// The first failure of a role for its reason.
     FirstFailure {
         /// The reason.
         reason: FailReason,
+        /// What reports it.
+        role: Role,
         /// Who reports it.
         member: MemberId,
         /// What it says about it.
         detail: String,
+    },
+    /// More failures of a role for a reason that is known.
+    MoreFailures {
+        /// The reason.
+        reason: FailReason,
+        /// What reports them.
+        role: Role,
+        /// How many since it was said last.
+        count: u64,
+        /// The time since then.
+        within: Duration,
     },
     /// The run cannot go on as it is.
     Hopeless {

@@ -38,13 +38,12 @@ pub(super) struct Progress {
     check_at: Option<Timestamp>,
 }
 
-/// Failures for one reason.
+/// Failures for one reason since a response was scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failures {
-    /// How many, since a response was scored.
-    pub count: u64,
+struct Failures {
+    count: u64,
     /// What was said about the first one.
-    pub detail: String,
+    detail: String,
 }
 
 /// Groups in a row of which nothing could be trained.
@@ -168,12 +167,11 @@ impl Progress {
         self.trained_at = Some(now);
     }
 
-    /// An attempt has failed; whether it is the first for its reason since a response was scored.
-    pub(super) fn failed(&mut self, reason: FailReason, detail: &str) -> bool {
+    /// An attempt has failed.
+    pub(super) fn failed(&mut self, reason: FailReason, detail: &str) {
         let failures = self.failures.entry(reason);
         let failures = failures.or_insert_with(|| Failures { count: 0, detail: detail.to_owned() });
         failures.count += 1;
-        failures.count == 1
     }
 
     /// A group is complete of which something trains.
@@ -195,11 +193,6 @@ impl Progress {
     /// Why the run cannot go on, if it cannot.
     pub(super) fn hopeless(&self) -> Option<&Hopeless> {
         self.hopeless.as_ref()
-    }
-
-    /// Failures since a response was scored, by reason.
-    pub(super) fn failures(&self) -> &BTreeMap<FailReason, Failures> {
-        &self.failures
     }
 
     /// When something moved last.

@@ -1,19 +1,18 @@
 //! What people are told of the state: how things are, what the run waits for, and what it cannot get.
 
-use std::collections::BTreeMap;
-
-use types::{FailReason, MemberId, PolicyVersion, Timestamp};
+use types::{MemberId, PolicyVersion, Timestamp};
 
 use super::State;
 use super::account::Account;
 use super::batches::Batches;
 use super::durable::Durable;
+use super::failures::FailureView;
 use super::history::History;
 use super::leases::LeaseView;
 use super::members::Members;
 use super::phase::Phase;
 use super::plan::RunPlan;
-use super::progress::{Cause, Failures, Hopeless};
+use super::progress::{Cause, Hopeless};
 
 impl State {
     /// What of the run survives a restart.
@@ -86,9 +85,9 @@ impl State {
         self.given_up.as_ref()
     }
 
-    /// Failures since a response was scored, by reason.
-    pub fn failures(&self) -> &BTreeMap<FailReason, Failures> {
-        self.progress.failures()
+    /// Failures since this coordinator started, by role and reason.
+    pub fn failures(&self) -> impl Iterator<Item = FailureView<'_>> {
+        self.failures.kinds()
     }
 
     /// When something moved last.

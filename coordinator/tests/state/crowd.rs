@@ -1,6 +1,7 @@
 //! Many members at once: what is soft costs nothing, who has gone is forgotten, and an event costs the same
 //! with ten actors and with thousands.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use coordinator::state::{
@@ -86,7 +87,15 @@ impl Crowd {
 
     pub(crate) fn score_with(&mut self, id: RolloutId, score: f32) {
         let oldest = PolicyVersion(0);
-        let scored = ScoreSummary { id, score, outcome: None, tokens: 9, oldest, truncated: false };
+        let scored = ScoreSummary {
+            id,
+            score,
+            outcome: None,
+            tokens: 9,
+            oldest,
+            truncated: false,
+            numbers: BTreeMap::new(),
+        };
         let event = RewardEvent::Scored(scored);
         self.deliver(Event::Reward { member: "reward".parse().unwrap(), event });
     }

@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 mod check_config;
+mod compare;
 mod dashboard;
 mod eval;
 mod filter;
@@ -16,6 +17,7 @@ mod sampling;
 mod score;
 mod serve;
 mod stage;
+mod sweep;
 mod top;
 mod train;
 
@@ -31,6 +33,10 @@ use crate::programs;
 pub(crate) enum Command {
     /// Runs a recipe on this machine: its stages, and the ring as supervised processes.
     Run(run::Arguments),
+    /// Runs a recipe with several values and seeds, and compares what comes of them.
+    Sweep(sweep::Arguments),
+    /// Compares runs: what they came to, and in which keys they differ.
+    Compare(compare::Arguments),
     #[command(flatten)]
     Compute(ComputeCommand),
     /// Grades samples by hidden tests in the sandbox; prints pass@k.
@@ -86,6 +92,8 @@ impl Command {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Run(arguments) => return on_runtime(run::run(arguments)),
+            Self::Sweep(arguments) => return on_runtime(sweep::run(arguments)),
+            Self::Compare(arguments) => compare::run(&arguments)?,
             Self::Compute(_) => match programs::become_compute()? {},
             Self::Grade(arguments) => grade::run(&arguments)?,
             Self::Filter(arguments) => filter::run(&arguments)?,

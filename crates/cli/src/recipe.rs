@@ -22,11 +22,14 @@
 //! cluster, and both take what the roles are told from `role_configs`.
 
 mod derived;
+mod first_rows;
 mod placeholders;
 mod preflight;
 mod preset;
 mod resolved;
+mod restored;
 mod ring_folder;
+mod rings;
 mod role;
 mod role_configs;
 mod stage;
@@ -128,6 +131,7 @@ impl Recipe {
             }
         }
         problems.extend(self.stages.iter().filter_map(|stage| Some(stage.work().err()?.to_string())));
+        problems.extend(rings::problems(&self.stages));
         let mut names: Vec<&str> = self.stages.iter().map(|stage| stage.name.as_str()).collect();
         names.sort_unstable();
         for pair in names.windows(2).filter(|pair| pair[0] == pair[1]) {
@@ -157,6 +161,10 @@ pub(crate) struct RecipeFile {
     pub(crate) recipe: Recipe,
     /// What it says, without the defaults, and where each value came from.
     layers: Layers,
+    /// The same without what follows from it: a ring lays its own values over this.
+    written: Layers,
+    /// Where its ring keeps its things.
+    ring: RingFolder,
 }
 
 impl RecipeFile {
@@ -170,14 +178,20 @@ impl RecipeFile {
             Environment::LeftOut => Layers::of_file(path, settings)?,
         };
         layers.edit(|table| placeholders::fill_in(table, path));
+        let written = layers.clone();
         derived::fill_in(&mut layers);
         let recipe: Recipe = layers.parse()?;
         let problems = recipe.problems();
-        if problems.is_empty() {
-            Ok(Self { path: path.to_owned(), settings: settings.to_vec(), recipe, layers })
-        } else {
-            Err(service::config::Error::Unusable { problems }.into())
+        if !problems.is_empty() {
+            return Err(service::config::Error::Unusable { problems }.into());
         }
+        let ring = RingFolder::of(&recipe.output);
+        Ok(Self { path: path.to_owned(), settings: settings.to_vec(), recipe, layers, written, ring })
+    }
+
+    /// Where its ring keeps its things.
+    pub(crate) fn ring_folder(&self) -> &RingFolder {
+        &self.ring
     }
 
     /// A section as it is written; empty where it is not.

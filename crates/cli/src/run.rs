@@ -1,5 +1,6 @@
 //! `sluice run`: a recipe's stages on this machine, and the ring among them as supervised child processes.
 
+mod figures;
 mod process;
 mod progress;
 mod ring;

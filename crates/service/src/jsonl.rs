@@ -36,9 +36,14 @@ impl Line {
         &self.text
     }
 
+    /// File and number, for errors about it.
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.path.display(), self.number)
+    }
+
     /// An error about it.
     pub fn wrong(&self, problem: &str) -> BadInput {
-        BadInput(format!("{}:{}: {problem}", self.path.display(), self.number))
+        BadInput(format!("{}: {problem}", self.place()))
     }
 }
 
@@ -69,7 +74,11 @@ pub fn read(path: &Path) -> Result<impl Iterator<Item = Result<Line, BadInput>> 
     Ok(lines.filter(|line| line.as_ref().map_or(true, |line| !line.text.trim().is_empty())))
 }
 
-fn open(path: &Path) -> io::Result<Box<dyn Read>> {
+/// A file's text; gzip is recognised by its content, `-` is standard input.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub fn open(path: &Path) -> io::Result<Box<dyn Read>> {
     if path == Path::new("-") {
         return Ok(Box::new(io::stdin()));
     }

@@ -132,6 +132,16 @@ impl Ending {
     }
 }
 
+/// As `outcome` or `outcome{reason}`.
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.labels() {
+            (outcome, "") => f.write_str(outcome),
+            (outcome, reason) => write!(f, "{outcome}{{{reason}}}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

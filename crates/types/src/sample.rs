@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::rollout::logprobs_problem;
-use crate::{BatchId, FinishReason, Invalid, Rollout};
+use crate::{BatchId, FinishReason, Invalid, Remarks, Rollout};
 
 /// Everything that the frozen models and the tests say about a rollout.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +24,7 @@ pub struct Scores {
 pub struct ScoredRollout {
     rollout: Rollout,
     scores: Scores,
+    remarks: Box<Remarks>,
 }
 
 impl ScoredRollout {
@@ -35,7 +36,7 @@ impl ScoredRollout {
     pub fn new(rollout: Rollout, scores: Scores) -> Result<Self, Invalid> {
         match problem(&rollout, &scores) {
             Some(problem) => Err(Invalid::new(format!("scored rollout {}", rollout.id()), problem)),
-            None => Ok(Self { rollout, scores }),
+            None => Ok(Self { rollout, scores, remarks: Box::default() }),
         }
     }
 
@@ -59,15 +60,36 @@ impl ScoredRollout {
         self.scores.outcome
     }
 
+    /// What the scorers say for people.
+    pub fn remarks(&self) -> &Remarks {
+        &self.remarks
+    }
+
+    /// The same with what the scorers say for people.
+    ///
+    /// # Errors
+    /// Names the rollout and the number that is not finite.
+    pub fn with_remarks(self, remarks: Remarks) -> Result<Self, Invalid> {
+        match remarks.problem() {
+            Some(problem) => Err(Invalid::new(format!("scored rollout {}", self.rollout.id()), problem)),
+            None => Ok(Self { remarks: Box::new(remarks), ..self }),
+        }
+    }
+
+    /// Takes out what the scorers say for people.
+    pub fn take_remarks(&mut self) -> Remarks {
+        std::mem::take(&mut *self.remarks)
+    }
+
     /// The rollout and its scores, to take them or to make another scored rollout of them.
     pub fn into_parts(self) -> (Rollout, Scores) {
         (self.rollout, self.scores)
     }
 
-    /// The same without the prompt's fields: the learner needs tokens and numbers only.
+    /// The same without the prompt's fields and the remarks: the learner needs tokens and numbers only.
     #[must_use]
-    pub fn without_fields(self) -> Self {
-        Self { rollout: self.rollout.without_fields(), ..self }
+    pub fn for_training(self) -> Self {
+        Self { rollout: self.rollout.without_fields(), remarks: Box::default(), ..self }
     }
 }
 

@@ -113,6 +113,16 @@ impl RankHandle {
         })
     }
 
+    /// Why the thread is gone, where that is what `error` comes from: its own error, which it told last.
+    pub(crate) fn cause_of(&mut self, error: anyhow::Error) -> anyhow::Error {
+        while let Ok(event) = self.events.try_recv() {
+            if let RankEvent::Failed(cause) = event {
+                return cause;
+            }
+        }
+        error
+    }
+
     /// What the thread tells next. The future may be dropped at any time.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use anyhow::Context as _;
-use service::{CancellationToken, LinkEvent, Readiness};
+use service::{BadInput, CancellationToken, LinkEvent, Readiness};
 use tokio::time::Instant;
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 use types::{Batch, BatchId, Incarnation, Manifest, MemberId, PolicyVersion, RunId};
@@ -81,6 +81,11 @@ impl RingLoop {
 
     /// Runs until the run is over, or a checkpoint is written after the token was cancelled.
     pub(crate) async fn run(mut self) -> anyhow::Result<()> {
+        let ended = self.run_to_the_end().await;
+        ended.map_err(|error| self.rank.cause_of(error))
+    }
+
+    async fn run_to_the_end(&mut self) -> anyhow::Result<()> {
         loop {
             let alive_due = self.reported_at + self.context.config.heartbeat_interval;
             let flow = tokio::select! {
@@ -131,7 +136,10 @@ impl RingLoop {
                 tracing::info!(reason, "coordinator lost; trying again");
                 self.context.readiness.set(false);
             }
-            LinkEvent::Refused(reason) => anyhow::bail!("the coordinator refuses this learner: {reason}"),
+            LinkEvent::Refused(reason) => {
+                let problem = format!("the coordinator refuses this learner: {reason}");
+                return Err(BadInput(problem).into());
+            }
             LinkEvent::GaveUp(reason) => anyhow::bail!(reason),
         }
         Ok(ControlFlow::Continue(()))

@@ -11,6 +11,7 @@ use types::{HostPort, Manifest, PolicyVersion};
 use weights::{Member, ModelFiles, PublishEvent, Publisher, PublisherConfig, Snapshots, WeightService};
 
 use super::config::Config;
+use super::final_error::final_or_not;
 use super::rank::{self, RankEvent, RankHandle, Ready};
 use super::ring_loop::{Addresses, RingContext, RingLoop};
 use crate::metrics;
@@ -22,7 +23,8 @@ use crate::metrics;
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     service::describe_metrics(metrics::METRICS);
     if config.rank > 0 {
-        context.tasks.add("rank", OnError::Shutdown, follow(config, context.readiness.clone()));
+        let rank = follow(config, context.readiness.clone());
+        context.tasks.add("rank", OnError::Shutdown, async { rank.await.map_err(final_or_not) });
         return Ok(context);
     }
     let listener = Listener::bind("listen", config.listen).await?;
@@ -50,7 +52,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let (token, readiness) = (context.token.clone(), context.readiness.clone());
     let ring = RingContext { member: config.member.parse()?, config, addresses, readiness, token };
     let rank_zero = RankZero { ring, listener, rank_store, _broadcast_store: broadcast_store };
-    context.tasks.add("ring", OnError::Shutdown, rank_zero.run());
+    context.tasks.add("ring", OnError::Shutdown, async { rank_zero.run().await.map_err(final_or_not) });
     Ok(context)
 }
 

@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 
 use types::{
     DType, FailReason, FinishReason, GroupScore, Manifest, ModelDescription, ModelFile, PolicyVersion,
-    Prompt, PromptContent, PromptId, Rollout, RolloutFailure, RolloutId, RolloutParts, Sample, Sampling,
-    SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, WeightHash,
+    Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure, RolloutId, RolloutParts, Sample,
+    Sampling, SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, Texts, WeightHash,
 };
 
 use crate::error::required;
@@ -130,13 +130,21 @@ impl TryFrom<pb::Rollout> for Rollout {
 }
 
 impl From<ScoredRollout> for pb::ScoredRollout {
-    fn from(scored: ScoredRollout) -> Self {
+    fn from(mut scored: ScoredRollout) -> Self {
+        let Remarks { numbers, texts } = scored.take_remarks();
+        let numbers = numbers.into_iter().map(|(scorer, number)| pb::ScorerNumber { scorer, number });
+        let texts = texts.map(|texts| pb::ScoredTexts {
+            prompt: texts.prompt().to_owned(),
+            response: texts.response().to_owned(),
+        });
         let (rollout, scores) = scored.into_parts();
         Self {
             rollout: Some(rollout.into()),
             score: scores.score,
             ref_logprobs: scores.ref_logprobs,
             outcome: scores.outcome,
+            numbers: numbers.collect(),
+            texts,
         }
     }
 }
@@ -146,8 +154,11 @@ impl TryFrom<pb::ScoredRollout> for ScoredRollout {
 
     fn try_from(scored: pb::ScoredRollout) -> Result<Self, ProtocolError> {
         let rollout = required("scored.rollout", scored.rollout)?.try_into()?;
-        let pb::ScoredRollout { score, ref_logprobs, outcome, .. } = scored;
-        Ok(Self::new(rollout, Scores { score, ref_logprobs, outcome })?)
+        let pb::ScoredRollout { score, ref_logprobs, outcome, numbers, texts, .. } = scored;
+        let numbers = numbers.into_iter().map(|said| (said.scorer, said.number)).collect();
+        let texts = texts.map(|texts| Texts::new(&texts.prompt, &texts.response));
+        let scored = Self::new(rollout, Scores { score, ref_logprobs, outcome })?;
+        Ok(scored.with_remarks(Remarks { numbers, texts })?)
     }
 }
 

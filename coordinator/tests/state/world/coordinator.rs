@@ -292,7 +292,7 @@ impl World {
             Effect::Refuse { role, member, .. } => self.end_session(role, member, true),
             Effect::Disconnect { role, member, .. } => self.end_session(role, member, false),
             Effect::Finish(_) => self.finish(),
-            Effect::Step(_) | Effect::Notice(_) => {}
+            Effect::GroupEnded(_) | Effect::Step(_) | Effect::Notice(_) => {}
         }
     }
 

@@ -76,9 +76,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.json {
         println!("{}", serde_json::to_string(&metrics)?);
     } else {
-        let value_loss = metrics.value_loss.map(|loss| format!("value_loss {loss:.6}, ")).unwrap_or_default();
+        let value_loss = metrics.value_loss.map(|loss| format!(", value_loss {loss:.6}")).unwrap_or_default();
         println!(
-            "policy_loss {:.6}, {value_loss}approx_kl {:.2e}, clip_fraction {:.3}, {:.2} s",
+            "policy_loss {:.6}{value_loss}, approx_kl {:.2e}, clip_fraction {:.3}, {:.2} s",
             metrics.policy_loss, metrics.approx_kl, metrics.clip_fraction, metrics.step_seconds
         );
     }

@@ -74,7 +74,11 @@ fn run_table(status: &Status) -> Table {
         "score",
         "pass@1",
         "KL",
-        "approx KL",
+        "length",
+        "cut off",
+        "entropy",
+        "clipped",
+        "gradient",
         "R²",
         "R² filtered",
         "tokens/s",
@@ -87,7 +91,11 @@ fn run_table(status: &Status) -> Table {
         number(step.map(|step| step.score_mean)),
         number(step.and_then(|step| step.outcome_mean)),
         number(step.and_then(|step| step.metrics.kl_to_ref)),
-        number(step.map(|step| step.metrics.approx_kl)),
+        number(step.map(|step| step.response_tokens_mean)),
+        number(step.map(|step| step.truncated)),
+        number(step.map(|step| step.metrics.entropy)),
+        number(step.map(|step| step.metrics.clip_fraction)),
+        number(step.map(|step| step.metrics.policy_grad_norm)),
         number(step.and_then(|step| step.reliability.unfiltered)),
         number(step.and_then(|step| step.reliability.filtered)),
         format!("{:.0}", status.tokens_per_second),
@@ -133,5 +141,9 @@ fn account_table(status: &Status) -> Table {
     }
     table.add_row(["in flight".to_owned(), status.account.in_flight.to_string()]);
     table.add_row(["unaccounted".to_owned(), status.account.unaccounted.to_string()]);
+    for failure in &status.failures {
+        let kind = format!("{} ({}): {}", failure.reason, failure.role, failure.detail);
+        table.add_row([kind, failure.count.to_string()]);
+    }
     table
 }

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use algo::AdvantageEstimator;
 use service::config::{Error, Key, Source};
 
+use super::first_rows;
 use super::resolved::Resolved;
-use super::{Recipe, RecipeFile, Work};
+use super::{Recipe, RecipeFile};
 
 impl RecipeFile {
     /// Refuses a recipe that cannot run to its end on this machine.
@@ -18,25 +19,41 @@ impl RecipeFile {
     /// Every problem, with the place of its key.
     pub(crate) fn preflight(&self) -> anyhow::Result<()> {
         let resolved = self.resolved()?;
-        let mut problems = self.role_problems()?;
-        problems.extend(self.stage_problems());
-        if self.has_ring() {
-            problems.extend(owed(&self.recipe));
-        }
+        let mut problems = self.stage_problems();
         let made = self.made();
         for key in resolved.keys() {
-            problems.extend(missing(key, &made));
+            if let Some(stage) = stage_of(&key.path) {
+                problems.extend(missing(key, &made, stage));
+            }
         }
-        let problems: Vec<String> = problems.into_iter().map(|problem| placed(&resolved, &problem)).collect();
+        let mut problems: Vec<String> =
+            problems.into_iter().map(|problem| placed(&resolved, &problem)).collect();
+        for (stage, ring) in self.recipe.stages_or_ring().iter().enumerate() {
+            if ring.ring.is_some() {
+                let found = self.of_ring(ring)?.ring_problems(&made, stage)?;
+                problems.extend(
+                    found.into_iter().filter(|problem| !problems.contains(problem)).collect::<Vec<_>>(),
+                );
+            }
+        }
         if problems.is_empty() { Ok(()) } else { Err(Error::Unusable { problems }.into()) }
+    }
+
+    /// What is wrong with its ring, which is this stage of the recipe.
+    fn ring_problems(&self, made: &[Made], stage: usize) -> anyhow::Result<Vec<String>> {
+        let resolved = self.resolved()?;
+        let mut problems = self.role_problems()?;
+        problems.extend(owed(&self.recipe));
+        problems.extend(first_rows::problems(&self.recipe));
+        for key in resolved.keys().filter(|key| stage_of(&key.path).is_none()) {
+            problems.extend(missing(key, made, stage));
+        }
+        Ok(problems.into_iter().map(|problem| placed(&resolved, &problem)).collect())
     }
 
     /// What the roles say about their own sections.
     fn role_problems(&self) -> anyhow::Result<Vec<String>> {
         let mut problems = Vec::new();
-        if !self.has_ring() {
-            return Ok(problems);
-        }
         for mut config in self.role_configs() {
             // Addresses are known when the processes are.
             config.address_for_checks();
@@ -45,10 +62,6 @@ impl RecipeFile {
             problems.extend(found.into_iter().map(|problem| format!("{section}.{problem}")));
         }
         Ok(problems)
-    }
-
-    fn has_ring(&self) -> bool {
-        self.recipe.stages_or_ring().iter().any(|stage| stage.ring.is_some())
     }
 
     /// Stages that would undo or mix up each other.
@@ -71,12 +84,6 @@ impl RecipeFile {
                 ));
             }
         }
-        let rings = self.recipe.stages.iter().filter(|stage| stage.ring.is_some()).count();
-        if rings > 1 {
-            problems.push(format!(
-                "stages: {rings} of them are rings, and a recipe has one ring: make a recipe of each"
-            ));
-        }
         problems
     }
 
@@ -89,7 +96,7 @@ impl RecipeFile {
         let stages = self.recipe.stages_or_ring();
         let outputs = stages.iter().enumerate().filter_map(|(stage, work)| {
             let work = work.work().ok().filter(|work| !work.output().as_os_str().is_empty())?;
-            Some(Made { stage, output: work.output().clone(), is_ring: matches!(work, Work::Ring(_)) })
+            Some(Made { stage, output: work.output().clone() })
         });
         outputs.collect()
     }
@@ -100,17 +107,16 @@ struct Made {
     /// Its place in the recipe.
     stage: usize,
     output: PathBuf,
-    is_ring: bool,
 }
 
-/// What a key names that is not there and that no stage before makes.
-fn missing(key: &Key, made: &[Made]) -> Vec<String> {
+/// What a key of a stage names that is not there and that no stage before it makes.
+fn missing(key: &Key, made: &[Made], stage: usize) -> Vec<String> {
     let values: Vec<&str> = match &key.value {
         Some(serde_json::Value::String(path)) => vec![path],
         Some(serde_json::Value::Array(paths)) => paths.iter().filter_map(serde_json::Value::as_str).collect(),
         _ => Vec::new(),
     };
-    let before = made.iter().take_while(|made| !uses(&key.path, made)).collect::<Vec<_>>();
+    let before: Vec<&Made> = made.iter().filter(|made| made.stage < stage).collect();
     let paths = values.into_iter().filter(|path| !path.is_empty()).map(Path::new);
     let unmade = paths.filter(|path| !before.iter().any(|made| path.starts_with(&made.output)));
     unmade
@@ -118,12 +124,10 @@ fn missing(key: &Key, made: &[Made]) -> Vec<String> {
         .collect()
 }
 
-/// Whether this is the stage that reads the key: it and later ones cannot have made what the key names.
-fn uses(path: &str, made: &Made) -> bool {
-    match path.strip_prefix("stages[").and_then(|rest| rest.split_once(']')) {
-        Some((index, _)) => index.parse() == Ok(made.stage),
-        None => made.is_ring,
-    }
+/// The stage that a key belongs to; none for one of the ring's.
+fn stage_of(path: &str) -> Option<usize> {
+    let (index, _) = path.strip_prefix("stages[")?.split_once(']')?;
+    index.parse().ok()
 }
 
 /// What is wrong with an input on this machine.

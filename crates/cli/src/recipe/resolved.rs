@@ -32,7 +32,10 @@ impl RecipeFile {
             let section = config.role().section();
             let told = config.values()?;
             for owed in config.derived() {
-                values[section][owed.key] = told[owed.key].clone();
+                let at = format!("/{}", owed.key.replace('.', "/"));
+                if let (Some(shown), Some(value)) = (values[section].pointer_mut(&at), told.pointer(&at)) {
+                    *shown = value.clone();
+                }
                 derived.push((format!("{section}.{}", owed.key), owed.from.to_owned()));
             }
         }

@@ -1,4 +1,5 @@
-//! Where a ring keeps its things, below a run's output folder.
+//! Where a ring keeps its things, below a run's output folder: the first one of a recipe in `ring`, each further
+//! one in `ring-NAME`, so that what is added to a recipe moves nothing.
 
 use std::path::{Path, PathBuf};
 
@@ -7,9 +8,14 @@ use std::path::{Path, PathBuf};
 pub(crate) struct RingFolder(PathBuf);
 
 impl RingFolder {
-    /// Below a run's output folder.
+    /// That of a recipe's first ring, below a run's output folder.
     pub(crate) fn of(output: &Path) -> Self {
         Self(output.join("ring"))
+    }
+
+    /// That of a further ring.
+    pub(super) fn of_further(output: &Path, stage: &str) -> Self {
+        Self(output.join(format!("ring-{stage}")))
     }
 
     /// The folder itself.
@@ -32,9 +38,9 @@ impl RingFolder {
         self.0.join("steps.jsonl")
     }
 
-    /// How the run was when the coordinator wrote it down last.
-    pub(crate) fn status(&self) -> PathBuf {
-        self.0.join("status.json")
+    /// Some responses of each batch, for people.
+    pub(crate) fn samples(&self) -> PathBuf {
+        self.0.join("samples.jsonl")
     }
 
     /// What the processes log, one file each.

@@ -47,7 +47,7 @@ impl RecipeFile {
     pub(crate) fn role_configs(&self) -> [RoleConfig; 4] {
         Role::ALL.map(|role| {
             let mut config = RoleConfig { role, table: self.section(role.section()), derived: Vec::new() };
-            config.hand_over(&self.recipe);
+            config.hand_over(&self.recipe, &self.ring);
             config
         })
     }
@@ -55,12 +55,12 @@ impl RecipeFile {
 
 impl RoleConfig {
     /// What a role owes to the sections of the others.
-    fn hand_over(&mut self, recipe: &Recipe) {
-        let folder = RingFolder::of(&recipe.output);
+    fn hand_over(&mut self, recipe: &Recipe, folder: &RingFolder) {
         match self.role {
             Role::Coordinator => {
                 self.derive("journal", folder.journal().display().to_string(), "output");
                 self.derive("steps_file", folder.steps().display().to_string(), "output");
+                self.derive("samples.file", folder.samples().display().to_string(), "output");
                 if recipe.learner.ppo.reads_filtered_samples() {
                     self.derive("send_filtered", true, "learner.ppo");
                 }

@@ -65,7 +65,7 @@ pub(crate) enum StageError {
 impl Stage {
     /// The stage of a recipe that names none: the ring alone.
     pub(crate) fn ring_alone(output: &Path) -> Self {
-        let ring = RingStage { output: output.join("policy") };
+        let ring = RingStage { output: output.join("policy"), ..RingStage::default() };
         Self { name: "ring".to_owned(), ring: Some(ring), ..Self::default() }
     }
 

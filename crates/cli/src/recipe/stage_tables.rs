@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use toml::Table;
 use types::Sampling;
 
 /// A program, such as one that makes data, and what it makes.
@@ -96,12 +97,46 @@ impl Default for PreferencesStage {
     }
 }
 
-/// What the ring leaves behind.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+/// What is taken of another run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Restored {
+    /// Policy and, where there is one, critic. Optimizers begin anew.
+    Weights,
+    /// The place among the prompts: those that it has used are passed over.
+    Cursor,
+}
+
+/// What the ring begins with and leaves behind.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RingStage {
     /// Folder that the trained policy is put into.
     pub(crate) output: PathBuf,
+    /// Another run that this one begins with: its output folder (or the folder of one of its rings), with
+    /// `@1200` behind it for the checkpoint of batch 1200; the newest one where not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) from: Option<String>,
+    /// What is taken of it: `weights` (policy and critic; optimizers begin anew), `cursor` (the prompts that
+    /// it has used are passed over), or both.
+    #[serde(skip_serializing_if = "is_weights_alone")]
+    pub(crate) restore: Vec<Restored>,
+    /// What this ring is told otherwise than the recipe's sections say, such as
+    /// `coordinator.filtration.strategy = "none"`: keys of `coordinator`, `reward_server`, `learner`, `actor`,
+    /// `processes`, and `seed`.
+    #[serde(skip_serializing_if = "Table::is_empty")]
+    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
+    pub(crate) set: Table,
+}
+
+impl Default for RingStage {
+    fn default() -> Self {
+        Self { output: PathBuf::new(), from: None, restore: vec![Restored::Weights], set: Table::new() }
+    }
+}
+
+fn is_weights_alone(restore: &[Restored]) -> bool {
+    *restore == [Restored::Weights]
 }
 
 /// Which policies are compared, and on what.

@@ -110,6 +110,7 @@ impl<'a> Manifests<'a> {
         // On the coordinator's own volume, not on the one that all pods share.
         ring.set(Role::Coordinator, "journal", "/journal/events");
         ring.set(Role::Coordinator, "steps_file", "/journal/steps.jsonl");
+        ring.set(Role::Coordinator, "samples.file", "/journal/samples.jsonl");
         ring.set(Role::RewardServer, "listen", format!("0.0.0.0:{REWARD_PORT}"));
         ring.set(Role::Learner, "listen", format!("0.0.0.0:{WEIGHTS_PORT}"));
         ring.set(Role::Actor, "listen_weights", format!("0.0.0.0:{WEIGHTS_PORT}"));

@@ -96,6 +96,9 @@ impl FromStr for Resources {
 pub(crate) struct RingOptions {
     /// The recipe (TOML), the same that `sluice run` takes. Only its ring is rendered.
     pub(crate) recipe: PathBuf,
+    /// The stage that is rendered, where several are rings.
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) ring: Option<String>,
     /// Folder that the files are written to; files of an earlier rendering are replaced.
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,

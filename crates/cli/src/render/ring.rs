@@ -6,7 +6,7 @@ use service::BadInput;
 use toml::Value;
 
 use super::options::{Resources, RingOptions};
-use crate::recipe::{Environment, Recipe, RecipeFile, RingFolder, Role, RoleConfig};
+use crate::recipe::{Environment, Recipe, RecipeFile, RingFolder, Role, RoleConfig, Stage};
 
 /// Longest wait of a learner's rank for the others. On a cluster some may wait for a node, or for the end of
 /// a pause between restarts (up to five minutes on Kubernetes), while the others are there.
@@ -20,6 +20,7 @@ pub(crate) struct Ring {
     /// Where the recipe was read from.
     source: String,
     roles: [RenderedRole; 4],
+    folder: RingFolder,
     /// What the recipe does beside the ring.
     other_stages: Vec<String>,
 }
@@ -47,20 +48,19 @@ impl Ring {
     pub(crate) fn read(options: &RingOptions) -> anyhow::Result<Self> {
         let file = RecipeFile::read(&options.recipe, Environment::LeftOut, &options.settings)?;
         warn_of_environment(options, &file.recipe);
-        let (ring_stages, others): (Vec<_>, Vec<_>) =
-            file.recipe.stages_or_ring().into_iter().partition(|stage| stage.ring.is_some());
-        if ring_stages.len() != 1 {
-            let problem = format!("has {} ring stages; what is rendered is exactly one", ring_stages.len());
-            return Err(BadInput(format!("{}: {problem}", options.recipe.display())).into());
-        }
+        let stage = ring_stage(&file, options.ring.as_deref())
+            .map_err(|problem| BadInput(format!("{}: {problem}", options.recipe.display())))?;
+        let others = file.recipe.stages_or_ring().into_iter().filter(|other| other.name != stage.name);
+        let other_stages = others.map(|stage| stage.name).collect();
+        let file = file.of_ring(&stage)?;
         let problems = device_problems(options, &file.recipe);
         if !problems.is_empty() {
             return Err(service::config::Error::Unusable { problems }.into());
         }
         let roles = file.role_configs().map(|config| RenderedRole::new(config, options, &file.recipe));
         let source = file.path.display().to_string();
-        let other_stages = others.into_iter().map(|stage| stage.name).collect();
-        Ok(Self { recipe: file.recipe, source, roles, other_stages })
+        let folder = file.ring_folder().clone();
+        Ok(Self { recipe: file.recipe, source, roles, folder, other_stages })
     }
 
     /// A role of it.
@@ -69,8 +69,8 @@ impl Ring {
     }
 
     /// The folder of what the ring writes.
-    pub(crate) fn folder(&self) -> RingFolder {
-        RingFolder::of(&self.recipe.output)
+    pub(crate) fn folder(&self) -> &RingFolder {
+        &self.folder
     }
 
     /// Sets a value of a role's configuration.
@@ -131,6 +131,32 @@ impl Ring {
             );
         }
     }
+}
+
+/// The stage to render, and why there is none.
+fn ring_stage(file: &RecipeFile, named: Option<&str>) -> Result<Stage, NoRing> {
+    let mut rings = file.recipe.stages_or_ring();
+    rings.retain(|stage| stage.ring.is_some());
+    let names = rings.iter().map(|ring| ring.name.as_str()).collect::<Vec<_>>().join(", ");
+    match named {
+        Some(named) => match rings.into_iter().find(|ring| ring.name == named) {
+            Some(ring) => Ok(ring),
+            None => Err(NoRing::Unknown { named: named.to_owned(), names }),
+        },
+        None if rings.len() > 1 => Err(NoRing::Several { names }),
+        None => rings.pop().ok_or(NoRing::None),
+    }
+}
+
+/// Why no ring can be rendered.
+#[derive(Debug, thiserror::Error)]
+enum NoRing {
+    #[error("has 0 ring stages; what is rendered is exactly one")]
+    None,
+    #[error("has several ring stages: name one of {names} with --ring")]
+    Several { names: String },
+    #[error("has no ring stage {named:?}; it has {names}")]
+    Unknown { named: String, names: String },
 }
 
 impl RenderedRole {

@@ -1,20 +1,28 @@
-//! What a person sees while the ring runs: a bar and the figures that matter.
+//! What a person sees while the ring runs: a bar on a terminal, lines elsewhere.
+//!
+//! Without a terminal there is a line for a twentieth of the batches, and one every [`LINE_INTERVAL`] whatever
+//! happens, which says what the run waits for. The first failure of each kind is said when it happens.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
 use coordinator::Status;
-use coordinator::state::{Phase, StepRecord};
+use coordinator::state::Phase;
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::Instant;
 
+use super::figures;
 use super::process::ProcessId;
 use super::summary;
 use super::supervisor::{Addresses, RingEnd};
 use crate::recipe::RingFolder;
 
-/// Lines that a run prints where there is no terminal.
+/// Lines that a run prints where there is no terminal, beside those of [`LINE_INTERVAL`].
 const LINE_COUNT: u64 = 20;
+/// Longest time between two lines where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(30);
 /// How often the bar is drawn.
 const DRAW_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -24,10 +32,16 @@ pub(crate) struct RingProgress {
     bar: ProgressBar,
     /// Whether lines take the place of the bar.
     plain: bool,
-    batches: u64,
+    /// Batches after which there is a line.
+    every: u64,
+    /// The last batch that a line was printed for, and when the last line was printed.
     shown: u64,
-    first_token_after: Option<Duration>,
-    started: tokio::time::Instant,
+    shown_at: Instant,
+    is_leased: bool,
+    /// Kinds of failures that were said: role and reason.
+    failures: BTreeSet<[String; 2]>,
+    last: Option<Status>,
+    started: Instant,
 }
 
 impl RingProgress {
@@ -35,11 +49,21 @@ impl RingProgress {
     pub(crate) fn new(batches: u64) -> Self {
         let plain = !std::io::stderr().is_terminal();
         let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(batches) };
-        let style = ProgressStyle::with_template("{bar:30.cyan} {pos}/{len} {msg}");
+        let style = ProgressStyle::with_template("{bar:30.cyan} {pos}/{len} {wide_msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.enable_steady_tick(DRAW_INTERVAL);
-        let started = tokio::time::Instant::now();
-        Self { bar, plain, batches, shown: 0, first_token_after: None, started }
+        let started = Instant::now();
+        Self {
+            bar,
+            plain,
+            every: (batches / LINE_COUNT).max(1),
+            shown: 0,
+            shown_at: started,
+            is_leased: false,
+            failures: BTreeSet::new(),
+            last: None,
+            started,
+        }
     }
 
     fn line(&self, text: &str) {
@@ -57,24 +81,50 @@ impl RingProgress {
         self.line(&format!("started {}", list.join(", ")));
     }
 
-    /// Shows how things are.
-    pub(crate) fn show(&mut self, status: &Status) {
-        if self.first_token_after.is_none() && status.account.issued > 0 {
-            let took = self.started.elapsed();
-            self.first_token_after = Some(took);
-            self.line(&format!("first prompts leased after {:.1} s", took.as_secs_f64()));
+    /// Shows how things are; none while the coordinator does not answer.
+    pub(crate) fn show(&mut self, status: Option<Status>) {
+        let Some(status) = status else {
+            if self.is_line_due() {
+                self.shown_at = Instant::now();
+                eprintln!("the coordinator does not answer");
+            }
+            return;
+        };
+        if !self.is_leased && status.account.issued > 0 {
+            self.is_leased = true;
+            self.line(&format!("first prompts leased after {:.1} s", self.started.elapsed().as_secs_f64()));
         }
+        self.show_new_failures(&status);
         self.bar.set_length(status.batches);
         self.bar.set_position(status.trained);
-        let figures = status.last_step.as_ref().map(figures).unwrap_or_default();
-        let pace = format!("{:.0} tokens/s, {} to go", status.tokens_per_second, to_go(status.eta_seconds));
-        let waiting =
-            if status.phase == Phase::Running { String::new() } else { format!(" · {:?}", status.phase) };
-        self.bar.set_message(format!("{figures}{pace} · waits for {}{waiting}", status.waiting_for));
-        let every = (self.batches / LINE_COUNT).max(1);
-        if self.plain && status.trained >= self.shown + every {
-            self.shown = status.trained;
-            say(&format!("batch {}/{}: {figures}{pace}", status.trained, status.batches));
+        let figures = figures_of(&status);
+        self.bar.set_message(format!("{figures} · {}", waiting(&status)));
+        if self.plain {
+            let is_new = status.trained > self.shown;
+            let text = format!("batch {}/{}: {figures}", status.trained, status.batches);
+            if is_new && (status.trained >= self.shown + self.every || status.trained == status.batches) {
+                self.say(status.trained, &text);
+            } else if self.is_line_due() {
+                self.say(status.trained, &format!("{text} · {}", waiting(&status)));
+            }
+        }
+        self.last = Some(status);
+    }
+
+    fn say(&mut self, trained: u64, text: &str) {
+        (self.shown, self.shown_at) = (trained, Instant::now());
+        say(text);
+    }
+
+    fn is_line_due(&self) -> bool {
+        self.plain && self.shown_at.elapsed() >= LINE_INTERVAL
+    }
+
+    fn show_new_failures(&mut self, status: &Status) {
+        for failure in &status.failures {
+            if self.failures.insert([failure.role.clone(), failure.reason.clone()]) {
+                self.line(&figures::of_failure(failure));
+            }
         }
     }
 
@@ -85,20 +135,24 @@ impl RingProgress {
         );
     }
 
-    /// The ring in this folder has ended.
-    pub(crate) fn finish(&self, ended: RingEnd, restarts: u64, folder: &RingFolder) {
+    /// The ring in this folder has ended, or could not go on.
+    pub(crate) fn finish(&self, ended: Option<RingEnd>, restarts: u64, folder: &RingFolder) {
         self.bar.finish_and_clear();
         if let Some(table) = summary::table_of(&folder.steps()) {
             say(&format!("\n{table}"));
         }
-        let status = std::fs::read(folder.status()).unwrap_or_default();
-        if let Ok(status) = serde_json::from_slice(&status) {
-            say(&summary::responses(&status));
+        if let Some(status) = &self.last {
+            let losses = figures::of_losses(&status.account);
+            let losses = if losses.is_empty() { String::new() } else { format!("; {losses}") };
+            say(&format!("{} of {} batches trained{losses}", status.trained, status.batches));
+            for failure in &status.failures {
+                say(&figures::of_failure(failure));
+            }
         }
         if restarts > 0 {
             say(&format!("{restarts} restart(s) of a role"));
         }
-        if ended == RingEnd::Aborted {
+        if ended == Some(RingEnd::Aborted) {
             say("left at once; `--resume` goes on from the newest checkpoint");
         }
         if let Some(output) = folder.root().parent() {
@@ -112,21 +166,15 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Score, pass rate, KL, staleness of a step.
-fn figures(step: &StepRecord) -> String {
-    let outcome =
-        step.outcome_mean.map(|outcome| format!("pass@1 {:.1} %, ", 100.0 * outcome)).unwrap_or_default();
-    let kl = step.metrics.kl_to_ref.map(|kl| format!("KL {kl:.3}, ")).unwrap_or_default();
-    format!(
-        "score {:+.3}, {outcome}{kl}staleness {:.1}, {:.2} s/step, ",
-        step.score_mean, step.metrics.staleness, step.metrics.step_seconds
-    )
+/// Everything that is known in numbers.
+fn figures_of(status: &Status) -> String {
+    let step = status.last_step.as_ref().map(figures::of_step).unwrap_or_default();
+    let parts = [step, figures::of_pace(status), figures::of_losses(&status.account)];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")
 }
 
-fn to_go(seconds: Option<f64>) -> String {
-    match seconds {
-        None => "?".to_owned(),
-        Some(seconds) if seconds < 90.0 => format!("{seconds:.0} s"),
-        Some(seconds) => format!("{:.0} min", seconds / 60.0),
-    }
+fn waiting(status: &Status) -> String {
+    let phase =
+        if status.phase == Phase::Running { String::new() } else { format!(" · {:?}", status.phase) };
+    format!("waits for {}{phase}", status.waiting_for)
 }

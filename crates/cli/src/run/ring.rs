@@ -37,9 +37,8 @@ pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals)
     progress.started(&addresses, &ring.folder.logs(), &supervisor.process_ids());
     let ended = watch(&mut supervisor, &mut progress, &addresses.grpc, stop).await;
     supervisor.kill_all();
-    let ended = ended?;
-    progress.finish(ended, supervisor.restarts(), &ring.folder);
-    Ok(ended)
+    progress.finish(ended.as_ref().ok().copied(), supervisor.restarts(), &ring.folder);
+    ended
 }
 
 /// Shows how the ring is doing until it has ended.
@@ -56,10 +55,8 @@ async fn watch(
         tokio::select! {
             ended = supervisor.supervise() => break ended?,
             _ = status_ticks.tick() => {
-                // A coordinator that is being restarted does not answer; the progress stays as it was.
-                if let Some(status) = observer.status().await {
-                    progress.show(&status);
-                }
+                // A coordinator that is being restarted does not answer.
+                progress.show(observer.status().await);
             }
             () = stop.next() => {
                 supervisor.interrupt();
@@ -85,7 +82,7 @@ struct Ring<'a> {
 impl<'a> Ring<'a> {
     /// Makes the ring's folders.
     fn create(file: &'a RecipeFile, resume: bool) -> anyhow::Result<Self> {
-        let folder = RingFolder::of(&file.recipe.output);
+        let folder = file.ring_folder().clone();
         let journal = folder.journal();
         if journal.exists() && !resume {
             let advice = "go on with --resume, or remove the folder to start anew";

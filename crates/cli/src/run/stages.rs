@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use service::{BadInput, StopSignals};
 use tokio::time::Instant;
 
-use crate::recipe::{Recipe, RecipeFile, RingFolder, Stage, Work};
+use crate::recipe::{Recipe, RecipeFile, Stage, Work};
 use output_folder::{Consent, OutputFolder};
 use records::{Records, Told};
 
@@ -53,13 +53,13 @@ pub(crate) async fn run(file: &RecipeFile, selection: &Selection) -> anyhow::Res
     let output = OutputFolder::take(&recipe.output)?;
     let records = Records::of(output.path())?;
     if let Some(first) = &selection.redo_from {
-        redo(&stages, first, &output, &records)?;
+        redo(file, first, &output, &records)?;
     }
     let mut stop = StopSignals::listen()?;
     let mut is_renewed = false;
     for (number, stage) in stages.iter().enumerate() {
         let work = stage.work().map_err(|error| BadInput(error.to_string()))?;
-        let told = told(recipe, stage)?;
+        let told = told(file, stage)?;
         let title = format!("[{}/{}] {}", number + 1, stages.len(), stage.name);
         let finished = records.finished(&stage.name, &told, work.output())?;
         if is_renewed && finished.is_some() {
@@ -92,7 +92,7 @@ async fn perform(
 ) -> anyhow::Result<Done> {
     let work = stage.work().map_err(|error| BadInput(error.to_string()))?;
     if let Work::Ring(ring) = work {
-        return ring::run(file, ring, resume, stop).await;
+        return ring::run(&file.of_ring(stage)?, ring, resume, stop).await;
     }
     discard(work.output(), &file.recipe.output)?;
     let work = async {
@@ -113,12 +113,12 @@ async fn perform(
 }
 
 /// What a stage's result follows from: its own table, and for the ring the roles' too.
-fn told(recipe: &Recipe, stage: &Stage) -> anyhow::Result<Told> {
+fn told(file: &RecipeFile, stage: &Stage) -> anyhow::Result<Told> {
     let mut text = toml::to_string(stage).context("write down the stage")?;
     if stage.ring.is_none() {
         return Ok(Told { text, batches: None });
     }
-    let mut roles = Recipe { stages: Vec::new(), ..recipe.clone() };
+    let mut roles = Recipe { stages: Vec::new(), ..file.of_ring(stage)?.recipe };
     // How far it goes is no other ring.
     let batches = std::mem::take(&mut roles.coordinator.batches);
     text += &toml::to_string(&roles).context("write down the recipe")?;
@@ -126,19 +126,19 @@ fn told(recipe: &Recipe, stage: &Stage) -> anyhow::Result<Told> {
 }
 
 /// Forgets stages, and moves what they made aside.
-fn redo(stages: &[Stage], first: &str, output: &OutputFolder, records: &Records) -> anyhow::Result<()> {
+fn redo(file: &RecipeFile, first: &str, output: &OutputFolder, records: &Records) -> anyhow::Result<()> {
+    let stages = file.recipe.stages_or_ring();
     let Some(from) = stages.iter().position(|stage| stage.name == first) else {
         let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
         return Err(
             BadInput(format!("there is no stage {first:?}; the recipe has {}", names.join(", "))).into()
         );
     };
-    let ring = RingFolder::of(output.path());
     let mut made = Vec::new();
     for stage in &stages[from..] {
         made.push(stage.work().map_err(|error| BadInput(error.to_string()))?.output().clone());
         if stage.ring.is_some() {
-            made.push(ring.root().to_owned());
+            made.push(file.of_ring(stage)?.ring_folder().root().to_owned());
         }
     }
     let made: Vec<&Path> = made.iter().map(PathBuf::as_path).collect();

@@ -5,7 +5,6 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
 use comfy_table::Table;
-use coordinator::Status;
 use coordinator::state::StepRecord;
 
 use crate::table::table_of_figures;
@@ -17,7 +16,7 @@ type Figure = (&'static str, fn(&StepRecord) -> Option<f64>);
 const FIGURES: [Figure; 7] = [
     ("mean score", |step| Some(step.score_mean)),
     ("hidden tests passed", |step| step.outcome_mean),
-    ("KL to the reference", |step| Some(step.metrics.kl_to_ref)),
+    ("KL to the reference", |step| step.metrics.kl_to_ref),
     ("entropy, nats", |step| Some(step.metrics.entropy)),
     ("response tokens", |step| Some(step.response_tokens_mean)),
     ("R² of outcome on score, as filtered", |step| step.reliability.filtered),
@@ -45,19 +44,6 @@ pub(crate) fn table_of(steps_file: &Path) -> Option<Table> {
 fn mean(steps: &[StepRecord], figure: fn(&StepRecord) -> Option<f64>) -> Option<f64> {
     let values: Vec<f64> = steps.iter().filter_map(figure).collect();
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-}
-
-/// What became of every response, in one sentence.
-pub(crate) fn responses(status: &Status) -> String {
-    let account = &status.account;
-    let mut parts: Vec<String> = Vec::new();
-    for (ending, count) in account.endings.iter().filter(|(_, count)| **count > 0) {
-        parts.push(format!("{count} {ending}"));
-    }
-    if account.in_flight > 0 {
-        parts.push(format!("{} in flight", account.in_flight));
-    }
-    format!("{} responses issued: {}", account.issued, parts.join(", "))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! | a role exits with 0      | it was told to leave: not restarted                                          |
 //! | a learner rank dies      | all ranks are ended and started again: they live and die together            |
 //! | a role exits with 2      | the run ends: its input is bad, trying again cannot help                     |
-//! | a role exits with 3      | the run ends: the coordinator has given it up                                |
+//! | a role exits with 3      | the run ends: it cannot go on, and would not after a restart                 |
 //! | a role dies too often    | the run ends, with the last lines of its log                                 |
 //! | the coordinator exits 0  | the run is over (or stopped); the others get a moment to leave               |
 //! | Ctrl-C or SIGTERM        | the coordinator is asked to drain; the second ends everything at once        |
@@ -42,7 +42,7 @@ const HEARD_TIMEOUT: Duration = Duration::from_secs(2);
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Exit code of a role whose input is bad.
 const BAD_INPUT_CODE: i32 = 2;
-/// Exit code of a coordinator that has given the run up.
+/// Exit code of a role that has given the run up: it would end in the same way again.
 const HOPELESS_CODE: i32 = 3;
 
 /// Processes that live and die together: a role, or all ranks of the learner.
@@ -72,12 +72,17 @@ impl Unit {
 
     /// The first of its processes that has failed.
     fn failed(&mut self) -> Option<Failure> {
+        let mut first = None;
         for process in &mut self.running {
-            if let Some(status) = process.ended().filter(|status| !status.success()) {
-                return Some(Failure { name: process.name.clone(), status, log_tail: process.log_tail() });
+            let Some(status) = process.ended().filter(|status| !status.success()) else { continue };
+            let failure = Failure { name: process.name.clone(), status, log_tail: process.log_tail() };
+            if is_final(status) {
+                // The others of a unit fail because of it, and do not know why.
+                return Some(failure);
             }
+            first = first.or(Some(failure));
         }
-        None
+        first
     }
 
     /// Whether all of its processes have left as they were told.
@@ -119,7 +124,7 @@ impl Unit {
         self.restarts.push_back(now);
         let too_often = self.restarts.len() > RESTART_LIMIT;
         let Failure { name, status, log_tail } = failure;
-        if matches!(status.code(), Some(BAD_INPUT_CODE | HOPELESS_CODE)) || too_often {
+        if is_final(*status) || too_often {
             let why = if too_often {
                 format!("died {} times in a row", self.restarts.len())
             } else {
@@ -334,6 +339,11 @@ impl Supervisor {
         self.coordinator.kill();
         self.members.iter_mut().for_each(Unit::kill);
     }
+}
+
+/// Whether starting again cannot help.
+fn is_final(status: ExitStatus) -> bool {
+    matches!(status.code(), Some(BAD_INPUT_CODE | HOPELESS_CODE))
 }
 
 /// A role that was given bad input, or that has given the run up, makes this command's exit code say so too.

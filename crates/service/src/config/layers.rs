@@ -14,7 +14,7 @@ use super::origin::{Origins, Source, join};
 const ENV_PREFIX: &str = "SLUICE_";
 
 /// Layers of configuration, later ones over earlier ones.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Layers {
     merged: Table,
     origins: Origins,
@@ -129,6 +129,33 @@ impl Layers {
         }
     }
 
+    /// Sets a value that follows from `from`, whatever a layer says. The sections on the way are made.
+    pub fn replace(&mut self, path: &str, value: Value, from: &str) {
+        let mut table = &mut self.merged;
+        let mut keys = path.split('.').peekable();
+        while let Some(key) = keys.next() {
+            if keys.peek().is_none() {
+                table.insert(key.to_owned(), value);
+                self.origins.set(path, Source::Derived(from.to_owned()));
+                return;
+            }
+            let inner = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
+            let Value::Table(inner) = inner else { return };
+            table = inner;
+        }
+    }
+
+    /// Lays the table at `path` over the whole; its values keep their origins.
+    pub fn lay_over(&mut self, path: &str) {
+        let Some(Value::Table(over)) = value_at(&self.merged, path).cloned() else { return };
+        for leaf in leaves(&over, "") {
+            if let Some(source) = self.origins.of(&join(path, &leaf)).cloned() {
+                self.origins.set(&leaf, source);
+            }
+        }
+        merge(&mut self.merged, over);
+    }
+
     /// Changes the merged values; errors about changed ones still point at where the old ones came from.
     pub fn edit(&mut self, change: impl FnOnce(&mut Table)) {
         change(&mut self.merged);
@@ -221,6 +248,19 @@ fn origin_of(origins: &Origins, path: &str) -> String {
         Some(Source::Set(origin) | Source::Derived(origin)) => origin.clone(),
         Some(Source::Default) | None => "the configuration".to_owned(),
     }
+}
+
+/// The dotted paths of a table's values.
+fn leaves(table: &Table, prefix: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    for (key, value) in table {
+        let path = join(prefix, key);
+        match value {
+            Value::Table(inner) if !inner.is_empty() => paths.extend(leaves(inner, &path)),
+            _ => paths.push(path),
+        }
+    }
+    paths
 }
 
 /// The value at a dotted path with indices in brackets.
@@ -366,6 +406,24 @@ mod tests {
         assert!(Layers::default().add_setting("nonsense").is_err());
         let mut below = layers("name = 'x'\n").unwrap();
         assert!(below.add_setting("name.inner=1").is_err());
+    }
+
+    #[test]
+    fn a_table_of_it_lies_over_the_whole_with_its_own_origins() {
+        let text =
+            "name = 'x'\n[ppo]\nepochs = 1\nclip_ratio = 0.1\n[[stages]]\n[stages.set]\nppo.epochs = 4\n";
+        let mut layers = layers(text).unwrap();
+        layers.lay_over("stages[0].set");
+        layers.lay_over("stages[7].set");
+        layers.edit(|table| drop(table.remove("stages")));
+        let example = layers.parse::<Example>().unwrap();
+        assert_eq!((example.ppo.epochs, example.ppo.clip_ratio), (4, 0.1));
+        assert!(
+            layers.source("ppo.epochs").to_string().ends_with(".toml:7"),
+            "{}",
+            layers.source("ppo.epochs")
+        );
+        assert!(layers.source("ppo.clip_ratio").to_string().ends_with(".toml:4"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ impl fmt::Display for Source {
 }
 
 /// Origins of values by dotted path.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Origins(BTreeMap<String, Source>);
 
 impl Origins {

@@ -103,8 +103,15 @@ impl StepMetrics {
     /// the checkpoints, has no form for such a number: it becomes null.
     pub fn not_finite(&self) -> Option<String> {
         let fields = serde_json::to_value(self).ok()?;
-        let null = fields.as_object()?.iter().find(|(_, value)| value.is_null());
-        null.map(|(name, _)| name.clone())
+        let absent = [
+            ("value_loss", self.value_loss),
+            ("explained_variance", self.explained_variance),
+            ("kl_to_ref", self.kl_to_ref),
+            ("critic_grad_norm", self.critic_grad_norm),
+        ];
+        let absent = absent.map(|(name, value)| value.is_none().then_some(name));
+        let mut null = fields.as_object()?.iter().filter(|(_, value)| value.is_null());
+        null.find(|(name, _)| !absent.contains(&Some(name.as_str()))).map(|(name, _)| name.clone())
     }
 }
 
@@ -293,6 +300,7 @@ mod tests {
         assert_eq!(sound.not_finite(), None);
         let broken = [
             (StepMetrics { policy_loss: f64::NAN, ..sound.clone() }, "policy_loss"),
+            (StepMetrics { value_loss: Some(f64::NAN), ..sound.clone() }, "value_loss"),
             (StepMetrics { approx_kl: f64::INFINITY, ..sound.clone() }, "approx_kl"),
             (StepMetrics { step_seconds: f64::NEG_INFINITY, ..sound }, "step_seconds"),
         ];

@@ -91,13 +91,13 @@ while :; do
     kill "$announcer" 2>/dev/null
     rm -f "$ring/targets/$name.json"
     if [ "$role" = learner ]; then
-        # The ranks live and die together, and ring.sbatch starts them again; but not with bad input (2), nor when
-        # they gave the run up (3).
-        case $status in 2 | 3) echo "$status" >"$ring/addresses/learner.gave-up" ;; esac
+        # The ranks live and die together, and ring.sbatch starts them again; but not where that is no use.
+        [ "$status" -ne 2 ] && [ "$status" -ne 3 ] || echo "$status" >"$ring/addresses/learner.final"
         exit "$status"
     fi
     [ $((SECONDS - began)) -gt 300 ] && failures=0
     failures=$((failures + 1))
+    # 2 is bad input, 3 what would end in the same way again.
     if [ "$status" -eq 0 ] || [ "$status" -eq 2 ] || [ "$status" -eq 3 ] || [ -n "$leaving" ] || [ "$failures" -gt 6 ]; then
         exit "$status"
     fi

@@ -8,7 +8,7 @@ use service::StopSignals;
 use types::BatchId;
 
 use super::Done;
-use crate::recipe::{RecipeFile, RingFolder, RingStage};
+use crate::recipe::{RecipeFile, RingStage};
 use crate::run::ring;
 
 /// Runs it.
@@ -23,7 +23,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<Done> {
     ring::run(file, resume, stop).await?;
     let batches = file.recipe.coordinator.batches;
-    let (checkpoint, trained) = newest_checkpoint(&RingFolder::of(&file.recipe.output).checkpoints())?;
+    let (checkpoint, trained) = newest_checkpoint(&file.ring_folder().checkpoints())?;
     if trained.0 < batches {
         eprintln!("  stopped after batch {} of {batches}; --resume goes on", trained.0);
         return Ok(Done::Stopped);

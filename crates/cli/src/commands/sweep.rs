@@ -1,0 +1,242 @@
+//! `sluice sweep`: one recipe with several values and seeds, run after run, and a table of what came of them.
+
+mod array;
+mod grid;
+
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+
+use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use service::{BadInput, StopSignals, init_logging};
+use tokio::process::Command;
+
+use self::grid::{Axis, Cell, Point};
+use crate::interval::Interval;
+use crate::recipe::{Environment, RecipeFile};
+use crate::results::Results;
+use crate::table::table_of_figures;
+
+/// Exit code of a run whose input is bad: the others' is too.
+const BAD_INPUT_CODE: i32 = 2;
+/// Exit code of a sweep that was stopped.
+const STOPPED_CODE: u8 = 130;
+
+/// Runs a recipe with every combination of some values and several seeds, one run after the other, and prints
+/// a table of means over the seeds with 95 % intervals.
+///
+/// Runs that are complete are skipped and begun ones go on: start the same sweep again after an interruption.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The recipe (TOML).
+    recipe: PathBuf,
+    /// A key and its values; every combination with those of other keys is run. One value alone holds for
+    /// all.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE[,VALUE...]")]
+    axes: Vec<Axis>,
+    /// Runs of each combination, with the recipe's seed and those that follow it.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// The folder of all runs; RECIPE's output with `-sweep` behind it where not given.
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// Does one run only, by its number; 0 is the first.
+    #[arg(long, value_name = "N", conflicts_with_all = ["slurm", "table"])]
+    cell: Option<usize>,
+    /// Prints a script for sbatch instead, in which each task of an array does one run.
+    #[arg(long, conflicts_with = "table")]
+    slurm: bool,
+    /// Prints the table of what is there instead.
+    #[arg(long)]
+    table: bool,
+    /// Prints the table as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A sweep that was read and checked.
+struct Sweep {
+    recipe: PathBuf,
+    name: String,
+    output: PathBuf,
+    points: Vec<Point>,
+    cells: Vec<Cell>,
+    /// Places of the rings that are compared, below a run's output.
+    rings: Vec<PathBuf>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A recipe that cannot be used with some of the values, a run that failed.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    init_logging("warn", service::config::LogFormat::Text)?;
+    let sweep = Sweep::read(&arguments)?;
+    if arguments.slurm {
+        print!("{}", sweep.script(&arguments)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.table {
+        sweep.show(arguments.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let chosen = match arguments.cell {
+        None => sweep.cells.clone(),
+        Some(number) => vec![sweep.cell(number)?.clone()],
+    };
+    let ended = sweep.run_all(&chosen).await?;
+    if arguments.cell.is_none() {
+        sweep.show(arguments.json)?;
+    }
+    Ok(ended)
+}
+
+impl Sweep {
+    /// Reads the recipe as each run will.
+    fn read(arguments: &Arguments) -> anyhow::Result<Self> {
+        if arguments.seeds == 0 {
+            return Err(BadInput("--seeds is 0, must be at least 1".to_owned()).into());
+        }
+        let written = RecipeFile::read(&arguments.recipe, Environment::Applied, &[])?.recipe;
+        let default = || PathBuf::from(format!("{}-sweep", written.output.display()));
+        let output = arguments.output.clone().unwrap_or_else(default);
+        let points = grid::points(&arguments.axes);
+        let seeds: Vec<u64> = (written.seed..).take(usize::try_from(arguments.seeds)?).collect();
+        let cells = grid::cells(&points, &seeds, &written.name, &output);
+        let mut rings = Vec::new();
+        for cell in &cells {
+            let file = RecipeFile::read(&arguments.recipe, Environment::Applied, &cell.settings);
+            let file = file.with_context(|| format!("with {}", points[cell.point].label()))?;
+            file.preflight().with_context(|| format!("with {}", points[cell.point].label()))?;
+            rings = file.rings_below_output()?;
+        }
+        let (recipe, name) = (arguments.recipe.clone(), written.name);
+        Ok(Self { recipe, name, output, points, cells, rings })
+    }
+
+    fn cell(&self, number: usize) -> Result<&Cell, BadInput> {
+        let last = self.cells.len() - 1;
+        self.cells.get(number).ok_or_else(|| BadInput(format!("--cell is {number}, must be 0 to {last}")))
+    }
+
+    /// Runs them one after the other. What fails does not keep the others from running.
+    async fn run_all(&self, cells: &[Cell]) -> anyhow::Result<ExitCode> {
+        let mut stop = StopSignals::listen()?;
+        let mut failed = 0;
+        for cell in cells {
+            let (label, of) = (self.points[cell.point].label(), self.cells.len());
+            eprintln!("run {} of {of}: {label}, seed {}", cell.number + 1, cell.seed);
+            match self.run_one(cell, &mut stop).await? {
+                Ended::Complete => {}
+                Ended::Stopped => {
+                    eprintln!("stopped; the same command goes on");
+                    return Ok(ExitCode::from(STOPPED_CODE));
+                }
+                Ended::Failed(Some(BAD_INPUT_CODE)) => return Ok(ExitCode::from(2)),
+                Ended::Failed(_) => failed += 1,
+            }
+        }
+        if failed > 0 {
+            eprintln!("{failed} of {} runs failed; the same command tries them again", cells.len());
+        }
+        Ok(ExitCode::from(u8::from(failed > 0)))
+    }
+
+    async fn run_one(&self, cell: &Cell, stop: &mut StopSignals) -> anyhow::Result<Ended> {
+        let us = std::env::current_exe().context("find our own binary")?;
+        let mut command = Command::new(us);
+        command.arg("run").arg(&self.recipe).arg("--resume");
+        command.args(cell.settings.iter().flat_map(|setting| ["--set", setting.as_str()]));
+        // Ctrl-C is for us; we tell the run what to do about it, once for each time.
+        let mut child = command.stdin(Stdio::null()).process_group(0).spawn().context("start sluice run")?;
+        let mut is_stopped = false;
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status.context("wait for sluice run")?,
+                () = stop.next() => {
+                    is_stopped = true;
+                    if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+                        // A run that has just ended needs no signal.
+                        let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+                    }
+                }
+            }
+        };
+        Ok(match status.code() {
+            _ if is_stopped => Ended::Stopped,
+            Some(0) => Ended::Complete,
+            code => Ended::Failed(code),
+        })
+    }
+
+    /// The command line of this sweep as a Slurm array.
+    fn script(&self, arguments: &Arguments) -> anyhow::Result<String> {
+        let us = std::env::current_exe().context("find our own binary")?;
+        let recipe = std::path::absolute(&self.recipe).context("find the recipe")?;
+        let output = std::path::absolute(&self.output).context("find the output")?;
+        let mut command = vec![us.display().to_string(), "sweep".to_owned(), recipe.display().to_string()];
+        for axis in &arguments.axes {
+            command.extend(["--set".to_owned(), axis.to_string()]);
+        }
+        command.extend(["--seeds".to_owned(), arguments.seeds.to_string()]);
+        command.extend(["--output".to_owned(), output.display().to_string()]);
+        std::fs::create_dir_all(&output).with_context(|| format!("create {}", output.display()))?;
+        let name = format!("{}-sweep", self.name);
+        Ok(array::script(&name, self.cells.len(), &output.display().to_string(), &command))
+    }
+
+    /// Prints what there is.
+    fn show(&self, as_json: bool) -> anyhow::Result<()> {
+        let mut table = table_of_figures(&["run", "seeds", "score", "pass@1", "KL", "length", "entropy"]);
+        let mut rows = Vec::new();
+        for (at, point) in self.points.iter().enumerate() {
+            for ring in &self.rings {
+                let mut found = Vec::new();
+                for cell in self.cells.iter().filter(|cell| cell.point == at) {
+                    found.extend(Results::of(&cell.output.join(ring))?);
+                }
+                let over = |figure: fn(&Results) -> Option<f64>| {
+                    Interval::of(&found.iter().filter_map(figure).collect::<Vec<_>>())
+                };
+                let figures = [
+                    over(|results| Some(results.score)),
+                    over(|results| results.outcome),
+                    over(|results| results.kl),
+                    over(|results| Some(results.length)),
+                    over(|results| Some(results.entropy)),
+                ];
+                let several = self.rings.len() > 1;
+                let label =
+                    if several { format!("{} {}", point.label(), ring.display()) } else { point.label() };
+                let shown =
+                    figures.map(|figure| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string()));
+                table.add_row([label, found.len().to_string()].into_iter().chain(shown));
+                let [score, outcome, kl, length, entropy] = figures;
+                rows.push(json!({
+                    "settings": point.settings, "ring": ring, "seeds": found.len(), "score": score,
+                    "outcome": outcome, "kl": kl, "length": length, "entropy": entropy
+                }));
+            }
+        }
+        if as_json {
+            println!("{}", serde_json::to_string(&rows)?);
+        } else {
+            println!(
+                "{table}\nmeans over the last tenth of each run's batches, ± half the 95 % interval over seeds"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// How a run of a sweep ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Complete,
+    /// We were told to stop.
+    Stopped,
+    /// With this code, or by a signal.
+    Failed(Option<i32>),
+}

@@ -1,0 +1,131 @@
+//! The first rows of the prompts against those who read them: before anything starts, where the file is
+//! there already.
+
+use std::path::Path;
+
+use coordinator::data::first_rows;
+use serde_json::{Map, Value};
+
+use super::Recipe;
+
+/// Rows that are looked at.
+const ROWS: usize = 100;
+
+/// What the first rows do not have and somebody reads.
+pub(super) fn problems(recipe: &Recipe) -> Vec<String> {
+    let data = &recipe.coordinator.data;
+    if !data.path.is_file() {
+        return Vec::new();
+    }
+    let rows = match first_rows(data, ROWS) {
+        Ok(rows) => rows,
+        Err(error) => return vec![format!("coordinator.data.path: {error}")],
+    };
+    let mut problems = lacking(recipe, &rows);
+    problems.extend(without_template(recipe, &rows));
+    problems
+}
+
+/// Scorers that none of the rows can be scored by.
+fn lacking(recipe: &Recipe, rows: &[Map<String, Value>]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (at, scorer) in recipe.reward_server.scorers.iter().enumerate() {
+        let lacks: Option<Vec<_>> = rows.iter().map(|row| scorer.lacks(row)).collect();
+        if let Some(lack) = lacks.as_deref().and_then(<[_]>::first) {
+            problems.push(format!(
+                "reward_server.scorers[{at}].{lack} in the first {} rows of {}, which have {}",
+                rows.len(),
+                recipe.coordinator.data.path.display(),
+                names(rows)
+            ));
+        }
+    }
+    problems
+}
+
+/// Chats for a policy without a chat template.
+fn without_template(recipe: &Recipe, rows: &[Map<String, Value>]) -> Option<String> {
+    let chat = rows
+        .iter()
+        .position(|row| row.contains_key("messages") || row.get("prompt").is_some_and(Value::is_array))?;
+    let policy = &recipe.learner.policy;
+    let is_known = policy.join("config.json").is_file();
+    (is_known && !has_template(policy)).then(|| {
+        format!(
+            "coordinator.data.path: row {} is a chat, and {} has no chat template: take a model that has one, or give \
+             prompts as text",
+            chat + 1,
+            policy.display()
+        )
+    })
+}
+
+/// Whether a model folder has a chat template, wherever transformers puts it.
+fn has_template(folder: &Path) -> bool {
+    if ["chat_template.jinja", "chat_template.json"].iter().any(|file| folder.join(file).is_file())
+        || folder.join("additional_chat_templates").is_dir()
+    {
+        return true;
+    }
+    let config = std::fs::read(folder.join("tokenizer_config.json")).unwrap_or_default();
+    let config: Value = serde_json::from_slice(&config).unwrap_or_default();
+    !config["chat_template"].is_null()
+}
+
+/// The names of all rows.
+fn names(rows: &[Map<String, Value>]) -> String {
+    let mut names: Vec<&str> = rows.iter().flat_map(|row| row.keys().map(String::as_str)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(folder: &Path, rows: &str, scorers: &str) -> Recipe {
+        let (data, policy) = (folder.join("prompts.jsonl"), folder.join("policy"));
+        std::fs::create_dir_all(&policy).unwrap();
+        std::fs::write(policy.join("config.json"), "{}").unwrap();
+        std::fs::write(&data, rows).unwrap();
+        let text = format!(
+            "[coordinator]\ndata.path = {data:?}\n[learner]\npolicy = {policy:?}\n[reward_server]\nscorers = [{scorers}]\n"
+        );
+        toml::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn fields_that_no_row_has_are_named_with_those_that_they_have() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows =
+            "{\"prompt\": \"2 + 2\", \"answer\": 4}\n{\"prompt\": \"3 + 2\", \"answer\": 5, \"level\": 1}\n";
+        let numeric = "{kind = 'numeric-match'}, {kind = 'exact-match', field = 'level'}";
+        let found = problems(&recipe(folder.path(), rows, numeric));
+        assert_eq!(found.len(), 1, "one row has a level: {found:?}");
+        assert!(
+            found[0].starts_with(
+                "reward_server.scorers[0].field is \"label\": no such field in the first 2 rows"
+            )
+        );
+        assert!(found[0].ends_with("which have answer, level, prompt"), "{found:?}");
+    }
+
+    #[test]
+    fn a_chat_needs_a_template() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n";
+        let recipe = recipe(folder.path(), rows, "");
+        assert!(problems(&recipe)[0].contains("row 1 is a chat"), "{:?}", problems(&recipe));
+        let config = recipe.learner.policy.join("tokenizer_config.json");
+        std::fs::write(config, "{\"chat_template\": \"{{ messages }}\"}").unwrap();
+        assert_eq!(problems(&recipe), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_used_is_said_before_anything_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = problems(&recipe(folder.path(), "{\"question\": \"x\"}\n", ""));
+        assert!(found[0].contains("prompts.jsonl:1: must have exactly one of prompt"), "{found:?}");
+    }
+}

@@ -1,0 +1,95 @@
+//! What a reward server says about a response for people: nobody trains on it.
+
+use std::collections::BTreeMap;
+
+/// Most bytes of a text that travel; of a longer one the middle is left out.
+pub const MAX_TEXT_BYTES: usize = 8 << 10;
+/// Most scorers of a run.
+const SCORERS_LIMIT: usize = 256;
+/// Longest name of a scorer, in bytes.
+const NAME_BYTES: usize = 128;
+
+/// Each scorer's own number, and the texts that the scorers read.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Remarks {
+    /// By scorer, its number as it was before weights and gates: finite.
+    pub numbers: BTreeMap<String, f64>,
+    /// The texts; absent where nobody had a tokenizer.
+    pub texts: Option<Texts>,
+}
+
+/// A prompt and a response as text, each of at most [`MAX_TEXT_BYTES`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Texts {
+    prompt: String,
+    response: String,
+}
+
+impl Texts {
+    /// The texts, without the middle of what is too long.
+    pub fn new(prompt: &str, response: &str) -> Self {
+        Self { prompt: without_middle(prompt), response: without_middle(response) }
+    }
+
+    /// What the policy was given.
+    pub fn prompt(&self) -> &str {
+        &self.prompt
+    }
+
+    /// What it answered.
+    pub fn response(&self) -> &str {
+        &self.response
+    }
+}
+
+impl Remarks {
+    /// What is wrong with them.
+    pub(crate) fn problem(&self) -> Option<String> {
+        if self.numbers.len() > SCORERS_LIMIT {
+            return Some(format!("has numbers of {} scorers, at most {SCORERS_LIMIT}", self.numbers.len()));
+        }
+        let wrong = |(name, number): &(&String, &f64)| name.len() > NAME_BYTES || !number.is_finite();
+        let (name, number) = self.numbers.iter().find(wrong)?;
+        let name: String = name.chars().take(NAME_BYTES).collect();
+        Some(format!(
+            "scorer {name:?} says {number}, must be finite, and its name at most {NAME_BYTES} bytes"
+        ))
+    }
+}
+
+/// A text of at most [`MAX_TEXT_BYTES`]: its beginning and its end.
+fn without_middle(text: &str) -> String {
+    if text.len() <= MAX_TEXT_BYTES {
+        return text.to_owned();
+    }
+    // What says how much is left out takes less than 64 bytes.
+    let half = (MAX_TEXT_BYTES - 64) / 2;
+    let (head, tail) = (text.floor_char_boundary(half), text.ceil_char_boundary(text.len() - half));
+    format!("{}\n[... {} bytes left out ...]\n{}", &text[..head], tail - head, &text[tail..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_text_keeps_its_beginning_and_its_end() {
+        let long = format!("begins {}ends", "ä".repeat(MAX_TEXT_BYTES));
+        let texts = Texts::new("short", &long);
+        assert_eq!(texts.prompt(), "short");
+        let response = texts.response();
+        assert!(response.len() <= MAX_TEXT_BYTES, "{} bytes", response.len());
+        assert!(response.starts_with("begins ä") && response.ends_with("ends"), "{response}");
+        assert!(response.contains("bytes left out"));
+        assert_eq!(Texts::new("short", response), texts, "a second cut changes nothing");
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused() {
+        let remarks =
+            |name: &str, number| Remarks { numbers: [(name.to_owned(), number)].into(), texts: None };
+        assert_eq!(remarks("regex", 1.0).problem(), None);
+        assert!(remarks("regex", f64::NAN).problem().unwrap().contains("\"regex\" says NaN"));
+        assert!(remarks(&"x".repeat(1000), 1.0).problem().is_some());
+    }
+}
