@@ -4,6 +4,7 @@ use algo::filtration::{Candidate, Group, GroupDecision, filter_group};
 use serde::{Deserialize, Serialize};
 use types::{DropReason, Ending, FilterReason, GroupScore, PolicyVersion, PromptId, RolloutId};
 
+use super::fact::ScoreSummary;
 use super::groups::CompleteGroup;
 use super::plan::RunPlan;
 use super::sums::GroupSums;

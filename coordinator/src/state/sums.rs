@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use algo::Moments;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::fact::ScoreSummary;
@@ -45,7 +46,7 @@ pub struct NumberSums {
 }
 
 /// Mean and deviation of some numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Spread {
     /// The mean.
     pub mean: f64,
