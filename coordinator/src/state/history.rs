@@ -245,7 +245,8 @@ mod tests {
 
     fn step(history: &mut History, second: u64) {
         let id = BatchId(history.steps.len() as u64 + 1);
-        let batch = BatchPlan { id, samples: Vec::new(), groups: Vec::new(), prompts: 1, sums: GroupSums::default() };
+        let batch =
+            BatchPlan { id, samples: Vec::new(), groups: Vec::new(), prompts: 1, sums: GroupSums::default() };
         history.add_step(Timestamp(second * 1000), &Filtration::default(), &batch, StepMetrics::default());
     }
 
