@@ -45,6 +45,7 @@ impl Trainer {
         self.adapt_kl_coefficient(&experience)?;
         self.version = self.version.next();
         self.steps.push(MeasuredStep { batch: batch.id(), metrics: metrics.clone() });
+        self.consumed.add(batch);
         Ok(metrics)
     }
 
