@@ -6,6 +6,8 @@
 //!     policy/  critic/                             Hugging Face folders
 //!     adapter/                                     with LoRA: a PEFT folder (policy/ is merged)
 //!     optimizer/policy-00000-of-00002.safetensors  one shard a rank, of every group
+//!     consumed.jsonl                               which responses are part of the weights, by batch
+//! <folder>/writer.json                             the learner that writes here
 //! ```
 //!
 //! Invariants:
@@ -16,8 +18,11 @@
 //! 3. Training goes on from a checkpoint as it would have without the interruption, bit for bit on the same
 //!    number of ranks; on another number, up to the rounding of sums.
 //! 4. With several ranks the folder is one that all of them see.
+//! 5. Of several learners only the one that the coordinator admitted last writes.
 
 mod agreement;
+mod consumed;
+mod fence;
 mod folders;
 mod manifest;
 mod optimizer_shards;
@@ -27,10 +32,12 @@ mod write;
 
 use std::path::{Path, PathBuf};
 
-use types::{BatchId, RunId};
+use types::{BatchId, LearnerTerm, RunId};
 
 use crate::disk::FileError;
 
+pub use consumed::Consumed;
+pub use fence::Writer;
 pub use write::PendingCheckpoint;
 
 /// The fewest checkpoints that are kept.
@@ -41,13 +48,38 @@ const MIN_KEPT_COUNT: usize = 2;
 pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
+    /// The learner that writes, where a coordinator has admitted it.
+    writer: Option<Writer>,
 }
 
 impl Checkpoints {
     /// Those in `folder`, of which the newest `keep`, at least 2, are kept: the newest may be damaged by what
     /// stopped the learner.
     pub fn new(folder: &Path, keep: usize) -> Self {
-        Self { folder: folder.to_owned(), keep: keep.max(MIN_KEPT_COUNT) }
+        Self { folder: folder.to_owned(), keep: keep.max(MIN_KEPT_COUNT), writer: None }
+    }
+
+    /// Where they are.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A coordinator has admitted this learner: it alone writes here from now on. Rank 0 says so in the
+    /// folder; all ranks call it.
+    ///
+    /// # Errors
+    /// A newer learner that writes here; what the system refuses.
+    pub fn claim(&mut self, writer: Writer, is_first: bool) -> Result<(), Error> {
+        if is_first {
+            fence::claim(&self.folder, writer)?;
+        }
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    /// Checks that no newer learner writes here.
+    fn check_writer(&self) -> Result<(), Error> {
+        self.writer.map_or(Ok(()), |writer| fence::check(&self.folder, writer))
     }
 }
 
@@ -91,6 +123,21 @@ pub enum Error {
         rank: usize,
         /// The other rank's error.
         reason: String,
+        /// It found no room on the disk.
+        is_disk_full: bool,
+    },
+    /// Another learner has taken this one's place.
+    #[error(
+        "learner {theirs} writes checkpoints in {folder}, this process is learner {ours}: it was stopped or cut off \
+         when the coordinator admitted the other one, and has to end"
+    )]
+    Superseded {
+        /// Where they are.
+        folder: PathBuf,
+        /// What this process is.
+        ours: LearnerTerm,
+        /// What the one is that writes.
+        theirs: LearnerTerm,
     },
     /// A model's folder cannot be written or read.
     #[error(transparent)]
@@ -110,6 +157,14 @@ impl From<FileError> for Error {
 }
 
 impl Error {
+    /// Whether there was no room on the disk: then nothing is lost, and the next try may succeed.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Rank { is_disk_full, .. } => *is_disk_full,
+            other => service::is_disk_full(other),
+        }
+    }
+
     fn damaged(path: PathBuf, reason: impl ToString) -> Self {
         Self::Damaged { path, reason: reason.to_string() }
     }

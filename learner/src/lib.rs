@@ -52,7 +52,7 @@ mod supervised;
 mod threads;
 mod trainable_model;
 
-pub use checkpoint::Checkpoints;
+pub use checkpoint::{Checkpoints, Writer};
 pub use config::{
     Bound, DecayOn, ExecutionConfig, KlIn, LoraConfig, LoraTarget, OptimizerConfig, Overlong, PpoConfig,
     Precision, RolloutSupport, SamplesOn, Truncated, Whiten, ZeroStage,

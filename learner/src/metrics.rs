@@ -56,6 +56,10 @@ pub const METRICS: &[Metric] = &[
         .by(&[Label::one_of("phase", &["prepare", "update", "all"])]),
     Metric::histogram("rlhf_learner_broadcast_seconds", "Time of a weight broadcast."),
     Metric::gauge("rlhf_learner_checkpointed_batch", "The last batch that a checkpoint holds."),
+    Metric::counter(
+        "rlhf_learner_checkpoints_put_off_total",
+        "Checkpoints that found no room on the disk; each is tried again, and training goes on.",
+    ),
     Metric::gauge("rlhf_learner_policy_loss", "Policy loss, mean over minibatches."),
     Metric::gauge("rlhf_learner_value_loss", "Value loss, mean over minibatches."),
     Metric::gauge("rlhf_learner_entropy", "Entropy of the policy, nats."),
@@ -112,4 +116,9 @@ pub(crate) fn broadcast(seconds: f64) {
 /// Weights could not be broadcast.
 pub(crate) fn broadcast_failed() {
     counter!("rlhf_learner_broadcasts_failed_total").increment(1);
+}
+
+/// A checkpoint found no room.
+pub(crate) fn checkpoint_put_off() {
+    counter!("rlhf_learner_checkpoints_put_off_total").increment(1);
 }

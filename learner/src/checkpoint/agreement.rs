@@ -12,14 +12,16 @@ use crate::ranks::Ranks;
 #[derive(Serialize, Deserialize)]
 enum RankResult<T> {
     Done(T),
-    Failed(String),
+    Failed { reason: String, is_disk_full: bool },
 }
 
 impl<T: Serialize> RankResult<&T> {
     fn encode(result: &std::result::Result<T, Error>) -> Vec<u8> {
         let told = match result {
             Ok(value) => RankResult::Done(value),
-            Err(error) => RankResult::Failed(error.to_string()),
+            Err(error) => {
+                RankResult::Failed { reason: error.to_string(), is_disk_full: error.is_disk_full() }
+            }
         };
         serde_json::to_vec(&told).expect("what ranks tell each other is JSON")
     }
@@ -27,7 +29,11 @@ impl<T: Serialize> RankResult<&T> {
 
 impl<T: DeserializeOwned> RankResult<T> {
     fn decode(rank: usize, bytes: &[u8]) -> std::result::Result<Self, Error> {
-        serde_json::from_slice(bytes).map_err(|error| Error::Rank { rank, reason: error.to_string() })
+        serde_json::from_slice(bytes).map_err(|error| Error::Rank {
+            rank,
+            reason: error.to_string(),
+            is_disk_full: false,
+        })
     }
 }
 
@@ -45,7 +51,9 @@ pub(super) fn of_first<T: Serialize + DeserializeOwned>(
     match (result?, first) {
         (own, RankResult::Done(_)) if ranks.rank() == 0 => Ok(own),
         (_, RankResult::Done(value)) => Ok(value),
-        (_, RankResult::Failed(reason)) => Err(Error::Rank { rank: 0, reason }.into()),
+        (_, RankResult::Failed { reason, is_disk_full }) => {
+            Err(Error::Rank { rank: 0, reason, is_disk_full }.into())
+        }
     }
 }
 
@@ -65,7 +73,9 @@ pub(super) fn all_files(
     for (rank, bytes) in told.iter().enumerate() {
         match RankResult::<Files>::decode(rank, bytes)? {
             RankResult::Done(own) => files.extend(own),
-            RankResult::Failed(reason) => return Ok(Err(Error::Rank { rank, reason })),
+            RankResult::Failed { reason, is_disk_full } => {
+                return Ok(Err(Error::Rank { rank, reason, is_disk_full }));
+            }
         }
     }
     Ok(Ok(files))

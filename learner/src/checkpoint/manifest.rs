@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use types::link::learner::RecentSteps;
-use types::{BatchId, RunId};
+use types::{BatchId, LearnerTerm, RunId};
 
 use super::Error;
 use crate::config::PpoConfig;
@@ -42,6 +42,9 @@ pub(super) struct Manifest {
     /// The last batch that is part of the weights: what the coordinator need not send again. Orders of passes
     /// are functions of the seed and this.
     pub(super) batch: BatchId,
+    /// The learner that wrote it, where a coordinator had admitted one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) term: Option<LearnerTerm>,
     /// Seed of those orders.
     pub(super) seed: u64,
     /// Shards of the policy's optimizer state, one file each; the critic's are as many.

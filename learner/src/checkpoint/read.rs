@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use types::{BatchId, PolicyVersion};
 
+use super::consumed::{self, Consumed};
 use super::manifest::{self, Manifest};
 use super::optimizer_shards::OptimizerShards;
 use super::{Checkpoints, Error, Resumed, agreement, folders};
@@ -60,6 +61,10 @@ impl Checkpoints {
         }
         trainer.version = PolicyVersion(manifest.batch.0);
         trainer.steps = manifest.steps;
+        trainer.consumed = match manifest.files.get(consumed::FILE_NAME) {
+            Some(_) => Consumed::read(&path.join(consumed::FILE_NAME))?,
+            None => Consumed::default(),
+        };
         let config_changed = manifest.config_hash != manifest::config_hash(&trainer.config);
         if config_changed && trainer.ranks.rank() == 0 {
             warn!(path = %path.display(), "the configuration has changed since the checkpoint was written");

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use model::{ModelConfig, SaveOptions, Weights};
 use tch::{Device, Tensor};
 
+use super::consumed::{self, Consumed};
 use super::manifest::{self, FileEntry, Files};
 use super::{Error, optimizer_shards};
 use crate::config::LoraConfig;
@@ -23,6 +24,8 @@ pub(super) struct Snapshot {
     /// With LoRA.
     adapter: Option<AdapterCopy>,
     states: Vec<StateCopy>,
+    /// What was trained; only rank 0 writes it.
+    consumed: Option<Consumed>,
 }
 
 /// A model's weights; only rank 0 writes them.
@@ -60,7 +63,8 @@ impl Snapshot {
     pub(super) fn of(trainer: &Trainer) -> Result<Self> {
         let ranks = &trainer.ranks;
         let is_first = ranks.rank() == 0;
-        let mut snapshot = Self::default();
+        let consumed = is_first.then(|| trainer.consumed.clone());
+        let mut snapshot = Self { consumed, ..Self::default() };
         for (name, trained) in [("policy", Some(&trainer.policy)), ("critic", trainer.critic.as_ref())] {
             let Some(trained) = trained else { continue };
             let flats = trained.flats(ranks)?;
@@ -109,6 +113,11 @@ impl Snapshot {
             files.insert(format!("optimizer/{file_name}"), FileEntry::of(&path)?);
         }
         disk::sync_folder(&folder)?;
+        if let Some(consumed) = &self.consumed {
+            let path = root.join(consumed::FILE_NAME);
+            consumed.write(&path)?;
+            files.insert(consumed::FILE_NAME.to_owned(), FileEntry::of(&path)?);
+        }
         Ok(files)
     }
 }

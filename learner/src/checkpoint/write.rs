@@ -72,12 +72,17 @@ impl Checkpoints {
     pub fn start(&self, trainer: &Trainer, run: &RunId, batch: BatchId) -> Result<PendingCheckpoint> {
         let name = folders::final_name(batch);
         let is_first = trainer.ranks.rank() == 0;
-        let begun = if is_first { begin(&self.folder, &name) } else { Ok(String::new()) };
+        let begun = || {
+            self.check_writer()?;
+            begin(&self.folder, &name)
+        };
+        let begun = if is_first { begun() } else { Ok(String::new()) };
         let partial = self.folder.join(agreement::of_first(&trainer.ranks, begun)?);
         let manifest = Manifest {
             format: FORMAT,
             run: run.clone(),
             batch,
+            term: self.writer.map(|writer| writer.term),
             seed: trainer.config.seed,
             shards: trainer.policy.state_shard(&trainer.ranks).count,
             policy_steps: trainer.policy.steps(),
@@ -111,7 +116,12 @@ impl Checkpoints {
         let is_first = ranks.rank() == 0;
         let committed = agreement::all_files(ranks, writer.join())?.and_then(|files| {
             manifest.files = files;
-            if is_first { commit(&manifest, &partial, &target) } else { Ok(()) }
+            if is_first {
+                self.check_writer()?;
+                commit(&manifest, &partial, &target)
+            } else {
+                Ok(())
+            }
         });
         if committed.is_err() && is_first {
             // What went wrong is reported; what is left has a name that nothing reads.
@@ -147,6 +157,7 @@ fn commit(manifest: &Manifest, partial: &Path, target: &Path) -> std::result::Re
     if target.exists() {
         // Only a damaged one that was passed over on resuming is made again.
         let aside = partial.with_extension("replaced");
+        drop(fs::remove_dir_all(&aside));
         fs::rename(target, &aside).map_err(FileError::on("move aside", target))?;
     }
     fs::rename(partial, target).map_err(FileError::on("rename to", target))?;

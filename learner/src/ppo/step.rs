@@ -41,6 +41,7 @@ impl Trainer {
         metrics.update_seconds = metrics.step_seconds - prepare_seconds;
         self.version = self.version.next();
         self.steps.push(MeasuredStep { batch: batch.id(), metrics: metrics.clone() });
+        self.consumed.add(batch);
         Ok(metrics)
     }
 

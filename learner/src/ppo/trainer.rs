@@ -9,6 +9,7 @@ use tch::{Device, Tensor};
 use types::link::learner::RecentSteps;
 use types::{BatchId, PolicyVersion, Sampling};
 
+use crate::checkpoint::Consumed;
 use crate::config::{PpoConfig, Settings};
 use crate::error::{Error, Result};
 use crate::model_folder::{load, load_policy, with_scalar_head};
@@ -51,6 +52,7 @@ pub struct Trainer {
     pub(crate) controller: KlController,
     pub(crate) version: PolicyVersion,
     pub(crate) steps: RecentSteps,
+    pub(crate) consumed: Consumed,
     pub(crate) last_batch: Option<BatchId>,
     pub(crate) temperature: f64,
     pub(crate) max_new_tokens: usize,
@@ -105,6 +107,7 @@ impl Trainer {
             policy_folder: folder,
             version: PolicyVersion(0),
             steps: RecentSteps::default(),
+            consumed: Consumed::default(),
             last_batch: None,
             temperature: 1.0,
             max_new_tokens: usize::try_from(Sampling::default().max_new_tokens()).unwrap_or(usize::MAX),
@@ -135,6 +138,11 @@ impl Trainer {
     /// What the last steps measured, also those before a checkpoint that was restored.
     pub fn steps(&self) -> &RecentSteps {
         &self.steps
+    }
+
+    /// Which responses are part of the weights, also from before a checkpoint that was restored.
+    pub fn consumed(&self) -> &Consumed {
+        &self.consumed
     }
 
     /// The ranks that train together.

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use types::{Batch, BatchId, RunId, Sampling};
 
+use crate::checkpoint::Writer;
+
 /// What a rank is to do.
 #[derive(Debug)]
 pub(crate) enum RankCommand {
@@ -25,6 +27,8 @@ pub(crate) struct RunTerms {
     pub(crate) sampling: Sampling,
     /// When it ends.
     pub(crate) last_batch: BatchId,
+    /// Which of its learners this is.
+    pub(crate) writer: Writer,
 }
 
 /// Bytes that no rank 0 sends.
@@ -93,6 +97,7 @@ mod tests {
             run: "r".parse().unwrap(),
             sampling: SamplingParams { temperature: 0.7, ..SamplingParams::default() }.try_into().unwrap(),
             last_batch: BatchId(9),
+            writer: Writer { term: types::LearnerTerm(3), incarnation: types::Incarnation(7) },
         };
         let bytes = encode(Some(&RankCommand::Begin(terms.clone()))).unwrap();
         let Some(RankCommand::Begin(found)) = decode(&bytes).unwrap() else {

@@ -100,6 +100,11 @@ impl Progress {
         self.phase = LearnerPhase::Checkpointing;
     }
 
+    /// A checkpoint could not be written; it is tried again.
+    pub(crate) fn put_off_checkpoint(&mut self) {
+        self.end_phase();
+    }
+
     /// A checkpoint that holds `batch` is whole.
     pub(crate) fn wrote_checkpoint(&mut self, batch: BatchId) {
         self.checkpointed = batch;

@@ -15,12 +15,14 @@ use collective::{Backend, GroupConfig, ProcessGroup, Store};
 use model::ModelConfig;
 use tch::Kind;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use types::link::learner::{RecentSteps, StepMetrics};
 use types::{BatchId, HostPort, RunId};
 
 use super::command::{RankCommand, RunTerms, decode, encode};
 use super::config::Config;
-use crate::checkpoint::Checkpoints;
+use crate::checkpoint::{self, Checkpoints};
+use crate::error::Error;
 use crate::ppo::{CriticSource, Trainer, TrainerConfig};
 
 /// Commands that may wait: the coordinator sends two batches ahead.
@@ -29,6 +31,8 @@ const COMMAND_CAPACITY: usize = 8;
 const EVENT_CAPACITY: usize = 16;
 /// How often the other ranks hear from an idle rank 0.
 const IDLE_INTERVAL: Duration = Duration::from_secs(2);
+/// When a checkpoint that found no room is tried again.
+const PUT_OFF_DELAY: Duration = Duration::from_secs(10);
 
 /// What rank 0 tells. The other ranks tell nothing.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ pub(crate) enum RankEvent {
     Checkpointing,
     /// A checkpoint that holds this batch is complete on disk.
     Checkpointed(BatchId),
+    /// There was no room for a checkpoint; it is tried again.
+    CheckpointPutOff,
     /// It cannot go on.
     Failed(anyhow::Error),
 }
@@ -143,11 +149,15 @@ fn lead(
     events.blocking_send(RankEvent::Ready(Box::new(ready)))?;
     rank.events = Some(events.clone());
     loop {
-        let command = match inbox.recv_timeout(IDLE_INTERVAL) {
-            Ok(command) => Some(command),
-            Err(std_mpsc::RecvTimeoutError::Timeout) => None,
-            // The ring's loop is gone without a word: the others must not wait for us.
-            Err(std_mpsc::RecvTimeoutError::Disconnected) => Some(RankCommand::Finish),
+        let command = if rank.is_checkpoint_due() {
+            Some(RankCommand::Checkpoint)
+        } else {
+            match inbox.recv_timeout(IDLE_INTERVAL) {
+                Ok(command) => Some(command),
+                Err(std_mpsc::RecvTimeoutError::Timeout) => None,
+                // The ring's loop is gone without a word: the others must not wait for us.
+                Err(std_mpsc::RecvTimeoutError::Disconnected) => Some(RankCommand::Finish),
+            }
         };
         rank.pass_on(command.as_ref())?;
         let Some(command) = command else { continue };
@@ -184,6 +194,8 @@ struct Rank {
     trained: BatchId,
     written: BatchId,
     checkpoint_every: u64,
+    /// A checkpoint found no room on the disk, and is tried again then. Rank 0 decides when.
+    put_off_until: Option<Instant>,
     kind: Kind,
     /// Where rank 0 tells what comes of its commands.
     events: Option<mpsc::Sender<RankEvent>>,
@@ -223,6 +235,7 @@ impl Rank {
             trained: resumed.trained,
             written: resumed.trained,
             checkpoint_every: config.checkpoint_every,
+            put_off_until: None,
             kind,
             events: None,
             _store: store,
@@ -241,8 +254,13 @@ impl Rank {
     /// Carries out a command on this rank; breaks after the last one.
     fn carry_out(&mut self, command: RankCommand) -> anyhow::Result<ControlFlow<()>> {
         match command {
-            RankCommand::Begin(RunTerms { run, sampling, last_batch }) => {
+            RankCommand::Begin(RunTerms { run, sampling, last_batch, writer }) => {
                 self.trainer.set_run(&sampling, last_batch)?;
+                let is_first = self.trainer.ranks().rank() == 0;
+                match self.checkpoints.claim(writer, is_first) {
+                    Err(error) if error.is_disk_full() => tracing::warn!(%error, "no room to say who writes"),
+                    claimed => claimed?,
+                }
                 (self.run, self.last_batch) = (Some(run), Some(last_batch));
             }
             RankCommand::Train(batch) => {
@@ -269,11 +287,38 @@ impl Rank {
         if self.trained > self.written {
             let run = self.run.clone().context("no checkpoint before the coordinator's welcome")?;
             self.tell(RankEvent::Checkpointing);
-            self.checkpoints.save(&self.trainer, &run, self.trained)?;
-            self.written = self.trained;
+            match self.checkpoints.save(&self.trainer, &run, self.trained) {
+                // Every rank knows of it, and nothing of it is left.
+                Err(Error::Checkpoint(error)) if error.is_disk_full() => {
+                    self.put_off(&error);
+                    return Ok(());
+                }
+                saved => drop(saved?),
+            }
+            (self.written, self.put_off_until) = (self.trained, None);
         }
         self.tell(RankEvent::Checkpointed(self.written));
         Ok(())
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        self.put_off_until.is_some_and(|moment| moment <= Instant::now())
+    }
+
+    /// There is no room for a checkpoint: training goes on, and it is tried again after a while.
+    fn put_off(&mut self, error: &checkpoint::Error) {
+        self.put_off_until = Some(Instant::now() + PUT_OFF_DELAY);
+        let path = self.checkpoints.folder();
+        tracing::warn!(
+            path = %path.display(),
+            free_bytes = service::free_bytes(path).unwrap_or(0),
+            trained = self.trained.0,
+            written = self.written.0,
+            again_in_seconds = PUT_OFF_DELAY.as_secs(),
+            %error,
+            "no room for a checkpoint: training goes on without"
+        );
+        self.tell(RankEvent::CheckpointPutOff);
     }
 
     fn tell(&self, event: RankEvent) {

@@ -14,6 +14,7 @@ use super::config::Config;
 use super::coordinator_client::CoordinatorLink;
 use super::progress::Progress;
 use super::rank::{RankEvent, RankHandle, Resumed};
+use crate::checkpoint::Writer;
 use crate::metrics;
 
 /// Where actors find this learner.
@@ -176,7 +177,8 @@ impl RingLoop {
                 );
                 self.context.readiness.set(true);
                 self.run = Some(run.clone());
-                self.rank.command(RankCommand::Begin(RunTerms { run, sampling, last_batch }))?;
+                let writer = Writer { term, incarnation: self.incarnation };
+                self.rank.command(RankCommand::Begin(RunTerms { run, sampling, last_batch, writer }))?;
             }
             LearnerCommand::Batch(batch) => self.train(batch)?,
             LearnerCommand::JoinBroadcastGroup(group) => {
@@ -229,6 +231,10 @@ impl RingLoop {
                 metrics::checkpointed(batch);
                 self.progress.wrote_checkpoint(batch);
                 return Ok(self.report_checkpoint().await);
+            }
+            RankEvent::CheckpointPutOff => {
+                metrics::checkpoint_put_off();
+                self.progress.put_off_checkpoint();
             }
             RankEvent::Failed(error) => return Err(error),
         }

@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use learner::{Bound, Checkpoints, Device, LoraConfig, PpoConfig, Precision, Trainer, ZeroStage, on_ranks};
+use learner::{
+    Bound, Checkpoints, Device, LoraConfig, PpoConfig, Precision, Trainer, Writer, ZeroStage, on_ranks,
+};
 use model::Architecture;
 use proptest::prelude::*;
-use types::{BatchId, RunId};
+use types::{BatchId, Incarnation, LearnerTerm, RunId};
 
 use crate::support::{Models, config, difference, flat};
 
@@ -178,6 +180,58 @@ fn an_unfinished_or_failed_checkpoint_is_none() {
     let message = Checkpoints::new(&blocked, 2).save(&trainer, &run(), BatchId(3)).unwrap_err().to_string();
     assert!(message.contains("checkpoint: create") && message.contains("blocked"), "{message}");
     trainer.step(&models.batch(4, 5)).unwrap();
+}
+
+fn writer(term: u64, incarnation: u64) -> Writer {
+    Writer { term: LearnerTerm(term), incarnation: Incarnation(incarnation) }
+}
+
+#[test]
+fn a_learner_that_wakes_after_another_took_its_place_writes_nothing() {
+    let models = Models::new(config(Architecture::Llama, false));
+    let folder = models.dir.path().join("checkpoints");
+    let mut trainer = models.trainer(&ppo(), None);
+    trainer.step(&models.batch(1, 5)).unwrap();
+    let [mut old, mut new] = [(); 2].map(|()| Checkpoints::new(&folder, 2));
+    old.claim(writer(1, 100), true).unwrap();
+    old.save(&trainer, &run(), BatchId(1)).unwrap();
+    let pending = old.start(&trainer, &run(), BatchId(2)).unwrap();
+    // It is stopped in the middle of a checkpoint.
+    new.claim(writer(2, 200), true).unwrap();
+    let said = old.finish(&trainer, pending).unwrap_err().to_string();
+    assert!(said.contains("learner t2 writes checkpoints in"), "{said}");
+    let said = old.save(&trainer, &run(), BatchId(3)).unwrap_err().to_string();
+    assert!(said.contains("this process is learner t1"), "{said}");
+    // Also where the welcome lay in its socket meanwhile.
+    assert!(old.claim(writer(1, 100), true).is_err());
+    new.save(&trainer, &run(), BatchId(1)).unwrap();
+    assert_eq!(new.newest().unwrap().unwrap().1, BatchId(1));
+    // A run that begins anew in the folder is not of the past, though it counts from 1 again.
+    let mut anew = Checkpoints::new(&folder, 2);
+    anew.claim(writer(1, 300), true).unwrap();
+    anew.save(&trainer, &run(), BatchId(1)).unwrap();
+}
+
+#[test]
+fn a_checkpoint_names_the_responses_that_are_part_of_its_weights() {
+    let models = Models::new(config(Architecture::Llama, false));
+    let folder = models.dir.path().join("checkpoints");
+    let mut trainer = models.trainer(&ppo(), None);
+    let batches = [models.batch(1, 5), models.batch(2, 7)];
+    for batch in &batches {
+        trainer.step(batch).unwrap();
+    }
+    Checkpoints::new(&folder, 2).save(&trainer, &run(), BatchId(2)).unwrap();
+    let mut resumed = models.trainer(&ppo(), None);
+    Checkpoints::new(&folder, 2).restore_newest(&mut resumed).unwrap().unwrap();
+    assert_eq!(resumed.consumed(), trainer.consumed());
+    let named = resumed.consumed().batches();
+    for ((batch, responses), trained) in named.zip(&batches) {
+        assert_eq!(batch, trained.id());
+        let ids = trained.samples().iter().filter(|sample| sample.weight() > 0.0);
+        assert!(ids.map(|sample| sample.scored().rollout().id()).eq(responses.iter().copied()));
+    }
+    assert_eq!(resumed.consumed().batches().count(), 2);
 }
 
 #[test]
