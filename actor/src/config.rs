@@ -55,7 +55,7 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// The generation engine.
     pub engine: EngineConfig,
-    /// The policy as pages beside the metrics.
+    /// The policy under the OpenAI API, on a port of its own.
     pub serve: ServeConfig,
     /// The process.
     pub service: ServiceConfig,

@@ -14,7 +14,8 @@ use crate::policy::{Outlets, SharedWeights};
 use crate::rollout_loop::RolloutLoop;
 
 /// Builds the actor; nothing runs yet. It listens for nothing but its metrics and, if the configuration says
-/// so, clients of its policy and actors that pull its weights: everything else it reaches out to.
+/// so, clients of its policy on another port and actors that pull its weights: everything else it reaches out
+/// to.
 ///
 /// # Errors
 /// When the actor's name is none, its engine's device is not there, or a port cannot be used.
@@ -23,7 +24,11 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     config.engine.check_device().context("engine")?;
     let (served, policy) = watch::channel(None);
     if config.serve.enabled {
-        context.pages = context.pages.merge(openai::pages(policy, config.serve.clone()));
+        let (listener, address) = service::bind("serve.listen", config.serve.listen).await?;
+        context.bound.push(("openai", address));
+        let pages = openai::pages(policy, config.serve.clone());
+        let stop = context.token.clone().cancelled_owned();
+        context.tasks.add("openai", OnError::Shutdown, openai::run(listener, pages, stop));
     }
     let shared = match config.listen_weights {
         Some(address) => Some(share_weights(address, &config, &mut context).await?),

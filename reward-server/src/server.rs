@@ -1,12 +1,10 @@
 //! Wires the reward server: scorers, registry of rollouts, coordinator's stream, actors' service, endpoint.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
-use tokio::net::TcpListener;
 
 use crate::config::Config;
 use crate::coordinator_client::Membership;
@@ -32,14 +30,14 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         None => None,
     };
     let rewards_listener = match config.endpoint.enabled {
-        true => Some(bind_rewards(config.endpoint.listen).await?),
+        true => Some(service::bind("endpoint.listen", config.endpoint.listen).await?),
         false => None,
     };
     // Cancelled when the server has left the run: everything ends then, and not when it is asked to leave.
     let done = CancellationToken::new();
     let scorers = Arc::new(ScorerSet::start(&config, &mut context.tasks, &done).await?);
-    if let Some(listener) = rewards_listener {
-        context.bound.push(("rewards", listener.local_addr().context("the address of /get_reward")?));
+    if let Some((listener, address)) = rewards_listener {
+        context.bound.push(("rewards", address));
         let pages = endpoint::pages(Arc::clone(&scorers), &config.endpoint);
         let stop = context.token.clone().cancelled_owned();
         context.tasks.add("rewards", OnError::Shutdown, async move {
@@ -59,11 +57,6 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         }
     }
     Ok(context)
-}
-
-async fn bind_rewards(address: SocketAddr) -> Result<TcpListener, BadInput> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|error| BadInput(format!("cannot listen on {address} (endpoint.listen): {error}")))
 }
 
 /// Adds the tasks of a member of a run.

@@ -1,7 +1,7 @@
-//! A running actor shows its policy beside its metrics.
+//! A running actor serves its policy on a port of its own.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use types::SamplingParams;
 use types::link::actor::ActorCommand;
 
@@ -21,10 +21,7 @@ async fn complete(address: std::net::SocketAddr) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_is_served_as_soon_as_it_has_weights() {
     let mut world = World::start(|config| config.serve.enabled = true).await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let pages = std::mem::take(&mut world.pages);
-    world.tasks.spawn(async move { service::axum::serve(listener, pages).await.unwrap() });
+    let [("openai", address)] = world.bound[..] else { panic!("{:?}", world.bound) };
     let early = complete(address).await;
     assert!(early.starts_with("HTTP/1.1 503") && early.contains("no weights yet"), "{early}");
     let link = world.ready(SamplingParams::default()).await;

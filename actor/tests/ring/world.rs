@@ -33,7 +33,8 @@ pub(crate) struct World {
     pub(crate) streams: mpsc::Receiver<Arrival>,
     pub(crate) weights: Weights,
     pub(crate) learner: SocketAddr,
-    pub(crate) pages: service::axum::Router,
+    /// The ports beside that of the metrics.
+    pub(crate) bound: Vec<(&'static str, SocketAddr)>,
 }
 
 /// Waits, but not for ever.
@@ -101,10 +102,10 @@ impl World {
             pages: service::axum::Router::new(),
             bound: Vec::new(),
         };
-        let Context { tasks: work, pages, .. } = actor::build(config, context).await.unwrap();
+        let Context { tasks: work, bound, .. } = actor::build(config, context).await.unwrap();
         let mut actor = JoinSet::new();
         actor.spawn(work.run(token.clone(), STEP_TIMEOUT));
-        Self { tasks, actor, token, streams, weights, learner, pages }
+        Self { tasks, actor, token, streams, weights, learner, bound }
     }
 
     /// The actor's next stream, with its hello, welcomed.

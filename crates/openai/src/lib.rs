@@ -1,4 +1,4 @@
-//! The policy behind an HTTP interface that OpenAI's clients speak: `sluice serve`, and a page of a running
+//! The policy behind an HTTP interface that OpenAI's clients speak: `sluice serve`, and a port of a running
 //! actor.
 //!
 //! `/v1/completions` and `/v1/chat/completions` (whole or streamed as server-sent events), `/v1/models`. Each
@@ -18,6 +18,7 @@ mod kind;
 mod reply;
 mod request;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -49,8 +50,11 @@ const MAX_BODY_BYTES: usize = 16 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServeConfig {
-    /// Whether an actor serves its policy beside its metrics. It shares the engine with the rollouts.
+    /// Whether an actor serves its policy. It shares the engine with the rollouts.
     pub enabled: bool,
+    /// Where an actor serves it; loopback by default, since the port is not authenticated. Port 0 takes any
+    /// free port; log and address file say which, under `openai`.
+    pub listen: SocketAddr,
     /// What clients call the model.
     pub model_name: String,
     /// Requests that are answered at a time; more get a 429.
@@ -66,6 +70,7 @@ impl Default for ServeConfig {
         Self {
             // It has no access control.
             enabled: false,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             model_name: "policy".to_owned(),
             max_concurrent_requests: 256,
             time_limit: Duration::from_secs(600),

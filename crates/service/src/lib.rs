@@ -73,7 +73,7 @@ pub use link::{Link, LinkEvent, Open, Opening};
 pub use metrics::{Label, Metric, PROCESS_METRICS, describe as describe_metrics};
 pub use name::unique_name;
 pub use recurring::{Recurring, Saying};
-pub use run::{BadInput, Context, Hopeless, exit_code, run};
+pub use run::{BadInput, Context, Hopeless, bind, exit_code, run};
 pub use signals::StopSignals;
 pub use tasks::{OnError, Spawner, TaskSet};
 pub use telemetry::init_logging;

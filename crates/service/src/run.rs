@@ -177,7 +177,7 @@ where
 ///
 /// # Errors
 /// Names the configuration key, the address and, for a port in use, what to do.
-pub(crate) async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+pub async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(address).await.map_err(|error| {
         let advice = match error.kind() {
             std::io::ErrorKind::AddrInUse => "; another process listens there, perhaps another run: stop it, or use port 0 for any free port",
