@@ -1,11 +1,12 @@
 //! Finds the problem that a prompt's fields describe.
 //!
 //! A data set's line is a problem in one of the sandbox's shapes, with whatever else the line holds beside
-//! it: HumanEval (`prompt`, `entry_point`, `test`), MBPP (`test_list`), or a `kind` of `human_eval`, `mbpp`,
-//! `function_calls`, `stdio`. Where the shape's keys would collide with the line's own (a chat prompt has no
-//! `prompt` text, say), the problem stands under the key `problem`.
+//! it: HumanEval (`prompt`, `entry_point`, `test`), MBPP (`test_list`), a LeetCode contest (`test` is a
+//! script over `Solution()`, without an entry point), or a `kind` of `human_eval`, `mbpp`, `function_calls`,
+//! `stdio`. Where the shape's keys would collide with the line's own (a chat prompt has no `prompt` text,
+//! say), the problem stands under the key `problem`.
 
-use sandbox::Problem;
+use sandbox::{Mbpp, Problem};
 use serde_json::{Map, Value};
 
 use crate::score_error::ScoreError;
@@ -17,6 +18,20 @@ pub(crate) fn problem(fields: &Map<String, Value>) -> Result<Option<Problem>, Sc
         _ => fields,
     };
     let Some(kind) = kind(line) else { return Ok(None) };
+    let parsed = match kind {
+        CONTEST => Ok(contest(line)),
+        kind => tagged(line, kind),
+    };
+    let problem =
+        parsed.map_err(|error| ScoreError::unsupported(format!("the prompt's {kind} problem: {error}")))?;
+    match problem.refusal() {
+        Some(refusal) => Err(ScoreError::unsupported(format!("problem {} {refusal}", problem.task_id()))),
+        None => Ok(Some(problem)),
+    }
+}
+
+/// The problem in a line of this kind.
+fn tagged(line: &Map<String, Value>, kind: &str) -> Result<Problem, serde_json::Error> {
     let mut known: Map<String, Value> = keys(kind)
         .iter()
         .filter_map(|key| Some(((*key).to_owned(), line.get(*key).filter(|value| !value.is_null())?.clone())))
@@ -24,20 +39,26 @@ pub(crate) fn problem(fields: &Map<String, Value>) -> Result<Option<Problem>, Sc
     if kind == "mbpp" {
         known.insert("test_setup_code".to_owned(), Value::String(mbpp_setup(line)));
     }
-    let task_id = match line.get("task_id") {
+    known.insert("task_id".to_owned(), Value::String(task_id(line)));
+    known.insert("kind".to_owned(), Value::String(kind.to_owned()));
+    serde_json::from_value(Value::Object(known))
+}
+
+fn task_id(line: &Map<String, Value>) -> String {
+    match line.get("task_id") {
         Some(Value::String(id)) => id.clone(),
         Some(Value::Number(id)) => id.to_string(),
         _ => "problem".to_owned(),
-    };
-    known.insert("task_id".to_owned(), Value::String(task_id));
-    known.insert("kind".to_owned(), Value::String(kind.to_owned()));
-    let parsed = serde_json::from_value::<Problem>(Value::Object(known));
-    let problem =
-        parsed.map_err(|error| ScoreError::unsupported(format!("the prompt's {kind} problem: {error}")))?;
-    match problem.refusal() {
-        Some(refusal) => Err(ScoreError::unsupported(format!("problem {} {refusal}", problem.task_id()))),
-        None => Ok(Some(problem)),
     }
+}
+
+/// The kind of a line of DeepSeek-Coder's contests.
+const CONTEST: &str = "contest";
+
+fn contest(line: &Map<String, Value>) -> Problem {
+    let test = line.get("test").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let mutates_arguments = line.get("mutates_arguments").and_then(Value::as_bool).unwrap_or_default();
+    Problem::Mbpp(Mbpp::of_contest(task_id(line), test, mutates_arguments))
 }
 
 /// The shape of a line that is a problem.
@@ -48,7 +69,7 @@ fn kind(line: &Map<String, Value>) -> Option<&'static str> {
         Some(kind) => Some(kind),
         None if has(line, "test_list") => Some("mbpp"),
         None if has(line, "entry_point") && has(line, "test") => Some("human_eval"),
-        None => None,
+        None => line.get("test")?.as_str()?.contains("Solution()").then_some(CONTEST),
     }
 }
 
@@ -104,6 +125,21 @@ mod tests {
             "messages": [], "problem": {"kind": "stdio", "cases": [{"stdin": "1", "expected_stdout": "2"}]}
         });
         assert!(matches!(found(nested), Ok(Some(Problem::Stdio(_)))));
+    }
+
+    #[test]
+    fn a_contest_is_a_script_over_the_responses_class() {
+        let script = "my_solution = Solution()\n\nassert my_solution.f(1) == 2\n";
+        let line =
+            json!({"task_id": "Weekly/1", "prompt": "words", "test": script, "meta": {"difficulty": "Easy"}});
+        let Ok(Some(Problem::Mbpp(contest))) = found(line) else { panic!("not a contest") };
+        assert_eq!(
+            (contest.task_id.as_str(), contest.test_list.as_slice()),
+            ("Weekly/1", [script.to_owned()].as_slice())
+        );
+        assert!(contest.prelude.contains("from typing import *") && contest.entry_point.is_none());
+        assert_eq!(found(json!({"prompt": "2 + 2?", "test": "4"})), Ok(None), "another use of the word");
+        assert_eq!(found(json!({"prompt": "2 + 2?", "test": {"x": "Solution()"}})), Ok(None));
     }
 
     #[test]

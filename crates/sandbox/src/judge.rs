@@ -281,6 +281,9 @@ fn ended_early(outcome: &TrialReport, response: Option<Event>, limits: &Limits) 
         return Some((Verdict::DangerousSyscall, format!("killed for calling {name}")));
     }
     let (verdict, detail) = match &outcome.end {
+        End::Finished if outcome.host_out_of_memory => {
+            (Verdict::Overloaded, "killed by the kernel, which had no memory for it".to_owned())
+        }
         End::Finished => return None,
         End::Wall => (Verdict::WallLimit, format!("still running after {:?}", limits.wall)),
         End::Overload => (
@@ -387,6 +390,7 @@ mod tests {
             stalled: Duration::ZERO,
             cpu: Duration::ZERO,
             healthy: true,
+            host_out_of_memory: false,
         }
     }
 
@@ -446,6 +450,15 @@ mod tests {
             (judged.verdict, judged.detail.as_str()),
             (Verdict::DangerousSyscall, "killed for calling ptrace")
         );
+    }
+
+    #[test]
+    fn what_the_host_had_no_memory_for_is_not_judged() {
+        let event = Event { status: libc::SIGKILL, ..Event::new(EventKind::Ended, 1) };
+        let ended = outcome(End::Finished, event, &report("n", "gone"));
+        let judged = |outcome: &TrialReport| judge_function(outcome, "n", &Limits::default()).verdict;
+        assert_eq!(judged(&ended), Verdict::RuntimeError, "it killed itself");
+        assert_eq!(judged(&TrialReport { host_out_of_memory: true, ..ended }), Verdict::Overloaded);
     }
 
     #[test]

@@ -58,6 +58,7 @@ mod compiled_tests;
 mod config;
 mod error;
 mod grader;
+mod host_memory;
 mod interpreter;
 mod judge;
 mod limits;

@@ -47,6 +47,15 @@ impl Problem {
         }
     }
 
+    /// Whether it is one of LeetCode, whose responses may import what LeetCode's own interpreter has.
+    pub(crate) fn is_leetcode(&self) -> bool {
+        match self {
+            Self::HumanEval(problem) => problem.entry_point.starts_with("Solution"),
+            Self::Mbpp(problem) => problem.prelude == LEETCODE_PRELUDE,
+            Self::FunctionCalls(_) | Self::Stdio(_) => false,
+        }
+    }
+
     /// Why nothing can be graded with this problem. One without tests would accept everything.
     pub fn refusal(&self) -> Option<&'static str> {
         let is_blank = |tests: &str| tests.trim().is_empty();
@@ -108,6 +117,30 @@ pub struct Mbpp {
     /// As in [`HumanEval::mutates_arguments`].
     #[serde(default)]
     pub mutates_arguments: bool,
+}
+
+/// What LeetCode's editor has imported, as the files of its problems expect.
+const LEETCODE_PRELUDE: &str = "\
+import collections, datetime, functools, heapq, itertools, math, random, re, string
+from typing import *
+from functools import *
+from collections import *
+from itertools import *
+from heapq import *
+from bisect import *
+from string import *
+from operator import *
+from math import *
+inf = float('inf')
+";
+
+impl Mbpp {
+    /// A problem of DeepSeek-Coder's file of LeetCode contests (arXiv 2401.14196): `test` is a script over an
+    /// object of the response's class `Solution`.
+    pub fn of_contest(task_id: String, test: String, mutates_arguments: bool) -> Self {
+        let prelude = LEETCODE_PRELUDE.to_owned();
+        Self { task_id, test_list: vec![test], prelude, mutates_arguments, ..Self::default() }
+    }
 }
 
 /// A function with arguments and expected values in JSON. A returned value equals what JSON makes of it: a

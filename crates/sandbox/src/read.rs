@@ -114,21 +114,6 @@ struct ContestLine {
     mutates_arguments: bool,
 }
 
-/// What LeetCode's editor has imported, as both files of its problems expect.
-const LEETCODE_PRELUDE: &str = "\
-import collections, datetime, functools, heapq, itertools, math, random, re, string
-from typing import *
-from functools import *
-from collections import *
-from itertools import *
-from heapq import *
-from bisect import *
-from string import *
-from operator import *
-from math import *
-inf = float('inf')
-";
-
 /// Why a line is no problem.
 #[derive(Debug, thiserror::Error)]
 enum NoProblem {
@@ -185,13 +170,8 @@ fn parsed(value: Value) -> Result<Record, NoProblem> {
     }
     if value.get("test").is_some_and(Value::is_string) {
         let line: ContestLine = serde_json::from_value(value)?;
-        let problem = Problem::Mbpp(Mbpp {
-            task_id: name(&line.task_id),
-            test_list: vec![line.test],
-            prelude: LEETCODE_PRELUDE.to_owned(),
-            mutates_arguments: line.mutates_arguments,
-            ..Mbpp::default()
-        });
+        let contest = Mbpp::of_contest(name(&line.task_id), line.test, line.mutates_arguments);
+        let problem = Problem::Mbpp(contest);
         return Ok(Record { problem, reference: None });
     }
     Err(NoProblem::Shape)

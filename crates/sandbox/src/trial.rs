@@ -13,9 +13,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::pipe2;
 
 use crate::clock::{Moment, poll_millis};
+use crate::host_memory::KillCount;
 use crate::limits::Limits;
 use crate::stall::{GuestPids, StallMeter};
 use crate::tier::StepFailure;
@@ -70,6 +72,8 @@ pub(crate) struct TrialReport {
     pub(crate) cpu: Duration,
     /// Whether every zygote is as it was before.
     pub(crate) healthy: bool,
+    /// A guest was killed that nobody here has stopped, while the host killed for want of memory.
+    pub(crate) host_out_of_memory: bool,
 }
 
 /// A guest to be started.
@@ -95,6 +99,8 @@ struct Guest<'a> {
     lost: bool,
     asked_to_stop: Option<Moment>,
     killed: bool,
+    /// It died of SIGKILL before anybody here wanted its end.
+    killed_by_others: bool,
 }
 
 /// What a descriptor that is polled belongs to, by its index.
@@ -121,6 +127,7 @@ pub(crate) struct Trial<'a> {
     stall: StallMeter,
     cpu: Duration,
     end: Option<End>,
+    kills_before: KillCount,
 }
 
 impl<'a> Trial<'a> {
@@ -136,6 +143,7 @@ impl<'a> Trial<'a> {
             stall: StallMeter::new(started),
             cpu: Duration::ZERO,
             end: None,
+            kills_before: KillCount::before_a_run(),
         }
     }
 
@@ -143,6 +151,8 @@ impl<'a> Trial<'a> {
     pub(crate) fn stream(&mut self, limit: u64) -> io::Result<OwnedFd> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
         fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        // A guest of another user may open its own stream again, as `/dev/stdout`.
+        fchmod(&write, Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IWOTH)?;
         self.streams.push(Stream { file: Some(read.into()), limit, bytes: Vec::new() });
         Ok(write)
     }
@@ -163,6 +173,7 @@ impl<'a> Trial<'a> {
             lost: submitted.is_err(),
             asked_to_stop: None,
             killed: false,
+            killed_by_others: false,
         });
         if let Err(error) = submitted {
             self.finish(End::Lost(error.to_string()));
@@ -185,7 +196,9 @@ impl<'a> Trial<'a> {
         if let Some(event) = self.guests.first().and_then(|guest| guest.ended) {
             self.cpu = self.cpu.max(Duration::from_micros(event.cpu_micros));
         }
+        let killed = self.guests.iter().any(|guest| guest.killed_by_others);
         TrialReport {
+            host_out_of_memory: killed && self.kills_before.has_grown(),
             end: self.end.unwrap_or(End::Finished),
             events: self.guests.iter().map(|guest| guest.ended).collect(),
             streams: self.streams.into_iter().map(|stream| stream.bytes).collect(),
@@ -320,6 +333,9 @@ impl<'a> Trial<'a> {
             Some(EventKind::Started) => guest.pidfds = message.fds,
             Some(EventKind::Ended) => {
                 guest.ended = Some(message.event);
+                let status = message.event.status;
+                let killed = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL;
+                guest.killed_by_others = killed && guest.asked_to_stop.is_none();
                 if is_last {
                     self.finish(End::Finished);
                 }

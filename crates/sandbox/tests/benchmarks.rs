@@ -47,7 +47,8 @@ fn references_are_accepted(tier: Tier, records: Vec<Record>) {
     for ((record, _), grade) in records.iter().zip(grades(tier, &records)) {
         *counts.entry(grade.verdict).or_default() += 1;
         let task_id = record.problem.task_id();
-        let excused = grade.detail.contains("No module named 'sortedcontainers'");
+        let lacks_module = grade.detail.contains("No module named 'sortedcontainers': LeetCode has it");
+        let excused = grade.verdict == Verdict::Unsupported && lacks_module;
         if grade.verdict != Verdict::Accepted && !excused {
             wrong.push((task_id.to_owned(), grade));
         }
@@ -69,6 +70,47 @@ fn every_reference_of_mbpp_is_accepted_in_both_tiers() {
     assert_eq!(file("MBPP.jsonl.gz").len(), 974);
     for tier in [Tier::A, Tier::B] {
         references_are_accepted(tier, sample("MBPP.jsonl.gz", 6));
+    }
+}
+
+#[test]
+fn what_leetcode_has_is_imported_where_it_is_and_its_absence_is_not_the_responses() {
+    let test = "def check(candidate):\n    assert candidate([3, 1, 2]) == [1, 2, 3]\n";
+    let leetcode = |entry_point: &str| {
+        let entry_point = entry_point.to_owned();
+        Problem::HumanEval(HumanEval { entry_point, test: test.to_owned(), ..HumanEval::default() })
+    };
+    let contest = "my_solution = Solution()\nassert my_solution.f([3, 1, 2]) == [1, 2, 3]\n".to_owned();
+    let contest = Problem::Mbpp(Mbpp::of_contest("c".to_owned(), contest, false));
+    let response = "from sortedcontainers import SortedList\nclass Solution:\n    def f(self, x):\n        return list(SortedList(x))\n";
+    let folder = tempfile::tempdir().unwrap();
+    let package = folder.path().join("sortedcontainers");
+    std::fs::create_dir(&package).unwrap();
+    std::fs::write(package.join("__init__.py"), "SortedList = sorted\n").unwrap();
+    for path in [folder.path(), &package, &package.join("__init__.py")] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    for tier in [Tier::A, Tier::B] {
+        let verdict = |import_paths: &[&std::path::Path], problem: &Problem, response: &str| {
+            let import_paths = import_paths.iter().map(|path| path.to_path_buf()).collect();
+            let config = GraderConfig { tier: Some(tier), import_paths, ..GraderConfig::default() };
+            arena::grader_with(config).grade(problem, response, &Limits::default()).unwrap()
+        };
+        for problem in [&leetcode("Solution().f"), &contest] {
+            let there = verdict(&[folder.path()], problem, response);
+            assert_eq!(there.verdict, Verdict::Accepted, "tier {tier}: {}", there.detail);
+            let missing = verdict(&[], problem, response);
+            assert_eq!(missing.verdict, Verdict::Unsupported, "tier {tier}: {}", missing.detail);
+            assert!(missing.detail.contains("name its folder in import_paths"), "{}", missing.detail);
+            let forged = response.replace("from sortedcontainers import SortedList", "import nothing_at_all");
+            assert_eq!(verdict(&[], problem, &forged).verdict, Verdict::RuntimeError);
+        }
+        let elsewhere =
+            response.replace("class Solution:\n    def f(self, x)", "def f(x)").replace("        ", "    ");
+        assert_eq!(verdict(&[], &leetcode("f"), &elsewhere).verdict, Verdict::RuntimeError, "no promise");
+        let forged = format!("raise ModuleNotFoundError(\"No module named 'sortedcontainers'\")\n{response}");
+        let forged = verdict(&[folder.path()], &contest, &forged);
+        assert_eq!(forged.verdict, Verdict::RuntimeError, "where it is, nothing excuses: {}", forged.detail);
     }
 }
 

@@ -314,6 +314,11 @@ fn a_program_finds_its_input_its_name_and_room_for_what_it_has_to_print() {
         let grader = arena::grader(tier);
         for (problem, response) in [
             (problem("1 2\n", "3\n"), "print(sum(map(int, open('/dev/stdin').read().split())))\n"),
+            (problem("", "3\n"), "with open('/dev/stdout', 'w') as out:\n    out.write('3\\n')\n"),
+            (
+                problem("", "1\n2\n"),
+                "import sys\nprint(1, flush=True)\nopen('/dev/fd/1', 'w').write('2\\n')\nopen('/dev/stderr', 'w').write('x')\n",
+            ),
             (problem("", "solution.py\n"), "import os\nprint(os.path.basename(__file__))\n"),
             (problem("", &long), "print('x' * (3 << 20))\n"),
         ] {

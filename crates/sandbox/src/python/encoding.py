@@ -145,6 +145,8 @@ STANDARD = {
     ("collections", "Counter"): ("counter", lambda value: list(map(list, dict.items(value)))),
     ("collections", "OrderedDict"): ("ordered", lambda value: [list(pair) for pair in value.items()]),
     ("collections", "defaultdict"): ("d", lambda value: list(map(list, dict.items(value)))),
+    ("collections", "ChainMap"): ("d", lambda value: list(map(list, value.items()))),
+    ("types", "MappingProxyType"): ("d", lambda value: list(map(list, value.items()))),
     ("collections", "deque"): ("deque", lambda value: [list(value), value.maxlen]),
     ("collections", "UserList"): ("user", lambda value: ["list", value.data]),
     ("collections", "UserDict"): ("user", lambda value: ["dict", value.data]),
