@@ -35,6 +35,9 @@ use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
 use crate::scorer_set::{ResponseScore, ScorerSet};
 
+/// Bytes of a prompt's end that may spell the mark of thoughts.
+const PROMPT_END_BYTES: usize = 64;
+
 #[derive(Debug, Clone)]
 struct Endpoint {
     scorers: Arc<ScorerSet>,
@@ -197,7 +200,8 @@ fn input(scorers: &ScorerSet, query: &str, prompt: String, label: Value) -> Resu
         response_start: prompt_tokens.len(),
         tokens: [prompt_tokens, response_tokens].concat().into(),
         response: without_special(tokenizer, &response),
-        begins_in_thoughts: extraction::opens_thoughts(&prompt),
+        prompt_end: prompt[prompt.floor_char_boundary(prompt.len().saturating_sub(PROMPT_END_BYTES))..]
+            .to_owned(),
         prompt,
         fields: fields(label),
         truncated: false,

@@ -218,7 +218,7 @@ mod tests {
             response_start: 1,
             prompt: String::new(),
             response: response.to_owned(),
-            begins_in_thoughts: false,
+            prompt_end: String::new(),
             fields,
             truncated: false,
         }
@@ -287,9 +287,9 @@ mod tests {
         assert_eq!(score(None, "0.66666667", json!(2.0 / 3.0)), 1.0);
         assert_eq!(score(None, "<think>42</think> I do not know", json!(42)), 0.0);
         let numeric = Numeric::new(NumericMatch::default()).unwrap();
-        let thinking = ScorerInput { begins_in_thoughts: true, ..input("42 or", json!(42)) };
+        let thinking = ScorerInput { prompt_end: "<think>\n".to_owned(), ..input("42 or", json!(42)) };
         assert_eq!(numeric.score(&thinking).unwrap(), 0.0, "the prompt has begun its thoughts");
-        let thought = ScorerInput { begins_in_thoughts: true, ..input("41?</think>42", json!(42)) };
+        let thought = ScorerInput { prompt_end: "<think>\n".to_owned(), ..input("41?</think>42", json!(42)) };
         assert_eq!(numeric.score(&thought).unwrap(), 1.0);
         for label in [json!(true), json!([1]), json!("x = 3 or x = 7")] {
             let numeric = Numeric::new(NumericMatch::default()).unwrap();

@@ -9,9 +9,6 @@ use types::{FinishReason, Rollout};
 
 use crate::score_error::ScoreError;
 
-/// Tokens at a prompt's end that may spell the mark of thoughts.
-const THOUGHTS_TOKENS: usize = 16;
-
 /// A response with its prompt.
 #[derive(Debug)]
 pub(crate) struct ScorerInput {
@@ -23,9 +20,8 @@ pub(crate) struct ScorerInput {
     pub(crate) prompt: String,
     /// The response as text, special tokens left out; empty where no scorer reads text.
     pub(crate) response: String,
-    /// The prompt ends with the mark that begins a model's thoughts, so that the response begins inside of
-    /// them.
-    pub(crate) begins_in_thoughts: bool,
+    /// The text of the prompt's last tokens, special ones included; empty where no scorer reads text.
+    pub(crate) prompt_end: String,
     /// The data set's line.
     pub(crate) fields: Map<String, Value>,
     /// The response was cut off.
@@ -45,9 +41,9 @@ impl ScorerInput {
             _ => prompt_text(tokenizer, rollout.prompt_tokens())?,
         };
         let prompt_tokens = rollout.prompt_tokens();
-        let end = &prompt_tokens[prompt_tokens.len().saturating_sub(THOUGHTS_TOKENS)..];
+        let end = &prompt_tokens[prompt_tokens.len().saturating_sub(extraction::THOUGHTS_TOKENS)..];
         Ok(Self {
-            begins_in_thoughts: extraction::opens_thoughts(&prompt_text(tokenizer, end)?),
+            prompt_end: prompt_text(tokenizer, end)?,
             tokens: rollout.prompt_tokens().iter().chain(rollout.response_tokens()).copied().collect(),
             response_start: rollout.prompt_tokens().len(),
             prompt,
@@ -60,11 +56,7 @@ impl ScorerInput {
     /// The response with the mark that begins its thoughts, wherever that stands: what an answer is taken
     /// from.
     pub(crate) fn marked_response(&self) -> Cow<'_, str> {
-        if self.begins_in_thoughts {
-            Cow::Owned(format!("{}{}", extraction::THOUGHTS_BEGIN, self.response))
-        } else {
-            Cow::Borrowed(&self.response)
-        }
+        extraction::marked(&self.prompt_end, &self.response)
     }
 
     /// The response's token ids.

@@ -3,6 +3,7 @@
 mod setup;
 mod totals;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 
 use anyhow::Context as _;
 use engine::generate::Response;
-use extraction::Program;
+use extraction::{Extract, Program, marked};
 use sandbox::{Grade, Grader, Limits, Problem, Verdict};
 use serde_json::{Map, Value};
 use service::{BadInput, jsonl};
@@ -169,6 +170,15 @@ pub(crate) struct GradedGroups {
     pub(crate) overload_retries: u64,
 }
 
+/// What of a response its program is looked for in: as in the ring, thoughts that the prompt began end with
+/// their mark.
+fn answer<'a>(setup: &GradingSetup, response: &'a Response) -> Cow<'a, str> {
+    match setup.extract {
+        Extract::CodeBlock => marked(&response.prompt_end, &response.text),
+        Extract::Whole => Cow::Borrowed(&response.text),
+    }
+}
+
 /// Grades every response of every task, with a bar.
 ///
 /// # Errors
@@ -180,7 +190,9 @@ pub(crate) fn grade_groups(
 ) -> anyhow::Result<GradedGroups> {
     let mut work: Vec<Program<'_>> = Vec::new();
     for (task, group) in tasks.iter().zip(responses) {
-        work.extend(group.iter().map(|response| setup.extract.program(&task.problem, &response.text)));
+        work.extend(
+            group.iter().map(|response| setup.extract.program(&task.problem, &answer(setup, response))),
+        );
     }
     let total = work.len() as u64;
     let bar = Bar::new("tests", total);
@@ -241,6 +253,34 @@ mod tests {
             graded(count)
         });
         (outcome, begun.into_inner())
+    }
+
+    #[test]
+    fn thoughts_that_the_prompt_began_are_no_answer() {
+        let setup = GradingSetup::of(&reward_server::config::SandboxConfig::default());
+        let response = |prompt_end: &str, text: &str| Response {
+            prompt_tokens: [1].into(),
+            tokens: vec![2],
+            text: text.to_owned(),
+            prompt_end: prompt_end.to_owned(),
+            logprobs: vec![-1.0],
+            finish_reason: types::FinishReason::Stop,
+        };
+        let problem = r#"{"kind": "mbpp", "task_id": "1", "test_list": ["assert add(1, 2) == 3"]}"#;
+        let problem: Problem = serde_json::from_str(problem).unwrap();
+        let draft = "```python\ndef add(a, b):\n    return 0\n```\n";
+        let right = "```python\ndef add(a, b):\n    return a + b\n```\n";
+        let program = |prompt_end: &str, text: &str| {
+            let response = response(prompt_end, text);
+            setup.extract.program(&problem, &answer(&setup, &response)).response
+        };
+        let thinks = "<|assistant|><think>\n";
+        assert_eq!(
+            program(thinks, &format!("{draft}</think>\n{right}")),
+            "def add(a, b):\n    return a + b\n"
+        );
+        assert_eq!(program(thinks, right), "", "it never came to an answer");
+        assert_eq!(program("<|assistant|>", right), "def add(a, b):\n    return a + b\n");
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub struct DrawOptions {
     pub sampling: Sampling,
 }
 
+/// Tokens of a prompt's end whose text comes with a response.
+const PROMPT_END_TOKENS: usize = 16;
+
 /// A response.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Response {
@@ -46,6 +49,8 @@ pub struct Response {
     /// Their text behind the prompt without special tokens, up to the stop text if one ended it. Empty when
     /// the folder has no tokenizer.
     pub text: String,
+    /// The text of the prompt's last tokens, special ones included: what the response goes on with.
+    pub prompt_end: String,
     /// `[tokens]` log-probabilities of the drawn tokens under the untruncated distribution at the
     /// temperature.
     pub logprobs: Vec<f32>,
@@ -155,9 +160,13 @@ impl Generator {
     }
 
     fn response(&self, prompt_tokens: Arc<[u32]>, finished: Finished) -> anyhow::Result<Response> {
-        let mut text = match &self.tokenizer {
-            Some(tokenizer) => tokenizer.response_text(&prompt_tokens, &finished.response_tokens, true)?,
-            None => String::new(),
+        let end = &prompt_tokens[prompt_tokens.len().saturating_sub(PROMPT_END_TOKENS)..];
+        let (mut text, prompt_end) = match &self.tokenizer {
+            Some(tokenizer) => (
+                tokenizer.response_text(&prompt_tokens, &finished.response_tokens, true)?,
+                tokenizer.decode(end, false)?,
+            ),
+            None => (String::new(), String::new()),
         };
         if let Some(stop) = &finished.stop_text {
             text.truncate(stop.shown(&text).len());
@@ -165,6 +174,7 @@ impl Generator {
         Ok(Response {
             prompt_tokens,
             text,
+            prompt_end,
             tokens: finished.response_tokens,
             logprobs: finished.rollout_logprobs,
             finish_reason: finished.finish_reason,

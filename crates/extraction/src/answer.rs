@@ -1,12 +1,13 @@
 //! The code in an answer.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::blocks::{Block, Language, between_fence_lines, fence_info, fenced};
 use crate::names::{defined, defines, mentions};
 
 /// Begins a model's thoughts.
-pub const THOUGHTS_BEGIN: &str = "<think>";
+const THOUGHTS_BEGIN: &str = "<think>";
 /// Ends them.
 const THOUGHTS_END: &str = "</think>";
 /// Marks of an answer in the prompts that are usual for MBPP (Austin et al. 2021, arXiv 2108.07732).
@@ -25,9 +26,17 @@ pub fn answer_text(response: &str) -> &str {
     }
 }
 
-/// Whether a prompt ends with the beginning of thoughts, as some chat templates have it.
-pub fn opens_thoughts(prompt: &str) -> bool {
-    prompt.trim_end().ends_with(THOUGHTS_BEGIN)
+/// Tokens at a prompt's end that may spell the mark of thoughts.
+pub const THOUGHTS_TOKENS: usize = 16;
+
+/// A response with the mark that begins its thoughts, wherever that stands: some chat templates end the
+/// prompt with it. `prompt_end` is the text of the prompt's last tokens, special ones included.
+pub fn marked<'a>(prompt_end: &str, response: &'a str) -> Cow<'a, str> {
+    if prompt_end.trim_end().ends_with(THOUGHTS_BEGIN) {
+        Cow::Owned(format!("{THOUGHTS_BEGIN}{response}"))
+    } else {
+        Cow::Borrowed(response)
+    }
 }
 
 /// Code, and whether it stood in a fence.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use engine::generate::{DrawOptions, Response};
+use extraction::marked;
 use model::ChatTemplate;
 use reward_server::same_number;
 use sandbox::Verdict;
@@ -117,7 +118,8 @@ fn judge_numbers(questions: &[NumberQuestion], groups: &[Vec<Response>]) -> Judg
     for (question, group) in questions.iter().zip(groups) {
         let mut found = Vec::with_capacity(group.len());
         for response in group {
-            let verdict = match same_number(&response.text, &question.label) {
+            let answer = marked(&response.prompt_end, &response.text);
+            let verdict = match same_number(&answer, &question.label) {
                 Some(true) => Verdict::Accepted,
                 Some(false) => Verdict::WrongAnswer,
                 None => Verdict::Unsupported,

@@ -131,6 +131,7 @@ mod tests {
             prompt_tokens: [1].into(),
             tokens: vec![2],
             text: (*text).to_owned(),
+            prompt_end: String::new(),
             logprobs: vec![-1.0],
             finish_reason: types::FinishReason::Stop,
         };
