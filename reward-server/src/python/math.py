@@ -4,7 +4,10 @@ The answer is what the last \\boxed{} holds, else what stands behind the last ##
 math-verify finds. A label that math-verify cannot read is refused: no response is wrong because of it.
 """
 
+import logging
 import re
+import signal
+from contextlib import contextmanager
 from decimal import Decimal
 
 try:
@@ -15,6 +18,8 @@ except ImportError as error:
 
 MARK = "####"
 KINDS = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
+# Processor time for one label, or for one response and its comparison. math-verify's own time-outs count time on the
+# wall, in which a busy host makes a right answer wrong.
 SECONDS = 5
 LARGEST_EXPONENT = 100
 SPELLINGS = {
@@ -22,6 +27,29 @@ SPELLINGS = {
     "{,}": ",", "\\!": "", ",\\,": ",", "\\,": " ", "\\;": " ", "\\dfrac": "\\frac", "\\tfrac": "\\frac",
     "\u00d7": "\\times ", "\\fbox{": "\\boxed{",
 }
+
+# It warns that nothing bounds it; `bounded` does.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+class TooLong(BaseException):
+    """Its processor time is used up. No `except Exception` on the way catches it."""
+
+
+@contextmanager
+def bounded():
+    """Ends what is inside after SECONDS of processor time."""
+
+    def end(*_):
+        raise TooLong
+
+    before = signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def answer_text(response):
@@ -66,7 +94,7 @@ def last_boxed(text):
 
 
 def expressions(text):
-    return parse(text, extraction_config=KINDS, fallback_mode="no_fallback", parsing_timeout=SECONDS)
+    return parse(text, extraction_config=KINDS, fallback_mode="no_fallback", parsing_timeout=None)
 
 
 def whole(text):
@@ -98,6 +126,14 @@ def answer_of(response):
 def reward(prompt, response, label=None):
     if label is None:
         raise NotImplementedError("the prompt has no such field to compare with")
-    gold = label_of(label)
-    answer = answer_of(response)
-    return float(bool(answer) and verify(gold, answer, timeout_seconds=SECONDS))
+    try:
+        with bounded():
+            gold = label_of(label)
+    except TooLong:
+        raise NotImplementedError(f"the label {label!r} takes more than {SECONDS} s of processor time") from None
+    try:
+        with bounded():
+            answer = answer_of(response)
+            return float(bool(answer) and verify(gold, answer, timeout_seconds=None))
+    except TooLong:
+        return 0.0
