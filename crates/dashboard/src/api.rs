@@ -32,7 +32,7 @@ use service::axum::{Json, Router};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::axis::Axis;
-use crate::catalog::{catalog, lines};
+use crate::catalog::{Field, catalog, lines};
 use crate::downsample::Window;
 use crate::groups::Groups;
 use crate::logs::Log;
@@ -50,17 +50,6 @@ const POINTS_DEFAULT: usize = 600;
 const SERIES_LIMIT: usize = 64;
 /// Lines of a log when nobody asks.
 const LINES_DEFAULT: usize = 300;
-
-/// What a field of a step means.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Field {
-    /// Its dotted path in a line of `steps.jsonl`.
-    pub path: String,
-    /// Its type, in words.
-    pub kind: String,
-    /// One sentence or more.
-    pub meaning: String,
-}
 
 /// A page over some runs.
 #[derive(Debug, Clone)]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::api::Field;
 use crate::axis::Axis;
 use crate::downsample::{Line, Window, downsample};
 use crate::run::Run;
@@ -22,6 +21,17 @@ const UNITS: [(&str, &str); 10] = [
     ("kl", "nats"),
     ("kl_to_ref", "nats"),
 ];
+
+/// What a field of a step means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Field {
+    /// Its dotted path in a line of `steps.jsonl`.
+    pub path: String,
+    /// Its type, in words.
+    pub kind: String,
+    /// One sentence or more.
+    pub meaning: String,
+}
 
 /// One thing that can be drawn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -26,6 +26,7 @@ mod config;
 mod downsample;
 mod events;
 mod exposition;
+mod fetch;
 mod follower;
 mod groups;
 mod logs;
@@ -35,7 +36,8 @@ mod run;
 mod samples;
 mod steps;
 
-pub use api::{Dashboard, Field};
+pub use api::Dashboard;
+pub use catalog::Field;
 pub use recorder::Recorder;
 pub use run::{Error, Run};
 pub use steps::Steps;

@@ -15,6 +15,7 @@ use serde_json::Value;
 use service::CancellationToken;
 
 use crate::exposition::Page;
+use crate::fetch::{agent, get};
 use crate::measurements::Measurement;
 use crate::run::{StatusSource, address_files};
 
@@ -24,8 +25,6 @@ const SHORTEST_INTERVAL: Duration = Duration::from_secs(2);
 const LOOKS_PER_AGE: f64 = 1000.0;
 /// How long a process may take to answer.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most bytes of an answer.
-const PAGE_LIMIT_BYTES: u64 = 4 << 20;
 /// Most processes that are asked; the first by name.
 const PROCESSES_LIMIT: usize = 64;
 
@@ -135,17 +134,6 @@ impl Recorder {
         values.retain(|name, value| last.insert(name.clone(), *value) != Some(*value));
         Measurement { time: now(), process, values, descriptions }
     }
-}
-
-/// An HTTP client with a deadline.
-pub(crate) fn agent(timeout: Duration) -> ureq::Agent {
-    ureq::Agent::config_builder().timeout_global(Some(timeout)).build().into()
-}
-
-/// The answer to a request; none when there is none in time.
-pub(crate) fn get(agent: &ureq::Agent, url: &str) -> Option<String> {
-    let mut response = agent.get(url).call().ok()?;
-    response.body_mut().with_config().limit(PAGE_LIMIT_BYTES).read_to_string().ok()
 }
 
 /// Seconds since 1970.

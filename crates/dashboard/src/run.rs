@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::fetch::{agent, get};
 use crate::measurements::{MeasurementTable, Measurements};
-use crate::recorder::{agent, get};
 use crate::steps::Steps;
 
 /// How long a coordinator of another process may take to say how its run is.
