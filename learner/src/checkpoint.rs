@@ -31,6 +31,7 @@ use types::{BatchId, RunId};
 
 use crate::disk::FileError;
 
+pub(crate) use optimizer_shards::{OptimizerShards, file_name as optimizer_file_name};
 pub use write::PendingCheckpoint;
 
 /// The fewest checkpoints that are kept.
