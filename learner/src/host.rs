@@ -11,7 +11,8 @@ thread_local! {
     static READINGS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How often this thread has waited for a device to read numbers of it. On a CPU, too, where nothing is waited
+/// How often this thread has waited for a device to read numbers of it. On a CPU, too, where nothing is
+/// waited
 /// for: the same code runs on both.
 pub fn host_readings() -> u64 {
     READINGS.get()

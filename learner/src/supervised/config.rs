@@ -91,7 +91,8 @@ pub struct TrainingConfig {
     pub shuffle: bool,
     /// Seed of orders and of new weights.
     pub seed: u64,
-    /// Optimizer steps from one checkpoint in `<output>.training` to the next; 0 writes one only when training is
+    /// Optimizer steps from one checkpoint in `<output>.training` to the next; 0 writes one only when training
+    /// is
     /// interrupted. The same command goes on from the newest.
     pub save_every: u64,
     /// Optimizer steps from one evaluation to the next, besides those after each pass; the network with the
@@ -155,7 +156,8 @@ pub enum AssistantTurns {
     Last,
 }
 
-/// Supervised fine-tuning: `{"messages"}`, `{"prompt", "response"}` or `{"prompt", "completion"}` (text, or lists
+/// Supervised fine-tuning: `{"messages"}`, `{"prompt", "response"}` or `{"prompt", "completion"}` (text, or
+/// lists
 /// of messages) or `{"prompt_tokens", "response_tokens"}` a line.
 ///
 /// Messages are put into the model's chat template. Text is taken as it stands.
@@ -227,8 +229,10 @@ impl SftConfig {
     }
 }
 
-/// A reward model from pairs (Bradley-Terry): `{"chosen", "rejected"}` as lists of messages that begin with the
-/// same prompt, or with `"prompt"` beside them; `{"prompt", "chosen", "rejected"}` as text; or `{"prompt_tokens",
+/// A reward model from pairs (Bradley-Terry): `{"chosen", "rejected"}` as lists of messages that begin with
+/// the
+/// same prompt, or with `"prompt"` beside them; `{"prompt", "chosen", "rejected"}` as text; or
+/// `{"prompt_tokens",
 /// "chosen_tokens", "rejected_tokens"}` a line, with `"margin"` where one is known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -370,7 +370,7 @@ mod tests {
 
     use super::*;
 
-    /// ChatML, the shape of Qwen's, SmolLM's and many others' templates: a line break behind each end of turn.
+    /// ChatML, the shape of many templates: a line break behind each end of turn.
     const CHAT: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
                         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! A checkpoint is written under another name, flushed and renamed: under its own name it is whole. Training
-//! goes on from the newest as it would have without the interruption, bit for bit on the same number of ranks.
+//! goes on from the newest as it would have without the interruption, bit for bit on as many ranks.
 //! When training is over, `steps.jsonl` and `best/` move into the output, and the folder is gone.
 
 use std::fs::{self, File, OpenOptions};
