@@ -123,6 +123,16 @@ pub enum Error {
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
+    /// Training was told to stop.
+    #[error(
+        "interrupted after {step} optimizer steps, which {folder} keeps: the same command goes on from there"
+    )]
+    Interrupted {
+        /// Optimizer steps done.
+        step: u64,
+        /// Where they are kept.
+        folder: PathBuf,
+    },
     /// A rank of this process ended without a result.
     #[error("rank {rank} panicked: {reason}")]
     Panicked {
@@ -154,6 +164,7 @@ impl Error {
             | Self::Collective(_)
             | Self::Torch(_)
             | Self::Checkpoint(_)
+            | Self::Interrupted { .. }
             | Self::Panicked { .. } => false,
         }
     }

@@ -14,7 +14,10 @@
 //!         "output": "policy"
 //!     }"#,
 //! )?;
-//! let report = learner::sft(&sft, &mut |progress| println!("{progress}"))?;
+//! let report = learner::sft(&sft, &mut |progress| {
+//!     println!("{progress}");
+//!     std::ops::ControlFlow::Continue(())
+//! })?;
 //! println!("{report}");
 //!
 //! // One PPO step of that policy on recorded samples; writes step/policy, step/critic and step/metrics.json.
@@ -37,6 +40,7 @@ pub mod checkpoint;
 mod config;
 mod disk;
 mod error;
+mod host;
 mod lines;
 mod metrics;
 mod microbatch;
@@ -59,6 +63,7 @@ pub use config::{
 };
 pub use disk::FileError;
 pub use error::{Error, Result};
+pub use host::host_readings;
 pub use metrics::METRICS;
 pub use model::Device;
 pub use ppo::{CriticSource, Trainer, TrainerConfig};
@@ -67,7 +72,8 @@ pub use recorded_batch::read_batch;
 pub use replay::{ReplayOptions, replay};
 pub use ring::{Config, build};
 pub use supervised::{
-    Evaluation, InitConfig, PreferenceConfig, PreferenceLoss, Progress, REWARD_MEAN_KEY, REWARD_STD_KEY,
-    RewardModelConfig, ScoreStatistics, SftConfig, TrainingConfig, TrainingReport, dpo, sft, train_rm,
+    AssistantTurns, Evaluation, InitConfig, PreferenceConfig, PreferenceLoss, Progress, REWARD_MEAN_KEY,
+    REWARD_STD_KEY, RewardModelConfig, ScoreStatistics, SftConfig, TrainingConfig, TrainingReport, dpo, sft,
+    train_rm,
 };
 pub use threads::on_ranks;

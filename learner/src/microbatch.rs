@@ -1,5 +1,6 @@
 //! Micro-batches: the sequences that go through the network together, packed without padding.
 
+use std::iter::once;
 use std::ops::Range;
 
 use model::{ModelConfig, Packed};
@@ -12,8 +13,8 @@ use crate::error::{Error, Result};
 pub(crate) struct Sequence {
     /// What the network is given.
     tokens: Vec<u32>,
-    /// The rows at which the head's outputs are wanted.
-    rows: Range<usize>,
+    /// The rows at which the head's outputs are wanted, in order.
+    rows: Vec<Range<usize>>,
     /// For log-probs, the token behind each of these rows; otherwise empty.
     targets: Vec<u32>,
 }
@@ -24,12 +25,22 @@ impl Sequence {
     pub(crate) fn response(prompt: &[u32], response: &[u32]) -> Self {
         let tokens = [prompt, &response[..response.len().saturating_sub(1)]].concat();
         let first = prompt.len().saturating_sub(1);
-        Self { tokens, rows: first..first + response.len(), targets: response.to_vec() }
+        Self { tokens, rows: once(first..first + response.len()).collect(), targets: response.to_vec() }
+    }
+
+    /// Tokens of which some stretches are learnt, in order and none of them at the very beginning: wanted are
+    /// the rows that predict them. What stands behind the last one is left out.
+    pub(crate) fn stretches(tokens: &[u32], learnt: &[Range<usize>]) -> Self {
+        let end = learnt.last().map_or(0, |last| last.end.saturating_sub(1));
+        let targets = learnt.iter().flat_map(|stretch| &tokens[stretch.clone()]).copied().collect();
+        let rows =
+            learnt.iter().map(|stretch| stretch.start.saturating_sub(1)..stretch.end.saturating_sub(1));
+        Self { tokens: tokens[..end].to_vec(), rows: rows.collect(), targets }
     }
 
     /// A sequence of which the last row is wanted.
     pub(crate) fn last(tokens: Vec<u32>) -> Self {
-        let rows = tokens.len().saturating_sub(1)..tokens.len();
+        let rows = once(tokens.len().saturating_sub(1)..tokens.len()).collect();
         Self { tokens, rows, targets: Vec::new() }
     }
 
@@ -40,7 +51,7 @@ impl Sequence {
 
     /// Number of rows that are wanted.
     pub(crate) fn wanted(&self) -> usize {
-        self.rows.len()
+        self.rows.iter().map(Range::len).sum()
     }
 }
 
@@ -78,7 +89,7 @@ impl Microbatch {
         let mut rows: Vec<i64> = Vec::new();
         let mut targets: Vec<i64> = Vec::new();
         for sequence in sequences {
-            rows.extend(sequence.rows.clone().map(|row| (start + row) as i64));
+            rows.extend(sequence.rows.iter().cloned().flatten().map(|row| (start + row) as i64));
             targets.extend(sequence.targets.iter().map(|token| i64::from(*token)));
             start += sequence.tokens();
         }
@@ -117,11 +128,18 @@ mod tests {
     #[test]
     fn a_response_wants_the_rows_that_predict_it() {
         let sequence = Sequence::response(&[5, 6, 7], &[8, 9]);
-        assert_eq!((sequence.tokens.as_slice(), sequence.rows.clone()), ([5, 6, 7, 8].as_slice(), 2..4));
+        assert_eq!(
+            (sequence.tokens.as_slice(), sequence.rows.clone()),
+            ([5, 6, 7, 8].as_slice(), once(2..4).collect())
+        );
         assert_eq!((sequence.tokens(), sequence.wanted()), (4, 2));
+        let turns = Sequence::stretches(&[5, 6, 7, 8, 9, 4], &[1..2, 3..5]);
+        assert_eq!(turns.tokens, [5, 6, 7, 8]);
+        assert_eq!((turns.rows.clone(), turns.targets.clone()), (vec![0..1, 2..4], vec![6, 8, 9]));
+        assert_eq!(turns.wanted(), 3);
         let one = Sequence::response(&[5], &[8]);
-        assert_eq!((one.tokens.as_slice(), one.rows), ([5].as_slice(), 0..1));
+        assert_eq!((one.tokens.as_slice(), one.rows), ([5].as_slice(), once(0..1).collect()));
         let last = Sequence::last(vec![5, 6, 7]);
-        assert_eq!((last.rows, last.targets.is_empty()), (2..3, true));
+        assert_eq!((last.rows, last.targets.is_empty()), (once(2..3).collect(), true));
     }
 }

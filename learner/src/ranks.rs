@@ -48,6 +48,12 @@ impl Ranks {
         Ok(())
     }
 
+    /// Adds up a tensor over the ranks, where it lies.
+    pub(crate) fn sum_in_place(&self, numbers: &mut Tensor) -> Result<()> {
+        let Some(group) = &self.group else { return Ok(()) };
+        Ok(group.all_reduce(numbers, Reduce::Sum)?)
+    }
+
     /// Fills a slice of which each rank computed some places and left 0 in the others.
     pub(crate) fn complete(&self, numbers: &mut [f32]) -> Result<()> {
         let Some(group) = &self.group else { return Ok(()) };

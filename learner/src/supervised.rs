@@ -21,9 +21,12 @@ mod save;
 mod sft;
 mod text_encoder;
 mod training;
+mod training_state;
+mod work_folder;
 
 pub use config::{
-    InitConfig, PreferenceConfig, PreferenceLoss, RewardModelConfig, SftConfig, TrainingConfig,
+    AssistantTurns, InitConfig, PreferenceConfig, PreferenceLoss, RewardModelConfig, SftConfig,
+    TrainingConfig,
 };
 pub use preferences::dpo;
 pub use progress::Progress;

@@ -25,13 +25,13 @@ const F32_BYTES: u64 = 4;
 const LENGTH_BYTES: u64 = 8;
 
 /// Name of a shard's file.
-pub(super) fn file_name(model: &str, index: usize, count: usize) -> String {
+pub(crate) fn file_name(model: &str, index: usize, count: usize) -> String {
     format!("{model}-{index:05}-of-{count:05}.safetensors")
 }
 
 /// A model's optimizer state, from which shards are read.
 #[derive(Debug)]
-pub(super) struct OptimizerShards {
+pub(crate) struct OptimizerShards {
     files: Vec<ShardFile>,
 }
 
@@ -49,13 +49,13 @@ impl OptimizerShards {
     ///
     /// # Errors
     /// A file that is gone or no safetensors file.
-    pub(super) fn open(folder: &Path, model: &str, count: usize) -> Result<Self, Error> {
+    pub(crate) fn open(folder: &Path, model: &str, count: usize) -> Result<Self, Error> {
         let files = (0..count).map(|index| ShardFile::open(folder.join(file_name(model, index, count))));
         Ok(Self { files: files.collect::<Result<_, _>>()? })
     }
 
     /// Whether a tensor of this name is there.
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.files.first().is_some_and(|file| file.metadata.info(name).is_some())
     }
 
@@ -63,7 +63,7 @@ impl OptimizerShards {
     ///
     /// # Errors
     /// A tensor that is missing or has another length.
-    pub(super) fn read(&mut self, name: &str, shard: &Shard) -> Result<Tensor, Error> {
+    pub(crate) fn read(&mut self, name: &str, shard: &Shard) -> Result<Tensor, Error> {
         let found = Tensor::zeros([shard.length], (Kind::Float, Device::Cpu));
         let stored_length = Shard::new(shard.numel, 0, self.files.len()).length;
         let end = (shard.start + shard.length).min(shard.numel);

@@ -91,11 +91,30 @@ pub struct TrainingConfig {
     pub shuffle: bool,
     /// Seed of orders and of new weights.
     pub seed: u64,
+    /// Optimizer steps from one checkpoint in `<output>.training` to the next; 0 writes one only when training
+    /// is
+    /// interrupted. The same command goes on from the newest.
+    pub save_every: u64,
+    /// Optimizer steps from one evaluation to the next, besides those after each pass; the network with the
+    /// lowest loss on `eval_data` is then kept as `best/` in the output, beside the last one.
+    pub eval_every: u64,
+    /// Evaluations in a row without a lower loss on `eval_data` that end training; 0: none do.
+    pub patience: u64,
 }
 
 impl Default for TrainingConfig {
     fn default() -> Self {
-        Self { epochs: 1, batch_size: 64, max_length: 2048, append_eos: true, shuffle: true, seed: 0 }
+        Self {
+            epochs: 1,
+            batch_size: 64,
+            max_length: 2048,
+            append_eos: true,
+            shuffle: true,
+            seed: 0,
+            save_every: 500,
+            eval_every: 0,
+            patience: 0,
+        }
     }
 }
 
@@ -126,8 +145,22 @@ impl TrainingSections<'_> {
     }
 }
 
-/// Supervised fine-tuning: `{"prompt", "response"}`, `{"messages"}` (the last one is learnt) or
-/// `{"prompt_tokens", "response_tokens"}` a line.
+/// Which turns of the assistant are learnt of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AssistantTurns {
+    /// Every one, each up to its end of turn.
+    #[default]
+    All,
+    /// The last one, which has to be the last message.
+    Last,
+}
+
+/// Supervised fine-tuning: `{"messages"}`, `{"prompt", "response"}` or `{"prompt", "completion"}` (text, or
+/// lists
+/// of messages) or `{"prompt_tokens", "response_tokens"}` a line.
+///
+/// Messages are put into the model's chat template. Text is taken as it stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SftConfig {
@@ -144,6 +177,8 @@ pub struct SftConfig {
     pub eval_data: Option<PathBuf>,
     /// Where the trained model's folder goes; it must not be there.
     pub output: PathBuf,
+    /// Which turns of the assistant are learnt of a conversation.
+    pub assistant_turns: AssistantTurns,
     /// How token losses become one number.
     pub loss_aggregation: Aggregation,
     /// Passes, batches, lengths.
@@ -162,6 +197,7 @@ impl Default for SftConfig {
             data: PathBuf::new(),
             eval_data: None,
             output: PathBuf::new(),
+            assistant_turns: AssistantTurns::All,
             loss_aggregation: Aggregation::TokenMean,
             training: TrainingConfig::default(),
             optimizer: OptimizerConfig::default(),
@@ -175,6 +211,7 @@ impl SftConfig {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
         check_paths(&mut problems, &self.data, &self.output);
+        check_held_out(&mut problems, &self.training, self.eval_data.as_deref());
         problems.check(self.model.is_some() != self.init.is_some(), || {
             "model and init: give exactly one, a folder or a new network".to_owned()
         });
@@ -192,7 +229,10 @@ impl SftConfig {
     }
 }
 
-/// A reward model from pairs (Bradley-Terry): `{"prompt", "chosen", "rejected"}` or `{"prompt_tokens",
+/// A reward model from pairs (Bradley-Terry): `{"chosen", "rejected"}` as lists of messages that begin with
+/// the
+/// same prompt, or with `"prompt"` beside them; `{"prompt", "chosen", "rejected"}` as text; or
+/// `{"prompt_tokens",
 /// "chosen_tokens", "rejected_tokens"}` a line, with `"margin"` where one is known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -236,6 +276,7 @@ impl RewardModelConfig {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
         check_paths(&mut problems, &self.data, &self.output);
+        check_held_out(&mut problems, &self.training, self.eval_data.as_deref());
         problems.check(!self.model.as_os_str().is_empty(), || "model is missing: name a folder".to_owned());
         problems.check(self.execution.lora.is_none(), || {
             "execution.lora is set, but a reward model trains all its weights".to_owned()
@@ -266,8 +307,8 @@ pub enum PreferenceLoss {
     Kto,
 }
 
-/// A policy from preferences: pairs as for a reward model, and for KTO `{"prompt", "response", "label"}` or
-/// `{"prompt_tokens", "response_tokens", "label"}` a line, the label a bool.
+/// A policy from preferences: pairs as for a reward model, and for KTO `{"prompt", "response", "label"}`,
+/// `{"messages", "label"}` or `{"prompt_tokens", "response_tokens", "label"}` a line, the label a bool.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PreferenceConfig {
@@ -334,6 +375,7 @@ impl PreferenceConfig {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
         check_paths(&mut problems, &self.data, &self.output);
+        check_held_out(&mut problems, &self.training, self.eval_data.as_deref());
         problems.check(!self.model.as_os_str().is_empty(), || "model is missing: name a folder".to_owned());
         problems.above_zero("beta", self.beta);
         problems.above_zero("tau", self.tau);
@@ -368,6 +410,12 @@ impl PreferenceConfig {
         let Self { beta, desirable_weight, undesirable_weight, .. } = *self;
         Kto { beta, desirable_weight, undesirable_weight }
     }
+}
+
+fn check_held_out(problems: &mut Problems, training: &TrainingConfig, eval_data: Option<&Path>) {
+    problems.check(training.patience == 0 || eval_data.is_some(), || {
+        format!("training.patience is {}, but there is no eval_data to measure on", training.patience)
+    });
 }
 
 fn check_paths(problems: &mut Problems, data: &Path, output: &Path) {

@@ -1,23 +1,35 @@
 //! Lines of JSON to token sequences.
 
+mod chat;
+mod line;
+
+use std::cell::Cell;
+use std::iter::once;
+use std::ops::Range;
 use std::path::Path;
 
-use model::ChatRequest;
-use serde::Deserialize;
-use serde_json::Value;
 use tracing::warn;
 
-use super::config::TrainingConfig;
+use super::config::{AssistantTurns, TrainingConfig};
 use super::report::ExampleCounts;
 use super::text_encoder::TextEncoder;
 use crate::error::{Error, Result};
 use crate::lines;
+use line::{Content, ExampleLine};
 
 /// A prompt and a response to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) prompt: Vec<u32>,
     pub(crate) response: Vec<u32>,
+}
+
+/// Tokens of which some are to be learnt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Conversation {
+    pub(crate) tokens: Vec<u32>,
+    /// What is learnt of them, in order.
+    pub(crate) learnt: Vec<Range<usize>>,
 }
 
 /// Two responses to one prompt, the first preferred.
@@ -36,32 +48,25 @@ pub(crate) struct LabelledAnswer {
     pub(crate) desirable: bool,
 }
 
-/// The fields that a line may have, whatever the objective; each takes those it needs.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct ExampleLine {
-    prompt: Option<String>,
-    response: Option<String>,
-    messages: Option<Vec<Value>>,
-    prompt_tokens: Option<Vec<u32>>,
-    response_tokens: Option<Vec<u32>>,
-    chosen: Option<String>,
-    rejected: Option<String>,
-    chosen_tokens: Option<Vec<u32>>,
-    rejected_tokens: Option<Vec<u32>>,
-    margin: Option<f32>,
-    label: Option<bool>,
-}
-
 /// What is wrong with a line.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExampleError {
     /// It is no prompt with a response.
-    #[error("must have prompt and response, messages, or prompt_tokens and response_tokens")]
+    #[error(
+        "is none of {{\"messages\": [..]}}, {{\"prompt\", \"response\"}} or {{\"prompt\", \"completion\"}} (text or \
+         messages), {{\"prompt_tokens\", \"response_tokens\"}}"
+    )]
     NoAnswer,
     /// It is no pair.
-    #[error("must have prompt, chosen and rejected, or the three with _tokens")]
+    #[error(
+        "is none of {{\"chosen\": [messages], \"rejected\": [messages]}} (with the prompt's messages in front of both, \
+         or \"prompt\" beside them), {{\"prompt\", \"chosen\", \"rejected\"}} (text), {{\"messages\": [..], \"chosen\", \
+         \"rejected\"}}, {{\"prompt_tokens\", \"chosen_tokens\", \"rejected_tokens\"}}"
+    )]
     NoPair,
+    /// Chosen and rejected do not answer the same.
+    #[error("chosen and rejected have no prompt in common: their first messages differ")]
+    NoCommonPrompt,
     /// It does not say whether the response is wanted.
     #[error("has no label (true or false)")]
     NoLabel,
@@ -74,14 +79,17 @@ pub(crate) enum ExampleError {
     /// It needs a chat template.
     #[error("has messages, but the model has no chat template")]
     NoChatTemplate,
-    /// Its list of messages is empty.
-    #[error("has no messages")]
-    NoMessages,
+    /// It holds nothing that a model is to learn to say.
+    #[error("has no message of the assistant behind another one")]
+    NoAssistant,
     /// Its last message is nothing that a model is to learn to say.
     #[error("its last message is not the assistant's")]
     NotAssistant,
     /// The template says something else before a response than without it.
-    #[error("the chat template does not continue its own prompt, so that the response cannot be told apart")]
+    #[error(
+        "the chat template does not continue its own prompt, so that the response cannot be told apart (templates that \
+         take thoughts out of earlier turns do this: set assistant_turns = \"last\")"
+    )]
     TemplateChangesPrompt,
     /// A response without a prompt: no row predicts its first token.
     #[error("its prompt has no tokens")]
@@ -97,23 +105,46 @@ pub(crate) enum ExampleError {
     Chat(#[from] model::chat::Error),
 }
 
+/// What comes of a line.
+type LineResult<T> = std::result::Result<T, ExampleError>;
+
 /// What an objective reads of a line.
 pub(crate) trait Example: Sized {
     /// The example of a line.
     ///
     /// # Errors
     /// Fields that are missing or cannot be used.
-    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> std::result::Result<Self, ExampleError>;
+    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> LineResult<Self>;
 
     /// Tokens of its longest sequence.
     fn tokens(&self) -> usize;
+
+    /// Tokens of all its sequences, and those of them that the objective is about.
+    fn sizes(&self) -> Sizes;
+}
+
+/// How many tokens there are, and how many of them an objective is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) tokens: usize,
+    pub(crate) learnt: usize,
+}
+
+impl Sizes {
+    fn add(&mut self, other: Self) {
+        self.tokens += other.tokens;
+        self.learnt += other.learnt;
+    }
 }
 
 /// Reads files of examples.
 #[derive(Debug)]
 pub(crate) struct ExampleReader<'a> {
-    pub(crate) encoder: Option<&'a TextEncoder>,
-    pub(crate) training: &'a TrainingConfig,
+    encoder: Option<&'a TextEncoder>,
+    training: &'a TrainingConfig,
+    turns: AssistantTurns,
+    /// Whether a line was plain text, which no chat template is put around.
+    has_plain_text: Cell<bool>,
 }
 
 /// Examples of a file.
@@ -122,86 +153,92 @@ pub(crate) struct Examples<T> {
     pub(crate) examples: Vec<T>,
     /// How many more were longer than allowed.
     pub(crate) too_long: usize,
+    /// Of the examples.
+    pub(crate) sizes: Sizes,
 }
 
 impl<T> Examples<T> {
     pub(crate) fn counts(&self) -> ExampleCounts {
-        ExampleCounts { used: self.examples.len(), too_long: self.too_long }
+        let Sizes { tokens, learnt } = self.sizes;
+        ExampleCounts { used: self.examples.len(), too_long: self.too_long, tokens, learnt }
     }
 }
 
-impl ExampleReader<'_> {
+impl<'a> ExampleReader<'a> {
+    /// A reader that learns every turn of the assistant.
+    pub(crate) fn new(encoder: Option<&'a TextEncoder>, training: &'a TrainingConfig) -> Self {
+        Self { encoder, training, turns: AssistantTurns::All, has_plain_text: Cell::new(false) }
+    }
+
+    /// The same, with these turns of the assistant.
+    pub(crate) fn with_turns(self, turns: AssistantTurns) -> Self {
+        Self { turns, ..self }
+    }
+
     /// Reads the examples of a file. Those longer than allowed are left out, and counted.
     ///
     /// # Errors
     /// A file that cannot be read, a line that is no example, a file without any that is short enough.
     pub(crate) fn read<T: Example>(&self, path: &Path) -> Result<Examples<T>> {
         let max_length = self.training.max_length;
-        let mut found = Examples { examples: Vec::new(), too_long: 0 };
+        let mut found = Examples { examples: Vec::new(), too_long: 0, sizes: Sizes::default() };
+        self.has_plain_text.set(false);
         lines::read(path, |line: ExampleLine| {
             let example = T::parse(self, line)?;
             if example.tokens() > max_length {
                 found.too_long += 1;
             } else {
+                found.sizes.add(example.sizes());
                 found.examples.push(example);
             }
             Ok::<(), ExampleError>(())
         })?;
+        let path_shown = path.display();
         if found.too_long > 0 {
-            warn!(path = %path.display(), too_long = found.too_long, max_length, "examples left out");
+            warn!(path = %path_shown, too_long = found.too_long, max_length, "examples left out");
+        }
+        if self.has_plain_text.get() && self.encoder.is_some_and(|encoder| encoder.template.is_some()) {
+            warn!(
+                path = %path_shown,
+                "prompts are plain text and are taken as they stand, although the model has a chat template: give \
+                 them as messages if the model is to be used as a chat"
+            );
         }
         if found.examples.is_empty() {
-            return Err(Error::line(
-                path,
-                1,
-                format!("no example of at most {max_length} tokens in the file"),
-            ));
+            let problem = format!("no example of at most {max_length} tokens in the file");
+            return Err(Error::line(path, 1, problem));
         }
         Ok(found)
     }
 
-    fn encoder(&self) -> std::result::Result<&TextEncoder, ExampleError> {
+    fn encoder(&self) -> LineResult<&TextEncoder> {
         self.encoder.ok_or(ExampleError::NoTokenizer)
     }
 
     /// The tokens of a prompt, as the actors encode it.
-    fn prompt(&self, text: &str) -> std::result::Result<Vec<u32>, ExampleError> {
+    fn prompt(&self, text: &str) -> LineResult<Vec<u32>> {
+        self.has_plain_text.set(true);
         Ok(self.encoder()?.tokenizer.encode(text, true)?)
     }
 
     /// The tokens of a response to a prompt, as an actor would draw them, its end included once.
-    fn response(&self, prompt: &[u32], text: &str) -> std::result::Result<Vec<u32>, ExampleError> {
-        let TextEncoder { tokenizer, eos, .. } = self.encoder()?;
-        let mut tokens = tokenizer.encode_response(prompt, text)?;
-        // Some data sets write the end into the text.
-        if !tokens.last().is_some_and(|last| tokenizer.eos_ids().contains(last)) {
-            tokens.extend(eos);
-        }
+    fn response(&self, prompt: &[u32], text: &str) -> LineResult<Vec<u32>> {
+        let encoder = self.encoder()?;
+        let mut tokens = encoder.tokenizer.encode_response(prompt, text)?;
+        encoder.end_once(&mut tokens);
         Ok(tokens)
     }
 
-    /// The last message is the response to those before it.
-    fn chat(&self, messages: &[Value]) -> std::result::Result<Answer, ExampleError> {
-        let encoder = self.encoder()?;
-        let template = encoder.template.as_ref().ok_or(ExampleError::NoChatTemplate)?;
-        let (last, before) = messages.split_last().ok_or(ExampleError::NoMessages)?;
-        if last.get("role").and_then(Value::as_str) != Some("assistant") {
-            return Err(ExampleError::NotAssistant);
-        }
-        let prompt = ChatRequest { messages: before, add_generation_prompt: true, ..ChatRequest::default() };
-        let prompt = template.render(&prompt)?;
-        let whole = ChatRequest { messages, add_generation_prompt: false, ..ChatRequest::default() };
-        let whole = template.render(&whole)?;
-        let response = whole.strip_prefix(&prompt).ok_or(ExampleError::TemplateChangesPrompt)?;
-        let tokenizer = &encoder.tokenizer;
-        let prompt = tokenizer.encode(&prompt, false)?;
-        let response = tokenizer.encode_response(&prompt, response)?;
+    /// A text in answer to a text.
+    fn plain(&self, prompt: &str, response: &str) -> LineResult<Answer> {
+        let prompt = self.prompt(prompt)?;
+        let response = self.response(&prompt, response)?;
         Answer::new(prompt, response)
     }
 }
 
 impl Answer {
-    fn new(prompt: Vec<u32>, response: Vec<u32>) -> std::result::Result<Self, ExampleError> {
+    fn new(prompt: Vec<u32>, response: Vec<u32>) -> LineResult<Self> {
         if prompt.is_empty() {
             return Err(ExampleError::EmptyPrompt);
         }
@@ -210,91 +247,253 @@ impl Answer {
         }
         Ok(Self { prompt, response })
     }
+
+    fn tokens(&self) -> usize {
+        self.prompt.len() + self.response.len()
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes { tokens: self.tokens(), learnt: self.response.len() }
+    }
 }
 
-impl Example for Answer {
-    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> std::result::Result<Self, ExampleError> {
+impl Conversation {
+    /// Number of tokens that are learnt.
+    fn learnt_tokens(&self) -> usize {
+        self.learnt.iter().map(Range::len).sum()
+    }
+}
+
+impl From<Answer> for Conversation {
+    fn from(Answer { prompt, response }: Answer) -> Self {
+        let tokens = [prompt.as_slice(), &response].concat();
+        Self { learnt: once(prompt.len()..tokens.len()).collect(), tokens }
+    }
+}
+
+impl Example for Conversation {
+    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> LineResult<Self> {
         match line {
             ExampleLine { prompt_tokens: Some(prompt), response_tokens: Some(response), .. } => {
-                Self::new(prompt, response)
+                Ok(Answer::new(prompt, response)?.into())
             }
-            ExampleLine { messages: Some(messages), .. } => reader.chat(&messages),
-            ExampleLine { prompt: Some(prompt), response: Some(response), .. } => {
-                let prompt = reader.prompt(&prompt)?;
-                let response = reader.response(&prompt, &response)?;
-                Self::new(prompt, response)
+            ExampleLine { messages: Some(messages), tools, .. } => {
+                reader.conversation(&messages, tools.as_deref())
+            }
+            ExampleLine { prompt: Some(prompt), response: Some(response), tools, .. } => {
+                Ok(reader.answer(&prompt, &response, tools.as_deref())?.into())
             }
             _ => Err(ExampleError::NoAnswer),
         }
     }
 
     fn tokens(&self) -> usize {
-        self.prompt.len() + self.response.len()
+        self.tokens.len()
+    }
+
+    fn sizes(&self) -> Sizes {
+        Sizes { tokens: self.tokens.len(), learnt: self.learnt_tokens() }
     }
 }
 
 impl Example for PreferencePair {
-    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> std::result::Result<Self, ExampleError> {
+    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> LineResult<Self> {
         let margin = line.margin.unwrap_or(0.0);
-        let (prompt, chosen, rejected) = match line {
+        if !margin.is_finite() {
+            return Err(ExampleError::Margin(margin));
+        }
+        let (chosen, rejected) = match line {
             ExampleLine {
                 prompt_tokens: Some(prompt),
                 chosen_tokens: Some(chosen),
                 rejected_tokens: Some(rejected),
                 ..
-            } => (prompt, chosen, rejected),
-            ExampleLine { prompt: Some(prompt), chosen: Some(chosen), rejected: Some(rejected), .. } => {
-                let prompt = reader.prompt(&prompt)?;
-                let (chosen, rejected) =
-                    (reader.response(&prompt, &chosen)?, reader.response(&prompt, &rejected)?);
-                (prompt, chosen, rejected)
+            } => (Answer::new(prompt.clone(), chosen)?, Answer::new(prompt, rejected)?),
+            ExampleLine {
+                chosen: Some(chosen), rejected: Some(rejected), prompt, messages, tools, ..
+            } => {
+                // `messages` beside messages is the chosen conversation once more (ultrafeedback_binarized).
+                let prompt = match (&chosen, prompt, messages) {
+                    (Content::Text(_), None, Some(messages)) => Some(Content::Messages(messages)),
+                    (_, prompt, _) => prompt,
+                };
+                reader.pair(prompt.as_ref(), &chosen, &rejected, tools.as_deref())?
             }
             _ => return Err(ExampleError::NoPair),
         };
-        if !margin.is_finite() {
-            return Err(ExampleError::Margin(margin));
-        }
-        Ok(Self {
-            chosen: Answer::new(prompt.clone(), chosen)?,
-            rejected: Answer::new(prompt, rejected)?,
-            margin,
-        })
+        Ok(Self { chosen, rejected, margin })
     }
 
     fn tokens(&self) -> usize {
         self.chosen.tokens().max(self.rejected.tokens())
     }
+
+    fn sizes(&self) -> Sizes {
+        let mut sizes = self.chosen.sizes();
+        sizes.add(self.rejected.sizes());
+        sizes
+    }
 }
 
 impl Example for LabelledAnswer {
-    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> std::result::Result<Self, ExampleError> {
+    fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> LineResult<Self> {
         let desirable = line.label.ok_or(ExampleError::NoLabel)?;
-        Ok(Self { answer: Answer::parse(reader, line)?, desirable })
+        let answer = match line {
+            ExampleLine { prompt_tokens: Some(prompt), response_tokens: Some(response), .. } => {
+                Answer::new(prompt, response)?
+            }
+            ExampleLine { messages: Some(messages), tools, .. } => {
+                reader.last_turn(&messages, tools.as_deref())?
+            }
+            ExampleLine { prompt: Some(prompt), response: Some(response), tools, .. } => {
+                reader.answer(&prompt, &response, tools.as_deref())?
+            }
+            _ => return Err(ExampleError::NoAnswer),
+        };
+        Ok(Self { answer, desirable })
     }
 
     fn tokens(&self) -> usize {
         self.answer.tokens()
     }
+
+    fn sizes(&self) -> Sizes {
+        self.answer.sizes()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use model::SpecialTokens;
     use model::tokenizer::train_bpe;
+    use model::{ChatTemplate, SpecialTokens};
+    use serde_json::{Value, json};
 
     use super::*;
 
+    /// ChatML, the shape of many templates: a line break behind each end of turn.
+    const CHAT: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+                        {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+    fn encoder(template: Option<&str>) -> TextEncoder {
+        let special = SpecialTokens {
+            eos: Some("<|im_end|>".to_owned()),
+            additional: vec!["<|im_start|>".to_owned()],
+            ..SpecialTokens::default()
+        };
+        let tokenizer = train_bpe(["user system assistant a b c d"].iter(), 300, &special).unwrap();
+        let eos = tokenizer.eos_ids().first().copied();
+        let template =
+            template.map(|template| ChatTemplate::new(template, tokenizer.special().clone()).unwrap());
+        TextEncoder { tokenizer, template, eos }
+    }
+
+    fn parse<T: Example>(encoder: &TextEncoder, turns: AssistantTurns, line: Value) -> LineResult<T> {
+        let training = TrainingConfig::default();
+        let reader = ExampleReader::new(Some(encoder), &training).with_turns(turns);
+        T::parse(&reader, serde_json::from_value(line).unwrap())
+    }
+
+    fn said(role: &str, content: &str) -> Value {
+        json!({"role": role, "content": content})
+    }
+
     #[test]
     fn a_response_ends_once() {
-        let special = SpecialTokens { eos: Some("<end>".to_owned()), ..SpecialTokens::default() };
-        let tokenizer = train_bpe(["a b c"].iter(), 300, &special).unwrap();
-        let eos = tokenizer.eos_ids().first().copied();
-        let encoder = TextEncoder { tokenizer, template: None, eos };
-        let reader = ExampleReader { encoder: Some(&encoder), training: &TrainingConfig::default() };
-        let prompt = reader.prompt("a").unwrap();
+        let encoder = encoder(None);
+        let training = TrainingConfig::default();
+        let reader = ExampleReader::new(Some(&encoder), &training);
+        let (prompt, eos) = (reader.prompt("a").unwrap(), encoder.eos.unwrap());
         let plain = reader.response(&prompt, " b").unwrap();
-        assert_eq!((plain.last().copied(), plain[..plain.len() - 1].contains(&eos.unwrap())), (eos, false));
-        assert_eq!(reader.response(&prompt, " b<end>").unwrap(), plain);
-        assert_eq!(reader.response(&prompt, "").unwrap(), [eos.unwrap()]);
+        assert_eq!((plain.last(), plain[..plain.len() - 1].contains(&eos)), (Some(&eos), false));
+        assert_eq!(reader.response(&prompt, " b<|im_end|>").unwrap(), plain);
+        assert_eq!(reader.response(&prompt, "").unwrap(), [eos]);
+    }
+
+    #[test]
+    fn every_turn_of_the_assistant_is_learnt_up_to_its_end_and_nothing_else() {
+        let encoder = encoder(Some(CHAT));
+        let messages = json!({"messages": [
+            said("system", "s"), said("user", "a"), said("assistant", "b c"), said("user", "d"),
+            said("assistant", "a b"),
+        ]});
+        let found: Conversation = parse(&encoder, AssistantTurns::All, messages.clone()).unwrap();
+        let text = |tokens: &[u32]| encoder.tokenizer.decode(tokens, false).unwrap();
+        let learnt: Vec<String> = found.learnt.iter().map(|turn| text(&found.tokens[turn.clone()])).collect();
+        assert_eq!(learnt, ["b c<|im_end|>", "a b<|im_end|>"]);
+        let whole = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb \
+                     c<|im_end|>\n<|im_start|>user\nd<|im_end|>\n<|im_start|>assistant\na b<|im_end|>";
+        assert_eq!(text(&found.tokens), whole, "the line break behind the last end is never drawn");
+        assert_eq!(found.sizes().learnt, found.learnt.iter().map(Range::len).sum::<usize>());
+        // The last turn alone is the same tokens with one stretch less.
+        let last: Conversation = parse(&encoder, AssistantTurns::Last, messages).unwrap();
+        assert_eq!((&last.tokens, last.learnt.as_slice()), (&found.tokens, &found.learnt[1..]));
+        // A conversation may end with somebody else.
+        let asked = json!({"messages": [said("user", "a"), said("assistant", "b"), said("user", "c")]});
+        let found: Conversation = parse(&encoder, AssistantTurns::All, asked.clone()).unwrap();
+        assert!(text(&found.tokens).ends_with("assistant\nb<|im_end|>"));
+        assert!(parse::<Conversation>(&encoder, AssistantTurns::Last, asked).is_err());
+        let nothing = json!({"messages": [said("user", "a")]});
+        let error = parse::<Conversation>(&encoder, AssistantTurns::All, nothing).unwrap_err();
+        assert!(matches!(error, ExampleError::NoAssistant), "{error}");
+    }
+
+    #[test]
+    fn a_template_without_an_end_of_turn_ends_once() {
+        let encoder = encoder(Some(
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}\
+             assistant: {% endif %}",
+        ));
+        let messages = json!({"messages": [said("user", "a"), said("assistant", "b")]});
+        let found: Conversation = parse(&encoder, AssistantTurns::All, messages).unwrap();
+        let eos = encoder.eos.unwrap();
+        assert_eq!(found.tokens.iter().filter(|token| **token == eos).count(), 1);
+        assert_eq!(found.learnt[0].end, found.tokens.len());
+    }
+
+    #[test]
+    fn a_template_that_rewrites_earlier_turns_is_told_and_its_last_turn_can_be_learnt() {
+        let encoder = encoder(Some(
+            "{% for m in messages %}{{ m.role }}:{% if loop.last %}thought{% endif %}{{ m.content }}<|im_end|>\
+             {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+        ));
+        let messages = json!({"messages": [
+            said("user", "a"), said("assistant", "b"), said("user", "c"), said("assistant", "d"),
+        ]});
+        let error = parse::<Conversation>(&encoder, AssistantTurns::All, messages).unwrap_err();
+        assert!(error.to_string().contains("assistant_turns"), "{error}");
+    }
+
+    #[test]
+    fn the_public_shapes_of_pairs_are_one() {
+        let encoder = encoder(Some(CHAT));
+        let pair = |line: Value| parse::<PreferencePair>(&encoder, AssistantTurns::All, line);
+        let (ask, good, bad) = (said("user", "a"), said("assistant", "b"), said("assistant", "c"));
+        let expected = pair(json!({"prompt": [ask], "chosen": [good], "rejected": [bad]})).unwrap();
+        let text = |tokens: &[u32]| encoder.tokenizer.decode(tokens, false).unwrap();
+        assert_eq!(text(&expected.chosen.prompt), "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n");
+        assert_eq!(text(&expected.rejected.response), "c<|im_end|>");
+        for line in [
+            // As ultrafeedback_binarized has it.
+            json!({"prompt": "a", "prompt_id": "x", "messages": [ask, good], "score_chosen": 8.0,
+                   "chosen": [ask, good], "rejected": [ask, bad]}),
+            json!({"chosen": [ask, good], "rejected": [ask, bad]}),
+            json!({"prompt": "a", "chosen": [good], "rejected": [bad]}),
+            json!({"prompt": [ask], "chosen": "b", "rejected": "c"}),
+            json!({"messages": [ask], "chosen": "b", "rejected": "c"}),
+        ] {
+            assert_eq!(pair(line.clone()).unwrap(), expected, "{line}");
+        }
+        let longer =
+            json!({"chosen": [ask, good, ask, good], "rejected": [ask, good, ask, bad], "margin": 0.5});
+        let longer = pair(longer).unwrap();
+        assert_eq!((longer.margin, text(&longer.chosen.response)), (0.5, "b<|im_end|>".to_owned()));
+
+        let refused = |line: Value| pair(line).unwrap_err().to_string();
+        let other = said("user", "z");
+        assert!(refused(json!({"chosen": [ask, good], "rejected": [other, bad]})).contains("differ"));
+        assert!(refused(json!({"chosen": [good], "rejected": [bad]})).contains("\"chosen\": [messages]"));
+        assert!(refused(json!({"prompt": "a", "chosen": "b"})).contains("\"prompt_tokens\""));
+        let numbers = serde_json::from_value::<ExampleLine>(json!({"chosen": 5})).unwrap_err().to_string();
+        assert!(numbers.contains("text or a list of messages"), "{numbers}");
     }
 }

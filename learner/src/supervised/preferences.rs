@@ -1,5 +1,6 @@
 //! A policy from preferences without a reward model: DPO, cDPO, IPO on pairs, KTO on labelled responses.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use model::LogprobOptions;
@@ -12,6 +13,7 @@ use super::progress::{Progress, ProgressSink, on_ranks_with_progress};
 use super::report::{ExampleCounts, TrainingReport, TrainingResult};
 use super::text_encoder::TextEncoder;
 use super::training::{EvaluationSet, SupervisedTrainer};
+use super::work_folder::WorkFolder;
 use crate::error::{Error, Result};
 use crate::microbatch::Sequence;
 use crate::model_folder::load_policy;
@@ -44,13 +46,16 @@ struct PreferenceObjectives {
 /// # Errors
 /// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then
 /// nothing is at `output`.
-pub fn dpo(config: &PreferenceConfig, progress: &mut dyn FnMut(Progress)) -> Result<TrainingReport> {
+pub fn dpo(
+    config: &PreferenceConfig,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<TrainingReport> {
     let problems = config.problems();
     if !problems.is_empty() {
         return Err(Error::Config { problems });
     }
     let encoder = TextEncoder::load(&config.model, config.training.append_eos)?;
-    let reader = ExampleReader { encoder: encoder.as_ref(), training: &config.training };
+    let reader = ExampleReader::new(encoder.as_ref(), &config.training);
     let training = Preferences::read(config, &reader, &config.data)?;
     let held_out = match &config.eval_data {
         Some(path) => Some(Preferences::read(config, &reader, path)?),
@@ -84,8 +89,12 @@ fn train(
         }
         _ => None,
     };
-    let result = trainer.train(training, evaluation, sink)?;
+    let folder = WorkFolder::of(&config.output, config);
+    let result = trainer.train(training, evaluation, &folder, sink)?;
     trainer.save(&config.output, &start.path, |_| {})?;
+    if ranks.rank() == 0 {
+        folder.finish(&config.output)?;
+    }
     Ok(result)
 }
 

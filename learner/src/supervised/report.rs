@@ -3,11 +3,13 @@
 use std::fmt;
 
 use algo::Moments;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The objective on a set of examples, without training on them.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
+    /// Optimizer steps before it.
+    pub step: u64,
     /// Passes over the training data before it.
     pub epoch: usize,
     /// Whether the examples are others than those trained on.
@@ -36,6 +38,10 @@ pub struct TrainingReport {
     pub examples: usize,
     /// Examples or pairs of the data that were longer than allowed.
     pub too_long: usize,
+    /// Tokens of the examples.
+    pub data_tokens: usize,
+    /// Those of them that the objective is about: what the assistant says, its ends of turn included.
+    pub learnt_tokens: usize,
     /// Optimizer steps, those included that were skipped.
     pub steps: u64,
     /// Steps that were not made, because the loss or the gradient was no finite number.
@@ -46,14 +52,14 @@ pub struct TrainingReport {
     pub seconds: f64,
     /// Mean loss over the minibatches of the last pass.
     pub loss: f64,
-    /// Measured after each pass where there is something to measure on.
+    /// Measured after each pass, and as often as was asked for, where there is something to measure on.
     pub evaluations: Vec<Evaluation>,
     /// What a reward model's folder stores.
     pub scores: Option<ScoreStatistics>,
 }
 
 /// What training measured.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct TrainingResult {
     pub(crate) steps: u64,
     pub(crate) skipped_steps: u64,
@@ -73,6 +79,10 @@ pub(crate) struct ExampleCounts {
     pub(crate) used: usize,
     /// Examples that were left out because they are longer than allowed.
     pub(crate) too_long: usize,
+    /// Tokens of those that are used.
+    pub(crate) tokens: usize,
+    /// Those of them that the objective is about.
+    pub(crate) learnt: usize,
 }
 
 impl TrainingReport {
@@ -82,16 +92,31 @@ impl TrainingReport {
         scores: Option<ScoreStatistics>,
     ) -> Self {
         let TrainingResult { steps, skipped_steps, tokens, seconds, loss, evaluations, .. } = result;
-        let ExampleCounts { used: examples, too_long } = counts;
-        Self { examples, too_long, steps, skipped_steps, tokens, seconds, loss, evaluations, scores }
+        let ExampleCounts { used: examples, too_long, tokens: data_tokens, learnt: learnt_tokens } = counts;
+        Self {
+            examples,
+            too_long,
+            data_tokens,
+            learnt_tokens,
+            steps,
+            skipped_steps,
+            tokens,
+            seconds,
+            loss,
+            evaluations,
+            scores,
+        }
     }
 }
 
 impl fmt::Display for TrainingReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { examples, steps, loss, .. } = self;
+        let Self { examples, steps, loss, data_tokens, learnt_tokens, .. } = self;
         let rate = self.tokens as f64 / self.seconds.max(1e-9);
-        write!(f, "{examples} examples, {steps} steps, loss {loss:.4}")?;
+        write!(
+            f,
+            "{examples} examples, {learnt_tokens} of {data_tokens} tokens learnt, {steps} steps, loss {loss:.4}"
+        )?;
         if let Some(last) = self.evaluations.last() {
             let on = if last.held_out { "held-out" } else { "training-set" };
             write!(f, ", {on} loss {:.4}", last.loss)?;
@@ -118,11 +143,19 @@ mod tests {
 
     #[test]
     fn a_line_says_what_matters() {
-        let evaluation =
-            Evaluation { epoch: 1, held_out: true, loss: 0.51, accuracy: Some(0.8), margin: Some(1.0) };
+        let evaluation = Evaluation {
+            step: 5,
+            epoch: 1,
+            held_out: true,
+            loss: 0.51,
+            accuracy: Some(0.8),
+            margin: Some(1.0),
+        };
         let report = TrainingReport {
             examples: 10,
             too_long: 2,
+            data_tokens: 400,
+            learnt_tokens: 60,
             steps: 5,
             skipped_steps: 1,
             tokens: 1000,
@@ -133,7 +166,7 @@ mod tests {
         };
         assert_eq!(
             report.to_string(),
-            "10 examples, 5 steps, loss 0.5000, held-out loss 0.5100, accuracy 80.0 %, scores 0.250 ± 2.000, \
+            "10 examples, 60 of 400 tokens learnt, 5 steps, loss 0.5000, held-out loss 0.5100, accuracy 80.0 %, scores 0.250 ± 2.000, \
              1 steps skipped, 2 too long, 2.0 s, 500 tokens/s"
         );
     }

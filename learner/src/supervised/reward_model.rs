@@ -4,7 +4,9 @@
 //! [`REWARD_STD_KEY`], by which the reward server makes scores comparable: `(score − mean) / std`.
 
 use algo::Moments;
-use model::ScalarInit;
+use std::ops::ControlFlow;
+
+use model::{ModelConfig, ScalarInit};
 use serde_json::json;
 
 use super::config::RewardModelConfig;
@@ -15,6 +17,7 @@ use super::progress::{Progress, on_ranks_with_progress};
 use super::report::{ScoreStatistics, TrainingReport};
 use super::text_encoder::TextEncoder;
 use super::training::{EvaluationSet, SupervisedTrainer};
+use super::work_folder::WorkFolder;
 use crate::error::{Error, Result};
 use crate::microbatch::Sequence;
 use crate::model_folder::{load, with_scalar_head};
@@ -42,13 +45,16 @@ struct PairSet {
 /// # Errors
 /// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then
 /// nothing is at `output`.
-pub fn train_rm(config: &RewardModelConfig, progress: &mut dyn FnMut(Progress)) -> Result<TrainingReport> {
+pub fn train_rm(
+    config: &RewardModelConfig,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<TrainingReport> {
     let problems = config.problems();
     if !problems.is_empty() {
         return Err(Error::Config { problems });
     }
     let encoder = TextEncoder::load(&config.model, config.training.append_eos)?;
-    let reader = ExampleReader { encoder: encoder.as_ref(), training: &config.training };
+    let reader = ExampleReader::new(encoder.as_ref(), &config.training);
     let pairs = reader.read::<PreferencePair>(&config.data)?;
     let held_out = match &config.eval_data {
         Some(path) => Some(PairSet::new(&reader.read::<PreferencePair>(path)?.examples)),
@@ -59,21 +65,29 @@ pub fn train_rm(config: &RewardModelConfig, progress: &mut dyn FnMut(Progress)) 
         let init = ScalarInit::Normal { seed: config.training.seed };
         let start = with_scalar_head(&load(&config.model)?, init);
         let request = HeadRequest::Scalars;
-        let mut trainer = SupervisedTrainer::new("reward model", ranks, &start, request, config.sections());
+        let trainer = SupervisedTrainer::new("reward model", ranks, &start, request, config.sections());
+        let mut trainer = trainer.amended_by(store_statistics);
         let evaluation = match &held_out {
             Some(held_out) => EvaluationSet::HeldOut(held_out.dataset()),
             None => EvaluationSet::TrainingSet(set.dataset()),
         };
-        let result = trainer.train(set.dataset(), Some(evaluation), sink)?;
-        let scores = statistics(&result.scores);
-        trainer.save(&config.output, &start.path, |config| {
-            config.source.insert(REWARD_MEAN_KEY.to_owned(), json!(scores.mean));
-            config.source.insert(REWARD_STD_KEY.to_owned(), json!(scores.std));
-        })?;
+        let folder = WorkFolder::of(&config.output, config);
+        let result = trainer.train(set.dataset(), Some(evaluation), &folder, sink)?;
+        trainer.save(&config.output, &start.path, |config| store_statistics(&result.scores, config))?;
+        if ranks.rank() == 0 {
+            folder.finish(&config.output)?;
+        }
         Ok(result)
     })?;
     let scores = statistics(&result.scores);
     Ok(TrainingReport::new(result, pairs.counts(), Some(scores)))
+}
+
+/// Writes mean and deviation of the scores into a reward model's configuration.
+fn store_statistics(scores: &Moments, config: &mut ModelConfig) {
+    let ScoreStatistics { mean, std } = statistics(scores);
+    config.source.insert(REWARD_MEAN_KEY.to_owned(), json!(mean));
+    config.source.insert(REWARD_STD_KEY.to_owned(), json!(std));
 }
 
 fn statistics(scores: &Moments) -> ScoreStatistics {

@@ -1,16 +1,19 @@
 //! Supervised fine-tuning: the negative log-likelihood of responses, prompts given.
 
+use std::ops::ControlFlow;
+
 use model::LogprobOptions;
 
 use super::config::SftConfig;
 use super::dataset::{Dataset, ExampleSequences};
-use super::examples::{Answer, ExampleReader};
+use super::examples::{Conversation, ExampleReader};
 use super::new_model::new_model;
 use super::objective::Objective;
 use super::progress::{Progress, on_ranks_with_progress};
 use super::report::TrainingReport;
 use super::text_encoder::TextEncoder;
 use super::training::{EvaluationSet, SupervisedTrainer};
+use super::work_folder::WorkFolder;
 use crate::error::{Error, Result};
 use crate::microbatch::Sequence;
 use crate::model_folder::load_policy;
@@ -22,7 +25,10 @@ use crate::trainable_model::HeadRequest;
 /// # Errors
 /// The configuration's problems; a folder, a file or a line that cannot be used; training that diverged. Then
 /// nothing is at `output`.
-pub fn sft(config: &SftConfig, progress: &mut dyn FnMut(Progress)) -> Result<TrainingReport> {
+pub fn sft(
+    config: &SftConfig,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<TrainingReport> {
     let problems = config.problems();
     let tokenizer = match (&config.model, &config.init) {
         (Some(model), None) if problems.is_empty() => model,
@@ -30,13 +36,14 @@ pub fn sft(config: &SftConfig, progress: &mut dyn FnMut(Progress)) -> Result<Tra
         _ => return Err(Error::Config { problems }),
     };
     let encoder = TextEncoder::load(tokenizer, config.training.append_eos)?;
-    let reader = ExampleReader { encoder: encoder.as_ref(), training: &config.training };
-    let answers = reader.read::<Answer>(&config.data)?;
+    let reader = ExampleReader::new(encoder.as_ref(), &config.training).with_turns(config.assistant_turns);
+    let conversations = reader.read::<Conversation>(&config.data)?;
     let held_out = match &config.eval_data {
-        Some(path) => Some(sequences(&reader.read::<Answer>(path)?.examples)),
+        Some(path) => Some(sequences(&reader.read::<Conversation>(path)?.examples)),
         None => None,
     };
-    let examples = sequences(&answers.examples);
+    let examples = sequences(&conversations.examples);
+    let folder = WorkFolder::of(&config.output, config);
     let objective = Objective::Likelihood { aggregation: config.loss_aggregation };
     let result = on_ranks_with_progress(&config.execution, progress, |ranks, sink| {
         let start = match (&config.model, &config.init) {
@@ -49,15 +56,18 @@ pub fn sft(config: &SftConfig, progress: &mut dyn FnMut(Progress)) -> Result<Tra
         let evaluation = held_out
             .as_ref()
             .map(|examples| EvaluationSet::HeldOut(Dataset { examples, objective: &objective }));
-        let result = trainer.train(data, evaluation, sink)?;
+        let result = trainer.train(data, evaluation, &folder, sink)?;
         trainer.save(&config.output, &start.path, |_| {})?;
+        if ranks.rank() == 0 {
+            folder.finish(&config.output)?;
+        }
         Ok(result)
     })?;
-    Ok(TrainingReport::new(result, answers.counts(), None))
+    Ok(TrainingReport::new(result, conversations.counts(), None))
 }
 
-fn sequences(answers: &[Answer]) -> ExampleSequences {
+fn sequences(conversations: &[Conversation]) -> ExampleSequences {
     let sequences =
-        answers.iter().map(|answer| Sequence::response(&answer.prompt, &answer.response)).collect();
+        conversations.iter().map(|found| Sequence::stretches(&found.tokens, &found.learnt)).collect();
     ExampleSequences { sequences, per_example: 1 }
 }

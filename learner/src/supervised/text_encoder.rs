@@ -40,4 +40,20 @@ impl TextEncoder {
         }
         Ok(Some(Self { tokenizer, template, eos }))
     }
+
+    /// A turn of the assistant up to the end that the template writes, which ends the policy's turn: what
+    /// stands behind it (a line break, say) is never drawn.
+    pub(crate) fn through_end<'t>(&self, turn: &'t str) -> &'t str {
+        let ids = self.tokenizer.eos_ids().iter();
+        let ends = ids.filter_map(|id| self.tokenizer.special_text(*id));
+        let end = ends.filter_map(|end| Some(turn.rfind(end)? + end.len())).max();
+        &turn[..end.unwrap_or(turn.len())]
+    }
+
+    /// Ends a response with the end-of-sequence token, if it is to and does not already.
+    pub(crate) fn end_once(&self, tokens: &mut Vec<u32>) {
+        if !tokens.last().is_some_and(|last| self.tokenizer.eos_ids().contains(last)) {
+            tokens.extend(self.eos);
+        }
+    }
 }

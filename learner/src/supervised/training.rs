@@ -6,11 +6,14 @@
 //! 2. Every rank has all examples and splits them alike; numbers that decide anything are added up over the
 //!    ranks.
 
+use std::path::PathBuf;
+
 use algo::{Moments, Responses, Totals, kto_reference_point};
-use model::Model;
+use model::{Model, ModelConfig};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
 use tracing::{info, warn};
 
 use super::config::{TrainingConfig, TrainingSections};
@@ -18,7 +21,10 @@ use super::dataset::{Dataset, ExampleSequences, wanted_rows};
 use super::objective::{MinibatchTotals, Objective, ObjectiveInput, ObjectiveSums, summed};
 use super::progress::{Progress, ProgressSink};
 use super::report::{Evaluation, TrainingResult};
+use super::training_state::{EvaluationLine, StepPlan, TrainingState};
+use super::work_folder::WorkFolder;
 use crate::config::LoraConfig;
+use crate::disk::FileError;
 use crate::error::{Error, FormulaResult, Result};
 use crate::microbatch::{Microbatch, Sequence};
 use crate::microbatch_split::MicrobatchSplit;
@@ -36,7 +42,14 @@ pub(crate) struct SupervisedTrainer<'a> {
     model: TrainableModel,
     request: HeadRequest,
     sections: TrainingSections<'a>,
+    /// Where the files are that belong to the network, such as the tokenizer's.
+    companions: PathBuf,
+    /// What is written into the configuration of a network that is kept, given its scores.
+    amend: Amend,
 }
+
+/// See [`SupervisedTrainer::amended_by`].
+pub(crate) type Amend = fn(&Moments, &mut ModelConfig);
 
 /// What is measured after each pass.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +90,22 @@ impl<'a> SupervisedTrainer<'a> {
             lora,
         };
         let model = TrainableModel::new(name, start.config.clone(), &start.weights, ranks, &options);
-        Self { ranks, model, request, sections }
+        let companions = start.path.clone();
+        Self { ranks, model, request, sections, companions, amend: |_, _| {} }
+    }
+
+    /// The same, where `amend` writes into the configuration what its scores say.
+    pub(crate) fn amended_by(self, amend: Amend) -> Self {
+        Self { amend, ..self }
+    }
+
+    /// Keeps the network as the best so far.
+    fn save_best(&self, folder: &WorkFolder, sums: &ObjectiveSums) -> Result<()> {
+        let best = folder.best();
+        if self.ranks.rank() == 0 && best.exists() {
+            std::fs::remove_dir_all(&best).map_err(FileError::on("remove", &best))?;
+        }
+        self.save(&best, &self.companions, |config| (self.amend)(&sums.scores, config))
     }
 
     /// The network as it is now.
@@ -95,51 +123,151 @@ impl<'a> SupervisedTrainer<'a> {
         self.sections.execution.lora.as_ref()
     }
 
-    /// Trains on `data`, and measures `evaluation` after each pass.
+    /// Trains on `data`, from where an interrupted training of the same configuration stands in `folder`, and
+    /// measures `evaluation` as often as the configuration says.
     ///
     /// # Errors
-    /// A token outside the vocabulary, training that diverged, a rank that is lost.
+    /// A token outside the vocabulary, training that diverged or was interrupted, a rank that is lost, a
+    /// folder that cannot be written.
     pub(crate) fn train(
         &mut self,
         data: Dataset<'_>,
         evaluation: Option<EvaluationSet<'_>>,
+        folder: &WorkFolder,
         sink: ProgressSink<'_>,
     ) -> Result<TrainingResult> {
         let timer = PhaseTimer::start();
         let TrainingConfig { epochs, batch_size, .. } = *self.sections.training;
-        let optimizer = self.sections.optimizer;
-        let steps_per_pass = data.examples.len().div_ceil(batch_size);
-        let steps = (epochs * steps_per_pass) as u64;
-        let mut result = TrainingResult { steps, ..TrainingResult::default() };
-        let mut step = 0;
-        for epoch in 1..=epochs {
-            let mut made = 0_u32;
-            result.loss = 0.0;
-            for examples in self.order(data.examples.len(), epoch).chunks(batch_size) {
-                let sums = self.pass(data, examples, PassMode::Train)?;
-                let lr = optimizer.lr * optimizer.schedule.factor(step, optimizer.warmup_steps, steps);
-                let outcome = self.model.update(self.ranks, optimizer, lr)?;
-                step += 1;
-                let StepOutcome::Made { norm: grad_norm } = outcome else {
-                    self.warn_of_skipped(examples);
-                    result.skipped_steps += 1;
-                    continue;
-                };
-                made += 1;
-                result.loss += (sums.loss - result.loss) / f64::from(made);
-                result.tokens += sums.tokens as u64;
-                let tokens_per_second = result.tokens as f64 / timer.seconds().max(1e-9);
-                let (loss, accuracy) = (sums.loss, sums.accuracy());
-                sink(Progress { step, steps, epoch, loss, accuracy, grad_norm, lr, tokens_per_second });
+        let steps_per_pass = data.examples.len().div_ceil(batch_size) as u64;
+        let plan = StepPlan { steps: epochs as u64 * steps_per_pass, steps_per_pass };
+        let mut state = folder.resume(self.ranks, &mut self.model)?;
+        let (tokens_before, mut order) = (state.tokens, (0, Vec::new()));
+        while state.step < plan.steps && !state.is_over {
+            let (epoch, place) = plan.place(state.step);
+            if order.0 != epoch {
+                order = (epoch, self.order(data.examples.len(), epoch));
             }
-            if let Some(set) = evaluation {
-                let sums = self.measure(set.data())?;
-                result.scores = sums.scores;
-                result.evaluations.push(self.evaluated(set, epoch, &sums));
+            if place == 0 {
+                (state.loss, state.made) = (0.0, 0);
+            }
+            let examples = order.1.chunks(batch_size).nth(place).unwrap_or_default();
+            let made = self.optimizer_step(data, examples, &mut state, plan)?;
+            let is_pass_over = place as u64 + 1 == steps_per_pass;
+            let mut goes_on = true;
+            if let Some(made) = made {
+                let seconds = timer.seconds().max(1e-9);
+                let tokens_per_second = (state.tokens - tokens_before) as f64 / seconds;
+                let progress = Progress { epoch, tokens_per_second, ..made };
+                goes_on = sink(progress).is_continue();
+                self.note(folder, &progress)?;
+            }
+            if let Some(set) = evaluation
+                && self.is_evaluation_due(state.step, is_pass_over)
+            {
+                self.evaluate(set, epoch, folder, &mut state)?;
+            }
+            self.checkpoint_if_due(folder, &state, goes_on, plan)?;
+        }
+        Ok(state.into_result(timer.seconds()))
+    }
+
+    /// One optimizer step; `None` where it could not be made.
+    fn optimizer_step(
+        &mut self,
+        data: Dataset<'_>,
+        examples: &[usize],
+        state: &mut TrainingState,
+        StepPlan { steps, .. }: StepPlan,
+    ) -> Result<Option<Progress>> {
+        let optimizer = self.sections.optimizer;
+        let sums = self.pass(data, examples, PassMode::Train)?;
+        let lr = optimizer.lr * optimizer.schedule.factor(state.step, optimizer.warmup_steps, steps);
+        let outcome = self.model.update(self.ranks, optimizer, lr)?;
+        state.step += 1;
+        let StepOutcome::Made { norm: grad_norm } = outcome else {
+            self.warn_of_skipped(examples);
+            state.skipped_steps += 1;
+            return Ok(None);
+        };
+        state.made += 1;
+        state.loss += (sums.loss - state.loss) / state.made as f64;
+        state.tokens += sums.tokens as u64;
+        let (step, loss) = (state.step, sums.loss);
+        let (accuracy, margin) = (sums.accuracy(), sums.mean_margin());
+        Ok(Some(Progress {
+            step,
+            steps,
+            epoch: 0,
+            loss,
+            accuracy,
+            margin,
+            grad_norm,
+            lr,
+            tokens_per_second: 0.0,
+        }))
+    }
+
+    fn is_evaluation_due(&self, step: u64, is_pass_over: bool) -> bool {
+        let every = self.sections.training.eval_every;
+        is_pass_over || (every > 0 && step.is_multiple_of(every))
+    }
+
+    /// Measures a set, keeps the network if none was better, and says when there were too many in a row that
+    /// were not.
+    fn evaluate(
+        &mut self,
+        set: EvaluationSet<'_>,
+        epoch: usize,
+        folder: &WorkFolder,
+        state: &mut TrainingState,
+    ) -> Result<()> {
+        let sums = self.measure(set.data())?;
+        state.scores = sums.scores.into();
+        let found = self.evaluated(set, (state.step, epoch), &sums);
+        let best = state.evaluations.iter().map(|before| before.loss).fold(f64::INFINITY, f64::min);
+        state.evaluations.push(found);
+        self.note(folder, &EvaluationLine { step: state.step, evaluation: found })?;
+        let TrainingConfig { eval_every, patience, .. } = *self.sections.training;
+        if !found.held_out || (eval_every == 0 && patience == 0) {
+            return Ok(());
+        }
+        if found.loss < best {
+            state.without_gain = 0;
+            self.save_best(folder, &sums)?;
+        } else {
+            state.without_gain += 1;
+            state.is_over = patience > 0 && state.without_gain >= patience;
+            if state.is_over && self.ranks.rank() == 0 {
+                info!(step = state.step, best, "no lower loss for {patience} evaluations: training ends");
             }
         }
-        result.seconds = timer.seconds();
-        Ok(result)
+        Ok(())
+    }
+
+    /// Writes a checkpoint where one is due, or training was told to stop, which is the same on all ranks.
+    fn checkpoint_if_due(
+        &self,
+        folder: &WorkFolder,
+        state: &TrainingState,
+        goes_on: bool,
+        plan: StepPlan,
+    ) -> Result<()> {
+        let mut stops = [f64::from(u8::from(!goes_on))];
+        self.ranks.sum(&mut stops)?;
+        let is_told_to_stop = stops[0] > 0.0 && state.step < plan.steps && !state.is_over;
+        let every = self.sections.training.save_every;
+        if is_told_to_stop || (every > 0 && state.step.is_multiple_of(every) && state.step < plan.steps) {
+            folder.checkpoint(self.ranks, &self.model, state)?;
+        }
+        if is_told_to_stop {
+            return Err(Error::Interrupted { step: state.step, folder: folder.path().to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Adds a line to the folder's `steps.jsonl`, on rank 0.
+    fn note(&self, folder: &WorkFolder, line: &impl Serialize) -> Result<()> {
+        if self.ranks.rank() == 0 { folder.add_line(line) } else { Ok(()) }
     }
 
     fn warn_of_skipped(&self, examples: &[usize]) {
@@ -176,13 +304,18 @@ impl<'a> SupervisedTrainer<'a> {
         self.pass(data, &all, PassMode::Measure)
     }
 
-    fn evaluated(&self, set: EvaluationSet<'_>, epoch: usize, sums: &ObjectiveSums) -> Evaluation {
+    fn evaluated(
+        &self,
+        set: EvaluationSet<'_>,
+        (step, epoch): (u64, usize),
+        sums: &ObjectiveSums,
+    ) -> Evaluation {
         let held_out = matches!(set, EvaluationSet::HeldOut(_));
         let (loss, accuracy, margin) = (sums.loss, sums.accuracy(), sums.mean_margin());
         if self.ranks.rank() == 0 {
-            info!(epoch, loss, accuracy, margin, held_out, "examples evaluated");
+            info!(step, epoch, loss, accuracy, margin, held_out, "examples evaluated");
         }
-        Evaluation { epoch, held_out, loss, accuracy, margin }
+        Evaluation { step, epoch, held_out, loss, accuracy, margin }
     }
 
     /// The order of a pass: a function of the seed and the pass.

@@ -13,13 +13,16 @@ use tch::{Device, Kind, Tensor};
 use super::shard::Shard;
 use crate::config::ZeroStage;
 use crate::error::Result;
+use crate::host;
 use crate::ranks::Ranks;
 
 /// Reductions under way at once where each holds a buffer of the size of its group.
 const REDUCTIONS_LIMIT: usize = 2;
 
 /// Elements of one f32 sum of squares: sums of this length stay exact enough whatever the size of the group.
-const NORM_CHUNK_ELEMENTS: i64 = 1 << 16;
+const CPU_CHUNK_ELEMENTS: i64 = 1 << 16;
+/// The same on a device, in f64: a copy of so many stays in its cache, and there are few of them to start.
+const DEVICE_CHUNK_ELEMENTS: i64 = 1 << 22;
 
 /// Where a micro-batch stands in its minibatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,18 +159,27 @@ impl Gradients {
         }
     }
 
-    /// The Euclidean norm over all groups and ranks, in f64.
+    /// The Euclidean norm over all groups and ranks, in f64. The device is waited for once.
     pub(crate) fn norm(&self, ranks: &Ranks) -> Result<f64> {
         let _guard = tch::no_grad_guard();
-        let mut squares = [0.0];
+        let most = if self.device == Device::Cpu { CPU_CHUNK_ELEMENTS } else { DEVICE_CHUNK_ELEMENTS };
+        let mut squares = Vec::new();
         for group in 0..self.shards.len() {
-            for chunk in self.own(group).split(NORM_CHUNK_ELEMENTS, 0) {
-                squares[0] += chunk.dot(&chunk).double_value(&[]);
-            }
+            squares.extend(self.own(group).split(most, 0).iter().map(sum_of_squares));
         }
+        let mut total = Tensor::stack(&squares, 0).sum(Kind::Double);
         if self.stage > ZeroStage::Off {
-            ranks.sum(&mut squares)?;
+            ranks.sum_in_place(&mut total)?;
         }
-        Ok(squares[0].sqrt())
+        Ok(host::number(&total).sqrt())
+    }
+}
+
+/// The sum of the squares of a chunk as an f64 tensor of one number, where the chunk lies.
+fn sum_of_squares(chunk: &Tensor) -> Tensor {
+    match chunk.device() {
+        // Within the processor's cache, without copies; a chunk is short enough for f32.
+        Device::Cpu => chunk.dot(chunk).to_kind(Kind::Double),
+        _ => chunk.to_kind(Kind::Double).square_().sum(Kind::Double),
     }
 }

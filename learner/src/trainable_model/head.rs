@@ -4,10 +4,11 @@ use model::{
     Kept, LogprobInputs, LogprobOptions, ModelConfig, OutputWeights, TokenGradients, TokenLogprobs, logprobs,
     logprobs_backward, logprobs_kept, scores,
 };
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::blocks::backpropagate;
 use crate::error::Result;
+use crate::host;
 use crate::microbatch::Microbatch;
 
 /// What is wanted of the head.
@@ -217,5 +218,5 @@ fn token_outputs(found: &TokenLogprobs) -> Result<HeadOutputs> {
 }
 
 fn to_floats(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(Vec::try_from(tensor.to_device(Device::Cpu).to_kind(Kind::Float))?)
+    host::numbers(tensor)
 }

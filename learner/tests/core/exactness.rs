@@ -158,3 +158,25 @@ fn resident_bytes() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
+
+/// Each reading of the device costs a GPU its queue of work; the norm used to make one for every 65,536
+/// parameters of each model.
+#[test]
+fn a_larger_network_is_read_from_no_more_often() {
+    let readings = |hidden: i64, layers: usize| {
+        let mut network = config(Architecture::Llama, false);
+        (network.hidden_size, network.intermediate_size, network.layers) = (hidden, 2 * hidden, layers);
+        network.head_dim = hidden / network.heads;
+        let models = Models::new(network);
+        let batch = models.batch(1, 8);
+        let ppo = PpoConfig { ppo_epochs: 2, minibatch_size: 4, ..PpoConfig::default() };
+        let mut trainer = models.trainer(&ppo, None);
+        let before = learner::host_readings();
+        trainer.step(&batch).unwrap();
+        learner::host_readings() - before
+    };
+    let small = readings(32, 2);
+    // Two models' norms and outputs in each of four minibatches, and the passes before the update.
+    assert!((1..=24).contains(&small), "{small}");
+    assert_eq!(small, readings(256, 6));
+}

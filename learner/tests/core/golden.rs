@@ -3,6 +3,7 @@
 //! algorithm and option, and of the supervised objectives.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use learner::{Device, PpoConfig, ReplayOptions};
@@ -126,7 +127,10 @@ fn supervised_objectives_are_those_of_the_reference() {
             config["execution"] =
                 json!({"ranks": ranks, "threads": 1, "microbatch_tokens": microbatch_tokens});
             let mut losses = Vec::new();
-            let mut hear = |progress: learner::Progress| losses.push(progress.loss);
+            let mut hear = |progress: learner::Progress| {
+                losses.push(progress.loss);
+                ControlFlow::Continue(())
+            };
             let report = match case.command.as_str() {
                 "sft" => learner::sft(&serde_json::from_value(config).unwrap(), &mut hear),
                 "train-rm" => learner::train_rm(&serde_json::from_value(config).unwrap(), &mut hear),

@@ -5,6 +5,7 @@
 mod checkpoints;
 mod exactness;
 mod golden;
+mod resuming;
 mod ring;
 mod skipping;
 mod supervised;

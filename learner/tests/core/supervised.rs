@@ -2,6 +2,7 @@
 //! compared in `golden`.
 
 use std::fmt::Write as _;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use learner::{
@@ -16,7 +17,9 @@ use tempfile::TempDir;
 
 use crate::support::{Models, config, parameters};
 
-fn silent(_: Progress) {}
+fn silent(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
 
 /// A folder with a tokenizer and text examples.
 fn texts() -> TempDir {
@@ -75,7 +78,11 @@ fn from_a_tokenizer_to_a_reward_model_the_same_bits_every_time() {
     let dir = texts();
     let dir = dir.path();
     let mut steps = Vec::new();
-    let report = learner::sft(&sft_config(dir, "policy"), &mut |progress| steps.push(progress)).unwrap();
+    let report = learner::sft(&sft_config(dir, "policy"), &mut |progress| {
+        steps.push(progress);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     assert_eq!((report.steps, report.examples, report.evaluations.len()), (18, 24, 6));
     assert_eq!(steps.iter().map(|progress| progress.step).collect::<Vec<_>>(), (1..=18).collect::<Vec<_>>());
     let [first, last] = [report.evaluations[0].loss, report.evaluations[5].loss];
@@ -189,7 +196,7 @@ fn bad_input_names_its_place_and_leaves_nothing_behind() {
     };
     let line = "{\"prompt\": \"a\", \"response\": \"b\"}\n";
     let message = fails(&with_data(&format!("{line}{line}{{\"prompt\": \"a\"}}\n")));
-    assert!(message.contains("bad.jsonl:3: must have prompt and response"), "{message}");
+    assert!(message.contains("bad.jsonl:3: is none of {\"messages\""), "{message}");
     let message = fails(&with_data(&format!("{line}{{oops\n")));
     assert!(message.contains("bad.jsonl:2: "), "{message}");
     let message = fails(&with_data("{\"prompt_tokens\": [1], \"response_tokens\": [9999]}\n"));
