@@ -275,5 +275,5 @@ fn together(ranks: &Ranks, own: Result<()>) -> Result<()> {
     }
     let rank = (rank_sum / count) as usize;
     let reason = "could not write its part".to_owned();
-    Err(crate::checkpoint::Error::Rank { rank, reason }.into())
+    Err(crate::checkpoint::Error::Rank { rank, reason, is_disk_full: false }.into())
 }
