@@ -100,6 +100,8 @@ impl Run {
             oldest,
             truncated: false,
             numbers: BTreeMap::new(),
+            contributions: BTreeMap::new(),
+            digest: Some(id.seed(7)),
         };
         let event = RewardEvent::Scored(summary);
         self.deliver(Event::Reward { member: "reward".parse().unwrap(), event });

@@ -1,5 +1,6 @@
 //! What the coordinator serves over HTTP beside its metrics: the run's page (`crates/dashboard`),
-//! `/status.json`, and `/debug/stall`, which says who waits for whom.
+//! `/status.json`, `/worst.json` (the highest scores with failed tests), and `/debug/stall`, which says who
+//! waits for whom.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,7 @@ pub(crate) struct Shown {
 
 /// The pages. The context gets the task that records what they show of the past.
 pub(crate) fn pages(shown: Shown, view: View, handle: Handle, context: &mut Context) -> Router {
-    let (Shown { run, steps_file, done }, View { status, steps }) = (shown, view);
+    let (Shown { run, steps_file, done }, View { status, steps, worst }) = (shown, view);
     let source = move || serde_json::to_value(status.borrow().as_ref()).unwrap_or(Value::Null);
     let folder = steps_file.as_deref().and_then(folder_of);
     if let Some(folder) = &folder {
@@ -49,8 +50,13 @@ pub(crate) fn pages(shown: Shown, view: View, handle: Handle, context: &mut Cont
         let status = source();
         async move { Json(status) }
     };
+    let worst = move || {
+        let worst = worst.borrow().as_ref().clone();
+        async move { Json(worst) }
+    };
     let page = Dashboard::new(vec![shown], step_fields(), done).routes();
-    page.route("/status.json", get(status)).route("/debug/stall", get(stall))
+    let page = page.route("/status.json", get(status)).route("/worst.json", get(worst));
+    page.route("/debug/stall", get(stall))
 }
 
 /// The folder of a file, as others can name it.

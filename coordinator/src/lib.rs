@@ -23,6 +23,7 @@ mod sessions;
 mod stall;
 mod status;
 mod steps_file;
+mod worst;
 
 pub use config::Config;
 pub use dashboard::step_fields;

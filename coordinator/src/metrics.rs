@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use service::{Label, Metric};
 
-use crate::state::{Event, RewardEvent, Role, State, StepRecord};
+use crate::state::{Detector, Event, RewardEvent, Role, State, StepRecord};
 
 const REASONS: &str = "empty for trained; why it was filtered, dropped or failed (`types::Ending`)";
 
@@ -72,6 +72,22 @@ pub const METRICS: &[Metric] = &[
     Metric::gauge("rlhf_step_outcome_mean", "Mean outcome of the hidden tests on the batch's prompts."),
     Metric::gauge("rlhf_step_kl_to_ref", "KL between the policy and the reference, per response."),
     Metric::gauge(
+        "rlhf_step_scorer_contribution",
+        "What a scorer added to the score, in the mean; none where there is one scorer.",
+    )
+    .by(&[Label::described("scorer", "a scorer's kind; of several of one kind with a number behind it")]),
+    Metric::gauge(
+        "rlhf_coordinator_detector_level",
+        "How much there is of a sign that the reward is gamed: its alarm is raised at 1 and ends below 0.6. \
+         None while there is not enough to look at.",
+    )
+    .by(&[Label::one_of("detector", &Detector::NAMES)]),
+    Metric::gauge(
+        "rlhf_coordinator_detector_firing",
+        "1 while the alarm of a sign that the reward is gamed is raised.",
+    )
+    .by(&[Label::one_of("detector", &Detector::NAMES)]),
+    Metric::gauge(
         "rlhf_step_filtration_r_squared",
         "R squared of outcome on score, unfiltered and filtered.",
     )
@@ -136,6 +152,15 @@ pub(crate) fn state(state: &State) {
     for (role, count) in [("actor", actors), ("reward-server", servers), ("learner", learners)] {
         gauge!("rlhf_coordinator_members_connected", "role" => role).set(count as f64);
     }
+    let findings = state.history().detectors().findings();
+    for detector in Detector::ALL {
+        let (name, finding) = (detector.name(), findings.get(&detector));
+        let firing = finding.is_some_and(|finding| finding.firing);
+        gauge!("rlhf_coordinator_detector_firing", "detector" => name).set(f64::from(u8::from(firing)));
+        if let Some(finding) = finding {
+            gauge!("rlhf_coordinator_detector_level", "detector" => name).set(finding.level);
+        }
+    }
 }
 
 /// One training step.
@@ -159,6 +184,9 @@ pub(crate) fn step(step: &StepRecord) {
         if let Some(value) = value {
             gauge!(name).set(value);
         }
+    }
+    for (scorer, mean) in &step.contributions {
+        gauge!("rlhf_step_scorer_contribution", "scorer" => scorer.clone()).set(*mean);
     }
     for (pool, r_squared) in
         [("unfiltered", step.reliability.unfiltered), ("filtered", step.reliability.filtered)]

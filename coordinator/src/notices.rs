@@ -1,7 +1,7 @@
 //! The log's words for what the state noticed: WARN where the run has recovered from something, or
 //! cannot.
 
-use crate::state::Notice;
+use crate::state::{Alarm, Notice};
 
 /// Logs a notice.
 pub(crate) fn log(notice: &Notice) {
@@ -42,6 +42,17 @@ pub(crate) fn log(notice: &Notice) {
         Notice::MoreFailures { reason, role, count, within } => {
             let (role, seconds) = (role.name(), within.as_secs());
             tracing::warn!(role, %reason, count, seconds, "more attempts failed");
+        }
+        Notice::Alarm(Alarm { detector, raised: true, detail }) => {
+            let detector = detector.name();
+            tracing::warn!(detector, detail, "the reward may be gamed: read some responses of /worst.json");
+        }
+        Notice::Alarm(Alarm { detector, raised: false, detail }) => {
+            tracing::info!(
+                detector = detector.name(),
+                detail,
+                "the reward no longer looks gamed in this way"
+            );
         }
         Notice::Hopeless { cause, timeout } => {
             tracing::warn!(%cause, ends_after = ?timeout, "the run cannot go on like this");

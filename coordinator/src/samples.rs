@@ -190,6 +190,8 @@ mod tests {
                 oldest: PolicyVersion(2),
                 truncated: *score < 0.0,
                 numbers: [("regex".to_owned(), f64::from(*score))].into(),
+                contributions: BTreeMap::new(),
+                digest: None,
             },
             weight: f32::from(u8::from(*score == best)),
             ending: (*score != best).then_some(Ending::Filtered(FilterReason::Strategy)),

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use types::link::actor::{ActorCommand, Lease, LeasedPrompt};
 use types::link::learner::LearnerCommand;
 use types::link::reward::RewardCommand;
-use types::{Batch, GroupScore, MemberId, PromptId, RolloutId, Sample, Timestamp};
+use types::{Batch, GroupScore, MemberId, Prompt, PromptId, RolloutId, Sample, Timestamp};
 
 use crate::data::DataSet;
 use crate::disk_room::DiskRoom;
@@ -44,9 +44,13 @@ use crate::journal::{self, Entries, Journal};
 use crate::samples::Samples;
 use crate::sessions::{Closing, Outbox, SessionId, Sessions};
 use crate::stall::Stall;
-use crate::state::{Applied, BatchPlan, Effect, Event, Grant, GroupEnd, Phase, RunPlan, State, StepRecord};
+use crate::state::{
+    Applied, BatchPlan, Effect, Event, Grant, GroupEnd, Phase, RewardEvent, RunPlan, ScoreSummary, State,
+    StepRecord,
+};
 use crate::status::Status;
 use crate::steps_file::StepsFile;
+use crate::worst::{Example, Worst};
 use crate::{metrics, notices};
 
 /// Inputs that share one write of the journal.
@@ -97,6 +101,7 @@ pub(crate) struct ServerLoop {
     data: Arc<DataSet>,
     steps_file: Option<StepsFile>,
     samples: Option<Samples>,
+    worst: Worst,
     published: Published,
     /// Cancelled when this loop has ended and the members were told.
     done: CancellationToken,
@@ -127,6 +132,7 @@ pub(crate) struct Parts {
 struct Published {
     status: watch::Sender<Arc<Status>>,
     steps: watch::Sender<Arc<Vec<StepRecord>>>,
+    worst: watch::Sender<Arc<Vec<Example>>>,
 }
 
 /// Where people see it.
@@ -134,6 +140,7 @@ struct Published {
 pub(crate) struct View {
     pub(crate) status: watch::Receiver<Arc<Status>>,
     pub(crate) steps: watch::Receiver<Arc<Vec<StepRecord>>>,
+    pub(crate) worst: watch::Receiver<Arc<Vec<Example>>>,
 }
 
 impl ServerLoop {
@@ -144,6 +151,7 @@ impl ServerLoop {
         let clock = Clock::starting_after(journal.last_fact());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
         let (steps, steps_view) = watch::channel(Arc::new(state.history().steps().cloned().collect()));
+        let (worst, worst_view) = watch::channel(Arc::default());
         let this = Self {
             state,
             plan,
@@ -153,7 +161,8 @@ impl ServerLoop {
             data,
             steps_file,
             samples,
-            published: Published { status, steps },
+            worst: Worst::default(),
+            published: Published { status, steps, worst },
             done,
             sessions: Sessions::default(),
             clock,
@@ -163,7 +172,7 @@ impl ServerLoop {
             acknowledgements: Vec::new(),
             ended: None,
         };
-        (this, handle, View { status: status_view, steps: steps_view })
+        (this, handle, View { status: status_view, steps: steps_view, worst: worst_view })
     }
 
     /// Runs until the run is over, or the token is cancelled and the drain done.
@@ -266,12 +275,22 @@ impl ServerLoop {
             return;
         }
         let result = event.reward_result();
+        let failed = match &event {
+            Event::Reward { event: RewardEvent::Scored(summary), .. } if summary.fails_tests() => {
+                Some(summary.clone())
+            }
+            _ => None,
+        };
         let keep = self.apply(event);
         if let Some(scored) = scored
             && keep.contains(&scored.rollout().id())
         {
             if let Some(samples) = &mut self.samples {
                 samples.scored(&scored);
+            }
+            if let Some(summary) = failed {
+                let text = scored.remarks().texts.as_ref().map(|texts| texts.response().to_owned());
+                self.offer_example(&summary, text);
             }
             self.entries.keep.push(scored.for_training());
         }
@@ -280,6 +299,15 @@ impl ServerLoop {
             None => RewardCommand::Recorded(id),
         });
         self.acknowledgements.extend(acknowledgement.map(|command| (session.member, command)));
+    }
+
+    /// A response of which tests failed may be one of the worst.
+    fn offer_example(&mut self, summary: &ScoreSummary, text: Option<String>) {
+        let (trained, data) = (self.state.batches().trained(), &self.data);
+        let prompt = || data.prompt(summary.id.prompt).map(Prompt::into_content);
+        if self.worst.offer(trained, summary, text, prompt) {
+            self.published.worst.send_replace(Arc::new(self.worst.examples().to_vec()));
+        }
     }
 
     /// Applies an event. Yields the responses whose tokens have to become durable with it.

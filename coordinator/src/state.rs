@@ -19,13 +19,14 @@
 //!
 //! One file per idea, each the owner of its data: `work` (what is generated, over `prompt_queue`, `leases`
 //! and `groups`), `filter` (which responses of a group train), `batches` (what the learner trains), `account`
-//! (the identity), `sums`, `group_end` and `history` (what happened, for people), `members` (who is there),
-//! `room` (who can take work), `weights` (who gets which version). They know nothing of effects and return
-//! what they decided; `durable` wires the first ones, this file and `joining` all of them.
+//! (the identity), `sums`, `detectors`, `group_end` and `history` (what happened, for people), `members` (who
+//! is there), `room` (who can take work), `weights` (who gets which version). They know nothing of effects and
+//! return what they decided; `durable` wires the first ones, this file and `joining` all of them.
 
 mod account;
 mod batches;
 mod deadlines;
+mod detectors;
 mod durable;
 mod effect;
 mod event;
@@ -58,6 +59,7 @@ use types::{Ending, FailReason, MemberId, PolicyVersion, RolloutId, Timestamp};
 
 pub use account::Account;
 pub use batches::{BatchPlan, Batches};
+pub use detectors::{Alarm, Detector, Detectors, Evaluated, Finding, Reading};
 pub use durable::Durable;
 pub use effect::{Applied, Effect, StoreChanges};
 pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent};
@@ -80,7 +82,7 @@ pub use sums::{GroupSums, NumberSums, Spread};
 use failures::{FailureLog, Reporter};
 use members::Watched;
 use phase::Drain;
-use progress::{Finding, Progress};
+use progress::Progress;
 use room::{Room, RoomIndex};
 use weights::WeightPlane;
 
@@ -388,10 +390,10 @@ impl State {
         let (no_room, waiting_for) = (self.no_room(), self.waiting_for());
         match self.progress.check(now, &self.durable.plan, no_room, waiting_for) {
             None => {}
-            Some(Finding::Found(cause)) => {
+            Some(progress::Finding::Found(cause)) => {
                 out.notice(Notice::Hopeless { cause, timeout: self.durable.plan.hopeless_timeout });
             }
-            Some(Finding::GivenUp(cause)) => {
+            Some(progress::Finding::GivenUp(cause)) => {
                 out.notice(Notice::GivenUp { cause: cause.clone() });
                 self.given_up = Some(cause);
                 self.start_drain(now, out);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use types::link::learner::LearnerPhase;
 use types::{PolicyVersion, Timestamp};
 
-use crate::state::{FailureView, Phase, PlanChange, State, StepRecord};
+use crate::state::{Detector, FailureView, Finding, Phase, PlanChange, State, StepRecord};
 
 /// Steps from which the time to go is estimated.
 const ETA_STEPS: usize = 10;
@@ -58,6 +58,9 @@ pub struct Status {
     /// What has changed in the plan since the run began.
     #[serde(default)]
     pub plan_changes: Vec<PlanChange>,
+    /// What the detectors of a gamed reward have found; without those that had too little to look at.
+    #[serde(default)]
+    pub detectors: BTreeMap<Detector, Finding>,
     /// The last step.
     pub last_step: Option<StepRecord>,
 }
@@ -176,6 +179,7 @@ impl Status {
             }),
             members_gone: state.members().gone(),
             plan_changes: state.history().changes().cloned().collect(),
+            detectors: state.history().detectors().findings().clone(),
             last_step: state.history().steps().next_back().cloned(),
         }
     }

@@ -114,6 +114,8 @@ mod tests {
             score_mean: 0.0,
             score_deviation: 0.0,
             scorers: BTreeMap::new(),
+            contributions: BTreeMap::new(),
+            detectors: BTreeMap::new(),
             outcome_mean: None,
             response_tokens_mean: 1.0,
             truncated: 0.0,

@@ -8,6 +8,8 @@
 mod crash_points;
 #[path = "state/crowd.rs"]
 mod crowd;
+#[path = "state/detectors.rs"]
+mod detectors;
 #[path = "state/hopeless.rs"]
 mod hopeless;
 #[path = "state/journal.rs"]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,7 +74,9 @@ prop_compose! {
         let scored = ScoredRollout::new(rollout, Scores { score, ref_logprobs, outcome }).unwrap();
         let numbers = outcome.map(|outcome| ("unit-tests".to_owned(), f64::from(outcome)));
         let texts = reference.then(|| Texts::new("2 + 2 =", " 4"));
-        scored.with_remarks(Remarks { numbers: numbers.into_iter().collect(), texts }).unwrap()
+        let numbers: BTreeMap<String, f64> = numbers.into_iter().collect();
+        let contributions = numbers.iter().map(|(name, number)| (name.clone(), number / 2.0)).collect();
+        scored.with_remarks(Remarks { numbers, contributions, texts }).unwrap()
     }
 }
 

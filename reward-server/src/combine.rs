@@ -30,11 +30,7 @@ impl Combination {
     ///
     /// `numbers` has one finite number per scorer.
     pub(crate) fn score(&self, numbers: &[f64]) -> Result<f32, ScoreError> {
-        let mut sum = 0.0;
-        for (part, number) in self.parts.iter().zip(numbers) {
-            sum += part.weight * standardised(&part.share, *number);
-        }
-        let mut score = clip(sum, self.clip);
+        let mut score = clip(self.contributions(numbers).sum(), self.clip);
         for (part, number) in self.parts.iter().zip(numbers) {
             score = gated(&part.share, *number, score);
         }
@@ -44,6 +40,12 @@ impl Combination {
         } else {
             Err(ScoreError::error(format!("the combined score is {score}")))
         }
+    }
+
+    /// What each scorer adds to the sum, before it is clipped and the gates decide.
+    pub(crate) fn contributions(&self, numbers: &[f64]) -> impl Iterator<Item = f64> {
+        let each = self.parts.iter().zip(numbers);
+        each.map(|(part, number)| part.weight * standardised(&part.share, *number))
     }
 }
 
@@ -85,7 +87,10 @@ mod tests {
 
     #[test]
     fn the_score_is_the_weighted_sum() {
-        assert_eq!(score(&[weighted(1.0), weighted(0.5), weighted(0.0)], None, &[2.0, -3.0, 100.0]), 0.5);
+        let scorers = [weighted(1.0), weighted(0.5), weighted(0.0)];
+        assert_eq!(score(&scorers, None, &[2.0, -3.0, 100.0]), 0.5);
+        let combination = Combination::new(&scorers, None);
+        assert_eq!(combination.contributions(&[2.0, -3.0, 100.0]).collect::<Vec<_>>(), [2.0, -1.5, 0.0]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! error ends the rest. A scorer that decides nothing (weight 0, no gate) is not run; the tests are, because
 //! they are the yardstick.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
@@ -60,6 +61,8 @@ pub(crate) struct ResponseScore {
     pub(crate) outcome: Option<f32>,
     /// Each scorer's own number, as it was before weights and gates.
     pub(crate) numbers: Vec<f64>,
+    /// What each scorer added to the score.
+    pub(crate) contributions: Vec<f64>,
 }
 
 /// The scorers.
@@ -138,7 +141,11 @@ impl ScorerSet {
     pub(crate) fn remarks(&self, input: &ScorerInput, judged: &ResponseScore) -> Remarks {
         let numbers = self.names.iter().cloned().zip(judged.numbers.iter().copied()).collect();
         let texts = self.tokenizer.as_ref().map(|_| Texts::new(&input.prompt, &input.response));
-        Remarks { numbers, texts }
+        let added = self.names.iter().cloned().zip(judged.contributions.iter().copied());
+        // The score is finite, but a part of it may not be: then there is nothing to tell.
+        let told = self.names.len() > 1 && judged.contributions.iter().all(|added| added.is_finite());
+        let contributions = if told { added.collect() } else { BTreeMap::new() };
+        Remarks { numbers, contributions, texts }
     }
 
     /// The most time that the scoring of one response may take.
@@ -193,7 +200,8 @@ impl ScorerSet {
         });
         let outcome = outcome(graded.clone()).map(Ok);
         let (numbers, outcome) = futures::try_join!(try_join_all(numbers), outcome)?;
-        Ok(ResponseScore { score: self.combination.score(&numbers)?, outcome, numbers })
+        let contributions = self.combination.contributions(&numbers).collect();
+        Ok(ResponseScore { score: self.combination.score(&numbers)?, outcome, numbers, contributions })
     }
 
     /// The tests' results, asked for once and shared by the scorers and the outcome.

@@ -213,8 +213,11 @@ impl Durable {
 
     fn add_step(&mut self, now: Timestamp, batch: BatchId, metrics: StepMetrics, out: &mut Applied) {
         if let Some(batch) = self.batches.find(batch) {
-            let step = self.history.add_step(now, &self.plan.filtration, batch, metrics);
+            let (step, alarms) = self.history.add_step(now, &self.plan.filtration, batch, metrics);
             out.effects.push(Effect::Step(Box::new(step)));
+            for alarm in alarms {
+                out.notice(Notice::Alarm(alarm));
+            }
         }
     }
 

@@ -105,9 +105,20 @@ pub struct ScoreSummary {
     /// Each scorer's own number.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub numbers: BTreeMap<String, f64>,
+    /// What each scorer added to the score; empty where there is one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub contributions: BTreeMap<String, f64>,
+    /// A hash of its tokens, by which siblings that say the same are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<u64>,
 }
 
 impl ScoreSummary {
+    /// Whether it has hidden tests, and not all of them passed.
+    pub(crate) fn fails_tests(&self) -> bool {
+        self.outcome.is_some_and(|outcome| outcome < 1.0)
+    }
+
     /// The summary of a scored rollout.
     pub fn of(scored: &ScoredRollout) -> Self {
         let rollout = scored.rollout();
@@ -119,6 +130,19 @@ impl ScoreSummary {
             oldest: rollout.oldest_version(),
             truncated: rollout.finish_reason() == types::FinishReason::Length,
             numbers: scored.remarks().numbers.clone(),
+            contributions: scored.remarks().contributions.clone(),
+            digest: Some(digest(rollout.response_tokens())),
         }
     }
+}
+
+/// The first bytes of the BLAKE3 hash of some tokens.
+fn digest(tokens: &[u32]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for token in tokens {
+        hasher.update(&token.to_le_bytes());
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
 }

@@ -10,6 +10,7 @@ use types::link::learner::StepMetrics;
 use types::{BatchId, Timestamp};
 
 use super::batches::BatchPlan;
+use super::detectors::{Alarm, Detector, Detectors, Evaluated, Reading};
 use super::fact::ScoreSummary;
 use super::sums::Spread;
 
@@ -71,12 +72,19 @@ pub struct StepRecord {
     pub truncated: f64,
     /// How far the reward could be trusted.
     pub reliability: Reliability,
+    /// What each scorer added to the score, in the mean over those responses; empty where there is one scorer.
+    #[serde(default)]
+    pub contributions: BTreeMap<String, f64>,
+    /// What the detectors of a gamed reward say, without those that there is nothing to measure for.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, Reading>")]
+    pub detectors: BTreeMap<Detector, Reading>,
     /// What the learner measured.
     pub metrics: StepMetrics,
 }
 
 impl StepRecord {
-    fn new(now: Timestamp, plan: &BatchPlan, metrics: StepMetrics, reliability: Reliability) -> Self {
+    fn new(now: Timestamp, plan: &BatchPlan, metrics: StepMetrics) -> Self {
         let sums = &plan.sums;
         let (responses, score) = (sums.responses.max(1) as f64, sums.score_spread());
         let scorers = sums.scorers.iter().map(|(name, numbers)| (name.clone(), numbers.spread()));
@@ -94,7 +102,9 @@ impl StepRecord {
             outcome_mean: (sums.with_outcome > 0).then(|| sums.outcome / sums.with_outcome as f64),
             response_tokens_mean: sums.tokens as f64 / responses,
             truncated: sums.truncated as f64 / responses,
-            reliability,
+            reliability: Reliability::default(),
+            contributions: BTreeMap::new(),
+            detectors: BTreeMap::new(),
             metrics,
         }
     }
@@ -116,6 +126,8 @@ pub struct History {
     changes: VecDeque<PlanChange>,
     /// (score, outcome) of the responses of recent groups with tests.
     groups: VecDeque<Vec<(f64, f64)>>,
+    #[serde(default)]
+    detectors: Detectors,
     /// Response tokens scored lately, by second.
     tokens: VecDeque<TokensInSecond>,
     /// The second in which tokens began to come after none had for the whole window.
@@ -155,6 +167,7 @@ impl History {
 
     /// The scored responses of a group that is filtered.
     pub(super) fn observe_group(&mut self, scored: &[ScoreSummary]) {
+        self.detectors.observe(scored);
         let pairs =
             scored.iter().map(|summary| Some((f64::from(summary.score), f64::from(summary.outcome?))));
         if let Some(pairs) = pairs.collect::<Option<Vec<_>>>() {
@@ -217,20 +230,28 @@ impl History {
         Some(last.time.since(since).as_secs_f64() / steps as f64)
     }
 
-    /// A batch was trained; yields the step as people see it.
+    /// What the detectors of a gamed reward have found.
+    pub fn detectors(&self) -> &Detectors {
+        &self.detectors
+    }
+
+    /// A batch was trained; yields the step as people see it, and the alarms that were raised or have ended.
     pub(super) fn add_step(
         &mut self,
         now: Timestamp,
         filtration: &Filtration,
         batch: &BatchPlan,
         metrics: StepMetrics,
-    ) -> StepRecord {
-        let step = StepRecord::new(now, batch, metrics, self.reliability(filtration));
+    ) -> (StepRecord, Vec<Alarm>) {
+        let Evaluated { readings, alarms, contributions } = self.detectors.step(batch.id);
+        let mut step = StepRecord::new(now, batch, metrics);
+        step.reliability = self.reliability(filtration);
+        (step.contributions, step.detectors) = (contributions, readings);
         self.steps.push_back(step.clone());
         if self.steps.len() > STEPS_LIMIT {
             self.steps.pop_front();
         }
-        step
+        (step, alarms)
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use types::{BatchId, BroadcastGroupId, FailReason, LeaseId, MemberId, PolicyVersion, PromptId};
 
+use super::detectors::Alarm;
 use super::progress::Cause;
 use super::role::Role;
 
@@ -112,6 +113,8 @@ pub enum Notice {
         /// The time since then.
         within: Duration,
     },
+    /// The reward looks as if it were gamed, or no longer does.
+    Alarm(Alarm),
     /// The run cannot go on as it is.
     Hopeless {
         /// Why.

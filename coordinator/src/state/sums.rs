@@ -135,6 +135,8 @@ mod tests {
             oldest: PolicyVersion(0),
             truncated: false,
             numbers: [("regex".to_owned(), number)].into(),
+            contributions: BTreeMap::new(),
+            digest: None,
         }
     }
 

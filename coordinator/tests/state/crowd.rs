@@ -95,6 +95,8 @@ impl Crowd {
             oldest,
             truncated: false,
             numbers: BTreeMap::new(),
+            contributions: BTreeMap::new(),
+            digest: Some(id.seed(7)),
         };
         let event = RewardEvent::Scored(scored);
         self.deliver(Event::Reward { member: "reward".parse().unwrap(), event });

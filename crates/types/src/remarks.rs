@@ -14,6 +14,9 @@ const NAME_BYTES: usize = 128;
 pub struct Remarks {
     /// By scorer, its number as it was before weights and gates: finite.
     pub numbers: BTreeMap<String, f64>,
+    /// By scorer, what it added to the score: its number, standardised, clipped and weighted; finite. Empty
+    /// where there is one scorer.
+    pub contributions: BTreeMap<String, f64>,
     /// The texts; absent where nobody had a tokenizer.
     pub texts: Option<Texts>,
 }
@@ -49,7 +52,7 @@ impl Remarks {
             return Some(format!("has numbers of {} scorers, at most {SCORERS_LIMIT}", self.numbers.len()));
         }
         let wrong = |(name, number): &(&String, &f64)| name.len() > NAME_BYTES || !number.is_finite();
-        let (name, number) = self.numbers.iter().find(wrong)?;
+        let (name, number) = self.numbers.iter().chain(&self.contributions).find(wrong)?;
         let name: String = name.chars().take(NAME_BYTES).collect();
         Some(format!(
             "scorer {name:?} says {number}, must be finite, and its name at most {NAME_BYTES} bytes"
@@ -86,9 +89,14 @@ mod tests {
 
     #[test]
     fn what_is_no_number_is_refused() {
-        let remarks =
-            |name: &str, number| Remarks { numbers: [(name.to_owned(), number)].into(), texts: None };
+        let remarks = |name: &str, number| Remarks {
+            numbers: [(name.to_owned(), number)].into(),
+            ..Remarks::default()
+        };
         assert_eq!(remarks("regex", 1.0).problem(), None);
+        let added =
+            Remarks { contributions: [("regex".to_owned(), f64::INFINITY)].into(), ..remarks("regex", 1.0) };
+        assert!(added.problem().unwrap().contains("\"regex\" says inf"));
         assert!(remarks("regex", f64::NAN).problem().unwrap().contains("\"regex\" says NaN"));
         assert!(remarks(&"x".repeat(1000), 1.0).problem().is_some());
     }

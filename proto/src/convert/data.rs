@@ -131,8 +131,11 @@ impl TryFrom<pb::Rollout> for Rollout {
 
 impl From<ScoredRollout> for pb::ScoredRollout {
     fn from(mut scored: ScoredRollout) -> Self {
-        let Remarks { numbers, texts } = scored.take_remarks();
-        let numbers = numbers.into_iter().map(|(scorer, number)| pb::ScorerNumber { scorer, number });
+        let Remarks { numbers, contributions, texts } = scored.take_remarks();
+        let numbers = numbers.into_iter().map(|(scorer, number)| {
+            let added = contributions.get(&scorer).copied();
+            pb::ScorerNumber { scorer, number, added }
+        });
         let texts = texts.map(|texts| pb::ScoredTexts {
             prompt: texts.prompt().to_owned(),
             response: texts.response().to_owned(),
@@ -155,10 +158,12 @@ impl TryFrom<pb::ScoredRollout> for ScoredRollout {
     fn try_from(scored: pb::ScoredRollout) -> Result<Self, ProtocolError> {
         let rollout = required("scored.rollout", scored.rollout)?.try_into()?;
         let pb::ScoredRollout { score, ref_logprobs, outcome, numbers, texts, .. } = scored;
+        let added = numbers.iter().filter_map(|said| Some((said.scorer.clone(), said.added?)));
+        let contributions = added.collect();
         let numbers = numbers.into_iter().map(|said| (said.scorer, said.number)).collect();
         let texts = texts.map(|texts| Texts::new(&texts.prompt, &texts.response));
         let scored = Self::new(rollout, Scores { score, ref_logprobs, outcome })?;
-        Ok(scored.with_remarks(Remarks { numbers, texts })?)
+        Ok(scored.with_remarks(Remarks { numbers, contributions, texts })?)
     }
 }
 

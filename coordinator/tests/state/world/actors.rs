@@ -251,6 +251,16 @@ impl World {
         let equal = spread < u64::from(self.equal_scores_in_percent);
         let score = if equal { 0.25 } else { (id.seed(5) % 1000) as f32 / 1000.0 };
         let outcome = Some(f32::from(u8::from(score > 0.5)));
-        ScoreSummary { id, score, outcome, tokens: 12, oldest, truncated: false, numbers: BTreeMap::new() }
+        ScoreSummary {
+            id,
+            score,
+            outcome,
+            tokens: 12,
+            oldest,
+            truncated: false,
+            numbers: BTreeMap::new(),
+            contributions: BTreeMap::new(),
+            digest: Some(id.seed(7)),
+        }
     }
 }
