@@ -55,6 +55,8 @@ fn add(path: &str, value: &Value, keys: &mut BTreeMap<String, String>) {
             }
         }
         Value::String(text) => drop(keys.insert(path.to_owned(), text.clone())),
+        // As people write them: 1e-6.
+        Value::Float(number) => drop(keys.insert(path.to_owned(), format!("{number:?}"))),
         other => drop(keys.insert(path.to_owned(), other.to_string())),
     }
 }
