@@ -135,7 +135,14 @@ fn no_wrong_answer_to_a_leetcode_problem_is_accepted() {
     for ((record, response), grade) in wrong.iter().zip(grades(Tier::A, &wrong)) {
         let task_id = record.problem.task_id();
         assert_ne!(grade.verdict, Verdict::Accepted, "{task_id}\n{response}");
-        assert!(grade.verdict.judges_response(), "{task_id}: {} {}\n{response}", grade.verdict, grade.detail);
+        // A package that LeetCode has and this host has not is nobody's fault.
+        let imports = response.contains("sortedcontainers") && grade.verdict == Verdict::Unsupported;
+        assert!(
+            imports || grade.verdict.judges_response(),
+            "{task_id}: {} {}\n{response}",
+            grade.verdict,
+            grade.detail
+        );
     }
 }
 
