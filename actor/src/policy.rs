@@ -213,8 +213,8 @@ impl PolicyUpdater {
         }
     }
 
-    /// Begins a pull; what comes of it is a [`PolicyEvent`]. A pull of the same weights that is under way goes
-    /// on from the new source; one of others is given up, and nothing comes of it.
+    /// Begins a pull; what comes of it is a [`PolicyEvent`]. A pull of the same weights that is under way
+    /// goes on from the new source; one of others is given up, and nothing comes of it.
     pub(crate) async fn pull(&mut self, spawner: &Spawner, source: WeightSource) {
         let WeightSource { address, version, hash } = source;
         if let Some(pulling) = self.pulling.as_ref().filter(|pulling| pulling.hash == hash) {

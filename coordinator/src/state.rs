@@ -20,7 +20,7 @@
 //! One file per idea, each the owner of its data: `work` (what is generated, over `prompt_queue`, `leases`
 //! and `groups`), `filter` (which responses of a group train), `batches` (what the learner trains), `account`
 //! (the identity), `sums`, `detectors`, `group_end` and `history` (what happened, for people), `members` (who
-//! is there), `room` (who can take work), `weights` (who gets which version). They know nothing of effects and
+//! is there), `room` (who takes work), `weights` (who gets which version). They know nothing of effects and
 //! return what they decided; `durable` wires the first ones, this file and `joining` all of them.
 
 mod account;

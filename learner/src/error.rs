@@ -169,8 +169,8 @@ impl Error {
         }
     }
 
-    /// Whether training that goes on from the newest checkpoint would end in the same way: the same batch over
-    /// the same weights.
+    /// Whether training that goes on from the newest checkpoint would end in the same way: the same batch
+    /// over the same weights.
     pub(crate) fn comes_again(&self) -> bool {
         matches!(
             self,

@@ -240,8 +240,8 @@ impl TrainableModel {
         gradients.close(ranks, open_embedding, position)
     }
 
-    /// The optimizer step at the end of a minibatch, at learning rate `lr`. It is not made where the gradient is
-    /// no finite number on some rank.
+    /// The optimizer step at the end of a minibatch, at learning rate `lr`. It is not made where the
+    /// gradient is no finite number on some rank.
     ///
     /// # Errors
     /// Too many steps in a row that could not be made, a rank that is lost.

@@ -19,9 +19,9 @@ const STRUCTURED_KEYS: [&str; 6] = ["messages", "tokens", "problem", "cases", "t
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// A file of prompts: JSON Lines (plain or gzipped), `.csv` or `.tsv` with a line of names, or `.parquet`.
-    /// A row has `prompt` (text), `messages` (chat) or `tokens` (ids), and whatever the scorers read (`tests`,
-    /// `cases`, `label`, ...).
+    /// A file of prompts: JSON Lines (plain or gzipped), `.csv` or `.tsv` with a line of names, or
+    /// `.parquet`. A row has `prompt` (text), `messages` (chat) or `tokens` (ids), and whatever the
+    /// scorers read (`tests`, `cases`, `label`, ...).
     #[schemars(extend("x-kind" = "file"))]
     pub path: PathBuf,
     /// Take the prompts of each epoch in a new random order.
@@ -158,7 +158,8 @@ fn renamed(mut row: Row, columns: &BTreeMap<String, String>) -> Result<Row, Erro
 }
 
 fn json_line(fields: &Map<String, Value>) -> String {
-    // In an order of its own: that of the map is the library's affair, and the data set's hash is made of this.
+    // In an order of its own: that of the map is the library's affair, and the data set's hash is made of
+    // this.
     let sorted: BTreeMap<&String, &Value> = fields.iter().collect();
     // A map of JSON values has a form in JSON.
     serde_json::to_string(&sorted).unwrap_or_default() + "\n"

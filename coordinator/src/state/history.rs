@@ -72,7 +72,7 @@ pub struct StepRecord {
     pub truncated: f64,
     /// How far the reward could be trusted.
     pub reliability: Reliability,
-    /// What each scorer added to the score, in the mean over those responses; empty where there is one scorer.
+    /// What each scorer added to the score, in the mean over those responses; empty where there is one.
     #[serde(default)]
     pub contributions: BTreeMap<String, f64>,
     /// What the detectors of a gamed reward say, without those that there is nothing to measure for.
@@ -218,7 +218,7 @@ impl History {
 
     /// Seconds that the last steps took, at most so many of them; none before the first one of this
     /// coordinator.
-    pub fn seconds_per_step(&self, most: usize) -> Option<f64> {
+    pub(crate) fn seconds_per_step(&self, most: usize) -> Option<f64> {
         let recent: Vec<&StepRecord> =
             self.steps.iter().rev().take_while(|step| step.time >= self.started_at).take(most + 1).collect();
         let last = recent.first()?;

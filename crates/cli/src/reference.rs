@@ -1,5 +1,6 @@
-//! `docs/configuration.md`, `docs/metrics.md` and `docs/steps.md`, written from the types and definitions that
-//! the programs use. The tests compare; `UPDATE_EXPECT=1 cargo nextest run -p cli reference` writes the files anew.
+//! `docs/configuration.md`, `docs/metrics.md` and `docs/steps.md`, written from the types and definitions
+//! that the programs use. The tests compare; `UPDATE_EXPECT=1 cargo nextest run -p cli reference` writes
+//! the files anew.
 
 use expect_test::expect_file;
 use service::config::{Choice, Key, Schema, Section};

@@ -1,8 +1,8 @@
 //! Writes down what a ring is like while it runs: `metrics.jsonl` and `status.json` of its folder.
 //!
 //! Processes are found by their `*.address.json` files and asked for their `/metrics`. A run is looked at
-//! every two seconds at first and less often the longer it runs, so that the file grows with the logarithm of its
-//! length and not with its length.
+//! every two seconds at first and less often the longer it runs, so that the file grows with the logarithm
+//! of its length and not with its length.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};

@@ -19,11 +19,15 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
 pub fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(inner) = cause {
-        let kind = inner.downcast_ref::<io::Error>().map(io::Error::kind);
-        if matches!(kind, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) {
+        let own = inner.downcast_ref::<io::Error>();
+        if matches!(own.map(io::Error::kind), Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) {
             return true;
         }
-        cause = inner.source();
+        // The source of an error that wraps another one is that one's source.
+        cause = match own.and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => inner.source(),
+        };
     }
     false
 }

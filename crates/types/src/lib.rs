@@ -56,7 +56,7 @@ pub use id::{
     RolloutId, RunId,
 };
 pub use prompt::{MAX_FIELDS_BYTES, Prompt, PromptContent};
-pub use remarks::{MAX_TEXT_BYTES, Remarks, Texts};
+pub use remarks::{Remarks, Texts};
 pub use rollout::{FinishReason, MAX_SEQUENCE_TOKENS, Rollout, RolloutFailure, RolloutParts, Span};
 pub use sample::{Batch, GroupScore, Sample, ScoredRollout, Scores};
 pub use sampling::{Sampling, SamplingParams};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Most bytes of a text that travel; of a longer one the middle is left out.
-pub const MAX_TEXT_BYTES: usize = 8 << 10;
+const MAX_TEXT_BYTES: usize = 8 << 10;
 /// Most scorers of a run.
 const SCORERS_LIMIT: usize = 256;
 /// Longest name of a scorer, in bytes.

@@ -4,8 +4,8 @@
 //!     cargo run --release -p weights --example plane_bandwidth [ACTORS [ROUNDS]]
 //!
 //! All are processes of this machine, over Gloo on loopback. It prints lines of `what <TAB> bytes <TAB>
-//! seconds <TAB> GB/s`, and the median ratio of the plane to c10d. What the plane does more: each actor hashes
-//! what it receives.
+//! seconds <TAB> GB/s`, and the median ratio of the plane to c10d. What the plane does more: each actor
+//! hashes what it receives.
 
 #![expect(clippy::disallowed_types, reason = "a benchmark measures wall time")]
 

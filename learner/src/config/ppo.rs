@@ -90,8 +90,8 @@ pub struct PpoConfig {
     pub gamma: f64,
     /// λ of GAE.
     pub gae_lambda: f64,
-    /// Over which responses advantages are whitened. Algorithm's default (PPO: after-filter; without a critic:
-    /// before-filter).
+    /// Over which responses advantages are whitened. Algorithm's default (PPO: after-filter; without a
+    /// critic: before-filter).
     pub whiten: Option<Whiten>,
     /// Scores are kept within ± this.
     pub score_clip: Bound,

@@ -114,9 +114,9 @@ impl Trainer {
         Ok(())
     }
 
-    /// The schedule's factor of the learning rates for optimizer step `place` of the `count` that this batch
-    /// makes. The warm-up counts the steps that were made. The schedule goes by batches, as if each had as many
-    /// steps as this one: batches of different size move it no faster.
+    /// The schedule's factor of the learning rates for optimizer step `place` of the `count` that this
+    /// batch makes. The warm-up counts the steps that were made. The schedule goes by batches, as if each
+    /// had as many steps as this one: batches of different size move it no faster.
     fn lr_factor(&self, place: u64, count: u64) -> f64 {
         let PpoConfig { schedule, warmup_steps, warmup_share, .. } = self.config;
         let done = self.version.0 * count + place;

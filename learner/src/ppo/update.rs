@@ -1,8 +1,8 @@
 //! One optimizer step of each model from a minibatch: micro-batches forward and backward, then AdamW.
 //!
-//! A loss or a gradient that is no finite number keeps a step from being made. A rank that meets one goes on
-//! with a gradient that is none: the sum over the ranks, and so the norm, is none on any rank, and all of them
-//! skip the step without a word more between them.
+//! A loss or a gradient that is no finite number keeps a step from being made. A rank that meets one goes
+//! on with a gradient that is none: the sum over the ranks, and so the norm, is none on any rank, and all
+//! of them skip the step without a word more between them.
 
 use algo::Totals;
 use model::LogprobOptions;

@@ -91,15 +91,14 @@ pub struct TrainingConfig {
     pub shuffle: bool,
     /// Seed of orders and of new weights.
     pub seed: u64,
-    /// Optimizer steps from one checkpoint in `<output>.training` to the next; 0 writes one only when training
-    /// is
-    /// interrupted. The same command goes on from the newest.
+    /// Optimizer steps from one checkpoint in `<output>.training` to the next; 0 writes one only when
+    /// training is interrupted. The same command goes on from the newest.
     pub save_every: u64,
     /// Optimizer steps from one evaluation to the next, besides those after each pass; the network with the
     /// lowest loss on `eval_data` is then kept as `best/` in the output, beside the last one.
     pub eval_every: u64,
     /// Evaluations in a row without a lower loss on `eval_data` that end training; 0: none do.
-    pub patience: u64,
+    pub stop_after_evals: u64,
 }
 
 impl Default for TrainingConfig {
@@ -113,7 +112,7 @@ impl Default for TrainingConfig {
             seed: 0,
             save_every: 500,
             eval_every: 0,
-            patience: 0,
+            stop_after_evals: 0,
         }
     }
 }
@@ -413,8 +412,11 @@ impl PreferenceConfig {
 }
 
 fn check_held_out(problems: &mut Problems, training: &TrainingConfig, eval_data: Option<&Path>) {
-    problems.check(training.patience == 0 || eval_data.is_some(), || {
-        format!("training.patience is {}, but there is no eval_data to measure on", training.patience)
+    problems.check(training.stop_after_evals == 0 || eval_data.is_some(), || {
+        format!(
+            "training.stop_after_evals is {}, but there is no eval_data to measure on",
+            training.stop_after_evals
+        )
     });
 }
 

@@ -227,8 +227,8 @@ impl<'a> SupervisedTrainer<'a> {
         let best = state.evaluations.iter().map(|before| before.loss).fold(f64::INFINITY, f64::min);
         state.evaluations.push(found);
         self.note(folder, &EvaluationLine { step: state.step, evaluation: found })?;
-        let TrainingConfig { eval_every, patience, .. } = *self.sections.training;
-        if !found.held_out || (eval_every == 0 && patience == 0) {
+        let TrainingConfig { eval_every, stop_after_evals, .. } = *self.sections.training;
+        if !found.held_out || (eval_every == 0 && stop_after_evals == 0) {
             return Ok(());
         }
         if found.loss < best {
@@ -236,9 +236,12 @@ impl<'a> SupervisedTrainer<'a> {
             self.save_best(folder, &sums)?;
         } else {
             state.without_gain += 1;
-            state.is_over = patience > 0 && state.without_gain >= patience;
+            state.is_over = stop_after_evals > 0 && state.without_gain >= stop_after_evals;
             if state.is_over && self.ranks.rank() == 0 {
-                info!(step = state.step, best, "no lower loss for {patience} evaluations: training ends");
+                info!(
+                    step = state.step,
+                    best, "no lower loss for {stop_after_evals} evaluations: training ends"
+                );
             }
         }
         Ok(())

@@ -113,7 +113,7 @@ fn evaluations_end_a_training_and_keep_its_best_network() {
     let path = models.dir.path().join("held-out.jsonl");
     std::fs::write(&path, held_out).unwrap();
     ended.eval_data = Some(path);
-    ended.training = TrainingConfig { epochs: 40, eval_every: 2, patience: 3, ..ended.training };
+    ended.training = TrainingConfig { epochs: 40, eval_every: 2, stop_after_evals: 3, ..ended.training };
     let report = learner::sft(&ended, &mut going_on).unwrap();
     assert!(report.steps < 200, "{report}");
     let losses: Vec<f64> = report.evaluations.iter().map(|evaluation| evaluation.loss).collect();
@@ -128,5 +128,5 @@ fn evaluations_end_a_training_and_keep_its_best_network() {
 
     ended.eval_data = None;
     ended.output = models.dir.path().join("other");
-    assert!(learner::sft(&ended, &mut going_on).unwrap_err().to_string().contains("patience"));
+    assert!(learner::sft(&ended, &mut going_on).unwrap_err().to_string().contains("stop_after_evals"));
 }

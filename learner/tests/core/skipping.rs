@@ -1,4 +1,5 @@
-//! Steps whose loss or gradient is no finite number are skipped on all ranks alike, and too many end training.
+//! Steps whose loss or gradient is no finite number are skipped on all ranks alike, and too many end
+//! training.
 
 use algo::{Aggregation, Algorithm};
 use learner::{Bound, Device, Error, PpoConfig, Whiten, ZeroStage, on_ranks};

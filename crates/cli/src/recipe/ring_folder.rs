@@ -1,5 +1,5 @@
-//! Where a ring keeps its things, below a run's output folder: the first one of a recipe in `ring`, each further
-//! one in `ring-NAME`, so that what is added to a recipe moves nothing.
+//! Where a ring keeps its things, below a run's output folder: the first one of a recipe in `ring`, each
+//! further one in `ring-NAME`, so that what is added to a recipe moves nothing.
 
 use std::path::{Path, PathBuf};
 

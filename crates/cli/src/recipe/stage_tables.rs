@@ -122,8 +122,8 @@ pub(crate) struct RingStage {
     #[serde(skip_serializing_if = "is_weights_alone")]
     pub(crate) restore: Vec<Restored>,
     /// What this ring is told otherwise than the recipe's sections say, such as
-    /// `coordinator.filtration.strategy = "none"`: keys of `coordinator`, `reward_server`, `learner`, `actor`,
-    /// `processes`, and `seed`.
+    /// `coordinator.filtration.strategy = "none"`: keys of `coordinator`, `reward_server`, `learner`,
+    /// `actor`, `processes`, and `seed`.
     #[serde(skip_serializing_if = "Table::is_empty")]
     #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
     pub(crate) set: Table,

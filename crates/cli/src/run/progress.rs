@@ -1,7 +1,8 @@
 //! What a person sees while the ring runs: a bar on a terminal, lines elsewhere.
 //!
-//! Without a terminal there is a line for a twentieth of the batches, and one every [`LINE_INTERVAL`] whatever
-//! happens, which says what the run waits for. The first failure of each kind is said when it happens.
+//! Without a terminal there is a line for a twentieth of the batches, and one every [`LINE_INTERVAL`]
+//! whatever happens, which says what the run waits for. The first failure of each kind is said when it
+//! happens.
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write as _};
