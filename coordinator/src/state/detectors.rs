@@ -55,7 +55,7 @@ pub enum Detector {
 }
 
 impl Detector {
-    /// Every detector, in the order of [`Detector::NAMES`].
+    /// Every detector, in the order of their names.
     pub const ALL: [Self; 7] = [
         Self::ScoreWithoutOutcome,
         Self::LengthDrift,
