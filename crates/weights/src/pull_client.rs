@@ -119,8 +119,8 @@ pub struct PulledWeights {
 /// Pulls weights with their description.
 ///
 /// # Errors
-/// When there is no memory, the source no longer has these weights or describes others, [`TRY_COUNT`] tries
-/// in a row bring nothing, or the order is given up.
+/// When there is no memory, the source no longer has these weights or describes others, five tries in a row
+/// bring nothing, or the order is given up.
 pub async fn pull(order: PullOrder) -> Result<PulledWeights, PullError> {
     let PullOrder { hash, mut source, received_bytes } = order;
     let mut transfer = Transfer { hash, received_bytes, begun: None };
