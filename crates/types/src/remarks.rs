@@ -21,7 +21,7 @@ pub struct Remarks {
     pub texts: Option<Texts>,
 }
 
-/// A prompt and a response as text, each of at most [`MAX_TEXT_BYTES`].
+/// A prompt and a response as text, each of at most 8 KiB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Texts {
     prompt: String,
