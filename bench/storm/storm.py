@@ -24,7 +24,7 @@ RECIPE = pathlib.Path(__file__).parent / "recipe.toml"
 RUN_TIMEOUT_SECONDS = 3600
 
 
-def start(binary, output, batches):
+def start(binary, output, batches, settings=()):
     output.mkdir(parents=True, exist_ok=True)
     with open(output / "data.jsonl", "w") as data:
         for a in range(16):
@@ -32,7 +32,8 @@ def start(binary, output, batches):
                 line = {"prompt": f"{a} plus {b} is", "response": f" {a + b}."}
                 data.write(json.dumps(line) + "\n")
     command = [binary, "run", str(RECIPE), "--resume", "--set", f"output={output}"]
-    command += ["--set", f"coordinator.batches={batches}"]
+    for setting in [f"coordinator.batches={batches}", *settings]:
+        command += ["--set", setting]
     environment = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
     with open(output / "log", "w") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log, env=environment)
@@ -78,7 +79,6 @@ def end(process, output, began):
         "batches": [step["batch"] for step in steps],
         "unaccounted": account["issued"] - account["in_flight"] - sum(account["endings"].values()),
         "endings": account["endings"],
-        "weights": (output / "policy" / "model.safetensors").read_bytes(),
     }
 
 
@@ -97,7 +97,7 @@ def main():
         process = start(asked.binary, output, asked.batches)
         sent = disturb(process, output, signals, random.Random(asked.seed)) if signals else {}
         results[name] = end(process, output, began)
-        print(name, {key: value for key, value in results[name].items() if key not in ("weights", "batches")})
+        print(name, {key: value for key, value in results[name].items() if key != "batches"})
         print("  signals:", sum(sent.values()), dict(sent))
     every = list(range(1, asked.batches + 1))
     faults = [
@@ -110,7 +110,8 @@ def main():
         ]
         if is_wrong
     ]
-    if results["peace"]["weights"] != results["storm"]["weights"]:
+    weights = [(asked.output / name / "policy" / "model.safetensors").read_bytes() for name in results]
+    if weights[0] != weights[1]:
         faults.append("the final weights differ")
     print("\n".join(faults) or "the same weights, byte for byte")
     sys.exit(bool(faults))
