@@ -159,8 +159,8 @@ struct Conversations {
     learnt_tokens: usize,
 }
 
-/// `bench/reference/conversations.py` makes the folder `conversations/`: a model with a chat template, and what
-/// TRL's `assistant_only_loss` says of the first step over its rows.
+/// `bench/reference/conversations.py` makes the folder `conversations/`: a model with a chat template, and
+/// what TRL's `assistant_only_loss` says of the first step over its rows.
 #[test]
 fn conversations_are_learnt_as_trl_learns_them() {
     tch::set_num_threads(1);
