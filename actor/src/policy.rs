@@ -217,6 +217,7 @@ impl PolicyUpdater {
     /// goes on from the new source; one of others is given up, and nothing comes of it.
     pub(crate) async fn pull(&mut self, spawner: &Spawner, source: WeightSource) {
         let WeightSource { address, version, hash } = source;
+        tracing::debug!(%version, source = address, "pull ordered");
         if let Some(pulling) = self.pulling.as_ref().filter(|pulling| pulling.hash == hash) {
             pulling.source.send_replace(address);
             return;

@@ -21,14 +21,14 @@ use types::{
     BatchId, DType, Incarnation, LeaseId, Manifest, PolicyVersion, TensorEntry, TensorLayout, WeightHash,
 };
 
+#[path = "load/measure.rs"]
+mod measure;
+
 /// h2 gives a connection up on which more small messages than this wait to be read.
 const STREAMS_PER_CONNECTION: usize = 50;
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// Responses that an actor works on at a time.
 const SLOTS: u32 = 8;
-const RESPONSE_TOKENS: usize = 500;
-/// Clock ticks of `/proc/PID/stat` in a second.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 #[derive(Default)]
 struct Counts {
@@ -63,13 +63,16 @@ async fn main() {
     }
     println!("{actors} actors joined in {:.1} s", begun.elapsed().as_secs_f64());
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let (cpu, recorded) = (cpu_seconds(pid), counts.recorded.load(Ordering::Relaxed));
+    let (cpu, recorded) = (measure::cpu_seconds(pid), counts.recorded.load(Ordering::Relaxed));
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let span = seconds as f64;
-    let cores = (cpu_seconds(pid) - cpu) / span;
+    let cores = (measure::cpu_seconds(pid) - cpu) / span;
     let scores = (counts.recorded.load(Ordering::Relaxed) - recorded) as f64 / span;
     let broken = counts.broken.load(Ordering::Relaxed);
-    println!("{cores:.2} cores, {:.0} MB, {scores:.0} scores/s, {broken} streams broken", resident_mb(pid));
+    println!(
+        "{cores:.2} cores, {:.0} MB, {scores:.0} scores/s, {broken} streams broken",
+        measure::resident_mb(pid)
+    );
 }
 
 async fn connect(address: &str) -> Channel {
@@ -154,28 +157,13 @@ async fn reward_server(channel: Channel, mut results: mpsc::Receiver<pb::Rollout
     let mut beats = tokio::time::interval(HEARTBEAT_INTERVAL);
     loop {
         let report = tokio::select! {
-            Some(id) = results.recv() => scored(id, counts.scored.fetch_add(1, Ordering::Relaxed)),
+            Some(id) = results.recv() => measure::scored(id, counts.scored.fetch_add(1, Ordering::Relaxed)),
             _ = beats.tick() => pb::RewardReport {
                 report: Some(pb::reward_report::Report::Load(pb::RewardLoad { queued: 0 })),
             },
         };
         reports.send(report).await.unwrap();
     }
-}
-
-fn scored(id: pb::RolloutId, number: u64) -> pb::RewardReport {
-    let rollout = pb::Rollout {
-        id: Some(id),
-        prompt_tokens: vec![1; 32],
-        response_tokens: vec![3; RESPONSE_TOKENS],
-        rollout_logprobs: vec![-0.5; RESPONSE_TOKENS],
-        spans: vec![pb::Span { version: 0, tokens: RESPONSE_TOKENS as u32 }],
-        finish_reason: pb::FinishReason::Stop.into(),
-        ..pb::Rollout::default()
-    };
-    let score = (number % 997) as f32;
-    let scored = pb::ScoredRollout { rollout: Some(rollout), score, ..pb::ScoredRollout::default() };
-    pb::RewardReport { report: Some(pb::reward_report::Report::Scored(scored)) }
 }
 
 async fn learner(channel: Channel) {
@@ -207,17 +195,4 @@ async fn learner(channel: Channel) {
             }
         }
     }
-}
-
-fn cpu_seconds(pid: &str) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-    ticks / TICKS_PER_SECOND
-}
-
-fn resident_mb(pid: &str) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }

@@ -45,7 +45,9 @@ struct Line<'a> {
     time_unix_ms: u64,
     /// The batch that was being filled.
     batch: u64,
-    /// The response: epoch, ordinal of the prompt, sibling, attempt.
+    /// The prompt, which siblings have in common: epoch and ordinal.
+    prompt_id: String,
+    /// The response: the prompt, sibling, attempt.
     id: String,
     /// The version that drew its first token.
     version: u64,
@@ -129,6 +131,7 @@ impl<'a> Line<'a> {
         Self {
             time_unix_ms: now.0,
             batch: group.batch.0,
+            prompt_id: group.prompt.to_string(),
             id: summary.id.to_string(),
             version: summary.oldest.0,
             prompt: texts.map(Texts::prompt),
@@ -224,6 +227,7 @@ mod tests {
         let lines = lines(folder.path());
         assert_eq!(lines.len(), 2);
         assert_eq!((&lines[0]["prompt"], &lines[0]["response"]), (&"2 + 2 =".into(), &"4".into()));
+        assert_eq!((&lines[0]["prompt_id"], &lines[1]["id"]), (&"e0-p0".into(), &"e0-p0-s1-a0".into()));
         assert_eq!((&lines[0]["fate"], &lines[0]["finish_reason"]), (&"trains".into(), &"stop".into()));
         assert_eq!(lines[1]["fate"], "filtered{strategy}");
         assert_eq!((&lines[1]["finish_reason"], &lines[1]["response"]), (&"length".into(), &Value::Null));

@@ -105,6 +105,14 @@ fn four_processes_account_for_every_attempt() {
         assert_eq!(documented.undocumented(&metrics_of(&ring, role)), Vec::<String>::new(), "{role}");
     }
 
+    // The page reads what the coordinator writes.
+    let page = format!("http://{}/api/runs/0/groups", address(&ring, "coordinator", "metrics"));
+    let groups = ureq::get(&page).call().unwrap().body_mut().read_to_string().unwrap();
+    let groups: Value = serde_json::from_str(&groups).unwrap();
+    let kept: u64 =
+        groups["ranks"].as_array().unwrap().iter().map(|rank| rank["kept"].as_u64().unwrap()).sum();
+    assert!(groups["groups"].as_u64().unwrap() > 0 && kept > 0, "the filter at work is not shown: {groups}");
+
     // Ctrl-C drains: a checkpoint is written, and --resume goes on where it was.
     kill(Pid::from_raw(running.id()), Signal::SIGINT).unwrap();
     let (status, said) = running.end().unwrap();

@@ -12,7 +12,7 @@ use types::{BatchId, Timestamp};
 use super::batches::BatchPlan;
 use super::detectors::{Alarm, Detector, Detectors, Evaluated, Reading};
 use super::fact::ScoreSummary;
-use super::sums::Spread;
+use super::moments::Spread;
 
 /// Steps remembered for the dashboard.
 const STEPS_LIMIT: usize = 1000;
@@ -86,20 +86,20 @@ pub struct StepRecord {
 impl StepRecord {
     fn new(now: Timestamp, plan: &BatchPlan, metrics: StepMetrics) -> Self {
         let sums = &plan.sums;
-        let (responses, score) = (sums.responses.max(1) as f64, sums.score_spread());
+        let (responses, score) = (sums.score.count.max(1) as f64, sums.score.spread());
         let scorers = sums.scorers.iter().map(|(name, numbers)| (name.clone(), numbers.spread()));
         Self {
             batch: plan.id,
             time: now,
             prompts: plan.prompts,
-            responses: sums.responses,
+            responses: sums.score.count,
             groups: sums.groups,
             groups_without_signal: sums.groups_without_signal,
             without_signal: sums.groups_without_signal as f64 / sums.groups.max(1) as f64,
             score_mean: score.mean,
             score_deviation: score.deviation,
             scorers: scorers.collect(),
-            outcome_mean: (sums.with_outcome > 0).then(|| sums.outcome / sums.with_outcome as f64),
+            outcome_mean: (sums.outcome.count > 0).then_some(sums.outcome.mean),
             response_tokens_mean: sums.tokens as f64 / responses,
             truncated: sums.truncated as f64 / responses,
             reliability: Reliability::default(),

@@ -10,12 +10,12 @@ use coordinator::state::{
 };
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
-use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, RecentSteps};
+use types::link::learner::{LearnerCommand, LearnerReport};
 use types::{
     BatchId, FailReason, Incarnation, MemberId, PolicyVersion, RolloutFailure, RolloutId, Timestamp,
 };
 
-use crate::small_run::{manifest, plan};
+use crate::small_run::{actor_hello, learner_hello, manifest, plan};
 
 /// A run with a learner and many actors that have its weights, without failures.
 pub(crate) struct Crowd {
@@ -44,32 +44,14 @@ impl Crowd {
             finished: None,
         };
         crowd.deliver(Event::Started(Box::new(crowd.state.plan().clone())));
-        crowd.deliver(Event::Learner(LearnerEvent::Joined(LearnerHello {
-            member: "learner".parse().unwrap(),
-            incarnation: Incarnation(1),
-            run: None,
-            world_size: 1,
-            trained: BatchId(0),
-            checkpointed: BatchId(0),
-            manifest: manifest(0, 0),
-            steps: RecentSteps::default(),
-            store: "127.0.0.1:2".into(),
-            weights: "127.0.0.1:3".into(),
-        })));
+        crowd.deliver(Event::Learner(LearnerEvent::Joined(learner_hello(1, manifest(0, 0)))));
         crowd
     }
 
     pub(crate) fn join(&mut self, index: usize) {
         let member = self.actors[index].clone();
-        let hello = ActorHello {
-            member: member.clone(),
-            incarnation: Incarnation(1),
-            run: None,
-            holding: Vec::new(),
-            weights: None,
-            source: None,
-        };
-        self.deliver(Event::Actor { member, event: ActorEvent::Joined(hello) });
+        let event = ActorEvent::Joined(actor_hello(member.clone()));
+        self.deliver(Event::Actor { member, event });
     }
 
     fn report(&mut self, index: usize, report: ActorReport) {
@@ -276,12 +258,8 @@ fn a_machine_whose_clock_is_behind_can_take_the_place_of_one_that_is_gone() {
     let mut crowd = Crowd::new(big_plan(), 1);
     let timeout = crowd.state.plan().heartbeat_timeout;
     let hello = |incarnation| ActorHello {
-        member: "a".parse().unwrap(),
         incarnation: Incarnation(incarnation),
-        run: None,
-        holding: Vec::new(),
-        weights: None,
-        source: None,
+        ..actor_hello("a".parse().unwrap())
     };
     let joining = |incarnation| Event::Actor {
         member: "a".parse().unwrap(),

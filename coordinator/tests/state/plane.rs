@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use coordinator::state::{ActorEvent, Effect, Event, LearnerEvent, RunPlan, State};
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
-use types::link::learner::{LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, RecentSteps};
-use types::{BatchId, BroadcastGroupId, Incarnation, Manifest, MemberId, PolicyVersion, Timestamp};
+use types::link::learner::{LearnerCommand, LearnerPhase, LearnerReport};
+use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, Timestamp};
 
-use crate::small_run::{manifest, plan};
-
-const LEARNER: &str = "10.0.0.1:1";
+use crate::small_run::{LEARNER_WEIGHTS as LEARNER, actor_hello, learner_hello, manifest, plan};
 
 /// A run of which only the weight plane is looked at. Nobody answers by itself.
 struct Plane {
@@ -39,29 +37,11 @@ impl Plane {
             left: Vec::new(),
         };
         plane.deliver(Event::Started(Box::new(plan)));
-        plane.deliver(Event::Learner(LearnerEvent::Joined(LearnerHello {
-            member: "learner".parse().unwrap(),
-            incarnation: Incarnation(1),
-            run: None,
-            world_size: 1,
-            trained: BatchId(0),
-            checkpointed: BatchId(0),
-            manifest: manifest(0, 0),
-            steps: RecentSteps::default(),
-            store: "10.0.0.1:2".into(),
-            weights: LEARNER.into(),
-        })));
+        plane.deliver(Event::Learner(LearnerEvent::Joined(learner_hello(1, manifest(0, 0)))));
         for number in 0..actors {
             let member = name(number);
             let source = shares.then(|| address(&member));
-            let hello = ActorHello {
-                member: member.clone(),
-                incarnation: Incarnation(1),
-                run: None,
-                holding: Vec::new(),
-                weights: None,
-                source,
-            };
+            let hello = ActorHello { source, ..actor_hello(member.clone()) };
             plane.deliver(Event::Actor { member, event: ActorEvent::Joined(hello) });
         }
         plane
@@ -195,6 +175,23 @@ fn a_pull_that_comes_further_is_left_alone_and_one_that_does_not_is_ordered_anew
 }
 
 #[test]
+fn an_actor_that_sends_a_byte_now_and_then_is_given_up_for_the_learner() {
+    let mut plane = Plane::new(5, true);
+    let first = std::mem::take(&mut plane.pulls);
+    plane.confirm(&first[0].0, &manifest(0, 0));
+    let (member, source) = plane.pulls.remove(0);
+    assert_eq!(source, address(&first[0].0));
+    let timeout = plan().broadcast_timeout;
+    for step in 1..=6 {
+        plane.wait(timeout / 4);
+        plane.heartbeat(&member, step);
+        plane.heartbeat(&first[0].0, 0);
+        plane.alive();
+    }
+    assert_eq!(plane.pulls.iter().find(|(who, _)| *who == member), Some(&(member, LEARNER.to_owned())));
+}
+
+#[test]
 fn who_pulled_from_an_actor_that_stops_pulls_from_another() {
     let mut plane = Plane::new(8, true);
     let first = std::mem::take(&mut plane.pulls);
@@ -241,18 +238,7 @@ fn a_stopped_member_ends_its_broadcast_for_everybody_when_it_is_noticed() {
     plane.form(&actors);
     // Another learner comes, which has other weights.
     let newer = manifest(0, 7);
-    plane.deliver(Event::Learner(LearnerEvent::Joined(LearnerHello {
-        member: "learner".parse().unwrap(),
-        incarnation: Incarnation(2),
-        run: None,
-        world_size: 1,
-        trained: BatchId(0),
-        checkpointed: BatchId(0),
-        manifest: newer.clone(),
-        steps: RecentSteps::default(),
-        store: "10.0.0.1:2".into(),
-        weights: LEARNER.into(),
-    })));
+    plane.deliver(Event::Learner(LearnerEvent::Joined(learner_hello(2, newer.clone()))));
     plane.pulls.clear();
     plane.wait(plan().heartbeat_timeout / 100);
     let group = plane.form(&actors);

@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use algo::filtration::Filtration;
 use coordinator::state::{RunPlan, Schedule};
-use types::{DType, Manifest, PolicyVersion, Sampling, TensorEntry, TensorLayout, WeightHash};
+use types::link::actor::ActorHello;
+use types::link::learner::{LearnerHello, RecentSteps};
+use types::{
+    BatchId, DType, Incarnation, Manifest, MemberId, PolicyVersion, Sampling, TensorEntry, TensorLayout,
+    WeightHash,
+};
 
 /// A small plan: 6 batches of 5 prompts, 4 responses each.
 pub(crate) fn plan() -> RunPlan {
@@ -45,4 +50,35 @@ pub(crate) fn manifest(version: u64, life: u64) -> Manifest {
     hash.0[..8].copy_from_slice(&life.to_le_bytes());
     let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
     Manifest::new(PolicyVersion(version), vec![TensorEntry::new(layout, hash).unwrap()]).unwrap()
+}
+
+/// Where the learner serves its weights.
+pub(crate) const LEARNER_WEIGHTS: &str = "127.0.0.1:3";
+
+/// A learner that has trained nothing and has these weights.
+pub(crate) fn learner_hello(incarnation: u64, manifest: Manifest) -> LearnerHello {
+    LearnerHello {
+        member: "learner".parse().unwrap(),
+        incarnation: Incarnation(incarnation),
+        run: None,
+        world_size: 1,
+        trained: BatchId(0),
+        checkpointed: BatchId(0),
+        manifest,
+        steps: RecentSteps::default(),
+        store: "127.0.0.1:2".into(),
+        weights: LEARNER_WEIGHTS.into(),
+    }
+}
+
+/// An actor's first process, without weights.
+pub(crate) fn actor_hello(member: MemberId) -> ActorHello {
+    ActorHello {
+        member,
+        incarnation: Incarnation(1),
+        run: None,
+        holding: Vec::new(),
+        weights: None,
+        source: None,
+    }
 }

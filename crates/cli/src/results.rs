@@ -7,8 +7,8 @@ use coordinator::state::StepRecord;
 use serde::Serialize;
 use service::{BadInput, jsonl};
 
-/// Steps at the end that the figures are means of: one in so many, at least one.
-const LAST_SHARE: usize = 10;
+/// Steps at an end of a run that figures are means of: one in so many, at least one.
+const END_SHARE: usize = 10;
 
 /// Means over the last tenth of the steps.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -37,20 +37,11 @@ impl Results {
     /// # Errors
     /// When the steps cannot be read.
     pub(crate) fn of(ring: &Path) -> anyhow::Result<Option<Self>> {
-        let path = ring.join("steps.jsonl");
-        if !path.exists() {
-            return Ok(None);
-        }
-        let mut steps = Vec::new();
-        for line in jsonl::read(&path)? {
-            // A coordinator that writes may be in the middle of the last line.
-            steps.extend(line?.parse::<StepRecord>());
-        }
-        Ok(Self::of_steps(&steps))
+        Ok(Self::of_steps(&steps_of(&ring.join("steps.jsonl"))?))
     }
 
     fn of_steps(steps: &[StepRecord]) -> Option<Self> {
-        let last = &steps[steps.len() - steps.len().div_ceil(LAST_SHARE)..];
+        let last = &steps[steps.len() - end_count(steps)..];
         Some(Self {
             batches: steps.last()?.batch.0,
             score: mean(last, |step| Some(step.score_mean))?,
@@ -64,8 +55,28 @@ impl Results {
     }
 }
 
+/// The steps in a file; none where there is no file.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn steps_of(path: &Path) -> anyhow::Result<Vec<StepRecord>> {
+    let mut steps = Vec::new();
+    if path.exists() {
+        for line in jsonl::read(path)? {
+            // A coordinator that writes may be in the middle of the last line.
+            steps.extend(line?.parse::<StepRecord>());
+        }
+    }
+    Ok(steps)
+}
+
+/// How many steps at an end of a run its figures are means of.
+pub(crate) fn end_count(steps: &[StepRecord]) -> usize {
+    steps.len().div_ceil(END_SHARE)
+}
+
 /// The mean over the steps that have the figure.
-fn mean(steps: &[StepRecord], figure: impl Fn(&StepRecord) -> Option<f64>) -> Option<f64> {
+pub(crate) fn mean(steps: &[StepRecord], figure: impl Fn(&StepRecord) -> Option<f64>) -> Option<f64> {
     let figures: Vec<f64> = steps.iter().filter_map(figure).collect();
     (!figures.is_empty()).then(|| figures.iter().sum::<f64>() / figures.len() as f64)
 }

@@ -34,21 +34,18 @@ export const view = {
     );
 
     let last = {},
-      busy = null,
-      detectors = [];
+      busy = null;
     const draw = () => {
       const status = context.status();
       put(figures, tiles(status, last));
-      put(warnings, troubles(status?.status, detectors, last));
+      put(warnings, troubles(status?.status));
       put(ringBox, ring(status, context.history.get(context.primary()) ?? [], busy));
     };
     const look = async () => {
       const run = context.primary();
-      const known = await api.catalog(run);
-      detectors = known.filter(({ id, source }) => source === 'steps' && /^(detectors|hacking)\./.test(id));
       const recent = Math.max(0, (context.runs[run]?.batch ?? 0) - 10);
       const [newest, recently] = await Promise.all([
-        api.series(run, [...LAST, ...detectors.map(({ id }) => id)], { points: 2 }),
+        api.series(run, LAST, { points: 2 }),
         api.series(run, ['metrics.step_seconds'], { axis: 'time', points: 5000 }),
       ]);
       last = Object.fromEntries(Object.entries(newest).map(([id, lines]) => [id, lines[0]?.y.at(-1)]));
@@ -118,22 +115,19 @@ function tiles(known, last) {
 }
 
 // What somebody should look at: a run that cannot go on, failures, detectors that were raised.
-function troubles(status, detectors, last) {
+function troubles(status) {
   const found = [];
   if (status?.hopeless) found.push(['bad', `It cannot go on: ${status.hopeless}`]);
-  for (const { reason, count, detail } of status?.failures ?? []) {
-    found.push(['warn', `${number(count, 0)} failures in a row (${reason}): ${detail}`]);
+  for (const { role, reason, count, detail } of status?.failures ?? []) {
+    found.push(['warn', `${number(count, 0)} attempts failed at the ${role} (${reason}); the first: ${detail}`]);
   }
   if (status && status.account.unaccounted !== 0)
     found.push(['bad', `${status.account.unaccounted} responses are unaccounted for: this is a bug.`]);
-  for (const { id, meaning } of detectors) {
-    if (last[id] >= 1)
+  for (const [name, { firing, since, detail }] of Object.entries(status?.detectors ?? {})) {
+    if (firing)
       found.push([
         'warn',
-        `${id
-          .replace(/^[a-z]+\./, '')
-          .replaceAll('_', ' ')
-          .replaceAll('.', ' ')}: the reward may be gamed. ${meaning} Read some samples.`,
+        `The reward may be gamed since batch ${since} (${name.replaceAll('_', ' ')}): ${detail}. Read some samples.`,
       ]);
   }
   return found.map(([cls, text]) => el('p', { cls: `verdict ${cls}` }, text));

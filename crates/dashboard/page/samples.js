@@ -8,18 +8,15 @@ const PAGE = 25;
 // Fields with a place of their own; all others are listed as they are.
 const PLACED = new Set([
   'prompt',
-  'text',
   'response',
   'score',
+  'scorers',
   'outcome',
-  'kept',
-  'reason',
-  'ending',
-  'time',
+  'fate',
+  'weight',
+  'time_unix_ms',
   'batch',
-  'scores',
-  'components',
-  'contributions',
+  'prompt_id',
 ]);
 
 export const view = {
@@ -99,14 +96,9 @@ export const view = {
 };
 
 function sample(of) {
-  const kept = of.kept === true || of.kept === 'trained' || of.ending === 'trained';
-  const why = kept
-    ? 'trains'
-    : [of.reason, typeof of.kept === 'string' && of.kept, of.ending, 'not kept'].find(Boolean).replaceAll('_', ' ');
-  const parts = of.scores ?? of.components ?? of.contributions;
-  const components = Array.isArray(parts)
-    ? parts.map(part => [part.scorer ?? part.name, part.value ?? part.score])
-    : Object.entries(parts ?? {});
+  const kept = of.fate === 'trains';
+  const why = (of.fate ?? 'nobody says what became of it').replaceAll('_', ' ');
+  const components = Object.entries(of.scorers ?? {});
   const facts = Object.entries(of)
     .filter(([name, value]) => !PLACED.has(name) && value !== null && value !== '')
     .flatMap(fact);
@@ -122,7 +114,7 @@ function sample(of) {
         el('span', {}, 'tests passed ', el('b', {}, number(of.outcome))),
       el('span', { cls: `badge ${kept ? 'good' : 'soft'}` }, why),
       of.batch !== undefined && of.batch !== null && el('span', { cls: 'soft' }, `batch ${of.batch}`),
-      of.time !== undefined && el('span', { cls: 'soft' }, clock(of.time > 1e11 ? of.time / 1000 : of.time)),
+      of.time_unix_ms !== undefined && el('span', { cls: 'soft' }, clock(of.time_unix_ms / 1000)),
     ),
     el(
       'details',
@@ -130,7 +122,7 @@ function sample(of) {
       el('summary', { cls: 'soft' }, `Prompt: ${text(of.prompt).replace(/\s+/g, ' ').slice(0, 90)}`),
       el('pre', { tabindex: 0 }, text(of.prompt)),
     ),
-    el('pre', { tabindex: 0, 'aria-label': 'Response' }, text(of.text ?? of.response)),
+    el('pre', { tabindex: 0, 'aria-label': 'Response' }, text(of.response)),
     (components.length > 0 || facts.length > 0) &&
       el(
         'div',

@@ -191,7 +191,7 @@ fn simple(run: &Run, fields: &[Field], what: &str) -> Result<Value, Refusal> {
         "status" => run.status(),
         "catalog" => json!(catalog(run, fields)),
         "events" => json!(folder.map(events::events).unwrap_or_default()),
-        "config" => json!(folder.map(config::keys).unwrap_or_default()),
+        "config" => json!(folder.map(config::told_keys).unwrap_or_default()),
         "processes" => json!(processes(run)),
         "groups" => json!(Groups::of(&window(run)?)),
         _ => return Err((StatusCode::NOT_FOUND, format!("nothing is called {what}"))),

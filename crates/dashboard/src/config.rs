@@ -13,30 +13,40 @@ const SECTIONS: [(&str, &[&str]); 4] = [
     ("actor", &["actor-0"]),
 ];
 /// Where things lie and listen: different in every run, and never the cause of a different result.
-const PLACES: [&str; 11] = [
+const PLACES: [&str; 12] = [
     "listen",
+    "listen_weights",
     "coordinator",
     "member",
     "rank",
     "rendezvous",
     "journal",
     "steps_file",
-    "samples_file",
+    "samples",
     "checkpoints",
     "service",
     "run",
 ];
 
-/// Every key that was set, by its path in a recipe.
-pub(crate) fn keys(folder: &Path) -> BTreeMap<String, String> {
+/// Every key that the roles of a ring were told, by its path in a recipe; of equal processes the first
+/// counts.
+/// The run's own folder stands as `{output}` in paths: it is another in every run.
+pub fn told_keys(ring: &Path) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
     for (section, files) in SECTIONS {
         for file in files {
-            let text = std::fs::read_to_string(folder.join("config").join(format!("{file}.toml")));
+            let text = std::fs::read_to_string(ring.join("config").join(format!("{file}.toml")));
             let Ok(table) = text.unwrap_or_default().parse::<toml::Table>() else { continue };
             for (key, value) in table.iter().filter(|(key, _)| !PLACES.contains(&key.as_str())) {
                 add(&format!("{section}.{key}"), value, &mut keys);
             }
+        }
+    }
+    let output = ring.parent().unwrap_or(Path::new(""));
+    for written in [std::fs::canonicalize(output).unwrap_or_default().as_path(), output] {
+        let written = written.display().to_string();
+        for value in keys.values_mut().filter(|_| !written.is_empty()) {
+            *value = value.replace(&written, "{output}");
         }
     }
     keys
@@ -74,11 +84,14 @@ mod tests {
         std::fs::write(config.join("coordinator.toml"), coordinator).unwrap();
         let server = "[[scorers]]\nkind = \"rule\"\n[[scorers]]\nkind = \"http\"\n";
         std::fs::write(config.join("reward-server-0.toml"), server).unwrap();
-        std::fs::write(config.join("learner-rank-0.toml"), "[ppo]\npolicy_lr = 1e-6\n").unwrap();
-        let keys: Vec<(String, String)> = keys(folder.path()).into_iter().collect();
+        let output = folder.path().parent().unwrap().display();
+        let learner = format!("policy = \"{output}/sft\"\n[ppo]\npolicy_lr = 1e-6\n");
+        std::fs::write(config.join("learner-rank-0.toml"), &learner).unwrap();
+        let keys: Vec<(String, String)> = told_keys(folder.path()).into_iter().collect();
         let expected = [
             ("coordinator.batches", "3"),
             ("coordinator.filtration.strategy", "best-worst"),
+            ("learner.policy", "{output}/sft"),
             ("learner.ppo.policy_lr", "1e-6"),
             ("reward_server.scorers[0].kind", "rule"),
             ("reward_server.scorers[1].kind", "http"),

@@ -105,24 +105,17 @@ impl Groups {
     }
 }
 
-/// What siblings have in common: their group, or else their prompt within a batch.
+/// What siblings have in common: their prompt.
 fn key(sample: &Value) -> Option<String> {
-    if let Some(group) = sample.get("group").or_else(|| sample.get("prompt_id")) {
-        return Some(group.to_string());
-    }
-    let batch = sample.get("batch").map(Value::to_string).unwrap_or_default();
-    Some(format!("{batch} {}", sample.get("prompt")?))
+    sample.get("prompt_id").and_then(Value::as_str).map(str::to_owned)
 }
 
-/// Whether it trains, and why not.
+/// Whether it trains, and else why not.
 fn fate(sample: &Value) -> (bool, Option<String>) {
-    let said = ["reason", "kept", "ending"].map(|name| sample.get(name).and_then(Value::as_str));
-    let kept = match sample.get("kept") {
-        Some(Value::Bool(kept)) => *kept,
-        _ => said[1..].iter().flatten().any(|said| matches!(*said, "trained" | "kept")),
-    };
-    let reason = said.into_iter().flatten().next();
-    (kept, reason.filter(|_| !kept).map(str::to_owned))
+    match sample.get("fate").and_then(Value::as_str) {
+        Some("trains") => (true, None),
+        other => (false, other.map(str::to_owned)),
+    }
 }
 
 fn outcome(sample: &Value) -> Option<f64> {
@@ -138,16 +131,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("samples.jsonl");
         let mut lines = String::new();
-        for (group, score, kept, outcome) in [
-            ("a", 0.5, true, 1),
-            ("a", -1.0, true, 0),
-            ("a", 0.1, false, 0),
-            ("b", 2.0, true, 1),
-            ("b", 1.0, false, 1),
+        for (prompt, score, fate, outcome) in [
+            ("e0-p1", 0.5, "trains", 1),
+            ("e0-p1", -1.0, "trains", 0),
+            ("e0-p1", 0.1, "filtered{strategy}", 0),
+            ("e0-p2", 2.0, "trains", 1),
+            ("e0-p2", 1.0, "filtered{strategy}", 1),
         ] {
             lines += &format!(
-                "{{\"group\":\"{group}\",\"prompt\":\"p\",\"score\":{score},\"kept\":{kept},\"outcome\":{outcome},\
-                 \"reason\":\"not_extreme\"}}\n"
+                "{{\"prompt_id\":\"{prompt}\",\"prompt\":null,\"score\":{score},\"outcome\":{outcome},\
+                 \"fate\":\"{fate}\"}}\n"
             );
         }
         lines += "{\"no\": \"sample\"}\n";
@@ -160,7 +153,7 @@ mod tests {
             .map(|rank| (rank.responses, rank.kept, rank.score_mean, rank.outcome_mean))
             .collect();
         assert_eq!(ranks, [(2, 2, 1.25, Some(1.0)), (2, 0, 0.55, Some(0.5)), (1, 1, -1.0, Some(0.0))]);
-        assert_eq!(groups.reasons["not_extreme"], 2);
+        assert_eq!(groups.reasons["filtered{strategy}"], 2);
         assert_eq!(groups.newest[0].siblings[0].score, 2.0, "the newest group first, its best first");
     }
 }

@@ -38,6 +38,7 @@ mod steps;
 
 pub use api::Dashboard;
 pub use catalog::Field;
+pub use config::told_keys;
 pub use recorder::Recorder;
-pub use run::{Error, Run};
+pub use run::{Error, Run, ring_folders};
 pub use steps::Steps;

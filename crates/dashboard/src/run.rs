@@ -59,16 +59,13 @@ impl Run {
     /// # Errors
     /// When the folder holds no run.
     pub fn of_folder(output: &Path) -> Result<Self, Error> {
-        let ring = output.join("ring");
-        let folder = if ring.is_dir() { ring } else { output.to_owned() };
+        let folder = ring_folders(output).into_iter().next().unwrap_or_else(|| output.to_owned());
         if !folder.join("steps.jsonl").is_file() && !folder.join("config").is_dir() {
             return Err(Error::NoRun(output.to_owned()));
         }
         let looked_at = folder.clone();
         let status = Arc::new(move || status_of(&looked_at));
-        let named = std::fs::canonicalize(output).unwrap_or_else(|_| output.to_owned());
-        let named = if named.ends_with("ring") { named.parent().unwrap_or(&named) } else { &named };
-        let name = named.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = name_of(&std::fs::canonicalize(&folder).unwrap_or_else(|_| folder.clone()));
         let steps = Steps::of_file(folder.join("steps.jsonl"));
         let measurements = Mutex::new(Measurements::of_file(folder.join("metrics.jsonl")));
         Ok(Self { name, folder: Some(folder), status, steps, measurements })
@@ -107,6 +104,31 @@ impl Run {
         let first_step = self.steps.with(|steps| steps.times().first().copied());
         let first_look = self.with_measurements(MeasurementTable::began);
         first_step.into_iter().chain(first_look).reduce(f64::min).unwrap_or(0.0)
+    }
+}
+
+/// The folders of the rings in a run's output, by name: `ring`, and `ring-NAME` of each further one. What was
+/// moved aside is none.
+pub fn ring_folders(output: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(output).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| is_ring(path)).collect();
+    folders.sort();
+    folders
+}
+
+fn is_ring(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    (name == "ring" || name.starts_with("ring-")) && !name.contains(".until-") && path.is_dir()
+}
+
+/// A run is named by its output folder, and a further ring of it by its own folder too.
+fn name_of(ring: &Path) -> String {
+    let own = ring.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let output = ring.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+    match own.as_str() {
+        "ring" => output,
+        further if further.starts_with("ring-") => format!("{output}/{own}"),
+        _ => own,
     }
 }
 
@@ -174,5 +196,10 @@ mod tests {
         assert_eq!(run.status(), json!({"live": false, "status": {"trained": 1}}));
         let by_ring_folder = Run::of_folder(&output.join("ring")).unwrap();
         assert_eq!(by_ring_folder.name(), "my-run");
+        for further in ["ring-grpo/config", "ring-old.until-2026/config", "ringing"] {
+            std::fs::create_dir_all(output.join(further)).unwrap();
+        }
+        assert_eq!(ring_folders(&output), [output.join("ring"), output.join("ring-grpo")]);
+        assert_eq!(Run::of_folder(&output.join("ring-grpo")).unwrap().name(), "my-run/ring-grpo");
     }
 }

@@ -1,7 +1,7 @@
 //! The newest samples of a run, out of `samples.jsonl`: searched, sorted, a page at a time.
 //!
-//! The fields of a sample are its writer's. What is read here of them is what the filter view needs
-//! ([`groups`](crate::groups)); everything else is handed on as it stands.
+//! A sample's fields are the coordinator's (its `samples.rs`). What is read here of them is what the filter
+//! view needs ([`groups`](crate::groups)); everything else is handed on as it stands.
 
 use std::cmp::Ordering;
 use std::fs::File;

@@ -95,8 +95,10 @@ fn run_folder(parent: &Path, name: &str, steps: u64) -> PathBuf {
     let log = "2026-11-29T11:35:58Z  INFO joined member=actor-0\n2026-11-29T11:36:00Z  WARN <b>late</b>\n";
     fs::write(ring.join("logs/coordinator.log"), log).unwrap();
     let mut samples = String::new();
-    for (score, kept) in [(0.1, true), (0.9, true), (0.5, false)] {
-        writeln!(samples, "{{\"group\":1,\"prompt\":\"why\",\"text\":\"<script>{score}</script>\",\"score\":{score},\"kept\":{kept}}}").unwrap();
+    for (score, fate) in [(0.1, "trains"), (0.9, "trains"), (0.5, "filtered{strategy}")] {
+        let sample = json!({"prompt_id": "e0-p1", "prompt": "why", "response": format!("<script>{score}</script>"),
+            "score": score, "fate": fate});
+        writeln!(samples, "{sample}").unwrap();
     }
     fs::write(ring.join("samples.jsonl"), samples).unwrap();
     let metrics = json!({"time": 2.0, "process": "actor-0", "values": {"rlhf_actor_responses_running": 7.0},
@@ -199,7 +201,7 @@ fn samples_groups_events_logs_processes_and_keys() {
     let (_folder, server) = server_of(3);
     let samples = server.json("api/runs/0/samples?search=script&sort=score&limit=1");
     assert_eq!(
-        (&samples["matching"], &samples["samples"][0]["text"]),
+        (&samples["matching"], &samples["samples"][0]["response"]),
         (&json!(3), &json!("<script>0.9</script>"))
     );
     let groups = server.json("api/runs/0/groups");

@@ -7,8 +7,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::sums::{CLASSES_LIMIT, Moments, Sums};
+use super::sums::{CLASSES_LIMIT, Sums};
 use super::{Detector, RECENT_STEPS};
+use crate::state::moments::Moments;
 
 /// Standard errors from which on a difference is no chance.
 const CHANCE_LIMIT: f64 = 4.0;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::state::fact::ScoreSummary;
+use crate::state::moments::Moments;
 
 /// A score that takes at most so many values tells right from wrong, or sorts into a few classes; one that
 /// takes more is graded.
@@ -12,49 +13,6 @@ pub(super) const CLASSES_LIMIT: usize = 8;
 
 /// Most scorers that are told apart; of a run there are a handful.
 const SCORERS_LIMIT: usize = 64;
-
-/// Count, mean and spread of numbers, which add up (Chan, Golub, LeVeque: "Algorithms for Computing the
-/// Sample Variance", 1983).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Moments {
-    pub(super) count: u64,
-    pub(super) mean: f64,
-    /// The sum of squared distances from the mean.
-    squares: f64,
-}
-
-impl Moments {
-    fn of(numbers: impl IntoIterator<Item = f64>) -> Self {
-        let mut moments = Self::default();
-        for mean in numbers {
-            moments.merge(&Self { count: 1, mean, squares: 0.0 });
-        }
-        moments
-    }
-
-    fn merge(&mut self, other: &Self) {
-        if other.count == 0 {
-            return;
-        }
-        let count = self.count + other.count;
-        let share = other.count as f64 / count as f64;
-        let distance = other.mean - self.mean;
-        self.squares += other.squares + distance * distance * self.count as f64 * share;
-        self.mean += distance * share;
-        self.count = count;
-    }
-
-    /// Of the numbers of both.
-    pub(super) fn with(mut self, other: &Self) -> Self {
-        self.merge(other);
-        self
-    }
-
-    /// The standard deviation.
-    pub(super) fn deviation(&self) -> f64 {
-        (self.squares / self.count.max(1) as f64).sqrt()
-    }
-}
 
 /// What a scorer added to scores.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -218,24 +176,4 @@ fn scorers(group: &[ScoreSummary]) -> BTreeMap<String, ScorerSums> {
         scorers.insert(name.clone(), ScorerSums { added: moments, covariance });
     }
     scorers
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn moments_add_up_in_any_parts() {
-        let numbers = [3.0, -1.0, 4.0, 1e6, 5.0, 9.0];
-        let whole = Moments::of(numbers);
-        let mean = numbers.iter().sum::<f64>() / 6.0;
-        let variance = numbers.iter().map(|number| (number - mean).powi(2)).sum::<f64>() / 6.0;
-        assert!((whole.mean - mean).abs() < 1e-9 && (whole.deviation() - variance.sqrt()).abs() < 1e-6);
-        for cut in 0..=numbers.len() {
-            let parts = Moments::of(numbers[..cut].to_vec()).with(&Moments::of(numbers[cut..].to_vec()));
-            assert!((parts.mean - whole.mean).abs() < 1e-9, "{cut}");
-            assert!((parts.deviation() - whole.deviation()).abs() < 1e-6, "{cut}");
-        }
-        assert_eq!(Moments::default().deviation(), 0.0);
-    }
 }

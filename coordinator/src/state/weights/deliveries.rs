@@ -159,9 +159,10 @@ impl Deliveries {
         self.unserved.remove(actor);
     }
 
-    /// An actor has received a part of what it pulls: it is given more time.
+    /// An actor has received a part of what it pulls: from the learner it is given more time. An actor that
+    /// sends too slowly, by need or by will, is given up, and the pull goes on from the learner where it is.
     pub(super) fn came_further(&mut self, actor: &MemberId, until: Timestamp) {
-        if let Some(Delivery::Pull { deadline, .. }) = self.by_actor.get_mut(actor) {
+        if let Some(Delivery::Pull { deadline, source: Source::Learner }) = self.by_actor.get_mut(actor) {
             *deadline = until;
         }
     }

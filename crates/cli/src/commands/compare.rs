@@ -3,19 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use dashboard::{ring_folders, told_keys};
 use serde_json::json;
 use service::BadInput;
-use toml::{Table, Value};
 
 use crate::results::{self, Results};
 use crate::table::{table, table_of_figures};
-
-/// Keys of the roles that say where a run lies and listens, and nothing about what it does.
-const PLACES: [&str; 8] =
-    ["listen", "member", "coordinator", "journal", "steps_file", "checkpoints", "rendezvous", "run"];
-/// Sections of those.
-const PLACE_SECTIONS: [&str; 2] = ["service", "samples"];
 
 /// Compares runs: a table of what they came to, and one of the keys that differ.
 #[derive(Debug, clap::Args)]
@@ -103,71 +96,16 @@ fn keys_table(rings: &[Ring], differing: &[String]) -> comfy_table::Table {
 /// The rings of a run, in the order of their names.
 fn rings_of(run: &Path) -> anyhow::Result<Vec<Ring>> {
     results::check_run(run)?;
-    let entries = std::fs::read_dir(run).with_context(|| format!("read {}", run.display()))?;
-    let mut folders: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.join("config").is_dir() && is_ring(path))
-        .collect();
-    folders.sort();
-    if folders.is_empty() {
-        return Err(BadInput(format!("{} has no ring yet", run.display())).into());
-    }
     let mut rings = Vec::new();
-    for folder in folders {
+    for folder in ring_folders(run).into_iter().filter(|folder| folder.join("config").is_dir()) {
         let own = folder.file_name().unwrap_or_default().to_string_lossy();
         let name = if own == "ring" { run.display().to_string() } else { format!("{}/{own}", run.display()) };
-        let (results, keys) = (Results::of(&folder)?, told(run, &folder)?);
-        rings.push(Ring { name, results, keys });
+        rings.push(Ring { name, results: Results::of(&folder)?, keys: told_keys(&folder) });
+    }
+    if rings.is_empty() {
+        return Err(BadInput(format!("{} has no ring yet", run.display())).into());
     }
     Ok(rings)
-}
-
-/// Whether it is one now: what was moved aside has a point in its name.
-fn is_ring(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    (name == "ring" || name.starts_with("ring-")) && !name.contains(".until-")
-}
-
-/// What the ring's roles were told; of several equal processes the first counts.
-fn told(run: &Path, ring: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut keys = BTreeMap::new();
-    for (section, files) in [
-        ("coordinator", &["coordinator"][..]),
-        ("reward_server", &["reward-server-0"]),
-        ("learner", &["learner", "learner-rank-0"]),
-        ("actor", &["actor-0"]),
-    ] {
-        let files = files.iter().map(|name| ring.join(format!("config/{name}.toml")));
-        let Some(file) = files.into_iter().find(|file| file.is_file()) else { continue };
-        let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-        let table: Table = text.parse().with_context(|| format!("read {}", file.display()))?;
-        let table = table
-            .into_iter()
-            .filter(|(key, _)| !PLACES.contains(&key.as_str()) && !PLACE_SECTIONS.contains(&key.as_str()));
-        flatten(section, &Value::Table(table.collect()), &mut keys);
-    }
-    let here = run.display().to_string();
-    for value in keys.values_mut() {
-        *value = value.replace(&here, "{output}");
-    }
-    Ok(keys)
-}
-
-/// The values below a key, by full key.
-fn flatten(key: &str, value: &Value, keys: &mut BTreeMap<String, String>) {
-    match value {
-        Value::Table(table) => {
-            for (name, value) in table {
-                flatten(&format!("{key}.{name}"), value, keys);
-            }
-        }
-        Value::Array(values) if values.iter().any(Value::is_table) => {
-            for (at, value) in values.iter().enumerate() {
-                flatten(&format!("{key}[{at}]"), value, keys);
-            }
-        }
-        other => drop(keys.insert(key.to_owned(), other.to_string())),
-    }
 }
 
 /// Keys that do not say the same everywhere.
@@ -202,7 +140,7 @@ mod tests {
         let rings: Vec<Ring> = runs.iter().flat_map(|run| rings_of(run).unwrap()).collect();
         assert_eq!(rings.len(), 2);
         assert_eq!(differing_keys(&rings), ["learner.ppo.policy_lr"]);
-        assert_eq!(rings[1].keys["learner.policy"], "\"{output}/sft\"");
+        assert_eq!(rings[1].keys["learner.policy"], "{output}/sft");
         let empty = folder.path().join("empty");
         std::fs::create_dir_all(&empty).unwrap();
         assert!(rings_of(&empty).is_err_and(|error| error.to_string().contains("no run's output folder")));

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use dashboard::{Dashboard, Run};
+use dashboard::{Dashboard, Run, ring_folders};
 use service::config::LogFormat;
 use service::{BadInput, CancellationToken, StopSignals, axum, init_logging};
 use tokio::net::TcpListener;
@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 /// leaves.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Output folders of `sluice run`.
+    /// Output folders of `sluice run`, or folders of single rings in them.
     #[arg(required = true)]
     runs: Vec<PathBuf>,
     /// Port; 0 takes any free one, which is printed.
@@ -32,9 +32,16 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { runs, port, host } = arguments;
     init_logging("warn", LogFormat::Text)?;
     let mut shown = Vec::new();
-    for folder in &runs {
-        shown.push(Run::of_folder(folder).map_err(|error| BadInput(error.to_string()))?);
+    for output in &runs {
+        // A recipe with several rings shows all of them; without any the folder itself may be one.
+        let rings: Vec<Run> =
+            ring_folders(output).iter().filter_map(|ring| Run::of_folder(ring).ok()).collect();
+        if rings.is_empty() {
+            shown.push(Run::of_folder(output).map_err(|error| BadInput(error.to_string()))?);
+        }
+        shown.extend(rings);
     }
+    let count = shown.len();
     let address = SocketAddr::from((host, port));
     let listener = TcpListener::bind(address).await;
     let listener = listener
@@ -42,7 +49,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let token = CancellationToken::new();
     let page = Dashboard::new(shown, coordinator::step_fields(), token.clone()).routes();
     let mut stop = StopSignals::listen()?;
-    eprintln!("http://{} shows {} run(s); Ctrl-C leaves", listener.local_addr()?, runs.len());
+    eprintln!("http://{} shows {} run(s); Ctrl-C leaves", listener.local_addr()?, count);
     let served = axum::serve(listener, page).with_graceful_shutdown(async move {
         stop.next().await;
         token.cancel();

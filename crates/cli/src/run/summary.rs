@@ -1,12 +1,11 @@
 //! What a ring has come to: one table at the end of a run.
 
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
 use comfy_table::Table;
 use coordinator::state::StepRecord;
 
+use crate::results::{end_count, mean, steps_of};
 use crate::table::table_of_figures;
 
 /// A figure of a step.
@@ -25,9 +24,8 @@ const FIGURES: [Figure; 7] = [
 
 /// The table over a run's steps file; none when no step was trained.
 pub(crate) fn table_of(steps_file: &Path) -> Option<Table> {
-    let lines = BufReader::new(File::open(steps_file).ok()?).lines().map_while(Result::ok);
-    let steps: Vec<StepRecord> = lines.filter_map(|line| serde_json::from_str(&line).ok()).collect();
-    let count = steps.len().div_ceil(10);
+    let steps = steps_of(steps_file).ok()?;
+    let count = end_count(&steps);
     let (first, last) = (steps.get(..count)?, steps.get(steps.len() - count..)?);
     let (from, to) = (first.first()?.batch, last.first()?.batch);
     let columns = [format!("up to {}", first.last()?.batch), format!("from {to} on")];
@@ -39,11 +37,6 @@ pub(crate) fn table_of(steps_file: &Path) -> Option<Table> {
         }
     }
     Some(table)
-}
-
-fn mean(steps: &[StepRecord], figure: fn(&StepRecord) -> Option<f64>) -> Option<f64> {
-    let values: Vec<f64> = steps.iter().filter_map(figure).collect();
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
 #[cfg(test)]

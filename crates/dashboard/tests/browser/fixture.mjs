@@ -76,7 +76,13 @@ function status(run, batches, trained) {
     phase: 'running',
     waiting_for: `responses to 64 prompts: batch ${trained + 1} has 41 of its 64 groups`,
     hopeless: null,
-    failures: [{ reason: 'reward_timeout', count: 3, detail: 'the scorer did not answer within 10 s' }],
+    failures: [
+      { role: 'reward-server', reason: 'reward_timeout', count: 3, detail: 'the scorer did not answer within 10 s' },
+    ],
+    detectors: {
+      length_drift: { level: 1.2, firing: true, since: 90, detail: 'responses grew from 31 to 52 tokens' },
+      score_at_bound: { level: 0.1, firing: false, since: 1, detail: '3 % of responses' },
+    },
     version: trained,
     batches,
     trained,
@@ -127,22 +133,23 @@ function samples(batches) {
         const kept = score === best || score === worst;
         lines.push(
           JSON.stringify({
-            time: 1000 * (BEGAN + batch),
+            time_unix_ms: 1000 * (BEGAN + batch),
             batch,
-            group: `${batch}/${group}`,
+            prompt_id: `e${batch}-p${group}`,
+            id: `e${batch}-p${group}-s${sibling}-a0`,
             prompt: `Write a function \`f(n)\` that returns the sum of the first n squares.\n\n# problem ${batch}.${group}`,
-            text:
+            response:
               sibling === 0 && group === 0
                 ? '<script>document.title = "taken over"</script><img src=x onerror="document.title=1">'
                 : `def f(n):\n    return sum(i * i for i in range(${sibling}, n + 1))  # ${'x'.repeat(Math.floor(40 * random()))}`,
             score,
-            scores: { 'reward-model': score - 0.2, 'unit-tests': score > 0 ? 1 : 0 },
+            scorers: { 'reward-model': score - 0.2, 'unit-tests': score > 0 ? 1 : 0 },
             outcome: score > 0 ? 1 : 0,
-            tokens: 20 + Math.floor(40 * random()),
+            response_tokens: 20 + Math.floor(40 * random()),
             finish_reason: 'stop',
             version: batch - 1,
-            kept,
-            reason: kept ? null : 'not_extreme',
+            fate: kept ? 'trains' : 'filtered{strategy}',
+            weight: kept ? 1 : 0,
           }),
         );
       }
