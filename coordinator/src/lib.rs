@@ -11,6 +11,7 @@ pub mod state;
 
 mod dashboard;
 mod disk_room;
+mod eval_config;
 mod grpc;
 mod inbox;
 mod metrics;
