@@ -179,5 +179,6 @@ fn plan() -> RunPlan {
         filtration: Filtration::default(),
         send_filtered: false,
         sampling: Sampling::default(),
+        evaluation: None,
     }
 }

@@ -11,7 +11,8 @@ use service::ServiceConfig;
 use types::{RunId, Sampling};
 
 use crate::data::{DataConfig, DataSet};
-use crate::state::{Order, RunPlan, Schedule};
+use crate::eval_config::EvalConfig;
+use crate::state::{EvaluationPlan, Order, RunPlan, Schedule};
 
 /// The smallest bound of the samples: a line has two texts of 8 KiB, in which each byte may take six.
 const MIN_SAMPLES_BYTES: u64 = 1 << 20;
@@ -95,6 +96,8 @@ pub struct Config {
     pub filtration: Filtration,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// Held-out prompts that are asked now and then; nothing is learnt from them.
+    pub eval: Option<EvalConfig>,
     /// The process.
     pub service: ServiceConfig,
 }
@@ -157,6 +160,7 @@ impl Default for Config {
             schedule: Schedule::default(),
             filtration: Filtration::default(),
             sampling: Sampling::default(),
+            eval: None,
             service: ServiceConfig::default(),
         }
     }
@@ -211,6 +215,9 @@ impl service::Config for Config {
             self.samples.max_bytes >= MIN_SAMPLES_BYTES,
             format!("samples.max_bytes must be at least {MIN_SAMPLES_BYTES}"),
         );
+        for problem in self.eval.iter().flat_map(|eval| eval.problems(self.group_size)) {
+            check(false, format!("eval.{problem}"));
+        }
         check(self.hopeless_groups > 0, "hopeless_groups must be at least 1".into());
         check(
             self.heartbeat_timeout >= Duration::from_secs(1),
@@ -224,6 +231,11 @@ impl Config {
     /// Whether each epoch has an order of its own; VADE has no epochs.
     pub(crate) fn shuffles(&self) -> bool {
         self.data.shuffle && self.schedule.order == Order::Epochs
+    }
+
+    fn evaluation(&self, data: &DataSet) -> Result<Option<EvaluationPlan>, types::Invalid> {
+        let of = self.eval.as_ref().zip(data.held_out());
+        of.map(|(eval, held_out)| eval.plan(held_out, &self.sampling)).transpose()
     }
 
     /// The plan of the run over this data set.
@@ -258,6 +270,7 @@ impl Config {
             filtration: self.filtration,
             send_filtered: self.send_filtered,
             sampling: self.sampling.clone(),
+            evaluation: self.evaluation(data)?,
         })
     }
 }

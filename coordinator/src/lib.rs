@@ -12,6 +12,7 @@ pub mod state;
 mod acknowledgements;
 mod dashboard;
 mod disk_room;
+mod eval_config;
 mod grpc;
 mod inbox;
 mod metrics;

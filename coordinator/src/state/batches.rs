@@ -49,6 +49,9 @@ pub struct Batches {
     checkpointed: BatchId,
     /// Responses that are kept to train, and have not.
     in_flight: u64,
+    /// None is formed any more.
+    #[serde(default)]
+    closed: bool,
 }
 
 /// A ready group that would be older than allowed when its batch trains.
@@ -87,6 +90,21 @@ impl Batches {
     /// The last batch that a checkpoint holds.
     pub fn checkpointed(&self) -> BatchId {
         self.checkpointed
+    }
+
+    /// The run's last batch: the one that is planned or, where none is formed any more, the last one formed.
+    pub(super) fn last(&self, plan: &RunPlan) -> BatchId {
+        if self.closed { self.formed } else { plan.last_batch() }
+    }
+
+    /// No batch is formed any more.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// The last one formed is trained, though others were planned, and no checkpoint holds it.
+    pub(super) fn lacks_last_checkpoint(&self) -> bool {
+        self.closed && self.trained >= self.formed && self.checkpointed < self.trained
     }
 
     /// Groups that wait for their batch.
@@ -137,7 +155,7 @@ impl Batches {
     pub(super) fn form(&mut self, plan: &RunPlan) -> Vec<StaleGroup> {
         let size = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX);
         let mut stale = Vec::new();
-        while self.formed < plan.last_batch() && self.ready.len() >= size {
+        while self.formed < self.last(plan) && self.ready.len() >= size {
             let id = self.formed.next();
             let sums = std::mem::take(&mut self.unselected);
             let (samples, groups) = (Vec::new(), Vec::with_capacity(size));

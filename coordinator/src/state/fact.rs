@@ -68,6 +68,9 @@ pub struct LeaseBounds {
     pub room: u64,
     /// Prompts that may be begun.
     pub capacity: u64,
+    /// Whether it is of held-out prompts.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held_out: bool,
 }
 
 /// What a learner that has come says of the run.

@@ -8,6 +8,7 @@ use types::link::actor::ActorWelcome;
 use types::link::learner::LearnerCommand;
 use types::{BatchId, LearnerTerm, RunId, Sampling};
 
+use super::evaluation_plan::EvaluationPlan;
 use super::schedule::Schedule;
 
 /// The plan of a run. The journal holds the plan that it was written under.
@@ -66,6 +67,9 @@ pub struct RunPlan {
     pub send_filtered: bool,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// What is asked now and then and not learnt from.
+    #[serde(default)]
+    pub evaluation: Option<EvaluationPlan>,
 }
 
 /// A member belongs to another run.

@@ -10,7 +10,7 @@ use coordinator::state::{Order, Phase, RunPlan, Schedule};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::small_run::plan;
+use crate::small_run::{evaluation, plan};
 use crate::world::{Faults, World};
 
 /// Seeds of one test; four of them run side by side.
@@ -44,6 +44,7 @@ fn plan_of(rng: &mut ChaCha8Rng) -> RunPlan {
         filtration: Filtration { strategy, ..Filtration::default() },
         send_filtered: rng.random_range(0..2) == 0,
         schedule: Schedule { order, ..Schedule::default() },
+        evaluation: (rng.random_range(0..2) == 0).then(evaluation),
         ..plan()
     }
 }
@@ -63,6 +64,14 @@ fn simulate(seed: u64) {
         }
     }
     world.end_faults();
+    // A run that is being given up stops, and somebody resumes it.
+    for _ in 0..QUIET_STEPS {
+        match world.state.phase() {
+            Phase::Draining => world.step(),
+            Phase::Stopped => world.restart(),
+            Phase::Running | Phase::Finished => break,
+        }
+    }
     world.run_to_the_end(QUIET_STEPS);
 }
 
