@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use algo::filtration::Strategy;
 use serde::{Deserialize, Serialize};
 use types::link::learner::{RecentSteps, StepMetrics};
 use types::{
@@ -59,6 +60,13 @@ pub enum Fact {
     },
     /// A checkpoint that holds this batch is complete on disk.
     Checkpointed(BatchId),
+    /// Groups that are complete from now on are filtered by this strategy.
+    StrategyChosen {
+        /// The strategy.
+        strategy: Strategy,
+        /// Why, for people.
+        reason: String,
+    },
 }
 
 /// What the next lease may hold.
