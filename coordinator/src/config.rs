@@ -54,8 +54,8 @@ pub struct Config {
     /// "all"`.
     pub send_filtered: bool,
     /// How many batches' worth of groups may be generated for a batch in the place of those of which nothing
-    /// trains (DAPO's dynamic sampling). When they are used up, the batch goes on with the groups that it has,
-    /// and says so; it waits for one at least. As many as it takes where not given.
+    /// trains (DAPO's dynamic sampling). When they are used up, the batch goes on with the groups that it
+    /// has, and says so; it waits for one at least. As many as it takes where not given.
     pub max_refill_batches: Option<u64>,
     /// Attempts at one response before it counts as failed for good. What only an actor is to blame for is
     /// not counted.
