@@ -10,7 +10,7 @@ use service::ServiceConfig;
 use types::{RunId, Sampling};
 
 use crate::data::{DataConfig, DataSet};
-use crate::state::{FiltrationPlan, Order, RunPlan, Schedule};
+use crate::state::{FiltrationPlan, Order, RunPlan, Schedule, SetPlan};
 
 /// The smallest bound of the samples: a line has two texts of 8 KiB, in which each byte may take six.
 const MIN_SAMPLES_BYTES: u64 = 1 << 20;
@@ -53,8 +53,8 @@ pub struct Config {
     /// "all"`.
     pub send_filtered: bool,
     /// How many batches' worth of groups may be generated for a batch in the place of those of which nothing
-    /// trains (DAPO's dynamic sampling). When they are used up, the batch goes on with the groups that it has,
-    /// and says so; it waits for one at least. As many as it takes where not given.
+    /// trains (DAPO's dynamic sampling). When they are used up, the batch goes on with the groups that it
+    /// has, and says so; it waits for one at least. As many as it takes where not given.
     pub max_refill_batches: Option<u64>,
     /// Attempts at one response before it counts as failed for good. What only an actor is to blame for is
     /// not counted.
@@ -187,7 +187,14 @@ impl service::Config for Config {
         if let Some(problem) = self.schedule.problem() {
             check(false, problem);
         }
-        check(!self.data.path.as_os_str().is_empty(), "data.path is missing: name a file of prompts".into());
+        for problem in self.data.problems() {
+            check(false, problem);
+        }
+        check(
+            self.data.sets.is_empty() || self.schedule.order != Order::Vade,
+            "schedule.order = \"vade\" selects among all prompts: the shares of data.sets would mean nothing"
+                .into(),
+        );
         check(self.batches > 0, "batches must be at least 1".into());
         check(self.batch_prompts > 0, "batch_prompts must be at least 1".into());
         check(self.group_size > 0, "group_size must be at least 1".into());
@@ -225,9 +232,19 @@ impl service::Config for Config {
 }
 
 impl Config {
-    /// Whether each epoch has an order of its own; VADE has no epochs.
+    /// Whether each epoch has an order of its own. VADE has no epochs, and a curriculum knows a prompt by its
+    /// place.
     pub(crate) fn shuffles(&self) -> bool {
         self.data.shuffle && self.schedule.order == Order::Epochs
+    }
+
+    /// The data sets, where there are several.
+    fn sets(&self, data: &DataSet) -> Vec<SetPlan> {
+        let mut sets = Vec::with_capacity(self.data.sets.len());
+        for (set, prompts) in self.data.sets.iter().zip(data.part_sizes()) {
+            sets.push(SetPlan { name: set.name.clone(), prompts, share: set.share });
+        }
+        sets
     }
 
     /// The plan of the run over this data set.
@@ -239,6 +256,7 @@ impl Config {
             run: RunId::try_from(self.run.clone())?,
             seed: self.seed,
             prompts: data.len() as u64,
+            sets: self.sets(data),
             data_hash: data.hash().to_owned(),
             shuffle: self.shuffles(),
             schedule: self.schedule,

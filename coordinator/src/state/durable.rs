@@ -196,7 +196,10 @@ impl Durable {
             self.history.observe_group(&group.scored);
         }
         let filtration = self.auto.filtration(&self.plan.filtration);
-        let filtered = Filtered::of(&self.plan, &filtration, group);
+        let mut filtered = Filtered::of(&self.plan, &filtration, group);
+        if let Some(set) = self.plan.set_of(group.prompt.ordinal) {
+            filtered.is_of(&set.name);
+        }
         if !filtered.ready.as_ref().is_some_and(ReadyGroup::is_undecided) {
             let end = GroupEnd::of(group, self.batches.formed().next(), &filtered);
             out.effects.push(Effect::GroupEnded(Box::new(end)));

@@ -14,8 +14,8 @@ const CANDIDATES_LIMIT: usize = 8;
 #[serde(default, deny_unknown_fields)]
 pub struct FiltrationPlan {
     /// `none`, `best-of-n`, `best-random`, `best-worst`, `power:K`, `power-per-prompt:K`, `top:T`,
-    /// `top-random:T`, `top-bottom:LOW:HIGH`, or `auto`: the one whose reward is most reliable, by the outcomes
-    /// of the hidden tests (docs/filtration.md).
+    /// `top-random:T`, `top-bottom:LOW:HIGH`, or `auto`: the one whose reward is most reliable, by the
+    /// outcomes of the hidden tests (docs/filtration.md).
     pub strategy: StrategyChoice,
     /// How the distribution becomes weights: `select`, `resample[:DRAWS]`, `resample-buffer[:DRAWS]`.
     pub mode: Mode,

@@ -21,11 +21,11 @@ pub struct Selection {
     /// Their share among the scored responses of all groups that were complete, those included of which
     /// nothing trains.
     pub kept_fraction: f64,
-    /// `(Σ w)² / Σ w²` over the weights of those that train: how many they are where all weigh the same, fewer
-    /// where some weigh more.
+    /// `(Σ w)² / Σ w²` over the weights of those that train: how many they are where all weigh the same,
+    /// fewer where some weigh more.
     pub effective_samples: f64,
-    /// How many of them have which rank in their group, by score, 1 the best. Equal scores share their ranks:
-    /// each counts for all of them in parts. Of groups larger than 32, 32 classes of ranks.
+    /// How many of them have which rank in their group, by score, 1 the best. Equal scores share their
+    /// ranks: each counts for all of them in parts. Of groups larger than 32, 32 classes of ranks.
     #[schemars(with = "BTreeMap<String, f64>")]
     pub kept_by_rank: BTreeMap<usize, f64>,
 }

@@ -126,7 +126,7 @@ impl Filtration {
     ///
     /// # Errors
     /// An invalid strategy or mode.
-    pub fn expected_pool(&self, groups: &[Vec<f64>]) -> Result<Vec<Option<Vec<f64>>>, Error> {
+    pub(crate) fn expected_pool(&self, groups: &[Vec<f64>]) -> Result<Vec<Option<Vec<f64>>>, Error> {
         let Strategy::Power { k } = self.strategy else {
             return groups.iter().map(|scores| self.expected_weights(scores)).collect();
         };
