@@ -156,6 +156,7 @@ fn plan() -> RunPlan {
         run: "cost".parse().unwrap(),
         seed: 17,
         prompts: 1 << 30,
+        sets: Vec::new(),
         data_hash: "0".into(),
         shuffle: true,
         schedule: Schedule::default(),

@@ -11,7 +11,7 @@ use types::{RunId, Sampling};
 
 use crate::data::{DataConfig, DataSet};
 use crate::eval_config::EvalConfig;
-use crate::state::{EvaluationPlan, FiltrationPlan, Order, RunPlan, Schedule};
+use crate::state::{EvaluationPlan, FiltrationPlan, Order, RunPlan, Schedule, SetPlan};
 
 /// The smallest bound of the samples: a line has two texts of 8 KiB, in which each byte may take six.
 const MIN_SAMPLES_BYTES: u64 = 1 << 20;
@@ -191,7 +191,14 @@ impl service::Config for Config {
         if let Some(problem) = self.schedule.problem() {
             check(false, problem);
         }
-        check(!self.data.path.as_os_str().is_empty(), "data.path is missing: name a file of prompts".into());
+        for problem in self.data.problems() {
+            check(false, problem);
+        }
+        check(
+            self.data.sets.is_empty() || self.schedule.order != Order::Vade,
+            "schedule.order = \"vade\" selects among all prompts: the shares of data.sets would mean nothing"
+                .into(),
+        );
         check(self.batches > 0, "batches must be at least 1".into());
         check(self.batch_prompts > 0, "batch_prompts must be at least 1".into());
         check(self.group_size > 0, "group_size must be at least 1".into());
@@ -232,7 +239,8 @@ impl service::Config for Config {
 }
 
 impl Config {
-    /// Whether each epoch has an order of its own; VADE has no epochs.
+    /// Whether each epoch has an order of its own. VADE has no epochs, and a curriculum knows a prompt by its
+    /// place.
     pub(crate) fn shuffles(&self) -> bool {
         self.data.shuffle && self.schedule.order == Order::Epochs
     }
@@ -240,6 +248,15 @@ impl Config {
     fn evaluation(&self, data: &DataSet) -> Result<Option<EvaluationPlan>, types::Invalid> {
         let of = self.eval.as_ref().zip(data.held_out());
         of.map(|(eval, held_out)| eval.plan(held_out, &self.sampling)).transpose()
+    }
+
+    /// The data sets, where there are several.
+    fn sets(&self, data: &DataSet) -> Vec<SetPlan> {
+        let mut sets = Vec::with_capacity(self.data.sets.len());
+        for (set, prompts) in self.data.sets.iter().zip(data.part_sizes()) {
+            sets.push(SetPlan { name: set.name.clone(), prompts, share: set.share });
+        }
+        sets
     }
 
     /// The plan of the run over this data set.
@@ -251,6 +268,7 @@ impl Config {
             run: RunId::try_from(self.run.clone())?,
             seed: self.seed,
             prompts: data.len() as u64,
+            sets: self.sets(data),
             data_hash: data.hash().to_owned(),
             shuffle: self.shuffles(),
             schedule: self.schedule,

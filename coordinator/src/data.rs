@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use types::{MAX_FIELDS_BYTES, Prompt, PromptContent, PromptId};
 
 pub use error::{Error, RowProblem};
-pub use source::DataConfig;
+pub use source::{DataConfig, SetConfig, Source};
 
 use source::{Row, names, rows};
 
@@ -20,6 +20,8 @@ use source::{Row, names, rows};
 #[derive(Debug)]
 pub struct DataSet {
     lines: Vec<Line>,
+    /// The data sets that it is made of, one behind the other.
+    parts: Vec<Part>,
     hash: String,
     shuffle: bool,
     seed: u64,
@@ -27,8 +29,17 @@ pub struct DataSet {
     skip: u64,
     /// Prompts that are asked and not learnt from.
     held_out: Option<Box<Self>>,
-    /// The order of the epoch asked for last; an epoch's order is a function of the seed and its number.
-    order: Mutex<Option<(u32, Arc<[u32]>)>>,
+    /// Of each part, the order of the epoch asked for last; an epoch's order is a function of the seed and
+    /// its number.
+    orders: Mutex<Vec<Option<(u32, Arc<[u32]>)>>>,
+}
+
+/// A data set among others.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    /// The ordinal of its first prompt.
+    first: u64,
+    prompts: u64,
 }
 
 #[derive(Debug)]
@@ -44,13 +55,22 @@ impl DataSet {
     /// Names the file and, for a row that cannot be used, its place.
     pub fn read(config: &DataConfig, shuffle: bool, seed: u64) -> Result<Self, Error> {
         let (mut lines, mut hasher) = (Vec::new(), blake3::Hasher::new());
-        for row in rows(config)? {
-            let row = row?;
-            hasher.update(row.text.as_bytes());
-            lines.push(Line::of(&row)?);
-        }
-        if lines.is_empty() || u32::try_from(lines.len()).is_err() {
-            return Err(Error::Count { path: config.path.clone(), count: lines.len() });
+        let mut parts = Vec::new();
+        for source in config.sources() {
+            let first = lines.len();
+            if let Some(name) = source.name {
+                hasher.update(name.as_bytes()).update(&[0]);
+            }
+            for row in rows(source)? {
+                let row = row?;
+                hasher.update(row.text.as_bytes());
+                lines.push(Line::of(&row)?);
+            }
+            let count = lines.len() - first;
+            if count == 0 || u32::try_from(lines.len()).is_err() {
+                return Err(Error::Count { path: source.path.to_owned(), count });
+            }
+            parts.push(Part { first: first as u64, prompts: count as u64 });
         }
         let skip = config.skip_prompts;
         if skip > 0 {
@@ -58,7 +78,8 @@ impl DataSet {
             hasher.update(&skip.to_le_bytes());
         }
         let hash = hasher.finalize().to_hex().to_string();
-        Ok(Self { lines, hash, shuffle, seed, skip, held_out: None, order: Mutex::new(None) })
+        let orders = Mutex::new(vec![None; parts.len()]);
+        Ok(Self { lines, parts, hash, shuffle, seed, skip, held_out: None, orders })
     }
 
     /// The same with prompts that are held out, in the order of their file.
@@ -85,41 +106,51 @@ impl DataSet {
         self.lines.is_empty()
     }
 
+    /// Prompts of each of the data sets that it is made of.
+    pub(crate) fn part_sizes(&self) -> impl Iterator<Item = u64> {
+        self.parts.iter().map(|part| part.prompts)
+    }
+
     /// BLAKE3 of the lines, and of what is skipped.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// The prompt at a place of an epoch's order; none beyond the end.
+    /// The prompt at a place of an epoch's order; none beyond the end. Of several data sets each has its own
+    /// epochs and its own range of ordinals.
     pub fn prompt(&self, id: PromptId) -> Option<Prompt> {
         if let Some(place) = id.held_out_place() {
             let found = self.held_out()?.prompt(PromptId { epoch: 0, ordinal: place })?;
             return Prompt::new(id, found.content().clone(), Arc::clone(found.fields())).ok();
         }
-        let count = self.lines.len() as u64;
-        if id.ordinal >= count {
+        let number = self.parts.partition_point(|part| part.first <= id.ordinal).checked_sub(1)?;
+        let Part { first, prompts } = self.parts[number];
+        if id.ordinal - first >= prompts {
             return None;
         }
-        let served = self.skip.checked_add(u64::from(id.epoch) * count + id.ordinal)?;
-        let (epoch, place) = (u32::try_from(served / count).ok()?, usize::try_from(served % count).ok()?);
-        let index = if self.shuffle { *self.epoch_order(epoch).get(place)? as usize } else { place };
-        let line = self.lines.get(index)?;
+        let served = self.skip.checked_add(u64::from(id.epoch) * prompts + id.ordinal - first)?;
+        let epoch = u32::try_from(served / prompts).ok()?;
+        let place = usize::try_from(served % prompts).ok()?;
+        let place = if self.shuffle { *self.epoch_order(number, epoch).get(place)? as usize } else { place };
+        let line = self.lines.get(usize::try_from(first).ok()? + place)?;
         Prompt::new(id, line.content.clone(), Arc::clone(&line.fields)).ok()
     }
 
-    fn epoch_order(&self, epoch: u32) -> Arc<[u32]> {
-        let mut cached = self.order.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((known, order)) = cached.as_ref()
+    fn epoch_order(&self, part: usize, epoch: u32) -> Arc<[u32]> {
+        let mut cached = self.orders.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((known, order)) = &cached[part]
             && *known == epoch
         {
             return Arc::clone(order);
         }
-        let mut order: Vec<u32> = (0u32..).take(self.lines.len()).collect();
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let count = usize::try_from(self.parts[part].prompts).unwrap_or(usize::MAX);
+        let mut order: Vec<u32> = (0u32..).take(count).collect();
+        // Data sets of one size have orders of their own.
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed.wrapping_add((part as u64) << 32));
         rng.set_stream(u64::from(epoch));
         order.shuffle(&mut rng);
         let order: Arc<[u32]> = order.into();
-        *cached = Some((epoch, Arc::clone(&order)));
+        cached[part] = Some((epoch, Arc::clone(&order)));
         order
     }
 }
@@ -152,13 +183,13 @@ fn content(fields: &Map<String, Value>) -> Result<PromptContent, RowProblem> {
     }
 }
 
-/// The first rows of a data set, checked like all others, as the scorers will see them.
+/// The first rows of a file of prompts, checked like all others, as the scorers will see them.
 ///
 /// # Errors
 /// Names the file and, for a row that cannot be used, its place.
-pub fn first_rows(config: &DataConfig, most: usize) -> Result<Vec<Map<String, Value>>, Error> {
+pub fn first_rows(source: Source<'_>, most: usize) -> Result<Vec<Map<String, Value>>, Error> {
     let mut first = Vec::new();
-    for row in rows(config)?.take(most) {
+    for row in rows(source)?.take(most) {
         let row = row?;
         Line::of(&row)?;
         first.push(row.fields);
@@ -217,6 +248,34 @@ mod tests {
         let served = |data: &DataSet| [texts(data, 0), texts(data, 1), texts(data, 2)].concat();
         assert_eq!(served(&whole)[3..], served(&rest)[..12]);
         assert_ne!(whole.hash(), rest.hash(), "a journal of one cannot be gone on with as the other");
+    }
+
+    #[test]
+    fn several_data_sets_lie_one_behind_the_other_each_with_epochs_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let set = |name: &str, count: u32| {
+            let path = folder.path().join(format!("{name}.jsonl"));
+            let lines: String = (0..count).map(|n| format!("{{\"prompt\": \"{name}{n}\"}}\n")).collect();
+            std::fs::write(&path, lines).unwrap();
+            SetConfig { name: name.to_owned(), path, share: 1.0, ..SetConfig::default() }
+        };
+        let sets = vec![set("a", 30), set("b", 30), set("c", 5)];
+        let config = DataConfig { sets, ..DataConfig::default() };
+        let data = DataSet::read(&config, true, 7).unwrap();
+        assert_eq!(data.part_sizes().collect::<Vec<_>>(), [30, 30, 5]);
+        let (first, second) = (texts(&data, 0), texts(&data, 1));
+        assert_eq!(first.len(), 65);
+        for (from, to, name) in [(0, 30, "a"), (30, 60, "b"), (60, 65, "c")] {
+            assert!(first[from..to].iter().all(|text| text.starts_with(name)), "{first:?}");
+            let [one, other] = [&first, &second].map(|epoch| epoch[from..to].iter().collect::<BTreeSet<_>>());
+            assert_eq!((one.len(), &one), (to - from, &other));
+        }
+        assert_ne!(first[..30], second[..30]);
+        let [a, b] = [&first[..30], &first[30..60]].map(|texts| texts.iter().map(|text| &text[1..]));
+        assert!(a.ne(b), "each has an order of its own");
+        let renamed = vec![SetConfig { name: "z".into(), ..config.sets[0].clone() }];
+        let renamed = DataSet::read(&DataConfig { sets: renamed, ..DataConfig::default() }, true, 7).unwrap();
+        assert_ne!(renamed.hash(), data.hash());
     }
 
     #[test]

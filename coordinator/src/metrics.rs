@@ -12,6 +12,8 @@ use crate::state::{
 
 const REASONS: &str = "empty for trained; why it was filtered, dropped or failed (`types::Ending`)";
 
+const SET: Label = Label::described("set", "the name of one of several data sets");
+
 /// Every metric of the process.
 pub const METRICS: &[Metric] = &[
     Metric::counter("rlhf_coordinator_responses_issued_total", "Response attempts issued to actors."),
@@ -84,6 +86,10 @@ pub const METRICS: &[Metric] = &[
         "What a scorer added to the score, in the mean; none where there is one scorer.",
     )
     .by(&[Label::described("scorer", "a scorer's kind; of several of one kind with a number behind it")]),
+    Metric::gauge("rlhf_step_set_groups", "Complete groups of a data set since the batch before.").by(&[SET]),
+    Metric::gauge("rlhf_step_set_score_mean", "Mean score of all responses to a data set's prompts.").by(&[SET]),
+    Metric::gauge("rlhf_step_set_outcome_mean", "Mean outcome of the hidden tests on a data set's prompts.")
+        .by(&[SET]),
     Metric::gauge(
         "rlhf_coordinator_detector_level",
         "How much there is of a sign that the reward is gamed: its alarm is raised at 1 and ends below 0.6. \
@@ -248,6 +254,13 @@ pub(crate) fn step(step: &StepRecord) {
     }
     for (scorer, mean) in &step.contributions {
         gauge!("rlhf_step_scorer_contribution", "scorer" => scorer.clone()).set(*mean);
+    }
+    for (set, figures) in &step.sets {
+        gauge!("rlhf_step_set_groups", "set" => set.clone()).set(figures.groups as f64);
+        gauge!("rlhf_step_set_score_mean", "set" => set.clone()).set(figures.score_mean);
+        if let Some(outcome) = figures.outcome_mean {
+            gauge!("rlhf_step_set_outcome_mean", "set" => set.clone()).set(outcome);
+        }
     }
     filtration(&step.filtration);
     counter!("rlhf_coordinator_refill_groups_total").increment(step.refill.groups);

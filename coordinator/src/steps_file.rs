@@ -145,6 +145,7 @@ mod tests {
             outcome_mean: None,
             response_tokens_mean: 1.0,
             truncated: 0.0,
+            sets: BTreeMap::new(),
             reliability: Reliability::default(),
             filtration: FiltrationFigures::default(),
             refill: Refill::default(),

@@ -78,7 +78,7 @@ fn gsm8k_reads_the_same_as_lines_csv_and_parquet() {
             assert_eq!(fields["question"], serde_json::Value::Null, "{name}: it has another name now");
         }
     }
-    let rows = first_rows(&config(path("rows.parquet")), 1).unwrap();
+    let rows = first_rows(config(path("rows.parquet")).sources()[0], 1).unwrap();
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0]["difficulty"], 0.5);
 }

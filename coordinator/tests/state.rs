@@ -20,6 +20,8 @@ mod hopeless;
 mod journal;
 #[path = "state/plane.rs"]
 mod plane;
+#[path = "state/sets.rs"]
+mod sets;
 #[path = "state/simulation.rs"]
 mod simulation;
 #[path = "state/small_run.rs"]

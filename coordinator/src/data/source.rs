@@ -12,11 +12,15 @@ use service::jsonl;
 
 use super::error::{Error, RowProblem};
 
+/// Smallest and largest share of a set: what is between them can be counted exactly.
+const MIN_SHARE: f64 = 1e-3;
+const MAX_SHARE: f64 = 1e6;
+
 /// Keys whose cells in a CSV file are JSON: what they hold is no text.
 const STRUCTURED_KEYS: [&str; 6] = ["messages", "tokens", "problem", "cases", "test_list", "test_imports"];
 
-/// The data set of prompts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// The data set of prompts, or several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// A file of prompts: JSON Lines (plain or gzipped), `.csv` or `.tsv` with a line of names, or
@@ -26,15 +30,106 @@ pub struct DataConfig {
     pub path: PathBuf,
     /// Take the prompts of each epoch in a new random order.
     pub shuffle: bool,
-    /// Prompts that are passed over at the beginning, as if a run before had used them.
+    /// Prompts that are passed over at the beginning, as if a run before had used them. Of one data set only.
     pub skip_prompts: u64,
     /// Other names in the file, by the names that are read: `{prompt = "question", label = "answer"}`.
     pub columns: BTreeMap<String, String>,
+    /// Several data sets instead of `path`, each with its share of the prompts.
+    pub sets: Vec<SetConfig>,
+}
+
+/// One of several data sets.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SetConfig {
+    /// Its name in steps and metrics.
+    pub name: String,
+    /// Its file, as `coordinator.data.path`.
+    #[schemars(extend("x-kind" = "file"))]
+    pub path: PathBuf,
+    /// Its part of all prompts that are begun, in relation to the other sets' shares: at every moment it is
+    /// off by less than one prompt for each set. A set that is through begins anew, whatever the others do.
+    pub share: f64,
+    /// Other names in its file, as `coordinator.data.columns`.
+    pub columns: BTreeMap<String, String>,
+}
+
+/// A file of prompts and the names in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// The set's name; none of the only one.
+    pub name: Option<&'a str>,
+    /// The key that names the file, such as `path` or `sets[0].path`.
+    pub(super) index: Option<usize>,
+    /// The file.
+    pub path: &'a Path,
+    pub(super) columns: &'a BTreeMap<String, String>,
+}
+
+impl Source<'_> {
+    /// The key of the configuration that names the file.
+    pub fn key(&self) -> String {
+        self.index.map_or_else(|| "path".to_owned(), |index| format!("sets[{index}].path"))
+    }
+}
+
+impl DataConfig {
+    /// The files of prompts.
+    pub fn sources(&self) -> Vec<Source<'_>> {
+        if self.sets.is_empty() {
+            return vec![Source { name: None, index: None, path: &self.path, columns: &self.columns }];
+        }
+        let mut sources = Vec::with_capacity(self.sets.len());
+        for (index, SetConfig { name, path, columns, .. }) in self.sets.iter().enumerate() {
+            sources.push(Source { name: Some(name), index: Some(index), path, columns });
+        }
+        sources
+    }
+
+    /// What is wrong with it.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.sets.is_empty() {
+            if self.path.as_os_str().is_empty() {
+                problems.push("data.path is missing: name a file of prompts".to_owned());
+            }
+            return problems;
+        }
+        if !self.path.as_os_str().is_empty() || !self.columns.is_empty() {
+            problems.push(
+                "data.path and data.columns are of one data set: move them into a data.sets".to_owned(),
+            );
+        }
+        if self.skip_prompts > 0 {
+            problems.push("data.skip_prompts is of one data set, and there are data.sets".to_owned());
+        }
+        for (index, SetConfig { name, path, share, .. }) in self.sets.iter().enumerate() {
+            if path.as_os_str().is_empty() {
+                problems.push(format!("data.sets[{index}].path is missing: name a file of prompts"));
+            }
+            if name.is_empty() || self.sets[..index].iter().any(|other| other.name == *name) {
+                problems
+                    .push(format!("data.sets[{index}].name is {name:?}: each set needs a name of its own"));
+            }
+            if !(MIN_SHARE..=MAX_SHARE).contains(share) {
+                problems.push(format!(
+                    "data.sets[{index}].share is {share}, must be between {MIN_SHARE} and {MAX_SHARE}"
+                ));
+            }
+        }
+        problems
+    }
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { path: PathBuf::new(), shuffle: true, skip_prompts: 0, columns: BTreeMap::new() }
+        Self {
+            path: PathBuf::new(),
+            shuffle: true,
+            skip_prompts: 0,
+            columns: BTreeMap::new(),
+            sets: Vec::new(),
+        }
     }
 }
 
@@ -54,16 +149,16 @@ type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;
 ///
 /// # Errors
 /// When the file cannot be opened, or is not what its name says.
-pub(super) fn rows(config: &DataConfig) -> Result<Rows, Error> {
-    let rows = match Format::of(&config.path) {
-        Format::JsonLines => json_lines(&config.path)?,
-        Format::Separated(delimiter) => separated(&config.path, delimiter)?,
-        Format::Parquet => parquet_rows(&config.path)?,
+pub(super) fn rows(source: Source<'_>) -> Result<Rows, Error> {
+    let rows = match Format::of(source.path) {
+        Format::JsonLines => json_lines(source.path)?,
+        Format::Separated(delimiter) => separated(source.path, delimiter)?,
+        Format::Parquet => parquet_rows(source.path)?,
     };
-    if config.columns.is_empty() {
+    if source.columns.is_empty() {
         return Ok(rows);
     }
-    let columns = config.columns.clone();
+    let columns = source.columns.clone();
     Ok(Box::new(rows.map(move |row| renamed(row?, &columns))))
 }
 

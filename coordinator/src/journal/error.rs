@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// Layout of the journal; another one is refused.
-pub(super) const FORMAT: u32 = 4;
+pub(super) const FORMAT: u32 = 5;
 
 /// What can go wrong with the journal.
 #[derive(Debug, thiserror::Error)]

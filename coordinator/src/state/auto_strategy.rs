@@ -130,8 +130,11 @@ mod tests {
     }
 
     fn trust(lows: &[(&str, f64)], is_new: bool) -> Trust {
-        let estimate = |low| Estimate { r_squared: low + 0.1, low, high: low + 0.2, ceiling: 0.9 };
-        let estimates = lows.iter().map(|(name, low)| ((*name).to_owned(), estimate(*low))).collect();
+        let mut estimates = BTreeMap::new();
+        for (name, low) in lows {
+            let (r_squared, low, high) = (low + 0.1, *low, low + 0.2);
+            estimates.insert((*name).to_owned(), Estimate { r_squared, low, high, ceiling: 0.9 });
+        }
         Trust { estimates, is_new, groups: 64, ..Trust::default() }
     }
 

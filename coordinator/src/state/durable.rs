@@ -6,8 +6,8 @@ use algo::filtration::Strategy;
 use serde::{Deserialize, Serialize};
 use types::link::learner::{LearnerCommand, StepMetrics};
 use types::{
-    BatchId, DropReason, Ending, FailReason, FilterReason, Incarnation, LearnerTerm, MemberId, PolicyVersion,
-    RolloutId, Timestamp, WeightHash,
+    BatchId, DropReason, Ending, FilterReason, Incarnation, LearnerTerm, MemberId, PolicyVersion, Timestamp,
+    WeightHash,
 };
 
 use super::account::Account;
@@ -220,7 +220,10 @@ impl Durable {
             self.history.observe_group(&group.scored);
         }
         let filtration = self.auto.filtration(&self.plan.filtration);
-        let filtered = Filtered::of(&self.plan, &filtration, group);
+        let mut filtered = Filtered::of(&self.plan, &filtration, group);
+        if let Some(set) = self.plan.set_of(group.prompt.ordinal) {
+            filtered.is_of(&set.name);
+        }
         if !filtered.ready.as_ref().is_some_and(ReadyGroup::is_undecided) {
             let end = GroupEnd::of(group, self.batches.formed().next(), &filtered);
             out.effects.push(Effect::GroupEnded(Box::new(end)));

@@ -153,6 +153,14 @@ impl Filtered {
         filtered
     }
 
+    /// The group is of this data set.
+    pub(super) fn is_of(&mut self, set: &str) {
+        match &mut self.ready {
+            Some(ready) => ready.sums.are_of(set),
+            None => self.unselected.are_of(set),
+        }
+    }
+
     /// The weight with which a response of it trains; 0 where it does not.
     pub(super) fn weight(&self, id: RolloutId) -> f32 {
         let Some(ReadyGroup { samples, .. }) = &self.ready else { return 0.0 };

@@ -16,6 +16,7 @@ use super::filtration_plan::FiltrationPlan;
 use super::moments::Spread;
 use super::outcomes::{OutcomeWindow, Reliability};
 use super::selection::{FiltrationFigures, SelectionSums};
+use super::sums::SetFigures;
 
 /// Steps remembered for the dashboard.
 const STEPS_LIMIT: usize = 1000;
@@ -73,6 +74,9 @@ pub struct StepRecord {
     pub response_tokens_mean: f64,
     /// Share of them cut off by the length limit.
     pub truncated: f64,
+    /// By data set, where there are several: what the unfiltered policy did on its prompts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sets: BTreeMap<String, SetFigures>,
     /// How far the reward could be trusted.
     pub reliability: Reliability,
     /// What the filtration did.
@@ -126,6 +130,7 @@ impl StepRecord {
             outcome_mean: (sums.outcome.count > 0).then_some(sums.outcome.mean),
             response_tokens_mean: sums.tokens as f64 / responses,
             truncated: sums.truncated as f64 / responses,
+            sets: sums.set_figures(),
             reliability: Reliability::default(),
             filtration: FiltrationFigures::default(),
             refill: plan.refill,

@@ -9,6 +9,7 @@ use types::{BatchId, LearnerTerm, RunId, Sampling};
 
 use super::evaluation_plan::EvaluationPlan;
 use super::filtration_plan::FiltrationPlan;
+use super::mixture::SetPlan;
 use super::schedule::Schedule;
 
 /// The plan of a run. The journal holds the plan that it was written under.
@@ -18,8 +19,11 @@ pub struct RunPlan {
     pub run: RunId,
     /// Seeds the order of prompts, the filtration's draws and every response's sampling.
     pub seed: u64,
-    /// Prompts in the data set.
+    /// Prompts in the data set, or in all of them.
     pub prompts: u64,
+    /// Several data sets, in the order of their prompts' ordinals; none where there is one.
+    #[serde(default)]
+    pub sets: Vec<SetPlan>,
     /// BLAKE3 of the data set's bytes, as text.
     pub data_hash: String,
     /// Whether each epoch has an order of its own.
@@ -88,6 +92,15 @@ impl RunPlan {
     /// The number of the run's last batch.
     pub fn last_batch(&self) -> BatchId {
         BatchId(self.batches)
+    }
+
+    /// The data set that a prompt is of, where there are several.
+    pub(super) fn set_of(&self, ordinal: u64) -> Option<&SetPlan> {
+        let mut end = 0;
+        self.sets.iter().find(|set| {
+            end += set.prompts;
+            ordinal < end
+        })
     }
 
     /// Groups that may be generated in vain for one batch.

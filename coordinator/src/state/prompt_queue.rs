@@ -14,14 +14,20 @@ use types::{PolicyVersion, PromptId};
 
 use super::fact::LeaseBounds;
 use super::groups::{CompleteGroup, Groups};
+use super::mixture::{Mixture, SetPlan};
 use super::plan::RunPlan;
-use super::schedule::Order;
+use super::schedule::{Order, PassRates};
+
+/// Prompts that a curriculum passes over for one that it begins, at most.
+const PASSED_LIMIT: u64 = 4096;
 
 /// The next new prompt, and prompts that are open and wait for an actor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct PromptQueue {
-    epoch: u32,
-    ordinal: u64,
+    mixture: Mixture,
+    /// Under a curriculum, how often responses to a prompt were right.
+    #[serde(default)]
+    pass_rates: PassRates,
     /// Open groups to lease: one prompt an entry, or all of a lease in deterministic mode.
     waiting: VecDeque<Vec<PromptId>>,
     /// Outside deterministic mode, the prompts in `waiting`: each is there once.
@@ -149,7 +155,7 @@ impl PromptQueue {
     /// The next prompt to begin.
     fn next_prompt(&mut self, plan: &RunPlan) -> PromptId {
         match plan.schedule.order {
-            Order::Epochs => self.next_in_data_set(plan.prompts),
+            Order::Epochs | Order::Curriculum => self.next_in_data_sets(plan),
             Order::Vade => self.next_selected(plan),
         }
     }
@@ -168,24 +174,23 @@ impl PromptQueue {
         prompt
     }
 
-    /// A group is complete: under VADE its prompt is known better.
+    /// A group is complete: its prompt is known better.
     pub(super) fn observe(&mut self, plan: &RunPlan, group: &CompleteGroup) {
-        if plan.schedule.order != Order::Vade || group.scored.is_empty() {
-            return;
+        match plan.schedule.order {
+            Order::Vade if !group.scored.is_empty() => {
+                let (right, all) = plan.schedule.right_of(group);
+                self.posteriors.observe(&plan.schedule.vade(), group.prompt.ordinal, right, all - right);
+            }
+            Order::Curriculum => self.pass_rates.observe(&plan.schedule, group),
+            Order::Vade | Order::Epochs => {}
         }
-        let results = group.scored.iter().map(|summary| summary.outcome.unwrap_or(summary.score));
-        let right = results.filter(|result| f64::from(*result) > plan.schedule.right_above).count();
-        let (right, all) = (right as u64, group.scored.len() as u64);
-        self.posteriors.observe(&plan.schedule.vade(), group.prompt.ordinal, right, all - right);
     }
 
-    fn next_in_data_set(&mut self, prompts: u64) -> PromptId {
-        let prompt = PromptId { epoch: self.epoch, ordinal: self.ordinal };
-        self.ordinal += 1;
-        if self.ordinal == prompts {
-            self.epoch += 1;
-            self.ordinal = 0;
-        }
-        prompt
+    fn next_in_data_sets(&mut self, plan: &RunPlan) -> PromptId {
+        let Self { mixture, pass_rates, .. } = self;
+        let most = if plan.schedule.order == Order::Curriculum { PASSED_LIMIT } else { 0 };
+        let only = [SetPlan { name: String::new(), prompts: plan.prompts, share: 1.0 }];
+        let sets = if plan.sets.is_empty() { &only } else { plan.sets.as_slice() };
+        mixture.next(sets, most, |prompt| pass_rates.takes(&plan.schedule, plan.seed, prompt))
     }
 }

@@ -24,8 +24,8 @@ pub struct Selection {
     /// `(Σ w)² / Σ w²` over the weights of those that train: how many they are where all weigh the same,
     /// fewer where some weigh more.
     pub effective_samples: f64,
-    /// How many of them have which rank in their group, by score, 1 the best. Equal scores share their ranks:
-    /// each counts for all of them in parts. Of groups larger than 32, 32 classes of ranks.
+    /// How many of them have which rank in their group, by score, 1 the best. Equal scores share their
+    /// ranks: each counts for all of them in parts. Of groups larger than 32, 32 classes of ranks.
     #[schemars(with = "BTreeMap<String, f64>")]
     pub kept_by_rank: BTreeMap<usize, f64>,
 }
@@ -139,13 +139,14 @@ mod tests {
             id: RolloutId { prompt, sibling, attempt: 0 },
             weight: *weight,
         });
-        let score = Moments::of(vec![0.5; usize::try_from(responses).unwrap()]);
+        let mut sums = GroupSums::default();
+        sums.score = Moments::of(vec![0.5; usize::try_from(responses).unwrap()]);
         BatchPlan {
             id: BatchId(1),
             samples: samples.collect(),
             groups: vec![PlannedGroup { prompt, scores: scored.collect() }],
             prompts: 1,
-            sums: GroupSums { score, ..GroupSums::default() },
+            sums,
             refill: crate::state::Refill::default(),
         }
     }

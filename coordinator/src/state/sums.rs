@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::fact::ScoreSummary;
@@ -25,6 +26,33 @@ pub struct GroupSums {
     pub tokens: u64,
     /// Responses cut off by the length limit.
     pub truncated: u64,
+    /// By data set, where there are several.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    sets: BTreeMap<String, SetSums>,
+}
+
+/// Sums over the groups of one data set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct SetSums {
+    groups: u64,
+    groups_without_signal: u64,
+    score: Moments,
+    outcome: Moments,
+}
+
+/// What the unfiltered policy did on the prompts of one data set.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct SetFigures {
+    /// Complete groups.
+    pub groups: u64,
+    /// Groups among them that carried no signal.
+    pub groups_without_signal: u64,
+    /// The mean score of the responses.
+    pub score_mean: f64,
+    /// The mean outcome of those that have one.
+    pub outcome_mean: Option<f64>,
 }
 
 impl GroupSums {
@@ -60,6 +88,36 @@ impl GroupSums {
         self.outcome.merge(&other.outcome);
         self.tokens += other.tokens;
         self.truncated += other.truncated;
+        for (name, set) in &other.sets {
+            let sums = self.sets.entry(name.clone()).or_default();
+            sums.groups += set.groups;
+            sums.groups_without_signal += set.groups_without_signal;
+            sums.score.merge(&set.score);
+            sums.outcome.merge(&set.outcome);
+        }
+    }
+
+    /// All of it is of this data set.
+    pub(super) fn are_of(&mut self, set: &str) {
+        let sums = SetSums {
+            groups: self.groups,
+            groups_without_signal: self.groups_without_signal,
+            score: self.score,
+            outcome: self.outcome,
+        };
+        self.sets = [(set.to_owned(), sums)].into();
+    }
+
+    /// What there is to say of each data set.
+    pub(super) fn set_figures(&self) -> BTreeMap<String, SetFigures> {
+        let mut figures = BTreeMap::new();
+        for (name, sums) in &self.sets {
+            let SetSums { groups, groups_without_signal, score, outcome } = *sums;
+            let outcome_mean = (outcome.count > 0).then_some(outcome.mean);
+            let of_set = SetFigures { groups, groups_without_signal, score_mean: score.mean, outcome_mean };
+            figures.insert(name.clone(), of_set);
+        }
+        figures
     }
 }
 
@@ -81,6 +139,20 @@ mod tests {
             contributions: BTreeMap::new(),
             digest: None,
         }
+    }
+
+    #[test]
+    fn data_sets_are_told_apart() {
+        let mut sums = GroupSums::default();
+        for (set, score) in [("a", 1.0), ("a", 3.0), ("b", 10.0)] {
+            let mut group = GroupSums::of(&[scored(score, 0.0)]);
+            group.are_of(set);
+            sums.merge(&group);
+        }
+        let figures = sums.set_figures();
+        assert_eq!((figures["a"].groups, figures["a"].score_mean), (2, 2.0));
+        assert_eq!((figures["b"].groups, figures["b"].outcome_mean), (1, None));
+        assert_eq!(GroupSums::of(&[scored(1.0, 0.0)]).set_figures().len(), 0);
     }
 
     #[test]

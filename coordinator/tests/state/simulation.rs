@@ -6,7 +6,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use algo::filtration::{Mode, NoSignal, Strategy as Filter};
-use coordinator::state::{AutoPlan, FiltrationPlan, Order, Phase, RunPlan, Schedule, StrategyChoice};
+use coordinator::state::{
+    AutoPlan, FiltrationPlan, Order, Phase, RunPlan, Schedule, SetPlan, StrategyChoice,
+};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -23,9 +25,13 @@ const QUIET_STEPS: usize = 40_000;
 
 fn plan_of(rng: &mut ChaCha8Rng) -> RunPlan {
     let deterministic = rng.random_range(0..4) == 0;
-    let order = if rng.random_range(0..4) == 0 { Order::Vade } else { Order::Epochs };
+    let order = [Order::Epochs, Order::Epochs, Order::Vade, Order::Curriculum][rng.random_range(0..4)];
+    let set = |name: &str, prompts, share| SetPlan { name: name.to_owned(), prompts, share };
+    let has_sets = order != Order::Vade && rng.random_range(0..2) == 0;
+    let sets = if has_sets { vec![set("a", 8, 2.0), set("b", 5, 0.7)] } else { Vec::new() };
     RunPlan {
         seed: rng.random_range(0..1000),
+        sets,
         deterministic,
         max_staleness: if deterministic { 0 } else { rng.random_range(0..4) },
         lease_prompts: rng.random_range(1..5),

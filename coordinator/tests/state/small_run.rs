@@ -16,6 +16,7 @@ pub(crate) fn plan() -> RunPlan {
         run: "world".parse().unwrap(),
         seed: 17,
         prompts: 13,
+        sets: Vec::new(),
         data_hash: "0".into(),
         shuffle: true,
         schedule: Schedule::default(),

@@ -13,37 +13,51 @@ const ROWS: usize = 100;
 
 /// What the first rows do not have and somebody reads.
 pub(super) fn problems(recipe: &Recipe) -> Vec<String> {
-    let data = &recipe.coordinator.data;
-    if !data.path.is_file() {
-        return Vec::new();
+    let sources = recipe.coordinator.data.sources();
+    let there = sources.iter().filter(|source| source.path.is_file());
+    let (mut problems, mut first) = (Vec::new(), Vec::new());
+    for source in there {
+        match first_rows(*source, ROWS) {
+            Ok(rows) => {
+                let read = FirstRows { key: source.key(), path: source.path, rows };
+                problems.extend(lacking(recipe, &read));
+                problems.extend(without_template(recipe, &read));
+                first.push(read);
+            }
+            Err(error) => problems.push(format!("coordinator.data.{}: {error}", source.key())),
+        }
     }
-    let rows = match first_rows(data, ROWS) {
-        Ok(rows) => rows,
-        Err(error) => return vec![format!("coordinator.data.path: {error}")],
-    };
-    let mut problems = lacking(recipe, &rows);
-    problems.extend(without_template(recipe, &rows));
-    problems.extend(without_outcome(recipe, &rows));
+    problems.extend(without_outcome(recipe, &first));
     problems
 }
 
+/// What a file begins with.
+struct FirstRows<'a> {
+    /// The key that names it.
+    key: String,
+    path: &'a Path,
+    rows: Vec<Map<String, Value>>,
+}
+
 /// Prompts without tests for a filtration that goes by them.
-fn without_outcome(recipe: &Recipe, rows: &[Map<String, Value>]) -> Option<String> {
+fn without_outcome(recipe: &Recipe, files: &[FirstRows<'_>]) -> Option<String> {
     let Recipe { coordinator, reward_server, .. } = recipe;
     let goes_by_outcomes = coordinator.filtration.is_auto() && reward_server.sandbox.is_some();
-    (goes_by_outcomes && rows.iter().all(|row| reward_server.lacks_outcome(row))).then(|| {
+    let mut rows = files.iter().flat_map(|file| &file.rows);
+    let FirstRows { path, rows: shown, .. } = files.first()?;
+    (goes_by_outcomes && rows.all(|row| reward_server.lacks_outcome(row))).then(|| {
         format!(
             "coordinator.filtration.strategy is \"auto\", and none of the first {} rows of {} has tests, which have {}: \
              nothing would say which responses are right; name a strategy",
-            rows.len(),
-            coordinator.data.path.display(),
-            names(rows)
+            shown.len(),
+            path.display(),
+            names(shown)
         )
     })
 }
 
 /// Scorers that none of the rows can be scored by.
-fn lacking(recipe: &Recipe, rows: &[Map<String, Value>]) -> Vec<String> {
+fn lacking(recipe: &Recipe, FirstRows { path, rows, .. }: &FirstRows<'_>) -> Vec<String> {
     let mut problems = Vec::new();
     for (at, scorer) in recipe.reward_server.scorers.iter().enumerate() {
         let lacks: Option<Vec<_>> = rows.iter().map(|row| scorer.lacks(row)).collect();
@@ -51,7 +65,7 @@ fn lacking(recipe: &Recipe, rows: &[Map<String, Value>]) -> Vec<String> {
             problems.push(format!(
                 "reward_server.scorers[{at}].{lack} in the first {} rows of {}, which have {}",
                 rows.len(),
-                recipe.coordinator.data.path.display(),
+                path.display(),
                 names(rows)
             ));
         }
@@ -60,7 +74,7 @@ fn lacking(recipe: &Recipe, rows: &[Map<String, Value>]) -> Vec<String> {
 }
 
 /// Chats for a policy without a chat template.
-fn without_template(recipe: &Recipe, rows: &[Map<String, Value>]) -> Option<String> {
+fn without_template(recipe: &Recipe, FirstRows { key, rows, .. }: &FirstRows<'_>) -> Option<String> {
     let chat = rows
         .iter()
         .position(|row| row.contains_key("messages") || row.get("prompt").is_some_and(Value::is_array))?;
@@ -68,7 +82,7 @@ fn without_template(recipe: &Recipe, rows: &[Map<String, Value>]) -> Option<Stri
     let is_known = policy.join("config.json").is_file();
     (is_known && !has_template(policy)).then(|| {
         format!(
-            "coordinator.data.path: row {} is a chat, and {} has no chat template: take a model that has one, or give \
+            "coordinator.data.{key}: row {} is a chat, and {} has no chat template: take a model that has one, or give \
              prompts as text",
             chat + 1,
             policy.display()
