@@ -181,5 +181,6 @@ fn plan() -> RunPlan {
         max_refill_batches: None,
         send_filtered: false,
         sampling: Sampling::default(),
+        evaluation: None,
     }
 }

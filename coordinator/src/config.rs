@@ -10,7 +10,8 @@ use service::ServiceConfig;
 use types::{RunId, Sampling};
 
 use crate::data::{DataConfig, DataSet};
-use crate::state::{FiltrationPlan, Order, RunPlan, Schedule, SetPlan};
+use crate::eval_config::EvalConfig;
+use crate::state::{EvaluationPlan, FiltrationPlan, Order, RunPlan, Schedule, SetPlan};
 
 /// The smallest bound of the samples: a line has two texts of 8 KiB, in which each byte may take six.
 const MIN_SAMPLES_BYTES: u64 = 1 << 20;
@@ -98,6 +99,8 @@ pub struct Config {
     pub filtration: FiltrationPlan,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// Held-out prompts that are asked now and then; nothing is learnt from them.
+    pub eval: Option<EvalConfig>,
     /// The process.
     pub service: ServiceConfig,
 }
@@ -161,6 +164,7 @@ impl Default for Config {
             schedule: Schedule::default(),
             filtration: FiltrationPlan::default(),
             sampling: Sampling::default(),
+            eval: None,
             service: ServiceConfig::default(),
         }
     }
@@ -222,6 +226,9 @@ impl service::Config for Config {
             self.samples.max_bytes >= MIN_SAMPLES_BYTES,
             format!("samples.max_bytes must be at least {MIN_SAMPLES_BYTES}"),
         );
+        for problem in self.eval.iter().flat_map(|eval| eval.problems(self.group_size)) {
+            check(false, format!("eval.{problem}"));
+        }
         check(self.hopeless_groups > 0, "hopeless_groups must be at least 1".into());
         check(
             self.heartbeat_timeout >= Duration::from_secs(1),
@@ -245,6 +252,11 @@ impl Config {
             sets.push(SetPlan { name: set.name.clone(), prompts, share: set.share });
         }
         sets
+    }
+
+    fn evaluation(&self, data: &DataSet) -> Result<Option<EvaluationPlan>, types::Invalid> {
+        let of = self.eval.as_ref().zip(data.held_out());
+        of.map(|(eval, held_out)| eval.plan(held_out, &self.sampling)).transpose()
     }
 
     /// The plan of the run over this data set.
@@ -281,6 +293,7 @@ impl Config {
             send_filtered: self.send_filtered,
             max_refill_batches: self.max_refill_batches,
             sampling: self.sampling.clone(),
+            evaluation: self.evaluation(data)?,
         })
     }
 }

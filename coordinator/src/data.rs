@@ -27,6 +27,8 @@ pub struct DataSet {
     seed: u64,
     /// Prompts before the first one that is served.
     skip: u64,
+    /// Prompts that are asked and not learnt from.
+    held_out: Option<Box<Self>>,
     /// Of each part, the order of the epoch asked for last; an epoch's order is a function of the seed and
     /// its number.
     orders: Mutex<Vec<Option<(u32, Arc<[u32]>)>>>,
@@ -77,7 +79,21 @@ impl DataSet {
         }
         let hash = hasher.finalize().to_hex().to_string();
         let orders = Mutex::new(vec![None; parts.len()]);
-        Ok(Self { lines, parts, hash, shuffle, seed, skip, orders })
+        Ok(Self { lines, parts, hash, shuffle, seed, skip, held_out: None, orders })
+    }
+
+    /// The same with prompts that are held out, in the order of their file.
+    ///
+    /// # Errors
+    /// As for the others.
+    pub fn with_held_out(self, config: Option<&DataConfig>) -> Result<Self, Error> {
+        let held_out = config.map(|config| Self::read(config, false, 0)).transpose()?;
+        Ok(Self { held_out: held_out.map(Box::new), ..self })
+    }
+
+    /// The prompts that are held out.
+    pub fn held_out(&self) -> Option<&Self> {
+        self.held_out.as_deref()
     }
 
     /// Number of prompts.
@@ -103,6 +119,10 @@ impl DataSet {
     /// The prompt at a place of an epoch's order; none beyond the end. Of several data sets each has its own
     /// epochs and its own range of ordinals.
     pub fn prompt(&self, id: PromptId) -> Option<Prompt> {
+        if let Some(place) = id.held_out_place() {
+            let found = self.held_out()?.prompt(PromptId { epoch: 0, ordinal: place })?;
+            return Prompt::new(id, found.content().clone(), Arc::clone(found.fields())).ok();
+        }
         let number = self.parts.partition_point(|part| part.first <= id.ordinal).checked_sub(1)?;
         let Part { first, prompts } = self.parts[number];
         if id.ordinal - first >= prompts {

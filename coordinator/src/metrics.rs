@@ -6,7 +6,9 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use service::{Label, Metric};
 
-use crate::state::{Detector, Event, FiltrationFigures, RewardEvent, Role, State, StepRecord};
+use crate::state::{
+    Detector, EvaluationRecord, Event, FiltrationFigures, RewardEvent, Role, State, StepRecord,
+};
 
 const REASONS: &str = "empty for trained; why it was filtered, dropped or failed (`types::Ending`)";
 
@@ -17,11 +19,11 @@ pub const METRICS: &[Metric] = &[
     Metric::counter("rlhf_coordinator_responses_issued_total", "Response attempts issued to actors."),
     Metric::counter(
         "rlhf_coordinator_responses_ended_total",
-        "Response attempts by their one ending: trained, filtered (intended), dropped or failed \
+        "Response attempts by their one ending: trained, evaluated, filtered (intended), dropped or failed \
              (not intended).",
     )
     .by(&[
-        Label::one_of("outcome", &["trained", "filtered", "dropped", "failed"]),
+        Label::one_of("outcome", &["trained", "evaluated", "filtered", "dropped", "failed"]),
         Label::described("reason", REASONS),
     ]),
     Metric::counter("rlhf_rollouts_dropped_total", "Scored responses that did not train, by reason.").by(&[
@@ -72,6 +74,12 @@ pub const METRICS: &[Metric] = &[
     Metric::gauge("rlhf_step_explained_variance", "Explained variance of the returns by the critic."),
     Metric::gauge("rlhf_step_score_mean", "Mean score of all responses to the batch's prompts."),
     Metric::gauge("rlhf_step_outcome_mean", "Mean outcome of the hidden tests on the batch's prompts."),
+    Metric::gauge("rlhf_eval_version", "The version that was evaluated last on held-out prompts."),
+    Metric::gauge("rlhf_eval_best_version", "The best version so far on held-out prompts."),
+    Metric::gauge("rlhf_eval_score_mean", "Mean score of the last responses to held-out prompts."),
+    Metric::gauge("rlhf_eval_outcome_mean", "Their mean outcome in the hidden tests."),
+    Metric::counter("rlhf_eval_response_tokens_total", "Response tokens that evaluations have cost."),
+    Metric::histogram("rlhf_eval_seconds", "Time from an evaluation's first lease to its last score."),
     Metric::gauge("rlhf_step_kl_to_ref", "KL between the policy and the reference, per response."),
     Metric::gauge(
         "rlhf_step_scorer_contribution",
@@ -204,6 +212,22 @@ pub(crate) fn state(state: &State) {
             gauge!("rlhf_coordinator_detector_level", "detector" => name).set(finding.level);
         }
     }
+}
+
+/// One evaluation.
+pub(crate) fn evaluated(record: &EvaluationRecord) {
+    gauge!("rlhf_eval_version").set(record.version.0 as f64);
+    if record.is_best {
+        gauge!("rlhf_eval_best_version").set(record.version.0 as f64);
+    }
+    if record.responses > 0 {
+        gauge!("rlhf_eval_score_mean").set(record.score_mean);
+    }
+    if let Some(mean) = record.outcome_mean {
+        gauge!("rlhf_eval_outcome_mean").set(mean);
+    }
+    counter!("rlhf_eval_response_tokens_total").increment(record.response_tokens);
+    histogram!("rlhf_eval_seconds").record(record.seconds);
 }
 
 /// One training step.

@@ -18,10 +18,11 @@
 //! 4. Only an actor whose confirmed weights are a known version holds a new lease.
 //!
 //! One file per idea, each the owner of its data: `work` (what is generated, over `prompt_queue`, `leases`
-//! and `groups`), `filter` (which responses of a group train), `batches` (what the learner trains), `account`
-//! (the identity), `outcomes` and `auto_strategy` (which filtration), `sums`, `selection`, `detectors`,
-//! `group_end` and `history` (what happened, for people), `members` (who
-//! is there), `room` (who takes work), `weights` (who gets which version). They know nothing of effects and
+//! and `groups`), `filter` (which responses of a group train), `evaluations` (what is asked and not learnt
+//! from), `granting` (who gets what next), `batches` (what the learner trains), `account` (the identity),
+//! `outcomes` and `auto_strategy` (which filtration), `sums`, `selection`, `detectors`, `group_end` and
+//! `history` (what happened, for people), `members` (who is there), `room` (who takes work), `weights` (who
+//! gets which version). They know nothing of effects and
 //! return what they decided; `durable` wires the first ones, this file and `joining` all of them.
 
 mod account;
@@ -31,12 +32,15 @@ mod deadlines;
 mod detectors;
 mod durable;
 mod effect;
+mod evaluation_plan;
+mod evaluations;
 mod event;
 mod expiry;
 mod fact;
 mod failures;
 mod filter;
 mod filtration_plan;
+mod granting;
 mod group_end;
 mod groups;
 mod history;
@@ -63,13 +67,15 @@ mod work;
 
 use types::link::actor::{ActorCommand, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerReport};
-use types::{Ending, FailReason, MemberId, PolicyVersion, RolloutId, Timestamp};
+use types::{Ending, FailReason, MemberId, RolloutId, Timestamp};
 
 pub use account::Account;
 pub use batches::{BatchPlan, Batches, Refill};
 pub use detectors::{Alarm, Detector, Detectors, Evaluated, Finding, Reading};
 pub use durable::Durable;
 pub use effect::{Applied, Effect, StoreChanges};
+pub use evaluation_plan::{BestBy, EvaluationPlan};
+pub use evaluations::EvaluationRecord;
 pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent};
 pub use fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
 pub use failures::FailureView;
@@ -174,6 +180,7 @@ impl State {
             out.tell_about_weights(command);
         }
         self.grant_leases(now, &mut out);
+        self.ask_for_last_checkpoint(&mut out);
         self.look_for_hopelessness(now, &mut out);
         self.end_phase(&mut out);
         debug_assert_eq!(self.unaccounted(), 0, "the accounting identity");
@@ -349,41 +356,10 @@ impl State {
         }
     }
 
-    /// Sends the learner what it is to train, so that it has enough to do.
-    fn send_batches(&mut self, out: &mut Applied) {
-        let Some(learner) = self.members.connected_learner_mut().filter(|_| self.phase == Phase::Running)
-        else {
-            return;
-        };
-        for batch in self.durable.batches.unsent(learner.trained, learner.sent) {
-            learner.sent = learner.sent.max(batch.id);
-            out.effects.push(Effect::SendBatch(batch.clone()));
-        }
-    }
-
     /// Makes it a fact that another filtration strategy is in force, where that is due.
     fn choose_strategy(&mut self, now: Timestamp, out: &mut Applied) {
         if let Some((strategy, reason)) = self.durable.auto.due() {
             self.record(now, Fact::StrategyChosen { strategy, reason }, out);
-        }
-    }
-
-    /// Gives work to the actors that can take it, one lease at a time, to the emptiest first.
-    fn grant_leases(&mut self, now: Timestamp, out: &mut Applied) {
-        let admits = self.phase == Phase::Running && self.short_of_room.is_none();
-        while admits && !self.durable.is_complete() {
-            let Durable { plan, work, batches, .. } = &self.durable;
-            let oldest = PolicyVersion(batches.trained().0.saturating_sub(plan.max_staleness));
-            let emptiest = self
-                .room
-                .emptiest(oldest, |version| work.has_work(plan, work.capacity(plan, batches, version)));
-            let Some((member, Room { groups, version })) = emptiest else { break };
-            let bounds = LeaseBounds { room: groups, capacity: work.capacity(plan, batches, version) };
-            let granted = self.record(now, Fact::Leased { member, bounds }, out);
-            debug_assert!(granted, "there was work for it");
-            if !granted {
-                break;
-            }
         }
     }
 
@@ -437,8 +413,9 @@ impl State {
     /// Nobody works on a lease any more, and the learner has written what it trained.
     fn is_drained(&self) -> bool {
         let batches = &self.durable.batches;
-        let written =
-            self.members.connected_learner().is_none() || batches.checkpointed() >= batches.trained();
+        // What a learner has lost that came back from an older checkpoint is trained after the next start.
+        let learner = self.members.connected_learner();
+        let written = learner.is_none_or(|learner| batches.checkpointed() >= learner.trained);
         let given_up = self.drain == Some(Drain::GivenUp);
         let working = !self.durable.work.leases.is_empty() && self.members.connected_actor_count() > 0;
         written && (given_up || !working)

@@ -12,6 +12,8 @@ mod crash_points;
 mod crowd;
 #[path = "state/detectors.rs"]
 mod detectors;
+#[path = "state/evaluations.rs"]
+mod evaluations;
 #[path = "state/hopeless.rs"]
 mod hopeless;
 #[path = "state/journal.rs"]

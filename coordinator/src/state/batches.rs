@@ -72,6 +72,9 @@ pub struct Batches {
     checkpointed: BatchId,
     /// Responses that are kept to train, and have not.
     in_flight: u64,
+    /// None is formed any more.
+    #[serde(default)]
+    closed: bool,
 }
 
 /// A ready group that would be older than allowed when its batch trains.
@@ -129,6 +132,21 @@ impl Batches {
     /// The last batch that a checkpoint holds.
     pub fn checkpointed(&self) -> BatchId {
         self.checkpointed
+    }
+
+    /// The run's last batch: the one that is planned or, where none is formed any more, the last one formed.
+    pub(super) fn last(&self, plan: &RunPlan) -> BatchId {
+        if self.closed { self.formed } else { plan.last_batch() }
+    }
+
+    /// No batch is formed any more.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// The last one formed is trained, though others were planned, and no checkpoint holds it.
+    pub(super) fn lacks_last_checkpoint(&self) -> bool {
+        self.closed && self.trained >= self.formed && self.checkpointed < self.trained
     }
 
     /// Groups that wait for their batch.
@@ -189,7 +207,7 @@ impl Batches {
     pub(super) fn form(&mut self, plan: &RunPlan) -> Formed {
         let size = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX);
         let mut formed = Formed::default();
-        while self.formed < plan.last_batch() {
+        while self.formed < self.last(plan) {
             let id = self.formed.next();
             let groups = self.ready_prompts();
             let used_up = groups < plan.batch_prompts

@@ -4,16 +4,17 @@ use std::collections::VecDeque;
 
 use algo::filtration::Strategy;
 use serde::{Deserialize, Serialize};
-use types::link::learner::StepMetrics;
+use types::link::learner::{LearnerCommand, StepMetrics};
 use types::{
-    BatchId, DropReason, Ending, FailReason, FilterReason, Incarnation, LearnerTerm, MemberId, PolicyVersion,
-    RolloutId, Timestamp, WeightHash,
+    BatchId, DropReason, Ending, FilterReason, Incarnation, LearnerTerm, MemberId, PolicyVersion, Timestamp,
+    WeightHash,
 };
 
 use super::account::Account;
 use super::auto_strategy::AutoStrategy;
 use super::batches::{Batches, Formed, RefillLimit, StaleGroup};
 use super::effect::{Applied, Effect};
+use super::evaluations::EvaluationRecord;
 use super::fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
 use super::filter::{Filtered, ReadyGroup};
 use super::group_end::GroupEnd;
@@ -90,14 +91,18 @@ impl Durable {
             Fact::Scored(summary) => return self.scored(now, summary, out),
             Fact::Failed { id, reason } => {
                 let progressed = self.work.fail(&self.plan, id, reason);
-                return self.progressed(progressed, out);
+                return self.progressed(now, progressed, out);
             }
-            Fact::Lapsed { ids, reason } => return self.lapsed(&ids, reason, out),
+            Fact::Lapsed { ids, reason } => {
+                let progressed = self.work.lapse(&self.plan, &ids, reason);
+                return self.progressed(now, progressed, out);
+            }
             Fact::Trained { batch, weights, metrics } => {
                 self.remember(weights);
                 if batch > self.batches.trained() {
                     self.count_trained(batch);
                     self.add_step(now, batch, *metrics, out);
+                    self.begin_evaluation(now);
                 }
             }
             Fact::Checkpointed(batch) => self.checkpointed(batch, out),
@@ -140,6 +145,7 @@ impl Durable {
             self.add_step(now, step.batch, step.metrics.clone(), out);
         }
         self.remember(learner.weights);
+        self.begin_evaluation(now);
         self.checkpointed(learner.checkpointed, out);
     }
 
@@ -167,18 +173,13 @@ impl Durable {
         let id = summary.id;
         self.history.scored_tokens(now, u64::from(summary.tokens));
         let progressed = self.work.score(&self.plan, summary);
-        if progressed.taken > 0 {
+        if progressed.taken > 0 && id.prompt.held_out_place().is_none() {
             out.keep(id);
         }
-        self.progressed(progressed, out)
+        self.progressed(now, progressed, out)
     }
 
-    fn lapsed(&mut self, ids: &[RolloutId], reason: FailReason, out: &mut Applied) -> Outcome {
-        let progressed = self.work.lapse(&self.plan, ids, reason);
-        self.progressed(progressed, out)
-    }
-
-    fn progressed(&mut self, progressed: Progressed, out: &mut Applied) -> Outcome {
+    fn progressed(&mut self, now: Timestamp, progressed: Progressed, out: &mut Applied) -> Outcome {
         let taken = progressed.taken > 0;
         if !taken {
             self.account.late();
@@ -187,7 +188,30 @@ impl Durable {
             self.account.end(ending, 1);
         }
         let groups = progressed.complete.iter().map(|group| self.filter(group, out)).collect();
+        for group in &progressed.evaluated {
+            self.evaluated(now, group, out);
+        }
         Outcome { taken, touched: progressed.freed, groups }
+    }
+
+    fn begin_evaluation(&mut self, now: Timestamp) {
+        self.work.evaluations.begin_if_due(now, &self.plan, self.batches.trained());
+    }
+
+    /// Nothing is awaited of a held-out prompt any more.
+    fn evaluated(&mut self, now: Timestamp, group: &CompleteGroup, out: &mut Applied) {
+        self.account.end(Ending::Evaluated, group.scored.len() as u64);
+        let Some(record) = self.work.evaluations.complete(now, &self.plan, group) else { return };
+        if record.is_best && record.version.0 > 0 {
+            out.tell_learner(LearnerCommand::KeepBest(BatchId(record.version.0)));
+        }
+        self.history.evaluated(record.clone());
+        out.effects.push(Effect::Evaluated(Box::new(record)));
+        if self.work.evaluations.is_over() {
+            self.batches.close();
+        }
+        self.begin_evaluation(now);
+        self.stop_if_complete(out);
     }
 
     fn filter(&mut self, group: &CompleteGroup, out: &mut Applied) -> (Ending, bool) {
@@ -284,9 +308,10 @@ impl Durable {
         }
     }
 
-    /// The last batch is part of a checkpoint.
+    /// The last batch is part of a checkpoint, and evaluated where that is asked for.
     pub(super) fn is_complete(&self) -> bool {
-        self.batches.checkpointed() >= self.plan.last_batch()
+        let Self { plan, work, batches, .. } = self;
+        batches.checkpointed() >= batches.last(plan) && !work.evaluations.is_awaited(plan, batches.trained())
     }
 
     /// The newest policy version.
@@ -312,6 +337,11 @@ impl Durable {
     /// How far the batches are.
     pub fn batches(&self) -> &Batches {
         &self.batches
+    }
+
+    /// Evaluations that were over lately, oldest first.
+    pub fn evaluations(&self) -> impl DoubleEndedIterator<Item = &EvaluationRecord> + Clone {
+        self.work.evaluations.records()
     }
 
     /// What happened, for people.

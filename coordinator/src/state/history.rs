@@ -10,6 +10,7 @@ use types::{BatchId, Timestamp};
 use super::auto_strategy::AutoStrategy;
 use super::batches::{BatchPlan, Refill};
 use super::detectors::{Alarm, Detector, Detectors, Evaluated, Reading};
+use super::evaluations::EvaluationRecord;
 use super::fact::ScoreSummary;
 use super::filtration_plan::FiltrationPlan;
 use super::moments::Spread;
@@ -91,6 +92,21 @@ pub struct StepRecord {
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, Reading>")]
     pub detectors: BTreeMap<Detector, Reading>,
+    /// Of the newest evaluation that was over since the step before: the version that it was of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_version: Option<u64>,
+    /// The mean score of its responses to held-out prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_score_mean: Option<f64>,
+    /// Their mean outcome in the hidden tests, where they have any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_outcome_mean: Option<f64>,
+    /// Share of them cut off by the length limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_truncated: Option<f64>,
+    /// Their tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_response_tokens: Option<u64>,
     /// What the learner measured.
     pub metrics: StepMetrics,
 }
@@ -120,8 +136,21 @@ impl StepRecord {
             refill: plan.refill,
             contributions: BTreeMap::new(),
             detectors: BTreeMap::new(),
+            eval_version: None,
+            eval_score_mean: None,
+            eval_outcome_mean: None,
+            eval_truncated: None,
+            eval_response_tokens: None,
             metrics,
         }
+    }
+
+    fn add_evaluation(&mut self, found: &EvaluationRecord) {
+        self.eval_version = Some(found.version.0);
+        self.eval_score_mean = (found.responses > 0).then_some(found.score_mean);
+        self.eval_outcome_mean = found.outcome_mean;
+        self.eval_truncated = (found.responses > 0).then_some(found.truncated);
+        self.eval_response_tokens = Some(found.response_tokens);
     }
 }
 
@@ -148,6 +177,9 @@ pub struct History {
     selections: VecDeque<SelectionSums>,
     #[serde(default)]
     detectors: Detectors,
+    /// The newest evaluation, until a step says it.
+    #[serde(default)]
+    evaluated: Option<EvaluationRecord>,
     /// Response tokens scored lately, by second.
     tokens: VecDeque<TokensInSecond>,
     /// The second in which tokens began to come after none had for the whole window.
@@ -241,6 +273,11 @@ impl History {
         &self.detectors
     }
 
+    /// An evaluation is over.
+    pub(super) fn evaluated(&mut self, record: EvaluationRecord) {
+        self.evaluated = Some(record);
+    }
+
     /// A batch was trained; yields the step as people see it, and the alarms that were raised or have ended.
     pub(super) fn add_step(
         &mut self,
@@ -251,6 +288,9 @@ impl History {
         let Evaluated { readings, alarms, contributions } = self.detectors.step(batch.id);
         let mut step = StepRecord::new(now, batch, metrics);
         (step.contributions, step.detectors) = (contributions, readings);
+        if let Some(found) = self.evaluated.take() {
+            step.add_evaluation(&found);
+        }
         let in_force = auto.filtration(plan);
         let trust = self.outcomes.step(plan, &in_force, seed.wrapping_add(batch.id.0));
         step.reliability = trust.reliability;

@@ -7,6 +7,7 @@ use types::link::actor::ActorWelcome;
 use types::link::learner::LearnerCommand;
 use types::{BatchId, LearnerTerm, RunId, Sampling};
 
+use super::evaluation_plan::EvaluationPlan;
 use super::filtration_plan::FiltrationPlan;
 use super::mixture::SetPlan;
 use super::schedule::Schedule;
@@ -74,6 +75,9 @@ pub struct RunPlan {
     pub send_filtered: bool,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// What is asked now and then and not learnt from.
+    #[serde(default)]
+    pub evaluation: Option<EvaluationPlan>,
 }
 
 /// A member belongs to another run.

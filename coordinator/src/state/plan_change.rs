@@ -9,11 +9,13 @@ use super::plan::RunPlan;
 
 /// Keys that may change: how much is done at a time, how long is waited, and how far the run goes. A change
 /// is in force from the restart on.
-const MAY_CHANGE: [&str; 19] = [
+const MAY_CHANGE: [&str; 21] = [
     "batches",
     "broadcast_members",
     "broadcast_timeout",
     "drain_timeout",
+    "evaluation.every",
+    "evaluation.stop_after",
     "filtration.auto.margin",
     "filtration.auto.min_groups",
     "filtration.auto.windows",

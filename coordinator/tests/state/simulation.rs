@@ -12,7 +12,7 @@ use coordinator::state::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::small_run::plan;
+use crate::small_run::{evaluation, plan};
 use crate::world::{Faults, World};
 
 /// Seeds of one test; four of them run side by side.
@@ -43,6 +43,7 @@ fn plan_of(rng: &mut ChaCha8Rng) -> RunPlan {
         max_refill_batches: [None, Some(0), Some(1)][rng.random_range(0..3)],
         send_filtered: rng.random_range(0..2) == 0,
         schedule: Schedule { order, ..Schedule::default() },
+        evaluation: (rng.random_range(0..2) == 0).then(evaluation),
         ..plan()
     }
 }
@@ -86,6 +87,14 @@ fn simulate(seed: u64) {
         }
     }
     world.end_faults();
+    // A run that is being given up stops, and somebody resumes it.
+    for _ in 0..QUIET_STEPS {
+        match world.state.phase() {
+            Phase::Draining => world.step(),
+            Phase::Stopped => world.restart(),
+            Phase::Running | Phase::Finished => break,
+        }
+    }
     world.run_to_the_end(QUIET_STEPS);
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coordinator::state::{FiltrationPlan, RunPlan, Schedule};
+use coordinator::state::{BestBy, EvaluationPlan, FiltrationPlan, RunPlan, Schedule};
 use types::link::actor::ActorHello;
 use types::link::learner::{LearnerHello, RecentSteps};
 use types::{
@@ -41,6 +41,20 @@ pub(crate) fn plan() -> RunPlan {
         max_refill_batches: None,
         send_filtered: false,
         sampling: Sampling::default(),
+        evaluation: None,
+    }
+}
+
+/// Three held-out prompts, every second version.
+pub(crate) fn evaluation() -> EvaluationPlan {
+    EvaluationPlan {
+        prompts: 3,
+        data_hash: "1".into(),
+        every: 2,
+        samples: 2,
+        sampling: Sampling::default(),
+        best_by: BestBy::Score,
+        stop_after: 0,
     }
 }
 

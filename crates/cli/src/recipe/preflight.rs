@@ -167,6 +167,15 @@ fn owed(recipe: &Recipe) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if let Some(eval) = &coordinator.eval
+        && !eval.every.is_multiple_of(learner.checkpoint_every.max(1))
+    {
+        problems.push(format!(
+            "coordinator.eval.every is {}, no multiple of learner.checkpoint_every = {}: the best version could \
+             not be kept",
+            eval.every, learner.checkpoint_every
+        ));
+    }
     let (group, slots) = (usize::from(coordinator.group_size), actor.engine.max_sequences);
     if slots < group {
         problems.push(format!(

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use learner::Checkpoints;
+use serde_json::Value;
 use service::StopSignals;
 use types::BatchId;
 
@@ -24,13 +25,22 @@ pub(crate) async fn run(
     ring::run(file, resume, stop).await?;
     let batches = file.recipe.coordinator.batches;
     let (checkpoint, trained) = newest_checkpoint(&file.ring_folder().checkpoints())?;
-    if trained.0 < batches {
+    if trained.0 < batches && is_ended_by_evaluations(&file.ring_folder().evals()) {
+        eprintln!("  ended after batch {} of {batches}: its evaluations are not better any more", trained.0);
+    } else if trained.0 < batches {
         eprintln!("  stopped after batch {} of {batches}; --resume goes on", trained.0);
         return Ok(Done::Stopped);
     }
     let policy = checkpoint.join("policy");
     copy_folder(&policy, &stage.output)?;
     Ok(Done::Complete)
+}
+
+/// Whether the last evaluation says that the run ends with it.
+fn is_ended_by_evaluations(evals: &Path) -> bool {
+    let text = std::fs::read_to_string(evals).unwrap_or_default();
+    let last = text.lines().next_back().and_then(|line| serde_json::from_str::<Value>(line).ok());
+    last.is_some_and(|record| record["ends_run"] == true)
 }
 
 /// The newest whole checkpoint and the last batch in its weights.
