@@ -86,7 +86,7 @@ impl DataSet {
     ///
     /// # Errors
     /// As for the others.
-    pub fn with_held_out(self, config: Option<&DataConfig>) -> Result<Self, Error> {
+    pub(crate) fn with_held_out(self, config: Option<&DataConfig>) -> Result<Self, Error> {
         let held_out = config.map(|config| Self::read(config, false, 0)).transpose()?;
         Ok(Self { held_out: held_out.map(Box::new), ..self })
     }

@@ -53,7 +53,7 @@ fn a_sweep_runs_every_combination_once_and_its_runs_can_be_compared() {
     runs.sort();
     let compared = json(&sluice(&["compare", path(&runs[0]), path(&runs[1]), "--json"]));
     let strategy = |row: usize| &compared[row]["keys"]["coordinator.filtration.strategy"];
-    assert_eq!((strategy(0), strategy(1)), (&"\"none\"".into(), &"\"best-worst\"".into()), "{compared}");
+    assert_eq!((strategy(0), strategy(1)), (&"none".into(), &"best-worst".into()), "{compared}");
     assert_eq!(compared[0]["keys"].as_object().unwrap().len(), 1, "{compared}");
     assert_eq!(compared[0]["results"]["batches"], 1);
 

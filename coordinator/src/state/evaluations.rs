@@ -5,8 +5,8 @@
 //! step and after the last one. Its prompts are leased before those of training, to actors that have its
 //! version or a newer one; its responses are scored like others and end as `evaluated`. They are part of no
 //! group that is filtered, of no batch, and of no figure of training. In deterministic mode the learner gets
-//! no batch meanwhile, so that all of them are of one version; elsewhere training goes on, and the record says
-//! which versions drew them.
+//! no batch meanwhile, so that all of them are of one version; elsewhere training goes on, and the record
+//! says which versions drew them.
 
 use std::collections::VecDeque;
 

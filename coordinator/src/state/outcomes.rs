@@ -237,7 +237,8 @@ mod tests {
         for number in 5..8 {
             (0..300).for_each(|place| window.observe(&group(number * 1000 + place, 20, true)));
             let trust = step(&mut window);
-            assert_eq!(trust.groups, (RESPONSES_LIMIT / 20) as u64);
+            let responses: usize = window.groups.iter().map(Vec::len).sum();
+            assert!((RESPONSES_LIMIT - 20..=RESPONSES_LIMIT).contains(&responses), "{responses}");
             assert_eq!(trust.groups, window.steps.iter().sum::<usize>() as u64);
         }
         window.observe(&group(9000, 5000, true));

@@ -127,8 +127,8 @@ impl Work {
         };
         progressed.taken += 1;
         progressed.endings.extend(endings);
-        let is_held_out = |group: &CompleteGroup| group.prompt.held_out_place().is_some();
-        let (evaluated, complete): (Vec<_>, Vec<_>) = complete.into_iter().partition(is_held_out);
+        let (evaluated, complete): (Vec<_>, Vec<_>) =
+            complete.into_iter().partition(|group| group.prompt.held_out_place().is_some());
         progressed.evaluated.extend(evaluated);
         progressed.complete.extend(complete);
         if let Some(ended) = lease.and_then(|lease| self.leases.attempt_ended(lease)) {

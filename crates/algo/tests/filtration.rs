@@ -371,7 +371,7 @@ proptest! {
             match strategy {
                 Strategy::BestOfN => prop_assert_eq!(sum, 1.0),
                 Strategy::BestRandom | Strategy::BestWorst => prop_assert_eq!(sum, size.min(2) as f64),
-                Strategy::None | Strategy::Power { .. } => prop_assert!((sum - size as f64).abs() < 1e-9),
+                Strategy::None | Strategy::Power { .. } | Strategy::PowerPerPrompt { .. } => prop_assert!((sum - size as f64).abs() < 1e-9),
                 Strategy::Top { .. } | Strategy::TopRandom { .. } | Strategy::TopBottom { .. } => {
                     prop_assert!(choices.iter().all(|choice| choice.weight == 0.0 || choice.weight == 1.0));
                 }
