@@ -245,11 +245,6 @@ impl Config {
         self.data.shuffle && self.schedule.order == Order::Epochs
     }
 
-    fn evaluation(&self, data: &DataSet) -> Result<Option<EvaluationPlan>, types::Invalid> {
-        let of = self.eval.as_ref().zip(data.held_out());
-        of.map(|(eval, held_out)| eval.plan(held_out, &self.sampling)).transpose()
-    }
-
     /// The data sets, where there are several.
     fn sets(&self, data: &DataSet) -> Vec<SetPlan> {
         let mut sets = Vec::with_capacity(self.data.sets.len());
@@ -257,6 +252,11 @@ impl Config {
             sets.push(SetPlan { name: set.name.clone(), prompts, share: set.share });
         }
         sets
+    }
+
+    fn evaluation(&self, data: &DataSet) -> Result<Option<EvaluationPlan>, types::Invalid> {
+        let of = self.eval.as_ref().zip(data.held_out());
+        of.map(|(eval, held_out)| eval.plan(held_out, &self.sampling)).transpose()
     }
 
     /// The plan of the run over this data set.

@@ -28,13 +28,13 @@ pub struct GroupSums {
     pub truncated: u64,
     /// By data set, where there are several.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    sets: BTreeMap<String, SetSums>,
+    pub(super) sets: BTreeMap<String, SetSums>,
 }
 
 /// Sums over the groups of one data set.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-struct SetSums {
+pub(super) struct SetSums {
     groups: u64,
     groups_without_signal: u64,
     score: Moments,
