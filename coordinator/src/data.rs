@@ -65,13 +65,13 @@ impl DataSet {
     ///
     /// # Errors
     /// As for the others.
-    pub fn with_held_out(self, config: Option<&DataConfig>) -> Result<Self, Error> {
+    pub(crate) fn with_held_out(self, config: Option<&DataConfig>) -> Result<Self, Error> {
         let held_out = config.map(|config| Self::read(config, false, 0)).transpose()?;
         Ok(Self { held_out: held_out.map(Box::new), ..self })
     }
 
     /// The prompts that are held out.
-    pub fn held_out(&self) -> Option<&Self> {
+    pub(crate) fn held_out(&self) -> Option<&Self> {
         self.held_out.as_deref()
     }
 

@@ -21,8 +21,9 @@
 //! and `groups`), `filter` (which responses of a group train), `evaluations`
 //! (what is asked and not learnt from), `granting` (who gets what next), `batches` (what the learner trains),
 //! `account` (the identity), `sums`, `detectors`, `group_end` and `history` (what happened, for people),
-//! `members` (who is there), `room` (who takes work), `weights` (who gets which version). They know nothing of effects and
-//! return what they decided; `durable` wires the first ones, this file and `joining` all of them.
+//! `members` (who is there), `room` (who takes work), `weights` (who gets which version). They know nothing
+//! of effects and return what they decided; `durable` wires the first ones, this file, `granting` and
+//! `joining` all of them.
 
 mod account;
 mod batches;

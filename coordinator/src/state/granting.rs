@@ -4,7 +4,6 @@ use types::link::learner::LearnerCommand;
 use types::{PolicyVersion, Timestamp};
 
 use super::State;
-use super::batches::BatchPlan;
 use super::durable::Durable;
 use super::effect::{Applied, Effect};
 use super::fact::{Fact, LeaseBounds};
@@ -21,15 +20,17 @@ impl State {
         else {
             return;
         };
-        let may_go = |batch: &&BatchPlan| last.is_none_or(|version| batch.id.0 <= version.0);
-        for batch in batches.unsent(learner.trained, learner.sent).take_while(may_go) {
+        for batch in batches.unsent(learner.trained, learner.sent) {
+            if last.is_some_and(|version| batch.id.0 > version.0) {
+                break;
+            }
             learner.sent = learner.sent.max(batch.id);
             out.effects.push(Effect::SendBatch(batch.clone()));
         }
     }
 
-    /// Gives work to the actors that can take it, one lease at a time, to the emptiest first. Held-out prompts
-    /// come first, so that they are asked of the version that they are to be asked of.
+    /// Gives work to the actors that can take it, one lease at a time, to the emptiest first. Held-out
+    /// prompts come first, so that they are asked of the version that they are to be asked of.
     pub(super) fn grant_leases(&mut self, now: Timestamp, out: &mut Applied) {
         let admits = self.phase == Phase::Running && self.short_of_room.is_none();
         while admits && !self.durable.is_complete() {
@@ -54,10 +55,10 @@ impl State {
             return None;
         }
         let oldest = PolicyVersion(batches.trained().0.saturating_sub(plan.max_staleness));
-        let capacity = |version| work.capacity(plan, batches, version);
-        let may = |version| work.has_work(plan, capacity(version));
-        let (member, Room { groups: room, version }) = self.room.emptiest(oldest, may)?;
-        let bounds = LeaseBounds { room, capacity: capacity(version), held_out: false };
+        let emptiest =
+            self.room.emptiest(oldest, |version| work.has_work(plan, work.capacity(plan, batches, version)));
+        let (member, Room { groups: room, version }) = emptiest?;
+        let bounds = LeaseBounds { room, capacity: work.capacity(plan, batches, version), held_out: false };
         Some(Fact::Leased { member, bounds })
     }
 
