@@ -92,7 +92,7 @@ impl DataSet {
     }
 
     /// The prompts that are held out.
-    pub fn held_out(&self) -> Option<&Self> {
+    pub(crate) fn held_out(&self) -> Option<&Self> {
         self.held_out.as_deref()
     }
 

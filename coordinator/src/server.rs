@@ -30,8 +30,9 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     service::describe_metrics(metrics::METRICS);
     let (source, shuffles, seed) = (config.data.clone(), config.shuffles(), config.seed);
     let held_out = config.eval.as_ref().map(|eval| eval.data.clone());
-    let read = move || DataSet::read(&source, shuffles, seed)?.with_held_out(held_out.as_ref());
-    let data = spawn_blocking(read).await?;
+    let data =
+        spawn_blocking(move || DataSet::read(&source, shuffles, seed)?.with_held_out(held_out.as_ref()));
+    let data = data.await?;
     let data = Arc::new(data.map_err(|error| BadInput(error.to_string()))?);
     let plan = config.plan(&data).map_err(|error| BadInput(error.to_string()))?;
     let listener = Listener::bind("listen", config.listen).await?;

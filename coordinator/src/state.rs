@@ -22,8 +22,8 @@
 //! from), `granting` (who gets what next), `batches` (what the learner trains), `account` (the identity),
 //! `outcomes` and `auto_strategy` (which filtration), `sums`, `selection`, `detectors`, `group_end` and
 //! `history` (what happened, for people), `members` (who is there), `room` (who takes work), `weights` (who
-//! gets which version). They know nothing of effects and
-//! return what they decided; `durable` wires the first ones, this file and `joining` all of them.
+//! gets which version). They know nothing of effects and return what they decided; `durable` wires the first
+//! ones, this file, `granting` and `joining` all of them.
 
 mod account;
 mod auto_strategy;

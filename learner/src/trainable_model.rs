@@ -98,29 +98,33 @@ pub(crate) enum StepOutcome {
 
 impl TrainableModel {
     /// Takes the values of `weights`, which every rank has in full.
+    ///
+    /// # Errors
+    /// Adapters to start from that are none of this network's.
     pub(crate) fn new(
         name: &'static str,
         config: ModelConfig,
         weights: &Weights,
         ranks: &Ranks,
         options: &TrainableModelOptions,
-    ) -> Self {
+    ) -> Result<Self> {
         let TrainableModelOptions { kind, device, .. } = *options;
         let stage = if ranks.group().is_some() { options.zero_stage } else { ZeroStage::Off };
         let placement = if stage == ZeroStage::Weights { Placement::Sharded } else { Placement::Replicated };
         let layout = Layout::new(&config);
         let shards = own_shards(weights.flats(), stage, ranks);
-        let weights = Store::new(shards, weights.flats(), kind, device, placement);
+        let flats = weights.flats();
+        let weights = Store::new(shards, flats, kind, device, placement);
         let mut decayed: Vec<i64> = layout.groups.iter().map(|group| group.decayed).collect();
         let (adapters, store) = match &options.lora {
             None => (None, weights),
             Some(init) => {
                 let lora = Lora::new(&layout, &init.config);
-                let factors = lora.initial(init.seed);
+                let factors = lora.initial(init, flats)?;
                 decayed = factors.iter().map(|flat| flat.numel() as i64).collect();
                 let shards = own_shards(&factors, stage, ranks);
                 let store = Store::new(shards, &factors, Kind::Float, device, placement);
-                (Some(Adapters { lora, frozen: weights }), store)
+                (Some(Adapters::new(lora, weights, &store)), store)
             }
         };
         let gradients = Gradients::new(store.shards(), stage, device);
@@ -130,7 +134,7 @@ impl TrainableModel {
         let is_recomputed = options.recompute || placement == Placement::Sharded;
         let keep = if is_recomputed { Keep::Inputs } else { Keep::Graphs };
         let network = Network { config, layout, adapters, store };
-        Self { name, network, keep, device, gradients, optimizer, skipped_in_row: 0 }
+        Ok(Self { name, network, keep, device, gradients, optimizer, skipped_in_row: 0 })
     }
 
     /// The network's shape.
@@ -214,7 +218,7 @@ impl TrainableModel {
             None => None,
             Some(forward) => {
                 let grad_outputs = loss(&forward.outputs)?;
-                let sums = network.lora().is_none().then(|| head_sums(&open_output, open_tied.as_ref()));
+                let sums = head_sums(network, &open_output, open_tied.as_ref());
                 Some(BackwardPass::start(network, forward, &grad_outputs, sums.as_ref())?)
             }
         };
@@ -261,7 +265,7 @@ impl TrainableModel {
         let gradients: Vec<Tensor> = groups.map(|group| self.gradients.own(group)).collect();
         self.optimizer.step(&weights, &gradients, &OptimizerStep { config, lr, gradient_scale: clip });
         self.gradients.clear();
-        self.network.store.gather_updates(ranks)?;
+        self.network.gather_updates(ranks)?;
         Ok(StepOutcome::Made { norm })
     }
 
@@ -290,9 +294,12 @@ fn own_shards(flats: &[Tensor], stage: ZeroStage, ranks: &Ranks) -> Vec<Shard> {
     flats.iter().map(|flat| Shard::new(flat.numel() as i64, index, count)).collect()
 }
 
-/// Where the head's gradients are added.
-fn head_sums(output: &OpenGradient, tied: Option<&OpenGradient>) -> HeadSums {
-    HeadSums { output: output.sum.shallow_clone(), tied: tied.map(|open| open.sum.shallow_clone()) }
+/// Where the head's gradients are added; nowhere where it is frozen.
+fn head_sums(network: &Network, output: &OpenGradient, tied: Option<&OpenGradient>) -> Option<HeadSums> {
+    let whole = network.lora().is_none();
+    let tied = tied.filter(|_| whole).map(|open| open.sum.shallow_clone());
+    let trains = network.lora().is_none_or(|lora| lora.trains(network.output_group()));
+    trains.then(|| HeadSums { output: output.sum.shallow_clone(), tied, has_norm: whole })
 }
 
 /// A micro-batch on its way back through the blocks.

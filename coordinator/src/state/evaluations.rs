@@ -4,9 +4,9 @@
 //! An evaluation begins when so many versions have been trained since the one before, also before the first
 //! step and after the last one. Its prompts are leased before those of training, to actors that have its
 //! version or a newer one; its responses are scored like others and end as `evaluated`. They are part of no
-//! group that is filtered, of no batch, and of no figure of training. In deterministic mode the learner gets
-//! no batch meanwhile, so that all of them are of one version; elsewhere training goes on, and the record
-//! says which versions drew them.
+//! group that is filtered, of no batch, and of no figure of training. In deterministic mode nothing is
+//! trained beyond the version meanwhile, so that all of them are of one; elsewhere training goes on, and
+//! the record says which versions drew them.
 
 use std::collections::VecDeque;
 

@@ -55,11 +55,10 @@ impl State {
             return None;
         }
         let oldest = PolicyVersion(batches.trained().0.saturating_sub(plan.max_staleness));
-        let (member, Room { groups: room, version }) = self
-            .room
-            .emptiest(oldest, |version| work.has_work(plan, work.capacity(plan, batches, version)))?;
-        let capacity = work.capacity(plan, batches, version);
-        let bounds = LeaseBounds { room, capacity, held_out: false };
+        let emptiest =
+            self.room.emptiest(oldest, |version| work.has_work(plan, work.capacity(plan, batches, version)));
+        let (member, Room { groups: room, version }) = emptiest?;
+        let bounds = LeaseBounds { room, capacity: work.capacity(plan, batches, version), held_out: false };
         Some(Fact::Leased { member, bounds })
     }
 

@@ -56,7 +56,7 @@ impl Work {
         let counts = PromptCounts {
             trained: batches.trained().0 * plan.batch_prompts,
             open: self.groups.open_count(),
-            complete: batches.untrained_prompts(plan),
+            complete: batches.untrained_prompts(),
         };
         counts.capacity(plan, version)
     }
@@ -127,10 +127,10 @@ impl Work {
         };
         progressed.taken += 1;
         progressed.endings.extend(endings);
-        let (evaluated, complete): (Vec<_>, Vec<_>) =
-            complete.into_iter().partition(|group| group.prompt.held_out_place().is_some());
-        progressed.evaluated.extend(evaluated);
-        progressed.complete.extend(complete);
+        if let Some(group) = complete {
+            let is_held_out = group.prompt.held_out_place().is_some();
+            if is_held_out { &mut progressed.evaluated } else { &mut progressed.complete }.push(group);
+        }
         if let Some(ended) = lease.and_then(|lease| self.leases.attempt_ended(lease)) {
             if ended.prompts.iter().all(|prompt| prompt.held_out_place().is_none()) {
                 self.queue.put_back_lease(plan, &self.groups, ended.prompts);
@@ -144,6 +144,11 @@ impl Work {
     }
 
     /// The groups that this prompt's is among.
+    fn groups_of(&self, prompt: PromptId) -> &Groups {
+        if prompt.held_out_place().is_some() { self.evaluations.groups() } else { &self.groups }
+    }
+
+    /// The same, to be changed.
     fn groups_with(&mut self, prompt: PromptId) -> &mut Groups {
         if prompt.held_out_place().is_some() { self.evaluations.groups_mut() } else { &mut self.groups }
     }
@@ -167,11 +172,7 @@ impl Work {
     /// What a lease still awaits.
     pub(super) fn awaited_under(&self, lease: LeaseId) -> Vec<RolloutId> {
         let prompts = self.leases.prompts(lease).iter();
-        let groups = |prompt: PromptId| match prompt.held_out_place() {
-            Some(_) => self.evaluations.groups(),
-            None => &self.groups,
-        };
-        prompts.flat_map(|prompt| groups(*prompt).awaited_under(*prompt, lease)).collect()
+        prompts.flat_map(|prompt| self.groups_of(*prompt).awaited_under(*prompt, lease)).collect()
     }
 
     /// A group is complete.

@@ -75,7 +75,8 @@ pub use logprobs::{
     logprobs_kept,
 };
 pub use network::{
-    BlockWeights, HeadNorms, Network, OutputWeights, block, embed, final_norm, forward, logits, scores,
+    BlockPasses, BlockWeights, HeadNorms, Network, OutputWeights, ProjectionPass, block, block_passes, embed,
+    final_norm, forward, logits, scores,
 };
 pub use packed::{NextTokens, Packed};
 pub use raw::{copy_bytes, hash_tensor, tensor_bytes};

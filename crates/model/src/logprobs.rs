@@ -129,7 +129,7 @@ pub struct TokenGradients<'a> {
 /// p_j) - e p_j (log p_j + H)) / T`.
 ///
 /// Returns the gradient in `hidden`, `[rows, hidden]`, in its element type; the gradient in the head is added
-/// to `head_gradient`, `[vocab, hidden]`.
+/// to `head_gradient`, `[vocab, hidden]`, unless the head is frozen.
 ///
 /// # Panics
 /// When the shapes do not fit each other.
@@ -138,7 +138,7 @@ pub fn logprobs_backward(
     kept: Kept,
     temperature: f64,
     gradients: &TokenGradients,
-    head_gradient: &mut Tensor,
+    mut head_gradient: Option<&mut Tensor>,
 ) -> Tensor {
     let _guard = tch::no_grad_guard();
     let LogprobInputs { hidden, head, targets } = inputs;
@@ -155,10 +155,10 @@ pub fn logprobs_backward(
         let mut grad_logits = weighted_probabilities(all, &grad_logprobs, grad_entropy.as_ref());
         let _ = grad_logits.scatter_add_(-1, &targets, &grad_logprobs);
         let grad_logits = grad_logits.to_kind(head.kind());
-        if head_gradient.kind() == head.kind() {
-            let _ = head_gradient.addmm_(&grad_logits.tr(), &hidden);
-        } else {
-            let _ = head_gradient.g_add_(&grad_logits.tr().matmul(&hidden));
+        match &mut head_gradient {
+            Some(sum) if sum.kind() == head.kind() => drop(sum.addmm_(&grad_logits.tr(), &hidden)),
+            Some(sum) => drop(sum.g_add_(&grad_logits.tr().matmul(&hidden))),
+            None => {}
         }
         grad_hidden.push(grad_logits.matmul(head));
     }

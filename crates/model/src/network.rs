@@ -143,6 +143,29 @@ pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
     x.rms_norm(weight.size(), Some(weight), eps)
 }
 
+/// What went into a projection and what came out, parts of an autograd graph. The gradient in the output is
+/// all that the gradient in the projection's matrix needs besides the input.
+#[derive(Debug)]
+pub struct ProjectionPass {
+    /// `[rows, in]`.
+    pub input: Tensor,
+    /// `[rows, out]`; of those that add to the residual stream, the sum.
+    pub output: Tensor,
+}
+
+/// The projections of a block, as [`BlockWeights`] has them.
+#[derive(Debug)]
+pub struct BlockPasses {
+    /// Queries, keys and values.
+    pub qkv: ProjectionPass,
+    /// Attention output.
+    pub output: ProjectionPass,
+    /// Gate and up projections.
+    pub gate_up: ProjectionPass,
+    /// Down projection, whose output is the block's.
+    pub down: ProjectionPass,
+}
+
 /// One decoder block: `x`, `[rows, hidden]`, to the same shape.
 ///
 /// `attend` is given queries `[rows, heads, head_dim]` and keys and values `[rows, kv_heads, head_dim]`,
@@ -157,9 +180,53 @@ pub fn block(
     rope: &RopeRows,
     attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Tensor,
 ) -> Tensor {
-    let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
     let normed = rms_norm(x, &weights.attention_norm, config.rms_norm_eps);
     let qkv = normed.linear(&weights.qkv, weights.qkv_bias.as_ref());
+    let attended = attention(config, weights, &qkv, rope, attend);
+    drop((normed, qkv));
+    let x = add_linear(x, &attended, &weights.output, weights.output_bias.as_ref());
+    drop(attended);
+    let normed = rms_norm(&x, &weights.mlp_norm, config.rms_norm_eps);
+    let gated = gated(config, &normed.linear(&weights.gate_up, weights.gate_up_bias.as_ref()));
+    add_linear(&x, &gated, &weights.down, weights.down_bias.as_ref())
+}
+
+/// [`block`], with what went through its projections; the block's output is that of `down`.
+///
+/// # Panics
+/// As [`block`].
+pub fn block_passes(
+    config: &ModelConfig,
+    weights: &BlockWeights,
+    x: &Tensor,
+    rope: &RopeRows,
+    attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Tensor,
+) -> BlockPasses {
+    let normed = rms_norm(x, &weights.attention_norm, config.rms_norm_eps);
+    let qkv = normed.linear(&weights.qkv, weights.qkv_bias.as_ref());
+    let attended = attention(config, weights, &qkv, rope, attend);
+    let x = add_linear(x, &attended, &weights.output, weights.output_bias.as_ref());
+    let mlp_normed = rms_norm(&x, &weights.mlp_norm, config.rms_norm_eps);
+    let gate_up = mlp_normed.linear(&weights.gate_up, weights.gate_up_bias.as_ref());
+    let gated = gated(config, &gate_up);
+    let down = add_linear(&x, &gated, &weights.down, weights.down_bias.as_ref());
+    BlockPasses {
+        qkv: ProjectionPass { input: normed, output: qkv },
+        output: ProjectionPass { input: attended, output: x },
+        gate_up: ProjectionPass { input: mlp_normed, output: gate_up },
+        down: ProjectionPass { input: gated, output: down },
+    }
+}
+
+/// From queries, keys and values, `[rows, (heads + 2 kv_heads) * head_dim]`, to `[rows, heads * head_dim]`.
+fn attention(
+    config: &ModelConfig,
+    weights: &BlockWeights,
+    qkv: &Tensor,
+    rope: &RopeRows,
+    attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Tensor,
+) -> Tensor {
+    let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim);
     let qkv = qkv.view([-1, heads + 2 * kv_heads, head_dim]);
     let [queries_keys, values] = split(&qkv, [heads + kv_heads, kv_heads]);
     let queries_keys = match &weights.head_norms {
@@ -167,14 +234,13 @@ pub fn block(
         None => queries_keys,
     };
     let [queries, keys] = split(&rope.rotate(&queries_keys), [heads, kv_heads]);
-    let attended = attend(&queries, &keys, &values);
-    let attended = attended.reshape([-1, heads * head_dim]);
-    let x = add_linear(x, &attended, &weights.output, weights.output_bias.as_ref());
+    attend(&queries, &keys, &values).reshape([-1, heads * head_dim])
+}
 
-    let normed = rms_norm(&x, &weights.mlp_norm, config.rms_norm_eps);
-    let gate_up = normed.linear(&weights.gate_up, weights.gate_up_bias.as_ref());
-    let [gate, up] = split(&gate_up, [config.intermediate_size; 2]);
-    add_linear(&x, &(gate.silu() * up), &weights.down, weights.down_bias.as_ref())
+/// From gate and up projections, `[rows, 2 * intermediate]`, to `[rows, intermediate]`.
+fn gated(config: &ModelConfig, gate_up: &Tensor) -> Tensor {
+    let [gate, up] = split(gate_up, [config.intermediate_size; 2]);
+    gate.silu() * up
 }
 
 /// Parts of the second dimension. One split, so that its gradient is one concatenation: that of a `narrow`

@@ -161,7 +161,7 @@ fn logprobs_and_their_gradients_do_not_depend_on_chunks() {
     let gradients = TokenGradients { logprobs: &of_logprobs, entropy: Some(&of_entropy) };
     let inputs = LogprobInputs { hidden: &hidden, head: &head, targets: &targets };
     let hidden_gradient =
-        model::logprobs_backward(inputs, Kept::default(), temperature, &gradients, &mut head_gradient);
+        model::logprobs_backward(inputs, Kept::default(), temperature, &gradients, Some(&mut head_gradient));
     // The hidden states' gradient is a sum over a million tokens, which f32 rounds by up to a thousandth on
     // some processors.
     let size = exact_gradients[0].abs().max().double_value(&[]);
@@ -174,7 +174,7 @@ fn logprobs_and_their_gradients_do_not_depend_on_chunks() {
     let (again, kept) = model::logprobs_kept(&hidden, &head, &targets, options);
     assert!(again.logprobs.equal(&found.logprobs) && again.entropy.is_some() && !kept.is_empty());
     let mut from_kept = Tensor::ones([vocab, width], (Kind::Float, Device::Cpu));
-    let of_hidden = model::logprobs_backward(inputs, kept, temperature, &gradients, &mut from_kept);
+    let of_hidden = model::logprobs_backward(inputs, kept, temperature, &gradients, Some(&mut from_kept));
     assert!(of_hidden.equal(&hidden_gradient) && from_kept.equal(&head_gradient), "kept or made again");
 
     let many = |tensor: &Tensor| Tensor::cat(&[tensor, tensor], 0);

@@ -17,6 +17,9 @@ impl PpoConfig {
         if let Some(lora) = &self.lora {
             list.extend(lora.problems().into_iter().map(|problem| format!("lora.{problem}")));
         }
+        if let Some(lora) = &self.critic_lora {
+            list.extend(lora.problems().into_iter().map(|problem| format!("critic_lora.{problem}")));
+        }
         if let Err(conflicts) = Settings::of(self) {
             list.extend(conflicts);
         }

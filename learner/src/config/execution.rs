@@ -1,5 +1,7 @@
 //! How a network is trained, whatever the objective: precision, memory, ranks.
 
+use std::path::PathBuf;
+
 use model::Device;
 use schemars::JsonSchema;
 use serde::de::Error as _;
@@ -106,7 +108,8 @@ impl LoraTarget {
 }
 
 /// Low-rank adaptation (Hu et al., arXiv 2106.09685): the weights stay, and `W + alpha / rank * B A` is used,
-/// with `A` `[rank, in]` and `B` `[out, rank]` trained.
+/// with `A` `[rank, in]` and `B` `[out, rank]` trained. The scalar head of a critic or a reward model trains
+/// whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoraConfig {
@@ -116,12 +119,15 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// The projections that are adapted.
     pub targets: Vec<LoraTarget>,
+    /// A folder of adapters, as PEFT and Sluice write them, to start from; new ones where absent.
+    pub start: Option<PathBuf>,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
         use LoraTarget::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
-        Self { rank: 16, alpha: 32.0, targets: vec![QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj] }
+        let targets = vec![QProj, KProj, VProj, OProj, GateProj, UpProj, DownProj];
+        Self { rank: 16, alpha: 32.0, targets, start: None }
     }
 }
 

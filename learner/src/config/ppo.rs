@@ -184,6 +184,8 @@ pub struct PpoConfig {
     pub offload_optimizer: bool,
     /// Low-rank adaptation of the policy instead of training all its weights.
     pub lora: Option<LoraConfig>,
+    /// The same for the critic.
+    pub critic_lora: Option<LoraConfig>,
 }
 
 impl Default for PpoConfig {
@@ -238,6 +240,7 @@ impl Default for PpoConfig {
             zero_stage: ZeroStage::Off,
             offload_optimizer: false,
             lora: None,
+            critic_lora: None,
         }
     }
 }

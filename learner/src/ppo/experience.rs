@@ -98,11 +98,14 @@ impl Pending {
     /// The samples of which some number is not finite.
     pub(crate) fn not_finite(&self, collected: &Collected) -> Vec<usize> {
         let slices = [&self.logprobs, &self.entropies];
-        let is_broken = |sample: &usize| {
-            let mut numbers = slices.iter().flat_map(|tokens| &tokens[collected.places(*sample)]);
-            numbers.any(|number| !number.is_finite())
-        };
-        self.samples.iter().copied().filter(is_broken).collect()
+        let mut found = Vec::new();
+        for sample in self.samples.iter().copied() {
+            let mut numbers = slices.iter().flat_map(|tokens| &tokens[collected.places(sample)]);
+            if numbers.any(|number| !number.is_finite()) {
+                found.push(sample);
+            }
+        }
+        found
     }
 }
 

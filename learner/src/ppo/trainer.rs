@@ -10,7 +10,7 @@ use types::link::learner::RecentSteps;
 use types::{BatchId, PolicyVersion, Sampling};
 
 use crate::checkpoint::Consumed;
-use crate::config::{PpoConfig, Settings};
+use crate::config::{LoraConfig, PpoConfig, Settings};
 use crate::error::{Error, Result};
 use crate::model_folder::{load, load_policy, with_scalar_head};
 use crate::ranks::Ranks;
@@ -79,7 +79,7 @@ impl Trainer {
             zero_stage: ppo.zero_stage,
             recompute: ppo.recompute,
             offload_optimizer: ppo.offload_optimizer,
-            lora: None,
+            lora: lora_init(ppo.critic_lora.as_ref(), ppo.seed),
         };
         let loaded = load_policy(&folder)?;
         let critic = match (ppo.needs_critic(), critic) {
@@ -91,12 +91,12 @@ impl Trainer {
             None => None,
             Some(start) => {
                 agree(&ranks, "critic weights", &start.weights)?;
-                Some(TrainableModel::new("critic", start.config, &start.weights, &ranks, &options))
+                Some(TrainableModel::new("critic", start.config, &start.weights, &ranks, &options)?)
             }
         };
-        options.lora = ppo.lora.clone().map(|config| LoraInit { config, seed: ppo.seed });
+        options.lora = lora_init(ppo.lora.as_ref(), ppo.seed);
         agree(&ranks, "policy weights", &loaded.weights)?;
-        let policy = TrainableModel::new("policy", loaded.config, &loaded.weights, &ranks, &options);
+        let policy = TrainableModel::new("policy", loaded.config, &loaded.weights, &ranks, &options)?;
         Ok(Self {
             controller: settings.controller(),
             config: ppo,
@@ -183,6 +183,10 @@ impl Trainer {
     pub fn critic_flats(&self) -> Result<Option<Vec<Tensor>>> {
         self.critic.as_ref().map(|critic| critic.flats(&self.ranks)).transpose()
     }
+}
+
+fn lora_init(config: Option<&LoraConfig>, seed: u64) -> Option<LoraInit> {
+    config.cloned().map(|config| LoraInit { config, seed })
 }
 
 /// Checks that every rank starts from the same weights.

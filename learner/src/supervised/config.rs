@@ -277,9 +277,6 @@ impl RewardModelConfig {
         check_paths(&mut problems, &self.data, &self.output);
         check_held_out(&mut problems, &self.training, self.eval_data.as_deref());
         problems.check(!self.model.as_os_str().is_empty(), || "model is missing: name a folder".to_owned());
-        problems.check(self.execution.lora.is_none(), || {
-            "execution.lora is set, but a reward model trains all its weights".to_owned()
-        });
         self.sections().check(&mut problems);
         problems.into_list()
     }

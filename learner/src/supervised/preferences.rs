@@ -81,7 +81,7 @@ fn train(
         Some(folder) => reference_objectives(config, data, ranks, &load_policy(folder)?)?,
         None => reference_objectives(config, data, ranks, &start)?,
     };
-    let mut trainer = SupervisedTrainer::new("policy", ranks, &start, request(), config.sections());
+    let mut trainer = SupervisedTrainer::new("policy", ranks, &start, request(), config.sections())?;
     let training = Dataset { examples: &data.training.examples, objective: &objectives.training };
     let evaluation = match (&data.held_out, &objectives.held_out) {
         (Some(held_out), Some(objective)) => {
@@ -105,7 +105,7 @@ fn reference_objectives(
     ranks: &Ranks,
     reference: &model::Model,
 ) -> Result<PreferenceObjectives> {
-    let reference = SupervisedTrainer::new("reference", ranks, reference, request(), config.sections());
+    let reference = SupervisedTrainer::new("reference", ranks, reference, request(), config.sections())?;
     let logprobs = reference.summed_logprobs(&data.training.examples)?;
     let training = data.training.objective(config, &logprobs);
     let held_out = match &data.held_out {

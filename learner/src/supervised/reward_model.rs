@@ -65,7 +65,7 @@ pub fn train_rm(
         let init = ScalarInit::Normal { seed: config.training.seed };
         let start = with_scalar_head(&load(&config.model)?, init);
         let request = HeadRequest::Scalars;
-        let trainer = SupervisedTrainer::new("reward model", ranks, &start, request, config.sections());
+        let trainer = SupervisedTrainer::new("reward model", ranks, &start, request, config.sections())?;
         let mut trainer = trainer.amended_by(store_statistics);
         let evaluation = match &held_out {
             Some(held_out) => EvaluationSet::HeldOut(held_out.dataset()),

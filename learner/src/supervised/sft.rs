@@ -51,7 +51,7 @@ pub fn sft(
             (folder, _) => load_policy(folder.as_deref().unwrap_or(tokenizer))?,
         };
         let request = HeadRequest::Logprobs(LogprobOptions::default());
-        let mut trainer = SupervisedTrainer::new("policy", ranks, &start, request, config.sections());
+        let mut trainer = SupervisedTrainer::new("policy", ranks, &start, request, config.sections())?;
         let data = Dataset { examples: &examples, objective: &objective };
         let evaluation = held_out
             .as_ref()

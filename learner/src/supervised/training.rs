@@ -72,13 +72,16 @@ enum PassMode {
 impl<'a> SupervisedTrainer<'a> {
     /// A trainer of the network `start`; `name` is what errors call it, `request` what the objective reads of
     /// its head.
+    ///
+    /// # Errors
+    /// Adapters to start from that are none of this network's.
     pub(crate) fn new(
         name: &'static str,
         ranks: &'a Ranks,
         start: &Model,
         request: HeadRequest,
         sections: TrainingSections<'a>,
-    ) -> Self {
+    ) -> Result<Self> {
         let TrainingSections { training, execution, .. } = sections;
         let lora = execution.lora.clone().map(|config| LoraInit { config, seed: training.seed });
         let options = TrainableModelOptions {
@@ -89,9 +92,9 @@ impl<'a> SupervisedTrainer<'a> {
             offload_optimizer: execution.offload_optimizer,
             lora,
         };
-        let model = TrainableModel::new(name, start.config.clone(), &start.weights, ranks, &options);
+        let model = TrainableModel::new(name, start.config.clone(), &start.weights, ranks, &options)?;
         let companions = start.path.clone();
-        Self { ranks, model, request, sections, companions, amend: |_, _| {} }
+        Ok(Self { ranks, model, request, sections, companions, amend: |_, _| {} })
     }
 
     /// The same, where `amend` writes into the configuration what its scores say.

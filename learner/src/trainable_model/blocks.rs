@@ -4,10 +4,10 @@
 //! kept or made again from its input (activation recomputation; Chen et al., arXiv 1604.06174), its weights
 //! are there or gathered, and its gradient is complete, and reduced, when the backward pass has left it.
 
-use model::{BlockWeights, ModelConfig, RopeRows, packed_attention};
+use model::{BlockPasses, BlockWeights, ModelConfig, RopeRows, packed_attention};
 use tch::{Kind, Tensor};
 
-use super::lora::Lora;
+use super::lora::{Lora, outputs};
 use crate::error::Result;
 use crate::microbatch::Microbatch;
 
@@ -16,22 +16,14 @@ use crate::microbatch::Microbatch;
 pub(crate) struct Fetched {
     /// What is trained, `[numel]`: the weights, or an adapter.
     pub(crate) trained: Tensor,
-    /// With an adapter, the frozen weights, `[numel]`.
-    pub(crate) frozen: Option<Tensor>,
+    /// With an adapter, the weights that the network uses, `[numel]`.
+    pub(crate) merged: Option<Tensor>,
 }
 
 impl Fetched {
-    /// The weights that the network uses, as a function of what is trained.
-    fn effective(&self, lora: Option<&Lora>, group: usize, trained: &Tensor) -> Tensor {
-        match (lora, &self.frozen) {
-            (Some(lora), Some(frozen)) => lora.merge(group, frozen, trained),
-            _ => trained.shallow_clone(),
-        }
-    }
-
     /// The weights that the network uses, `[numel]`.
-    pub(crate) fn used(&self, lora: Option<&Lora>, group: usize) -> Tensor {
-        self.effective(lora, group, &self.trained)
+    pub(crate) fn used(&self) -> &Tensor {
+        self.merged.as_ref().unwrap_or(&self.trained)
     }
 }
 
@@ -64,12 +56,22 @@ enum KeptBlock {
     Graph(BlockGraph),
 }
 
-/// A block's autograd graph: its output, and the leaves in which gradients are wanted.
+/// A block's autograd graph: its output, and where gradients are wanted.
 #[derive(Debug)]
-struct BlockGraph {
-    input: Tensor,
-    trained: Tensor,
-    output: Tensor,
+enum BlockGraph {
+    /// In its input and its weights, which are leaves.
+    Whole { input: Tensor, trained: Tensor, output: Tensor },
+    /// In its input and in what its projections say: its weights are frozen.
+    Adapted { input: Tensor, passes: BlockPasses },
+}
+
+impl BlockGraph {
+    fn output(&self) -> &Tensor {
+        match self {
+            Self::Whole { output, .. } => output,
+            Self::Adapted { passes, .. } => &passes.down.output,
+        }
+    }
 }
 
 /// What a forward pass keeps for the backward pass.
@@ -97,11 +99,10 @@ impl Tape {
         let input = std::mem::replace(&mut self.x, Tensor::new());
         if keep == Keep::Graphs {
             let graph = self.graph(decoder, self.layer, weights, &input);
-            self.x = graph.output.detach();
+            self.x = graph.output().detach();
             self.kept.push(KeptBlock::Graph(graph));
         } else {
-            let flat = weights.used(decoder.lora, 1 + self.layer);
-            self.x = self.block(decoder.config, self.layer, &flat, &input);
+            self.x = self.block(decoder.config, self.layer, weights.used(), &input);
             if keep == Keep::Inputs {
                 self.kept.push(KeptBlock::Input(input));
             }
@@ -123,19 +124,42 @@ impl Tape {
             KeptBlock::Graph(graph) => graph,
             KeptBlock::Input(input) => self.graph(decoder, layer, weights, &input),
         };
-        let [grad_input, grad_trained] =
-            backpropagate(&graph.output, grad_output, [&graph.input, &graph.trained])?;
-        let _ = sum.g_add_(&grad_trained);
-        Ok(grad_input)
+        match (graph, decoder.lora) {
+            (BlockGraph::Whole { input, trained, output }, _) => {
+                let [grad_input, grad_trained] = backpropagate(&output, grad_output, [&input, &trained])?;
+                let _ = sum.g_add_(&grad_trained);
+                Ok(grad_input)
+            }
+            (BlockGraph::Adapted { input, passes }, Some(lora)) => {
+                let [qkv, output, gate_up, down] = outputs(&passes);
+                let wanted = [&input, qkv, output, gate_up];
+                let [grad_input, qkv, output, gate_up] = backpropagate(down, grad_output, wanted)?;
+                let grad_outputs = [qkv, output, gate_up, grad_output.to_kind(down.kind())];
+                lora.add_gradients(1 + layer, &weights.trained, (&passes, &grad_outputs), sum);
+                Ok(grad_input)
+            }
+            (BlockGraph::Adapted { .. }, None) => unreachable!("a block is adapted by adapters"),
+        }
     }
 
     fn graph(&self, decoder: Decoder<'_>, layer: usize, weights: &Fetched, input: &Tensor) -> BlockGraph {
         tch::with_grad(|| {
             let input = input.detach().set_requires_grad(true);
+            if decoder.lora.is_some() {
+                let passes = self.passes(decoder.config, layer, &weights.used().detach(), &input);
+                return BlockGraph::Adapted { input, passes };
+            }
             let trained = weights.trained.detach().set_requires_grad(true);
-            let flat = weights.effective(decoder.lora, 1 + layer, &trained);
-            let output = self.block(decoder.config, layer, &flat, &input);
-            BlockGraph { input, trained, output }
+            let output = self.block(decoder.config, layer, &trained, &input);
+            BlockGraph::Whole { input, trained, output }
+        })
+    }
+
+    fn passes(&self, config: &ModelConfig, layer: usize, flat: &Tensor, x: &Tensor) -> BlockPasses {
+        let weights = BlockWeights::view(config, flat);
+        let window = config.window(layer);
+        model::block_passes(config, &weights, x, &self.rope, |queries, keys, values| {
+            packed_attention(queries, keys, values, &self.microbatch.packed, window)
         })
     }
 

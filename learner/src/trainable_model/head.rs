@@ -61,6 +61,9 @@ pub(crate) struct HeadSums {
     pub(crate) output: Tensor,
     /// The embedding's, `[vocab * hidden]`, where it is the head.
     pub(crate) tied: Option<Tensor>,
+    /// Whether the norm trains, whose gradient is the output group's last part; otherwise the head alone
+    /// does.
+    pub(crate) has_norm: bool,
 }
 
 /// The head over one micro-batch.
@@ -151,12 +154,11 @@ impl Head {
         let grad_logprobs = self.on_device(&grad_outputs.values);
         let grad_entropy = grad_outputs.entropies.as_ref().map(|gradient| self.on_device(gradient));
         let gradients = TokenGradients { logprobs: &grad_logprobs, entropy: grad_entropy.as_ref() };
-        // The gradient in a frozen head is computed all the same; nobody reads it.
-        let mut grad_matrix = grad_matrix.unwrap_or_else(|| self.weights.head.zeros_like());
+        let mut grad_matrix = grad_matrix;
         let (hidden, head) = (&self.hidden, &self.weights.head);
         let inputs = LogprobInputs { hidden, head, targets: &microbatch.targets };
         let kept = std::mem::take(&mut self.kept);
-        logprobs_backward(inputs, kept, options.temperature, &gradients, &mut grad_matrix)
+        logprobs_backward(inputs, kept, options.temperature, &gradients, grad_matrix.as_mut())
     }
 
     /// From the gradient in the scalars to that in the normed hidden states, `[wanted, hidden]`.
@@ -186,7 +188,7 @@ impl Head {
         let weights = OutputWeights { norm, head: self.weights.head.shallow_clone() };
         let hidden = tch::with_grad(|| model::final_norm(config, &weights, &selected));
         let [grad_selected, grad_norm] = backpropagate(&hidden, grad_hidden, [&selected, &weights.norm])?;
-        if let Some(sums) = sums {
+        if let Some(sums) = sums.filter(|sums| sums.has_norm) {
             let width = config.hidden_size;
             let mut sum = sums.output.narrow(0, sums.output.size()[0] - width, width);
             let _ = sum.g_add_(&grad_norm);

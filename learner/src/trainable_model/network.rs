@@ -1,5 +1,7 @@
 //! A network's weights on this rank and the forward pass over them.
 
+use std::collections::VecDeque;
+
 use model::{Layout, ModelConfig};
 use tch::Tensor;
 
@@ -31,6 +33,34 @@ pub(crate) struct Adapters {
     pub(crate) lora: Lora,
     /// The weights that do not train.
     pub(crate) frozen: Store,
+    /// The weights that the network uses, `[numel]` by group, where every rank has them whole. A group
+    /// without adapters shares its storage with the frozen one.
+    merged: Option<Vec<Tensor>>,
+}
+
+impl Adapters {
+    /// Adapters whose values are in `trained`.
+    pub(crate) fn new(lora: Lora, frozen: Store, trained: &Store) -> Self {
+        let _guard = tch::no_grad_guard();
+        let mut adapters = Self { lora, frozen, merged: None };
+        let merged = (0..trained.shards().len()).map(|group| {
+            let frozen = adapters.frozen.whole(group)?;
+            Some(if adapters.lora.trains(group) { frozen.copy() } else { frozen })
+        });
+        adapters.merged = merged.collect();
+        adapters.merge(trained);
+        adapters
+    }
+
+    /// The adapters have changed.
+    fn merge(&self, trained: &Store) {
+        let _guard = tch::no_grad_guard();
+        for (group, merged) in self.merged.iter().flatten().enumerate() {
+            if let (Some(frozen), Some(trained)) = (self.frozen.whole(group), trained.whole(group)) {
+                self.lora.merge_into(group, merged, &frozen, &trained);
+            }
+        }
+    }
 }
 
 impl Network {
@@ -42,6 +72,16 @@ impl Network {
     /// The adapters, if the weights are frozen.
     pub(crate) fn lora(&self) -> Option<&Lora> {
         self.adapters.as_ref().map(|adapters| &adapters.lora)
+    }
+
+    /// Brings what the ranks have changed of what is trained to all of them, and the weights that the network
+    /// uses up to date.
+    pub(crate) fn gather_updates(&self, ranks: &Ranks) -> Result<()> {
+        self.store.gather_updates(ranks)?;
+        if let Some(adapters) = &self.adapters {
+            adapters.merge(&self.store);
+        }
+        Ok(())
     }
 
     /// The groups in the order of a forward pass. A tied head needs the embedding once more.
@@ -56,11 +96,17 @@ impl Network {
 
     /// Fetches groups in this order, the first one from now on.
     pub(crate) fn fetch<'a>(&'a self, ranks: &'a Ranks, order: Vec<usize>) -> Result<GroupFetch<'a>> {
-        let frozen = match &self.adapters {
-            Some(adapters) => Some(adapters.frozen.fetcher(ranks, order.iter().copied())?),
+        let adapted = match &self.adapters {
+            Some(adapters) => {
+                let frozen = match adapters.merged {
+                    Some(_) => None,
+                    None => Some(adapters.frozen.fetcher(ranks, order.iter().copied())?),
+                };
+                Some(AdaptedFetch { adapters, frozen, order: order.iter().copied().collect() })
+            }
             None => None,
         };
-        Ok(GroupFetch { frozen, trained: self.store.fetcher(ranks, order)? })
+        Ok(GroupFetch { adapted, trained: self.store.fetcher(ranks, order)? })
     }
 
     /// The weights of every group, `[numel]`: views where every rank has them whole and there is no adapter,
@@ -68,7 +114,7 @@ impl Network {
     pub(crate) fn flats(&self, ranks: &Ranks) -> Result<Vec<Tensor>> {
         let _guard = tch::no_grad_guard();
         let mut fetch = self.fetch(ranks, (0..=self.output_group()).collect())?;
-        (0..=self.output_group()).map(|group| Ok(fetch.next()?.used(self.lora(), group))).collect()
+        (0..=self.output_group()).map(|_| Ok(fetch.next()?.used().shallow_clone())).collect()
     }
 
     /// The forward pass up to the head. All ranks call it together, also those without a micro-batch.
@@ -80,7 +126,7 @@ impl Network {
     ) -> Result<Option<NetworkPass>> {
         let decoder = self.decoder();
         let mut fetch = self.fetch(ranks, self.forward_order())?;
-        let embedding = fetch.next()?.used(self.lora(), EMBEDDING_GROUP);
+        let embedding = fetch.next()?.used().shallow_clone();
         let mut tape = microbatch.map(|microbatch| Tape::new(decoder, &embedding, microbatch));
         drop(embedding);
         for _ in 0..self.config.layers {
@@ -89,9 +135,8 @@ impl Network {
                 tape.forward(decoder, &weights, keep);
             }
         }
-        let output = fetch.next()?.used(self.lora(), self.output_group());
-        let tied =
-            if self.config.tied() { Some(fetch.next()?.used(self.lora(), EMBEDDING_GROUP)) } else { None };
+        let output = fetch.next()?.used().shallow_clone();
+        let tied = if self.config.tied() { Some(fetch.next()?.used().shallow_clone()) } else { None };
         let Some(mut tape) = tape else { return Ok(None) };
         let x = std::mem::replace(&mut tape.x, Tensor::new());
         let context = HeadContext { config: &self.config, microbatch: &tape.microbatch };
@@ -110,8 +155,28 @@ pub(crate) struct NetworkPass {
 /// Whole groups, one after the other.
 #[derive(Debug)]
 pub(crate) struct GroupFetch<'a> {
-    frozen: Option<Fetcher<'a>>,
+    adapted: Option<AdaptedFetch<'a>>,
     trained: Fetcher<'a>,
+}
+
+/// Frozen weights on their way to those that the network uses.
+#[derive(Debug)]
+struct AdaptedFetch<'a> {
+    adapters: &'a Adapters,
+    /// Where they are not merged already.
+    frozen: Option<Fetcher<'a>>,
+    order: VecDeque<usize>,
+}
+
+impl AdaptedFetch<'_> {
+    fn next(&mut self, trained: &Tensor) -> Result<Tensor> {
+        let group = self.order.pop_front().expect("the order names every fetch");
+        match (&mut self.frozen, &self.adapters.merged) {
+            (Some(frozen), _) => Ok(self.adapters.lora.merge(group, &frozen.next()?, trained)),
+            (None, Some(merged)) => Ok(merged[group].shallow_clone()),
+            (None, None) => unreachable!("frozen weights are fetched, or merged already"),
+        }
+    }
 }
 
 impl GroupFetch<'_> {
@@ -120,7 +185,8 @@ impl GroupFetch<'_> {
     /// # Panics
     /// Beyond the end of the order.
     pub(crate) fn next(&mut self) -> Result<Fetched> {
-        let frozen = self.frozen.as_mut().map(Fetcher::next).transpose()?;
-        Ok(Fetched { trained: self.trained.next()?, frozen })
+        let trained = self.trained.next()?;
+        let merged = self.adapted.as_mut().map(|adapted| adapted.next(&trained)).transpose()?;
+        Ok(Fetched { trained, merged })
     }
 }

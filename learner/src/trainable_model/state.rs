@@ -86,7 +86,7 @@ impl TrainableModel {
         }
         self.optimizer.steps = steps;
         self.gradients.clear();
-        store.gather_updates(ranks)
+        self.network.gather_updates(ranks)
     }
 }
 

@@ -70,6 +70,12 @@ impl Store {
         &self.shards
     }
 
+    /// A group's values where every rank has all of them: a view, `[numel]`.
+    pub(crate) fn whole(&self, group: usize) -> Option<Tensor> {
+        let is_whole = self.placement == Placement::Replicated;
+        is_whole.then(|| self.shards[group].unpadded(&self.buffers[group]))
+    }
+
     /// This rank's shard of a group's values: a view, `[shard]`.
     pub(crate) fn own(&self, group: usize) -> Tensor {
         match self.placement {

@@ -73,14 +73,15 @@ fn a_forward_pass_that_is_kept_for_the_first_minibatch_changes_no_bit() {
 fn adapters_have_the_same_gradient_on_any_number_of_ranks() {
     let models = Models::new(config(Architecture::Llama, false));
     let lora = Some(LoraConfig { rank: 2, ..LoraConfig::default() });
-    let ppo = PpoConfig { lora, algorithm: algo::Algorithm::Grpo, policy_lr: 1e-2, ..PpoConfig::default() };
+    let ppo = PpoConfig { lora: lora.clone(), critic_lora: lora, policy_lr: 1e-2, ..PpoConfig::default() };
+    let ppo = PpoConfig { critic_lr: 1e-2, ..ppo };
     let batch = models.batch(1, 12);
     let moved = |ppo: &PpoConfig, ranks: usize| -> Vec<f64> {
         let of_rank = on_ranks(ranks, Device::Cpu, |group| {
             let mut trainer = models.trainer(ppo, group);
-            let before = flat(&trainer.policy_flats()?);
+            let before = weights(&trainer);
             trainer.step(&batch)?;
-            let after = flat(&trainer.policy_flats()?);
+            let after = weights(&trainer);
             Ok(after.iter().zip(before).map(|(after, before)| after - before).collect::<Vec<f64>>())
         });
         of_rank.unwrap().remove(0)

@@ -131,7 +131,12 @@ fn an_adapter_is_a_folder_that_peft_loads_and_the_policy_is_merged() {
         .map(|n| format!("{{\"prompt_tokens\": [{n}, 3], \"response_tokens\": [{n}, 5, 6]}}\n"))
         .collect();
     std::fs::write(dir.join("sft.jsonl"), lines).unwrap();
-    let lora = LoraConfig { rank: 2, alpha: 8.0, targets: vec![LoraTarget::QProj, LoraTarget::DownProj] };
+    let lora = LoraConfig {
+        rank: 2,
+        alpha: 8.0,
+        targets: vec![LoraTarget::QProj, LoraTarget::DownProj],
+        start: None,
+    };
     let config = SftConfig {
         model: Some(models.policy()),
         init: None,
@@ -178,6 +183,59 @@ fn an_adapter_is_a_folder_that_peft_loads_and_the_policy_is_merged() {
         }
         assert!(moved > 0.0, "{name}");
     }
+}
+
+/// Training that goes on with adapters, and a reward model that is one.
+#[test]
+fn adapters_go_on_where_they_were_and_a_reward_model_has_them_too() {
+    let dir = texts();
+    let dir = dir.path();
+    let lora = LoraConfig { rank: 2, alpha: 8.0, ..LoraConfig::default() };
+    let execution = |lora: &LoraConfig| ExecutionConfig {
+        lora: Some(lora.clone()),
+        threads: Some(1),
+        ..ExecutionConfig::default()
+    };
+    learner::sft(&sft_config(dir, "base"), &mut silent).unwrap();
+    let adapted = SftConfig {
+        model: Some(dir.join("base")),
+        init: None,
+        execution: execution(&lora),
+        ..sft_config(dir, "adapted")
+    };
+    learner::sft(&adapted, &mut silent).unwrap();
+    let start = LoraConfig { start: Some(dir.join("adapted/adapter")), ..lora.clone() };
+    let mut again = SftConfig { output: dir.join("again"), execution: execution(&start), ..adapted };
+    again.optimizer.lr = 0.0;
+    learner::sft(&again, &mut silent).unwrap();
+    assert!(bytes(&dir.join("adapted")) == bytes(&dir.join("again")), "nothing is learnt at 0");
+    let wrong = LoraConfig { rank: 3, ..start.clone() };
+    let refused = SftConfig { output: dir.join("wrong"), execution: execution(&wrong), ..again };
+    let message = learner::sft(&refused, &mut silent).unwrap_err().to_string();
+    assert!(message.contains("has rank 2, lora.rank is 3"), "{message}");
+
+    let rm = RewardModelConfig {
+        model: dir.join("base"),
+        data: dir.join("pairs.jsonl"),
+        output: dir.join("rm"),
+        training: TrainingConfig { epochs: 6, batch_size: 8, ..TrainingConfig::default() },
+        optimizer: OptimizerConfig { lr: 1e-2, ..OptimizerConfig::default() },
+        execution: execution(&lora),
+        ..RewardModelConfig::default()
+    };
+    let report = learner::train_rm(&rm, &mut silent).unwrap();
+    assert!(report.evaluations.last().unwrap().accuracy.unwrap() > 0.9, "{report}");
+    let adapter: Value =
+        serde_json::from_slice(&std::fs::read(dir.join("rm/adapter/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&adapter["task_type"], &adapter["modules_to_save"]), (&json!("SEQ_CLS"), &json!(["score"])));
+    let (base, trained) = (parameters(&dir.join("base")), parameters(&dir.join("rm")));
+    assert_eq!(base["model.norm.weight"], trained["model.norm.weight"]);
+    assert_ne!(base["model.layers.0.mlp.up_proj.weight"], trained["model.layers.0.mlp.up_proj.weight"]);
+    let start = LoraConfig { start: Some(dir.join("rm/adapter")), ..lora };
+    let mut again = RewardModelConfig { output: dir.join("rm-again"), execution: execution(&start), ..rm };
+    again.optimizer.lr = 0.0;
+    learner::train_rm(&again, &mut silent).unwrap();
+    assert!(bytes(&dir.join("rm")) == bytes(&dir.join("rm-again")));
 }
 
 #[test]
