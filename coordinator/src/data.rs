@@ -121,6 +121,11 @@ impl Line {
 fn content(fields: &Map<String, Value>) -> Result<PromptContent, RowProblem> {
     match (fields.get("prompt"), fields.get("messages"), fields.get("tokens")) {
         (Some(Value::String(text)), None, None) => Ok(PromptContent::Text(text.clone())),
+        (None, Some(Value::Array(messages)), None) | (Some(Value::Array(messages)), None, None)
+            if messages.is_empty() =>
+        {
+            Err(RowProblem::NoMessages)
+        }
         (None, Some(messages @ Value::Array(_)), None) | (Some(messages @ Value::Array(_)), None, None) => {
             Ok(PromptContent::Messages(messages.to_string()))
         }
@@ -132,18 +137,35 @@ fn content(fields: &Map<String, Value>) -> Result<PromptContent, RowProblem> {
     }
 }
 
+/// A row that was read: a prompt, and the fields that the scorers will see.
+#[derive(Debug, Clone)]
+pub struct PromptRow {
+    /// What the policy is given.
+    pub content: PromptContent,
+    /// The whole row, under the names that are read.
+    pub fields: Map<String, Value>,
+}
+
+/// The rows of a data set, checked.
+///
+/// # Errors
+/// Names the file; each item, for a row that cannot be used, its place.
+pub fn prompt_rows(
+    config: &DataConfig,
+) -> Result<impl Iterator<Item = Result<PromptRow, Error>> + use<>, Error> {
+    Ok(rows(config)?.map(|row| {
+        let row = row?;
+        let content = Line::of(&row)?.content;
+        Ok(PromptRow { content, fields: row.fields })
+    }))
+}
+
 /// The first rows of a data set, checked like all others, as the scorers will see them.
 ///
 /// # Errors
 /// Names the file and, for a row that cannot be used, its place.
 pub fn first_rows(config: &DataConfig, most: usize) -> Result<Vec<Map<String, Value>>, Error> {
-    let mut first = Vec::new();
-    for row in rows(config)?.take(most) {
-        let row = row?;
-        Line::of(&row)?;
-        first.push(row.fields);
-    }
-    Ok(first)
+    prompt_rows(config)?.take(most).map(|row| Ok(row?.fields)).collect()
 }
 
 #[cfg(test)]
@@ -207,6 +229,7 @@ mod tests {
             ("{\"question\": \"x\", \"answer\": 3}\n", "it has answer, question; other names are mapped"),
             ("{\"tokens\": [1, -2]}\n", ":1: tokens must be"),
             ("{\"prompt\": \"\"}\n", ":1: is empty"),
+            ("{\"messages\": []}\n", ":1: has a chat without a message"),
             ("\n\n", "0 prompts"),
         ] {
             let error = read(text).unwrap_err().to_string();

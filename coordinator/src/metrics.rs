@@ -69,7 +69,7 @@ pub const METRICS: &[Metric] = &[
     Metric::gauge("rlhf_step_clip_fraction", "Share of tokens at which the clip was active."),
     Metric::gauge("rlhf_step_explained_variance", "Explained variance of the returns by the critic."),
     Metric::gauge("rlhf_step_score_mean", "Mean score of all responses to the batch's prompts."),
-    Metric::gauge("rlhf_step_outcome_mean", "Mean outcome of the hidden tests on the batch's prompts."),
+    Metric::gauge("rlhf_step_outcome_mean", "Mean outcome of the responses to the batch's prompts."),
     Metric::gauge("rlhf_step_kl_to_ref", "KL between the policy and the reference, per response."),
     Metric::gauge(
         "rlhf_step_scorer_contribution",
