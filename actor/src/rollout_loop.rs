@@ -284,7 +284,7 @@ impl RolloutLoop {
 
     async fn submit(&mut self, lease: HeldLease, welcome: &ActorWelcome) -> anyhow::Result<()> {
         let Some(policy) = &self.policy else { return Ok(()) };
-        let sampling = Arc::new(welcome.sampling.clone());
+        let sampling = Arc::new(lease.sampling.unwrap_or_else(|| welcome.sampling.clone()));
         let (mut requests, mut works, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         let mut first = self.work.next_number();
         for leased in lease.prompts {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use types::link::actor::{Lease, LeasedPrompt};
-use types::{LeaseId, RolloutId};
+use types::{LeaseId, RolloutId, Sampling};
 
 /// No lease is taken to last longer.
 const LEASE_TIMEOUT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -16,6 +16,8 @@ const LEASE_TIMEOUT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 #[derive(Debug)]
 pub(crate) struct HeldLease {
     pub(crate) prompts: Vec<LeasedPrompt>,
+    /// How tokens are drawn for it, where that is not as the run has it.
+    pub(crate) sampling: Option<Sampling>,
     /// When the coordinator gives it to somebody else. By our own clock, and later than by the coordinator's
     /// by the way of the message.
     pub(crate) deadline: Instant,
@@ -64,7 +66,7 @@ impl Workload {
     pub(crate) fn lease(&mut self, lease: Lease) {
         self.last_lease = self.last_lease.max(lease.id);
         let deadline = Instant::now() + lease.timeout.min(LEASE_TIMEOUT_LIMIT);
-        self.waiting.push_back(HeldLease { prompts: lease.prompts, deadline });
+        self.waiting.push_back(HeldLease { prompts: lease.prompts, sampling: lease.sampling, deadline });
     }
 
     /// The last lease that came.

@@ -25,6 +25,8 @@ pub struct DataSet {
     seed: u64,
     /// Prompts before the first one that is served.
     skip: u64,
+    /// Prompts that are asked and not learnt from.
+    held_out: Option<Box<Self>>,
     /// The order of the epoch asked for last; an epoch's order is a function of the seed and its number.
     order: Mutex<Option<(u32, Arc<[u32]>)>>,
 }
@@ -56,7 +58,21 @@ impl DataSet {
             hasher.update(&skip.to_le_bytes());
         }
         let hash = hasher.finalize().to_hex().to_string();
-        Ok(Self { lines, hash, shuffle, seed, skip, order: Mutex::new(None) })
+        Ok(Self { lines, hash, shuffle, seed, skip, held_out: None, order: Mutex::new(None) })
+    }
+
+    /// The same with prompts that are held out, in the order of their file.
+    ///
+    /// # Errors
+    /// As for the others.
+    pub fn with_held_out(self, config: Option<&DataConfig>) -> Result<Self, Error> {
+        let held_out = config.map(|config| Self::read(config, false, 0)).transpose()?;
+        Ok(Self { held_out: held_out.map(Box::new), ..self })
+    }
+
+    /// The prompts that are held out.
+    pub fn held_out(&self) -> Option<&Self> {
+        self.held_out.as_deref()
     }
 
     /// Number of prompts.
@@ -76,6 +92,10 @@ impl DataSet {
 
     /// The prompt at a place of an epoch's order; none beyond the end.
     pub fn prompt(&self, id: PromptId) -> Option<Prompt> {
+        if let Some(place) = id.held_out_place() {
+            let found = self.held_out()?.prompt(PromptId { epoch: 0, ordinal: place })?;
+            return Prompt::new(id, found.content().clone(), Arc::clone(found.fields())).ok();
+        }
         let count = self.lines.len() as u64;
         if id.ordinal >= count {
             return None;

@@ -9,8 +9,10 @@ pub mod data;
 pub mod journal;
 pub mod state;
 
+mod acknowledgements;
 mod dashboard;
 mod disk_room;
+mod eval_config;
 mod grpc;
 mod inbox;
 mod metrics;

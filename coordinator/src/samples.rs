@@ -12,7 +12,7 @@ use serde::Serialize;
 use types::{PromptId, RolloutId, ScoredRollout, Texts, Timestamp};
 
 use crate::samples_file::SamplesFile;
-use crate::state::{EndedResponse, Grant, GroupEnd};
+use crate::state::{EndedResponse, Grant, GroupEnd, LeasedGroup};
 
 /// Time after which more is written although no batch was trained.
 const REFILL_DELAY: Duration = Duration::from_secs(60);
@@ -79,7 +79,8 @@ impl Samples {
         if now.since(self.refilled_at) >= REFILL_DELAY {
             self.refill(now);
         }
-        for group in &grant.groups {
+        let is_trained = |group: &&LeasedGroup| group.prompt.held_out_place().is_none();
+        for group in grant.groups.iter().filter(is_trained) {
             let room = self.followed.len() < FOLLOWED_PER_LINE * self.per_batch;
             let lines = group.wanted.len().min(self.left);
             if lines > 0 && room && !self.followed.contains_key(&group.prompt) {

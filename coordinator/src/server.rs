@@ -23,6 +23,8 @@ use crate::{dashboard, metrics};
 
 /// How long until a journal is tried again that another coordinator holds.
 const LOCKED_DELAY: Duration = Duration::from_millis(500);
+/// Beside the steps: a line for each evaluation.
+const EVALS_FILE: &str = "evals.jsonl";
 
 /// Builds the coordinator; nothing runs yet.
 ///
@@ -31,7 +33,9 @@ const LOCKED_DELAY: Duration = Duration::from_millis(500);
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     service::describe_metrics(metrics::METRICS);
     let (source, shuffles, seed) = (config.data.clone(), config.shuffles(), config.seed);
-    let data = spawn_blocking(move || DataSet::read(&source, shuffles, seed)).await?;
+    let held_out = config.eval.as_ref().map(|eval| eval.data.clone());
+    let read = move || DataSet::read(&source, shuffles, seed)?.with_held_out(held_out.as_ref());
+    let data = spawn_blocking(read).await?;
     let data = Arc::new(data.map_err(|error| BadInput(error.to_string()))?);
     let plan = config.plan(&data).map_err(|error| BadInput(error.to_string()))?;
     let listener = Listener::bind("listen", config.listen).await?;
@@ -41,6 +45,12 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         .steps_file
         .as_deref()
         .map(|path| StepsFile::open(path, durable.history().steps()))
+        .transpose()?;
+    let evals_file = config
+        .steps_file
+        .as_deref()
+        .filter(|_| plan.evaluation.is_some())
+        .map(|path| StepsFile::open(&path.with_file_name(EVALS_FILE), durable.evaluations()))
         .transpose()?;
     let samples = samples(&config.samples)?;
     let began = durable.batches().trained();
@@ -60,6 +70,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         room: DiskRoom::new(config.journal, config.journal_reserve_bytes),
         data,
         steps_file,
+        evals_file,
         samples,
         done: done.clone(),
     };

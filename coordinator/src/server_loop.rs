@@ -23,6 +23,8 @@
 //! cannot be made durable waits, nobody sees what follows from it, and inputs are put aside. People are
 //! answered meanwhile.
 
+mod publishing;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -34,9 +36,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use types::link::actor::{ActorCommand, Lease, LeasedPrompt};
 use types::link::learner::LearnerCommand;
-use types::link::reward::RewardCommand;
-use types::{Batch, GroupScore, MemberId, Prompt, PromptId, RolloutId, Sample, Timestamp};
+use types::{Batch, GroupScore, Prompt, PromptId, RolloutId, Sample, Timestamp};
 
+use crate::acknowledgements::Acknowledgements;
 use crate::data::DataSet;
 use crate::disk_room::DiskRoom;
 use crate::inbox::{Handle, Input, Report, inbox};
@@ -45,8 +47,7 @@ use crate::samples::Samples;
 use crate::sessions::{Closing, Outbox, SessionId, Sessions};
 use crate::stall::Stall;
 use crate::state::{
-    Applied, BatchPlan, Effect, Event, Grant, GroupEnd, Phase, RewardEvent, RunPlan, ScoreSummary, State,
-    StepRecord,
+    Applied, BatchPlan, Effect, Event, Grant, Phase, RewardEvent, RunPlan, ScoreSummary, State, StepRecord,
 };
 use crate::status::Status;
 use crate::steps_file::StepsFile;
@@ -100,6 +101,7 @@ pub(crate) struct ServerLoop {
     parked: VecDeque<Input>,
     data: Arc<DataSet>,
     steps_file: Option<StepsFile>,
+    evals_file: Option<StepsFile>,
     samples: Option<Samples>,
     worst: Worst,
     published: Published,
@@ -111,7 +113,7 @@ pub(crate) struct ServerLoop {
     /// What the next write makes durable, and what is done after it.
     entries: Entries,
     effects: Vec<Effect>,
-    acknowledgements: Vec<(MemberId, RewardCommand)>,
+    acknowledgements: Acknowledgements,
     ended: Option<Phase>,
 }
 
@@ -123,6 +125,7 @@ pub(crate) struct Parts {
     pub(crate) room: DiskRoom,
     pub(crate) data: Arc<DataSet>,
     pub(crate) steps_file: Option<StepsFile>,
+    pub(crate) evals_file: Option<StepsFile>,
     pub(crate) samples: Option<Samples>,
     pub(crate) done: CancellationToken,
 }
@@ -146,7 +149,7 @@ pub(crate) struct View {
 impl ServerLoop {
     /// A loop over a recovered state, the way to it, and what it publishes.
     pub(crate) fn new(parts: Parts) -> (Self, Handle, View) {
-        let Parts { state, plan, journal, room, data, steps_file, samples, done } = parts;
+        let Parts { state, plan, journal, room, data, steps_file, evals_file, samples, done } = parts;
         let (handle, inbox) = inbox();
         let clock = Clock::starting_after(journal.last_fact());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
@@ -160,6 +163,7 @@ impl ServerLoop {
             parked: VecDeque::new(),
             data,
             steps_file,
+            evals_file,
             samples,
             worst: Worst::default(),
             published: Published { status, steps, worst },
@@ -169,7 +173,7 @@ impl ServerLoop {
             inbox,
             entries: Entries::default(),
             effects: Vec::new(),
-            acknowledgements: Vec::new(),
+            acknowledgements: Acknowledgements::default(),
             ended: None,
         };
         (this, handle, View { status: status_view, steps: steps_view, worst: worst_view })
@@ -294,11 +298,9 @@ impl ServerLoop {
             }
             self.entries.keep.push(scored.for_training());
         }
-        let acknowledgement = result.map(|id| match rejected {
-            Some(reason) => RewardCommand::Rejected { id, reason },
-            None => RewardCommand::Recorded(id),
-        });
-        self.acknowledgements.extend(acknowledgement.map(|command| (session.member, command)));
+        if let Some(id) = result {
+            self.acknowledgements.add(session.member, id, rejected);
+        }
     }
 
     /// A response of which tests failed may be one of the worst.
@@ -342,7 +344,7 @@ impl ServerLoop {
         for effect in std::mem::take(&mut self.effects) {
             self.perform(effect)?;
         }
-        for (member, command) in std::mem::take(&mut self.acknowledgements) {
+        for (member, command) in self.acknowledgements.take() {
             self.sessions.send_to_reward_server(&member, command);
         }
         Ok(())
@@ -424,6 +426,7 @@ impl ServerLoop {
             }
             Effect::GroupEnded(group) => self.show_samples(&group),
             Effect::Step(step) => self.step(&step)?,
+            Effect::Evaluated(record) => self.evaluated(&record)?,
             Effect::Notice(notice) => notices::log(&notice),
             Effect::Finish(phase) => {
                 tracing::info!(?phase, trained = self.state.batches().trained().0, "the run has ended");
@@ -436,14 +439,17 @@ impl ServerLoop {
     /// A lease with the prompts' texts.
     fn lease(&self, grant: Grant) -> anyhow::Result<Lease> {
         let Grant { id, groups, timeout } = grant;
-        let group_size = self.state.plan().group_size;
+        let held_out = groups.first().and_then(|group| group.prompt.held_out_place());
+        let evaluation = self.state.plan().evaluation.as_ref().filter(|_| held_out.is_some());
+        let group_size = evaluation.map_or(self.state.plan().group_size, |evaluation| evaluation.samples);
+        let sampling = evaluation.map(|evaluation| evaluation.sampling.clone());
         let mut prompts = Vec::with_capacity(groups.len());
         for group in groups {
             let prompt = self.data.prompt(group.prompt);
             let prompt = prompt.with_context(|| format!("prompt {} is not in the data set", group.prompt))?;
             prompts.push(LeasedPrompt { prompt, group_size, wanted: group.wanted });
         }
-        Ok(Lease { id, prompts, timeout })
+        Ok(Lease { id, prompts, timeout, sampling })
     }
 
     /// A batch with its tokens.
@@ -457,38 +463,6 @@ impl ServerLoop {
             samples.push(Sample::new(scored, sample.weight, group)?);
         }
         Ok(Batch::new(plan.id, samples)?)
-    }
-
-    fn step(&mut self, step: &StepRecord) -> anyhow::Result<()> {
-        tracing::info!(
-            batch = step.batch.0,
-            score_mean = step.score_mean,
-            outcome_mean = step.outcome_mean,
-            kl_to_ref = step.metrics.kl_to_ref,
-            approx_kl = step.metrics.approx_kl,
-            rollout_approx_kl = step.metrics.rollout_approx_kl,
-            step_seconds = step.metrics.step_seconds,
-            "step"
-        );
-        metrics::step(step);
-        self.published.steps.send_replace(Arc::new(self.state.history().steps().cloned().collect()));
-        if let Some(file) = &mut self.steps_file {
-            file.add_last(self.state.history().steps())?;
-        }
-        if let Some(samples) = &mut self.samples {
-            samples.trained(self.clock.now());
-        }
-        Ok(())
-    }
-
-    /// Writes some of a group's responses for people. A run does not end because nobody can read them.
-    fn show_samples(&mut self, group: &GroupEnd) {
-        let now = self.clock.now();
-        let written = self.samples.as_mut().map(|samples| samples.ended(now, group));
-        if let Some(Err(error)) = written {
-            tracing::warn!(error = format!("{error:#}"), "no more samples are written");
-            self.samples = None;
-        }
     }
 
     fn publish_status(&self) {

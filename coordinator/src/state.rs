@@ -18,21 +18,29 @@
 //! 4. Only an actor whose confirmed weights are a known version holds a new lease.
 //!
 //! One file per idea, each the owner of its data: `work` (what is generated, over `prompt_queue`, `leases`
-//! and `groups`), `filter` (which responses of a group train), `batches` (what the learner trains), `account`
-//! (the identity), `sums`, `detectors`, `group_end` and `history` (what happened, for people), `members` (who
-//! is there), `room` (who takes work), `weights` (who gets which version). They know nothing of effects and
+//! and `groups`), `filter` (which responses of a group train), `evaluations` (what is asked and not learnt
+//! from), `granting` (who gets what next), `batches` (what the learner trains), `account` (the identity),
+//! `outcomes` and `auto_strategy` (which filtration), `sums`, `selection`, `detectors`, `group_end` and
+//! `history` (what happened, for people), `members` (who is there), `room` (who takes work), `weights` (who
+//! gets which version). They know nothing of effects and
 //! return what they decided; `durable` wires the first ones, this file and `joining` all of them.
 
 mod account;
+mod auto_strategy;
 mod batches;
 mod deadlines;
 mod detectors;
 mod durable;
 mod effect;
+mod evaluation_plan;
+mod evaluations;
 mod event;
+mod expiry;
 mod fact;
 mod failures;
 mod filter;
+mod filtration_plan;
+mod granting;
 mod group_end;
 mod groups;
 mod history;
@@ -41,6 +49,7 @@ mod leases;
 mod members;
 mod moments;
 mod notice;
+mod outcomes;
 mod phase;
 mod plan;
 mod plan_change;
@@ -49,6 +58,7 @@ mod prompt_queue;
 mod role;
 mod room;
 mod schedule;
+mod selection;
 mod sums;
 mod view;
 mod weights;
@@ -56,33 +66,37 @@ mod work;
 
 use types::link::actor::{ActorCommand, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerReport};
-use types::{Ending, FailReason, MemberId, PolicyVersion, RolloutId, Timestamp};
+use types::{Ending, FailReason, MemberId, RolloutId, Timestamp};
 
 pub use account::Account;
-pub use batches::{BatchPlan, Batches};
+pub use batches::{BatchPlan, Batches, Refill};
 pub use detectors::{Alarm, Detector, Detectors, Evaluated, Finding, Reading};
 pub use durable::Durable;
 pub use effect::{Applied, Effect, StoreChanges};
+pub use evaluation_plan::{BestBy, EvaluationPlan};
+pub use evaluations::EvaluationRecord;
 pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent};
 pub use fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
 pub use failures::FailureView;
 pub use filter::{PlannedGroup, PlannedSample};
+pub use filtration_plan::{AutoPlan, FiltrationPlan, StrategyChoice};
 pub use group_end::{EndedResponse, GroupEnd};
 pub use groups::LeasedGroup;
-pub use history::{History, PlanChange, Reliability, StepRecord};
+pub use history::{History, PlanChange, StepRecord};
 pub use leases::Grant;
 pub use members::{Actor, Learner, Members, RewardServer};
 pub use moments::{Moments, Spread};
 pub use notice::Notice;
+pub use outcomes::Reliability;
 pub use phase::Phase;
 pub use plan::RunPlan;
 pub use progress::{Cause, Hopeless};
 pub use role::Role;
 pub use schedule::{Order, Schedule};
+pub use selection::{FiltrationFigures, Selection};
 pub use sums::GroupSums;
 
 use failures::{FailureLog, Reporter};
-use members::Watched;
 use phase::Drain;
 use progress::Progress;
 use room::{Room, RoomIndex};
@@ -158,11 +172,13 @@ impl State {
     pub fn settle(&mut self, now: Timestamp) -> Applied {
         let mut out = Applied::default();
         self.expire(now, &mut out);
+        self.choose_strategy(now, &mut out);
         self.send_batches(&mut out);
         for command in self.weights.advance(now, &self.durable.plan, &self.members) {
             out.tell_about_weights(command);
         }
         self.grant_leases(now, &mut out);
+        self.ask_for_last_checkpoint(&mut out);
         self.look_for_hopelessness(now, &mut out);
         self.end_phase(&mut out);
         debug_assert_eq!(self.unaccounted(), 0, "the accounting identity");
@@ -338,34 +354,10 @@ impl State {
         }
     }
 
-    /// Sends the learner what it is to train, so that it has enough to do.
-    fn send_batches(&mut self, out: &mut Applied) {
-        let Some(learner) = self.members.connected_learner_mut().filter(|_| self.phase == Phase::Running)
-        else {
-            return;
-        };
-        for batch in self.durable.batches.unsent(learner.trained, learner.sent) {
-            learner.sent = learner.sent.max(batch.id);
-            out.effects.push(Effect::SendBatch(batch.clone()));
-        }
-    }
-
-    /// Gives work to the actors that can take it, one lease at a time, to the emptiest first.
-    fn grant_leases(&mut self, now: Timestamp, out: &mut Applied) {
-        let admits = self.phase == Phase::Running && self.short_of_room.is_none();
-        while admits && !self.durable.is_complete() {
-            let Durable { plan, work, batches, .. } = &self.durable;
-            let oldest = PolicyVersion(batches.trained().0.saturating_sub(plan.max_staleness));
-            let emptiest = self
-                .room
-                .emptiest(oldest, |version| work.has_work(plan, work.capacity(plan, batches, version)));
-            let Some((member, Room { groups, version })) = emptiest else { break };
-            let bounds = LeaseBounds { room: groups, capacity: work.capacity(plan, batches, version) };
-            let granted = self.record(now, Fact::Leased { member, bounds }, out);
-            debug_assert!(granted, "there was work for it");
-            if !granted {
-                break;
-            }
+    /// Makes it a fact that another filtration strategy is in force, where that is due.
+    fn choose_strategy(&mut self, now: Timestamp, out: &mut Applied) {
+        if let Some((strategy, reason)) = self.durable.auto.due() {
+            self.record(now, Fact::StrategyChosen { strategy, reason }, out);
         }
     }
 
@@ -403,78 +395,6 @@ impl State {
         }
     }
 
-    /// Gives up what is past its deadline.
-    fn expire(&mut self, now: Timestamp, out: &mut Applied) {
-        self.lose_silent_members(now, out);
-        if let Some(drain) = &mut self.drain {
-            drain.expire(now);
-        }
-        while let Some(lease) = self.durable.work.leases.first_expired(now) {
-            let ids = self.durable.work.awaited_under(lease);
-            debug_assert!(!ids.is_empty(), "a lease ends with its last attempt");
-            if ids.is_empty() {
-                break;
-            }
-            if let Some(member) = self.durable.work.leases.holder(lease).cloned() {
-                let attempts = ids.len() as u64;
-                out.notice(Notice::LeaseExpired { lease, member, attempts });
-            }
-            self.record(now, Fact::Lapsed { ids, reason: FailReason::LeaseExpired }, out);
-        }
-        let timeout = self.durable.plan.broadcast_timeout;
-        let expired = self.weights.expire(now, self.durable.plan.weights_retry_delay());
-        if let Some((group, absent)) = expired.unformed {
-            out.notice(Notice::BroadcastGroupUnformed { group, absent, timeout });
-        }
-        if let Some((version, silent)) = expired.unconfirmed {
-            out.notice(Notice::BroadcastUnconfirmed { version, silent, timeout });
-        }
-    }
-
-    fn lose_silent_members(&mut self, now: Timestamp, out: &mut Applied) {
-        let timeout = self.durable.plan.heartbeat_timeout;
-        let reason = format!("silent for {timeout:?}");
-        loop {
-            let leases = &self.durable.work.leases;
-            match self.members.next_silent(now, timeout, |member| leases.has_any(member)) {
-                None => break,
-                Some(Watched::Actor(member)) => {
-                    out.notice(Notice::ActorLost { member: member.clone(), timeout });
-                    self.members.disconnect_actor(&member);
-                    self.weights.actor_left(now, &member);
-                    self.lapse_work_of(now, &member, &[], out);
-                    self.refresh_room(&member);
-                    out.disconnect(Role::Actor, member, &reason);
-                }
-                Some(Watched::Reward(member)) => {
-                    self.members.disconnect_reward_server(&member);
-                    self.tell_reward_servers(out);
-                    out.disconnect(Role::RewardServer, member, &reason);
-                }
-                Some(Watched::Learner) => {
-                    let member = self.members.learner().map(|learner| learner.member.clone());
-                    self.learner_disconnected(now);
-                    if let Some(member) = member {
-                        out.disconnect(Role::Learner, member, &reason);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The next moment at which [`State::settle`] can change something; none while nothing is awaited.
-    pub fn next_deadline(&self) -> Option<Timestamp> {
-        let Durable { plan, work, .. } = &self.durable;
-        let deadlines = [
-            work.leases.next_deadline(),
-            self.weights.next_deadline(plan, &self.members),
-            self.members.next_silence(),
-            self.drain.and_then(Drain::deadline),
-            self.progress.next_check(),
-        ];
-        deadlines.into_iter().flatten().min()
-    }
-
     /// Moves to the phase that the state has reached.
     fn end_phase(&mut self, out: &mut Applied) {
         let ended = match self.phase {
@@ -491,8 +411,9 @@ impl State {
     /// Nobody works on a lease any more, and the learner has written what it trained.
     fn is_drained(&self) -> bool {
         let batches = &self.durable.batches;
-        let written =
-            self.members.connected_learner().is_none() || batches.checkpointed() >= batches.trained();
+        // What a learner has lost that came back from an older checkpoint is trained after the next start.
+        let learner = self.members.connected_learner();
+        let written = learner.is_none_or(|learner| batches.checkpointed() >= learner.trained);
         let given_up = self.drain == Some(Drain::GivenUp);
         let working = !self.durable.work.leases.is_empty() && self.members.connected_actor_count() > 0;
         written && (given_up || !working)

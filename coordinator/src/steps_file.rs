@@ -1,4 +1,4 @@
-//! The file of steps: a JSON line for each, for people and plots.
+//! The files of steps and of evaluations: a JSON line for each, for people and plots.
 //!
 //! The journal is the truth. A coordinator that was killed between the two has the step in its journal only,
 //! or wrote half a line; the next one mends the file when it opens it. So does this one after a full disk.
@@ -8,10 +8,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use serde::Deserialize;
-use types::BatchId;
+use serde::{Deserialize, Serialize};
 
-use crate::state::StepRecord;
+use crate::state::{EvaluationRecord, StepRecord};
 
 /// The file, open at its end.
 #[derive(Debug)]
@@ -25,7 +24,26 @@ pub(crate) struct StepsFile {
 /// What of a line says where the file stands.
 #[derive(Deserialize)]
 struct Line {
-    batch: BatchId,
+    #[serde(alias = "version")]
+    batch: u64,
+}
+
+/// What lines are written of; their numbers grow.
+pub(crate) trait Numbered: Serialize {
+    /// The number that its line is found by.
+    fn number(&self) -> u64;
+}
+
+impl Numbered for StepRecord {
+    fn number(&self) -> u64 {
+        self.batch.0
+    }
+}
+
+impl Numbered for EvaluationRecord {
+    fn number(&self) -> u64 {
+        self.version.0
+    }
 }
 
 impl StepsFile {
@@ -34,7 +52,10 @@ impl StepsFile {
     ///
     /// # Errors
     /// When it cannot be read or written.
-    pub(crate) fn open<'a>(path: &Path, steps: impl Iterator<Item = &'a StepRecord>) -> anyhow::Result<Self> {
+    pub(crate) fn open<'a, T: Numbered + 'a>(
+        path: &Path,
+        steps: impl Iterator<Item = &'a T>,
+    ) -> anyhow::Result<Self> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -44,7 +65,7 @@ impl StepsFile {
         };
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let last = text[..whole].trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
-        let last = serde_json::from_slice(last).map_or(BatchId(0), |line: Line| line.batch);
+        let last = serde_json::from_slice(last).ok().map(|line: Line| line.batch);
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
@@ -55,7 +76,7 @@ impl StepsFile {
             let cut = this.file.set_len(whole as u64);
             cut.with_context(|| format!("cut half a line off the steps file {}", path.display()))?;
         }
-        for step in steps.filter(|step| step.batch > last) {
+        for step in steps.filter(|step| last.is_none_or(|last| step.number() > last)) {
             this.append(step)?;
         }
         Ok(this)
@@ -65,9 +86,9 @@ impl StepsFile {
     ///
     /// # Errors
     /// When they cannot be written, for another reason than that the disk is full.
-    pub(crate) fn add_last<'a>(
+    pub(crate) fn add_last<'a, T: Numbered + 'a>(
         &mut self,
-        mut steps: impl DoubleEndedIterator<Item = &'a StepRecord> + Clone,
+        mut steps: impl DoubleEndedIterator<Item = &'a T> + Clone,
     ) -> anyhow::Result<()> {
         let added = if self.lacks_lines {
             Self::open(&self.path, steps).map(|mended| *self = mended)
@@ -85,7 +106,7 @@ impl StepsFile {
         }
     }
 
-    fn append(&mut self, step: &StepRecord) -> anyhow::Result<()> {
+    fn append(&mut self, step: &impl Serialize) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(step)?;
         line.push(b'\n');
         self.file.write_all(&line).with_context(|| format!("write the steps file {}", self.path.display()))
@@ -96,11 +117,11 @@ impl StepsFile {
 mod tests {
     use std::collections::BTreeMap;
 
-    use types::Timestamp;
     use types::link::learner::StepMetrics;
+    use types::{BatchId, Timestamp};
 
     use super::*;
-    use crate::state::Reliability;
+    use crate::state::{FiltrationFigures, Refill, Reliability};
 
     fn step(batch: u64) -> StepRecord {
         StepRecord {
@@ -116,17 +137,24 @@ mod tests {
             scorers: BTreeMap::new(),
             contributions: BTreeMap::new(),
             detectors: BTreeMap::new(),
+            eval_version: None,
+            eval_score_mean: None,
+            eval_outcome_mean: None,
+            eval_truncated: None,
+            eval_response_tokens: None,
             outcome_mean: None,
             response_tokens_mean: 1.0,
             truncated: 0.0,
             reliability: Reliability::default(),
+            filtration: FiltrationFigures::default(),
+            refill: Refill::default(),
             metrics: StepMetrics::default(),
         }
     }
 
     fn batches(path: &Path) -> Vec<u64> {
         let text = std::fs::read_to_string(path).unwrap();
-        text.lines().map(|line| serde_json::from_str::<Line>(line).unwrap().batch.0).collect()
+        text.lines().map(|line| serde_json::from_str::<Line>(line).unwrap().batch).collect()
     }
 
     #[test]
@@ -134,7 +162,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("steps.jsonl");
         let steps: Vec<StepRecord> = (1..=3).map(step).collect();
-        let mut file = StepsFile::open(&path, [].into_iter()).unwrap();
+        let mut file = StepsFile::open(&path, steps[..0].iter()).unwrap();
         file.add_last(steps[..1].iter()).unwrap();
         let room = std::mem::replace(&mut file.file, File::create("/dev/full").unwrap());
         file.add_last(steps[..2].iter()).unwrap();
@@ -150,7 +178,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("of-a-run/steps.jsonl");
         let steps: Vec<StepRecord> = (1..=3).map(step).collect();
-        let mut file = StepsFile::open(&path, [].into_iter()).unwrap();
+        let mut file = StepsFile::open(&path, steps[..0].iter()).unwrap();
         file.append(&steps[0]).unwrap();
         let half = &serde_json::to_vec(&steps[1]).unwrap()[..40];
         file.file.write_all(half).unwrap();

@@ -8,6 +8,7 @@
 //!     optimizer/policy-00000-of-00002.safetensors  one shard a rank, of every group
 //!     consumed.jsonl                               which responses are part of the weights, by batch
 //! <folder>/writer.json                             the learner that writes here
+//! <folder>/best.json                               which checkpoint is kept because none was better
 //! ```
 //!
 //! Invariants:
@@ -21,6 +22,7 @@
 //! 5. Of several learners only the one that the coordinator admitted last writes.
 
 mod agreement;
+mod best;
 mod consumed;
 mod fence;
 mod folders;

@@ -17,7 +17,8 @@ use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, 
 use types::{
     Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, GroupScore, Incarnation, LeaseId,
     Manifest, PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure, RolloutId,
-    RolloutParts, Sample, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, Texts, WeightHash,
+    RolloutParts, Sample, SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, Texts,
+    WeightHash,
 };
 
 /// Encodes, decodes and converts back.
@@ -180,8 +181,12 @@ fn control_messages_survive_the_wire() {
     ] {
         let leased = LeasedPrompt { prompt: prompt(content), group_size: 5, wanted: wanted.clone() };
         let timeout = Duration::from_secs(60);
-        let command = ActorCommand::Lease(Lease { id: LeaseId(3), prompts: vec![leased], timeout });
-        assert_eq!(through_bytes::<_, pb::ActorCommand>(command.clone()), command);
+        let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() }.try_into().unwrap();
+        for sampling in [None, Some(greedy)] {
+            let prompts = vec![leased.clone()];
+            let command = ActorCommand::Lease(Lease { id: LeaseId(3), prompts, timeout, sampling });
+            assert_eq!(through_bytes::<_, pb::ActorCommand>(command.clone()), command);
+        }
     }
     let trained = LearnerReport::Trained {
         batch: BatchId(3),
@@ -240,7 +245,7 @@ fn a_hello_comes_first_and_only_there() {
         hello.protocol = 0;
     }
     let error = ActorHello::try_from(older).unwrap_err();
-    assert_eq!(error.to_string(), "speaks protocol 0, this is 2: run the same release everywhere");
+    assert_eq!(error.to_string(), "speaks protocol 0, this is 3: run the same release everywhere");
     assert_eq!(tonic::Status::from(error).code(), tonic::Code::FailedPrecondition, "it is not to come back");
     let error = ActorReport::try_from(pb::ActorReport::from(hello)).unwrap_err();
     assert_eq!(error, ProtocolError::HelloOutOfPlace);
@@ -255,7 +260,7 @@ fn a_lease_for_another_prompt_is_refused() {
     let other = RolloutId { prompt: PromptId { epoch: 0, ordinal: 2 }, sibling: 0, attempt: 0 };
     let leased = LeasedPrompt { prompt, group_size: 2, wanted: vec![other] };
     let timeout = Duration::from_secs(1);
-    let lease = Lease { id: LeaseId(1), prompts: vec![leased], timeout };
+    let lease = Lease { id: LeaseId(1), prompts: vec![leased], timeout, sampling: None };
     let error = ActorCommand::try_from(pb::ActorCommand::from(ActorCommand::Lease(lease))).unwrap_err();
     assert!(error.to_string().contains("names no sibling of e0-p1"), "{error}");
 }

@@ -224,7 +224,7 @@ impl Link {
             (0..siblings).map(|sibling| RolloutId { prompt: id, sibling, attempt: 0 }).collect();
         let leased = LeasedPrompt { prompt, group_size: siblings, wanted: wanted.clone() };
         self.last_lease = LeaseId(ordinal + 1);
-        let lease = Lease { id: self.last_lease, prompts: vec![leased], timeout };
+        let lease = Lease { id: self.last_lease, prompts: vec![leased], timeout, sampling: None };
         self.command(ActorCommand::Lease(lease)).await;
         wanted
     }

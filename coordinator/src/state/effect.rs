@@ -6,6 +6,7 @@ use types::link::reward::RewardCommand;
 use types::{MemberId, RolloutId};
 
 use super::batches::BatchPlan;
+use super::evaluations::EvaluationRecord;
 use super::fact::Fact;
 use super::group_end::GroupEnd;
 use super::history::StepRecord;
@@ -65,6 +66,8 @@ pub enum Effect {
     GroupEnded(Box<GroupEnd>),
     /// A training step is complete.
     Step(Box<StepRecord>),
+    /// An evaluation is over.
+    Evaluated(Box<EvaluationRecord>),
     /// Something a person reading the log wants to know.
     Notice(Notice),
     /// The run has ended: tell everybody, then leave.

@@ -1,7 +1,7 @@
 //! Who may join the run, and what follows when somebody comes or goes.
 
 use types::link::actor::{ActorCommand, ActorHello};
-use types::link::learner::LearnerHello;
+use types::link::learner::{LearnerCommand, LearnerHello};
 use types::link::reward::{RewardCommand, RewardHello};
 use types::{MemberId, Timestamp};
 
@@ -111,6 +111,12 @@ impl State {
         self.weights.learner_joined(now, hello.manifest.clone(), &self.members);
         self.members.join_learner(now, self.durable.plan.heartbeat_timeout, hello);
         out.tell_learner(self.durable.plan.learner_welcome(self.durable.learner_term));
+        if let Some(best) = self.durable.work.evaluations.best() {
+            out.tell_learner(LearnerCommand::KeepBest(best));
+        }
+        if self.phase != Phase::Running {
+            out.tell_learner(LearnerCommand::Checkpoint);
+        }
     }
 
     pub(super) fn learner_disconnected(&mut self, now: Timestamp) {

@@ -70,6 +70,8 @@ pub struct Learner {
     pub trained: BatchId,
     /// The last batch sent to it.
     pub(super) sent: BatchId,
+    /// It was asked for the checkpoint that ends a run before its last planned batch.
+    pub(super) is_asked_to_end: bool,
     /// What it is doing.
     pub phase: LearnerPhase,
     /// Its TCPStore.
@@ -325,6 +327,7 @@ impl Members {
             world_size: hello.world_size,
             trained: hello.trained,
             sent: hello.trained,
+            is_asked_to_end: false,
             phase: LearnerPhase::Waiting,
             store: hello.store,
             weights: hello.weights,

@@ -6,6 +6,7 @@ use super::State;
 use super::account::Account;
 use super::batches::Batches;
 use super::durable::Durable;
+use super::evaluations::EvaluationRecord;
 use super::failures::FailureView;
 use super::history::History;
 use super::leases::LeaseView;
@@ -68,6 +69,18 @@ impl State {
     /// Attempts in flight, counted where they lie: in groups and in batches not yet trained.
     pub fn in_flight(&self) -> u64 {
         self.durable.in_flight()
+    }
+
+    /// Evaluations that were over lately, oldest first.
+    pub fn evaluations(&self) -> impl DoubleEndedIterator<Item = &EvaluationRecord> + Clone {
+        self.durable.evaluations()
+    }
+
+    /// Held-out prompts with a response awaited, while nothing else goes on.
+    fn awaited_held_out(&self) -> Option<u64> {
+        let Durable { plan, work, batches, .. } = &self.durable;
+        let is_alone = plan.deterministic || batches.trained() >= batches.last(plan);
+        (is_alone && work.evaluations.is_under_way()).then(|| work.evaluations.open_prompts())
     }
 
     /// Why the run cannot go on as it is, if it cannot.
@@ -149,6 +162,9 @@ impl State {
         }
         if members.connected_reward_server_count() == 0 {
             return "a reward server to connect".to_owned();
+        }
+        if let Some(prompts) = self.awaited_held_out() {
+            return format!("responses to {prompts} held-out prompts");
         }
         let (trained, formed, version) = (self.batches().trained(), self.batches().formed(), self.version());
         if formed > trained {

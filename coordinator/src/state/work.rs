@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use types::{Ending, FailReason, LeaseId, MemberId, PolicyVersion, RolloutId, Timestamp};
+use types::{Ending, FailReason, LeaseId, MemberId, PolicyVersion, PromptId, RolloutId, Timestamp};
 
 use super::batches::Batches;
+use super::evaluations::Evaluations;
 use super::fact::{LeaseBounds, ScoreSummary};
 use super::groups::{Change, CompleteGroup, Groups};
 use super::leases::{Grant, Leases};
@@ -19,6 +20,9 @@ pub(super) struct Work {
     pub(super) leases: Leases,
     groups: Groups,
     queue: PromptQueue,
+    /// What is asked and not learnt from.
+    #[serde(default)]
+    pub(super) evaluations: Evaluations,
 }
 
 /// What followed from the results of some attempts.
@@ -30,6 +34,8 @@ pub(super) struct Progressed {
     pub(super) endings: Vec<Ending>,
     /// Groups that await nothing any more.
     pub(super) complete: Vec<CompleteGroup>,
+    /// The same of held-out prompts.
+    pub(super) evaluated: Vec<CompleteGroup>,
     /// Holders of leases that are over.
     pub(super) freed: Vec<MemberId>,
 }
@@ -42,7 +48,7 @@ impl Work {
 
     /// Attempts issued and not ended, or scored in an open group.
     pub(super) fn in_flight(&self) -> u64 {
-        self.groups.in_flight()
+        self.groups.in_flight() + self.evaluations.in_flight()
     }
 
     /// How many more prompts an actor at `version` may begin.
@@ -50,7 +56,7 @@ impl Work {
         let counts = PromptCounts {
             trained: batches.trained().0 * plan.batch_prompts,
             open: self.groups.open_count(),
-            complete: batches.untrained_prompts(),
+            complete: batches.untrained_prompts(plan),
         };
         counts.capacity(plan, version)
     }
@@ -69,15 +75,18 @@ impl Work {
         member: &MemberId,
         bounds: LeaseBounds,
     ) -> Option<Grant> {
-        let next = self.queue.next_lease(plan, &self.groups, bounds);
-        for prompt in next.opened {
-            self.groups.open(prompt, plan.group_size);
-        }
-        if next.prompts.is_empty() {
-            return None;
-        }
+        let prompts = if bounds.held_out {
+            self.evaluations.next_lease(plan, bounds)
+        } else {
+            let next = self.queue.next_lease(plan, &self.groups, bounds);
+            for prompt in next.opened {
+                self.groups.open(prompt, plan.group_size);
+            }
+            next.prompts
+        };
+        let first = *prompts.first()?;
         let id = self.leases.next_id();
-        let groups = self.groups.issue(&next.prompts, id);
+        let groups = self.groups_with(first).issue(&prompts, id);
         let grant = Grant { id, groups, timeout: plan.lease_timeout };
         self.leases.hold(now, member.clone(), &grant);
         Some(grant)
@@ -86,7 +95,8 @@ impl Work {
     /// A response came back scored.
     pub(super) fn score(&mut self, plan: &RunPlan, summary: ScoreSummary) -> Progressed {
         let mut progressed = Progressed::default();
-        let change = self.groups.score(summary);
+        let prompt = summary.id.prompt;
+        let change = self.groups_with(prompt).score(summary);
         self.take(plan, change, &mut progressed);
         progressed
     }
@@ -94,8 +104,8 @@ impl Work {
     /// An attempt has failed: its prompt waits for an actor again, unless it is given up.
     pub(super) fn fail(&mut self, plan: &RunPlan, id: RolloutId, reason: FailReason) -> Progressed {
         let mut progressed = Progressed::default();
-        let change = self.groups.fail(id, reason, plan.max_attempts);
-        self.queue.put_back(plan, &self.groups, id.prompt);
+        let change = self.groups_with(id.prompt).fail(id, reason, plan.max_attempts);
+        self.put_back(plan, id.prompt);
         self.take(plan, change, &mut progressed);
         progressed
     }
@@ -104,8 +114,8 @@ impl Work {
     pub(super) fn lapse(&mut self, plan: &RunPlan, ids: &[RolloutId], reason: FailReason) -> Progressed {
         let mut progressed = Progressed::default();
         for id in ids {
-            let change = self.groups.lapse(*id, reason, plan.max_attempts);
-            self.queue.put_back(plan, &self.groups, id.prompt);
+            let change = self.groups_with(id.prompt).lapse(*id, reason, plan.max_attempts);
+            self.put_back(plan, id.prompt);
             self.take(plan, change, &mut progressed);
         }
         progressed
@@ -117,13 +127,33 @@ impl Work {
         };
         progressed.taken += 1;
         progressed.endings.extend(endings);
+        let is_held_out = |group: &CompleteGroup| group.prompt.held_out_place().is_some();
+        let (evaluated, complete): (Vec<_>, Vec<_>) = complete.into_iter().partition(is_held_out);
+        progressed.evaluated.extend(evaluated);
         progressed.complete.extend(complete);
         if let Some(ended) = lease.and_then(|lease| self.leases.attempt_ended(lease)) {
-            self.queue.put_back_lease(plan, &self.groups, ended.prompts);
+            if ended.prompts.iter().all(|prompt| prompt.held_out_place().is_none()) {
+                self.queue.put_back_lease(plan, &self.groups, ended.prompts);
+            }
             progressed.freed.push(ended.actor);
         }
         if came_late {
             self.queue.drop_complete(&self.groups);
+            self.evaluations.drop_complete();
+        }
+    }
+
+    /// The groups that this prompt's is among.
+    fn groups_with(&mut self, prompt: PromptId) -> &mut Groups {
+        if prompt.held_out_place().is_some() { self.evaluations.groups_mut() } else { &mut self.groups }
+    }
+
+    /// A prompt with waiting responses waits for an actor again.
+    fn put_back(&mut self, plan: &RunPlan, prompt: PromptId) {
+        if prompt.held_out_place().is_some() {
+            self.evaluations.put_back(prompt);
+        } else {
+            self.queue.put_back(plan, &self.groups, prompt);
         }
     }
 
@@ -137,7 +167,11 @@ impl Work {
     /// What a lease still awaits.
     pub(super) fn awaited_under(&self, lease: LeaseId) -> Vec<RolloutId> {
         let prompts = self.leases.prompts(lease).iter();
-        prompts.flat_map(|prompt| self.groups.awaited_under(*prompt, lease)).collect()
+        let groups = |prompt: PromptId| match prompt.held_out_place() {
+            Some(_) => self.evaluations.groups(),
+            None => &self.groups,
+        };
+        prompts.flat_map(|prompt| groups(*prompt).awaited_under(*prompt, lease)).collect()
     }
 
     /// A group is complete.
@@ -149,6 +183,8 @@ impl Work {
     pub(super) fn stop(&mut self) -> Vec<RolloutId> {
         self.leases.clear();
         self.queue.clear();
-        self.groups.close_all()
+        let mut in_flight = self.groups.close_all();
+        in_flight.extend(self.evaluations.stop());
+        in_flight
     }
 }

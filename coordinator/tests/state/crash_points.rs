@@ -1,9 +1,9 @@
 //! Crash points: whatever part of a journal became durable, a coordinator starts over it and goes on.
 
-use coordinator::state::{Durable, Event, State};
+use coordinator::state::{Durable, Event, RunPlan, State};
 use types::Timestamp;
 
-use crate::small_run::plan;
+use crate::small_run::{evaluation, plan};
 use crate::world::{Faults, World};
 
 /// Crash points of one test; four of them run side by side.
@@ -37,13 +37,14 @@ fn check_thoroughly(durable: &Durable, at: Timestamp) {
 fn check_from(first: u64) {
     let mut points = 0;
     for seed in first.. {
-        let mut world = World::new(plan(), seed);
+        let plan = RunPlan { evaluation: Some(evaluation()), ..plan() };
+        let mut world = World::new(plan.clone(), seed);
         world.faults = Faults::chaos();
         world.equal_scores_in_percent = 20;
         for _ in 0..2_000 {
             world.step();
         }
-        let mut durable = Durable::new(plan());
+        let mut durable = Durable::new(plan);
         for (at, fact) in &world.journal {
             let read = serde_json::from_slice(&serde_json::to_vec(fact).unwrap()).unwrap();
             assert_eq!(fact, &read, "a fact reads back as another");

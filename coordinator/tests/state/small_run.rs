@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use algo::filtration::Filtration;
-use coordinator::state::{RunPlan, Schedule};
+use coordinator::state::{BestBy, EvaluationPlan, FiltrationPlan, RunPlan, Schedule};
 use types::link::actor::ActorHello;
 use types::link::learner::{LearnerHello, RecentSteps};
 use types::{
@@ -37,9 +36,24 @@ pub(crate) fn plan() -> RunPlan {
         standstill_timeout: Duration::from_secs(600),
         max_attempts: 3,
         min_group: 2,
-        filtration: Filtration::default(),
+        filtration: FiltrationPlan::default(),
+        max_refill_batches: None,
         send_filtered: false,
         sampling: Sampling::default(),
+        evaluation: None,
+    }
+}
+
+/// Three held-out prompts, every second version.
+pub(crate) fn evaluation() -> EvaluationPlan {
+    EvaluationPlan {
+        prompts: 3,
+        data_hash: "1".into(),
+        every: 2,
+        samples: 2,
+        sampling: Sampling::default(),
+        best_by: BestBy::Score,
+        stop_after: 0,
     }
 }
 

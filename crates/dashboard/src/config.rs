@@ -28,7 +28,8 @@ const PLACES: [&str; 12] = [
     "run",
 ];
 
-/// Every key that the roles of a ring were told, by its path in a recipe; of equal processes the first counts.
+/// Every key that the roles of a ring were told, by its path in a recipe; of equal processes the first
+/// counts.
 /// The run's own folder stands as `{output}` in paths: it is another in every run.
 pub fn told_keys(ring: &Path) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();

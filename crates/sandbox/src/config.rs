@@ -25,9 +25,8 @@ pub struct GraderConfig {
     pub interpreter: Option<PathBuf>,
     /// The helper; `sluice-sandbox-init` beside the running program where not given.
     pub init: Option<PathBuf>,
-    /// Folders of pure-Python or binary packages that guests may import, read-only: that of
-    /// `sortedcontainers`, say, which LeetCode's own interpreter has. A response to one of its problems that
-    /// imports it where it is in none of these folders is `unsupported`.
+    /// Folders of pure-Python or binary packages that guests may import, read-only. `sortedcontainers`, which
+    /// LeetCode's own interpreter has, is there without one.
     pub import_paths: Vec<PathBuf>,
     /// Runs after which a zygote is replaced. Any anomaly replaces it at once.
     pub max_runs_per_zygote: u32,

@@ -20,9 +20,6 @@ use crate::tier::Tier;
 use crate::tier_probe::TierProbe;
 use crate::verdict::{Grade, Verdict};
 
-/// What LeetCode's interpreter has beside the standard library, and the solutions of its data sets import.
-const LEETCODE_MODULE: &str = "sortedcontainers";
-
 /// Grades responses in sandboxes. All methods may be called from any number of threads; dropping it ends and
 /// reaps every process it has started.
 ///
@@ -142,22 +139,7 @@ impl Grader {
                 judged
             }
         };
-        Ok(self.counted(self.without_leetcodes_module(problem, response, judged)))
-    }
-
-    /// A response to a problem of LeetCode may import what LeetCode has; where that is not here, its failure
-    /// is ours.
-    fn without_leetcodes_module(&self, problem: &Problem, response: &str, judged: GradedRun) -> GradedRun {
-        let failed = judged.verdict == Verdict::RuntimeError
-            && judged.detail.contains(&format!("No module named '{LEETCODE_MODULE}'"));
-        let is_here = self.config.import_paths.iter().any(|folder| {
-            folder.join(LEETCODE_MODULE).is_dir() || folder.join(format!("{LEETCODE_MODULE}.py")).is_file()
-        });
-        if !failed || is_here || !problem.is_leetcode() || !response.contains(LEETCODE_MODULE) {
-            return judged;
-        }
-        let detail = format!("{}: LeetCode has it; name its folder in import_paths", judged.detail);
-        GradedRun { verdict: Verdict::Unsupported, passed: 0, detail, ..judged }
+        Ok(self.counted(judged))
     }
 
     /// A finished grading, counted.

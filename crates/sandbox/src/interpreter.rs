@@ -12,8 +12,9 @@ use crate::clock::Moment;
 use crate::error::Error;
 
 /// What the zygote and its guests execute, by the name they are loaded under.
-const SOURCES: [(&str, &str); 9] = [
+const SOURCES: [(&str, &str); 10] = [
     ("zygote", include_str!("python/zygote.py")),
+    ("packages", include_str!("python/packages.py")),
     ("encoding", include_str!("python/encoding.py")),
     ("candidate", include_str!("python/candidate.py")),
     ("remote", include_str!("python/remote.py")),
@@ -22,6 +23,14 @@ const SOURCES: [(&str, &str); 9] = [
     ("session", include_str!("python/session.py")),
     ("suite", include_str!("python/suite.py")),
     ("tester", include_str!("python/tester.py")),
+];
+/// What guests may import though the interpreter has it not: modules by name. LeetCode's interpreter has
+/// `sortedcontainers`, and answers to its problems import it.
+const PACKAGES: [(&str, &str); 4] = [
+    ("sortedcontainers", include_str!("../vendor/sortedcontainers/__init__.py")),
+    ("sortedcontainers.sorteddict", include_str!("../vendor/sortedcontainers/sorteddict.py")),
+    ("sortedcontainers.sortedlist", include_str!("../vendor/sortedcontainers/sortedlist.py")),
+    ("sortedcontainers.sortedset", include_str!("../vendor/sortedcontainers/sortedset.py")),
 ];
 /// Asks an interpreter what it is.
 const FACTS_SOURCE: &str = include_str!("python/facts.py");
@@ -38,7 +47,7 @@ pub(crate) struct Interpreter {
     pub(crate) path: PathBuf,
     /// Folders and files that it reads.
     pub(crate) reads: Vec<PathBuf>,
-    /// Our own modules, compiled and marshalled by it.
+    /// Our own modules and the guests' packages, compiled and marshalled by it.
     pub(crate) code: Vec<u8>,
 }
 
@@ -120,7 +129,7 @@ enum Unusable {
 
 /// Runs the interpreter once, outside of any sandbox: it is trusted, its guests are not.
 fn ask(path: &Path) -> Result<Vec<u8>, Unusable> {
-    let sources: BTreeMap<_, _> = SOURCES.into_iter().collect();
+    let sources: [BTreeMap<_, _>; 2] = [SOURCES.into_iter().collect(), PACKAGES.into_iter().collect()];
     let input = serde_json::to_vec(&sources)?;
     let mut child = Command::new(path)
         .args(["-I", "-S", "-c", FACTS_SOURCE])

@@ -47,15 +47,6 @@ impl Problem {
         }
     }
 
-    /// Whether it is one of LeetCode, whose responses may import what LeetCode's own interpreter has.
-    pub(crate) fn is_leetcode(&self) -> bool {
-        match self {
-            Self::HumanEval(problem) => problem.entry_point.starts_with("Solution"),
-            Self::Mbpp(problem) => problem.prelude == LEETCODE_PRELUDE,
-            Self::FunctionCalls(_) | Self::Stdio(_) => false,
-        }
-    }
-
     /// Why nothing can be graded with this problem. One without tests would accept everything.
     pub fn refusal(&self) -> Option<&'static str> {
         let is_blank = |tests: &str| tests.trim().is_empty();

@@ -32,8 +32,7 @@ fn grades(tier: Tier, records: &[(Record, String)]) -> Vec<Grade> {
     })
 }
 
-/// The references of a file; asserts that all are accepted, but those that import what the interpreter has
-/// not.
+/// The references of a file; asserts that all are accepted.
 fn references_are_accepted(tier: Tier, records: Vec<Record>) {
     let records: Vec<(Record, String)> = records
         .into_iter()
@@ -47,9 +46,7 @@ fn references_are_accepted(tier: Tier, records: Vec<Record>) {
     for ((record, _), grade) in records.iter().zip(grades(tier, &records)) {
         *counts.entry(grade.verdict).or_default() += 1;
         let task_id = record.problem.task_id();
-        let lacks_module = grade.detail.contains("No module named 'sortedcontainers': LeetCode has it");
-        let excused = grade.verdict == Verdict::Unsupported && lacks_module;
-        if grade.verdict != Verdict::Accepted && !excused {
+        if grade.verdict != Verdict::Accepted {
             wrong.push((task_id.to_owned(), grade));
         }
     }
@@ -74,44 +71,60 @@ fn every_reference_of_mbpp_is_accepted_in_both_tiers() {
 }
 
 #[test]
-fn what_leetcode_has_is_imported_where_it_is_and_its_absence_is_not_the_responses() {
+fn what_leetcode_has_is_imported_unless_the_host_has_its_own() {
     let test = "def check(candidate):\n    assert candidate([3, 1, 2]) == [1, 2, 3]\n";
-    let leetcode = |entry_point: &str| {
-        let entry_point = entry_point.to_owned();
-        Problem::HumanEval(HumanEval { entry_point, test: test.to_owned(), ..HumanEval::default() })
-    };
+    let leetcode = Problem::HumanEval(HumanEval {
+        entry_point: "Solution().f".to_owned(),
+        test: test.to_owned(),
+        ..HumanEval::default()
+    });
     let contest = "my_solution = Solution()\nassert my_solution.f([3, 1, 2]) == [1, 2, 3]\n".to_owned();
     let contest = Problem::Mbpp(Mbpp::of_contest("c".to_owned(), contest, false));
-    let response = "from sortedcontainers import SortedList\nclass Solution:\n    def f(self, x):\n        return list(SortedList(x))\n";
+    let response = "from sortedcontainers import SortedDict, SortedList, SortedSet\n\
+                    class Solution:\n    def f(self, x):\n        \
+                    assert SortedSet(x)[0] == 1 and SortedDict.fromkeys(x).peekitem()[0] == 3\n        \
+                    return list(SortedList(x))\n";
     let folder = tempfile::tempdir().unwrap();
-    let package = folder.path().join("sortedcontainers");
-    std::fs::create_dir(&package).unwrap();
-    std::fs::write(package.join("__init__.py"), "SortedList = sorted\n").unwrap();
-    for path in [folder.path(), &package, &package.join("__init__.py")] {
+    let package = folder.path().join("sortedcontainers.py");
+    std::fs::write(&package, "SortedDict = SortedSet = None\ndef SortedList(x):\n    return 'own'\n")
+        .unwrap();
+    for path in [folder.path(), &package] {
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     }
-    for tier in [Tier::A, Tier::B] {
+    for (tier, cold) in [(Tier::A, false), (Tier::B, false), (Tier::B, true)] {
         let verdict = |import_paths: &[&std::path::Path], problem: &Problem, response: &str| {
             let import_paths = import_paths.iter().map(|path| path.to_path_buf()).collect();
-            let config = GraderConfig { tier: Some(tier), import_paths, ..GraderConfig::default() };
+            let config = GraderConfig { tier: Some(tier), cold, import_paths, ..GraderConfig::default() };
             arena::grader_with(config).grade(problem, response, &Limits::default()).unwrap()
         };
-        for problem in [&leetcode("Solution().f"), &contest] {
-            let there = verdict(&[folder.path()], problem, response);
-            assert_eq!(there.verdict, Verdict::Accepted, "tier {tier}: {}", there.detail);
-            let missing = verdict(&[], problem, response);
-            assert_eq!(missing.verdict, Verdict::Unsupported, "tier {tier}: {}", missing.detail);
-            assert!(missing.detail.contains("name its folder in import_paths"), "{}", missing.detail);
-            let forged = response.replace("from sortedcontainers import SortedList", "import nothing_at_all");
-            assert_eq!(verdict(&[], problem, &forged).verdict, Verdict::RuntimeError);
+        for problem in [&leetcode, &contest] {
+            let found = verdict(&[], problem, response);
+            assert_eq!(found.verdict, Verdict::Accepted, "tier {tier}, cold {cold}: {}", found.detail);
+            let absent = response.replace("sortedcontainers", "nothing_at_all");
+            assert_eq!(verdict(&[], problem, &absent).verdict, Verdict::RuntimeError);
         }
-        let elsewhere =
-            response.replace("class Solution:\n    def f(self, x)", "def f(x)").replace("        ", "    ");
-        assert_eq!(verdict(&[], &leetcode("f"), &elsewhere).verdict, Verdict::RuntimeError, "no promise");
-        let forged = format!("raise ModuleNotFoundError(\"No module named 'sortedcontainers'\")\n{response}");
-        let forged = verdict(&[folder.path()], &contest, &forged);
-        assert_eq!(forged.verdict, Verdict::RuntimeError, "where it is, nothing excuses: {}", forged.detail);
+        let hosts_own = response
+            .replace(
+                "        assert SortedSet(x)[0] == 1 and SortedDict.fromkeys(x).peekitem()[0] == 3\n",
+                "",
+            )
+            .replace("list(SortedList(x))", "[1, 2, 3] if SortedList(x) == 'own' else None");
+        let hosts_own = verdict(&[folder.path()], &leetcode, &hosts_own);
+        assert_eq!(hosts_own.verdict, Verdict::Accepted, "tier {tier}, cold {cold}: {}", hosts_own.detail);
     }
+}
+
+/// All that a response reaches through the finder of packages is the packages.
+#[test]
+fn the_finder_of_packages_shows_a_response_nothing_of_ours() {
+    let test = "def check(candidate):\n    assert candidate() == ['sortedcontainers']\n".to_owned();
+    let problem = Problem::HumanEval(HumanEval { entry_point: "f".to_owned(), test, ..HumanEval::default() });
+    let response = "import sys\ndef f():\n    names = sys.meta_path[-1].find_spec.__globals__\n    \
+                    assert not {'parts', 'native', 'blueprint_fd'} & set(names), names\n    \
+                    return sorted({name.split('.')[0] for name in names['package_code']})\n";
+    let grade =
+        arena::grader_with(GraderConfig::default()).grade(&problem, response, &Limits::default()).unwrap();
+    assert_eq!(grade.verdict, Verdict::Accepted, "{}", grade.detail);
 }
 
 /// A method that returns nothing, one that returns its own object, and a class of another name are wrong.
@@ -135,23 +148,13 @@ fn no_wrong_answer_to_a_leetcode_problem_is_accepted() {
     for ((record, response), grade) in wrong.iter().zip(grades(Tier::A, &wrong)) {
         let task_id = record.problem.task_id();
         assert_ne!(grade.verdict, Verdict::Accepted, "{task_id}\n{response}");
-        // A package that LeetCode has and this host has not is nobody's fault.
-        let imports = response.contains("sortedcontainers") && grade.verdict == Verdict::Unsupported;
-        assert!(
-            imports || grade.verdict.judges_response(),
-            "{task_id}: {} {}\n{response}",
-            grade.verdict,
-            grade.detail
-        );
+        assert!(grade.verdict.judges_response(), "{task_id}: {} {}\n{response}", grade.verdict, grade.detail);
     }
 }
 
 #[test]
 fn verdicts_on_edited_references_of_leetcode_are_those_of_cpython() {
-    let records: Vec<Record> = sample("LeetCodeDataset-v0.1.0-test.jsonl.gz", 12)
-        .into_iter()
-        .filter(|record| !record.reference.as_deref().unwrap().contains("sortedcontainers"))
-        .collect();
+    let records = sample("LeetCodeDataset-v0.1.0-test.jsonl.gz", 12);
     let cases: Vec<(Record, String)> = records
         .iter()
         .flat_map(|record| mutants(record).into_iter().map(move |mutant| (record.clone(), mutant)))

@@ -112,6 +112,8 @@ impl FailReason {
 pub enum Ending {
     /// The learner has trained on it.
     Trained,
+    /// It was asked of a held-out prompt, and has been scored: nothing is learnt from it.
+    Evaluated,
     /// Filtered, as intended.
     Filtered(FilterReason),
     /// Dropped, not as intended.
@@ -125,6 +127,7 @@ impl Ending {
     pub fn labels(self) -> (&'static str, &'static str) {
         match self {
             Self::Trained => ("trained", ""),
+            Self::Evaluated => ("evaluated", ""),
             Self::Filtered(reason) => ("filtered", reason.as_str()),
             Self::Dropped(reason) => ("dropped", reason.as_str()),
             Self::Failed(reason) => ("failed", reason.as_str()),

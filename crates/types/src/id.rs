@@ -144,6 +144,21 @@ pub struct PromptId {
     pub ordinal: u64,
 }
 
+/// Ordinals from here on are of held-out prompts: no data set has as many lines.
+const HELD_OUT_FROM: u64 = 1 << 40;
+
+impl PromptId {
+    /// The prompt at a place of the held-out data set, as an evaluation asks it.
+    pub fn held_out(evaluation: u32, place: u64) -> Self {
+        Self { epoch: evaluation, ordinal: HELD_OUT_FROM + place }
+    }
+
+    /// Its place in the held-out data set, where it is of that.
+    pub fn held_out_place(self) -> Option<u64> {
+        self.ordinal.checked_sub(HELD_OUT_FROM)
+    }
+}
+
 impl fmt::Display for PromptId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "e{}-p{}", self.epoch, self.ordinal)

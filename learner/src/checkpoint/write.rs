@@ -10,7 +10,7 @@ use types::{BatchId, RunId};
 
 use super::manifest::{self, FORMAT, Files, Manifest};
 use super::snapshot::Snapshot;
-use super::{Checkpoints, Error, agreement, folders};
+use super::{Checkpoints, Error, agreement, best, folders};
 use crate::disk::{self, FileError};
 use crate::error::Result;
 use crate::ppo::Trainer;
@@ -165,11 +165,38 @@ fn commit(manifest: &Manifest, partial: &Path, target: &Path) -> std::result::Re
     Ok(())
 }
 
-/// Deletes all but the newest `keep` checkpoints. One that cannot be deleted is in nobody's way.
+/// Deletes all but the newest `keep` checkpoints and the best one. One that cannot be deleted is in nobody's
+/// way.
 fn prune(folder: &Path, keep: usize) {
-    for old in folders::newest_first(folder).unwrap_or_default().into_iter().skip(keep) {
+    let best = best::of(folder);
+    let old = folders::newest_first(folder).unwrap_or_default().into_iter().skip(keep);
+    for old in old.filter(|path| best.as_ref() != Some(path)) {
         if let Err(error) = fs::remove_dir_all(&old) {
             warn!(path = %old.display(), %error, "an old checkpoint cannot be deleted");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_checkpoint_is_kept_beside_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path(), 2);
+        let write = |batch| fs::create_dir(dir.path().join(folders::final_name(BatchId(batch)))).unwrap();
+        let left = || -> Vec<String> {
+            prune(dir.path(), 2);
+            let found = folders::newest_first(dir.path()).unwrap();
+            found.iter().map(|path| path.file_name().unwrap().to_string_lossy()[5..].to_owned()).collect()
+        };
+        (1..=4).for_each(write);
+        assert!(checkpoints.keep_best(BatchId(2)).unwrap());
+        assert_eq!(left(), ["00000004", "00000003", "00000002"]);
+        (5..=6).for_each(write);
+        assert!(checkpoints.keep_best(BatchId(5)).unwrap());
+        assert_eq!(left(), ["00000006", "00000005"], "the best before is like any other");
+        assert!(!checkpoints.keep_best(BatchId(9)).unwrap(), "there is none");
     }
 }

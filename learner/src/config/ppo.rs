@@ -138,8 +138,9 @@ pub struct PpoConfig {
     /// Samples of one optimizer step, of those that train. The last of a pass may have fewer.
     pub minibatch_size: usize,
     /// Most tokens of a micro-batch on one rank; a longer sequence is one of its own. Changes no gradient.
-    /// Where a rank's part of the first minibatch, policy's and critic's, has no more tokens in all, its
-    /// forward passes are not computed twice.
+    /// The forward passes of the first minibatch are not computed twice where a rank's part of it, policy's
+    /// and critic's, has no more tokens in all, and wherever there is neither a critic nor a KL in the
+    /// rewards.
     pub microbatch_tokens: usize,
     /// Whether each pass has an order of its own; otherwise samples are taken in the order of the batch.
     pub shuffle: bool,

@@ -35,7 +35,7 @@ impl Evaluated {
     /// # Errors
     /// Numbers that are not finite.
     pub(crate) fn estimate(self, by: Estimation<'_>) -> FormulaResult<Experience> {
-        let Self { samples, old_logprobs, old_entropies, old_values } = self;
+        let Self { samples, old_logprobs, old_entropies, old_values, pending } = self;
         let rewards = by.rewards(&samples, &old_logprobs)?;
         let Estimates { mut advantages, absent, critic } = by.advantages(&samples, &rewards, old_values)?;
         by.whiten(&samples, absent, &mut advantages);
@@ -50,6 +50,7 @@ impl Evaluated {
             critic,
             corrections,
             correction_sums: weights.sums,
+            pending,
         })
     }
 }
@@ -186,7 +187,8 @@ mod tests {
         let samples = Collected::new(&batch, config, &settings).unwrap();
         let (old_logprobs, tokens) = (samples.rollout_logprobs.clone(), samples.tokens());
         let old_values = config.needs_critic().then(|| vec![0.0; tokens]);
-        let evaluated = Evaluated { samples, old_logprobs, old_entropies: vec![0.0; tokens], old_values };
+        let old_entropies = vec![0.0; tokens];
+        let evaluated = Evaluated { samples, old_logprobs, old_entropies, old_values, pending: None };
         let kl_coefficient = settings.kl_coefficient();
         let experience =
             evaluated.estimate(Estimation { config, settings: &settings, kl_coefficient }).unwrap();

@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use algo::{CorrectionSums, Responses, full_support_logprobs};
+use algo::{Correction, CorrectionSums, Responses, full_support_logprobs};
 use types::{Batch, FinishReason, GroupScore, RolloutId, Sample};
 
 use super::siblings::{Siblings, shaped};
@@ -20,7 +20,8 @@ use crate::config::{PpoConfig, RolloutSupport, SamplesOn, Settings, Truncated};
 use crate::error::{Error, FormulaResult, Result};
 use crate::microbatch::{Microbatch, Sequence};
 use crate::microbatch_split::SplitItem;
-use crate::trainable_model::TrainableModel;
+use crate::ranks::Ranks;
+use crate::trainable_model::{HeadOutputs, TrainableModel};
 
 /// The samples of a batch that take part in a step, as they came.
 #[derive(Debug)]
@@ -55,12 +56,60 @@ pub(crate) struct Evaluated {
     pub(crate) old_entropies: Vec<f32>,
     /// `V_old`, `[tokens]`, where the algorithm has a critic.
     pub(crate) old_values: Option<Vec<f32>>,
+    /// Samples of which the policy has not been asked yet. Until then their log-probs are the rollouts', and
+    /// their entropies 0.
+    pub(crate) pending: Option<Pending>,
+}
+
+/// Samples that the first minibatch trains on, and what it finds out about them on the way.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    samples: Vec<usize>,
+    /// `[tokens]`; 0 where another rank computes.
+    logprobs: Vec<f32>,
+    /// `[tokens]`; 0 where another rank computes.
+    entropies: Vec<f32>,
+}
+
+impl Pending {
+    /// Nothing is known yet of these samples.
+    pub(crate) fn new(collected: &Collected, samples: Vec<usize>) -> Self {
+        let zeros = vec![0.0; collected.tokens()];
+        Self { samples, logprobs: zeros.clone(), entropies: zeros }
+    }
+
+    /// The policy's outputs for some of them, at the weights that the step begins with; says whether all of
+    /// them are finite.
+    pub(crate) fn note(&mut self, collected: &Collected, samples: &[usize], outputs: &HeadOutputs) -> bool {
+        collected.scatter(&mut self.logprobs, samples, &outputs.values);
+        let entropies = outputs.entropies.as_deref().unwrap_or_default();
+        if !entropies.is_empty() {
+            collected.scatter(&mut self.entropies, samples, entropies);
+        }
+        outputs.values.iter().chain(entropies).all(|number| number.is_finite())
+    }
+
+    /// Brings together what the ranks found out.
+    pub(crate) fn complete(&mut self, ranks: &Ranks) -> Result<()> {
+        ranks.complete(&mut self.logprobs)?;
+        ranks.complete(&mut self.entropies)
+    }
+
+    /// The samples of which some number is not finite.
+    pub(crate) fn not_finite(&self, collected: &Collected) -> Vec<usize> {
+        let slices = [&self.logprobs, &self.entropies];
+        let is_broken = |sample: &usize| {
+            let mut numbers = slices.iter().flat_map(|tokens| &tokens[collected.places(*sample)]);
+            numbers.any(|number| !number.is_finite())
+        };
+        self.samples.iter().copied().filter(is_broken).collect()
+    }
 }
 
 impl Evaluated {
     /// The samples of which some number is not finite.
     pub(crate) fn not_finite(&self) -> Vec<usize> {
-        let Self { samples, old_logprobs, old_entropies, old_values } = self;
+        let Self { samples, old_logprobs, old_entropies, old_values, .. } = self;
         let slices = [Some(old_logprobs), Some(old_entropies), old_values.as_ref()];
         let mut found = Vec::new();
         for sample in 0..samples.len() {
@@ -90,6 +139,8 @@ pub(crate) struct Experience {
     pub(crate) corrections: Option<Vec<f32>>,
     /// How far the tokens' distribution was from `π_old`, with or without a correction.
     pub(crate) correction_sums: CorrectionSums,
+    /// Samples whose old numbers the first minibatch finds out.
+    pub(crate) pending: Option<Pending>,
 }
 
 /// What a critic said, and what it should say.
@@ -233,6 +284,19 @@ impl Collected {
 }
 
 impl Experience {
+    /// Takes over what the first minibatch found out, of all ranks.
+    pub(crate) fn settle(&mut self, found: &Pending, correction: Correction) -> FormulaResult<()> {
+        let Self { samples, old_logprobs, old_entropies, .. } = self;
+        for places in found.samples.iter().map(|sample| samples.places(*sample)) {
+            old_logprobs[places.clone()].copy_from_slice(&found.logprobs[places.clone()]);
+            old_entropies[places.clone()].copy_from_slice(&found.entropies[places]);
+        }
+        let weights = correction.weights(samples.responses()?, old_logprobs, &samples.rollout_logprobs)?;
+        self.corrections = (correction != Correction::None).then_some(weights.weights);
+        self.correction_sums = weights.sums;
+        Ok(())
+    }
+
     /// The KL of the policy to the reference as responses see it: the mean over the samples that train of
     /// `Σ_t (log π_old − log π_ref)`. `None` without a reference.
     pub(crate) fn kl_to_ref(&self) -> Option<f64> {

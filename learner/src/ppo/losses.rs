@@ -48,6 +48,8 @@ pub(crate) struct Losses<'a> {
     pub(crate) kl_coefficient: f64,
     /// The constant that `seq-mean-token-sum-norm` divides by, in tokens.
     pub(crate) norm_tokens: usize,
+    /// Whether the weights are still those that old log-probs are of: the log-probs are the old ones then.
+    pub(crate) is_at_old_weights: bool,
 }
 
 /// Some samples of the experience as one sum over tokens.
@@ -149,12 +151,13 @@ impl Losses<'_> {
     fn surrogate(&self, tokens: &LossTokens<'_>, logprobs: &[f32]) -> FormulaResult<PolicyLoss> {
         let advantages = tokens.gather(&self.experience.advantages);
         let coefficients = self.corrected(tokens, logprobs, &advantages)?;
+        let gathered = (!self.is_at_old_weights).then(|| tokens.gather(&self.experience.old_logprobs));
         policy_loss(
             &self.settings.objective,
             &PolicyTokens {
                 responses: tokens.responses()?,
                 logprobs,
-                old_logprobs: &tokens.gather(&self.experience.old_logprobs),
+                old_logprobs: gathered.as_deref().unwrap_or(logprobs),
                 advantages: &advantages,
                 coefficients: &coefficients,
             },
@@ -172,7 +175,13 @@ impl Losses<'_> {
         let responses = tokens.responses()?;
         let mut coefficients = tokens.coefficients.clone();
         if let Some(corrections) = &self.experience.corrections {
-            reweight(responses, &mut coefficients, &tokens.gather(corrections))?;
+            let corrections = if self.is_at_old_weights {
+                let rollout_logprobs = tokens.gather(&tokens.collected.rollout_logprobs);
+                self.settings.correction.weights(responses, logprobs, &rollout_logprobs)?.weights
+            } else {
+                tokens.gather(corrections)
+            };
+            reweight(responses, &mut coefficients, &corrections)?;
         }
         if let Bound::At(delta) = self.config.off_policy_delta {
             let rollout_logprobs = tokens.gather(&tokens.collected.rollout_logprobs);

@@ -1,11 +1,14 @@
 //! What a step knows before it learns: old log-probs, entropies and values of every sample, at the weights it
 //! begins with.
 //!
-//! The first minibatch trains at the same weights. Its forward passes are kept for that, where there is room.
+//! The first minibatch trains at the same weights. Where no advantage depends on what the policy says (no
+//! critic, no KL in the rewards), its own forward passes are all that is needed, and it is not asked before.
+//! Elsewhere they are kept for it, where there is room.
 
+use algo::KlPlacement;
 use model::LogprobOptions;
 
-use super::experience::{Collected, Evaluated};
+use super::experience::{Collected, Evaluated, Pending};
 use super::minibatch::{Minibatch, ModelMinibatch};
 use super::trainer::Trainer;
 use crate::error::Result;
@@ -19,6 +22,8 @@ struct Evaluation<'a> {
     model: &'a TrainableModel,
     request: HeadRequest,
     samples: &'a Collected,
+    /// Whether the first minibatch's are made when it trains.
+    is_first_deferred: bool,
     /// The outputs so far, `[tokens]`; 0 where another rank computes.
     values: Vec<f32>,
     /// The entropies so far, `[tokens]`; 0 where another rank computes, or none are asked for.
@@ -37,12 +42,14 @@ enum FirstPasses {
     Kept,
     /// They are made again.
     Dropped,
+    /// They are made when it trains.
+    Deferred,
 }
 
 impl Trainer {
     /// Computes old log-probs, entropies and values, each rank its micro-batches. These are those of the
     /// first pass, so that the first minibatch sees ratios of exactly 1; it is given its forward passes where
-    /// they are kept.
+    /// they are kept, and makes them itself where nothing needs them before.
     ///
     /// # Errors
     /// A token outside the vocabulary, a rank that is lost.
@@ -50,6 +57,9 @@ impl Trainer {
         let mut budget = KeepBudget { tokens: self.config.microbatch_tokens };
         let options = LogprobOptions { temperature: self.temperature, entropy: true };
         let mut policy = self.evaluation(&self.policy, HeadRequest::Logprobs(options), &samples);
+        policy.is_first_deferred = !self.estimates_from_old_logprobs();
+        let deferred = minibatches.first().filter(|_| policy.is_first_deferred);
+        let deferred = deferred.map(|first| first.policy.split.sorted_indices());
         let policy_minibatches = minibatches.iter_mut().map(|minibatch| &mut minibatch.policy).collect();
         self.evaluate(&mut policy, policy_minibatches, &mut budget)?;
         let (mut old_logprobs, mut old_entropies) = (policy.values, policy.entropies);
@@ -65,7 +75,18 @@ impl Trainer {
         if let Some(values) = &mut old_values {
             self.ranks.complete(values)?;
         }
-        Ok(Evaluated { samples, old_logprobs, old_entropies, old_values })
+        for places in deferred.iter().flatten().map(|sample| samples.places(*sample)) {
+            old_logprobs[places.clone()].copy_from_slice(&samples.rollout_logprobs[places]);
+        }
+        let pending = deferred.map(|deferred| Pending::new(&samples, deferred));
+        Ok(Evaluated { samples, old_logprobs, old_entropies, old_values, pending })
+    }
+
+    /// Whether rewards or advantages need what the policy says before the update. Corrections do not: each
+    /// token's or response's is its own.
+    fn estimates_from_old_logprobs(&self) -> bool {
+        let is_kl_in_rewards = matches!(self.settings.kl, KlPlacement::Reward { .. });
+        self.critic.is_some() || (is_kl_in_rewards && self.controller.coefficient() != 0.0)
     }
 
     fn evaluation<'a>(
@@ -75,7 +96,15 @@ impl Trainer {
         samples: &'a Collected,
     ) -> Evaluation<'a> {
         let zeros = vec![0.0; samples.tokens()];
-        Evaluation { ranks: &self.ranks, model, request, samples, values: zeros.clone(), entropies: zeros }
+        Evaluation {
+            ranks: &self.ranks,
+            model,
+            request,
+            samples,
+            is_first_deferred: false,
+            values: zeros.clone(),
+            entropies: zeros,
+        }
     }
 
     /// Passes all samples forward: those of the minibatches, and those that are in none of them.
@@ -97,6 +126,7 @@ impl Trainer {
             match evaluation.first_passes(&first.split, budget) {
                 FirstPasses::Kept => first.kept = evaluation.forward(&first.split)?,
                 FirstPasses::Dropped => evaluation.infer(&first.split)?,
+                FirstPasses::Deferred => {}
             }
         }
         for minibatch in minibatches {
@@ -110,6 +140,9 @@ impl Evaluation<'_> {
     /// Whether the first minibatch's passes are kept: if the model keeps graphs, and there is room for all of
     /// them. Says the same on every rank.
     fn first_passes(&self, split: &MicrobatchSplit, budget: &mut KeepBudget) -> FirstPasses {
+        if self.is_first_deferred {
+            return FirstPasses::Deferred;
+        }
         if !self.model.keeps_graphs() {
             return FirstPasses::Dropped;
         }

@@ -1,5 +1,7 @@
 //! One step of PPO on one batch.
 
+use std::ops::ControlFlow;
+
 use tracing::{debug, warn};
 use types::link::learner::{MeasuredStep, StepMetrics};
 use types::{Batch, BatchId};
@@ -33,7 +35,7 @@ impl Trainer {
         let prepare_seconds = timer.seconds();
 
         let mut metrics = match experience {
-            Some(experience) => self.train(batch, &experience, minibatches)?,
+            Some(experience) => self.train(batch, experience, minibatches)?,
             None => self.measure_skipped(batch, minibatches.len()),
         };
         metrics.prepare_seconds = prepare_seconds;
@@ -83,35 +85,60 @@ impl Trainer {
     fn train(
         &mut self,
         batch: &Batch,
-        experience: &Experience,
+        mut experience: Experience,
         first: Vec<Minibatch>,
     ) -> Result<StepMetrics> {
         let mut updates = UpdateSums::default();
-        self.train_pass(experience, first, 0, &mut updates)?;
+        let steps_per_pass = first.len();
+        if self.train_pass(&mut experience, first, 0, &mut updates)?.is_break() {
+            return Ok(self.measure_skipped(batch, steps_per_pass));
+        }
         for pass in 1..self.config.ppo_epochs {
             let minibatches = self.minibatches(&experience.samples, batch.id(), pass)?;
-            self.train_pass(experience, minibatches, pass, &mut updates)?;
+            let _ = self.train_pass(&mut experience, minibatches, pass, &mut updates)?;
         }
-        let metrics = self.measure(batch, experience, updates)?;
-        self.adapt_kl_coefficient(experience)?;
+        let metrics = self.measure(batch, &experience, updates)?;
+        self.adapt_kl_coefficient(&experience)?;
         Ok(metrics)
     }
 
-    /// One pass over the batch: an optimizer step of each model for every minibatch.
+    /// One pass over the batch: an optimizer step of each model for every minibatch. Breaks where the first
+    /// one has found that the batch has no loss; nothing has moved then.
     fn train_pass(
         &mut self,
-        experience: &Experience,
+        experience: &mut Experience,
         minibatches: Vec<Minibatch>,
         pass: usize,
         updates: &mut UpdateSums,
-    ) -> Result<()> {
+    ) -> Result<ControlFlow<()>> {
         let steps_per_pass = minibatches.len();
         let steps = (self.config.ppo_epochs * steps_per_pass) as u64;
         for (index, minibatch) in minibatches.into_iter().enumerate() {
             let lr_factor = self.lr_factor((pass * steps_per_pass + index) as u64, steps);
             self.update(experience, minibatch, lr_factor, updates)?;
+            if self.settle(experience)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Takes over what the first minibatch found out of the policy before its update, where that was not
+    /// asked for before. Every rank has the outputs of all, and decides the same.
+    fn settle(&self, experience: &mut Experience) -> Result<ControlFlow<()>> {
+        let Some(mut found) = experience.pending.take() else { return Ok(ControlFlow::Continue(())) };
+        found.complete(&self.ranks)?;
+        let broken = named(&experience.samples.ids, &found.not_finite(&experience.samples));
+        if broken.is_empty() {
+            let settled = experience.settle(&found, self.settings.correction);
+            settled.map_err(Error::numbers(|| "the corrections of a batch".to_owned()))?;
+            debug!(corrections = ?experience.correction_sums, "rollouts corrected");
+            return Ok(ControlFlow::Continue(()));
+        }
+        if self.ranks.rank() == 0 {
+            warn!(samples = broken, "old log-probs are no finite numbers: batch skipped");
+        }
+        Ok(ControlFlow::Break(()))
     }
 
     /// The schedule's factor of the learning rates for optimizer step `place` of the `count` that this

@@ -69,53 +69,81 @@ impl ModelSteps {
 }
 
 impl Trainer {
-    /// One optimizer step of each model; `lr_factor` is the schedule's.
+    /// One optimizer step of each model; `lr_factor` is the schedule's. What the experience lacks of the
+    /// policy's outputs is noted on the way.
     ///
     /// # Errors
     /// Training that diverged, a rank that is lost.
     pub(super) fn update(
         &mut self,
-        experience: &Experience,
+        experience: &mut Experience,
         minibatch: Minibatch,
         lr_factor: f64,
         sums: &mut UpdateSums,
     ) -> Result<()> {
         let Self { config, settings, ranks, policy, critic, .. } = self;
+        let mut pending = experience.pending.take();
+        let is_at_old_weights = pending.is_some();
+        let known = &*experience;
         let losses = Losses {
             config,
             settings,
-            experience,
+            experience: known,
             kl_coefficient: self.controller.coefficient(),
             norm_tokens: config.norm_tokens.unwrap_or(self.max_new_tokens),
+            is_at_old_weights,
         };
-        let policy_samples = minibatch.policy.split.sorted_indices();
-        let critic_samples = minibatch.critic.split.sorted_indices();
-        let (mut policy_sums, mut value_loss) = (LossSums::default(), 0.0);
+        let mut found = Found {
+            policy_samples: minibatch.policy.split.sorted_indices(),
+            critic_samples: minibatch.critic.split.sorted_indices(),
+            ..Found::default()
+        };
 
-        let entropy = config.entropy_coefficient > 0.0;
+        let entropy = config.entropy_coefficient > 0.0 || is_at_old_weights;
         let options = LogprobOptions { temperature: self.temperature, entropy };
-        let accumulation = Accumulation { ranks, experience, request: HeadRequest::Logprobs(options) };
+        let accumulation = Accumulation { ranks, experience: known, request: HeadRequest::Logprobs(options) };
         accumulation.run(policy, minibatch.policy, |samples, totals, outputs| {
-            losses.policy(samples, totals, outputs, &mut policy_sums)
+            if let Some(pending) = &mut pending
+                && !pending.note(&known.samples, samples, outputs)
+            {
+                return Ok(HeadGradients::not_a_number(outputs));
+            }
+            losses.policy(samples, totals, outputs, &mut found.losses)
         })?;
-        if let (Some(critic), Some(targets)) = (critic.as_mut(), &experience.critic) {
+        if let (Some(critic), Some(targets)) = (critic.as_mut(), &known.critic) {
             let accumulation = Accumulation { request: HeadRequest::Scalars, ..accumulation };
             accumulation.run(critic, minibatch.critic, |samples, totals, outputs| {
-                let found = losses.critic(samples, targets, totals, outputs)?;
-                value_loss += found.loss;
-                Ok(found.gradients)
+                let of_microbatch = losses.critic(samples, targets, totals, outputs)?;
+                found.value_loss += of_microbatch.loss;
+                Ok(of_microbatch.gradients)
             })?;
         }
 
-        // The policy's gradients were reduced while the critic was computed.
+        self.optimizer_steps(lr_factor, known, found, sums)?;
+        experience.pending = pending;
+        Ok(())
+    }
+
+    /// The optimizer step of each model, over the gradients of a minibatch; what was added up counts if the
+    /// step is made. The policy's gradients were reduced while the critic was computed.
+    fn optimizer_steps(
+        &mut self,
+        lr_factor: f64,
+        experience: &Experience,
+        found: Found,
+        sums: &mut UpdateSums,
+    ) -> Result<()> {
+        let Self { config, ranks, policy, critic, .. } = self;
+        let collected = &experience.samples;
+        let Found { policy_samples, critic_samples, losses, value_loss } = found;
         if !policy_samples.is_empty() {
             let lr = lr_factor * config.policy_lr;
             let outcome = policy.update(ranks, &config.optimizer(config.policy_lr), lr)?;
             if sums.policy.count(outcome) {
                 sums.policy_lr = lr;
-                sums.losses.merge(&policy_sums);
+                sums.losses.merge(&losses);
             }
-            warn_if_skipped("policy", outcome, ranks, (&experience.samples, &policy_samples));
+            warn_if_skipped("policy", outcome, ranks, (collected, &policy_samples));
         }
         if let Some(critic) = critic {
             let optimizer = config.optimizer(config.critic_lr);
@@ -123,10 +151,19 @@ impl Trainer {
             if sums.critic.count(outcome) {
                 sums.losses.value_loss += value_loss;
             }
-            warn_if_skipped("critic", outcome, ranks, (&experience.samples, &critic_samples));
+            warn_if_skipped("critic", outcome, ranks, (collected, &critic_samples));
         }
         Ok(())
     }
+}
+
+/// What a minibatch has added up before its optimizer steps.
+#[derive(Default)]
+struct Found {
+    policy_samples: Vec<usize>,
+    critic_samples: Vec<usize>,
+    losses: LossSums,
+    value_loss: f64,
 }
 
 /// Gradient accumulation: a model's gradient over a minibatch, one micro-batch after the other.

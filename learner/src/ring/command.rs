@@ -14,6 +14,8 @@ pub(crate) enum RankCommand {
     Train(Batch),
     /// Write a checkpoint, unless the newest one holds everything.
     Checkpoint,
+    /// Keep the checkpoint of the batches up to this one, whatever comes after.
+    KeepBest(BatchId),
     /// Leave.
     Finish,
 }
@@ -50,6 +52,7 @@ const BEGIN_TAG: u8 = 1;
 const TRAIN_TAG: u8 = 2;
 const CHECKPOINT_TAG: u8 = 3;
 const FINISH_TAG: u8 = 4;
+const KEEP_BEST_TAG: u8 = 5;
 
 /// A command, or that there is none, as bytes: a tag and what it carries.
 ///
@@ -61,6 +64,7 @@ pub(crate) fn encode(command: Option<&RankCommand>) -> Result<Vec<u8>, serde_jso
         Some(RankCommand::Begin(terms)) => (BEGIN_TAG, serde_json::to_vec(terms)?),
         Some(RankCommand::Train(batch)) => (TRAIN_TAG, proto::batch_to_bytes(batch.clone())),
         Some(RankCommand::Checkpoint) => (CHECKPOINT_TAG, Vec::new()),
+        Some(RankCommand::KeepBest(batch)) => (KEEP_BEST_TAG, serde_json::to_vec(batch)?),
         Some(RankCommand::Finish) => (FINISH_TAG, Vec::new()),
     };
     let mut bytes = vec![tag];
@@ -79,6 +83,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Option<RankCommand>, DecodeError> {
         BEGIN_TAG => RankCommand::Begin(serde_json::from_slice(content)?),
         TRAIN_TAG => RankCommand::Train(proto::batch_from_bytes(content)?),
         CHECKPOINT_TAG => RankCommand::Checkpoint,
+        KEEP_BEST_TAG => RankCommand::KeepBest(serde_json::from_slice(content)?),
         FINISH_TAG => RankCommand::Finish,
         other => return Err(DecodeError::Tag(Some(other))),
     }))
@@ -104,6 +109,8 @@ mod tests {
             panic!("another command came out");
         };
         assert_eq!(found, terms);
+        let bytes = encode(Some(&RankCommand::KeepBest(BatchId(40)))).unwrap();
+        assert!(matches!(decode(&bytes), Ok(Some(RankCommand::KeepBest(BatchId(40))))));
         let bytes = encode(Some(&RankCommand::Finish)).unwrap();
         assert!(matches!(decode(&bytes), Ok(Some(RankCommand::Finish))));
         assert!(decode(&[]).is_err());

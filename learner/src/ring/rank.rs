@@ -273,6 +273,7 @@ impl Rank {
                 }
             }
             RankCommand::Checkpoint => self.checkpoint()?,
+            RankCommand::KeepBest(batch) => self.keep_best(batch)?,
             RankCommand::Finish => return Ok(ControlFlow::Break(())),
         }
         Ok(ControlFlow::Continue(()))
@@ -298,6 +299,27 @@ impl Rank {
             (self.written, self.put_off_until) = (self.trained, None);
         }
         self.tell(RankEvent::Checkpointed(self.written));
+        Ok(())
+    }
+
+    /// Keeps a checkpoint because no evaluation was better than its. Written first where the weights are
+    /// still those.
+    fn keep_best(&mut self, batch: BatchId) -> anyhow::Result<()> {
+        if self.trained == batch && self.written < batch {
+            self.checkpoint()?;
+        }
+        if self.trainer.ranks().rank() > 0 {
+            return Ok(());
+        }
+        match self.checkpoints.keep_best(batch) {
+            Ok(true) => tracing::info!(batch = batch.0, "best checkpoint so far: kept"),
+            Ok(false) => tracing::warn!(
+                batch = batch.0,
+                "the best version so far has no checkpoint: set coordinator.eval.every to a multiple of checkpoint_every"
+            ),
+            Err(error) if error.is_disk_full() => tracing::warn!(%error, "no room to say which is the best"),
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 

@@ -199,6 +199,7 @@ impl RingLoop {
                 }
             }
             LearnerCommand::Checkpoint => self.rank.command(RankCommand::Checkpoint)?,
+            LearnerCommand::KeepBest(batch) => self.rank.command(RankCommand::KeepBest(batch))?,
             LearnerCommand::Finish => {
                 tracing::info!("the run is over");
                 return Ok(ControlFlow::Break(()));

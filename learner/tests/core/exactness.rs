@@ -180,3 +180,53 @@ fn a_larger_network_is_read_from_no_more_often() {
     assert!((1..=24).contains(&small), "{small}");
     assert_eq!(small, readings(256, 6));
 }
+
+/// Without a critic and without a KL in the rewards no advantage needs the policy before the update: the
+/// first minibatch finds out its old log-probs itself. A KL of no weight in the rewards asks for them
+/// beforehand.
+#[test]
+fn old_log_probs_that_the_first_minibatch_finds_out_change_no_bit() {
+    let models = Models::new(config(Architecture::Llama, false));
+    let batch = models.batch(1, 14);
+    let grpo = PpoConfig {
+        algorithm: algo::Algorithm::Grpo,
+        ppo_epochs: 2,
+        microbatch_tokens: 30,
+        policy_lr: 1e-3,
+        kl_in: Some(learner::KlIn::Off),
+        ..PpoConfig::default()
+    };
+    let corrected = algo::Correction::TokenTruncate { max: 2.0 };
+    let masked = algo::Correction::SequenceMask { min: 0.999, max: 1.001 };
+    for (ranks, minibatch_size, correction, entropy_coefficient) in [
+        (1, 1000, None, 0.0),
+        (1, 5, Some(corrected), 0.01),
+        (2, 5, Some(masked), 0.0),
+        (2, 1000, Some(corrected), 0.0),
+    ] {
+        let ppo = PpoConfig { minibatch_size, correction, entropy_coefficient, ..grpo.clone() };
+        let asked =
+            PpoConfig { kl_in: Some(learner::KlIn::Reward), kl_coefficient: Some(1e-300), ..ppo.clone() };
+        let run = |ppo: &PpoConfig| {
+            let of_rank = on_ranks(ranks, Device::Cpu, |group| {
+                let mut trainer = models.trainer(ppo, group);
+                let before = learner::host_readings();
+                let metrics = trainer.step(&batch)?;
+                let readings = learner::host_readings() - before;
+                Ok((flat(&trainer.policy_flats()?), metrics, readings))
+            });
+            of_rank.unwrap().remove(0)
+        };
+        let (weights, metrics, readings) = run(&ppo);
+        let (expected, mut asked_metrics, more_readings) = run(&asked);
+        assert!(weights == expected, "{ranks} ranks, {minibatch_size}: other bits");
+        // A first minibatch of few tokens is passed forward once in either case.
+        let saves = ranks == 1 || minibatch_size > 14;
+        assert_eq!(readings < more_readings, saves, "{ranks} ranks: {readings} {more_readings}");
+        asked_metrics.kl_coefficient = metrics.kl_coefficient;
+        asked_metrics.step_seconds = metrics.step_seconds;
+        asked_metrics.prepare_seconds = metrics.prepare_seconds;
+        asked_metrics.update_seconds = metrics.update_seconds;
+        assert_eq!(metrics, asked_metrics);
+    }
+}

@@ -152,3 +152,36 @@ fn supervised_objectives_are_those_of_the_reference() {
         }
     }
 }
+
+#[derive(Deserialize)]
+struct Conversations {
+    loss: f64,
+    learnt_tokens: usize,
+}
+
+/// `bench/reference/conversations.py` makes the folder `conversations/`: a model with a chat template, and
+/// what TRL's `assistant_only_loss` says of the first step over its rows.
+#[test]
+fn conversations_are_learnt_as_trl_learns_them() {
+    tch::set_num_threads(1);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conversations");
+    let expected = std::fs::read(folder.join("expected.json")).unwrap();
+    let expected: Conversations = serde_json::from_slice(&expected).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (ranks, microbatch_tokens) in [(1, 8192), (2, 100)] {
+        let config = json!({
+            "model": folder.join("model"),
+            "data": folder.join("rows.jsonl"),
+            "output": dir.path().join(ranks.to_string()),
+            "execution": {"ranks": ranks, "threads": 1, "microbatch_tokens": microbatch_tokens},
+        });
+        let mut losses = Vec::new();
+        let report = learner::sft(&serde_json::from_value(config).unwrap(), &mut |progress| {
+            losses.push(progress.loss);
+            ControlFlow::Continue(())
+        });
+        assert_eq!(report.unwrap().learnt_tokens, expected.learnt_tokens);
+        let apart = (losses[0] - expected.loss).abs() / expected.loss;
+        assert!(losses.len() == 1 && apart < 1e-5, "{losses:?} {}", expected.loss);
+    }
+}

@@ -195,6 +195,7 @@ impl From<Lease> for pb::Lease {
             id: lease.id.0,
             prompts: lease.prompts.into_iter().map(Into::into).collect(),
             timeout_ms: millis(lease.timeout),
+            sampling: lease.sampling.map(Into::into),
         }
     }
 }
@@ -207,6 +208,7 @@ impl TryFrom<pb::Lease> for Lease {
             id: LeaseId(lease.id),
             prompts: lease.prompts.into_iter().map(LeasedPrompt::try_from).collect::<Result<_, _>>()?,
             timeout: Duration::from_millis(lease.timeout_ms),
+            sampling: lease.sampling.map(types::Sampling::try_from).transpose()?,
         })
     }
 }

@@ -88,6 +88,7 @@ impl LearnerCommands {
                 LearnerCommand::LeaveBroadcastGroup(BroadcastGroupId(group))
             }
             (Command::Checkpoint(_), None) => LearnerCommand::Checkpoint,
+            (Command::KeepBest(batch), None) => LearnerCommand::KeepBest(BatchId(batch)),
             (Command::Finish(_), None) => LearnerCommand::Finish,
         };
         Ok(Some(command))

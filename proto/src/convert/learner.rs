@@ -224,6 +224,7 @@ pub(crate) fn single_command(command: LearnerCommand) -> Result<pb::LearnerComma
         }
         LearnerCommand::LeaveBroadcastGroup(group) => Command::LeaveBroadcastGroup(group.0),
         LearnerCommand::Checkpoint => Command::Checkpoint(pb::Empty {}),
+        LearnerCommand::KeepBest(batch) => Command::KeepBest(batch.0),
         LearnerCommand::Finish => Command::Finish(pb::Empty {}),
     };
     Ok(pb::LearnerCommand { command: Some(command) })

@@ -107,7 +107,9 @@ fn generated_types_stop_at_the_boundary() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         let may = relative.starts_with("proto")
             || relative.starts_with("tests")
-            || relative.components().any(|part| part.as_os_str() == "tests")
+            || relative
+                .components()
+                .any(|part| part.as_os_str() == "tests" || part.as_os_str() == "examples")
             || name == "grpc.rs"
             || name.ends_with("_client.rs");
         let names_pb = text.contains("proto::pb") || text.contains("pb::");

@@ -176,7 +176,7 @@ impl World {
         let result = summary.as_ref().map(|summary| summary.id).or(failed);
         let tokens = summary.map(|summary| (summary.id, summary.oldest));
         self.coordinator.lot.keep.extend(tokens.filter(|(id, _)| keep.contains(id)));
-        let acknowledgement = result.map(|id| (member, RewardCommand::Recorded(id)));
+        let acknowledgement = result.map(|id| (member, RewardCommand::Recorded(vec![id])));
         self.coordinator.lot.acknowledgements.extend(acknowledgement);
     }
 
@@ -292,7 +292,7 @@ impl World {
             Effect::Refuse { role, member, .. } => self.end_session(role, member, true),
             Effect::Disconnect { role, member, .. } => self.end_session(role, member, false),
             Effect::Finish(_) => self.finish(),
-            Effect::GroupEnded(_) | Effect::Step(_) | Effect::Notice(_) => {}
+            Effect::GroupEnded(_) | Effect::Step(_) | Effect::Evaluated(_) | Effect::Notice(_) => {}
         }
     }
 
@@ -330,6 +330,7 @@ impl World {
             }
         }
         for sample in &plan.samples {
+            assert_eq!(sample.id.prompt.held_out_place(), None, "a held-out prompt trains");
             let group = plan.groups.iter().find(|group| group.prompt == sample.id.prompt).unwrap();
             let is_there = group.scores.iter().any(|score| score.sibling == sample.id.sibling);
             let drawn = group.scores.len() >= usize::from(self.state.plan().min_group);

@@ -205,7 +205,7 @@ impl World {
                 let published = LearnerReport::Published { group, version, seconds: 0.1 };
                 self.learner_says(place, published);
             }
-            LearnerCommand::LeaveBroadcastGroup(_) => {}
+            LearnerCommand::LeaveBroadcastGroup(_) | LearnerCommand::KeepBest(_) => {}
             LearnerCommand::Checkpoint => return self.write_checkpoint(place),
             LearnerCommand::Finish => return false,
             LearnerCommand::Batch(_) => unreachable!("batches come as plans"),
@@ -258,6 +258,11 @@ impl World {
             return false;
         }
         let batch = self.learners[place].trained();
+        if batch > 0 && self.learners[place].checkpointed == batch {
+            // The newest one holds everything: it says so again.
+            self.learner_says(place, LearnerReport::Checkpointed(BatchId(batch)));
+            return true;
+        }
         if batch == 0 || self.per_mille(self.faults.checkpoints) {
             // No room: it goes on without, and tries again.
             return true;

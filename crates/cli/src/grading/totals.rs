@@ -38,6 +38,7 @@ struct Rate {
     mean: f64,
     /// Standard deviation of the problems' rates over the root of their number.
     standard_error: f64,
+    problems: f64,
 }
 
 impl Rate {
@@ -47,13 +48,22 @@ impl Rate {
         let mean = rates.iter().sum::<f64>() / count;
         let squares: f64 = rates.iter().map(|rate| (rate - mean).powi(2)).sum();
         let variance = squares / (count - 1.0).max(1.0);
-        Some(Self { mean, standard_error: (variance / count).sqrt() })
+        Some(Self { mean, standard_error: (variance / count).sqrt(), problems: count })
     }
 
-    /// Where the rate of all problems of this kind lies, with 95 % confidence by the normal distribution.
+    /// Where the rate of all problems of this kind lies, with 95 % confidence: Wilson's score interval
+    /// (1927) for as many yes-or-no problems as would have this standard error (Korn and Graubard 1998). It
+    /// has a width, too, where no problem was solved, or every one.
     fn interval(self) -> [f64; 2] {
-        let half = 1.96 * self.standard_error;
-        [(self.mean - half).max(0.0), (self.mean + half).min(1.0)]
+        const QUANTILE: f64 = 1.96;
+        let Self { mean, standard_error, problems } = self;
+        let variance = mean * (1.0 - mean);
+        let equivalent = variance / standard_error.powi(2);
+        let count = if equivalent.is_finite() && variance > 0.0 { equivalent } else { problems };
+        let square = QUANTILE.powi(2) / count;
+        let middle = (mean + square / 2.0) / (1.0 + square);
+        let half = QUANTILE * (variance / count + square / count / 4.0).sqrt() / (1.0 + square);
+        [(middle - half).max(0.0), (middle + half).min(1.0)]
     }
 }
 
@@ -167,10 +177,18 @@ mod tests {
 
     #[test]
     fn an_interval_is_over_problems() {
-        let rate = Rate::of(&[1.0, 0.0, 0.5, 0.5]).unwrap();
-        // Sample deviation 0.408, over the root of 4, times 1.96.
-        assert!((rate.interval()[0] - (0.5 - 0.400_082)).abs() < 1e-5, "{rate:?}");
-        assert_eq!(Rate::of(&[1.0, 1.0]).unwrap().interval(), [1.0, 1.0]);
+        let near = |rates: &[f64], expected: [f64; 2]| {
+            let interval = Rate::of(rates).unwrap().interval();
+            assert!(
+                interval.iter().zip(expected).all(|(bound, expected)| (bound - expected).abs() < 1e-4),
+                "{rates:?}: {interval:?}, not {expected:?}"
+            );
+        };
+        // The variance 1/6 over 4 problems is that of 6 which are solved or not: 0.5 of 6.
+        near(&[1.0, 0.0, 0.5, 0.5], [0.187_62, 0.812_38]);
+        // Nothing solved of 164, everything of 4.
+        near(&[0.0; 164], [0.0, 0.022_887]);
+        near(&[1.0; 4], [0.510_10, 1.0]);
         assert!(Rate::of(&[]).is_none());
     }
 

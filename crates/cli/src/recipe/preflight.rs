@@ -167,12 +167,28 @@ fn owed(recipe: &Recipe) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if let Some(eval) = &coordinator.eval
+        && !eval.every.is_multiple_of(learner.checkpoint_every.max(1))
+    {
+        problems.push(format!(
+            "coordinator.eval.every is {}, no multiple of learner.checkpoint_every = {}: the best version could \
+             not be kept",
+            eval.every, learner.checkpoint_every
+        ));
+    }
     let (group, slots) = (usize::from(coordinator.group_size), actor.engine.max_sequences);
     if slots < group {
         problems.push(format!(
             "actor.engine.max_sequences is {slots}, below coordinator.group_size = {group}: no actor could \
              ever take a prompt"
         ));
+    }
+    if coordinator.filtration.is_auto() && reward_server.sandbox.is_none() {
+        problems.push(
+            "coordinator.filtration.strategy is \"auto\", but nothing would say which responses are right: add \
+             [reward_server.sandbox], which runs the tests of prompts that have some, or name a strategy"
+                .to_owned(),
+        );
     }
     if let Some(context) = actor.engine.context_tokens
         && context <= coordinator.sampling.max_new_tokens() as usize

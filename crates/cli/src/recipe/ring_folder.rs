@@ -38,6 +38,11 @@ impl RingFolder {
         self.0.join("steps.jsonl")
     }
 
+    /// One JSON line per evaluation.
+    pub(crate) fn evals(&self) -> PathBuf {
+        self.0.join("evals.jsonl")
+    }
+
     /// Some responses of each batch, for people.
     pub(crate) fn samples(&self) -> PathBuf {
         self.0.join("samples.jsonl")

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use coordinator::Status;
 use service::{BadInput, StopSignals};
 
 use super::process::Program;
@@ -52,12 +53,24 @@ async fn watch(
     let mut observer = Observer::new(address.to_owned());
     let mut status_ticks = tokio::time::interval(STATUS_INTERVAL);
     status_ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut trained = 0;
     let ended = loop {
         tokio::select! {
             ended = supervisor.supervise() => break ended?,
             _ = status_ticks.tick() => {
                 // A coordinator that is being restarted does not answer.
-                progress.show(observer.status().await);
+                let status = observer.status().await;
+                match &status {
+                    Some(status) => {
+                        if status.trained > trained {
+                            supervisor.batch_trained();
+                        }
+                        trained = trained.max(status.trained);
+                        supervisor.replace_lost(&lost_members(status));
+                    }
+                    None => supervisor.forget_lost(),
+                }
+                progress.show(status);
             }
             () = stop.next() => {
                 supervisor.interrupt();
@@ -71,6 +84,14 @@ async fn watch(
         () = stop.next() => {}
     }
     Ok(ended)
+}
+
+/// Who the coordinator waits to hear of, under the names of their [`Unit`]s.
+fn lost_members(status: &Status) -> Vec<&str> {
+    let actors = status.actors.iter().map(|actor| (actor.member.as_str(), actor.connected));
+    let servers = status.reward_servers.iter().map(|server| (server.member.as_str(), server.connected));
+    let learner = status.learner.iter().map(|learner| (Role::Learner.name(), learner.connected));
+    actors.chain(servers).chain(learner).filter(|(_, connected)| !connected).map(|(name, _)| name).collect()
 }
 
 /// The ring of a recipe on its way to processes of this machine.
@@ -125,21 +146,22 @@ impl<'a> Ring<'a> {
                 let servers = self.file.recipe.processes.reward_servers;
                 config.set_if_absent("sandbox.grader.workers", sandbox_workers(servers));
             }
-            units.push(Unit::new(vec![self.member(config, number, coordinator)?]));
+            units.push(self.member(config, number, coordinator)?);
         }
         units.push(self.learner(coordinator)?);
         for number in 0..self.file.recipe.processes.actors {
-            units.push(Unit::new(vec![self.member(self.config(Role::Actor), number, coordinator)?]));
+            units.push(self.member(self.config(Role::Actor), number, coordinator)?);
         }
         Ok(units)
     }
 
     /// One of several equal processes, told apart by their names.
-    fn member(&self, mut config: RoleConfig, number: usize, coordinator: &str) -> anyhow::Result<Program> {
+    fn member(&self, mut config: RoleConfig, number: usize, coordinator: &str) -> anyhow::Result<Unit> {
         let name = format!("{}-{number}", config.role().name());
         config.set("member", name.clone());
         config.set("coordinator", coordinator);
-        self.program(&name, &config)
+        let program = self.program(&name, &config)?;
+        Ok(Unit::new(name, vec![program]))
     }
 
     /// All ranks of the learner: one unit.
@@ -156,7 +178,7 @@ impl<'a> Ring<'a> {
             config.set("rendezvous", rendezvous.clone());
             programs.push(self.program(&name, &config)?);
         }
-        Ok(Unit::new(programs))
+        Ok(Unit::new(Role::Learner.name(), programs))
     }
 
     /// A role as a program: its configuration goes to a file of its own, and another one will say where it

@@ -7,12 +7,14 @@
 //! | a learner rank dies      | all ranks are ended and started again: they live and die together            |
 //! | a role exits with 2      | the run ends: its input is bad, trying again cannot help                     |
 //! | a role exits with 3      | the run ends: it cannot go on, and would not after a restart                 |
-//! | a role dies too often    | the run ends, with the last lines of its log                                 |
+//! | a role dies too often    | the run ends, with the last lines of its log: too often is 7 times without   |
+//! |                          | a batch trained meanwhile, by whomever                                       |
+//! | the coordinator calls a  | it is ended, and started again as what has died: stopped, swapped out or     |
+//! | role lost for 30 s       | stuck, it would be missing for ever                                          |
 //! | the coordinator exits 0  | the run is over (or stopped); the others get a moment to leave               |
 //! | Ctrl-C or SIGTERM        | the coordinator is asked to drain; the second ends everything at once        |
 //! | this process dies        | the children's standard input closes, and they drain                         |
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -24,12 +26,15 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::process::{Process, ProcessId, Program};
 
-/// Restarts of one unit within [`RESTART_WINDOW`] before the run is given up.
-const RESTART_LIMIT: usize = 6;
-const RESTART_WINDOW: Duration = Duration::from_secs(300);
-/// Shortest and longest delay before a unit is started again.
+/// Restarts of one unit between two trained batches before the run is given up.
+const RESTART_LIMIT: u32 = 6;
+/// Shortest and longest delay before a unit is started again. Delays grow from one restart to the next.
 const SHORTEST_RESTART_DELAY: Duration = Duration::from_millis(200);
 const LONGEST_RESTART_DELAY: Duration = Duration::from_secs(5);
+/// What lived so long is started again after the shortest delay.
+const LONG_LIFE: Duration = Duration::from_secs(60);
+/// How long the coordinator may call a process lost that runs before it is replaced.
+const LOST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the processes are looked after.
 const SUPERVISION_INTERVAL: Duration = Duration::from_millis(100);
 /// How often the coordinator's address file is looked for.
@@ -48,10 +53,15 @@ const HOPELESS_CODE: i32 = 3;
 /// Processes that live and die together: a role, or all ranks of the learner.
 #[derive(Debug)]
 pub(crate) struct Unit {
+    /// What the coordinator calls it.
+    member: String,
     programs: Vec<Program>,
     running: Vec<Process>,
-    /// When it was restarted lately.
-    restarts: VecDeque<Instant>,
+    started_at: Option<Instant>,
+    /// Since when the coordinator has called it lost.
+    lost_since: Option<Instant>,
+    /// How often it has died since the run last trained a batch.
+    deaths: u32,
     backoff: Backoff,
     /// When to start it again.
     start_at: Option<Instant>,
@@ -59,13 +69,22 @@ pub(crate) struct Unit {
 
 impl Unit {
     /// A unit that is not running.
-    pub(crate) fn new(programs: Vec<Program>) -> Self {
-        let backoff = Backoff::new(SHORTEST_RESTART_DELAY, LONGEST_RESTART_DELAY);
-        Self { programs, running: Vec::new(), restarts: VecDeque::new(), backoff, start_at: None }
+    pub(crate) fn new(member: impl Into<String>, programs: Vec<Program>) -> Self {
+        Self {
+            member: member.into(),
+            programs,
+            running: Vec::new(),
+            started_at: None,
+            lost_since: None,
+            deaths: 0,
+            backoff: Backoff::new(SHORTEST_RESTART_DELAY, LONGEST_RESTART_DELAY),
+            start_at: None,
+        }
     }
 
     fn start(&mut self) -> anyhow::Result<()> {
-        self.start_at = None;
+        (self.start_at, self.lost_since) = (None, None);
+        self.started_at = Some(Instant::now());
         self.running = self.programs.iter().map(Process::start).collect::<anyhow::Result<_>>()?;
         Ok(())
     }
@@ -94,6 +113,24 @@ impl Unit {
         self.running.iter().for_each(Process::kill);
     }
 
+    /// The coordinator says whether it is lost. One that stays so is ended.
+    fn heard(&mut self, is_lost: bool) {
+        if !is_lost || self.running.is_empty() {
+            self.lost_since = None;
+            return;
+        }
+        let since = *self.lost_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < LOST_TIMEOUT {
+            return;
+        }
+        tracing::warn!(
+            name = self.member,
+            "lost for {LOST_TIMEOUT:?} to the coordinator, though its process is there: ended"
+        );
+        self.lost_since = None;
+        self.kill();
+    }
+
     /// Starts it again when it has died and its delay is over.
     fn tend(&mut self, restarts: Restarts) -> anyhow::Result<Tended> {
         if let Some(start_at) = self.start_at {
@@ -119,26 +156,24 @@ impl Unit {
     /// # Errors
     /// When trying again cannot help, or was tried often enough.
     fn schedule_restart(&mut self, failure: &Failure) -> anyhow::Result<()> {
-        let now = Instant::now();
-        self.restarts.retain(|restart| now.duration_since(*restart) < RESTART_WINDOW);
-        self.restarts.push_back(now);
-        let too_often = self.restarts.len() > RESTART_LIMIT;
+        self.deaths += 1;
+        let too_often = self.deaths > RESTART_LIMIT;
         let Failure { name, status, log_tail } = failure;
         if is_final(*status) || too_often {
             let why = if too_often {
-                format!("died {} times in a row", self.restarts.len())
+                format!("died {} times, and no batch was trained meanwhile", self.deaths)
             } else {
                 "gave up".to_owned()
             };
             let error = anyhow::anyhow!("{name} {why} ({status}); its last words:\n{log_tail}");
             return Err(with_code_of(*status, error));
         }
-        if self.restarts.len() == 1 {
+        if self.started_at.is_some_and(|started_at| started_at.elapsed() >= LONG_LIFE) {
             self.backoff.reset();
         }
         let delay = self.backoff.next_pause();
         tracing::warn!(name, %status, ?delay, "died; starting it again");
-        self.start_at = Some(now + delay);
+        self.start_at = Some(Instant::now() + delay);
         Ok(())
     }
 }
@@ -216,7 +251,7 @@ impl Supervisor {
     ) -> anyhow::Result<(Self, Addresses)> {
         // An old file would name an old address.
         let _ = std::fs::remove_file(address_file);
-        let mut unit = Unit::new(vec![coordinator]);
+        let mut unit = Unit::new(coordinator.name.clone(), vec![coordinator]);
         unit.start()?;
         let mut ticks = tokio::time::interval(SUPERVISION_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -268,6 +303,25 @@ impl Supervisor {
     /// Restarts of units so far.
     pub(crate) fn restarts(&self) -> u64 {
         self.restarts
+    }
+
+    /// The run has trained a batch: what died before it has not kept the run from going on.
+    pub(crate) fn batch_trained(&mut self) {
+        for unit in std::iter::once(&mut self.coordinator).chain(&mut self.members) {
+            unit.deaths = 0;
+        }
+    }
+
+    /// The coordinator answers, and calls these members lost: who stays so is replaced.
+    pub(crate) fn replace_lost(&mut self, lost: &[&str]) {
+        for unit in &mut self.members {
+            unit.heard(lost.contains(&unit.member.as_str()));
+        }
+    }
+
+    /// The coordinator does not answer: it cannot say who is lost.
+    pub(crate) fn forget_lost(&mut self) {
+        self.members.iter_mut().for_each(|unit| unit.lost_since = None);
     }
 
     /// Somebody pressed Ctrl-C, or sent SIGTERM.
@@ -352,5 +406,76 @@ fn with_code_of(status: ExitStatus, error: anyhow::Error) -> anyhow::Error {
         Some(BAD_INPUT_CODE) => service::BadInput(format!("{error:#}")).into(),
         Some(HOPELESS_CODE) => service::Hopeless(format!("{error:#}")).into(),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A unit of one shell command. What is appended to every program's arguments is the shell's `$0`.
+    fn unit(folder: &tempfile::TempDir, command: &str) -> Unit {
+        Unit::new(
+            "actor-0",
+            vec![Program {
+                name: "actor-0".to_owned(),
+                binary: "/bin/sh".to_owned(),
+                arguments: ["-c", command].map(str::to_owned).into(),
+                log: folder.path().join("log"),
+            }],
+        )
+    }
+
+    /// Lets the unit die once and be started again.
+    async fn die_once(unit: &mut Unit) -> anyhow::Result<()> {
+        // Time is the test's own and stands still; the process has the machine's.
+        while unit.running.iter_mut().any(|process| process.ended().is_none()) {
+            std::thread::yield_now();
+        }
+        unit.tend(Restarts::Allowed)?;
+        tokio::time::advance(LONGEST_RESTART_DELAY).await;
+        assert_eq!(unit.tend(Restarts::Allowed)?, Tended::Restarted);
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn deaths_count_from_one_trained_batch_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut dying = unit(&folder, "echo its words; exit 1");
+        dying.start().unwrap();
+        for _ in 0..2 {
+            for _ in 0..RESTART_LIMIT {
+                die_once(&mut dying).await.unwrap();
+            }
+            dying.deaths = 0;
+        }
+        for _ in 0..RESTART_LIMIT {
+            die_once(&mut dying).await.unwrap();
+        }
+        let error = die_once(&mut dying).await.unwrap_err().to_string();
+        assert!(error.contains("died 7 times, and no batch was trained meanwhile"), "{error}");
+        assert!(error.ends_with("its words"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_stays_lost_is_replaced_and_one_that_comes_back_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut stuck = unit(&folder, "exec sleep 1000");
+        stuck.start().unwrap();
+        let first = stuck.running[0].id().unwrap();
+        for is_lost in [true, false, true] {
+            stuck.heard(is_lost);
+            tokio::time::advance(LOST_TIMEOUT - Duration::from_secs(1)).await;
+        }
+        stuck.heard(true);
+        assert_eq!(stuck.running[0].id(), Some(first.clone()), "it was back in between");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        stuck.heard(true);
+        die_once(&mut stuck).await.unwrap();
+        let second = stuck.running[0].id().unwrap();
+        assert_ne!(second, first);
+        stuck.heard(true);
+        assert_eq!(stuck.running[0].id(), Some(second), "it has its time again");
+        stuck.kill();
     }
 }

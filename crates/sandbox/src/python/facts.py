@@ -1,5 +1,5 @@
-"""What the server has to know about an interpreter: a line of JSON, then our own modules as that interpreter marshals
-their code. Reads {name: source} from stdin."""
+"""What the server has to know about an interpreter: a line of JSON, then our own modules and the guests' packages as that
+interpreter marshals their code. Reads [modules, packages] from stdin, each {name: source}."""
 
 import json
 import marshal
@@ -11,8 +11,12 @@ import sysconfig
 with open("/proc/self/maps") as maps:
     mapped = {line.split(None, 5)[5].strip() for line in maps if len(line.split(None, 5)) == 6}
 paths = sysconfig.get_paths()
-sources = json.load(sys.stdin)
-code = {name: compile(text, "<sluice %s>" % name, "exec", dont_inherit=True) for name, text in sources.items()}
+modules, packages = json.load(sys.stdin)
+code = {name: compile(text, "<sluice %s>" % name, "exec", dont_inherit=True) for name, text in modules.items()}
+# Bytes, because few guests import one of them: a package is unmarshalled where it is imported.
+code["package_code"] = {
+    name: marshal.dumps(compile(text, "<%s>" % name, "exec", dont_inherit=True)) for name, text in packages.items()
+}
 facts = {
     "implementation": platform.python_implementation(),
     "version": list(sys.version_info[:3]),

@@ -50,6 +50,7 @@ def warm_up():
     gc.freeze()
 
 
+part("packages").install(parts.pop("package_code"))
 part("encoding")
 candidate = part("candidate")
 if warm:

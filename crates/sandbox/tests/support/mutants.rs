@@ -41,6 +41,7 @@ pub(crate) fn oracle(programs: &[String]) -> Vec<bool> {
     const SCRIPT: &str = include_str!("oracle.py");
     let mut python = Command::new("/usr/bin/python3")
         .args(["-c", SCRIPT])
+        .env("PYTHONPATH", concat!(env!("CARGO_MANIFEST_DIR"), "/vendor"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

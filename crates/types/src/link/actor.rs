@@ -106,7 +106,7 @@ pub struct LeasedPrompt {
 }
 
 /// Prompts for one actor, for a limited time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Lease {
     /// Its number.
     pub id: LeaseId,
@@ -114,6 +114,8 @@ pub struct Lease {
     pub prompts: Vec<LeasedPrompt>,
     /// What is not scored within this span of its grant is issued anew.
     pub timeout: Duration,
+    /// How tokens are drawn for it, where that is not as the run has it.
+    pub sampling: Option<Sampling>,
 }
 
 /// A weight broadcast group to connect to (`docs/decisions.md`, D6).

@@ -269,6 +269,8 @@ pub enum LearnerCommand {
     LeaveBroadcastGroup(BroadcastGroupId),
     /// Write a checkpoint after the current step.
     Checkpoint,
+    /// Keep the checkpoint that holds the batches up to this one, whatever comes after: none was better.
+    KeepBest(BatchId),
     /// The run is over: leave now.
     Finish,
 }

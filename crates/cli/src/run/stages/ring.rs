@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use learner::Checkpoints;
+use serde_json::Value;
 use service::StopSignals;
 
 use super::Done;
@@ -27,13 +28,25 @@ pub(crate) async fn run(
         say("  stopped before the first checkpoint; the same command starts it again");
         return Ok(Done::Stopped);
     };
-    if trained.0 < batches {
+    if trained.0 < batches && is_ended_by_evaluations(&file.ring_folder().evals()) {
+        say(&format!(
+            "  ended after batch {} of {batches}: its evaluations are not better any more",
+            trained.0
+        ));
+    } else if trained.0 < batches {
         say(&format!("  stopped after batch {} of {batches}; --resume goes on", trained.0));
         return Ok(Done::Stopped);
     }
     let policy = checkpoint.join("policy");
     copy_folder(&policy, &stage.output)?;
     Ok(Done::Complete)
+}
+
+/// Whether the last evaluation says that the run ends with it.
+fn is_ended_by_evaluations(evals: &Path) -> bool {
+    let text = std::fs::read_to_string(evals).unwrap_or_default();
+    let last = text.lines().next_back().and_then(|line| serde_json::from_str::<Value>(line).ok());
+    last.is_some_and(|record| record["ends_run"] == true)
 }
 
 /// Copies a folder under its final name in one step. Files are linked where the system can: checkpoints are
