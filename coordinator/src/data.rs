@@ -172,6 +172,11 @@ impl Line {
 fn content(fields: &Map<String, Value>) -> Result<PromptContent, RowProblem> {
     match (fields.get("prompt"), fields.get("messages"), fields.get("tokens")) {
         (Some(Value::String(text)), None, None) => Ok(PromptContent::Text(text.clone())),
+        (None, Some(Value::Array(messages)), None) | (Some(Value::Array(messages)), None, None)
+            if messages.is_empty() =>
+        {
+            Err(RowProblem::NoMessages)
+        }
         (None, Some(messages @ Value::Array(_)), None) | (Some(messages @ Value::Array(_)), None, None) => {
             Ok(PromptContent::Messages(messages.to_string()))
         }
@@ -181,6 +186,30 @@ fn content(fields: &Map<String, Value>) -> Result<PromptContent, RowProblem> {
         }
         _ => Err(RowProblem::NoPrompt { has: names(fields) }),
     }
+}
+
+/// A row that was read: a prompt, and the fields that the scorers will see.
+#[derive(Debug, Clone)]
+pub struct PromptRow {
+    /// What the policy is given.
+    pub content: PromptContent,
+    /// The whole row, under the names that are read.
+    pub fields: Map<String, Value>,
+}
+
+/// The rows of all data sets, checked.
+///
+/// # Errors
+/// Names the file; each item, for a row that cannot be used, its place.
+pub fn prompt_rows(
+    config: &DataConfig,
+) -> Result<impl Iterator<Item = Result<PromptRow, Error>> + use<>, Error> {
+    let files: Vec<_> = config.sources().into_iter().map(rows).collect::<Result<_, _>>()?;
+    Ok(files.into_iter().flatten().map(|row| {
+        let row = row?;
+        let content = Line::of(&row)?.content;
+        Ok(PromptRow { content, fields: row.fields })
+    }))
 }
 
 /// The first rows of a file of prompts, checked like all others, as the scorers will see them.
@@ -286,6 +315,7 @@ mod tests {
             ("{\"question\": \"x\", \"answer\": 3}\n", "it has answer, question; other names are mapped"),
             ("{\"tokens\": [1, -2]}\n", ":1: tokens must be"),
             ("{\"prompt\": \"\"}\n", ":1: is empty"),
+            ("{\"messages\": []}\n", ":1: has a chat without a message"),
             ("\n\n", "0 prompts"),
         ] {
             let error = read(text).unwrap_err().to_string();

@@ -1,10 +1,12 @@
 //! Wires the coordinator: data set, journal, loop, gRPC, dashboard.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use service::grpc::Listener;
 use service::{BadInput, CancellationToken, Context, OnError};
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 
 use crate::config::{Config, SamplesConfig};
 use crate::dashboard::Shown;
@@ -15,10 +17,12 @@ use crate::journal::{self, Journal};
 use crate::samples::Samples;
 use crate::samples_file::SamplesFile;
 use crate::server_loop::{Parts, ServerLoop};
-use crate::state::State;
+use crate::state::{Durable, RunPlan, State};
 use crate::steps_file::StepsFile;
 use crate::{dashboard, metrics};
 
+/// How long until a journal is tried again that another coordinator holds.
+const LOCKED_DELAY: Duration = Duration::from_millis(500);
 /// Beside the steps: a line for each evaluation.
 const EVALS_FILE: &str = "evals.jsonl";
 
@@ -37,7 +41,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let plan = config.plan(&data).map_err(|error| BadInput(error.to_string()))?;
     let listener = Listener::bind("listen", config.listen).await?;
     context.bound.push(("grpc", listener.address));
-    let (journal, durable) = Journal::open(&config.journal, &plan).map_err(not_opened)?;
+    let (journal, durable) = open_journal(&config, &plan, &context.token).await?;
     let steps_file = config
         .steps_file
         .as_deref()
@@ -98,6 +102,25 @@ fn samples(config: &SamplesConfig) -> anyhow::Result<Option<Samples>> {
 }
 
 /// What the user asked for and the journal cannot give is bad input.
+/// Opens the journal. One that another coordinator holds is waited for as long as a coordinator may take to
+/// leave: that of a run that was killed drains when its supervisor is gone.
+async fn open_journal(
+    config: &Config,
+    plan: &RunPlan,
+    token: &CancellationToken,
+) -> anyhow::Result<(Journal, Durable)> {
+    let deadline = Instant::now() + config.service.grace_period;
+    loop {
+        match Journal::open(&config.journal, plan) {
+            Err(journal::Error::Locked { .. }) if Instant::now() < deadline && !token.is_cancelled() => {
+                tracing::info!(journal = %config.journal.display(), "another coordinator is about to leave it");
+                tokio::time::sleep(LOCKED_DELAY).await;
+            }
+            opened => return opened.map_err(not_opened),
+        }
+    }
+}
+
 fn not_opened(error: journal::Error) -> anyhow::Error {
     match error {
         journal::Error::OtherPlan { .. } | journal::Error::OtherFormat { .. } => {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use learner::{CriticSource, Device, Trainer, TrainerConfig, on_ranks, read_batch};
 use procfs::process::Process;
+use service::jsonl::WrongLines;
 use types::{Batch, BatchId, SamplingParams};
 
 fn main() -> anyhow::Result<()> {
@@ -21,7 +22,7 @@ fn main() -> anyhow::Result<()> {
     let count: u64 = count.parse()?;
     let ppo: learner::PpoConfig =
         serde_json::from_slice(&std::fs::read(config)?).with_context(|| format!("read {config}"))?;
-    let batch = read_batch(Path::new(batch))?;
+    let batch = read_batch(Path::new(batch), &WrongLines::default())?;
     let trainer = TrainerConfig {
         ppo,
         policy: PathBuf::from(policy),

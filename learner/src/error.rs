@@ -117,6 +117,9 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A file of samples, or a line of it, is unusable.
+    #[error(transparent)]
+    Input(#[from] service::BadInput),
     /// A file or folder cannot be read or written.
     #[error(transparent)]
     Io(#[from] FileError),
@@ -154,6 +157,7 @@ impl Error {
             | Self::Weights(_)
             | Self::Tokenizer(_)
             | Self::Chat(_)
+            | Self::Input(_)
             | Self::Line { .. } => true,
             Self::Io(error) => error.action == "read",
             Self::Sequence { .. }

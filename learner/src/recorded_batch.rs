@@ -6,21 +6,25 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use service::BadInput;
+use service::jsonl::{self, Line, WrongLines};
 use types::{
     Batch, BatchId, FinishReason, GroupScore, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts,
     Sample, ScoredRollout, Scores, Span,
 };
 
 use crate::error::{Error, Result};
-use crate::lines;
 
 /// One line of a batch.
 #[derive(Debug, Deserialize)]
 struct RecordedSample {
-    prompt_id: serde_json::Value,
+    prompt_id: Option<serde_json::Value>,
+    id: Option<serde_json::Value>,
     prompt_tokens: Vec<u32>,
     response_tokens: Vec<u32>,
-    rollout_logprobs: Vec<f32>,
+    rollout_logprobs: Option<Vec<f32>>,
+    /// What `sluice generate` calls them.
+    logprobs: Option<Vec<f32>>,
     #[serde(default)]
     ref_logprobs: Vec<f32>,
     score: f32,
@@ -37,6 +41,9 @@ fn full_weight() -> f32 {
 /// What is wrong with a recorded sample.
 #[derive(Debug, thiserror::Error)]
 enum SampleError {
+    /// Nobody says how likely its tokens were.
+    #[error("has no rollout_logprobs, nor logprobs as sluice generate writes them")]
+    NoLogprobs,
     /// Siblings are numbered by 16 bits.
     #[error("is more than the 65535th sample of its prompt")]
     TooManySiblings,
@@ -56,31 +63,33 @@ struct RecordedPrompt {
 }
 
 /// Reads recorded samples in the order of the file, as batch 1: `prompt_id` (any JSON value; equal ones are
-/// one group, whose baseline is taken over all its lines, those of weight 0 included), `prompt_tokens`,
-/// `response_tokens`, `rollout_logprobs`, `ref_logprobs` (may be absent), `score`, `weight` (1 where absent),
-/// and where they are known `surviving_mass` and `finish_reason`. Other fields are ignored.
+/// one group, whose baseline is taken over all its lines, those of weight 0 included; where it is absent
+/// `id`, else the prompt's tokens), `prompt_tokens`, `response_tokens`, `rollout_logprobs` (or `logprobs`),
+/// `ref_logprobs` (may be absent), `score`, `weight` (1 where absent), and where they are known
+/// `surviving_mass` and `finish_reason`. Other fields are ignored. `-` is standard input.
 ///
 /// # Errors
-/// The file and the line of what is missing, of another length or no number.
-pub fn read_batch(path: &Path) -> Result<Batch> {
+/// The file and the line of what is missing, of another length or no number, unless such lines are passed
+/// over.
+pub fn read_batch(path: &Path, wrong: &WrongLines) -> Result<Batch> {
     let mut prompts: HashMap<String, RecordedPrompt> = HashMap::new();
     let mut groups: HashMap<PromptId, Vec<GroupScore>> = HashMap::new();
     let mut weighted = Vec::new();
-    lines::read(path, |recorded: RecordedSample| {
-        let next = RecordedPrompt { ordinal: prompts.len() as u64, siblings: 0 };
-        let prompt = prompts.entry(recorded.prompt_id.to_string()).or_insert(next);
-        let id = RolloutId {
-            prompt: PromptId { epoch: 0, ordinal: prompt.ordinal },
-            sibling: prompt.siblings,
-            attempt: 0,
+    for line in jsonl::read(path)? {
+        let mut take = |line: &Line| -> std::result::Result<(), BadInput> {
+            let recorded: RecordedSample = line.parse()?;
+            let key = recorded.group_key();
+            let next = RecordedPrompt { ordinal: prompts.len() as u64, siblings: 0 };
+            let prompt = prompts.get(&key).copied().unwrap_or(next);
+            let sample = recorded.numbered(prompt).map_err(|problem| line.wrong(&problem.to_string()))?;
+            // Counted only when all of the line is right: one that is passed over leaves no trace.
+            prompts.insert(key, RecordedPrompt { siblings: prompt.siblings + 1, ..prompt });
+            groups.entry(sample.0.rollout().id().prompt).or_default().push(GroupScore::of(&sample.0));
+            weighted.push(sample);
+            Ok(())
         };
-        prompt.siblings = prompt.siblings.checked_add(1).ok_or(SampleError::TooManySiblings)?;
-        let weight = recorded.weight;
-        let scored = recorded.into_scored(id)?;
-        groups.entry(id.prompt).or_default().push(GroupScore::of(&scored));
-        weighted.push((scored, checked(weight)?));
-        Ok::<(), SampleError>(())
-    })?;
+        wrong.sift(line.and_then(|line| take(&line))).transpose()?;
+    }
     if weighted.is_empty() {
         return Err(Error::line(path, 1, "the file has no samples"));
     }
@@ -99,6 +108,26 @@ fn checked(weight: f32) -> std::result::Result<f32, SampleError> {
 }
 
 impl RecordedSample {
+    /// What its siblings have in common with it.
+    fn group_key(&self) -> String {
+        let id = self.prompt_id.as_ref().or(self.id.as_ref());
+        id.map_or_else(|| format!("{:?}", self.prompt_tokens), serde_json::Value::to_string)
+    }
+
+    /// As the next sample of its prompt, with its weight.
+    fn numbered(self, prompt: RecordedPrompt) -> std::result::Result<(ScoredRollout, f32), SampleError> {
+        if prompt.siblings == u16::MAX {
+            return Err(SampleError::TooManySiblings);
+        }
+        let weight = checked(self.weight)?;
+        let id = RolloutId {
+            prompt: PromptId { epoch: 0, ordinal: prompt.ordinal },
+            sibling: prompt.siblings,
+            attempt: 0,
+        };
+        Ok((self.into_scored(id)?, weight))
+    }
+
     fn into_scored(self, id: RolloutId) -> std::result::Result<ScoredRollout, SampleError> {
         // A response without tokens has no span; one that is too long is refused for its length.
         let tokens = NonZeroU32::new(u32::try_from(self.response_tokens.len()).unwrap_or(u32::MAX));
@@ -108,7 +137,7 @@ impl RecordedSample {
             prompt_tokens: self.prompt_tokens.into(),
             spans: span.into_iter().collect(),
             response_tokens: self.response_tokens,
-            rollout_logprobs: self.rollout_logprobs,
+            rollout_logprobs: self.rollout_logprobs.or(self.logprobs).ok_or(SampleError::NoLogprobs)?,
             surviving_mass: self.surviving_mass,
             finish_reason: self.finish_reason.unwrap_or(FinishReason::Stop),
             fields: "{}".into(),

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use model::{Device, SaveOptions, Weights};
+use service::jsonl::WrongLines;
 use tch::Tensor;
 use types::link::learner::StepMetrics;
 use types::{Sampling, SamplingParams};
@@ -38,15 +39,16 @@ pub struct ReplayOptions {
 /// Trains one batch of recorded samples and writes what comes of it.
 ///
 /// # Errors
-/// Bad input, with its place; training that diverged; an output folder that cannot be written.
-pub fn replay(options: &ReplayOptions) -> Result<StepMetrics> {
+/// Bad input, with its place, unless lines that are wrong are passed over; training that diverged; an output
+/// folder that cannot be written.
+pub fn replay(options: &ReplayOptions, wrong: &WrongLines) -> Result<StepMetrics> {
     for name in ["policy", "critic", "metrics.json"] {
         let path = options.output.join(name);
         if path.exists() {
             return Err(model::folder::Error::Exists(path).into());
         }
     }
-    let batch = read_batch(&options.batch)?;
+    let batch = read_batch(&options.batch, wrong)?;
     share_processors(options.ranks, None);
     let metrics = on_ranks(options.ranks, options.device, |group| {
         let rank = group.as_ref().map_or(0, collective::ProcessGroup::rank);

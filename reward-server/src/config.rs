@@ -2,6 +2,7 @@
 
 mod need;
 mod scorer;
+mod share;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,9 +17,10 @@ use service::ServiceConfig;
 use types::{DType, MemberId};
 
 pub use scorer::{
-    ExactMatch, Format, Gate, Http, LengthPenalty, MathMatch, NumericMatch, Python, RegexMatch,
-    RepetitionPenalty, RewardModel, Rule, ScorerConfig, ScorerKind, Share, UnitTests,
+    ExactMatch, Format, Http, LengthPenalty, MathMatch, NumericMatch, Python, RegexMatch, RepetitionPenalty,
+    RewardModel, Rule, ScorerConfig, ScorerKind, UnitTests,
 };
+pub use share::{Gate, Share};
 
 /// Everything the reward server can be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -57,7 +59,7 @@ pub struct Config {
     /// The reference policy. Without it the rollouts carry no reference log-probs.
     pub reference: Option<ReferenceConfig>,
     /// Runs unit tests. With it, the outcome of every problem that has tests is reported, whatever the
-    /// scorers' weights.
+    /// scorers' weights, unless a scorer is marked as the yardstick.
     pub sandbox: Option<SandboxConfig>,
     /// The scorers; their weighted sum is the score.
     pub scorers: Vec<ScorerConfig>,
@@ -231,6 +233,12 @@ impl Config {
         self.tokenizer.as_ref().or(reference).or(reward_model).map(PathBuf::as_path)
     }
 
+    /// The places of the scorers that are marked as yardstick.
+    fn yardsticks(&self) -> Vec<usize> {
+        let scorers = self.scorers.iter().enumerate();
+        scorers.filter(|(_, scorer)| scorer.share.yardstick).map(|(index, _)| index).collect()
+    }
+
     /// Whether anything reads text, so that a tokenizer is needed.
     pub(crate) fn needs_text(&self) -> bool {
         self.sandbox.is_some()
@@ -294,6 +302,9 @@ impl service::Config for Config {
             problems.push("scorers is empty: a rollout needs a score".to_owned());
         } else if self.scorers.iter().all(|scorer| scorer.weight() == 0.0) {
             problems.push("every scorer has weight 0: all scores would be 0".to_owned());
+        }
+        if let [_, second, ..] = self.yardsticks()[..] {
+            problems.push(format!("scorers[{second}].yardstick is true, and an earlier one's too: mark one"));
         }
         for (index, scorer) in self.scorers.iter().enumerate() {
             problems

@@ -1,8 +1,8 @@
 //! All scorers together: one response in, its score out.
 //!
 //! Whatever one response needs (networks, tests, rules, remote services) runs at the same time; the first
-//! error ends the rest. A scorer that decides nothing (weight 0, no gate) is not run; the tests are, because
-//! they are the yardstick.
+//! error ends the rest. A scorer that decides nothing (weight 0, no gate) is not run, unless it is the
+//! yardstick; the tests are, where no scorer is.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -22,7 +22,8 @@ use types::{Remarks, Texts};
 
 use crate::batch_queue::{BatchQueue, batch_queue};
 use crate::combine::Combination;
-use crate::config::{Config, Http, Rule, ScorerConfig, ScorerKind};
+use crate::config::{Config, Http, Rule, ScorerKind};
+use crate::failures::Failures;
 use crate::http::Remote;
 use crate::metrics;
 use crate::models::{self, Models, NetworkId, NetworkSpec};
@@ -52,12 +53,23 @@ struct NamedScorer {
     scorer: Scorer,
 }
 
+/// Where a response's outcome comes from.
+#[derive(Debug)]
+enum Yardstick {
+    /// The hidden tests, where the prompt has any.
+    Tests,
+    /// The scorer in this place.
+    Scorer(usize),
+    /// A scorer that is no part of the score: where it has no number there is a score all the same.
+    Apart(NamedScorer),
+}
+
 /// What is known of a response beside its reference log-probs.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ResponseScore {
     /// The score, finite.
     pub(crate) score: f32,
-    /// Share of hidden tests passed, where the prompt has any and the sandbox could judge.
+    /// How right it is, 0 to 1: by the scorer that is marked as yardstick, else by hidden tests.
     pub(crate) outcome: Option<f32>,
     /// Each scorer's own number, as it was before weights and gates.
     pub(crate) numbers: Vec<f64>,
@@ -73,6 +85,9 @@ pub(crate) struct ScorerSet {
     reference: Option<NetworkId>,
     tests: Option<UnitTestRunner>,
     scorers: Vec<NamedScorer>,
+    yardstick: Yardstick,
+    /// Why responses have no outcome.
+    without_outcome: Failures,
     /// The scorers' names in the order of their numbers; of several of one kind each has a number behind it.
     names: Vec<String>,
     remotes: Vec<Remote>,
@@ -93,17 +108,23 @@ impl ScorerSet {
         tasks: &mut TaskSet,
         done: &CancellationToken,
     ) -> anyhow::Result<Self> {
-        let deciding: Vec<ScorerConfig> =
-            config.scorers.iter().filter(|s| s.weight() != 0.0 || s.share.gate.is_some()).cloned().collect();
         let mut builder = Builder { networks: Vec::new(), remotes: Vec::new(), tasks, done };
         let reference = config.reference.as_ref().map(|reference| {
             let (model, temperature) = (reference.model.clone(), reference.temperature);
             builder.network(NetworkSpec::Reference { model, temperature })
         });
-        let mut scorers = Vec::with_capacity(deciding.len());
-        for config in &deciding {
-            let scorer = builder.scorer(&config.kind).await?;
-            scorers.push(NamedScorer { name: config.kind.name(), scorer });
+        let (mut deciding, mut scorers, mut yardstick) = (Vec::new(), Vec::new(), Yardstick::Tests);
+        for scorer in config.scorers.iter().filter(|scorer| scorer.is_asked()) {
+            let named = NamedScorer { name: scorer.kind.name(), scorer: builder.scorer(&scorer.kind).await? };
+            if !scorer.share.enters_score() {
+                yardstick = Yardstick::Apart(named);
+                continue;
+            }
+            if scorer.share.yardstick {
+                yardstick = Yardstick::Scorer(scorers.len());
+            }
+            scorers.push(named);
+            deciding.push(scorer.clone());
         }
         let Builder { networks, remotes, .. } = builder;
         let tokenizer = tokenizer(config, &networks).await?;
@@ -124,7 +145,20 @@ impl ScorerSet {
         };
         let combination = Combination::new(&deciding, config.clip);
         let (names, timeout) = (numbered_names(&scorers), config.scoring_timeout);
-        Ok(Self { tokenizer, models, reference, tests, scorers, names, remotes, combination, timeout })
+        let without_outcome = Failures::default();
+        Ok(Self {
+            tokenizer,
+            models,
+            reference,
+            tests,
+            scorers,
+            yardstick,
+            without_outcome,
+            names,
+            remotes,
+            combination,
+            timeout,
+        })
     }
 
     /// The policy's tokenizer, if anything reads text.
@@ -198,10 +232,46 @@ impl ScorerSet {
             let number = self.number(scorer, input, graded.clone());
             timed(name, deadline, number)
         });
-        let outcome = outcome(graded.clone()).map(Ok);
+        let outcome = self.outcome_apart(input, graded.clone(), deadline).map(Ok);
         let (numbers, outcome) = futures::try_join!(try_join_all(numbers), outcome)?;
+        let outcome = match self.yardstick {
+            Yardstick::Scorer(place) => self.known(as_outcome(self.scorers[place].name, numbers[place])),
+            Yardstick::Tests | Yardstick::Apart(_) => outcome,
+        };
         let contributions = self.combination.contributions(&numbers).collect();
         Ok(ResponseScore { score: self.combination.score(&numbers)?, outcome, numbers, contributions })
+    }
+
+    /// The outcome where no scorer of the score says it.
+    async fn outcome_apart(
+        &self,
+        input: &Arc<ScorerInput>,
+        graded: Graded<'_>,
+        deadline: Instant,
+    ) -> Option<f32> {
+        match &self.yardstick {
+            // Correct or not, as the paper's actual score is: what a scorer makes of partial success is its
+            // own affair. Tests that decide nothing fail nothing.
+            Yardstick::Tests => {
+                let tally = self.known(graded.await.map_err(|error| error.of("unit-tests")))?;
+                tally.map(|tally| tally.number(Rule::All) as f32)
+            }
+            Yardstick::Scorer(_) => None,
+            Yardstick::Apart(NamedScorer { name, scorer }) => {
+                let number = timed(name, deadline, self.number(scorer, input, graded)).await;
+                self.known(number.and_then(|number| as_outcome(name, number)))
+            }
+        }
+    }
+
+    /// What is known of an outcome. That there is none is counted, and said now and then.
+    fn known<T>(&self, outcome: Result<T, ScoreError>) -> Option<T> {
+        outcome
+            .inspect_err(|error| {
+                metrics::outcome_missing(error.reason);
+                self.without_outcome.warn("outcome", error);
+            })
+            .ok()
     }
 
     /// The tests' results, asked for once and shared by the scorers and the outcome.
@@ -246,16 +316,13 @@ fn numbered_names(scorers: &[NamedScorer]) -> Vec<String> {
     names
 }
 
-/// Correct or not, as the paper's actual score is: what a scorer makes of partial success is its own affair.
-/// Tests that decide nothing fail nothing.
-async fn outcome(graded: Graded<'_>) -> Option<f32> {
-    match graded.await {
-        Ok(tally) => tally.map(|tally| tally.number(Rule::All) as f32),
-        Err(error) => {
-            metrics::outcome_missing(error.reason);
-            None
-        }
+/// A yardstick's number as an outcome.
+fn as_outcome(scorer: &'static str, number: f64) -> Result<f32, ScoreError> {
+    if (0.0..=1.0).contains(&number) {
+        return Ok(number as f32);
     }
+    let problem = format!("{scorer}: the yardstick's number is {number}, must be in 0..=1");
+    Err(ScoreError::error(problem).of(scorer))
 }
 
 /// Bounds `work` by the deadline and measures it.

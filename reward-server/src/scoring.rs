@@ -1,16 +1,17 @@
 //! From an arrived rollout to its report: one task each, bounded by what may be in work.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::FutureExt;
-use service::{CancellationToken, Recurring, Saying};
+use service::CancellationToken;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use types::link::reward::RewardReport;
-use types::{FailReason, Rollout, ScoredRollout, Scores};
+use types::{Rollout, ScoredRollout, Scores};
 
+use crate::failures::Failures;
 use crate::registry::{Arrival, RolloutRegistry, failure};
 use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
@@ -53,32 +54,15 @@ async fn report(
         Ok(Err(error)) => error,
         Err(_) => ScoreError::error("a scorer panicked"),
     };
-    failures.warn(&error);
+    failures.warn("score", &error);
     failure(id, error.reason, error.detail, tokens)
 }
 
-/// What went wrong so far, by scorer and reason.
-#[derive(Debug, Default)]
-struct Failures(Mutex<Recurring<(&'static str, FailReason)>>);
-
-impl Failures {
-    /// Says the first failure of a scorer for a reason, and once a minute how many more there were.
-    fn warn(&self, ScoreError { reason, detail, scorer }: &ScoreError) {
-        let scorer = scorer.unwrap_or("none");
-        let mut recurring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match recurring.happened(Instant::now(), (scorer, *reason)) {
-            Saying::First => {
-                tracing::warn!(scorer, %reason, detail, "no score; others of its kind are counted");
-            }
-            Saying::More { count, within } => {
-                tracing::warn!(scorer, %reason, count, seconds = within.as_secs(), "no score, again");
-            }
-            Saying::Nothing => {}
-        }
-    }
-}
-
-async fn score_rollout(
+/// A rollout with everything that is said about it.
+///
+/// # Errors
+/// That of the first scorer that has no number, or of the reference.
+pub(crate) async fn score_rollout(
     scorers: &ScorerSet,
     rollout: Rollout,
     deadline: Instant,

@@ -6,9 +6,11 @@
 mod metrics;
 mod program;
 mod ring;
+mod taught;
 mod tree;
 
 pub use metrics::DocumentedMetrics;
 pub use program::{binary, read_until};
 pub use ring::{Running, TinyRing};
+pub use taught::TaughtModels;
 pub use tree::{files, root};

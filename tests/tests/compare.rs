@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;
+use std::io::{BufReader, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
-use tests::{TinyRing, binary};
+use tests::{TinyRing, binary, read_until};
 
 fn sluice(arguments: &[&str]) -> Output {
     let mut command = Command::new(binary("sluice").unwrap());
@@ -60,9 +64,72 @@ fn a_sweep_runs_every_combination_once_and_its_runs_can_be_compared() {
     let script = sweep(&["--slurm"]);
     let script = String::from_utf8(script.stdout).unwrap();
     assert!(script.contains("#SBATCH --array=0-1\n") && script.contains(strategies), "{script}");
+    run_a_task(&script, "1", "ring: done before");
     let wrong = sluice(&["sweep", path(&recipe), "--set", "coordinator.filtration.strategy=none,nonsense"]);
     let said = String::from_utf8_lossy(&wrong.stderr);
     assert!(wrong.status.code() == Some(2) && said.contains("with strategy=nonsense"), "{said}");
+}
+
+/// Runs one task of an array as Slurm would; it must end well and say something.
+fn run_a_task(script: &str, task: &str, expected: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sweep.sbatch");
+    fs::write(&file, script).unwrap();
+    let mut command = Command::new("bash");
+    command.arg(&file).env("SLURM_ARRAY_TASK_ID", task).env("SLURM_JOB_ID", "77");
+    command.env("OMP_NUM_THREADS", "1").env("OMP_WAIT_POLICY", "passive");
+    let output = command.current_dir(folder.path()).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains(expected), "{}: {said}", output.status);
+}
+
+/// Real runs by a real script; only `sbatch` and `scontrol`, which no machine has that is no cluster, note
+/// what they are told.
+#[test]
+fn an_array_task_runs_its_cell_is_stopped_queued_again_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    TinyRing::new(folder.path()).unwrap();
+    let (recipe, output) = (folder.path().join("recipe.toml"), folder.path().join("sweep"));
+    let bin = folder.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    for name in ["sbatch", "scontrol"] {
+        let file = bin.join(name);
+        let text = format!("#!/bin/bash\necho \"{name} $*\" >>'{}/record'\n", path(folder.path()));
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let search = format!("{}:{}", path(&bin), std::env::var("PATH").unwrap());
+    let mut submit = Command::new(binary("sluice").unwrap());
+    submit.args(["sweep", path(&recipe), "--set", "coordinator.batches=60", "--seeds", "2"]);
+    submit.args(["--output", path(&output), "--slurm", "--submit", "--sbatch=--partition=gpu"]);
+    let submitted = submit.env("PATH", &search).current_dir(folder.path()).output().unwrap();
+    assert!(submitted.status.success(), "{}", String::from_utf8_lossy(&submitted.stderr));
+    let record = || fs::read_to_string(folder.path().join("record")).unwrap();
+    let script = output.join("sweep.sbatch");
+    assert_eq!(record(), format!("sbatch {}\n", path(&script)));
+    let text = fs::read_to_string(&script).unwrap();
+    assert!(text.contains("#SBATCH --array=0-1\n") && text.contains("#SBATCH --partition=gpu\n"), "{text}");
+
+    let task = || {
+        let mut command = Command::new("bash");
+        command.arg(&script).env("SLURM_ARRAY_TASK_ID", "1").env("SLURM_JOB_ID", "77").env("PATH", &search);
+        command.env("OMP_NUM_THREADS", "1").env("OMP_WAIT_POLICY", "passive");
+        command.current_dir("/").stdin(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut first = task();
+    let mut said = BufReader::new(first.stderr.take().unwrap());
+    read_until(&mut said, |line| line.starts_with("batch ")).unwrap();
+    kill(Pid::from_raw(i32::try_from(first.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!(first.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(record().ends_with("scontrol requeue 77\n"), "{}\n{rest}", record());
+    let again = task().wait_with_output().unwrap();
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let runs: Vec<_> = fs::read_dir(&output).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let run = runs.iter().find(|run| run.is_dir()).unwrap();
+    assert!(run.join("seed-6/policy/config.json").is_file() && !run.join("seed-5").exists(), "{runs:?}");
 }
 
 #[test]

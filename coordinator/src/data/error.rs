@@ -45,21 +45,24 @@ pub enum RowProblem {
     NoObject(serde_json::Error),
     /// It has no prompt, or several.
     #[error(
-        "must have exactly one of prompt (text), messages (a list) or tokens (ids); it has {has}; other names are mapped \
-         with coordinator.data.columns, such as {{prompt = \"question\"}}"
+        "must have exactly one of prompt (text), messages (a list) or tokens (ids); it has {has}; other names are mapped: \
+         coordinator.data.columns = {{prompt = \"question\"}} in a recipe, --column prompt=question on a command line"
     )]
     NoPrompt {
         /// The names that it has.
         has: String,
     },
     /// A column that `columns` names is not there.
-    #[error("has no {column}, which coordinator.data.columns names; it has {has}")]
+    #[error("has no {column}, which columns name; it has {has}")]
     NoColumn {
         /// The column.
         column: String,
         /// The names that it has.
         has: String,
     },
+    /// Nobody says anything.
+    #[error("has a chat without a message: the policy would be asked nothing")]
+    NoMessages,
     /// Token ids are none.
     #[error("tokens must be a list of token ids")]
     NoTokenIds,

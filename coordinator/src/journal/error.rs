@@ -16,6 +16,12 @@ pub enum Error {
         /// Why, and what to do.
         problem: String,
     },
+    /// Another process has it open.
+    #[error("cannot open the journal {path}: another coordinator is using it; stop that one first")]
+    Locked {
+        /// Its folder.
+        path: PathBuf,
+    },
     /// What it holds cannot be understood.
     #[error("the journal {path} is damaged: {problem}; restore it, or start a new run in another folder")]
     Damaged {

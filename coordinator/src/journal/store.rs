@@ -60,9 +60,8 @@ fn not_opened(path: &Path, error: &fjall::Error) -> Error {
     if is_disk_full(error) {
         return Error::NoRoom { path: path.to_owned(), problem: store_problem(error) };
     }
-    let problem = match error {
-        fjall::Error::Locked => "another coordinator is using it; stop that one first".to_owned(),
-        other => store_problem(other),
-    };
-    Error::Open { path: path.to_owned(), problem }
+    if matches!(error, fjall::Error::Locked) {
+        return Error::Locked { path: path.to_owned() };
+    }
+    Error::Open { path: path.to_owned(), problem: store_problem(error) }
 }

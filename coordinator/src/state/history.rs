@@ -68,7 +68,7 @@ pub struct StepRecord {
     /// By scorer, mean and deviation of its own numbers, as they were before weights and gates.
     #[serde(default)]
     pub scorers: BTreeMap<String, Spread>,
-    /// Their mean outcome in the hidden tests, where they have any.
+    /// Their mean outcome, by hidden tests or the scorer that is the yardstick, where they have any.
     pub outcome_mean: Option<f64>,
     /// Their mean length in tokens.
     pub response_tokens_mean: f64,

@@ -65,9 +65,9 @@ impl CoordinatorProcess {
 
     /// Runs another one over the same journal, to its end.
     pub(crate) fn second(&self) -> Output {
-        command(&self.folder, &[&format!("service.address_file={}", self.file("other.json").display())])
-            .output()
-            .unwrap()
+        let address_file = format!("service.address_file={}", self.file("other.json").display());
+        // It waits as long as the first may take to leave.
+        command(&self.folder, &[&address_file, "service.grace_period=1s"]).output().unwrap()
     }
 
     /// Sends it a signal.

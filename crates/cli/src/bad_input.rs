@@ -11,8 +11,3 @@ pub(crate) fn of_learner(error: learner::Error) -> anyhow::Error {
 pub(crate) fn of_reward_server(error: reward_server::files::Error) -> anyhow::Error {
     if error.is_bad_input() { BadInput(error.to_string()).into() } else { error.into() }
 }
-
-/// A file of problems that cannot be read.
-pub(crate) fn of_problems(error: sandbox::ReadError) -> BadInput {
-    BadInput(error.to_string())
-}

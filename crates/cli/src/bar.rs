@@ -7,6 +7,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
+use crate::say::say;
+
 /// How often a line is printed where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(15);
 
@@ -44,7 +46,7 @@ impl Bar {
         let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
         if self.plain && printed.elapsed() >= LINE_INTERVAL {
             *printed = Instant::now();
-            eprintln!("  {} {done}/{total} {message}", self.what);
+            say(&format!("  {} {done}/{total} {message}", self.what));
         }
     }
 

@@ -10,10 +10,11 @@ use std::path::Path;
 
 use sandbox::Problem;
 use serde_json::{Map, Value};
-use service::{BadInput, jsonl};
+use service::BadInput;
+use service::jsonl::{self, Line, WrongLines};
 use types::PromptContent;
 
-use crate::grading::Task;
+use crate::grading::{ProblemLine, Task, read_problems};
 
 /// A benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -76,16 +77,14 @@ impl Benchmark {
     /// The questions of a file.
     ///
     /// # Errors
-    /// Names the file and line of what is none.
-    pub(crate) fn read(self, path: &Path, form: Form) -> Result<Questions, BadInput> {
-        let mut lines = Vec::new();
-        for line in jsonl::read(path)? {
-            lines.push(line?);
-        }
+    /// Names the file and line of what is none, unless such lines are passed over.
+    pub(crate) fn read(self, path: &Path, form: Form, wrong: &WrongLines) -> Result<Questions, BadInput> {
         let found = match self {
-            Self::Gsm8k => Questions::Numbers(numbers(&lines, form)?),
-            Self::Mbpp => Questions::Tasks(mbpp(path, &lines, form)?),
-            Self::Humaneval | Self::Leetcode => Questions::Tasks(self.functions(path, &lines, form)?),
+            Self::Gsm8k => Questions::Numbers(numbers(path, form, wrong)?),
+            Self::Mbpp => Questions::Tasks(mbpp(read_problems(path, wrong)?, form, wrong)?),
+            Self::Humaneval | Self::Leetcode => {
+                Questions::Tasks(self.functions(read_problems(path, wrong)?, form, wrong)?)
+            }
         };
         if found.is_empty() {
             Err(BadInput(format!("{} holds no problem", path.display())))
@@ -94,25 +93,33 @@ impl Benchmark {
         }
     }
 
-    fn functions(self, path: &Path, lines: &[jsonl::Line], form: Form) -> Result<Vec<Task>, BadInput> {
-        let mut tasks = Vec::with_capacity(lines.len());
-        for (problem, line) in problems(path)?.into_iter().zip(lines) {
-            let fields: Map<String, Value> = line.parse()?;
-            let prompt = match (self, form) {
-                (Self::Leetcode, _) => text(line, &fields, "query")?.to_owned(),
-                (_, Form::Completion) => text(line, &fields, "prompt")?.to_owned(),
-                (_, Form::Chat) => prompts::function(text(line, &fields, "prompt")?),
-            };
-            let prompt = match form {
-                Form::Completion if self == Self::Leetcode => {
-                    PromptContent::Text(prompts::opened_answer(&prompt))
-                }
-                Form::Completion => PromptContent::Text(prompt),
-                Form::Chat => prompts::chat(&[], prompt),
-            };
-            tasks.push(Task { prompt, problem });
-        }
-        Ok(tasks)
+    fn functions(
+        self,
+        problems: Vec<ProblemLine>,
+        form: Form,
+        wrong: &WrongLines,
+    ) -> Result<Vec<Task>, BadInput> {
+        let prompted = problems.into_iter().filter_map(|ProblemLine { line, problem }| {
+            let prompt = self.prompt_of_function(&line, form);
+            wrong.sift(prompt.map(|prompt| Task { prompt, problem }))
+        });
+        prompted.collect()
+    }
+
+    fn prompt_of_function(self, line: &Line, form: Form) -> Result<PromptContent, BadInput> {
+        let fields: Map<String, Value> = line.parse()?;
+        let prompt = match (self, form) {
+            (Self::Leetcode, _) => text(line, &fields, "query")?.to_owned(),
+            (_, Form::Completion) => text(line, &fields, "prompt")?.to_owned(),
+            (_, Form::Chat) => prompts::function(text(line, &fields, "prompt")?),
+        };
+        Ok(match form {
+            Form::Completion if self == Self::Leetcode => {
+                PromptContent::Text(prompts::opened_answer(&prompt))
+            }
+            Form::Completion => PromptContent::Text(prompt),
+            Form::Chat => prompts::chat(&[], prompt),
+        })
     }
 }
 
@@ -131,32 +138,19 @@ impl Questions {
     }
 }
 
-/// The problems of a file, in order.
-fn problems(path: &Path) -> Result<Vec<Problem>, BadInput> {
-    let records = sandbox::read_problems(path).map_err(crate::bad_input::of_problems)?;
-    records.map(|record| Ok(record.map_err(crate::bad_input::of_problems)?.problem)).collect()
-}
-
-fn text<'a>(line: &jsonl::Line, fields: &'a Map<String, Value>, key: &str) -> Result<&'a str, BadInput> {
+fn text<'a>(line: &Line, fields: &'a Map<String, Value>, key: &str) -> Result<&'a str, BadInput> {
     let found = fields.get(key).and_then(Value::as_str);
     found.ok_or_else(|| line.wrong(&format!("has no text {key:?}; is it the benchmark's file?")))
 }
 
-fn mbpp(path: &Path, lines: &[jsonl::Line], form: Form) -> Result<Vec<Task>, BadInput> {
+fn mbpp(problems: Vec<ProblemLine>, form: Form, wrong: &WrongLines) -> Result<Vec<Task>, BadInput> {
     let (mut examples, mut asked) = (Vec::new(), Vec::new());
-    for (problem, line) in problems(path)?.into_iter().zip(lines) {
-        let fields: Map<String, Value> = line.parse()?;
-        let id = fields.get("task_id").and_then(Value::as_u64);
-        let id = id.ok_or_else(|| line.wrong("has no number \"task_id\"; is it MBPP's file?"))?;
-        // The sanitised version calls it prompt.
-        let said = text(line, &fields, "text").or_else(|_| text(line, &fields, "prompt"))?;
-        let Problem::Mbpp(tests) = &problem else { return Err(line.wrong("has no \"test_list\"")) };
-        let question = prompts::described(said, &tests.test_list);
-        if (2..=4).contains(&id) {
-            let code = text(line, &fields, "code")?.replace("\r\n", "\n");
-            examples.push(prompts::Example { question, code });
-        } else if MBPP_TEST.contains(&id) {
-            asked.push((question, problem));
+    for ProblemLine { line, problem } in problems {
+        let Some(read) = wrong.sift(mbpp_line(&line, &problem)) else { continue };
+        match read? {
+            MbppLine::Example(example) => examples.push(example),
+            MbppLine::Asked(question) => asked.push((question, problem)),
+            MbppLine::Other => {}
         }
     }
     let shots = prompts::Shots { examples };
@@ -170,18 +164,42 @@ fn mbpp(path: &Path, lines: &[jsonl::Line], form: Form) -> Result<Vec<Task>, Bad
     Ok(prompted.collect())
 }
 
-fn numbers(lines: &[jsonl::Line], form: Form) -> Result<Vec<NumberQuestion>, BadInput> {
-    let mut questions = Vec::with_capacity(lines.len());
-    for (number, line) in lines.iter().enumerate() {
-        let fields: Map<String, Value> = line.parse()?;
-        let (question, label) = (text(line, &fields, "question")?, text(line, &fields, "answer")?.to_owned());
-        let prompt = match form {
-            Form::Completion => PromptContent::Text(prompts::reasoned(question)),
-            Form::Chat => prompts::chat(&[], prompts::boxed(question)),
-        };
-        questions.push(NumberQuestion { task_id: format!("line {}", number + 1), prompt, label });
+/// What a line of MBPP is for.
+enum MbppLine {
+    Example(prompts::Example),
+    /// A question of the test split.
+    Asked(String),
+    Other,
+}
+
+fn mbpp_line(line: &Line, problem: &Problem) -> Result<MbppLine, BadInput> {
+    let fields: Map<String, Value> = line.parse()?;
+    let id = fields.get("task_id").and_then(Value::as_u64);
+    let id = id.ok_or_else(|| line.wrong("has no number \"task_id\"; is it MBPP's file?"))?;
+    // The sanitised version calls it prompt.
+    let said = text(line, &fields, "text").or_else(|_| text(line, &fields, "prompt"))?;
+    let Problem::Mbpp(tests) = problem else { return Err(line.wrong("has no \"test_list\"")) };
+    let question = prompts::described(said, &tests.test_list);
+    if (2..=4).contains(&id) {
+        let code = text(line, &fields, "code")?.replace("\r\n", "\n");
+        return Ok(MbppLine::Example(prompts::Example { question, code }));
     }
-    Ok(questions)
+    Ok(if MBPP_TEST.contains(&id) { MbppLine::Asked(question) } else { MbppLine::Other })
+}
+
+fn numbers(path: &Path, form: Form, wrong: &WrongLines) -> Result<Vec<NumberQuestion>, BadInput> {
+    let questions = jsonl::read(path)?.filter_map(|line| {
+        wrong.sift(line.and_then(|line| {
+            let fields: Map<String, Value> = line.parse()?;
+            let (question, label) = (text(&line, &fields, "question")?, text(&line, &fields, "answer")?);
+            let prompt = match form {
+                Form::Completion => PromptContent::Text(prompts::reasoned(question)),
+                Form::Chat => prompts::chat(&[], prompts::boxed(question)),
+            };
+            Ok(NumberQuestion { task_id: format!("line {}", line.number()), prompt, label: label.to_owned() })
+        }))
+    });
+    questions.collect()
 }
 
 #[cfg(test)]
@@ -203,7 +221,9 @@ mod tests {
     #[test]
     fn mbpp_is_its_test_split_behind_three_examples() {
         let file = written(&[1, 2, 3, 4, 5, 11, 510, 511].map(mbpp_line));
-        let Questions::Tasks(tasks) = Benchmark::Mbpp.read(file.path(), Form::Completion).unwrap() else {
+        let Questions::Tasks(tasks) =
+            Benchmark::Mbpp.read(file.path(), Form::Completion, &WrongLines::default()).unwrap()
+        else {
             panic!("no tasks")
         };
         let ids: Vec<&str> = tasks.iter().map(|task| task.problem.task_id()).collect();
@@ -214,7 +234,9 @@ mod tests {
         assert!(prompt.starts_with(shot), "{prompt}");
         assert!(prompt.ends_with("these tests:\n\nassert f11() is None\n[BEGIN]\n"), "{prompt}");
         assert!(!prompt.contains("f5"), "{prompt}");
-        let Questions::Tasks(tasks) = Benchmark::Mbpp.read(file.path(), Form::Chat).unwrap() else {
+        let Questions::Tasks(tasks) =
+            Benchmark::Mbpp.read(file.path(), Form::Chat, &WrongLines::default()).unwrap()
+        else {
             panic!("no tasks")
         };
         let PromptContent::Messages(messages) = &tasks[0].prompt else { panic!("no messages") };
@@ -226,12 +248,15 @@ mod tests {
     #[test]
     fn what_is_not_the_benchmarks_file_is_named_with_its_line() {
         let file = written(&[serde_json::json!({"question": "1 + 1?", "answer": "#### 2"})]);
-        let Ok(Questions::Numbers(numbers)) = Benchmark::Gsm8k.read(file.path(), Form::Chat) else {
+        let Ok(Questions::Numbers(numbers)) =
+            Benchmark::Gsm8k.read(file.path(), Form::Chat, &WrongLines::default())
+        else {
             panic!("no numbers")
         };
         assert_eq!((numbers[0].task_id.as_str(), numbers[0].label.as_str()), ("line 1", "#### 2"));
         let file = written(&[serde_json::json!({"question": "1 + 1?"})]);
-        let error = Benchmark::Gsm8k.read(file.path(), Form::Chat).unwrap_err().to_string();
+        let error =
+            Benchmark::Gsm8k.read(file.path(), Form::Chat, &WrongLines::default()).unwrap_err().to_string();
         assert!(error.contains(":1") && error.contains("answer"), "{error}");
     }
 }

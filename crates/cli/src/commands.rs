@@ -8,6 +8,7 @@ mod filter;
 mod generate;
 mod grade;
 mod init;
+mod lines;
 mod logprobs;
 mod r2;
 mod render;
@@ -60,13 +61,13 @@ pub(crate) enum Command {
 /// What computes: done by `sluice-compute`.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ComputeCommand {
-    /// Log-probs of token sequences under a model.
+    /// Log-probs of token sequences or responses under a model.
     Logprobs(logprobs::Arguments),
     /// Responses of a model to prompts.
     Generate(generate::Arguments),
-    /// Scores of token sequences by a reward model.
+    /// Scores of token sequences or responses by a reward model.
     Score(score::Arguments),
-    /// Samples a model on problems and grades what comes: generate and grade in one.
+    /// Samples a model on problems and judges what comes, by hidden tests or by any scorer.
     Eval(eval::Arguments),
     /// The learner's step on recorded samples.
     Replay(replay::Arguments),

@@ -12,12 +12,12 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use anyhow::Context as _;
 use engine::generate::Response;
 use extraction::{Extract, Program, marked};
-use sandbox::{Grade, Grader, Limits, Problem, Verdict};
+use sandbox::{Grade, Grader, Limits, NoProblem, Problem, Verdict};
 use serde_json::{Map, Value};
-use service::{BadInput, jsonl};
+use service::BadInput;
+use service::jsonl::{self, Line, WrongLines};
 use types::PromptContent;
 
-use crate::bad_input;
 use crate::bar::Bar;
 
 pub(crate) use setup::GradingSetup;
@@ -32,23 +32,57 @@ pub(crate) struct Task {
     pub(crate) problem: Problem,
 }
 
-/// Problems in the shapes of HumanEval and MBPP, or tagged ones, with the prompts that stand beside them:
-/// `prompt`, MBPP's `text` or LeetCodeDataset's `query`, or `messages`.
+/// A problem of a file, with the line that it stands in.
+pub(crate) struct ProblemLine {
+    pub(crate) line: Line,
+    pub(crate) problem: Problem,
+}
+
+/// The problems of a file, in the shapes of HumanEval and MBPP or tagged, each under a name of its own.
 ///
 /// # Errors
-/// Names the file and line of what is no problem.
-pub(crate) fn read_tasks(path: &Path) -> Result<Vec<Task>, BadInput> {
-    let (mut tasks, mut seen) = (Vec::new(), BTreeSet::new());
-    let records = sandbox::read_problems(path).map_err(bad_input::of_problems)?;
-    for (record, line) in records.zip(jsonl::read(path)?) {
-        let (problem, line) = (record.map_err(bad_input::of_problems)?.problem, line?);
-        let Some(prompt) = prompt(&line.parse()?) else {
-            return Err(line.wrong("has tests, but no prompt, text or messages for the policy"));
-        };
-        if !seen.insert(problem.task_id().to_owned()) {
-            return Err(line.wrong(&format!("a second problem named {:?}", problem.task_id())));
+/// Names the file and line of what is no problem, unless such lines are passed over.
+pub(crate) fn read_problems(path: &Path, wrong: &WrongLines) -> Result<Vec<ProblemLine>, BadInput> {
+    let (mut problems, mut seen) = (Vec::new(), BTreeSet::new());
+    for line in jsonl::read(path)? {
+        let read = line.and_then(|line| {
+            let record = sandbox::read_problem(line.text());
+            let problem = record.map_err(|error| line.wrong(&no_problem(&error)))?.problem;
+            if seen.insert(problem.task_id().to_owned()) {
+                return Ok(ProblemLine { line, problem });
+            }
+            Err(line.wrong(&format!("a second problem named {:?}", problem.task_id())))
+        });
+        if let Some(problem) = wrong.sift(read) {
+            problems.push(problem?);
         }
-        tasks.push(Task { prompt, problem });
+    }
+    Ok(problems)
+}
+
+/// Why a line is no problem, and what can be done with such lines.
+fn no_problem(error: &NoProblem) -> String {
+    match error {
+        NoProblem::Shape => format!("{error}; sluice eval judges other data with --scorer"),
+        NoProblem::Fields(_) | NoProblem::Refused(..) => error.to_string(),
+    }
+}
+
+/// Problems with the prompts that stand beside them: `prompt`, MBPP's `text` or LeetCodeDataset's `query`, or
+/// `messages`.
+///
+/// # Errors
+/// Names the file and line of what is no problem, unless such lines are passed over.
+pub(crate) fn read_tasks(path: &Path, wrong: &WrongLines) -> Result<Vec<Task>, BadInput> {
+    let mut tasks = Vec::new();
+    for ProblemLine { line, problem } in read_problems(path, wrong)? {
+        let prompt = line.parse().and_then(|fields| {
+            prompt(&fields)
+                .ok_or_else(|| line.wrong("has tests, but no prompt, text or messages for the policy"))
+        });
+        if let Some(prompt) = wrong.sift(prompt) {
+            tasks.push(Task { prompt: prompt?, problem });
+        }
     }
     if tasks.is_empty() { Err(BadInput(format!("{} holds no problem", path.display()))) } else { Ok(tasks) }
 }
@@ -242,7 +276,7 @@ mod tests {
             "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n",
         });
         std::fs::write(&path, problem.to_string()).unwrap();
-        let problem = sandbox::read_problems(&path).unwrap().next().unwrap().unwrap().problem;
+        let problem = read_problems(&path, &WrongLines::default()).unwrap().remove(0).problem;
         let begun = AtomicUsize::new(0);
         let work = (0..1000).map(|_| Ok(Counted { problem: &problem, begun: &begun }));
         let mut setup = GradingSetup::of(&reward_server::config::SandboxConfig::default());

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::decimal::decimal;
+
 /// Two-sided 95 % quantiles of Student's t distribution, by degrees of freedom from 1 on.
 const STUDENT: [f64; 30] = [
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -39,8 +41,8 @@ impl Interval {
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.half_width {
-            Some(half_width) => write!(f, "{:.3} ± {half_width:.3}", self.mean),
-            None => write!(f, "{:.3}", self.mean),
+            Some(half_width) => write!(f, "{} ± {half_width:.3}", decimal(self.mean, 3)),
+            None => write!(f, "{}", decimal(self.mean, 3)),
         }
     }
 }

@@ -14,6 +14,7 @@ mod bar;
 mod benchmark;
 mod closed_pipe;
 mod commands;
+mod decimal;
 mod grading;
 mod interval;
 mod observer_client;
@@ -26,6 +27,7 @@ mod render;
 mod responses;
 mod results;
 mod run;
+mod say;
 mod stage_work;
 mod table;
 
@@ -51,18 +53,18 @@ struct Compute {
     command: commands::ComputeCommand,
 }
 
-/// The life of `sluice`. Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 130 stopped at once, 141
-/// nobody takes what it writes.
+/// The life of `sluice`. Exit codes: 0 done, 1 failed, 2 bad usage or bad input, 3 given up because it
+/// would end in the same way again, 130 stopped at once, 141 nobody takes what it writes.
 pub fn main() -> ExitCode {
     closed_pipe::end_quietly();
     match Sluice::parse().command.run() {
         Ok(code) => code,
-        Err(error) => service::exit_code("sluice", Err(error)),
+        Err(error) => closed_pipe::exit_code(Err(error)),
     }
 }
 
 /// The life of `sluice-compute`. Exit codes are those of [`main`].
 pub fn compute_main() -> ExitCode {
     closed_pipe::end_quietly();
-    service::exit_code("sluice", Compute::parse().command.run())
+    closed_pipe::exit_code(Compute::parse().command.run())
 }

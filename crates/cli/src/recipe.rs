@@ -43,7 +43,7 @@ use service::config::Layers;
 use toml::{Table, Value};
 use types::RunId;
 
-pub(crate) use ring_folder::RingFolder;
+pub(crate) use ring_folder::{RingFolder, holds_training};
 pub(crate) use role::Role;
 pub(crate) use role_configs::RoleConfig;
 pub(crate) use stage::{Stage, Work};

@@ -7,6 +7,7 @@ use engine::generate::{DrawOptions, Generator, Progress, Response};
 use types::PromptContent;
 
 use crate::bar::Bar;
+use crate::say::say;
 
 /// `options.n` responses to each prompt.
 ///
@@ -52,7 +53,7 @@ pub(crate) fn draw_where_possible(
     drawn?;
     if let Some((number, problem)) = refused.first() {
         let (count, first) = (refused.len(), number + 1);
-        eprintln!("{count} of {total} prompts have no response; the first is number {first}: {problem}");
+        say(&format!("{count} of {total} prompts have no response; the first is number {first}: {problem}"));
     }
     Ok(groups)
 }

@@ -109,3 +109,25 @@ fn the_scrape_configuration_can_be_read() {
         read(&format!("deploy/prometheus/{}", rules.as_str().unwrap()));
     }
 }
+
+#[test]
+fn units_start_nothing_again_that_would_end_in_the_same_way() {
+    let units = fs::read_dir(root().join("deploy/systemd")).unwrap().map(|entry| entry.unwrap().path());
+    let units: Vec<PathBuf> =
+        units.filter(|path| path.extension().is_some_and(|extension| extension == "service")).collect();
+    assert_eq!(units.len(), 2);
+    for unit in units {
+        let text = fs::read_to_string(&unit).unwrap();
+        let value = |key: &str| {
+            let found = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            found.unwrap_or_else(|| panic!("{} has no {key}", unit.display()))
+        };
+        assert_eq!((value("Restart"), value("RestartPreventExitStatus")), ("on-failure", "2 3"));
+        let program = value("ExecStart").split(' ').next().unwrap();
+        let name = program.rsplit('/').next().unwrap();
+        assert!(
+            Path::new(env!("CARGO_BIN_EXE_sluice")).with_file_name(name).exists(),
+            "{name} is no program"
+        );
+    }
+}

@@ -90,7 +90,7 @@ pub use grader::Grader;
 pub use limits::Limits;
 pub use pass_at_k::pass_at_k;
 pub use problem::{CallCase, Compare, FunctionCalls, HumanEval, Mbpp, Problem, Stdio, StdioCase};
-pub use read::{ReadError, Record, read_problems};
+pub use read::{NoProblem, ReadError, Record, read_problem, read_problems};
 pub use stats::Stats;
 pub use tier::{StepFailure, Tier, TierReport};
 pub use tier_probe::probe;

@@ -62,6 +62,14 @@ pub fn read_problems(
     }))
 }
 
+/// The problem of one line.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn read_problem(line: &str) -> Result<Record, NoProblem> {
+    record(serde_json::from_str(line)?)
+}
+
 /// The lines of a plain or compressed file that are not empty.
 fn lines(path: &Path) -> Result<impl Iterator<Item = Result<RawLine, ReadError>> + use<>, ReadError> {
     let text = open(path).map_err(|source| ReadError::File { path: path.to_owned(), source })?;
@@ -116,14 +124,17 @@ struct ContestLine {
 
 /// Why a line is no problem.
 #[derive(Debug, thiserror::Error)]
-enum NoProblem {
+pub enum NoProblem {
+    /// It is no JSON, or a field is none of its shape.
     #[error(transparent)]
     Fields(#[from] serde_json::Error),
+    /// It has the shape of no file that is known.
     #[error(
         "no problem: expected HumanEval's `prompt`, `entry_point` and `test`, MBPP's `test_list`, a contest's \
          `test`, or a `kind`"
     )]
     Shape,
+    /// It cannot be graded: its name, and why.
     #[error("problem {0} {1}")]
     Refused(String, &'static str),
 }

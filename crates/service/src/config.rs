@@ -85,6 +85,9 @@ pub struct ServiceConfig {
     /// Stop when standard input closes: a supervisor holds it open, so that no process outlives its
     /// supervisor.
     pub follow_stdin: bool,
+    /// Exit code of a process that left because a signal told it to, with its work not done. A scheduler that
+    /// takes 0 for the end of the work, as Kubernetes' Jobs do, needs another than 0 to start it again.
+    pub stopped_code: u8,
     /// Threads of the I/O runtime. The work of a role has threads of its own.
     pub io_threads: usize,
 }
@@ -99,6 +102,7 @@ impl Default for ServiceConfig {
             log_format: LogFormat::Text,
             grace_period: Duration::from_secs(30),
             follow_stdin: false,
+            stopped_code: 0,
             io_threads: 2,
         }
     }

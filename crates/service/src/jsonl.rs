@@ -1,8 +1,10 @@
-//! JSON Lines, plain or gzipped, one line at a time: errors name the file and the line.
+//! JSON Lines, plain or gzipped, one line at a time: errors name the file and the line. `-` is standard input
+//! and output.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context as _;
 use flate2::read::MultiGzDecoder;
@@ -13,6 +15,60 @@ use crate::BadInput;
 
 /// Longest line, in bytes: a bound against files that are no JSON Lines.
 const MAX_LINE_BYTES: u64 = 64 << 20;
+
+/// Wrong lines that are said one by one; more are only counted.
+const SAID_LIMIT: u64 = 100;
+
+/// What a command does about the lines of its input that are wrong: the first ends it, or each is said,
+/// counted and passed over, and the command ends with [`WrongLines::finish`].
+#[derive(Debug, Default)]
+pub struct WrongLines {
+    keep_going: bool,
+    count: AtomicU64,
+}
+
+impl WrongLines {
+    /// Passes over what is wrong if `keep_going`.
+    pub fn new(keep_going: bool) -> Self {
+        Self { keep_going, count: AtomicU64::new(0) }
+    }
+
+    /// Whether lines that are wrong are passed over.
+    pub fn keep_going(&self) -> bool {
+        self.keep_going
+    }
+
+    /// What a line came to; none where it is wrong and passed over.
+    pub fn sift<T>(&self, line: Result<T, BadInput>) -> Option<Result<T, BadInput>> {
+        match line {
+            Ok(right) => Some(Ok(right)),
+            Err(BadInput(problem)) if !self.keep_going => {
+                Some(Err(BadInput(format!("{problem} (--keep-going passes over lines that are wrong)"))))
+            }
+            Err(problem) => {
+                let before = self.count.fetch_add(1, Ordering::Relaxed);
+                let more = if before == SAID_LIMIT { "; what else is wrong is counted" } else { "" };
+                if before <= SAID_LIMIT {
+                    // Nobody may be listening; the count is told at the end.
+                    let _ = writeln!(io::stderr(), "{problem}: passed over{more}");
+                }
+                None
+            }
+        }
+    }
+
+    /// Ends a command that passed over lines, once everything else is done.
+    ///
+    /// # Errors
+    /// How many there were.
+    pub fn finish(&self) -> Result<(), BadInput> {
+        match self.count.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            1 => Err(BadInput("1 line was wrong and passed over; the others are done".to_owned())),
+            count => Err(BadInput(format!("{count} lines were wrong and passed over; the others are done"))),
+        }
+    }
+}
 
 /// One line of a file, not yet parsed.
 #[derive(Debug, Clone)]
@@ -36,6 +92,11 @@ impl Line {
         &self.text
     }
 
+    /// Its place in the file, from 1.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
     /// File and number, for errors about it.
     pub fn place(&self) -> String {
         format!("{}:{}", self.path.display(), self.number)
@@ -47,31 +108,54 @@ impl Line {
     }
 }
 
-/// The lines of a file; `-` is standard input. Empty lines are skipped.
+/// The lines of a file; `-` is standard input. Empty lines are skipped. A line that is wrong in itself is
+/// followed by the others; a file that cannot be read any further ends with its error.
 ///
 /// # Errors
 /// When the file cannot be opened.
 pub fn read(path: &Path) -> Result<impl Iterator<Item = Result<Line, BadInput>> + use<>, BadInput> {
     let reader = open(path).map_err(|error| BadInput(format!("cannot read {}: {error}", path.display())))?;
-    let mut reader = BufReader::new(reader);
-    let path = path.to_owned();
-    let lines = (1..).map_while(move |number| {
-        let mut text = String::new();
-        let problem = match (&mut reader).take(MAX_LINE_BYTES).read_line(&mut text) {
-            Ok(0) => return None,
-            Ok(_) if text.len() as u64 == MAX_LINE_BYTES => {
-                Some(format!("is longer than {MAX_LINE_BYTES} bytes"))
-            }
-            Ok(_) => None,
-            Err(error) => Some(error.to_string()),
-        };
-        let line = Line { path: path.clone(), number, text };
-        Some(match problem {
-            Some(problem) => Err(line.wrong(&problem)),
-            None => Ok(line),
-        })
-    });
+    let lines = Lines { path: path.to_owned(), reader: Some(BufReader::new(reader)), number: 0 };
     Ok(lines.filter(|line| line.as_ref().map_or(true, |line| !line.text.trim().is_empty())))
+}
+
+/// The lines of a file, empty ones too.
+struct Lines {
+    path: PathBuf,
+    /// None once it cannot be read any further.
+    reader: Option<BufReader<Box<dyn Read>>>,
+    number: usize,
+}
+
+impl Iterator for Lines {
+    type Item = Result<Line, BadInput>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let reader = self.reader.as_mut()?;
+        self.number += 1;
+        let mut bytes = Vec::new();
+        let read = reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut bytes);
+        let mut line = Line { path: self.path.clone(), number: self.number, text: String::new() };
+        match read {
+            Ok(0) => return None,
+            Ok(length) if length as u64 == MAX_LINE_BYTES => {
+                self.reader = None;
+                return Some(Err(line.wrong(&format!("is longer than {MAX_LINE_BYTES} bytes"))));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                self.reader = None;
+                return Some(Err(line.wrong(&error.to_string())));
+            }
+        }
+        Some(match String::from_utf8(bytes) {
+            Ok(text) => {
+                line.text = text;
+                Ok(line)
+            }
+            Err(error) => Err(line.wrong(&format!("is no UTF-8: {error}"))),
+        })
+    }
 }
 
 /// A file's text; gzip is recognised by its content, `-` is standard input.
@@ -160,6 +244,23 @@ mod tests {
         let error = lines[1].parse::<serde_json::Value>().unwrap_err().to_string();
         assert!(error.starts_with(&format!("{}:3: ", file.path().display())), "{error}");
         assert!(read(Path::new("/nowhere.jsonl")).is_err());
+    }
+
+    #[test]
+    fn a_wrong_line_ends_a_command_or_is_counted() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"1\n{\n\xff\xfe\n4\n").unwrap();
+        let sifted = |wrong: &WrongLines| {
+            let lines = read(file.path()).unwrap();
+            lines.filter_map(|line| wrong.sift(line.and_then(|line| line.parse::<u32>()))).collect::<Vec<_>>()
+        };
+        let kept = WrongLines::new(true);
+        let right: Vec<u32> = sifted(&kept).into_iter().map(Result::unwrap).collect();
+        assert_eq!(right, [1, 4]);
+        assert!(kept.finish().unwrap_err().to_string().starts_with("2 lines were wrong"));
+        let first = sifted(&WrongLines::default()).into_iter().find_map(Result::err).unwrap().to_string();
+        assert!(first.contains(":2: ") && first.contains("--keep-going"), "{first}");
+        WrongLines::new(true).finish().unwrap();
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -85,7 +87,20 @@ where
         print!("{}", loaded.resolved());
         return ExitCode::SUCCESS;
     }
-    exit_code(role, start(role, loaded.config, build))
+    let stopped_code = loaded.config.service().stopped_code;
+    match start(role, loaded.config, build) {
+        Ok(Ended::Stopped) => ExitCode::from(stopped_code),
+        ended => exit_code(role, ended.map(|_| ())),
+    }
+}
+
+/// How a process came to its end without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Its work was done.
+    Done,
+    /// A signal told it to stop.
+    Stopped,
 }
 
 /// Prints a failure and turns the result into the exit code.
@@ -105,7 +120,7 @@ pub fn exit_code(name: &str, result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-fn start<C, B, F>(role: &'static str, config: C, build: B) -> anyhow::Result<()>
+fn start<C, B, F>(role: &'static str, config: C, build: B) -> anyhow::Result<Ended>
 where
     C: Config + Send + 'static,
     B: FnOnce(C, Context) -> F + Send + 'static,
@@ -125,7 +140,12 @@ where
     result
 }
 
-async fn live<C, B, F>(role: &'static str, service: &ServiceConfig, config: C, build: B) -> anyhow::Result<()>
+async fn live<C, B, F>(
+    role: &'static str,
+    service: &ServiceConfig,
+    config: C,
+    build: B,
+) -> anyhow::Result<Ended>
 where
     C: Send + 'static,
     B: FnOnce(C, Context) -> F + Send + 'static,
@@ -134,7 +154,8 @@ where
     let prometheus = crate::metrics::install(role)?;
     let (listener, metrics_address) = bind("service.listen_metrics", service.listen_metrics).await?;
     let token = CancellationToken::new();
-    stop_on_signals(token.clone())?;
+    let told = Arc::new(AtomicBool::new(false));
+    stop_on_signals(token.clone(), Arc::clone(&told))?;
     if service.follow_stdin {
         stop_with_stdin(token.clone())?;
     }
@@ -170,7 +191,7 @@ where
         Ok(()) => tracing::info!("finished"),
         Err(error) => tracing::error!(error = format!("{error:#}"), "failed"),
     }
-    result
+    result.map(|()| if told.load(Ordering::Relaxed) { Ended::Stopped } else { Ended::Done })
 }
 
 /// Binds a TCP port.
@@ -191,17 +212,15 @@ pub async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<(TcpListener
 }
 
 /// The first SIGINT or SIGTERM asks the process to drain, the second ends it at once.
-fn stop_on_signals(token: CancellationToken) -> anyhow::Result<()> {
+fn stop_on_signals(token: CancellationToken, told: Arc<AtomicBool>) -> anyhow::Result<()> {
     let mut stop = StopSignals::listen()?;
     let watch = async move {
-        let mut told_before = false;
         loop {
             stop.next().await;
-            if told_before {
+            if told.swap(true, Ordering::Relaxed) {
                 tracing::warn!("told twice to stop: leaving without draining");
                 std::process::exit(STOPPED_TWICE);
             }
-            told_before = true;
             tracing::info!("told to stop: draining");
             token.cancel();
         }

@@ -11,7 +11,11 @@ use crate::config::LogFormat;
 /// When the filter cannot be parsed.
 pub fn init_logging(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Where nobody reads standard error any more there is nobody to be told either.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     // An already installed subscriber (a test's) stays.
     let _ = match format {
         LogFormat::Text => builder.with_ansi(false).with_target(false).finish().try_init(),

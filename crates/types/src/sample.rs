@@ -15,7 +15,8 @@ pub struct Scores {
     pub score: f32,
     /// `[response]` log-probs under the reference policy; empty when the run has no reference.
     pub ref_logprobs: Vec<f32>,
-    /// Share of hidden tests passed, in 0..=1: the yardstick, never the reward, unless a recipe says so.
+    /// How right it is, in 0..=1, by hidden tests or the scorer that is the yardstick: never the reward,
+    /// unless a recipe says so.
     pub outcome: Option<f32>,
 }
 
@@ -55,7 +56,7 @@ impl ScoredRollout {
         &self.scores.ref_logprobs
     }
 
-    /// Share of hidden tests passed, in 0..=1, where there are tests.
+    /// How right it is, in 0..=1, where there are hidden tests or a scorer that is the yardstick.
     pub fn outcome(&self) -> Option<f32> {
         self.scores.outcome
     }

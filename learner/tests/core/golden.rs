@@ -87,7 +87,7 @@ fn gradients_and_updates_are_those_of_the_reference() {
             device: Device::Cpu,
             temperature: case.temperature.unwrap_or(1.0),
         };
-        learner::replay(&options).unwrap();
+        learner::replay(&options, &service::jsonl::WrongLines::default()).unwrap();
         let (scale, tolerance) = match case.kind.as_str() {
             "gradient" => (-1.0 / GRADIENT_SCALE, GRADIENT_TOLERANCE),
             _ => (1.0, UPDATE_TOLERANCE),

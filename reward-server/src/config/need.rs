@@ -11,7 +11,7 @@ impl ScorerConfig {
     /// "label": no such field`. Whether what is there can be used, scoring will tell.
     pub fn lacks(&self, line: &Map<String, Value>) -> Option<String> {
         let (key, name) = match &self.kind {
-            _ if self.weight() == 0.0 && self.share.gate.is_none() => return None,
+            _ if !self.is_asked() => return None,
             ScorerKind::ExactMatch(exact) => ("field", &exact.field),
             ScorerKind::NumericMatch(numeric) => ("field", &numeric.field),
             ScorerKind::Math(math) => ("field", &math.field),
@@ -61,5 +61,7 @@ mod tests {
         let mut unused = scorer(json!({"kind": "exact-match"}));
         unused.share = Share { weight: Some(0.0), ..Share::default() };
         assert_eq!(unused.lacks(&line()), None, "it decides nothing and is not asked");
+        unused.share.yardstick = true;
+        assert!(unused.lacks(&line()).is_some(), "a yardstick is asked");
     }
 }

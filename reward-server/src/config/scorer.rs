@@ -2,7 +2,6 @@
 //! those of its kind.
 
 use std::borrow::Cow;
-use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,8 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Keys of every scorer; all others are its kind's.
-const SHARED_KEYS: [&str; 7] = ["weight", "mean", "std", "clip", "gate", "threshold", "floor"];
+use super::share::{SHARED_KEYS, Share};
 
 /// One scorer and how its number enters the score.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,43 +20,6 @@ pub struct ScorerConfig {
     pub share: Share,
     /// What it computes.
     pub kind: ScorerKind,
-}
-
-/// How a scorer's number enters the score: `weight * clip((number - mean) / std)` is added, then the gates
-/// act.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Share {
-    /// Its factor in the sum; where not given 1, and 0 for a gate.
-    pub weight: Option<f64>,
-    /// Subtracted from the number.
-    pub mean: f64,
-    /// Divides the number.
-    pub std: f64,
-    /// Keeps the standardised number within `[low, high]`.
-    pub clip: Option<[f64; 2]>,
-    /// Acts on the sum.
-    pub gate: Option<Gate>,
-    /// The least number that passes the gate.
-    pub threshold: Option<f64>,
-    /// The score of what does not pass a `floor` gate.
-    pub floor: f64,
-}
-
-impl Default for Share {
-    fn default() -> Self {
-        Self { weight: None, mean: 0.0, std: 1.0, clip: None, gate: None, threshold: None, floor: 0.0 }
-    }
-}
-
-/// How a scorer's number acts on the sum of the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Gate {
-    /// Multiplies it: by the number itself, or with a threshold by 1 or 0.
-    Multiply,
-    /// Below the threshold the score is `floor`, whatever the others say.
-    Floor,
 }
 
 /// What a scorer computes.
@@ -368,6 +329,16 @@ impl ScorerKind {
         !matches!(self, Self::RewardModel(_) | Self::LengthPenalty(_) | Self::RepetitionPenalty(_))
     }
 
+    /// Whether its numbers can say how right a response is, from 0 to 1.
+    pub(crate) fn can_be_yardstick(&self) -> bool {
+        !matches!(self, Self::RewardModel(_) | Self::LengthPenalty(_) | Self::RepetitionPenalty(_))
+    }
+
+    /// Whether its numbers are always from 0 to 1.
+    pub fn is_zero_to_one(&self) -> bool {
+        self.can_be_yardstick() && !matches!(self, Self::Python(_) | Self::Http(_))
+    }
+
     fn problems(&self) -> Vec<String> {
         let problems = match self {
             Self::RewardModel(_) | Self::UnitTests(_) => Vec::new(),
@@ -421,31 +392,23 @@ impl ScorerConfig {
 
     /// Its factor in the sum.
     pub fn weight(&self) -> f64 {
-        self.share.weight.unwrap_or(if self.share.gate.is_some() { 0.0 } else { 1.0 })
+        self.share.factor()
+    }
+
+    /// Whether its number is asked for: it enters the score or is the yardstick.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.share.enters_score() || self.share.yardstick
     }
 
     pub(super) fn problems(&self) -> Vec<String> {
-        let Share { mean, std, clip, gate, threshold, floor, .. } = &self.share;
-        let weight = self.weight();
         let mut problems = self.kind.problems();
-        for (name, number) in [("weight", weight), ("mean", *mean), ("floor", *floor)] {
-            if !number.is_finite() {
-                problems.push(format!("{name} is {number}, must be finite"));
-            }
-        }
-        if !std.is_finite() || *std <= 0.0 {
-            problems.push(format!("std is {std}, must be above 0"));
-        }
-        if let Some([low, high]) = clip
-            && !matches!(low.partial_cmp(high), Some(Ordering::Less))
-        {
-            problems.push(format!("clip is [{low}, {high}], the first must be below the second"));
-        }
-        if *gate == Some(Gate::Floor) && threshold.is_none() {
-            problems.push("threshold is missing: a floor gate needs one".to_owned());
-        }
-        if gate.is_none() && threshold.is_some() {
-            problems.push("threshold needs a gate".to_owned());
+        problems.extend(self.share.problems());
+        if self.share.yardstick && !self.kind.can_be_yardstick() {
+            problems.push(format!(
+                "yardstick is true, but the numbers of {} are no outcomes from 0 to 1: mark a scorer that compares with \
+                 what is known to be right",
+                self.kind.name()
+            ));
         }
         problems
     }

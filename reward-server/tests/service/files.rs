@@ -126,12 +126,16 @@ fn the_stored_statistics_normalise_unless_told_not_to() {
 #[test]
 fn a_broken_line_is_named_and_there_is_no_output() {
     for (line, expected) in [
-        ("{\"id\": 1, \"tokens\": [1, -2]}", ":3: is no"),
-        ("{\"id\": 1}", "missing field `tokens`"),
-        ("{\"tokens\": [1]}", "missing field `id`"),
+        ("{\"id\": 1, \"tokens\": [1, -2]}", ":3: invalid value: integer `-2`"),
+        ("{\"id\": 1}", ":3: must have tokens (a whole sequence), or prompt_tokens and response_tokens"),
         ("{\"id\": 1, \"tokens\": []}", ":3: has no tokens"),
         ("{\"id\": 1, \"tokens\": [1, 384]}", ":3: token 384 is outside the model's vocabulary of 384"),
-        ("\u{0}\u{1}", ":3: is no"),
+        (
+            "{\"tokens\": [1], \"index\": 0, \"finish_reason\": \"stop\"}",
+            ":3: has the tokens of a response without",
+        ),
+        ("{\"prompt_tokens\": [], \"response_tokens\": [1]}", ":3: has no prompt_tokens"),
+        ("\u{0}\u{1}", ":3: expected value"),
     ] {
         let files = Files::new(&format!("{{\"id\": 0, \"tokens\": [1]}}\n\n{line}\n"));
         let error = score_file(&files.options(&tiny::folder("reward-model")), |_| {}).unwrap_err();
@@ -140,6 +144,36 @@ fn a_broken_line_is_named_and_there_is_no_output() {
         assert!(text.contains(expected) && text.contains("in.jsonl:3"), "{text}");
         assert_eq!(std::fs::read_dir(files.dir.path()).unwrap().count(), 1, "only the input is there");
     }
+}
+
+#[test]
+fn a_response_keeps_what_its_line_holds_and_needs_no_id() {
+    let line = json!({"prompt_tokens": [1, 2], "response_tokens": [3, 4, 5], "answer": "4", "index": 1,
+        "finish_reason": "stop", "logprobs": [-0.5, -0.25, -0.125]});
+    let files = Files::new(&format!("{{\"tokens\": [1, 2, 3, 4, 5]}}\n{line}\n"));
+    score_file(&files.options(&tiny::folder("reward-model")), |_| {}).unwrap();
+    let scored = files.results();
+    assert_eq!((&scored[0]["id"], &scored[1]["id"]), (&json!(1), &json!(2)), "the lines' numbers");
+    assert_eq!(scored[0].as_object().unwrap().len(), 2);
+    assert_eq!(scored[0]["score"], scored[1]["score"], "prompt and response are the sequence");
+    assert_eq!((&scored[1]["answer"], &scored[1]["logprobs"]), (&line["answer"], &line["logprobs"]));
+    let options =
+        FileOptions { logprobs_key: "ref_logprobs".to_owned(), ..files.options(&tiny::folder("policy")) };
+    logprobs_file(&options, |_| {}).unwrap();
+    let known = files.results();
+    let whole = known[0]["logprobs"].as_array().unwrap();
+    assert_eq!(known[1]["ref_logprobs"].as_array().unwrap().len(), 3, "those of the response");
+    assert_eq!((whole.len(), &known[1]["logprobs"]), (4, &line["logprobs"]));
+}
+
+#[test]
+fn lines_that_are_wrong_are_passed_over_when_asked() {
+    let files = Files::new("{\"tokens\": [1]}\n{\"tokens\": 7}\n\u{0}\n{\"tokens\": [2]}\n");
+    let options = FileOptions { keep_going: true, ..files.options(&tiny::folder("reward-model")) };
+    let error = score_file(&options, |_| {}).unwrap_err();
+    assert!(error.is_bad_input() && error.to_string().starts_with("2 lines were wrong"), "{error}");
+    let ids: Vec<Value> = files.results().into_iter().map(|mut result| result["id"].take()).collect();
+    assert_eq!(ids, [json!(1), json!(4)]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use dashboard::{ring_folders, told_keys};
 use serde_json::json;
 use service::BadInput;
 
+use crate::decimal::decimal;
 use crate::results::{self, Results};
 use crate::table::{table, table_of_figures};
 
@@ -65,7 +66,7 @@ fn results_table(rings: &[Ring]) -> comfy_table::Table {
     for ring in rings {
         let of = |figure: fn(&Results) -> Option<f64>| {
             let figure = ring.results.as_ref().and_then(figure);
-            figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.3}"))
+            figure.map_or_else(|| "-".to_owned(), |figure| decimal(figure, 3))
         };
         table.add_row([
             ring.name.clone(),

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use dashboard::{Dashboard, Run, ring_folders};
-use service::config::LogFormat;
-use service::{BadInput, CancellationToken, StopSignals, axum, init_logging};
+use service::{BadInput, CancellationToken, StopSignals, axum};
 use tokio::net::TcpListener;
+
+use crate::closed_pipe;
 
 /// Shows runs in a browser: one, or several laid over each other with the keys in which they differ. Ctrl-C
 /// leaves.
@@ -30,7 +31,7 @@ pub(crate) struct Arguments {
 /// When a folder is no run or the port is taken.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { runs, port, host } = arguments;
-    init_logging("warn", LogFormat::Text)?;
+    closed_pipe::init_logging()?;
     let mut shown = Vec::new();
     for output in &runs {
         // A recipe with several rings shows all of them; without any the folder itself may be one.

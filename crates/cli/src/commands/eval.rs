@@ -1,4 +1,9 @@
-//! `sluice eval`: generate and grade in one.
+//! `sluice eval`: what a model makes of problems. They are judged by hidden tests or by a public benchmark's
+//! rules here, by any scorers in `scored`.
+
+mod scored;
+mod scorers;
+mod totals;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,35 +14,49 @@ use model::ChatTemplate;
 use reward_server::same_number;
 use sandbox::Verdict;
 use serde_json::json;
-use service::config::LogFormat;
-use service::{BadInput, init_logging, jsonl};
+use service::{BadInput, jsonl};
 use types::PromptContent;
 
+use self::scorers::ScorerArguments;
 use super::grade::GradingArguments;
+use super::lines::{LineArguments, say_beside};
 use super::sampling::SamplingArguments;
 use crate::benchmark::{Benchmark, Form, NumberQuestion, Questions};
+use crate::closed_pipe;
 use crate::grading::{self, GradingSetup, Task, Totals};
 use crate::responses;
 
-/// Samples a model on problems in the shape of HumanEval or MBPP, or on a public benchmark, and grades what
-/// comes.
+/// Samples a model on problems and judges what comes: by hidden tests (in the shape of HumanEval or MBPP), as
+/// a public benchmark does, or by any scorer (--scorer, --scorers).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The policy's folder.
+    /// The policy's folder; with --responses its tokenizer is all that is used.
     #[arg(long)]
     model: PathBuf,
-    /// Problems, or the benchmark's own file; plain or gzipped.
-    #[arg(long)]
-    problems: PathBuf,
+    /// Problems, the benchmark's own file, or with a scorer any prompts (JSON Lines, CSV, TSV, Parquet);
+    /// plain or gzipped; - is standard input.
+    #[arg(long, required_unless_present = "responses")]
+    problems: Option<PathBuf>,
+    /// Judges these responses, which sluice generate has written, instead of drawing any; - is standard
+    /// input.
+    #[arg(long, conflicts_with_all = ["problems", "benchmark"])]
+    responses: Option<PathBuf>,
+    /// Another name in the file of prompts: prompt=question; may be given several times.
+    #[arg(long = "column", value_name = "NAME=COLUMN")]
+    columns: Vec<String>,
+    #[command(flatten)]
+    scorers: ScorerArguments,
     /// Asks as this benchmark's users do: its prompt, its stop texts, its part of the file.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with_all = ["scorer", "scorers", "columns"])]
     benchmark: Option<Benchmark>,
     /// How a benchmark asks: chat where the model has a chat template, else completion.
     #[arg(long, value_enum, requires = "benchmark")]
     form: Option<Form>,
-    /// Writes each response with its verdict, as `sluice grade` does; - is standard output.
+    /// Writes each response with its verdict, as sluice grade does, or with its score; - is standard output.
     #[arg(long)]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    lines: LineArguments,
     /// Responses per problem.
     #[arg(long, default_value_t = 1)]
     n: usize,
@@ -55,19 +74,28 @@ pub(crate) struct Arguments {
 /// # Errors
 /// Names the file that cannot be used, or why there is no sandbox.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    if let Some(k) = arguments.grading.k.iter().find(|k| **k > arguments.n as u64) {
+    let k = arguments.grading.k.iter().find(|k| **k > arguments.n as u64);
+    if let Some(k) = k.filter(|_| arguments.responses.is_none()) {
         return Err(BadInput(format!("pass@{k} needs at least {k} responses per problem: --n {k}")).into());
     }
-    init_logging("warn", LogFormat::Text)?;
-    let setup = arguments.grading.setup()?;
+    closed_pipe::init_logging()?;
+    let (setup, wrong) = (arguments.grading.setup()?, arguments.lines.wrong_lines());
+    if arguments.scorers.is_given() {
+        let config = arguments.scorers.config(&arguments.model, &setup)?;
+        return scored::run(arguments, &config, &wrong);
+    }
+    let Some(problems) = &arguments.problems else {
+        let problem = "--responses are judged by scorers: name one with --scorer, or a recipe with --scorers";
+        return Err(BadInput(problem.to_owned()).into());
+    };
     let mut stop = Vec::new();
     let questions = match arguments.benchmark {
         Some(benchmark) => {
             let form = arguments.form()?;
             stop = benchmark.stop(form);
-            benchmark.read(&arguments.problems, form)?
+            benchmark.read(problems, form, &wrong)?
         }
-        None => Questions::Tasks(grading::read_tasks(&arguments.problems)?),
+        None => Questions::Tasks(grading::read_tasks(problems, &wrong)?),
     };
     let prompts: Vec<PromptContent> = questions.prompts().cloned().collect();
     let sampling = arguments.sampling.sampling(0.0, &stop)?;
@@ -80,14 +108,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(output) = &arguments.output {
         write(output, &judged, &groups)?;
     }
-    let summary = arguments.grading.summary(&judged.totals);
-    // Where the responses go to standard output, nothing else does.
-    if arguments.output.as_deref() == Some(Path::new("-")) {
-        eprintln!("{summary}");
-    } else {
-        println!("{summary}");
-    }
-    Ok(())
+    arguments.say(&arguments.grading.summary(&judged.totals));
+    Ok(wrong.finish()?)
 }
 
 /// What came of all responses.
@@ -146,6 +168,11 @@ fn write(path: &Path, judged: &Judged, groups: &[Vec<Response>]) -> anyhow::Resu
 }
 
 impl Arguments {
+    /// Says what came of it, where the responses do not go.
+    fn say(&self, summary: &str) {
+        say_beside(self.output.as_deref().unwrap_or(Path::new("")), summary);
+    }
+
     /// As asked for, else as the model's folder suggests.
     fn form(&self) -> Result<Form, BadInput> {
         if let Some(form) = self.form {

@@ -8,7 +8,10 @@ use algo::filtration::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use service::{BadInput, jsonl};
+use service::BadInput;
+use service::jsonl::{self, Line};
+
+use super::lines::{LineArguments, say_beside};
 
 /// Weights rollouts by their scores (PF-PPO, arXiv 2409.06957): prompt by prompt, and with `power` or
 /// `resample-buffer` over the whole file.
@@ -24,12 +27,15 @@ pub(crate) struct Arguments {
     /// Seeds draws and ties.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Lines with {"prompt_id", "rollout_id", "score"}.
+    /// Lines with {"prompt_id", "rollout_id", "score"}; without these, prompts are told apart by id and
+    /// responses by index or their place. - is standard input.
     #[arg(long)]
     input: PathBuf,
-    /// The same lines with {"weight", "kept"} added.
+    /// The same lines with {"weight", "kept"} added; - is standard output.
     #[arg(long)]
     output: PathBuf,
+    #[command(flatten)]
+    lines: LineArguments,
     /// Prints the summary as JSON.
     #[arg(long)]
     json: bool,
@@ -38,9 +44,21 @@ pub(crate) struct Arguments {
 /// The fields that are read; all others are kept as they are.
 #[derive(Debug, Deserialize)]
 struct Scored {
-    prompt_id: Value,
-    rollout_id: Value,
+    prompt_id: Option<Value>,
+    id: Option<Value>,
+    rollout_id: Option<Value>,
+    index: Option<Value>,
     score: f64,
+}
+
+impl Scored {
+    fn of(line: &Line) -> Result<(Map<String, Value>, Self), BadInput> {
+        let (fields, scored): (Map<String, Value>, Self) = (line.parse()?, line.parse()?);
+        if scored.prompt_id.is_none() && scored.id.is_none() {
+            return Err(line.wrong("has no prompt_id and no id, which say whose sibling it is"));
+        }
+        Ok((fields, scored))
+    }
 }
 
 /// A rollout of the input.
@@ -75,12 +93,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     filtration.validate().map_err(|error| BadInput(error.to_string()))?;
     let mut rows: Vec<Map<String, Value>> = Vec::new();
     let mut groups: BTreeMap<String, Vec<Rollout>> = BTreeMap::new();
+    let wrong = arguments.lines.wrong_lines();
     for line in jsonl::read(&arguments.input)? {
-        let line = line?;
-        let row: Map<String, Value> = line.parse()?;
-        let scored: Scored = line.parse()?;
-        let rollout = Rollout { row: rows.len(), id: id_text(&scored.rollout_id), score: scored.score };
-        groups.entry(id_text(&scored.prompt_id)).or_default().push(rollout);
+        let Some(row) = wrong.sift(line.and_then(|line| Scored::of(&line))) else { continue };
+        let (row, scored) = row?;
+        let prompt = scored.prompt_id.or(scored.id).unwrap_or_default();
+        let group = groups.entry(id_text(&prompt)).or_default();
+        let id = scored.rollout_id.or(scored.index).unwrap_or_else(|| group.len().into());
+        group.push(Rollout { row: rows.len(), id: id_text(&id), score: scored.score });
         rows.push(row);
     }
     let (mut diagnostics, mut without_signal) = (Diagnostics::default(), 0usize);
@@ -105,19 +125,20 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     jsonl::write(&arguments.output, rows.iter())?;
     let kept = rows.iter().filter(|row| row["kept"] == Value::Bool(true)).count();
-    if arguments.json {
+    let summary = if arguments.json {
         let summary = serde_json::json!({
             "prompts": groups.len(), "rollouts": rows.len(), "kept": kept, "without_signal": without_signal,
             "kept_fraction": diagnostics.kept_fraction(), "weight_entropy": diagnostics.weight_entropy(),
         });
-        println!("{summary}");
+        summary.to_string()
     } else {
-        println!(
+        format!(
             "{}: {kept} of {} rollouts kept, {} prompts, {without_signal} without signal",
             filtration.strategy.name(),
             rows.len(),
             groups.len()
-        );
-    }
-    Ok(())
+        )
+    };
+    say_beside(&arguments.output, &summary);
+    Ok(wrong.finish()?)
 }

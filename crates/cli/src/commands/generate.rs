@@ -4,15 +4,16 @@ mod file;
 
 use std::path::PathBuf;
 
-use engine::generate::{DrawOptions, Generator};
+use engine::generate::{DrawOptions, Generator, Progress};
 use engine::{Device, EngineConfig};
-use service::config::LogFormat;
-use service::{BadInput, init_logging};
+use service::BadInput;
 use types::DType;
 
+use super::lines::LineArguments;
 use super::sampling::SamplingArguments;
 use super::score::parse_dtype;
 use crate::bar::Bar;
+use crate::closed_pipe;
 use crate::responses::pace;
 use file::{FileOptions, generate};
 
@@ -23,13 +24,17 @@ pub(crate) struct Arguments {
     /// The model's folder.
     #[arg(long)]
     model: PathBuf,
-    /// Lines {"id", "prompt" | "tokens" | "messages"}, plain or gzipped; - is standard input.
+    /// Lines {"prompt" | "tokens" | "messages"} and whatever else they hold, plain or gzipped; - is standard
+    /// input. What is named neither by id nor by task_id is named by its line.
     #[arg(long)]
     input: PathBuf,
-    /// Lines {"id", "index", "tokens", "text", "logprobs", "finish_reason"}, in the input's order; - is
-    /// standard output.
+    /// The input's lines, in its order, once for each response, with {"id", "index", "prompt_tokens",
+    /// "response_tokens", "text", "logprobs", "finish_reason"}; "tokens" are the response's too. score,
+    /// logprobs, grade, replay and eval read them. - is standard output.
     #[arg(long)]
     output: PathBuf,
+    #[command(flatten)]
+    lines: LineArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
     /// Responses per prompt.
@@ -60,7 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.n == 0 {
         return Err(BadInput("--n is 0, must be at least 1".to_owned()).into());
     }
-    init_logging("warn", LogFormat::Text)?;
+    closed_pipe::init_logging()?;
     let options = FileOptions {
         input: arguments.input.clone(),
         output: arguments.output.clone(),
@@ -79,9 +84,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let mut generator =
         Generator::load(&arguments.model, &engine).map_err(|error| BadInput(format!("{error:#}")))?;
-    let bar = Bar::new("responses", 0);
-    let done =
-        generate(&mut generator, &options, &mut |progress| bar.at(progress.requests, 0, &pace(progress)));
+    let (bar, wrong) = (Bar::new("responses", 0), arguments.lines.wrong_lines());
+    let mut show = |progress: &Progress| bar.at(progress.requests, 0, &pace(progress));
+    let done = generate(&mut generator, &options, &wrong, &mut show);
     bar.finish();
     let done = done?;
     eprintln!(
@@ -91,5 +96,5 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         done.elapsed.as_secs_f64(),
         done.tokens_per_second()
     );
-    Ok(())
+    Ok(wrong.finish()?)
 }

@@ -10,24 +10,28 @@ use reward_server::config::SandboxConfig;
 use sandbox::{Limits, Problem, Tier, Verdict};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use service::{BadInput, jsonl};
+use service::BadInput;
+use service::jsonl::{self, WrongLines};
 
-use crate::bad_input;
+use super::lines::{LineArguments, say_beside};
 use crate::bar::Bar;
 use crate::grading::{self, Gradable, GradingSetup, Totals};
 
 /// Grades samples by hidden tests in the sandbox; prints pass@k by the unbiased estimator (arXiv 2107.03374).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Problems in the shape of HumanEval or MBPP, plain or gzipped.
+    /// Problems in the shape of HumanEval or MBPP, plain or gzipped; - is standard input.
     #[arg(long)]
     problems: PathBuf,
-    /// Lines {"task_id", "completion"}, plain or gzipped; - is standard input.
+    /// Lines {"task_id", "completion"}, plain or gzipped, or what sluice generate writes, with {"id",
+    /// "text"}; - is standard input.
     #[arg(long)]
     samples: PathBuf,
-    /// The samples with {"passed", "verdict", "detail"} added, in their order.
+    /// The samples with {"passed", "verdict", "detail"} added, in their order; - is standard output.
     #[arg(long)]
     output: PathBuf,
+    #[command(flatten)]
+    lines: LineArguments,
     #[command(flatten)]
     grading: GradingArguments,
 }
@@ -61,7 +65,7 @@ pub(crate) struct GradingArguments {
     prelude: Option<PathBuf>,
     /// Prints JSON.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 fn parse_extract(text: &str) -> Result<Extract, serde_json::Error> {
@@ -95,8 +99,21 @@ pub(crate) struct NoTier(String);
 
 #[derive(Debug, Deserialize)]
 struct Sample {
-    task_id: Value,
-    completion: String,
+    task_id: Option<Value>,
+    id: Option<Value>,
+    completion: Option<String>,
+    text: Option<String>,
+}
+
+impl Sample {
+    /// The problem's name and the response.
+    fn of(line: &jsonl::Line) -> Result<(String, String), BadInput> {
+        let Self { task_id, id, completion, text } = line.parse()?;
+        let task_id =
+            task_id.or(id).ok_or_else(|| line.wrong("has no task_id and no id: whose sample is it?"))?;
+        let completion = completion.or(text).ok_or_else(|| line.wrong("has no completion and no text"))?;
+        Ok((task_id.as_str().map_or_else(|| task_id.to_string(), str::to_owned), completion))
+    }
 }
 
 /// A line of the samples.
@@ -120,21 +137,14 @@ struct Problems<'a> {
 }
 
 impl<'a> Problems<'a> {
-    fn read(path: &'a Path, setup: &'a GradingSetup) -> Result<Self, BadInput> {
-        let mut by_id = BTreeMap::new();
-        for record in sandbox::read_problems(path).map_err(bad_input::of_problems)? {
-            let problem = record.map_err(bad_input::of_problems)?.problem;
-            let task_id = problem.task_id().to_owned();
-            if by_id.insert(task_id.clone(), problem).is_some() {
-                return Err(BadInput(format!("{}: two problems are named {task_id:?}", path.display())));
-            }
-        }
+    fn read(path: &'a Path, setup: &'a GradingSetup, wrong: &WrongLines) -> Result<Self, BadInput> {
+        let problems = grading::read_problems(path, wrong)?.into_iter();
+        let by_id = problems.map(|line| (line.problem.task_id().to_owned(), line.problem)).collect();
         Ok(Self { path, by_id, setup })
     }
 
     fn row(&self, line: &jsonl::Line) -> Result<Row<'_>, BadInput> {
-        let Sample { task_id, completion } = line.parse()?;
-        let task_id = task_id.as_str().map_or_else(|| task_id.to_string(), str::to_owned);
+        let (task_id, completion) = Sample::of(line)?;
         match self.by_id.get(&task_id) {
             Some(problem) => {
                 let program = self.setup.extract.program(problem, &completion);
@@ -145,14 +155,14 @@ impl<'a> Problems<'a> {
     }
 
     /// How many samples a file has, all of which can be graded: so that what is wrong is known before the
-    /// first runs. 0 for standard input, which cannot be read twice.
-    fn check(&self, samples: &Path) -> Result<u64, BadInput> {
-        if samples == Path::new("-") {
+    /// first runs. 0 for standard input, which cannot be read twice, and where wrong lines are passed over.
+    fn check(&self, samples: &Path, wrong: &WrongLines) -> Result<u64, BadInput> {
+        if samples == Path::new("-") || wrong.keep_going() {
             return Ok(0);
         }
         let mut count = 0;
         for line in jsonl::read(samples)? {
-            self.row(&line?)?;
+            wrong.sift(line.and_then(|line| self.row(&line).map(|_| ()))).transpose()?;
             count += 1;
         }
         Ok(count)
@@ -165,13 +175,20 @@ impl<'a> Problems<'a> {
 /// # Errors
 /// Names the file and line that cannot be used, or why there is no sandbox.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let wrong = arguments.lines.wrong_lines();
+    if [&arguments.problems, &arguments.samples].iter().all(|path| path.as_path() == Path::new("-")) {
+        let problem = "--problems and --samples are both standard input: give one of them as a file";
+        return Err(BadInput(problem.to_owned()).into());
+    }
     let setup = arguments.grading.setup()?;
-    let problems = Problems::read(&arguments.problems, &setup)?;
-    let total = problems.check(&arguments.samples)?;
+    let problems = Problems::read(&arguments.problems, &setup, &wrong)?;
+    let total = problems.check(&arguments.samples, &wrong)?;
     let mut output = jsonl::Writer::create(&arguments.output)?;
     let mut totals = Totals::of(problems.by_id.keys().map(String::as_str));
     let (bar, mut done) = (Bar::new("tests", total), 0);
-    let rows = jsonl::read(&arguments.samples)?.map(|line| Ok(problems.row(&line?)?));
+    let rows = jsonl::read(&arguments.samples)?;
+    let rows = rows.filter_map(|line| wrong.sift(line.and_then(|line| problems.row(&line))));
+    let rows = rows.map(|row| Ok(row?));
     let outcome = grading::grade_in_order(&setup, rows, |mut row, grade| {
         totals.add(row.program.problem.task_id(), grade.verdict);
         row.fields.insert("passed".to_owned(), (grade.verdict == Verdict::Accepted).into());
@@ -184,14 +201,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     bar.finish();
     output.finish()?;
     totals.overload_retries = outcome?;
-    let summary = arguments.grading.summary(&totals);
-    // Where the grades go to standard output, nothing else does.
-    if arguments.output == Path::new("-") {
-        eprintln!("{summary}")
-    } else {
-        println!("{summary}")
-    }
-    Ok(())
+    say_beside(&arguments.output, &arguments.grading.summary(&totals));
+    Ok(wrong.finish()?)
 }
 
 impl GradingArguments {

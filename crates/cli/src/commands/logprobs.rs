@@ -2,16 +2,19 @@
 
 use super::score::FileArguments;
 
-/// Log-probs of token sequences under a model.
+/// Log-probs under a model: lines {"id", "tokens"}, whole sequences, become {"id", "logprobs"}, log
+/// p(tokens[t+1] | tokens[..=t]), one fewer than tokens. Lines with {"prompt_tokens", "response_tokens"}, as
+/// sluice generate writes them, get those of the response's tokens beside what they hold.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Lines {"id", "tokens"} become {"id", "logprobs"}: log p(tokens[t+1] | tokens[..=t]), one fewer than
-    /// tokens.
     #[command(flatten)]
     files: FileArguments,
     /// Divides the logits first.
     #[arg(long, default_value_t = 1.0)]
     temperature: f64,
+    /// The key under which those of a response are written: ref_logprobs for sluice replay, say.
+    #[arg(long, value_name = "KEY", default_value = "logprobs")]
+    key: String,
 }
 
 /// Runs the command.
@@ -21,5 +24,6 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut options = arguments.files.options()?;
     options.temperature = arguments.temperature;
+    options.logprobs_key.clone_from(&arguments.key);
     arguments.files.with_progress("logprobs", |progress| reward_server::logprobs_file(&options, progress))
 }

@@ -7,17 +7,23 @@ use algo::filtration::{Filtration, Strategy};
 use algo::r2::{Bootstrap, Estimate, RSquared, estimates, filtered_r_squared};
 use serde::Deserialize;
 use serde_json::Value;
-use service::{BadInput, jsonl};
+use service::BadInput;
+use service::jsonl::{self, Line};
 
+use super::lines::LineArguments;
+use crate::decimal::decimal;
 use crate::table::table;
 
 /// R squared of the actual outcome on the reward, for the responses that each strategy would train on
 /// (PF-PPO, arXiv 2409.06957, section 4).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Lines with {"prompt_id", "rollout_id", "score", "outcome"}; outcome is in 0..1.
+    /// Lines with {"prompt_id", "score", "outcome"}, the outcome in 0..1; id stands for prompt_id and passed,
+    /// which sluice grade writes, for the outcome where these are missing. - is standard input.
     #[arg(long)]
     input: PathBuf,
+    #[command(flatten)]
+    lines: LineArguments,
     /// Points of the regression: bins of equal count.
     #[arg(long, default_value_t = algo::r2::DEFAULT_BINS)]
     bins: usize,
@@ -37,9 +43,25 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Deserialize)]
 struct Judged {
-    prompt_id: Value,
+    prompt_id: Option<Value>,
+    id: Option<Value>,
     score: f64,
-    outcome: f64,
+    outcome: Option<f64>,
+    passed: Option<bool>,
+}
+
+impl Judged {
+    /// The prompt, and score and outcome.
+    fn of(line: &Line) -> Result<(String, (f64, f64)), BadInput> {
+        let Self { prompt_id, id, score, outcome, passed } = line.parse()?;
+        let prompt = prompt_id.or(id).ok_or_else(|| line.wrong("has no prompt_id and no id"))?;
+        let outcome = outcome.or(passed.map(|passed| f64::from(u8::from(passed))));
+        let outcome = outcome.ok_or_else(|| line.wrong("has no outcome, nor passed"))?;
+        if !(0.0..=1.0).contains(&outcome) {
+            return Err(line.wrong(&format!("outcome is {outcome}, must be in 0..1")));
+        }
+        Ok((prompt.to_string(), (score, outcome)))
+    }
 }
 
 /// Runs the command.
@@ -48,13 +70,12 @@ struct Judged {
 /// Names the file and line of what cannot be read.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut groups: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    let wrong = arguments.lines.wrong_lines();
     for line in jsonl::read(&arguments.input)? {
-        let line = line?;
-        let judged: Judged = line.parse()?;
-        if !(0.0..=1.0).contains(&judged.outcome) {
-            return Err(line.wrong(&format!("outcome is {}, must be in 0..1", judged.outcome)).into());
+        if let Some(judged) = wrong.sift(line.and_then(|line| Judged::of(&line))) {
+            let (prompt, pair) = judged?;
+            groups.entry(prompt).or_default().push(pair);
         }
-        groups.entry(judged.prompt_id.to_string()).or_default().push((judged.score, judged.outcome));
     }
     let groups: Vec<Vec<(f64, f64)>> = groups.into_values().collect();
     let strategies = if arguments.strategies.is_empty() {
@@ -87,7 +108,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     } else {
         print_table(&results);
     }
-    Ok(())
+    Ok(wrong.finish()?)
 }
 
 /// What was found of one strategy.
@@ -103,11 +124,13 @@ fn print_table(results: &[Found]) {
     let mut table =
         table(&["strategy", "R²", "with equal draws", "95 % interval", "ceiling", "bins", "responses"]);
     for Found { strategy, whole, estimate } in results {
-        let r_squared = whole.r_squared.map_or_else(|| "undefined".to_owned(), |r2| format!("{r2:.3}"));
+        let r_squared = whole.r_squared.map_or_else(|| "undefined".to_owned(), |r2| decimal(r2, 3));
         let [drawn, interval, ceiling] = match estimate {
-            Some(Estimate { r_squared, low, high, ceiling }) => {
-                [format!("{r_squared:.3}"), format!("{low:.3} to {high:.3}"), format!("{ceiling:.3}")]
-            }
+            Some(Estimate { r_squared, low, high, ceiling }) => [
+                decimal(*r_squared, 3),
+                format!("{} to {}", decimal(*low, 3), decimal(*high, 3)),
+                decimal(*ceiling, 3),
+            ],
             None => ["undefined", "", ""].map(str::to_owned),
         };
         let (bins, responses) = (whole.bins.to_string(), whole.responses.to_string());

@@ -6,12 +6,14 @@ use learner::{PpoConfig, ReplayOptions};
 use service::BadInput;
 use service::config::Layers;
 
+use super::lines::LineArguments;
 use crate::bad_input;
+use crate::decimal::decimal;
 
 /// Runs the learner's step on recorded samples: writes policy/, critic/ and metrics.json.
 ///
-/// A line of the batch has prompt_id, prompt_tokens, response_tokens, rollout_logprobs, ref_logprobs, score
-/// and weight.
+/// A line of the batch has prompt_id (or id), prompt_tokens, response_tokens, rollout_logprobs (or logprobs),
+/// score, and where there are any ref_logprobs and weight: what sluice generate, score and filter write.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The policy's folder.
@@ -20,9 +22,11 @@ pub(crate) struct Arguments {
     /// The critic's folder; the policy with a head of zeros where not given.
     #[arg(long)]
     critic: Option<PathBuf>,
-    /// The samples (JSON Lines).
+    /// The samples (JSON Lines, plain or gzipped); - is standard input.
     #[arg(long)]
     batch: PathBuf,
+    #[command(flatten)]
+    lines: LineArguments,
     /// Configuration of the step (TOML); the defaults where not given.
     #[arg(long)]
     config: Option<PathBuf>,
@@ -72,15 +76,20 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .map_err(|error: model::UnknownDevice| BadInput(error.to_string()))?,
         temperature: arguments.temperature,
     };
-    let metrics = learner::replay(&options).map_err(bad_input::of_learner)?;
+    let wrong = arguments.lines.wrong_lines();
+    let metrics = learner::replay(&options, &wrong).map_err(bad_input::of_learner)?;
     if arguments.json {
         println!("{}", serde_json::to_string(&metrics)?);
     } else {
-        let value_loss = metrics.value_loss.map(|loss| format!(", value_loss {loss:.6}")).unwrap_or_default();
+        let value_loss =
+            metrics.value_loss.map(|loss| format!(", value_loss {}", decimal(loss, 6))).unwrap_or_default();
         println!(
-            "policy_loss {:.6}{value_loss}, approx_kl {:.2e}, clip_fraction {:.3}, {:.2} s",
-            metrics.policy_loss, metrics.approx_kl, metrics.clip_fraction, metrics.step_seconds
+            "policy_loss {}{value_loss}, approx_kl {:.2e}, clip_fraction {:.3}, {:.2} s",
+            decimal(metrics.policy_loss, 6),
+            metrics.approx_kl,
+            metrics.clip_fraction,
+            metrics.step_seconds
         );
     }
-    Ok(())
+    Ok(wrong.finish()?)
 }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use service::init_logging;
-
+use crate::closed_pipe;
 use crate::recipe::{Environment, RecipeFile};
 use crate::run::stages::{self, Done, Selection};
+use crate::say::say;
 
 /// Exit code of a run whose stage was left unfinished at once.
 const ABANDONED_CODE: u8 = 130;
@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// A recipe that cannot be used, a stage that failed.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    init_logging("warn", service::config::LogFormat::Text)?;
+    closed_pipe::init_logging()?;
     let file = RecipeFile::read(&arguments.recipe, Environment::Applied, &arguments.settings)?;
     file.preflight()?;
     let started = tokio::time::Instant::now();
@@ -43,7 +43,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match stages::run(&file, &selection).await? {
         Done::Complete => {
             let (name, output) = (&file.recipe.name, file.recipe.output.display());
-            eprintln!("{name} is complete after {}: {output}", stages::span(started.elapsed()));
+            say(&format!("{name} is complete after {}: {output}", stages::span(started.elapsed())));
             Ok(ExitCode::SUCCESS)
         }
         Done::Stopped => Ok(ExitCode::SUCCESS),

@@ -8,13 +8,14 @@ use reward_server::{FileOptions, Progress};
 use service::BadInput;
 use types::DType;
 
+use super::lines::LineArguments;
 use crate::bad_input;
 use crate::bar::Bar;
 
-/// Scores of token sequences by a reward model.
+/// Scores by a reward model: lines {"id", "tokens"}, whole sequences, become {"id", "score"}; lines with
+/// {"prompt_tokens", "response_tokens"}, as sluice generate writes them, get a score beside what they hold.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Lines {"id", "tokens"} become {"id", "score"}.
     #[command(flatten)]
     files: FileArguments,
     /// Leaves out the mean and standard deviation that the model's folder stores.
@@ -28,12 +29,14 @@ pub(crate) struct FileArguments {
     /// The model's folder.
     #[arg(long)]
     pub(crate) model: PathBuf,
-    /// JSON Lines, plain or gzipped.
+    /// JSON Lines, plain or gzipped; - is standard input.
     #[arg(long)]
     pub(crate) input: PathBuf,
-    /// Where the results go, in the input's order.
+    /// Where the results go, in the input's order; - is standard output.
     #[arg(long)]
     pub(crate) output: PathBuf,
+    #[command(flatten)]
+    lines: LineArguments,
     /// Element type in memory: f32, bf16 or f16; that of the files where not given.
     #[arg(long, value_parser = parse_dtype)]
     pub(crate) dtype: Option<DType>,
@@ -65,6 +68,7 @@ impl FileArguments {
         options.device =
             self.device.parse().map_err(|error: model::UnknownDevice| BadInput(error.to_string()))?;
         options.dtype = self.dtype;
+        options.keep_going = self.lines.keep_going;
         Ok(options)
     }
 

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use engine::{Device, EngineConfig};
 use openai::{ServeConfig, Served};
-use service::config::LogFormat;
-use service::{BadInput, CancellationToken, StopSignals, init_logging};
+use service::{BadInput, CancellationToken, StopSignals};
 use tokio::net::TcpListener;
 use types::DType;
 
 use super::score::parse_dtype;
+
+use crate::closed_pipe;
 
 /// How long requests that are under way may take to end.
 const GRACE_PERIOD: Duration = Duration::from_secs(30);
@@ -46,7 +47,7 @@ pub(crate) struct Arguments {
 /// When the model cannot be used or the port is taken.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { model, port, host, dtype, device, max_concurrent_requests } = arguments;
-    init_logging("warn", LogFormat::Text)?;
+    closed_pipe::init_logging()?;
     let address = SocketAddr::from((host, port));
     let listener = TcpListener::bind(address).await;
     let listener = listener

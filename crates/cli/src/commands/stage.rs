@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use service::{BadInput, init_logging};
+use service::BadInput;
 
+use crate::closed_pipe;
 use crate::recipe::{Environment, RecipeFile};
 use crate::stage_work;
 
@@ -28,7 +29,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// A recipe or stage that cannot be used, work that failed.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    init_logging("warn", service::config::LogFormat::Text)?;
+    closed_pipe::init_logging()?;
     let file = RecipeFile::read(&arguments.recipe, Environment::Applied, &arguments.settings)?;
     let stage = file.recipe.stages.iter().find(|stage| stage.name == arguments.stage);
     let stage = stage.ok_or_else(|| BadInput(format!("there is no stage {:?}", arguments.stage)))?;

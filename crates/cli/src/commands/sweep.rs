@@ -10,13 +10,16 @@ use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use service::{BadInput, StopSignals, init_logging};
+use service::{BadInput, StopSignals};
 use tokio::process::Command;
 
+use self::array::Array;
 use self::grid::{Axis, Cell, Point};
+use crate::closed_pipe;
 use crate::interval::Interval;
 use crate::recipe::{Environment, RecipeFile};
 use crate::results::Results;
+use crate::say::say;
 use crate::table::table_of_figures;
 
 /// Exit code of a run whose input is bad: the others' is too.
@@ -48,6 +51,12 @@ pub(crate) struct Arguments {
     /// Prints a script for sbatch instead, in which each task of an array does one run.
     #[arg(long, conflicts_with = "table")]
     slurm: bool,
+    /// Gives that script to sbatch; it is kept in the folder of all runs.
+    #[arg(long, requires = "slurm")]
+    submit: bool,
+    /// An option of sbatch, such as --sbatch=--partition=gpu; may be given several times.
+    #[arg(long, value_name = "OPTION", requires = "slurm", allow_hyphen_values = true)]
+    sbatch: Vec<String>,
     /// Prints the table of what is there instead.
     #[arg(long)]
     table: bool,
@@ -72,10 +81,10 @@ struct Sweep {
 /// # Errors
 /// A recipe that cannot be used with some of the values, a run that failed.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    init_logging("warn", service::config::LogFormat::Text)?;
+    closed_pipe::init_logging()?;
     let sweep = Sweep::read(&arguments)?;
     if arguments.slurm {
-        print!("{}", sweep.script(&arguments)?);
+        sweep.as_array(&arguments)?;
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.table {
@@ -86,10 +95,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         None => sweep.cells.clone(),
         Some(number) => vec![sweep.cell(number)?.clone()],
     };
-    let ended = sweep.run_all(&chosen).await?;
-    if arguments.cell.is_none() {
-        sweep.show(arguments.json)?;
+    if arguments.cell.is_some() {
+        return sweep.run_alone(&chosen[0]).await;
     }
+    let ended = sweep.run_all(&chosen).await?;
+    sweep.show(arguments.json)?;
     Ok(ended)
 }
 
@@ -121,17 +131,27 @@ impl Sweep {
         self.cells.get(number).ok_or_else(|| BadInput(format!("--cell is {number}, must be 0 to {last}")))
     }
 
+    /// One run; its exit code is this command's, for a scheduler to read.
+    async fn run_alone(&self, cell: &Cell) -> anyhow::Result<ExitCode> {
+        let mut stop = StopSignals::listen()?;
+        Ok(match self.run_one(cell, &mut stop).await? {
+            Ended::Complete => ExitCode::SUCCESS,
+            Ended::Stopped => ExitCode::from(STOPPED_CODE),
+            Ended::Failed(code) => ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
+        })
+    }
+
     /// Runs them one after the other. What fails does not keep the others from running.
     async fn run_all(&self, cells: &[Cell]) -> anyhow::Result<ExitCode> {
         let mut stop = StopSignals::listen()?;
         let mut failed = 0;
         for cell in cells {
             let (label, of) = (self.points[cell.point].label(), self.cells.len());
-            eprintln!("run {} of {of}: {label}, seed {}", cell.number + 1, cell.seed);
+            say(&format!("run {} of {of}: {label}, seed {}", cell.number + 1, cell.seed));
             match self.run_one(cell, &mut stop).await? {
                 Ended::Complete => {}
                 Ended::Stopped => {
-                    eprintln!("stopped; the same command goes on");
+                    say("stopped; the same command goes on");
                     return Ok(ExitCode::from(STOPPED_CODE));
                 }
                 Ended::Failed(Some(BAD_INPUT_CODE)) => return Ok(ExitCode::from(2)),
@@ -139,7 +159,7 @@ impl Sweep {
             }
         }
         if failed > 0 {
-            eprintln!("{failed} of {} runs failed; the same command tries them again", cells.len());
+            say(&format!("{failed} of {} runs failed; the same command tries them again", cells.len()));
         }
         Ok(ExitCode::from(u8::from(failed > 0)))
     }
@@ -171,8 +191,8 @@ impl Sweep {
         })
     }
 
-    /// The command line of this sweep as a Slurm array.
-    fn script(&self, arguments: &Arguments) -> anyhow::Result<String> {
+    /// Prints or submits this sweep as a Slurm array.
+    fn as_array(&self, arguments: &Arguments) -> anyhow::Result<()> {
         let us = std::env::current_exe().context("find our own binary")?;
         let recipe = std::path::absolute(&self.recipe).context("find the recipe")?;
         let output = std::path::absolute(&self.output).context("find the output")?;
@@ -182,9 +202,21 @@ impl Sweep {
         }
         command.extend(["--seeds".to_owned(), arguments.seeds.to_string()]);
         command.extend(["--output".to_owned(), output.display().to_string()]);
+        // The tasks' logs go there from their first word on.
         std::fs::create_dir_all(&output).with_context(|| format!("create {}", output.display()))?;
-        let name = format!("{}-sweep", self.name);
-        Ok(array::script(&name, self.cells.len(), &output.display().to_string(), &command))
+        let array = Array {
+            name: &format!("{}-sweep", self.name),
+            runs: self.cells.len(),
+            folder: &std::env::current_dir().context("find the working folder")?,
+            logs: &output,
+            options: &arguments.sbatch,
+            command: &command,
+        };
+        if arguments.submit {
+            return array.submit();
+        }
+        print!("{}", array.script()?);
+        Ok(())
     }
 
     /// Prints what there is.

@@ -7,6 +7,7 @@ use comfy_table::Table;
 use coordinator::Status;
 use service::StopSignals;
 
+use crate::decimal::decimal;
 use crate::observer_client::Observer;
 use crate::table::table;
 
@@ -126,7 +127,7 @@ fn member_table(status: &Status) -> Table {
 }
 
 fn number(value: Option<f64>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
+    value.map_or_else(|| "-".to_owned(), |value| decimal(value, 3))
 }
 
 fn state(connected: bool) -> String {

@@ -63,3 +63,10 @@ impl RingFolder {
         self.0.join(format!("{process}.address.json"))
     }
 }
+
+/// Whether a ring's folder holds a trained batch or a checkpoint.
+pub(crate) fn holds_training(root: &Path) -> bool {
+    let has_steps = std::fs::metadata(root.join("steps.jsonl")).is_ok_and(|steps| steps.len() > 0);
+    let checkpoints = std::fs::read_dir(root.join("checkpoints")).into_iter().flatten().flatten();
+    has_steps || checkpoints.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
+}

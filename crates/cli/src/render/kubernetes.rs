@@ -1,13 +1,18 @@
 //! The ring as Kubernetes objects, one file a role.
 //!
-//! | role           | object                                  | found under                                            |
-//! |----------------|-----------------------------------------|--------------------------------------------------------|
-//! | coordinator    | StatefulSet of 1, a volume of its own   | Service `NAME-coordinator`                             |
-//! | reward servers | Deployment                              | the pod's address, which each tells the coordinator    |
-//! | learner        | StatefulSet, rank = ordinal             | rank 0: its pod's address; for the other ranks Service `NAME-learner-0` |
-//! | actors         | Deployment                              | nobody looks for them                                  |
+//! | role           | object                          | found under                                            |
+//! |----------------|---------------------------------|--------------------------------------------------------|
+//! | coordinator    | Job of 1, a volume of its own   | Service `NAME-coordinator`                             |
+//! | reward servers | Job, Indexed                    | the pod's address, which each tells the coordinator    |
+//! | learner        | Job, Indexed, rank = index      | rank 0: its pod's address; for the other ranks Service `NAME-learner-0` |
+//! | actors         | Job, Indexed                    | nobody looks for them                                  |
 //!
-//! The Service of rank 0 is called like its pod on purpose: the name leads the pod to itself at once
+//! Jobs, because no other workload heeds an exit code: a role that ends with 0 has done its work, one that
+//! ends with 2 or 3 would end in the same way again and fails its Job at once, and any other end is followed
+//! by a new pod. A pod that is told to leave while the run goes on ends with [`pod::STOPPED_CODE`]: it has
+//! not done its work, and is replaced.
+//!
+//! The Service of rank 0 is called like its pod's host on purpose: the name leads the pod to itself at once
 //! (`/etc/hosts`), and everybody else to the pod (DNS), so that rank 0 can listen on the name that the others
 //! connect to.
 //!
@@ -36,10 +41,14 @@ const NAME_BYTES_LIMIT: usize = 30;
 
 const CONFIG_MAP: Kind = Kind { api_version: "v1", kind: "ConfigMap" };
 const SERVICE: Kind = Kind { api_version: "v1", kind: "Service" };
-const STATEFUL_SET: Kind = Kind { api_version: "apps/v1", kind: "StatefulSet" };
-const DEPLOYMENT: Kind = Kind { api_version: "apps/v1", kind: "Deployment" };
+const VOLUME_CLAIM: Kind = Kind { api_version: "v1", kind: "PersistentVolumeClaim" };
+const JOB: Kind = Kind { api_version: "batch/v1", kind: "Job" };
 const DISRUPTION_BUDGET: Kind = Kind { api_version: "policy/v1", kind: "PodDisruptionBudget" };
 const NETWORK_POLICY: Kind = Kind { api_version: "networking.k8s.io/v1", kind: "NetworkPolicy" };
+
+/// Pods of a role that may die of themselves, all in all, before its Job is given up. Those that Kubernetes
+/// itself takes away do not count.
+const DEATHS_LIMIT: u32 = 100;
 
 /// A kind of Kubernetes object.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +115,9 @@ impl<'a> Manifests<'a> {
             ring.set(role, "coordinator", coordinator.clone());
         }
         ring.set_all("service.listen_metrics", &format!("0.0.0.0:{METRICS_PORT}"));
+        for role in Role::ALL {
+            ring.set(role, "service.stopped_code", i64::from(pod::STOPPED_CODE));
+        }
         ring.set(Role::Coordinator, "listen", format!("0.0.0.0:{COORDINATOR_PORT}"));
         // On the coordinator's own volume, not on the one that all pods share.
         ring.set(Role::Coordinator, "journal", "/journal/events");
@@ -124,20 +136,13 @@ impl<'a> Manifests<'a> {
     fn files(&self) -> anyhow::Result<Vec<RenderedFile>> {
         let files = [
             ("config.yaml", vec![self.config_map()?]),
-            ("coordinator.yaml", vec![self.coordinator_service(), self.stateful_set(Role::Coordinator)?]),
             (
-                "reward-servers.yaml",
-                vec![self.deployment(Role::RewardServer)?, self.disruption_budget(Role::RewardServer)],
+                "coordinator.yaml",
+                vec![self.coordinator_service(), self.journal_claim(), self.job(Role::Coordinator)?],
             ),
-            (
-                "learner.yaml",
-                vec![
-                    self.learner_service(),
-                    self.stateful_set(Role::Learner)?,
-                    self.disruption_budget(Role::Learner),
-                ],
-            ),
-            ("actors.yaml", vec![self.deployment(Role::Actor)?, self.disruption_budget(Role::Actor)]),
+            ("reward-servers.yaml", self.with_budget(Role::RewardServer)?),
+            ("learner.yaml", [vec![self.learner_service()], self.with_budget(Role::Learner)?].concat()),
+            ("actors.yaml", vec![self.job(Role::Actor)?]),
             ("network.yaml", self.network_policies()),
         ];
         files.into_iter().map(|(name, objects)| self.file(name, &objects)).collect()
@@ -201,59 +206,62 @@ impl<'a> Manifests<'a> {
     /// Leads to rank 0, ready or not: the ranks meet there before any of them can be ready.
     fn learner_service(&self) -> Value {
         let name = format!("{}-0", self.name_of(Role::Learner));
+        let mut selector = self.labels(Role::Learner);
+        selector["batch.kubernetes.io/job-completion-index"] = json!("0");
         let spec = json!({
             "clusterIP": "None",
             "publishNotReadyAddresses": true,
-            "selector": { "statefulset.kubernetes.io/pod-name": name },
+            "selector": selector,
             "ports": [port("weights", WEIGHTS_PORT), port("rendezvous", RENDEZVOUS_PORT)],
         });
         self.object(SERVICE, &name, &self.labels(Role::Learner), json!({ "spec": spec }))
     }
 
-    fn stateful_set(&self, role: Role) -> anyhow::Result<Value> {
-        let labels = self.labels(role);
-        let service = match role {
-            Role::Learner => format!("{}-0", self.name_of(role)),
-            _ => self.name_of(role),
-        };
-        let mut spec = json!({
-            "replicas": self.ring.of(role).processes,
-            "serviceName": service,
-            // Ranks wait for each other: none may wait for another's readiness.
-            "podManagementPolicy": "Parallel",
-            "selector": { "matchLabels": labels },
-            "template": pod::template(self, role)?,
-        });
-        if role == Role::Coordinator {
-            spec["volumeClaimTemplates"] = json!([{
-                "metadata": { "name": "journal", "labels": labels },
-                "spec": {
-                    "accessModes": ["ReadWriteOnce"],
-                    "resources": { "requests": { "storage": self.options.journal_size } },
-                },
-            }]);
-        }
-        Ok(self.object(STATEFUL_SET, &self.name_of(role), &labels, json!({ "spec": spec })))
-    }
-
-    fn deployment(&self, role: Role) -> anyhow::Result<Value> {
-        let labels = self.labels(role);
+    /// The processes of a role, each an index of the Job.
+    fn job(&self, role: Role) -> anyhow::Result<Value> {
+        let processes = self.ring.of(role).processes;
         let spec = json!({
-            "replicas": self.ring.of(role).processes,
-            // A new pod in place of an old one, not beside it: there may be no other GPU.
-            "strategy": { "type": "RollingUpdate", "rollingUpdate": { "maxSurge": 0, "maxUnavailable": "25%" } },
-            "selector": { "matchLabels": labels },
+            "completionMode": "Indexed",
+            // Equal, so that both can be changed together while the ring runs.
+            "completions": processes,
+            "parallelism": processes,
+            "backoffLimit": DEATHS_LIMIT,
+            "podFailurePolicy": { "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": role.name(), "operator": "In", "values": pod::FINAL_CODES,
+                    },
+                },
+                { "action": "Ignore", "onPodConditions": [{ "type": "DisruptionTarget", "status": "True" }] },
+            ] },
             "template": pod::template(self, role)?,
         });
-        Ok(self.object(DEPLOYMENT, &self.name_of(role), &labels, json!({ "spec": spec })))
+        Ok(self.object(JOB, &self.name_of(role), &self.labels(role), json!({ "spec": spec })))
     }
 
-    /// How many pods of a role a node's drain may take at a time.
-    fn disruption_budget(&self, role: Role) -> Value {
-        let labels = self.labels(role);
-        let most = if role == Role::Actor { json!("30%") } else { json!(1) };
-        let spec = json!({ "maxUnavailable": most, "selector": { "matchLabels": labels } });
-        self.object(DISRUPTION_BUDGET, &self.name_of(role), &labels, json!({ "spec": spec }))
+    /// The coordinator's volume. It outlives the Job: with it the run goes on.
+    fn journal_claim(&self) -> Value {
+        let spec = json!({
+            "accessModes": ["ReadWriteOnce"],
+            "resources": { "requests": { "storage": self.options.journal_size } },
+        });
+        let labels = self.labels(Role::Coordinator);
+        self.object(VOLUME_CLAIM, &format!("{}-journal", self.name), &labels, json!({ "spec": spec }))
+    }
+
+    /// A Job whose pods a node's drain may take one at a time. What has one pod needs no budget.
+    fn with_budget(&self, role: Role) -> anyhow::Result<Vec<Value>> {
+        let (mut objects, labels) = (vec![self.job(role)?], self.labels(role));
+        let others = self.ring.of(role).processes - 1;
+        if others > 0 {
+            // Of Jobs only this form of a budget is heeded.
+            let spec = json!({ "minAvailable": others, "selector": { "matchLabels": labels } });
+            let budget =
+                self.object(DISRUPTION_BUDGET, &self.name_of(role), &labels, json!({ "spec": spec }));
+            objects.push(budget);
+        }
+        Ok(objects)
     }
 
     /// Ports are not authenticated: only the ring's own pods reach them, and everybody the metrics. What

@@ -4,17 +4,19 @@
 use coordinator::state::StepRecord;
 use coordinator::{AccountStatus, FailureStatus, Status};
 
+use crate::decimal::{decimal, signed};
+
 /// How the last step went: `score +0.120, length 23.4 (cut off 12 %), entropy 0.53, ...`.
 pub(crate) fn of_step(step: &StepRecord) -> String {
     let m = &step.metrics;
     let parts = [
-        Some(format!("score {:+.3}", step.score_mean)),
+        Some(format!("score {}", signed(step.score_mean, 3))),
         step.outcome_mean.map(|outcome| format!("pass@1 {:.1} %", 100.0 * outcome)),
-        m.kl_to_ref.map(|kl| format!("KL {kl:.3}")),
+        m.kl_to_ref.map(|kl| format!("KL {}", decimal(kl, 3))),
         Some(format!("length {:.1}", step.response_tokens_mean)),
         (step.truncated > 0.0).then(|| format!("cut off {}", share(step.truncated))),
         (step.without_signal > 0.0).then(|| format!("groups without signal {}", share(step.without_signal))),
-        Some(format!("entropy {:.2}", m.entropy)),
+        Some(format!("entropy {}", decimal(m.entropy, 2))),
         Some(format!("clipped {}", share(m.clip_fraction))),
         Some(format!("gradient {:.2}", m.policy_grad_norm)),
         (m.staleness > 0.0).then(|| format!("staleness {:.1}", m.staleness)),
@@ -104,7 +106,7 @@ mod tests {
             of_step(&step),
             "score +0.500, length 7.0, entropy 0.50, clipped 3 %, gradient 1.50, 0.25 s/step"
         );
-        step.metrics.kl_to_ref = Some(0.0);
+        step.metrics.kl_to_ref = Some(-0.0004);
         assert!(of_step(&step).contains("KL 0.000"));
     }
 }

@@ -5,7 +5,7 @@
 //! happens.
 
 use std::collections::BTreeSet;
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use super::process::ProcessId;
 use super::summary;
 use super::supervisor::{Addresses, RingEnd};
 use crate::recipe::RingFolder;
+use crate::say::say;
 
 /// Lines that a run prints where there is no terminal, beside those of [`LINE_INTERVAL`].
 const LINE_COUNT: u64 = 20;
@@ -87,7 +88,7 @@ impl RingProgress {
         let Some(status) = status else {
             if self.is_line_due() {
                 self.shown_at = Instant::now();
-                eprintln!("the coordinator does not answer");
+                say("the coordinator does not answer");
             }
             return;
         };
@@ -160,11 +161,6 @@ impl RingProgress {
             say(&format!("`sluice dashboard {}` shows its curves, samples and logs", output.display()));
         }
     }
-}
-
-/// Says a line. A run goes on when nobody listens any more.
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Everything that is known in numbers.

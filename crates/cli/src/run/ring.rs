@@ -15,7 +15,8 @@ use super::progress::RingProgress;
 use super::supervisor::{Addresses, RingEnd, Supervisor, Unit};
 use super::tokenizers;
 use crate::observer_client::Observer;
-use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig};
+use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig, holds_training};
+use crate::say::say;
 
 /// How often the coordinator is asked how things are.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
@@ -105,7 +106,12 @@ impl<'a> Ring<'a> {
     fn create(file: &'a RecipeFile, resume: bool) -> anyhow::Result<Self> {
         let folder = file.ring_folder().clone();
         let journal = folder.journal();
-        if journal.exists() && !resume {
+        if journal.exists() && !resume && !holds_training(folder.root()) {
+            // A start that came to nothing is in nobody's way.
+            say("  nothing was trained before: it begins anew");
+            let removed = std::fs::remove_dir_all(&journal);
+            removed.with_context(|| format!("remove {}", journal.display()))?;
+        } else if journal.exists() && !resume {
             let advice = "go on with --resume, or remove the folder to start anew";
             return Err(BadInput(format!("{} holds an unfinished run: {advice}", journal.display())).into());
         }

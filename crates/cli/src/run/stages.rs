@@ -18,6 +18,7 @@ use service::{BadInput, StopSignals};
 use tokio::time::Instant;
 
 use crate::recipe::{Recipe, RecipeFile, Stage, Work};
+use crate::say::say;
 use output_folder::{Consent, OutputFolder};
 use records::{Records, Told};
 
@@ -48,12 +49,25 @@ pub(crate) enum Done {
 /// # Errors
 /// Names the stage that failed.
 pub(crate) async fn run(file: &RecipeFile, selection: &Selection) -> anyhow::Result<Done> {
-    let recipe = &file.recipe;
-    let stages = recipe.stages_or_ring();
-    let output = OutputFolder::take(&recipe.output)?;
+    let mut output = OutputFolder::take(&file.recipe.output)?;
+    let done = work_through(file, selection, &mut output).await;
+    if let Err(error) = &done
+        && error.chain().any(|cause| cause.is::<BadInput>() || cause.is::<service::config::Error>())
+    {
+        output.forget_start();
+    }
+    done
+}
+
+async fn work_through(
+    file: &RecipeFile,
+    selection: &Selection,
+    output: &mut OutputFolder,
+) -> anyhow::Result<Done> {
+    let stages = file.recipe.stages_or_ring();
     let records = Records::of(output.path())?;
     if let Some(first) = &selection.redo_from {
-        redo(file, first, &output, &records)?;
+        redo(file, first, output, &records)?;
     }
     let mut stop = StopSignals::listen()?;
     let mut is_renewed = false;
@@ -66,11 +80,11 @@ pub(crate) async fn run(file: &RecipeFile, selection: &Selection) -> anyhow::Res
             // It was made of what has been made anew since.
             output.move_aside(&[work.output()], Consent::Given)?;
         } else if let Some(seconds) = finished {
-            eprintln!("{title}: done before, in {}", span(Duration::from_secs_f64(seconds)));
+            say(&format!("{title}: done before, in {}", span(Duration::from_secs_f64(seconds))));
             continue;
         }
         is_renewed = true;
-        eprintln!("{title}");
+        say(&format!("{title}"));
         let started = Instant::now();
         let done = perform(file, stage, selection.resume, &mut stop).await;
         let done = done.with_context(|| format!("stage {}", stage.name))?;
@@ -78,7 +92,8 @@ pub(crate) async fn run(file: &RecipeFile, selection: &Selection) -> anyhow::Res
             return Ok(done);
         }
         records.finish(&stage.name, told, started.elapsed())?;
-        eprintln!("  {} in {}", work.output().display(), span(started.elapsed()));
+        output.keep();
+        say(&format!("  {} in {}", work.output().display(), span(started.elapsed())));
     }
     Ok(Done::Complete)
 }
@@ -105,7 +120,7 @@ async fn perform(
         // A program that hears Ctrl-C as we do may have ended because of it.
         biased;
         () = stop.next() => {
-            eprintln!("stopped in stage {}; the stages before it are kept", stage.name);
+            say(&format!("stopped in stage {}; the stages before it are kept", stage.name));
             Ok(Done::Abandoned)
         }
         done = work => done,

@@ -5,6 +5,7 @@ use std::path::Path;
 use comfy_table::Table;
 use coordinator::state::StepRecord;
 
+use crate::decimal::{decimal, signed};
 use crate::results::{end_count, mean, steps_of};
 use crate::table::table_of_figures;
 
@@ -14,7 +15,7 @@ type Figure = (&'static str, fn(&StepRecord) -> Option<f64>);
 /// What is compared between the run's first steps and its last ones.
 const FIGURES: [Figure; 7] = [
     ("mean score", |step| Some(step.score_mean)),
-    ("hidden tests passed", |step| step.outcome_mean),
+    ("outcome (pass@1)", |step| step.outcome_mean),
     ("KL to the reference", |step| step.metrics.kl_to_ref),
     ("entropy, nats", |step| Some(step.metrics.entropy)),
     ("response tokens", |step| Some(step.response_tokens_mean)),
@@ -32,8 +33,8 @@ pub(crate) fn table_of(steps_file: &Path) -> Option<Table> {
     let mut table = table_of_figures(&["mean of batches", &columns[0], &columns[1], "change"]);
     for (name, figure) in FIGURES {
         if let (Some(before), Some(after)) = (mean(first, figure), mean(last, figure)) {
-            let change = if from == to { "–".to_owned() } else { format!("{:+.3}", after - before) };
-            table.add_row([name.to_owned(), format!("{before:.3}"), format!("{after:.3}"), change]);
+            let change = if from == to { "–".to_owned() } else { signed(after - before, 3) };
+            table.add_row([name.to_owned(), decimal(before, 3), decimal(after, 3), change]);
         }
     }
     Some(table)
@@ -61,6 +62,6 @@ mod tests {
         for part in ["up to b2", "from b19 on", "mean score", "1.500", "19.500", "+18.000"] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
-        assert!(!text.contains("hidden tests"), "no row without numbers:\n{text}");
+        assert!(!text.contains("outcome ("), "no row without numbers:\n{text}");
     }
 }

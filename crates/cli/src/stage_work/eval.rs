@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
+use service::jsonl::WrongLines;
 use types::PromptContent;
 
 use crate::grading::{self, GradingSetup, Task};
 use crate::recipe::{Candidate, EvalStage, Recipe, RingFolder};
 use crate::responses;
+use crate::say::{say, say_result};
 use frozen::Frozen;
 use report::{Line, Report};
 
@@ -30,16 +32,16 @@ pub(crate) fn run(recipe: &Recipe, stage: &EvalStage) -> anyhow::Result<()> {
     let path = stage.output.join("report.json");
     let text = serde_json::to_string_pretty(&report).context("write the report")?;
     std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
-    println!("\n{report}\n");
+    say_result(&format!("\n{report}\n"));
     let checkpoints = RingFolder::of(&recipe.output).checkpoints();
     if checkpoints.exists() {
-        println!("checkpoints: {}", checkpoints.display());
+        say_result(&format!("checkpoints: {}", checkpoints.display()));
     }
     Ok(())
 }
 
 fn compare(stage: &EvalStage, setup: &GradingSetup) -> anyhow::Result<Vec<Line>> {
-    let mut tasks = grading::read_tasks(&stage.problems)?;
+    let mut tasks = grading::read_tasks(&stage.problems, &WrongLines::default())?;
     tasks.truncate(stage.max_problems.unwrap_or(usize::MAX));
     std::fs::create_dir_all(&stage.output).with_context(|| format!("create {}", stage.output.display()))?;
     stage.policies.iter().map(|candidate| examine(stage, setup, candidate, &tasks)).collect()
@@ -51,7 +53,7 @@ fn examine(
     candidate: &Candidate,
     tasks: &[Task],
 ) -> anyhow::Result<Line> {
-    eprintln!("  {}", candidate.name);
+    say(&format!("  {}", candidate.name));
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
     let greedy = DrawOptions { n: 1, seed: stage.seed, sampling: stage.sampling.clone().into_greedy() };
     let sampled = DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() };

@@ -11,12 +11,13 @@ use std::path::Path;
 use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
 use serde_json::{Value, json};
-use service::jsonl;
+use service::jsonl::{self, WrongLines};
 use types::PromptContent;
 
 use crate::grading::{self, GradingSetup};
 use crate::recipe::{PreferencesStage, Recipe};
 use crate::responses;
+use crate::say::say;
 
 /// A pair of responses.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,7 +44,7 @@ impl Pair<'_> {
 /// # Errors
 /// When the model or problems cannot be used, or no problem gave a pair.
 pub(crate) fn run(recipe: &Recipe, stage: &PreferencesStage) -> anyhow::Result<()> {
-    let mut tasks = grading::read_tasks(&stage.problems)?;
+    let mut tasks = grading::read_tasks(&stage.problems, &WrongLines::default())?;
     tasks.truncate(stage.max_problems.unwrap_or(usize::MAX));
     let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
     let responses = responses::draw(
@@ -76,12 +77,12 @@ pub(crate) fn run(recipe: &Recipe, stage: &PreferencesStage) -> anyhow::Result<(
     write(&stage.output, "train.jsonl", train)?;
     write(&stage.output, "eval.jsonl", eval)?;
     let share = 100.0 * solved as f64 / passed.len() as f64;
-    eprintln!(
+    say(&format!(
         "  {} pairs of {} problems from {} responses, {share:.1} % of which pass",
         problems.iter().map(Vec::len).sum::<usize>(),
         problems.len(),
         passed.len()
-    );
+    ));
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use service::{BadInput, jsonl};
 
 use crate::recipe::TokenizerStage;
+use crate::say::say;
 
 /// Trains it and writes its folder.
 ///
@@ -37,6 +38,6 @@ pub(crate) fn run(stage: &TokenizerStage) -> anyhow::Result<()> {
     });
     std::fs::create_dir_all(&stage.output).with_context(|| format!("create {}", stage.output.display()))?;
     tokenizer.save(&stage.output, template.transpose()?.as_deref())?;
-    eprintln!("  {} tokens from {} texts", tokenizer.vocab_size(), texts.len());
+    say(&format!("  {} tokens from {} texts", tokenizer.vocab_size(), texts.len()));
     Ok(())
 }

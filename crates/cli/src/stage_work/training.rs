@@ -10,6 +10,7 @@ use service::StopSignals;
 
 use crate::bad_input;
 use crate::bar::Bar;
+use crate::say::say;
 
 /// Supervised fine-tuning.
 ///
@@ -51,7 +52,7 @@ where
     });
     bar.finish();
     let report = report.map_err(bad_input::of_learner)?;
-    eprintln!("  {report}");
+    say(&format!("  {report}"));
     Ok(())
 }
 
@@ -69,7 +70,7 @@ fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let wait = move || {
         runtime.block_on(signals.next());
         told.store(true, Ordering::Relaxed);
-        eprintln!("stopping after this step; once more ends at once");
+        say("stopping after this step; once more ends at once");
         runtime.block_on(signals.next());
         std::process::exit(INTERRUPTED_CODE);
     };

@@ -35,8 +35,7 @@ impl Objects {
     }
 
     fn workload(&self, role: &str) -> &Value {
-        let kind = if ["coordinator", "learner"].contains(&role) { "StatefulSet" } else { "Deployment" };
-        self.get(kind, &format!("ring-1-{role}"))
+        self.get("Job", &format!("ring-1-{role}"))
     }
 
     fn pod(&self, role: &str) -> &Value {
@@ -123,29 +122,30 @@ fn all_objects_are_there_and_named_for_each_other() {
     }
     let expected = [
         ("ConfigMap", 1),
-        ("Deployment", 2),
+        ("Job", 4),
         ("NetworkPolicy", 2),
-        ("PodDisruptionBudget", 3),
+        ("PersistentVolumeClaim", 1),
+        ("PodDisruptionBudget", 2),
         ("Service", 2),
-        ("StatefulSet", 2),
     ];
     assert_eq!(kinds, expected.into());
-    for (role, replicas) in ROLES.into_iter().zip([1, 2, 2, 3]) {
-        let workload = objects.workload(role);
-        assert_eq!(workload["spec"]["replicas"], replicas);
-        let labels = &objects.pod(role)["metadata"]["labels"];
-        assert_eq!(&workload["spec"]["selector"]["matchLabels"], labels);
+    for (role, processes) in ROLES.into_iter().zip([1, 2, 2, 3]) {
+        let job = &objects.workload(role)["spec"];
+        assert_eq!((&job["completions"], &job["parallelism"]), (&processes.into(), &processes.into()));
+        assert_eq!(job["completionMode"], "Indexed");
     }
     // Rank 0's service is called like its pod, and selects it.
     let service = objects.get("Service", "ring-1-learner-0");
-    let learner = objects.workload("learner");
-    assert_eq!(service["spec"]["selector"]["statefulset.kubernetes.io/pod-name"], "ring-1-learner-0");
+    let selector = service["spec"]["selector"].as_object().unwrap();
+    assert_eq!(selector["batch.kubernetes.io/job-completion-index"], "0");
+    let labels = &objects.pod("learner")["metadata"]["labels"];
+    assert!(selector.iter().all(|(key, value)| key.starts_with("batch.") || &labels[key] == value));
     assert_eq!(service["spec"]["clusterIP"], "None");
     assert_eq!(service["spec"]["publishNotReadyAddresses"], true);
-    assert_eq!(learner["spec"]["serviceName"], "ring-1-learner-0");
-    assert_eq!(learner["spec"]["podManagementPolicy"], "Parallel");
-    let claim = &objects.workload("coordinator")["spec"]["volumeClaimTemplates"][0];
-    assert_eq!(claim["metadata"]["name"], "journal");
+    let volumes = objects.pod("coordinator")["spec"]["volumes"].as_array().unwrap();
+    let claimed = |volume: &&Value| volume["persistentVolumeClaim"]["claimName"] == "ring-1-journal";
+    assert_eq!(volumes.iter().find(claimed).unwrap()["name"], "journal");
+    objects.get("PersistentVolumeClaim", "ring-1-journal");
     // Every port that a service leads to has its name in the container.
     for (service, role) in [("ring-1-learner-0", "learner"), ("ring-1-coordinator", "coordinator")] {
         let ports = objects.pod(role)["spec"]["containers"][0]["ports"].as_array().unwrap();
@@ -153,6 +153,43 @@ fn all_objects_are_there_and_named_for_each_other() {
             let named = ports.iter().find(|named| named["name"] == port["targetPort"]);
             assert_eq!(named.unwrap()["containerPort"], port["port"]);
         }
+    }
+}
+
+/// What a Job does about a container that ended with this code, as Kubernetes goes through the rules.
+fn action(job: &Value, code: i64) -> &str {
+    let rules = job["spec"]["podFailurePolicy"]["rules"].as_array().unwrap();
+    let matches = |rule: &&Value| {
+        let on = &rule["onExitCodes"];
+        on["operator"] == "In" && on["values"].as_array().is_some_and(|values| values.contains(&code.into()))
+    };
+    rules.iter().find(matches).map_or("Count", |rule| rule["action"].as_str().unwrap())
+}
+
+#[test]
+fn no_pod_is_started_again_that_would_end_in_the_same_way() {
+    let project = Project::new(RECIPE);
+    let objects = Objects::render(&project, &[]);
+    for role in ROLES {
+        let job = objects.workload(role);
+        // Only of pods that are never started again by themselves does a Job heed the exit code.
+        assert_eq!(objects.pod(role)["spec"]["restartPolicy"], "Never", "{role}");
+        assert_eq!(
+            [1, 2, 3, 137, 143].map(|code| action(job, code)),
+            ["Count", "FailJob", "FailJob", "Count", "Count"]
+        );
+        let rules = &job["spec"]["podFailurePolicy"]["rules"];
+        assert_eq!(
+            rules[0]["onExitCodes"]["containerName"],
+            objects.pod(role)["spec"]["containers"][0]["name"]
+        );
+        assert_eq!(rules[1]["action"], "Ignore", "a node that is drained is nobody's fault");
+        assert_eq!(rules[1]["onPodConditions"][0]["type"], "DisruptionTarget");
+        assert!(job["spec"]["backoffLimit"].as_u64().unwrap() > 6);
+        // Told to leave it has not done its work: with 0 the Job would be complete.
+        let text =
+            objects.get("ConfigMap", "ring-1-config")["data"][format!("{role}.toml")].as_str().unwrap();
+        assert!(text.contains("stopped_code = 143"), "{role}: {text}");
     }
 }
 
@@ -181,11 +218,7 @@ fn pods_are_restricted_and_have_time_to_drain() {
         let names = |list: &Value| -> Vec<String> {
             list.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
         };
-        let mut volumes = names(&spec["volumes"]);
-        if role == "coordinator" {
-            volumes.push("journal".to_owned());
-        }
-        let (mut volumes, mut mounts) = (volumes, names(&container["volumeMounts"]));
+        let (mut volumes, mut mounts) = (names(&spec["volumes"]), names(&container["volumeMounts"]));
         volumes.sort();
         mounts.sort();
         assert_eq!(volumes, mounts, "{role}");

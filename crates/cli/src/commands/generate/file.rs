@@ -3,69 +3,78 @@
 use std::path::PathBuf;
 
 use engine::generate::{DrawOptions, Generator, Progress, Response};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Map, Value};
 use service::BadInput;
-use service::jsonl::{self, Line};
+use service::jsonl::{self, Line, WrongLines};
 use types::{FinishReason, PromptContent};
 
 /// What to generate from which file into which.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct FileOptions {
-    /// Lines `{"id", "prompt" | "tokens" | "messages"}`, plain or gzipped; `-` is standard input.
+    /// Lines with `prompt`, `tokens` or `messages`, plain or gzipped; `-` is standard input.
     pub(super) input: PathBuf,
-    /// Lines `{"id", "index", "tokens", "text", "logprobs", "finish_reason"}`, one for each response; `-` is
-    /// standard output.
+    /// Those lines with what was drawn, one for each response; `-` is standard output.
     pub(super) output: PathBuf,
     /// How responses are drawn.
     pub(super) draw: DrawOptions,
 }
 
-#[derive(Deserialize)]
-struct InputLine {
-    id: Value,
-    prompt: Option<String>,
-    tokens: Option<Vec<u32>>,
-    messages: Option<Vec<Value>>,
-}
+/// Keys of a response's line that its prompt's may have, with another meaning.
+const RESPONSE_KEYS: [&str; 8] =
+    ["id", "index", "prompt_tokens", "response_tokens", "tokens", "text", "logprobs", "finish_reason"];
 
 #[derive(Serialize)]
 struct OutputLine<'a> {
     id: &'a Value,
     index: usize,
+    prompt_tokens: &'a [u32],
+    response_tokens: &'a [u32],
+    /// The response's, by their older name.
     tokens: &'a [u32],
     text: &'a str,
     logprobs: &'a [f32],
     finish_reason: FinishReason,
+    #[serde(flatten)]
+    of_prompt: &'a Map<String, Value>,
+}
+
+/// A prompt's line.
+struct PromptLine {
+    line: Line,
+    id: Value,
+    /// What else it holds.
+    fields: Map<String, Value>,
 }
 
 /// Generates the responses to a file of prompts. Neither file is ever in memory as a whole.
 ///
 /// # Errors
-/// [`BadInput`] names file and line of what is no prompt or one the model cannot take; what was written
-/// before stays.
+/// [`BadInput`] names file and line of what is no prompt or one the model cannot take, unless such lines are
+/// passed over; what was written before stays.
 pub(super) fn generate(
     generator: &mut Generator,
     options: &FileOptions,
+    wrong: &WrongLines,
     progress: &mut dyn FnMut(&Progress),
 ) -> anyhow::Result<Progress> {
-    let prompts = jsonl::read(&options.input)?.map(|line| {
-        let line = line?;
-        let (id, content) = prompt(&line)?;
-        Ok(((id, line), content))
-    });
+    let lines = jsonl::read(&options.input)?;
+    let prompts = lines.filter_map(|line| wrong.sift(line.and_then(prompt))).map(|line| Ok(line?));
     let mut writer = jsonl::Writer::create(&options.output)?;
-    let mut sink = |(id, line): (Value, Line), responses: Result<Vec<Response>, String>| {
-        let responses = responses.map_err(|problem| line.wrong(&problem))?;
-        for (index, response) in responses.iter().enumerate() {
-            let Response { tokens, text, logprobs, finish_reason, .. } = response;
+    let mut sink = |prompt: PromptLine, responses: Result<Vec<Response>, String>| {
+        let responses = responses.map_err(|problem| prompt.line.wrong(&problem));
+        let Some(responses) = wrong.sift(responses) else { return Ok(()) };
+        for (index, response) in responses?.iter().enumerate() {
             writer.write(&OutputLine {
-                id: &id,
+                id: &prompt.id,
                 index,
-                tokens,
-                text,
-                logprobs,
-                finish_reason: *finish_reason,
+                prompt_tokens: &response.prompt_tokens,
+                response_tokens: &response.tokens,
+                tokens: &response.tokens,
+                text: &response.text,
+                logprobs: &response.logprobs,
+                finish_reason: response.finish_reason,
+                of_prompt: &prompt.fields,
             })?;
         }
         Ok(())
@@ -75,15 +84,28 @@ pub(super) fn generate(
     Ok(reached)
 }
 
-fn prompt(line: &Line) -> Result<(Value, PromptContent), BadInput> {
-    let InputLine { id, prompt, tokens, messages } = line.parse()?;
-    let content = match (prompt, tokens, messages) {
-        (Some(prompt), None, None) => PromptContent::Text(prompt),
-        (None, Some(tokens), None) => PromptContent::Tokens(tokens),
-        (None, None, Some(messages)) => PromptContent::Messages(Value::Array(messages).to_string()),
-        _ => return Err(line.wrong("needs exactly one of prompt, tokens and messages")),
+fn prompt(line: Line) -> Result<(PromptLine, PromptContent), BadInput> {
+    let mut fields: Map<String, Value> = line.parse()?;
+    let content = match (fields.get("prompt"), fields.get("tokens"), fields.get("messages")) {
+        (Some(Value::String(prompt)), None, None) => PromptContent::Text(prompt.clone()),
+        (None, Some(tokens), None) => {
+            let tokens = serde_json::from_value(tokens.clone());
+            PromptContent::Tokens(tokens.map_err(|error| line.wrong(&format!("tokens: {error}")))?)
+        }
+        (None, None, Some(Value::Array(messages))) | (Some(Value::Array(messages)), None, None)
+            if !messages.is_empty() =>
+        {
+            PromptContent::Messages(Value::Array(messages.clone()).to_string())
+        }
+        _ => {
+            return Err(line
+                .wrong("needs exactly one of prompt (text or a chat), tokens (ids) and messages (a list)"));
+        }
     };
-    Ok((id, content))
+    let named = ["id", "task_id"].into_iter().find_map(|key| fields.get(key).filter(|id| !id.is_null()));
+    let id = named.cloned().unwrap_or_else(|| line.number().into());
+    fields.retain(|key, _| !RESPONSE_KEYS.contains(&key.as_str()));
+    Ok((PromptLine { line, id, fields }, content))
 }
 
 #[cfg(test)]
@@ -125,13 +147,24 @@ mod tests {
 
     /// The lines of the output for an input.
     fn run(generator: &mut Generator, parent: &Path, input: &str, n: usize) -> anyhow::Result<Vec<Value>> {
+        run_and(false, generator, parent, (input, n))
+    }
+
+    /// The same, passing over wrong lines or not.
+    fn run_and(
+        keep_going: bool,
+        generator: &mut Generator,
+        parent: &Path,
+        (input, n): (&str, usize),
+    ) -> anyhow::Result<Vec<Value>> {
         let (input_path, output) = (parent.join("in.jsonl"), parent.join("out.jsonl"));
         std::fs::write(&input_path, input)?;
         let sampling = SamplingParams { max_new_tokens: 12, ..SamplingParams::default() };
         let sampling = sampling.try_into().unwrap();
         let draw = DrawOptions { n, seed: 5, sampling };
         let files = FileOptions { input: input_path, output: output.clone(), draw };
-        let summary = generate(generator, &files, &mut |_| {})?;
+        let wrong = WrongLines::new(keep_going);
+        let summary = generate(generator, &files, &wrong, &mut |_| {})?;
         let text = std::fs::read_to_string(output)?;
         let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let tokens: usize = rows.iter().map(|row| row["tokens"].as_array().unwrap().len()).sum();
@@ -145,7 +178,7 @@ mod tests {
         let lines: Vec<Value> = (0..60)
             .map(|at| match at % 3 {
                 0 => json!({"id": at, "prompt": format!("the fox {at}")}),
-                1 => json!({"id": format!("t{at}"), "tokens": vec![at; 1 + at % 40], "kept": "ignored"}),
+                1 => json!({"id": format!("t{at}"), "tokens": vec![at; 1 + at % 40], "answer": at, "text": "x"}),
                 _ => json!({"id": at, "messages": [{"role": "user", "content": format!("jump {at}")}]}),
             })
             .collect();
@@ -157,7 +190,15 @@ mod tests {
             for key in ["finish_reason", "logprobs", "text"] {
                 assert!(!row[key].is_null(), "{key}");
             }
-            assert_eq!(row.as_object().unwrap().len(), 6);
+            assert_eq!(row["response_tokens"], row["tokens"]);
+            match at / 3 % 3 {
+                1 => assert_eq!(
+                    (&row["prompt_tokens"], &row["answer"]),
+                    (&lines[at / 3]["tokens"], &json!(at / 3))
+                ),
+                _ => assert!(!row["prompt_tokens"].as_array().unwrap().is_empty()),
+            }
+            assert_ne!(row["text"], "x", "the response's");
         }
     }
 
@@ -168,19 +209,30 @@ mod tests {
         let cases = [
             (
                 "{\"id\": 0, \"prompt\": \"x\"}\n{\"id\": 1}\n",
-                ":2: needs exactly one of prompt, tokens and messages",
+                ":2: needs exactly one of prompt (text or a chat), tokens (ids) and messages",
             ),
             ("\n{\"id\": 0, \"prompt\": 7}\n", ":2: "),
             (
                 "{\"id\": 0, \"tokens\": [1, 300]}\n",
                 ":1: prompt token 300 at position 1 is outside the vocabulary",
             ),
-            ("{\"prompt\": \"x\"}\n", ":1: missing field `id`"),
+            ("{\"tokens\": [-1]}\n", ":1: tokens: invalid value: integer `-1`"),
         ];
         for (input, expected) in cases {
             let error = run(&mut generator, parent.path(), input, 1).unwrap_err();
             assert!(error.is::<BadInput>(), "{error:#}");
             assert!(error.to_string().contains(&format!("in.jsonl{expected}")), "{error:#}");
         }
+    }
+
+    #[test]
+    fn names_are_optional_and_wrong_lines_are_passed_over_when_asked() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut generator = generator(parent.path());
+        let input = "{\"prompt\": \"the fox\"}\n{\"prompt\": 7}\n{\"tokens\": [1, 300]}\n\
+                     {\"task_id\": \"T/1\", \"prompt\": \"jumps\"}\n";
+        let rows = run_and(true, &mut generator, parent.path(), (input, 1)).unwrap();
+        let ids: Vec<&Value> = rows.iter().map(|row| &row["id"]).collect();
+        assert_eq!(ids, [&json!(1), &json!("T/1")]);
     }
 }

@@ -7,6 +7,10 @@ use crate::recipe::Role;
 
 /// The user that the image runs as; files that pods share are its group's.
 const USER_ID: u32 = 10001;
+/// Exit codes of a role that would end in the same way again: bad input, and a run that was given up.
+pub(super) const FINAL_CODES: [u8; 2] = [2, 3];
+/// Exit code of a role that was told to leave: that of a process which SIGTERM ended.
+pub(super) const STOPPED_CODE: u8 = 143;
 /// What a pod gets beyond the time that its process takes to leave.
 const LEAVE_MARGIN_SECONDS: u64 = 15;
 /// How long a process may take from its start until it answers: it may read large models over the network.
@@ -57,13 +61,20 @@ pub(super) fn template(manifests: &Manifests<'_>, role: Role) -> anyhow::Result<
         { "name": "shared", "persistentVolumeClaim": { "claimName": manifests.options.volume_claim } },
         { "name": "tmp", "emptyDir": { "sizeLimit": "4Gi" } },
     ]);
-    if role == Role::Learner
-        && let Value::Array(volumes) = &mut volumes
-    {
-        // NCCL needs more shared memory than a container has.
-        volumes.push(json!({ "name": "shm", "emptyDir": { "medium": "Memory", "sizeLimit": "4Gi" } }));
+    // NCCL needs more shared memory than a container has.
+    let shared_memory = json!({ "name": "shm", "emptyDir": { "medium": "Memory", "sizeLimit": "4Gi" } });
+    let claim = json!({ "claimName": format!("{}-journal", manifests.name) });
+    let own = match role {
+        Role::Coordinator => Some(json!({ "name": "journal", "persistentVolumeClaim": claim })),
+        Role::Learner => Some(shared_memory),
+        Role::RewardServer | Role::Actor => None,
+    };
+    if let Value::Array(volumes) = &mut volumes {
+        volumes.extend(own);
     }
     let spec = json!({
+        // The Job decides by the exit code whether there is another pod.
+        "restartPolicy": "Never",
         "automountServiceAccountToken": false,
         // Services would put variables into the environment, from which processes are configured.
         "enableServiceLinks": false,
@@ -125,7 +136,7 @@ fn variables(role: Role) -> Vec<Value> {
     for (name, path) in [
         ("POD_NAME", "metadata.name"),
         ("POD_IP", "status.podIP"),
-        ("RANK", "metadata.labels['apps.kubernetes.io/pod-index']"),
+        ("RANK", "metadata.labels['batch.kubernetes.io/job-completion-index']"),
     ] {
         if settings.iter().any(|(_, value)| value.contains(&format!("$({name})"))) {
             variables.push(json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } }));

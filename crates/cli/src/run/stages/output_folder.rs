@@ -1,19 +1,34 @@
 //! The folder that a run owns: locked while the run is under way, and never emptied by advice
 //! (`docs/decisions.md`, D25).
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{File, TryLockError};
 use std::io::{IsTerminal as _, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use service::BadInput;
+
+use crate::recipe::holds_training;
+use crate::say::say;
 
 /// An output folder, held by this process until it is dropped.
 #[derive(Debug)]
 pub(super) struct OutputFolder {
     path: PathBuf,
     _lock: File,
+    /// Folders that this start has made, the innermost first: the output folder and those above it.
+    made: Vec<PathBuf>,
+    /// What lay in the folder before.
+    before: BTreeSet<OsString>,
+    /// Whether this start has made something that is worth keeping.
+    is_kept: bool,
 }
+
+/// How often a folder is taken whose lock somebody else removes at that moment.
+const TAKE_ATTEMPTS: usize = 16;
 
 impl OutputFolder {
     /// Takes the folder, which is made where it is missing.
@@ -21,28 +36,40 @@ impl OutputFolder {
     /// # Errors
     /// When another run holds it, whose process is named.
     pub(super) fn take(path: &Path) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
-        let file = path.join("lock");
-        let opened = File::options().read(true).write(true).create(true).truncate(false).open(&file);
-        let mut lock = opened.with_context(|| format!("open {}", file.display()))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = lock.read_to_string(&mut holder);
-                let (path, holder) = (path.display(), holder.trim());
-                let problem = format!("{path} belongs to a run that is under way ({holder}): stop it first");
-                return Err(BadInput(problem).into());
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("lock {}", file.display()));
+        let made: Vec<PathBuf> =
+            path.ancestors().take_while(|folder| !folder.exists()).map(Path::to_owned).collect();
+        for _ in 0..TAKE_ATTEMPTS {
+            std::fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
+            let before = names_in(path).with_context(|| format!("read {}", path.display()))?;
+            if let Some(lock) = lock(path)? {
+                return Ok(Self { path: path.to_owned(), _lock: lock, made, before, is_kept: false });
             }
         }
-        let note = format!("process {}\n", std::process::id());
-        let noted =
-            lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(note.as_bytes()));
-        noted.with_context(|| format!("write {}", file.display()))?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        anyhow::bail!("{} is removed and made again by somebody else all the time", path.display())
+    }
+
+    /// This start has made something: from now on it leaves everything where it is.
+    pub(super) fn keep(&mut self) {
+        self.is_kept = true;
+    }
+
+    /// Removes what a start has left that could not begin, so that it does not stand in the way of the next.
+    /// What lay there before stays, and so does everything once a stage is done or a batch is trained.
+    pub(super) fn forget_start(self) {
+        let Ok(names) = names_in(&self.path) else { return };
+        let new: Vec<PathBuf> = names.difference(&self.before).map(|name| self.path.join(name)).collect();
+        if self.is_kept || new.iter().any(|path| holds_training(path)) {
+            return;
+        }
+        for path in new {
+            // What cannot be removed is no worse than what was there without trying.
+            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        }
+        for folder in &self.made {
+            if std::fs::remove_dir(folder).is_err() {
+                break;
+            }
+        }
     }
 
     /// The folder.
@@ -73,10 +100,47 @@ impl OutputFolder {
             let aside = path.with_file_name(format!("{name}.until-{when}"));
             let moved = std::fs::rename(path, &aside);
             moved.with_context(|| format!("move {} to {}", path.display(), aside.display()))?;
-            eprintln!("{} is now {}", path.display(), aside.display());
+            say(&format!("{} is now {}", path.display(), aside.display()));
         }
         Ok(())
     }
+}
+
+/// The names of what lies in a folder.
+fn names_in(folder: &Path) -> std::io::Result<BTreeSet<OsString>> {
+    std::fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect()
+}
+
+/// The folder's lock, with a note that says whose it is; none where it was removed meanwhile.
+fn lock(folder: &Path) -> anyhow::Result<Option<File>> {
+    let file = folder.join("lock");
+    let opened = File::options().read(true).write(true).create(true).truncate(false).open(&file);
+    let mut lock = match opened {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.with_context(|| format!("open {}", file.display()))?,
+    };
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = lock.read_to_string(&mut holder);
+            let (path, holder) = (folder.display(), holder.trim());
+            let problem = format!("{path} belongs to a run that is under way ({holder}): stop it first");
+            return Err(BadInput(problem).into());
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("lock {}", file.display()));
+        }
+    }
+    // A run that ended may have removed the file between the two: then this is a lock on nothing.
+    let held = lock.metadata().with_context(|| format!("read {}", file.display()))?;
+    if !std::fs::metadata(&file).is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())) {
+        return Ok(None);
+    }
+    let note = format!("process {}\n", std::process::id());
+    let noted = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| lock.write_all(note.as_bytes()));
+    noted.with_context(|| format!("write {}", file.display()))?;
+    Ok(Some(lock))
 }
 
 /// Whether the user is asked first, where there is a terminal.
@@ -92,7 +156,7 @@ fn is_wanted(names: &[String]) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return Ok(true);
     }
-    eprint!("move {} aside and do it again? [y/N] ", names.join(", "));
+    say(&format!("move {} aside and do it again? [y/N]", names.join(", ")));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("read the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -111,6 +175,36 @@ mod tests {
         assert!(error.contains("belongs to a run that is under way") && error.contains(&us), "{error}");
         drop(held);
         OutputFolder::take(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_start_that_made_nothing_leaves_nothing_behind() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("runs/x");
+        let start = |path: &Path| {
+            let output = OutputFolder::take(path).unwrap();
+            std::fs::create_dir_all(path.join("ring/logs")).unwrap();
+            std::fs::create_dir_all(path.join("stages")).unwrap();
+            output
+        };
+        start(&path).forget_start();
+        assert!(!parent.path().join("runs").exists(), "the folders above it were made by this start too");
+        // A batch is trained: nothing is forgotten.
+        let output = start(&path);
+        std::fs::write(path.join("ring/steps.jsonl"), "{}\n").unwrap();
+        output.forget_start();
+        assert!(path.join("ring/logs").exists());
+        // And nothing that an earlier start has made.
+        std::fs::write(path.join("ring/steps.jsonl"), "").unwrap();
+        let output = start(&path);
+        std::fs::create_dir_all(path.join("ring-b")).unwrap();
+        output.forget_start();
+        assert!(path.join("ring/logs").exists() && !path.join("ring-b").exists());
+        let mut output = start(&path);
+        std::fs::create_dir_all(path.join("sft")).unwrap();
+        output.keep();
+        output.forget_start();
+        assert!(path.join("sft").exists());
     }
 
     #[test]

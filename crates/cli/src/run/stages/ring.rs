@@ -1,21 +1,21 @@
 //! The ring as a stage: runs it to its end, then puts the trained policy where the recipe wants it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use learner::Checkpoints;
 use serde_json::Value;
 use service::StopSignals;
-use types::BatchId;
 
 use super::Done;
 use crate::recipe::{RecipeFile, RingStage};
 use crate::run::ring;
+use crate::say::say;
 
 /// Runs it.
 ///
 /// # Errors
-/// When the ring cannot start or go on, or left no checkpoint.
+/// When the ring cannot start or go on.
 pub(crate) async fn run(
     file: &RecipeFile,
     stage: &RingStage,
@@ -24,11 +24,17 @@ pub(crate) async fn run(
 ) -> anyhow::Result<Done> {
     ring::run(file, resume, stop).await?;
     let batches = file.recipe.coordinator.batches;
-    let (checkpoint, trained) = newest_checkpoint(&file.ring_folder().checkpoints())?;
+    let Some((checkpoint, trained)) = Checkpoints::new(&file.ring_folder().checkpoints(), 0).newest()? else {
+        say("  stopped before the first checkpoint; the same command starts it again");
+        return Ok(Done::Stopped);
+    };
     if trained.0 < batches && is_ended_by_evaluations(&file.ring_folder().evals()) {
-        eprintln!("  ended after batch {} of {batches}: its evaluations are not better any more", trained.0);
+        say(&format!(
+            "  ended after batch {} of {batches}: its evaluations are not better any more",
+            trained.0
+        ));
     } else if trained.0 < batches {
-        eprintln!("  stopped after batch {} of {batches}; --resume goes on", trained.0);
+        say(&format!("  stopped after batch {} of {batches}; --resume goes on", trained.0));
         return Ok(Done::Stopped);
     }
     let policy = checkpoint.join("policy");
@@ -41,15 +47,6 @@ fn is_ended_by_evaluations(evals: &Path) -> bool {
     let text = std::fs::read_to_string(evals).unwrap_or_default();
     let last = text.lines().next_back().and_then(|line| serde_json::from_str::<Value>(line).ok());
     last.is_some_and(|record| record["ends_run"] == true)
-}
-
-/// The newest whole checkpoint and the last batch in its weights.
-///
-/// # Errors
-/// When there is none.
-fn newest_checkpoint(checkpoints: &Path) -> anyhow::Result<(PathBuf, BatchId)> {
-    let newest = Checkpoints::new(checkpoints, 0).newest()?;
-    newest.with_context(|| format!("{} holds no checkpoint", checkpoints.display()))
 }
 
 /// Copies a folder under its final name in one step. Files are linked where the system can: checkpoints are

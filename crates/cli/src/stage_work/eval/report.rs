@@ -7,6 +7,7 @@ use algo::filtration::{Filtration, Strategy};
 use algo::r2::{DEFAULT_BINS, filtered_r_squared};
 use serde::Serialize;
 
+use crate::decimal::{decimal, signed};
 use crate::table::table_of_figures;
 
 /// What was found about one policy.
@@ -171,7 +172,12 @@ impl fmt::Display for Report {
         )?;
         if let Some(Estimate { mean, standard_error }) = self.gain {
             let errors = mean / standard_error.max(f64::MIN_POSITIVE);
-            write!(f, "gain in sampled pass@1: {:+.1} points, {errors:.1} standard errors", 100.0 * mean)?;
+            write!(
+                f,
+                "gain in sampled pass@1: {} points, {} standard errors",
+                signed(100.0 * mean, 1),
+                decimal(errors, 1)
+            )?;
         }
         for row in &self.rows {
             write!(f, "\n{}: {}", row.name, row.model.display())?;
@@ -184,7 +190,7 @@ impl fmt::Display for Report {
 }
 
 fn optional(value: Option<f64>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
+    value.map_or_else(|| "-".to_owned(), |value| decimal(value, 3))
 }
 
 #[cfg(test)]

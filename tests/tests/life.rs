@@ -1,0 +1,179 @@
+//! A run's life under hostile circumstances: two at once, killed, its folders removed, nobody listening.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Output, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::TinyRing;
+
+fn output_of(ring: &TinyRing) -> (Option<i32>, String) {
+    let Output { status, stderr, .. } = ring.command().unwrap().stdin(Stdio::null()).output().unwrap();
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+/// Long enough to be disturbed.
+fn long_ring(folder: &std::path::Path) -> TinyRing {
+    TinyRing::new(folder).unwrap().with("coordinator.batches=12")
+}
+
+#[test]
+fn a_second_run_is_refused_and_the_first_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = long_ring(folder.path());
+    let first = ring.start().unwrap();
+    let before = fs::read(ring.output().join("lock")).unwrap();
+    for _ in 0..2 {
+        let (code, said) = output_of(&ring);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains("belongs to a run that is under way"), "{said}");
+    }
+    let again = ring.command().unwrap();
+    // `command` resumes, which excludes doing again: the recipe alone is what matters here.
+    let arguments: Vec<_> =
+        again.get_args().filter(|argument| *argument != "--resume").map(ToOwned::to_owned).collect();
+    let redone = std::process::Command::new(again.get_program())
+        .args(arguments)
+        .args(["--redo-from", "ring"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(redone.status.code(), Some(2), "{}", String::from_utf8_lossy(&redone.stderr));
+    assert_eq!(fs::read(ring.output().join("lock")).unwrap(), before);
+    let (status, said) = first.end().unwrap();
+    assert!(status.success(), "{said}");
+    assert_eq!(ring.steps().unwrap().len(), 12);
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_at_once_when_it_is_started_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = long_ring(folder.path());
+    let mut first = ring.start().unwrap();
+    first.wait_for(|line| line.starts_with("first prompts leased")).unwrap();
+    kill(Pid::from_raw(first.id()), Signal::SIGKILL).unwrap();
+    // Not a moment is waited: what it has started is still leaving.
+    let (code, said) = output_of(&ring);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(ring.steps().unwrap().keys().copied().collect::<Vec<_>>(), (1..=12).collect::<Vec<_>>());
+    drop(first);
+}
+
+#[test]
+fn a_run_goes_on_when_nobody_listens() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=2");
+    let mut command = ring.command().unwrap();
+    let mut child =
+        command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    // As `head -1` does.
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    said.read_line(&mut String::new()).unwrap();
+    drop(said);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(ring.steps().unwrap().len(), 2);
+}
+
+#[test]
+fn a_start_that_comes_to_nothing_is_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=1");
+    // Known only when the reward server starts: a file that cannot be loaded.
+    let reward = folder.path().join("reward.py");
+    fs::write(&reward, "import nothing_of_that_name\n").unwrap();
+    let broken =
+        ring.clone().with(&format!("reward_server.scorers=[{{kind='python', file='{}'}}]", reward.display()));
+    let (code, said) = output_of(&broken);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("nothing_of_that_name"), "{said}");
+    ring.run().unwrap();
+
+    // The same without a stage before it: nothing is left at all.
+    let recipe = folder.path().join("alone.toml");
+    let text = fs::read_to_string(folder.path().join("recipe.toml")).unwrap();
+    let (_, ring_alone) = text.split_once("[coordinator]\n").unwrap();
+    let sft = ring.output().join("sft");
+    let ring_alone = ring_alone.replace("{output}/sft", &sft.display().to_string());
+    let python = format!("[[reward_server.scorers]]\nkind = 'python'\nfile = '{}'\n", reward.display());
+    let output = folder.path().join("runs/alone");
+    fs::write(
+        &recipe,
+        format!("name = 'alone'\noutput = '{}'\n[coordinator]\n{ring_alone}\n{python}", output.display()),
+    )
+    .unwrap();
+    let alone = std::process::Command::new(tests::binary("sluice").unwrap())
+        .arg("run")
+        .arg(&recipe)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(alone.status.code(), Some(2), "{}", String::from_utf8_lossy(&alone.stderr));
+    assert!(!folder.path().join("runs").exists(), "the folders above it are gone too");
+}
+
+#[test]
+fn a_drain_before_the_first_checkpoint_is_no_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = long_ring(folder.path());
+    let first = ring.start().unwrap();
+    kill(Pid::from_raw(first.id()), Signal::SIGTERM).unwrap();
+    let (status, said) = first.end().unwrap();
+    assert_eq!(status.code(), Some(0), "{said}");
+    assert!(said.contains("stopped "), "{said}");
+    ring.run().unwrap();
+    assert_eq!(ring.steps().unwrap().len(), 12);
+}
+
+#[test]
+fn checkpoints_that_are_removed_under_a_run_end_it_at_once_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = long_ring(folder.path());
+    let mut first = ring.start().unwrap();
+    first.wait_for(|line| line.starts_with("batch 4/")).unwrap();
+    fs::remove_dir_all(ring.output().join("ring/checkpoints")).unwrap();
+    let (status, said) = first.end().unwrap();
+    // Where the last of them is written behind the removal nothing was lost, and the run goes to its end.
+    if !status.success() {
+        assert_eq!(status.code(), Some(2), "{said}");
+        assert!(said.contains("restore that checkpoint, or start a new run"), "{said}");
+        let (code, again) = output_of(&ring);
+        assert!(code == Some(2) && again.contains("restore that checkpoint"), "{again}");
+    }
+}
+
+#[test]
+fn a_finished_run_is_extended_and_what_is_done_again_is_kept_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = TinyRing::new(folder.path()).unwrap();
+    let of = |batches: usize| ring.clone().with(&format!("coordinator.batches={batches}"));
+    of(2).run().unwrap();
+    let times = || -> Vec<u64> {
+        ring.steps().unwrap().values().map(|step| step["time"].as_u64().unwrap()).collect()
+    };
+    let first = times();
+    of(3).run().unwrap();
+    assert_eq!(times()[..2], first, "what was trained is not trained again");
+    assert_eq!(times().len(), 3);
+
+    let recipe = folder.path().join("recipe.toml");
+    let redone = std::process::Command::new(tests::binary("sluice").unwrap())
+        .arg("run")
+        .arg(&recipe)
+        .args(["--redo-from", "ring", "--set", "coordinator.batches=1"])
+        .args(["--set", &format!("output={}", ring.output().display())])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(redone.status.success(), "{}", String::from_utf8_lossy(&redone.stderr));
+    assert_eq!(times().len(), 1);
+    let names = fs::read_dir(ring.output()).unwrap().map(|entry| entry.unwrap().file_name());
+    let kept: Vec<String> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("ring.until-"))
+        .collect();
+    let old = ring.output().join(&kept[0]).join("steps.jsonl");
+    assert_eq!((kept.len(), fs::read_to_string(old).unwrap().lines().count()), (1, 3));
+}
