@@ -12,7 +12,7 @@ use serde::Serialize;
 use types::{PromptId, RolloutId, ScoredRollout, Texts, Timestamp};
 
 use crate::samples_file::SamplesFile;
-use crate::state::{EndedResponse, Grant, GroupEnd, LeasedGroup};
+use crate::state::{EndedResponse, Grant, GroupEnd};
 
 /// Time after which more is written although no batch was trained.
 const REFILL_DELAY: Duration = Duration::from_secs(60);
