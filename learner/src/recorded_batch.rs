@@ -6,8 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use service::BadInput;
-use service::jsonl::{self, Line, WrongLines};
+use service::jsonl::{self, WrongLines};
 use types::{
     Batch, BatchId, FinishReason, GroupScore, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts,
     Sample, ScoredRollout, Scores, Span,
@@ -76,7 +75,7 @@ pub fn read_batch(path: &Path, wrong: &WrongLines) -> Result<Batch> {
     let mut groups: HashMap<PromptId, Vec<GroupScore>> = HashMap::new();
     let mut weighted = Vec::new();
     for line in jsonl::read(path)? {
-        let mut take = |line: &Line| -> std::result::Result<(), BadInput> {
+        let taken = line.and_then(|line| {
             let recorded: RecordedSample = line.parse()?;
             let key = recorded.group_key();
             let next = RecordedPrompt { ordinal: prompts.len() as u64, siblings: 0 };
@@ -87,8 +86,8 @@ pub fn read_batch(path: &Path, wrong: &WrongLines) -> Result<Batch> {
             groups.entry(sample.0.rollout().id().prompt).or_default().push(GroupScore::of(&sample.0));
             weighted.push(sample);
             Ok(())
-        };
-        wrong.sift(line.and_then(|line| take(&line))).transpose()?;
+        });
+        wrong.sift(taken).transpose()?;
     }
     if weighted.is_empty() {
         return Err(Error::line(path, 1, "the file has no samples"));

@@ -4,7 +4,7 @@ mod file;
 
 use std::path::PathBuf;
 
-use engine::generate::{DrawOptions, Generator, Progress};
+use engine::generate::{DrawOptions, Generator};
 use engine::{Device, EngineConfig};
 use service::BadInput;
 use types::DType;
@@ -85,8 +85,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut generator =
         Generator::load(&arguments.model, &engine).map_err(|error| BadInput(format!("{error:#}")))?;
     let (bar, wrong) = (Bar::new("responses", 0), arguments.lines.wrong_lines());
-    let mut show = |progress: &Progress| bar.at(progress.requests, 0, &pace(progress));
-    let done = generate(&mut generator, &options, &wrong, &mut show);
+    let done = generate(&mut generator, &options, &wrong, &mut |progress| {
+        bar.at(progress.requests, 0, &pace(progress));
+    });
     bar.finish();
     let done = done?;
     eprintln!(

@@ -12,10 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use service::BadInput;
 use service::jsonl::{self, Line, WrongLines};
-use types::{
-    FinishReason, PolicyVersion, PromptContent, PromptId, Rollout, RolloutId, RolloutParts, ScoredRollout,
-    Span,
-};
+use types::{FinishReason, PolicyVersion, PromptContent, PromptId, Rollout, RolloutId, RolloutParts, Span};
 
 use super::Arguments;
 use super::totals::ScoreTotals;
@@ -52,7 +49,7 @@ pub(super) fn run(arguments: &Arguments, config: &Config, wrong: &WrongLines) ->
         rollouts.push(rollout);
     }
     let (mut places, mut done, mut written) = (places.into_iter(), 0, Ok(()));
-    let scored = |result: Result<ScoredRollout, NotScored>| {
+    let ended = on_runtime(score_rollouts(config, rollouts.into_iter(), |result| {
         let Some((prompt, mut row)) = places.next() else { return };
         match result {
             Ok(scored) => {
@@ -71,8 +68,7 @@ pub(super) fn run(arguments: &Arguments, config: &Config, wrong: &WrongLines) ->
         if let (Some(writer), Ok(())) = (&mut writer, &written) {
             written = writer.write(&row);
         }
-    };
-    let ended = on_runtime(score_rollouts(config, rollouts.into_iter(), scored));
+    }));
     bar.finish();
     ended?;
     written?;

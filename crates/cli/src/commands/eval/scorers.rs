@@ -69,9 +69,9 @@ impl ScorerArguments {
 
 /// Those of a recipe, or of a reward server's configuration.
 fn of_file(path: &Path) -> anyhow::Result<Config> {
-    let wrong = |problem: &dyn std::fmt::Display| BadInput(format!("{}: {problem}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
-    let table: toml::Table = text.parse().map_err(|error| wrong(&error))?;
+    let place = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(&place, &error))?;
+    let table: toml::Table = text.parse().map_err(|error| wrong(&place, &error))?;
     if ["reward_server", "coordinator", "learner"]
         .iter()
         .any(|section| table.get(*section).is_some_and(|s| s.is_table()))
@@ -81,13 +81,17 @@ fn of_file(path: &Path) -> anyhow::Result<Config> {
     Ok(Layers::of_process(Some(path), &[])?.parse()?)
 }
 
+fn wrong(place: &str, problem: &dyn std::fmt::Display) -> BadInput {
+    BadInput(format!("{place}: {problem}"))
+}
+
 /// A scorer as it is named on a command line.
 fn scorer(text: &str, field: Option<&str>) -> Result<ScorerConfig, BadInput> {
-    let wrong = |problem: &dyn std::fmt::Display| BadInput(format!("--scorer {text}: {problem}"));
+    let place = format!("--scorer {text}");
     let mut keys = Map::new();
     if text.trim_start().starts_with('{') {
-        let table: toml::Table = format!("scorer = {text}").parse().map_err(|error| wrong(&error))?;
-        let table = serde_json::to_value(&table["scorer"]).map_err(|error| wrong(&error))?;
+        let table: toml::Table = format!("scorer = {text}").parse().map_err(|error| wrong(&place, &error))?;
+        let table = serde_json::to_value(&table["scorer"]).map_err(|error| wrong(&place, &error))?;
         keys.extend(table.as_object().cloned().unwrap_or_default());
     } else {
         keys.insert("kind".to_owned(), text.into());
@@ -96,7 +100,7 @@ fn scorer(text: &str, field: Option<&str>) -> Result<ScorerConfig, BadInput> {
         let key = if keys.get("kind").and_then(Value::as_str) == Some("http") { "label" } else { "field" };
         keys.insert(key.to_owned(), field.into());
     }
-    ScorerConfig::try_from(keys).map_err(|error| wrong(&error))
+    ScorerConfig::try_from(keys).map_err(|error| wrong(&place, &error))
 }
 
 #[cfg(test)]

@@ -115,8 +115,6 @@ impl ScoreTotals {
     /// For people.
     pub(super) fn table(&self, k: &[u64]) -> String {
         let mut table = table_of_figures(&["mean over prompts", "± half of its 95 % interval"]);
-        let shown =
-            |figure: Option<Interval>| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string());
         table.add_row(["score".to_owned(), shown(self.score())]);
         if let Some(outcome) = self.outcome() {
             table.add_row(["outcome".to_owned(), outcome.to_string()]);
@@ -140,6 +138,10 @@ impl ScoreTotals {
         }
         text
     }
+}
+
+fn shown(figure: Option<Interval>) -> String {
+    figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string())
 }
 
 fn mean(numbers: &[f64]) -> Option<f64> {
