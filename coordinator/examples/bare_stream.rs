@@ -46,7 +46,8 @@ impl Coordinator for Bare {
             let RewardReport::Scored(scored) = report?.try_into()? else {
                 return Err(Status::invalid_argument("only scored rollouts"));
             };
-            let command = pb::reward_command::Command::Recorded(scored.rollout().id().into());
+            let ids = vec![scored.rollout().id().into()];
+            let command = pb::reward_command::Command::Recorded(pb::RecordedRollouts { ids });
             Ok(pb::RewardCommand { command: Some(command) })
         });
         Ok(Response::new(Box::pin(acknowledgements)))
@@ -78,7 +79,7 @@ async fn send(address: &str, pid: &str, seconds: u64) {
     let (reports, outgoing) = mpsc::channel(256);
     for number in 0..IN_FLIGHT as u64 {
         let reports = reports.clone();
-        tokio::spawn(async move { reports.send(measure::scored(id(number), number)).await });
+        tokio::spawn(async move { reports.send(measure::scored(id(number), number, 0)).await });
     }
     let mut commands = client.reward(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
     let (begun, cpu) = (Instant::now(), measure::cpu_seconds(pid));
@@ -86,7 +87,7 @@ async fn send(address: &str, pid: &str, seconds: u64) {
     while begun.elapsed() < Duration::from_secs(seconds) {
         commands.message().await.unwrap().unwrap();
         number += 1;
-        reports.send(measure::scored(id(number), number)).await.unwrap();
+        reports.send(measure::scored(id(number), number, 0)).await.unwrap();
     }
     let span = begun.elapsed().as_secs_f64();
     let cores = (measure::cpu_seconds(pid) - cpu) / span;

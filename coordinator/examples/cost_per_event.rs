@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use algo::filtration::Filtration;
 use coordinator::state::{
-    ActorEvent, Applied, Effect, Event, LearnerEvent, RewardEvent, RunPlan, Schedule, ScoreSummary, State,
+    ActorEvent, Applied, Effect, Event, FiltrationPlan, LearnerEvent, RewardEvent, RunPlan, Schedule,
+    ScoreSummary, State,
 };
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
@@ -176,7 +176,8 @@ fn plan() -> RunPlan {
         standstill_timeout: Duration::from_secs(3600),
         max_attempts: 3,
         min_group: 2,
-        filtration: Filtration::default(),
+        filtration: FiltrationPlan::default(),
+        max_refill_batches: None,
         send_filtered: false,
         sampling: Sampling::default(),
         evaluation: None,

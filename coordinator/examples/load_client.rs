@@ -1,6 +1,6 @@
 //! Fake members over real gRPC against a running coordinator, and what they cost it:
 //! `load_client ADDRESS PID ACTORS SECONDS`. Actors beat every two seconds and have what they are leased
-//! scored at once.
+//! scored at once; the learner trains each batch at once.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a measurement")]
 
@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use proto::pb;
 use proto::pb::coordinator_client::CoordinatorClient;
+use proto::{LearnerCommands, pb};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use types::link::actor::{ActorHello, ActorLoad, ActorReport};
-use types::link::learner::{LearnerHello, RecentSteps};
+use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
+use types::link::learner::{
+    LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, RecentSteps, StepMetrics,
+};
 use types::link::reward::RewardHello;
 use types::{
     BatchId, DType, Incarnation, LeaseId, Manifest, PolicyVersion, TensorEntry, TensorLayout, WeightHash,
@@ -36,6 +38,9 @@ struct Counts {
     leased: AtomicU64,
     scored: AtomicU64,
     recorded: AtomicU64,
+    batches: AtomicU64,
+    /// The newest version that an actor has confirmed.
+    version: AtomicU64,
     broken: AtomicU64,
 }
 
@@ -49,7 +54,7 @@ async fn main() {
     let counts = Arc::new(Counts::default());
     let (results, inbox) = mpsc::channel(4096);
     let first = connect(address).await;
-    tokio::spawn(learner(first.clone()));
+    tokio::spawn(learner(first.clone(), Arc::clone(&counts)));
     tokio::spawn(reward_server(first, inbox, Arc::clone(&counts)));
     let begun = Instant::now();
     for group in 0..actors.div_ceil(STREAMS_PER_CONNECTION) {
@@ -68,9 +73,10 @@ async fn main() {
     let span = seconds as f64;
     let cores = (measure::cpu_seconds(pid) - cpu) / span;
     let scores = (counts.recorded.load(Ordering::Relaxed) - recorded) as f64 / span;
+    let batches = counts.batches.load(Ordering::Relaxed);
     let broken = counts.broken.load(Ordering::Relaxed);
     println!(
-        "{cores:.2} cores, {:.0} MB, {scores:.0} scores/s, {broken} streams broken",
+        "{cores:.2} cores, {:.0} MB, {scores:.0} scores/s, {batches} batches in all, {broken} streams broken",
         measure::resident_mb(pid)
     );
 }
@@ -103,33 +109,36 @@ async fn actor(channel: Channel, index: usize, results: mpsc::Sender<pb::Rollout
     counts.joined.fetch_add(1, Ordering::Relaxed);
     loop {
         let report = tokio::select! {
-            command = commands.message() => match command.ok().flatten().and_then(|message| message.command) {
-                Some(pb::actor_command::Command::PullWeights(pull)) => {
-                    let confirmed = pb::WeightsConfirmed { version: pull.version, hash: pull.hash };
-                    Some(pb::ActorReport { report: Some(pb::actor_report::Report::WeightsConfirmed(confirmed)) })
-                }
-                Some(pb::actor_command::Command::JoinBroadcastGroup(group)) => {
-                    let ready = pb::BroadcastGroupReady { group: group.id };
-                    Some(pb::ActorReport { report: Some(pb::actor_report::Report::BroadcastGroupReady(ready)) })
-                }
-                Some(pb::actor_command::Command::Lease(lease)) => {
-                    last_lease = LeaseId(lease.id);
-                    for id in lease.prompts.into_iter().flat_map(|prompt| prompt.wanted) {
-                        counts.leased.fetch_add(1, Ordering::Relaxed);
-                        results.send(id).await.unwrap();
+            message = commands.message() => {
+                let Some(message) = message.ok().flatten() else { break };
+                match ActorCommand::try_from(message).unwrap() {
+                    ActorCommand::PullWeights { version, hash, .. } => {
+                        counts.version.fetch_max(version.0, Ordering::Relaxed);
+                        Some(ActorReport::WeightsConfirmed { version, hash })
                     }
-                    None
+                    ActorCommand::ReceiveWeights { manifest, .. } => {
+                        let (version, hash) = (manifest.version(), manifest.hash());
+                        counts.version.fetch_max(version.0, Ordering::Relaxed);
+                        Some(ActorReport::WeightsConfirmed { version, hash })
+                    }
+                    ActorCommand::JoinBroadcastGroup(group) => Some(ActorReport::BroadcastGroupReady(group.id)),
+                    ActorCommand::Lease(lease) => {
+                        last_lease = lease.id;
+                        for id in lease.prompts.into_iter().flat_map(|prompt| prompt.wanted) {
+                            counts.leased.fetch_add(1, Ordering::Relaxed);
+                            results.send(id.into()).await.unwrap();
+                        }
+                        None
+                    }
+                    _ => None,
                 }
-                Some(_) => None,
-                None => break,
-            },
+            }
             _ = beats.tick() => {
-                let load = ActorLoad { free_slots: SLOTS, last_lease, ..ActorLoad::default() };
-                Some(ActorReport::Load(load).into())
+                Some(ActorReport::Load(ActorLoad { free_slots: SLOTS, last_lease, ..ActorLoad::default() }))
             }
         };
         if let Some(report) = report
-            && reports.send(report).await.is_err()
+            && reports.send(report.into()).await.is_err()
         {
             break;
         }
@@ -150,14 +159,19 @@ async fn reward_server(channel: Channel, mut results: mpsc::Receiver<pb::Rollout
     let mut commands = client.reward(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
     let recorded = Arc::clone(&counts);
     tokio::spawn(async move {
-        while let Ok(Some(_)) = commands.message().await {
-            recorded.recorded.fetch_add(1, Ordering::Relaxed);
+        while let Ok(Some(command)) = commands.message().await {
+            if let Some(pb::reward_command::Command::Recorded(ids)) = command.command {
+                recorded.recorded.fetch_add(ids.ids.len() as u64, Ordering::Relaxed);
+            }
         }
     });
     let mut beats = tokio::time::interval(HEARTBEAT_INTERVAL);
     loop {
         let report = tokio::select! {
-            Some(id) = results.recv() => measure::scored(id, counts.scored.fetch_add(1, Ordering::Relaxed)),
+            Some(id) = results.recv() => {
+                let number = counts.scored.fetch_add(1, Ordering::Relaxed);
+                measure::scored(id, number, counts.version.load(Ordering::Relaxed))
+            }
             _ = beats.tick() => pb::RewardReport {
                 report: Some(pb::reward_report::Report::Load(pb::RewardLoad { queued: 0 })),
             },
@@ -166,9 +180,8 @@ async fn reward_server(channel: Channel, mut results: mpsc::Receiver<pb::Rollout
     }
 }
 
-async fn learner(channel: Channel) {
-    let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
-    let tensors = vec![TensorEntry::new(layout, WeightHash([7; 32])).unwrap()];
+/// Trains each batch at once: the new version has the old content.
+async fn learner(channel: Channel, counts: Arc<Counts>) {
     let hello = LearnerHello {
         member: "learner".parse().unwrap(),
         incarnation: Incarnation(1),
@@ -176,23 +189,50 @@ async fn learner(channel: Channel) {
         world_size: 1,
         trained: BatchId(0),
         checkpointed: BatchId(0),
-        manifest: Manifest::new(PolicyVersion(0), tensors).unwrap(),
+        manifest: manifest(0),
         steps: RecentSteps::default(),
         store: "127.0.0.1:2".to_owned(),
         weights: "127.0.0.1:3".to_owned(),
     };
     let (reports, outgoing) = mpsc::channel(16);
     reports.send(pb::LearnerReport::from(hello)).await.unwrap();
-    let mut client = CoordinatorClient::new(channel);
+    let mut client = CoordinatorClient::new(channel).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let mut commands = client.learn(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+    let mut parts = LearnerCommands::default();
     let mut beats = tokio::time::interval(HEARTBEAT_INTERVAL);
     loop {
-        tokio::select! {
-            command = commands.message() => if !matches!(command, Ok(Some(_))) { break },
-            _ = beats.tick() => {
-                let phase = types::link::learner::LearnerPhase::Waiting;
-                let _ = reports.send(types::link::learner::LearnerReport::Alive(phase).into()).await;
+        let answers = tokio::select! {
+            message = commands.message() => {
+                let Some(message) = message.ok().flatten() else { break };
+                match parts.push(message).unwrap() {
+                    Some(LearnerCommand::Batch(batch)) => {
+                        counts.batches.fetch_add(1, Ordering::Relaxed);
+                        let (batch, manifest) = (batch.id(), manifest(batch.id().0));
+                        let metrics = Box::new(StepMetrics { step_seconds: 0.001, ..StepMetrics::default() });
+                        let trained = LearnerReport::Trained { batch, manifest, metrics };
+                        vec![trained, LearnerReport::Checkpointed(batch)]
+                    }
+                    Some(LearnerCommand::JoinBroadcastGroup(group)) => {
+                        vec![LearnerReport::BroadcastGroupReady(group.id)]
+                    }
+                    Some(LearnerCommand::Publish { group, version }) => {
+                        vec![LearnerReport::Published { group, version, seconds: 0.001 }]
+                    }
+                    _ => vec![],
+                }
+            }
+            _ = beats.tick() => vec![LearnerReport::Alive(LearnerPhase::Waiting)],
+        };
+        for answer in answers {
+            if reports.send(answer.into()).await.is_err() {
+                return;
             }
         }
     }
+}
+
+fn manifest(version: u64) -> Manifest {
+    let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
+    let tensors = vec![TensorEntry::new(layout, WeightHash([7; 32])).unwrap()];
+    Manifest::new(PolicyVersion(version), tensors).unwrap()
 }

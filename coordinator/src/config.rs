@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use algo::filtration::Filtration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
@@ -12,7 +11,7 @@ use types::{RunId, Sampling};
 
 use crate::data::{DataConfig, DataSet};
 use crate::eval_config::EvalConfig;
-use crate::state::{EvaluationPlan, Order, RunPlan, Schedule};
+use crate::state::{EvaluationPlan, FiltrationPlan, Order, RunPlan, Schedule};
 
 /// The smallest bound of the samples: a line has two texts of 8 KiB, in which each byte may take six.
 const MIN_SAMPLES_BYTES: u64 = 1 << 20;
@@ -54,6 +53,10 @@ pub struct Config {
     /// Send filtered samples to the learner with weight 0: for `whiten = "before-filter"` and `critic_on =
     /// "all"`.
     pub send_filtered: bool,
+    /// How many batches' worth of groups may be generated for a batch in the place of those of which nothing
+    /// trains (DAPO's dynamic sampling). When they are used up, the batch goes on with the groups that it has,
+    /// and says so; it waits for one at least. As many as it takes where not given.
+    pub max_refill_batches: Option<u64>,
     /// Attempts at one response before it counts as failed for good. What only an actor is to blame for is
     /// not counted.
     pub max_attempts: u16,
@@ -93,7 +96,7 @@ pub struct Config {
     /// Which prompts come next.
     pub schedule: Schedule,
     /// Which rollouts train.
-    pub filtration: Filtration,
+    pub filtration: FiltrationPlan,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// Held-out prompts that are asked now and then; nothing is learnt from them.
@@ -143,6 +146,7 @@ impl Default for Config {
             lease_prompts: 8,
             deterministic: false,
             send_filtered: false,
+            max_refill_batches: None,
             max_attempts: 3,
             // Longer than any sane generation; a lost actor is noticed much sooner by its silence.
             lease_timeout: Duration::from_secs(1800),
@@ -158,7 +162,7 @@ impl Default for Config {
             samples: SamplesConfig::default(),
             data: DataConfig::default(),
             schedule: Schedule::default(),
-            filtration: Filtration::default(),
+            filtration: FiltrationPlan::default(),
             sampling: Sampling::default(),
             eval: None,
             service: ServiceConfig::default(),
@@ -181,8 +185,8 @@ impl service::Config for Config {
         if let Err(error) = RunId::try_from(self.run.clone()) {
             check(false, error.to_string());
         }
-        if let Err(error) = self.filtration.validate() {
-            check(false, error.to_string());
+        for problem in self.filtration.problems() {
+            check(false, problem);
         }
         if let Some(problem) = self.schedule.problem() {
             check(false, problem);
@@ -267,8 +271,9 @@ impl Config {
             standstill_timeout: self.standstill_timeout,
             max_attempts: self.max_attempts,
             min_group: self.min_group,
-            filtration: self.filtration,
+            filtration: self.filtration.clone(),
             send_filtered: self.send_filtered,
+            max_refill_batches: self.max_refill_batches,
             sampling: self.sampling.clone(),
             evaluation: self.evaluation(data)?,
         })

@@ -9,6 +9,7 @@ pub mod data;
 pub mod journal;
 pub mod state;
 
+mod acknowledgements;
 mod dashboard;
 mod disk_room;
 mod eval_config;

@@ -6,7 +6,9 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use service::{Label, Metric};
 
-use crate::state::{Detector, EvaluationRecord, Event, RewardEvent, Role, State, StepRecord};
+use crate::state::{
+    Detector, EvaluationRecord, Event, FiltrationFigures, RewardEvent, Role, State, StepRecord,
+};
 
 const REASONS: &str = "empty for trained; why it was filtered, dropped or failed (`types::Ending`)";
 
@@ -98,6 +100,43 @@ pub const METRICS: &[Metric] = &[
         "R squared of outcome on score, unfiltered and filtered.",
     )
     .by(&[Label::one_of("pool", &["unfiltered", "filtered"])]),
+    Metric::gauge(
+        "rlhf_step_filtration_strategy_r_squared",
+        "R squared of outcome on score for what each strategy would train on, with equal draws: the estimate, its \
+         95 % interval over prompts, and its ceiling (docs/filtration.md).",
+    )
+    .by(&[
+        Label::described("strategy", "a strategy with its parameters"),
+        Label::one_of("bound", &["estimate", "low", "high", "ceiling"]),
+    ]),
+    Metric::gauge(
+        "rlhf_step_filtration_kept_fraction",
+        "Share of the scored responses that train, of the last batch and over a window of batches.",
+    )
+    .by(&[Label::one_of("over", &["batch", "window"])]),
+    Metric::gauge(
+        "rlhf_step_filtration_effective_samples",
+        "Effective sample size of the weights of what trains, of the last batch and over a window of batches.",
+    )
+    .by(&[Label::one_of("over", &["batch", "window"])]),
+    Metric::gauge(
+        "rlhf_step_filtration_kept_by_rank",
+        "Responses of the last batch that train, by the rank of their score in the group, 1 the best.",
+    )
+    .by(&[Label::described("rank", "from 1 to the group's size, 32 at most")]),
+    Metric::counter(
+        "rlhf_coordinator_refill_groups_total",
+        "Groups of which nothing trains, of trained batches: others were generated in their place.",
+    ),
+    Metric::counter("rlhf_coordinator_refill_tokens_total", "Response tokens of those groups."),
+    Metric::counter(
+        "rlhf_coordinator_short_batches_total",
+        "Batches that went on with fewer groups because their refills were used up.",
+    ),
+    Metric::counter(
+        "rlhf_coordinator_strategy_changes_total",
+        "Times that another filtration strategy was chosen.",
+    ),
 ];
 
 /// One event.
@@ -210,6 +249,9 @@ pub(crate) fn step(step: &StepRecord) {
     for (scorer, mean) in &step.contributions {
         gauge!("rlhf_step_scorer_contribution", "scorer" => scorer.clone()).set(*mean);
     }
+    filtration(&step.filtration);
+    counter!("rlhf_coordinator_refill_groups_total").increment(step.refill.groups);
+    counter!("rlhf_coordinator_refill_tokens_total").increment(step.refill.tokens);
     for (pool, r_squared) in
         [("unfiltered", step.reliability.unfiltered), ("filtered", step.reliability.filtered)]
     {
@@ -217,4 +259,36 @@ pub(crate) fn step(step: &StepRecord) {
             gauge!("rlhf_step_filtration_r_squared", "pool" => pool).set(r_squared);
         }
     }
+}
+
+/// What the filtration did.
+fn filtration(figures: &FiltrationFigures) {
+    for (over, selection) in [("batch", &figures.batch), ("window", &figures.window)] {
+        gauge!("rlhf_step_filtration_kept_fraction", "over" => over).set(selection.kept_fraction);
+        gauge!("rlhf_step_filtration_effective_samples", "over" => over).set(selection.effective_samples);
+    }
+    for (rank, kept) in &figures.batch.kept_by_rank {
+        gauge!("rlhf_step_filtration_kept_by_rank", "rank" => rank.to_string()).set(*kept);
+    }
+    for (strategy, found) in &figures.r_squared {
+        for (bound, value) in [
+            ("estimate", found.r_squared),
+            ("low", found.low),
+            ("high", found.high),
+            ("ceiling", found.ceiling),
+        ] {
+            gauge!("rlhf_step_filtration_strategy_r_squared", "strategy" => strategy.clone(), "bound" => bound)
+                .set(value);
+        }
+    }
+}
+
+/// A batch has fewer groups than others.
+pub(crate) fn batch_short() {
+    counter!("rlhf_coordinator_short_batches_total").increment(1);
+}
+
+/// Another filtration strategy was chosen.
+pub(crate) fn strategy_changed() {
+    counter!("rlhf_coordinator_strategy_changes_total").increment(1);
 }

@@ -1,6 +1,7 @@
 //! The log's words for what the state noticed: WARN where the run has recovered from something, or
 //! cannot.
 
+use crate::metrics;
 use crate::state::{Alarm, Notice};
 
 /// Logs a notice.
@@ -34,6 +35,17 @@ pub(crate) fn log(notice: &Notice) {
             for change in changes {
                 tracing::info!(change, "the run goes on under another plan");
             }
+        }
+        Notice::RefillLimit { batch, groups: 0, of, in_vain } => {
+            tracing::warn!(%batch, of, in_vain, "no group of the batch can be trained: it waits for others");
+        }
+        Notice::RefillLimit { batch, groups, of, in_vain } => {
+            metrics::batch_short();
+            tracing::warn!(%batch, groups, of, in_vain, "refills are used up: the batch goes on with fewer groups");
+        }
+        Notice::StrategyChosen { before, strategy, reason } => {
+            metrics::strategy_changed();
+            tracing::info!(%before, %strategy, reason, "another filtration strategy was chosen");
         }
         Notice::FirstFailure { reason, role, member, detail } => {
             let role = role.name();

@@ -36,9 +36,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use types::link::actor::{ActorCommand, Lease, LeasedPrompt};
 use types::link::learner::LearnerCommand;
-use types::link::reward::RewardCommand;
-use types::{Batch, GroupScore, MemberId, Prompt, PromptId, RolloutId, Sample, Timestamp};
+use types::{Batch, GroupScore, Prompt, PromptId, RolloutId, Sample, Timestamp};
 
+use crate::acknowledgements::Acknowledgements;
 use crate::data::DataSet;
 use crate::disk_room::DiskRoom;
 use crate::inbox::{Handle, Input, Report, inbox};
@@ -113,7 +113,7 @@ pub(crate) struct ServerLoop {
     /// What the next write makes durable, and what is done after it.
     entries: Entries,
     effects: Vec<Effect>,
-    acknowledgements: Vec<(MemberId, RewardCommand)>,
+    acknowledgements: Acknowledgements,
     ended: Option<Phase>,
 }
 
@@ -173,7 +173,7 @@ impl ServerLoop {
             inbox,
             entries: Entries::default(),
             effects: Vec::new(),
-            acknowledgements: Vec::new(),
+            acknowledgements: Acknowledgements::default(),
             ended: None,
         };
         (this, handle, View { status: status_view, steps: steps_view, worst: worst_view })
@@ -298,11 +298,9 @@ impl ServerLoop {
             }
             self.entries.keep.push(scored.for_training());
         }
-        let acknowledgement = result.map(|id| match rejected {
-            Some(reason) => RewardCommand::Rejected { id, reason },
-            None => RewardCommand::Recorded(id),
-        });
-        self.acknowledgements.extend(acknowledgement.map(|command| (session.member, command)));
+        if let Some(id) = result {
+            self.acknowledgements.add(session.member, id, rejected);
+        }
     }
 
     /// A response of which tests failed may be one of the worst.
@@ -346,7 +344,7 @@ impl ServerLoop {
         for effect in std::mem::take(&mut self.effects) {
             self.perform(effect)?;
         }
-        for (member, command) in std::mem::take(&mut self.acknowledgements) {
+        for (member, command) in self.acknowledgements.take() {
             self.sessions.send_to_reward_server(&member, command);
         }
         Ok(())

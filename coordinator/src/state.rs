@@ -18,14 +18,15 @@
 //! 4. Only an actor whose confirmed weights are a known version holds a new lease.
 //!
 //! One file per idea, each the owner of its data: `work` (what is generated, over `prompt_queue`, `leases`
-//! and `groups`), `filter` (which responses of a group train), `evaluations`
-//! (what is asked and not learnt from), `granting` (who gets what next), `batches` (what the learner trains),
-//! `account` (the identity), `sums`, `detectors`, `group_end` and `history` (what happened, for people),
-//! `members` (who is there), `room` (who takes work), `weights` (who gets which version). They know nothing
-//! of effects and return what they decided; `durable` wires the first ones, this file, `granting` and
-//! `joining` all of them.
+//! and `groups`), `filter` (which responses of a group train), `evaluations` (what is asked and not learnt
+//! from), `granting` (who gets what next), `batches` (what the learner trains), `account` (the identity),
+//! `outcomes` and `auto_strategy` (which filtration), `sums`, `selection`, `detectors`, `group_end` and
+//! `history` (what happened, for people), `members` (who is there), `room` (who takes work), `weights` (who
+//! gets which version). They know nothing of effects and return what they decided; `durable` wires the first
+//! ones, this file, `granting` and `joining` all of them.
 
 mod account;
+mod auto_strategy;
 mod batches;
 mod deadlines;
 mod detectors;
@@ -34,9 +35,11 @@ mod effect;
 mod evaluation_plan;
 mod evaluations;
 mod event;
+mod expiry;
 mod fact;
 mod failures;
 mod filter;
+mod filtration_plan;
 mod granting;
 mod group_end;
 mod groups;
@@ -46,6 +49,7 @@ mod leases;
 mod members;
 mod moments;
 mod notice;
+mod outcomes;
 mod phase;
 mod plan;
 mod plan_change;
@@ -54,6 +58,7 @@ mod prompt_queue;
 mod role;
 mod room;
 mod schedule;
+mod selection;
 mod sums;
 mod view;
 mod weights;
@@ -64,7 +69,7 @@ use types::link::learner::{LearnerCommand, LearnerReport};
 use types::{Ending, FailReason, MemberId, RolloutId, Timestamp};
 
 pub use account::Account;
-pub use batches::{BatchPlan, Batches};
+pub use batches::{BatchPlan, Batches, Refill};
 pub use detectors::{Alarm, Detector, Detectors, Evaluated, Finding, Reading};
 pub use durable::Durable;
 pub use effect::{Applied, Effect, StoreChanges};
@@ -74,22 +79,24 @@ pub use event::{ActorEvent, Event, LearnerEvent, RewardEvent};
 pub use fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
 pub use failures::FailureView;
 pub use filter::{PlannedGroup, PlannedSample};
+pub use filtration_plan::{AutoPlan, FiltrationPlan, StrategyChoice};
 pub use group_end::{EndedResponse, GroupEnd};
 pub use groups::LeasedGroup;
-pub use history::{History, PlanChange, Reliability, StepRecord};
+pub use history::{History, PlanChange, StepRecord};
 pub use leases::Grant;
 pub use members::{Actor, Learner, Members, RewardServer};
 pub use moments::{Moments, Spread};
 pub use notice::Notice;
+pub use outcomes::Reliability;
 pub use phase::Phase;
 pub use plan::RunPlan;
 pub use progress::{Cause, Hopeless};
 pub use role::Role;
 pub use schedule::{Order, Schedule};
+pub use selection::{FiltrationFigures, Selection};
 pub use sums::GroupSums;
 
 use failures::{FailureLog, Reporter};
-use members::Watched;
 use phase::Drain;
 use progress::Progress;
 use room::{Room, RoomIndex};
@@ -165,6 +172,7 @@ impl State {
     pub fn settle(&mut self, now: Timestamp) -> Applied {
         let mut out = Applied::default();
         self.expire(now, &mut out);
+        self.choose_strategy(now, &mut out);
         self.send_batches(&mut out);
         for command in self.weights.advance(now, &self.durable.plan, &self.members) {
             out.tell_about_weights(command);
@@ -346,6 +354,13 @@ impl State {
         }
     }
 
+    /// Makes it a fact that another filtration strategy is in force, where that is due.
+    fn choose_strategy(&mut self, now: Timestamp, out: &mut Applied) {
+        if let Some((strategy, reason)) = self.durable.auto.due() {
+            self.record(now, Fact::StrategyChosen { strategy, reason }, out);
+        }
+    }
+
     fn start_drain(&mut self, now: Timestamp, out: &mut Applied) {
         if self.phase != Phase::Running {
             return;
@@ -378,78 +393,6 @@ impl State {
                 self.start_drain(now, out);
             }
         }
-    }
-
-    /// Gives up what is past its deadline.
-    fn expire(&mut self, now: Timestamp, out: &mut Applied) {
-        self.lose_silent_members(now, out);
-        if let Some(drain) = &mut self.drain {
-            drain.expire(now);
-        }
-        while let Some(lease) = self.durable.work.leases.first_expired(now) {
-            let ids = self.durable.work.awaited_under(lease);
-            debug_assert!(!ids.is_empty(), "a lease ends with its last attempt");
-            if ids.is_empty() {
-                break;
-            }
-            if let Some(member) = self.durable.work.leases.holder(lease).cloned() {
-                let attempts = ids.len() as u64;
-                out.notice(Notice::LeaseExpired { lease, member, attempts });
-            }
-            self.record(now, Fact::Lapsed { ids, reason: FailReason::LeaseExpired }, out);
-        }
-        let timeout = self.durable.plan.broadcast_timeout;
-        let expired = self.weights.expire(now, self.durable.plan.weights_retry_delay());
-        if let Some((group, absent)) = expired.unformed {
-            out.notice(Notice::BroadcastGroupUnformed { group, absent, timeout });
-        }
-        if let Some((version, silent)) = expired.unconfirmed {
-            out.notice(Notice::BroadcastUnconfirmed { version, silent, timeout });
-        }
-    }
-
-    fn lose_silent_members(&mut self, now: Timestamp, out: &mut Applied) {
-        let timeout = self.durable.plan.heartbeat_timeout;
-        let reason = format!("silent for {timeout:?}");
-        loop {
-            let leases = &self.durable.work.leases;
-            match self.members.next_silent(now, timeout, |member| leases.has_any(member)) {
-                None => break,
-                Some(Watched::Actor(member)) => {
-                    out.notice(Notice::ActorLost { member: member.clone(), timeout });
-                    self.members.disconnect_actor(&member);
-                    self.weights.actor_left(now, &member);
-                    self.lapse_work_of(now, &member, &[], out);
-                    self.refresh_room(&member);
-                    out.disconnect(Role::Actor, member, &reason);
-                }
-                Some(Watched::Reward(member)) => {
-                    self.members.disconnect_reward_server(&member);
-                    self.tell_reward_servers(out);
-                    out.disconnect(Role::RewardServer, member, &reason);
-                }
-                Some(Watched::Learner) => {
-                    let member = self.members.learner().map(|learner| learner.member.clone());
-                    self.learner_disconnected(now);
-                    if let Some(member) = member {
-                        out.disconnect(Role::Learner, member, &reason);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The next moment at which [`State::settle`] can change something; none while nothing is awaited.
-    pub fn next_deadline(&self) -> Option<Timestamp> {
-        let Durable { plan, work, .. } = &self.durable;
-        let deadlines = [
-            work.leases.next_deadline(),
-            self.weights.next_deadline(plan, &self.members),
-            self.members.next_silence(),
-            self.drain.and_then(Drain::deadline),
-            self.progress.next_check(),
-        ];
-        deadlines.into_iter().flatten().min()
     }
 
     /// Moves to the phase that the state has reached.

@@ -121,7 +121,7 @@ mod tests {
     use types::{BatchId, Timestamp};
 
     use super::*;
-    use crate::state::Reliability;
+    use crate::state::{FiltrationFigures, Refill, Reliability};
 
     fn step(batch: u64) -> StepRecord {
         StepRecord {
@@ -146,6 +146,8 @@ mod tests {
             response_tokens_mean: 1.0,
             truncated: 0.0,
             reliability: Reliability::default(),
+            filtration: FiltrationFigures::default(),
+            refill: Refill::default(),
             metrics: StepMetrics::default(),
         }
     }

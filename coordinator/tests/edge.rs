@@ -57,10 +57,10 @@ async fn a_result_that_cannot_be_accepted_is_answered_with_the_reason_and_the_st
     assert_eq!(RolloutId::try_from(second.id.unwrap()), Ok(id(1)));
     assert!(second.reason.contains("reason"), "{}", second.reason);
     let recorded = server.find(|command| match &command.command {
-        Some(pb::reward_command::Command::Recorded(id)) => Some(*id),
+        Some(pb::reward_command::Command::Recorded(recorded)) => Some(recorded.ids.clone()),
         _ => None,
     });
-    assert_eq!(RolloutId::try_from(recorded.await), Ok(id(2)));
+    assert_eq!(recorded.await, [pb::RolloutId::from(id(2))]);
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "state/choice.rs"]
+mod choice;
 #[path = "state/crash_points.rs"]
 mod crash_points;
 #[path = "state/crowd.rs"]
@@ -28,7 +30,9 @@ mod world;
 use std::time::Duration;
 
 use algo::filtration::{Filtration, Strategy as Filter};
-use coordinator::state::{Applied, Effect, Event, Fact, Order, Phase, RunPlan, Schedule, State};
+use coordinator::state::{
+    Applied, Effect, Event, Fact, FiltrationPlan, Order, Phase, RunPlan, Schedule, State,
+};
 use proptest::prelude::*;
 use small_run::plan;
 use types::{Ending, FailReason, FilterReason, Timestamp};
@@ -204,13 +208,14 @@ proptest! {
             Just(Filter::BestRandom),
             Just(Filter::None),
             Just(Filter::Top { threshold: 0.5 }),
+            Just(Filter::Power { k: 1.0 }),
         ],
         send_filtered: bool,
         settles in prop_oneof![Just(100u32), Just(20)],
         order in prop_oneof![Just(Order::Epochs), Just(Order::Vade)],
     ) {
         let max_staleness = if deterministic { 0 } else { staleness };
-        let filtration = Filtration { strategy, ..Filtration::default() };
+        let filtration = FiltrationPlan::fixed(Filtration { strategy, ..Filtration::default() });
         let schedule = Schedule { order, ..Schedule::default() };
         let mut world =
             World::new(RunPlan { max_staleness, deterministic, filtration, send_filtered, schedule, ..plan() }, seed);

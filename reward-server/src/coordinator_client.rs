@@ -117,7 +117,9 @@ impl Membership {
                     self.readiness.set(true);
                     *standing = Standing::Welcomed;
                 }
-                (Ok(RewardCommand::Recorded(id)), _) => self.registry.recorded(id),
+                (Ok(RewardCommand::Recorded(ids)), _) => {
+                    ids.into_iter().for_each(|id| self.registry.recorded(id));
+                }
                 (Ok(RewardCommand::Rejected { id, reason }), _) => {
                     tracing::warn!(%id, reason, "the coordinator cannot accept this result: not sent again");
                     metrics::rejected();

@@ -7,14 +7,14 @@ const RESPONSE_TOKENS: usize = 580;
 /// Clock ticks of `/proc/PID/stat` in a second.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A scored rollout of about 4.2 kB.
-pub(crate) fn scored(id: pb::RolloutId, number: u64) -> pb::RewardReport {
+/// A scored rollout of about 4.2 kB, drawn by this version.
+pub(crate) fn scored(id: pb::RolloutId, number: u64, version: u64) -> pb::RewardReport {
     let rollout = pb::Rollout {
         id: Some(id),
         prompt_tokens: vec![50_000; 32],
         response_tokens: vec![50_000; RESPONSE_TOKENS],
         rollout_logprobs: vec![-0.5; RESPONSE_TOKENS],
-        spans: vec![pb::Span { version: 0, tokens: RESPONSE_TOKENS as u32 }],
+        spans: vec![pb::Span { version, tokens: RESPONSE_TOKENS as u32 }],
         finish_reason: pb::FinishReason::Stop.into(),
         ..pb::Rollout::default()
     };

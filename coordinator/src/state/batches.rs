@@ -3,13 +3,17 @@
 //! A group that was filtered waits until enough others are ready. A batch is formed once, trained in order,
 //! and kept until a checkpoint holds it. A learner that comes back from an older checkpoint is sent the
 //! batches after it again: no sample is lost, and none is counted twice.
+//!
+//! Groups of which nothing trains are made up for by others, as many as `max_refill_batches` allows. Then the
+//! batch is formed of the groups that it has.
 
 use std::collections::VecDeque;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use types::{BatchId, PolicyVersion, RolloutId};
 
-use super::filter::{PlannedGroup, PlannedSample, ReadyGroup};
+use super::filter::{Decided, PlannedGroup, PlannedSample, ReadyGroup, decide_together};
 use super::plan::RunPlan;
 use super::sums::GroupSums;
 
@@ -30,6 +34,19 @@ pub struct BatchPlan {
     /// What the unfiltered policy did since the batch before: on its prompts, and on those that brought it
     /// nothing.
     pub sums: GroupSums,
+    /// What was generated in vain for it.
+    #[serde(default)]
+    pub refill: Refill,
+}
+
+/// What was generated in vain for a batch: groups of which nothing trains, because their scores carried no
+/// signal or too few responses were scored. Others were generated in their place.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Refill {
+    /// Groups.
+    pub groups: u64,
+    /// Response tokens of their scored responses.
+    pub tokens: u64,
 }
 
 /// Groups that wait for their batch, and all batches that are not yet part of a checkpoint.
@@ -41,6 +58,12 @@ pub struct Batches {
     kept: VecDeque<BatchPlan>,
     /// What groups that wait for no batch did, since a batch was formed.
     unselected: GroupSums,
+    /// What was generated in vain since a batch was formed.
+    #[serde(default)]
+    refill: Refill,
+    /// Groups of it that count towards the limit of refills.
+    #[serde(default)]
+    refilled: u64,
     /// The last one formed.
     formed: BatchId,
     /// The last one trained.
@@ -59,6 +82,25 @@ pub(super) struct StaleGroup {
     pub(super) group: ReadyGroup,
     /// The batch.
     pub(super) batch: BatchId,
+}
+
+/// What has followed from a group that is complete.
+#[derive(Default)]
+pub(super) struct Formed {
+    /// Groups that are too old.
+    pub(super) stale: Vec<StaleGroup>,
+    /// What batches have decided on their groups.
+    pub(super) decided: Vec<(BatchId, Decided)>,
+    /// The limit of refills was reached.
+    pub(super) limits: Vec<RefillLimit>,
+}
+
+/// As many groups were generated in vain for a batch as are allowed.
+pub(super) struct RefillLimit {
+    pub(super) batch: BatchId,
+    /// Groups that it has all the same; with none it waits for others.
+    pub(super) groups: u64,
+    pub(super) in_vain: u64,
 }
 
 /// A learner's checkpoint does not fit this run's journal.
@@ -124,9 +166,11 @@ impl Batches {
         usize::try_from(before).unwrap_or(usize::MAX).min(self.kept.len())
     }
 
-    /// Prompts that wait for a batch or for its training.
-    pub(super) fn untrained_prompts(&self) -> u64 {
-        self.ready_prompts() + self.untrained().map(|plan| plan.prompts).sum::<u64>()
+    /// Prompts that wait for a batch or for its training. A batch that was formed of fewer counts as a whole
+    /// one, and groups beyond the limit of refills count as if they waited: nothing is begun in their place.
+    pub(super) fn untrained_prompts(&self, plan: &RunPlan) -> u64 {
+        let beyond = plan.refill_limit().map_or(0, |limit| self.refilled.saturating_sub(limit));
+        self.ready_prompts() + beyond + (self.formed.0 - self.trained.0) * plan.batch_prompts
     }
 
     /// Responses that are kept to train, and have not.
@@ -134,44 +178,75 @@ impl Batches {
         self.in_flight
     }
 
-    /// A group is complete that waits for no batch.
+    /// A group is complete of which nothing trains.
+    pub(super) fn add_unselected(&mut self, plan: &RunPlan, sums: &GroupSums) -> Formed {
+        self.unselected.merge(sums);
+        self.refill.groups += sums.groups;
+        self.refill.tokens += sums.tokens;
+        self.refilled += sums.groups;
+        self.form(plan)
+    }
+
+    /// A group that was ready is given up.
     pub(super) fn observe(&mut self, sums: &GroupSums) {
         self.unselected.merge(sums);
     }
 
-    /// A group waits for its batch from now on. Forms every batch that enough groups are ready for; yields
-    /// the groups that are too old.
-    pub(super) fn add(&mut self, plan: &RunPlan, group: ReadyGroup) -> Vec<StaleGroup> {
+    /// A group waits for its batch from now on.
+    pub(super) fn add(&mut self, plan: &RunPlan, group: ReadyGroup) -> Formed {
         let id = self.formed.next();
         if group.oldest < oldest_allowed(id, plan.max_staleness) {
-            return vec![StaleGroup { group, batch: id }];
+            return Formed { stale: vec![StaleGroup { group, batch: id }], ..Formed::default() };
         }
         self.in_flight += group.in_flight();
         self.ready.push_back(group);
         self.form(plan)
     }
 
-    /// Forms every batch that enough groups are ready for; yields the groups that are too old.
-    pub(super) fn form(&mut self, plan: &RunPlan) -> Vec<StaleGroup> {
+    /// Forms every batch that enough groups are ready for, or that has used up its refills.
+    pub(super) fn form(&mut self, plan: &RunPlan) -> Formed {
         let size = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX);
-        let mut stale = Vec::new();
-        while self.formed < self.last(plan) && self.ready.len() >= size {
+        let mut formed = Formed::default();
+        while self.formed < self.last(plan) {
             let id = self.formed.next();
-            let sums = std::mem::take(&mut self.unselected);
-            let (samples, groups) = (Vec::new(), Vec::with_capacity(size));
-            let mut batch = BatchPlan { id, samples, groups, prompts: size as u64, sums };
-            for group in self.ready.drain(..size) {
-                batch.sums.merge(&group.sums);
-                batch.samples.extend(group.samples);
-                batch.groups.push(group.group);
+            let groups = self.ready_prompts();
+            let used_up = groups < plan.batch_prompts
+                && plan.refill_limit().is_some_and(|limit| {
+                    groups.saturating_add(self.refilled) >= limit.saturating_add(plan.batch_prompts)
+                });
+            if used_up {
+                formed.limits.push(RefillLimit { batch: id, groups, in_vain: self.refilled });
+                self.refilled = 0;
             }
-            batch.samples.sort_by_key(|sample| sample.id);
-            batch.groups.sort_by_key(|group| group.prompt);
-            self.formed = id;
-            self.kept.push_back(batch);
-            stale.extend(self.take_stale(id.next(), plan.max_staleness));
+            if self.ready.is_empty() || (self.ready.len() < size && !used_up) {
+                break;
+            }
+            formed.decided.extend(self.form_one(plan, id).into_iter().map(|decided| (id, decided)));
+            formed.stale.extend(self.take_stale(id.next(), plan.max_staleness));
         }
-        stale
+        formed
+    }
+
+    /// Forms a batch of the groups that wait, as many as it holds.
+    fn form_one(&mut self, plan: &RunPlan, id: BatchId) -> Vec<Decided> {
+        let size = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX).min(self.ready.len());
+        let mut groups: Vec<ReadyGroup> = self.ready.drain(..size).collect();
+        let decided = decide_together(plan, id, &mut groups);
+        self.in_flight -= decided.iter().map(|decided| decided.ended).sum::<u64>();
+        let sums = std::mem::take(&mut self.unselected);
+        let refill = std::mem::take(&mut self.refill);
+        let (samples, planned) = (Vec::new(), Vec::with_capacity(size));
+        let mut batch = BatchPlan { id, samples, groups: planned, prompts: size as u64, sums, refill };
+        for group in groups {
+            batch.sums.merge(&group.sums);
+            batch.samples.extend(group.samples);
+            batch.groups.push(group.group);
+        }
+        batch.samples.sort_by_key(|sample| sample.id);
+        batch.groups.sort_by_key(|group| group.prompt);
+        (self.formed, self.refilled) = (id, 0);
+        self.kept.push_back(batch);
+        decided
     }
 
     /// Takes out the groups that would be too old when `batch` is trained.

@@ -2,21 +2,24 @@
 
 use std::collections::VecDeque;
 
+use algo::filtration::Strategy;
 use serde::{Deserialize, Serialize};
 use types::link::learner::{LearnerCommand, StepMetrics};
 use types::{
-    BatchId, DropReason, Ending, Incarnation, LearnerTerm, MemberId, PolicyVersion, Timestamp, WeightHash,
+    BatchId, DropReason, Ending, FilterReason, Incarnation, LearnerTerm, MemberId, PolicyVersion, Timestamp,
+    WeightHash,
 };
 
 use super::account::Account;
-use super::batches::{Batches, StaleGroup};
+use super::auto_strategy::AutoStrategy;
+use super::batches::{Batches, Formed, RefillLimit, StaleGroup};
 use super::effect::{Applied, Effect};
 use super::evaluations::EvaluationRecord;
 use super::fact::{Fact, LearnerFacts, LeaseBounds, ScoreSummary};
-use super::filter::Filtered;
+use super::filter::{Filtered, ReadyGroup};
 use super::group_end::GroupEnd;
 use super::groups::CompleteGroup;
-use super::history::History;
+use super::history::{History, TrainedBatch};
 use super::notice::Notice;
 use super::plan::RunPlan;
 use super::work::{Progressed, Work};
@@ -39,6 +42,9 @@ pub struct Durable {
     versions: VecDeque<(PolicyVersion, WeightHash)>,
     pub(super) account: Account,
     pub(super) history: History,
+    /// Where the strategy of the filtration is chosen.
+    #[serde(default)]
+    pub(super) auto: AutoStrategy,
 }
 
 /// What a fact means for the members.
@@ -65,6 +71,7 @@ impl Durable {
             versions: VecDeque::new(),
             account: Account::default(),
             history: History::default(),
+            auto: AutoStrategy::default(),
         }
     }
 
@@ -99,8 +106,16 @@ impl Durable {
                 }
             }
             Fact::Checkpointed(batch) => self.checkpointed(batch, out),
+            Fact::StrategyChosen { strategy, reason } => self.strategy_chosen(now, strategy, reason, out),
         }
         Outcome::default()
+    }
+
+    fn strategy_chosen(&mut self, now: Timestamp, strategy: Strategy, reason: String, out: &mut Applied) {
+        let before = self.auto.chosen(&self.plan.filtration, strategy);
+        let change = format!("the filtration strategy was {before} and is {strategy} now: {reason}");
+        self.history.plan_changed(now, self.batches.trained(), &[change]);
+        out.notice(Notice::StrategyChosen { before, strategy, reason });
     }
 
     fn started(&mut self, now: Timestamp, plan: RunPlan, out: &mut Applied) {
@@ -112,8 +127,8 @@ impl Durable {
         }
         self.plan = plan;
         self.term += 1;
-        let stale = self.batches.form(&self.plan);
-        self.drop_stale(stale, out);
+        let formed = self.batches.form(&self.plan);
+        self.formed(formed, out);
         self.stop_if_complete(out);
     }
 
@@ -204,26 +219,48 @@ impl Durable {
         if group.has_enough(self.plan.min_group) {
             self.history.observe_group(&group.scored);
         }
-        let filtered = Filtered::of(&self.plan, group);
-        let end = GroupEnd::of(group, self.batches.formed().next(), &filtered);
-        out.effects.push(Effect::GroupEnded(Box::new(end)));
+        let filtration = self.auto.filtration(&self.plan.filtration);
+        let filtered = Filtered::of(&self.plan, &filtration, group);
+        if !filtered.ready.as_ref().is_some_and(ReadyGroup::is_undecided) {
+            let end = GroupEnd::of(group, self.batches.formed().next(), &filtered);
+            out.effects.push(Effect::GroupEnded(Box::new(end)));
+        }
         let Filtered { ready, unselected, ending, ended, forgotten } = filtered;
         self.account.end(ending, ended);
         out.forget(forgotten);
-        self.batches.observe(&unselected);
         let trains = ready.is_some();
-        if let Some(ready) = ready {
-            let stale = self.batches.add(&self.plan, ready);
-            self.drop_stale(stale, out);
-        }
+        let formed = match ready {
+            Some(ready) => self.batches.add(&self.plan, ready),
+            None => self.batches.add_unselected(&self.plan, &unselected),
+        };
+        self.formed(formed, out);
         (ending, trains)
     }
 
+    /// What is to be told of batches that were formed.
+    fn formed(&mut self, formed: Formed, out: &mut Applied) {
+        for (batch, decided) in formed.decided {
+            let ending = Ending::Filtered(FilterReason::Strategy);
+            self.account.end(ending, decided.ended);
+            out.effects.push(Effect::GroupEnded(Box::new(GroupEnd::decided(batch, &decided, ending))));
+            out.forget(decided.forgotten);
+        }
+        for RefillLimit { batch, groups, in_vain } in formed.limits {
+            out.notice(Notice::RefillLimit { batch, groups, of: self.plan.batch_prompts, in_vain });
+        }
+        self.drop_stale(formed.stale, out);
+    }
+
     fn drop_stale(&mut self, stale: Vec<StaleGroup>, out: &mut Applied) {
-        for stale in stale {
+        for mut stale in stale {
+            let ending = Ending::Dropped(DropReason::Stale);
+            if let Some(undecided) = stale.group.give_up() {
+                let end = GroupEnd::decided(stale.batch, &undecided, ending);
+                out.effects.push(Effect::GroupEnded(Box::new(end)));
+            }
             let (prompt, oldest) = (stale.group.group.prompt, stale.group.oldest);
             out.notice(Notice::GroupStale { prompt, oldest, batch: stale.batch });
-            self.account.end(Ending::Dropped(DropReason::Stale), stale.group.in_flight());
+            self.account.end(ending, stale.group.in_flight());
             self.batches.observe(&stale.group.sums);
             out.forget(stale.group.responses());
         }
@@ -236,7 +273,9 @@ impl Durable {
 
     fn add_step(&mut self, now: Timestamp, batch: BatchId, metrics: StepMetrics, out: &mut Applied) {
         if let Some(batch) = self.batches.find(batch) {
-            let (step, alarms) = self.history.add_step(now, &self.plan.filtration, batch, metrics);
+            let RunPlan { seed, filtration, .. } = &self.plan;
+            let trained = TrainedBatch { now, seed: *seed, filtration, batch, metrics };
+            let (step, alarms) = self.history.add_step(trained, &mut self.auto);
             out.effects.push(Effect::Step(Box::new(step)));
             for alarm in alarms {
                 out.notice(Notice::Alarm(alarm));

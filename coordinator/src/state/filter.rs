@@ -1,8 +1,8 @@
 //! The filtration of a complete group (PF-PPO, arXiv 2409.06957, section 4), and what it keeps for a batch.
 
-use algo::filtration::{Candidate, Group, GroupDecision, filter_group};
+use algo::filtration::{Candidate, Choice, Filtration, Group, GroupDecision, filter_buffer, filter_group};
 use serde::{Deserialize, Serialize};
-use types::{DropReason, Ending, FilterReason, GroupScore, PolicyVersion, PromptId, RolloutId};
+use types::{BatchId, DropReason, Ending, FilterReason, GroupScore, PolicyVersion, PromptId, RolloutId};
 
 use super::fact::ScoreSummary;
 use super::groups::CompleteGroup;
@@ -54,12 +54,50 @@ pub(super) struct ReadyGroup {
     /// The oldest version that drew a token of a kept response.
     pub(super) oldest: PolicyVersion,
     pub(super) sums: GroupSums,
+    /// Where its batch as a whole decides what trains of it: until then every response is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    undecided: Option<Undecided>,
+}
+
+/// What a batch has to know of a group to decide on it together with others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Undecided {
+    /// In force when the group was complete.
+    filtration: Filtration,
+    /// In the order of siblings.
+    scored: Vec<ScoreSummary>,
+}
+
+/// What a batch as a whole has decided on one of its groups.
+#[derive(Debug)]
+pub(super) struct Decided {
+    pub(super) prompt: PromptId,
+    /// In the order of siblings.
+    pub(super) scored: Vec<ScoreSummary>,
+    /// One for each of them.
+    pub(super) weights: Vec<f32>,
+    /// How many do not train.
+    pub(super) ended: u64,
+    /// Responses whose tokens are needed no more.
+    pub(super) forgotten: Vec<RolloutId>,
 }
 
 impl ReadyGroup {
     /// Responses that the policy would train on.
     pub(super) fn in_flight(&self) -> u64 {
         self.samples.iter().filter(|sample| sample.trains()).count() as u64
+    }
+
+    /// Whether its batch decides what trains of it.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.undecided.is_some()
+    }
+
+    /// Its batch will not decide on it: nothing of it trains.
+    pub(super) fn give_up(&mut self) -> Option<Decided> {
+        let Undecided { scored, .. } = self.undecided.take()?;
+        let (weights, ended) = (vec![0.0; scored.len()], scored.len() as u64);
+        Some(Decided { prompt: self.group.prompt, scored, weights, ended, forgotten: Vec::new() })
     }
 
     /// Every response whose tokens are kept for it.
@@ -84,22 +122,35 @@ pub(super) struct Filtered {
 }
 
 impl Filtered {
-    /// Chooses the responses of a group that train.
-    pub(super) fn of(plan: &RunPlan, group: &CompleteGroup) -> Self {
+    /// Chooses the responses of a group that train, by the filtration in force.
+    pub(super) fn of(plan: &RunPlan, filtration: &Filtration, group: &CompleteGroup) -> Self {
         if !group.has_enough(plan.min_group) {
             return Self::nothing_kept(group, Ending::Dropped(DropReason::GroupIncomplete));
         }
-        match decide(plan, group) {
+        match decide(plan.seed, filtration, group) {
             GroupDecision::NoSignal => {
                 let mut nothing = Self::nothing_kept(group, Ending::Filtered(FilterReason::NoSignal));
                 nothing.unselected.groups_without_signal = 1;
                 nothing
             }
             GroupDecision::Choices(choices) => {
-                let weights: Vec<f32> = choices.iter().map(|choice| choice.weight as f32).collect();
+                let weights = weights(&choices);
+                let something_trains = weights.iter().any(|weight| *weight > 0.0);
+                if filtration.is_buffer_wide() && something_trains {
+                    return Self::until_the_batch_decides(plan, filtration, group);
+                }
                 Self::by_weight(plan, group, &weights)
             }
         }
+    }
+
+    /// Keeps the whole group until its batch is formed.
+    fn until_the_batch_decides(plan: &RunPlan, filtration: &Filtration, group: &CompleteGroup) -> Self {
+        let mut filtered = Self::by_weight(plan, group, &vec![1.0; group.scored.len()]);
+        if let Some(ready) = &mut filtered.ready {
+            ready.undecided = Some(Undecided { filtration: *filtration, scored: group.scored.clone() });
+        }
+        filtered
     }
 
     /// The weight with which a response of it trains; 0 where it does not.
@@ -138,18 +189,101 @@ impl Filtered {
             return Self::nothing_kept(group, ending);
         };
         let sums = GroupSums::of(&group.scored);
-        let ready = Some(ReadyGroup { group: PlannedGroup::of(group), samples, oldest, sums });
+        let group = PlannedGroup::of(group);
+        let ready = Some(ReadyGroup { group, samples, oldest, sums, undecided: None });
         Self { ready, unselected: GroupSums::default(), ending, ended, forgotten }
     }
 }
 
-fn decide(plan: &RunPlan, group: &CompleteGroup) -> GroupDecision {
-    let names: Vec<String> = group.scored.iter().map(|summary| summary.id.sibling.to_string()).collect();
-    let mut candidates = Vec::with_capacity(names.len());
-    for (summary, name) in group.scored.iter().zip(&names) {
-        candidates.push(Candidate { rollout_id: name, score: f64::from(summary.score) });
+/// Decides on the groups of a batch that wait for it, those together that have one filtration.
+pub(super) fn decide_together(plan: &RunPlan, batch: BatchId, groups: &mut [ReadyGroup]) -> Vec<Decided> {
+    let mut waiting: Vec<(usize, Undecided)> = Vec::new();
+    for (at, group) in groups.iter_mut().enumerate() {
+        waiting.extend(group.undecided.take().map(|undecided| (at, undecided)));
     }
-    let group = Group { prompt_id: &group.prompt.to_string(), rollouts: &candidates };
-    filter_group(&plan.filtration, plan.seed, &group)
+    let mut decided = Vec::with_capacity(waiting.len());
+    while let Some(filtration) = waiting.first().map(|(_, undecided)| undecided.filtration) {
+        let buffer = waiting.extract_if(.., |(_, undecided)| undecided.filtration == filtration);
+        let (places, buffer): (Vec<usize>, Vec<Undecided>) = buffer.unzip();
+        let all = buffer_weights(plan.seed, &filtration, batch, &buffer);
+        for ((place, Undecided { scored, .. }), weights) in places.into_iter().zip(buffer).zip(all) {
+            decided.push(groups[place].decide(plan, scored, weights));
+        }
+    }
+    decided
+}
+
+impl ReadyGroup {
+    /// Its batch has decided on it.
+    fn decide(&mut self, plan: &RunPlan, scored: Vec<ScoreSummary>, weights: Vec<f32>) -> Decided {
+        let prompt = self.group.prompt;
+        let (mut ended, mut forgotten) = (0, Vec::new());
+        self.samples.clear();
+        for (summary, weight) in scored.iter().zip(&weights) {
+            let sample = PlannedSample { id: summary.id, weight: *weight };
+            ended += u64::from(!sample.trains());
+            if sample.trains() || plan.send_filtered {
+                self.samples.push(sample);
+            } else {
+                forgotten.push(summary.id);
+            }
+        }
+        Decided { prompt, scored, weights, ended, forgotten }
+    }
+}
+
+fn weights(choices: &[Choice]) -> Vec<f32> {
+    choices.iter().map(|choice| choice.weight as f32).collect()
+}
+
+/// The ids and scores of a group, as the filtration takes them.
+struct Named<'a> {
+    prompt: String,
+    siblings: Vec<String>,
+    scored: &'a [ScoreSummary],
+}
+
+impl<'a> Named<'a> {
+    fn of(prompt: PromptId, scored: &'a [ScoreSummary]) -> Self {
+        let siblings = scored.iter().map(|summary| summary.id.sibling.to_string()).collect();
+        Self { prompt: prompt.to_string(), siblings, scored }
+    }
+
+    fn candidates(&self) -> Vec<Candidate<'_>> {
+        let mut candidates = Vec::with_capacity(self.siblings.len());
+        for (summary, name) in self.scored.iter().zip(&self.siblings) {
+            candidates.push(Candidate { rollout_id: name, score: f64::from(summary.score) });
+        }
+        candidates
+    }
+}
+
+fn decide(seed: u64, filtration: &Filtration, group: &CompleteGroup) -> GroupDecision {
+    let named = Named::of(group.prompt, &group.scored);
+    let group = Group { prompt_id: &named.prompt, rollouts: &named.candidates() };
+    filter_group(filtration, seed, &group)
         .expect("the plan was validated, scores are finite and siblings differ")
+}
+
+/// The weights of all responses of a buffer, group by group.
+fn buffer_weights(seed: u64, filtration: &Filtration, batch: BatchId, buffer: &[Undecided]) -> Vec<Vec<f32>> {
+    let mut named = Vec::with_capacity(buffer.len());
+    for undecided in buffer {
+        let prompt = undecided.scored.first().map(|summary| summary.id.prompt);
+        named.extend(prompt.map(|prompt| Named::of(prompt, &undecided.scored)));
+    }
+    let candidates: Vec<Vec<Candidate<'_>>> = named.iter().map(Named::candidates).collect();
+    let groups = named.iter().zip(&candidates);
+    let groups: Vec<Group<'_>> =
+        groups.map(|(named, rollouts)| Group { prompt_id: &named.prompt, rollouts }).collect();
+    let decisions = filter_buffer(filtration, seed, &batch.to_string(), &groups)
+        .expect("the plan was validated, scores are finite and siblings differ");
+    let mut all = Vec::with_capacity(decisions.len());
+    for (decision, group) in decisions.iter().zip(&groups) {
+        all.push(match decision {
+            GroupDecision::Choices(choices) => weights(choices),
+            GroupDecision::NoSignal => vec![0.0; group.rollouts.len()],
+        });
+    }
+    all
 }

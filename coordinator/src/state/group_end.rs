@@ -3,7 +3,7 @@
 use types::{BatchId, Ending, PromptId};
 
 use super::fact::ScoreSummary;
-use super::filter::Filtered;
+use super::filter::{Decided, Filtered};
 use super::groups::CompleteGroup;
 
 /// A complete group and what was decided about it.
@@ -38,5 +38,15 @@ impl GroupEnd {
             responses.push(EndedResponse { summary: summary.clone(), weight, ending });
         }
         Self { prompt: group.prompt, batch, responses }
+    }
+
+    /// What a batch decided on one of its groups; what does not train of it ends like this.
+    pub(super) fn decided(batch: BatchId, decided: &Decided, ending: Ending) -> Self {
+        let mut responses = Vec::with_capacity(decided.scored.len());
+        for (summary, weight) in decided.scored.iter().zip(&decided.weights) {
+            let ending = (*weight == 0.0).then_some(ending);
+            responses.push(EndedResponse { summary: summary.clone(), weight: *weight, ending });
+        }
+        Self { prompt: decided.prompt, batch, responses }
     }
 }

@@ -2,25 +2,27 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use algo::filtration::{Filtration, Strategy};
-use algo::r2::{DEFAULT_BINS, filtered_r_squared};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use types::link::learner::StepMetrics;
 use types::{BatchId, Timestamp};
 
-use super::batches::BatchPlan;
+use super::auto_strategy::AutoStrategy;
+use super::batches::{BatchPlan, Refill};
 use super::detectors::{Alarm, Detector, Detectors, Evaluated, Reading};
 use super::evaluations::EvaluationRecord;
 use super::fact::ScoreSummary;
+use super::filtration_plan::FiltrationPlan;
 use super::moments::Spread;
+use super::outcomes::{OutcomeWindow, Reliability};
+use super::selection::{FiltrationFigures, SelectionSums};
 
 /// Steps remembered for the dashboard.
 const STEPS_LIMIT: usize = 1000;
 /// Changes of the plan remembered for the dashboard.
 const CHANGES_LIMIT: usize = 100;
-/// Groups that the reliability is computed over.
-const RELIABILITY_GROUPS_LIMIT: usize = 512;
+/// Of these, the newest ones whose figures of the filtration are remembered; the file of steps has them all.
+const FIGURES_LIMIT: usize = 64;
 /// Seconds over which the token rate is averaged.
 const RATE_WINDOW_SECONDS: u64 = 20;
 
@@ -73,6 +75,12 @@ pub struct StepRecord {
     pub truncated: f64,
     /// How far the reward could be trusted.
     pub reliability: Reliability,
+    /// What the filtration did.
+    #[serde(default)]
+    pub filtration: FiltrationFigures,
+    /// What was generated in vain for the batch.
+    #[serde(default)]
+    pub refill: Refill,
     /// What each scorer added to the score, in the mean over those responses; empty where there is one.
     #[serde(default)]
     pub contributions: BTreeMap<String, f64>,
@@ -119,6 +127,8 @@ impl StepRecord {
             response_tokens_mean: sums.tokens as f64 / responses,
             truncated: sums.truncated as f64 / responses,
             reliability: Reliability::default(),
+            filtration: FiltrationFigures::default(),
+            refill: plan.refill,
             contributions: BTreeMap::new(),
             detectors: BTreeMap::new(),
             eval_version: None,
@@ -139,13 +149,15 @@ impl StepRecord {
     }
 }
 
-/// R² of outcome on reward over recent prompts that carry tests (PF-PPO, section 4, "Weight choice").
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Reliability {
-    /// Over all responses.
-    pub unfiltered: Option<f64>,
-    /// Over responses drawn from the filtered policy.
-    pub filtered: Option<f64>,
+/// A batch that was trained.
+pub(super) struct TrainedBatch<'a> {
+    pub(super) now: Timestamp,
+    /// Seeds what is drawn for the figures.
+    pub(super) seed: u64,
+    pub(super) filtration: &'a FiltrationPlan,
+    pub(super) batch: &'a BatchPlan,
+    /// What the learner measured.
+    pub(super) metrics: StepMetrics,
 }
 
 /// Steps, and what is known of recent responses.
@@ -153,8 +165,11 @@ pub struct Reliability {
 pub struct History {
     steps: VecDeque<StepRecord>,
     changes: VecDeque<PlanChange>,
-    /// (score, outcome) of the responses of recent groups with tests.
-    groups: VecDeque<Vec<(f64, f64)>>,
+    #[serde(default)]
+    outcomes: OutcomeWindow,
+    /// What was kept of the newest batches, the oldest first.
+    #[serde(default)]
+    selections: VecDeque<SelectionSums>,
     #[serde(default)]
     detectors: Detectors,
     /// The newest evaluation, until a step says it.
@@ -200,21 +215,7 @@ impl History {
     /// The scored responses of a group that is filtered.
     pub(super) fn observe_group(&mut self, scored: &[ScoreSummary]) {
         self.detectors.observe(scored);
-        let pairs =
-            scored.iter().map(|summary| Some((f64::from(summary.score), f64::from(summary.outcome?))));
-        if let Some(pairs) = pairs.collect::<Option<Vec<_>>>() {
-            self.groups.push_back(pairs);
-            if self.groups.len() > RELIABILITY_GROUPS_LIMIT {
-                self.groups.pop_front();
-            }
-        }
-    }
-
-    /// How far the reward could be trusted lately, without and with the filtration.
-    pub fn reliability(&self, filtration: &Filtration) -> Reliability {
-        let groups: Vec<Vec<(f64, f64)>> = self.groups.iter().cloned().collect();
-        let none = Filtration { strategy: Strategy::None, ..*filtration };
-        Reliability { unfiltered: r_squared(&none, &groups), filtered: r_squared(filtration, &groups) }
+        self.outcomes.observe(scored);
     }
 
     /// A response of this many tokens was scored.
@@ -275,28 +276,49 @@ impl History {
     /// A batch was trained; yields the step as people see it, and the alarms that were raised or have ended.
     pub(super) fn add_step(
         &mut self,
-        now: Timestamp,
-        filtration: &Filtration,
-        batch: &BatchPlan,
-        metrics: StepMetrics,
+        trained: TrainedBatch<'_>,
+        auto: &mut AutoStrategy,
     ) -> (StepRecord, Vec<Alarm>) {
+        let TrainedBatch { now, seed, filtration: plan, batch, metrics } = trained;
         let Evaluated { readings, alarms, contributions } = self.detectors.step(batch.id);
         let mut step = StepRecord::new(now, batch, metrics);
-        step.reliability = self.reliability(filtration);
         (step.contributions, step.detectors) = (contributions, readings);
         if let Some(found) = self.evaluated.take() {
             step.add_evaluation(&found);
         }
+        let in_force = auto.filtration(plan);
+        let trust = self.outcomes.step(plan, &in_force, seed.wrapping_add(batch.id.0));
+        step.reliability = trust.reliability;
+        let (of_batch, window) = self.select(plan, batch);
+        step.filtration = FiltrationFigures {
+            strategy: in_force.strategy.to_string(),
+            decision: auto.judge(plan, &trust),
+            batch: of_batch.selection(),
+            window: window.selection(),
+            r_squared: trust.estimates,
+            calibration: trust.calibration,
+        };
         self.steps.push_back(step.clone());
         if self.steps.len() > STEPS_LIMIT {
             self.steps.pop_front();
         }
+        if let Some(older) = self.steps.len().checked_sub(FIGURES_LIMIT + 1) {
+            self.steps[older].filtration = FiltrationFigures::default();
+        }
         (step, alarms)
     }
-}
 
-fn r_squared(filtration: &Filtration, groups: &[Vec<(f64, f64)>]) -> Option<f64> {
-    filtered_r_squared(filtration, groups, DEFAULT_BINS).ok()?.r_squared
+    /// What was kept of a batch, and of those up to it that the window spans.
+    fn select(&mut self, plan: &FiltrationPlan, batch: &BatchPlan) -> (SelectionSums, SelectionSums) {
+        let of_batch = SelectionSums::of(batch);
+        self.selections.push_back(of_batch.clone());
+        while self.selections.len() > plan.window_batches {
+            self.selections.pop_front();
+        }
+        let mut window = SelectionSums::default();
+        self.selections.iter().for_each(|batch| window.merge(batch));
+        (of_batch, window)
+    }
 }
 
 #[cfg(test)]
@@ -306,9 +328,18 @@ mod tests {
 
     fn step(history: &mut History, second: u64) {
         let id = BatchId(history.steps.len() as u64 + 1);
-        let batch =
-            BatchPlan { id, samples: Vec::new(), groups: Vec::new(), prompts: 1, sums: GroupSums::default() };
-        history.add_step(Timestamp(second * 1000), &Filtration::default(), &batch, StepMetrics::default());
+        let batch = BatchPlan {
+            id,
+            samples: Vec::new(),
+            groups: Vec::new(),
+            prompts: 1,
+            sums: GroupSums::default(),
+            refill: Refill::default(),
+        };
+        let (now, metrics) = (Timestamp(second * 1000), StepMetrics::default());
+        let filtration = &FiltrationPlan::default();
+        let trained = TrainedBatch { now, seed: 0, filtration, batch: &batch, metrics };
+        history.add_step(trained, &mut AutoStrategy::default());
     }
 
     #[test]

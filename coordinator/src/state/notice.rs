@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use algo::filtration::Strategy;
 use types::{BatchId, BroadcastGroupId, FailReason, LeaseId, MemberId, PolicyVersion, PromptId};
 
 use super::detectors::Alarm;
@@ -9,7 +10,7 @@ use super::progress::Cause;
 use super::role::Role;
 
 /// Something that the run has recovered from, and what it cost.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Notice {
     /// An actor was silent for longer than it may: what it worked on is issued anew.
     ActorLost {
@@ -90,6 +91,26 @@ pub enum Notice {
     PlanChanged {
         /// What has changed.
         changes: Vec<String>,
+    },
+    /// As many groups were generated in vain for a batch as are allowed.
+    RefillLimit {
+        /// The batch.
+        batch: BatchId,
+        /// Groups that it has all the same.
+        groups: u64,
+        /// Groups of a whole batch.
+        of: u64,
+        /// Groups of which nothing trains.
+        in_vain: u64,
+    },
+    /// Groups that are complete from now on are filtered by another strategy.
+    StrategyChosen {
+        /// The strategy before.
+        before: Strategy,
+        /// The strategy.
+        strategy: Strategy,
+        /// Why.
+        reason: String,
     },
     /// The first failure of a role for its reason.
     FirstFailure {

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use algo::filtration::Filtration;
 use serde::{Deserialize, Serialize};
 use types::link::actor::ActorWelcome;
 use types::link::learner::LearnerCommand;
 use types::{BatchId, LearnerTerm, RunId, Sampling};
 
 use super::evaluation_plan::EvaluationPlan;
+use super::filtration_plan::FiltrationPlan;
 use super::schedule::Schedule;
 
 /// The plan of a run. The journal holds the plan that it was written under.
@@ -60,8 +60,12 @@ pub struct RunPlan {
     pub max_attempts: u16,
     /// Smallest number of scored responses for which a group with failures is still filtered.
     pub min_group: u16,
-    /// The filtration.
-    pub filtration: Filtration,
+    /// Which responses train.
+    pub filtration: FiltrationPlan,
+    /// How many batches' worth of groups may be generated in the place of groups of which nothing trains, for
+    /// one batch; as many as it takes where not given.
+    #[serde(default)]
+    pub max_refill_batches: Option<u64>,
     /// Whether filtered samples travel to the learner as well, with weight 0 (for whitening over all, or the
     /// critic).
     pub send_filtered: bool,
@@ -84,6 +88,11 @@ impl RunPlan {
     /// The number of the run's last batch.
     pub fn last_batch(&self) -> BatchId {
         BatchId(self.batches)
+    }
+
+    /// Groups that may be generated in vain for one batch.
+    pub(super) fn refill_limit(&self) -> Option<u64> {
+        self.max_refill_batches.map(|batches| batches.saturating_mul(self.batch_prompts))
     }
 
     /// How long after a failure the weight plane waits before it tries again.

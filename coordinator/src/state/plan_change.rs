@@ -9,13 +9,16 @@ use super::plan::RunPlan;
 
 /// Keys that may change: how much is done at a time, how long is waited, and how far the run goes. A change
 /// is in force from the restart on.
-const MAY_CHANGE: [&str; 17] = [
+const MAY_CHANGE: [&str; 21] = [
     "batches",
     "broadcast_members",
     "broadcast_timeout",
     "drain_timeout",
     "evaluation.every",
     "evaluation.stop_after",
+    "filtration.auto.margin",
+    "filtration.auto.min_groups",
+    "filtration.auto.windows",
     "heartbeat_timeout",
     "hopeless_groups",
     "hopeless_timeout",
@@ -23,14 +26,23 @@ const MAY_CHANGE: [&str; 17] = [
     "lease_timeout",
     "max_attempts",
     "max_prompts_in_flight",
+    "max_refill_batches",
     "max_staleness",
     "min_group",
     "sampling.max_new_tokens",
     "standstill_timeout",
 ];
 /// Of these, the ones that deterministic mode fixes.
-const FIXED_IN_DETERMINISTIC_MODE: [&str; 4] =
-    ["lease_prompts", "max_staleness", "min_group", "sampling.max_new_tokens"];
+const FIXED_IN_DETERMINISTIC_MODE: [&str; 8] = [
+    "filtration.auto.margin",
+    "filtration.auto.min_groups",
+    "filtration.auto.windows",
+    "lease_prompts",
+    "max_refill_batches",
+    "max_staleness",
+    "min_group",
+    "sampling.max_new_tokens",
+];
 
 /// What differs between two plans, in words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

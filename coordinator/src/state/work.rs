@@ -56,7 +56,7 @@ impl Work {
         let counts = PromptCounts {
             trained: batches.trained().0 * plan.batch_prompts,
             open: self.groups.open_count(),
-            complete: batches.untrained_prompts(),
+            complete: batches.untrained_prompts(plan),
         };
         counts.capacity(plan, version)
     }

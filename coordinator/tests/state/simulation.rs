@@ -5,8 +5,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use algo::filtration::{Filtration, Strategy as Filter};
-use coordinator::state::{Order, Phase, RunPlan, Schedule};
+use algo::filtration::{Mode, NoSignal, Strategy as Filter};
+use coordinator::state::{AutoPlan, FiltrationPlan, Order, Phase, RunPlan, Schedule, StrategyChoice};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -23,14 +23,6 @@ const QUIET_STEPS: usize = 40_000;
 
 fn plan_of(rng: &mut ChaCha8Rng) -> RunPlan {
     let deterministic = rng.random_range(0..4) == 0;
-    let strategies = [
-        Filter::BestWorst,
-        Filter::BestRandom,
-        Filter::None,
-        Filter::Top { threshold: 0.5 },
-        Filter::BestOfN,
-    ];
-    let strategy = strategies[rng.random_range(0..strategies.len())];
     let order = if rng.random_range(0..4) == 0 { Order::Vade } else { Order::Epochs };
     RunPlan {
         seed: rng.random_range(0..1000),
@@ -41,11 +33,36 @@ fn plan_of(rng: &mut ChaCha8Rng) -> RunPlan {
         batch_prompts: rng.random_range(1..7),
         batches: rng.random_range(2..9),
         broadcast_members: rng.random_range(1..4),
-        filtration: Filtration { strategy, ..Filtration::default() },
+        filtration: filtration_of(rng),
+        max_refill_batches: [None, Some(0), Some(1)][rng.random_range(0..3)],
         send_filtered: rng.random_range(0..2) == 0,
         schedule: Schedule { order, ..Schedule::default() },
         evaluation: (rng.random_range(0..2) == 0).then(evaluation),
         ..plan()
+    }
+}
+
+fn filtration_of(rng: &mut ChaCha8Rng) -> FiltrationPlan {
+    let strategies = [
+        Filter::BestWorst,
+        Filter::BestRandom,
+        Filter::None,
+        Filter::Top { threshold: 0.5 },
+        Filter::BestOfN,
+        Filter::Power { k: 2.0 },
+    ];
+    let strategy = match rng.random_range(0..=strategies.len()) {
+        chosen if chosen < strategies.len() => StrategyChoice::Fixed(strategies[chosen]),
+        _ => StrategyChoice::Auto,
+    };
+    let modes = [Mode::Select, Mode::Resample { draws: 2 }, Mode::ResampleBuffer { draws: 2 }];
+    let auto = AutoPlan { margin: 0.0, windows: 1, min_groups: 1, ..AutoPlan::default() };
+    FiltrationPlan {
+        strategy,
+        mode: modes[rng.random_range(0..modes.len())],
+        no_signal: [NoSignal::BestWorst, NoSignal::Always][rng.random_range(0..2)],
+        auto,
+        ..FiltrationPlan::default()
     }
 }
 

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use algo::filtration::Filtration;
-use coordinator::state::{BestBy, EvaluationPlan, RunPlan, Schedule};
+use coordinator::state::{BestBy, EvaluationPlan, FiltrationPlan, RunPlan, Schedule};
 use types::link::actor::ActorHello;
 use types::link::learner::{LearnerHello, RecentSteps};
 use types::{
@@ -37,7 +36,8 @@ pub(crate) fn plan() -> RunPlan {
         standstill_timeout: Duration::from_secs(600),
         max_attempts: 3,
         min_group: 2,
-        filtration: Filtration::default(),
+        filtration: FiltrationPlan::default(),
+        max_refill_batches: None,
         send_filtered: false,
         sampling: Sampling::default(),
         evaluation: None,

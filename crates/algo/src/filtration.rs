@@ -5,11 +5,13 @@
 //!
 //! 1. A decision depends on the configuration, the seed, and one group's ids and scores: not on the order of
 //!    the rollouts, nor on other prompts. (Batch-wide filters keep 2 samples of 1024 where rewards are
-//!    continuous.)
+//!    continuous.) What is buffer-wide by its definition ([`Filtration::is_buffer_wide`]) depends on all
+//!    groups of the buffer, and not on their order.
 //! 2. Ties are broken by the seed, never by position.
 //! 3. There is no importance correction: the kept samples train as if the unfiltered policy had been asked
 //!    for nothing else.
 
+mod buffer;
 mod diagnostics;
 mod random;
 mod strategy;
@@ -19,26 +21,34 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::buffer::filter_buffer;
 pub use self::diagnostics::Diagnostics;
 use self::random::GroupRandom;
 pub use self::strategy::{Strategy, rank_weights};
 
 /// How the distribution a strategy puts on a group becomes weights. In text: `select`, `resample` (2 draws),
-/// `resample:DRAWS`.
+/// `resample:DRAWS`, `resample-buffer`, `resample-buffer:DRAWS`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Mode {
     /// Without replacement, at the least training compute. best-of-n keeps the best; best-random the best and
     /// one random other; best-worst the best and the worst; thresholds what is beyond them (top-random each
-    /// other one with probability 1/2); all with weight 1. `power` keeps all with weight `N |score|^k / Σ
-    /// |score|^k`.
+    /// other one with probability 1/2); all with weight 1. `power` keeps all with weight `M |score|^k / Σ
+    /// |score|^k`, the sum over the M responses of the buffer; `power-per-prompt` over the N of the prompt.
     #[default]
     Select,
     /// With replacement, as the paper's sampling step: so many draws per prompt; the weight is the number of
     /// times drawn. Threshold strategies draw evenly from what they would keep (top-random: with half the
     /// probability below the threshold).
     Resample {
-        /// Draws per prompt; the weights of a group sum to it.
+        /// Draws per prompt; the weights of a group sum to it. Under `power` the draws are from the whole
+        /// buffer, and a group's weights sum to it on average.
+        draws: u32,
+    },
+    /// The same with all draws from the whole buffer, as the authors' code has it: a prompt may be drawn more
+    /// often than another, or never.
+    ResampleBuffer {
+        /// Draws per prompt, on average.
         draws: u32,
     },
 }
@@ -115,15 +125,18 @@ pub enum GroupDecision {
 pub enum Error {
     /// No such strategy, or a parameter outside its range.
     #[error(
-        "filtration strategy {given:?} is none of none, best-of-n, best-random, best-worst, power:K (K of 0 or more), top:T, \
-         top-random:T, top-bottom:LOW:HIGH (LOW at most HIGH)"
+        "filtration strategy {given:?} is none of none, best-of-n, best-random, best-worst, power:K (K of 0 or more), \
+         power-per-prompt:K, top:T, top-random:T, top-bottom:LOW:HIGH (LOW at most HIGH)"
     )]
     Strategy {
         /// What was given.
         given: String,
     },
     /// No such mode.
-    #[error("filtration mode {given:?} is none of select, resample, resample:DRAWS (1 or more)")]
+    #[error(
+        "filtration mode {given:?} is none of select, resample, resample:DRAWS (1 or more), resample-buffer, \
+         resample-buffer:DRAWS"
+    )]
     Mode {
         /// What was given.
         given: String,
@@ -154,7 +167,7 @@ pub enum Error {
     },
 }
 
-/// Filters one group.
+/// Filters one group: for a filtration that is buffer-wide, a buffer that holds nothing else.
 ///
 /// A group of one is kept by `none` and the best-\* strategies: with weight 1 by [`Mode::Select`], with
 /// weight `draws` by [`Mode::Resample`], since every draw hits it.
@@ -170,7 +183,9 @@ pub fn filter_group(filtration: &Filtration, seed: u64, group: &Group<'_>) -> Re
     }
     let weights = match filtration.mode {
         Mode::Select => select(filtration.strategy, &scores, &mut random),
-        Mode::Resample { draws } => resample(filtration.strategy, draws, &scores, &mut random),
+        Mode::Resample { draws } | Mode::ResampleBuffer { draws } => {
+            resample(filtration.strategy, draws, &scores, &mut random)
+        }
     };
     let mut choices = vec![Choice::default(); scores.len()];
     for (place, weight) in ranking.into_iter().zip(weights) {
@@ -236,7 +251,7 @@ fn select(strategy: Strategy, ranked_scores: &[f64], random: &mut GroupRandom) -
             weights[0] = 1.0;
             weights[last] = 1.0;
         }
-        Strategy::Power { .. } => {
+        Strategy::Power { .. } | Strategy::PowerPerPrompt { .. } => {
             let shares = strategy.distribution(ranked_scores).unwrap_or_default();
             weights.iter_mut().zip(shares).for_each(|(weight, share)| *weight = share * size as f64);
         }
@@ -295,10 +310,12 @@ impl Filtration {
     fn expected_total(&self, ranked_scores: &[f64]) -> f64 {
         let size = ranked_scores.len();
         match (self.mode, self.strategy) {
-            (Mode::Resample { draws }, _) => f64::from(draws),
+            (Mode::Resample { draws } | Mode::ResampleBuffer { draws }, _) => f64::from(draws),
             (Mode::Select, Strategy::BestOfN) => 1.0,
             (Mode::Select, Strategy::BestRandom | Strategy::BestWorst) => size.min(2) as f64,
-            (Mode::Select, Strategy::None | Strategy::Power { .. }) => size as f64,
+            (Mode::Select, Strategy::None | Strategy::Power { .. } | Strategy::PowerPerPrompt { .. }) => {
+                size as f64
+            }
             (
                 Mode::Select,
                 Strategy::Top { .. } | Strategy::TopRandom { .. } | Strategy::TopBottom { .. },
@@ -313,8 +330,10 @@ impl Filtration {
     pub fn validate(&self) -> Result<(), Error> {
         self.strategy.validate()?;
         match self.mode {
-            Mode::Resample { draws: 0 } => Err(Error::Mode { given: String::from(self.mode) }),
-            Mode::Select | Mode::Resample { .. } => Ok(()),
+            Mode::Resample { draws: 0 } | Mode::ResampleBuffer { draws: 0 } => {
+                Err(Error::Mode { given: String::from(self.mode) })
+            }
+            Mode::Select | Mode::Resample { .. } | Mode::ResampleBuffer { .. } => Ok(()),
         }
     }
 
@@ -325,7 +344,7 @@ impl Filtration {
             NoSignal::Always => true,
             NoSignal::Never => false,
         };
-        let powerless = matches!(self.strategy, Strategy::Power { .. })
+        let powerless = matches!(self.strategy, Strategy::Power { .. } | Strategy::PowerPerPrompt { .. })
             && ranked_scores.iter().all(|&score| score == 0.0);
         (equal && set_aside) || powerless
     }
@@ -335,15 +354,16 @@ impl FromStr for Mode {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let mode = match text.split_once(':') {
-            None if text == "select" => Some(Self::Select),
-            None if text == "resample" => Some(Self::Resample { draws: DEFAULT_DRAWS }),
-            Some(("resample", draws)) => {
-                draws.parse().ok().filter(|draws| *draws > 0).map(|draws| Self::Resample { draws })
-            }
-            None | Some(_) => None,
+        let (name, draws) = match text.split_once(':') {
+            None => (text, Some(DEFAULT_DRAWS)),
+            Some((name, draws)) => (name, draws.parse().ok().filter(|draws| *draws > 0)),
         };
-        mode.ok_or_else(|| Error::Mode { given: text.to_owned() })
+        match (name, draws) {
+            ("select", _) if text == name => Ok(Self::Select),
+            ("resample", Some(draws)) => Ok(Self::Resample { draws }),
+            ("resample-buffer", Some(draws)) => Ok(Self::ResampleBuffer { draws }),
+            _ => Err(Error::Mode { given: text.to_owned() }),
+        }
     }
 }
 
@@ -357,10 +377,11 @@ impl TryFrom<String> for Mode {
 
 impl From<Mode> for String {
     fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Select => "select".to_owned(),
-            Mode::Resample { draws: DEFAULT_DRAWS } => "resample".to_owned(),
-            Mode::Resample { draws } => format!("resample:{draws}"),
-        }
+        let (name, draws) = match mode {
+            Mode::Select => ("select", DEFAULT_DRAWS),
+            Mode::Resample { draws } => ("resample", draws),
+            Mode::ResampleBuffer { draws } => ("resample-buffer", draws),
+        };
+        if draws == DEFAULT_DRAWS { name.to_owned() } else { format!("{name}:{draws}") }
     }
 }

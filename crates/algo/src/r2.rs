@@ -4,8 +4,14 @@
 //! groups responses of similar reward and takes one point per group; number and edges of the groups are not
 //! given there. Here they are bins of equal mass, which are bins of equal count where all weights are 1.
 
+mod bootstrap;
+mod calibration;
+
 use crate::error::{Error, require};
 use crate::filtration::{self, Filtration};
+
+pub use self::bootstrap::{Bootstrap, Estimate, estimates};
+pub use self::calibration::{CalibrationBin, calibration};
 
 /// Bins where no number is given.
 pub const DEFAULT_BINS: usize = 20;
@@ -81,21 +87,30 @@ pub fn filtered_r_squared(
     groups: &[Vec<(f64, f64)>],
     bins: usize,
 ) -> Result<RSquared, FilteredError> {
+    let rewards = rewards(groups)?;
     let mut pool = Vec::new();
-    for group in groups {
-        let rewards: Vec<f64> = group.iter().map(|&(reward, _)| reward).collect();
-        if let Some(index) = rewards.iter().position(|reward| !reward.is_finite()) {
-            return Err(Error::NotFinite { what: "reward", index, value: rewards[index] }.into());
-        }
-        if let Some(weights) = filtration.expected_weights(&rewards)? {
-            pool.extend(group.iter().zip(weights).map(|(&(reward, outcome), weight)| Outcome {
-                reward,
-                outcome,
-                weight,
-            }));
-        }
+    for (group, weights) in groups.iter().zip(filtration.expected_pool(&rewards)?) {
+        let weights = weights.unwrap_or_default();
+        pool.extend(group.iter().zip(weights).map(|(&(reward, outcome), weight)| Outcome {
+            reward,
+            outcome,
+            weight,
+        }));
     }
     Ok(r_squared(&pool, bins)?)
+}
+
+/// The rewards of each group, which are finite.
+fn rewards(groups: &[Vec<(f64, f64)>]) -> Result<Vec<Vec<f64>>, Error> {
+    let mut rewards = Vec::with_capacity(groups.len());
+    for group in groups {
+        let group: Vec<f64> = group.iter().map(|&(reward, _)| reward).collect();
+        if let Some(index) = group.iter().position(|reward| !reward.is_finite()) {
+            return Err(Error::NotFinite { what: "reward", index, value: group[index] });
+        }
+        rewards.push(group);
+    }
+    Ok(rewards)
 }
 
 /// Why the R² of a filtered pool cannot be had.

@@ -8,6 +8,9 @@ import { number, percent } from './format.js';
 const COLOURS = ['--line-0', '--line-1', '--line-3', '--line-6', '--line-5', '--line-7', '--line-4', '--line-2'];
 const CHARTS = [
   { title: 'R² of outcome on score', ids: ['reliability.unfiltered', 'reliability.filtered'] },
+  { title: 'Share of responses that train', ids: ['filtration.batch.kept_fraction', 'filtration.window.kept_fraction'] },
+  { title: 'Effective sample size of the batch', ids: ['filtration.batch.effective_samples', 'filtration.batch.kept'] },
+  { title: 'Generated in vain, groups per batch', ids: ['refill.groups'] },
   { title: 'Groups without signal, per batch', ids: ['groups_without_signal'] },
   { title: 'Responses scored, and trained on', ids: ['responses', 'metrics.samples'] },
   { title: 'Mean score: of all, and of those that train', ids: ['score_mean', 'metrics.score_mean'] },
@@ -42,7 +45,8 @@ export const view = {
       if (context.isLive()) look().catch(context.trouble);
     }, 5000);
     const known = new Set((await api.catalog(context.primary())).map(({ id }) => id));
-    await Promise.all([look(), grid.show(CHARTS.filter(({ ids }) => ids.some(id => known.has(id))))]);
+    const charts = [...CHARTS, ...byStrategy(known)];
+    await Promise.all([look(), grid.show(charts.filter(({ ids }) => ids.some(id => known.has(id))))]);
     return () => {
       clearInterval(timer);
       off.forEach(stop => stop());
@@ -50,6 +54,15 @@ export const view = {
     };
   },
 };
+
+// How far each strategy's reward can be trusted, as far as it is known.
+function byStrategy(known) {
+  const of = figure => [...known].filter(id => id.startsWith('filtration.r_squared.') && id.endsWith(`.${figure}`));
+  return [
+    { title: 'R² of each strategy, equal draws', ids: of('r_squared') },
+    { title: 'R² of each strategy, at least', ids: of('low') },
+  ];
+}
 
 function fates(status) {
   if (!status) return el('p', { cls: 'soft' }, 'The run has left no accounting (status.json).');

@@ -132,7 +132,9 @@ impl From<RewardCommand> for pb::RewardCommand {
         use pb::reward_command::Command;
         let command = match command {
             RewardCommand::Welcome { run } => Command::Welcome(pb::RunName { run: run.into() }),
-            RewardCommand::Recorded(id) => Command::Recorded(id.into()),
+            RewardCommand::Recorded(ids) => {
+                Command::Recorded(pb::RecordedRollouts { ids: ids.into_iter().map(Into::into).collect() })
+            }
             RewardCommand::Rejected { id, reason } => {
                 Command::Rejected(pb::Rejected { id: Some(id.into()), reason })
             }
@@ -149,7 +151,10 @@ impl TryFrom<pb::RewardCommand> for RewardCommand {
         use pb::reward_command::Command;
         Ok(match required("reward command", command.command)? {
             Command::Welcome(name) => Self::Welcome { run: RunId::try_from(name.run)? },
-            Command::Recorded(id) => Self::Recorded(id.try_into()?),
+            Command::Recorded(recorded) => {
+                let ids = recorded.ids.into_iter().map(TryInto::try_into);
+                Self::Recorded(ids.collect::<Result<_, _>>()?)
+            }
             Command::Rejected(rejected) => Self::Rejected {
                 id: required("rejected.id", rejected.id)?.try_into()?,
                 reason: plain_text(&rejected.reason),

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::Config;
 use super::scorer::{ScorerConfig, ScorerKind};
 use crate::problem::problem;
 
@@ -22,6 +23,13 @@ impl ScorerConfig {
             _ => return None,
         };
         (!line.contains_key(name)).then(|| format!("{key} is {name:?}: no such field"))
+    }
+}
+
+impl Config {
+    /// Whether responses to a prompt's line can have no outcome: nothing runs tests, or it has none.
+    pub fn lacks_outcome(&self, line: &Map<String, Value>) -> bool {
+        self.sandbox.is_none() || problem(line).is_ok_and(|found| found.is_none())
     }
 }
 

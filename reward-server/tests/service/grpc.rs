@@ -104,7 +104,7 @@ impl Session {
     }
 
     pub(crate) async fn record(&self, id: RolloutId) {
-        self.command(RewardCommand::Recorded(id)).await;
+        self.command(RewardCommand::Recorded(vec![id])).await;
     }
 
     pub(crate) async fn refuse(self, status: Status) {

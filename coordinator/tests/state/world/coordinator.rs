@@ -176,7 +176,7 @@ impl World {
         let result = summary.as_ref().map(|summary| summary.id).or(failed);
         let tokens = summary.map(|summary| (summary.id, summary.oldest));
         self.coordinator.lot.keep.extend(tokens.filter(|(id, _)| keep.contains(id)));
-        let acknowledgement = result.map(|id| (member, RewardCommand::Recorded(id)));
+        let acknowledgement = result.map(|id| (member, RewardCommand::Recorded(vec![id])));
         self.coordinator.lot.acknowledgements.extend(acknowledgement);
     }
 

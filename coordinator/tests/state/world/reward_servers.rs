@@ -108,6 +108,17 @@ impl World {
         }
     }
 
+    fn forget_result(&mut self, member: &MemberId, id: RolloutId) {
+        let server = self.reward_server(member);
+        server.results.remove(&id);
+        for actor in server.senders.remove(&id).unwrap_or_default() {
+            let at = self.arrival();
+            if let Some(actor) = self.actors.get_mut(&actor) {
+                actor.recorded.push_back((at, id));
+            }
+        }
+    }
+
     fn command_reward_server(&mut self, member: &MemberId, command: Down) {
         match command {
             Down::Closed { refused: true } => {
@@ -116,16 +127,10 @@ impl World {
             }
             Down::Reward(RewardCommand::Finish) => self.crash_reward_server(member),
             Down::Closed { refused: false } => self.reward_server(member).process.stream = None,
-            Down::Reward(RewardCommand::Recorded(id) | RewardCommand::Rejected { id, .. }) => {
-                let server = self.reward_server(member);
-                server.results.remove(&id);
-                for actor in server.senders.remove(&id).unwrap_or_default() {
-                    let at = self.arrival();
-                    if let Some(actor) = self.actors.get_mut(&actor) {
-                        actor.recorded.push_back((at, id));
-                    }
-                }
+            Down::Reward(RewardCommand::Recorded(ids)) => {
+                ids.into_iter().for_each(|id| self.forget_result(member, id));
             }
+            Down::Reward(RewardCommand::Rejected { id, .. }) => self.forget_result(member, id),
             Down::Reward(RewardCommand::Welcome { .. }) => {}
             Down::Actor(_) | Down::Lease(_) | Down::Learner(_) | Down::Batch(_) => {
                 unreachable!("not for a reward server")

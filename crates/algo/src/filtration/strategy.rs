@@ -23,9 +23,16 @@ pub enum Strategy {
     /// `best-worst`: half on the best, half on the worst.
     #[default]
     BestWorst,
-    /// `power:K`: in proportion to `|score|^K`.
+    /// `power:K`: in proportion to `|score|^K` among all responses of the buffer, that is of the batch: the
+    /// paper's PPO-pow-k. A prompt whose scores are small trains less than others.
     Power {
         /// The exponent `k` of PPO-pow-k, 0 or more; 1, 2, 3 in the paper.
+        k: f64,
+    },
+    /// `power-per-prompt:K`: in proportion to `|score|^K` among the responses of the prompt, so that each
+    /// prompt trains as much as another.
+    PowerPerPrompt {
+        /// The exponent, 0 or more.
         k: f64,
     },
     /// `top:T`: scores above the threshold.
@@ -56,6 +63,7 @@ impl Strategy {
             Self::BestRandom => "best-random",
             Self::BestWorst => "best-worst",
             Self::Power { .. } => "power",
+            Self::PowerPerPrompt { .. } => "power-per-prompt",
             Self::Top { .. } => "top",
             Self::TopRandom { .. } => "top-random",
             Self::TopBottom { .. } => "top-bottom",
@@ -65,7 +73,7 @@ impl Strategy {
     pub(super) fn validate(&self) -> Result<(), Error> {
         let valid = match *self {
             Self::None | Self::BestOfN | Self::BestRandom | Self::BestWorst => true,
-            Self::Power { k } => k.is_finite() && k >= 0.0,
+            Self::Power { k } | Self::PowerPerPrompt { k } => k.is_finite() && k >= 0.0,
             Self::Top { threshold } | Self::TopRandom { threshold } => threshold.is_finite(),
             Self::TopBottom { low, high } => low.is_finite() && high.is_finite() && low <= high,
         };
@@ -79,7 +87,12 @@ impl Strategy {
             Self::Top { threshold } => Some(if score > threshold { 1.0 } else { 0.0 }),
             Self::TopRandom { threshold } => Some(if score > threshold { 1.0 } else { 0.5 }),
             Self::TopBottom { low, high } => Some(if score > high || score < low { 1.0 } else { 0.0 }),
-            Self::None | Self::BestOfN | Self::BestRandom | Self::BestWorst | Self::Power { .. } => None,
+            Self::None
+            | Self::BestOfN
+            | Self::BestRandom
+            | Self::BestWorst
+            | Self::Power { .. }
+            | Self::PowerPerPrompt { .. } => None,
         }
     }
 
@@ -90,7 +103,7 @@ impl Strategy {
             return Some(weights);
         }
         let mut weights: Vec<f64> = match *self {
-            Self::Power { k } => {
+            Self::Power { k } | Self::PowerPerPrompt { k } => {
                 // Relative to the largest, so that a large power neither overflows nor vanishes.
                 let largest = ranked_scores.iter().fold(0.0, |largest: f64, score| largest.max(score.abs()));
                 if largest == 0.0 {
@@ -127,6 +140,7 @@ pub fn rank_weights(strategy: Strategy, size: usize) -> Option<Vec<f64>> {
             weights[last] = 0.5;
         }
         Strategy::Power { .. }
+        | Strategy::PowerPerPrompt { .. }
         | Strategy::Top { .. }
         | Strategy::TopRandom { .. }
         | Strategy::TopBottom { .. } => {
@@ -147,7 +161,7 @@ impl fmt::Display for Strategy {
         formatter.write_str(self.name())?;
         match *self {
             Self::None | Self::BestOfN | Self::BestRandom | Self::BestWorst => Ok(()),
-            Self::Power { k } => write!(formatter, ":{k}"),
+            Self::Power { k } | Self::PowerPerPrompt { k } => write!(formatter, ":{k}"),
             Self::Top { threshold } | Self::TopRandom { threshold } => write!(formatter, ":{threshold}"),
             Self::TopBottom { low, high } => write!(formatter, ":{low}:{high}"),
         }
@@ -170,6 +184,7 @@ impl FromStr for Strategy {
             ("best-random", []) => Self::BestRandom,
             ("best-worst", []) => Self::BestWorst,
             ("power", &[k]) => Self::Power { k },
+            ("power-per-prompt", &[k]) => Self::PowerPerPrompt { k },
             ("top", &[threshold]) => Self::Top { threshold },
             ("top-random", &[threshold]) => Self::TopRandom { threshold },
             ("top-bottom", &[low, high]) => Self::TopBottom { low, high },
@@ -207,6 +222,7 @@ mod tests {
             "best-worst",
             "power:2",
             "power:0.5",
+            "power-per-prompt:2",
             "top:0.8",
             "top-random:-1",
             "top-bottom:-0.8:0.8",

@@ -4,19 +4,21 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use algo::filtration::{
-    Candidate, Diagnostics, Filtration, Group, GroupDecision, Mode, NoSignal, Strategy, filter_group,
+    Candidate, Diagnostics, Filtration, Group, GroupDecision, Mode, NoSignal, Strategy, filter_buffer,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use service::{BadInput, jsonl};
 
-/// Weights rollouts by their scores, prompt by prompt (PF-PPO, arXiv 2409.06957).
+/// Weights rollouts by their scores (PF-PPO, arXiv 2409.06957): prompt by prompt, and with `power` or
+/// `resample-buffer` over the whole file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// none, best-of-n, best-random, best-worst, power:K, top:T, top-random:T or top-bottom:LOW:HIGH.
+    /// none, best-of-n, best-random, best-worst, power:K, power-per-prompt:K, top:T, top-random:T or
+    /// top-bottom:LOW:HIGH.
     #[arg(long, default_value = "best-worst")]
     strategy: Strategy,
-    /// select, resample or resample:DRAWS.
+    /// select, resample, resample:DRAWS, resample-buffer or resample-buffer:DRAWS.
     #[arg(long, default_value = "select")]
     mode: Mode,
     /// Seeds draws and ties.
@@ -55,6 +57,14 @@ fn id_text(id: &Value) -> String {
     id.as_str().map_or_else(|| id.to_string(), str::to_owned)
 }
 
+fn candidates(rollouts: &[Rollout]) -> Vec<Candidate<'_>> {
+    let mut candidates = Vec::with_capacity(rollouts.len());
+    for Rollout { id, score, .. } in rollouts {
+        candidates.push(Candidate { rollout_id: id, score: *score });
+    }
+    candidates
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -74,14 +84,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         rows.push(row);
     }
     let (mut diagnostics, mut without_signal) = (Diagnostics::default(), 0usize);
-    for (prompt_id, rollouts) in &groups {
-        let candidates: Vec<Candidate<'_>> = rollouts
-            .iter()
-            .map(|rollout| Candidate { rollout_id: &rollout.id, score: rollout.score })
-            .collect();
-        let group = Group { prompt_id, rollouts: &candidates };
-        let decision = filter_group(&filtration, arguments.seed, &group)
-            .map_err(|error| BadInput(format!("{}: {error}", arguments.input.display())))?;
+    let candidates: Vec<Vec<Candidate<'_>>> = groups.values().map(|rollouts| candidates(rollouts)).collect();
+    let named = groups.keys().zip(&candidates);
+    let buffer: Vec<Group<'_>> = named.map(|(prompt_id, rollouts)| Group { prompt_id, rollouts }).collect();
+    let decisions = filter_buffer(&filtration, arguments.seed, "", &buffer)
+        .map_err(|error| BadInput(format!("{}: {error}", arguments.input.display())))?;
+    for (rollouts, decision) in groups.values().zip(decisions) {
         diagnostics.record(rollouts.len(), &decision);
         let choices = match decision {
             GroupDecision::Choices(choices) => choices,

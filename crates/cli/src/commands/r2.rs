@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use algo::filtration::{Filtration, Strategy};
-use algo::r2::{RSquared, filtered_r_squared};
+use algo::r2::{Bootstrap, Estimate, RSquared, estimates, filtered_r_squared};
 use serde::Deserialize;
 use serde_json::Value;
 use service::{BadInput, jsonl};
@@ -24,6 +24,12 @@ pub(crate) struct Arguments {
     /// Strategies to compare; the paper's by default.
     #[arg(long = "strategy")]
     strategies: Vec<Strategy>,
+    /// Pools drawn for the interval.
+    #[arg(long, default_value_t = 1000)]
+    replicates: usize,
+    /// Seeds the interval's draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
     /// Prints JSON.
     #[arg(long)]
     json: bool,
@@ -64,33 +70,58 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     } else {
         arguments.strategies.clone()
     };
-    let mut results: Vec<(Strategy, RSquared)> = Vec::new();
-    for strategy in strategies {
-        let filtration = Filtration { strategy, ..Filtration::default() };
-        let result = filtered_r_squared(&filtration, &groups, arguments.bins);
-        results.push((strategy, result.map_err(|error| BadInput(error.to_string()))?));
+    let filtrations: Vec<Filtration> = strategies
+        .iter()
+        .map(|strategy| Filtration { strategy: *strategy, ..Filtration::default() })
+        .collect();
+    let Arguments { bins, replicates, seed, .. } = *arguments;
+    let bad = |error: algo::r2::FilteredError| BadInput(error.to_string());
+    let drawn = estimates(&filtrations, &groups, Bootstrap { seed, replicates, bins }).map_err(bad)?;
+    let mut results = Vec::with_capacity(filtrations.len());
+    for (filtration, estimate) in filtrations.iter().zip(drawn) {
+        let whole = filtered_r_squared(filtration, &groups, bins).map_err(bad)?;
+        results.push(Found { strategy: filtration.strategy, whole, estimate });
     }
     if arguments.json {
-        println!("{}", Value::from_iter(results.iter().map(|(strategy, result)| json_row(strategy, result))));
-        return Ok(());
+        println!("{}", Value::from_iter(results.iter().map(Found::json)));
+    } else {
+        print_table(&results);
     }
-    let mut table = table(&["strategy", "R²", "bins", "responses"]);
-    for (strategy, result) in results {
-        let r_squared = result.r_squared.map_or_else(|| "undefined".to_owned(), |r2| format!("{r2:.3}"));
-        table.add_row([
-            strategy.to_string(),
-            r_squared,
-            result.bins.to_string(),
-            result.responses.to_string(),
-        ]);
-    }
-    println!("{table}");
     Ok(())
 }
 
-fn json_row(strategy: &Strategy, result: &RSquared) -> Value {
-    serde_json::json!({
-        "strategy": strategy.to_string(), "r_squared": result.r_squared,
-        "bins": result.bins, "responses": result.responses,
-    })
+/// What was found of one strategy.
+struct Found {
+    strategy: Strategy,
+    /// Of all that it would train on.
+    whole: RSquared,
+    /// With as many draws as every other strategy.
+    estimate: Option<Estimate>,
+}
+
+fn print_table(results: &[Found]) {
+    let mut table =
+        table(&["strategy", "R²", "with equal draws", "95 % interval", "ceiling", "bins", "responses"]);
+    for Found { strategy, whole, estimate } in results {
+        let r_squared = whole.r_squared.map_or_else(|| "undefined".to_owned(), |r2| format!("{r2:.3}"));
+        let [drawn, interval, ceiling] = match estimate {
+            Some(Estimate { r_squared, low, high, ceiling }) => {
+                [format!("{r_squared:.3}"), format!("{low:.3} to {high:.3}"), format!("{ceiling:.3}")]
+            }
+            None => ["undefined", "", ""].map(str::to_owned),
+        };
+        let (bins, responses) = (whole.bins.to_string(), whole.responses.to_string());
+        table.add_row([strategy.to_string(), r_squared, drawn, interval, ceiling, bins, responses]);
+    }
+    println!("{table}");
+}
+
+impl Found {
+    fn json(&self) -> Value {
+        let Self { strategy, whole, estimate } = self;
+        serde_json::json!({
+            "strategy": strategy.to_string(), "r_squared": whole.r_squared, "bins": whole.bins,
+            "responses": whole.responses, "equal_draws": estimate,
+        })
+    }
 }

@@ -140,7 +140,7 @@ mod tests {
             assert_eq!(layers.value(key), Some(&expected), "{key}");
         }
         let layers = filled("[coordinator]\ngroup_size = 8\n[learner.ppo]\nalgorithm = 'pf-ppo-paper'\n");
-        assert_eq!(layers.value("coordinator.filtration.mode"), Some(&Value::from("resample:8")));
+        assert_eq!(layers.value("coordinator.filtration.mode"), Some(&Value::from("resample-buffer:8")));
         assert_eq!(layers.value("coordinator.sampling.top_p"), Some(&Value::from(0.9)));
     }
 

@@ -23,7 +23,23 @@ pub(super) fn problems(recipe: &Recipe) -> Vec<String> {
     };
     let mut problems = lacking(recipe, &rows);
     problems.extend(without_template(recipe, &rows));
+    problems.extend(without_outcome(recipe, &rows));
     problems
+}
+
+/// Prompts without tests for a filtration that goes by them.
+fn without_outcome(recipe: &Recipe, rows: &[Map<String, Value>]) -> Option<String> {
+    let Recipe { coordinator, reward_server, .. } = recipe;
+    let goes_by_outcomes = coordinator.filtration.is_auto() && reward_server.sandbox.is_some();
+    (goes_by_outcomes && rows.iter().all(|row| reward_server.lacks_outcome(row))).then(|| {
+        format!(
+            "coordinator.filtration.strategy is \"auto\", and none of the first {} rows of {} has tests, which have {}: \
+             nothing would say which responses are right; name a strategy",
+            rows.len(),
+            coordinator.data.path.display(),
+            names(rows)
+        )
+    })
 }
 
 /// Scorers that none of the rows can be scored by.
@@ -109,6 +125,21 @@ mod tests {
             )
         );
         assert!(found[0].ends_with("which have answer, level, prompt"), "{found:?}");
+    }
+
+    #[test]
+    fn a_strategy_is_chosen_only_where_something_says_what_is_right() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = "{\"prompt\": \"def f():\", \"label\": 1}\n";
+        let mut recipe = recipe(folder.path(), rows, "");
+        recipe.coordinator.filtration.strategy = coordinator::state::StrategyChoice::Auto;
+        assert_eq!(problems(&recipe), Vec::<String>::new(), "without a sandbox the sections are told");
+        recipe.reward_server.sandbox = toml::from_str("").ok();
+        let found = problems(&recipe);
+        assert!(found[0].contains("has tests, which have label, prompt"), "{found:?}");
+        let tested = "{\"prompt\": \"def f():\", \"test_list\": [\"assert f() is None\"]}\n";
+        std::fs::write(&recipe.coordinator.data.path, tested).unwrap();
+        assert_eq!(problems(&recipe), Vec::<String>::new());
     }
 
     #[test]

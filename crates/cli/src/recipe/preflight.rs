@@ -183,6 +183,13 @@ fn owed(recipe: &Recipe) -> Vec<String> {
              ever take a prompt"
         ));
     }
+    if coordinator.filtration.is_auto() && reward_server.sandbox.is_none() {
+        problems.push(
+            "coordinator.filtration.strategy is \"auto\", but nothing would say which responses are right: add \
+             [reward_server.sandbox], which runs the tests of prompts that have some, or name a strategy"
+                .to_owned(),
+        );
+    }
     if let Some(context) = actor.engine.context_tokens
         && context <= coordinator.sampling.max_new_tokens() as usize
     {

@@ -6,13 +6,13 @@
 //! | algorithm | source |
 //! |---|---|
 //! | `pf-ppo` | arXiv 2409.06957, section 5: N = 5, best-worst, m = 3, learning rates 5e-7 and 9e-6 |
-//! | `pf-ppo-paper` | its code, github.com/swtheing/PF-PPO-RLHF: `select_min_max` draws as many as there are items, with replacement; one epoch; `train_ppo.py`: top-p 0.9, cosine with 3 % warm-up |
+//! | `pf-ppo-paper` | its code, github.com/swtheing/PF-PPO-RLHF: `select_min_max` draws as many as there are items, with replacement, from the whole buffer; one epoch; `train_ppo.py`: top-p 0.9, cosine with 3 % warm-up |
 //! | `ppo`, `decoupled-ppo` | one epoch, 1e-6 and 1e-5: verl's `ppo_trainer.yaml` |
 //! | `grpo` | arXiv 2402.03300, section 4.2: a single update, 1e-6 |
 //! | `dr-grpo` | arXiv 2503.20783; one epoch and 1e-6 as its runs, github.com/sail-sg/understand-r1-zero |
 //! | `rloo` | arXiv 2402.14740; `num_iterations` 1 and 1e-6 as TRL's RLOO trainer |
 //! | `reinforce-plus-plus` | arXiv 2501.03262; one epoch and 1e-6 as OpenRLHF |
-//! | `dapo` | arXiv 2503.14476, section 3, and `run_dapo_qwen2.5_32b.sh` of verl: dynamic sampling, overlong punishment over the last fifth, 1e-6, weight decay 0.1, 10 steps of warm-up |
+//! | `dapo` | arXiv 2503.14476, section 3, and `run_dapo_qwen2.5_32b.sh` of verl: dynamic sampling with its cap, overlong punishment over the last fifth, 1e-6, weight decay 0.1, 10 steps of warm-up |
 //! | `gspo`, `cispo` | arXiv 2507.18071 and 2506.13585, which name no rate: 1e-6, one epoch, as `grpo` |
 
 use algo::Algorithm;
@@ -33,7 +33,7 @@ pub(super) fn keys(algorithm: Algorithm, recipe: Surroundings) -> Vec<(&'static 
         Algorithm::PfPpo => pf_ppo(3, "select".to_owned()),
         Algorithm::PfPpoPaper => {
             let group_size = recipe.group_size.unwrap_or(PAPER_GROUP_SIZE);
-            let mut keys = pf_ppo(1, format!("resample:{group_size}"));
+            let mut keys = pf_ppo(1, format!("resample-buffer:{group_size}"));
             keys.extend([
                 ("coordinator.group_size", Value::Integer(group_size)),
                 ("coordinator.sampling.top_p", Value::Float(0.9)),
@@ -52,6 +52,7 @@ pub(super) fn keys(algorithm: Algorithm, recipe: Surroundings) -> Vec<(&'static 
             let max_length = recipe.max_new_tokens;
             keys.extend([
                 ("coordinator.filtration.no_signal", "always".into()),
+                ("coordinator.max_refill_batches", Value::Integer(DAPO_REFILL_BATCHES)),
                 ("learner.ppo.overlong.max_length", Value::Integer(max_length)),
                 ("learner.ppo.overlong.cache", Value::Integer((max_length / 5).max(1))),
                 ("learner.ppo.warmup_steps", Value::Integer(10)),
@@ -68,6 +69,9 @@ pub(super) fn keys(algorithm: Algorithm, recipe: Surroundings) -> Vec<(&'static 
         | Algorithm::Cispo => every_response_once(),
     }
 }
+
+/// `max_num_gen_batches=10` of three batches each in `run_dapo_qwen2.5_32b.sh`, the first one apart.
+const DAPO_REFILL_BATCHES: i64 = 29;
 
 /// N of all experiments of the paper.
 const PAPER_GROUP_SIZE: i64 = 5;

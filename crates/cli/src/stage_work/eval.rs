@@ -26,7 +26,7 @@ mod report;
 pub(crate) fn run(recipe: &Recipe, stage: &EvalStage) -> anyhow::Result<()> {
     let group_size = usize::from(recipe.coordinator.group_size);
     let setup = GradingSetup::of(&recipe.reward_server.sandbox.clone().unwrap_or_default());
-    let report = Report::new(compare(stage, &setup)?, &recipe.coordinator.filtration, group_size);
+    let report = Report::new(compare(stage, &setup)?, &recipe.coordinator.filtration.first(), group_size);
     let path = stage.output.join("report.json");
     let text = serde_json::to_string_pretty(&report).context("write the report")?;
     std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;

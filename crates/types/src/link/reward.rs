@@ -75,8 +75,8 @@ pub enum RewardCommand {
         /// The run.
         run: RunId,
     },
-    /// The journal knows how this attempt went: the reward server and the actor may forget it.
-    Recorded(RolloutId),
+    /// The journal knows how these attempts went: the reward server and the actors may forget them.
+    Recorded(Vec<RolloutId>),
     /// This result cannot be accepted, and is not to be sent again: the attempt counts as failed. The reward
     /// server and the actor may forget it.
     Rejected {
