@@ -31,8 +31,11 @@ pub struct DataSet {
     held_out: Option<Box<Self>>,
     /// Of each part, the order of the epoch asked for last; an epoch's order is a function of the seed and
     /// its number.
-    orders: Mutex<Vec<Option<(u32, Arc<[u32]>)>>>,
+    orders: Mutex<Vec<Option<EpochOrder>>>,
 }
+
+/// An epoch, and the places of its prompts in the file.
+type EpochOrder = (u32, Arc<[u32]>);
 
 /// A data set among others.
 #[derive(Debug, Clone, Copy)]

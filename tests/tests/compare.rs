@@ -98,7 +98,7 @@ fn an_array_task_runs_its_cell_is_stopped_queued_again_and_goes_on() {
         fs::write(&file, text).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let search = format!("{}:{}", path(&bin), std::env::var("PATH").unwrap());
+    let search = format!("{}:{}", path(&bin), std::env::var_os("PATH").unwrap().to_string_lossy());
     let mut submit = Command::new(binary("sluice").unwrap());
     submit.args(["sweep", path(&recipe), "--set", "coordinator.batches=60", "--seeds", "2"]);
     submit.args(["--output", path(&output), "--slurm", "--submit", "--sbatch=--partition=gpu"]);

@@ -139,14 +139,13 @@ mod tests {
             id: RolloutId { prompt, sibling, attempt: 0 },
             weight: *weight,
         });
-        let mut sums = GroupSums::default();
-        sums.score = Moments::of(vec![0.5; usize::try_from(responses).unwrap()]);
+        let score = Moments::of(vec![0.5; usize::try_from(responses).unwrap()]);
         BatchPlan {
             id: BatchId(1),
             samples: samples.collect(),
             groups: vec![PlannedGroup { prompt, scores: scored.collect() }],
             prompts: 1,
-            sums,
+            sums: GroupSums { score, ..GroupSums::default() },
             refill: crate::state::Refill::default(),
         }
     }

@@ -84,7 +84,7 @@ async fn work_through(
             continue;
         }
         is_renewed = true;
-        say(&format!("{title}"));
+        say(&title.to_string());
         let started = Instant::now();
         let done = perform(file, stage, selection.resume, &mut stop).await;
         let done = done.with_context(|| format!("stage {}", stage.name))?;
