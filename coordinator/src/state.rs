@@ -51,6 +51,7 @@ mod mixture;
 mod moments;
 mod notice;
 mod outcomes;
+mod pass_rates;
 mod phase;
 mod plan;
 mod plan_change;

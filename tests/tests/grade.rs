@@ -92,7 +92,7 @@ fn a_broken_sample_of_a_file_is_named_before_any_is_graded() {
     let output = grade(folder.path(), samples.to_str().unwrap(), "");
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("samples.jsonl:2: missing field `completion`"), "{said}");
+    assert!(said.contains("samples.jsonl:2: has no completion and no text"), "{said}");
     assert!(!folder.path().join("grades.jsonl").exists());
 }
 

@@ -7,6 +7,9 @@
 use serde::{Deserialize, Serialize};
 use types::PromptId;
 
+/// What a count may be below its quota and is still as large: quotas are rounded.
+const ROUNDING: f64 = 1e-6;
+
 /// One of several data sets, in the order of their ordinals.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SetPlan {
@@ -74,7 +77,7 @@ fn due(sets: &[SetPlan], cursors: &[Cursor]) -> usize {
     let mut due: Option<(usize, f64)> = None;
     for (at, (set, cursor)) in sets.iter().zip(cursors).enumerate() {
         let share = set.share / total;
-        let is_ahead = cursor.begun as f64 >= next * share;
+        let is_ahead = cursor.begun as f64 + ROUNDING >= next * share;
         let deadline = (cursor.begun + 1) as f64 / share;
         if !is_ahead && due.is_none_or(|(_, first)| deadline < first) {
             due = Some((at, deadline));

@@ -15,8 +15,9 @@ use types::{PolicyVersion, PromptId};
 use super::fact::LeaseBounds;
 use super::groups::{CompleteGroup, Groups};
 use super::mixture::{Mixture, SetPlan};
+use super::pass_rates::{PassRates, right_of};
 use super::plan::RunPlan;
-use super::schedule::{Order, PassRates};
+use super::schedule::Order;
 
 /// Prompts that a curriculum passes over for one that it begins, at most.
 const PASSED_LIMIT: u64 = 4096;
@@ -178,7 +179,7 @@ impl PromptQueue {
     pub(super) fn observe(&mut self, plan: &RunPlan, group: &CompleteGroup) {
         match plan.schedule.order {
             Order::Vade if !group.scored.is_empty() => {
-                let (right, all) = plan.schedule.right_of(group);
+                let (right, all) = right_of(group, plan.schedule.right_above);
                 self.posteriors.observe(&plan.schedule.vade(), group.prompt.ordinal, right, all - right);
             }
             Order::Curriculum => self.pass_rates.observe(&plan.schedule, group),

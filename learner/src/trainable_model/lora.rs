@@ -318,7 +318,10 @@ mod tests {
             let rope = packed.rope(&config, Kind::Float);
             let x = Tensor::randn([7, 16], (Kind::Float, Device::Cpu)).set_requires_grad(true);
             let grad_output = Tensor::randn([7, 16], (Kind::Float, Device::Cpu));
-            let attend = |queries: &Tensor, _: &Tensor, _: &Tensor| queries.tanh();
+            // Each of the three has a say.
+            let attend = |queries: &Tensor, keys: &Tensor, values: &Tensor| {
+                queries.tanh() * (keys.sin() + values.cos()).mean(Kind::Float)
+            };
 
             let leaf = merged.detach().set_requires_grad(true);
             let output = model::block(&config, &BlockWeights::view(&config, &leaf), &x, &rope, attend);
