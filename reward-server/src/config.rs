@@ -233,6 +233,11 @@ impl Config {
         self.tokenizer.as_ref().or(reference).or(reward_model).map(PathBuf::as_path)
     }
 
+    /// Whether a scorer says which responses are right, so that no hidden tests are needed for that.
+    pub fn has_yardstick(&self) -> bool {
+        !self.yardsticks().is_empty()
+    }
+
     /// The places of the scorers that are marked as yardstick.
     fn yardsticks(&self) -> Vec<usize> {
         let scorers = self.scorers.iter().enumerate();

@@ -177,3 +177,17 @@ fn training_that_has_diverged_ends_the_run_at_once_with_the_learners_own_words()
     assert!(!said.contains("restart(s)"), "{said}");
     assert!(said.contains("the run was given up: ") && !said.contains("thread is gone"), "{said}");
 }
+
+#[test]
+fn a_strategy_that_goes_by_outcomes_needs_somebody_who_knows_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    let text = "name = 'x'\n[coordinator.filtration]\nstrategy = 'auto'\n[[reward_server.scorers]]\n\
+        kind = 'regex'\npattern = 'x'\n";
+    let nobody = "strategy is \"auto\", but nothing would say which responses are right";
+    fs::write(&recipe, text).unwrap();
+    expect_bad_input(&["check-config", path(&recipe)], &[nobody, "yardstick = true"]);
+    fs::write(&recipe, format!("{text}yardstick = true\n")).unwrap();
+    let (_, said) = sluice(&["check-config", path(&recipe)]);
+    assert!(!said.contains(nobody), "the scorer says it: {said}");
+}

@@ -42,7 +42,7 @@ struct FirstRows<'a> {
 /// Prompts without tests for a filtration that goes by them.
 fn without_outcome(recipe: &Recipe, files: &[FirstRows<'_>]) -> Option<String> {
     let Recipe { coordinator, reward_server, .. } = recipe;
-    let goes_by_outcomes = coordinator.filtration.is_auto() && reward_server.sandbox.is_some();
+    let goes_by_outcomes = coordinator.filtration.is_auto() && !reward_server.has_yardstick();
     let mut rows = files.iter().flat_map(|file| &file.rows);
     let FirstRows { path, rows: shown, .. } = files.first()?;
     (goes_by_outcomes && rows.all(|row| reward_server.lacks_outcome(row))).then(|| {

@@ -183,10 +183,11 @@ fn owed(recipe: &Recipe) -> Vec<String> {
              ever take a prompt"
         ));
     }
-    if coordinator.filtration.is_auto() && reward_server.sandbox.is_none() {
+    if coordinator.filtration.is_auto() && reward_server.sandbox.is_none() && !reward_server.has_yardstick() {
         problems.push(
-            "coordinator.filtration.strategy is \"auto\", but nothing would say which responses are right: add \
-             [reward_server.sandbox], which runs the tests of prompts that have some, or name a strategy"
+            "coordinator.filtration.strategy is \"auto\", but nothing would say which responses are right: mark \
+             a scorer by yardstick = true, add [reward_server.sandbox], which runs the tests of prompts that have \
+             some, or name a strategy"
                 .to_owned(),
         );
     }
