@@ -42,7 +42,8 @@ struct FirstRows<'a> {
 /// Prompts without tests for a filtration that goes by them.
 fn without_outcome(recipe: &Recipe, files: &[FirstRows<'_>]) -> Option<String> {
     let Recipe { coordinator, reward_server, .. } = recipe;
-    let goes_by_outcomes = coordinator.filtration.is_auto() && !reward_server.has_yardstick();
+    let goes_by_tests = reward_server.sandbox.is_some() && !reward_server.has_yardstick();
+    let goes_by_outcomes = coordinator.filtration.is_auto() && goes_by_tests;
     let mut rows = files.iter().flat_map(|file| &file.rows);
     let FirstRows { path, rows: shown, .. } = files.first()?;
     (goes_by_outcomes && rows.all(|row| reward_server.lacks_outcome(row))).then(|| {
@@ -151,6 +152,10 @@ mod tests {
         recipe.reward_server.sandbox = toml::from_str("").ok();
         let found = problems(&recipe);
         assert!(found[0].contains("has tests, which have label, prompt"), "{found:?}");
+        let yardstick = "kind = 'regex'\npattern = 'x'\nyardstick = true\n";
+        recipe.reward_server.scorers.push(toml::from_str(yardstick).unwrap());
+        assert_eq!(problems(&recipe), Vec::<String>::new(), "a scorer says it");
+        recipe.reward_server.scorers.pop();
         let tested = "{\"prompt\": \"def f():\", \"test_list\": [\"assert f() is None\"]}\n";
         std::fs::write(&recipe.coordinator.data.path, tested).unwrap();
         assert_eq!(problems(&recipe), Vec::<String>::new());
