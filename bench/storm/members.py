@@ -63,6 +63,8 @@ def main():
     asked = parser.parse_args()
     output = asked.output.resolve()
     settings = ["processes.actors=1", "processes.reward_servers=1", "coordinator.deterministic=false"]
+    # A prompt for each of them, so that nobody is without work.
+    settings += [f"coordinator.batch_prompts={max(asked.actors, 8)}", "coordinator.lease_prompts=1"]
     run = storm.start(asked.binary, output, 1_000_000, settings)
     names = [f"extra-{number}" for number in range(asked.actors - 1)]
     faults, spans = [], []

@@ -13,7 +13,7 @@ pictures=${1:+$(mkdir -p "$1" && cd "$1" && pwd)}
 folder=$(mktemp -d)
 server=
 trap 'test -z "$server" || kill $server; rm -rf "$folder"' EXIT
-cargo build --quiet --locked --workspace --bins
+cargo build --quiet --locked -p cli --bin sluice
 npm install --silent --no-save --no-audit --no-fund --prefix "$folder" puppeteer-core@25.16.0 axe-core@4.14.1
 cp crates/dashboard/tests/browser/*.mjs "$folder"
 node "$folder/fixture.mjs" "$folder/runs"
