@@ -5,6 +5,7 @@
 //!
 //! ```no_run,standalone_crate
 //! use learner::{PpoConfig, ReplayOptions, SftConfig};
+//! use service::jsonl::WrongLines;
 //!
 //! // A policy from nothing but a tokenizer and examples.
 //! let sft: SftConfig = serde_json::from_str(
@@ -21,7 +22,7 @@
 //! println!("{report}");
 //!
 //! // One PPO step of that policy on recorded samples; writes step/policy, step/critic and step/metrics.json.
-//! let metrics = learner::replay(&ReplayOptions {
+//! let options = ReplayOptions {
 //!     policy: "policy".into(),
 //!     critic: None,
 //!     batch: "samples.jsonl".into(),
@@ -30,7 +31,9 @@
 //!     ranks: 1,
 //!     device: learner::Device::Cpu,
 //!     temperature: 1.0,
-//! })?;
+//! };
+//! // The first line that is wrong ends it.
+//! let metrics = learner::replay(&options, &WrongLines::default())?;
 //! println!("approximate KL of the step: {}", metrics.approx_kl);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
