@@ -8,7 +8,6 @@ they had their weights from, and how long a batch took with one actor and with m
 trained, the accounts balance, no response failed, and every actor left with code 0.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -55,9 +54,7 @@ def start_actor(binary, output, name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
-    parser.add_argument("output", type=pathlib.Path)
+    parser = storm.arguments(__doc__)
     parser.add_argument("--actors", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=10)
     asked = parser.parse_args()

@@ -24,6 +24,14 @@ RECIPE = pathlib.Path(__file__).parent / "recipe.toml"
 RUN_TIMEOUT_SECONDS = 3600
 
 
+def arguments(description):
+    """A parser of what both scripts are told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("binary")
+    parser.add_argument("output", type=pathlib.Path)
+    return parser
+
+
 def start(binary, output, batches, settings=()):
     output.mkdir(parents=True, exist_ok=True)
     with open(output / "data.jsonl", "w") as data:
@@ -83,9 +91,7 @@ def end(process, output, began):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("binary")
-    parser.add_argument("output", type=pathlib.Path)
+    parser = arguments(__doc__)
     parser.add_argument("--signals", type=int, default=200)
     parser.add_argument("--batches", type=int, default=700)
     parser.add_argument("--seed", type=int, default=7)

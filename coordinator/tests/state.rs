@@ -214,7 +214,7 @@ proptest! {
         ],
         send_filtered: bool,
         settles in prop_oneof![Just(100u32), Just(20)],
-        order in prop_oneof![Just(Order::Epochs), Just(Order::Vade)],
+        order in prop_oneof![Just(Order::Epochs), Just(Order::Vade), Just(Order::Curriculum)],
     ) {
         let max_staleness = if deterministic { 0 } else { staleness };
         let filtration = FiltrationPlan::fixed(Filtration { strategy, ..Filtration::default() });

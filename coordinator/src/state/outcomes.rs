@@ -31,17 +31,6 @@ const CALIBRATION_BINS: usize = 10;
 /// Estimates stand until one in so many groups of the window is new.
 const FRESH_SHARE: usize = 16;
 
-/// The paper's strategies that need no threshold.
-const STRATEGIES: [Strategy; 7] = [
-    Strategy::None,
-    Strategy::BestOfN,
-    Strategy::BestRandom,
-    Strategy::BestWorst,
-    Strategy::Power { k: 1.0 },
-    Strategy::Power { k: 2.0 },
-    Strategy::Power { k: 3.0 },
-];
-
 /// R² of outcome on reward over recent prompts that carry tests (PF-PPO, section 4, "Weight choice").
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reliability {
@@ -148,7 +137,9 @@ fn is_too_much(groups: usize, responses: usize) -> bool {
 /// The strategies that are estimated.
 fn strategies(plan: &FiltrationPlan, in_force: &Filtration) -> Vec<Strategy> {
     let mut strategies: Vec<Strategy> = Vec::new();
-    for strategy in [in_force.strategy].into_iter().chain(plan.candidates()).chain(STRATEGIES) {
+    for strategy in
+        [in_force.strategy].into_iter().chain(plan.candidates()).chain(Strategy::WITHOUT_THRESHOLD)
+    {
         if strategies.len() < STRATEGIES_LIMIT && !strategies.contains(&strategy) {
             strategies.push(strategy);
         }
@@ -224,7 +215,7 @@ mod tests {
         let trust = step(&mut one);
         assert_eq!(trust, step(&mut other));
         assert_eq!((one, trust.groups, trust.is_new), (other, GROUPS_LIMIT as u64, true));
-        assert!(trust.estimates.len() >= STRATEGIES.len() && trust.calibration.len() == 10);
+        assert!(trust.estimates.len() >= Strategy::WITHOUT_THRESHOLD.len() && trust.calibration.len() == 10);
     }
 
     #[test]

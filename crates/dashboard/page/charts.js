@@ -3,6 +3,7 @@
 import * as api from './api.js';
 import { AXES, Chart } from './chart.js';
 import { el, put } from './dom.js';
+import { soon } from './soon.js';
 
 const REFRESH_MS = 3000;
 const POINTS = 600;
@@ -31,6 +32,7 @@ export class ChartGrid {
     this.context = context;
     this.charts = new Map();
     this.root = el('div', { cls: 'grid' });
+    this.refreshSoon = soon(() => this.refresh(), REFRESH_MS);
     this.unsubscribe = [
       context.on('steps', () => this.refreshSoon()),
       context.on('settings', () => (this.isAnswered() ? this.draw() : this.refresh())),
@@ -46,7 +48,7 @@ export class ChartGrid {
     this.isGone = true;
     this.unsubscribe.forEach(off => off());
     clearInterval(this.timer);
-    clearTimeout(this.soon);
+    this.refreshSoon.stop();
     this.charts.forEach(chart => chart.destroy());
   }
 
@@ -67,13 +69,6 @@ export class ChartGrid {
     }
     this.specs = specs;
     return this.refresh();
-  }
-
-  refreshSoon() {
-    this.soon ??= setTimeout(() => {
-      this.soon = null;
-      this.refresh();
-    }, REFRESH_MS);
   }
 
   async refresh() {

@@ -5,6 +5,9 @@ import { ChartGrid, HEADLINES, controls } from './charts.js';
 import { el, put } from './dom.js';
 import { duration, number, percent } from './format.js';
 import { ring } from './ring.js';
+import { soon } from './soon.js';
+
+const LOOK_MS = 2000;
 
 const LAST = [
   'score_mean',
@@ -53,16 +56,12 @@ export const view = {
       draw();
     };
     draw();
-    const pending = { at: 0 };
+    const lookSoon = soon(() => look().catch(context.trouble), LOOK_MS);
     const off = [
       context.on('status', run => {
         if (run === context.primary()) draw();
       }),
-      context.on('steps', () => {
-        if (performance.now() - pending.at < 2000) return;
-        pending.at = performance.now();
-        look().catch(context.trouble);
-      }),
+      context.on('steps', lookSoon),
       context.on('runs', () => look().catch(context.trouble)),
     ];
     const known = new Set();
@@ -79,6 +78,7 @@ export const view = {
     ]);
     return () => {
       off.forEach(stop => stop());
+      lookSoon.stop();
       grid.destroy();
     };
   },

@@ -35,6 +35,7 @@ const FILES: &[File] = &[
     ("/page/events.js", SCRIPT, include_str!("../page/events.js")),
     ("/page/processes.js", SCRIPT, include_str!("../page/processes.js")),
     ("/page/runs.js", SCRIPT, include_str!("../page/runs.js")),
+    ("/page/soon.js", SCRIPT, include_str!("../page/soon.js")),
     ("/page/vendor/uPlot.iife.min.js", SCRIPT, include_str!("../page/vendor/uPlot.iife.min.js")),
     ("/page/vendor/uPlot.min.css", CSS, include_str!("../page/vendor/uPlot.min.css")),
 ];

@@ -96,7 +96,8 @@ fn rate(name: &str, grader: &Grader, workers: usize, time: Duration) -> Result<(
     Ok(())
 }
 
-/// Time from the wall limit until nothing of the run is left.
+/// Time from the wall limit until nothing of the run is left, without the time that was the host's and not the
+/// response's: a guest's set-up, and what it waited for a processor.
 fn kills(tier: Tier, grader: &Grader, seconds: f64) -> Result<(), Error> {
     let wall = Duration::from_millis(100);
     let limits = Limits { cpu: Duration::from_secs(60), wall, ..Limits::default() };
@@ -107,7 +108,7 @@ fn kills(tier: Tier, grader: &Grader, seconds: f64) -> Result<(), Error> {
         for _ in 0..rounds {
             let grade = grader.grade(&problem(), body, &limits)?;
             if grade.verdict == Verdict::WallLimit {
-                late.push(grade.wall.saturating_sub(wall));
+                late.push(grade.wall.saturating_sub(wall + grade.stalled));
             }
         }
         println!(

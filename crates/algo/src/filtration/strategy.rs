@@ -55,6 +55,17 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// The paper's strategies that need no threshold.
+    pub const WITHOUT_THRESHOLD: [Self; 7] = [
+        Self::None,
+        Self::BestOfN,
+        Self::BestRandom,
+        Self::BestWorst,
+        Self::Power { k: 1.0 },
+        Self::Power { k: 2.0 },
+        Self::Power { k: 3.0 },
+    ];
+
     /// The name without parameters: a closed set, fit for a metric label.
     pub fn name(&self) -> &'static str {
         match self {

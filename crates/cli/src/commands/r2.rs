@@ -79,15 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let groups: Vec<Vec<(f64, f64)>> = groups.into_values().collect();
     let strategies = if arguments.strategies.is_empty() {
-        vec![
-            Strategy::None,
-            Strategy::BestOfN,
-            Strategy::BestRandom,
-            Strategy::BestWorst,
-            Strategy::Power { k: 1.0 },
-            Strategy::Power { k: 2.0 },
-            Strategy::Power { k: 3.0 },
-        ]
+        Strategy::WITHOUT_THRESHOLD.to_vec()
     } else {
         arguments.strategies.clone()
     };
