@@ -20,6 +20,7 @@ mod interval;
 mod observer_client;
 mod omp_wait;
 mod programs;
+mod rate;
 mod recipe;
 #[cfg(test)]
 mod reference;

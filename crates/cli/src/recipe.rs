@@ -48,7 +48,7 @@ pub(crate) use role::Role;
 pub(crate) use role_configs::RoleConfig;
 pub(crate) use stage::{Stage, Work};
 pub(crate) use stage_tables::{
-    Candidate, CommandStage, EvalStage, PreferencesStage, RingStage, TokenizerStage,
+    BestOfNStage, Candidate, CommandStage, EvalStage, PreferencesStage, RingStage, TokenizerStage,
 };
 
 /// A recipe.

@@ -1,6 +1,8 @@
 //! The work of stages that compute, one file each, as `sluice-compute` does it.
 
+mod best_of_n;
 mod eval;
+mod frozen;
 mod preferences;
 mod tokenizer;
 pub(crate) mod training;
@@ -18,6 +20,7 @@ pub(crate) fn run(recipe: &Recipe, stage: &Stage) -> anyhow::Result<()> {
         Work::RewardModel(config) => training::reward_model(config),
         Work::Dpo(config) => training::dpo(config),
         Work::Preferences(stage) => preferences::run(recipe, stage),
+        Work::BestOfN(stage) => best_of_n::run(stage),
         Work::Eval(stage) => eval::run(recipe, stage),
         Work::Command(_) | Work::Ring(_) => anyhow::bail!("{}: this stage is done by sluice run", stage.name),
     }

@@ -117,6 +117,14 @@ impl Sampling {
         Self(SamplingParams { temperature: 0.0, ..self.0 })
     }
 
+    /// The same at another temperature.
+    ///
+    /// # Errors
+    /// Names the temperature that is out of its range.
+    pub fn at_temperature(self, temperature: f32) -> Result<Self, Invalid> {
+        Self::new(SamplingParams { temperature, ..self.0 })
+    }
+
     /// Divides the logits; 0 is greedy.
     pub fn temperature(&self) -> f32 {
         self.0.temperature

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use sandbox::{Verdict, pass_at_k};
 use serde_json::{Map, Value, json};
 
+use crate::rate::Rate;
 use crate::table::table;
 
 /// How many problems a line names.
@@ -30,41 +31,6 @@ pub(crate) struct Totals {
     verdicts: BTreeMap<Verdict, u64>,
     /// How often the machine was overloaded and a program tried again.
     pub(crate) overload_retries: u64,
-}
-
-/// A mean over problems.
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    mean: f64,
-    /// Standard deviation of the problems' rates over the root of their number.
-    standard_error: f64,
-    problems: f64,
-}
-
-impl Rate {
-    /// None of no problem.
-    fn of(rates: &[f64]) -> Option<Self> {
-        let count = Some(rates.len() as f64).filter(|count| *count > 0.0)?;
-        let mean = rates.iter().sum::<f64>() / count;
-        let squares: f64 = rates.iter().map(|rate| (rate - mean).powi(2)).sum();
-        let variance = squares / (count - 1.0).max(1.0);
-        Some(Self { mean, standard_error: (variance / count).sqrt(), problems: count })
-    }
-
-    /// Where the rate of all problems of this kind lies, with 95 % confidence: Wilson's score interval
-    /// (1927) for as many yes-or-no problems as would have this standard error (Korn and Graubard 1998). It
-    /// has a width, too, where no problem was solved, or every one.
-    fn interval(self) -> [f64; 2] {
-        const QUANTILE: f64 = 1.96;
-        let Self { mean, standard_error, problems } = self;
-        let variance = mean * (1.0 - mean);
-        let equivalent = variance / standard_error.powi(2);
-        let count = if equivalent.is_finite() && variance > 0.0 { equivalent } else { problems };
-        let square = QUANTILE.powi(2) / count;
-        let middle = (mean + square / 2.0) / (1.0 + square);
-        let half = QUANTILE * (variance / count + square / count / 4.0).sqrt() / (1.0 + square);
-        [(middle - half).max(0.0), (middle + half).min(1.0)]
-    }
 }
 
 impl Totals {
@@ -174,23 +140,6 @@ impl Totals {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_interval_is_over_problems() {
-        let near = |rates: &[f64], expected: [f64; 2]| {
-            let interval = Rate::of(rates).unwrap().interval();
-            assert!(
-                interval.iter().zip(expected).all(|(bound, expected)| (bound - expected).abs() < 1e-4),
-                "{rates:?}: {interval:?}, not {expected:?}"
-            );
-        };
-        // The variance 1/6 over 4 problems is that of 6 which are solved or not: 0.5 of 6.
-        near(&[1.0, 0.0, 0.5, 0.5], [0.187_62, 0.812_38]);
-        // Nothing solved of 164, everything of 4.
-        near(&[0.0; 164], [0.0, 0.022_887]);
-        near(&[1.0; 4], [0.510_10, 1.0]);
-        assert!(Rate::of(&[]).is_none());
-    }
 
     #[test]
     fn what_counts_in_no_rate_is_named() {

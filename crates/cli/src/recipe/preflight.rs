@@ -10,7 +10,7 @@ use service::config::{Error, Key, Source};
 
 use super::first_rows;
 use super::resolved::Resolved;
-use super::{Recipe, RecipeFile};
+use super::{EvalStage, Recipe, RecipeFile};
 
 impl RecipeFile {
     /// Refuses a recipe that cannot run to its end on this machine.
@@ -71,6 +71,10 @@ impl RecipeFile {
             if stage.work().is_ok_and(|work| work.output().as_os_str().is_empty()) {
                 problems.push(format!("stage {}: output is missing: name what it makes", stage.name));
             }
+        }
+        for (at, stage) in self.recipe.stages.iter().enumerate() {
+            let found = stage.eval.iter().flat_map(EvalStage::problems);
+            problems.extend(found.map(|problem| format!("stages[{at}].eval.{problem}")));
         }
         let made = self.made();
         for (later, one) in made.iter().enumerate() {

@@ -6,7 +6,9 @@ use learner::{PreferenceConfig, RewardModelConfig, SftConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::stage_tables::{CommandStage, EvalStage, PreferencesStage, RingStage, TokenizerStage};
+use super::stage_tables::{
+    BestOfNStage, CommandStage, EvalStage, PreferencesStage, RingStage, TokenizerStage,
+};
 
 /// A stage. Beside its name it has exactly one table, which says what to do.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -22,6 +24,8 @@ pub(crate) struct Stage {
     pub(crate) sft: Option<SftConfig>,
     /// Preference pairs from a policy's own responses.
     pub(crate) preferences: Option<PreferencesStage>,
+    /// A policy's own best responses by a reward model, to fine-tune on.
+    pub(crate) best_of_n: Option<BestOfNStage>,
     /// A reward model from preference pairs.
     pub(crate) reward_model: Option<RewardModelConfig>,
     /// Direct preference optimisation.
@@ -39,6 +43,7 @@ pub(crate) enum Work<'a> {
     Tokenizer(&'a TokenizerStage),
     Sft(&'a SftConfig),
     Preferences(&'a PreferencesStage),
+    BestOfN(&'a BestOfNStage),
     RewardModel(&'a RewardModelConfig),
     Dpo(&'a PreferenceConfig),
     Ring(&'a RingStage),
@@ -79,6 +84,7 @@ impl Stage {
             self.tokenizer.as_ref().map(Work::Tokenizer),
             self.sft.as_ref().map(Work::Sft),
             self.preferences.as_ref().map(Work::Preferences),
+            self.best_of_n.as_ref().map(Work::BestOfN),
             self.reward_model.as_ref().map(Work::RewardModel),
             self.dpo.as_ref().map(Work::Dpo),
             self.ring.as_ref().map(Work::Ring),
@@ -101,6 +107,7 @@ impl Work<'_> {
             Self::Tokenizer(stage) => &stage.output,
             Self::Sft(config) => &config.output,
             Self::Preferences(stage) => &stage.output,
+            Self::BestOfN(stage) => &stage.output,
             Self::RewardModel(config) => &config.output,
             Self::Dpo(config) => &config.output,
             Self::Ring(stage) => &stage.output,

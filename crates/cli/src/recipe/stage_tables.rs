@@ -1,5 +1,5 @@
 //! What the kinds of stages are told that no other crate does: programs, tokenizers, preference pairs,
-//! comparisons.
+//! best responses, comparisons.
 
 use std::path::PathBuf;
 
@@ -97,6 +97,47 @@ impl Default for PreferencesStage {
     }
 }
 
+/// What demonstrations are chosen of by a reward model: rejection sampling fine-tuning, RAFT (Dong et al., arXiv
+/// 2304.06767).
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct BestOfNStage {
+    /// The policy's folder.
+    #[schemars(extend("x-kind" = "model folder"))]
+    pub(crate) model: PathBuf,
+    /// The reward model that chooses.
+    #[schemars(extend("x-kind" = "model folder"))]
+    pub(crate) reward_model: PathBuf,
+    /// Prompts (JSON Lines, CSV, TSV, Parquet).
+    #[schemars(extend("x-kind" = "file"))]
+    pub(crate) data: PathBuf,
+    /// Prompts used, from the first; all where not given.
+    pub(crate) max_prompts: Option<usize>,
+    /// Responses per prompt, of which the one with the highest score is kept.
+    pub(crate) n: usize,
+    /// How they are drawn.
+    pub(crate) sampling: Sampling,
+    /// Seeds the draws.
+    pub(crate) seed: u64,
+    /// Folder of `demonstrations.jsonl`, which a stage `sft` can take as it is.
+    pub(crate) output: PathBuf,
+}
+
+impl Default for BestOfNStage {
+    fn default() -> Self {
+        Self {
+            model: PathBuf::new(),
+            reward_model: PathBuf::new(),
+            data: PathBuf::new(),
+            max_prompts: None,
+            n: 5,
+            sampling: Sampling::default(),
+            seed: 0,
+            output: PathBuf::new(),
+        }
+    }
+}
+
 /// What is taken of another run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -158,6 +199,18 @@ pub(crate) struct EvalStage {
     pub(crate) reference: Option<PathBuf>,
     /// Sampled responses per problem, beside the greedy one.
     pub(crate) n: usize,
+    /// The k of pass@k, at the sampling temperature; each at most `n`.
+    pub(crate) pass_at: Vec<u64>,
+    /// Problems with tests, other than those above, on which the temperature of each policy is chosen: a
+    /// policy that has only become surer of itself is no better than the one before at a lower temperature.
+    #[schemars(extend("x-kind" = "file"))]
+    pub(crate) validation: Option<PathBuf>,
+    /// The temperatures it is chosen of: the one at which most of the `n` responses to each of the validation
+    /// problems pass.
+    pub(crate) temperatures: Vec<f32>,
+    /// Field of a problem, a text or a list of texts, that names its kinds: greedy pass rates are given for
+    /// each of them, too.
+    pub(crate) kinds: Option<String>,
     /// How they are drawn.
     pub(crate) sampling: Sampling,
     /// Seeds the draws.
@@ -175,10 +228,34 @@ impl Default for EvalStage {
             reward_model: None,
             reference: None,
             n: 8,
+            pass_at: Vec::new(),
+            validation: None,
+            temperatures: vec![0.2, 0.4, 0.6, 0.8, 1.0],
+            kinds: None,
             sampling: Sampling::default(),
             seed: 0,
             output: PathBuf::new(),
         }
+    }
+}
+
+impl EvalStage {
+    /// What cannot be: the key within the stage, and why.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(k) = self.pass_at.iter().find(|k| **k == 0 || **k > self.n as u64) {
+            let n = self.n;
+            problems.push(format!(
+                "pass_at: pass@{k} cannot be taken of n = {n} responses per problem: from 1 to n"
+            ));
+        }
+        let mut wrong =
+            self.temperatures.iter().filter_map(|at| self.sampling.clone().at_temperature(*at).err());
+        problems.extend(wrong.next().map(|invalid| format!("temperatures: {invalid}")));
+        if self.validation.is_some() && self.temperatures.is_empty() {
+            problems.push("temperatures: none is there to choose of on the validation problems".to_owned());
+        }
+        problems
     }
 }
 

@@ -1,51 +1,44 @@
-//! The figures of a comparison, as a table for people and JSON for programs.
+//! The figures of a comparison, as tables for people and JSON for programs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
 use algo::filtration::{Filtration, Strategy};
 use algo::r2::{DEFAULT_BINS, filtered_r_squared};
+use comfy_table::Table;
 use serde::Serialize;
 
 use crate::decimal::{decimal, signed};
+use crate::rate::Rate;
 use crate::table::table_of_figures;
+
+use super::kinds::Kinds;
+use super::outcomes::Outcomes;
 
 /// What was found about one policy.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) name: String,
     pub(super) model: PathBuf,
-    /// Outcome of the greedy response, by problem.
-    pub(super) greedy: Vec<Vec<Option<f64>>>,
-    /// Outcomes of the sampled responses, by problem.
-    pub(super) sampled: Vec<Vec<Option<f64>>>,
+    pub(super) greedy: Outcomes,
+    pub(super) sampled: Outcomes,
+    pub(super) best: Option<AtBestTemperature>,
     /// The reward model's scores of the sampled responses, by problem.
     pub(super) scores: Option<Vec<Vec<f64>>>,
     /// KL to the reference, nats per response.
     pub(super) kl: Option<f64>,
 }
 
-/// A mean with its standard error, over problems.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Estimate {
-    /// The mean over problems.
-    pub(super) mean: f64,
-    /// Standard deviation of the problems' means over the root of their number.
-    pub(super) standard_error: f64,
-}
-
-impl Estimate {
-    fn of(values: &[f64]) -> Self {
-        let count = values.len().max(1) as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
-        let variance = squares / (count - 1.0).max(1.0);
-        Self { mean, standard_error: (variance / count).sqrt() }
-    }
-
-    fn percent(self) -> String {
-        format!("{:.1} ± {:.1} %", 100.0 * self.mean, 100.0 * self.standard_error)
-    }
+/// What came of a policy at the temperature that suits it best.
+#[derive(Debug)]
+pub(super) struct AtBestTemperature {
+    /// Chosen on the validation problems.
+    pub(super) temperature: f32,
+    /// What passed of them.
+    pub(super) validation: Rate,
+    /// Of the problems of the comparison.
+    pub(super) outcomes: Outcomes,
 }
 
 /// One row.
@@ -53,14 +46,36 @@ impl Estimate {
 struct Row {
     name: String,
     model: PathBuf,
-    pass_at_1_greedy: Estimate,
-    pass_at_1_sampled: Estimate,
+    pass_at_1_greedy: Option<Rate>,
+    pass_at_1_sampled: Option<Rate>,
+    best_temperature: Option<BestTemperature>,
+    /// At the sampling temperature.
+    pass_at_k: BTreeMap<u64, Option<Rate>>,
     reward_mean: Option<f64>,
     kl_to_reference: Option<f64>,
     r_squared_unfiltered: Option<f64>,
     r_squared_filtered: Option<f64>,
+    /// Greedy, by kind of problem.
+    kinds: BTreeMap<String, Option<Rate>>,
     /// Responses that could not be judged; they count in no figure.
     unjudged: usize,
+    /// Over the first policy; none for itself.
+    gain: Option<Gain>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+struct BestTemperature {
+    temperature: f32,
+    pass_at_1_of_validation: Rate,
+    pass_at_1: Option<Rate>,
+}
+
+/// How much more of each problem's responses pass than of the first policy's.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Gain {
+    greedy: Option<Rate>,
+    best_temperature: Option<Rate>,
+    sampled: Option<Rate>,
 }
 
 /// A comparison.
@@ -70,48 +85,66 @@ pub(super) struct Report {
     samples_per_problem: usize,
     strategy: String,
     rows: Vec<Row>,
-    /// Sampled pass@1 of the last policy minus that of the first, problem by problem.
-    gain: Option<Estimate>,
 }
 
 impl Report {
-    /// The figures of some lines; R² is of the filtration on groups of `group_size`.
-    pub(super) fn new(lines: Vec<Line>, filtration: &Filtration, group_size: usize) -> Self {
-        let gain = match lines.as_slice() {
-            [first, .., last] => Some(gain(first, last)),
-            _ => None,
+    /// The figures of some lines; R² is of the filtration on groups of the size beside it.
+    pub(super) fn new(
+        lines: &[Line],
+        kinds: &Kinds,
+        pass_at: &[u64],
+        training: (&Filtration, usize),
+    ) -> Self {
+        let row = |(at, line): (usize, &Line)| Row {
+            gain: (at > 0).then(|| Gain::of(&lines[0], line)),
+            pass_at_k: pass_at.iter().map(|k| (*k, line.sampled.pass_at(*k))).collect(),
+            kinds: kinds.iter().map(|(kind, of)| (kind.to_owned(), line.greedy.rate_of(of))).collect(),
+            ..Row::of(line, training)
         };
         Self {
-            problems: lines.first().map_or(0, |line| line.sampled.len()),
-            samples_per_problem: lines.first().and_then(|line| line.sampled.first()).map_or(0, Vec::len),
-            strategy: filtration.strategy.to_string(),
-            gain,
-            rows: lines.into_iter().map(|line| Row::of(line, filtration, group_size)).collect(),
+            problems: lines.first().map_or(0, |line| line.sampled.problems()),
+            samples_per_problem: lines.first().map_or(0, |line| line.sampled.samples()),
+            strategy: training.0.strategy.to_string(),
+            rows: lines.iter().enumerate().map(row).collect(),
+        }
+    }
+}
+
+impl Gain {
+    fn of(first: &Line, line: &Line) -> Self {
+        let best = first.best.as_ref().zip(line.best.as_ref());
+        Self {
+            greedy: first.greedy.gain(&line.greedy),
+            best_temperature: best.and_then(|(first, line)| first.outcomes.gain(&line.outcomes)),
+            sampled: first.sampled.gain(&line.sampled),
         }
     }
 }
 
 impl Row {
-    fn of(line: Line, filtration: &Filtration, group_size: usize) -> Self {
+    fn of(line: &Line, (filtration, group_size): (&Filtration, usize)) -> Self {
         let none = Filtration { strategy: Strategy::None, ..*filtration };
         let groups = line.scores.as_ref().map(|scores| groups(scores, &line.sampled, group_size));
         let scores = line.scores.as_ref().map(|scores| scores.concat());
+        let best_temperature = line.best.as_ref().map(|best| BestTemperature {
+            temperature: best.temperature,
+            pass_at_1_of_validation: best.validation,
+            pass_at_1: best.outcomes.rate(),
+        });
         Self {
-            pass_at_1_greedy: Estimate::of(&means(&line.greedy)),
-            pass_at_1_sampled: Estimate::of(&means(&line.sampled)),
+            pass_at_1_greedy: line.greedy.rate(),
+            pass_at_1_sampled: line.sampled.rate(),
+            best_temperature,
+            pass_at_k: BTreeMap::new(),
             reward_mean: scores.map(|scores| scores.iter().sum::<f64>() / scores.len().max(1) as f64),
             kl_to_reference: line.kl,
             r_squared_unfiltered: groups.as_deref().and_then(|groups| r_squared(&none, groups)),
             r_squared_filtered: groups.as_deref().and_then(|groups| r_squared(filtration, groups)),
-            unjudged: line
-                .sampled
-                .iter()
-                .chain(&line.greedy)
-                .flatten()
-                .filter(|outcome| outcome.is_none())
-                .count(),
-            name: line.name,
-            model: line.model,
+            kinds: BTreeMap::new(),
+            unjudged: line.sampled.unjudged() + line.greedy.unjudged(),
+            gain: None,
+            name: line.name.clone(),
+            model: line.model.clone(),
         }
     }
 }
@@ -120,29 +153,12 @@ fn r_squared(filtration: &Filtration, groups: &[Vec<(f64, f64)>]) -> Option<f64>
     filtered_r_squared(filtration, groups, DEFAULT_BINS).ok()?.r_squared
 }
 
-/// The mean outcome of each problem that has any.
-fn means(outcomes: &[Vec<Option<f64>>]) -> Vec<f64> {
-    outcomes.iter().filter_map(|group| mean(group)).collect()
-}
-
-fn mean(group: &[Option<f64>]) -> Option<f64> {
-    let judged: Vec<f64> = group.iter().flatten().copied().collect();
-    (!judged.is_empty()).then(|| judged.iter().sum::<f64>() / judged.len() as f64)
-}
-
-/// Both policies had the same problems, so the difference is taken problem by problem.
-fn gain(first: &Line, last: &Line) -> Estimate {
-    let pairs = first.sampled.iter().zip(&last.sampled);
-    let gains: Vec<f64> = pairs.filter_map(|(before, after)| Some(mean(after)? - mean(before)?)).collect();
-    Estimate::of(&gains)
-}
-
 /// Pairs of score and outcome in groups of the size that training has; what could not be judged is left out.
-fn groups(scores: &[Vec<f64>], outcomes: &[Vec<Option<f64>>], size: usize) -> Vec<Vec<(f64, f64)>> {
+fn groups(scores: &[Vec<f64>], outcomes: &Outcomes, size: usize) -> Vec<Vec<(f64, f64)>> {
     let mut groups = Vec::new();
-    for (scores, outcomes) in scores.iter().zip(outcomes) {
-        let judged = scores.iter().zip(outcomes).filter_map(|(score, outcome)| Some((*score, (*outcome)?)));
-        let judged: Vec<(f64, f64)> = judged.collect();
+    for (problem, scores) in scores.iter().enumerate() {
+        let of = |(index, score): (usize, &f64)| Some((*score, outcomes.of_response(problem, index)?));
+        let judged: Vec<(f64, f64)> = scores.iter().enumerate().filter_map(of).collect();
         groups.extend(judged.chunks_exact(size.max(1)).map(<[(f64, f64)]>::to_vec));
     }
     groups
@@ -150,37 +166,21 @@ fn groups(scores: &[Vec<f64>], outcomes: &[Vec<Option<f64>>], size: usize) -> Ve
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let filtered = format!("R² {}", self.strategy);
-        let header = ["policy", "pass@1 greedy", "pass@1 sampled", "reward", "KL", "R² no filter", &filtered];
-        let mut table = table_of_figures(&header);
-        for row in &self.rows {
-            table.add_row([
-                row.name.clone(),
-                row.pass_at_1_greedy.percent(),
-                row.pass_at_1_sampled.percent(),
-                optional(row.reward_mean),
-                optional(row.kl_to_reference),
-                optional(row.r_squared_unfiltered),
-                optional(row.r_squared_filtered),
-            ]);
+        writeln!(f, "{}", self.pass_rates())?;
+        write!(f, "{} held-out problems, {} samples each", self.problems, self.samples_per_problem)?;
+        writeln!(f, "; ± one standard error over problems")?;
+        if let Some(kinds) = self.kinds() {
+            writeln!(f, "\ngreedy, by kind of problem\n{kinds}")?;
         }
-        writeln!(f, "{table}")?;
-        writeln!(
-            f,
-            "{} held-out problems, {} samples each; ± one standard error over problems",
-            self.problems, self.samples_per_problem
-        )?;
-        if let Some(Estimate { mean, standard_error }) = self.gain {
-            let errors = mean / standard_error.max(f64::MIN_POSITIVE);
-            write!(
-                f,
-                "gain in sampled pass@1: {} points, {} standard errors",
-                signed(100.0 * mean, 1),
-                decimal(errors, 1)
-            )?;
-        }
+        writeln!(f, "\n{}", self.rewards())?;
         for row in &self.rows {
-            write!(f, "\n{}: {}", row.name, row.model.display())?;
+            if let Some(gain) = &row.gain {
+                writeln!(f, "{} over {}: {gain}", row.name, self.rows[0].name)?;
+            }
+        }
+        for (at, row) in self.rows.iter().enumerate() {
+            let end = if at == 0 { "" } else { "\n" };
+            write!(f, "{end}{}: {}", row.name, row.model.display())?;
             if row.unjudged > 0 {
                 write!(f, " ({} responses could not be judged)", row.unjudged)?;
             }
@@ -189,47 +189,134 @@ impl fmt::Display for Report {
     }
 }
 
+impl Report {
+    fn pass_rates(&self) -> Table {
+        let best = self.rows.iter().any(|row| row.best_temperature.is_some());
+        let ks: Vec<u64> =
+            self.rows.first().map_or_else(Vec::new, |row| row.pass_at_k.keys().copied().collect());
+        let mut header = vec!["policy".to_owned(), "greedy".to_owned(), "sampled".to_owned()];
+        header.extend(best.then(|| "at best temperature".to_owned()));
+        header.extend(ks.iter().map(|k| format!("pass@{k}")));
+        let mut table = table_of_figures(&header.iter().map(String::as_str).collect::<Vec<_>>());
+        for row in &self.rows {
+            let mut cells =
+                vec![row.name.clone(), percent(row.pass_at_1_greedy), percent(row.pass_at_1_sampled)];
+            cells.extend(row.best_temperature.map(|best| {
+                format!("{} (T = {})", percent(best.pass_at_1), decimal(f64::from(best.temperature), 2))
+            }));
+            cells.extend(row.pass_at_k.values().map(|rate| percent(*rate)));
+            table.add_row(cells);
+        }
+        table
+    }
+
+    fn rewards(&self) -> Table {
+        let filtered = format!("R² {}", self.strategy);
+        let mut table = table_of_figures(&["policy", "reward", "KL", "R² no filter", &filtered]);
+        for row in &self.rows {
+            table.add_row([
+                row.name.clone(),
+                optional(row.reward_mean),
+                optional(row.kl_to_reference),
+                optional(row.r_squared_unfiltered),
+                optional(row.r_squared_filtered),
+            ]);
+        }
+        table
+    }
+
+    /// Greedy pass rates by kind; none where the stage names no field of kinds.
+    fn kinds(&self) -> Option<Table> {
+        let kinds = &self.rows.first().filter(|row| !row.kinds.is_empty())?.kinds;
+        let names = self.rows.iter().map(|row| row.name.as_str());
+        let mut table = table_of_figures(&["kind", "problems"].into_iter().chain(names).collect::<Vec<_>>());
+        for (kind, first) in kinds {
+            let problems = first.map_or(0, |rate| rate.problems);
+            let mut cells = vec![kind.clone(), problems.to_string()];
+            cells.extend(self.rows.iter().map(|row| percent(row.kinds.get(kind).copied().flatten())));
+            table.add_row(cells);
+        }
+        Some(table)
+    }
+}
+
+impl fmt::Display for Gain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            ("greedy", self.greedy),
+            ("at best temperature", self.best_temperature),
+            ("sampled", self.sampled),
+        ];
+        let said = parts.into_iter().filter_map(|(what, rate)| {
+            let rate = rate?;
+            let (points, errors) = (signed(100.0 * rate.mean, 1), decimal(rate.standard_errors(), 1));
+            Some(format!("{what} {points} points ({errors} standard errors)"))
+        });
+        f.write_str(&said.collect::<Vec<_>>().join(", "))
+    }
+}
+
+fn percent(rate: Option<Rate>) -> String {
+    rate.map_or_else(|| "-".to_owned(), Rate::percent)
+}
+
 fn optional(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| decimal(value, 3))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::outcomes::tests::outcomes;
     use super::*;
 
-    fn line(name: &str, sampled: Vec<Vec<Option<f64>>>, scores: Vec<Vec<f64>>) -> Line {
-        let greedy = sampled.iter().map(|group| vec![group[0]]).collect();
+    fn line(name: &str, greedy: &[&str], sampled: &[&str]) -> Line {
+        let scores = vec![vec![1.0, -1.0]; sampled.len()];
         Line {
             name: name.to_owned(),
             model: PathBuf::from(name),
-            greedy,
-            sampled,
+            greedy: outcomes(greedy),
+            sampled: outcomes(sampled),
+            best: Some(AtBestTemperature {
+                temperature: 0.4,
+                validation: Rate::of(&[0.5]).unwrap(),
+                outcomes: outcomes(greedy),
+            }),
             scores: Some(scores),
             kl: Some(0.5),
         }
     }
 
     #[test]
-    fn estimates_are_over_problems() {
-        let estimate = Estimate::of(&[1.0, 0.0, 0.5, 0.5]);
-        assert_eq!(estimate.mean, 0.5);
-        // Sample deviation 0.408, over the root of 4.
-        assert!((estimate.standard_error - 0.204_124).abs() < 1e-6, "{estimate:?}");
+    fn gains_are_over_the_first_policy_and_what_is_sharper_alone_is_seen() {
+        // The second policy is only surer of itself: more of its samples pass, and nothing else.
+        let before = line("SFT", &["+", "-"], &["+-", "--"]);
+        let after = line("PF-PPO", &["+", "-"], &["++", "-?"]);
+        let report = Report::new(&[before, after], &Kinds::default(), &[2], (&Filtration::default(), 2));
+        assert_eq!(report.rows[0].pass_at_1_sampled.unwrap().mean, 0.25);
+        assert_eq!(report.rows[1].unjudged, 1);
+        let gain = report.rows[1].gain.unwrap();
+        assert_eq!(gain.sampled.unwrap().mean, 0.25);
+        assert_eq!((gain.greedy.unwrap().mean, gain.best_temperature.unwrap().mean), (0.0, 0.0));
+        let text = report.to_string();
+        for said in [
+            "50.0 ± 50.0 % (T = 0.40)",
+            "PF-PPO over SFT: greedy 0.0 points (0.0 standard errors)",
+            "sampled +25.0 points (1.0 standard errors)",
+        ] {
+            assert!(text.contains(said), "{said:?} is not in\n{text}");
+        }
     }
 
     #[test]
-    fn the_gain_is_paired_and_what_was_not_judged_counts_nowhere() {
-        let (pass, fail) = (Some(1.0), Some(0.0));
-        let before =
-            line("SFT", vec![vec![pass, fail], vec![fail, fail]], vec![vec![1.0, -1.0], vec![0.0, 0.5]]);
-        let after =
-            line("PF-PPO", vec![vec![pass, None], vec![pass, fail]], vec![vec![1.0, -1.0], vec![2.0, 0.0]]);
-        let report = Report::new(vec![before, after], &Filtration::default(), 2);
-        assert_eq!(report.rows[0].pass_at_1_sampled.mean, 0.25);
-        assert_eq!(report.rows[1].pass_at_1_sampled.mean, 0.75);
-        assert_eq!(report.rows[1].unjudged, 1);
-        assert_eq!(report.gain.unwrap().mean, 0.5);
-        let text = report.to_string();
-        assert!(text.contains("75.0 ± 25.0 %") && text.contains("+50.0 points"), "{text}");
+    fn kinds_have_rates_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("problems.jsonl");
+        std::fs::write(&path, "{\"k\": [\"sort\", \"sum\"]}\n{\"k\": \"sum\"}\n").unwrap();
+        let kinds = Kinds::read(&path, "k", 9).unwrap();
+        let report =
+            Report::new(&[line("SFT", &["+", "-"], &["++", "--"])], &kinds, &[], (&Filtration::default(), 2));
+        let rate = |kind: &str| report.rows[0].kinds[kind].unwrap().mean;
+        assert_eq!((rate("sort"), rate("sum")), (1.0, 0.5));
+        assert!(report.to_string().contains("greedy, by kind of problem"));
     }
 }

@@ -8,8 +8,6 @@ use reward_server::FileOptions;
 use serde::Deserialize;
 use service::jsonl;
 
-use super::file_of;
-
 /// Responses of one policy.
 #[derive(Debug)]
 pub(super) struct Frozen<'a> {
@@ -32,8 +30,12 @@ struct Logprobs {
 }
 
 impl Frozen<'_> {
+    fn file(&self, what: &str) -> PathBuf {
+        self.folder.join(format!("{}-{what}.jsonl", self.name))
+    }
+
     fn write_tokens(&self) -> anyhow::Result<PathBuf> {
-        let path = file_of(self.folder, self.name, "tokens");
+        let path = self.file("tokens");
         let mut writer = jsonl::Writer::create(&path)?;
         for (id, response) in self.responses.iter().flatten().enumerate() {
             let tokens: Vec<u32> = response.prompt_tokens.iter().chain(&response.tokens).copied().collect();
@@ -45,7 +47,7 @@ impl Frozen<'_> {
 
     /// The reward model's score of every response, normalised as in training.
     pub(super) fn scores(&self, model: &Path) -> anyhow::Result<Vec<Vec<f64>>> {
-        let output = file_of(self.folder, self.name, "scores");
+        let output = self.file("scores");
         let options = FileOptions::new(model.to_owned(), self.write_tokens()?, output.clone());
         reward_server::score_file(&options, &mut |_| ())?;
         let mut scores = jsonl::read(&output)?.map(|line| anyhow::Ok(line?.parse::<Scored>()?.score));
@@ -56,7 +58,7 @@ impl Frozen<'_> {
     /// Mean over responses of `Σ log π − log π_ref`, in nats: an unbiased estimate of the sequence's KL to
     /// the reference.
     pub(super) fn kl(&self, reference: &Path, temperature: f32) -> anyhow::Result<f64> {
-        let output = file_of(self.folder, self.name, "reference");
+        let output = self.file("reference");
         let mut options = FileOptions::new(reference.to_owned(), self.write_tokens()?, output.clone());
         options.temperature = f64::from(temperature);
         reward_server::logprobs_file(&options, &mut |_| ())?;
