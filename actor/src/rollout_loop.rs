@@ -301,6 +301,7 @@ impl RolloutLoop {
                 samples: sample_requests(&group, first, welcome.seed),
                 sampling: Arc::clone(&sampling),
                 eos_token_ids: policy.encoder.eos_ids(),
+                min_tokens: 0,
                 top_logprobs: 0,
                 stream: false,
             });
