@@ -351,6 +351,7 @@ impl RolloutLoop {
             id: work.id,
             prompt_tokens: work.prompt_tokens,
             response_tokens: finished.response_tokens,
+            observations: Vec::new(),
             rollout_logprobs: finished.rollout_logprobs,
             surviving_mass: finished.surviving_mass,
             spans: finished.spans,
