@@ -301,6 +301,7 @@ impl RolloutLoop {
                 samples: sample_requests(&group, first, welcome.seed),
                 sampling: Arc::clone(&sampling),
                 eos_token_ids: policy.encoder.eos_ids(),
+                min_tokens: 0,
                 top_logprobs: 0,
                 stream: false,
             });
@@ -350,6 +351,7 @@ impl RolloutLoop {
             id: work.id,
             prompt_tokens: work.prompt_tokens,
             response_tokens: finished.response_tokens,
+            observations: Vec::new(),
             rollout_logprobs: finished.rollout_logprobs,
             surviving_mass: finished.surviving_mass,
             spans: finished.spans,

@@ -16,6 +16,9 @@ NETWORKS = {
     "tiny": ("llama", False, 8, 12, 1, 2, 1),
 }
 
+# name: most turns of a sample
+BATCHES = {"batch": 1, "episodes": 5}
+
 # A step of one minibatch from which the gradient can be read: AdamW with an epsilon that outweighs everything moves
 # weights by lr / eps times the gradient.
 GRADIENT_SCALE = 1e3
@@ -26,12 +29,12 @@ GRADIENT = dict(ppo_epochs=1, minibatch_size=1000, policy_lr=1e8 * GRADIENT_SCAL
 UPDATE = dict(ppo_epochs=3, minibatch_size=5, policy_lr=2e-2, critic_lr=2e-2, adam_eps=1e-3, shuffle=False)
 
 
-def gradient(name, net="tiny", **options):
-    return dict(name=name, net=net, kind="gradient", config={**GRADIENT, **options})
+def gradient(name, net="tiny", batch="batch", **options):
+    return dict(name=name, net=net, batch=batch, kind="gradient", config={**GRADIENT, **options})
 
 
-def update(name, net="tiny", **options):
-    return dict(name=name, net=net, kind="update", config={**UPDATE, **options})
+def update(name, net="tiny", batch="batch", **options):
+    return dict(name=name, net=net, batch=batch, kind="update", config={**UPDATE, **options})
 
 
 CASES = [
@@ -64,6 +67,17 @@ CASES = [
     update("update-sequence-tis", correction={"sequence-truncate": {"max": 1.05}}),
     update("update-sequence-mask", correction={"sequence-mask": {"min": 0.98, "max": 1.02}}),
     update("update-sequence-product-mask", correction={"sequence-product-mask": {"max": 1.1}}),
+    # Episodes: what was given between turns is context, and counts nowhere.
+    gradient("gradient-episodes", "llama", batch="episodes", gamma=0.97, gae_lambda=0.9, kl_coefficient=0.1),
+    gradient("gradient-episodes-qwen2-tied", "qwen2", batch="episodes", entropy_coefficient=0.05, whiten="before-filter"),
+    gradient("gradient-episodes-kl-in-loss", batch="episodes", kl_in="loss", kl_coefficient=0.3, kl_estimator="k3"),
+    gradient("gradient-episodes-seq-mean-token-mean", batch="episodes", loss_aggregation="seq-mean-token-mean"),
+    gradient("gradient-episodes-seq-mean-token-sum-norm", batch="episodes", loss_aggregation="seq-mean-token-sum-norm"),
+    gradient("gradient-episodes-overlong", batch="episodes", overlong=dict(max_length=9, cache=6)),
+    *[update(f"update-episodes-{algorithm}", batch="episodes", algorithm=algorithm) for algorithm in
+      ("pf-ppo", "pf-ppo-paper", "grpo", "dr-grpo", "rloo", "reinforce-plus-plus", "dapo", "gspo", "cispo", "decoupled-ppo")],
+    update("update-episodes-off-policy-mask", batch="episodes", off_policy_delta=0.02),
+    update("update-episodes-sequence-mask", batch="episodes", correction={"sequence-mask": {"min": 0.98, "max": 1.02}}),
 ]
 
 
@@ -78,22 +92,28 @@ def models(net, seed):
     return found
 
 
-def batch(policy, seed, samples=14):
+def batch(policy, seed, samples=14, turns=1):
     """A ragged batch: groups of four, weights of every kind, responses of one token, truncated ones, rollout log-probs that
-    are the policy's up to noise."""
+    are the policy's up to noise. With several turns most samples have tokens between those that the policy drew."""
     rng = random.Random(seed)
     rows = []
     for at in range(samples):
         length = [1, 3, 9, 15][at % 4] + rng.randrange(3) * (at % 4 > 0)
         prompt = [rng.randrange(VOCAB) for _ in range(1 + at % 5)]
-        response = [rng.randrange(VOCAB) for _ in range(length)]
+        mask = [1] * length
+        for _ in range(min(rng.randrange(turns), length - 1) if turns > 1 else 0):
+            place = rng.randrange(1, len(mask))
+            mask[place:place] = [0] * rng.randrange(1, 5)
+        response = [rng.randrange(VOCAB) for _ in mask]
         with torch.no_grad():
             logprobs = network.of_responses(*policy, [prompt], [response])[0][0].tolist()
+        logprobs = [value for value, bit in zip(logprobs, mask) if bit]
         noise = lambda scale: [min(0.0, value + scale * rng.gauss(0, 1)) for value in logprobs]  # noqa: E731
         rows.append({
             "prompt_id": f"p{at // 4}", "prompt_tokens": prompt, "response_tokens": response,
             "rollout_logprobs": noise(0.05), "ref_logprobs": noise(0.3), "score": round(rng.gauss(0, 1), 4),
             "weight": [1.0, 0.5, 2.0, 0.0, 1.5][at % 5], "finish_reason": "length" if length > 14 else "stop",
+            **({"response_mask": mask} if turns > 1 else {}),
         })
     # What is written has the precision of f32 on the other side.
     for row in rows:

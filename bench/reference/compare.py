@@ -67,7 +67,7 @@ def main():
     for number in range(arguments.rounds):
         case = dict(rng.choice(cases.CASES), net=rng.choice(list(cases.NETWORKS)))
         policy, critic = cases.models(case["net"], rng.randrange(10**6))
-        rows = cases.batch(policy, rng.randrange(10**6), samples=rng.randrange(3, 24))
+        rows = cases.batch(policy, rng.randrange(10**6), samples=rng.randrange(3, 24), turns=cases.BATCHES[case["batch"]])
         ranks, stage, most = rng.choice([1, 2, 4]), rng.randrange(4), rng.choice([1, 20, 60, 8192])
         config = dict(case["config"], zero_stage=stage, microbatch_tokens=most, recompute=rng.random() < 0.5)
         with tempfile.TemporaryDirectory() as folder:

@@ -25,12 +25,13 @@ def main():
     for net, (policy, critic) in models.items():
         network.save(GOLDEN / net / "policy", *policy)
         network.save(GOLDEN / net / "critic", *critic)
-        rows[net] = cases.batch(policy, seed=7)
-        lines = "".join(json.dumps(row) + "\n" for row in rows[net])
-        (GOLDEN / net / "batch.jsonl").write_text(lines)
+        for name, turns in cases.BATCHES.items():
+            rows[net, name] = cases.batch(policy, seed=7, turns=turns)
+            lines = "".join(json.dumps(row) + "\n" for row in rows[net, name])
+            (GOLDEN / net / f"{name}.jsonl").write_text(lines)
     numbers = {}
     for case in cases.CASES:
-        found = cases.expected(case, *models[case["net"]], rows[case["net"]])
+        found = cases.expected(case, *models[case["net"]], rows[case["net"], case["batch"]])
         numbers.update({f"{case['name']}.{key}": value.float().contiguous() for key, value in found.items()})
     supervised.golden(GOLDEN, models, numbers)
     save_file(numbers, GOLDEN / "expected.safetensors")

@@ -2,6 +2,9 @@
 
 `step(policy, critic, samples, options)` trains on one batch; `options` has the keys of `sluice replay --config`, with the
 same defaults. Samples are the objects of a batch file. Everything is in the precision of the weights.
+
+Tokens stand where they stood: a matrix has a column for every token behind the prompt, and a mask says which of them the
+policy drew. (Sluice takes the others out before it computes anything.)
 """
 
 import math
@@ -55,6 +58,11 @@ def kl_value(estimator, difference):
     return k3 if estimator == "k3" else k2 + (k3 - k2).detach()
 
 
+def drawn_mask(sample):
+    """For every token behind the prompt whether the policy drew it."""
+    return sample.get("response_mask") or [1] * len(sample["response_tokens"])
+
+
 class Batch:
     """The samples that take part, padded, and what the step derives from them before it trains."""
 
@@ -68,8 +76,9 @@ class Batch:
         self.samples = samples
         self.prompts = [s["prompt_tokens"] for s in samples]
         self.responses = [s["response_tokens"] for s in samples]
-        self.lengths = torch.tensor([len(r) for r in self.responses])
-        self.mask = torch.arange(int(self.lengths.max()))[None] < self.lengths[:, None]
+        self.mask = network.pad([drawn_mask(s) for s in samples]).bool()
+        self.lengths = self.mask.sum(1)
+        self.last = torch.tensor([max(i for i, bit in enumerate(drawn_mask(s)) if bit) for s in samples])
         self.weights = torch.tensor([s.get("weight", 1.0) for s in samples], dtype=torch.float64)
         self.trained = self.weights > 0
         self.scores = self.shaped(samples)
@@ -79,7 +88,7 @@ class Batch:
     def shaped(self, samples):
         """Scores as they are rewarded."""
         scores = torch.tensor([s["score"] for s in samples], dtype=torch.float64)
-        lengths = torch.tensor([len(s["response_tokens"]) for s in samples], dtype=torch.float64)
+        lengths = torch.tensor([sum(drawn_mask(s)) for s in samples], dtype=torch.float64)
         if self.options["overlong"]:
             longest, cache = self.options["overlong"]["max_length"], self.options["overlong"]["cache"]
             scores = scores + ((longest - cache - lengths) / cache).clamp(-1, 0)
@@ -87,8 +96,10 @@ class Batch:
         return scores if limit is None else scores.clamp(-limit, limit)
 
     def padded(self, key):
-        rows = [torch.tensor(s[key], dtype=torch.float64) for s in self.samples]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        """Numbers of drawn tokens at the columns of these."""
+        found = torch.zeros(self.mask.shape, dtype=torch.float64)
+        found[self.mask] = torch.cat([torch.tensor(s[key], dtype=torch.float64) for s in self.samples])
+        return found
 
     def forward(self, model, which):
         config, weights = model
@@ -104,7 +115,7 @@ class Batch:
         rewards = torch.zeros_like(old)
         if options["kl_in"] == "reward" and beta > 0:
             rewards = -beta * kl_value(options["kl_estimator"], (old - self.ref) * mask)
-        rewards[torch.arange(len(self.scores)), self.lengths - 1] += self.scores.to(old.dtype)
+        rewards[torch.arange(len(self.scores)), self.last] += self.scores.to(old.dtype)
         advantages, returns, absent = self.advantages(rewards * mask, values)
         if options["whiten"] != "off":
             after = options["whiten"] == "after-filter"
@@ -119,12 +130,15 @@ class Batch:
             trace = 1.0 if kind == "return-to-go" else options["gae_lambda"]
             values = torch.zeros_like(rewards) if kind == "return-to-go" else values
             gamma, running, found = options["gamma"], torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards)
+            following = torch.zeros_like(running)
             for t in reversed(range(steps)):
-                following = values[:, t + 1] if t + 1 < steps else torch.zeros_like(running)
-                running = rewards[:, t] + gamma * following - values[:, t] + gamma * trace * running
-                found[:, t] = running * self.mask[:, t]
-                running = found[:, t]
-            lengths = [len(s["response_tokens"]) for s in self.absent]
+                # A token that was given takes no time: what follows it follows the token before it.
+                here = self.mask[:, t]
+                now = rewards[:, t] + gamma * following - values[:, t] + gamma * trace * running
+                running = torch.where(here, now, running)
+                following = torch.where(here, values[:, t], following)
+                found[:, t] = running * here
+            lengths = [sum(drawn_mask(s)) for s in self.absent]
             absent = [gamma ** torch.arange(n, dtype=rewards.dtype) * score for score, n in zip(self.shaped(self.absent), lengths)]
             return found, found + values, torch.cat([*absent, rewards.new_zeros(0)])
         totals = rewards.sum(1)
@@ -145,7 +159,7 @@ class Batch:
                 centred = centred * len(drawn) / (len(drawn) - 1)
             found[members] = centred[:len(members)]
             for value, other in zip(centred[len(members):], others):
-                absent.append(value.expand(len(other["response_tokens"])))
+                absent.append(value.expand(sum(drawn_mask(other))))
         absent = torch.cat([*absent, rewards.new_zeros(0)])
         return found[:, None].expand_as(rewards), torch.zeros_like(rewards), absent
 
@@ -284,7 +298,7 @@ def settings(options, samples):
     merged = {**DEFAULTS, **ALGORITHMS[given.get("algorithm", "pf-ppo")], **given}
     merged.setdefault("temperature", 1.0)
     if merged["norm_tokens"] is None:
-        merged["norm_tokens"] = max(len(s["response_tokens"]) for s in samples)
+        merged["norm_tokens"] = max(sum(drawn_mask(s)) for s in samples)
     return merged
 
 

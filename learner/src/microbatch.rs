@@ -29,7 +29,8 @@ impl Sequence {
     }
 
     /// Tokens of which some stretches are learnt, in order and none of them at the very beginning: wanted are
-    /// the rows that predict them. What stands behind the last one is left out.
+    /// the rows that predict them. The last learnt token predicts nothing; it and what stands behind it is
+    /// left out.
     pub(crate) fn stretches(tokens: &[u32], learnt: &[Range<usize>]) -> Self {
         let end = learnt.last().map_or(0, |last| last.end.saturating_sub(1));
         let targets = learnt.iter().flat_map(|stretch| &tokens[stretch.clone()]).copied().collect();
@@ -133,6 +134,9 @@ mod tests {
             ([5, 6, 7, 8].as_slice(), once(2..4).collect())
         );
         assert_eq!((sequence.tokens(), sequence.wanted()), (4, 2));
+        let as_one_turn = Sequence::stretches(&[5, 6, 7, 8, 9], &[3..5]);
+        assert_eq!((as_one_turn.tokens, as_one_turn.rows), (sequence.tokens.clone(), sequence.rows.clone()));
+        assert_eq!(as_one_turn.targets, sequence.targets);
         let turns = Sequence::stretches(&[5, 6, 7, 8, 9, 4], &[1..2, 3..5]);
         assert_eq!(turns.tokens, [5, 6, 7, 8]);
         assert_eq!((turns.rows.clone(), turns.targets.clone()), (vec![0..1, 2..4], vec![6, 8, 9]));

@@ -21,6 +21,8 @@ struct RecordedSample {
     id: Option<serde_json::Value>,
     prompt_tokens: Vec<u32>,
     response_tokens: Vec<u32>,
+    /// 1 for a response token that was drawn, 0 for one that was given.
+    response_mask: Option<Vec<u8>>,
     rollout_logprobs: Option<Vec<f32>>,
     /// What `sluice generate` calls them.
     logprobs: Option<Vec<f32>>,
@@ -46,6 +48,9 @@ enum SampleError {
     /// Siblings are numbered by 16 bits.
     #[error("is more than the 65535th sample of its prompt")]
     TooManySiblings,
+    /// The mask holds other numbers.
+    #[error("response_mask holds {0}, must be 1 for a token that was drawn and 0 for one that was given")]
+    Mask(u8),
     /// The weight is none.
     #[error("weight is {0}, must be at least 0")]
     Weight(f32),
@@ -66,6 +71,10 @@ struct RecordedPrompt {
 /// `id`, else the prompt's tokens), `prompt_tokens`, `response_tokens`, `rollout_logprobs` (or `logprobs`),
 /// `ref_logprobs` (may be absent), `score`, `weight` (1 where absent), and where they are known
 /// `surviving_mass` and `finish_reason`. Other fields are ignored. `-` is standard input.
+///
+/// An episode of several turns has all tokens behind the prompt in `response_tokens`, and a `response_mask`
+/// that is 1 for those that the policy drew and 0 for those that it was given. Its log-probs and masses are
+/// one for each drawn token, or one for each response token, of which those of given ones are not read.
 ///
 /// # Errors
 /// The file and the line of what is missing, of another length or no number, unless such lines are passed
@@ -102,6 +111,15 @@ pub fn read_batch(path: &Path, wrong: &WrongLines) -> Result<Batch> {
     Ok(Batch::in_recorded_order(BatchId(1), samples).expect("each sample has an id of its own"))
 }
 
+/// The numbers of the tokens that were drawn, of numbers of all tokens; what has another length stays as it
+/// is.
+fn of_drawn(numbers: Vec<f32>, drawn: &[bool]) -> Vec<f32> {
+    if numbers.len() != drawn.len() {
+        return numbers;
+    }
+    numbers.into_iter().zip(drawn).filter(|(_, is_drawn)| **is_drawn).map(|(number, _)| number).collect()
+}
+
 fn checked(weight: f32) -> std::result::Result<f32, SampleError> {
     if weight.is_finite() && weight >= 0.0 { Ok(weight) } else { Err(SampleError::Weight(weight)) }
 }
@@ -128,20 +146,30 @@ impl RecordedSample {
     }
 
     fn into_scored(self, id: RolloutId) -> std::result::Result<ScoredRollout, SampleError> {
+        let mask = self.response_mask.unwrap_or_else(|| vec![1; self.response_tokens.len()]);
+        if let Some(other) = mask.iter().find(|bit| **bit > 1) {
+            return Err(SampleError::Mask(*other));
+        }
+        let drawn: Vec<bool> = mask.iter().map(|bit| *bit == 1).collect();
+        let (response_tokens, observations) = types::split_by_mask(&self.response_tokens, &drawn)?;
+        let numbers = |numbers: Vec<f32>| of_drawn(numbers, &drawn);
         // A response without tokens has no span; one that is too long is refused for its length.
-        let tokens = NonZeroU32::new(u32::try_from(self.response_tokens.len()).unwrap_or(u32::MAX));
+        let tokens = NonZeroU32::new(u32::try_from(response_tokens.len()).unwrap_or(u32::MAX));
         let span = tokens.map(|tokens| Span { version: PolicyVersion(0), tokens });
         let rollout = Rollout::new(RolloutParts {
             id,
             prompt_tokens: self.prompt_tokens.into(),
             spans: span.into_iter().collect(),
-            response_tokens: self.response_tokens,
-            rollout_logprobs: self.rollout_logprobs.or(self.logprobs).ok_or(SampleError::NoLogprobs)?,
-            surviving_mass: self.surviving_mass,
+            response_tokens,
+            observations,
+            rollout_logprobs: numbers(
+                self.rollout_logprobs.or(self.logprobs).ok_or(SampleError::NoLogprobs)?,
+            ),
+            surviving_mass: self.surviving_mass.map(numbers),
             finish_reason: self.finish_reason.unwrap_or(FinishReason::Stop),
             fields: "{}".into(),
         })?;
-        let scores = Scores { score: self.score, ref_logprobs: self.ref_logprobs, outcome: None };
+        let scores = Scores { score: self.score, ref_logprobs: numbers(self.ref_logprobs), outcome: None };
         Ok(ScoredRollout::new(rollout, scores)?)
     }
 }

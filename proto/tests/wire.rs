@@ -16,9 +16,9 @@ use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, Measured
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{
     Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, GroupScore, Incarnation, LeaseId,
-    Manifest, PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure, RolloutId,
-    RolloutParts, Sample, SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, Texts,
-    WeightHash,
+    Manifest, Observation, PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure,
+    RolloutId, RolloutParts, Sample, SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout,
+    Texts, WeightHash,
 };
 
 /// Encodes, decodes and converts back.
@@ -46,6 +46,7 @@ prop_compose! {
         stop: bool,
         version in 0..1_000_000u64,
         cut in 0..40usize,
+        given in vec((1..4u32, vec(any::<u32>(), 1..9)), 0..4),
     ) -> Rollout {
         let first = cut.clamp(1, tokens.len());
         let mut spans = Vec::new();
@@ -53,10 +54,18 @@ prop_compose! {
             let tokens = NonZeroU32::new(u32::try_from(tokens).unwrap());
             spans.extend(tokens.map(|tokens| Span { version: PolicyVersion(version), tokens }));
         }
+        let mut observations: Vec<Observation> = Vec::new();
+        for (further, given) in given {
+            let after = observations.last().map_or(0, |last| last.after) + further;
+            if (after as usize) < tokens.len() {
+                observations.push(Observation { after, tokens: given });
+            }
+        }
         Rollout::new(RolloutParts {
             id,
             prompt_tokens: prompt.into(),
             response_tokens: tokens.iter().map(|t| t.0).collect(),
+            observations,
             rollout_logprobs: tokens.iter().map(|t| t.1).collect(),
             surviving_mass: truncated.then(|| tokens.iter().map(|t| t.2).collect()),
             spans,
@@ -79,6 +88,29 @@ prop_compose! {
         let contributions = numbers.iter().map(|(name, number)| (name.clone(), number / 2.0)).collect();
         scored.with_remarks(Remarks { numbers, contributions, texts }).unwrap()
     }
+}
+
+/// What is stored and sent of one turn is what it was before there were several.
+#[test]
+fn a_rollout_of_one_turn_has_the_bytes_it_always_had() {
+    let parts = RolloutParts {
+        id: RolloutId { prompt: PromptId { epoch: 0, ordinal: 1 }, sibling: 2, attempt: 0 },
+        prompt_tokens: vec![1, 2].into(),
+        response_tokens: vec![3, 3],
+        observations: Vec::new(),
+        rollout_logprobs: vec![-0.5; 2],
+        surviving_mass: None,
+        spans: vec![Span { version: PolicyVersion(4), tokens: NonZeroU32::new(2).unwrap() }],
+        finish_reason: FinishReason::Stop,
+        fields: "{}".into(),
+    };
+    let bytes = |parts: RolloutParts| pb::Rollout::from(Rollout::new(parts).unwrap()).encode_to_vec();
+    let known = b"\x0a\x04\x10\x01\x18\x02\x12\x02\x01\x02\x1a\x02\x03\x03\x22\x08\0\0\0\xbf\0\0\0\xbf\
+        \x32\x04\x08\x04\x10\x02\x38\x01\x42\x02{}";
+    assert_eq!(bytes(parts.clone()), known);
+    let given = Observation { after: 1, tokens: vec![7, 8] };
+    let several = bytes(RolloutParts { observations: vec![given], ..parts });
+    assert_eq!(several, [&known[..], b"\x4a\x06\x08\x01\x12\x02\x07\x08"].concat());
 }
 
 fn manifest() -> Manifest {

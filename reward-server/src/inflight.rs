@@ -195,7 +195,7 @@ impl<A> Inflight<A> {
 /// What a rollout occupies: its tokens with their numbers, joined once more for the networks, its fields as
 /// text and parsed, and its texts.
 pub(crate) fn bytes_of(rollout: &Rollout) -> usize {
-    let tokens = rollout.prompt_tokens().len() + rollout.response_tokens().len();
+    let tokens = rollout.prompt_tokens().len() + rollout.response_tokens().len() + rollout.given_tokens();
     ENTRY_BYTES + 12 * tokens + 12 * rollout.response_tokens().len() + 3 * rollout.fields().len()
 }
 
@@ -213,6 +213,7 @@ mod tests {
             id: RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling: 0, attempt: 0 },
             prompt_tokens: vec![1, 2].into(),
             response_tokens: vec![3; 4],
+            observations: Vec::new(),
             rollout_logprobs: vec![-0.5; 4],
             surviving_mass: None,
             spans: vec![Span { version: PolicyVersion(0), tokens: NonZeroU32::new(4).unwrap() }],

@@ -169,7 +169,8 @@ fn length_penalty(config: &LengthPenalty, input: &ScorerInput) -> f64 {
 
 /// `-(1 - distinct / all)` over the response's n-grams of tokens; 0 for a response shorter than one n-gram.
 fn repetition_penalty(config: &RepetitionPenalty, input: &ScorerInput) -> f64 {
-    let all = input.response_tokens().windows(config.ngram);
+    let tokens = input.response_tokens();
+    let all = tokens.windows(config.ngram);
     let count = all.len();
     if count == 0 {
         return 0.0;
@@ -216,6 +217,7 @@ mod tests {
         ScorerInput {
             tokens: vec![0].into(),
             response_start: 1,
+            given: Vec::new(),
             prompt: String::new(),
             response: response.to_owned(),
             prompt_end: String::new(),

@@ -1,6 +1,7 @@
 //! What the scorers see of a response.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use model::Tokenizer;
@@ -12,15 +13,18 @@ use crate::score_error::ScoreError;
 /// A response with its prompt.
 #[derive(Debug)]
 pub(crate) struct ScorerInput {
-    /// `[prompt + response]` token ids.
+    /// `[prompt + response]` token ids; of an episode with what was given between its turns.
     pub(crate) tokens: Arc<[u32]>,
     /// Where the response begins in `tokens`; at least one token precedes it.
     pub(crate) response_start: usize,
+    /// The places in `tokens` of what was given between turns, in order; empty for one turn.
+    pub(crate) given: Vec<Range<usize>>,
     /// The prompt as text; empty where no scorer reads text.
     pub(crate) prompt: String,
-    /// The response as text, special tokens left out; empty where no scorer reads text.
+    /// The response as text, special tokens left out; empty where no scorer reads text. Of an episode the
+    /// last turn: what the policy answers in the end, and nothing that an environment said.
     pub(crate) response: String,
-    /// The text of the prompt's last tokens, special ones included; empty where no scorer reads text.
+    /// The text of the last tokens in front of that, special ones included; empty where no scorer reads text.
     pub(crate) prompt_end: String,
     /// The data set's line.
     pub(crate) fields: Map<String, Value>,
@@ -40,14 +44,18 @@ impl ScorerInput {
             // A chat or bare tokens: the text that the policy saw, markers of the template included.
             _ => prompt_text(tokenizer, rollout.prompt_tokens())?,
         };
-        let prompt_tokens = rollout.prompt_tokens();
-        let end = &prompt_tokens[prompt_tokens.len().saturating_sub(extraction::THOUGHTS_TOKENS)..];
+        let tokens = rollout.sequence();
+        let turns = rollout.turns();
+        let last = turns.last().map_or(tokens.len(), |turn| turn.start);
+        let (before, answer) = tokens.split_at(last);
+        let end = &before[before.len().saturating_sub(extraction::THOUGHTS_TOKENS)..];
         Ok(Self {
             prompt_end: prompt_text(tokenizer, end)?,
-            tokens: rollout.prompt_tokens().iter().chain(rollout.response_tokens()).copied().collect(),
+            response: response_text(tokenizer, before, answer)?,
             response_start: rollout.prompt_tokens().len(),
+            given: turns.windows(2).map(|pair| pair[0].end..pair[1].start).collect(),
+            tokens: tokens.into(),
             prompt,
-            response: response_text(tokenizer, rollout.prompt_tokens(), rollout.response_tokens())?,
             fields,
             truncated: rollout.finish_reason() == FinishReason::Length,
         })
@@ -59,9 +67,18 @@ impl ScorerInput {
         extraction::marked(&self.prompt_end, &self.response)
     }
 
-    /// The response's token ids.
-    pub(crate) fn response_tokens(&self) -> &[u32] {
-        &self.tokens[self.response_start..]
+    /// The response's token ids: what the policy drew, in all its turns.
+    pub(crate) fn response_tokens(&self) -> Cow<'_, [u32]> {
+        let behind = &self.tokens[self.response_start..];
+        if self.given.is_empty() { Cow::Borrowed(behind) } else { Cow::Owned(self.drawn(behind.to_vec())) }
+    }
+
+    /// Those of some values for the tokens behind the prompt that are of tokens that the policy drew.
+    pub(crate) fn drawn<T>(&self, mut values: Vec<T>) -> Vec<T> {
+        for given in self.given.iter().rev() {
+            values.drain(given.start - self.response_start..given.end - self.response_start);
+        }
+        values
     }
 }
 
@@ -91,4 +108,51 @@ fn parse_fields(text: &str) -> Result<Map<String, Value>, ScoreError> {
     }
     let parsed = serde_json::from_str(text);
     parsed.map_err(|error| ScoreError::error(format!("the prompt's fields are no JSON object: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use types::{Observation, PolicyVersion, PromptId, RolloutId, RolloutParts, Span};
+
+    use super::*;
+
+    /// A token for each byte.
+    fn tokenizer() -> Tokenizer {
+        let special = model::SpecialTokens::default();
+        model::tokenizer::train_bpe(std::iter::empty::<&str>(), 256, &special).unwrap()
+    }
+
+    #[test]
+    fn of_an_episode_scorers_see_what_the_policy_said() {
+        let tokenizer = tokenizer();
+        let encode = |text: &str| tokenizer.encode(text, false).unwrap();
+        let (first, second) = (encode("print(6*7)"), encode(" 42"));
+        let tokens = first.len() + second.len();
+        let count = NonZeroU32::new(u32::try_from(tokens).unwrap()).unwrap();
+        let tool = encode("[41]\n");
+        let rollout = Rollout::new(RolloutParts {
+            id: RolloutId { prompt: PromptId { epoch: 0, ordinal: 1 }, sibling: 0, attempt: 0 },
+            prompt_tokens: encode("6*7?").into(),
+            response_tokens: [first.clone(), second.clone()].concat(),
+            observations: vec![Observation {
+                after: u32::try_from(first.len()).unwrap(),
+                tokens: tool.clone(),
+            }],
+            rollout_logprobs: vec![-1.0; tokens],
+            surviving_mass: None,
+            spans: vec![Span { version: PolicyVersion(0), tokens: count }],
+            finish_reason: FinishReason::Stop,
+            fields: "{}".into(),
+        })
+        .unwrap();
+        let input = ScorerInput::of_rollout(&rollout, Some(&tokenizer)).unwrap();
+        assert_eq!((input.prompt.as_str(), input.response.as_str()), ("6*7?", " 42"));
+        assert_eq!(input.prompt_end, "?print(6*7)[41]\n");
+        assert_eq!(*input.tokens, [encode("6*7?"), first.clone(), tool, second.clone()].concat());
+        assert_eq!(*input.response_tokens(), [first, second].concat());
+        let places: Vec<usize> = (0..input.tokens.len() - input.response_start).collect();
+        assert_eq!(input.drawn(places), (0..10).chain(15..18).collect::<Vec<_>>());
+    }
 }

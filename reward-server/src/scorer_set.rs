@@ -212,7 +212,7 @@ impl ScorerSet {
         match (&self.models, self.reference) {
             (Some(models), Some(network)) => {
                 let work = models.logprobs(network, &input.tokens, input.response_start);
-                timed("reference", deadline, work).await
+                Ok(input.drawn(timed("reference", deadline, work).await?))
             }
             _ => Ok(Vec::new()),
         }

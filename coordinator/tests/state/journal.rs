@@ -23,6 +23,7 @@ fn scored(fact: &Fact) -> Option<ScoredRollout> {
         id: summary.id,
         prompt_tokens: vec![1, 2, 3].into(),
         response_tokens: vec![4; summary.tokens as usize],
+        observations: Vec::new(),
         rollout_logprobs: vec![-0.5; summary.tokens as usize],
         surviving_mass: None,
         spans: vec![Span { version: summary.oldest, tokens }],

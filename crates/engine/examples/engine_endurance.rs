@@ -98,6 +98,7 @@ fn request(id: u64, vocabulary: u32) -> Request {
         samples: vec![SampleRequest { id, seed: id }],
         sampling: Arc::new(sampling.try_into().expect("these are in range")),
         eos_token_ids: Arc::from([]),
+        min_tokens: 0,
         top_logprobs: 0,
         stream: false,
     }

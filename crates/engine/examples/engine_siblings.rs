@@ -38,6 +38,7 @@ fn main() -> anyhow::Result<()> {
             samples: (0..count).map(|id| SampleRequest { id, seed: id }).collect(),
             sampling: Arc::new(sampling.try_into()?),
             eos_token_ids: Arc::from([]),
+            min_tokens: 0,
             top_logprobs: 0,
             stream: false,
         };

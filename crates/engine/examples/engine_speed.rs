@@ -46,6 +46,7 @@ fn main() -> anyhow::Result<()> {
                 samples: vec![SampleRequest { id, seed: repeat << 32 | id }],
                 sampling: Arc::new(sampling.try_into()?),
                 eos_token_ids: Arc::from([]),
+                min_tokens: 0,
                 top_logprobs: 0,
                 stream: false,
             });

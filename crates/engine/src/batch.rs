@@ -22,6 +22,8 @@ pub(crate) struct Batch {
     pub(crate) draws: Vec<Draw>,
     /// The seen tokens of all draws, one after the other.
     pub(crate) seen: Vec<u32>,
+    /// The masks of draws that have one, one after the other.
+    pub(crate) masks: Vec<u32>,
 }
 
 /// The rows of one sequence.
@@ -53,6 +55,9 @@ pub(crate) struct Draw {
     pub(crate) uniform: f64,
     /// The tokens that the repetition penalty applies to, in `seen`.
     pub(crate) seen: Range<usize>,
+    /// Its mask in `masks`, if not every token may be drawn: bit `t % 32` of word `t / 32` stands for token
+    /// `t`.
+    pub(crate) mask: Option<Range<usize>>,
     /// How many of the most probable tokens to report.
     pub(crate) top: usize,
 }
@@ -95,7 +100,7 @@ pub(crate) struct Drawn {
     pub(crate) token: u32,
     /// Under the untruncated distribution at the temperature (1 when it is 0).
     pub(crate) logprob: f32,
-    /// Mass of the tokens that could be drawn; 1 when nothing truncates.
+    /// Mass of the tokens that could be drawn; 1 when nothing truncates and there is no mask.
     pub(crate) surviving_mass: f32,
     /// The most probable tokens.
     pub(crate) top: Vec<TokenLogprob>,
@@ -109,10 +114,33 @@ impl Batch {
         self.tables.clear();
         self.draws.clear();
         self.seen.clear();
+        self.masks.clear();
+    }
+
+    /// The mask of a draw, if it has one.
+    pub(crate) fn mask(&self, draw: &Draw) -> Option<&[u32]> {
+        draw.mask.clone().map(|range| &self.masks[range])
     }
 
     /// The blocks of a segment.
     pub(crate) fn table(&self, segment: &Segment) -> &[BlockId] {
         &self.tables[segment.table.clone()]
     }
+}
+
+/// A mask of draws that keeps some tokens from being drawn.
+pub(crate) fn mask_without(tokens: &[u32], vocab_size: usize) -> Vec<u32> {
+    let mut mask = vec![u32::MAX; vocab_size.div_ceil(u32::BITS as usize)];
+    for token in tokens.iter().map(|token| *token as usize).filter(|token| *token < vocab_size) {
+        mask[token / 32] &= !(1 << (token % 32));
+    }
+    mask
+}
+
+/// The tokens of a vocabulary that a mask keeps from being drawn, in ascending order.
+pub(crate) fn masked_tokens(mask: &[u32], vocab_size: usize) -> impl Iterator<Item = usize> {
+    let words = mask.iter().enumerate().filter(|(_, word)| **word != u32::MAX);
+    let bits = words
+        .flat_map(|(at, word)| (0..32).filter(move |bit| word >> bit & 1 == 0).map(move |bit| 32 * at + bit));
+    bits.take_while(move |token| *token < vocab_size)
 }

@@ -305,6 +305,7 @@ impl<'a, T> Run<'a, T> {
             samples: samples.collect(),
             sampling: Arc::clone(&self.sampling),
             eos_token_ids: Arc::clone(&generator.eos_token_ids),
+            min_tokens: 0,
             top_logprobs: 0,
             stream: false,
         };

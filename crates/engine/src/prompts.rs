@@ -45,21 +45,33 @@ impl PromptEncoder {
             PromptContent::Tokens(tokens) => tokens.clone(),
             PromptContent::Text(text) => self.tokenizer.encode(text, true)?,
             PromptContent::Messages(messages) => {
-                let template = self.template.as_ref();
-                let template =
-                    template.context("the prompt has chat messages, but the policy has no chat template")?;
                 let messages: Vec<serde_json::Value> =
                     serde_json::from_str(messages).context("the prompt's messages are not a JSON list")?;
-                let request = ChatRequest {
+                return self.encode_chat(&ChatRequest {
                     messages: &messages,
                     add_generation_prompt: true,
                     ..ChatRequest::default()
-                };
-                // A template writes its special tokens itself.
-                self.tokenizer.encode(&template.render(&request)?, false)?
+                });
             }
         };
         Ok(tokens.into())
+    }
+
+    /// The token ids of a conversation.
+    ///
+    /// # Errors
+    /// When there is no chat template, or it does not render the conversation.
+    pub fn encode_chat(&self, request: &ChatRequest<'_>) -> anyhow::Result<Arc<[u32]>> {
+        let template = self.template.as_ref();
+        let template =
+            template.context("the prompt has chat messages, but the policy has no chat template")?;
+        // A template writes its special tokens itself.
+        Ok(self.tokenizer.encode(&template.render(request)?, false)?.into())
+    }
+
+    /// The chat template, if the model has one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
     }
 
     /// The tokenizer.

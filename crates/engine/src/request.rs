@@ -19,6 +19,9 @@ pub struct Request {
     pub sampling: Arc<Sampling>,
     /// The tokens that end a response, unless `sampling.ignore_eos`. `sampling.stop_token_ids` come on top.
     pub eos_token_ids: Arc<[u32]>,
+    /// Fewest tokens of a response, 0 to `sampling.max_new_tokens`. Before, no token that ends it can be
+    /// drawn and no stop text counts.
+    pub min_tokens: usize,
     /// How many of the most probable tokens are reported beside each drawn one, 0 to [`MAX_TOP_LOGPROBS`].
     pub top_logprobs: usize,
     /// Whether each token is reported as it is drawn ([`Event::Token`]), or only the whole response.
@@ -165,7 +168,8 @@ pub struct Finished {
     /// `[response]` log-probabilities of the drawn tokens under the untruncated distribution at the sampling
     /// temperature (1 when it is 0), after the repetition penalty if there is one.
     pub rollout_logprobs: Vec<f32>,
-    /// `[response]` probability mass of the tokens that could be drawn, if top-p, top-k or min-p truncated.
+    /// `[response]` probability mass of the tokens that could be drawn, if top-p, top-k or min-p truncated,
+    /// or some tokens could not be drawn.
     pub surviving_mass: Option<Vec<f32>>,
     /// The most probable tokens at each position, if the request asked for them.
     pub top_logprobs: Vec<Vec<TokenLogprob>>,

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use model::Tokenizer;
 use types::PolicyVersion;
 
-use super::batch::{Batch, Draw, DrawRule, Segment};
+use super::batch::{Batch, Draw, DrawRule, Segment, mask_without};
 use super::blocks::{BlockId, BlockPool};
 use super::config::CacheOnSwap;
 use super::random;
@@ -50,7 +50,8 @@ pub(crate) struct Limits {
 /// The responses to one prompt.
 #[derive(Debug)]
 struct Group {
-    eos_token_ids: Arc<[u32]>,
+    /// The tokens that end a response, by the model and by the request, each once.
+    endings: Vec<u32>,
     prompt: PromptCache,
     running: usize,
     waiting: usize,
@@ -106,9 +107,9 @@ impl Scheduler {
         let limit = self.check(request)?;
         let key = self.next_group;
         self.next_group += 1;
-        let eos_token_ids = Arc::clone(&request.eos_token_ids);
+        let endings = self.endings(request);
         let waiting = request.samples.len();
-        self.groups.insert(key, Group { eos_token_ids, prompt: PromptCache::Empty, running: 0, waiting });
+        self.groups.insert(key, Group { endings, prompt: PromptCache::Empty, running: 0, waiting });
         let penalised = request.sampling.repetition_penalty() != 1.0;
         let seen = penalised.then(|| SeenTokens::new(self.limits.vocab_size, &request.prompt_tokens));
         for sample in &request.samples {
@@ -117,6 +118,7 @@ impl Scheduler {
             sequence.limit = limit;
             sequence.top_logprobs = request.top_logprobs;
             sequence.stream = request.stream;
+            sequence.min_tokens = request.min_tokens;
             sequence.seen = seen.clone();
             self.waiting.push_back(sequence);
         }
@@ -148,7 +150,16 @@ impl Scheduler {
         if !request.sampling.stop().is_empty() && self.tokenizer.is_none() {
             return Err(Refusal::NoTokenizer);
         }
-        let limit = context.min(tokens.saturating_add(request.sampling.max_new_tokens() as usize));
+        let most = request.sampling.max_new_tokens() as usize;
+        if request.min_tokens > most {
+            let problem = format!("min_tokens is {}, must be at most max_tokens, {most}", request.min_tokens);
+            return Err(Refusal::Sampling(problem));
+        }
+        if request.min_tokens > 0 && self.endings(request).len() >= vocab_size {
+            let problem = "min_tokens is above 0, but every token ends the response".to_owned();
+            return Err(Refusal::Sampling(problem));
+        }
+        let limit = context.min(tokens.saturating_add(most));
         let (needed_blocks, pool_blocks) = (self.blocks_of(limit - 1), self.blocks.total());
         if needed_blocks > pool_blocks {
             return Err(Refusal::Pool { response_tokens: limit - tokens, needed_blocks, pool_blocks });
@@ -166,6 +177,16 @@ impl Scheduler {
             }
         }
         Ok(limit)
+    }
+
+    /// The tokens that end a response to this request, each once.
+    fn endings(&self, request: &Request) -> Vec<u32> {
+        let eos = if request.sampling.ignores_eos() { &[] } else { &*request.eos_token_ids };
+        let mut endings = [eos, request.sampling.stop_token_ids()].concat();
+        endings.retain(|token| (*token as usize) < self.limits.vocab_size);
+        endings.sort_unstable();
+        endings.dedup();
+        endings
     }
 
     /// Blocks that hold this many tokens.
@@ -261,11 +282,17 @@ impl Scheduler {
         if draws {
             let first_seen = batch.seen.len();
             batch.seen.extend(sequence.seen.iter().flat_map(SeenTokens::tokens));
+            let first_mask = batch.masks.len();
+            if sequence.response.len() < sequence.min_tokens {
+                let endings = &self.groups[&sequence.group].endings;
+                batch.masks.extend(mask_without(endings, self.limits.vocab_size));
+            }
             batch.draws.push(Draw {
                 row: batch.tokens.len() - 1,
                 rule: DrawRule::new(&sequence.sampling),
                 uniform: random::uniform(sequence.seed, sequence.response.len()),
                 seen: first_seen..batch.seen.len(),
+                mask: (first_mask < batch.masks.len()).then_some(first_mask..batch.masks.len()),
                 top: sequence.top_logprobs,
             });
         }

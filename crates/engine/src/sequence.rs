@@ -36,6 +36,8 @@ pub(crate) struct Sequence {
     /// Whether its siblings wait for the prompt that it computes.
     pub(crate) leads: bool,
     pub(crate) stop: Option<StopMatcher>,
+    /// Fewest tokens of the response.
+    pub(crate) min_tokens: usize,
     /// The tokens that a repetition penalty applies to, if there is one.
     pub(crate) seen: Option<SeenTokens>,
 }
@@ -61,6 +63,7 @@ impl Sequence {
             cached: 0,
             leads: false,
             stop: StopMatcher::new(sampling),
+            min_tokens: 0,
             seen: None,
         }
     }
@@ -87,7 +90,7 @@ impl Sequence {
     pub(crate) fn push(&mut self, drawn: &Drawn, version: PolicyVersion) {
         self.response.push(drawn.token);
         self.logprobs.push(drawn.logprob);
-        if self.sampling.truncates() {
+        if self.records_mass() {
             self.surviving_mass.push(drawn.surviving_mass);
         }
         if self.top_logprobs > 0 {
@@ -97,6 +100,11 @@ impl Sequence {
         if let Some(seen) = &mut self.seen {
             seen.insert(drawn.token);
         }
+    }
+
+    /// Whether some tokens of the response could not be drawn somewhere.
+    fn records_mass(&self) -> bool {
+        self.sampling.truncates() || self.min_tokens > 0
     }
 
     /// Records that `version` computed the keys and values of the next `tokens` tokens.
@@ -116,7 +124,7 @@ impl Sequence {
     pub(crate) fn finish(self, finish_reason: FinishReason, stop_text: Option<StopText>) -> Finished {
         Finished {
             id: self.id,
-            surviving_mass: self.sampling.truncates().then_some(self.surviving_mass),
+            surviving_mass: self.records_mass().then_some(self.surviving_mass),
             response_tokens: self.response,
             rollout_logprobs: self.logprobs,
             top_logprobs: self.top,

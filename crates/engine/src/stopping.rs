@@ -47,6 +47,8 @@ struct Text {
     tail: String,
     /// Bytes of the text in front of the tail.
     before: usize,
+    /// Bytes of the text in which no stop text counts that ends there.
+    exempt: usize,
 }
 
 impl StopMatcher {
@@ -57,7 +59,7 @@ impl StopMatcher {
     }
 
     /// The stop text that `token` completes in a response to `prompt`: of several the one that begins first,
-    /// of those the first in the request.
+    /// of those the first in the request. One that ends here does not count unless `counts` says so.
     ///
     /// # Errors
     /// When the tokenizer cannot decode the tokens.
@@ -66,16 +68,17 @@ impl StopMatcher {
         tokenizer: &Tokenizer,
         prompt: &[u32],
         token: u32,
+        counts: bool,
     ) -> Result<Option<StopText>, tokenizer::Error> {
         let stops = self.sampling.stop();
         let watched = match &mut self.watched {
             Some(watched) => watched,
             place => place.insert(Watched::new(tokenizer, prompt, stops)?),
         };
-        watched.visible.extend(tokenizer, token)?;
+        watched.visible.extend(tokenizer, token, counts)?;
         let in_visible = watched.visible.find(stops);
         let in_marked = match &mut watched.marked {
-            Some(marked) => marked.push(tokenizer, token, stops)?,
+            Some(marked) => marked.push(tokenizer, token, stops, counts)?,
             None => None,
         };
         let found = [in_visible, in_marked].into_iter().flatten().min_by_key(|found| found.at);
@@ -106,8 +109,9 @@ impl Marked {
         tokenizer: &Tokenizer,
         token: u32,
         stops: &[String],
+        counts: bool,
     ) -> Result<Option<StopText>, tokenizer::Error> {
-        self.text.extend(tokenizer, token)?;
+        self.text.extend(tokenizer, token, counts)?;
         if let Some(special) = tokenizer.special_text(token) {
             let at = self.text.len().saturating_sub(special.len());
             self.hidden.push(Hidden { at, bytes: special.len() });
@@ -121,12 +125,15 @@ impl Marked {
 impl Text {
     fn new(tokenizer: &Tokenizer, prompt: &[u32], skip_special: bool) -> Result<Self, tokenizer::Error> {
         let decoder = IncrementalDecoder::new(tokenizer, prompt, skip_special)?;
-        Ok(Self { decoder, tail: String::new(), before: 0 })
+        Ok(Self { decoder, tail: String::new(), before: 0, exempt: 0 })
     }
 
-    fn extend(&mut self, tokenizer: &Tokenizer, token: u32) -> Result<(), tokenizer::Error> {
+    fn extend(&mut self, tokenizer: &Tokenizer, token: u32, counts: bool) -> Result<(), tokenizer::Error> {
         let piece = self.decoder.push(tokenizer, token)?;
         self.tail.push_str(&piece);
+        if !counts {
+            self.exempt = self.len();
+        }
         Ok(())
     }
 
@@ -134,11 +141,19 @@ impl Text {
         self.before + self.tail.len()
     }
 
-    /// The stop text that begins first.
+    /// The stop text that begins first, of those that count.
     fn find(&self, stops: &[String]) -> Option<StopText> {
-        let found = stops.iter().filter_map(|text| Some((self.tail.find(text.as_str())?, text)));
+        let found = stops.iter().filter_map(|text| Some((self.find_one(text)?, text)));
         let (at, text) = found.min_by_key(|(at, _)| *at)?;
         Some(StopText { text: text.clone(), at: self.before + at })
+    }
+
+    /// Where in the tail a stop text begins for the first time that ends behind what is exempt.
+    fn find_one(&self, text: &str) -> Option<usize> {
+        let first =
+            if self.exempt == 0 { 0 } else { (self.exempt + 1).saturating_sub(self.before + text.len()) };
+        let first = self.tail.ceil_char_boundary(first);
+        Some(first + self.tail[first..].find(text)?)
     }
 
     /// Drops what no stop text can begin in any more.

@@ -5,8 +5,11 @@
 //! templates expect of Python: methods of strings and dictionaries, Python's spelling of values and of JSON,
 //! `raise_exception` and `strftime_now`.
 
+mod arguments;
+mod continued;
 mod methods;
 mod python;
+mod tool_calls;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -19,6 +22,8 @@ use regex::Regex;
 use serde_json::{Map, Value as Json};
 
 use crate::tokenizer::{self, Files};
+
+pub use tool_calls::{Parsed, ToolCall, ToolFormat};
 
 /// Instructions a template may execute: enough for tens of thousands of messages, gone in half a second.
 const FUEL: u64 = 5_000_000;
@@ -51,6 +56,9 @@ pub enum Error {
         /// The template's own message.
         message: String,
     },
+    /// The last message cannot be continued.
+    #[error("the last message cannot be continued: {0}")]
+    Continued(&'static str),
 }
 
 /// The templates of a model, compiled.
@@ -59,6 +67,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     names: Vec<String>,
     special: BTreeMap<String, String>,
+    tool_format: ToolFormat,
+    takes_text_arguments: bool,
 }
 
 /// What to render.
@@ -73,6 +83,9 @@ pub struct ChatRequest<'a> {
     pub documents: Option<&'a [Json]>,
     /// Whether the text ends with the beginning of the assistant's answer.
     pub add_generation_prompt: bool,
+    /// Whether the text ends with the last message, without what the template writes behind it: a response
+    /// goes on where the message ends.
+    pub continue_final_message: bool,
     /// Further variables, such as `enable_thinking`.
     pub variables: Option<&'a Map<String, Json>>,
     /// The time `strftime_now` tells, in the local time zone; now when `None`.
@@ -129,12 +142,27 @@ impl ChatTemplate {
         environment.add_filter("string", |value: Value| python::str_of(&value));
         environment.add_function("raise_exception", raise_exception);
         let names = sources.keys().cloned().collect();
+        let tool_format = sources.get("tool_use").or_else(|| sources.values().next());
+        let tool_format = tool_format.map_or(ToolFormat::Json, |source| ToolFormat::of_template(source));
         for (name, source) in sources {
             let source = without_generation_marks(&source.replace("\r\n", "\n"));
             let compiled = environment.add_template_owned(name.clone(), source);
             compiled.map_err(|error| failure(&name, &error))?;
         }
-        Ok(Self { environment, names, special })
+        let mut template = Self { environment, names, special, tool_format, takes_text_arguments: false };
+        template.takes_text_arguments = arguments::are_taken_as_text(&template);
+        Ok(template)
+    }
+
+    /// How the model writes calls of tools.
+    pub fn tool_format(&self) -> ToolFormat {
+        self.tool_format
+    }
+
+    /// Whether the arguments of calls in a history have to be JSON text for this template. All others take
+    /// objects, as transformers hands them.
+    pub fn takes_text_arguments(&self) -> bool {
+        self.takes_text_arguments
     }
 
     /// The names of the templates.
@@ -165,6 +193,13 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::render`], and when there is no such template.
     pub fn render_named(&self, name: &str, request: &ChatRequest) -> Result<String, Error> {
+        if request.continue_final_message {
+            return continued::render(request, |marked| self.render_whole(name, marked));
+        }
+        self.render_whole(name, request)
+    }
+
+    fn render_whole(&self, name: &str, request: &ChatRequest) -> Result<String, Error> {
         let template = self.environment.get_template(name).map_err(|error| failure(name, &error))?;
         let context = self.context(request);
         // minijinja 3.0.5 panics on some programs: `{{ ''[::-1] }}` indexes an empty string. Nothing survives

@@ -1,5 +1,5 @@
 //! Chat templates render equal to transformers' `apply_chat_template`: 31 templates in the shapes that model
-//! repositories use, 15 conversations each. The expectations in `chat/cases.json` are made by `chat/make.py`.
+//! repositories use, 18 requests each. The expectations in `chat/cases.json` are made by `chat/make.py`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
@@ -27,12 +27,14 @@ fn render(template: &ChatTemplate, request: &Value, clock: u64) -> Result<String
     let tools = variables.remove("tools");
     let documents = variables.remove("documents");
     let prompt = variables.remove("add_generation_prompt");
+    let continued = variables.remove("continue_final_message");
     let list = |value: &'_ Option<Value>| value.as_ref().map(|value| value.as_array().unwrap().clone());
     template.render(&ChatRequest {
         messages: messages.as_array().unwrap(),
         tools: list(&tools).as_deref(),
         documents: list(&documents).as_deref(),
         add_generation_prompt: prompt.is_some_and(|prompt| prompt == true),
+        continue_final_message: continued.is_some_and(|continued| continued == true),
         variables: Some(&variables),
         now: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(clock)),
     })
@@ -59,7 +61,7 @@ fn renders_equal_to_transformers() {
             different.push(format!("{name}, {}:\n{found:?}\n{:?}", case["request"], case));
         }
     }
-    assert_eq!(cases.len(), 31 * 15);
+    assert_eq!(cases.len(), 31 * 18);
     assert!(different.is_empty(), "{} of {} differ:\n{}", different.len(), cases.len(), different.join("\n"));
 }
 

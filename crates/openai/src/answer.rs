@@ -6,14 +6,15 @@ use std::time::Duration;
 use engine::generate::response_seed;
 use engine::{EngineClient, Event, Finished, Request, SampleRequest, Token, TokenLogprob};
 use model::Tokenizer;
+use model::chat::{Parsed, ToolCall};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
-use types::{FinishReason, Sampling};
+use types::{FinishReason, Sampling, Span};
 
 use crate::Served;
 use crate::choice::{Choice, TokenText};
 use crate::error::ApiError;
-use crate::request::Job;
+use crate::request::{Asked, Job, ToolUse};
 
 /// A part of one response's text.
 #[derive(Debug)]
@@ -23,8 +24,18 @@ pub(crate) struct Piece {
     pub(crate) text: String,
     /// The tokens with their log-probs, if those are wanted.
     pub(crate) tokens: Option<Vec<TokenText>>,
+    /// Calls of tools, in the last piece of a response.
+    pub(crate) calls: Vec<ToolCall>,
     /// Set in the last piece of a response.
-    pub(crate) finish: Option<FinishReason>,
+    pub(crate) end: Option<Ending>,
+}
+
+/// How a response ended.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) reason: FinishReason,
+    /// The versions of the weights that drew it.
+    pub(crate) spans: Vec<Span>,
 }
 
 /// Tokens of a request.
@@ -43,6 +54,7 @@ pub(crate) struct Running {
     /// Responses that have not ended.
     open: usize,
     logprobs: bool,
+    tools: Option<ToolUse>,
     /// With its stop texts, which are never given out.
     sampling: Arc<Sampling>,
     deadline: Instant,
@@ -65,16 +77,20 @@ impl Running {
         let mut usage = Usage::default();
         let tokenizer = Arc::clone(policy.encoder.tokenizer());
         let mut choices = Vec::with_capacity(job.prompts.len() * job.n);
-        for (number, content) in job.prompts.iter().enumerate() {
-            let tokens = policy.encoder.encode(content);
-            let prompt_tokens = tokens.map_err(|error| ApiError::bad_request(format!("{error:#}"), None))?;
+        for (number, asked) in job.prompts.iter().enumerate() {
+            let (tokens, field) = match asked {
+                Asked::Prompt(content) => (policy.encoder.encode(content), "prompt"),
+                Asked::Chat(chat) => (chat.encode(&policy.encoder), "messages"),
+            };
+            let prompt_tokens =
+                tokens.map_err(|error| ApiError::bad_request(format!("{error:#}"), Some(field)))?;
             usage.prompt_tokens += prompt_tokens.len();
             let mut samples = Vec::with_capacity(job.n);
             for sibling in 0..job.n {
                 let seed = response_seed(job.seed, number as u64, sibling as u64);
                 samples.push(SampleRequest { id: (number * job.n + sibling) as u64, seed });
                 let choice = Choice::new(&tokenizer, Arc::clone(&prompt_tokens), job.top_logprobs.is_some());
-                choices.push(choice.map_err(undecodable)?);
+                choices.push(choice.map_err(undecodable)?.with_min_tokens(job.min_tokens));
             }
             requests.push(Request {
                 prompt_tokens,
@@ -82,7 +98,9 @@ impl Running {
                 sampling: Arc::clone(&sampling),
                 eos_token_ids: policy.encoder.eos_ids(),
                 top_logprobs: job.top_logprobs.unwrap_or(0),
-                stream: job.stream,
+                min_tokens: job.min_tokens,
+                // What of a response is a call is known at its end.
+                stream: job.stream && job.tools.is_none(),
             });
         }
         let client = policy.engine.client().await?;
@@ -96,6 +114,7 @@ impl Running {
             open: choices.len(),
             choices,
             logprobs: job.top_logprobs.is_some(),
+            tools: job.tools,
             sampling,
             deadline: Instant::now() + time_limit,
             time_limit,
@@ -138,18 +157,30 @@ impl Running {
         let told = choice.push(&self.tokenizer, drawn, &token.top).map_err(undecodable)?;
         let text = choice.take(self.sampling.stop()).to_owned();
         let tokens = told.map(|token| vec![token]);
-        let piece = Piece { choice: number, text, tokens, finish: None };
+        let piece = Piece { choice: number, text, tokens, calls: Vec::new(), end: None };
         Ok((piece.tokens.is_some() || !piece.text.is_empty()).then_some(piece))
     }
 
     /// The rest of a response: what of its text and tokens was not given out as they came.
     fn finished(&mut self, finished: Finished) -> Result<Piece, ApiError> {
-        let Finished { id, response_tokens, rollout_logprobs, top_logprobs, .. } = &finished;
+        let Finished { id, response_tokens, rollout_logprobs, top_logprobs, stop_text, .. } = &finished;
         let number = *id as usize;
         self.usage.response_tokens += response_tokens.len();
         let choice = &mut self.choices[number];
-        let text = choice.rest(&self.tokenizer, response_tokens, finished.stop_text.as_ref());
-        let text = text.map_err(undecodable)?;
+        let text = choice.rest(&self.tokenizer, response_tokens, stop_text.as_ref());
+        let mut text = text.map_err(undecodable)?;
+        let mut calls = Vec::new();
+        if let Some(ToolUse { format, is_single }) = self.tools {
+            // Some formats mark calls with special tokens, which the text leaves out.
+            let marked = choice.marked(&self.tokenizer, response_tokens, stop_text.as_ref());
+            let marked = marked.map_err(undecodable)?.unwrap_or_else(|| text.clone());
+            let Parsed { content, calls: found, .. } = format.parse(&marked);
+            if !found.is_empty() {
+                text = without_special(&self.tokenizer, content);
+                calls = found;
+                calls.truncate(if is_single { 1 } else { usize::MAX });
+            }
+        }
         let mut tokens = Vec::new();
         if self.logprobs {
             let drawn = response_tokens.iter().zip(rollout_logprobs).enumerate().skip(choice.pushed());
@@ -160,8 +191,14 @@ impl Running {
             }
         }
         let tokens = self.logprobs.then_some(tokens);
-        Ok(Piece { choice: number, text, tokens, finish: Some(finished.finish_reason) })
+        let end = Some(Ending { reason: finished.finish_reason, spans: finished.spans });
+        Ok(Piece { choice: number, text, tokens, calls, end })
     }
+}
+
+/// A text without the special tokens that are written out in it.
+fn without_special(tokenizer: &Tokenizer, text: String) -> String {
+    tokenizer.special_texts().fold(text, |text, special| text.replace(special, ""))
 }
 
 fn undecodable(error: model::tokenizer::Error) -> ApiError {

@@ -37,6 +37,10 @@ pub(crate) struct Choice {
     sent: usize,
     /// Tokens that came.
     pushed: usize,
+    /// Fewest tokens of the response: no stop text counts before.
+    min_tokens: usize,
+    /// Bytes of the text in which no stop text counts that ends there.
+    exempt: usize,
     spelling: Option<Spelling>,
 }
 
@@ -58,7 +62,13 @@ impl Choice {
         let decoder = IncrementalDecoder::new(tokenizer, &prompt, true)?;
         let spelling = logprobs.then(|| IncrementalDecoder::new(tokenizer, &prompt, false)).transpose()?;
         let spelling = spelling.map(|decoder| Spelling { decoder, characters: 0 });
-        Ok(Self { prompt, decoder, text: String::new(), sent: 0, pushed: 0, spelling })
+        let text = String::new();
+        Ok(Self { prompt, decoder, text, sent: 0, pushed: 0, min_tokens: 0, exempt: 0, spelling })
+    }
+
+    /// The same in a response that does not end before so many tokens.
+    pub(crate) fn with_min_tokens(self, min_tokens: usize) -> Self {
+        Self { min_tokens, ..self }
     }
 
     /// Tokens that came.
@@ -79,6 +89,9 @@ impl Choice {
         self.pushed += 1;
         let piece = self.decoder.push(tokenizer, drawn.token)?;
         self.text.push_str(&piece);
+        if self.pushed < self.min_tokens {
+            self.exempt = self.text.len();
+        }
         let Some(spelling) = &mut self.spelling else { return Ok(None) };
         let token = spelling.token(tokenizer, drawn, top)?;
         spelling.characters += piece.chars().count();
@@ -90,13 +103,39 @@ impl Choice {
         let from = self.sent;
         let longest = stop.iter().map(String::len).max().unwrap_or(0);
         let uncertain = self.text.len().saturating_sub(longest.saturating_sub(1)).max(from);
-        let found = stop.iter().filter_map(|stop| self.text[from..].find(stop.as_str())).min();
-        let mut end = found.map_or(uncertain, |at| uncertain.min(from + at));
+        let found = stop.iter().filter_map(|stop| self.find(stop, from)).min();
+        let mut end = found.map_or(uncertain, |at| uncertain.min(at));
         while !self.text.is_char_boundary(end) {
             end -= 1;
         }
         self.sent = end;
         &self.text[from..end]
+    }
+
+    /// Where behind `from` a stop text begins for the first time that ends behind what is exempt.
+    fn find(&self, stop: &str, from: usize) -> Option<usize> {
+        let first = if self.exempt == 0 { 0 } else { (self.exempt + 1).saturating_sub(stop.len()) };
+        let first = self.text.ceil_char_boundary(first.max(from));
+        Some(first + self.text[first..].find(stop)?)
+    }
+
+    /// The whole response's text with its special tokens, but for one at its end; `None` where a stop text
+    /// cut it.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the tokens.
+    pub(crate) fn marked(
+        &self,
+        tokenizer: &Tokenizer,
+        response: &[u32],
+        stop: Option<&StopText>,
+    ) -> Result<Option<String>, Error> {
+        if stop.is_some() {
+            return Ok(None);
+        }
+        let ends = response.last().is_some_and(|last| tokenizer.eos_ids().contains(last));
+        let inner = if ends { &response[..response.len() - 1] } else { response };
+        tokenizer.response_text(&self.prompt, inner, false).map(Some)
     }
 
     /// The text of the whole response that was not given out yet, up to the stop text.

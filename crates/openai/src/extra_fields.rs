@@ -1,4 +1,5 @@
 //! Fields of requests beside those that are read: of OpenAI's interface, and of other servers that speak it.
+//! What the chat interface reads is listed too, as completions do not have it.
 //!
 //! A field that would change the response and is not obeyed would give an experiment that nobody meant, and
 //! so would one that is misspelt: both are refused. What a client may say without a change is ignored.
@@ -25,7 +26,7 @@ const IGNORED: [&str; 12] = [
 ];
 
 /// Fields that would change the response, with the values under which they do not.
-const UNSUPPORTED: [(&str, &[&str]); 41] = [
+const UNSUPPORTED: [(&str, &[&str]); 40] = [
     ("allowed_token_ids", &["[]"]),
     ("audio", &[]),
     ("bad_words", &["[]"]),
@@ -49,7 +50,6 @@ const UNSUPPORTED: [(&str, &[&str]); 41] = [
     ("length_penalty", &["1", "1.0"]),
     ("logit_bias", &["{}"]),
     ("logits_processors", &["[]"]),
-    ("min_tokens", &["0"]),
     ("modalities", &["[\"text\"]"]),
     ("mm_processor_kwargs", &["{}"]),
     ("prediction", &[]),
@@ -74,7 +74,6 @@ fn neutral_here(kind: Kind, name: &str) -> Option<Value> {
     match (name, kind) {
         // A chat template writes its special tokens itself.
         ("add_special_tokens", kind) => Some(Value::Bool(kind == Kind::Completion)),
-        ("add_generation_prompt", Kind::Chat) => Some(Value::Bool(true)),
         _ => None,
     }
 }

@@ -7,17 +7,25 @@
 //! else.
 //!
 //! Fields that would change the response and are not supported are refused, and so are fields that nobody
-//! here knows; those that change nothing are ignored. `logprobs` are of the untruncated distribution at the
-//! sampling temperature, as everywhere in Sluice.
+//! here knows; those that change nothing are ignored. Beside OpenAI's own, vLLM's `min_tokens`,
+//! `chat_template_kwargs`, `add_generation_prompt`, `continue_final_message`, `top_k`, `min_p`,
+//! `repetition_penalty`, `stop_token_ids` and `ignore_eos` are obeyed. `tools` go into the chat template, and
+//! what the model writes in its format of calls becomes `tool_calls`; such a reply comes in one piece,
+//! streamed or not. Each choice says in `weight_versions` which version of the weights drew which of its
+//! tokens. `logprobs` are of the untruncated distribution at the sampling temperature, as everywhere in
+//! Sluice.
 
 mod answer;
+mod chat;
 mod choice;
 mod error;
 mod extra_fields;
 mod kind;
+mod name;
 mod reply;
 mod request;
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +49,7 @@ use tokio::sync::{Semaphore, watch};
 use answer::Running;
 use error::ApiError;
 use kind::Kind;
+use name::ServedName;
 use request::Job;
 
 /// Largest body of a request.
@@ -55,8 +64,9 @@ pub struct ServeConfig {
     /// Where an actor serves it; loopback by default, since the port is not authenticated. Port 0 takes any
     /// free port; log and address file say which, under `openai`.
     pub listen: SocketAddr,
-    /// What clients call the model.
-    pub model_name: String,
+    /// What clients call the model: the name of its folder where this is absent, and `policy` where it has
+    /// none, as in an actor. Every server understands `policy`, too.
+    pub model_name: Option<String>,
     /// Requests that are answered at a time; more get a 429.
     pub max_concurrent_requests: usize,
     /// Longest time for one request.
@@ -71,7 +81,7 @@ impl Default for ServeConfig {
             // It has no access control.
             enabled: false,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            model_name: "policy".to_owned(),
+            model_name: None,
             max_concurrent_requests: 256,
             time_limit: Duration::from_secs(600),
         }
@@ -84,7 +94,7 @@ impl ServeConfig {
         let in_range = (1..=1 << 20).contains(&self.max_concurrent_requests);
         let range = format!("max_concurrent_requests is {}, must be 1 to 2^20", self.max_concurrent_requests);
         let named = "model_name is empty, must be what clients call the model".to_owned();
-        let problems = [(in_range, range), (!self.model_name.is_empty(), named)];
+        let problems = [(in_range, range), (self.model_name.as_deref() != Some(""), named)];
         problems.into_iter().filter(|(sound, _)| !sound).map(|(_, problem)| problem).collect()
     }
 }
@@ -94,12 +104,14 @@ impl ServeConfig {
 pub struct Served {
     pub(crate) engine: EngineHandle,
     pub(crate) encoder: Arc<PromptEncoder>,
+    /// The name of the model's folder, if it was loaded from one.
+    folder: Option<String>,
 }
 
 impl Served {
     /// A policy whose engine runs already; `encoder` is of the same folder.
     pub fn new(engine: EngineHandle, encoder: Arc<PromptEncoder>) -> Self {
-        Self { engine, encoder }
+        Self { engine, encoder, folder: None }
     }
 
     /// Loads a model folder into an engine of its own.
@@ -114,7 +126,10 @@ impl Served {
             format!("{} has no tokenizer.json, which serving text needs", folder.display())
         })?;
         let parts = EngineParts { model, weights, tokenizer: Some(tokenizer), config };
-        Ok(Self { engine: EngineHandle::start(parts).await?, encoder: Arc::new(encoder) })
+        // A folder that is given as a dot has a name nevertheless.
+        let name = folder.canonicalize().ok().as_deref().and_then(Path::file_name).map(OsStr::to_os_string);
+        let name = name.and_then(|name| name.into_string().ok());
+        Ok(Self { engine: EngineHandle::start(parts).await?, encoder: Arc::new(encoder), folder: name })
     }
 }
 
@@ -130,9 +145,17 @@ struct Shared {
 }
 
 impl Shared {
+    /// What clients call the model.
+    fn name(&self) -> ServedName {
+        let policy = self.policy.borrow();
+        let folder = policy.as_ref().and_then(|policy| policy.folder.as_deref());
+        ServedName::new(self.config.model_name.as_deref(), folder)
+    }
+
     /// The model as OpenAI describes one.
     fn model(&self) -> Value {
-        json!({"id": self.config.model_name, "object": "model", "created": self.created, "owned_by": "sluice"})
+        let name = self.name();
+        json!({"id": name.as_str(), "object": "model", "created": self.created, "owned_by": "sluice"})
     }
 }
 
@@ -212,11 +235,11 @@ async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
 }
 
 async fn model(State(shared): State<Arc<Shared>>, extract::Path(name): extract::Path<String>) -> Response {
-    let served = &shared.config.model_name;
-    if name == *served {
+    let served = shared.name();
+    if served.is(&name) {
         Json(shared.model()).into_response()
     } else {
-        ApiError::unknown_model(&name, served).into_response()
+        ApiError::unknown_model(&name, served.as_str()).into_response()
     }
 }
 
@@ -244,9 +267,10 @@ async fn answer(
         let most = shared.config.max_concurrent_requests;
         ApiError::too_many(format!("{most} requests are being answered, which is the most; ask again later"))
     })?;
-    let job = Job::parse(kind, &body, &shared.config.model_name, policy.engine.context_tokens())?;
+    let name = shared.name();
+    let job = Job::parse(kind, &body, (&name, &policy.encoder), policy.engine.context_tokens())?;
     let running = Running::start(&policy, &job, permit, shared.config.time_limit).await?;
-    let head = reply::Head::new(kind, &shared.config.model_name, unix_time());
+    let head = reply::Head::new(kind, name.as_str(), unix_time());
     if job.stream {
         Ok(reply::stream(head, running, job.include_usage).into_response())
     } else {

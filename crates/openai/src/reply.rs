@@ -4,10 +4,11 @@ use std::convert::Infallible;
 
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::stream::{self, Stream};
+use model::chat::ToolCall;
 use serde_json::{Map, Value, json};
-use types::FinishReason;
+use types::{FinishReason, Span};
 
-use crate::answer::{Piece, Running, Usage};
+use crate::answer::{Ending, Piece, Running, Usage};
 use crate::choice::{Spelled, TokenText};
 use crate::error::ApiError;
 use crate::kind::Kind;
@@ -57,37 +58,99 @@ impl Head {
 
     /// A choice of a whole reply, or of a chunk.
     fn choice(&self, chunk: bool, piece: &Piece) -> Value {
-        let Piece { choice, text, tokens, finish } = piece;
-        let finish = finish.map(|reason| match reason {
+        let Piece { choice, text, tokens, calls, end } = piece;
+        let finish = end.as_ref().map(|end| match end.reason {
+            FinishReason::Stop if !calls.is_empty() => "tool_calls",
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
         });
-        match self.kind {
+        let mut reply = match self.kind {
             Kind::Completion => {
                 let logprobs = tokens.as_deref().map(completion_logprobs);
                 json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish})
             }
             Kind::Chat => {
                 let logprobs = tokens.as_deref().map(chat_logprobs);
-                let message = match chunk {
+                let mut message = match chunk {
                     true if text.is_empty() => json!({}),
                     true => json!({"content": text}),
+                    false if text.is_empty() && !calls.is_empty() => {
+                        json!({"role": "assistant", "content": null})
+                    }
                     false => json!({"role": "assistant", "content": text}),
                 };
+                if !calls.is_empty() {
+                    message["tool_calls"] = self.tool_calls(chunk, *choice, calls);
+                }
                 let name = if chunk { "delta" } else { "message" };
                 json!({"index": choice, name: message, "logprobs": logprobs, "finish_reason": finish})
             }
+        };
+        if let Some(Ending { spans, .. }) = end {
+            reply["weight_versions"] = weight_versions(spans);
         }
+        reply
     }
+
+    /// Calls of tools; those of a chunk are numbered.
+    fn tool_calls(&self, chunk: bool, choice: usize, calls: &[ToolCall]) -> Value {
+        let calls = calls.iter().enumerate().map(|(number, call)| {
+            let arguments = Value::Object(call.arguments.clone()).to_string();
+            let id = call.id.clone().unwrap_or_else(|| self.call_id(choice, number));
+            let mut reply =
+                json!({"id": id, "type": "function", "function": {"name": call.name, "arguments": arguments}});
+            if chunk {
+                reply["index"] = json!(number);
+            }
+            reply
+        });
+        calls.collect()
+    }
+
+    /// Nine letters and digits, as Mistral's chat templates want the ids of calls in a history.
+    fn call_id(&self, choice: usize, number: usize) -> String {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        (&self.id, choice, number).hash(&mut hasher);
+        let mut rest = hasher.finish();
+        let digit = |value: u64| char::from_digit((value % 36) as u32, 36).unwrap_or('0');
+        let digits = (0..9).map(|_| {
+            let last = digit(rest);
+            rest /= 36;
+            last
+        });
+        digits.collect()
+    }
+}
+
+/// Which version of the weights drew which tokens of a response, as vLLM says it: of tokens `start` to `end`,
+/// the last of them not included.
+fn weight_versions(spans: &[Span]) -> Value {
+    let mut start = 0;
+    let mut versions = Vec::with_capacity(spans.len());
+    for span in spans {
+        let end = start + span.tokens.get();
+        versions.push(json!({"version": span.version.0, "start": start, "end": end}));
+        start = end;
+    }
+    Value::Array(versions)
 }
 
 /// The whole reply, once all responses have ended.
 pub(crate) async fn whole(head: &Head, mut running: Running) -> Result<Value, ApiError> {
     let mut choices = vec![Value::Null; running.choices()];
+    let mut versions = Vec::new();
     while let Some(piece) = running.next().await? {
+        let spans = piece.end.iter().flat_map(|end| &end.spans);
+        versions.extend(spans.map(|span| span.version));
         choices[piece.choice] = head.choice(false, &piece);
     }
-    Ok(head.object(false, Value::Array(choices), Some(running.usage)))
+    let mut reply = head.object(false, Value::Array(choices), Some(running.usage));
+    versions.sort_unstable();
+    versions.dedup();
+    let versions: Vec<String> = versions.iter().map(ToString::to_string).collect();
+    reply["system_fingerprint"] = json!(format!("weights {}", versions.join(", ")));
+    Ok(reply)
 }
 
 /// Where a stream is.

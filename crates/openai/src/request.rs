@@ -3,15 +3,19 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use engine::MAX_TOP_LOGPROBS;
+use engine::{MAX_TOP_LOGPROBS, PromptEncoder};
+use model::ChatTemplate;
+use model::chat::ToolFormat;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use types::{PromptContent, Sampling, SamplingParams};
 
+use crate::chat::{Chat, ChatFields};
 use crate::error::ApiError;
 use crate::extra_fields;
 use crate::kind::Kind;
+use crate::name::ServedName;
 
 /// Most responses of one request.
 const MAX_RESPONSES: usize = 1024;
@@ -19,14 +23,34 @@ const MAX_RESPONSES: usize = 1024;
 /// A request, understood.
 #[derive(Debug)]
 pub(crate) struct Job {
-    pub(crate) prompts: Vec<PromptContent>,
+    pub(crate) prompts: Vec<Asked>,
     pub(crate) n: usize,
     pub(crate) seed: u64,
     pub(crate) sampling: Sampling,
+    /// Fewest tokens of a response.
+    pub(crate) min_tokens: usize,
+    /// How calls of tools are looked for in responses, if there are tools.
+    pub(crate) tools: Option<ToolUse>,
     /// Log-probs are wanted, with so many alternatives.
     pub(crate) top_logprobs: Option<usize>,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
+}
+
+/// What a response is wanted to.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// A text, or tokens.
+    Prompt(PromptContent),
+    Chat(Chat),
+}
+
+/// How calls of tools are looked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ToolUse {
+    pub(crate) format: ToolFormat,
+    /// Whether a response has at most one.
+    pub(crate) is_single: bool,
 }
 
 /// What both interfaces have.
@@ -35,6 +59,7 @@ struct Common {
     model: Option<String>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
+    min_tokens: Option<usize>,
     temperature: Option<f32>,
     top_p: Option<f32>,
     top_k: Option<i64>,
@@ -66,15 +91,6 @@ struct CompletionFields {
 }
 
 #[derive(Debug, Deserialize)]
-struct ChatFields {
-    messages: Vec<Value>,
-    logprobs: Option<bool>,
-    top_logprobs: Option<usize>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "stop is neither a text nor a list of texts")]
 enum OneOrMore<T> {
     One(T),
@@ -95,25 +111,31 @@ impl Job {
     pub(crate) fn parse(
         kind: Kind,
         body: &[u8],
-        served: &str,
+        (served, encoder): (&ServedName, &PromptEncoder),
         context_tokens: usize,
     ) -> Result<Self, ApiError> {
         let body: Value = serde_json::from_slice(body)
             .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}"), None))?;
         let mut common: Common = fields(body)?;
         let rest = std::mem::take(&mut common.rest);
-        if let Some(asked) = common.model.as_deref().filter(|asked| *asked != served) {
-            return Err(ApiError::unknown_model(asked, served));
+        if let Some(asked) = common.model.as_deref().filter(|asked| !served.is(asked)) {
+            return Err(ApiError::unknown_model(asked, served.as_str()));
         }
+        let mut tools = None;
         let (prompts, top_logprobs, rest) = match kind {
             Kind::Completion => {
                 let CompletionFields { prompt, logprobs, rest } = fields(Value::Object(rest))?;
-                (contents(prompt), logprobs, rest)
+                (contents(prompt).into_iter().map(Asked::Prompt).collect(), logprobs, rest)
             }
             Kind::Chat => {
-                let ChatFields { messages, logprobs, top_logprobs, rest } = fields(Value::Object(rest))?;
-                let wanted = logprobs.unwrap_or(false).then(|| top_logprobs.unwrap_or(0));
-                (vec![chat(messages)?], wanted, rest)
+                let mut chat: ChatFields = fields(Value::Object(rest))?;
+                let rest = std::mem::take(&mut chat.rest);
+                let wanted = chat.wanted_logprobs();
+                let is_single = chat.parallel_tool_calls == Some(false);
+                let chat = Chat::read(chat, encoder.template())?;
+                let format = encoder.template().map(ChatTemplate::tool_format);
+                tools = format.filter(|_| chat.has_tools()).map(|format| ToolUse { format, is_single });
+                (vec![Asked::Chat(chat)], wanted, rest)
             }
         };
         extra_fields::check(kind, &rest)?;
@@ -127,17 +149,19 @@ impl Job {
             let message = format!("more than {MAX_TOP_LOGPROBS} alternatives");
             return Err(ApiError::bad_request(message, Some("logprobs")));
         }
-        Ok(Self {
-            prompts,
-            n,
-            // Without a seed, one that nobody can guess or repeat.
-            seed: common.seed.map_or_else(|| RandomState::new().hash_one(0), i64::cast_unsigned),
-            top_logprobs,
-            stream: common.stream.unwrap_or(false),
-            include_usage: common.stream_options.as_ref().and_then(|options| options.include_usage)
-                == Some(true),
-            sampling: sampling(common, kind, context_tokens)?,
-        })
+        let min_tokens = common.min_tokens.unwrap_or(0);
+        // Without a seed, one that nobody can guess or repeat.
+        let seed = common.seed.map_or_else(|| RandomState::new().hash_one(0), i64::cast_unsigned);
+        let stream = common.stream.unwrap_or(false);
+        let options = common.stream_options.as_ref();
+        let include_usage = options.and_then(|options| options.include_usage) == Some(true);
+        let sampling = sampling(common, kind, context_tokens)?;
+        if min_tokens > sampling.max_new_tokens() as usize {
+            let most = sampling.max_new_tokens();
+            let message = format!("min_tokens is {min_tokens}, must be at most max_tokens, {most}");
+            return Err(ApiError::bad_request(message, Some("min_tokens")));
+        }
+        Ok(Self { prompts, n, seed, min_tokens, tools, top_logprobs, stream, include_usage, sampling })
     }
 }
 
@@ -178,53 +202,4 @@ fn contents(prompt: Prompt) -> Vec<PromptContent> {
         Prompt::Texts(texts) => texts.into_iter().map(PromptContent::Text).collect(),
         Prompt::TokenLists(lists) => lists.into_iter().map(PromptContent::Tokens).collect(),
     }
-}
-
-/// Messages as templates expect them.
-fn chat(mut messages: Vec<Value>) -> Result<PromptContent, ApiError> {
-    if messages.is_empty() {
-        return Err(ApiError::bad_request("there is no message", Some("messages")));
-    }
-    for message in messages.iter_mut().filter_map(Value::as_object_mut) {
-        plain_content(message)?;
-        let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten();
-        for function in calls.filter_map(|call| call.get_mut("function")) {
-            decode_arguments(function)?;
-        }
-    }
-    Ok(PromptContent::Messages(Value::Array(messages).to_string()))
-}
-
-/// The text of a part of a message, if it is one of text.
-fn text_of_part(part: &Value) -> Option<&str> {
-    if part["type"] == "text" { part["text"].as_str() } else { None }
-}
-
-/// A content in parts becomes one text. A message of calls alone has none, and templates expect a text.
-fn plain_content(message: &mut Map<String, Value>) -> Result<(), ApiError> {
-    let content = message.entry("content").or_insert(Value::Null);
-    match content {
-        Value::Null => *content = json!(""),
-        Value::Array(parts) => {
-            let texts: Option<String> = parts.iter().map(text_of_part).collect();
-            let texts = texts.ok_or_else(|| {
-                ApiError::bad_request("only text is supported in the parts of a message", Some("messages"))
-            })?;
-            *content = Value::String(texts);
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-/// The interface sends a call's arguments as JSON text; templates expect the object.
-fn decode_arguments(function: &mut Value) -> Result<(), ApiError> {
-    let Some(Value::String(text)) = function.get("arguments") else { return Ok(()) };
-    let object = if text.trim().is_empty() { Ok(Map::new()) } else { serde_json::from_str(text) };
-    let object = object.map_err(|error| {
-        let message = format!("the arguments of a tool call are no JSON object: {error}");
-        ApiError::bad_request(message, Some("messages"))
-    })?;
-    function["arguments"] = Value::Object(object);
-    Ok(())
 }

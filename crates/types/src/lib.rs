@@ -11,6 +11,7 @@
 //!     id: RolloutId { prompt: PromptId { epoch: 0, ordinal: 17 }, sibling: 0, attempt: 0 },
 //!     prompt_tokens: vec![1, 2].into(),
 //!     response_tokens: vec![3, 4, 5],
+//!     observations: Vec::new(),
 //!     rollout_logprobs: vec![-0.5, -0.1, -2.0],
 //!     surviving_mass: None,
 //!     spans: vec![Span { version: PolicyVersion(4), tokens: 3.try_into()? }],
@@ -40,6 +41,7 @@ pub mod link;
 
 mod address;
 mod ending;
+mod episode;
 mod id;
 mod prompt;
 mod remarks;
@@ -51,6 +53,7 @@ mod weights;
 
 pub use address::HostPort;
 pub use ending::{DropReason, Ending, FailReason, FilterReason};
+pub use episode::{Observation, split_by_mask};
 pub use id::{
     BatchId, BroadcastGroupId, Incarnation, LearnerTerm, LeaseId, MemberId, PolicyVersion, PromptId,
     RolloutId, RunId,

@@ -1,10 +1,12 @@
 //! Rollouts: a prompt, one response, its log-probs and the policy versions that drew it.
 
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::episode::{self, Observation, Segment, observations_problem};
 use crate::prompt::fields_problem;
 use crate::{FailReason, Invalid, PolicyVersion, RolloutId};
 
@@ -37,9 +39,11 @@ pub struct RolloutParts {
     pub id: RolloutId,
     /// Token ids given to the policy, 1 to [`MAX_SEQUENCE_TOKENS`].
     pub prompt_tokens: Arc<[u32]>,
-    /// Token ids drawn, 1 to [`MAX_SEQUENCE_TOKENS`]; the end-of-sequence token is included when it was
-    /// drawn.
+    /// Token ids drawn, 1 to [`MAX_SEQUENCE_TOKENS`], those of all turns one after the other; the
+    /// end-of-sequence token is included when it was drawn.
     pub response_tokens: Vec<u32>,
+    /// What the policy was given between its turns, in order; empty for one turn.
+    pub observations: Vec<Observation>,
     /// `[response]` log-probs of the drawn tokens under the untruncated distribution at the sampling
     /// temperature: finite, and not above 0 beyond rounding.
     pub rollout_logprobs: Vec<f32>,
@@ -88,9 +92,52 @@ impl Rollout {
         &self.0.prompt_tokens
     }
 
-    /// `[response]` token ids drawn, at least one.
+    /// `[response]` token ids drawn, at least one: those of all turns, without what was given between them.
     pub fn response_tokens(&self) -> &[u32] {
         &self.0.response_tokens
+    }
+
+    /// What the policy was given between its turns; empty for one turn.
+    pub fn observations(&self) -> &[Observation] {
+        &self.0.observations
+    }
+
+    /// What stands behind the prompt, in order: a turn, and for each further one an observation and a turn.
+    fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
+        let RolloutParts { response_tokens, observations, .. } = &self.0;
+        let given = observations.iter().map(|observation| Some(Segment::Given(&observation.tokens)));
+        let turns = episode::turns(observations, response_tokens.len());
+        let drawn = turns.map(|turn| Segment::Drawn(&response_tokens[turn]));
+        drawn.zip(given.chain([None])).flat_map(|(turn, given)| [Some(turn), given]).flatten()
+    }
+
+    /// Prompt, turns and observations in order: what the policy saw, and drew last.
+    pub fn sequence(&self) -> Vec<u32> {
+        let mut sequence = self.0.prompt_tokens.to_vec();
+        for segment in self.segments() {
+            let (Segment::Drawn(tokens) | Segment::Given(tokens)) = segment;
+            sequence.extend_from_slice(tokens);
+        }
+        sequence
+    }
+
+    /// The places of the turns in the [`sequence`](Self::sequence), in order; the last ends it.
+    pub fn turns(&self) -> Vec<Range<usize>> {
+        let mut place = self.prompt_tokens().len();
+        let mut turns = Vec::with_capacity(1 + self.observations().len());
+        for segment in self.segments() {
+            let (Segment::Drawn(tokens) | Segment::Given(tokens)) = segment;
+            if let Segment::Drawn(_) = segment {
+                turns.push(place..place + tokens.len());
+            }
+            place += tokens.len();
+        }
+        turns
+    }
+
+    /// Tokens that the policy was given between its turns.
+    pub fn given_tokens(&self) -> usize {
+        self.observations().iter().map(|observation| observation.tokens.len()).sum()
     }
 
     /// `[response]` log-probs of the drawn tokens when they were drawn.
@@ -136,6 +183,9 @@ fn problem(parts: &RolloutParts) -> Option<String> {
         if len == 0 || len > MAX_SEQUENCE_TOKENS {
             return Some(format!("has {len} {name}, must have 1 to {MAX_SEQUENCE_TOKENS}"));
         }
+    }
+    if let Some(problem) = observations_problem(&parts.observations, tokens) {
+        return Some(problem);
     }
     if let Some(problem) = logprobs_problem("rollout_logprobs", &parts.rollout_logprobs, tokens) {
         return Some(problem);
@@ -196,6 +246,7 @@ pub(crate) mod tests {
             id: RolloutId { prompt: PromptId { epoch: 0, ordinal: 1 }, sibling: 2, attempt: 0 },
             prompt_tokens: vec![1, 2].into(),
             response_tokens: vec![3; tokens],
+            observations: Vec::new(),
             rollout_logprobs: vec![-0.5; tokens],
             surviving_mass: None,
             spans: vec![span(4, u32::try_from(tokens).unwrap())],
@@ -212,10 +263,28 @@ pub(crate) mod tests {
         assert_eq!(sound.without_fields().fields(), "");
     }
 
+    fn given(after: u32, tokens: usize) -> Observation {
+        Observation { after, tokens: vec![9; tokens] }
+    }
+
+    #[test]
+    fn turns_and_observations_alternate() {
+        let one = Rollout::new(parts(3)).unwrap();
+        assert_eq!(one.segments().collect::<Vec<_>>(), [Segment::Drawn(&[3, 3, 3])]);
+        assert_eq!((one.sequence(), one.turns(), one.given_tokens()), (vec![1, 2, 3, 3, 3], vec![2..5], 0));
+        let several = RolloutParts { observations: vec![given(1, 2), given(2, 1)], ..parts(3) };
+        let several = Rollout::new(several).unwrap();
+        let (drawn, two, single) = (Segment::Drawn(&[3]), Segment::Given(&[9, 9]), Segment::Given(&[9]));
+        assert_eq!(several.segments().collect::<Vec<_>>(), [drawn, two, drawn, single, drawn]);
+        assert_eq!(several.sequence(), [1, 2, 3, 9, 9, 3, 9, 3]);
+        assert_eq!((several.turns(), several.given_tokens()), (vec![2..3, 5..6, 7..8], 3));
+        assert_eq!(several.response_tokens(), one.response_tokens());
+    }
+
     #[test]
     fn each_broken_invariant_is_named() {
         type Break = fn(&mut RolloutParts);
-        let cases: [(Break, &str); 9] = [
+        let cases: [(Break, &str); 14] = [
             (|r| r.prompt_tokens = Vec::new().into(), "prompt_tokens"),
             (|r| r.response_tokens.clear(), "response_tokens"),
             (|r| r.rollout_logprobs[1] = f32::NAN, "rollout_logprobs[1]"),
@@ -225,6 +294,11 @@ pub(crate) mod tests {
             (|r| r.spans.clear(), "cover 0 of 3"),
             (|r| r.spans = vec![span(4, 2), span(3, 1)], "older policy version"),
             (|r| r.fields = " ".repeat(crate::MAX_FIELDS_BYTES + 1).into(), "fields"),
+            (|r| r.observations = vec![given(0, 1)], "behind 0 of 3"),
+            (|r| r.observations = vec![given(3, 1)], "behind 3 of 3"),
+            (|r| r.observations = vec![given(1, 2), given(1, 2)], "behind 1 of 3"),
+            (|r| r.observations = vec![given(2, 0)], "has no token"),
+            (|r| r.observations = vec![given(1, MAX_SEQUENCE_TOKENS), given(2, 1)], "in observations"),
         ];
         for (break_it, expected) in cases {
             let mut broken = parts(3);

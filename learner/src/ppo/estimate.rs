@@ -152,6 +152,7 @@ mod tests {
             id: RolloutId { prompt, sibling: u16::try_from(sibling).unwrap(), attempt: 0 },
             prompt_tokens: vec![1].into(),
             response_tokens: vec![2; tokens],
+            observations: Vec::new(),
             rollout_logprobs: vec![-1.0; tokens],
             surviving_mass: None,
             spans: vec![Span { version: PolicyVersion(0), tokens: tokens_u32 }],

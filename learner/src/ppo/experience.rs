@@ -1,14 +1,17 @@
 //! A batch on its way through a step, in three types of which each consumes the one before:
 //!
 //! ```text
-//! Collected --forward passes of policy and critic--> Evaluated --rewards, advantages, whitening--> Experience
+//! Collected --forward passes of policy and critic--> Evaluated --rewards, advantages, whitening-->
+//! Experience
 //! ```
 //!
 //! Every rank holds all of it. What the ranks compute in parts (old log-probs, values) is completed over the
 //! ranks; all that follows from it (rewards, advantages, whitening, totals) is then the same arithmetic on
 //! every rank, so that it cannot depend on how many there are.
 //!
-//! Slices named `[tokens]` go over the response tokens of all samples, one response after the other.
+//! Slices named `[tokens]` go over the response tokens of all samples, one response after the other: what the
+//! policy drew. What it was given between its turns is in the sequences alone, as context; the turns of a
+//! response follow each other without a gap in everything that is computed of its tokens.
 
 use std::ops::Range;
 
@@ -187,7 +190,7 @@ impl Collected {
             let score =
                 shaped(&GroupScore::of(sample.scored()), config).map_err(Error::in_batch(batch.id()))?;
             collected.ids.push(rollout.id());
-            collected.sequences.push(Sequence::response(rollout.prompt_tokens(), rollout.response_tokens()));
+            collected.sequences.push(Sequence::stretches(&rollout.sequence(), &rollout.turns()));
             collected.starts.push(start);
             collected.weights.push(sample.weight());
             collected.scores.push(score as f32);

@@ -21,6 +21,7 @@ const UPDATE_TOLERANCE: f64 = 1e-3;
 struct Case {
     name: String,
     net: String,
+    batch: String,
     kind: String,
     config: Value,
     temperature: Option<f32>,
@@ -80,7 +81,7 @@ fn gradients_and_updates_are_those_of_the_reference() {
         let options = ReplayOptions {
             policy: net.join("policy"),
             critic: Some(net.join("critic")),
-            batch: net.join("batch.jsonl"),
+            batch: net.join(format!("{}.jsonl", case.batch)),
             config,
             output: dir.path().join(&case.name),
             ranks: 1,

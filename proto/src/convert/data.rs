@@ -3,9 +3,10 @@
 use std::num::NonZeroU32;
 
 use types::{
-    DType, FailReason, FinishReason, GroupScore, Manifest, ModelDescription, ModelFile, PolicyVersion,
-    Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure, RolloutId, RolloutParts, Sample,
-    Sampling, SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout, Texts, WeightHash,
+    DType, FailReason, FinishReason, GroupScore, Manifest, ModelDescription, ModelFile, Observation,
+    PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure, RolloutId,
+    RolloutParts, Sample, Sampling, SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout,
+    Texts, WeightHash,
 };
 
 use crate::error::required;
@@ -87,6 +88,18 @@ impl TryFrom<pb::Span> for Span {
     }
 }
 
+impl From<Observation> for pb::Observation {
+    fn from(Observation { after, tokens }: Observation) -> Self {
+        Self { after, tokens }
+    }
+}
+
+impl From<pb::Observation> for Observation {
+    fn from(pb::Observation { after, tokens }: pb::Observation) -> Self {
+        Self { after, tokens }
+    }
+}
+
 impl From<Rollout> for pb::Rollout {
     fn from(rollout: Rollout) -> Self {
         let rollout = rollout.into_parts();
@@ -103,6 +116,7 @@ impl From<Rollout> for pb::Rollout {
             spans: rollout.spans.into_iter().map(pb::Span::from).collect(),
             finish_reason: finish_reason.into(),
             fields: rollout.fields.as_ref().to_owned(),
+            observations: rollout.observations.into_iter().map(pb::Observation::from).collect(),
         }
     }
 }
@@ -120,6 +134,7 @@ impl TryFrom<pb::Rollout> for Rollout {
             id: required("rollout.id", rollout.id)?.try_into()?,
             prompt_tokens: rollout.prompt_tokens.into(),
             response_tokens: rollout.response_tokens,
+            observations: rollout.observations.into_iter().map(Observation::from).collect(),
             rollout_logprobs: rollout.rollout_logprobs,
             surviving_mass: Some(rollout.surviving_mass).filter(|mass| !mass.is_empty()),
             spans: rollout.spans.into_iter().map(Span::try_from).collect::<Result<_, _>>()?,

@@ -88,6 +88,7 @@ pub(crate) fn with_tokens(ordinal: u64, response_tokens: &[u32], fields: &str) -
         id: RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling: 0, attempt: 0 },
         prompt_tokens: vec![7, 8, 9].into(),
         response_tokens: response_tokens.to_vec(),
+        observations: Vec::new(),
         rollout_logprobs: vec![-1.5; length],
         surviving_mass: None,
         spans: vec![Span {

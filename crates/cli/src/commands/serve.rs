@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: Device,
+    /// What clients call the model; the name of its folder where this is absent. "policy" is understood, too.
+    #[arg(long)]
+    served_model_name: Option<String>,
     /// Requests at a time; one more is answered 429.
     #[arg(long, default_value_t = ServeConfig::default().max_concurrent_requests)]
     max_concurrent_requests: usize,
@@ -46,7 +49,8 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the model cannot be used or the port is taken.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { model, port, host, dtype, device, max_concurrent_requests } = arguments;
+    let Arguments { model, port, host, dtype, device, served_model_name, max_concurrent_requests } =
+        arguments;
     closed_pipe::init_logging()?;
     let address = SocketAddr::from((host, port));
     let listener = TcpListener::bind(address).await;
@@ -54,7 +58,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .map_err(|error| BadInput(format!("cannot listen on {address}: {error}; choose another --port")))?;
     let engine = EngineConfig { dtype, device, ..EngineConfig::default() };
     let served = Served::load(&model, engine).await.map_err(|error| BadInput(format!("{error:#}")))?;
-    let config = ServeConfig { max_concurrent_requests, ..ServeConfig::default() };
+    let config =
+        ServeConfig { model_name: served_model_name, max_concurrent_requests, ..ServeConfig::default() };
     let problems = config.problems();
     if !problems.is_empty() {
         return Err(BadInput(problems.join("; ")).into());

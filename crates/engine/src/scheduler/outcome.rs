@@ -78,15 +78,14 @@ impl Scheduler {
         }
         let mut stop_text = None;
         if let (Some(stop), Some(tokenizer)) = (&mut sequence.stop, &self.tokenizer) {
-            match stop.push(tokenizer, &sequence.prompt, drawn.token) {
+            let counts = sequence.response.len() >= sequence.min_tokens;
+            match stop.push(tokenizer, &sequence.prompt, drawn.token, counts) {
                 Ok(found) => stop_text = found,
                 Err(error) => return Some(Ending::Failed(error.to_string())),
             }
         }
-        let sampling = &sequence.sampling;
-        let is_eos =
-            !sampling.ignores_eos() && self.groups[&sequence.group].eos_token_ids.contains(&drawn.token);
-        if stop_text.is_some() || is_eos || sampling.stop_token_ids().contains(&drawn.token) {
+        let is_ending = self.groups[&sequence.group].endings.binary_search(&drawn.token).is_ok();
+        if stop_text.is_some() || is_ending {
             return Some(Ending::Finished(FinishReason::Stop, stop_text));
         }
         (sequence.len() >= sequence.limit).then_some(Ending::Finished(FinishReason::Length, None))

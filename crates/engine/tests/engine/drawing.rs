@@ -1,5 +1,7 @@
 //! What is drawn has the distribution that was asked for.
 
+use std::collections::BTreeSet;
+
 use engine::{Backend, EngineConfig, Finished, Request};
 use types::SamplingParams;
 
@@ -9,21 +11,33 @@ use crate::fixture::{BACKENDS, config_of, engine, next_logprobs, prompt, run, si
 const DRAWS: u64 = 20_000;
 
 fn draw(backend: Backend, sampling: SamplingParams) -> Vec<Finished> {
+    draw_without(backend, sampling, &[])
+}
+
+/// The same where `banned` end a response and it needs a token more.
+fn draw_without(backend: Backend, sampling: SamplingParams, banned: &[u32]) -> Vec<Finished> {
     let (model, weights) = small_model();
     let config = EngineConfig { max_waiting: DRAWS as usize, max_sequences: 64, ..config_of(backend) };
     let mut engine = engine(&model, &weights, &config);
     let ids: Vec<u64> = (0..DRAWS).collect();
-    let request = Request { top_logprobs: 3, ..siblings(&ids, prompt(12, 3), sampling) };
+    let min_tokens = usize::from(!banned.is_empty());
+    let request = Request {
+        top_logprobs: 3,
+        min_tokens,
+        eos_token_ids: banned.into(),
+        ..siblings(&ids, prompt(12, 3), sampling)
+    };
     run(&mut engine, &[request]).into_values().collect()
 }
 
-/// The probabilities of all tokens, by the definitions of transformers' logits processors, slowly.
-fn reference(sampling: &SamplingParams) -> (Vec<f64>, f64) {
+/// The probabilities of all tokens, by the definitions of transformers' logits processors, slowly; those of
+/// `banned` are taken out first.
+fn reference(sampling: &SamplingParams, banned: &[u32]) -> (Vec<f64>, f64) {
     let (model, weights) = small_model();
     let temperature = f64::from(sampling.temperature);
     let full: Vec<f64> =
         next_logprobs(&model, &weights, &prompt(12, 3), temperature).into_iter().map(f64::exp).collect();
-    let mut order: Vec<usize> = (0..full.len()).collect();
+    let mut order: Vec<usize> = (0..full.len()).filter(|token| !banned.contains(&(*token as u32))).collect();
     order.sort_by(|a, b| full[*b].total_cmp(&full[*a]));
     if sampling.top_k > 0 {
         order.truncate(sampling.top_k as usize);
@@ -77,7 +91,7 @@ fn tokens_are_drawn_with_their_probabilities() {
         SamplingParams { min_p: 0.1, ..SamplingParams::default() },
         SamplingParams { top_k: 30, top_p: 0.8, min_p: 0.05, temperature: 1.2, ..SamplingParams::default() },
     ];
-    let expected: Vec<(Vec<f64>, f64)> = ways.iter().map(reference).collect();
+    let expected: Vec<(Vec<f64>, f64)> = ways.iter().map(|way| reference(way, &[])).collect();
     let numbered = || ways.iter().enumerate();
     for (backend, (number, sampling)) in
         BACKENDS.into_iter().flat_map(|backend| numbered().map(move |way| (backend, way)))
@@ -129,6 +143,50 @@ fn logprobs_are_those_before_truncation() {
     }
 }
 
+/// Before `min_tokens` the tokens that end a response have no mass; log-probs and what is told of the
+/// likeliest tokens are those with it.
+#[test]
+fn what_ends_a_response_is_not_drawn_before_min_tokens() {
+    let (model, weights) = small_model();
+    let ways = [
+        SamplingParams { max_new_tokens: 1, ..SamplingParams::default() },
+        SamplingParams {
+            max_new_tokens: 1,
+            temperature: 1.3,
+            top_k: 20,
+            top_p: 0.8,
+            min_p: 0.05,
+            ..SamplingParams::default()
+        },
+    ];
+    for sampling in &ways {
+        let full = next_logprobs(&model, &weights, &prompt(12, 3), f64::from(sampling.temperature));
+        let mut order: Vec<u32> = (0..97).collect();
+        order.sort_by(|a, b| full[*b as usize].total_cmp(&full[*a as usize]));
+        let banned = [order[0], order[1], order[5]];
+        let (probabilities, surviving) = reference(sampling, &banned);
+        for backend in BACKENDS {
+            let drawn = draw_without(backend, sampling.clone(), &banned);
+            let mut counts = vec![0.0; 97];
+            drawn.iter().for_each(|response| counts[response.response_tokens[0] as usize] += 1.0);
+            let apart = deviation(&counts, &probabilities);
+            assert!(apart < 4.0, "{backend:?} {sampling:?}: {apart} standard deviations");
+            assert!(deviation(&counts, &reference(sampling, &[]).0) > 8.0);
+            for response in drawn.iter().take(300) {
+                let token = response.response_tokens[0] as usize;
+                assert!((f64::from(response.rollout_logprobs[0]) - full[token]).abs() < 1e-5);
+                let mass = response.surviving_mass.as_ref().unwrap()[0];
+                assert!((f64::from(mass) - surviving).abs() < 1e-5, "{mass} {surviving}");
+                let top: Vec<u32> = response.top_logprobs[0].iter().map(|top| top.token).collect();
+                assert_eq!(top, order[..3]);
+            }
+            let greedy = draw_without(backend, SamplingParams::greedy(1), &banned);
+            let tokens: BTreeSet<u32> = greedy.iter().map(|response| response.response_tokens[0]).collect();
+            assert_eq!(tokens, BTreeSet::from([order[2]]));
+        }
+    }
+}
+
 #[test]
 fn a_repetition_penalty_holds_for_prompt_and_response() {
     BACKENDS.into_iter().for_each(penalised);
@@ -148,7 +206,7 @@ fn penalised(backend: Backend) {
         seen.push(token);
     }
     let free = run(&mut engine, &[siblings(&[0], crate::fixture::prompt(12, 3), SamplingParams::greedy(60))]);
-    let tokens: std::collections::BTreeSet<u32> = free[&0].response_tokens.iter().copied().collect();
+    let tokens: BTreeSet<u32> = free[&0].response_tokens.iter().copied().collect();
     assert!(tokens.len() < 60, "without a penalty nothing is repeated, so that this shows nothing");
 }
 

@@ -203,6 +203,7 @@ pub(crate) fn siblings(ids: &[u64], prompt: Vec<u32>, sampling: SamplingParams) 
         samples: ids.iter().map(|id| SampleRequest { id: *id, seed: *id }).collect(),
         sampling: Arc::new(sampling.try_into().unwrap()),
         eos_token_ids: Arc::from([]),
+        min_tokens: 0,
         top_logprobs: 0,
         stream: false,
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{Engine, Finished, Request};
+use engine::{Engine, Finished, Refusal, Request};
 use model::tokenizer::train_bpe;
 use model::{SpecialTokens, Tokenizer};
 use types::{FinishReason, SamplingParams};
@@ -70,6 +70,69 @@ fn stop_and_eos_ids_end_a_response_and_belong_to_it() {
     }
     let ignored = generate(&tokenizer, 1, SamplingParams { ignore_eos: true, ..free() }, &[id]);
     assert_eq!(ignored.response_tokens, whole);
+}
+
+#[test]
+fn nothing_ends_a_response_before_min_tokens() {
+    let tokenizer = tokenizer();
+    let least = |min_tokens: usize, sampling: SamplingParams, eos: &[u32]| {
+        let (model, weights) = model_of(300, 11);
+        let config = small_config();
+        let weights = policy(&model, &weights, &config, 0);
+        let mut engine = Engine::new(&model, weights, Some(Arc::clone(&tokenizer)), &config).unwrap();
+        let request =
+            Request { eos_token_ids: eos.into(), min_tokens, ..request(3, prompt(10, 0), sampling) };
+        engine.submit(std::slice::from_ref(&request))[0]
+            .clone()
+            .map(|()| crate::fixture::drain(&mut engine).remove(&3).unwrap())
+    };
+    let whole = least(0, free(), &[]).unwrap().response_tokens;
+    let (eos, stop) = (whole[4], whole[9]);
+    let ends = |at: usize, token| whole.iter().skip(at).position(|drawn| *drawn == token);
+    assert_eq!(least(0, free(), &[eos]).unwrap().response_tokens.last(), Some(&eos));
+    for min_tokens in [1, 6, 20, 50] {
+        let sampling = SamplingParams { stop_token_ids: vec![stop], ..free() };
+        let found = least(min_tokens, sampling, &[eos]).unwrap();
+        assert!(found.response_tokens.len() >= min_tokens);
+        let early = &found.response_tokens[..min_tokens];
+        assert!(!early.contains(&eos) && !early.contains(&stop), "{early:?} with {eos} and {stop}");
+        assert_eq!(found.surviving_mass.as_ref().map(Vec::len), Some(found.response_tokens.len()));
+        let later = &found.surviving_mass.unwrap()[min_tokens..];
+        assert!(later.iter().all(|mass| *mass == 1.0), "{later:?}");
+    }
+    assert!(ends(0, eos).is_some() && ends(0, stop).is_some());
+    // A stop text that ends before is passed over, one that ends at the last of the first tokens counts.
+    let text = |tokens: &[u32]| tokenizer.decode(tokens, true).unwrap();
+    let character = text(&whole).chars().find(char::is_ascii).unwrap().to_string();
+    let stopped = |min_tokens| {
+        least(min_tokens, SamplingParams { stop: vec![character.clone()], ..free() }, &[]).unwrap()
+    };
+    let first = stopped(0).response_tokens.len();
+    let mut seen = first;
+    for min_tokens in 1..=whole.len() {
+        let found = stopped(min_tokens);
+        let length = found.response_tokens.len();
+        assert!(length >= min_tokens && found.response_tokens == whole[..length]);
+        match found.stop_text {
+            Some(at) => {
+                assert!(text(&whole[..length])[at.at..].starts_with(&character));
+                assert!(
+                    at.at >= text(&whole[..min_tokens - 1]).len().saturating_sub(1),
+                    "{min_tokens}: {at:?}"
+                );
+            }
+            None => assert_eq!(length, whole.len()),
+        }
+        seen = seen.max(length);
+    }
+    assert!(seen > first, "the character comes once only, so that this shows nothing");
+    assert!(
+        matches!(least(51, free(), &[]), Err(Refusal::Sampling(problem)) if problem.contains("min_tokens is 51"))
+    );
+    let all: Vec<u32> = (0..300).collect();
+    assert!(
+        matches!(least(1, free(), &all), Err(Refusal::Sampling(problem)) if problem.contains("every token"))
+    );
 }
 
 #[test]

@@ -73,6 +73,10 @@ REQUESTS = {
     "variables": dict(messages=[USER], add_generation_prompt=True, enable_thinking=False,
                       controls=dict(citations=True, length="short"), tools_in_user_message=False, tools=TOOLS,
                       date_string="1 May 2020", documents=DOCUMENTS),
+    "continued": dict(messages=[USER, dict(role="assistant", content="It is")], continue_final_message=True),
+    "continued_space": dict(messages=[SYSTEM, USER, ASSISTANT, AGAIN, dict(role="assistant", content=" Since\n ")],
+                            continue_final_message=True),
+    "continued_user": dict(messages=[USER], continue_final_message=True),
 }
 
 

@@ -31,8 +31,8 @@ def expect(error, part, ask):
 
 
 def check_lists(client, address):
-    assert [model.id for model in client.models.list()] == ["policy"]
-    assert client.models.retrieve("policy").object == "model"
+    assert [model.id for model in client.models.list()] == ["llama_plain"]
+    assert client.models.retrieve("llama_plain").object == "model"
     root = address.removesuffix("/v1")
     assert urllib.request.urlopen(root + "/health").status == 200
     metrics = urllib.request.urlopen(root + "/metrics").read().decode()
@@ -93,6 +93,10 @@ def check_chat(client):
         assert all(token.top_logprobs[0].logprob >= token.top_logprobs[-1].logprob for token in tokens)
     assert ask(max_completion_tokens=None, max_tokens=5).usage.completion_tokens <= 5
 
+    assert whole.system_fingerprint == "weights 0"
+    assert all(choice.weight_versions == [{"version": 0, "start": 0, "end": len(choice.logprobs.content)}]
+               for choice in whole.choices), whole.choices[0].weight_versions
+
     texts, reasons = ["", ""], [None, None]
     for chunk in ask(n=2, stream=True):
         for choice in chunk.choices:
@@ -102,11 +106,36 @@ def check_chat(client):
     assert reasons == [choice.finish_reason for choice in whole.choices]
 
 
+def check_agents(client):
+    """What an agent's loop sends: tools, a history with calls and their results, template variables, a prefix."""
+    tools = [{"type": "function", "function": {
+        "name": "python", "description": "Runs code", "parameters": {
+            "type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}}}]
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "python", "arguments": '{"code": "print(2+2)"}'}}
+    history = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]},
+               {"role": "tool", "tool_call_id": "abcdefghi", "content": "4"}]
+
+    def ask(messages=CHAT, **more):
+        return client.chat.completions.create(
+            **({"model": "llama_plain", "messages": messages, "max_tokens": 8, "seed": 3} | more))
+
+    reply = ask(history, tools=tools, tool_choice="auto", parallel_tool_calls=False)
+    assert reply.choices[0].message.role == "assistant" and reply.usage.prompt_tokens > ask().usage.prompt_tokens
+    assert ask(extra_body={"min_tokens": 8, "ignore_eos": False}).usage.completion_tokens == 8
+    assert ask(extra_body={"chat_template_kwargs": {"enable_thinking": False}}).choices
+    begun = [*CHAT, {"role": "assistant", "content": "The answer is"}]
+    longer, shorter = ask(begun), ask(begun, extra_body={"continue_final_message": True, "add_generation_prompt": False})
+    assert shorter.usage.prompt_tokens < longer.usage.prompt_tokens
+    expect(openai.BadRequestError, "tool_choice", lambda: ask(tools=tools, tool_choice="required"))
+    expect(openai.BadRequestError, "response_format", lambda: ask(response_format={"type": "json_object"}))
+    expect(openai.BadRequestError, "guided_json", lambda: ask(extra_body={"guided_json": {}}))
+
+
 def check_refusals(client):
     def ask(**more):
         return lambda: client.completions.create(**({"model": "policy", "prompt": TEXT, "max_tokens": 4} | more))
 
-    expect(openai.NotFoundError, "policy", ask(model="gpt"))
+    expect(openai.NotFoundError, "llama_plain", ask(model="gpt"))
     expect(openai.BadRequestError, "temperature", ask(temperature=-1))
     expect(openai.BadRequestError, "context", ask(prompt=[1] * 5000))
     expect(openai.BadRequestError, "echo", ask(echo=True))
@@ -138,6 +167,7 @@ def main():
         check_lists(client, address)
         check_completions(client)
         check_chat(client)
+        check_agents(client)
         check_refusals(client)
         asyncio.run(check_many(address))
     finally:
@@ -149,7 +179,7 @@ def main():
     finally:
         server.terminate()
     assert server.wait(timeout=60) == 0
-    print(f"openai {openai.__version__}: models, completions, chat, streams, log-probs, stops, seeds, usage, errors and limits")
+    print(f"openai {openai.__version__}: models, completions, chat, streams, log-probs, stops, seeds, usage, tools, errors and limits")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ pub(crate) type Maker = fn(&Path);
 pub(crate) fn bytes(folder: &Path) {
     let template = "{% for m in messages %}{{ m.role[:1] }}{{ m.content + '.' }}\
         {% for t in m.tool_calls or [] %}{{ t.function.arguments|tojson }}{% endfor %}{% endfor %}\
+        {% for t in tools or [] %}{{ t.function.name }}{% endfor %}\
+        {% if enable_thinking is defined and not enable_thinking %}no-thoughts{% endif %}\
         {% if add_generation_prompt %}g{% endif %}";
     let special = SpecialTokens {
         eos: Some("<end>".to_owned()),
@@ -59,6 +61,24 @@ pub(crate) fn bytes(folder: &Path) {
         ..SpecialTokens::default()
     };
     train_bpe(std::iter::empty::<&str>(), 258, &special).unwrap().save(folder, Some(template)).unwrap();
+}
+
+/// The tokenizer of [`bytes`] with three tokens more, which are a call in the format of Hermes, and a
+/// template that teaches it.
+pub(crate) fn calls(folder: &Path) {
+    bytes(folder);
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %}\
+        {% if tools %}<tool_call>{% endif %}{% if add_generation_prompt %}g{% endif %}";
+    std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    let file = folder.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let call = r#"{"name": "f", "arguments": {"b": "é", "a": 1}}"#;
+    for (content, id) in ["So. ", "<tool_call>", &format!("{call}</tool_call>")].into_iter().zip(258..) {
+        let mut token = added(content, id);
+        token["special"] = json!(false);
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(token);
+    }
+    std::fs::write(&file, tokenizer.to_string()).unwrap();
 }
 
 /// In the manner of Llama 2: letters, a marked space that the decoder takes from the first word, and bytes.

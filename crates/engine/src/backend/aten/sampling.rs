@@ -96,22 +96,30 @@ impl Draws {
 fn draw(chunk: &Chunk, rules: &PlacedRules, mut logits: Tensor) -> Vec<Tensor> {
     let vocab_size = chunk.vocab_size;
     rules.penalise(&mut logits, vocab_size);
-    let (peak, most_probable) = logits.max_dim(-1, true);
+    let (peak, mut most_probable) = logits.max_dim(-1, true);
     let scaled = (logits - peak) * &rules.inverse_temperature;
-    let masses = scaled.exp();
+    let mut masses = scaled.exp();
     let last = |sums: &Tensor| sums.narrow(1, vocab_size - 1, 1);
-    let distribution = masses.cumsum(-1, Kind::Double);
-    let total = last(&distribution).copy();
+    let mut distribution = masses.cumsum(-1, Kind::Double);
+    let mut total = last(&distribution).copy();
+    let normalizer = total.log();
+    let mut allowed = scaled.shallow_clone();
+    if let Some((logits, raised)) = rules.allowed(&scaled) {
+        allowed = logits;
+        most_probable = allowed.argmax(-1, true);
+        masses = allowed.exp();
+        distribution = masses.cumsum(-1, Kind::Double);
+        total = total * raised.to_kind(Kind::Double).exp();
+    }
     if let Some(truncation) = &rules.truncation {
         let rows = truncation.top_k.size()[0];
         let mut masses = masses.narrow(0, 0, rows);
-        let _ = masses.g_mul_(&truncation.survivors(&scaled.narrow(0, 0, rows)));
+        let _ = masses.g_mul_(&truncation.survivors(&allowed.narrow(0, 0, rows)));
         distribution.narrow(0, 0, rows).copy_(&masses.cumsum(-1, Kind::Double));
     }
     let kept = last(&distribution);
     let drawn = invert(&distribution, &(&rules.uniform * &kept), &kept);
     let token = most_probable.where_self(&rules.greedy, &drawn).clamp(0, vocab_size - 1);
-    let normalizer = total.log();
     let logprob = scaled.gather(-1, &token, false) - &normalizer;
     let mut numbers = vec![Tensor::cat(&[token.to_kind(Kind::Double), logprob, kept / total], 1).view(-1)];
     if let Some(tops) = &rules.tops {
@@ -162,6 +170,7 @@ mod tests {
                 rule,
                 uniform: (at as f64 * 0.377).fract(),
                 seen: first_seen..batch.seen.len(),
+                mask: None,
                 top: at % 3,
             });
         }

@@ -24,12 +24,12 @@ pub(crate) struct Steady {
 
 impl Steady {
     /// The batch with rows that nobody wants, up to a rounded count, if it is one that comes again: every
-    /// sequence decodes and draws, no block is copied, no penalty names tokens. The padding's draws come
-    /// last.
+    /// sequence decodes and draws, no block is copied, neither a penalty nor a mask names tokens. The
+    /// padding's draws come last.
     pub(crate) fn padded(&self, batch: &Batch) -> Option<Batch> {
         let rows = batch.tokens.len();
         let decodes = batch.segments.len() == rows && batch.draws.len() == rows;
-        if !decodes || !batch.copies.is_empty() || !batch.seen.is_empty() {
+        if !decodes || !batch.copies.is_empty() || !batch.seen.is_empty() || !batch.masks.is_empty() {
             return None;
         }
         let rule = batch.draws.last()?.rule;
@@ -46,7 +46,7 @@ impl Steady {
                 table: table.clone(),
                 draw: Some(row),
             });
-            batch.draws.push(Draw { row, rule, uniform: 0.0, seen: 0..0, top: 0 });
+            batch.draws.push(Draw { row, rule, uniform: 0.0, seen: 0..0, mask: None, top: 0 });
         }
         Some(batch)
     }
@@ -87,6 +87,7 @@ mod tests {
                 },
                 uniform: ((sequence + start) as f64 * 0.377).fract(),
                 seen: 0..0,
+                mask: None,
                 top: sequence % 2,
             });
             let table = sequence * BLOCKS..(sequence + 1) * BLOCKS;

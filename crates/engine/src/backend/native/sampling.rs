@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use super::machine::{self, DistinctUnits, Kernel, Level, PairProducts, Team};
 use super::math::{LANES, add_lanes, exp};
 use super::matrix::Matrix;
-use crate::batch::{Batch, Draw, DrawRule, Drawn};
+use crate::batch::{Batch, Draw, DrawRule, Drawn, masked_tokens};
 use crate::request::TokenLogprob;
 
 /// Logits whose largest is kept, so that a search can skip those that hold nothing large.
@@ -33,7 +33,8 @@ pub(crate) fn draw(
     team.units(drawn, 1, targets, |row, drawn| {
         let draw = &draws[row];
         let seen = &batch.seen[draw.seen.clone()];
-        machine::run(level, Task { logits: logits.row(row), draw, seen, drawn: &mut drawn[0] });
+        let mask = batch.mask(draw);
+        machine::run(level, Task { logits: logits.row(row), draw, seen, mask, drawn: &mut drawn[0] });
     });
 }
 
@@ -46,6 +47,8 @@ thread_local! {
 struct Scratch {
     /// The logits after the repetition penalty.
     penalised: Vec<f32>,
+    /// The logits of the tokens that may be drawn; those of the others are -inf.
+    allowed: Vec<f32>,
     /// The largest logit of each chunk.
     peaks: Vec<f32>,
     /// The same, in the order of a search.
@@ -79,6 +82,8 @@ struct Task<'a> {
     logits: &'a [f32],
     draw: &'a Draw,
     seen: &'a [u32],
+    /// Which tokens may be drawn, if not all.
+    mask: Option<&'a [u32]>,
     drawn: &'a mut Drawn,
 }
 
@@ -95,10 +100,12 @@ impl Kernel for Task<'_> {
             &penalised
         };
         let distribution = Distribution::new::<FUSED>(row, &rule, &mut scratch);
-        *self.drawn = distribution.draw::<FUSED>(&rule, self.draw.uniform, &mut scratch);
-        if self.draw.top > 0 {
-            self.drawn.top = distribution.top(self.draw.top, &mut scratch);
-        }
+        let top = if self.draw.top > 0 { distribution.top(self.draw.top, &mut scratch) } else { Vec::new() };
+        *self.drawn = match self.mask {
+            None => distribution.draw::<FUSED>(&rule, self.draw.uniform, &mut scratch),
+            Some(mask) => distribution.draw_masked::<FUSED>(mask, &rule, self.draw.uniform, &mut scratch),
+        };
+        self.drawn.top = top;
         scratch.penalised = penalised;
         SCRATCH.set(scratch);
     }
@@ -164,6 +171,35 @@ impl<'a> Distribution<'a> {
         };
         let logprob = self.logprob(self.logits[token]);
         Drawn { token: token as u32, logprob, surviving_mass: surviving_mass as f32, top: Vec::new() }
+    }
+
+    /// Draws one of the tokens that a mask allows, as if the others' logits were -inf. Its log-probability is
+    /// that among all tokens.
+    #[inline(always)]
+    fn draw_masked<const FUSED: bool>(
+        &self,
+        mask: &[u32],
+        rule: &DrawRule,
+        uniform: f64,
+        scratch: &mut Scratch,
+    ) -> Drawn {
+        let mut logits = std::mem::take(&mut scratch.allowed);
+        logits.clear();
+        logits.extend_from_slice(self.logits);
+        for token in masked_tokens(mask, logits.len()) {
+            logits[token] = f32::NEG_INFINITY;
+        }
+        let allowed = Distribution::new::<FUSED>(&logits, rule, scratch);
+        let mut drawn = allowed.draw::<FUSED>(rule, uniform, scratch);
+        let lower = f64::from((allowed.peak - self.peak) * self.inverse_temperature);
+        let share = lower.exp() * allowed.total / self.total;
+        // The drawn token is among the tokens of the row; without finite numbers both stay NaN.
+        if drawn.logprob.is_finite() {
+            drawn.logprob = self.logprob(self.logits[drawn.token as usize]);
+            drawn.surviving_mass = (f64::from(drawn.surviving_mass) * share) as f32;
+        }
+        scratch.allowed = logits;
+        drawn
     }
 
     fn logprob(&self, logit: f32) -> f32 {

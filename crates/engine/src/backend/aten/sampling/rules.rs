@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::super::upload::{Arrived, Part, Upload};
-use crate::batch::{Batch, Draw};
+use crate::batch::{Batch, Draw, masked_tokens};
 
 /// Draws whose logits are one matrix. Those that truncate come first.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -22,6 +22,7 @@ pub(super) struct Chunk {
     top_rows: Part,
     truncation: Option<[Part; 3]>,
     penalty: Option<[Part; 2]>,
+    masked: Option<Part>,
 }
 
 /// The draws of a step in chunks of at most `most`.
@@ -62,6 +63,13 @@ impl Chunk {
             let penalties = rules().map(|rule| f64::from(rule.repetition_penalty));
             [upload.integers(seen), upload.floats(penalties)]
         });
+        let is_masked = draws.iter().any(|draw| of(draw).mask.is_some());
+        let size = usize::try_from(vocab_size).unwrap_or(usize::MAX);
+        let masked = (0..).zip(draws).flat_map(|(row, draw)| {
+            let mask = batch.mask(of(draw)).unwrap_or_default();
+            masked_tokens(mask, size).map(move |token| row * vocab_size + token as i64)
+        });
+        let masked = is_masked.then(|| upload.integers(masked));
         let tops: Vec<usize> = (0..draws.len()).filter(|at| of(&draws[*at]).top > 0).collect();
         let most_top = draws.iter().map(|draw| of(draw).top).max().unwrap_or(0);
         Self {
@@ -76,6 +84,7 @@ impl Chunk {
             tops,
             truncation,
             penalty,
+            masked,
         }
     }
 
@@ -95,6 +104,7 @@ impl Chunk {
                 seen: arrived.integers(seen),
                 penalties: arrived.floats(penalties).to_kind(Kind::Float),
             }),
+            masked: self.masked.map(|masked| arrived.integers(masked)),
             tops: (!self.tops.is_empty()).then(|| arrived.integers(self.top_rows)),
         }
     }
@@ -113,6 +123,8 @@ pub(super) struct PlacedRules {
     /// Of the first rows, if any truncates.
     pub(super) truncation: Option<Truncation>,
     penalty: Option<Penalty>,
+    /// Places in the flat logits of tokens that cannot be drawn, each once.
+    masked: Option<Tensor>,
     /// The draws that want the most probable tokens, `[tops]` i64.
     pub(super) tops: Option<Tensor>,
 }
@@ -146,6 +158,19 @@ impl PlacedRules {
         let penalties = penalties.index_select(0, &seen.floor_divide_scalar(vocab_size));
         let penalised = (&found / &penalties).where_self(&found.gt(0.0), &(&found * &penalties));
         let _ = flat.index_copy_(0, seen, &penalised);
+    }
+}
+
+impl PlacedRules {
+    /// The logits over the temperature, `[draws, vocab]`, of the tokens that can be drawn, those of the
+    /// others -inf and the largest of each row 0; and by how much each row was raised for that, `[draws, 1]`.
+    /// Nothing where every token can be drawn.
+    pub(super) fn allowed(&self, scaled: &Tensor) -> Option<(Tensor, Tensor)> {
+        let masked = self.masked.as_ref()?;
+        let allowed = scaled.copy();
+        let _ = allowed.view(-1).index_fill_(0, masked, f64::NEG_INFINITY);
+        let peak = allowed.amax([-1], true);
+        Some((allowed - &peak, -peak))
     }
 }
 
