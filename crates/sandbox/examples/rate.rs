@@ -1,6 +1,6 @@
 //! Measures gradings a second and how fast a run past its wall limit is gone.
 //!
-//! `cargo run --release -p sandbox --example rate -- [seconds per row] [workers]`
+//! `cargo run --release -p sandbox --example rate -- [seconds per row] [workers] [one row, such as "tier A, zygote"]`
 //!
 //! A grading is two isolated processes: the response, and the tests that question it. The program is trivial
 //! on purpose: what is measured is the sandbox.
@@ -29,6 +29,7 @@ fn main() -> Result<(), Error> {
     let seconds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(10.0);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let workers = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(cores);
+    let rows = arguments.next();
     println!("{workers} workers on {cores} cores, {seconds} s a row");
     for (name, tier, cold) in [
         ("tier A, zygote", Tier::A, false),
@@ -36,7 +37,12 @@ fn main() -> Result<(), Error> {
         ("tier B, zygote", Tier::B, false),
     ] {
         let config = GraderConfig { workers, tier: Some(tier), cold, ..GraderConfig::default() };
-        rate(name, &Grader::start(config)?, workers, Duration::from_secs_f64(seconds))?;
+        if rows.as_ref().is_none_or(|rows| name == rows) {
+            rate(name, &Grader::start(config)?, workers, Duration::from_secs_f64(seconds))?;
+        }
+    }
+    if rows.is_some() {
+        return Ok(());
     }
     for tier in [Tier::A, Tier::B] {
         let config = GraderConfig { workers, tier: Some(tier), ..GraderConfig::default() };

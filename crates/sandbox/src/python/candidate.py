@@ -77,6 +77,8 @@ def next_items(call, iterator, count):
 
 def with_objects(reply):
     """The whole of a reply whose beginning is given."""
+    if not Graph.sent:
+        return reply + "}"
     return reply + deeply(lambda _: Graph.encoded(), None) + "}"
 
 
@@ -149,7 +151,8 @@ def look_up(namespace, name):
 
 def reply_to(request, namespace):
     call, operation, target, is_packed, content, mirrored = request
-    Graph.begin()
+    if Graph.sent or Graph.received:
+        Graph.begin()
     if operation == "next":
         return next_items(call, objects[target], content)
     if is_packed:
@@ -194,10 +197,9 @@ def read_job():
     return limit, parts
 
 
-def arrangements(prompt, response):
-    """Programs that a response may be meant as, the usual one first: it goes on where the prompt ends, it begins a line of
-    its own, or it is a whole program whose imports from the future have to stand first."""
-    yield prompt + response
+def other_arrangements(prompt, response):
+    """Programs that a response may be meant as where it does not go on where the prompt ends: it begins a line of its own,
+    or it is a whole program whose imports from the future have to stand first."""
     yield prompt + "\n" + response
     lines = response.splitlines(True)
     future = [line for line in lines if line.startswith("from __future__ import ")]
@@ -205,15 +207,17 @@ def arrangements(prompt, response):
 
 
 def compiled(prompt, response):
-    """The first of the arrangements that is a program."""
-    first = None
-    for source in arrangements(prompt, response):
-        try:
-            return compile(source, "<response>", "exec")
-        except SyntaxError as error:
-            first = first or error
-            if not prompt:
-                break
+    """The prompt and what goes on with it, or the first of the other arrangements that is a program."""
+    try:
+        return compile(prompt + response, "<response>", "exec")
+    except SyntaxError as error:
+        first = error
+    if prompt:
+        for source in other_arrangements(prompt, response):
+            try:
+                return compile(source, "<response>", "exec")
+            except SyntaxError:
+                continue
     raise first
 
 

@@ -138,7 +138,7 @@ class Session:
         """Arguments in the form in which they travel: whether packed, and the data."""
         try:
             if values.is_plain(content):
-                values.Current.sent = graph.Sent()
+                values.Current.sent = values.NONE_SENT
                 return False, content
             return True, values.pack_all(content)
         except values.Uncrossable as error:
@@ -146,9 +146,14 @@ class Session:
 
     def call(self, name, arguments, named, operation="call", target=None):
         """Calls a function of the response: by its name, or by the handle `target`."""
-        can_change = any(map(values.is_mutable, (*arguments, *named.values())))
-        mirrored = NEVER if not can_change else ALWAYS if self.always_mirror else IF_NONE
-        is_packed, content = self.packed(name, (arguments, named))
+        if not named and values.SCALARS.issuperset(map(type, arguments)):
+            # Most calls there are: nothing in them can change, and `marshal` carries them as they are.
+            mirrored, is_packed, content = NEVER, False, (arguments, named)
+            values.Current.sent = values.NONE_SENT
+        else:
+            can_change = any(map(values.is_mutable, (*arguments, *named.values())))
+            mirrored = NEVER if not can_change else ALWAYS if self.always_mirror else IF_NONE
+            is_packed, content = self.packed(name, (arguments, named))
         target = name if target is None else target
         message = self.ask(operation, target, is_packed, content, mirrored)
         if "error" in message:
@@ -179,6 +184,7 @@ class Session:
 
     def look_up(self, names, name):
         """Binds what the response has under a name, in `names`; where it has nothing the name stays unknown."""
+        values.Current.sent = values.NONE_SENT
         message = self.ask("name", name, False, (), NEVER)
         if "value" in message:
             names[name] = message["value"]
@@ -215,6 +221,7 @@ class Session:
 
     def fetch(self, handle, name, count):
         """The next items of an iterator, at most `count`, and how it ends after them (`None`: it goes on)."""
+        values.Current.sent = values.NONE_SENT
         message = self.ask("next", handle, False, count, NEVER)
         if message.keys() == {"call", "error"}:
             self.throw(message)

@@ -98,7 +98,7 @@ READERS = {
     "user": (list, read_user),
     "type": (str, BUILTIN_TYPES.__getitem__),
     "ellipsis": (list, lambda _: ...),
-    "p": (int, lambda number: Current.received.shell(number)),
+    "p": (int, lambda number: Current.shell(number)),
     "iterator": (list, lambda parts: remote.RemoteIterator(*parts)),
     "remote": (list, lambda parts: remote.Remote(*parts)),
 }
@@ -111,10 +111,22 @@ SHAPES = frozenset(
 )
 
 
+# Objects of a request that has none. Nothing adds to it: `pack_all` begins with one of its own.
+NONE_SENT = graph.Sent()
+
+
 class Current:
     """The objects of the frame that is being read, and of the last request."""
 
-    received, sent = graph.Received(), graph.Sent()
+    # `None` where the frame has none so far.
+    received, sent = None, NONE_SENT
+
+    @classmethod
+    def shell(cls, number):
+        """The object of that number in the frame."""
+        if cls.received is None:
+            cls.received = graph.Received()
+        return cls.received.shell(number)
 
 
 class Message(dict):
@@ -142,7 +154,7 @@ scan = json.JSONDecoder(object_hook=hook).scan_once
 def decode(data):
     """A frame as a `Message` whose content holds values and stand-ins only."""
     # Nobody is asked anything before the frame is read.
-    remote.Link.is_reading, Current.received = True, graph.Received()
+    remote.Link.is_reading, Current.received = True, None
     try:
         return read_message(data.decode("ascii"))
     except (MemoryError, Malformed):
@@ -161,7 +173,8 @@ def read_message(text):
     has_objects, table = "objects" in message, message.pop("objects", None)
     for content in message.values():
         check(content)
-    if has_objects or Current.received.shells:
+    if has_objects or Current.received is not None:
+        Current.received = Current.received or graph.Received()
         Current.received.fill(table, check)
         Current.received.resolve(Current.sent.objects)
         message.objects = Current.received

@@ -11,14 +11,18 @@ import faulthandler
 import json
 import random
 import resource
+import signal
 import sys
 import time
 from marshal import loads
 
 # As a tester has them: memory, and processor time for one grading.
 resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-# For 256 gradings; a frame that makes the tester work for ever is a fault.
+# Of processor time, for 256 gradings; a frame that makes the tester work for ever is a fault, and a host that is busy or
+# stops this process is none.
 GRADINGS_SECONDS = 20
+# The traceback of where it hangs, then what the signal does by itself: the end of the process.
+faulthandler.register(signal.SIGPROF, chain=True)
 SECONDS, FRAMES, SEED = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 draw = random.Random(SEED)
 # The tester draws its own numbers; whatever seeds them must not seed the fuzzer.
@@ -334,7 +338,7 @@ sys.setrecursionlimit(5000)
 started, gradings, verdicts = time.monotonic(), 0, {}
 while frames < FRAMES and time.monotonic() - started < SECONDS:
     if gradings % 256 == 0:
-        faulthandler.dump_traceback_later(GRADINGS_SECONDS, exit=True)
+        signal.setitimer(signal.ITIMER_PROF, GRADINGS_SECONDS)
     index = draw.randrange(len(PROBLEMS))
     verdict = one(index)
     verdicts[verdict] = verdicts.get(verdict, 0) + 1
