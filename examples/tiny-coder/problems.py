@@ -3,28 +3,25 @@
 A problem is a Python signature with a docstring; the answer is the function's body. The docstring describes a chain of
 operations on a list of integers, and hidden test cases, computed by running the reference solution, decide.
 
-    python3 problems.py --output DIR [--seed 17] [--train 12000] [--demonstrations 8000] [--validation 200] [--held-out 400]
+    python3 problems.py --output DIR [--seed 17] [--train 12000] [--demonstrations 8000] [--held-out 400]
 
 writes
     train.jsonl           problems to take prompts from, in the shape of HumanEval:
-                          {"task_id", "prompt", "entry_point", "test", "canonical_solution", "operations"}
-    validation.jsonl      problems on which a sampling temperature is chosen
+                          {"task_id", "prompt", "entry_point", "test", "canonical_solution", "composition"}
     held_out.jsonl        problems for evaluation only
     demonstrations.jsonl  {"prompt", "response"} for supervised fine-tuning, with the mistakes that people make
 
 What makes it honest:
-- Training, validation and held-out problems share no composition: the sequence of operations (whatever its constants and
-  words) of a problem in one of them occurs in no other, and in no demonstration if it is not of the training problems.
+- Train and held-out problems share no composition: the sequence of operations (whatever its constants and words) of a
+  held-out problem occurs in no training problem and in no demonstration.
 - For each operation the typical mistakes are known (a boundary off by one, the wrong order, the wrong direction). The
   hidden cases of every problem reject every program with one such mistake; a chain in which some mistake would make no
   difference is not used.
 - Everything follows from the seed.
 
-Demonstrations are imperfect on purpose, as code found in the wild is. Every operation carries one of its mistakes with
-probability --mistakes. Some operations are widely misunderstood ("at least" taken for "more than"): most demonstrations
-of them, --misconceptions, carry the same mistake. Supervised fine-tuning learns what most people write, so that even its
-most probable answer is wrong there; telling right from wrong is left to the reward model, and acting on it to
-reinforcement learning. A policy that only became surer of itself would gain nothing on these operations.
+Demonstrations are imperfect on purpose, as code found in the wild is: each tricky operation carries one of its
+mistakes with probability --mistakes. Supervised fine-tuning learns them too; telling right from wrong is left to the
+reward model, and acting on it to reinforcement learning.
 """
 
 import argparse
@@ -50,8 +47,6 @@ class Operation:
     mistakes: tuple[str, ...]
     # Constants it may carry; empty when it has none.
     constants: tuple[int, ...] = ()
-    # Whether most people write the first of its mistakes.
-    misunderstood: bool = False
 
 
 def line(expression: str) -> str:
@@ -74,11 +69,11 @@ STEPS = (
     Operation("greater", ("keep the numbers greater than {k}", "keep only numbers above {k}"),
               keep("x > {k}"), (keep("x >= {k}"), keep("x < {k}")), BOUNDS),
     Operation("at_least", ("keep the numbers that are at least {k}", "keep only numbers not below {k}"),
-              keep("x >= {k}"), (keep("x > {k}"), keep("x <= {k}")), BOUNDS, misunderstood=True),
+              keep("x >= {k}"), (keep("x > {k}"), keep("x <= {k}")), BOUNDS),
     Operation("less", ("keep the numbers less than {k}", "keep only numbers below {k}"),
               keep("x < {k}"), (keep("x <= {k}"), keep("x > {k}")), BOUNDS),
     Operation("at_most", ("keep the numbers that are at most {k}", "keep only numbers not above {k}"),
-              keep("x <= {k}"), (keep("x < {k}"), keep("x >= {k}")), BOUNDS, misunderstood=True),
+              keep("x <= {k}"), (keep("x < {k}"), keep("x >= {k}")), BOUNDS),
     Operation("even", ("keep the even numbers", "drop the odd numbers"),
               keep("x % 2 == 0"), (keep("x % 2 == 1"),)),
     Operation("odd", ("keep the odd numbers", "drop the even numbers"),
@@ -88,7 +83,7 @@ STEPS = (
     Operation("add", ("add {k} to each number", "increase every number by {k}"),
               each("x + {k}"), (each("x - {k}"),), ADDENDS),
     Operation("subtract", ("subtract {k} from each number", "decrease every number by {k}"),
-              each("x - {k}"), (each("{k} - x"), each("x + {k}")), ADDENDS, misunderstood=True),
+              each("x - {k}"), (each("{k} - x"), each("x + {k}")), ADDENDS),
     Operation("multiply", ("multiply each number by {k}", "scale every number by {k}"),
               each("x * {k}"), (each("x + {k}"), each("x ** {k}")), (2, 3, 4)),
     Operation("square", ("square each number", "replace every number by its square"),
@@ -104,19 +99,19 @@ STEPS = (
     Operation("take_last", ("take the last {k} numbers", "keep only the last {k} numbers"),
               line("xs[-{k}:]"), (line("xs[:-{k}]"), line("xs[{k}:]")), SMALL),
     Operation("drop_last", ("drop the last {k} numbers", "leave out the last {k} numbers"),
-              line("xs[:-{k}]"), (line("xs[-{k}:]"), line("xs[:{k}]")), SMALL, misunderstood=True),
+              line("xs[:-{k}]"), (line("xs[-{k}:]"), line("xs[:{k}]")), SMALL),
     Operation("ascending", ("sort in ascending order", "sort from small to large"),
               line("sorted(xs)"), (line("sorted(xs, reverse=True)"),)),
     Operation("descending", ("sort in descending order", "sort from large to small"),
               line("sorted(xs, reverse=True)"), (line("sorted(xs)"),)),
     Operation("reverse", ("reverse the order", "turn the list around"),
-              line("xs[::-1]"), (line("sorted(xs)[::-1]"),), misunderstood=True),
+              line("xs[::-1]"), (line("sorted(xs)[::-1]"),)),
     Operation("unique", ("remove repeated numbers", "drop duplicates"),
-              line("list(dict.fromkeys(xs))"), (line("sorted(set(xs))"),), misunderstood=True),
+              line("list(dict.fromkeys(xs))"), (line("sorted(set(xs))"),)),
     Operation("every_second", ("keep every second number starting with the first", "keep the numbers at even positions"),
               line("xs[::2]"), (line("xs[1::2]"),)),
     Operation("odd_places", ("keep every second number starting with the second", "keep the numbers at odd positions"),
-              line("xs[1::2]"), (line("xs[::2]"),), misunderstood=True),
+              line("xs[1::2]"), (line("xs[::2]"),)),
 )
 
 ENDS = (
@@ -152,15 +147,14 @@ def choose(rng: random.Random, operation: Operation) -> Chosen:
     return Chosen(operation, rng.choice(operation.constants) if operation.constants else None)
 
 
-def operations(chain: list[Chosen]) -> list[str]:
-    return [chosen.operation.kind for chosen in chain]
+def composition(chain: list[Chosen]) -> str:
+    return "-".join(chosen.operation.kind for chosen in chain)
 
 
-def part_of(chain: list[Chosen], share: float) -> str:
-    """The part that a chain belongs to: a property of its operations alone, so that no other choice can move it."""
-    digest = hashlib.sha256("-".join(operations(chain)).encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    return "held-out" if place < share else "validation" if place < 1.5 * share else "train"
+def is_held_out(name: str, share: float) -> bool:
+    """A property of the composition alone, so that no other choice can move a chain across the border."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < share
 
 
 def body(lines: list[str]) -> str:
@@ -225,40 +219,33 @@ def draw_chain(rng: random.Random) -> list[Chosen]:
     return [choose(rng, step) for step in steps] + [choose(rng, rng.choice(ENDS))]
 
 
-def problems(rng: random.Random, count: int, part: str, share: float) -> list[dict]:
+def problems(rng: random.Random, count: int, held_out: bool, share: float, prefix: str) -> list[dict]:
     made: list[dict] = []
-    seen: set[tuple[str, ...]] = set()
+    seen: set[str] = set()
     while len(made) < count:
         chain = draw_chain(rng)
-        if part_of(chain, share) != part:
+        name = composition(chain)
+        if is_held_out(name, share) != held_out:
             continue
-        # Problems to measure by are few: no two of them share their operations.
-        kinds = tuple(operations(chain))
-        cases = None if part != "train" and kinds in seen else hidden_cases(rng, chain, 8)
+        # Held-out problems are few: no two of them share a composition.
+        cases = None if held_out and name in seen else hidden_cases(rng, chain, 8)
         if cases is None:
             continue
-        seen.add(kinds)
+        seen.add(name)
         entry_point, prompt = signature(rng, chain)
-        made.append({"task_id": f"{part}/{len(made)}", "prompt": prompt, "entry_point": entry_point,
+        made.append({"task_id": f"{prefix}/{len(made)}", "prompt": prompt, "entry_point": entry_point,
                      "test": check(cases), "canonical_solution": body([chosen.right() for chosen in chain]),
-                     "operations": operations(chain)})
+                     "composition": name})
     return made
 
 
-def demonstrated(rng: random.Random, chosen: Chosen, mistakes: float, misconceptions: float) -> str:
-    """The line as somebody writes it."""
-    if chosen.operation.misunderstood:
-        return chosen.wrong()[0] if rng.random() < misconceptions else chosen.right()
-    return rng.choice(chosen.wrong()) if rng.random() < mistakes else chosen.right()
-
-
-def demonstrations(rng: random.Random, options: argparse.Namespace) -> list[dict]:
+def demonstrations(rng: random.Random, count: int, share: float, mistakes: float) -> list[dict]:
     made: list[dict] = []
-    while len(made) < options.demonstrations:
+    while len(made) < count:
         chain = draw_chain(rng)
-        if part_of(chain, options.held_out_share) != "train" or hidden_cases(rng, chain, 0) is None:
+        if is_held_out(composition(chain), share) or hidden_cases(rng, chain, 0) is None:
             continue
-        lines = [demonstrated(rng, chosen, options.mistakes, options.misconceptions) for chosen in chain]
+        lines = [rng.choice(chosen.wrong()) if rng.random() < mistakes else chosen.right() for chosen in chain]
         made.append({"prompt": signature(rng, chain)[1], "response": body(lines)})
     return made
 
@@ -275,20 +262,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--train", type=int, default=12000)
     parser.add_argument("--demonstrations", type=int, default=8000)
-    parser.add_argument("--validation", type=int, default=200)
     parser.add_argument("--held-out", type=int, default=400)
-    parser.add_argument("--held-out-share", type=float, default=0.15, help="share of compositions kept for evaluation; "
-                        "half as many are kept for validation")
-    parser.add_argument("--mistakes", type=float, default=0.15, help="chance of a mistake per operation")
-    parser.add_argument("--misconceptions", type=float, default=0.7,
-                        help="chance that an operation which is widely misunderstood is written so")
+    parser.add_argument("--held-out-share", type=float, default=0.15, help="share of compositions kept for evaluation")
+    parser.add_argument("--mistakes", type=float, default=0.35, help="chance of a mistake per operation")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    share = options.held_out_share
     rng = lambda purpose: random.Random(f"{options.seed}-{purpose}")  # noqa: E731
-    for part, name, count in (("train", "train", options.train), ("validation", "validation", options.validation),
-                              ("held-out", "held_out", options.held_out)):
-        write(options.output / f"{name}.jsonl", problems(rng(part), count, part, options.held_out_share))
-    write(options.output / "demonstrations.jsonl", demonstrations(rng("demonstrations"), options))
+    write(options.output / "train.jsonl", problems(rng("train"), options.train, False, share, "train"))
+    write(options.output / "held_out.jsonl", problems(rng("held-out"), options.held_out, True, share, "held-out"))
+    write(options.output / "demonstrations.jsonl",
+          demonstrations(rng("demonstrations"), options.demonstrations, share, options.mistakes))
 
 
 if __name__ == "__main__":
