@@ -14,7 +14,7 @@ fractions functools hashlib heapq io itertools json math numbers operator os que
 textwrap threading time traceback types typing unicodedata weakref ast
 """.split()
 
-TESTER, PROGRAM = 2, 3
+TESTER, PROGRAM, SESSION = 2, 3, 4
 
 # `os.environ` is made from this when `os` is imported; guests find it empty.
 posix.environ.clear()
@@ -53,6 +53,7 @@ def warm_up():
 part("packages").install(parts.pop("package_code"))
 part("encoding")
 candidate = part("candidate")
+console = part("console")
 if warm:
     warm_up()
 # Listed before the fork: a guest that looks through all modules writes a reference count into each name, on
@@ -65,5 +66,7 @@ for name in own:
     del sys.modules[name]
 if role == TESTER:
     sluice.tester.run()
+elif role == SESSION:
+    console.run()
 else:
     candidate.run(program=role == PROGRAM)
