@@ -71,6 +71,25 @@ pub enum Error {
         /// The last failure.
         reason: String,
     },
+    /// The machine gave a session's step too little processor time. It says nothing about the code.
+    #[error(
+        "a step had {cpu:?} of processor time in {wall:?} and waited for more: the machine is overloaded"
+    )]
+    Starved {
+        /// Processor time that it had.
+        cpu: Duration,
+        /// How long it took.
+        wall: Duration,
+    },
+    /// The sandbox of a session failed. It says nothing about the code.
+    #[error("the sandbox of the session failed: {reason}")]
+    SessionLost {
+        /// Why.
+        reason: String,
+    },
+    /// The limits of an episode are reached: it has no further step.
+    #[error("the episode has no step left within its limits")]
+    SessionOver,
     /// The grader is shutting down.
     #[error("the grader is shutting down")]
     Closed,

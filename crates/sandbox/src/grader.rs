@@ -1,8 +1,7 @@
 //! The service: grades responses, from as many threads as care to call.
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::JoinHandle;
+use std::sync::{Mutex, PoisonError};
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha20Rng;
@@ -12,13 +11,12 @@ use crate::config::GraderConfig;
 use crate::error::Error;
 use crate::judge::{self, GradedRun, RunContext};
 use crate::limits::Limits;
-use crate::pool::{Lease, Pool, ZygoteKind};
+use crate::pool::{Lease, ZygoteKind};
 use crate::problem::{Problem, Stdio};
-use crate::spawner::ZygoteSpawner;
 use crate::stats::{Counters, Stats};
 use crate::tier::Tier;
-use crate::tier_probe::TierProbe;
 use crate::verdict::{Grade, Verdict};
+use crate::zygotes::Zygotes;
 
 /// Grades responses in sandboxes. All methods may be called from any number of threads; dropping it ends and
 /// reaps every process it has started.
@@ -42,9 +40,7 @@ use crate::verdict::{Grade, Verdict};
 #[derive(Debug)]
 pub struct Grader {
     config: GraderConfig,
-    tier: Tier,
-    pool: Arc<Pool>,
-    spawner: Option<JoinHandle<()>>,
+    zygotes: Zygotes,
     counters: Counters,
     nonces: Mutex<ChaCha20Rng>,
     compiled_tests: CompiledTestsCache,
@@ -57,52 +53,20 @@ impl Grader {
     /// # Errors
     /// Where any of that is impossible; in particular [`Error::BelowMinimumTier`].
     pub fn start(config: GraderConfig) -> Result<Self, Error> {
-        check(&config)?;
         let nonces = Mutex::new(seeded_from_the_system()?);
-        let tier_probe = TierProbe::new(&config)?;
-        let tier = tier_probe.choose(&config)?;
-        let launcher = tier_probe.launcher(tier)?;
-        if config.hide_server {
-            nix::sys::prctl::set_dumpable(false)
-                .map_err(|errno| Error::io("make the server unreadable")(errno.into()))?;
-        }
-        let pool = Pool::new(&config)?;
-        let spawner = ZygoteSpawner::new(Arc::clone(&pool), launcher, config.cold, config.start_timeout);
-        let (ended, failure) = mpsc::sync_channel(1);
-        let pool_of_spawner = Arc::clone(&pool);
-        let spawner = std::thread::Builder::new()
-            .name("zygote-spawner".to_owned())
-            .spawn(move || {
-                if let Err(error) = spawner.run() {
-                    // Callers must not wait for zygotes that nobody starts.
-                    pool_of_spawner.close();
-                    let _ = ended.try_send(error);
-                }
-            })
-            .map_err(Error::io("start the spawner thread"))?;
-        let grader = Self {
+        let zygotes = Zygotes::start(&config, &ZygoteKind::BOTH)?;
+        Ok(Self {
             config,
-            tier,
-            pool,
-            spawner: Some(spawner),
+            zygotes,
             counters: Counters::default(),
             nonces,
             compiled_tests: CompiledTestsCache::default(),
-        };
-        // The first caller finds a sandbox ready, or there is no grader.
-        match grader.pool.lease(&ZygoteKind::BOTH, grader.config.start_timeout) {
-            Ok(lease) => lease.healthy(),
-            Err(error) => {
-                let stopped = failure.try_recv().map(Error::io("run the spawner thread"));
-                return Err(stopped.unwrap_or(error));
-            }
-        }
-        Ok(grader)
+        })
     }
 
     /// The tier in use.
     pub fn tier(&self) -> Tier {
-        self.tier
+        self.zygotes.tier()
     }
 
     /// Grades a response: for HumanEval what follows the prompt, otherwise a whole program. Waits for a
@@ -152,9 +116,9 @@ impl Grader {
     /// A snapshot for metrics.
     pub fn stats(&self) -> Stats {
         let counts = self.counters.snapshot();
-        let pool = self.pool.counts();
+        let pool = self.zygotes.pool().counts();
         Stats {
-            tier: self.tier,
+            tier: self.tier(),
             verdicts: counts.verdicts,
             runs: counts.runs,
             retries: counts.retries,
@@ -174,7 +138,7 @@ impl Grader {
 
     fn context<'a>(&'a self, limits: &'a Limits, seed: u64) -> RunContext<'a> {
         let prelude = &self.config.prelude;
-        RunContext { limits, nested: self.tier == Tier::A, seed, prelude, compiled_tests: None }
+        RunContext { limits, nested: self.tier() == Tier::A, seed, prelude, compiled_tests: None }
     }
 
     /// Every case of a program in its order; the first that fails decides. A time limit ends it: the other
@@ -221,7 +185,7 @@ impl Grader {
         let (mut retries_left, mut overload_retries_left) =
             (self.config.retries, self.config.overload_retries);
         loop {
-            let lease = self.pool.lease(kinds, self.config.queue_timeout);
+            let lease = self.zygotes.pool().lease(kinds, self.config.queue_timeout);
             let mut lease = lease.inspect_err(|_| self.counters.update(|counts| counts.overloaded += 1))?;
             let judged = run(&mut lease).unwrap_or_else(|error| GradedRun::without_resources(&error));
             if judged.healthy {
@@ -267,34 +231,6 @@ impl Grader {
         self.nonces.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(&mut bytes);
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
-}
-
-impl Drop for Grader {
-    fn drop(&mut self) {
-        self.pool.close();
-        if let Some(spawner) = self.spawner.take() {
-            // A spawner that panicked has nothing left to wait for.
-            let _ = spawner.join();
-        }
-    }
-}
-
-fn check(config: &GraderConfig) -> Result<(), Error> {
-    if config.workers == 0 {
-        return Err(Error::Config(
-            "workers is 0; at least one grading must be possible at a time".to_owned(),
-        ));
-    }
-    if config.max_runs_per_zygote == 0 {
-        return Err(Error::Config("max_runs_per_zygote is 0; a zygote must do at least one run".to_owned()));
-    }
-    if let Some(path) = config.import_paths.iter().find(|path| !path.is_absolute() || !path.is_dir()) {
-        return Err(Error::Config(format!(
-            "import path {} is not an absolute path of a folder",
-            path.display()
-        )));
-    }
-    Ok(())
 }
 
 fn seeded_from_the_system() -> Result<ChaCha20Rng, Error> {

@@ -12,11 +12,12 @@ use crate::clock::Moment;
 use crate::error::Error;
 
 /// What the zygote and its guests execute, by the name they are loaded under.
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 11] = [
     ("zygote", include_str!("python/zygote.py")),
     ("packages", include_str!("python/packages.py")),
     ("encoding", include_str!("python/encoding.py")),
     ("candidate", include_str!("python/candidate.py")),
+    ("console", include_str!("python/console.py")),
     ("remote", include_str!("python/remote.py")),
     ("graph", include_str!("python/graph.py")),
     ("values", include_str!("python/values.py")),

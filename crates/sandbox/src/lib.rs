@@ -67,6 +67,7 @@ mod pass_at_k;
 mod pool;
 mod problem;
 mod read;
+mod session;
 mod spawner;
 mod stall;
 mod stats;
@@ -77,6 +78,7 @@ mod trial;
 mod verdict;
 mod watch;
 mod zygote;
+mod zygotes;
 
 // What the library and its helper, `sluice-sandbox-init`, say to each other; for nobody else.
 #[doc(hidden)]
@@ -91,6 +93,7 @@ pub use limits::Limits;
 pub use pass_at_k::pass_at_k;
 pub use problem::{CallCase, Compare, FunctionCalls, HumanEval, Mbpp, Problem, Stdio, StdioCase};
 pub use read::{NoProblem, ReadError, Record, read_problem, read_problems};
+pub use session::{Interpreters, Interruption, Session, SessionLimits, SessionUsage, Step, StepEnd};
 pub use stats::Stats;
 pub use tier::{StepFailure, Tier, TierReport};
 pub use tier_probe::probe;

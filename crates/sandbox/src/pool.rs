@@ -90,7 +90,8 @@ pub(crate) struct Demand {
 }
 
 impl Pool {
-    pub(crate) fn new(config: &GraderConfig) -> Result<Arc<Self>, Error> {
+    /// A pool that keeps zygotes of these kinds.
+    pub(crate) fn new(config: &GraderConfig, kinds: &[ZygoteKind]) -> Result<Arc<Self>, Error> {
         let spawner = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Error::io("create an eventfd")(errno.into()))?;
         let mut state = State::default();
@@ -102,6 +103,7 @@ impl Pool {
             (ZygoteKind::Candidate, candidates, once),
             (ZygoteKind::Tester, config.workers + 1, config.max_runs_per_zygote),
         ] {
+            let target = if kinds.contains(&kind) { target } else { 0 };
             state.stocks[kind as usize] =
                 ZygoteStock { target, max_runs_per_zygote, ..ZygoteStock::default() };
         }

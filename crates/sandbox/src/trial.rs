@@ -26,13 +26,13 @@ use crate::wire::{Event, EventKind, Job, Request, Role};
 use crate::zygote::{self, Message, Zygote};
 
 /// Between two samples of what the first guest uses.
-const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
+pub(crate) const SAMPLE_INTERVAL: Duration = Duration::from_millis(10);
 /// Between two looks at how long the guests waited for a processor.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// A supervisor that was asked to stop its guest gets this long before the whole run is killed.
-const STOP_TIMEOUT: Duration = Duration::from_millis(15);
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_millis(15);
 /// After this long without a sign the zygote is given up.
-const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a trial ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -410,7 +410,7 @@ impl Guest<'_> {
 const ADDRESS_SLACK_BYTES: u64 = 1 << 30;
 const STACK_BYTES: u64 = 64 << 20;
 
-fn job(limits: &Limits, spec: &GuestSpec<'_>, run: u64) -> Job {
+pub(crate) fn job(limits: &Limits, spec: &GuestSpec<'_>, run: u64) -> Job {
     let request = if spec.nested { Request::Nested } else { Request::Direct };
     Job {
         request: request as u32,

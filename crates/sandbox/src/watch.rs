@@ -67,6 +67,13 @@ pub(crate) fn is_ready(thread: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R'))
 }
 
+/// Whether a process stands still: stopped, or dead.
+pub(crate) fn is_still(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    matches!(state, None | Some('T' | 't' | 'Z' | 'X'))
+}
+
 /// Memory of a nested run with shared pages split between those that share them; slower, and exact where a
 /// guest forked with a large heap.
 pub(crate) fn proportional_memory(pids: &[u32]) -> Option<u64> {
@@ -80,7 +87,7 @@ pub(crate) fn proportional_memory(pids: &[u32]) -> Option<u64> {
 
 /// The guest and its descendants, orphans included. The process that holds the namespace is the zygote's own
 /// memory and does nothing, so only what was left to it counts.
-fn members(pids: &[u32], nested: bool) -> Vec<u32> {
+pub(crate) fn members(pids: &[u32], nested: bool) -> Vec<u32> {
     let [holder, guest] = pids else { return Vec::new() };
     let mut found = vec![*guest];
     if !nested {

@@ -38,6 +38,8 @@ pub enum Role {
     Tester = 2,
     /// Untrusted: a whole program that reads stdin and writes stdout.
     Program = 3,
+    /// Untrusted: code that comes step by step and shares one namespace.
+    Session = 4,
 }
 
 /// One run, from the server to the zygote. Zero in a limit means "leave as it is".

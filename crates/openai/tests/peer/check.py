@@ -93,7 +93,7 @@ def check_chat(client):
         assert all(token.top_logprobs[0].logprob >= token.top_logprobs[-1].logprob for token in tokens)
     assert ask(max_completion_tokens=None, max_tokens=5).usage.completion_tokens <= 5
 
-    assert whole.system_fingerprint == "weights 0"
+    assert whole.system_fingerprint == "weights v0"
     assert all(choice.weight_versions == [{"version": 0, "start": 0, "end": len(choice.logprobs.content)}]
                for choice in whole.choices), whole.choices[0].weight_versions
 

@@ -282,7 +282,7 @@ async fn a_choice_says_which_weights_drew_it() {
         (CHAT, json!({"messages": [{"role": "u", "content": ""}], "n": 2})),
     ] {
         let reply = server.post(path, asked(body.clone())).await.json();
-        assert_eq!(reply["system_fingerprint"], "weights 0");
+        assert_eq!(reply["system_fingerprint"], "weights v0");
         let choices = reply["choices"].as_array().unwrap();
         let tokens: u64 =
             choices.iter().map(|choice| choice["weight_versions"][0]["end"].as_u64().unwrap()).sum();

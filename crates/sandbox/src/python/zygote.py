@@ -14,7 +14,7 @@ fractions functools hashlib heapq io itertools json math numbers operator os que
 textwrap threading time traceback types typing unicodedata weakref ast
 """.split()
 
-TESTER, PROGRAM = 2, 3
+TESTER, PROGRAM, SESSION = 2, 3, 4
 # The interpreter keeps objects of up to 512 bytes together by their size. So many of each size fill its holes.
 LARGEST_SMALL, FILLING = 480, 60
 filling = []
@@ -60,6 +60,7 @@ def warm_up():
 part("packages").install(parts.pop("package_code"))
 part("encoding")
 candidate = part("candidate")
+console = part("console")
 if warm:
     warm_up()
 # Listed before the fork: a guest that looks through all modules writes a reference count into each name, on
@@ -72,5 +73,7 @@ for name in own:
     del sys.modules[name]
 if role == TESTER:
     sluice.tester.run()
+elif role == SESSION:
+    console.run()
 else:
     candidate.run(program=role == PROGRAM)
