@@ -33,7 +33,7 @@ use std::time::Duration;
 
 use algo::filtration::{Filtration, Strategy as Filter};
 use coordinator::state::{
-    Applied, Effect, Event, Fact, FiltrationPlan, Order, Phase, RunPlan, Schedule, State,
+    Applied, Effect, Event, Fact, FiltrationPlan, Order, Phase, RunPlan, Schedule, State, StepRecord,
 };
 use proptest::prelude::*;
 use small_run::plan;
@@ -75,6 +75,23 @@ fn groups_without_signal_are_filtered_and_replaced() {
     assert!(account.count(Ending::Filtered(FilterReason::NoSignal)) > 0);
     let plan = world.state.plan();
     assert_eq!(account.count(Ending::Trained), plan.batches * plan.batch_prompts * 2, "batches stay full");
+}
+
+/// Otherwise strategies could not be compared by it, nor with a run that filters nothing.
+#[test]
+fn what_is_said_of_all_responses_counts_every_complete_group() {
+    let mut world = World::new(plan(), 5);
+    world.equal_scores_in_percent = 40;
+    world.run_to_the_end(50_000);
+    let (plan, account) = (world.state.plan(), world.state.account());
+    let steps: Vec<_> = world.state.history().steps().collect();
+    let sum = |of: fn(&StepRecord) -> u64| steps.iter().map(|step| of(step)).sum::<u64>();
+    let (groups, without) = (sum(|step| step.groups), sum(|step| step.groups_without_signal));
+    assert_eq!(groups - without, plan.batches * plan.batch_prompts, "those that train");
+    assert_eq!(sum(|step| step.responses), groups * u64::from(plan.group_size));
+    let filtered = account.count(Ending::Filtered(FilterReason::NoSignal));
+    assert_eq!(without * u64::from(plan.group_size), filtered, "and those that do not");
+    assert!(without > 0);
 }
 
 #[test]

@@ -13,8 +13,10 @@ use types::{FailReason, MemberId, Timestamp};
 
 use super::plan::RunPlan;
 
-/// Failures in a row, without a scored response between them, from which on nobody expects one.
+/// Failures in a row, without a scored response between them, from which on nobody expects one; fewer where a
+/// batch has fewer responses, because failures may be slow: of a service that nobody answers at, say.
 const FAILURES_LIMIT: u64 = 256;
+const MIN_FAILURES_LIMIT: u64 = 64;
 /// Shortest and longest time between two looks.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -230,7 +232,7 @@ impl Progress {
         if no_room.is_none() {
             self.clear(|cause| matches!(cause, Cause::NoRoom { .. }));
         }
-        let cause = no_room.or_else(|| self.failing()).or_else(|| self.fruitless(plan)).or_else(|| {
+        let cause = no_room.or_else(|| self.failing(plan)).or_else(|| self.fruitless(plan)).or_else(|| {
             let allowed = plan.standstill_timeout.max(self.longest_step * USUAL_FACTOR);
             let seconds = now.since(self.moved_at).as_secs();
             let stands = now.since(self.moved_at) >= allowed;
@@ -250,11 +252,13 @@ impl Progress {
         }
     }
 
-    fn failing(&self) -> Option<Cause> {
+    fn failing(&self, plan: &RunPlan) -> Option<Cause> {
+        let limit =
+            (plan.batch_prompts * u64::from(plan.group_size)).clamp(MIN_FAILURES_LIMIT, FAILURES_LIMIT);
         let count = self.failures.values().map(|failures| failures.count).sum();
         let (reason, most) = self.failures.iter().max_by_key(|(_, failures)| failures.count)?;
         let detail = most.detail.clone();
-        (count >= FAILURES_LIMIT).then_some(Cause::EveryAttemptFails { reason: *reason, count, detail })
+        (count >= limit).then_some(Cause::EveryAttemptFails { reason: *reason, count, detail })
     }
 
     fn fruitless(&self, plan: &RunPlan) -> Option<Cause> {

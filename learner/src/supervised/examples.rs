@@ -337,7 +337,8 @@ impl Example for PreferencePair {
 
 impl Example for LabelledAnswer {
     fn parse(reader: &ExampleReader<'_>, line: ExampleLine) -> LineResult<Self> {
-        let desirable = line.label.ok_or(ExampleError::NoLabel)?;
+        let desirable =
+            line.label.as_ref().and_then(serde_json::Value::as_bool).ok_or(ExampleError::NoLabel)?;
         let answer = match line {
             ExampleLine { prompt_tokens: Some(prompt), response_tokens: Some(response), .. } => {
                 Answer::new(prompt, response)?

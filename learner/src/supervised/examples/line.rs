@@ -20,7 +20,8 @@ pub(crate) struct ExampleLine {
     pub(super) chosen_tokens: Option<Vec<u32>>,
     pub(super) rejected_tokens: Option<Vec<u32>>,
     pub(super) margin: Option<f32>,
-    pub(super) label: Option<bool>,
+    /// True or false where an objective reads it; prompts may have another one for scorers.
+    pub(super) label: Option<Value>,
 }
 
 /// What somebody said: text as it stands, or messages for the chat template.
