@@ -6,6 +6,7 @@ use proto::pb;
 use proto::pb::coordinator_client::CoordinatorClient;
 use service::{Link, LinkEvent, Opening};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
 use tonic::transport::Channel;
 use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 
@@ -44,7 +45,7 @@ impl CoordinatorLink {
     }
 }
 
-fn act(channel: Channel, reports: ReceiverStream<pb::ActorReport>) -> Opening<pb::ActorCommand> {
+fn act(channel: Channel, reports: Request<ReceiverStream<pb::ActorReport>>) -> Opening<pb::ActorCommand> {
     let mut client = CoordinatorClient::new(channel)
         .max_decoding_message_size(proto::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(proto::MAX_MESSAGE_BYTES);

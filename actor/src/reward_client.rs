@@ -6,6 +6,7 @@ use service::{Link, LinkEvent, Opening};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
 use tonic::transport::Channel;
 use types::MemberId;
 use types::link::reward::{ScoreReply, ScoreRequest};
@@ -87,7 +88,7 @@ async fn send_next(reports: Option<mpsc::Sender<pb::ScoreRequest>>, rollouts: &m
     std::future::pending().await
 }
 
-fn score(channel: Channel, requests: ReceiverStream<pb::ScoreRequest>) -> Opening<pb::ScoreReply> {
+fn score(channel: Channel, requests: Request<ReceiverStream<pb::ScoreRequest>>) -> Opening<pb::ScoreReply> {
     let mut client = RewardServerClient::new(channel)
         .max_decoding_message_size(proto::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(proto::MAX_MESSAGE_BYTES);

@@ -175,6 +175,7 @@ fn plan() -> RunPlan {
         hopeless_timeout: Duration::from_secs(300),
         hopeless_groups: 1024,
         standstill_timeout: Duration::from_secs(3600),
+        straggler_timeout: Duration::from_secs(300),
         max_attempts: 3,
         min_group: 2,
         filtration: FiltrationPlan::default(),

@@ -89,6 +89,12 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub standstill_timeout: Duration,
+    /// How long a batch that has enough groups waits for groups that were begun earlier and would be too old
+    /// for the next batch. Without it, long responses train less often than they are generated. Synchronous
+    /// runs never wait.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub straggler_timeout: Duration,
     /// Responses that people can read.
     pub samples: SamplesConfig,
     /// The prompts.
@@ -159,6 +165,8 @@ impl Default for Config {
             // With signal in one group of a hundred the chance of so many in a row without is 3e-5.
             hopeless_groups: 1024,
             standstill_timeout: Duration::from_secs(3600),
+            // Longer than a response takes, shorter than a lease of an actor that is stuck.
+            straggler_timeout: Duration::from_secs(300),
             samples: SamplesConfig::default(),
             data: DataConfig::default(),
             schedule: Schedule::default(),
@@ -287,6 +295,7 @@ impl Config {
             hopeless_timeout: self.hopeless_timeout,
             hopeless_groups: self.hopeless_groups,
             standstill_timeout: self.standstill_timeout,
+            straggler_timeout: self.straggler_timeout,
             max_attempts: self.max_attempts,
             min_group: self.min_group,
             filtration: self.filtration.clone(),

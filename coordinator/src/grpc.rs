@@ -9,9 +9,10 @@ use futures::{Stream, StreamExt};
 use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::observer_server::{Observer, ObserverServer};
 use proto::{MAX_MESSAGE_BYTES, ProtocolError, pb};
-use service::{CancellationToken, OnError, Spawner};
+use service::{CancellationToken, CoordinatorTerm, OnError, Spawner};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::actor::{ActorCommand, ActorHello, ActorReport};
@@ -38,6 +39,8 @@ pub(crate) struct Grpc {
     done: CancellationToken,
     /// The number of the next stream.
     next_session: Arc<AtomicU64>,
+    /// Which coordinator this is.
+    term: Arc<CoordinatorTerm>,
 }
 
 impl From<LoopEnded> for Status {
@@ -104,8 +107,13 @@ enum Unreadable {
 }
 
 impl Grpc {
-    pub(crate) fn new(handle: Handle, spawner: Spawner, done: CancellationToken) -> Self {
-        Self { handle, spawner, done, next_session: Arc::default() }
+    pub(crate) fn new(
+        handle: Handle,
+        spawner: Spawner,
+        done: CancellationToken,
+        term: CoordinatorTerm,
+    ) -> Self {
+        Self { handle, spawner, done, next_session: Arc::default(), term: Arc::new(term) }
     }
 
     /// The services on a server with our bounds.
@@ -116,12 +124,35 @@ impl Grpc {
         service::grpc::server().add_service(coordinator).add_service(ObserverServer::new(self))
     }
 
+    /// A member that a later coordinator has served is not served any more: it says what happened since, and this
+    /// one does not know.
+    fn check_term(&self, role: Role, metadata: &MetadataMap) -> Result<(), Status> {
+        match CoordinatorTerm::read(metadata) {
+            Some(known) if self.term.is_before(&known) => {
+                let ours = &self.term;
+                let reason = format!("this is {ours}, and {known} has taken its place: stop this one");
+                tracing::error!(?role, reason, "refused");
+                // It may find the other one at this address the next time.
+                Err(Status::unavailable(reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The answer to a member, which says who gives it.
+    fn answer<C>(&self, commands: Commands<C>) -> Response<Commands<C>> {
+        let mut response = Response::new(commands);
+        self.term.write(response.metadata_mut());
+        response
+    }
+
     /// Introduces a stream to the loop, carries its reports there until it ends, and yields the commands for
     /// it.
     async fn serve<L: Link>(
         &self,
         request: Request<Streaming<L::Message>>,
     ) -> Result<ReceiverStream<Result<L::Command, Closing>>, Status> {
+        self.check_term(L::ROLE, request.metadata())?;
         let mut messages = request.into_inner();
         let hello = L::Hello::try_from(first_message(&mut messages).await?)?;
         let number = self.next_session.fetch_add(1, Ordering::Relaxed);
@@ -403,7 +434,7 @@ impl Coordinator for Grpc {
         request: Request<Streaming<pb::ActorReport>>,
     ) -> Result<Response<Self::ActStream>, Status> {
         let commands = self.serve::<ActorLink>(request).await?;
-        Ok(Response::new(Box::pin(commands.map(message))))
+        Ok(self.answer(Box::pin(commands.map(message))))
     }
 
     async fn reward(
@@ -411,7 +442,7 @@ impl Coordinator for Grpc {
         request: Request<Streaming<pb::RewardReport>>,
     ) -> Result<Response<Self::RewardStream>, Status> {
         let commands = self.serve::<RewardLink>(request).await?;
-        Ok(Response::new(Box::pin(commands.map(message))))
+        Ok(self.answer(Box::pin(commands.map(message))))
     }
 
     async fn learn(
@@ -420,7 +451,7 @@ impl Coordinator for Grpc {
     ) -> Result<Response<Self::LearnStream>, Status> {
         let commands = self.serve::<LearnerLink>(request).await?;
         let messages = commands.flat_map(|command| futures::stream::iter(learner_messages(command)));
-        Ok(Response::new(Box::pin(messages)))
+        Ok(self.answer(Box::pin(messages)))
     }
 }
 

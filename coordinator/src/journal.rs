@@ -213,7 +213,7 @@ impl Journal {
     pub fn commit(&mut self, entries: &Entries, state: &Durable) -> Result<(), Error> {
         let lot = self.encode(&entries.facts)?;
         if self.store.is_none() {
-            self.open_anew()?;
+            self.open_anew(&lot)?;
         }
         let written = self.write(&lot, entries);
         self.shut_if_full(written)?;
@@ -276,9 +276,10 @@ impl Journal {
         written
     }
 
-    /// Opens the store again after a write for which there was no room, and checks that it holds what was
-    /// durable before, and nothing else.
-    fn open_anew(&mut self) -> Result<(), Error> {
+    /// Opens the store again after a write of `lot` for which there was no room, and checks that it holds what was
+    /// durable before and nothing else, or all of the lot besides: what was torn is cut off, but a write can fail
+    /// when it is complete, before it is flushed. The lot is written again in either case, to the same keys.
+    fn open_anew(&mut self, lot: &Lot) -> Result<(), Error> {
         let store = Store::open(&self.path)?;
         let (mut next, mut chain) = (0, Chain::default());
         if let Some(bytes) = store.head.get(SNAPSHOT_KEY).map_err(|error| self.not_written(&error))? {
@@ -293,8 +294,8 @@ impl Journal {
             };
             (next, chain) = (next + 1, with);
         }
-        if (next, chain) != (self.next, self.chain) {
-            // Its write failed and is there all the same: nobody knows what of it is on the disk.
+        let found = Mark { next, chain };
+        if found != lot.end && found != (Mark { next: self.next, chain: self.chain }) {
             let problem = format!("it has {next} facts after a write that failed, {} are durable", self.next);
             return Err(self.unwritable(problem));
         }

@@ -36,6 +36,9 @@ pub(crate) fn log(notice: &Notice) {
                 tracing::info!(change, "the run goes on under another plan");
             }
         }
+        Notice::WaitEnded { batch, timeout } => {
+            tracing::warn!(%batch, seconds = timeout.as_secs_f64(), "the batch waits no longer for its oldest groups");
+        }
         Notice::RefillLimit { batch, groups: 0, of, in_vain } => {
             tracing::warn!(%batch, of, in_vain, "no group of the batch can be trained: it waits for others");
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use service::grpc::Listener;
-use service::{BadInput, CancellationToken, Context, OnError};
+use service::{BadInput, CancellationToken, Context, CoordinatorTerm, OnError};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
@@ -55,8 +55,11 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         .transpose()?;
     let samples = samples(&config.samples)?;
     let began = durable.batches().trained();
+    // The loop's first fact is this start.
+    let term = CoordinatorTerm { run: plan.run.to_string(), term: durable.term() + 1 };
     tracing::info!(
         run = %plan.run,
+        term = term.term,
         prompts = data.len(),
         batches = plan.batches,
         trained = began.0,
@@ -78,7 +81,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let (server_loop, handle, view) = ServerLoop::new(parts);
     let shown = Shown { run: config.run, steps_file: config.steps_file, done: done.clone() };
     context.pages = dashboard::pages(shown, view, handle.clone(), &mut context);
-    let router = Grpc::new(handle, context.tasks.spawner(), done.clone()).router();
+    let router = Grpc::new(handle, context.tasks.spawner(), done.clone(), term).router();
     let token = context.token.clone();
     context.tasks.add("server loop", OnError::Shutdown, async move {
         // The loop reads and writes the disk at every turn, so it has a thread of its own: no stream waits

@@ -132,7 +132,7 @@ impl State {
     /// A run as its journal has it, before anybody has come.
     pub fn over(durable: Durable) -> Self {
         Self {
-            weights: WeightPlane::of_term(durable.term),
+            weights: WeightPlane::of_term(durable.term()),
             durable,
             phase: Phase::Running,
             drain: None,

@@ -9,8 +9,9 @@ mod coordinator_process;
 mod fake_member;
 
 use coordinator_process::CoordinatorProcess;
-use fake_member::{actor, actor_saying, learner, reward_server};
+use fake_member::{actor, actor_saying, learner, reward_server, served_by};
 use proto::pb;
+use service::CoordinatorTerm;
 use tonic::Code;
 use types::link::actor::{ActorHello, ActorLoad, ActorReport};
 use types::link::learner::LearnerReport;
@@ -152,6 +153,22 @@ async fn what_a_learner_says_that_was_replaced_counts_for_nothing() {
     server.next().await.unwrap();
     let log = coordinator.log();
     assert!(!log.contains("wrote a checkpoint of batch"), "it was believed: {log}");
+}
+
+#[tokio::test]
+async fn a_coordinator_of_the_past_serves_nobody_whom_a_later_one_has_served() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let of = |run: &str, term| Some(CoordinatorTerm { run: run.to_owned(), term });
+    assert_eq!(served_by(&coordinator.address, None).await.unwrap(), of("run", 1));
+    assert_eq!(served_by(&coordinator.address, of("run", 1)).await.unwrap(), of("run", 1));
+    assert_eq!(served_by(&coordinator.address, of("other", 9)).await.unwrap(), of("run", 1));
+    let before = coordinator.log().matches("joined").count();
+    let refused = served_by(&coordinator.address, of("run", 2)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "it may find the later one here the next time");
+    let said =
+        "this is coordinator 1 of run run, and coordinator 2 of run run has taken its place: stop this one";
+    assert_eq!(refused.message(), said);
+    assert_eq!(coordinator.log().matches("joined").count(), before, "{}", coordinator.log());
 }
 
 #[tokio::test]

@@ -12,12 +12,16 @@ mod crash_points;
 mod crowd;
 #[path = "state/detectors.rs"]
 mod detectors;
+#[path = "state/drain.rs"]
+mod drain;
 #[path = "state/evaluations.rs"]
 mod evaluations;
 #[path = "state/hopeless.rs"]
 mod hopeless;
 #[path = "state/journal.rs"]
 mod journal;
+#[path = "state/length_bias.rs"]
+mod length_bias;
 #[path = "state/plane.rs"]
 mod plane;
 #[path = "state/sets.rs"]

@@ -10,6 +10,7 @@ use service::{BadInput, CancellationToken, Link, LinkEvent, Opening, Readiness, 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
 use tonic::transport::Channel;
 use types::link::reward::{RewardCommand, RewardHello, RewardReport};
 use types::{Incarnation, MemberId};
@@ -187,7 +188,10 @@ impl Membership {
     }
 }
 
-fn reward(channel: Channel, reports: ReceiverStream<pb::RewardReport>) -> Opening<pb::RewardCommand> {
+fn reward(
+    channel: Channel,
+    reports: Request<ReceiverStream<pb::RewardReport>>,
+) -> Opening<pb::RewardCommand> {
     let mut client = CoordinatorClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);

@@ -6,11 +6,13 @@
 mod metrics;
 mod program;
 mod ring;
+mod roles;
 mod taught;
 mod tree;
 
 pub use metrics::DocumentedMetrics;
 pub use program::{binary, read_until};
 pub use ring::{Running, TinyRing};
+pub use roles::{RoleProcess, Roles, checkpoint};
 pub use taught::TaughtModels;
 pub use tree::{files, root};

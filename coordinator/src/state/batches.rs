@@ -4,6 +4,10 @@
 //! and kept until a checkpoint holds it. A learner that comes back from an older checkpoint is sent the
 //! batches after it again: no sample is lost, and none is counted twice.
 //!
+//! A batch waits for open groups that would find no place in a later one before they are too old: they are the
+//! long responses, and without them the policy would learn from short ones (`straggler_timeout`). Admission has
+//! made the places.
+//!
 //! Groups of which nothing trains are made up for by others, as many as `max_refill_batches` allows. Then the
 //! batch is formed of the groups that it has.
 
@@ -11,9 +15,10 @@ use std::collections::VecDeque;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use types::{BatchId, PolicyVersion, RolloutId};
+use types::{BatchId, PolicyVersion, RolloutId, Timestamp};
 
 use super::filter::{Decided, PlannedGroup, PlannedSample, ReadyGroup, decide_together};
+use super::groups::Groups;
 use super::plan::RunPlan;
 use super::sums::GroupSums;
 
@@ -52,7 +57,7 @@ pub struct Refill {
 /// Groups that wait for their batch, and all batches that are not yet part of a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Batches {
-    /// Groups in the order of completion.
+    /// Groups, the oldest first, and of one version in the order of completion.
     ready: VecDeque<ReadyGroup>,
     /// Batches in order, without gaps.
     kept: VecDeque<BatchPlan>,
@@ -64,6 +69,12 @@ pub struct Batches {
     /// Groups of it that count towards the limit of refills.
     #[serde(default)]
     refilled: u64,
+    /// Since when the next batch waits for older groups.
+    #[serde(default)]
+    waits_since: Option<Timestamp>,
+    /// The batch that has waited for long enough.
+    #[serde(default)]
+    waits_no_more: BatchId,
     /// The last one formed.
     formed: BatchId,
     /// The last one trained.
@@ -82,6 +93,14 @@ pub(super) struct StaleGroup {
     pub(super) group: ReadyGroup,
     /// The batch.
     pub(super) batch: BatchId,
+}
+
+/// When batches are formed, and what is still to come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Awaited<'a> {
+    pub(super) now: Timestamp,
+    /// The groups that are open.
+    pub(super) groups: &'a Groups,
 }
 
 /// What has followed from a group that is complete.
@@ -179,12 +198,17 @@ impl Batches {
     }
 
     /// A group is complete of which nothing trains.
-    pub(super) fn add_unselected(&mut self, plan: &RunPlan, sums: &GroupSums) -> Formed {
+    pub(super) fn add_unselected(
+        &mut self,
+        plan: &RunPlan,
+        awaited: Awaited<'_>,
+        sums: &GroupSums,
+    ) -> Formed {
         self.unselected.merge(sums);
         self.refill.groups += sums.groups;
         self.refill.tokens += sums.tokens;
         self.refilled += sums.groups;
-        self.form(plan)
+        self.form(plan, awaited)
     }
 
     /// A group that was ready is given up.
@@ -193,18 +217,56 @@ impl Batches {
     }
 
     /// A group waits for its batch from now on.
-    pub(super) fn add(&mut self, plan: &RunPlan, group: ReadyGroup) -> Formed {
+    pub(super) fn add(&mut self, plan: &RunPlan, awaited: Awaited<'_>, group: ReadyGroup) -> Formed {
         let id = self.formed.next();
         if group.oldest < oldest_allowed(id, plan.max_staleness) {
             return Formed { stale: vec![StaleGroup { group, batch: id }], ..Formed::default() };
         }
         self.in_flight += group.in_flight();
-        self.ready.push_back(group);
-        self.form(plan)
+        let place = self.ready.partition_point(|other| other.oldest <= group.oldest);
+        self.ready.insert(place, group);
+        self.form(plan, awaited)
+    }
+
+    /// Until when the next batch waits for older groups.
+    pub(super) fn waits_until(&self, plan: &RunPlan) -> Option<Timestamp> {
+        self.waits_since.map(|since| since + plan.straggler_timeout)
+    }
+
+    /// The coordinator has started again: what waits is given the whole time anew.
+    pub(super) fn wait_anew(&mut self) {
+        self.waits_since = None;
+        // A journal of before has them in the order of completion.
+        self.ready.make_contiguous().sort_by_key(|group| group.oldest);
+    }
+
+    /// A batch does not wait any longer.
+    pub(super) fn wait_ended(&mut self, plan: &RunPlan, awaited: Awaited<'_>, batch: BatchId) -> Formed {
+        (self.waits_since, self.waits_no_more) = (None, batch);
+        self.form(plan, awaited)
+    }
+
+    /// Whether a batch waits, so that groups that are open still train in time: those begun with version `u` or
+    /// before need places in the batches up to `u + max_staleness + 1`. It does when there are fewer places after
+    /// it, and it would take a newer group instead.
+    fn waits(&mut self, plan: &RunPlan, awaited: Awaited<'_>, id: BatchId) -> bool {
+        let size = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX);
+        let newest = self.ready.iter().nth(size.saturating_sub(1)).map(|group| group.oldest);
+        let allowed = oldest_allowed(id, plan.max_staleness);
+        let mut open = 0;
+        let is_last_chance = awaited.groups.begun_from(allowed).any(|(version, groups)| {
+            open += groups;
+            let last = version.0.saturating_add(plan.max_staleness).saturating_add(1);
+            let places = last.saturating_sub(id.0).saturating_mul(plan.batch_prompts);
+            open > places && newest.is_none_or(|newest| version < newest)
+        });
+        let waits = is_last_chance && self.waits_no_more != id && !plan.straggler_timeout.is_zero();
+        self.waits_since = waits.then(|| self.waits_since.unwrap_or(awaited.now));
+        waits
     }
 
     /// Forms every batch that enough groups are ready for, or that has used up its refills.
-    pub(super) fn form(&mut self, plan: &RunPlan) -> Formed {
+    pub(super) fn form(&mut self, plan: &RunPlan, awaited: Awaited<'_>) -> Formed {
         let size = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX);
         let mut formed = Formed::default();
         while self.formed < self.last(plan) {
@@ -214,11 +276,12 @@ impl Batches {
                 && plan.refill_limit().is_some_and(|limit| {
                     groups.saturating_add(self.refilled) >= limit.saturating_add(plan.batch_prompts)
                 });
-            if used_up {
+            if used_up && (self.ready.is_empty() || !self.waits(plan, awaited, id)) {
                 formed.limits.push(RefillLimit { batch: id, groups, in_vain: self.refilled });
                 self.refilled = 0;
             }
-            if self.ready.is_empty() || (self.ready.len() < size && !used_up) {
+            let has_enough = self.ready.len() >= size || (used_up && !self.ready.is_empty());
+            if !has_enough || self.waits(plan, awaited, id) {
                 break;
             }
             formed.decided.extend(self.form_one(plan, id).into_iter().map(|decided| (id, decided)));
@@ -263,6 +326,7 @@ impl Batches {
     /// Takes out every group that waits, because no batch will be formed any more.
     pub(super) fn take_ready(&mut self) -> VecDeque<ReadyGroup> {
         let ready = std::mem::take(&mut self.ready);
+        self.waits_since = None;
         self.in_flight -= ready.iter().map(ReadyGroup::in_flight).sum::<u64>();
         ready
     }

@@ -32,7 +32,7 @@ const KNOWN_VERSIONS_LIMIT: usize = 64;
 pub struct Durable {
     pub(super) plan: RunPlan,
     /// Starts of a coordinator over this journal.
-    pub(super) term: u64,
+    term: u64,
     /// The learner that was admitted last, and the how manieth it is.
     learner: Option<(MemberId, Incarnation)>,
     pub(super) learner_term: LearnerTerm,
@@ -106,6 +106,10 @@ impl Durable {
                 }
             }
             Fact::Checkpointed(batch) => self.checkpointed(batch, out),
+            Fact::WaitEnded(batch) => {
+                let formed = self.batches.wait_ended(&self.plan, self.work.awaited(now), batch);
+                self.formed(formed, out);
+            }
             Fact::StrategyChosen { strategy, reason } => self.strategy_chosen(now, strategy, reason, out),
         }
         Outcome::default()
@@ -127,7 +131,8 @@ impl Durable {
         }
         self.plan = plan;
         self.term += 1;
-        let formed = self.batches.form(&self.plan);
+        self.batches.wait_anew();
+        let formed = self.batches.form(&self.plan, self.work.awaited(now));
         self.formed(formed, out);
         self.stop_if_complete(out);
     }
@@ -187,7 +192,7 @@ impl Durable {
         for ending in progressed.endings {
             self.account.end(ending, 1);
         }
-        let groups = progressed.complete.iter().map(|group| self.filter(group, out)).collect();
+        let groups = progressed.complete.iter().map(|group| self.filter(now, group, out)).collect();
         for group in &progressed.evaluated {
             self.evaluated(now, group, out);
         }
@@ -214,7 +219,7 @@ impl Durable {
         self.stop_if_complete(out);
     }
 
-    fn filter(&mut self, group: &CompleteGroup, out: &mut Applied) -> (Ending, bool) {
+    fn filter(&mut self, now: Timestamp, group: &CompleteGroup, out: &mut Applied) -> (Ending, bool) {
         self.work.observe(&self.plan, group);
         if group.has_enough(self.plan.min_group) {
             self.history.observe_group(&group.scored);
@@ -231,10 +236,10 @@ impl Durable {
         let Filtered { ready, unselected, ending, ended, forgotten } = filtered;
         self.account.end(ending, ended);
         out.forget(forgotten);
-        let trains = ready.is_some();
+        let (trains, awaited) = (ready.is_some(), self.work.awaited(now));
         let formed = match ready {
-            Some(ready) => self.batches.add(&self.plan, ready),
-            None => self.batches.add_unselected(&self.plan, &unselected),
+            Some(ready) => self.batches.add(&self.plan, awaited, ready),
+            None => self.batches.add_unselected(&self.plan, awaited, &unselected),
         };
         self.formed(formed, out);
         (ending, trains)
@@ -312,6 +317,11 @@ impl Durable {
     pub(super) fn is_complete(&self) -> bool {
         let Self { plan, work, batches, .. } = self;
         batches.checkpointed() >= batches.last(plan) && !work.evaluations.is_awaited(plan, batches.trained())
+    }
+
+    /// Starts of a coordinator over this journal.
+    pub(crate) fn term(&self) -> u64 {
+        self.term
     }
 
     /// The newest policy version.

@@ -102,13 +102,13 @@ impl Evaluations {
         if self.is_under_way() || !self.is_due(plan, trained) {
             return;
         }
+        let version = PolicyVersion(trained.0);
         for place in 0..evaluation.prompts {
             let prompt = PromptId::held_out(self.begun, place);
-            self.groups.open(prompt, evaluation.samples);
+            self.groups.open(prompt, evaluation.samples, version);
             self.waiting.push_back(prompt);
         }
         self.begun += 1;
-        let version = PolicyVersion(trained.0);
         self.last = Some(version);
         let sums = GroupSums::default();
         self.under_way = Some(UnderWay { version, began: now, versions: 0, sums });

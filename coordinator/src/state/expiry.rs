@@ -15,6 +15,12 @@ impl State {
     /// Gives up what is past its deadline.
     pub(super) fn expire(&mut self, now: Timestamp, out: &mut Applied) {
         self.lose_silent_members(now, out);
+        let Durable { plan, batches, .. } = &self.durable;
+        if batches.waits_until(plan).is_some_and(|until| until <= now) {
+            let (batch, timeout) = (batches.formed().next(), plan.straggler_timeout);
+            out.notice(Notice::WaitEnded { batch, timeout });
+            self.record(now, Fact::WaitEnded(batch), out);
+        }
         if let Some(drain) = &mut self.drain {
             drain.expire(now);
         }
@@ -73,8 +79,9 @@ impl State {
 
     /// The next moment at which [`State::settle`] can change something; none while nothing is awaited.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        let Durable { plan, work, .. } = &self.durable;
+        let Durable { plan, work, batches, .. } = &self.durable;
         let deadlines = [
+            batches.waits_until(plan),
             work.leases.next_deadline(),
             self.weights.next_deadline(plan, &self.members),
             self.members.next_silence(),

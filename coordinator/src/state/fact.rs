@@ -60,6 +60,8 @@ pub enum Fact {
     },
     /// A checkpoint that holds this batch is complete on disk.
     Checkpointed(BatchId),
+    /// A batch does not wait for older groups any more, though it was the last one that they could train in.
+    WaitEnded(BatchId),
     /// Groups that are complete from now on are filtered by this strategy.
     StrategyChosen {
         /// The strategy.
@@ -76,6 +78,9 @@ pub struct LeaseBounds {
     pub room: u64,
     /// Prompts that may be begun.
     pub capacity: u64,
+    /// What the actor generates with: no response of the lease will be older.
+    #[serde(default)]
+    pub version: PolicyVersion,
     /// Whether it is of held-out prompts.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held_out: bool,

@@ -46,7 +46,7 @@ impl State {
     fn held_out_lease(&self) -> Option<Fact> {
         let version = self.durable.work.evaluations.wanted_version()?;
         let (member, Room { groups: room, .. }) = self.room.emptiest(version, |_| true)?;
-        Some(Fact::Leased { member, bounds: LeaseBounds { room, capacity: 0, held_out: true } })
+        Some(Fact::Leased { member, bounds: LeaseBounds { room, capacity: 0, version, held_out: true } })
     }
 
     fn training_lease(&self) -> Option<Fact> {
@@ -55,10 +55,11 @@ impl State {
             return None;
         }
         let oldest = PolicyVersion(batches.trained().0.saturating_sub(plan.max_staleness));
-        let emptiest =
-            self.room.emptiest(oldest, |version| work.has_work(plan, work.capacity(plan, batches, version)));
+        let has_work = |version| work.has_work(plan, version, work.capacity(plan, batches, version));
+        let emptiest = self.room.emptiest(oldest, has_work);
         let (member, Room { groups: room, version }) = emptiest?;
-        let bounds = LeaseBounds { room, capacity: work.capacity(plan, batches, version), held_out: false };
+        let capacity = work.capacity(plan, batches, version);
+        let bounds = LeaseBounds { room, capacity, version, held_out: false };
         Some(Fact::Leased { member, bounds })
     }
 

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use types::{DropReason, Ending, FailReason, LeaseId, PromptId, RolloutId};
+use types::{DropReason, Ending, FailReason, LeaseId, PolicyVersion, PromptId, RolloutId};
 
 use super::fact::ScoreSummary;
 
@@ -22,12 +22,18 @@ const LAPSED_LIMIT: usize = 4;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Groups {
     open: BTreeMap<PromptId, Group>,
+    /// How many of them were begun with which version. A journal of before knows it of none.
+    #[serde(default)]
+    begun: BTreeMap<PolicyVersion, u64>,
     /// Attempts issued that have not ended.
     in_flight: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Group {
+    /// No response of it is of an older version.
+    #[serde(default)]
+    begun: PolicyVersion,
     /// By sibling.
     slots: Vec<Slot>,
 }
@@ -139,9 +145,21 @@ impl Slot {
 
 impl Groups {
     /// Opens a group whose responses all wait to be issued.
-    pub(super) fn open(&mut self, prompt: PromptId, size: u16) {
+    pub(super) fn open(&mut self, prompt: PromptId, size: u16, begun: PolicyVersion) {
         let slot = Slot { stage: Stage::Waiting(0), lapsed: Vec::new() };
-        self.open.insert(prompt, Group { slots: vec![slot; usize::from(size)] });
+        self.open.insert(prompt, Group { begun, slots: vec![slot; usize::from(size)] });
+        *self.begun.entry(begun).or_default() += 1;
+    }
+
+    /// The versions that open groups were begun with, from this one on, and how many groups that were.
+    pub(super) fn begun_from(&self, version: PolicyVersion) -> impl Iterator<Item = (PolicyVersion, u64)> {
+        self.begun.range(version..).map(|(version, groups)| (*version, *groups))
+    }
+
+    /// Whether an actor with this version may take part in a group: what it generates must not be older than what
+    /// the group was admitted for. A group that is closed has nothing left to take part in.
+    pub(super) fn takes(&self, prompt: PromptId, version: PolicyVersion) -> bool {
+        self.open.get(&prompt).is_none_or(|group| group.begun <= version)
     }
 
     /// Groups with a response awaited.
@@ -253,6 +271,12 @@ impl Groups {
     fn complete(&mut self, id: RolloutId, mut change: Change) -> Change {
         let awaited = self.open.get(&id.prompt).is_some_and(|group| group.slots.iter().any(Slot::is_awaited));
         if !awaited && let Some(group) = self.open.remove(&id.prompt) {
+            if let Some(count) = self.begun.get_mut(&group.begun) {
+                *count -= 1;
+                if *count == 0 {
+                    self.begun.remove(&group.begun);
+                }
+            }
             let mut scored = Vec::new();
             for mut slot in group.slots {
                 change.endings.extend(slot.end_lapsed());
@@ -270,6 +294,7 @@ impl Groups {
     /// Closes every group; yields the attempts that were in flight.
     pub(super) fn close_all(&mut self) -> Vec<RolloutId> {
         let mut in_flight = Vec::new();
+        self.begun.clear();
         for (prompt, group) in std::mem::take(&mut self.open) {
             for (sibling, slot) in (0u16..).zip(&group.slots) {
                 let attempts = slot.attempts_in_flight();

@@ -92,6 +92,13 @@ pub enum Notice {
         /// What has changed.
         changes: Vec<String>,
     },
+    /// A batch does not wait any longer for groups that will be too old for the next one.
+    WaitEnded {
+        /// The batch.
+        batch: BatchId,
+        /// How long it has waited.
+        timeout: Duration,
+    },
     /// As many groups were generated in vain for a batch as are allowed.
     RefillLimit {
         /// The batch.

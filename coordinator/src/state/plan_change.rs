@@ -9,7 +9,7 @@ use super::plan::RunPlan;
 
 /// Keys that may change: how much is done at a time, how long is waited, and how far the run goes. A change
 /// is in force from the restart on.
-const MAY_CHANGE: [&str; 21] = [
+const MAY_CHANGE: [&str; 22] = [
     "batches",
     "broadcast_members",
     "broadcast_timeout",
@@ -31,6 +31,7 @@ const MAY_CHANGE: [&str; 21] = [
     "min_group",
     "sampling.max_new_tokens",
     "standstill_timeout",
+    "straggler_timeout",
 ];
 /// Of these, the ones that deterministic mode fixes.
 const FIXED_IN_DETERMINISTIC_MODE: [&str; 8] = [

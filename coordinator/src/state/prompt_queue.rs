@@ -99,9 +99,10 @@ impl PromptQueue {
         queued.retain(|prompt| groups.is_waiting(*prompt));
     }
 
-    /// Whether open groups wait for an actor.
-    pub(super) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+    /// Whether open groups wait for an actor, and one with this version may take the first of them.
+    pub(super) fn has_waiting_for(&self, plan: &RunPlan, groups: &Groups, version: PolicyVersion) -> bool {
+        let first = self.waiting.front().and_then(|queued| queued.first());
+        first.is_some_and(|prompt| plan.deterministic || groups.takes(*prompt, version))
     }
 
     /// Forgets what waits for an actor.
@@ -122,8 +123,9 @@ impl PromptQueue {
     fn next_prompts(&mut self, plan: &RunPlan, groups: &Groups, bounds: LeaseBounds) -> NextLease {
         let mut lease = NextLease::default();
         while (lease.prompts.len() as u64) < bounds.room.min(plan.lease_prompts) {
-            let queued = self.waiting.pop_front().and_then(|queued| queued.first().copied());
-            match queued {
+            let waits = self.has_waiting_for(plan, groups, bounds.version);
+            let queued = if waits { self.waiting.pop_front() } else { None };
+            match queued.and_then(|queued| queued.first().copied()) {
                 Some(prompt) => {
                     self.queued.remove(&prompt);
                     if groups.is_waiting(prompt) {

@@ -176,6 +176,12 @@ impl State {
             return format!("an actor to receive {version} ({connected_actors} connected)");
         }
         let plan = self.plan();
+        if self.batches().waits_until(plan).is_some() {
+            return format!(
+                "the oldest open groups: batch {} has enough others, and these would be too old for the next one",
+                formed.next()
+            );
+        }
         format!(
             "responses to {} prompts: batch {} has {} of its {} groups",
             self.open_prompts(),

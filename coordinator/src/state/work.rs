@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use types::{Ending, FailReason, LeaseId, MemberId, PolicyVersion, PromptId, RolloutId, Timestamp};
 
-use super::batches::Batches;
+use super::batches::{Awaited, Batches};
 use super::evaluations::Evaluations;
 use super::fact::{LeaseBounds, ScoreSummary};
 use super::groups::{Change, CompleteGroup, Groups};
@@ -51,6 +51,11 @@ impl Work {
         self.groups.in_flight() + self.evaluations.in_flight()
     }
 
+    /// What a batch may have to wait for.
+    pub(super) fn awaited(&self, now: Timestamp) -> Awaited<'_> {
+        Awaited { now, groups: &self.groups }
+    }
+
     /// How many more prompts an actor at `version` may begin.
     pub(super) fn capacity(&self, plan: &RunPlan, batches: &Batches, version: PolicyVersion) -> u64 {
         let counts = PromptCounts {
@@ -61,10 +66,10 @@ impl Work {
         counts.capacity(plan, version)
     }
 
-    /// Whether an actor that may begin so many prompts can be given a lease.
-    pub(super) fn has_work(&self, plan: &RunPlan, capacity: u64) -> bool {
+    /// Whether an actor with this version, which may begin so many prompts, can be given a lease.
+    pub(super) fn has_work(&self, plan: &RunPlan, version: PolicyVersion, capacity: u64) -> bool {
         let may_begin = !plan.deterministic || self.groups.open_count() == 0;
-        self.queue.has_waiting() || (may_begin && capacity > 0)
+        self.queue.has_waiting_for(plan, &self.groups, version) || (may_begin && capacity > 0)
     }
 
     /// Leases an actor what it has room for; nothing when there is nothing that it may begin.
@@ -80,7 +85,7 @@ impl Work {
         } else {
             let next = self.queue.next_lease(plan, &self.groups, bounds);
             for prompt in next.opened {
-                self.groups.open(prompt, plan.group_size);
+                self.groups.open(prompt, plan.group_size, bounds.version);
             }
             next.prompts
         };

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 
 use proto::pb;
 use proto::pb::coordinator_client::CoordinatorClient;
+use service::CoordinatorTerm;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use types::link::actor::ActorHello;
 use types::link::learner::{LearnerHello, RecentSteps};
 use types::link::reward::RewardHello;
@@ -80,6 +81,26 @@ pub(crate) async fn reward_server(
     let (reports, outgoing) = outbox(pb::RewardReport::from(hello));
     let commands = client(address).await.reward(outgoing).await?.into_inner();
     Ok(Stream { reports, commands, seen: VecDeque::new() })
+}
+
+/// Which coordinator says that it serves a reward server that `known` has served before.
+pub(crate) async fn served_by(
+    address: &str,
+    known: Option<CoordinatorTerm>,
+) -> Result<Option<CoordinatorTerm>, Status> {
+    let hello = RewardHello {
+        member: "r".parse().unwrap(),
+        incarnation: Incarnation(1),
+        run: None,
+        address: "127.0.0.1:1".to_owned(),
+    };
+    let (_reports, outgoing) = outbox(pb::RewardReport::from(hello));
+    let mut request = Request::new(outgoing);
+    if let Some(known) = known {
+        known.write(request.metadata_mut());
+    }
+    let answer = client(address).await.reward(request).await?;
+    Ok(CoordinatorTerm::read(answer.metadata()))
 }
 
 pub(crate) async fn actor(address: &str, name: &str) -> Result<ActorStream, Status> {

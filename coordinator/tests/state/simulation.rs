@@ -4,13 +4,15 @@
 //! A failure names its seed: `SIMULATION_SEED=N` runs that world alone.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use algo::filtration::{Mode, NoSignal, Strategy as Filter};
 use coordinator::state::{
-    AutoPlan, FiltrationPlan, Order, Phase, RunPlan, Schedule, SetPlan, StrategyChoice,
+    AutoPlan, Fact, FiltrationPlan, Order, Phase, RunPlan, Schedule, SetPlan, StrategyChoice,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use types::{DropReason, Ending};
 
 use crate::small_run::{evaluation, plan};
 use crate::world::{Faults, World};
@@ -41,6 +43,7 @@ fn plan_of(rng: &mut ChaCha8Rng) -> RunPlan {
         broadcast_members: rng.random_range(1..4),
         filtration: filtration_of(rng),
         max_refill_batches: [None, Some(0), Some(1)][rng.random_range(0..3)],
+        straggler_timeout: Duration::from_secs([0, 2, 300][rng.random_range(0..3)]),
         send_filtered: rng.random_range(0..2) == 0,
         schedule: Schedule { order, ..Schedule::default() },
         evaluation: (rng.random_range(0..2) == 0).then(evaluation),
@@ -96,6 +99,10 @@ fn simulate(seed: u64) {
         }
     }
     world.run_to_the_end(QUIET_STEPS);
+    let waits = !world.state.plan().straggler_timeout.is_zero();
+    let ended = world.journal.iter().any(|(_, fact)| matches!(fact, Fact::WaitEnded(_)));
+    let stale = world.state.account().count(Ending::Dropped(DropReason::Stale));
+    assert!(!waits || ended || stale == 0, "{stale} responses were too old, though their batches could wait");
 }
 
 fn simulate_from(first: u64) {

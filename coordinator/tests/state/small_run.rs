@@ -35,6 +35,7 @@ pub(crate) fn plan() -> RunPlan {
         hopeless_timeout: Duration::from_secs(30),
         hopeless_groups: 100,
         standstill_timeout: Duration::from_secs(600),
+        straggler_timeout: Duration::from_secs(300),
         max_attempts: 3,
         min_group: 2,
         filtration: FiltrationPlan::default(),

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::Backoff;
 use crate::grpc::connect;
+use crate::{Backoff, CoordinatorTerm};
 
 /// Reports that may wait for the stream.
 const REPORT_CAPACITY: usize = 1024;
@@ -28,7 +28,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The opening of a stream under way.
 pub type Opening<C> = Pin<Box<dyn Future<Output = Result<Response<Streaming<C>>, Status>> + Send>>;
 /// Opens a stream of reports `R` on a channel.
-pub type Open<R, C> = fn(Channel, ReceiverStream<R>) -> Opening<C>;
+pub type Open<R, C> = fn(Channel, Request<ReceiverStream<R>>) -> Opening<C>;
 
 /// What happened on a link.
 #[derive(Debug)]
@@ -75,6 +75,8 @@ pub struct Link<R, C> {
     away_since: Instant,
     /// How long there may be none; for ever where its owner drops the link by itself.
     timeout: Option<Duration>,
+    /// The latest coordinator that was at the other end, if one was.
+    term: Option<CoordinatorTerm>,
 }
 
 impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
@@ -82,7 +84,7 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
     pub fn new(address: String, open: Open<R, C>, timeout: Option<Duration>) -> Self {
         let now = Instant::now();
         let backoff = Backoff::new(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
-        Self { address, open, state: State::Pausing(now), backoff, away_since: now, timeout }
+        Self { address, open, state: State::Pausing(now), backoff, away_since: now, timeout, term: None }
     }
 
     /// Whether a stream is open.
@@ -145,18 +147,40 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
         let (reports, outgoing) = mpsc::channel(REPORT_CAPACITY);
         // The channel is new and has room.
         let _ = reports.try_send(hello);
-        let opening = (self.open)(channel, ReceiverStream::new(outgoing));
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        if let Some(term) = &self.term {
+            term.write(request.metadata_mut());
+        }
+        let opening = (self.open)(channel, request);
         let Ok(opened) = tokio::time::timeout(OPEN_TIMEOUT, opening).await else {
             return Some(self.pause(format!("no answer within {OPEN_TIMEOUT:?}")));
         };
         match opened {
             Ok(commands) => {
+                if let Some(reason) = self.learn_term(CoordinatorTerm::read(commands.metadata())) {
+                    return Some(self.pause(reason));
+                }
                 self.state = State::Connected { reports, commands: Box::new(commands.into_inner()) };
                 None
             }
             Err(status) if is_final(&status) => Some(self.refused(&status)),
             Err(status) => Some(self.pause(status.message().to_owned())),
         }
+    }
+
+    /// Remembers which coordinator is at the other end; yields why it is not to be believed, if it is not.
+    fn learn_term(&mut self, found: Option<CoordinatorTerm>) -> Option<String> {
+        match (&self.term, found) {
+            (Some(known), Some(found)) if found.is_before(known) => {
+                let Self { address, .. } = self;
+                return Some(format!(
+                    "{found} is at {address}, but {known} has taken its place: stop the old one"
+                ));
+            }
+            (_, found @ Some(_)) => self.term = found,
+            (_, None) => {}
+        }
+        None
     }
 
     /// Where reports go while a stream is open, for a role that waits for room without keeping the link from
@@ -189,4 +213,29 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
 /// Whether coming back is of no use: this process cannot take part, or speaks another protocol.
 fn is_final(status: &Status) -> bool {
     matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument | Code::Unimplemented)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(term: u64) -> Option<CoordinatorTerm> {
+        Some(CoordinatorTerm { run: "a".to_owned(), term })
+    }
+
+    #[test]
+    fn a_coordinator_of_the_past_is_not_believed() {
+        let open: Open<(), ()> = |_, _| Box::pin(async { Err(Status::unavailable("nobody")) });
+        let mut link = Link::new("host:1".to_owned(), open, None);
+        assert_eq!(link.learn_term(None), None, "who has no terms is no coordinator");
+        assert_eq!(link.learn_term(of(2)), None);
+        assert_eq!(link.learn_term(of(2)), None);
+        assert_eq!(link.learn_term(of(3)), None);
+        let said = link.learn_term(of(2)).unwrap();
+        assert_eq!(
+            said,
+            "coordinator 2 of run a is at host:1, but coordinator 3 of run a has taken its place: stop the old one"
+        );
+        assert_eq!(link.term, of(3));
+    }
 }

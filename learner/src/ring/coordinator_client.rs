@@ -6,6 +6,7 @@ use proto::pb::coordinator_client::CoordinatorClient;
 use proto::{LearnerCommands, pb};
 use service::{Link, LinkEvent, Opening};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
 use tonic::transport::Channel;
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 
@@ -63,7 +64,10 @@ impl CoordinatorLink {
     }
 }
 
-fn learn(channel: Channel, reports: ReceiverStream<pb::LearnerReport>) -> Opening<pb::LearnerCommand> {
+fn learn(
+    channel: Channel,
+    reports: Request<ReceiverStream<pb::LearnerReport>>,
+) -> Opening<pb::LearnerCommand> {
     let mut client = CoordinatorClient::new(channel)
         .max_decoding_message_size(proto::MAX_MESSAGE_BYTES)
         .max_encoding_message_size(proto::MAX_MESSAGE_BYTES);

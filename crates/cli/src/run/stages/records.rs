@@ -100,12 +100,16 @@ impl Records {
     }
 }
 
-/// Where two texts part, for people.
+/// Where two configurations part, for people.
 fn first_difference(before: &str, now: &str) -> String {
-    let pair = before.lines().zip(now.lines()).find(|(before, now)| before != now);
-    match pair {
-        Some((before, now)) => format!("`{before}`, now it is `{now}`"),
-        None => "another configuration".to_owned(),
+    let key = |line: &str| line.split(" = ").next().map(str::to_owned);
+    let gone = before.lines().find(|line| !now.lines().any(|other| other == *line));
+    let new = now.lines().find(|line| !before.lines().any(|other| other == *line));
+    match (gone, new) {
+        (Some(gone), Some(new)) if key(gone) == key(new) => format!("`{gone}`, now it is `{new}`"),
+        (_, Some(new)) => format!("another value than `{new}`, which it is now"),
+        (Some(gone), None) => format!("`{gone}`, which is not there now"),
+        (None, None) => "another configuration".to_owned(),
     }
 }
 
@@ -144,6 +148,10 @@ mod tests {
             error.contains("`lr = 1`, now it is `lr = 2`") && error.contains("--redo-from sft"),
             "{error}"
         );
+        let error = records.finished("sft", &told("lr = 1\nwarmup = 3"), &output).unwrap_err().to_string();
+        assert!(error.contains("another value than `warmup = 3`, which it is now"), "{error}");
+        let error = records.finished("sft", &told(""), &output).unwrap_err().to_string();
+        assert!(error.contains("`lr = 1`, which is not there now"), "{error}");
         records.forget("sft").unwrap();
         assert_eq!(records.finished("sft", &told("lr = 2"), &output).unwrap(), None);
     }
