@@ -13,6 +13,10 @@ use std::time::Duration;
 use crate::clock::Moment;
 use crate::watch;
 
+/// The kernel counts a wait at its end, so that one look may bring what belongs before the look before. This
+/// much of the time that no wait has claimed yet is kept for it.
+const UNCLAIMED_LIMIT: Duration = Duration::from_secs(1);
+
 /// What is known of a thread from the look before.
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
@@ -39,18 +43,35 @@ pub(crate) struct StallMeter {
     looked: Moment,
     /// How late the watching thread itself was woken since the last look.
     late: Duration,
+    /// Time up to the last look that was not lost as far as is known.
+    unclaimed: Duration,
+    /// Whether at the last look a thread was ready that had not run since the look before: it may be in the
+    /// middle of a wait that the kernel has not counted.
+    may_be_waiting: bool,
     total: Duration,
 }
 
 impl StallMeter {
     /// A meter of a run that starts now.
     pub(crate) fn new(now: Moment) -> Self {
-        Self { threads: HashMap::new(), looked: now, late: Duration::ZERO, total: Duration::ZERO }
+        Self {
+            threads: HashMap::new(),
+            looked: now,
+            late: Duration::ZERO,
+            unclaimed: Duration::ZERO,
+            may_be_waiting: false,
+            total: Duration::ZERO,
+        }
     }
 
     /// What was lost up to the last look.
     pub(crate) fn total(&self) -> Duration {
         self.total
+    }
+
+    /// Whether the next look may bring a wait that was under way at the last one.
+    pub(crate) fn may_be_waiting(&self) -> bool {
+        self.may_be_waiting
     }
 
     /// Takes note that the watching thread wanted to be awake this much earlier: the machine was stopped, or
@@ -64,11 +85,23 @@ impl StallMeter {
         let passed = now.saturating_duration_since(self.looked);
         let setting_up = guests.iter().any(|guest| !guest.has_started);
         // Guests take turns, so that what one waits the other waits too.
+        self.may_be_waiting = false;
         let waited: Duration = guests.iter().map(|guest| self.longest_wait(guest, passed)).sum();
-        let lost = if setting_up { passed } else { waited.max(self.late).min(passed) };
-        self.total += lost;
+        if setting_up {
+            self.total += passed;
+        } else {
+            self.claim(waited.max(self.late), passed);
+        }
         self.looked = now;
         self.late = Duration::ZERO;
+    }
+
+    /// Counts what was lost of the time since the last look, and of what was left of the time before.
+    fn claim(&mut self, lost: Duration, passed: Duration) {
+        let open = self.unclaimed + passed;
+        let lost = lost.min(open);
+        self.total += lost;
+        self.unclaimed = (open - lost).min(UNCLAIMED_LIMIT);
     }
 
     /// How long the thread of a guest that waited longest did so since the last look.
@@ -77,6 +110,7 @@ impl StallMeter {
         for (thread, schedule) in watch::schedules(&guest.pids, guest.nested) {
             let known = self.threads.entry(thread).or_default();
             let wait = known.wait_until(schedule, passed, || watch::is_ready(thread));
+            self.may_be_waiting |= known.is_ready;
             longest = longest.max(wait);
         }
         longest
@@ -131,6 +165,22 @@ mod tests {
         // Then it runs, and the kernel counts all of the wait.
         assert_eq!(thread.wait_until(schedule(20, 255), ms(100), || true), ms(150));
         assert_eq!(thread.wait_until(schedule(30, 300), ms(100), || true), ms(45));
+    }
+
+    #[test]
+    fn a_wait_that_ends_after_a_look_claims_the_time_before_it() {
+        let mut meter = StallMeter::new(Moment::now());
+        // Ran 10 of every 100 and waited the rest, in waits that end in every other look.
+        for _ in 0..20 {
+            meter.claim(ms(30), ms(100));
+            meter.claim(ms(150), ms(100));
+        }
+        assert_eq!(meter.total(), ms(20 * 180));
+        // No more than has passed, and nothing of what passed long ago.
+        meter.claim(ms(0), ms(60_000));
+        let before = meter.total();
+        meter.claim(ms(50_000), ms(100));
+        assert_eq!(meter.total() - before, UNCLAIMED_LIMIT + ms(100));
     }
 
     #[test]

@@ -125,6 +125,10 @@ pub(crate) struct Trial<'a> {
     next_sample: Moment,
     next_look: Moment,
     stall: StallMeter,
+    /// The wall limit ends nothing earlier.
+    not_before: Moment,
+    /// What the host was known to have taken when the wall limit last waited for a look.
+    postponed_at: Option<Duration>,
     cpu: Duration,
     end: Option<End>,
     kills_before: KillCount,
@@ -141,6 +145,8 @@ impl<'a> Trial<'a> {
             next_sample: started + SAMPLE_INTERVAL,
             next_look: started + LOOK_INTERVAL,
             stall: StallMeter::new(started),
+            not_before: started,
+            postponed_at: None,
             cpu: Duration::ZERO,
             end: None,
             kills_before: KillCount::before_a_run(),
@@ -215,7 +221,7 @@ impl<'a> Trial<'a> {
 
     /// When the run has had its time on the wall, as far as is known now of what the host took of it.
     fn deadline(&self) -> Moment {
-        self.started + self.limits.wall + self.stall.total()
+        (self.started + self.limits.wall + self.stall.total()).max(self.not_before)
     }
 
     /// When the host has had its time.
@@ -239,13 +245,25 @@ impl<'a> Trial<'a> {
         if now >= self.next_look || now >= self.deadline() {
             self.look(now);
         }
-        if now >= self.deadline() {
-            self.finish(End::Wall);
-        } else if now >= self.overload_deadline() {
-            self.finish(End::Overload);
+        if now >= self.overload_deadline() {
+            self.finish(if now >= self.deadline() { End::Wall } else { End::Overload });
+        } else if now >= self.deadline() {
+            self.end_by_the_wall(now);
         } else if now >= self.next_sample {
             self.next_sample = now + SAMPLE_INTERVAL;
             self.check_usage();
+        }
+    }
+
+    /// Ends the trial that has had its time on the wall, unless a guest may be waiting for a processor just now:
+    /// the next look will say.
+    fn end_by_the_wall(&mut self, now: Moment) {
+        let counted = Some(self.stall.total());
+        if self.stall.may_be_waiting() && self.postponed_at != counted {
+            self.postponed_at = counted;
+            self.not_before = now + LOOK_INTERVAL;
+        } else {
+            self.finish(End::Wall);
         }
     }
 

@@ -245,6 +245,62 @@ def check(c):
 }
 
 #[test]
+fn an_object_of_the_response_can_do_what_its_class_can() {
+    let response = "\
+import types, collections
+class Bare: pass
+class Point:
+    def __init__(self, x): self.x = x
+    def __eq__(self, other): return self.x == other.x
+class Bag:
+    def __len__(self): return 2
+    def __iter__(self): return iter('ab')
+    def __call__(self): return 5
+class generator:
+    def __iter__(self): return self
+    def __next__(self): raise StopIteration
+class Refused(Exception): pass
+async def later(): return 3
+def refuse(): raise Refused('no')
+def f(which):
+    return {
+        'object': object, 'bare': Bare, 'point': lambda: Point(1), 'bag': Bag, 'generator': generator,
+        'function': lambda: f, 'class': lambda: Bare, 'later': later, 'refuse': refuse,
+        'default': lambda: collections.defaultdict(list, a=[1]),
+    }[which]()
+";
+    // What CPython says of each in one process.
+    let right = [
+        "not callable(c('object')) and not callable(c('bare')) and callable(c('bag')) and c('bag')() == 5",
+        "not isinstance(c('bare'), Iterable) and isinstance(c('bag'), Iterable) and list(c('bag')) == ['a', 'b']",
+        "not isinstance(c('bare'), Sized) and len(c('bag')) == 2 and not hasattr(c('bare'), '__len__')",
+        "not inspect.isgenerator(c('generator')) and list(c('generator')) == []",
+        "isinstance(c('function'), types.FunctionType) and isinstance(c('class'), type)",
+        "type(c('bag')).__name__ == 'Bag' and isinstance(c('class')(), c('class')) and not isinstance(1, c('class'))",
+        "c('default')['new'] == [] and c('default') == {'a': [1]}",
+        "c('bare') != c('bare') and c('function') == c('function')",
+    ];
+    // What cannot be asked is no wrong answer.
+    let unserved = ["c('point') == c('point')", "asyncio.run(c('later')) == 3"];
+    let imports = "import asyncio, inspect, types\nfrom collections.abc import Iterable, Sized\n";
+    for tier in [Tier::A, Tier::B] {
+        let grader = arena::grader(tier);
+        for assertion in right {
+            accepted(&grader, &format!("{imports}def check(c):\n    assert {assertion}\n"), response);
+        }
+        for assertion in unserved {
+            let grade =
+                check(&grader, &format!("{imports}def check(c):\n    assert {assertion}\n"), response);
+            assert_eq!(grade.verdict, Verdict::Unsupported, "{assertion}: {}", grade.detail);
+        }
+        let catches = "def check(c):\n    try:\n        c('refuse')\n    except Refused:\n        pass\n";
+        let grade = check(&grader, catches, response);
+        assert_eq!(grade.verdict, Verdict::Unsupported, "{}", grade.detail);
+        assert!(grade.detail.contains("a class of the response"), "{}", grade.detail);
+    }
+}
+
+#[test]
 fn exceptions_cross_as_their_builtin_types() {
     let grader = arena::grader(Tier::A);
     let response = "\

@@ -102,6 +102,8 @@ OPERATIONS = {
     "iter": iter,
     "str": str,
     "repr": repr,
+    "isinstance": lambda target, value: isinstance(value, target),
+    "issubclass": lambda target, value: issubclass(value, target),
 }
 
 
@@ -121,6 +123,13 @@ def find(namespace, name):
     """The function of that name; an expression such as `Solution().solve` is evaluated once."""
     if name in namespace:
         return namespace[name]
+    if not name.isascii():
+        # As the interpreter reads identifiers.
+        from unicodedata import normalize
+
+        name = normalize("NFKC", name)
+        if name in namespace:
+            return namespace[name]
     if name not in expressions:
         expressions[name] = evaluate(namespace, name)
     return expressions[name]

@@ -144,7 +144,7 @@ def tagged(tag, content, depth):
 STANDARD = {
     ("collections", "Counter"): ("counter", lambda value: list(map(list, dict.items(value)))),
     ("collections", "OrderedDict"): ("ordered", lambda value: [list(pair) for pair in value.items()]),
-    ("collections", "defaultdict"): ("d", lambda value: list(map(list, dict.items(value)))),
+    ("collections", "defaultdict"): ("default", lambda value: [factory(value), list(map(list, dict.items(value)))]),
     ("collections", "ChainMap"): ("d", lambda value: list(map(list, value.items()))),
     ("types", "MappingProxyType"): ("d", lambda value: list(map(list, value.items()))),
     ("collections", "deque"): ("deque", lambda value: [list(value), value.maxlen]),
@@ -214,7 +214,46 @@ def encode_other(value, kind, depth):
         if issubclass(kind, base):
             return encode(part(value), depth)
     tag = "iterator" if hasattr(kind, "__next__") and hasattr(kind, "__iter__") else "remote"
-    return '{"%s":[%d,%s]}' % (tag, handle(value), quote(kind.__name__))
+    return '{"%s":[%d,%s,"%s"]}' % (tag, handle(value), quote(kind.__name__), traits(value, kind))
+
+
+# What an object can do, as `remote.METHODS` knows it.
+TRAITS = {
+    "c": "__call__",
+    "g": "__getitem__",
+    "s": "__setitem__",
+    "i": "__iter__",
+    "n": "__contains__",
+    "l": "__len__",
+}
+
+
+def traits(value, kind):
+    found = [letter for letter, name in TRAITS.items() if has_method(kind, name)]
+    if isinstance(value, type):
+        found.append("t")
+    if kind.__module__ == "builtins":
+        found.append("b")
+    elif kind.__eq__ is not object.__eq__:
+        found.append("e")
+    return "".join(found)
+
+
+def has_method(kind, name):
+    """Whether objects of this class have a method; `getattr` would find those of the class itself too."""
+    for base in kind.__mro__:
+        if name in base.__dict__:
+            return base.__dict__[name] is not None
+    return False
+
+
+def factory(value):
+    """The name of what makes a `defaultdict`'s missing values, where the other side knows it."""
+    kind = value.default_factory
+    return kind.__name__ if type(kind) is type and kind in FACTORIES else None
+
+
+FACTORIES = (int, float, bool, str, list, dict, set, tuple)
 
 
 def handle(value):

@@ -7,8 +7,11 @@ what cannot be asked (arithmetic, order, copies), which ends the test as `unsupp
 
 import types
 
-GENERATOR_KINDS = {
-    kind.__name__: kind for kind in (types.GeneratorType, map, filter, zip, enumerate, reversed)
+# Types of the interpreter that tests ask for with `isinstance`, by their names.
+BUILTIN_KINDS = {
+    kind.__name__: kind
+    for kind in (types.GeneratorType, map, filter, zip, enumerate, reversed, types.FunctionType, types.MethodType)
+    + (types.BuiltinFunctionType, types.ModuleType, types.CoroutineType, types.AsyncGeneratorType, type)
 }
 # How many items the candidate may be asked for in advance.
 MOST_ITEMS = 1024
@@ -31,48 +34,41 @@ class Link:
 
 
 class Remote:
-    """An object of the response."""
+    """An object of the response. What not every object can do is added by `stand_in`."""
 
-    __slots__ = ("_handle", "_name")
+    __slots__ = ("_handle", "_name", "_traits")
 
-    def __init__(self, handle, name):
-        if type(handle) is not int or type(name) is not str:
-            raise ValueError("no handle")
+    def __init__(self, handle, name, traits):
         object.__setattr__(self, "_handle", handle)
-        object.__setattr__(self, "_name", name[:100])
+        object.__setattr__(self, "_name", name)
+        object.__setattr__(self, "_traits", traits)
+
+    @property
+    def __class__(self):
+        return BUILTIN_KINDS.get(self._name, type(self)) if BUILTIN in self._traits else type(self)
 
     def __eq__(self, other):
-        return type(other) is type(self) and object.__getattribute__(other, "_handle") == self._handle
+        if not issubclass(type(other), Remote):
+            return False
+        if other._handle == self._handle:
+            return True
+        if OWN_EQUALITY in self._traits + other._traits:
+            unserved(self, "equality of two objects that compare themselves")
+        return False
 
     def __hash__(self):
         return hash(self._handle)
 
     def __getattr__(self, name):
+        if BUILTIN in self._traits and self._name == "coroutine":
+            unserved(self, name)
         return ask(self, "attribute", name)
 
     def __setattr__(self, name, value):
         ask(self, "set attribute", name, value)
 
-    def __call__(self, *arguments, **named):
-        return Link.session.invoke(self._handle, self._name, arguments, named)
-
-    def __getitem__(self, key):
-        return ask(self, "item", key)
-
-    def __setitem__(self, key, value):
-        ask(self, "set item", key, value)
-
-    def __contains__(self, item):
-        return ask(self, "contains", item, kind=bool)
-
-    def __len__(self):
-        return ask(self, "len", kind=int)
-
     def __bool__(self):
         return ask(self, "bool", kind=bool)
-
-    def __iter__(self):
-        return ask(self, "iter", kind=RemoteIterator)
 
     def __str__(self):
         return local_text(self) or ask(self, "str", kind=str)
@@ -81,22 +77,86 @@ class Remote:
         return local_text(self) or ask(self, "repr", kind=str)
 
 
+def call(self, *arguments, **named):
+    return Link.session.invoke(self._handle, self._name, arguments, named)
+
+
+def get_item(self, key):
+    return ask(self, "item", key)
+
+
+def set_item(self, key, value):
+    ask(self, "set item", key, value)
+
+
+def contains(self, item):
+    return ask(self, "contains", item, kind=bool)
+
+
+def length(self):
+    return ask(self, "len", kind=int)
+
+
+def iterator(self):
+    return ask(self, "iter", kind=RemoteIterator)
+
+
+def is_instance(self, value):
+    return ask(self, "isinstance", value, kind=bool)
+
+
+def is_subclass(self, value):
+    return ask(self, "issubclass", value, kind=bool)
+
+
+# What an object can do, by the letters that the candidate sends (`encoding.TRAITS`): a test that wants to know whether
+# something can be called, or has a length, is told what it would see in one process. Who lies here says no more of an
+# object than its class could.
+METHODS = {
+    "c": {"__call__": call},
+    "g": {"__getitem__": get_item},
+    "s": {"__setitem__": set_item},
+    "i": {"__iter__": iterator},
+    "n": {"__contains__": contains},
+    "l": {"__len__": length},
+    # A class of the response's own.
+    "t": {"__instancecheck__": is_instance, "__subclasscheck__": is_subclass},
+}
+# A type of the interpreter's own; a class with an equality of its own.
+BUILTIN, OWN_EQUALITY = "b", "e"
+# Classes of stand-ins by the name and traits of what they stand for. Where there are more names than that, the others go
+# by one.
+CLASSES, MOST_CLASSES = {}, 1000
+
+
+def stand_in(handle, name, traits):
+    """A stand-in for the object that the candidate knows by this handle."""
+    if type(handle) is not int or type(name) is not str or type(traits) is not str or len(traits) > 20:
+        raise ValueError("no handle")
+    known = "".join(sorted({*METHODS, BUILTIN, OWN_EQUALITY}.intersection(traits)))
+    key = (name[:100] if len(CLASSES) < MOST_CLASSES else "object", known)
+    if key not in CLASSES:
+        methods = {"__slots__": ()}
+        for letter in known:
+            methods.update(METHODS.get(letter, ()))
+        CLASSES[key] = type(key[0], (Remote,), methods)
+    return CLASSES[key](handle, name[:100], known)
+
+
 class RemoteIterator(Remote):
     """An iterator of the response, such as a generator. Its items are fetched when they are wanted: one, then two, then
     four at a time, so that whoever takes a few of an endless one gets them, and whoever takes all does not wait long."""
 
     __slots__ = ("_items", "_wanted", "_end")
 
-    def __init__(self, handle, name):
-        super().__init__(handle, name)
+    def __init__(self, handle, name, traits):
+        if type(handle) is not int or type(name) is not str or type(traits) is not str:
+            raise ValueError("no handle")
+        super().__init__(handle, name[:100], traits[:20])
         object.__setattr__(self, "_items", [])
         object.__setattr__(self, "_wanted", 1)
         # How it ends once `_items` is empty: an exception of the response, or `StopIteration`.
         object.__setattr__(self, "_end", None)
-
-    @property
-    def __class__(self):
-        return GENERATOR_KINDS.get(self._name, RemoteIterator)
 
     def __iter__(self):
         return self

@@ -25,6 +25,8 @@ COMPILED_TESTS_LIMIT = 1 << 20
 scan, quote = json.JSONDecoder().scan_once, json.encoder.encode_basestring_ascii
 
 
+# What the interpreter says to `except`, `isinstance` and `issubclass` with what stands for a class of the response.
+NO_CLASS = ("catching classes that do not inherit from BaseException", "isinstance() arg 2", "issubclass() arg ")
 # Which failure stands for all of them.
 RANKS = {"wrong_answer": 0, "unsupported": 2}
 
@@ -64,6 +66,8 @@ class Tally:
             failure = "unsupported", "the tests use " + str(error)
         elif raised is not None and raised[0] is error:
             failure = raised[1], describe(error, raised[2])
+        elif type(error) is TypeError and str(error).startswith(NO_CLASS):
+            failure = "unsupported", "the tests ask for a class of the response"
         else:
             failure = "wrong_answer", describe(error) + self.last_call()
         self.session.describing = False

@@ -8,7 +8,7 @@ other process, or raises; it runs no code of the other side.
 import builtins
 import json
 from array import array
-from collections import Counter, OrderedDict, UserDict, UserList, UserString, deque, namedtuple
+from collections import Counter, OrderedDict, UserDict, UserList, UserString, defaultdict, deque, namedtuple
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
@@ -27,7 +27,7 @@ CONTAINERS = (list, tuple, set, frozenset)
 KEYS, VALUES, ITEMS = (type(view) for view in ({}.keys(), {}.values(), {}.items()))
 LEAVES = frozenset(
     [graph.Shell, range, bytearray, Fraction, Decimal, date, datetime, time, timedelta, array, type, type(...), UserString]
-    + [remote.Remote, remote.RemoteIterator]
+    + [remote.RemoteIterator]
 )
 BUILTIN_TYPES = {name: kind for name, kind in vars(builtins).items() if type(kind) is type}
 
@@ -72,6 +72,15 @@ def read_user(parts):
     return kind(data)
 
 
+def read_default(parts):
+    """A `defaultdict`; what makes its missing values crosses where it is one of these types."""
+    factory, items = parts
+    return defaultdict(None if factory is None else FACTORIES[factory], pairs(items))
+
+
+FACTORIES = {kind.__name__: kind for kind in (int, float, bool, str, list, dict, set, tuple)}
+
+
 # By tag: of what type the content must be (`bool` and `int` never pass for one another here), and what is
 # made of it.
 READERS = {
@@ -94,13 +103,14 @@ READERS = {
     "array": (list, lambda parts: array(*parts)),
     "counter": (list, lambda items: Counter(pairs(items))),
     "ordered": (list, OrderedDict),
+    "default": (list, read_default),
     "named": (list, read_named),
     "user": (list, read_user),
     "type": (str, BUILTIN_TYPES.__getitem__),
     "ellipsis": (list, lambda _: ...),
     "p": (int, lambda number: Current.shell(number)),
     "iterator": (list, lambda parts: remote.RemoteIterator(*parts)),
-    "remote": (list, lambda parts: remote.Remote(*parts)),
+    "remote": (list, lambda parts: remote.stand_in(*parts)),
 }
 # Every message there is, by its keys.
 SHAPES = frozenset(
@@ -194,7 +204,7 @@ def check(value, depth=0):
                 check(item, depth + 1)
     elif kind is Message:
         raise Malformed("a message inside of a value")
-    elif kind not in LEAVES:
+    elif kind not in LEAVES and not issubclass(kind, remote.Remote):
         for item in contents(value):
             check(item, depth + 1)
 
@@ -240,9 +250,9 @@ def pack(value, depth=0):
 
     if kind in (list, tuple, set, frozenset, bytearray):
         return (kind.__name__, bytes(value) if kind is bytearray else packed(value))
-    if kind in (dict, Counter, OrderedDict):
-        return (kind.__name__, packed(value.items()))
-    if kind in (remote.Remote, remote.RemoteIterator):
+    if kind in (dict, Counter, OrderedDict, defaultdict):
+        return ("dict" if kind is defaultdict else kind.__name__, packed(value.items()))
+    if issubclass(kind, remote.Remote):
         return ("handle", remote.handle_of(value))
     if kind is range:
         return ("range", (value.start, value.stop, value.step))

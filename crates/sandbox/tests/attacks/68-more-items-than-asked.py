@@ -22,7 +22,7 @@ def take(count):
 
 
 def solve(n):
-    os.write(5, frame('{"call":1,"value":{"iterator":[0,"generator"]}}'))
+    os.write(5, frame('{"call":1,"value":{"iterator":[0,"generator","bi"]}}'))
     while True:
         call = loads(take(int.from_bytes(take(4), "little")))[0]
         os.write(5, frame('{"call":%d,"items":[0,1,2,3],"end":true}' % call))

@@ -70,6 +70,9 @@ PROBLEMS = [
     check("def check(c):\n    assert all(map(lambda n: c(n) == n + %d, [1, 2]))\n" % SECRETS[22]),
     check("def check(c):\n    assert {1: {2: c(5)}} == {1: {2: {%d}}}\n" % SECRETS[23]),
     check("def check(c):\n    r = c(1)\n    assert len(r) == 2 and r[0] == r[1] == %d and bool(r)\n" % SECRETS[3]),
+    check("def check(c):\n    r, s = c(1), c(2)\n    assert (r == s, [r] == [s], r in [s]) == %d\n" % SECRETS[3]),
+    check("def check(c):\n    assert (isinstance(c(1), c(2)), callable(c(3)), c(4)()) == %d\n" % SECRETS[3]),
+    check("def check(c):\n    r = c(1)\n    assert r[%d] + sum(r) == %d\n" % tuple(SECRETS[4:6])),
     check("def check(c):\n    head = N(%d, N(1))\n    out = c(head)\n"
           "    assert out.val == head.next.val == %d and type(out) is N\n" % tuple(SECRETS[10:12]), prompt=NODE),
     check("def check(c):\n    head = N(%d, N(1))\n    wanted = str(head.val)[::-1]\n    c(head)\n"
@@ -110,7 +113,9 @@ def value(depth=0):
     if kind == 4 and sent:
         return draw.choice(sent)
     if kind in (5, 6):
-        return {draw.choice(["remote", "iterator"]): [draw.choice([0, 1, 7, "0", -1]), draw.choice(["T", "generator", 3])]}
+        name = draw.choice(["T", "generator", "coroutine", "type", "function", 3])
+        traits = draw.choice(["", "b", "e", "t", "ci", "cgsinltbe", "zz" * 20, 3])
+        return {draw.choice(["remote", "iterator"]): [draw.choice([0, 1, 7, "0", -1]), name, traits]}
     if kind < 10:
         return [value(depth + 1) for _ in range(draw.randrange(4))]
     if kind < 13:
@@ -151,6 +156,7 @@ def tagged(depth):
         {"array": [draw.choice(["i", "d", "u", "b"]), [1, number()]]},
         {"counter": [["a", draw.choice([1, value(depth + 1)])]]},
         {"ordered": [["a", value(depth + 1)]]},
+        {"default": [draw.choice([None, "int", "list", "eval", 3]), [["a", value(depth + 1)]]]},
         {"named": [draw.choice(["P", "class", "__x"]), ["x", draw.choice(["y", "_y", "x"])], [1, value(depth + 1)]]},
         {"user": [draw.choice(["list", "dict", "str"]), draw.choice([[1], "a", {"d": []}])]},
         {"type": draw.choice(["int", "eval", "object", "type", "no"])},
