@@ -1,6 +1,7 @@
 //! Measures gradings a second and how fast a run past its wall limit is gone.
 //!
-//! `cargo run --release -p sandbox --example rate -- [seconds per row] [workers] [one row, such as "tier A, zygote"]`
+//! `cargo run --release -p sandbox --example rate -- [seconds per row] [workers] [row]`; a row is such as "tier
+//! A, zygote", and all of them where none is given.
 //!
 //! A grading is two isolated processes: the response, and the tests that question it. The program is trivial
 //! on purpose: what is measured is the sandbox.

@@ -255,8 +255,8 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// Ends the trial that has had its time on the wall, unless a guest may be waiting for a processor just now:
-    /// the next look will say.
+    /// Ends the trial that has had its time on the wall, unless a guest may be waiting for a processor just
+    /// now: the next look will say.
     fn end_by_the_wall(&mut self, now: Moment) {
         let counted = Some(self.stall.total());
         if self.stall.may_be_waiting() && self.postponed_at != counted {

@@ -15,7 +15,9 @@ for line in sys.stdin:
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
-        signal.alarm(item["timeout"])
+        # Processor time; on the wall twenty times that, because others may use the processor.
+        signal.setitimer(signal.ITIMER_PROF, item["timeout"])
+        signal.alarm(20 * item["timeout"])
         try:
             exec(item["program"], {})
         except BaseException:
