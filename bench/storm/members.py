@@ -35,10 +35,12 @@ def status(output):
         return {"trained": 0, "actors": []}
 
 
-def wait(what, timeout, holds):
+def wait(what, timeout, holds, processes=()):
     deadline = time.monotonic() + timeout
     while not holds():
         if time.monotonic() > deadline:
+            for process in processes:
+                process.terminate()
             sys.exit(f"after {timeout} s still not: {what}")
         time.sleep(0.1)
 
@@ -62,17 +64,20 @@ def main():
     settings = ["processes.actors=1", "processes.reward_servers=1", "coordinator.deterministic=false"]
     # A prompt for each of them, so that nobody is without work.
     settings += [f"coordinator.batch_prompts={max(asked.actors, 8)}", "coordinator.lease_prompts=1"]
+    # And room for no second one: on a busy machine the first to have new weights would take all of them.
+    settings += ["actor.engine.max_sequences=4"]
     run = storm.start(asked.binary, output, 1_000_000, settings)
     names = [f"extra-{number}" for number in range(asked.actors - 1)]
     faults, spans = [], []
-    wait("a batch is trained", JOIN_TIMEOUT_SECONDS, lambda: status(output)["trained"] > 0 or run.poll() is not None)
+    wait("a batch is trained", JOIN_TIMEOUT_SECONDS, lambda: status(output)["trained"] > 0 or run.poll() is not None, [run])
     for number in range(asked.rounds):
         began, before = time.monotonic(), status(output)["trained"]
         actors = [start_actor(asked.binary, output, name) for name in names]
         generating = lambda: {
             actor["member"] for actor in status(output)["actors"] if actor["connected"] and actor["generated_tokens"] > 0
         }
-        wait("all actors generate", JOIN_TIMEOUT_SECONDS, lambda: generating() >= set(names) or run.poll() is not None)
+        is_done = lambda: generating() >= set(names) or run.poll() is not None
+        wait("all actors generate", JOIN_TIMEOUT_SECONDS, is_done, [run, *actors])
         joined = time.monotonic() - began
         for actor in actors:
             actor.send_signal(signal.SIGTERM)
