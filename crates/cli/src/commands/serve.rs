@@ -13,6 +13,7 @@ use types::DType;
 use super::score::parse_dtype;
 
 use crate::closed_pipe;
+use crate::say::say;
 
 /// How long requests that are under way may take to end.
 const GRACE_PERIOD: Duration = Duration::from_secs(30);
@@ -36,6 +37,9 @@ pub(crate) struct Arguments {
     /// cpu, cuda or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: Device,
+    /// What clients call the model; another name is answered 404 with this one.
+    #[arg(long, value_name = "NAME", default_value_t = ServeConfig::default().model_name)]
+    served_model_name: String,
     /// Requests at a time; one more is answered 429.
     #[arg(long, default_value_t = ServeConfig::default().max_concurrent_requests)]
     max_concurrent_requests: usize,
@@ -46,7 +50,8 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the model cannot be used or the port is taken.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { model, port, host, dtype, device, max_concurrent_requests } = arguments;
+    let Arguments { model, port, host, dtype, device, served_model_name, max_concurrent_requests } =
+        arguments;
     closed_pipe::init_logging()?;
     let address = SocketAddr::from((host, port));
     let listener = TcpListener::bind(address).await;
@@ -54,13 +59,15 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .map_err(|error| BadInput(format!("cannot listen on {address}: {error}; choose another --port")))?;
     let engine = EngineConfig { dtype, device, ..EngineConfig::default() };
     let served = Served::load(&model, engine).await.map_err(|error| BadInput(format!("{error:#}")))?;
-    let config = ServeConfig { max_concurrent_requests, ..ServeConfig::default() };
+    let config =
+        ServeConfig { max_concurrent_requests, model_name: served_model_name, ..ServeConfig::default() };
     let problems = config.problems();
     if !problems.is_empty() {
         return Err(BadInput(problems.join("; ")).into());
     }
     // Before the address is printed: who reads it may stop the server at once.
     let mut stop = StopSignals::listen()?;
+    say(&format!("{} is called {:?}", model.display(), config.model_name));
     println!("http://{}/v1", listener.local_addr()?);
     let token = CancellationToken::new();
     let serving = openai::run(listener, openai::router(served, config), token.clone().cancelled_owned());

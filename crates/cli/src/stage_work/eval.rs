@@ -1,5 +1,6 @@
-//! Compares policies on problems that none of them was trained on: pass@1 by hidden tests, mean reward, KL to
-//! the reference, and how far the reward could be trusted.
+//! Compares policies on problems that none of them was trained on: pass@1 by hidden tests or by the scorer
+//! that is the yardstick, mean score and reward, KL to the reference, and how far the reward could be
+//! trusted.
 //!
 //! Every policy gets the same problems, the same number of samples and the same seed. Nothing is chosen by
 //! the result: which folders are compared stands in the recipe.
@@ -8,17 +9,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
-use service::jsonl::WrongLines;
-use types::PromptContent;
 
-use crate::grading::{self, GradingSetup, Task};
 use crate::recipe::{Candidate, EvalStage, Recipe, RingFolder};
-use crate::responses;
 use crate::say::{say, say_result};
 use frozen::Frozen;
+use problems::Problems;
 use report::{Line, Report};
 
 mod frozen;
+mod problems;
 mod report;
 
 /// Compares them and prints the table.
@@ -27,8 +26,11 @@ mod report;
 /// When a model or the problems cannot be used.
 pub(crate) fn run(recipe: &Recipe, stage: &EvalStage) -> anyhow::Result<()> {
     let group_size = usize::from(recipe.coordinator.group_size);
-    let setup = GradingSetup::of(&recipe.reward_server.sandbox.clone().unwrap_or_default());
-    let report = Report::new(compare(stage, &setup)?, &recipe.coordinator.filtration.first(), group_size);
+    let problems = Problems::read(recipe, stage)?;
+    std::fs::create_dir_all(&stage.output).with_context(|| format!("create {}", stage.output.display()))?;
+    let lines = stage.policies.iter().map(|candidate| examine(stage, &problems, candidate));
+    let lines = lines.collect::<anyhow::Result<Vec<Line>>>()?;
+    let report = Report::new(lines, &recipe.coordinator.filtration.first(), group_size);
     let path = stage.output.join("report.json");
     let text = serde_json::to_string_pretty(&report).context("write the report")?;
     std::fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
@@ -40,71 +42,49 @@ pub(crate) fn run(recipe: &Recipe, stage: &EvalStage) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn compare(stage: &EvalStage, setup: &GradingSetup) -> anyhow::Result<Vec<Line>> {
-    let mut tasks = grading::read_tasks(&stage.problems, &WrongLines::default())?;
-    tasks.truncate(stage.max_problems.unwrap_or(usize::MAX));
-    std::fs::create_dir_all(&stage.output).with_context(|| format!("create {}", stage.output.display()))?;
-    stage.policies.iter().map(|candidate| examine(stage, setup, candidate, &tasks)).collect()
-}
-
-fn examine(
-    stage: &EvalStage,
-    setup: &GradingSetup,
-    candidate: &Candidate,
-    tasks: &[Task],
-) -> anyhow::Result<Line> {
+fn examine(stage: &EvalStage, problems: &Problems, candidate: &Candidate) -> anyhow::Result<Line> {
     say(&format!("  {}", candidate.name));
-    let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
     let greedy = DrawOptions { n: 1, seed: stage.seed, sampling: stage.sampling.clone().into_greedy() };
     let sampled = DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() };
-    let greedy = responses::draw(&candidate.model, &prompts, &greedy)?;
-    let sampled = responses::draw(&candidate.model, &prompts, &sampled)?;
+    let greedy = problems.draw(&candidate.model, &greedy)?;
+    let sampled = problems.draw(&candidate.model, &sampled)?;
     let frozen = Frozen { folder: &stage.output, name: &candidate.name, responses: &sampled };
-    let scores = stage.reward_model.as_deref().map(|model| frozen.scores(model)).transpose()?;
+    let rewards = stage.reward_model.as_deref().map(|model| frozen.scores(model)).transpose()?;
     let kl =
         stage.reference.as_deref().map(|model| frozen.kl(model, stage.sampling.temperature())).transpose()?;
     let line = Line {
         name: candidate.name.clone(),
         model: candidate.model.clone(),
-        greedy: outcomes(&grading::grade_groups(setup, tasks, &greedy)?.grades),
-        sampled: outcomes(&grading::grade_groups(setup, tasks, &sampled)?.grades),
-        scores,
+        greedy: problems.judge(&candidate.model, &greedy)?,
+        sampled: problems.judge(&candidate.model, &sampled)?,
+        rewards,
+        scores_are_rewards: problems.has_scores_beside_outcomes(),
         kl,
     };
-    write_samples(stage, &Examined { tasks, responses: &sampled, line: &line })?;
+    write_samples(stage, problems, &sampled, &line)?;
     Ok(line)
 }
 
-/// 1 for a response that passed, 0 for one that did not, none for one that could not be judged.
-fn outcomes(grades: &[Vec<sandbox::Grade>]) -> Vec<Vec<Option<f64>>> {
-    grades.iter().map(|group| group.iter().map(outcome).collect()).collect()
-}
-
-fn outcome(grade: &sandbox::Grade) -> Option<f64> {
-    grading::passed(grade).map(|passed| f64::from(u8::from(passed)))
-}
-
-/// What was drawn from a policy, and what was found about it.
-struct Examined<'a> {
-    tasks: &'a [Task],
-    responses: &'a [Vec<Response>],
-    line: &'a Line,
-}
-
 /// Every sample with what was found, for whoever wants to look.
-fn write_samples(stage: &EvalStage, examined: &Examined<'_>) -> anyhow::Result<()> {
-    let line = examined.line;
+fn write_samples(
+    stage: &EvalStage,
+    problems: &Problems,
+    responses: &[Vec<Response>],
+    line: &Line,
+) -> anyhow::Result<()> {
     let path = stage.output.join(format!("{}-samples.jsonl", line.name));
     let mut writer = service::jsonl::Writer::create(&path)?;
-    for (number, (task, group)) in examined.tasks.iter().zip(examined.responses).enumerate() {
+    for (number, group) in responses.iter().enumerate() {
         for (index, response) in group.iter().enumerate() {
+            let found = |found: &[Vec<Option<f64>>]| found.get(number).and_then(|group| group[index]);
+            let reward = line.rewards.as_ref().map(|rewards| rewards[number][index]);
             writer.write(&serde_json::json!({
-                "task_id": task.problem.task_id(),
+                "task_id": problems.name(number),
                 "prompt_id": number,
                 "rollout_id": index,
                 "completion": response.text,
-                "outcome": line.sampled[number][index],
-                "score": line.scores.as_ref().map(|scores| scores[number][index]),
+                "outcome": found(&line.sampled.outcomes),
+                "score": reward.or_else(|| found(&line.sampled.scores)),
             }))?;
         }
     }

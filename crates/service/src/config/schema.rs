@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 use super::Error;
 use super::origin::join;
 
+/// Most places that are named for a key that is unknown where it stands.
+const MOST_ELSEWHERE: usize = 3;
+
 /// What a configuration may hold.
 #[derive(Debug)]
 pub struct Schema {
@@ -77,6 +80,27 @@ impl Schema {
         let mut walk = Walk { schema: self, sections: Vec::new() };
         walk.table("", &Node::new(self, &self.root), Some(values));
         walk.sections
+    }
+}
+
+impl Schema {
+    /// Keys and tables that have the last name of a key that is unknown, those nearest to it.
+    pub(super) fn elsewhere(&self, unknown: &str) -> Vec<String> {
+        let unknown = without_indices(unknown);
+        let (section, name) = unknown.rsplit_once('.').unwrap_or(("", &unknown));
+        let sections = self.sections();
+        let keys = sections.iter().flat_map(|section| section.keys.iter().map(|key| &*key.path));
+        let paths = sections.iter().map(|section| &*section.path).chain(keys).map(without_indices);
+        let shared = |path: &str| path.split('.').zip(section.split('.')).take_while(|(a, b)| a == b).count();
+        let mut found: Vec<(usize, String)> = paths
+            .filter(|path| path.rsplit('.').next() == Some(name))
+            .map(|path| (shared(&path), path))
+            .collect();
+        let nearest = found.iter().map(|(shared, _)| *shared).max();
+        found.retain(|(shared, _)| Some(*shared) == nearest);
+        found.dedup();
+        found.truncate(MOST_ELSEWHERE);
+        found.into_iter().map(|(_, path)| path).collect()
     }
 }
 
