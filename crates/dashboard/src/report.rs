@@ -156,16 +156,15 @@ fn charts(run: &Run, fields: &[Field]) -> (Vec<Chart>, Vec<Chart>) {
 fn happened(body: &mut String, run: &Run, folder: &std::path::Path) {
     let whole = run.status();
     let status = &whole["status"];
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let mut rows = Vec::new();
     for failure in status["failures"].as_array().into_iter().flatten() {
         let what = format!(
             "{} failed at the {} ({})",
             failure["count"],
-            text(&failure["role"]),
-            text(&failure["reason"])
+            text_of(&failure["role"]),
+            text_of(&failure["reason"])
         );
-        rows.push(vec!["failure".to_owned(), what, text(&failure["detail"])]);
+        rows.push(vec!["failure".to_owned(), what, text_of(&failure["detail"])]);
     }
     for change in status["plan_changes"].as_array().into_iter().flatten() {
         rows.push(vec!["plan changed".to_owned(), change.to_string(), String::new()]);
@@ -176,6 +175,11 @@ fn happened(body: &mut String, run: &Run, folder: &std::path::Path) {
     }
     let header = ["when", "who", "what"].map(str::to_owned).into();
     table(body, &ReportTable { title: "What happened, newest first".to_owned(), header, rows });
+}
+
+/// A text as it stands, anything else as JSON.
+fn text_of(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// The newest samples, each closed.
@@ -189,14 +193,15 @@ fn samples(body: &mut String, folder: &std::path::Path) {
     for sample in samples {
         let number =
             |key: &str| sample[key].as_f64().map_or_else(|| "–".to_owned(), |number| format!("{number:.3}"));
-        let text = |key: &str| escaped(sample[key].as_str().unwrap_or_default());
+        let [prompt, response] =
+            ["prompt", "response"].map(|key| escaped(sample[key].as_str().unwrap_or_default()));
         let (score, outcome) = (number("score"), number("outcome"));
         let _ = writeln!(
             body,
             "<details><summary>score {score}, outcome {outcome}: {}</summary><pre>{}</pre><pre class=\"response\">{}</pre></details>",
-            text("prompt").lines().next_back().unwrap_or_default(),
-            text("prompt"),
-            text("response")
+            prompt.lines().next_back().unwrap_or_default(),
+            prompt,
+            response
         );
     }
 }

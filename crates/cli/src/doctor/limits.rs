@@ -20,11 +20,9 @@ const ENOUGH_SHARED_BYTES: u64 = 64 << 20;
 pub(super) fn memory() -> Finding {
     const WHAT: &str = "memory";
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let of = |key: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim_end_matches("kB").trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
-    };
-    let (Some(total), Some(available)) = (of("MemTotal:"), of("MemAvailable:")) else {
+    let (Some(total), Some(available)) =
+        (meminfo_bytes(&text, "MemTotal:"), meminfo_bytes(&text, "MemAvailable:"))
+    else {
         return Finding::warn(WHAT, "/proc/meminfo says nothing", "mount /proc");
     };
     let limit = cgroup_left().filter(|left| *left < available);
@@ -42,6 +40,12 @@ pub(super) fn memory() -> Finding {
     } else {
         Finding::ok(WHAT, found)
     }
+}
+
+/// The bytes of a line of /proc/meminfo.
+fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim_end_matches("kB").trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
 
 /// What is left below a cgroup's limit (version 2).

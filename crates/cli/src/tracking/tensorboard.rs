@@ -35,8 +35,8 @@ pub(super) struct Scalars<'a> {
 }
 
 impl EventFile {
-    /// A new file in a folder; TensorBoard reads all of a folder's files as one run, of which those before have
-    /// come to the step `last`.
+    /// A new file in a folder; TensorBoard reads all of a folder's files as one run, of which those before
+    /// have come to the step `last`.
     ///
     /// # Errors
     /// When it cannot be written.

@@ -91,10 +91,9 @@ impl Schema {
         let sections = self.sections();
         let keys = sections.iter().flat_map(|section| section.keys.iter().map(|key| &*key.path));
         let paths = sections.iter().map(|section| &*section.path).chain(keys).map(without_indices);
-        let shared = |path: &str| path.split('.').zip(section.split('.')).take_while(|(a, b)| a == b).count();
         let mut found: Vec<(usize, String)> = paths
             .filter(|path| path.rsplit('.').next() == Some(name))
-            .map(|path| (shared(&path), path))
+            .map(|path| (shared_parts(&path, section), path))
             .collect();
         let nearest = found.iter().map(|(shared, _)| *shared).max();
         found.retain(|(shared, _)| Some(*shared) == nearest);
@@ -102,6 +101,11 @@ impl Schema {
         found.truncate(MOST_ELSEWHERE);
         found.into_iter().map(|(_, path)| path).collect()
     }
+}
+
+/// How many parts two dotted paths begin with alike.
+fn shared_parts(one: &str, other: &str) -> usize {
+    one.split('.').zip(other.split('.')).take_while(|(one, other)| one == other).count()
 }
 
 /// A place in the schema: what is written there, and what it refers to.
