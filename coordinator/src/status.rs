@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use types::link::learner::LearnerPhase;
 use types::{PolicyVersion, Timestamp};
 
-use crate::state::{Detector, FailureView, Finding, Phase, PlanChange, State, StepRecord};
+use crate::state::{Detector, EvaluationRecord, FailureView, Finding, Phase, PlanChange, State, StepRecord};
 
 /// Steps from which the time to go is estimated.
 const ETA_STEPS: usize = 10;
@@ -63,6 +63,9 @@ pub struct Status {
     pub detectors: BTreeMap<Detector, Finding>,
     /// The last step.
     pub last_step: Option<StepRecord>,
+    /// The last evaluation on held-out prompts that was over.
+    #[serde(default)]
+    pub last_evaluation: Option<EvaluationRecord>,
 }
 
 /// The accounting: `issued` is the sum of the others, or there is a bug.
@@ -181,6 +184,7 @@ impl Status {
             plan_changes: state.history().changes().cloned().collect(),
             detectors: state.history().detectors().findings().clone(),
             last_step: state.history().steps().next_back().cloned(),
+            last_evaluation: state.evaluations().next_back().cloned(),
         }
     }
 }

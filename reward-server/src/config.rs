@@ -1,6 +1,7 @@
 //! The reward server's configuration.
 
 mod need;
+mod required;
 mod scorer;
 mod share;
 

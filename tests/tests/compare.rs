@@ -163,3 +163,47 @@ fn each_ring_of_a_recipe_trains_in_its_own_folder_and_a_new_run_begins_with_a_ch
     assert!(told("coordinator").contains("skip_prompts = 16"), "{}", told("coordinator"));
     assert!(told("learner").contains("ring-none/checkpoints/step-00000002/policy"), "{}", told("learner"));
 }
+
+/// One mechanism: the stage and the command say the same of the same responses.
+#[test]
+fn policies_are_compared_by_scorers_on_any_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = TinyRing::new(folder.path()).unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    let text = fs::read_to_string(&recipe).unwrap();
+    let (before, _) = text.split_once("[[stages]]\nname = \"ring\"").unwrap();
+    let eval = "[[stages]]\nname = 'eval'\n[stages.eval]\nproblems = '{recipe}/sums.csv'\n\
+                columns = {prompt = 'question'}\nscorers = [{kind = 'numeric-match', field = 'answer'}]\nn = 2\n\
+                policies = [{name = 'a', model = '{output}/sft'}, {name = 'b', model = '{output}/sft'}]\n\
+                output = '{output}/eval'\nsampling.max_new_tokens = 8\n";
+    fs::write(&recipe, format!("{before}{eval}")).unwrap();
+    let rows: String = (0..16).map(|n| format!("{} plus {} is,{}\n", n % 8, n / 8, n % 8 + n / 8)).collect();
+    fs::write(folder.path().join("sums.csv"), format!("question,answer\n{rows}")).unwrap();
+    let output = ring.command().unwrap().stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        table.contains("pass@1 greedy")
+            && table.contains("b over a: greedy 0.0 points (0.0 standard errors)"),
+        "{table}"
+    );
+    let report = fs::read_to_string(ring.output().join("eval/report.json")).unwrap();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let greedy = report["rows"][0]["pass_at_1_greedy"]["mean"].as_f64().unwrap();
+    assert!(greedy > 0.0 && report["rows"][0]["unjudged"] == 0, "{report}");
+    let samples = fs::read_to_string(ring.output().join("eval/a-samples.jsonl")).unwrap();
+    assert_eq!(samples.lines().count(), 32);
+    let (sums, sft) = (folder.path().join("sums.csv"), ring.output().join("sft"));
+    let command =
+        ["eval", "--model", path(&sft), "--problems", path(&sums), "--column", "prompt=question", "--json"];
+    let scorer = ["--scorer", "numeric-match", "--field", "answer", "--max-new-tokens", "8"];
+    let by_command = json(&sluice(&[&command[..], &scorer].concat()));
+    assert_eq!(by_command["pass"]["pass@1"].as_f64().unwrap(), greedy, "{by_command}");
+
+    let wrong = eval.replace("field = 'answer'", "field = 'label'");
+    fs::write(&recipe, format!("{before}{wrong}")).unwrap();
+    let refused = sluice(&["check-config", path(&recipe)]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("stages[2].eval.scorers[0].field"), "{said}");
+}

@@ -4,6 +4,8 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +18,7 @@ fn output_of(ring: &TinyRing) -> (Option<i32>, String) {
 }
 
 /// Long enough to be disturbed.
-fn long_ring(folder: &std::path::Path) -> TinyRing {
+fn long_ring(folder: &Path) -> TinyRing {
     TinyRing::new(folder).unwrap().with("coordinator.batches=12")
 }
 
@@ -176,4 +178,61 @@ fn a_finished_run_is_extended_and_what_is_done_again_is_kept_aside() {
         .collect();
     let old = ring.output().join(&kept[0]).join("steps.jsonl");
     assert_eq!((kept.len(), fs::read_to_string(old).unwrap().lines().count()), (1, 3));
+}
+
+/// The tiny ring's policy, taught in the first run; then its ring alone.
+fn taught(folder: &Path) -> (TinyRing, TinyRing) {
+    let ring = TinyRing::new(folder).unwrap().with("coordinator.batches=1");
+    ring.run().unwrap();
+    let sft = ring.output().join("sft");
+    let alone = ring
+        .clone()
+        .with("stages=[{name='ring', ring={output='{output}/policy'}}]")
+        .with(&format!("learner.policy={}", sft.display()))
+        .with(&format!("reward_server.reference.model={}", sft.display()))
+        .with("coordinator.hopeless_timeout=1s");
+    (ring, alone)
+}
+
+fn run_elsewhere(ring: &TinyRing, output: &Path) -> (Option<i32>, String) {
+    let mut command = ring.command().unwrap();
+    command.args(["--set", &format!("output={}", output.display())]).stdin(Stdio::null());
+    let Output { status, stderr, .. } = command.output().unwrap();
+    (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+}
+
+fn scorer_at(address: &str) -> String {
+    format!(
+        "reward_server.scorers=[{{kind='http', url='http://{address}/x', retries=0, breaker_failures=64, \
+         breaker_delay='100ms'}}]"
+    )
+}
+
+#[test]
+fn what_can_never_succeed_ends_with_its_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, alone) = taught(folder.path());
+    // Somebody listens there and never answers rightly: failures are slow, and each of them counts.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let unheard = alone.clone().with(&scorer_at(&address));
+    let (code, said) = run_elsewhere(&unheard, &folder.path().join("unheard"));
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("none was scored") && said.contains(&address), "{said}");
+    // Where nobody listens nothing starts.
+    let nobody = alone.clone().with(&scorer_at("127.0.0.1:9"));
+    let (code, said) = run_elsewhere(&nobody, &folder.path().join("nobody"));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("nobody answers at 127.0.0.1:9"), "{said}");
+
+    // Known before anything starts: no prompt leaves room for a response.
+    let long = folder.path().join("long.jsonl");
+    let line = format!("{{\"prompt\": \"{}\"}}\n", "1 plus 2 is ".repeat(60));
+    fs::write(&long, line.repeat(8)).unwrap();
+    let too_long = alone.with(&format!("coordinator.data.path={}", long.display()));
+    let (code, said) = run_elsewhere(&too_long, &folder.path().join("long"));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("actor.engine.context_tokens = 64 leaves no room for a response"), "{said}");
+    assert!(!folder.path().join("long").exists());
 }

@@ -314,3 +314,42 @@ fn a_reader_that_leaves_ends_a_command_without_a_word() {
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), said(&output)), (Some(141), String::new()));
 }
+
+/// Whoever prints: output that nobody takes, and output that cannot be written, are no panics.
+#[test]
+fn no_command_panics_when_its_output_is_closed_or_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = folder.path().join("run/ring");
+    fs::create_dir_all(ring.join("config")).unwrap();
+    fs::write(ring.join("steps.jsonl"), "").unwrap();
+    let (run, recipe) = (folder.path().join("run"), folder.path().join("recipe.toml"));
+    fs::write(&recipe, "name = 'x'\n").unwrap();
+    let commands: [&[&str]; 9] = [
+        &["--help"],
+        &["--version"],
+        &["init", "grpo", "--output", "-"],
+        &["check-config", path(&recipe)],
+        &["check-config", "--schema"],
+        &["compare", path(&run)],
+        &["report", path(&run), "--output", "-"],
+        &["doctor", "--folder", path(folder.path())],
+        &["doctor", "--json"],
+    ];
+    for arguments in commands {
+        let command = || {
+            let mut command = Command::new(binary("sluice").unwrap());
+            command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped());
+            command
+        };
+        let mut child = command().stdout(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let closed = child.wait_with_output().unwrap();
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let full = command().stdout(full).output().unwrap();
+        for output in [closed, full] {
+            let said = said(&output);
+            assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{arguments:?}: {said}");
+            assert!(output.status.code().is_some(), "{arguments:?} was ended by a signal");
+        }
+    }
+}

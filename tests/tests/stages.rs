@@ -151,7 +151,7 @@ fn a_comparison_finds_each_policys_temperature_and_the_best_responses_are_the_re
     // A policy that knows its answer is best where it is surest.
     let temperature = sft["best_temperature"]["temperature"].as_f64().unwrap();
     assert!((temperature - 0.1).abs() < 1e-6, "{sft}");
-    assert_eq!(sft["best_temperature"]["pass_at_1"]["mean"], 0.5, "{sft}");
+    assert_eq!(sft["best_temperature"]["of_problems"]["mean"], 0.5, "{sft}");
     let sampled = |row: &Value| row["pass_at_1_sampled"]["mean"].as_f64().unwrap();
     let pass_at_2 = sft["pass_at_k"]["2"]["mean"].as_f64().unwrap();
     assert!(sampled(sft) < 0.5 && sampled(sft) < pass_at_2, "{sft}");

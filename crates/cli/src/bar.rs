@@ -30,8 +30,7 @@ impl Bar {
     pub(crate) fn new(what: &str, total: u64) -> Self {
         let plain = !std::io::stderr().is_terminal();
         let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(total) };
-        let style = ProgressStyle::with_template("  {prefix} {bar:30.cyan} {pos}/{len} {msg}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(style(total));
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(DRAW_INTERVAL);
         bar.set_length(total);
@@ -40,13 +39,17 @@ impl Bar {
 
     /// How far it is, with the figures that matter.
     pub(crate) fn at(&self, done: u64, total: u64, message: &str) {
-        self.bar.set_length(total);
+        if self.bar.length() != Some(total) {
+            self.bar.set_style(style(total));
+            self.bar.set_length(total);
+        }
         self.bar.set_position(done);
         self.bar.set_message(message.to_owned());
         let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
         if self.plain && printed.elapsed() >= LINE_INTERVAL {
             *printed = Instant::now();
-            say(&format!("  {} {done}/{total} {message}", self.what));
+            let of_total = if total > 0 { format!("/{total}") } else { String::new() };
+            say(&format!("  {} {done}{of_total} {message}", self.what));
         }
     }
 
@@ -54,4 +57,11 @@ impl Bar {
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// How a bar over so many steps looks: without a share where their number is not known.
+fn style(total: u64) -> ProgressStyle {
+    let template =
+        if total > 0 { "  {prefix} {bar:30.cyan} {pos}/{len} {msg}" } else { "  {prefix} {pos} {msg}" };
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

@@ -3,6 +3,7 @@
 mod check_config;
 mod compare;
 mod dashboard;
+mod doctor;
 mod eval;
 mod filter;
 mod generate;
@@ -13,6 +14,7 @@ mod logprobs;
 mod r2;
 mod render;
 mod replay;
+mod report;
 mod run;
 mod sampling;
 mod score;
@@ -20,14 +22,13 @@ mod serve;
 mod stage;
 mod sweep;
 mod top;
+mod track;
 mod train;
 
-use std::future::Future;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
-
 use crate::programs;
+use crate::runtime::on_runtime;
 
 /// What `sluice` can be told to do.
 #[derive(Debug, clap::Subcommand)]
@@ -50,8 +51,14 @@ pub(crate) enum Command {
     Top(top::Arguments),
     /// The page of runs that are over, interrupted or alive, side by side.
     Dashboard(dashboard::Arguments),
+    /// Writes a run as one HTML file: results, curves, what happened, samples, configuration.
+    Report(report::Arguments),
+    /// Hands the curves of runs to TensorBoard, W&B, MLflow or trackio.
+    Track(track::Arguments),
     /// Writes a commented recipe to begin with.
     Init(init::Arguments),
+    /// Looks whether this machine is fit for runs, and says what to do.
+    Doctor(doctor::Arguments),
     /// Checks a recipe and prints it as it would be used.
     CheckConfig(check_config::Arguments),
     /// Writes the ring of a recipe as files for a cluster.
@@ -101,7 +108,10 @@ impl Command {
             Self::R2(arguments) => r2::run(&arguments)?,
             Self::Top(arguments) => on_runtime(top::run(arguments))?,
             Self::Dashboard(arguments) => on_runtime(dashboard::run(arguments))?,
+            Self::Report(arguments) => report::run(&arguments)?,
+            Self::Track(arguments) => track::run(arguments)?,
             Self::Init(arguments) => init::run(&arguments)?,
+            Self::Doctor(arguments) => return doctor::run(&arguments),
             Self::CheckConfig(arguments) => check_config::run(&arguments)?,
             Self::Render(arguments) => render::run(&arguments)?,
         }
@@ -128,10 +138,4 @@ impl ComputeCommand {
             Self::Stage(arguments) => stage::run(&arguments),
         }
     }
-}
-
-/// Runs an async command to its end.
-fn on_runtime<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("start the I/O runtime")?.block_on(command)
 }

@@ -15,8 +15,10 @@ mod benchmark;
 mod closed_pipe;
 mod commands;
 mod decimal;
+mod doctor;
 mod grading;
 mod interval;
+mod judging;
 mod observer_client;
 mod omp_wait;
 mod programs;
@@ -28,9 +30,11 @@ mod render;
 mod responses;
 mod results;
 mod run;
+mod runtime;
 mod say;
 mod stage_work;
 mod table;
+mod tracking;
 
 use std::process::ExitCode;
 

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::decimal::decimal;
+
 /// A mean over problems.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Rate {
@@ -42,6 +44,11 @@ impl Rate {
     }
 
     /// For people, with one standard error.
+    pub(crate) fn number(self) -> String {
+        format!("{} ± {:.3}", decimal(self.mean, 3), self.standard_error)
+    }
+
+    /// The same for a share.
     pub(crate) fn percent(self) -> String {
         format!("{:.1} ± {:.1} %", 100.0 * self.mean, 100.0 * self.standard_error)
     }

@@ -22,6 +22,7 @@
 //! cluster, and both take what the roles are told from `role_configs`.
 
 mod derived;
+mod eval_stages;
 mod first_rows;
 mod placeholders;
 mod preflight;
@@ -34,6 +35,7 @@ mod role;
 mod role_configs;
 mod stage;
 mod stage_tables;
+mod surroundings;
 
 use std::path::{Path, PathBuf};
 
@@ -43,12 +45,13 @@ use service::config::Layers;
 use toml::{Table, Value};
 use types::RunId;
 
+use crate::tracking::TrackingConfig;
 pub(crate) use ring_folder::{RingFolder, holds_training};
 pub(crate) use role::Role;
 pub(crate) use role_configs::RoleConfig;
 pub(crate) use stage::{Stage, Work};
 pub(crate) use stage_tables::{
-    BestOfNStage, Candidate, CommandStage, EvalStage, PreferencesStage, RingStage, TokenizerStage,
+    BestOfNStage, Candidate, CommandStage, EvalStage, Judge, PreferencesStage, RingStage, TokenizerStage,
 };
 
 /// A recipe.
@@ -63,6 +66,8 @@ pub(crate) struct Recipe {
     pub(crate) output: PathBuf,
     /// How many processes the ring has, on this machine or, rendered, on a cluster.
     pub(crate) processes: Processes,
+    /// Where the curves go beside the run's own files.
+    pub(crate) tracking: TrackingConfig,
     /// What is done, in order; the ring alone when empty.
     pub(crate) stages: Vec<Stage>,
     /// The coordinator.
@@ -100,6 +105,7 @@ impl Default for Recipe {
             seed: 0,
             output: PathBuf::from("runs/run"),
             processes: Processes::default(),
+            tracking: TrackingConfig::default(),
             stages: Vec::new(),
             coordinator: coordinator::Config::default(),
             reward_server: reward_server::Config::default(),
@@ -180,7 +186,7 @@ impl RecipeFile {
         layers.edit(|table| placeholders::fill_in(table, path));
         let written = layers.clone();
         derived::fill_in(&mut layers);
-        let recipe: Recipe = layers.parse()?;
+        let recipe: Recipe = layers.parse_known()?;
         let problems = recipe.problems();
         if !problems.is_empty() {
             return Err(service::config::Error::Unusable { problems }.into());

@@ -5,6 +5,6 @@ mod process;
 mod progress;
 mod ring;
 pub(crate) mod stages;
-mod summary;
+pub(crate) mod summary;
 mod supervisor;
 mod tokenizers;

@@ -44,6 +44,25 @@ pub(crate) struct Entry {
     meaning: String,
 }
 
+impl Entry {
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(crate) fn unit(&self) -> &str {
+        &self.unit
+    }
+
+    pub(crate) fn meaning(&self) -> &str {
+        &self.meaning
+    }
+
+    /// Whether it is a field of the steps.
+    pub(crate) fn is_of_steps(&self) -> bool {
+        self.source == "steps"
+    }
+}
+
 /// Everything of a run that can be drawn.
 pub(crate) fn catalog(run: &Run, fields: &[Field]) -> Vec<Entry> {
     let known: BTreeMap<&str, &Field> = fields.iter().map(|field| (field.path.as_str(), field)).collect();

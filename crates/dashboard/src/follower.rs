@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Reads what is new.
 #[derive(Debug)]
-pub(crate) struct Follower {
+pub struct Follower {
     path: PathBuf,
     /// Bytes read so far: whole lines.
     read: u64,
@@ -14,7 +14,8 @@ pub(crate) struct Follower {
 
 /// Whether a file goes on where it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Continuity {
+pub enum Continuity {
+    /// It does.
     GoesOn,
     /// It is shorter than before: what was read of it holds no more.
     BeganAnew,
@@ -22,12 +23,12 @@ pub(crate) enum Continuity {
 
 impl Follower {
     /// Of a file that need not exist yet.
-    pub(crate) fn new(path: PathBuf) -> Self {
+    pub fn new(path: PathBuf) -> Self {
         Self { path, read: 0 }
     }
 
     /// The file.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
@@ -35,7 +36,7 @@ impl Follower {
     ///
     /// # Errors
     /// When the file is there and cannot be read.
-    pub(crate) fn read(&mut self, mut line: impl FnMut(Continuity, &[u8])) -> std::io::Result<()> {
+    pub fn read(&mut self, mut line: impl FnMut(Continuity, &[u8])) -> std::io::Result<()> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),

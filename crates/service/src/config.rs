@@ -4,9 +4,11 @@
 //! and, for a misspelt key, the nearest one that exists. Environment variables are read here and nowhere
 //! else: `SLUICE_<SECTION>__<KEY>=value` sets `section.key`.
 
+mod describe;
 mod layers;
 mod origin;
 mod resolved;
+mod rest;
 mod schema;
 
 use std::net::SocketAddr;
@@ -140,7 +142,7 @@ impl<C: Config> Loaded<C> {
 /// The first value that does not fit the schema, or all the problems of values that do not fit together.
 pub fn load<C: Config>(file: Option<&Path>, settings: &[String]) -> Result<Loaded<C>, Error> {
     let layers = Layers::of_process(file, settings)?;
-    let config: C = layers.parse()?;
+    let config: C = layers.parse_known()?;
     let problems = config.problems();
     if problems.is_empty() { Ok(Loaded { config, layers }) } else { Err(Error::Unusable { problems }) }
 }

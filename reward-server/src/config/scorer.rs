@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::required::missing_keys;
 use super::share::{SHARED_KEYS, Share};
 
 /// One scorer and how its number enters the score.
@@ -418,6 +419,9 @@ impl TryFrom<Map<String, Value>> for ScorerConfig {
     type Error = serde_json::Error;
 
     fn try_from(table: Map<String, Value>) -> Result<Self, serde_json::Error> {
+        if let Some(missing) = missing_keys(&table) {
+            return Err(serde::de::Error::custom(missing));
+        }
         let (share, kind) = table.into_iter().partition(|(key, _)| SHARED_KEYS.contains(&key.as_str()));
         Ok(Self {
             share: serde_json::from_value(Value::Object(share))?,
@@ -454,5 +458,30 @@ impl From<ScorerConfig> for Map<String, Value> {
         });
         // TOML has no null: what is not given is not written.
         tables.flatten().filter(|(_, value)| !value.is_null()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::required::REQUIRED_KEYS;
+    use super::*;
+
+    /// The list of keys without defaults is the one that serde has.
+    #[test]
+    fn everything_that_a_kind_needs_is_named_at_once() {
+        for (kind, required) in REQUIRED_KEYS {
+            let table = Map::from_iter([("kind".to_owned(), json!(kind))]);
+            let error = ScorerConfig::try_from(table.clone()).unwrap_err().to_string();
+            assert!(required.iter().all(|key| error.contains(key)), "{kind}: {error}");
+            let by_serde =
+                serde_json::from_value::<ScorerKind>(Value::Object(table)).unwrap_err().to_string();
+            assert!(by_serde.contains(required[0]), "{kind}: {by_serde}");
+        }
+        for kind in ["unit-tests", "exact-match", "numeric-match", "math", "repetition-penalty", "format"] {
+            let table = Map::from_iter([("kind".to_owned(), json!(kind))]);
+            assert!(ScorerConfig::try_from(table).is_ok(), "{kind}");
+        }
     }
 }

@@ -13,6 +13,7 @@ use types::DType;
 use super::score::parse_dtype;
 
 use crate::closed_pipe;
+use crate::say::say;
 
 /// How long requests that are under way may take to end.
 const GRACE_PERIOD: Duration = Duration::from_secs(30);
@@ -66,6 +67,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     // Before the address is printed: who reads it may stop the server at once.
     let mut stop = StopSignals::listen()?;
+    say(&format!("{} is called {:?}", model.display(), config.model_name));
     println!("http://{}/v1", listener.local_addr()?);
     let token = CancellationToken::new();
     let serving = openai::run(listener, openai::router(served, config), token.clone().cancelled_owned());

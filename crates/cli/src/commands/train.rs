@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use learner::{PreferenceConfig, RewardModelConfig, SftConfig};
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use service::config::{Error, Layers};
 
@@ -20,8 +21,11 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    fn read<C: DeserializeOwned>(&self, problems: impl FnOnce(&C) -> Vec<String>) -> Result<C, Error> {
-        let config: C = Layers::of_process(Some(&self.config), &self.settings)?.parse()?;
+    fn read<C: DeserializeOwned + JsonSchema>(
+        &self,
+        problems: impl FnOnce(&C) -> Vec<String>,
+    ) -> Result<C, Error> {
+        let config: C = Layers::of_process(Some(&self.config), &self.settings)?.parse_known()?;
         let problems = problems(&config);
         if problems.is_empty() { Ok(config) } else { Err(Error::Unusable { problems }) }
     }

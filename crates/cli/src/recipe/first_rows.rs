@@ -4,12 +4,14 @@
 use std::path::Path;
 
 use coordinator::data::first_rows;
+use model::Tokenizer;
+use reward_server::config::ScorerConfig;
 use serde_json::{Map, Value};
 
 use super::Recipe;
 
 /// Rows that are looked at.
-const ROWS: usize = 100;
+pub(super) const ROWS: usize = 100;
 
 /// What the first rows do not have and somebody reads.
 pub(super) fn problems(recipe: &Recipe) -> Vec<String> {
@@ -20,8 +22,10 @@ pub(super) fn problems(recipe: &Recipe) -> Vec<String> {
         match first_rows(*source, ROWS) {
             Ok(rows) => {
                 let read = FirstRows { key: source.key(), path: source.path, rows };
-                problems.extend(lacking(recipe, &read));
+                let FirstRows { path, rows, .. } = &read;
+                problems.extend(lacking("reward_server.scorers", &recipe.reward_server.scorers, path, rows));
                 problems.extend(without_template(recipe, &read));
+                problems.extend(too_long(recipe, &read));
                 first.push(read);
             }
             Err(error) => problems.push(format!("coordinator.data.{}: {error}", source.key())),
@@ -57,14 +61,19 @@ fn without_outcome(recipe: &Recipe, files: &[FirstRows<'_>]) -> Option<String> {
     })
 }
 
-/// Scorers that none of the rows can be scored by.
-fn lacking(recipe: &Recipe, FirstRows { path, rows, .. }: &FirstRows<'_>) -> Vec<String> {
+/// Scorers, the values of a key, that none of the rows of a file can be scored by.
+pub(super) fn lacking(
+    key: &str,
+    scorers: &[ScorerConfig],
+    path: &Path,
+    rows: &[Map<String, Value>],
+) -> Vec<String> {
     let mut problems = Vec::new();
-    for (at, scorer) in recipe.reward_server.scorers.iter().enumerate() {
+    for (at, scorer) in scorers.iter().enumerate() {
         let lacks: Option<Vec<_>> = rows.iter().map(|row| scorer.lacks(row)).collect();
         if let Some(lack) = lacks.as_deref().and_then(<[_]>::first) {
             problems.push(format!(
-                "reward_server.scorers[{at}].{lack} in the first {} rows of {}, which have {}",
+                "{key}[{at}].{lack} in the first {} rows of {}, which have {}",
                 rows.len(),
                 path.display(),
                 names(rows)
@@ -89,6 +98,41 @@ fn without_template(recipe: &Recipe, FirstRows { key, rows, .. }: &FirstRows<'_>
             policy.display()
         )
     })
+}
+
+/// Prompts none of which leaves room for a response.
+fn too_long(recipe: &Recipe, FirstRows { key, path, rows }: &FirstRows<'_>) -> Option<String> {
+    let policy = &recipe.learner.policy;
+    let tokenizer = Tokenizer::load(policy).ok()?;
+    let tokens: Option<Vec<usize>> = rows.iter().map(|row| length(row, &tokenizer)).collect();
+    let shortest = tokens?.into_iter().min()?;
+    let config = std::fs::read(policy.join("config.json")).unwrap_or_default();
+    let config: Value = serde_json::from_slice(&config).unwrap_or_default();
+    let of_policy =
+        config["max_position_embeddings"].as_u64().and_then(|positions| usize::try_from(positions).ok());
+    let (told, context) = match (recipe.actor.engine.context_tokens, of_policy) {
+        (Some(told), of_policy) if of_policy.is_none_or(|of_policy| told <= of_policy) => {
+            ("actor.engine.context_tokens", told)
+        }
+        (_, Some(of_policy)) => ("the policy's max_position_embeddings", of_policy),
+        (_, None) => return None,
+    };
+    (shortest >= context).then(|| {
+        format!(
+            "coordinator.data.{key}: each of the first {} rows of {} has at least {shortest} tokens, and {told} = \
+             {context} leaves no room for a response",
+            rows.len(),
+            path.display()
+        )
+    })
+}
+
+/// The tokens of a row's prompt; none where a template decides.
+fn length(row: &Map<String, Value>, tokenizer: &Tokenizer) -> Option<usize> {
+    if let Some(tokens) = row.get("tokens").and_then(Value::as_array) {
+        return Some(tokens.len());
+    }
+    Some(tokenizer.encode(row.get("prompt")?.as_str()?, true).ok()?.len())
 }
 
 /// Whether a model folder has a chat template, wherever transformers puts it.

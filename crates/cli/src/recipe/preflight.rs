@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use algo::AdvantageEstimator;
 use service::config::{Error, Key, Source};
 
-use super::first_rows;
 use super::resolved::Resolved;
-use super::{EvalStage, Recipe, RecipeFile};
+use super::{Recipe, RecipeFile, eval_stages, first_rows, surroundings};
 
 impl RecipeFile {
     /// Refuses a recipe that cannot run to its end on this machine.
@@ -20,10 +19,12 @@ impl RecipeFile {
     pub(crate) fn preflight(&self) -> anyhow::Result<()> {
         let resolved = self.resolved()?;
         let mut problems = self.stage_problems();
+        problems.extend(eval_stages::problems(&self.recipe));
+        problems.extend(self.recipe.tracking.problems());
         let made = self.made();
         for key in resolved.keys() {
             if let Some(stage) = stage_of(&key.path) {
-                problems.extend(missing(key, &made, stage));
+                problems.extend(self.missing(key, &made, stage));
             }
         }
         let mut problems: Vec<String> =
@@ -45,8 +46,9 @@ impl RecipeFile {
         let mut problems = self.role_problems()?;
         problems.extend(owed(&self.recipe));
         problems.extend(first_rows::problems(&self.recipe));
+        problems.extend(surroundings::problems(&self.recipe));
         for key in resolved.keys().filter(|key| stage_of(&key.path).is_none()) {
-            problems.extend(missing(key, made, stage));
+            problems.extend(self.missing(key, made, stage));
         }
         Ok(problems.into_iter().map(|problem| placed(&resolved, &problem)).collect())
     }
@@ -72,10 +74,6 @@ impl RecipeFile {
                 problems.push(format!("stage {}: output is missing: name what it makes", stage.name));
             }
         }
-        for (at, stage) in self.recipe.stages.iter().enumerate() {
-            let found = stage.eval.iter().flat_map(EvalStage::problems);
-            problems.extend(found.map(|problem| format!("stages[{at}].eval.{problem}")));
-        }
         let made = self.made();
         for (later, one) in made.iter().enumerate() {
             for other in made[..later].iter().filter(|other| one.output.starts_with(&other.output)) {
@@ -95,6 +93,35 @@ impl RecipeFile {
         self.recipe.stages.get(index).map_or("the ring", |stage| stage.name.as_str())
     }
 
+    /// What a key of a stage names that is not there and that no stage before it makes.
+    fn missing(&self, key: &Key, made: &[Made], stage: usize) -> Vec<String> {
+        let values: Vec<&str> = match &key.value {
+            Some(serde_json::Value::String(path)) => vec![path],
+            Some(serde_json::Value::Array(paths)) => {
+                paths.iter().filter_map(serde_json::Value::as_str).collect()
+            }
+            _ => Vec::new(),
+        };
+        let before: Vec<&Made> = made.iter().filter(|made| made.stage < stage).collect();
+        let paths = values.into_iter().filter(|path| !path.is_empty()).map(Path::new);
+        let unmade = paths.filter(|path| !before.iter().any(|made| path.starts_with(&made.output)));
+        let said = unmade.filter_map(|path| Some((path, absence(path, &key.kind)?)));
+        said.map(|(path, problem)| format!("{} is {path:?}: {problem}{}", key.path, self.found_at(path)))
+            .collect()
+    }
+
+    /// From where a relative path is looked for, and whether it is beside the recipe.
+    fn found_at(&self, path: &Path) -> String {
+        if path.is_absolute() || path.exists() {
+            return String::new();
+        }
+        let here = std::env::current_dir().unwrap_or_default();
+        let beside = self.path.parent().filter(|folder| folder.join(path).exists());
+        let hint =
+            beside.map(|_| format!("; there is one beside the recipe: write {{recipe}}/{}", path.display()));
+        format!(" (seen from {}{})", here.display(), hint.unwrap_or_default())
+    }
+
     /// What the stages make, in their order.
     fn made(&self) -> Vec<Made> {
         let stages = self.recipe.stages_or_ring();
@@ -111,21 +138,6 @@ struct Made {
     /// Its place in the recipe.
     stage: usize,
     output: PathBuf,
-}
-
-/// What a key of a stage names that is not there and that no stage before it makes.
-fn missing(key: &Key, made: &[Made], stage: usize) -> Vec<String> {
-    let values: Vec<&str> = match &key.value {
-        Some(serde_json::Value::String(path)) => vec![path],
-        Some(serde_json::Value::Array(paths)) => paths.iter().filter_map(serde_json::Value::as_str).collect(),
-        _ => Vec::new(),
-    };
-    let before: Vec<&Made> = made.iter().filter(|made| made.stage < stage).collect();
-    let paths = values.into_iter().filter(|path| !path.is_empty()).map(Path::new);
-    let unmade = paths.filter(|path| !before.iter().any(|made| path.starts_with(&made.output)));
-    unmade
-        .filter_map(|path| Some(format!("{} is {path:?}: {}", key.path, absence(path, &key.kind)?)))
-        .collect()
 }
 
 /// The stage that a key belongs to; none for one of the ring's.

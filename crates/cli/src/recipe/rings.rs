@@ -59,7 +59,7 @@ impl RecipeFile {
         }
         let written = layers.clone();
         derived::fill_in(&mut layers);
-        let recipe = layers.parse()?;
+        let recipe = layers.parse_known()?;
         Ok(Self { path: self.path.clone(), settings: self.settings.clone(), recipe, layers, written, ring })
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct Stage {
     pub(crate) dpo: Option<PreferenceConfig>,
     /// The ring.
     pub(crate) ring: Option<RingStage>,
-    /// Compares policies on problems with tests.
+    /// Compares policies on held-out problems, by their tests or by scorers.
     pub(crate) eval: Option<EvalStage>,
 }
 

@@ -1,8 +1,10 @@
 //! What the kinds of stages are told that no other crate does: programs, tokenizers, preference pairs,
 //! best responses, comparisons.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use reward_server::config::ScorerConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -180,15 +182,37 @@ fn is_weights_alone(restore: &[Restored]) -> bool {
     *restore == [Restored::Weights]
 }
 
+/// What says how good a response is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Judge {
+    /// The hidden tests of the problems, in the sandbox.
+    Tests,
+    /// Scorers: the stage's own, else `[[reward_server.scorers]]`.
+    Scorers,
+}
+
 /// Which policies are compared, and on what.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct EvalStage {
-    /// Problems with tests, held out from all training.
+    /// Problems, held out from all training: with tests or, where scorers judge, any prompts (JSON Lines,
+    /// CSV, TSV, Parquet).
     #[schemars(extend("x-kind" = "file"))]
     pub(crate) problems: PathBuf,
     /// Problems used, from the first; all where not given.
     pub(crate) max_problems: Option<usize>,
+    /// What says how good a response is: `tests` (those of the problems) or `scorers` (the stage's own, else
+    /// `[[reward_server.scorers]]`). Where not given: scorers where the stage has some, else tests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) judge: Option<Judge>,
+    /// Scorers that judge, such as `{kind = "numeric-match", field = "answer"}`. One that is marked by
+    /// `yardstick = true`, or is the only one and says 0 to 1, decides pass@1; the weighted sum is the score.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) scorers: Vec<ScorerConfig>,
+    /// Other names in the file, where scorers judge, such as `{prompt = "question"}`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) columns: BTreeMap<String, String>,
     /// The policies; the last one is compared with the first.
     pub(crate) policies: Vec<Candidate>,
     /// The reward model they were trained on.
@@ -201,14 +225,14 @@ pub(crate) struct EvalStage {
     pub(crate) n: usize,
     /// The k of pass@k, at the sampling temperature; each at most `n`.
     pub(crate) pass_at: Vec<u64>,
-    /// Problems with tests, other than those above, on which the temperature of each policy is chosen: a
-    /// policy that has only become surer of itself is no better than the one before at a lower temperature.
+    /// Other problems of the same shape, on which the temperature of each policy is chosen: a policy that has
+    /// only become surer of itself is no better than the one before at a lower temperature.
     #[schemars(extend("x-kind" = "file"))]
     pub(crate) validation: Option<PathBuf>,
-    /// The temperatures it is chosen of: the one at which most of the `n` responses to each of the validation
-    /// problems pass.
+    /// The temperatures it is chosen of: the one at which the `n` responses to each of the validation problems
+    /// are best in the mean.
     pub(crate) temperatures: Vec<f32>,
-    /// Field of a problem, a text or a list of texts, that names its kinds: greedy pass rates are given for
+    /// Field of a problem, a text or a list of texts, that names its kinds: greedy figures are given for
     /// each of them, too.
     pub(crate) kinds: Option<String>,
     /// How they are drawn.
@@ -224,6 +248,9 @@ impl Default for EvalStage {
         Self {
             problems: PathBuf::new(),
             max_problems: None,
+            judge: None,
+            scorers: Vec::new(),
+            columns: BTreeMap::new(),
             policies: Vec::new(),
             reward_model: None,
             reference: None,
@@ -256,6 +283,17 @@ impl EvalStage {
             problems.push("temperatures: none is there to choose of on the validation problems".to_owned());
         }
         problems
+    }
+
+    /// What says how good a response is.
+    pub(crate) fn judge(&self) -> Judge {
+        let by_default = if self.scorers.is_empty() { Judge::Tests } else { Judge::Scorers };
+        self.judge.unwrap_or(by_default)
+    }
+
+    /// The scorers that judge, of those of the stage and of the ring.
+    pub(crate) fn judging_scorers<'s>(&'s self, of_ring: &'s [ScorerConfig]) -> &'s [ScorerConfig] {
+        if self.scorers.is_empty() { of_ring } else { &self.scorers }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The figures of a run in words: what its last step did, how fast it goes, and what became of its responses.
 //! What was not measured is left out.
 
-use coordinator::state::StepRecord;
+use coordinator::state::{EvaluationRecord, StepRecord};
 use coordinator::{AccountStatus, FailureStatus, Status};
 
 use crate::decimal::{decimal, signed};
@@ -23,6 +23,22 @@ pub(crate) fn of_step(step: &StepRecord) -> String {
         Some(format!("{:.2} s/step", m.step_seconds)),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// What an evaluation on held-out prompts found: `held-out v12: score +0.310, pass@1 31.2 % (best so far)`.
+pub(crate) fn of_evaluation(evaluation: &EvaluationRecord) -> String {
+    let EvaluationRecord { version, score_mean, outcome_mean, failed, is_best, ends_run, .. } = evaluation;
+    let parts = [
+        Some(format!("held-out {version}: score {}", signed(*score_mean, 3))),
+        outcome_mean.map(|outcome| format!("pass@1 {:.1} %", 100.0 * outcome)),
+        (*failed > 0).then(|| format!("{failed} responses failed")),
+    ];
+    let text = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
+    match (is_best, ends_run) {
+        (_, true) => format!("{text} (no better for too long: the run ends)"),
+        (true, false) => format!("{text} (best so far)"),
+        (false, false) => text,
+    }
 }
 
 /// How fast it goes.
@@ -92,6 +108,23 @@ mod tests {
         assert_eq!(losses, "filtered 30 % (no_signal 10 %, strategy 20 %), failed 0.2 % (unsupported 0.2 %)");
         assert_eq!(of_losses(&account(&[("trained", 5)])), "");
         assert_eq!(of_losses(&account(&[])), "");
+    }
+
+    #[test]
+    fn an_evaluation_is_one_line() {
+        let mut evaluation: EvaluationRecord = serde_json::from_value(serde_json::json!({
+            "version": 12, "drawn_by": 12.0, "time": 0, "seconds": 1.0, "prompts": 8, "responses": 8, "failed": 0,
+            "response_tokens": 80, "score_mean": 0.31, "score_deviation": 0.1, "outcome_mean": 0.3125,
+            "truncated": 0.0, "is_best": true, "ends_run": false
+        }))
+        .unwrap();
+        assert_eq!(of_evaluation(&evaluation), "held-out v12: score +0.310, pass@1 31.2 % (best so far)");
+        (evaluation.outcome_mean, evaluation.failed, evaluation.ends_run) = (None, 2, true);
+        let text = of_evaluation(&evaluation);
+        assert_eq!(
+            text,
+            "held-out v12: score +0.310, 2 responses failed (no better for too long: the run ends)"
+        );
     }
 
     #[test]

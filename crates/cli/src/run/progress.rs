@@ -2,7 +2,7 @@
 //!
 //! Without a terminal there is a line for a twentieth of the batches, and one every [`LINE_INTERVAL`]
 //! whatever happens, which says what the run waits for. The first failure of each kind is said when it
-//! happens.
+//! happens, and so is every evaluation on held-out prompts.
 
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
@@ -13,6 +13,7 @@ use coordinator::Status;
 use coordinator::state::Phase;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
+use types::PolicyVersion;
 
 use super::figures;
 use super::process::ProcessId;
@@ -40,6 +41,8 @@ pub(crate) struct RingProgress {
     shown: u64,
     shown_at: Instant,
     is_leased: bool,
+    /// The version that was evaluated last.
+    evaluated: Option<PolicyVersion>,
     /// Kinds of failures that were said: role and reason.
     failures: BTreeSet<[String; 2]>,
     last: Option<Status>,
@@ -62,6 +65,7 @@ impl RingProgress {
             shown: 0,
             shown_at: started,
             is_leased: false,
+            evaluated: None,
             failures: BTreeSet::new(),
             last: None,
             started,
@@ -97,6 +101,7 @@ impl RingProgress {
             self.line(&format!("first prompts leased after {:.1} s", self.started.elapsed().as_secs_f64()));
         }
         self.show_new_failures(&status);
+        self.show_new_evaluation(&status);
         self.bar.set_length(status.batches);
         self.bar.set_position(status.trained);
         let figures = figures_of(&status);
@@ -130,6 +135,14 @@ impl RingProgress {
         }
     }
 
+    fn show_new_evaluation(&mut self, status: &Status) {
+        let Some(evaluation) = &status.last_evaluation else { return };
+        if self.evaluated != Some(evaluation.version) {
+            self.evaluated = Some(evaluation.version);
+            self.line(&figures::of_evaluation(evaluation));
+        }
+    }
+
     /// Somebody pressed Ctrl-C.
     pub(crate) fn interrupted(&self) {
         self.line(
@@ -147,6 +160,9 @@ impl RingProgress {
             let losses = figures::of_losses(&status.account);
             let losses = if losses.is_empty() { String::new() } else { format!("; {losses}") };
             say(&format!("{} of {} batches trained{losses}", status.trained, status.batches));
+            if let Some(evaluation) = &status.last_evaluation {
+                say(&figures::of_evaluation(evaluation));
+            }
             for failure in &status.failures {
                 say(&figures::of_failure(failure));
             }
@@ -174,4 +190,23 @@ fn waiting(status: &Status) -> String {
     let phase =
         if status.phase == Phase::Running { String::new() } else { format!(" · {:?}", status.phase) };
     format!("waits for {}{phase}", status.waiting_for)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_terminal_there_is_a_line_at_least_every_half_minute() {
+        let mut progress = RingProgress { plain: true, ..RingProgress::new(500) };
+        assert!(!progress.is_line_due());
+        for _ in 0..3 {
+            tokio::time::advance(LINE_INTERVAL).await;
+            assert!(progress.is_line_due());
+            // Also while nobody answers.
+            progress.show(None);
+            assert!(!progress.is_line_due());
+        }
+        assert!(LINE_INTERVAL <= Duration::from_secs(30));
+    }
 }

@@ -17,6 +17,7 @@ use super::tokenizers;
 use crate::observer_client::Observer;
 use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig, holds_training};
 use crate::say::say;
+use crate::tracking::{Tracked, Tracking};
 
 /// How often the coordinator is asked how things are.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
@@ -35,10 +36,15 @@ pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals)
     for unit in ring.members(&addresses.grpc)? {
         supervisor.add(unit)?;
     }
+    let tracked = Tracked { ring: ring.folder.root().to_owned(), run: file.recipe.coordinator.run.clone() };
+    let tracking = Tracking::start(&file.recipe.tracking, &tracked)?;
     let mut progress = RingProgress::new(file.recipe.coordinator.batches);
     progress.started(&addresses, &ring.folder.logs(), &supervisor.process_ids());
     let ended = watch(&mut supervisor, &mut progress, &addresses.grpc, stop).await;
     supervisor.kill_all();
+    if let Some(tracking) = tracking {
+        tracking.finish();
+    }
     progress.finish(ended.as_ref().ok().copied(), supervisor.restarts(), &ring.folder);
     ended
 }

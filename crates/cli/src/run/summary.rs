@@ -23,20 +23,36 @@ const FIGURES: [Figure; 7] = [
     ("seconds a step", |step| Some(step.metrics.step_seconds)),
 ];
 
-/// The table over a run's steps file; none when no step was trained.
-pub(crate) fn table_of(steps_file: &Path) -> Option<Table> {
+/// A table in words.
+pub(crate) struct Rows {
+    pub(crate) header: Vec<String>,
+    pub(crate) rows: Vec<Vec<String>>,
+}
+
+/// The rows over a run's steps file; none when no step was trained.
+pub(crate) fn rows_of(steps_file: &Path) -> Option<Rows> {
     let steps = steps_of(steps_file).ok()?;
     let count = end_count(&steps);
     let (first, last) = (steps.get(..count)?, steps.get(steps.len() - count..)?);
     let (from, to) = (first.first()?.batch, last.first()?.batch);
     let columns = [format!("up to {}", first.last()?.batch), format!("from {to} on")];
-    let mut table = table_of_figures(&["mean of batches", &columns[0], &columns[1], "change"]);
+    let [before, after] = columns;
+    let header = vec!["mean of batches".to_owned(), before, after, "change".to_owned()];
+    let mut rows = Vec::new();
     for (name, figure) in FIGURES {
         if let (Some(before), Some(after)) = (mean(first, figure), mean(last, figure)) {
             let change = if from == to { "–".to_owned() } else { signed(after - before, 3) };
-            table.add_row([name.to_owned(), decimal(before, 3), decimal(after, 3), change]);
+            rows.push(vec![name.to_owned(), decimal(before, 3), decimal(after, 3), change]);
         }
     }
+    Some(Rows { header, rows })
+}
+
+/// The same for a terminal.
+pub(crate) fn table_of(steps_file: &Path) -> Option<Table> {
+    let Rows { header, rows } = rows_of(steps_file)?;
+    let mut table = table_of_figures(&header.iter().map(String::as_str).collect::<Vec<_>>());
+    table.add_rows(rows);
     Some(table)
 }
 

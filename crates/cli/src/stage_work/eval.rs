@@ -1,29 +1,30 @@
-//! Compares policies on problems that none of them was trained on: pass rates by hidden tests, greedy and
-//! sampled, mean reward, KL to the reference, and how far the reward could be trusted.
+//! Compares policies on problems that none of them was trained on: pass rates by hidden tests or by the scorer
+//! that is the yardstick, greedy and sampled, mean score and reward, KL to the reference, and how far the
+//! reward could be trusted.
 //!
 //! Every policy gets the same problems, the same number of samples and the same seed. Nothing is chosen by
-//! the result: which folders are compared stands in the recipe, and a temperature is chosen on other problems.
+//! the result: which folders are compared stands in the recipe, and a temperature is chosen on other
+//! problems.
 
 use std::path::Path;
 
 use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
-use service::jsonl::WrongLines;
-use types::{PromptContent, Sampling};
+use types::Sampling;
 
-use crate::grading::{self, GradingSetup, Task};
 use crate::rate::Rate;
 use crate::recipe::{Candidate, EvalStage, Recipe, RingFolder};
-use crate::responses;
 use crate::say::{say, say_result};
 
 use super::frozen::Frozen;
 use kinds::Kinds;
-use outcomes::Outcomes;
+use numbers::Numbers;
+use problems::{Found, Problems};
 use report::{AtBestTemperature, Line, Report};
 
 mod kinds;
-mod outcomes;
+mod numbers;
+mod problems;
 mod report;
 
 /// Compares them and prints the table.
@@ -32,8 +33,7 @@ mod report;
 /// When a model or the problems cannot be used.
 pub(crate) fn run(recipe: &Recipe, stage: &EvalStage) -> anyhow::Result<()> {
     let group_size = usize::from(recipe.coordinator.group_size);
-    let setup = GradingSetup::of(&recipe.reward_server.sandbox.clone().unwrap_or_default());
-    let comparison = Comparison::new(stage, setup)?;
+    let comparison = Comparison::new(recipe, stage)?;
     let lines = stage.policies.iter().map(|candidate| comparison.examine(candidate));
     let lines = lines.collect::<anyhow::Result<Vec<Line>>>()?;
     let filtration = recipe.coordinator.filtration.first();
@@ -52,46 +52,48 @@ pub(crate) fn run(recipe: &Recipe, stage: &EvalStage) -> anyhow::Result<()> {
 /// What every policy is given.
 struct Comparison<'a> {
     stage: &'a EvalStage,
-    setup: GradingSetup,
-    tasks: Vec<Task>,
-    validation: Option<Vec<Task>>,
+    problems: Problems,
+    validation: Option<Problems>,
     kinds: Kinds,
 }
 
 impl<'a> Comparison<'a> {
-    fn new(stage: &'a EvalStage, setup: GradingSetup) -> anyhow::Result<Self> {
-        let most = stage.max_problems.unwrap_or(usize::MAX);
-        let mut tasks = grading::read_tasks(&stage.problems, &WrongLines::default())?;
-        tasks.truncate(most);
+    fn new(recipe: &Recipe, stage: &'a EvalStage) -> anyhow::Result<Self> {
+        let problems = Problems::read(recipe, stage, &stage.problems, stage.max_problems)?;
         let validation = stage.validation.as_deref();
-        let validation = validation.map(|path| grading::read_tasks(path, &WrongLines::default()));
+        let validation = validation.map(|path| Problems::read(recipe, stage, path, None)).transpose()?;
         let kinds = match &stage.kinds {
-            Some(field) => Kinds::read(&stage.problems, field, most)?,
+            Some(field) => problems.kinds(&stage.problems, field)?,
             None => Kinds::default(),
         };
         let folder = &stage.output;
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        Ok(Self { stage, setup, tasks, validation: validation.transpose()?, kinds })
+        Ok(Self { stage, problems, validation, kinds })
     }
 
     fn examine(&self, candidate: &Candidate) -> anyhow::Result<Line> {
-        let Self { stage, tasks, .. } = self;
+        let Self { stage, problems, .. } = self;
         let Candidate { name, model } = candidate;
         say(&format!("  {name}"));
-        let greedy = self
-            .outcomes(tasks, &draw(model, tasks, self.options(1, stage.sampling.clone().into_greedy()))?)?;
-        let responses = draw(model, tasks, self.options(stage.n, stage.sampling.clone()))?;
-        let sampled = self.outcomes(tasks, &responses)?;
+        let greedy = problems.draw(model, &self.options(1, stage.sampling.clone().into_greedy()))?;
+        let greedy = problems.judge(model, &greedy)?;
+        let responses = problems.draw(model, &self.options(stage.n, stage.sampling.clone()))?;
+        let sampled = problems.judge(model, &responses)?;
         let best = match &self.validation {
             Some(validation) => Some(self.at_best_temperature(model, validation, &sampled)?),
             None => None,
         };
         let frozen = Frozen { folder: &stage.output, name, responses: &responses };
-        let scores = stage.reward_model.as_deref().map(|model| frozen.scores(model)).transpose()?;
+        let rewards = stage.reward_model.as_deref().map(|model| frozen.scores(model)).transpose()?;
+        let rewards = rewards.map(|rewards| {
+            Numbers(rewards.into_iter().map(|group| group.into_iter().map(Some).collect()).collect())
+        });
         let temperature = stage.sampling.temperature();
         let kl = stage.reference.as_deref().map(|model| frozen.kl(model, temperature)).transpose()?;
-        let line = Line { name: name.clone(), model: model.clone(), greedy, sampled, best, scores, kl };
-        write_samples(stage, &Examined { tasks, responses: &responses, line: &line })?;
+        let scores_are_rewards = problems.has_scores_beside_outcomes();
+        let (name, model) = (name.clone(), model.clone());
+        let line = Line { name, model, greedy, sampled, best, rewards, scores_are_rewards, kl };
+        write_samples(stage, problems, &responses, &line)?;
         Ok(line)
     }
 
@@ -99,65 +101,54 @@ impl<'a> Comparison<'a> {
         DrawOptions { n, seed: self.stage.seed, sampling }
     }
 
-    fn outcomes(&self, tasks: &[Task], responses: &[Vec<Response>]) -> anyhow::Result<Outcomes> {
-        Ok(Outcomes::of(&grading::grade_groups(&self.setup, tasks, responses)?.grades))
-    }
-
-    /// The outcomes at the temperature that is best on the validation problems; of equal ones the first.
+    /// What is found at the temperature that is best on the validation problems; of equal ones at the first.
     fn at_best_temperature(
         &self,
         model: &Path,
-        validation: &[Task],
-        sampled: &Outcomes,
+        validation: &Problems,
+        sampled: &Found,
     ) -> anyhow::Result<AtBestTemperature> {
-        let Self { stage, tasks, .. } = self;
+        let Self { stage, problems, .. } = self;
         let mut best: Option<(f32, Rate)> = None;
         for temperature in &stage.temperatures {
             let sampling = stage.sampling.clone().at_temperature(*temperature)?;
-            let responses = draw(model, validation, self.options(stage.n, sampling))?;
-            let Some(rate) = self.outcomes(validation, &responses)?.rate() else { continue };
+            let responses = validation.draw(model, &self.options(stage.n, sampling))?;
+            let Some(rate) = validation.judge(model, &responses)?.figure().rate() else { continue };
             if best.is_none_or(|(_, best)| rate.mean > best.mean) {
                 best = Some((*temperature, rate));
             }
         }
         let (temperature, validation) =
             best.context("validation: no response could be judged at any temperature")?;
-        let outcomes = if temperature == stage.sampling.temperature() {
+        let found = if temperature == stage.sampling.temperature() {
             sampled.clone()
         } else {
             let sampling = stage.sampling.clone().at_temperature(temperature)?;
-            self.outcomes(tasks, &draw(model, tasks, self.options(stage.n, sampling))?)?
+            problems.judge(model, &problems.draw(model, &self.options(stage.n, sampling))?)?
         };
-        Ok(AtBestTemperature { temperature, validation, outcomes })
+        Ok(AtBestTemperature { temperature, validation, found })
     }
 }
 
-fn draw(model: &Path, tasks: &[Task], options: DrawOptions) -> anyhow::Result<Vec<Vec<Response>>> {
-    let prompts: Vec<PromptContent> = tasks.iter().map(|task| task.prompt.clone()).collect();
-    responses::draw(model, &prompts, &options)
-}
-
-/// What was drawn from a policy, and what was found about it.
-struct Examined<'a> {
-    tasks: &'a [Task],
-    responses: &'a [Vec<Response>],
-    line: &'a Line,
-}
-
 /// Every sample with what was found, for whoever wants to look.
-fn write_samples(stage: &EvalStage, examined: &Examined<'_>) -> anyhow::Result<()> {
-    let line = examined.line;
+fn write_samples(
+    stage: &EvalStage,
+    problems: &Problems,
+    responses: &[Vec<Response>],
+    line: &Line,
+) -> anyhow::Result<()> {
     let path = stage.output.join(format!("{}-samples.jsonl", line.name));
     let mut writer = service::jsonl::Writer::create(&path)?;
-    for (number, (task, group)) in examined.tasks.iter().zip(examined.responses).enumerate() {
+    for (number, group) in responses.iter().enumerate() {
         for (index, response) in group.iter().enumerate() {
+            let reward = line.rewards.as_ref().and_then(|rewards| rewards.of(number, index));
             writer.write(&serde_json::json!({
-                "task_id": task.problem.task_id(),
+                "task_id": problems.name(number),
                 "prompt_id": number,
                 "rollout_id": index,
                 "completion": response.text,
-                "outcome": line.sampled.of_response(number, index),
-                "score": line.scores.as_ref().map(|scores| scores[number][index]),
+                "outcome": line.sampled.outcomes.of(number, index),
+                "score": reward.or_else(|| line.sampled.scores.of(number, index)),
             }))?;
         }
     }

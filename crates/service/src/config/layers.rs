@@ -2,14 +2,20 @@
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 use toml::{Table, Value};
 
 use super::Error;
+use super::describe::{Elsewhere, describe};
 use super::origin::{Origins, Source, join};
+use super::rest::Rest;
+use super::schema::Schema;
 
+/// Most values that do not fit and are named at once.
+const MAX_PROBLEMS: usize = 20;
 /// Start of the environment variables that set values.
 const ENV_PREFIX: &str = "SLUICE_";
 
@@ -182,12 +188,39 @@ impl Layers {
     /// Parses the merged layers; what no layer names has the type's default.
     ///
     /// # Errors
-    /// The first value that does not fit, with its origin.
+    /// Every value that does not fit, with its origin.
     pub fn parse<C: DeserializeOwned>(&self) -> Result<C, Error> {
-        serde_path_to_error::deserialize(Value::Table(self.merged.clone())).map_err(|error| {
-            let path = error.path().to_string();
-            let message = error.inner().message().to_owned();
-            describe(&self.origins, &path, &message)
+        self.parse_with(&|_| Vec::new())
+    }
+
+    /// The same for a type whose keys are known: a key that nobody knows where it stands may belong
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// Every value that does not fit, with its origin.
+    pub fn parse_known<C: DeserializeOwned + JsonSchema>(&self) -> Result<C, Error> {
+        self.parse_with(&|key| Schema::of::<C>().elsewhere(key))
+    }
+
+    fn parse_with<C: DeserializeOwned>(&self, elsewhere: Elsewhere<'_>) -> Result<C, Error> {
+        let (mut rest, mut problems) = (Rest::of(&self.merged), Vec::new());
+        loop {
+            let parsed = serde_path_to_error::deserialize(Value::Table(rest.table.clone()));
+            let error: serde_path_to_error::Error<toml::de::Error> = match parsed {
+                Ok(config) if problems.is_empty() => return Ok(config),
+                Ok(_) => break,
+                Err(error) => error,
+            };
+            let (path, message) = (error.path().to_string(), error.inner().message());
+            problems.push(describe(&self.origins, &rest.written(&path), message, elsewhere));
+            // What does not fit is left out, and the others are looked at.
+            if problems.len() == MAX_PROBLEMS || !rest.leave_out(&path, message) {
+                break;
+            }
+        }
+        Err(match <[Error; 1]>::try_from(problems) {
+            Ok([only]) => only,
+            Err(several) => Error::Unusable { problems: several.iter().map(ToString::to_string).collect() },
         })
     }
 }
@@ -213,40 +246,6 @@ fn merge(under: &mut Table, over: Table) {
                 under.insert(key, value);
             }
         }
-    }
-}
-
-/// Serde's message about `path`, with its origin and, for an unknown key, the nearest known one.
-fn describe(origins: &Origins, path: &str, message: &str) -> Error {
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    if message.starts_with("unknown field")
-        && let Some((unknown, known)) = quoted.split_first()
-    {
-        // serde_path_to_error may or may not include the unknown key itself.
-        let section = path.strip_suffix(unknown).map_or(path, |parent| parent.trim_end_matches('.'));
-        let key = join(section, unknown);
-        let nearest = known
-            .iter()
-            .map(|name| (strsim::damerau_levenshtein(unknown, name), *name))
-            .filter(|(distance, name)| *distance <= 1 + name.len() / 3)
-            .min();
-        let hint = match nearest {
-            Some((_, name)) => format!("did you mean {}?", join(section, name)),
-            None => format!("known here: {}", known.join(", ")),
-        };
-        return Error::Value {
-            origin: origin_of(origins, &key),
-            problem: format!("unknown key {key}; {hint}"),
-        };
-    }
-    let key = if path == "." { String::new() } else { format!("{path}: ") };
-    Error::Value { origin: origin_of(origins, path), problem: format!("{key}{message}") }
-}
-
-fn origin_of(origins: &Origins, path: &str) -> String {
-    match origins.of(path) {
-        Some(Source::Set(origin) | Source::Derived(origin)) => origin.clone(),
-        Some(Source::Default) | None => "the configuration".to_owned(),
     }
 }
 
@@ -384,6 +383,33 @@ mod tests {
         assert!(message.contains(".toml:2: ppo.epochs: invalid value"), "{message}");
         let message = error("[ppo]\ntimeout = '5 parsecs'\n");
         assert!(message.contains(".toml:2: ppo.timeout:"), "{message}");
+    }
+
+    #[test]
+    fn everything_that_does_not_fit_is_named_at_once() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Listed {
+            #[expect(dead_code, reason = "only its errors matter")]
+            stages: Vec<Ppo>,
+            #[expect(dead_code, reason = "only its errors matter")]
+            ppo: Ppo,
+        }
+        let text = "[ppo]\nepochs = 'three'\nclip_ration = 1\ntimeout = 's'\n[[stages]]\nepoch = 1\n\
+                    [[stages]]\nepochs = 1\n[[stages]]\nepochs = 'x'\n[extra]\nkey = 1\n";
+        let message = layers(text).unwrap().parse::<Listed>().unwrap_err().to_string();
+        let places = [
+            ":2: ppo.epochs",
+            ":3: unknown key ppo.clip_ration",
+            ":4: ppo.timeout",
+            ":6: unknown key stages[0].epoch;",
+            ":10: stages[2].epochs",
+            ":11: unknown key extra",
+        ];
+        for place in places {
+            assert!(message.contains(place), "{place} in {message}");
+        }
+        assert_eq!(message.matches(".toml:").count(), places.len(), "{message}");
     }
 
     #[test]

@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 use super::Error;
 use super::origin::join;
 
+/// Most places that are named for a key that is unknown where it stands.
+const MOST_ELSEWHERE: usize = 3;
+
 /// What a configuration may hold.
 #[derive(Debug)]
 pub struct Schema {
@@ -78,6 +81,31 @@ impl Schema {
         walk.table("", &Node::new(self, &self.root), Some(values));
         walk.sections
     }
+}
+
+impl Schema {
+    /// Keys and tables that have the last name of a key that is unknown, those nearest to it.
+    pub(super) fn elsewhere(&self, unknown: &str) -> Vec<String> {
+        let unknown = without_indices(unknown);
+        let (section, name) = unknown.rsplit_once('.').unwrap_or(("", &unknown));
+        let sections = self.sections();
+        let keys = sections.iter().flat_map(|section| section.keys.iter().map(|key| &*key.path));
+        let paths = sections.iter().map(|section| &*section.path).chain(keys).map(without_indices);
+        let mut found: Vec<(usize, String)> = paths
+            .filter(|path| path.rsplit('.').next() == Some(name))
+            .map(|path| (shared_parts(&path, section), path))
+            .collect();
+        let nearest = found.iter().map(|(shared, _)| *shared).max();
+        found.retain(|(shared, _)| Some(*shared) == nearest);
+        found.dedup();
+        found.truncate(MOST_ELSEWHERE);
+        found.into_iter().map(|(_, path)| path).collect()
+    }
+}
+
+/// How many parts two dotted paths begin with alike.
+fn shared_parts(one: &str, other: &str) -> usize {
+    one.split('.').zip(other.split('.')).take_while(|(one, other)| one == other).count()
 }
 
 /// A place in the schema: what is written there, and what it refers to.

@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use reward_server::Config;
-use reward_server::config::{SandboxConfig, ScorerConfig, ScorerKind};
+use reward_server::config::ScorerConfig;
 use serde_json::{Map, Value};
-use service::config::{Error, Layers};
-use service::{BadInput, Config as _};
+use service::BadInput;
+use service::config::Layers;
 
 use crate::grading::GradingSetup;
+use crate::judging::judging_config;
 use crate::recipe::{Environment, RecipeFile};
 
 /// Which scorers judge.
@@ -33,8 +34,7 @@ impl ScorerArguments {
         !self.scorer.is_empty() || self.scorers.is_some()
     }
 
-    /// The reward server that they are those of. A single scorer whose number is from 0 to 1 is the yardstick
-    /// where none is marked.
+    /// The reward server that they are those of, as one that judges.
     ///
     /// # Errors
     /// Names what cannot be used.
@@ -46,24 +46,7 @@ impl ScorerArguments {
         for text in &self.scorer {
             config.scorers.push(scorer(text, self.field.as_deref())?);
         }
-        config.tokenizer = Some(policy.to_owned());
-        config.reference = None;
-        config.endpoint.enabled = false;
-        // Nobody is connected to; without one it would be no reward server.
-        config.coordinator = Some("127.0.0.1:0".to_owned());
-        if config.scorers.iter().any(|scorer| matches!(scorer.kind, ScorerKind::UnitTests(_)))
-            && config.sandbox.is_none()
-        {
-            let GradingSetup { grader, limits, extract } = setup.clone();
-            config.sandbox = Some(SandboxConfig { grader, limits, extract, ..SandboxConfig::default() });
-        }
-        if let [only] = &mut config.scorers[..]
-            && only.kind.is_zero_to_one()
-        {
-            only.share.yardstick = true;
-        }
-        let problems = config.problems();
-        if problems.is_empty() { Ok(config) } else { Err(Error::Unusable { problems }.into()) }
+        judging_config(config, policy, setup)
     }
 }
 
@@ -105,7 +88,7 @@ fn scorer(text: &str, field: Option<&str>) -> Result<ScorerConfig, BadInput> {
 
 #[cfg(test)]
 mod tests {
-    use reward_server::config::Rule;
+    use reward_server::config::{Rule, SandboxConfig, ScorerKind};
 
     use super::*;
 

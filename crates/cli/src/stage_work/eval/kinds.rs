@@ -17,17 +17,39 @@ impl Kinds {
     /// # Errors
     /// Names the line whose field is missing, or neither a text nor a list of texts.
     pub(super) fn read(path: &Path, field: &str, most: usize) -> Result<Self, BadInput> {
-        let mut kinds = BTreeMap::<String, Vec<usize>>::new();
+        let mut kinds = Self::default();
         for (problem, line) in jsonl::read(path)?.take(most).enumerate() {
             let line = line?;
-            let fields: Map<String, Value> = line.parse()?;
-            let named = fields.get(field).and_then(names);
-            let problem_of = "is neither a text nor a list of texts (kinds of the stage)";
-            for kind in named.ok_or_else(|| line.wrong(&format!("its field {field:?} {problem_of}")))? {
-                kinds.entry(kind).or_default().push(problem);
-            }
+            kinds.add(problem, field, &line.parse()?).map_err(|missing| line.wrong(&missing))?;
         }
-        Ok(Self(kinds))
+        Ok(kinds)
+    }
+
+    /// Of the rows of a file.
+    ///
+    /// # Errors
+    /// Names the row whose field is missing, or neither a text nor a list of texts.
+    pub(super) fn of<'a>(
+        path: &Path,
+        field: &str,
+        rows: impl Iterator<Item = &'a Map<String, Value>>,
+    ) -> Result<Self, BadInput> {
+        let mut kinds = Self::default();
+        for (problem, row) in rows.enumerate() {
+            let wrong = |missing| BadInput(format!("{}: problem {}: {missing}", path.display(), problem + 1));
+            kinds.add(problem, field, row).map_err(wrong)?;
+        }
+        Ok(kinds)
+    }
+
+    fn add(&mut self, problem: usize, field: &str, fields: &Map<String, Value>) -> Result<(), String> {
+        let named = fields.get(field).and_then(names);
+        let missing =
+            || format!("its field {field:?} is neither a text nor a list of texts (kinds of the stage)");
+        for kind in named.ok_or_else(missing)? {
+            self.0.entry(kind).or_default().push(problem);
+        }
+        Ok(())
     }
 
     /// Each kind with the places of its problems, by name.
@@ -46,6 +68,8 @@ fn names(value: &Value) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -58,5 +82,11 @@ mod tests {
         assert_eq!(found, [("a", [0].as_slice()), ("b", [0, 1].as_slice())]);
         let error = Kinds::read(&path, "kind", 9).unwrap_err().to_string();
         assert!(error.contains("problems.jsonl:1") && error.contains("\"kind\""), "{error}");
+        let rows: [Map<String, Value>; 2] = [json!({"k": "a"}), json!({"k": 1})].map(|row| match row {
+            Value::Object(fields) => fields,
+            _ => unreachable!("both are objects"),
+        });
+        let error = Kinds::of(&path, "k", rows.iter()).unwrap_err().to_string();
+        assert!(error.contains("problem 2: its field \"k\""), "{error}");
     }
 }

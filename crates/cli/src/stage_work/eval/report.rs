@@ -14,18 +14,23 @@ use crate::rate::Rate;
 use crate::table::table_of_figures;
 
 use super::kinds::Kinds;
-use super::outcomes::Outcomes;
+use super::numbers::Numbers;
+use super::problems::Found;
 
 /// What was found about one policy.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) name: String,
     pub(super) model: PathBuf,
-    pub(super) greedy: Outcomes,
-    pub(super) sampled: Outcomes,
+    /// About its greedy responses.
+    pub(super) greedy: Found,
+    /// About its sampled responses.
+    pub(super) sampled: Found,
     pub(super) best: Option<AtBestTemperature>,
-    /// The reward model's scores of the sampled responses, by problem.
-    pub(super) scores: Option<Vec<Vec<f64>>>,
+    /// The reward model's scores of the sampled responses.
+    pub(super) rewards: Option<Numbers>,
+    /// Whether the scores are more than the outcomes, so that they too may be trusted or not.
+    pub(super) scores_are_rewards: bool,
     /// KL to the reference, nats per response.
     pub(super) kl: Option<f64>,
 }
@@ -35,10 +40,20 @@ pub(super) struct Line {
 pub(super) struct AtBestTemperature {
     /// Chosen on the validation problems.
     pub(super) temperature: f32,
-    /// What passed of them.
+    /// What came of them.
     pub(super) validation: Rate,
     /// Of the problems of the comparison.
-    pub(super) outcomes: Outcomes,
+    pub(super) found: Found,
+}
+
+/// What policies are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Figure {
+    /// How many responses are right.
+    PassAt1,
+    /// The weighted sum of the scorers, where nothing says what is right.
+    Score,
 }
 
 /// One row.
@@ -48,6 +63,10 @@ struct Row {
     model: PathBuf,
     pass_at_1_greedy: Option<Rate>,
     pass_at_1_sampled: Option<Rate>,
+    /// The weighted sum of the scorers, where they judge.
+    score_greedy: Option<Rate>,
+    score_sampled: Option<Rate>,
+    /// In the figure that policies are compared by, as are kinds and gains.
     best_temperature: Option<BestTemperature>,
     /// At the sampling temperature.
     pass_at_k: BTreeMap<u64, Option<Rate>>,
@@ -59,6 +78,8 @@ struct Row {
     kinds: BTreeMap<String, Option<Rate>>,
     /// Responses that could not be judged; they count in no figure.
     unjudged: usize,
+    /// Why the first of them could not.
+    first_problem: Option<String>,
     /// Over the first policy; none for itself.
     gain: Option<Gain>,
 }
@@ -66,11 +87,11 @@ struct Row {
 #[derive(Debug, Clone, Copy, Serialize)]
 struct BestTemperature {
     temperature: f32,
-    pass_at_1_of_validation: Rate,
-    pass_at_1: Option<Rate>,
+    of_validation: Rate,
+    of_problems: Option<Rate>,
 }
 
-/// How much more of each problem's responses pass than of the first policy's.
+/// How much better each problem's responses are than those of the first policy.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Gain {
     greedy: Option<Rate>,
@@ -84,6 +105,7 @@ pub(super) struct Report {
     problems: usize,
     samples_per_problem: usize,
     strategy: String,
+    compared_by: Figure,
     rows: Vec<Row>,
 }
 
@@ -97,54 +119,78 @@ impl Report {
     ) -> Self {
         let row = |(at, line): (usize, &Line)| Row {
             gain: (at > 0).then(|| Gain::of(&lines[0], line)),
-            pass_at_k: pass_at.iter().map(|k| (*k, line.sampled.pass_at(*k))).collect(),
-            kinds: kinds.iter().map(|(kind, of)| (kind.to_owned(), line.greedy.rate_of(of))).collect(),
+            pass_at_k: pass_at.iter().map(|k| (*k, line.sampled.outcomes.pass_at(*k))).collect(),
+            kinds: kinds
+                .iter()
+                .map(|(kind, of)| (kind.to_owned(), line.greedy.figure().rate_of(of)))
+                .collect(),
             ..Row::of(line, training)
         };
+        let has_outcomes = |line: &Line| line.sampled.outcomes.rate().is_some();
         Self {
-            problems: lines.first().map_or(0, |line| line.sampled.problems()),
-            samples_per_problem: lines.first().map_or(0, |line| line.sampled.samples()),
+            problems: lines.first().map_or(0, |line| line.sampled.outcomes.0.len()),
+            samples_per_problem: lines.first().map_or(0, |line| line.sampled.outcomes.samples()),
             strategy: training.0.strategy.to_string(),
+            compared_by: if lines.iter().any(has_outcomes) { Figure::PassAt1 } else { Figure::Score },
             rows: lines.iter().enumerate().map(row).collect(),
         }
+    }
+
+    fn best_temperatures(&self) -> bool {
+        self.rows.iter().any(|row| row.best_temperature.is_some())
     }
 }
 
 impl Gain {
     fn of(first: &Line, line: &Line) -> Self {
+        let gain = |first: &Found, line: &Found| first.figure().gain(line.figure());
         let best = first.best.as_ref().zip(line.best.as_ref());
         Self {
-            greedy: first.greedy.gain(&line.greedy),
-            best_temperature: best.and_then(|(first, line)| first.outcomes.gain(&line.outcomes)),
-            sampled: first.sampled.gain(&line.sampled),
+            greedy: gain(&first.greedy, &line.greedy),
+            best_temperature: best.and_then(|(first, line)| gain(&first.found, &line.found)),
+            sampled: gain(&first.sampled, &line.sampled),
         }
+    }
+}
+
+impl Line {
+    /// The rewards of which it is a question how far they can be trusted: the reward model's, else the
+    /// scores.
+    fn trusted(&self) -> Option<&Numbers> {
+        self.rewards.as_ref().or_else(|| self.scores_are_rewards.then_some(&self.sampled.scores))
     }
 }
 
 impl Row {
     fn of(line: &Line, (filtration, group_size): (&Filtration, usize)) -> Self {
         let none = Filtration { strategy: Strategy::None, ..*filtration };
-        let groups = line.scores.as_ref().map(|scores| groups(scores, &line.sampled, group_size));
-        let scores = line.scores.as_ref().map(|scores| scores.concat());
+        let groups = line.trusted().map(|rewards| groups(rewards, &line.sampled.outcomes, group_size));
+        let rewards = line.rewards.as_ref();
+        let rewards =
+            rewards.map(|rewards| rewards.0.iter().flatten().flatten().copied().collect::<Vec<_>>());
         let best_temperature = line.best.as_ref().map(|best| BestTemperature {
             temperature: best.temperature,
-            pass_at_1_of_validation: best.validation,
-            pass_at_1: best.outcomes.rate(),
+            of_validation: best.validation,
+            of_problems: best.found.figure().rate(),
         });
+        let Line { greedy, sampled, .. } = line;
         Self {
-            pass_at_1_greedy: line.greedy.rate(),
-            pass_at_1_sampled: line.sampled.rate(),
+            name: line.name.clone(),
+            model: line.model.clone(),
+            pass_at_1_greedy: greedy.outcomes.rate(),
+            pass_at_1_sampled: sampled.outcomes.rate(),
+            score_greedy: greedy.scores.rate(),
+            score_sampled: sampled.scores.rate(),
             best_temperature,
             pass_at_k: BTreeMap::new(),
-            reward_mean: scores.map(|scores| scores.iter().sum::<f64>() / scores.len().max(1) as f64),
+            reward_mean: rewards.map(|rewards| rewards.iter().sum::<f64>() / rewards.len().max(1) as f64),
             kl_to_reference: line.kl,
             r_squared_unfiltered: groups.as_deref().and_then(|groups| r_squared(&none, groups)),
             r_squared_filtered: groups.as_deref().and_then(|groups| r_squared(filtration, groups)),
             kinds: BTreeMap::new(),
-            unjudged: line.sampled.unjudged() + line.greedy.unjudged(),
+            unjudged: greedy.unjudged + sampled.unjudged,
+            first_problem: sampled.first_problem.clone().or_else(|| greedy.first_problem.clone()),
             gain: None,
-            name: line.name.clone(),
-            model: line.model.clone(),
         }
     }
 }
@@ -153,135 +199,174 @@ fn r_squared(filtration: &Filtration, groups: &[Vec<(f64, f64)>]) -> Option<f64>
     filtered_r_squared(filtration, groups, DEFAULT_BINS).ok()?.r_squared
 }
 
-/// Pairs of score and outcome in groups of the size that training has; what could not be judged is left out.
-fn groups(scores: &[Vec<f64>], outcomes: &Outcomes, size: usize) -> Vec<Vec<(f64, f64)>> {
+/// Pairs of reward and outcome in groups of the size that training has; what could not be judged is left out.
+fn groups(rewards: &Numbers, outcomes: &Numbers, size: usize) -> Vec<Vec<(f64, f64)>> {
     let mut groups = Vec::new();
-    for (problem, scores) in scores.iter().enumerate() {
-        let of = |(index, score): (usize, &f64)| Some((*score, outcomes.of_response(problem, index)?));
-        let judged: Vec<(f64, f64)> = scores.iter().enumerate().filter_map(of).collect();
+    for (problem, rewards) in rewards.0.iter().enumerate() {
+        let pair = |(index, reward): (usize, &Option<f64>)| Some(((*reward)?, outcomes.of(problem, index)?));
+        let judged: Vec<(f64, f64)> = rewards.iter().enumerate().filter_map(pair).collect();
         groups.extend(judged.chunks_exact(size.max(1)).map(<[(f64, f64)]>::to_vec));
     }
     groups
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.pass_rates())?;
-        write!(f, "{} held-out problems, {} samples each", self.problems, self.samples_per_problem)?;
-        writeln!(f, "; ± one standard error over problems")?;
-        if let Some(kinds) = self.kinds() {
-            writeln!(f, "\ngreedy, by kind of problem\n{kinds}")?;
+/// A column of a table.
+type Column = (String, Box<dyn Fn(&Row) -> Option<String>>);
+
+impl Figure {
+    fn text(self, rate: Rate) -> String {
+        match self {
+            Self::PassAt1 => rate.percent(),
+            Self::Score => rate.number(),
         }
-        writeln!(f, "\n{}", self.rewards())?;
-        for row in &self.rows {
-            if let Some(gain) = &row.gain {
-                writeln!(f, "{} over {}: {gain}", row.name, self.rows[0].name)?;
-            }
+    }
+
+    fn gain(self, rate: Rate) -> String {
+        let errors = decimal(rate.standard_errors(), 1);
+        match self {
+            Self::PassAt1 => format!("{} points ({errors} standard errors)", signed(100.0 * rate.mean, 1)),
+            Self::Score => format!("{} ({errors} standard errors)", signed(rate.mean, 3)),
         }
-        for (at, row) in self.rows.iter().enumerate() {
-            let end = if at == 0 { "" } else { "\n" };
-            write!(f, "{end}{}: {}", row.name, row.model.display())?;
-            if row.unjudged > 0 {
-                write!(f, " ({} responses could not be judged)", row.unjudged)?;
-            }
-        }
-        Ok(())
     }
 }
 
 impl Report {
-    fn pass_rates(&self) -> Table {
-        let best = self.rows.iter().any(|row| row.best_temperature.is_some());
-        let ks: Vec<u64> =
-            self.rows.first().map_or_else(Vec::new, |row| row.pass_at_k.keys().copied().collect());
-        let mut header = vec!["policy".to_owned(), "greedy".to_owned(), "sampled".to_owned()];
-        header.extend(best.then(|| "at best temperature".to_owned()));
-        header.extend(ks.iter().map(|k| format!("pass@{k}")));
-        let mut table = table_of_figures(&header.iter().map(String::as_str).collect::<Vec<_>>());
-        for row in &self.rows {
-            let mut cells =
-                vec![row.name.clone(), percent(row.pass_at_1_greedy), percent(row.pass_at_1_sampled)];
-            cells.extend(row.best_temperature.map(|best| {
-                format!("{} (T = {})", percent(best.pass_at_1), decimal(f64::from(best.temperature), 2))
-            }));
-            cells.extend(row.pass_at_k.values().map(|rate| percent(*rate)));
-            table.add_row(cells);
-        }
-        table
+    fn figures(&self) -> Table {
+        let figure = self.compared_by;
+        let best = move |row: &Row| {
+            let best = row.best_temperature?;
+            Some(format!(
+                "{} (T = {})",
+                figure.text(best.of_problems?),
+                decimal(f64::from(best.temperature), 2)
+            ))
+        };
+        let mut columns: Vec<Column> = vec![
+            ("pass@1 greedy".to_owned(), Box::new(|row| row.pass_at_1_greedy.map(Rate::percent))),
+            ("pass@1 sampled".to_owned(), Box::new(|row| row.pass_at_1_sampled.map(Rate::percent))),
+            ("score greedy".to_owned(), Box::new(|row| row.score_greedy.map(Rate::number))),
+            ("score sampled".to_owned(), Box::new(|row| row.score_sampled.map(Rate::number))),
+            ("at best temperature".to_owned(), Box::new(best)),
+        ];
+        let ks = self.rows.first().into_iter().flat_map(|row| row.pass_at_k.keys().copied());
+        columns.extend(ks.map(|k| {
+            let of = move |row: &Row| row.pass_at_k.get(&k).copied().flatten().map(Rate::percent);
+            (format!("pass@{k}"), Box::new(of) as Box<dyn Fn(&Row) -> Option<String>>)
+        }));
+        self.table(columns)
     }
 
     fn rewards(&self) -> Table {
         let filtered = format!("R² {}", self.strategy);
-        let mut table = table_of_figures(&["policy", "reward", "KL", "R² no filter", &filtered]);
+        let three = |value: Option<f64>| value.map(|value| decimal(value, 3));
+        self.table(vec![
+            ("reward".to_owned(), Box::new(move |row| three(row.reward_mean))),
+            ("KL".to_owned(), Box::new(move |row| three(row.kl_to_reference))),
+            ("R² no filter".to_owned(), Box::new(move |row| three(row.r_squared_unfiltered))),
+            (filtered, Box::new(move |row| three(row.r_squared_filtered))),
+        ])
+    }
+
+    /// What was measured of no policy is no column.
+    fn table(&self, columns: Vec<Column>) -> Table {
+        let known: Vec<Column> = columns
+            .into_iter()
+            .filter(|(_, figure)| self.rows.iter().any(|row| figure(row).is_some()))
+            .collect();
+        let names = known.iter().map(|(name, _)| name.as_str());
+        let mut table = table_of_figures(&std::iter::once("policy").chain(names).collect::<Vec<&str>>());
         for row in &self.rows {
-            table.add_row([
-                row.name.clone(),
-                optional(row.reward_mean),
-                optional(row.kl_to_reference),
-                optional(row.r_squared_unfiltered),
-                optional(row.r_squared_filtered),
-            ]);
+            let figures = known.iter().map(|(_, figure)| figure(row).unwrap_or_else(|| "-".to_owned()));
+            table.add_row(std::iter::once(row.name.clone()).chain(figures));
         }
         table
     }
 
-    /// Greedy pass rates by kind; none where the stage names no field of kinds.
+    /// Greedy figures by kind; none where the stage names no field of kinds.
     fn kinds(&self) -> Option<Table> {
         let kinds = &self.rows.first().filter(|row| !row.kinds.is_empty())?.kinds;
         let names = self.rows.iter().map(|row| row.name.as_str());
         let mut table = table_of_figures(&["kind", "problems"].into_iter().chain(names).collect::<Vec<_>>());
         for (kind, first) in kinds {
             let problems = first.map_or(0, |rate| rate.problems);
+            let of = |row: &Row| row.kinds.get(kind).copied().flatten();
+            let text =
+                |rate: Option<Rate>| rate.map_or_else(|| "-".to_owned(), |rate| self.compared_by.text(rate));
             let mut cells = vec![kind.clone(), problems.to_string()];
-            cells.extend(self.rows.iter().map(|row| percent(row.kinds.get(kind).copied().flatten())));
+            cells.extend(self.rows.iter().map(|row| text(of(row))));
             table.add_row(cells);
         }
         Some(table)
     }
-}
 
-impl fmt::Display for Gain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn gain(&self, gain: &Gain) -> String {
         let parts = [
-            ("greedy", self.greedy),
-            ("at best temperature", self.best_temperature),
-            ("sampled", self.sampled),
+            ("greedy", gain.greedy),
+            ("at best temperature", gain.best_temperature),
+            ("sampled", gain.sampled),
         ];
-        let said = parts.into_iter().filter_map(|(what, rate)| {
-            let rate = rate?;
-            let (points, errors) = (signed(100.0 * rate.mean, 1), decimal(rate.standard_errors(), 1));
-            Some(format!("{what} {points} points ({errors} standard errors)"))
-        });
-        f.write_str(&said.collect::<Vec<_>>().join(", "))
+        let said = parts
+            .into_iter()
+            .filter_map(|(what, rate)| Some(format!("{what} {}", self.compared_by.gain(rate?))));
+        said.collect::<Vec<_>>().join(", ")
     }
 }
 
-fn percent(rate: Option<Rate>) -> String {
-    rate.map_or_else(|| "-".to_owned(), Rate::percent)
-}
-
-fn optional(value: Option<f64>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| decimal(value, 3))
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.figures())?;
+        write!(f, "{} held-out problems, {} samples each", self.problems, self.samples_per_problem)?;
+        writeln!(f, "; ± one standard error over problems")?;
+        if self.best_temperatures() {
+            writeln!(f, "each policy's best temperature was chosen on other problems")?;
+        }
+        if let Some(kinds) = self.kinds() {
+            writeln!(f, "\ngreedy, by kind of problem\n{kinds}")?;
+        }
+        let rewards = self.rewards();
+        if rewards.column_count() > 1 {
+            writeln!(f, "\n{rewards}")?;
+        }
+        for row in &self.rows {
+            if let Some(gain) = &row.gain {
+                writeln!(f, "{} over {}: {}", row.name, self.rows[0].name, self.gain(gain))?;
+            }
+        }
+        for (at, row) in self.rows.iter().enumerate() {
+            let line_break = if at == 0 { "" } else { "\n" };
+            write!(f, "{line_break}{}: {}", row.name, row.model.display())?;
+            if row.unjudged > 0 {
+                write!(f, " ({} responses could not be judged", row.unjudged)?;
+                if let Some(problem) = &row.first_problem {
+                    write!(f, "; the first: {problem}")?;
+                }
+                write!(f, ")")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::outcomes::tests::outcomes;
+    use super::super::numbers::tests::outcomes;
     use super::*;
 
+    fn found(groups: &[&str]) -> Found {
+        let outcomes = outcomes(groups);
+        Found { unjudged: outcomes.unknown(), outcomes, ..Found::default() }
+    }
+
     fn line(name: &str, greedy: &[&str], sampled: &[&str]) -> Line {
-        let scores = vec![vec![1.0, -1.0]; sampled.len()];
+        let validation = Rate::of(&[0.5]).unwrap();
         Line {
             name: name.to_owned(),
             model: PathBuf::from(name),
-            greedy: outcomes(greedy),
-            sampled: outcomes(sampled),
-            best: Some(AtBestTemperature {
-                temperature: 0.4,
-                validation: Rate::of(&[0.5]).unwrap(),
-                outcomes: outcomes(greedy),
-            }),
-            scores: Some(scores),
+            greedy: found(greedy),
+            sampled: found(sampled),
+            best: Some(AtBestTemperature { temperature: 0.4, validation, found: found(greedy) }),
+            rewards: Some(Numbers(vec![vec![Some(1.0), Some(-1.0)]; sampled.len()])),
+            scores_are_rewards: false,
             kl: Some(0.5),
         }
     }
@@ -305,6 +390,7 @@ mod tests {
         ] {
             assert!(text.contains(said), "{said:?} is not in\n{text}");
         }
+        assert!(!text.contains("score"), "nothing scored: {text}");
     }
 
     #[test]
@@ -313,10 +399,33 @@ mod tests {
         let path = folder.path().join("problems.jsonl");
         std::fs::write(&path, "{\"k\": [\"sort\", \"sum\"]}\n{\"k\": \"sum\"}\n").unwrap();
         let kinds = Kinds::read(&path, "k", 9).unwrap();
-        let report =
-            Report::new(&[line("SFT", &["+", "-"], &["++", "--"])], &kinds, &[], (&Filtration::default(), 2));
+        let lines = [line("SFT", &["+", "-"], &["++", "--"])];
+        let report = Report::new(&lines, &kinds, &[], (&Filtration::default(), 2));
         let rate = |kind: &str| report.rows[0].kinds[kind].unwrap().mean;
         assert_eq!((rate("sort"), rate("sum")), (1.0, 0.5));
         assert!(report.to_string().contains("greedy, by kind of problem"));
+    }
+
+    #[test]
+    fn without_a_yardstick_policies_are_compared_by_their_scores() {
+        let of = |name: &str, scores: [f64; 2]| {
+            let scores = Numbers(scores.iter().map(|score| vec![Some(*score)]).collect());
+            let outcomes = Numbers(vec![vec![None]; 2]);
+            let found = Found { outcomes, scores, ..Found::default() };
+            Line {
+                name: name.to_owned(),
+                model: PathBuf::from(name),
+                greedy: found.clone(),
+                sampled: found,
+                best: None,
+                rewards: None,
+                scores_are_rewards: true,
+                kl: None,
+            }
+        };
+        let lines = [of("a", [1.0, 2.0]), of("b", [1.5, 3.5])];
+        let text = Report::new(&lines, &Kinds::default(), &[], (&Filtration::default(), 2)).to_string();
+        assert!(text.contains("sampled +1.000") && text.contains("2.500 ± 1.000"), "{text}");
+        assert!(!text.contains("pass@1") && !text.contains("KL"), "{text}");
     }
 }

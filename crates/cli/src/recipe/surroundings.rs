@@ -1,0 +1,201 @@
+//! What a ring needs around it: memory and disk against its models, services against the network.
+//!
+//! What is refused cannot work: sizes are lower bounds, and a service is asked for no more than to listen.
+
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::path::Path;
+use std::time::Duration;
+
+use model::Device;
+use reward_server::config::ScorerKind;
+use serde_json::Value;
+
+use super::Recipe;
+use crate::doctor::size;
+
+/// Bytes for each weight that is trained: itself, its gradient, two moments, in the smallest types there are.
+const TRAINED_BYTES: u64 = 12;
+/// Bytes for each weight that is read.
+const READ_BYTES: u64 = 2;
+/// Bytes of a checkpoint for each weight that is trained: itself and two moments.
+const CHECKPOINT_BYTES: u64 = 10;
+/// How long a service may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What is not there.
+pub(super) fn problems(recipe: &Recipe) -> Vec<String> {
+    let sizes = [too_much_memory(recipe, memory()), too_little_disk(recipe)];
+    sizes.into_iter().flatten().chain(unreachable(recipe)).collect()
+}
+
+/// A ring that is larger than the machine.
+fn too_much_memory(recipe: &Recipe, there: Option<u64>) -> Option<String> {
+    let Recipe { learner, actor, reward_server, processes, .. } = recipe;
+    let policy = weights(&learner.policy)?;
+    let is_frozen = learner.ppo.lora.is_some();
+    let mut needed = 0;
+    if learner.device == Device::Cpu {
+        needed += if is_frozen { READ_BYTES * policy } else { TRAINED_BYTES * policy };
+        needed += TRAINED_BYTES * critic(recipe, policy);
+    }
+    if actor.engine.device == Device::Cpu {
+        needed += READ_BYTES * policy * processes.actors as u64;
+    }
+    if let Some(reference) =
+        reward_server.reference.as_ref().filter(|_| reward_server.models.device == Device::Cpu)
+    {
+        needed += READ_BYTES * weights(&reference.model).unwrap_or(0) * processes.reward_servers as u64;
+    }
+    let there = there?;
+    (needed > there).then(|| {
+        format!(
+            "learner.policy: this ring takes at least {}, and the machine has {}: take a smaller model, LoRA \
+             (learner.ppo.lora), fewer processes, or devices of their own",
+            size(needed),
+            size(there)
+        )
+    })
+}
+
+/// Checkpoints that do not fit.
+fn too_little_disk(recipe: &Recipe) -> Option<String> {
+    let learner = &recipe.learner;
+    let policy = weights(&learner.policy)?;
+    let trained = if learner.ppo.lora.is_some() { 0 } else { policy };
+    let one = CHECKPOINT_BYTES * (trained + critic(recipe, policy)) + READ_BYTES * (policy - trained);
+    let needed = one * learner.keep_checkpoints as u64;
+    let output = std::path::absolute(&recipe.output).ok()?;
+    let there = output.ancestors().find(|folder| folder.is_dir())?;
+    let free = service::free_bytes(there).ok()?;
+    let reserve = recipe.coordinator.journal_reserve_bytes;
+    if free < reserve {
+        let (there, free, reserve) = (there.display(), size(free), size(reserve));
+        return Some(format!(
+            "output: {there} has {free} free, less than coordinator.journal_reserve_bytes = {reserve}: nothing would be \
+             begun; make room, or name another disk"
+        ));
+    }
+    (needed > free).then(|| {
+        format!(
+            "output: {} checkpoints (learner.keep_checkpoints) take at least {}, and {} has {} free",
+            learner.keep_checkpoints,
+            size(needed),
+            there.display(),
+            size(free)
+        )
+    })
+}
+
+/// Weights of the critic, where one is trained.
+fn critic(recipe: &Recipe, policy: u64) -> u64 {
+    if !recipe.learner.ppo.needs_critic() || recipe.learner.ppo.critic_lora.is_some() {
+        return 0;
+    }
+    recipe.learner.critic.as_deref().and_then(weights).unwrap_or(policy)
+}
+
+/// Scorers' services that nobody answers at.
+fn unreachable(recipe: &Recipe) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (at, scorer) in recipe.reward_server.scorers.iter().enumerate() {
+        let ScorerKind::Http(http) = &scorer.kind else { continue };
+        let Some(address) = address_of(&http.url) else { continue };
+        if let Some(problem) = refusal(&address) {
+            problems.push(format!(
+                "reward_server.scorers[{at}].url is {:?}: nobody answers at {address}: {problem}; start the service first",
+                http.url
+            ));
+        }
+    }
+    problems
+}
+
+/// `host:port` of a URL.
+fn address_of(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let host = rest.split(['/', '?', '#']).next()?.rsplit('@').next()?;
+    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let port = if scheme == "https" { 443 } else { 80 };
+    Some(if has_port { host.to_owned() } else { format!("{host}:{port}") })
+}
+
+fn refusal(address: &str) -> Option<String> {
+    let addresses = match address.to_socket_addrs() {
+        Ok(addresses) => addresses,
+        Err(error) => return Some(error.to_string()),
+    };
+    let mut problem = Some("it has no address".to_owned());
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(_) => return None,
+            Err(error) => problem = Some(error.to_string()),
+        }
+    }
+    problem
+}
+
+/// How many weights a model folder holds; none where it is not there yet.
+fn weights(folder: &Path) -> Option<u64> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let files =
+        entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "safetensors"));
+    let bytes: u64 = files.filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+    let config = std::fs::read(folder.join("config.json")).ok()?;
+    let config: Value = serde_json::from_slice(&config).ok()?;
+    let dtype = config["torch_dtype"].as_str().or(config["dtype"].as_str()).unwrap_or("float32");
+    let each = if dtype.ends_with("16") { 2 } else { 4 };
+    (bytes > 0).then_some(bytes / each)
+}
+
+/// Memory of this machine.
+fn memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim_end_matches("kB").trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A policy of a million weights in f32, of which nothing is written.
+    fn recipe(folder: &Path) -> Recipe {
+        let policy = folder.join("policy");
+        std::fs::create_dir_all(&policy).unwrap();
+        std::fs::write(policy.join("config.json"), "{\"torch_dtype\": \"float32\"}").unwrap();
+        let file = std::fs::File::create(policy.join("model.safetensors")).unwrap();
+        file.set_len(4_000_000).unwrap();
+        let text = format!("output = {:?}\n[learner]\npolicy = {policy:?}\n", folder.join("runs/x"));
+        toml::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn a_ring_that_is_larger_than_the_machine_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = recipe(folder.path());
+        assert_eq!(weights(&recipe.learner.policy), Some(1_000_000));
+        // Policy and critic are trained, one actor reads.
+        let least = 2 * 12_000_000 + 2_000_000;
+        assert_eq!(too_much_memory(&recipe, Some(least)), None);
+        let said = too_much_memory(&recipe, Some(least - 1)).unwrap();
+        assert!(said.starts_with("learner.policy: this ring takes at least 24.8 MiB"), "{said}");
+        assert_eq!(problems(&recipe), Vec::<String>::new(), "it fits here");
+    }
+
+    #[test]
+    fn a_service_that_nobody_answers_at_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut recipe = recipe(folder.path());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let scorer = format!("kind = 'http'\nurl = 'http://{address}/get_reward'\n");
+        recipe.reward_server.scorers.push(toml::from_str(&scorer).unwrap());
+        assert_eq!(problems(&recipe), Vec::<String>::new());
+        drop(listener);
+        let said = problems(&recipe);
+        assert!(said[0].starts_with("reward_server.scorers[0].url is"), "{said:?}");
+        assert!(said[0].contains(&format!("nobody answers at {address}")), "{said:?}");
+        assert_eq!(address_of("https://rm.example/x?y").as_deref(), Some("rm.example:443"));
+        assert_eq!(address_of("http://user@h:81").as_deref(), Some("h:81"));
+    }
+}
