@@ -3,6 +3,7 @@
 mod check_config;
 mod compare;
 mod dashboard;
+mod engine_arguments;
 mod eval;
 mod filter;
 mod generate;

@@ -104,7 +104,9 @@ fn drawn(arguments: &Arguments, path: &Path, wrong: &WrongLines) -> anyhow::Resu
     }
     let sampling = arguments.sampling.sampling(0.0, &[])?;
     let draw = DrawOptions { n: arguments.n, seed: arguments.seed, sampling };
-    let groups = responses::draw_where_possible(&arguments.model, &prompts, &draw)?;
+    let mut generator = arguments.engine.generator(&arguments.model)?;
+    let groups = responses::draw_where_possible(&mut generator, &prompts, &draw)?;
+    drop(generator);
     let mut all = Vec::new();
     for (prompt, (fields, group)) in fields.into_iter().zip(groups).enumerate() {
         let id = fields.get("id").or(fields.get("task_id")).cloned().unwrap_or_else(|| (prompt + 1).into());
