@@ -257,6 +257,24 @@ fn a_model_is_judged_by_any_scorer_on_any_data() {
     assert!(rate(&numeric) <= rate(&exact), "who names the sum names a number: {numeric} {exact}");
     assert!(rate(&exact) > 0.3, "it was taught to answer with a number: {exact}");
 
+    // The engine is told what generate tells it; how many responses it draws at a time changes none.
+    let narrow = "--scorer numeric-match --field answer --max-new-tokens 8 --n 4 --temperature 1";
+    assert_eq!(eval(&format!("{narrow} --threads 1 --max-sequences 3")), numeric);
+    assert_eq!(eval(&format!("{narrow} --dtype bf16"))["prompts"], json!(24));
+    let prompts = path(&models.prompts);
+    for command in [
+        vec!["eval", "--problems", prompts, "--scorer", "numeric-match"],
+        vec!["generate", "--input", prompts, "--output", "-"],
+    ] {
+        for (flag, value, words) in
+            [("--dtype", "int4", "must be f32, bf16 or f16"), ("--max-sequences", "0", "max_sequences")]
+        {
+            let output = sluice(&[&command[..], &["--model", policy, flag, value]].concat(), "");
+            let said = said(&output);
+            assert!(output.status.code() == Some(2) && said.contains(words), "{command:?} {flag}: {said}");
+        }
+    }
+
     // A recipe's scorers, by its yardstick; the reward model is what it would train on.
     let recipe = folder.path().join("judge.toml");
     let text = format!(

@@ -4,6 +4,7 @@ mod check_config;
 mod compare;
 mod dashboard;
 mod doctor;
+mod engine_arguments;
 mod eval;
 mod filter;
 mod generate;

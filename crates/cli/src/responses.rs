@@ -30,13 +30,12 @@ pub(crate) fn draw(
 /// many have none, and why the first.
 ///
 /// # Errors
-/// When the model cannot be used.
+/// When the engine fails.
 pub(crate) fn draw_where_possible(
-    model: &Path,
+    generator: &mut Generator,
     prompts: &[PromptContent],
     options: &DrawOptions,
 ) -> anyhow::Result<Vec<Vec<Response>>> {
-    let mut generator = Generator::load(model, &EngineConfig::default())?;
     let (bar, total) = (Bar::new("responses", prompts.len() as u64), prompts.len() as u64);
     let items = prompts.iter().enumerate().map(|(number, prompt)| Ok((number, prompt.clone())));
     let (mut groups, mut refused) = (Vec::with_capacity(prompts.len()), Vec::new());

@@ -18,6 +18,7 @@ use service::{BadInput, jsonl};
 use types::PromptContent;
 
 use self::scorers::ScorerArguments;
+use super::engine_arguments::EngineArguments;
 use super::grade::GradingArguments;
 use super::lines::{LineArguments, say_beside};
 use super::sampling::SamplingArguments;
@@ -66,6 +67,8 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    engine: EngineArguments,
+    #[command(flatten)]
     grading: GradingArguments,
 }
 
@@ -100,7 +103,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let prompts: Vec<PromptContent> = questions.prompts().cloned().collect();
     let sampling = arguments.sampling.sampling(0.0, &stop)?;
     let draw = DrawOptions { n: arguments.n, seed: arguments.seed, sampling };
-    let groups = responses::draw_where_possible(&arguments.model, &prompts, &draw)?;
+    let mut generator = arguments.engine.generator(&arguments.model)?;
+    let groups = responses::draw_where_possible(&mut generator, &prompts, &draw)?;
+    drop(generator);
     let judged = match &questions {
         Questions::Tasks(tasks) => judge_programs(&setup, tasks, &groups)?,
         Questions::Numbers(questions) => judge_numbers(questions, &groups),

@@ -4,14 +4,12 @@ mod file;
 
 use std::path::PathBuf;
 
-use engine::generate::{DrawOptions, Generator};
-use engine::{Device, EngineConfig};
+use engine::generate::DrawOptions;
 use service::BadInput;
-use types::DType;
 
+use super::engine_arguments::EngineArguments;
 use super::lines::LineArguments;
 use super::sampling::SamplingArguments;
-use super::score::parse_dtype;
 use crate::bar::Bar;
 use crate::closed_pipe;
 use crate::responses::pace;
@@ -43,18 +41,8 @@ pub(crate) struct Arguments {
     /// Seeds the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Element type of weights and cache: f32, bf16 or f16.
-    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
-    dtype: DType,
-    /// cpu, cuda or cuda:N.
-    #[arg(long, default_value = "cpu")]
-    device: Device,
-    /// Threads; one for each core where not given.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
-    /// Most responses at a time.
-    #[arg(long, default_value_t = EngineConfig::default().max_sequences)]
-    max_sequences: usize,
+    #[command(flatten)]
+    engine: EngineArguments,
 }
 
 /// Runs the command.
@@ -75,15 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             sampling: arguments.sampling.sampling(1.0, &[])?,
         },
     };
-    let engine = EngineConfig {
-        device: arguments.device,
-        dtype: arguments.dtype,
-        threads: arguments.threads,
-        max_sequences: arguments.max_sequences,
-        ..EngineConfig::default()
-    };
-    let mut generator =
-        Generator::load(&arguments.model, &engine).map_err(|error| BadInput(format!("{error:#}")))?;
+    let mut generator = arguments.engine.generator(&arguments.model)?;
     let (bar, wrong) = (Bar::new("responses", 0), arguments.lines.wrong_lines());
     let done = generate(&mut generator, &options, &wrong, &mut |progress| {
         bar.at(progress.requests, 0, &pace(progress));

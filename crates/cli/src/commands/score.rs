@@ -8,6 +8,7 @@ use reward_server::{FileOptions, Progress};
 use service::BadInput;
 use types::DType;
 
+use super::engine_arguments::parse_dtype;
 use super::lines::LineArguments;
 use crate::bad_input;
 use crate::bar::Bar;
@@ -46,16 +47,6 @@ pub(crate) struct FileArguments {
     /// Threads of one operation; all cores where not given.
     #[arg(long)]
     threads: Option<i32>,
-}
-
-/// An element type by its usual name.
-pub(crate) fn parse_dtype(text: &str) -> Result<DType, String> {
-    match text {
-        "f32" => Ok(DType::F32),
-        "bf16" => Ok(DType::Bf16),
-        "f16" => Ok(DType::F16),
-        _ => Err(format!("{text:?} must be f32, bf16 or f16")),
-    }
 }
 
 impl FileArguments {

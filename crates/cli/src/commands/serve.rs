@@ -4,14 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::{Device, EngineConfig};
 use openai::{ServeConfig, Served};
 use service::{BadInput, CancellationToken, StopSignals};
 use tokio::net::TcpListener;
-use types::DType;
 
-use super::score::parse_dtype;
-
+use super::engine_arguments::EngineArguments;
 use crate::closed_pipe;
 use crate::say::say;
 
@@ -31,12 +28,8 @@ pub(crate) struct Arguments {
     /// Address to listen on. The port is not authenticated: loopback by default.
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
-    /// Element type of weights and cache: f32, bf16 or f16.
-    #[arg(long, default_value = "f32", value_parser = parse_dtype)]
-    dtype: DType,
-    /// cpu, cuda or cuda:N.
-    #[arg(long, default_value = "cpu")]
-    device: Device,
+    #[command(flatten)]
+    engine: EngineArguments,
     /// What clients call the model; the name of its folder where this is absent. "policy" is understood, too.
     #[arg(long)]
     served_model_name: Option<String>,
@@ -50,15 +43,14 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the model cannot be used or the port is taken.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { model, port, host, dtype, device, served_model_name, max_concurrent_requests } =
-        arguments;
+    let Arguments { model, port, host, engine, served_model_name, max_concurrent_requests } = arguments;
     closed_pipe::init_logging()?;
     let address = SocketAddr::from((host, port));
     let listener = TcpListener::bind(address).await;
     let listener = listener
         .map_err(|error| BadInput(format!("cannot listen on {address}: {error}; choose another --port")))?;
-    let engine = EngineConfig { dtype, device, ..EngineConfig::default() };
-    let served = Served::load(&model, engine).await.map_err(|error| BadInput(format!("{error:#}")))?;
+    let served =
+        Served::load(&model, engine.config()).await.map_err(|error| BadInput(format!("{error:#}")))?;
     let config =
         ServeConfig { model_name: served_model_name, max_concurrent_requests, ..ServeConfig::default() };
     let problems = config.problems();

@@ -3,7 +3,8 @@
 
 use anyhow::Context as _;
 use coordinator::data::{DataConfig, prompt_rows};
-use engine::generate::{DrawOptions, Response};
+use engine::EngineConfig;
+use engine::generate::{DrawOptions, Generator, Response};
 use serde_json::json;
 use service::BadInput;
 use service::jsonl;
@@ -27,7 +28,9 @@ pub(super) fn run(stage: &BestOfNStage) -> anyhow::Result<()> {
         .map(|row| Ok(row.map_err(|error| BadInput(error.to_string()))?.content))
         .collect::<Result<_, BadInput>>()?;
     let options = DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() };
-    let responses = responses::draw_where_possible(&stage.model, &prompts, &options)?;
+    let mut generator = Generator::load(&stage.model, &EngineConfig::default())?;
+    let responses = responses::draw_where_possible(&mut generator, &prompts, &options)?;
+    drop(generator);
     std::fs::create_dir_all(&stage.output).with_context(|| format!("create {}", stage.output.display()))?;
     let frozen = Frozen { folder: &stage.output, name: "responses", responses: &responses };
     let scores = frozen.scores(&stage.reward_model)?;

@@ -65,7 +65,10 @@ fn drawn(arguments: &Arguments, path: &Path, wrong: &WrongLines) -> anyhow::Resu
     let prompts: Vec<PromptContent> = rows.iter().map(|row| row.content.clone()).collect();
     let sampling = arguments.sampling.sampling(0.0, &[])?;
     let draw = DrawOptions { n: arguments.n, seed: arguments.seed, sampling };
-    drawn_to(&rows, &responses::draw_where_possible(&arguments.model, &prompts, &draw)?)
+    let mut generator = arguments.engine.generator(&arguments.model)?;
+    let groups = responses::draw_where_possible(&mut generator, &prompts, &draw)?;
+    drop(generator);
+    drawn_to(&rows, &groups)
 }
 
 /// A line that `sluice generate` has written.

@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use coordinator::data::{DataConfig, PromptRow};
-use engine::generate::{DrawOptions, Response};
+use engine::EngineConfig;
+use engine::generate::{DrawOptions, Generator, Response};
 use serde_json::Value;
 use service::BadInput;
 use service::jsonl::WrongLines;
@@ -131,7 +132,8 @@ impl Problems {
 
     /// Responses of a policy. A prompt that is too long for it has none.
     pub(super) fn draw(&self, policy: &Path, options: &DrawOptions) -> anyhow::Result<Vec<Vec<Response>>> {
-        responses::draw_where_possible(policy, &self.prompts(), options)
+        let mut generator = Generator::load(policy, &EngineConfig::default())?;
+        responses::draw_where_possible(&mut generator, &self.prompts(), options)
     }
 
     /// Judges a policy's responses.
