@@ -52,7 +52,7 @@ pub struct Parsed {
 
 impl ToolFormat {
     /// The format that the source of a chat template teaches.
-    pub fn of_template(source: &str) -> Self {
+    pub(super) fn of_template(source: &str) -> Self {
         if source.contains("[TOOL_CALLS]") {
             Self::Mistral
         } else if source.contains("<tool_call>") {
@@ -129,6 +129,10 @@ fn llama(text: &str) -> Parsed {
     };
     if !is_tagged && !body.starts_with('{') {
         return of_content(text);
+    }
+    if body.is_empty() {
+        let problem = "there is no call behind the mark".to_owned();
+        return Parsed { problems: vec![problem], ..of_content(text) };
     }
     let mut calls = Vec::new();
     let mut rest = body;
@@ -301,6 +305,7 @@ mod tests {
             (ToolFormat::Hermes, "<tool_call>{\"name\": \"f\", \"arguments\": 3}", "no object"),
             (ToolFormat::Llama, "{\"name\": \"f\", \"parameters\": \"x\"}", "no JSON object"),
             (ToolFormat::Llama, "<|python_tag|>print(1)", "expected value"),
+            (ToolFormat::Llama, "<|python_tag|> <|eom_id|>", "no call"),
             (ToolFormat::Mistral, "[TOOL_CALLS]f", "no arguments"),
             (ToolFormat::Mistral, "[TOOL_CALLS]{\"a\": 1}", "no name"),
             (ToolFormat::Json, "{\"a\": 1", "EOF"),

@@ -109,7 +109,7 @@ fn draw(chunk: &Chunk, rules: &PlacedRules, mut logits: Tensor) -> Vec<Tensor> {
         most_probable = allowed.argmax(-1, true);
         masses = allowed.exp();
         distribution = masses.cumsum(-1, Kind::Double);
-        total = total * raised.to_kind(Kind::Double).exp();
+        total *= raised.to_kind(Kind::Double).exp();
     }
     if let Some(truncation) = &rules.truncation {
         let rows = truncation.top_k.size()[0];
