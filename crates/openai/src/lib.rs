@@ -114,6 +114,11 @@ impl Served {
         Self { engine, encoder, folder: None }
     }
 
+    /// What clients call it.
+    pub fn name(&self, config: &ServeConfig) -> String {
+        ServedName::new(config.model_name.as_deref(), self.folder.as_deref()).as_str().to_owned()
+    }
+
     /// Loads a model folder into an engine of its own.
     ///
     /// # Errors

@@ -107,13 +107,6 @@ impl Problems {
         }
     }
 
-    pub(super) fn count(&self) -> usize {
-        match &self.judged {
-            ByWhom::Tests(tasks) => tasks.len(),
-            ByWhom::Scorers { rows, .. } => rows.len(),
-        }
-    }
-
     /// The kinds of the problems, which were read from this file, as a field of theirs says.
     ///
     /// # Errors

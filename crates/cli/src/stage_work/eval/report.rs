@@ -323,7 +323,7 @@ impl fmt::Display for Report {
         if let Some(kinds) = self.kinds() {
             writeln!(f, "\ngreedy, by kind of problem\n{kinds}")?;
         }
-        let rewards = self.rewards();
+        let mut rewards = self.rewards();
         if rewards.column_count() > 1 {
             writeln!(f, "\n{rewards}")?;
         }
