@@ -8,6 +8,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::mpsc as std_mpsc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -85,11 +86,12 @@ pub(crate) struct RankHandle {
 }
 
 impl RankHandle {
-    /// Starts rank 0's thread. `store` is where the ranks meet; a rank that is alone has none.
+    /// Starts rank 0's thread, which ends when the handle is dropped, behind the command that it carries out
+    /// then. `store` is where the ranks meet; a rank that is alone has none.
     ///
     /// # Errors
     /// When the operating system has no thread left.
-    pub(crate) fn start(config: Config, store: Option<Store>) -> anyhow::Result<Self> {
+    pub(crate) fn start(config: Config, store: Option<Store>) -> anyhow::Result<(Self, JoinHandle<()>)> {
         let (commands, inbox) = std_mpsc::sync_channel(COMMAND_CAPACITY);
         let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
         let work = move || {
@@ -98,11 +100,8 @@ impl RankHandle {
                 let _ = event_sender.blocking_send(RankEvent::Failed(error));
             }
         };
-        std::thread::Builder::new()
-            .name("rank 0".to_owned())
-            .spawn(work)
-            .context("start the rank's thread")?;
-        Ok(Self { commands, events })
+        let thread = std::thread::Builder::new().name("rank 0".to_owned()).spawn(work);
+        Ok((Self { commands, events }, thread.context("start the rank's thread")?))
     }
 
     /// Gives a command.

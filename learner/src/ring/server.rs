@@ -2,6 +2,8 @@
 //! trainer alone.
 
 use std::net::SocketAddr;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use collective::Store;
@@ -15,6 +17,9 @@ use super::final_error::final_or_not;
 use super::rank::{self, RankEvent, RankHandle, Ready};
 use super::ring_loop::{Addresses, RingContext, RingLoop};
 use crate::metrics;
+
+/// How long a process that is over waits for its trainer to end what it computes.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Builds a rank of the learner; nothing runs yet.
 ///
@@ -80,9 +85,15 @@ struct RankZero {
 }
 
 impl RankZero {
-    async fn run(self) -> anyhow::Result<()> {
-        let Self { ring, listener, rank_store, _broadcast_store } = self;
-        let mut rank = RankHandle::start(ring.config.clone(), rank_store)?;
+    async fn run(mut self) -> anyhow::Result<()> {
+        let (rank, thread) = RankHandle::start(self.ring.config.clone(), self.rank_store.take())?;
+        let result = self.lead(rank).await;
+        leave(thread).await;
+        result
+    }
+
+    async fn lead(self, mut rank: RankHandle) -> anyhow::Result<()> {
+        let Self { ring, listener, _broadcast_store, .. } = self;
         let ready = tokio::select! {
             event = rank.next_event() => match event? {
                 RankEvent::Ready(ready) => *ready,
@@ -107,6 +118,15 @@ impl RankZero {
             ended = ring_loop.run() => ended,
             served = serving => served.context("serve weights"),
         }
+    }
+}
+
+/// Waits until the rank's thread has ended: a process that ends under it runs libtorch's destructors while it
+/// computes, crashes, and its exit code is lost.
+async fn leave(thread: JoinHandle<()>) {
+    let ended = tokio::task::spawn_blocking(move || thread.join());
+    if tokio::time::timeout(LEAVE_TIMEOUT, ended).await.is_err() {
+        tracing::warn!(after = ?LEAVE_TIMEOUT, "leaving while the trainer computes");
     }
 }
 
