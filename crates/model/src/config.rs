@@ -134,6 +134,26 @@ pub enum RopeScaling {
         /// Context length of the pre-training, in tokens.
         original_max_positions: i64,
     },
+    /// YaRN (Peng et al., arXiv 2309.00071): low frequencies divided by `factor`, high ones kept, a ramp between, and all
+    /// cosines and sines scaled.
+    Yarn(Yarn),
+}
+
+/// YaRN's parameters, as transformers names them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Yarn {
+    /// Divisor of the low frequencies.
+    pub factor: f64,
+    /// Context length of the pre-training, in tokens.
+    pub original_max_positions: i64,
+    /// Frequencies with more turns than this over that context are kept.
+    pub beta_fast: f64,
+    /// Frequencies with fewer turns are divided.
+    pub beta_slow: f64,
+    /// What cosines and sines are multiplied by, so that logits of attention have this factor squared.
+    pub attention_factor: f64,
+    /// Whether the ends of the ramp are whole numbers.
+    pub truncate: bool,
 }
 
 /// Rotary position embedding.
@@ -350,11 +370,17 @@ impl ModelConfig {
                     let expected = format!("less than high_freq_factor {high_freq_factor}");
                     return Err(invalid("low_freq_factor", low_freq_factor, expected));
                 }
-                if original_max_positions < 1 {
-                    let field = "original_max_position_embeddings";
-                    return Err(invalid(field, original_max_positions, "at least 1"));
+                at_least_one_position(original_max_positions)
+            }
+            RopeScaling::Yarn(yarn) => {
+                positive("rope factor", yarn.factor)?;
+                positive("beta_fast", yarn.beta_fast)?;
+                positive("beta_slow", yarn.beta_slow)?;
+                positive("attention_factor", yarn.attention_factor)?;
+                if self.rope.theta == 1.0 {
+                    return Err(invalid("rope_theta", 1.0, "not 1 with YaRN"));
                 }
-                Ok(())
+                at_least_one_position(yarn.original_max_positions)
             }
         }
     }
@@ -369,6 +395,13 @@ impl ModelConfig {
             return Err(invalid("layer_types", format!("{} entries", window.layers.len()), expected));
         }
         Ok(())
+    }
+}
+
+fn at_least_one_position(original_max_positions: i64) -> Result<(), Error> {
+    match original_max_positions {
+        1.. => Ok(()),
+        found => Err(invalid("original_max_position_embeddings", found, "at least 1")),
     }
 }
 

@@ -64,7 +64,7 @@ pub mod weights;
 
 pub use attention::packed_attention;
 pub use chat::{ChatRequest, ChatTemplate};
-pub use config::{Architecture, Dimensions, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow};
+pub use config::{Architecture, Dimensions, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow, Yarn};
 pub use device::{Device, UnknownDevice};
 pub use folder::{LoadOptions, Model, SaveOptions};
 pub use groups::Groups;

@@ -1,9 +1,9 @@
-//! Rotary position embedding in its four variants, computed as transformers does (`modeling_rope_utils`), so
+//! Rotary position embedding in its five variants, computed as transformers does (`modeling_rope_utils`), so
 //! that the frequencies have the same bits.
 
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::{ModelConfig, RopeScaling, Yarn};
 
 /// The frequencies of a network, on one device.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Rope {
     head_dim: i64,
     max_positions: i64,
     dynamic_factor: Option<f64>,
+    /// What cosines and sines are multiplied by.
+    attention_factor: f64,
     kind: Kind,
 }
 
@@ -31,10 +33,15 @@ impl Rope {
             RopeScaling::Default | RopeScaling::Dynamic { .. } => frequencies,
             RopeScaling::Linear { factor } => frequencies / factor,
             RopeScaling::Llama3 { .. } => llama3(&frequencies, config.rope.scaling),
+            RopeScaling::Yarn(yarn) => stretched(&yarn, config, &exponents),
         };
         let dynamic_factor = match config.rope.scaling {
             RopeScaling::Dynamic { factor } => Some(factor),
             _ => None,
+        };
+        let attention_factor = match config.rope.scaling {
+            RopeScaling::Yarn(yarn) => yarn.attention_factor,
+            _ => 1.0,
         };
         let max_positions = config.max_positions;
         Self {
@@ -44,6 +51,7 @@ impl Rope {
             head_dim,
             max_positions,
             dynamic_factor,
+            attention_factor,
             kind,
         }
     }
@@ -63,7 +71,10 @@ impl Rope {
             None => positions * &self.frequencies, // [rows, head_dim / 2]
             Some(factor) => positions * self.dynamic_frequencies(factor, lengths),
         };
-        let (cos, sin) = (angles.cos(), angles.sin());
+        let (mut cos, mut sin) = (angles.cos(), angles.sin());
+        if self.attention_factor != 1.0 {
+            (cos, sin) = (cos * self.attention_factor, sin * self.attention_factor);
+        }
         let cos = Tensor::cat(&[&cos, &cos], -1).unsqueeze(1).to_kind(self.kind);
         let signed_sin = Tensor::cat(&[&sin.neg(), &sin], -1).unsqueeze(1).to_kind(self.kind);
         RopeRows { cos, signed_sin }
@@ -95,6 +106,28 @@ fn llama3(frequencies: &Tensor, scaling: RopeScaling) -> Tensor {
     let between = (-&ramp + 1.0) * frequencies / factor + ramp * frequencies;
     let divided = (frequencies / factor).where_self(&long, &between);
     frequencies.where_self(&short, &divided)
+}
+
+/// YaRN's frequencies (`_compute_yarn_parameters` in transformers), of exponents `[head_dim / 2]`.
+fn stretched(yarn: &Yarn, config: &ModelConfig, exponents: &Tensor) -> Tensor {
+    let (dim, theta) = (config.head_dim as f64, config.rope.theta);
+    let context = yarn.original_max_positions as f64;
+    // The dimension whose frequency makes so many turns over the context.
+    let dimension_of =
+        |turns: f64| dim * (context / (turns * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln());
+    let (mut low, mut high) = (dimension_of(yarn.beta_fast), dimension_of(yarn.beta_slow));
+    if yarn.truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+    if low == high {
+        high += 0.001;
+    }
+    let half = Tensor::arange(config.head_dim / 2, (Kind::Float, exponents.device()));
+    let kept = ((half - low) / (high - low)).clamp(0.0, 1.0).neg() + 1.0;
+    let wavelengths = Tensor::pow_scalar(theta, exponents);
+    let divided = (&wavelengths * yarn.factor).reciprocal();
+    divided * (kept.neg() + 1.0) + wavelengths.reciprocal() * kept
 }
 
 /// The rotations of some rows.

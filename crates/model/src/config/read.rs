@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use tch::Kind;
 
 use super::{
-    Architecture, Error, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow, invalid, shorten,
+    Architecture, Error, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow, Yarn, invalid, shorten,
 };
 
 /// transformers' default where a window is used without saying how wide.
@@ -173,6 +173,7 @@ fn rope(fields: &Fields, max_positions: i64) -> Result<RopeConfig, Error> {
                 .integer("original_max_position_embeddings")?
                 .unwrap_or(max_positions),
         },
+        "yarn" => RopeScaling::Yarn(yarn(&variant, max_positions)?),
         other => return Err(Error::Unsupported { field: "rope_type", found: shorten(other) }),
     };
     Ok(RopeConfig { theta, scaling })
@@ -180,6 +181,30 @@ fn rope(fields: &Fields, max_positions: i64) -> Result<RopeConfig, Error> {
 
 fn rope_factor(variant: &Fields) -> Result<f64, Error> {
     variant.number("factor")?.ok_or(Error::Missing("rope factor"))
+}
+
+/// As transformers reads them (`_compute_yarn_parameters`): keys that it does not know, such as `attn_factor`, change
+/// nothing.
+fn yarn(variant: &Fields, max_positions: i64) -> Result<Yarn, Error> {
+    let original_max_positions =
+        variant.integer("original_max_position_embeddings")?.unwrap_or(max_positions);
+    let factor = variant.number("factor")?.unwrap_or(max_positions as f64 / original_max_positions as f64);
+    let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let non_zero = |key| Ok::<_, Error>(variant.number(key)?.filter(|number| *number != 0.0));
+    let attention_factor =
+        match (variant.number("attention_factor")?, non_zero("mscale")?, non_zero("mscale_all_dim")?) {
+            (Some(given), ..) => given,
+            (None, Some(mscale), Some(all)) => scale(mscale) / scale(all),
+            _ => scale(1.0),
+        };
+    Ok(Yarn {
+        factor,
+        original_max_positions,
+        beta_fast: non_zero("beta_fast")?.unwrap_or(32.0),
+        beta_slow: non_zero("beta_slow")?.unwrap_or(1.0),
+        attention_factor,
+        truncate: variant.boolean("truncate")?.unwrap_or(true),
+    })
 }
 
 /// Mistral limits every layer when `sliding_window` is a number; Qwen limits the layers from

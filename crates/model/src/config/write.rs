@@ -96,6 +96,15 @@ impl ModelConfig {
                     "original_max_position_embeddings": original_max_positions,
                 })
             }
+            RopeScaling::Yarn(yarn) => json!({
+                "rope_type": "yarn",
+                "factor": yarn.factor,
+                "original_max_position_embeddings": yarn.original_max_positions,
+                "beta_fast": yarn.beta_fast,
+                "beta_slow": yarn.beta_slow,
+                "attention_factor": yarn.attention_factor,
+                "truncate": yarn.truncate,
+            }),
         };
         // transformers 4 would silently take the default frequencies from a file with `rope_parameters`
         // alone.

@@ -1,7 +1,7 @@
 """Makes the expected numbers of the parity tests with transformers.
 
     python3 -m venv VENV && VENV/bin/pip install torch==2.11.0 transformers safetensors numpy
-    VENV/bin/python make.py                     # writes cases/*.json and sharded/
+    VENV/bin/python make.py                     # writes cases/*.json and sharded/; with names, those cases alone
     VENV4/bin/python make.py --version-4        # the same with transformers 4 (>= 4.57): checks the numbers, adds config_v4
 
 Weights are not stored: both sides fill each parameter from a hash of its name and the element's index (fill below;
@@ -30,6 +30,7 @@ SMALL = dict(
 )
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=64)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
 
 # name: (model_type, head, options on top of SMALL)
 TABLE = {
@@ -40,6 +41,8 @@ TABLE = {
     "llama_dynamic": ("llama", "causal", dict(max_position_embeddings=240,
                                               rope_scaling=dict(rope_type="dynamic", factor=2.0))),
     "llama_llama3": ("llama", "causal", dict(rope_theta=5e5, rope_scaling=LLAMA3, head_dim=16)),
+    "llama_yarn": ("llama", "causal", dict(head_dim=16, rope_scaling=dict(
+        YARN, factor=8.0, beta_fast=16.0, beta_slow=2.0, mscale=1.0, mscale_all_dim=0.5, truncate=False))),
     "mistral_window": ("mistral", "causal", dict(sliding_window=12)),
     "mistral_full": ("mistral", "causal", dict(sliding_window=None, head_dim=12, rope_theta=1e6)),
     "qwen2_tied": ("qwen2", "causal", dict(tie_word_embeddings=True, rope_theta=1e6)),
@@ -47,6 +50,7 @@ TABLE = {
     "qwen3": ("qwen3", "causal", dict(head_dim=16, rope_theta=1e6)),
     "qwen3_window_bias": ("qwen3", "causal", dict(head_dim=12, attention_bias=True, use_sliding_window=True,
                                                   sliding_window=20, max_window_layers=2, tie_word_embeddings=True)),
+    "qwen3_yarn": ("qwen3", "causal", dict(head_dim=16, rope_theta=1e6, rope_scaling=YARN)),
     "llama_score": ("llama", "scalar", dict(rope_scaling=LLAMA3)),
     "mistral_score": ("mistral", "scalar", dict(sliding_window=16)),
     "qwen2_score": ("qwen2", "scalar", {}),
@@ -204,10 +208,12 @@ def main():
     torch.manual_seed(0)
     torch.set_num_threads(1)
     version_4 = "--version-4" in sys.argv
+    asked = [argument for argument in sys.argv[1:] if argument in TABLE]
     assert transformers.__version__.startswith("4." if version_4 else "5."), transformers.__version__
     for name, (model_type, head, options) in TABLE.items():
-        (check_version_4 if version_4 else make)(name, model_type, head, options)
-    if not version_4:
+        if name in asked or not asked:
+            (check_version_4 if version_4 else make)(name, model_type, head, options)
+    if not version_4 and not asked:
         make_sharded()
 
 
