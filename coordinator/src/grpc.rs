@@ -124,8 +124,8 @@ impl Grpc {
         service::grpc::server().add_service(coordinator).add_service(ObserverServer::new(self))
     }
 
-    /// A member that a later coordinator has served is not served any more: it says what happened since, and this
-    /// one does not know.
+    /// A member that a later coordinator has served is not served any more: it says what happened since, and
+    /// this one does not know.
     fn check_term(&self, role: Role, metadata: &MetadataMap) -> Result<(), Status> {
         match CoordinatorTerm::read(metadata) {
             Some(known) if self.term.is_before(&known) => {

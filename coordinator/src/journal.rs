@@ -276,9 +276,10 @@ impl Journal {
         written
     }
 
-    /// Opens the store again after a write of `lot` for which there was no room, and checks that it holds what was
-    /// durable before and nothing else, or all of the lot besides: what was torn is cut off, but a write can fail
-    /// when it is complete, before it is flushed. The lot is written again in either case, to the same keys.
+    /// Opens the store again after a write of `lot` for which there was no room, and checks that it holds
+    /// what was durable before and nothing else, or all of the lot besides: what was torn is cut off, but a
+    /// write can fail when it is complete, before it is flushed. The lot is written again in either case, to
+    /// the same keys.
     fn open_anew(&mut self, lot: &Lot) -> Result<(), Error> {
         let store = Store::open(&self.path)?;
         let (mut next, mut chain) = (0, Chain::default());

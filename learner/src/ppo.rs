@@ -17,9 +17,9 @@
 //!    the last is 0.
 //! 2. The score stands on the last response token. Token rewards are `−β · kl_t` plus that.
 //! 3. Baselines of groups are over all responses that were scored, whatever the filtration kept; so is
-//!    whitening without a critic. A group of one response has the advantage 0. Whitening is over all tokens of
-//!    the responses that [`Whiten`](crate::Whiten) names, unweighted, with biased variance:
-//!    `(A − mean) / sqrt(var + 1e-8)`. Returns come from the advantages before it.
+//!    whitening without a critic. A group of one response has the advantage 0. Whitening is over all tokens
+//!    of the responses that [`Whiten`](crate::Whiten) names, unweighted, with biased variance: `(A − mean) /
+//!    sqrt(var + 1e-8)`. Returns come from the advantages before it.
 //! 4. `token-mean` is `Σ_i w_i Σ_t L_it / Σ_i w_i T_i` over the minibatch, for policy and value loss alike;
 //!    the value loss has the factor 1/2.
 //! 5. Samples of weight 0 are in no minibatch (but for `critic_on = "all"`): a minibatch has `minibatch_size`

@@ -36,8 +36,8 @@ impl Pair {
         Some(Self { undisturbed, disturbed, _folders: folders })
     }
 
-    /// Runs the other one by a script, which is told the ring's folder and the command. Yields what the script
-    /// printed and what the command said.
+    /// Runs the other one by a script, which is told the ring's folder and the command. Yields what the
+    /// script printed and what the command said.
     fn run(&self, script: &str) -> (String, String) {
         let run = self.disturbed.command().unwrap();
         let mut full = Command::new("unshare");
@@ -58,8 +58,8 @@ impl Pair {
     }
 }
 
-/// Both disks fill up in mid-run, the one of the journal down to its reserve. Prints how many batches were trained
-/// while checkpoints had no room, and while nothing new was begun.
+/// Both disks fill up in mid-run, the one of the journal down to its reserve. Prints how many batches were
+/// trained while checkpoints had no room, and while nothing new was begun.
 const DISKS_FILL_UP: &str = r#"
 ring=$0
 for disk in journal checkpoints; do

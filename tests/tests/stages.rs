@@ -10,8 +10,8 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 use tests::binary;
 
-/// A policy that is taught to write the identity, a reward model that was told to prefer it, what it makes of them, and
-/// a comparison.
+/// A policy that is taught to write the identity, a reward model that was told to prefer it, what it makes of
+/// them, and a comparison.
 const RECIPE: &str = r#"
 name = "stages"
 seed = 3
@@ -98,7 +98,8 @@ fn write(path: &Path, rows: impl Iterator<Item = Value>) {
     fs::write(path, text).unwrap();
 }
 
-/// The first problem of each pair is solved by the identity, the second by nothing that the policy was taught.
+/// The first problem of each pair is solved by the identity, the second by nothing that the policy was
+/// taught.
 fn problem(number: usize) -> Value {
     let (kind, expected) = if number.is_multiple_of(2) { ("identity", 7) } else { ("successor", 8) };
     json!({

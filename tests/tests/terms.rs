@@ -1,5 +1,5 @@
-//! Terms and fencing (docs/decisions.md, D13) with real processes: whoever wakes when another has taken its place
-//! is refused and changes nothing.
+//! Terms and fencing (docs/decisions.md, D13) with real processes: whoever wakes when another has taken its
+//! place is refused and changes nothing.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

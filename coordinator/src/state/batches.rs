@@ -4,9 +4,9 @@
 //! and kept until a checkpoint holds it. A learner that comes back from an older checkpoint is sent the
 //! batches after it again: no sample is lost, and none is counted twice.
 //!
-//! A batch waits for open groups that would find no place in a later one before they are too old: they are the
-//! long responses, and without them the policy would learn from short ones (`straggler_timeout`). Admission has
-//! made the places.
+//! A batch waits for open groups that would find no place in a later one before they are too old: they are
+//! the long responses, and without them the policy would learn from short ones (`straggler_timeout`).
+//! Admission has made the places.
 //!
 //! Groups of which nothing trains are made up for by others, as many as `max_refill_batches` allows. Then the
 //! batch is formed of the groups that it has.
@@ -246,9 +246,9 @@ impl Batches {
         self.form(plan, awaited)
     }
 
-    /// Whether a batch waits, so that groups that are open still train in time: those begun with version `u` or
-    /// before need places in the batches up to `u + max_staleness + 1`. It does when there are fewer places after
-    /// it, and it would take a newer group instead.
+    /// Whether a batch waits, so that groups that are open still train in time: those begun with version `u`
+    /// or before need places in the batches up to `u + max_staleness + 1`. It does when there are fewer
+    /// places after it, and it would take a newer group instead.
     fn waits(&mut self, plan: &RunPlan, awaited: Awaited<'_>, id: BatchId) -> bool {
         let size = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX);
         let newest = self.ready.iter().nth(size.saturating_sub(1)).map(|group| group.oldest);

@@ -156,8 +156,8 @@ impl Groups {
         self.begun.range(version..).map(|(version, groups)| (*version, *groups))
     }
 
-    /// Whether an actor with this version may take part in a group: what it generates must not be older than what
-    /// the group was admitted for. A group that is closed has nothing left to take part in.
+    /// Whether an actor with this version may take part in a group: what it generates must not be older than
+    /// what the group was admitted for. A group that is closed has nothing left to take part in.
     pub(super) fn takes(&self, prompt: PromptId, version: PolicyVersion) -> bool {
         self.open.get(&prompt).is_none_or(|group| group.begun <= version)
     }

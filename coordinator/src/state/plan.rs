@@ -60,8 +60,8 @@ pub struct RunPlan {
     pub hopeless_groups: u64,
     /// How long nothing may move; a run with slow steps is given several times what they usually take.
     pub standstill_timeout: Duration,
-    /// How long a batch that has enough groups waits for older ones that would be too old afterwards. A journal
-    /// of before never waited.
+    /// How long a batch that has enough groups waits for older ones that would be too old afterwards. A
+    /// journal of before never waited.
     #[serde(default)]
     pub straggler_timeout: Duration,
     /// Attempts at one response before it counts as failed for good.

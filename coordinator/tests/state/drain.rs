@@ -1,5 +1,5 @@
-//! When a run that was asked to stop has stopped: nobody works on a lease any more, and what the learner trained is
-//! written.
+//! When a run that was asked to stop has stopped: nobody works on a lease any more, and what the learner
+//! trained is written.
 
 use coordinator::state::{ActorEvent, Event, LearnerEvent, Phase, RunPlan};
 use types::link::actor::ActorReport;

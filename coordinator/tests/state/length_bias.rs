@@ -25,7 +25,8 @@ const WAIT: Duration = Duration::from_secs(6);
 /// What a training step takes.
 const STEP: Duration = Duration::from_millis(400);
 
-/// Tokens of a response, a hundredth of a second each: one prompt of ten is eight times as long as the others.
+/// Tokens of a response, a hundredth of a second each: one prompt of ten is eight times as long as the
+/// others.
 fn tokens(prompt: PromptId) -> u32 {
     let drawn = RolloutId { prompt, sibling: 0, attempt: 0 }.seed(1);
     let length = u32::try_from(20 + drawn % 40).unwrap();
@@ -153,8 +154,8 @@ impl Run {
     }
 }
 
-/// Mean tokens of the responses that were begun and of those in batches, the share that was too old, and how long
-/// the run took.
+/// Mean tokens of the responses that were begun and of those in batches, the share that was too old, and how
+/// long the run took.
 #[derive(Debug, Clone, Copy)]
 struct Lengths {
     generated: f64,

@@ -134,8 +134,8 @@ pub enum RopeScaling {
         /// Context length of the pre-training, in tokens.
         original_max_positions: i64,
     },
-    /// YaRN (Peng et al., arXiv 2309.00071): low frequencies divided by `factor`, high ones kept, a ramp between, and all
-    /// cosines and sines scaled.
+    /// YaRN (Peng et al., arXiv 2309.00071): low frequencies divided by `factor`, high ones kept, a ramp
+    /// between, and all cosines and sines scaled.
     Yarn(Yarn),
 }
 

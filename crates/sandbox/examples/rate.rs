@@ -1,7 +1,7 @@
 //! Measures gradings a second and how fast a run past its wall limit is gone.
 //!
-//! `cargo run --release -p sandbox --example rate -- [seconds per row] [workers] [row]`; a row is such as "tier
-//! A, zygote", and all of them where none is given.
+//! `cargo run --release -p sandbox --example rate -- [seconds per row] [workers] [row]`; a row is such as
+//! "tier A, zygote", and all of them where none is given.
 //!
 //! A grading is two isolated processes: the response, and the tests that question it. The program is trivial
 //! on purpose: what is measured is the sandbox.
@@ -103,8 +103,8 @@ fn rate(name: &str, grader: &Grader, workers: usize, time: Duration) -> Result<(
     Ok(())
 }
 
-/// Time from the wall limit until nothing of the run is left, without the time that was the host's and not the
-/// response's: a guest's set-up, and what it waited for a processor.
+/// Time from the wall limit until nothing of the run is left, without the time that was the host's and not
+/// the response's: a guest's set-up, and what it waited for a processor.
 fn kills(tier: Tier, grader: &Grader, seconds: f64) -> Result<(), Error> {
     let wall = Duration::from_millis(100);
     let limits = Limits { cpu: Duration::from_secs(60), wall, ..Limits::default() };

@@ -2,8 +2,8 @@
 //!
 //! A coordinator counts its starts over a journal; the count travels in the metadata of every stream, in both
 //! directions. A member remembers the highest one it has seen and says so when it opens a stream. So a
-//! coordinator that was stopped, or cut off, and wakes when another one has taken its place is believed by nobody:
-//! it refuses whom that one served, and who meets it all the same leaves again.
+//! coordinator that was stopped, or cut off, and wakes when another one has taken its place is believed by
+//! nobody: it refuses whom that one served, and who meets it all the same leaves again.
 
 use std::fmt;
 

@@ -99,8 +99,8 @@ impl Default for PreferencesStage {
     }
 }
 
-/// What demonstrations are chosen of by a reward model: rejection sampling fine-tuning, RAFT (Dong et al., arXiv
-/// 2304.06767).
+/// What demonstrations are chosen of by a reward model: rejection sampling fine-tuning, RAFT (Dong et al.,
+/// arXiv 2304.06767).
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct BestOfNStage {
@@ -229,8 +229,8 @@ pub(crate) struct EvalStage {
     /// only become surer of itself is no better than the one before at a lower temperature.
     #[schemars(extend("x-kind" = "file"))]
     pub(crate) validation: Option<PathBuf>,
-    /// The temperatures it is chosen of: the one at which the `n` responses to each of the validation problems
-    /// are best in the mean.
+    /// The temperatures it is chosen of: the one at which the `n` responses to each of the validation
+    /// problems are best in the mean.
     pub(crate) temperatures: Vec<f32>,
     /// Field of a problem, a text or a list of texts, that names its kinds: greedy figures are given for
     /// each of them, too.

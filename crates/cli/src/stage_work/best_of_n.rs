@@ -1,5 +1,5 @@
-//! A policy's own best responses, chosen by a reward model, as demonstrations for it: rejection sampling fine-tuning,
-//! RAFT (Dong et al., arXiv 2304.06767).
+//! A policy's own best responses, chosen by a reward model, as demonstrations for it: rejection sampling
+//! fine-tuning, RAFT (Dong et al., arXiv 2304.06767).
 
 use anyhow::Context as _;
 use coordinator::data::{DataConfig, prompt_rows};

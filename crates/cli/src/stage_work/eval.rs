@@ -1,6 +1,6 @@
-//! Compares policies on problems that none of them was trained on: pass rates by hidden tests or by the scorer
-//! that is the yardstick, greedy and sampled, mean score and reward, KL to the reference, and how far the
-//! reward could be trusted.
+//! Compares policies on problems that none of them was trained on: pass rates by hidden tests or by the
+//! scorer that is the yardstick, greedy and sampled, mean score and reward, KL to the reference, and how far
+//! the reward could be trusted.
 //!
 //! Every policy gets the same problems, the same number of samples and the same seed. Nothing is chosen by
 //! the result: which folders are compared stands in the recipe, and a temperature is chosen on other

@@ -183,8 +183,8 @@ fn rope_factor(variant: &Fields) -> Result<f64, Error> {
     variant.number("factor")?.ok_or(Error::Missing("rope factor"))
 }
 
-/// As transformers reads them (`_compute_yarn_parameters`): keys that it does not know, such as `attn_factor`, change
-/// nothing.
+/// As transformers reads them (`_compute_yarn_parameters`): keys that it does not know, such as
+/// `attn_factor`, change nothing.
 fn yarn(variant: &Fields, max_positions: i64) -> Result<Yarn, Error> {
     let original_max_positions =
         variant.integer("original_max_position_embeddings")?.unwrap_or(max_positions);

@@ -25,8 +25,8 @@ impl Numbers {
         Rate::of(&problems.iter().filter_map(|problem| self.mean(*problem)).collect::<Vec<f64>>())
     }
 
-    /// pass@k of outcomes by the unbiased estimator (arXiv 2107.03374), over problems with at least `k` responses
-    /// that could be judged; an outcome of 1 has passed.
+    /// pass@k of outcomes by the unbiased estimator (arXiv 2107.03374), over problems with at least `k`
+    /// responses that could be judged; an outcome of 1 has passed.
     pub(super) fn pass_at(&self, k: u64) -> Option<Rate> {
         let rates = self.0.iter().filter_map(|group| {
             let judged = group.iter().flatten().count() as u64;
