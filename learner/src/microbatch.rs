@@ -134,7 +134,7 @@ mod tests {
             ([5, 6, 7, 8].as_slice(), once(2..4).collect())
         );
         assert_eq!((sequence.tokens(), sequence.wanted()), (4, 2));
-        let as_one_turn = Sequence::stretches(&[5, 6, 7, 8, 9], &[3..5]);
+        let as_one_turn = Sequence::stretches(&[5, 6, 7, 8, 9], std::slice::from_ref(&(3..5)));
         assert_eq!((as_one_turn.tokens, as_one_turn.rows), (sequence.tokens.clone(), sequence.rows.clone()));
         assert_eq!(as_one_turn.targets, sequence.targets);
         let turns = Sequence::stretches(&[5, 6, 7, 8, 9, 4], &[1..2, 3..5]);

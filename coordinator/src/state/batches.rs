@@ -251,7 +251,7 @@ impl Batches {
     /// places after it, and it would take a newer group instead.
     fn waits(&mut self, plan: &RunPlan, awaited: Awaited<'_>, id: BatchId) -> bool {
         let size = usize::try_from(plan.batch_prompts).unwrap_or(usize::MAX);
-        let newest = self.ready.iter().nth(size.saturating_sub(1)).map(|group| group.oldest);
+        let newest = self.ready.get(size.saturating_sub(1)).map(|group| group.oldest);
         let allowed = oldest_allowed(id, plan.max_staleness);
         let mut open = 0;
         let is_last_chance = awaited.groups.begun_from(allowed).any(|(version, groups)| {

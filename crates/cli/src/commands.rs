@@ -76,7 +76,7 @@ pub(crate) enum ComputeCommand {
     /// Scores of token sequences or responses by a reward model.
     Score(score::Arguments),
     /// Samples a model on problems and judges what comes, by hidden tests or by any scorer.
-    Eval(eval::Arguments),
+    Eval(Box<eval::Arguments>),
     /// The learner's step on recorded samples.
     Replay(replay::Arguments),
     /// Supervised fine-tuning.

@@ -53,7 +53,30 @@ fn every_shape_survives_a_round_trip() {
             count += 1;
         }
     }
-    assert_eq!(count, 32);
+    assert_eq!(count, 36);
+}
+
+#[test]
+fn yarn_is_read_as_transformers_reads_it() {
+    let yarn = |fields: Value| {
+        let mut scaling = object(fields);
+        scaling.insert("rope_type".to_owned(), json!("yarn"));
+        match with(json!({ "max_position_embeddings": 128, "rope_scaling": scaling })).unwrap().rope.scaling {
+            RopeScaling::Yarn(yarn) => yarn,
+            other => panic!("{other:?}"),
+        }
+    };
+    let scale = |mscale: f64| 0.1 * mscale * 4f64.ln() + 1.0;
+    let read = yarn(json!({ "factor": 4.0, "original_max_position_embeddings": 32, "attn_factor": 0.5 }));
+    let turns = (read.beta_fast, read.beta_slow);
+    assert_eq!((read.original_max_positions, turns, read.truncate), (32, (32.0, 1.0), true));
+    assert_eq!(read.attention_factor, scale(1.0), "what nobody knows changes nothing");
+    assert_eq!(yarn(json!({ "original_max_position_embeddings": 32 })).factor, 4.0);
+    let scaled = yarn(json!({ "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5 }));
+    assert_eq!(scaled.attention_factor, scale(1.0) / scale(0.5));
+    let given = yarn(json!({ "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.5, "attention_factor": 1.5 }));
+    assert_eq!(given.attention_factor, 1.5);
+    assert_eq!(yarn(json!({ "factor": 0.5 })).attention_factor, 1.0);
 }
 
 #[test]
@@ -66,8 +89,8 @@ fn both_shapes_of_rope_are_read() {
         assert_eq!((config.rope.theta, config.rope.scaling), (1e5, linear));
     }
     assert_eq!(with(json!({})).unwrap().rope.theta, 1e4);
-    let yarn = with(json!({ "rope_scaling": { "rope_type": "yarn", "factor": 4.0 } })).unwrap_err();
-    assert_eq!(yarn, Error::Unsupported { field: "rope_type", found: "yarn".to_owned() });
+    let other = with(json!({ "rope_scaling": { "rope_type": "longrope", "factor": 4.0 } })).unwrap_err();
+    assert_eq!(other, Error::Unsupported { field: "rope_type", found: "longrope".to_owned() });
     let missing = with(json!({ "rope_scaling": { "rope_type": "dynamic" } })).unwrap_err();
     assert_eq!(missing, Error::Missing("rope factor"));
 }

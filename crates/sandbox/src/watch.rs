@@ -67,11 +67,13 @@ pub(crate) fn is_ready(thread: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('R'))
 }
 
-/// Whether a process stands still: stopped, or dead.
+/// Whether a process stands still, with all its threads: stopped, or dead.
 pub(crate) fn is_still(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
-    matches!(state, None | Some('T' | 't' | 'Z' | 'X'))
+    threads(pid).into_iter().all(|thread| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/task/{thread}/stat")).unwrap_or_default();
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        matches!(state, None | Some('T' | 't' | 'Z' | 'X'))
+    })
 }
 
 /// Memory of a nested run with shared pages split between those that share them; slower, and exact where a

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Invalid, MAX_SEQUENCE_TOKENS};
+use crate::Invalid;
 
 /// Tokens that the policy was given between two of its turns: what a tool returned or a user said, with what
 /// the chat template writes around it. They are context: nothing is learnt from them.
@@ -57,8 +57,13 @@ pub fn split_by_mask(tokens: &[u32], drawn: &[bool]) -> Result<(Vec<u32>, Vec<Ob
     Ok((response, observations))
 }
 
-/// What keeps observations from standing in a response of so many tokens.
-pub(crate) fn observations_problem(observations: &[Observation], response_tokens: usize) -> Option<String> {
+/// What keeps observations from standing in a response of so many tokens. All of them together have at most
+/// `most` tokens.
+pub(crate) fn observations_problem(
+    observations: &[Observation],
+    response_tokens: usize,
+    most: usize,
+) -> Option<String> {
     let mut given = 0;
     let mut before = 0;
     for Observation { after, tokens } in observations {
@@ -75,8 +80,7 @@ pub(crate) fn observations_problem(observations: &[Observation], response_tokens
         before = place;
         given += tokens.len();
     }
-    let is_long = given > MAX_SEQUENCE_TOKENS;
-    is_long.then(|| format!("has {given} tokens in observations, must have at most {MAX_SEQUENCE_TOKENS}"))
+    (given > most).then(|| format!("has {given} tokens in observations, must have at most {most}"))
 }
 
 /// The turns of a response: its tokens, cut where it has observations; one more than there are observations.

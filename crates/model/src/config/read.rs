@@ -173,7 +173,7 @@ fn rope(fields: &Fields, max_positions: i64) -> Result<RopeConfig, Error> {
                 .integer("original_max_position_embeddings")?
                 .unwrap_or(max_positions),
         },
-        "yarn" => RopeScaling::Yarn(yarn(&variant, max_positions)?),
+        "yarn" => RopeScaling::Yarn(yarn(variant.0, max_positions)?),
         other => return Err(Error::Unsupported { field: "rope_type", found: shorten(other) }),
     };
     Ok(RopeConfig { theta, scaling })
@@ -185,7 +185,8 @@ fn rope_factor(variant: &Fields) -> Result<f64, Error> {
 
 /// As transformers reads them (`_compute_yarn_parameters`): keys that it does not know, such as
 /// `attn_factor`, change nothing.
-fn yarn(variant: &Fields, max_positions: i64) -> Result<Yarn, Error> {
+pub(super) fn yarn(fields: &Map<String, Value>, max_positions: i64) -> Result<Yarn, Error> {
+    let variant = Fields(fields);
     let original_max_positions =
         variant.integer("original_max_position_embeddings")?.unwrap_or(max_positions);
     let factor = variant.number("factor")?.unwrap_or(max_positions as f64 / original_max_positions as f64);

@@ -5,7 +5,7 @@
 use serde_json::{Map, Value, json};
 use tch::Kind;
 
-use super::{Architecture, Head, ModelConfig, RopeScaling};
+use super::{Architecture, Head, ModelConfig, RopeScaling, Yarn, read};
 
 impl ModelConfig {
     /// The object to write to `config.json` for weights of element type `kind`.
@@ -96,15 +96,7 @@ impl ModelConfig {
                     "original_max_position_embeddings": original_max_positions,
                 })
             }
-            RopeScaling::Yarn(yarn) => json!({
-                "rope_type": "yarn",
-                "factor": yarn.factor,
-                "original_max_position_embeddings": yarn.original_max_positions,
-                "beta_fast": yarn.beta_fast,
-                "beta_slow": yarn.beta_slow,
-                "attention_factor": yarn.attention_factor,
-                "truncate": yarn.truncate,
-            }),
+            RopeScaling::Yarn(yarn) => self.yarn(object, yarn),
         };
         // transformers 4 would silently take the default frequencies from a file with `rope_parameters`
         // alone.
@@ -115,6 +107,28 @@ impl ModelConfig {
         if object.contains_key("rope_parameters") {
             scaling["rope_theta"] = json!(self.rope.theta);
             object.insert("rope_parameters".to_owned(), scaling);
+        }
+    }
+
+    /// YaRN's parameters as the file had them, where they mean the same.
+    fn yarn(&self, object: &Map<String, Value>, yarn: Yarn) -> Value {
+        let before = [object.get("rope_scaling"), object.get("rope_parameters")];
+        let before = before.into_iter().flatten().filter_map(Value::as_object).next();
+        match before.filter(|before| read::yarn(before, self.max_positions).is_ok_and(|read| read == yarn)) {
+            Some(before) => {
+                let mut same = before.clone();
+                same.remove("rope_theta");
+                Value::Object(same)
+            }
+            None => json!({
+                "rope_type": "yarn",
+                "factor": yarn.factor,
+                "original_max_position_embeddings": yarn.original_max_positions,
+                "beta_fast": yarn.beta_fast,
+                "beta_slow": yarn.beta_slow,
+                "attention_factor": yarn.attention_factor,
+                "truncate": yarn.truncate,
+            }),
         }
     }
 
