@@ -153,10 +153,11 @@ fn a_comparison_finds_each_policys_temperature_and_the_best_responses_are_the_re
     let temperature = sft["best_temperature"]["temperature"].as_f64().unwrap();
     assert!((temperature - 0.1).abs() < 1e-6, "{sft}");
     assert_eq!(sft["best_temperature"]["of_problems"]["mean"], 0.5, "{sft}");
-    let sampled = |row: &Value| row["pass_at_1_sampled"]["mean"].as_f64().unwrap();
-    let pass_at_2 = sft["pass_at_k"]["2"]["mean"].as_f64().unwrap();
-    assert!(sampled(sft) < 0.5 && sampled(sft) < pass_at_2, "{sft}");
-    assert_eq!((&sft["gain"], &sft["kl_to_reference"]), (&Value::Null, &json!(0.0)), "{sft}");
+    let mean = |figure: &Value| figure["mean"].as_f64().unwrap();
+    let (sampled, pass_at_2) = (mean(&sft["pass_at_1_sampled"]), mean(&sft["pass_at_k"]["2"]));
+    assert!(sampled < 0.5 && sampled <= pass_at_2, "{sft}");
+    let kl = sft["kl_to_reference"].as_f64().unwrap();
+    assert!(sft["gain"].is_null() && kl.abs() < 1e-3, "the reference is the policy itself: {sft}");
     let raft = &report["rows"][1];
     assert!(
         raft["gain"]["sampled"]["mean"].is_number() && raft["gain"]["greedy"]["mean"].is_number(),

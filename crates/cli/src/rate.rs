@@ -69,15 +69,16 @@ mod tests {
         assert!(Rate::of(&[]).is_none());
     }
 
+    fn near(rates: &[f64], expected: [f64; 2]) {
+        let interval = Rate::of(rates).unwrap().interval();
+        assert!(
+            interval.iter().zip(expected).all(|(bound, expected)| (bound - expected).abs() < 1e-4),
+            "{rates:?}: {interval:?}, not {expected:?}"
+        );
+    }
+
     #[test]
     fn an_interval_is_wilsons() {
-        let near = |rates: &[f64], expected: [f64; 2]| {
-            let interval = Rate::of(rates).unwrap().interval();
-            assert!(
-                interval.iter().zip(expected).all(|(bound, expected)| (bound - expected).abs() < 1e-4),
-                "{rates:?}: {interval:?}, not {expected:?}"
-            );
-        };
         // The variance 1/6 over 4 problems is that of 6 which are solved or not: 0.5 of 6.
         near(&[1.0, 0.0, 0.5, 0.5], [0.187_62, 0.812_38]);
         // Nothing solved of 164, everything of 4.

@@ -84,10 +84,13 @@ mod tests {
     use super::super::Level;
     use super::*;
 
+    fn of(cuda: bool, driver: Option<&str>, names: &[String]) -> Level {
+        verdict(cuda, driver, names).level
+    }
+
     #[test]
     fn the_build_the_driver_and_the_gpus_have_to_fit() {
         let gpu = ["NVIDIA H200, 143771 MiB".to_owned()];
-        let of = |cuda: bool, driver: Option<&str>, names: &[String]| verdict(cuda, driver, names).level;
         assert_eq!(of(false, None, &[]), Level::Ok);
         assert_eq!(of(true, None, &[]), Level::Warn);
         assert_eq!(of(false, Some("580.1"), &gpu), Level::Warn);

@@ -106,27 +106,31 @@ mod tests {
     #[test]
     fn a_comparison_that_nobody_can_judge_is_found_before_it() {
         let folder = tempfile::tempdir().unwrap();
-        let of = |line: &str, eval: &str| found(folder.path(), line, eval);
+        let folder = folder.path();
         let sum = "{\"question\": \"2 + 2\", \"answer\": \"4\"}\n";
-        let said = of(sum, "");
+        let said = found(folder, sum, "");
         assert!(said.len() == 1 && said[0].contains("set judge = \"scorers\""), "{said:?}");
-        let said = of(sum, "judge = 'scorers'\n");
+        let said = found(folder, sum, "judge = 'scorers'\n");
         assert!(said[0].contains("neither stages[0].eval.scorers nor reward_server.scorers"), "{said:?}");
         let numeric = "scorers = [{kind = 'numeric-match', field = 'answer'}]\n";
-        let said = of(sum, numeric);
+        let said = found(folder, sum, numeric);
         assert!(said[0].starts_with("stages[0].eval.problems") && said[0].contains("prompt"), "{said:?}");
         let columns = format!("columns = {{prompt = 'question'}}\n{numeric}");
-        assert_eq!(of(sum, &columns), Vec::<String>::new());
-        let said = of(sum, &columns.replace("'answer'", "'label'"));
+        assert_eq!(found(folder, sum, &columns), Vec::<String>::new());
+        let said = found(folder, sum, &columns.replace("'answer'", "'label'"));
         assert!(
             said[0].starts_with("stages[0].eval.scorers[0].field is \"label\": no such field"),
             "{said:?}"
         );
-        let said = of(sum, "scorers = [{kind = 'regex', pattern = '('}]\ncolumns = {prompt = 'question'}\n");
+        let said = found(
+            folder,
+            sum,
+            "scorers = [{kind = 'regex', pattern = '('}]\ncolumns = {prompt = 'question'}\n",
+        );
         assert!(said.iter().any(|problem| problem.contains("no regular expression")), "{said:?}");
         let tested = "{\"prompt\": \"def f():\", \"test_list\": [\"assert f() is None\"], \"task_id\": 1}\n";
-        assert_eq!(of(tested, ""), Vec::<String>::new());
-        let said = of(tested, &format!("judge = 'tests'\n{numeric}"));
+        assert_eq!(found(folder, tested, ""), Vec::<String>::new());
+        let said = found(folder, tested, &format!("judge = 'tests'\n{numeric}"));
         assert!(said[0].contains("leave one of them out"), "{said:?}");
     }
 }

@@ -145,9 +145,12 @@ mod tests {
         assert_eq!(all_for(&values, Role::Actor).collect::<Vec<_>>(), ["slow", "--x=y"]);
     }
 
+    fn read(text: &str) -> anyhow::Result<Resources> {
+        Ok(text.parse()?)
+    }
+
     #[test]
     fn resources_are_whole_and_have_units() {
-        let read = |text: &str| text.parse::<Resources>();
         assert_eq!(read("8,32Gi").unwrap(), Resources { cpus: 8, memory_mib: 32 << 10 });
         assert_eq!(read("1,512Mi").unwrap(), Resources { cpus: 1, memory_mib: 512 });
         for bad in ["8", "8,32", "8,32GB", "0,1Gi", "1,0Gi", "x,1Gi", "lerner=8,32Gi", "8,é", ""] {

@@ -47,7 +47,6 @@ pub(super) fn run(stage: &BestOfNStage) -> anyhow::Result<()> {
         })
     });
     jsonl::write(&stage.output.join("demonstrations.jsonl"), lines.collect::<Vec<_>>().iter())?;
-    let mean = |scores: &[f64]| scores.iter().sum::<f64>() / scores.len().max(1) as f64;
     say(&format!(
         "  the best of {} responses to each of {} prompts: mean score {:.3}, of all responses {:.3}",
         stage.n,
@@ -56,6 +55,10 @@ pub(super) fn run(stage: &BestOfNStage) -> anyhow::Result<()> {
         mean(&scores.concat())
     ));
     Ok(())
+}
+
+fn mean(scores: &[f64]) -> f64 {
+    scores.iter().sum::<f64>() / scores.len().max(1) as f64
 }
 
 /// The response of a group with the highest score.

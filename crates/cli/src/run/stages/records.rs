@@ -100,9 +100,13 @@ impl Records {
     }
 }
 
+/// The key of a line `key = value`.
+fn key(line: &str) -> Option<&str> {
+    line.split(" = ").next()
+}
+
 /// Where two configurations part, for people.
 fn first_difference(before: &str, now: &str) -> String {
-    let key = |line: &str| line.split(" = ").next().map(str::to_owned);
     let gone = before.lines().find(|line| !now.lines().any(|other| other == *line));
     let new = now.lines().find(|line| !before.lines().any(|other| other == *line));
     match (gone, new) {
@@ -121,11 +125,14 @@ mod tests {
         Told { text: text.to_owned(), batches: None }
     }
 
+    fn ring(batches: u64) -> Told {
+        Told { text: "lr = 1".to_owned(), batches: Some(batches) }
+    }
+
     #[test]
     fn a_ring_goes_on_to_more_batches() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::of(folder.path()).unwrap();
-        let ring = |batches| Told { text: "lr = 1".to_owned(), batches: Some(batches) };
         records.finish("ring", ring(10), Duration::from_secs(3)).unwrap();
         assert_eq!(records.finished("ring", &ring(10), folder.path()).unwrap(), Some(3.0));
         assert_eq!(records.finished("ring", &ring(20), folder.path()).unwrap(), None);

@@ -36,8 +36,9 @@ impl Kinds {
     ) -> Result<Self, BadInput> {
         let mut kinds = Self::default();
         for (problem, row) in rows.enumerate() {
-            let wrong = |missing| BadInput(format!("{}: problem {}: {missing}", path.display(), problem + 1));
-            kinds.add(problem, field, row).map_err(wrong)?;
+            if let Err(missing) = kinds.add(problem, field, row) {
+                return Err(BadInput(format!("{}: problem {}: {missing}", path.display(), problem + 1)));
+            }
         }
         Ok(kinds)
     }

@@ -64,12 +64,15 @@ pub(super) mod tests {
 
     /// Outcomes written as texts of `+` (passed), `-` (not) and `?` (not judged), one for each problem.
     pub(in super::super) fn outcomes(groups: &[&str]) -> Numbers {
-        let outcome = |mark: char| match mark {
+        Numbers(groups.iter().map(|group| group.chars().map(outcome).collect()).collect())
+    }
+
+    fn outcome(mark: char) -> Option<f64> {
+        match mark {
             '+' => Some(1.0),
             '-' => Some(0.0),
             _ => None,
-        };
-        Numbers(groups.iter().map(|group| group.chars().map(outcome).collect()).collect())
+        }
     }
 
     #[test]

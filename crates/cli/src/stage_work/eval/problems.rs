@@ -13,6 +13,7 @@ use types::PromptContent;
 
 use crate::grading::{self, GradingSetup, Task};
 use crate::judging::{Judged, drawn_to, judge, judging_config, read_prompts};
+use crate::rate::Rate;
 use crate::recipe::{EvalStage, Judge, Recipe};
 use crate::responses;
 
@@ -48,6 +49,11 @@ impl Found {
     /// What policies are compared by: the outcomes, or the scores where nothing says what is right.
     pub(super) fn figure(&self) -> &Numbers {
         if self.outcomes.rate().is_some() { &self.outcomes } else { &self.scores }
+    }
+
+    /// How much better what came `after` is, problem by problem.
+    pub(super) fn gain(&self, after: &Self) -> Option<Rate> {
+        self.figure().gain(after.figure())
     }
 }
 

@@ -117,7 +117,7 @@ impl Report {
         pass_at: &[u64],
         training: (&Filtration, usize),
     ) -> Self {
-        let row = |(at, line): (usize, &Line)| Row {
+        let rows = lines.iter().enumerate().map(|(at, line)| Row {
             gain: (at > 0).then(|| Gain::of(&lines[0], line)),
             pass_at_k: pass_at.iter().map(|k| (*k, line.sampled.outcomes.pass_at(*k))).collect(),
             kinds: kinds
@@ -125,14 +125,14 @@ impl Report {
                 .map(|(kind, of)| (kind.to_owned(), line.greedy.figure().rate_of(of)))
                 .collect(),
             ..Row::of(line, training)
-        };
-        let has_outcomes = |line: &Line| line.sampled.outcomes.rate().is_some();
+        });
+        let with_outcomes = lines.iter().any(|line| line.sampled.outcomes.rate().is_some());
         Self {
             problems: lines.first().map_or(0, |line| line.sampled.outcomes.0.len()),
             samples_per_problem: lines.first().map_or(0, |line| line.sampled.outcomes.samples()),
             strategy: training.0.strategy.to_string(),
-            compared_by: if lines.iter().any(has_outcomes) { Figure::PassAt1 } else { Figure::Score },
-            rows: lines.iter().enumerate().map(row).collect(),
+            compared_by: if with_outcomes { Figure::PassAt1 } else { Figure::Score },
+            rows: rows.collect(),
         }
     }
 
@@ -143,12 +143,11 @@ impl Report {
 
 impl Gain {
     fn of(first: &Line, line: &Line) -> Self {
-        let gain = |first: &Found, line: &Found| first.figure().gain(line.figure());
         let best = first.best.as_ref().zip(line.best.as_ref());
         Self {
-            greedy: gain(&first.greedy, &line.greedy),
-            best_temperature: best.and_then(|(first, line)| gain(&first.found, &line.found)),
-            sampled: gain(&first.sampled, &line.sampled),
+            greedy: first.greedy.gain(&line.greedy),
+            best_temperature: best.and_then(|(first, line)| first.found.gain(&line.found)),
+            sampled: first.sampled.gain(&line.sampled),
         }
     }
 }
@@ -162,6 +161,12 @@ impl Line {
 }
 
 impl Row {
+    /// What came of it at its best temperature, for people.
+    fn best(&self, figure: Figure) -> Option<String> {
+        let BestTemperature { temperature, of_problems, .. } = self.best_temperature?;
+        Some(format!("{} (T = {})", figure.text(of_problems?), decimal(f64::from(temperature), 2)))
+    }
+
     fn of(line: &Line, (filtration, group_size): (&Filtration, usize)) -> Self {
         let none = Filtration { strategy: Strategy::None, ..*filtration };
         let groups = line.trusted().map(|rewards| groups(rewards, &line.sampled.outcomes, group_size));
@@ -203,11 +208,18 @@ fn r_squared(filtration: &Filtration, groups: &[Vec<(f64, f64)>]) -> Option<f64>
 fn groups(rewards: &Numbers, outcomes: &Numbers, size: usize) -> Vec<Vec<(f64, f64)>> {
     let mut groups = Vec::new();
     for (problem, rewards) in rewards.0.iter().enumerate() {
-        let pair = |(index, reward): (usize, &Option<f64>)| Some(((*reward)?, outcomes.of(problem, index)?));
-        let judged: Vec<(f64, f64)> = rewards.iter().enumerate().filter_map(pair).collect();
+        let judged: Vec<(f64, f64)> = rewards
+            .iter()
+            .enumerate()
+            .filter_map(|(index, reward)| Some(((*reward)?, outcomes.of(problem, index)?)))
+            .collect();
         groups.extend(judged.chunks_exact(size.max(1)).map(<[(f64, f64)]>::to_vec));
     }
     groups
+}
+
+fn three_decimals(value: Option<f64>) -> Option<String> {
+    value.map(|value| decimal(value, 3))
 }
 
 /// A column of a table.
@@ -233,37 +245,27 @@ impl Figure {
 impl Report {
     fn figures(&self) -> Table {
         let figure = self.compared_by;
-        let best = move |row: &Row| {
-            let best = row.best_temperature?;
-            Some(format!(
-                "{} (T = {})",
-                figure.text(best.of_problems?),
-                decimal(f64::from(best.temperature), 2)
-            ))
-        };
         let mut columns: Vec<Column> = vec![
             ("pass@1 greedy".to_owned(), Box::new(|row| row.pass_at_1_greedy.map(Rate::percent))),
             ("pass@1 sampled".to_owned(), Box::new(|row| row.pass_at_1_sampled.map(Rate::percent))),
             ("score greedy".to_owned(), Box::new(|row| row.score_greedy.map(Rate::number))),
             ("score sampled".to_owned(), Box::new(|row| row.score_sampled.map(Rate::number))),
-            ("at best temperature".to_owned(), Box::new(best)),
+            ("at best temperature".to_owned(), Box::new(move |row| row.best(figure))),
         ];
         let ks = self.rows.first().into_iter().flat_map(|row| row.pass_at_k.keys().copied());
-        columns.extend(ks.map(|k| {
-            let of = move |row: &Row| row.pass_at_k.get(&k).copied().flatten().map(Rate::percent);
-            (format!("pass@{k}"), Box::new(of) as Box<dyn Fn(&Row) -> Option<String>>)
+        columns.extend(ks.map(|k| -> Column {
+            (format!("pass@{k}"), Box::new(move |row| row.pass_at_k.get(&k)?.map(Rate::percent)))
         }));
         self.table(columns)
     }
 
     fn rewards(&self) -> Table {
         let filtered = format!("R² {}", self.strategy);
-        let three = |value: Option<f64>| value.map(|value| decimal(value, 3));
         self.table(vec![
-            ("reward".to_owned(), Box::new(move |row| three(row.reward_mean))),
-            ("KL".to_owned(), Box::new(move |row| three(row.kl_to_reference))),
-            ("R² no filter".to_owned(), Box::new(move |row| three(row.r_squared_unfiltered))),
-            (filtered, Box::new(move |row| three(row.r_squared_filtered))),
+            ("reward".to_owned(), Box::new(move |row| three_decimals(row.reward_mean))),
+            ("KL".to_owned(), Box::new(move |row| three_decimals(row.kl_to_reference))),
+            ("R² no filter".to_owned(), Box::new(move |row| three_decimals(row.r_squared_unfiltered))),
+            (filtered, Box::new(move |row| three_decimals(row.r_squared_filtered))),
         ])
     }
 
@@ -289,11 +291,11 @@ impl Report {
         let mut table = table_of_figures(&["kind", "problems"].into_iter().chain(names).collect::<Vec<_>>());
         for (kind, first) in kinds {
             let problems = first.map_or(0, |rate| rate.problems);
-            let of = |row: &Row| row.kinds.get(kind).copied().flatten();
-            let text =
-                |rate: Option<Rate>| rate.map_or_else(|| "-".to_owned(), |rate| self.compared_by.text(rate));
             let mut cells = vec![kind.clone(), problems.to_string()];
-            cells.extend(self.rows.iter().map(|row| text(of(row))));
+            for row in &self.rows {
+                let rate = row.kinds.get(kind).copied().flatten();
+                cells.push(rate.map_or_else(|| "-".to_owned(), |rate| self.compared_by.text(rate)));
+            }
             table.add_row(cells);
         }
         Some(table)
@@ -401,29 +403,29 @@ mod tests {
         let kinds = Kinds::read(&path, "k", 9).unwrap();
         let lines = [line("SFT", &["+", "-"], &["++", "--"])];
         let report = Report::new(&lines, &kinds, &[], (&Filtration::default(), 2));
-        let rate = |kind: &str| report.rows[0].kinds[kind].unwrap().mean;
-        assert_eq!((rate("sort"), rate("sum")), (1.0, 0.5));
+        let means: Vec<f64> = report.rows[0].kinds.values().map(|rate| rate.unwrap().mean).collect();
+        assert_eq!(means, [1.0, 0.5], "of sort and sum");
         assert!(report.to_string().contains("greedy, by kind of problem"));
+    }
+
+    fn scored(name: &str, scores: [f64; 2]) -> Line {
+        let scores = Numbers(scores.iter().map(|score| vec![Some(*score)]).collect());
+        let found = Found { outcomes: Numbers(vec![vec![None]; 2]), scores, ..Found::default() };
+        Line {
+            name: name.to_owned(),
+            model: PathBuf::from(name),
+            greedy: found.clone(),
+            sampled: found,
+            best: None,
+            rewards: None,
+            scores_are_rewards: true,
+            kl: None,
+        }
     }
 
     #[test]
     fn without_a_yardstick_policies_are_compared_by_their_scores() {
-        let of = |name: &str, scores: [f64; 2]| {
-            let scores = Numbers(scores.iter().map(|score| vec![Some(*score)]).collect());
-            let outcomes = Numbers(vec![vec![None]; 2]);
-            let found = Found { outcomes, scores, ..Found::default() };
-            Line {
-                name: name.to_owned(),
-                model: PathBuf::from(name),
-                greedy: found.clone(),
-                sampled: found,
-                best: None,
-                rewards: None,
-                scores_are_rewards: true,
-                kl: None,
-            }
-        };
-        let lines = [of("a", [1.0, 2.0]), of("b", [1.5, 3.5])];
+        let lines = [scored("a", [1.0, 2.0]), scored("b", [1.5, 3.5])];
         let text = Report::new(&lines, &Kinds::default(), &[], (&Filtration::default(), 2)).to_string();
         assert!(text.contains("sampled +1.000") && text.contains("2.500 ± 1.000"), "{text}");
         assert!(!text.contains("pass@1") && !text.contains("KL"), "{text}");
