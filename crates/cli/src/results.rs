@@ -98,15 +98,16 @@ pub(crate) fn check_run(output: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
+    fn step(batch: u64) -> serde_json::Value {
+        serde_json::json!({
+            "batch": batch, "time": 0, "prompts": 1, "responses": 1, "score_mean": batch, "outcome_mean": null,
+            "response_tokens_mean": 3.0, "truncated": 0.0, "metrics": {"entropy": 0.5},
+            "reliability": {"unfiltered": null, "filtered": null}
+        })
+    }
+
     #[test]
     fn figures_are_means_of_the_last_tenth() {
-        let step = |batch: u64| {
-            serde_json::json!({
-                "batch": batch, "time": 0, "prompts": 1, "responses": 1, "score_mean": batch, "outcome_mean": null,
-                "response_tokens_mean": 3.0, "truncated": 0.0, "metrics": {"entropy": 0.5},
-                "reliability": {"unfiltered": null, "filtered": null}
-            })
-        };
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Results::of(folder.path()).unwrap(), None);
         let text: String = (1..=20).map(|batch| format!("{}\n", step(batch))).collect();

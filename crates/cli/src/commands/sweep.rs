@@ -110,8 +110,10 @@ impl Sweep {
             return Err(BadInput("--seeds is 0, must be at least 1".to_owned()).into());
         }
         let written = RecipeFile::read(&arguments.recipe, Environment::Applied, &[])?.recipe;
-        let default = || PathBuf::from(format!("{}-sweep", written.output.display()));
-        let output = arguments.output.clone().unwrap_or_else(default);
+        let output = match &arguments.output {
+            Some(output) => output.clone(),
+            None => PathBuf::from(format!("{}-sweep", written.output.display())),
+        };
         let points = grid::points(&arguments.axes);
         let seeds: Vec<u64> = (written.seed..).take(usize::try_from(arguments.seeds)?).collect();
         let cells = grid::cells(&points, &seeds, &written.name, &output);

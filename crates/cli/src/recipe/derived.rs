@@ -144,9 +144,12 @@ mod tests {
         assert_eq!(layers.value("coordinator.sampling.top_p"), Some(&Value::from(0.9)));
     }
 
+    fn corrected(text: &str) -> Option<Value> {
+        filled(text).value("learner.ppo.correction").cloned()
+    }
+
     #[test]
     fn stale_samples_are_corrected_unless_the_recipe_says_how() {
-        let corrected = |text: &str| filled(text).value("learner.ppo.correction").cloned();
         assert_eq!(corrected(""), None);
         assert_eq!(corrected("[coordinator]\nmax_staleness = 0\n"), None);
         let rejecting = corrected("[coordinator]\nmax_staleness = 2\n").unwrap();

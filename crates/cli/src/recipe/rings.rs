@@ -80,6 +80,11 @@ mod tests {
         RecipeFile::read(file.path(), Environment::LeftOut, &[])
     }
 
+    /// What its coordinator is told.
+    fn told(file: &RecipeFile) -> String {
+        file.role_configs()[Role::Coordinator as usize].text().unwrap()
+    }
+
     #[test]
     fn each_ring_has_its_own_folder_run_and_values() {
         let file = read(TWO_RINGS).unwrap();
@@ -87,7 +92,6 @@ mod tests {
         let (bw, grpo) = (file.of_ring(&stages[0]).unwrap(), file.of_ring(&stages[1]).unwrap());
         assert!(bw.ring_folder().journal().ends_with("runs/abl/ring/journal"));
         assert!(grpo.ring_folder().journal().ends_with("runs/abl/ring-grpo/journal"));
-        let told = |file: &RecipeFile| file.role_configs()[Role::Coordinator as usize].text().unwrap();
         assert!(told(&bw).contains("run = \"abl\"") && !told(&bw).contains("strategy = \"none\""));
         let grpo_told = told(&grpo);
         for expected in

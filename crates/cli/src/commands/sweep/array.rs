@@ -75,8 +75,7 @@ impl Array<'_> {
 
 /// An argument as a shell reads it back.
 fn quoted(argument: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+".contains(c);
-    if !argument.is_empty() && argument.chars().all(is_plain) {
+    if !argument.is_empty() && argument.chars().all(|c| c.is_ascii_alphanumeric() || "-_./=:,+".contains(c)) {
         return argument.to_owned();
     }
     format!("'{}'", argument.replace('\'', r"'\''"))

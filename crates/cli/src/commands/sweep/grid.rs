@@ -128,8 +128,12 @@ pub(super) fn cells(points: &[Point], seeds: &[u64], name: &str, output: &Path) 
 
 /// A point as part of a folder's name.
 fn slug(point: &Point) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "._=-".contains(c) { c } else { '-' };
-    point.label().chars().map(plain).take(80).collect()
+    point
+        .label()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || "._=-".contains(c) { c } else { '-' })
+        .take(80)
+        .collect()
 }
 
 #[cfg(test)]
