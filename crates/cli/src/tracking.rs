@@ -425,28 +425,30 @@ mod tests {
         files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
     }
 
+    /// Where the tracker of a ring is.
+    fn place(ring: &Path, key: &str) -> Value {
+        let text = std::fs::read(ring.join("tracking.json")).unwrap();
+        serde_json::from_slice::<Value>(&text).unwrap()["tensorboard"][key].clone()
+    }
+
     #[test]
     fn a_run_that_goes_on_goes_on_where_its_tracker_is() {
         let folder = tempfile::tempdir().unwrap();
         let (config, tracked, ring) = tracked(folder.path());
         std::fs::write(ring.join("steps.jsonl"), line(1) + &line(2)).unwrap();
         track(&config, &tracked).unwrap();
-        let place = |key: &str| -> Value {
-            let text = std::fs::read(ring.join("tracking.json")).unwrap();
-            serde_json::from_slice::<Value>(&text).unwrap()["tensorboard"][key].clone()
-        };
-        let (first, id) = (event_bytes(folder.path()), place("id"));
-        assert_eq!(place("last"), json!([2, 2000]));
+        let (first, id) = (event_bytes(folder.path()), place(&ring, "id"));
+        assert_eq!(place(&ring, "last"), json!([2, 2000]));
         std::fs::write(ring.join("steps.jsonl"), line(1) + &line(2) + &line(3)).unwrap();
         track(&config, &tracked).unwrap();
         let (second, head) = (event_bytes(folder.path()) - first, event_head());
         assert_eq!(second - head, (first - head) / 2, "one step and a head");
-        assert_eq!((place("last"), place("id")), (json!([3, 3000]), id.clone()));
+        assert_eq!((place(&ring, "last"), place(&ring, "id")), (json!([3, 3000]), id.clone()));
         // A folder that was moved aside and made anew is another run.
         std::fs::write(ring.join("steps.jsonl"), line(1).replace("1000", "9000")).unwrap();
         track(&config, &tracked).unwrap();
-        assert_eq!(place("last"), json!([1, 9000]));
-        assert_ne!(place("id"), id);
+        assert_eq!(place(&ring, "last"), json!([1, 9000]));
+        assert_ne!(place(&ring, "id"), id);
     }
 
     /// Bytes of a file without steps and with an empty configuration.

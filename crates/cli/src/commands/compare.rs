@@ -114,8 +114,8 @@ fn differing_keys(rings: &[Ring]) -> Vec<String> {
     let mut all: Vec<&String> = rings.iter().flat_map(|ring| ring.keys.keys()).collect();
     all.sort_unstable();
     all.dedup();
-    let first = |key: &String| rings.first().and_then(|ring| ring.keys.get(key));
-    all.retain(|key| rings.iter().any(|ring| ring.keys.get(*key) != first(key)));
+    let Some((first, others)) = rings.split_first() else { return Vec::new() };
+    all.retain(|key| others.iter().any(|ring| ring.keys.get(*key) != first.keys.get(*key)));
     all.into_iter().cloned().collect()
 }
 

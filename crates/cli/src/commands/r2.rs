@@ -88,7 +88,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .map(|strategy| Filtration { strategy: *strategy, ..Filtration::default() })
         .collect();
     let Arguments { bins, replicates, seed, .. } = *arguments;
-    let bad = |error: algo::r2::FilteredError| BadInput(error.to_string());
     let drawn = estimates(&filtrations, &groups, Bootstrap { seed, replicates, bins }).map_err(bad)?;
     let mut results = Vec::with_capacity(filtrations.len());
     for (filtration, estimate) in filtrations.iter().zip(drawn) {
@@ -139,4 +138,8 @@ impl Found {
             "responses": whole.responses, "equal_draws": estimate,
         })
     }
+}
+
+fn bad(error: algo::r2::FilteredError) -> BadInput {
+    BadInput(error.to_string())
 }

@@ -39,15 +39,18 @@ impl GradingSetup {
     /// # Errors
     /// Names the file, and what in it cannot be used.
     pub(crate) fn read(path: &Path) -> Result<Self, BadInput> {
-        let wrong = |problem: &dyn std::fmt::Display| BadInput(format!("{}: {problem}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
-        let mut file: Table = text.parse().map_err(|error| wrong(&error))?;
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(path, &error))?;
+        let mut file: Table = text.parse().map_err(|error| wrong(path, &error))?;
         if let Some(Value::Table(reward_server)) = file.remove("reward_server") {
             file = reward_server;
         }
         let Some(table) = file.remove("sandbox") else { return Ok(Self::of(&SandboxConfig::default())) };
         let config = SandboxConfig::deserialize(table);
-        let config = config.map_err(|error| wrong(&format!("[sandbox]: {error}")))?;
+        let config = config.map_err(|error| wrong(path, &format!("[sandbox]: {error}")))?;
         Ok(Self::of(&config))
     }
+}
+
+fn wrong(path: &Path, problem: &dyn std::fmt::Display) -> BadInput {
+    BadInput(format!("{}: {problem}", path.display()))
 }

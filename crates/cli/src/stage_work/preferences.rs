@@ -128,15 +128,18 @@ mod tests {
     use super::*;
 
     fn responses(texts: &[&str]) -> Vec<Response> {
-        let response = |text: &&str| Response {
+        texts.iter().map(|text| response(text)).collect()
+    }
+
+    fn response(text: &str) -> Response {
+        Response {
             prompt_tokens: [1].into(),
             tokens: vec![2],
-            text: (*text).to_owned(),
+            text: text.to_owned(),
             prompt_end: String::new(),
             logprobs: vec![-1.0],
             finish_reason: types::FinishReason::Stop,
-        };
-        texts.iter().map(response).collect()
+        }
     }
 
     #[test]
