@@ -301,6 +301,87 @@ def f(which):
 }
 
 #[test]
+fn rarer_values_and_identity_are_what_they_are_in_one_process() {
+    let response = "\
+import datetime, ipaddress, math, pathlib, random, uuid
+class Point:
+    origin = (0, 0)
+    def __init__(self, x): self.x = x
+    @classmethod
+    def at(cls, x): return cls(x)
+only = Point(0)
+def steps():
+    yield 1
+    return 'end'
+def f(which, *rest):
+    return {
+        'uuid': lambda: uuid.UUID(int=5), 'address': lambda: ipaddress.ip_address('10.0.0.1'),
+        'network': lambda: {ipaddress.ip_network('10.0.0.0/8'): 1}, 'path': lambda: pathlib.Path('a') / 'b',
+        'slice': lambda: slice(1, None, 2), 'view': lambda: memoryview(b'ab'), 'nan': lambda: [math.nan],
+        'other nan': lambda: [float('nan')], 'zone': lambda: datetime.timezone(datetime.timedelta(hours=2)),
+        'steps': steps, 'echo': lambda: rest[0], 'only': lambda: only, 'fresh': lambda: Point(0), 'none': lambda: None,
+        'draw': lambda: [random.random(), random.randrange(1000)],
+    }[which]()
+";
+    let right = [
+        "c('uuid') == uuid.UUID(int=5) and c('address') == ipaddress.IPv4Address('10.0.0.1')",
+        "c('network') == {ipaddress.ip_network('10.0.0.0/8'): 1} and c('path') == pathlib.Path('a/b')",
+        "c('slice') == slice(1, None, 2) and c('view') == b'ab' and [1, 2, 3, 4][c('slice')] == [2, 4]",
+        "c('nan') == [math.nan] and c('other nan') != [math.nan] and c('nan')[0] != c('nan')[0]",
+        "c('zone').utcoffset(None).seconds == 7200",
+        "all(c('echo', v) == v for v in (uuid.UUID(int=7), slice(1), memoryview(b'x'), pathlib.PurePosixPath('a')))",
+        "returned(c('steps')) == 'end'",
+        "c('only') is c('only') and c('only') is not c('fresh') and c('none') is c('none')",
+        "type(c('echo', 1)) is int and c('echo', [1]) is not (1,) and c('echo', [1]) is not [2]",
+        "seeded(5) == (c('draw'), random.seed(5), c('draw'))[2]",
+    ];
+    // Which of two equal values is which cannot be told from here.
+    let unserved = ["c('echo', ONE) is ONE", "c('echo', ONE) is not ONE"];
+    let imports = "import ipaddress, math, pathlib, random, uuid\nONE = [1]\n\
+        def returned(steps):\n    return (yield from steps)\n\
+        def run(g):\n    try:\n        while True: next(g)\n    except StopIteration as end:\n        return end.value\n\
+        returned = (lambda inner: lambda steps: run(inner(steps)))(returned)\n\
+        def seeded(s):\n    r = random.Random(s)\n    return [r.random(), r.randrange(1000)]\n";
+    for tier in [Tier::A, Tier::B] {
+        let grader = arena::grader(tier);
+        for assertion in right {
+            accepted(&grader, &format!("{imports}def check(c):\n    assert {assertion}\n"), response);
+        }
+        for assertion in unserved {
+            let test = format!("{imports}def check(c):\n    assert {assertion}\n");
+            let grade = check(&grader, &test, response);
+            assert_eq!(grade.verdict, Verdict::Unsupported, "{assertion}: {}", grade.detail);
+        }
+        for refused in ["os.environ['A'] = '1'", "os.environ.update(A='1')", "warnings.simplefilter('error')"]
+        {
+            let test =
+                format!("import os, warnings\ndef check(c):\n    {refused}\n    assert c('none') is None\n");
+            let grade = check(&grader, &test, response);
+            assert_eq!(grade.verdict, Verdict::Unsupported, "{refused}: {}", grade.detail);
+        }
+        let reads =
+            "import os\ndef check(c):\n    assert os.environ.get('A') is None and c('none') is None\n";
+        accepted(&grader, reads, response);
+        of_a_class(&grader, response);
+    }
+}
+
+/// The entry point may be a class.
+fn of_a_class(grader: &Grader, response: &str) {
+    let problem = Problem::HumanEval(HumanEval {
+        task_id: "t".to_owned(),
+        prompt: String::new(),
+        entry_point: "Point".to_owned(),
+        test: "def check(c):\n    assert isinstance(c(1), c) and not isinstance(1, c) and c(1).x == 1\n    \
+               assert c.at(3).x == 3 and c.origin == (0, 0) and not hasattr(c, 'nothing')\n"
+            .to_owned(),
+        mutates_arguments: false,
+    });
+    let grade = grader.grade(&problem, response, &Limits::default()).unwrap();
+    assert_eq!(grade.verdict, Verdict::Accepted, "{}", grade.detail);
+}
+
+#[test]
 fn exceptions_cross_as_their_builtin_types() {
     let grader = arena::grader(Tier::A);
     let response = "\

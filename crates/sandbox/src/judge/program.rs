@@ -2,7 +2,8 @@
 
 use std::io;
 
-use super::{GradedRun, RunContext, death, ended_early};
+use super::ends::{death, ended_early};
+use super::{GradedRun, RunContext};
 use crate::limits::Limits;
 use crate::memfd;
 use crate::problem::{Stdio, StdioCase};

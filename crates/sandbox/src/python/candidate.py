@@ -29,14 +29,15 @@ def send(text):
 
 def receive():
     """The next request. The process ends where the tester is done."""
-    data = read_exactly(4)
-    return loads(read_exactly(int.from_bytes(data, "little")))
+    data = read_exactly(REQUESTS, 4)
+    return loads(read_exactly(REQUESTS, int.from_bytes(data, "little")))
 
 
-def read_exactly(count):
+def read_exactly(descriptor, count):
+    """So many bytes. The process ends where nobody writes any more."""
     chunks = []
     while count:
-        chunk = read(REQUESTS, min(count, 1 << 20))
+        chunk = read(descriptor, min(count, 1 << 20))
         if not chunk:
             _exit(0)
         chunks.append(chunk)
@@ -60,8 +61,9 @@ def next_items(call, iterator, count):
     while len(items) < count:
         try:
             item = next(iterator)
-        except StopIteration:
-            return with_objects('{"call":%d,"items":[%s],"end":true' % (call, ",".join(items)))
+        except StopIteration as end:
+            value = "true" if end.value is None else deeply(encode, (end.value,))
+            return with_objects('{"call":%d,"items":[%s],"end":%s' % (call, ",".join(items), value))
         except BaseException as error:
             if not items:
                 raise
@@ -177,11 +179,22 @@ def reply_to(request, namespace):
     return with_objects('{"call":%d,"value":%s' % (call, deeply(encode, result)))
 
 
+def seed(is_packed, content):
+    """Seeds `random` as the tests have."""
+    import random
+
+    arguments, named = deeply(unpack, content) if is_packed else content
+    random.seed(*arguments, **named)
+
+
 def answer_calls(namespace, limit):
     while True:
         request = receive()
         if request[1] == "classes":
             Graph.classes = {name: namespace[name] for name in request[2] if isinstance(namespace.get(name), type)}
+            continue
+        if request[1] == "seed":
+            seed(request[3], request[4])
             continue
         try:
             reply = reply_to(request, namespace)

@@ -6,29 +6,19 @@ believes nothing but that a step is over: the steps of a session are all the sam
 """
 
 import sys
-from posix import _exit, read, write
+from posix import _exit, write
 
-from sluice.candidate import set_up
+from sluice.candidate import read_exactly, set_up
 
 REQUESTS, REPLIES = 3, 4
 KEY_BYTES = 16
 FINISHED, RAISED = b"F", b"R"
 
 
-def read_exactly(count):
-    chunks = []
-    while count:
-        chunk = read(REQUESTS, min(count, 1 << 20))
-        if not chunk:
-            _exit(0)
-        chunks.append(chunk)
-        count -= len(chunk)
-    return b"".join(chunks)
-
-
 def receive():
-    head = read_exactly(KEY_BYTES + 4)
-    return head[:KEY_BYTES], read_exactly(int.from_bytes(head[KEY_BYTES:], "little")).decode("utf-8", "replace")
+    head = read_exactly(REQUESTS, KEY_BYTES + 4)
+    code = read_exactly(REQUESTS, int.from_bytes(head[KEY_BYTES:], "little"))
+    return head[:KEY_BYTES], code.decode("utf-8", "replace")
 
 
 def flush():

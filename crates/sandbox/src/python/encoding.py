@@ -117,7 +117,8 @@ def encode(value, depth=0):
 
 def encode_float(value):
     if value != value:
-        return "NaN"
+        # Identity counts inside of containers, where `[math.nan] == [math.nan]`.
+        return '{"nan":[]}' if value is getattr(sys.modules.get("math"), "nan", None) else "NaN"
     if value in (float("inf"), float("-inf")):
         return "Infinity" if value > 0 else "-Infinity"
     return repr(value)
@@ -162,7 +163,24 @@ STANDARD = {
         lambda value: ["timedelta", value.days, value.seconds, value.microseconds],
     ),
     ("datetime", "time"): ("date", lambda value: ["time", value.hour, value.minute, value.second, value.microsecond]),
+    ("datetime", "timezone"): ("date", lambda value: ["timezone", value.utcoffset(None) // type(value.utcoffset(None))(0, 0, 1)]),
 }
+# Those that are made of their text again. As `values.BY_TEXT`.
+BY_TEXT = {
+    "uuid": ("UUID",),
+    "ipaddress": (
+        "IPv4Address",
+        "IPv6Address",
+        "IPv4Network",
+        "IPv6Network",
+        "IPv4Interface",
+        "IPv6Interface",
+    ),
+    "pathlib": ("PosixPath", "PurePosixPath", "PureWindowsPath"),
+}
+for owner, kinds in BY_TEXT.items():
+    for kind in kinds:
+        STANDARD[owner, kind] = "text", lambda value, parts=(owner, kind): [*parts, str(value)]
 # What a value of a subclass is by its builtin part, however the subclass compares or prints itself.
 BUILTIN_PARTS = (
     (dict, lambda value: dict(dict.items(value))),
@@ -194,6 +212,10 @@ def encode_other(value, kind, depth):
         return tagged("range", [value.start, value.stop, value.step], depth)
     if kind is bytearray:
         return '{"bytearray":' + quote(value.decode("latin-1")) + "}"
+    if kind is slice:
+        return tagged("slice", [value.start, value.stop, value.step], depth)
+    if kind is memoryview and value.format == "B" and value.ndim == 1:
+        return '{"memoryview":' + quote(bytes(value).decode("latin-1")) + "}"
     if kind in (KEYS, VALUES):
         return tagged("keys" if kind is KEYS else "values", list(value), depth)
     if kind is ITEMS:
@@ -307,6 +329,10 @@ def unpack(packed):
         return Graph.receive(*content)
     if tag == "range":
         return range(*content)
+    if tag == "slice":
+        return slice(*map(unpack, content))
+    if tag == "memoryview":
+        return memoryview(content)
     if tag == "iterator":
         return iter(list(map(unpack, content)))
     if tag == "type":
@@ -323,6 +349,9 @@ def unpack(packed):
 
 
 def unpack_standard(tag, content):
+    if tag == "text":
+        owner, kind, text = content
+        return getattr(__import__(owner), kind)(text)
     if tag == "Fraction":
         import fractions
 

@@ -106,6 +106,10 @@ class Received:
             for shell in self.shells.values()
         )
 
+    def copies(self):
+        """Objects of the request of which the frame has changed copies."""
+        return [shell for shell in self.shells.values() if id(shell) in self.owners]
+
     def same_fields(self, before, after):
         return before.keys() == after.keys() and all(
             before[name] is self.owners.get(id(field), field)

@@ -8,6 +8,8 @@ import builtins
 from _thread import allocate_lock
 from marshal import dumps
 from posix import read, write
+from random import seed as draw_from
+from types import FunctionType
 
 from sluice import graph, remote, values
 
@@ -173,6 +175,8 @@ class Session:
         elif objects is not None and objects.is_unchanged():
             # The same object comes back as itself, unless something was done to it, which stays hidden.
             value = objects.adopt(value)
+        elif objects is not None:
+            remote.Link.copies.extend(objects.copies())
         self.last = (name, arguments, value)
         return value
 
@@ -190,6 +194,20 @@ class Session:
             names[name] = message["value"]
         elif "error" not in message:
             self.broken("no answer about a name")
+
+    def itself(self, name, otherwise):
+        """What the response has under a name. Where that is an expression, or nothing, raises `otherwise`."""
+        names = {}
+        self.look_up(names, name)
+        if name not in names:
+            raise otherwise("%s of the response is nothing but a function" % name)
+        return names[name]
+
+    def seed(self, *arguments, **named):
+        """Seeds the generator of `random` here, for what the tests draw, and over there, for what the response does."""
+        draw_from(*arguments, **named)
+        is_packed, content = self.packed("random.seed", (arguments, named))
+        self.write(dumps((0, "seed", None, is_packed, content, NEVER)))
 
     def invoke(self, handle, name, arguments, named):
         """Calls an object of the response."""
@@ -231,9 +249,13 @@ class Session:
         if "error" in message:
             self.raised = (self.error(message), self.verdict_of(message), message)
             return items, self.raised[0]
-        if type(message["end"]) is not bool or not items and not message["end"]:
+        end = message["end"]
+        # What a generator returns comes in a tuple of one.
+        if type(end) is not bool and (type(end) is not tuple or len(end) != 1) or not items and not end:
             self.broken("an iterator that neither goes on nor ends")
-        return items, StopIteration() if message["end"] else None
+        if type(end) is tuple:
+            return items, StopIteration(*end)
+        return items, StopIteration() if end else None
 
     def write(self, data):
         view = memoryview(len(data).to_bytes(4, "little") + data)
@@ -244,11 +266,29 @@ class Session:
             self.fail("gone", "the response's process ended before it was asked")
 
     def proxy(self, name):
-        def candidate(*arguments, **named):
-            return self.call(name, arguments, named)
+        return EntryPoint(self, name)
 
-        candidate.__name__ = candidate.__qualname__ = name
-        return candidate
+
+class EntryPoint:
+    """What the tests call by name. It may be a class, so whatever else they do with it is asked of the response."""
+
+    # To who asks it is a function, as most of them are.
+    __class__ = property(lambda _: FunctionType)
+
+    def __init__(self, session, name):
+        self.__dict__.update(_session=session, __name__=name, __qualname__=name)
+
+    def __call__(self, *arguments, **named):
+        return self._session.call(self.__name__, arguments, named)
+
+    def __getattr__(self, name):
+        return getattr(self._session.itself(self.__name__, AttributeError), name)
+
+    def __instancecheck__(self, value):
+        return isinstance(value, self._session.itself(self.__name__, TypeError))
+
+    def __subclasscheck__(self, value):
+        return issubclass(value, self._session.itself(self.__name__, TypeError))
 
 
 # An exception's ancestors, its arguments where they can cross, its text, and the `errno` of a resource that

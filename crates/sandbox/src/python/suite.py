@@ -5,6 +5,7 @@ import builtins
 import sys
 
 GROUP, BLOCK, SCRIPT = "__sluice_group__", "__sluice_block__", "__sluice_script__"
+IDENTICAL = "__sluice_identical__"
 # What binds a name, or suspends, cannot be moved into a function of its own.
 NEVER_SPLIT = (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)
 
@@ -61,6 +62,27 @@ def split(check, source):
     flush()
     check.body = body
     return total
+
+
+class Identities(ast.NodeTransformer):
+    """`a is b` as a call that knows what became of identity on the way here. Constants are the same ones everywhere."""
+
+    def visit_Compare(self, node):
+        self.generic_visit(node)
+        (first, *others) = node.ops
+        if others or not isinstance(first, (ast.Is, ast.IsNot)):
+            return node
+        sides = [node.left, *node.comparators]
+        if any(isinstance(side, ast.Constant) for side in sides):
+            return node
+        call = ast.Call(ast.Name(IDENTICAL, ast.Load()), sides, [])
+        answer = call if isinstance(first, ast.Is) else ast.UnaryOp(ast.Not(), call)
+        return ast.fix_missing_locations(ast.copy_location(answer, node))
+
+
+def compiled(tree, source):
+    """Code of tests."""
+    return compile(Identities().visit(tree) if " is " in source else tree, "<tests>", "exec")
 
 
 def called_names(test, excluded):
@@ -132,9 +154,19 @@ def free_names(tree):
 
 
 # Words without which no test does what `refusal` looks for.
-SUSPECTS = ("redirect_std", "std", "builtins", "patch", "catch_warnings", "inspect")
+SUSPECTS = ("redirect_std", "std", "builtins", "patch", "warnings", "inspect", "environ")
 CAPTURES = {"redirect_stdout": "capture what the response prints", "redirect_stderr": "capture what the response prints"}
 READS = {"signature", "getsource", "getsourcelines", "getfullargspec", "getdoc", "getmodule"}
+
+
+def is_changed(environment, tree):
+    """Whether code sets or removes a variable of `os.environ`, by an item or by a method."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and node.value is environment:
+            return not isinstance(node.ctx, ast.Load)
+        if isinstance(node, ast.Attribute) and node.value is environment:
+            return node.attr in ("update", "pop", "setdefault", "clear", "popitem")
+    return False
 
 
 def refusal(tree, source):
@@ -145,6 +177,10 @@ def refusal(tree, source):
         name = getattr(node, "attr", getattr(node, "id", None))
         if name in CAPTURES:
             return CAPTURES[name]
+        if name == "environ" and is_changed(node, tree):
+            return "change os.environ of the response's process"
+        if name in ("simplefilter", "filterwarnings") and '"error"' in source.replace("'", '"'):
+            return "make errors of the response's warnings"
         if name == "patch" and "mock" in source:
             return "replace names of the response's process"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -182,7 +218,7 @@ def prepare_check(prompt, test):
     total = 0
     if len(checks) == 1 and len(checks[0].args.args) == 1:
         total = split(checks[0], test)
-    return prompt, compile(tree, "<tests>", "exec"), total, needs, why
+    return prompt, compiled(tree, test), total, needs, why
 
 
 def prepare_asserts(codes, tests, entry_point):
@@ -213,7 +249,7 @@ def prepare_asserts(codes, tests, entry_point):
         [compile(code, "<setup>", "exec") for code in codes],
         modules,
         points,
-        [compile(tree, "<tests>", "exec") for tree in trees],
+        [compiled(tree, test) for tree, test in zip(trees, tests)],
         assertions,
         next(filter(None, reasons), None),
     )

@@ -15,7 +15,7 @@ from marshal import dumps, loads
 from posix import _exit, close, fstat, pread, write
 
 from sluice import suite
-from sluice.remote import Unserved
+from sluice.remote import Unserved, identical
 from sluice.session import GradingEnded, Session, describe, short
 
 JOB, REPORTS = 3, 6
@@ -128,7 +128,7 @@ def run_check(job, compiled, session, tally):
     names[job["entry_point"]] = proxy
     if needs:
         bind(session, names, needs)
-    names[suite.GROUP], names[suite.BLOCK] = tally.run, tally.block_passed
+    names.update({suite.GROUP: tally.run, suite.BLOCK: tally.block_passed, suite.IDENTICAL: identical})
     exec(tests, names)
     names[job["entry_point"]] = proxy
     if tally.total == 0:
@@ -178,7 +178,7 @@ def run_asserts(job, compiled, session, tally):
     for name in modules:
         names[name] = __import__(name)
     names[points[0]] = session.proxy(points[0])
-    names[suite.GROUP], names[suite.BLOCK] = tally.run, tally.block_passed
+    names.update({suite.GROUP: tally.run, suite.BLOCK: tally.block_passed, suite.IDENTICAL: identical})
     if assertions:
         exec(tests[0], names)
         tally.whole(names[suite.SCRIPT])
@@ -283,6 +283,7 @@ def run():
     close(JOB)
     session = Session(job)
     random.seed(job["seed"])
+    random.seed = session.seed
     # Values nest almost as deep as the interpreter's own limit, and reading them takes some levels more.
     sys.setrecursionlimit(5000)
     tally = Tally(session)

@@ -7,6 +7,8 @@ other process, or raises; it runs no code of the other side.
 
 import builtins
 import json
+import math
+import sys
 from array import array
 from collections import Counter, OrderedDict, UserDict, UserList, UserString, defaultdict, deque, namedtuple
 from datetime import date, datetime, time, timedelta, timezone
@@ -25,10 +27,14 @@ NAMED_TUPLES = {}
 SCALARS = frozenset([type(None), bool, int, float, str, bytes, complex])
 CONTAINERS = (list, tuple, set, frozenset)
 KEYS, VALUES, ITEMS = (type(view) for view in ({}.keys(), {}.values(), {}.items()))
-LEAVES = frozenset(
-    [graph.Shell, range, bytearray, Fraction, Decimal, date, datetime, time, timedelta, array, type, type(...), UserString]
-    + [remote.RemoteIterator]
-)
+LEAVES = {graph.Shell, remote.RemoteIterator, range, bytearray, memoryview, type, type(...), array, UserString}
+LEAVES |= {Fraction, Decimal, date, datetime, time, timedelta, timezone}
+# Types that cross as their text, by module. The modules are loaded where one of them comes.
+BY_TEXT = {
+    "uuid": ("UUID",),
+    "ipaddress": ("IPv4Address", "IPv6Address", "IPv4Network", "IPv6Network", "IPv4Interface", "IPv6Interface"),
+    "pathlib": ("PosixPath", "PurePosixPath", "PureWindowsPath"),
+}
 BUILTIN_TYPES = {name: kind for name, kind in vars(builtins).items() if type(kind) is type}
 
 
@@ -51,7 +57,27 @@ def read_date(parts):
         *numbers, fold, offset = numbers
         zone = None if offset is None else timezone(timedelta(microseconds=offset))
         return datetime(*numbers, tzinfo=zone, fold=fold)
+    if kind == "timezone":
+        return timezone(timedelta(microseconds=numbers[0]))
     return {"date": date, "time": time, "timedelta": timedelta}[kind](*numbers)
+
+
+def read_text(parts):
+    """A value of a type that its text says all of."""
+    module, name, text = parts
+    if name not in BY_TEXT[module] or type(text) is not str:
+        raise Malformed("a text of no type")
+    kind = getattr(__import__(module), name)
+    LEAVES.add(kind)
+    return kind(text)
+
+
+def text_of(value, kind):
+    """Module, name and text of a value that `read_text` makes again; `None` where it is none."""
+    for module, names in BY_TEXT.items():
+        if kind.__name__ in names and kind is getattr(sys.modules.get(module), kind.__name__, None):
+            return module, kind.__name__, str(value)
+    return None
 
 
 def read_named(parts):
@@ -93,6 +119,10 @@ READERS = {
     "i": (str, lambda text: int(text, 16)),
     "bytearray": (str, lambda text: bytearray(text.encode("latin-1"))),
     "range": (list, lambda parts: range(*parts)),
+    "slice": (list, lambda parts: slice(*parts)),
+    "memoryview": (str, lambda text: memoryview(text.encode("latin-1"))),
+    "nan": (list, lambda _: math.nan),
+    "text": (list, read_text),
     "keys": (list, lambda items: dict.fromkeys(items).keys()),
     "values": (list, lambda items: dict(enumerate(items)).values()),
     "items": (list, lambda items: pairs(items).items()),
@@ -215,6 +245,8 @@ def contents(value):
         return value.data
     if isinstance(value, UserDict):
         value = value.data
+    if type(value) is slice:
+        return value.start, value.stop, value.step
     if isinstance(value, dict):
         return [part for pair in value.items() for part in pair]
     return list(value)
@@ -256,6 +288,10 @@ def pack(value, depth=0):
         return ("handle", remote.handle_of(value))
     if kind is range:
         return ("range", (value.start, value.stop, value.step))
+    if kind is slice:
+        return ("slice", packed((value.start, value.stop, value.step)))
+    if kind is memoryview and value.format == "B" and value.ndim == 1:
+        return ("memoryview", bytes(value))
     if kind is deque:
         return ("deque", (packed(value), value.maxlen))
     if kind in (KEYS, VALUES, ITEMS):
@@ -278,6 +314,9 @@ def pack(value, depth=0):
         return ("type", value.__name__)
     if isinstance(value, tuple) and kind.__bases__ == (tuple,) and hasattr(kind, "_fields"):
         return ("namedtuple", (kind.__name__, kind._fields, packed(value)))
+    text = text_of(value, kind)
+    if text is not None:
+        return ("text", text)
     if hasattr(kind, "__next__"):
         return ("iterator", [pack(item, depth + 1) for item in drained(value)])
     raise Uncrossable("a value of type " + kind.__qualname__)

@@ -161,6 +161,12 @@ def tagged(depth):
         {"user": [draw.choice(["list", "dict", "str"]), draw.choice([[1], "a", {"d": []}])]},
         {"type": draw.choice(["int", "eval", "object", "type", "no"])},
         {"ellipsis": []},
+        {"slice": draw.choice([[number(), None, value(depth + 1)], [1], [1, 2, 3, 4]])},
+        {"memoryview": draw.choice(["ab", "\u0100"])},
+        {"nan": draw.choice([[], [1]])},
+        {"text": draw.choice([["uuid", "UUID", "12345678" * 4], ["uuid", "Enum", "x"], ["os", "system", "x"],
+                              ["ipaddress", "IPv4Network", "1.2.3.4/33"], ["pathlib", "PosixPath", draw.choice(["a/b", 3])],
+                              ["pathlib", "Path", "a"], [["uuid"], "UUID", "x"], ["uuid"]])},
     ])  # fmt: skip
 
 
