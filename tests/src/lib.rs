@@ -13,6 +13,6 @@ mod tree;
 pub use metrics::DocumentedMetrics;
 pub use program::{binary, read_until};
 pub use ring::{Running, TinyRing};
-pub use roles::{RoleProcess, Roles, checkpoint};
+pub use roles::{Checkpoint, RoleProcess, Roles, checkpoint};
 pub use taught::TaughtModels;
 pub use tree::{files, root};

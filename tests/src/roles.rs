@@ -118,24 +118,48 @@ impl Roles {
         wait_for("batches", || (self.steps().len() >= batches).then_some(()))
     }
 
-    /// The policy of the last batch's checkpoint, and the responses that it names as consumed.
+    /// The checkpoint of the last batch.
     ///
     /// # Errors
     /// When there is none.
-    pub fn last_checkpoint(&self) -> anyhow::Result<(Vec<u8>, String)> {
+    pub fn last_checkpoint(&self) -> anyhow::Result<Checkpoint> {
         checkpoint(&self.path("checkpoints"), self.batches)
     }
 }
 
-/// The policy of a checkpoint, and the responses that it names as consumed.
+/// What a checkpoint holds of the training.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The policy's file, byte for byte.
+    pub policy: Vec<u8>,
+    /// For each batch, the places in groups whose responses it trained on, like `e0-p3-s1`. The attempt that
+    /// filled a place is left out: one that was lost is issued again, and draws the same tokens.
+    pub places: Vec<Vec<String>>,
+}
+
+/// The checkpoint of a batch.
 ///
 /// # Errors
 /// When there is none.
-pub fn checkpoint(folder: &Path, batch: u64) -> anyhow::Result<(Vec<u8>, String)> {
+pub fn checkpoint(folder: &Path, batch: u64) -> anyhow::Result<Checkpoint> {
     let folder = folder.join(format!("step-{batch:08}"));
     let policy = fs::read(folder.join("policy/model.safetensors")).context("read the checkpoint's policy")?;
     let consumed = fs::read_to_string(folder.join("consumed.jsonl")).context("read what it consumed")?;
-    Ok((policy, consumed))
+    let places = consumed.lines().map(places).collect::<anyhow::Result<_>>()?;
+    Ok(Checkpoint { policy, places })
+}
+
+/// The places of a line of consumed.jsonl.
+fn places(line: &str) -> anyhow::Result<Vec<String>> {
+    let line: Value = serde_json::from_str(line).context("a line of consumed.jsonl")?;
+    let responses = line["responses"].as_array().context("responses of a batch")?;
+    responses.iter().map(place).collect()
+}
+
+/// The place of a rollout's id: all but its attempt.
+fn place(id: &Value) -> anyhow::Result<String> {
+    let place = id.as_str().and_then(|id| Some(id.rsplit_once("-a")?.0.to_owned()));
+    place.with_context(|| format!("{id} is no rollout's id"))
 }
 
 impl RoleProcess {

@@ -66,10 +66,10 @@ fn who_wakes_when_another_process_has_its_name_is_refused_and_changes_nothing() 
     }
     assert_eq!(ring.steps(), (1..=BATCHES).collect::<Vec<_>>(), "every batch once");
     let in_peace = checkpoint(&undisturbed.output().join("ring/checkpoints"), BATCHES).unwrap();
-    let (policy, consumed) = ring.last_checkpoint().unwrap();
-    assert!(policy == in_peace.0, "another policy came out");
-    assert_eq!(consumed, in_peace.1, "other responses were trained on");
-    assert_eq!(consumed.lines().count() as u64, BATCHES, "the checkpoint names what each batch trained on");
+    let disturbed = ring.last_checkpoint().unwrap();
+    assert!(disturbed.policy == in_peace.policy, "another policy came out");
+    assert_eq!(disturbed.places, in_peace.places, "other responses were trained on");
+    assert_eq!(disturbed.places.len() as u64, BATCHES, "the checkpoint names what each batch trained on");
 }
 
 #[test]
