@@ -12,6 +12,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub(crate) use limits::total_memory;
+
 /// How good it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]

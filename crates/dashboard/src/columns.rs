@@ -80,7 +80,7 @@ impl Columns {
 }
 
 /// The numbers of an object by their dotted paths: `metrics.entropy`. Texts and lists are left out.
-pub(crate) fn flatten(value: &Value) -> Vec<(String, f64)> {
+pub fn flatten(value: &Value) -> Vec<(String, f64)> {
     let mut found = Vec::new();
     flatten_below(value, "", &mut found);
     found

@@ -39,6 +39,7 @@ mod steps;
 
 pub use api::Dashboard;
 pub use catalog::Field;
+pub use columns::flatten;
 pub use config::told_keys;
 pub use follower::{Continuity, Follower};
 pub use recorder::Recorder;

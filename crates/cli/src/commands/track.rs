@@ -48,6 +48,8 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         check_run(run)?;
         for ring in ring_folders(run) {
             let own = ring.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            // `.` has a name as well.
+            let run = std::path::absolute(run).unwrap_or_else(|_| run.clone());
             let of_run = run.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let name = own.strip_prefix("ring-").map_or(of_run.clone(), |ring| format!("{of_run}-{ring}"));
             track(&config, &Tracked { ring, run: name.clone() })?;

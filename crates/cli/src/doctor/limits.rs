@@ -42,6 +42,11 @@ pub(super) fn memory() -> Finding {
     }
 }
 
+/// Memory of this machine, bytes.
+pub(crate) fn total_memory() -> Option<u64> {
+    meminfo_bytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
+}
+
 /// The bytes of a line of /proc/meminfo.
 fn meminfo_bytes(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;

@@ -10,8 +10,6 @@ use super::{Finding, size};
 
 /// Ports that commands take where none is named.
 const DEFAULT_PORTS: [(u16, &str); 2] = [(7780, "sluice dashboard"), (8000, "sluice serve")];
-/// Free bytes below which the coordinator begins nothing new (`coordinator.journal_reserve_bytes`).
-const MIN_FREE_BYTES: u64 = 64 << 20;
 /// A few checkpoints of a small model.
 const ENOUGH_FREE_BYTES: u64 = 5 << 30;
 /// Durable writes that are timed.
@@ -68,7 +66,10 @@ pub(super) fn room(folder: &Path) -> Finding {
     let found = format!("{} free in {}", size(free), there.display());
     let advice = "checkpoints hold policy, critic and optimizer: 16 bytes a parameter and network in f32; set output to a larger disk";
     match free {
-        free if free < MIN_FREE_BYTES => Finding::fail(WHAT, found, advice),
+        // The coordinator would begin nothing.
+        free if free < coordinator::Config::default().journal_reserve_bytes => {
+            Finding::fail(WHAT, found, advice)
+        }
         free if free < ENOUGH_FREE_BYTES => Finding::warn(WHAT, found, advice),
         _ => Finding::ok(WHAT, found),
     }

@@ -11,7 +11,7 @@ use reward_server::config::ScorerKind;
 use serde_json::Value;
 
 use super::Recipe;
-use crate::doctor::size;
+use crate::doctor::{size, total_memory};
 
 /// Bytes for each weight that is trained: itself, its gradient, two moments, in the smallest types there are.
 const TRAINED_BYTES: u64 = 12;
@@ -24,7 +24,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What is not there.
 pub(super) fn problems(recipe: &Recipe) -> Vec<String> {
-    let sizes = [too_much_memory(recipe, memory()), too_little_disk(recipe)];
+    let sizes = [too_much_memory(recipe, total_memory()), too_little_disk(recipe)];
     sizes.into_iter().flatten().chain(unreachable(recipe)).collect()
 }
 
@@ -145,13 +145,6 @@ fn weights(folder: &Path) -> Option<u64> {
     let dtype = config["torch_dtype"].as_str().or(config["dtype"].as_str()).unwrap_or("float32");
     let each = if dtype.ends_with("16") { 2 } else { 4 };
     (bytes > 0).then_some(bytes / each)
-}
-
-/// Memory of this machine.
-fn memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.trim_end_matches("kB").trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
 
 #[cfg(test)]

@@ -2,14 +2,14 @@
 //! fine-tuning, RAFT (Dong et al., arXiv 2304.06767).
 
 use anyhow::Context as _;
-use coordinator::data::{DataConfig, prompt_rows};
+use coordinator::data::DataConfig;
 use engine::EngineConfig;
 use engine::generate::{DrawOptions, Generator, Response};
 use serde_json::json;
-use service::BadInput;
-use service::jsonl;
+use service::jsonl::{self, WrongLines};
 use types::PromptContent;
 
+use crate::judging::read_prompts;
 use crate::recipe::BestOfNStage;
 use crate::responses;
 use crate::say::say;
@@ -22,11 +22,9 @@ use super::frozen::Frozen;
 /// When a model or the prompts cannot be used.
 pub(super) fn run(stage: &BestOfNStage) -> anyhow::Result<()> {
     let data = DataConfig { path: stage.data.clone(), ..DataConfig::default() };
-    let rows = prompt_rows(&data).map_err(|error| BadInput(error.to_string()))?;
-    let prompts: Vec<PromptContent> = rows
-        .take(stage.max_prompts.unwrap_or(usize::MAX))
-        .map(|row| Ok(row.map_err(|error| BadInput(error.to_string()))?.content))
-        .collect::<Result<_, BadInput>>()?;
+    let rows = read_prompts(&data, &WrongLines::default())?.into_iter();
+    let prompts: Vec<PromptContent> =
+        rows.take(stage.max_prompts.unwrap_or(usize::MAX)).map(|row| row.content).collect();
     let options = DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() };
     let mut generator = Generator::load(&stage.model, &EngineConfig::default())?;
     let responses = responses::draw_where_possible(&mut generator, &prompts, &options)?;

@@ -1,5 +1,7 @@
 """Hands the figures of a run to a tracker through the tracker's own package.
 
+The argument is a folder with packages that the interpreter may lack.
+
 Standard input: a first line that says which tracker, under which project, name and id, and what the run was told; then
 one line a step: {"step": 12, "time": milliseconds since 1970, "values": {"score_mean": 0.3}}. Its end is the run's.
 """
@@ -74,6 +76,7 @@ def main():
     # The run says when it is over: by closing this input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.path.append(sys.argv[1])
     told = json.loads(sys.stdin.readline())
     os.makedirs(told["folder"], exist_ok=True)
     tracker = {"wandb": Wandb, "mlflow": Mlflow, "trackio": Trackio}[told["tracker"]](told)

@@ -12,6 +12,9 @@ use serde_json::Value;
 
 /// The program.
 const PROGRAM: &str = include_str!("bridge.py");
+/// Whether a package can be found, in a folder too that is none of the interpreter's.
+const LOOK: &str = "import sys, importlib.util as util; sys.path.append(sys.argv[1]); \
+    sys.exit(util.find_spec(sys.argv[2]) is None)";
 /// How often an end is looked for.
 const END_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -27,21 +30,15 @@ impl Interpreter {
     /// The interpreter as a command.
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        if self.packages.is_dir() {
-            command.arg("-c").arg(format!("import sys; sys.path.append({:?})\n{PROGRAM}", self.packages));
-        } else {
-            command.arg("-c").arg(PROGRAM);
-        }
+        command.arg("-c").arg(PROGRAM).arg(&self.packages);
         command
     }
 
     /// Why a package cannot be imported, if it cannot.
     pub(super) fn lacks(&self, package: &str) -> Option<String> {
-        let look = format!(
-            "import sys, importlib.util; sys.path.append({:?}); sys.exit(importlib.util.find_spec({package:?}) is None)",
-            self.packages
-        );
-        let found = Command::new(&self.program).arg("-c").arg(look).stderr(Stdio::null()).status();
+        let mut look = Command::new(&self.program);
+        look.arg("-c").arg(LOOK).arg(&self.packages).arg(package);
+        let found = look.stderr(Stdio::null()).status();
         match found {
             Ok(status) if status.success() => None,
             Ok(_) => Some(format!("{} has no package {package}", self.program.display())),

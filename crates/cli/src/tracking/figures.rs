@@ -7,26 +7,9 @@ const KNOWN_BY: [&str; 2] = ["batch", "time"];
 
 /// Every number of a step, `metrics/kl_to_ref` and its kind; lists, texts and what was not measured are none.
 pub(super) fn numbers_of(step: &Value) -> Vec<(String, f64)> {
-    let mut numbers = Vec::new();
-    for (name, value) in
-        step.as_object().into_iter().flatten().filter(|(name, _)| !KNOWN_BY.contains(&name.as_str()))
-    {
-        add(name, value, &mut numbers);
-    }
-    numbers
-}
-
-fn add(name: &str, value: &Value, numbers: &mut Vec<(String, f64)>) {
-    match value {
-        Value::Object(table) => {
-            for (key, value) in table {
-                add(&format!("{name}/{key}"), value, numbers);
-            }
-        }
-        Value::Number(_) => numbers.extend(value.as_f64().map(|number| (name.to_owned(), number))),
-        Value::Bool(yes) => numbers.push((name.to_owned(), f64::from(u8::from(*yes)))),
-        Value::Null | Value::String(_) | Value::Array(_) => {}
-    }
+    let numbers = dashboard::flatten(step).into_iter();
+    let figures = numbers.filter(|(name, _)| !KNOWN_BY.contains(&name.as_str()));
+    figures.map(|(name, number)| (name.replace('.', "/"), number)).collect()
 }
 
 #[cfg(test)]
