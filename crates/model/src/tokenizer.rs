@@ -7,6 +7,7 @@
 mod bytes;
 mod files;
 mod incremental;
+mod llama;
 mod response;
 mod special;
 mod train;
@@ -102,6 +103,7 @@ impl Tokenizer {
         // What a training script left in the file; a caller who wants to cut or pad does it knowingly.
         drop(inner.with_truncation(None));
         inner.with_padding(None);
+        llama::arrange(&mut inner, files)?;
         let declared = Declared::read(files)?;
         declared
             .complete(&mut inner)

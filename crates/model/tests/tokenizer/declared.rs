@@ -38,6 +38,41 @@ fn tokens_that_only_the_configuration_declares_are_tokens() {
     assert_eq!(again.encode("<|im_start|>ab<tool><|im_end|>", false).unwrap(), tokens);
 }
 
+/// What transformers 5.24 makes of the same folder (`AutoTokenizer.from_pretrained`), by class, family, `legacy`
+/// and `add_prefix_space`: whether a special token is followed by a space, and whether the text begins with one.
+#[test]
+fn spaces_of_a_llama_folder_are_where_transformers_puts_them() {
+    let rows = [
+        ("LlamaTokenizer", "llama", json!({}), [false, true]),
+        ("LlamaTokenizerFast", "llama", json!({ "legacy": false }), [false, true]),
+        ("LlamaTokenizer", "llama", json!({ "legacy": true }), [true, true]),
+        ("LlamaTokenizer", "llama", json!({ "legacy": true, "add_prefix_space": false }), [false, false]),
+        ("CodeLlamaTokenizer", "llama", json!({ "legacy": true }), [false, true]),
+        ("LlamaTokenizer", "mistral", json!({}), [true, true]),
+        ("PreTrainedTokenizerFast", "llama", json!({}), [true, true]),
+    ];
+    for (class, family, mut config, [after_special, at_first]) in rows {
+        let dir = tempfile::tempdir().unwrap();
+        let pieces = sentencepiece(dir.path());
+        let [space_a, a] = ["▁a", "a"].map(|piece| pieces.token_id(piece).unwrap());
+        config["tokenizer_class"] = json!(class);
+        fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        fs::write(dir.path().join("config.json"), json!({ "model_type": family }).to_string()).unwrap();
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        let first = |is_after: bool| if is_after { space_a } else { a };
+        assert_eq!(
+            tokenizer.encode("</s>a", true).unwrap(),
+            [1, 2, first(after_special)],
+            "{class} {config}"
+        );
+        assert_eq!(tokenizer.encode("a a", true).unwrap(), [1, first(at_first), space_a], "{class} {config}");
+        let saved = tempfile::tempdir().unwrap();
+        tokenizer.save(saved.path(), None).unwrap();
+        let again = Tokenizer::load(saved.path()).unwrap();
+        assert_eq!(again.encode("</s>a a", true).unwrap(), tokenizer.encode("</s>a a", true).unwrap());
+    }
+}
+
 #[test]
 fn strange_ends_are_told() {
     let dir = tempfile::tempdir().unwrap();
