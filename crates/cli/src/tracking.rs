@@ -9,6 +9,7 @@
 //! | waits for                     | bound                | then                                            |
 //! |-------------------------------|----------------------|-------------------------------------------------|
 //! | the thread, for new steps     | [`FOLLOW_INTERVAL`]  | it looks again                                  |
+//! | the thread, for a tracker     | one minute           | that one is given up; the others go on          |
 //! | the run's end, for the thread | `finish_timeout`     | it is said; the trackers end when the run does  |
 
 mod bridge;

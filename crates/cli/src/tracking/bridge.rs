@@ -1,13 +1,16 @@
 //! A tracker that is a Python package: a child process hands it what it is told.
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
 /// The program.
@@ -15,6 +18,8 @@ const PROGRAM: &str = include_str!("bridge.py");
 /// Whether a package can be found, in a folder too that is none of the interpreter's.
 const LOOK: &str = "import sys, importlib.util as util; sys.path.append(sys.argv[1]); \
     sys.exit(util.find_spec(sys.argv[2]) is None)";
+/// How long it may leave the pipe full: a tracker that hangs is given up, and the others go on.
+const TAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often an end is looked for.
 const END_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -69,6 +74,9 @@ impl Bridge {
         let mut child =
             command.spawn().with_context(|| format!("start {}", interpreter.program.display()))?;
         let input = child.stdin.take();
+        if let Some(input) = &input {
+            fcntl(input, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
         let mut bridge = Self { child, input, log: log.to_owned() };
         bridge.tell(told)?;
         Ok(bridge)
@@ -77,13 +85,30 @@ impl Bridge {
     /// Hands on a line.
     ///
     /// # Errors
-    /// When it has ended; with its last words.
+    /// When it has ended, or takes nothing for a while; with its last words.
     pub(super) fn tell(&mut self, line: &Value) -> anyhow::Result<()> {
-        let told = self.input.as_mut().map(|input| writeln!(input, "{line}"));
-        match told {
-            Some(Ok(())) => Ok(()),
-            _ => anyhow::bail!("it has ended: {}", self.last_words()),
+        self.tell_within(line, TAKE_TIMEOUT)
+    }
+
+    fn tell_within(&mut self, line: &Value, timeout: Duration) -> anyhow::Result<()> {
+        let line = format!("{line}\n");
+        let mut left = line.as_bytes();
+        while !left.is_empty() {
+            let Some(input) = &mut self.input else { anyhow::bail!("its input is closed") };
+            match input.write(left) {
+                Ok(written) => left = &left[written..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let wait = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+                    let mut room = [PollFd::new(input.as_fd(), PollFlags::POLLOUT)];
+                    if matches!(poll(&mut room, wait), Ok(0)) {
+                        anyhow::bail!("it has taken nothing for {timeout:?}: {}", self.last_words());
+                    }
+                }
+                Err(_) => anyhow::bail!("it has ended: {}", self.last_words()),
+            }
         }
+        Ok(())
     }
 
     /// Closes its input and waits for its end.
@@ -123,5 +148,23 @@ impl Drop for Bridge {
         // What has ended needs no signal.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tracker_that_hangs_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let mut child = Command::new("sleep").arg("1000").stdin(Stdio::piped()).spawn().unwrap();
+        let input = child.stdin.take();
+        fcntl(input.as_ref().unwrap(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        let mut bridge = Bridge { child, input, log };
+        let (line, timeout) = (Value::from("x".repeat(1000)), Duration::from_millis(100));
+        let error = (0..1000).find_map(|_| bridge.tell_within(&line, timeout).err()).unwrap();
+        assert!(error.to_string().contains("taken nothing for 100ms"), "{error}");
     }
 }

@@ -65,17 +65,14 @@ fn split(text: &str) -> Vec<String> {
 pub(super) struct Point {
     /// `key=value`, one for each axis.
     pub(super) settings: Vec<String>,
+    /// Those that tell it from other points, with the last part of each key.
+    differing: Vec<String>,
 }
 
 impl Point {
-    /// The values with the last part of each key: what people read.
+    /// What people read.
     pub(super) fn label(&self) -> String {
-        let mut short = Vec::with_capacity(self.settings.len());
-        for setting in &self.settings {
-            let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
-            short.push(format!("{}={value}", key.rsplit('.').next().unwrap_or(key)));
-        }
-        if short.is_empty() { "as written".to_owned() } else { short.join(" ") }
+        if self.differing.is_empty() { "as written".to_owned() } else { self.differing.join(" ") }
     }
 }
 
@@ -94,14 +91,18 @@ pub(super) struct Cell {
 
 /// Every combination of the axes' values, the last axis running fastest.
 pub(super) fn points(axes: &[Axis]) -> Vec<Point> {
-    let mut points = vec![Point { settings: Vec::new() }];
+    let mut points = vec![Point { settings: Vec::new(), differing: Vec::new() }];
     for axis in axes {
+        let name = axis.key.rsplit('.').next().unwrap_or(&axis.key);
         let mut longer = Vec::with_capacity(points.len() * axis.values.len());
         for point in &points {
             for value in &axis.values {
-                let mut settings = point.settings.clone();
-                settings.push(format!("{}={value}", axis.key));
-                longer.push(Point { settings });
+                let mut point = point.clone();
+                point.settings.push(format!("{}={value}", axis.key));
+                if axis.values.len() > 1 {
+                    point.differing.push(format!("{name}={value}"));
+                }
+                longer.push(point);
             }
         }
         points = longer;
@@ -113,7 +114,7 @@ pub(super) fn points(axes: &[Axis]) -> Vec<Point> {
 pub(super) fn cells(points: &[Point], seeds: &[u64], name: &str, output: &Path) -> Vec<Cell> {
     let mut cells = Vec::with_capacity(points.len() * seeds.len());
     for seed in seeds {
-        for (point, Point { settings }) in points.iter().enumerate() {
+        for (point, Point { settings, .. }) in points.iter().enumerate() {
             let folder =
                 output.join(format!("{point:02}-{}", slug(&points[point]))).join(format!("seed-{seed}"));
             let mut settings = settings.clone();
@@ -167,6 +168,9 @@ mod tests {
         assert_eq!((cells[3].point, cells[3].seed, cells[4].point, cells[4].seed), (3, 7, 0, 8));
         assert_eq!(cells[2].output, Path::new("runs/abl-sweep/02-strategy=top-0.5-policy_lr=1e-4/seed-7"));
         assert!(cells[2].settings.contains(&"name='abl-02-seed-7'".to_owned()), "{:?}", cells[2].settings);
-        assert_eq!(super::points(&[]), [Point { settings: Vec::new() }]);
+        let same = super::points(&[axis("a.b=1"), axis("c.d=2,3")]);
+        assert_eq!(same.iter().map(Point::label).collect::<Vec<_>>(), ["d=2", "d=3"], "what does not differ");
+        assert_eq!(same[0].settings, ["a.b=1", "c.d=2"]);
+        assert_eq!(super::points(&[])[0].label(), "as written");
     }
 }
