@@ -23,7 +23,7 @@ TASKS = {
     "sums": ["reward_server.scorers=[{kind='numeric-match', field='answer'}]", "coordinator.sampling.max_new_tokens=8"],
     "tiny-coder": [
         "reward_server.scorers=[{kind='unit-tests', rule='all'}]",
-        "reward_server.sandbox.minimum_tier='b'",
+        "reward_server.sandbox.grader.minimum_tier='b'",
         "coordinator.sampling.max_new_tokens=96",
     ],
 }
