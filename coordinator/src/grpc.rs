@@ -8,12 +8,12 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::observer_server::{Observer, ObserverServer};
-use proto::{MAX_MESSAGE_BYTES, ProtocolError, pb};
-use service::{CancellationToken, CoordinatorTerm, OnError, Spawner};
+use proto::{CALLERS, MAX_MESSAGE_BYTES, ProtocolError, pb};
+use service::grpc::Router;
+use service::{CancellationToken, CoordinatorTerm, OnError, Security, Spawner};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
@@ -117,11 +117,13 @@ impl Grpc {
     }
 
     /// The services on a server with our bounds.
-    pub(crate) fn router(self) -> Router {
+    pub(crate) fn router(self, security: &Security) -> Router {
         let coordinator = CoordinatorServer::new(self.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        service::grpc::server().add_service(coordinator).add_service(ObserverServer::new(self))
+        service::grpc::server(security, CALLERS)
+            .add_service(coordinator)
+            .add_service(ObserverServer::new(self))
     }
 
     /// A member that a later coordinator has served is not served any more: it says what happened since, and

@@ -18,10 +18,12 @@
 //! [`pb`]. The receiving side validates: a `TryFrom<pb::X>` either yields a valid domain value or a
 //! [`ProtocolError`] that names the field, and that error maps to `INVALID_ARGUMENT`.
 
+mod callers;
 mod convert;
 mod error;
 mod stored;
 
+pub use callers::CALLERS;
 pub use convert::batch::{LearnerCommands, learner_messages};
 pub use error::ProtocolError;
 pub use stored::{batch_from_bytes, batch_to_bytes, scored_from_bytes, scored_to_bytes};

@@ -15,6 +15,7 @@ use sandbox::{GraderConfig, Limits};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
+use service::security::Door;
 use types::{DType, MemberId};
 
 pub use scorer::{
@@ -298,6 +299,13 @@ impl Config {
 impl service::Config for Config {
     fn service(&self) -> &ServiceConfig {
         &self.service
+    }
+
+    fn doors(&self) -> Vec<Door> {
+        let mut doors = Vec::new();
+        doors.extend(self.coordinator.is_some().then_some(("listen", self.listen)));
+        doors.extend(self.endpoint.enabled.then_some(("endpoint.listen", self.endpoint.listen)));
+        doors
     }
 
     fn problems(&self) -> Vec<String> {

@@ -11,6 +11,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::security::{self, PageDoor, Security};
+
+/// Who sees metrics and pages; whether the process lives and can work everybody does, as probes ask.
+const DOOR: PageDoor = PageDoor { callers: &["observer", "operator"], open: &["/health", "/ready"] };
+
 /// Whether the process can do its work now. Not ready is not dead: it may be loading weights.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<AtomicBool>);
@@ -34,6 +39,7 @@ pub(crate) async fn serve(
     readiness: Readiness,
     pages: Router,
     token: CancellationToken,
+    security: Security,
 ) -> anyhow::Result<()> {
     let metrics = move || {
         let prometheus = prometheus.clone();
@@ -54,6 +60,5 @@ pub(crate) async fn serve(
         .route("/health", get(|| async { "alive\n".into_response() }))
         .route("/ready", get(ready))
         .merge(pages);
-    axum::serve(listener, router).with_graceful_shutdown(token.cancelled_owned()).await?;
-    Ok(())
+    Ok(security::serve(&security, listener, router, DOOR, token.cancelled_owned()).await?)
 }

@@ -4,16 +4,18 @@
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 
-use crate::connections::{Connection, ConnectionLimits, OpenConnections};
+use crate::connections::{Beginning, Connection, ConnectionLimits, OpenConnections};
+use crate::metrics::Reason;
+use crate::security::{Peer, Security};
 
 /// Pause after a connection that could not be accepted.
 const ACCEPT_DELAY: Duration = Duration::from_millis(100);
@@ -24,6 +26,8 @@ const WARN_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Incoming {
     listener: TcpListener,
+    beginning: Beginning,
+    security: Security,
     open: OpenConnections,
     resting: Option<Pin<Box<Sleep>>>,
     warned_at: Option<Instant>,
@@ -33,26 +37,41 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(listener: TcpListener) -> Self {
-        Self::limited(listener, ConnectionLimits::of_process())
+    pub(crate) fn new(listener: TcpListener, beginning: Beginning, security: &Security) -> Self {
+        Self::limited(listener, beginning, security, ConnectionLimits::of_process())
     }
 
-    pub(crate) fn limited(listener: TcpListener, limits: ConnectionLimits) -> Self {
-        let open = OpenConnections::new(limits);
-        Self { listener, open, resting: None, warned_at: None, turned_away: 0, told_at: None }
+    pub(crate) fn limited(
+        listener: TcpListener,
+        beginning: Beginning,
+        security: &Security,
+        limits: ConnectionLimits,
+    ) -> Self {
+        let open = OpenConnections::new(limits, security.clone());
+        Self {
+            listener,
+            beginning,
+            security: security.clone(),
+            open,
+            resting: None,
+            warned_at: None,
+            turned_away: 0,
+            told_at: None,
+        }
     }
 
     /// A connection that was accepted, unless there are too many: then it is closed, and its peer tries again
     /// later.
-    fn admit(&mut self, stream: TcpStream, address: IpAddr) -> Option<Connection> {
+    fn admit(&mut self, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
         // Messages are small and answered: none waits for the next.
         let _ = stream.set_nodelay(true);
         if self.warned_at.take().is_some() {
             tracing::info!("accepts connections again");
         }
-        match self.open.admit(stream, address) {
+        match self.open.admit(stream, address, self.beginning) {
             Ok(connection) => Some(connection),
             Err(reason) => {
+                self.security.turned_away(Reason::TooMany);
                 self.turned_away += 1;
                 if self.told_at.is_none_or(|moment| moment.elapsed() >= WARN_INTERVAL) {
                     self.told_at = Some(Instant::now());
@@ -84,13 +103,45 @@ impl Stream for Incoming {
             }
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((stream, peer)) => {
-                    if let Some(connection) = self.admit(stream, peer.ip()) {
+                    if let Some(connection) = self.admit(stream, peer) {
                         return Poll::Ready(Some(Ok(connection)));
                     }
                 }
                 Err(error) => self.rest(&error),
             }
         }
+    }
+}
+
+/// The connections of a port of pages.
+#[derive(Debug)]
+pub(crate) struct PageListener {
+    incoming: Incoming,
+    address: Option<SocketAddr>,
+}
+
+impl PageListener {
+    pub(crate) fn new(listener: TcpListener, security: &Security) -> Self {
+        let address = listener.local_addr().ok();
+        Self { incoming: Incoming::new(listener, Beginning::Head, security), address }
+    }
+}
+
+impl axum::serve::Listener for PageListener {
+    type Io = Connection;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Connection, Peer) {
+        loop {
+            if let Some(Ok(connection)) = self.incoming.next().await {
+                let peer = connection.peer();
+                return (connection, peer);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Peer> {
+        Ok(Peer::new(self.address))
     }
 }
 
@@ -109,7 +160,7 @@ mod tests {
     async fn out_of_descriptors_it_rests_and_goes_on_when_there_are_some() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let mut incoming = Incoming::new(listener);
+        let mut incoming = Incoming::new(listener, Beginning::Preface, &Security::open());
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         // The next descriptor would have this number.
         let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
@@ -121,15 +172,16 @@ mod tests {
         assert_eq!(accepted.connect_info().remote_addr(), Some(client.local_addr().unwrap()));
     }
 
-    fn limits(in_all: usize, silence: Duration) -> ConnectionLimits {
-        ConnectionLimits { in_all, per_address: in_all, local: in_all, silence }
+    fn limited(listener: TcpListener, in_all: usize, begin: Duration) -> Incoming {
+        let limits = ConnectionLimits { in_all, per_address: in_all, local: in_all, begin };
+        Incoming::limited(listener, Beginning::Preface, &Security::open(), limits)
     }
 
     #[tokio::test]
     async fn who_comes_when_all_places_are_taken_is_turned_away_until_one_is_free() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut incoming = Incoming::limited(listener, limits(2, Duration::from_secs(60)));
+        let mut incoming = limited(listener, 2, Duration::from_secs(60));
         let mut clients = Vec::new();
         for _ in 0..3 {
             clients.push(TcpStream::connect(address).await.unwrap());
@@ -149,16 +201,26 @@ mod tests {
     async fn a_connection_on_which_nothing_is_said_does_not_keep_its_place() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut incoming = Incoming::limited(listener, limits(9, Duration::from_millis(50)));
+        let mut incoming = limited(listener, 9, Duration::from_millis(100));
         let _silent = TcpStream::connect(address).await.unwrap();
         let mut accepted = incoming.next().await.unwrap().unwrap();
         let error = accepted.read(&mut [0; 8]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let mut talker = TcpStream::connect(address).await.unwrap();
         let mut accepted = incoming.next().await.unwrap().unwrap();
-        talker.write_all(b"hello").await.unwrap();
-        assert_eq!(accepted.read(&mut [0; 8]).await.unwrap(), 5);
-        let read = tokio::time::timeout(Duration::from_millis(200), accepted.read_u8()).await;
-        assert!(read.is_err(), "who has said something may be silent: {read:?}");
+        talker.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        assert_eq!(accepted.read(&mut [0; 64]).await.unwrap(), 24);
+        let read = tokio::time::timeout(Duration::from_millis(300), accepted.read_u8()).await;
+        assert!(read.is_err(), "who has begun may be silent: {read:?}");
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        let mut accepted = incoming.next().await.unwrap().unwrap();
+        slow.write_all(b"PRI * HTTP/2").await.unwrap();
+        assert_eq!(accepted.read(&mut [0; 64]).await.unwrap(), 12);
+        let error = accepted.read(&mut [0; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "half a beginning is none");
+        let mut other = TcpStream::connect(address).await.unwrap();
+        let mut accepted = incoming.next().await.unwrap().unwrap();
+        other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        assert_eq!(accepted.read(&mut [0; 64]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -8,6 +8,7 @@ use model::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
+use service::security::Door;
 use types::{HostPort, MemberId};
 
 use crate::config::PpoConfig;
@@ -106,6 +107,11 @@ impl Default for Config {
 impl service::Config for Config {
     fn service(&self) -> &ServiceConfig {
         &self.service
+    }
+
+    fn doors(&self) -> Vec<Door> {
+        // The other ranks listen for nothing.
+        if self.rank == 0 { vec![("listen", self.listen)] } else { Vec::new() }
     }
 
     fn problems(&self) -> Vec<String> {

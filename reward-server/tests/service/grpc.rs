@@ -8,6 +8,7 @@ use futures::{FutureExt, Stream, StreamExt};
 use proto::pb;
 use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::reward_server_client::RewardServerClient;
+use service::Security;
 use service::grpc::{Listener, connect};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
@@ -70,13 +71,14 @@ impl Coordinator for Service {
 
 impl FakeCoordinator {
     pub(crate) async fn start() -> Self {
-        let listener = Listener::bind("test", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener =
+            Listener::bind("test", "127.0.0.1:0".parse().unwrap(), &Security::open()).await.unwrap();
         let address = listener.address.to_string();
         let (sender, sessions) = mpsc::channel(4);
         let service = CoordinatorServer::new(Service(Arc::new(Mutex::new(sender))));
         let mut server = JoinSet::new();
         server.spawn(async move {
-            service::grpc::server()
+            service::grpc::server(&Security::open(), &[])
                 .add_service(service)
                 .serve_with_incoming(listener.incoming())
                 .await
@@ -137,7 +139,9 @@ pub(crate) struct Actor {
 impl Actor {
     /// Connects and introduces itself.
     pub(crate) async fn connect(address: &str, run: &str, member: &str) -> Result<Self, Status> {
-        let channel = connect(address).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let channel = connect(address, &Security::open())
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
         let (requests, outbox) = mpsc::channel(4096);
         let member: MemberId = member.parse().unwrap();
         let hello = ScoreRequest::Hello { run: run.parse().unwrap(), member };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reward_server::Config;
 use reward_server::config::{ReferenceConfig, RewardModel, ScorerConfig, ScorerKind};
-use service::{CancellationToken, Context, Readiness, TaskSet};
+use service::{CancellationToken, Context, Readiness, Security, TaskSet};
 use tokio::task::JoinSet;
 use types::link::reward::RewardReport;
 use types::{FailReason, RolloutFailure, ScoredRollout};
@@ -52,6 +52,7 @@ impl Server {
             tasks: TaskSet::default(),
             readiness: Readiness::default(),
             pages: axum::Router::new(),
+            security: Security::open(),
             bound: Vec::new(),
         };
         assert_eq!(service::Config::problems(&config), Vec::<String>::new());
