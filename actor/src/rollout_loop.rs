@@ -366,7 +366,8 @@ impl RolloutLoop {
             surviving_mass: finished.surviving_mass,
             spans: finished.spans,
             finish_reason: finished.finish_reason,
-            fields: work.fields,
+            // Its scorers ask the coordinator for them.
+            fields: "".into(),
         });
         match rollout {
             Ok(rollout) => {

@@ -18,8 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport};
-use types::{FailReason, Incarnation, MemberId, RolloutFailure, RolloutId};
+use types::{FailReason, Incarnation, MemberId, PromptId, RolloutFailure, RolloutId};
 
+use crate::data::DataSet;
 use crate::inbox::{Handle, Input, LoopEnded, Report};
 use crate::metrics;
 use crate::sessions::{Closing, CommandSender, OUTBOX_CAPACITY, Outbox, SessionId};
@@ -41,6 +42,7 @@ pub(crate) struct Grpc {
     next_session: Arc<AtomicU64>,
     /// Which coordinator this is.
     term: Arc<CoordinatorTerm>,
+    data: Arc<DataSet>,
 }
 
 impl From<LoopEnded> for Status {
@@ -112,8 +114,9 @@ impl Grpc {
         spawner: Spawner,
         done: CancellationToken,
         term: CoordinatorTerm,
+        data: Arc<DataSet>,
     ) -> Self {
-        Self { handle, spawner, done, next_session: Arc::default(), term: Arc::new(term) }
+        Self { handle, spawner, done, next_session: Arc::default(), term: Arc::new(term), data }
     }
 
     /// The services on a server with our bounds.
@@ -454,6 +457,18 @@ impl Coordinator for Grpc {
         let commands = self.serve::<LearnerLink>(request).await?;
         let messages = commands.flat_map(|command| futures::stream::iter(learner_messages(command)));
         Ok(self.answer(Box::pin(messages)))
+    }
+
+    async fn fields(&self, request: Request<pb::FieldsRequest>) -> Result<Response<pb::FieldsReply>, Status> {
+        let pb::FieldsRequest { run, epoch, ordinal } = request.into_inner();
+        let ours = &self.term.run;
+        if run != *ours {
+            return Err(Status::failed_precondition(format!("this is run {ours}, not run {run}")));
+        }
+        let id = PromptId { epoch, ordinal };
+        let prompt = self.data.prompt(id);
+        let prompt = prompt.ok_or_else(|| Status::not_found(format!("no prompt {id} is in the data set")))?;
+        Ok(Response::new(pb::FieldsReply { fields: prompt.fields().as_ref().to_owned() }))
     }
 }
 

@@ -6,6 +6,7 @@ pub const CALLERS: &[(&str, &[&str])] = &[
     ("/sluice.v1.Coordinator/Act", &["actor"]),
     ("/sluice.v1.Coordinator/Reward", &["reward-server"]),
     ("/sluice.v1.Coordinator/Learn", &["learner"]),
+    ("/sluice.v1.Coordinator/Fields", &["reward-server"]),
     ("/sluice.v1.Observer/Status", &["observer", "operator"]),
     ("/sluice.v1.Observer/Drain", &["operator"]),
     ("/sluice.v1.RewardServer/Score", &["actor"]),

@@ -9,6 +9,7 @@ use service::{BadInput, CancellationToken, Context, OnError};
 
 use crate::config::Config;
 use crate::coordinator_client::Membership;
+use crate::fields_client::PromptFields;
 use crate::grpc::Grpc;
 use crate::inflight::Bounds;
 use crate::registry::RolloutRegistry;
@@ -84,7 +85,9 @@ fn join_run(
     };
     let grpc = Grpc::new(registry.clone(), context.tasks.spawner(), config.queue.clone(), done.clone());
     let router = grpc.router(&context.security);
-    context.tasks.add("scoring", OnError::Shutdown, scoring::run(scorers, registry, arrivals, done.clone()));
+    let fields = Arc::new(PromptFields::new(membership.coordinator.clone(), context.security.clone()));
+    let scoring = scoring::run(scorers, fields, registry, arrivals, done.clone());
+    context.tasks.add("scoring", OnError::Shutdown, scoring);
     context.tasks.add("coordinator", OnError::Shutdown, membership.run());
     context.tasks.add("grpc", OnError::Shutdown, async move {
         // The server outlives the request to stop, because actors wait for their answers; it ends with the

@@ -66,6 +66,10 @@ impl Coordinator for FakeCoordinator {
         self.conversations.send(conversation).await.map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }
+
+    async fn fields(&self, _: Request<pb::FieldsRequest>) -> Result<Response<pb::FieldsReply>, Status> {
+        Err(Status::unimplemented("no reward server here"))
+    }
 }
 
 impl Conversation {
