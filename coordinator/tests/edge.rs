@@ -7,6 +7,8 @@
 mod coordinator_process;
 #[path = "edge/fake_member.rs"]
 mod fake_member;
+#[path = "edge/hostile.rs"]
+mod hostile;
 
 use coordinator_process::CoordinatorProcess;
 use fake_member::{actor, actor_saying, learner, reward_server, served_by};
