@@ -17,7 +17,7 @@ pub(crate) struct CoordinatorLink(Link<pb::ActorReport, pb::ActorCommand>);
 impl CoordinatorLink {
     /// A link to `host:port` that gives up after `timeout` without a stream.
     pub(crate) fn new(address: String, security: Security, timeout: Duration) -> Self {
-        Self(Link::new(address, security, act, Some(timeout)))
+        Self(Link::new(address, "coordinator", security, act, Some(timeout)))
     }
 
     /// Whether a stream is open.

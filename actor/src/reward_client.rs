@@ -36,7 +36,7 @@ pub(crate) async fn serve(
     mut rollouts: mpsc::Receiver<Delivery>,
     events: mpsc::Sender<ServerReport>,
 ) {
-    let mut link = Link::new(address, config.security.clone(), score, None);
+    let mut link = Link::new(address, "reward-server", config.security.clone(), score, None);
     loop {
         let reports = link.reports();
         let happened = tokio::select! {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "edge/certificates.rs"]
+mod certificates;
 #[path = "edge/coordinator_process.rs"]
 mod coordinator_process;
 #[path = "edge/fake_member.rs"]

@@ -37,7 +37,7 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub connect_timeout: Duration,
-    /// Where actors connect. Loopback by default: the port is not authenticated.
+    /// Where actors connect. Loopback by default.
     pub listen: SocketAddr,
     /// `host:port` under which actors reach it; the bound address where not given.
     pub advertise: Option<String>,
@@ -182,7 +182,7 @@ impl Default for CacheConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EndpointConfig {
-    /// Whether it is served. Off by default: the port is not authenticated.
+    /// Whether it is served. Off by default.
     pub enabled: bool,
     /// Where it is served; loopback by default. Port 0 takes any free port; log and address file say which,
     /// under `rewards`.

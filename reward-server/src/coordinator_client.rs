@@ -62,7 +62,8 @@ impl Membership {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let _done = self.done.clone().drop_guard();
         let timeout = Some(self.connect_timeout);
-        let mut link = Link::new(self.coordinator.clone(), self.security.clone(), reward, timeout);
+        let mut link =
+            Link::new(self.coordinator.clone(), "coordinator", self.security.clone(), reward, timeout);
         let incarnation = Incarnation(service::new_incarnation());
         let mut standing = Standing::Away;
         let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL);

@@ -104,7 +104,7 @@ impl PromptFields {
         if let Some(client) = client.as_ref() {
             return Ok(client.clone());
         }
-        let connected = service::grpc::connect(&self.coordinator, &self.security).await;
+        let connected = service::grpc::connect(&self.coordinator, "coordinator", &self.security).await;
         let channel = connected.map_err(|error| Status::unavailable(format!("{error:#}")))?;
         let new = CoordinatorClient::new(channel).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
         Ok(client.insert(new).clone())

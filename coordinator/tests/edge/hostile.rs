@@ -50,7 +50,7 @@ impl Guarded {
     }
 
     async fn channel(&self, security: &Security) -> Channel {
-        connect(&self.coordinator.address, security).await.unwrap()
+        connect(&self.coordinator.address, "coordinator", security).await.unwrap()
     }
 
     /// What the run has come to, without the time.
@@ -225,7 +225,7 @@ async fn an_exchanged_secret_counts_without_a_restart() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let channel = guarded.channel(&security).await;
     ObserverClient::new(channel).status(pb::StatusRequest {}).await.unwrap();
-    assert!(guarded.coordinator.log().contains("the tokens from before count on"));
+    assert!(guarded.coordinator.log().contains("those from before count on"));
 }
 
 #[tokio::test]

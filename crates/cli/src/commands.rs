@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+mod certs;
 mod check_config;
 mod compare;
 mod dashboard;
@@ -13,6 +14,7 @@ pub(crate) mod identity;
 mod init;
 mod lines;
 mod logprobs;
+mod private_file;
 mod r2;
 mod render;
 mod replay;
@@ -62,6 +64,8 @@ pub(crate) enum Command {
     Init(init::Arguments),
     /// Looks whether this machine is fit for runs, and says what to do.
     Doctor(doctor::Arguments),
+    /// Certificates for trials.
+    Certs(certs::Arguments),
     /// The secret of a run, and the tokens that follow from it.
     Token(token::Arguments),
     /// Checks a recipe and prints it as it would be used.
@@ -117,6 +121,7 @@ impl Command {
             Self::Track(arguments) => track::run(arguments)?,
             Self::Init(arguments) => init::run(&arguments)?,
             Self::Doctor(arguments) => return doctor::run(&arguments),
+            Self::Certs(arguments) => certs::run(&arguments)?,
             Self::Token(arguments) => token::run(&arguments)?,
             Self::CheckConfig(arguments) => check_config::run(&arguments)?,
             Self::Render(arguments) => render::run(&arguments)?,

@@ -45,7 +45,7 @@ impl Observer {
     async fn ask(&mut self) -> Option<Status> {
         self.refusal = None;
         if self.client.is_none() {
-            let channel = service::grpc::connect(&self.address, &self.security).await.ok()?;
+            let channel = service::grpc::connect(&self.address, "coordinator", &self.security).await.ok()?;
             self.client = Some(ObserverClient::new(channel));
         }
         match self.client.as_mut()?.status(pb::StatusRequest {}).await {

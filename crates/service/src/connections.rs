@@ -3,9 +3,10 @@
 //! process keeps descriptors for its files.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -13,7 +14,6 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
@@ -90,7 +90,7 @@ pub(crate) enum TooMany {
 
 /// A connection's place among those that may be open.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     address: IpAddr,
     counts: Arc<Mutex<Counts>>,
 }
@@ -113,23 +113,16 @@ impl OpenConnections {
         Self { limits, security, counts: Arc::default() }
     }
 
-    /// Takes a new connection in.
+    /// The limits.
+    pub(crate) fn limits(&self) -> ConnectionLimits {
+        self.limits
+    }
+
+    /// A place for a new connection.
     ///
     /// # Errors
     /// When there are as many as there may be.
-    pub(crate) fn admit(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-        beginning: Beginning,
-    ) -> Result<Connection, TooMany> {
-        let place = self.place(peer.ip())?;
-        let begin = Begin { beginning, matched: 0, deadline: Box::pin(sleep(self.limits.begin)) };
-        let (peer, security) = (Peer::new(Some(peer)), self.security.clone());
-        Ok(Connection { stream, peer, security, begin: Some(begin), _place: place })
-    }
-
-    fn place(&self, address: IpAddr) -> Result<Place, TooMany> {
+    pub(crate) fn place(&self, address: IpAddr) -> Result<Place, TooMany> {
         let ConnectionLimits { in_all, per_address, local, .. } = self.limits;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.in_all >= in_all {
@@ -146,10 +139,15 @@ impl OpenConnections {
     }
 }
 
+/// What a connection's bytes go over.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + fmt::Debug + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + fmt::Debug + Unpin + Send> Wire for T {}
+
 /// An accepted connection.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Wire>,
     peer: Peer,
     security: Security,
     /// Until the connection has begun.
@@ -198,6 +196,18 @@ impl Begin {
 }
 
 impl Connection {
+    /// A connection that has yet to begin.
+    pub(crate) fn new(
+        stream: Box<dyn Wire>,
+        peer: Peer,
+        beginning: Beginning,
+        place: Place,
+        open: &OpenConnections,
+    ) -> Self {
+        let begin = Begin { beginning, matched: 0, deadline: Box::pin(sleep(open.limits.begin)) };
+        Self { stream, peer, security: open.security.clone(), begin: Some(begin), _place: place }
+    }
+
     /// Where it comes from.
     pub(crate) fn peer(&self) -> Peer {
         self.peer

@@ -13,7 +13,7 @@ use tower_layer::{Identity, Stack};
 use crate::bind::bind;
 use crate::connections::Beginning;
 use crate::incoming::Incoming;
-use crate::security::{Callers, Credentials, Guard, Security};
+use crate::security::{Callers, Credentials, Dialer, Guard, Security};
 
 /// Concurrent streams of one connection.
 const MAX_STREAMS: u32 = 256;
@@ -102,11 +102,12 @@ pub fn server(security: &Security, callers: Callers) -> Server {
         .tcp_nodelay(true)
 }
 
-/// Connects to `host:port`, and shows on every call who we are.
+/// Connects to `host:port`, where this service has to be (a role, or [`crate::security::WEIGHTS`]), and shows on
+/// every call who we are.
 ///
 /// # Errors
 /// When the address is none, or nobody answers in time.
-pub async fn connect(address: &str, security: &Security) -> anyhow::Result<Channel> {
+pub async fn connect(address: &str, service: &'static str, security: &Security) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -115,7 +116,11 @@ pub async fn connect(address: &str, security: &Security) -> anyhow::Result<Chann
         .initial_stream_window_size(CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
         .tcp_nodelay(true);
-    let connected = endpoint.connect().await;
+    let connected = if security.tls().is_some() {
+        endpoint.connect_with_connector(Dialer { security: security.clone(), service }).await
+    } else {
+        endpoint.connect().await
+    };
     let channel =
         connected.map_err(|error| anyhow::anyhow!("cannot reach {address}: {}", root_cause(&error)))?;
     Ok(InterceptedService::new(channel, Credentials(security.clone())))

@@ -11,10 +11,10 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::security::{self, PageDoor, Security};
+use crate::security::{self, PROBES, PageDoor, Security};
 
 /// Who sees metrics and pages; whether the process lives and can work everybody does, as probes ask.
-const DOOR: PageDoor = PageDoor { callers: &["observer", "operator"], open: &["/health", "/ready"] };
+const DOOR: PageDoor = PageDoor { callers: &["observer", "operator"], open: PROBES };
 
 /// Whether the process can do its work now. Not ready is not dead: it may be loading weights.
 #[derive(Debug, Clone, Default)]

@@ -10,12 +10,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_stream::{Stream, StreamExt as _};
 
-use crate::connections::{Beginning, Connection, ConnectionLimits, OpenConnections};
+use crate::connections::{Beginning, Connection, ConnectionLimits, OpenConnections, Place};
 use crate::metrics::Reason;
-use crate::security::{Peer, Security};
+use crate::security::{Peer, Roles, Security};
 
 /// Pause after a connection that could not be accepted.
 const ACCEPT_DELAY: Duration = Duration::from_millis(100);
@@ -28,6 +29,10 @@ pub struct Incoming {
     listener: TcpListener,
     beginning: Beginning,
     security: Security,
+    /// Whether connections are TLS: calls wherever there are certificates, pages where other machines reach them.
+    is_tls: bool,
+    /// Connections whose two sides are about to show their certificates.
+    handshakes: JoinSet<Option<Connection>>,
     open: OpenConnections,
     resting: Option<Pin<Box<Sleep>>>,
     warned_at: Option<Instant>,
@@ -48,10 +53,14 @@ impl Incoming {
         limits: ConnectionLimits,
     ) -> Self {
         let open = OpenConnections::new(limits, security.clone());
+        let is_local = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
+        let is_tls = security.tls().is_some() && !(is_local && beginning == Beginning::Head);
         Self {
             listener,
             beginning,
             security: security.clone(),
+            is_tls,
+            handshakes: JoinSet::new(),
             open,
             resting: None,
             warned_at: None,
@@ -68,8 +77,23 @@ impl Incoming {
         if self.warned_at.take().is_some() {
             tracing::info!("accepts connections again");
         }
-        match self.open.admit(stream, address, self.beginning) {
-            Ok(connection) => Some(connection),
+        match self.open.place(address.ip()) {
+            Ok(place) => {
+                let peer = Peer::new(Some(address));
+                if !self.is_tls {
+                    let (open, stream) = (&self.open, Box::new(stream));
+                    return Some(Connection::new(stream, peer, self.beginning, place, open));
+                }
+                let handshake = Handshake {
+                    peer,
+                    place,
+                    beginning: self.beginning,
+                    security: self.security.clone(),
+                    open: self.open.clone(),
+                };
+                self.handshakes.spawn(handshake.with(stream));
+                None
+            }
             Err(reason) => {
                 self.security.turned_away(Reason::TooMany);
                 self.turned_away += 1;
@@ -97,6 +121,12 @@ impl Stream for Incoming {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
+            // Pending, or none: then there is nothing to wait for.
+            while let Poll::Ready(Some(shaken)) = self.handshakes.poll_join_next(cx) {
+                if let Ok(Some(connection)) = shaken {
+                    return Poll::Ready(Some(Ok(connection)));
+                }
+            }
             if let Some(resting) = &mut self.resting {
                 ready!(resting.as_mut().poll(cx));
                 self.resting = None;
@@ -113,6 +143,40 @@ impl Stream for Incoming {
     }
 }
 
+/// A connection whose two sides are about to show their certificates.
+struct Handshake {
+    peer: Peer,
+    place: Place,
+    beginning: Beginning,
+    security: Security,
+    open: OpenConnections,
+}
+
+impl Handshake {
+    /// The connection; none when it did not come to one, which is counted and said.
+    async fn with(self, stream: TcpStream) -> Option<Connection> {
+        let Self { peer, place, beginning, security, open } = self;
+        let tls = security.tls()?;
+        let acceptor = if beginning == Beginning::Preface { tls.calls } else { tls.pages };
+        let shaken = tokio::time::timeout(open.limits().begin, acceptor.accept(stream)).await;
+        match shaken {
+            Ok(Ok(stream)) => {
+                let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let peer = peer.with_roles(shown.map(Roles::of));
+                Some(Connection::new(Box::new(stream), peer, beginning, place, &open))
+            }
+            Ok(Err(error)) => {
+                security.refused(Reason::Handshake, &error, peer);
+                None
+            }
+            Err(_) => {
+                security.refused(Reason::Silent, &"a connection that did not begin in time", peer);
+                None
+            }
+        }
+    }
+}
+
 /// The connections of a port of pages.
 #[derive(Debug)]
 pub(crate) struct PageListener {
@@ -124,6 +188,10 @@ impl PageListener {
     pub(crate) fn new(listener: TcpListener, security: &Security) -> Self {
         let address = listener.local_addr().ok();
         Self { incoming: Incoming::new(listener, Beginning::Head, security), address }
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        self.incoming.is_tls
     }
 }
 

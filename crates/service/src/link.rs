@@ -71,6 +71,8 @@ enum State<R, C> {
 #[derive(Debug)]
 pub struct Link<R, C> {
     address: String,
+    /// What has to be there.
+    service: &'static str,
     security: Security,
     open: Open<R, C>,
     state: State<R, C>,
@@ -86,12 +88,20 @@ pub struct Link<R, C> {
 }
 
 impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
-    /// A link to `host:port` that connects at once and gives up after `timeout` without a stream.
-    pub fn new(address: String, security: Security, open: Open<R, C>, timeout: Option<Duration>) -> Self {
+    /// A link to a service (a role) at `host:port` that connects at once and gives up after `timeout` without a
+    /// stream.
+    pub fn new(
+        address: String,
+        service: &'static str,
+        security: Security,
+        open: Open<R, C>,
+        timeout: Option<Duration>,
+    ) -> Self {
         let now = Instant::now();
         let backoff = Backoff::new(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
         Self {
             address,
+            service,
             security,
             open,
             state: State::Pausing(now),
@@ -156,7 +166,7 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
 
     /// Opens a stream with `hello` as its first report. Yields what went wrong, if anything did.
     pub async fn connect<D>(&mut self, hello: R) -> Option<LinkEvent<D>> {
-        let channel = match connect(&self.address, &self.security).await {
+        let channel = match connect(&self.address, self.service, &self.security).await {
             Ok(channel) => channel,
             Err(error) => return Some(self.pause(format!("{error:#}"))),
         };
@@ -252,7 +262,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_stays_unknown_gives_up_and_who_is_known_again_does_not() {
         let open: Open<(), ()> = |_, _| Box::pin(async { Err(Status::unavailable("nobody")) });
-        let mut link = Link::new("host:1".to_owned(), Security::open(), open, None);
+        let mut link = Link::new("host:1".to_owned(), "coordinator", Security::open(), open, None);
         assert!(!link.stays_unknown(&Status::unauthenticated("no token")));
         tokio::time::advance(IDENTITY_TIMEOUT / 2).await;
         assert!(!link.stays_unknown(&Status::permission_denied("another role")));
@@ -264,7 +274,7 @@ mod tests {
     #[test]
     fn a_coordinator_of_the_past_is_not_believed() {
         let open: Open<(), ()> = |_, _| Box::pin(async { Err(Status::unavailable("nobody")) });
-        let mut link = Link::new("host:1".to_owned(), Security::open(), open, None);
+        let mut link = Link::new("host:1".to_owned(), "coordinator", Security::open(), open, None);
         assert_eq!(link.learn_term(None), None, "who has no terms is no coordinator");
         assert_eq!(link.learn_term(of(2)), None);
         assert_eq!(link.learn_term(of(2)), None);

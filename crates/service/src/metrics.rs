@@ -12,16 +12,34 @@ pub(crate) enum Reason {
     NoToken,
     WrongToken,
     OtherRole,
+    NoCertificate,
+    Handshake,
     Silent,
     OtherProtocol,
     TooMany,
 }
 
 impl Reason {
-    const ALL: [Self; 6] =
-        [Self::NoToken, Self::WrongToken, Self::OtherRole, Self::Silent, Self::OtherProtocol, Self::TooMany];
-    const NAMES: [&str; 6] =
-        ["no_token", "wrong_token", "other_role", "silent", "other_protocol", "too_many"];
+    const ALL: [Self; 8] = [
+        Self::NoToken,
+        Self::WrongToken,
+        Self::OtherRole,
+        Self::NoCertificate,
+        Self::Handshake,
+        Self::Silent,
+        Self::OtherProtocol,
+        Self::TooMany,
+    ];
+    const NAMES: [&str; 8] = [
+        "no_token",
+        "wrong_token",
+        "other_role",
+        "no_certificate",
+        "handshake",
+        "silent",
+        "other_protocol",
+        "too_many",
+    ];
 
     fn name(self) -> &'static str {
         Self::NAMES[self as usize]

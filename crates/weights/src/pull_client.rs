@@ -12,6 +12,7 @@ use bytes::Bytes;
 use proto::pb;
 use proto::pb::weight_source_client::WeightSourceClient;
 use service::grpc::Channel;
+use service::security::WEIGHTS;
 use service::{Backoff, Security};
 use tokio::sync::watch;
 use tonic::{Code, Status};
@@ -236,7 +237,7 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T
 }
 
 async fn client(source: &str, security: &Security) -> Result<WeightSourceClient<Channel>, PullError> {
-    let connected = service::grpc::connect(source, security).await;
+    let connected = service::grpc::connect(source, WEIGHTS, security).await;
     let channel = connected.map_err(|error| PullError::Unreachable(error.into()))?;
     let client = WeightSourceClient::new(channel);
     Ok(client.max_decoding_message_size(proto::MAX_MESSAGE_BYTES))

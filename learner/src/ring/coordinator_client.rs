@@ -23,7 +23,7 @@ pub(crate) struct CoordinatorLink {
 impl CoordinatorLink {
     /// A link to `host:port` that gives up after `timeout` without a stream.
     pub(crate) fn new(address: String, security: Security, timeout: Duration) -> Self {
-        let link = Link::new(address, security, learn, Some(timeout));
+        let link = Link::new(address, "coordinator", security, learn, Some(timeout));
         Self { link, commands: LearnerCommands::default(), failure: None }
     }
 

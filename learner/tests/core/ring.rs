@@ -204,7 +204,8 @@ impl Learner {
 
 /// Pulls weights as an actor does that joins late.
 async fn pull(hello: &LearnerHello, manifest: &Manifest, offset: u64) -> Vec<u8> {
-    let channel = service::grpc::connect(&hello.weights, &Security::open()).await.unwrap();
+    let channel =
+        service::grpc::connect(&hello.weights, service::security::WEIGHTS, &Security::open()).await.unwrap();
     let mut source = WeightSourceClient::new(channel).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let hash = manifest.hash().0.to_vec();
     let described = source.describe(pb::DescribeRequest { hash: hash.clone() }).await.unwrap();

@@ -179,7 +179,7 @@ pub(crate) struct Actor {
 impl Actor {
     /// Connects and introduces itself.
     pub(crate) async fn connect(address: &str, run: &str, member: &str) -> Result<Self, Status> {
-        let channel = connect(address, &Security::open())
+        let channel = connect(address, "reward-server", &Security::open())
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
         let (requests, outbox) = mpsc::channel(4096);

@@ -1,14 +1,14 @@
 //! `sluice token`: the secret of a run, and the tokens that follow from it.
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use service::BadInput;
 use service::security::{ROLES, Secret, role_file};
 
+use super::private_file::write_new;
 use crate::say::say;
 
 /// Processes of a ring that have files of their own beside [`ROLES`].
@@ -74,19 +74,7 @@ fn read(file: &Path) -> anyhow::Result<Secret> {
     Ok(Secret::read(file).map_err(|problem| BadInput(problem.to_string()))?)
 }
 
-/// Writes a file that only its owner reads.
-fn write_new(path: &Path, text: &str) -> anyhow::Result<()> {
-    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let mut file = match opened {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            return Err(BadInput(format!("{} is there already: name another file", path.display())).into());
-        }
-        opened => opened.with_context(|| format!("create {}", path.display()))?,
-    };
-    file.write_all(text.as_bytes()).with_context(|| format!("write {}", path.display()))
-}
-
-/// The same over what was there, in one step: a process may read it at any time.
+/// Writes it over what was there, in one step: a process may read it at any time.
 fn write_over(path: &Path, text: &str) -> anyhow::Result<()> {
     let partial = path.with_extension("partial");
     let _ = fs::remove_file(&partial);

@@ -37,7 +37,7 @@ pub(super) fn fill_in(layers: &mut Layers) {
     }
     correct_stale_samples(layers);
     // Who may speak to one process may speak to all.
-    for key in ["token_file", "insecure"] {
+    for key in ["token_file", "certificates", "insecure"] {
         let from = format!("security.{key}");
         if let Some(value) = value(layers, &from) {
             for role in Role::ALL {

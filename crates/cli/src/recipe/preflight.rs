@@ -166,10 +166,10 @@ fn absence(path: &Path, kind: &str) -> Option<String> {
     }
 }
 
-/// A token file that no process could use.
+/// Tokens or certificates that no process could use.
 fn unusable_tokens(recipe: &Recipe) -> Option<String> {
     let problem = Security::load("observer", &recipe.security).err()?;
-    Some(format!("security.token_file: {problem}"))
+    Some(format!("security.{problem}"))
 }
 
 /// What one section owes another.

@@ -37,7 +37,7 @@ impl Guard {
         let callers = self.callers.iter().find(|(method, _)| *method == path);
         let callers = callers.map_or(&[][..], |(_, callers)| callers);
         let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::new(None));
-        self.security.admit(callers, bearer(request.headers()), peer).map_err(|refusal| {
+        self.security.admit_call(callers, bearer(request.headers()), peer).map_err(|refusal| {
             let code = if refusal.is_of_role() { Code::PermissionDenied } else { Code::Unauthenticated };
             Status::new(code, format!("refused: {refusal}"))
         })

@@ -25,6 +25,8 @@ const COOKIE_PREFIX: &str = "sluice-";
 /// Letters of the token's hash that do.
 const COOKIE_LETTERS: usize = 8;
 const QUERY_KEY: &str = "token=";
+/// Pages that say no more than that a process lives, and can work.
+pub(crate) const PROBES: &[&str] = &["/health", "/ready"];
 
 /// Whom the pages of a port are for.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +41,8 @@ pub(crate) struct PageDoor {
 struct Guard {
     security: Security,
     door: PageDoor,
+    /// Whether the pages are served over TLS.
+    is_tls: bool,
 }
 
 impl Connected<IncomingStream<'_, PageListener>> for Peer {
@@ -47,7 +51,7 @@ impl Connected<IncomingStream<'_, PageListener>> for Peer {
     }
 }
 
-/// Serves pages to the roles in `callers` until `stop`.
+/// Serves pages to the roles in `callers` until `stop`, and `/health` and `/ready` to everybody.
 ///
 /// # Errors
 /// When connections can no longer be accepted.
@@ -58,7 +62,7 @@ pub async fn serve_pages(
     callers: &'static [&'static str],
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    serve(security, listener, pages, PageDoor { callers, open: &[] }, stop).await
+    serve(security, listener, pages, PageDoor { callers, open: PROBES }, stop).await
 }
 
 pub(crate) async fn serve(
@@ -68,24 +72,25 @@ pub(crate) async fn serve(
     door: PageDoor,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let guard = Guard { security: security.clone(), door };
+    let listener = PageListener::new(listener, security);
+    let guard = Guard { security: security.clone(), door, is_tls: listener.is_tls() };
     // On every route, and on what is none: nobody learns which pages there are.
     let pages = pages.layer(from_fn_with_state(guard, ask));
     let pages = pages.into_make_service_with_connect_info::<Peer>();
-    axum::serve(PageListener::new(listener, security), pages).with_graceful_shutdown(stop).await
+    axum::serve(listener, pages).with_graceful_shutdown(stop).await
 }
 
 async fn ask(State(guard): State<Guard>, request: Request, next: Next) -> Response {
-    let Guard { security, door } = guard;
+    let Guard { security, door, is_tls } = guard;
     if !security.asks() || door.open.contains(&request.uri().path()) {
         return next.run(request).await;
     }
     let peer = request.extensions().get::<ConnectInfo<Peer>>().map_or(Peer::new(None), |info| info.0);
     let in_query = in_query(request.uri()).filter(|_| request.method() == Method::GET);
     let shown = bearer(request.headers()).or(in_query).or_else(|| in_cookies(request.headers()));
-    match security.admit(door.callers, shown, peer) {
+    match security.admit_page(door.callers, shown, peer, is_tls) {
         Ok(()) => match in_query {
-            Some(token) => remember(token, request.uri()),
+            Some(token) => remember(token, request.uri(), is_tls),
             None => next.run(request).await,
         },
         Err(refusal) => refused(refusal),
@@ -110,14 +115,15 @@ fn cookie_name(token: &str) -> String {
 }
 
 /// Gives a browser the cookie and sends it to the same page without the token.
-fn remember(token: &str, uri: &Uri) -> Response {
+fn remember(token: &str, uri: &Uri, is_tls: bool) -> Response {
     let rest: Vec<&str> =
         uri.query().unwrap_or_default().split('&').filter(|part| !part.starts_with(QUERY_KEY)).collect();
     let rest = rest.join("&");
     // Two slashes at the beginning would name another host.
     let path = format!("/{}", uri.path().trim_start_matches(['/', '\\']));
     let location = if rest.is_empty() { path } else { format!("{path}?{rest}") };
-    let cookie = format!("{}={token}; Path=/; HttpOnly; SameSite=Strict", cookie_name(token));
+    let secure = if is_tls { "; Secure" } else { "" };
+    let cookie = format!("{}={token}; Path=/; HttpOnly; SameSite=Strict{secure}", cookie_name(token));
     (StatusCode::SEE_OTHER, [(LOCATION, location), (SET_COOKIE, cookie)]).into_response()
 }
 
@@ -138,7 +144,7 @@ mod tests {
     fn a_token_is_found_where_it_is_shown() {
         let uri: Uri = "/samples?from=3&token=abc&to=4".parse().unwrap();
         assert_eq!(in_query(&uri), Some("abc"));
-        let response = remember("abc", &uri);
+        let response = remember("abc", &uri, false);
         assert_eq!(response.headers()[LOCATION], "/samples?from=3&to=4");
         let cookie = response.headers()[SET_COOKIE].to_str().unwrap().to_owned();
         assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
@@ -148,8 +154,8 @@ mod tests {
         assert_eq!(in_cookies(&headers), Some("abc"));
         headers.insert(COOKIE, "sluice-00000000=abc".parse().unwrap());
         assert_eq!(in_cookies(&headers), None);
-        assert_eq!(remember("abc", &"/?token=abc".parse().unwrap()).headers()[LOCATION], "/");
+        assert_eq!(remember("abc", &"/?token=abc".parse().unwrap(), false).headers()[LOCATION], "/");
         let evil: Uri = "//evil.example/?token=abc".parse().unwrap();
-        assert!(!remember("abc", &evil).headers()[LOCATION].to_str().unwrap().starts_with("//"));
+        assert!(!remember("abc", &evil, true).headers()[LOCATION].to_str().unwrap().starts_with("//"));
     }
 }

@@ -21,6 +21,8 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use super::stamp::Stamp;
+
 /// The roles that tokens prove: the ring's members, people who look (`observer`) and who also decide
 /// (`operator`), and programs that ask for rewards or text (`client`).
 pub const ROLES: [&str; 6] = ["actor", "reward-server", "learner", "observer", "operator", "client"];
@@ -176,33 +178,10 @@ pub(super) struct TokenFile {
     tokens: Tokens,
 }
 
-/// What changes when a file does: of a mounted secret the whole file is another one.
-#[derive(Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    seconds: i64,
-    nanoseconds: i64,
-    bytes: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Result<Self, TokenProblem> {
-        let metadata = fs::metadata(path).map_err(|source| unreadable(path, source))?;
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            seconds: metadata.mtime(),
-            nanoseconds: metadata.mtime_nsec(),
-            bytes: metadata.len(),
-        })
-    }
-}
-
 impl TokenFile {
     pub(super) fn read(path: &Path) -> Result<Self, TokenProblem> {
         // The stamp first: what is written in between is read again.
-        let stamp = Stamp::of(path)?;
+        let stamp = stamp_of(path)?;
         let tokens = Tokens(lines(path)?.into_iter().flat_map(Line::tokens).collect());
         if tokens.0.is_empty() {
             return Err(TokenProblem::Empty { path: path.to_owned() });
@@ -215,12 +194,16 @@ impl TokenFile {
 
     /// The file as it is now, if it has changed.
     pub(super) fn newer(&self) -> Result<Option<Self>, TokenProblem> {
-        if Stamp::of(&self.path)? == self.stamp { Ok(None) } else { Self::read(&self.path).map(Some) }
+        if stamp_of(&self.path)? == self.stamp { Ok(None) } else { Self::read(&self.path).map(Some) }
     }
 
     pub(super) fn tokens(&self) -> &Tokens {
         &self.tokens
     }
+}
+
+fn stamp_of(path: &Path) -> Result<Stamp, TokenProblem> {
+    Stamp::of(path).map_err(|source| unreadable(path, source))
 }
 
 fn unreadable(path: &Path, source: io::Error) -> TokenProblem {
