@@ -143,7 +143,7 @@ proptest! {
                 let (rollout, scores) = scored.clone().into_parts();
                 let rollout = Rollout::new(RolloutParts {
                     id: RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling, attempt: 0 },
-                    fields: Arc::from("x".repeat(40_000)),
+                    prompt_tokens: vec![u32::MAX; 8_000].into(),
                     ..rollout.into_parts()
                 });
                 group.push(ScoredRollout::new(rollout.unwrap(), scores).unwrap());
@@ -281,7 +281,7 @@ fn a_hello_comes_first_and_only_there() {
         hello.protocol = 0;
     }
     let error = ActorHello::try_from(older).unwrap_err();
-    assert_eq!(error.to_string(), "speaks protocol 0, this is 3: run the same release everywhere");
+    assert_eq!(error.to_string(), "speaks protocol 0, this is 4: run the same release everywhere");
     assert_eq!(tonic::Status::from(error).code(), tonic::Code::FailedPrecondition, "it is not to come back");
     let error = ActorReport::try_from(pb::ActorReport::from(hello)).unwrap_err();
     assert_eq!(error, ProtocolError::HelloOutOfPlace);

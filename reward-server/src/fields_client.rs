@@ -1,5 +1,5 @@
-//! The fields of prompts (hidden tests, labels), asked of the coordinator when the first response to a prompt is
-//! scored, and kept for its siblings. Actors do not have them (docs/decisions.md, D18).
+//! The fields of prompts (hidden tests, labels), asked of the coordinator when the first response to a prompt
+//! is scored, and kept for its siblings. Actors do not have them (docs/decisions.md, D18).
 
 use std::sync::Arc;
 use std::time::Duration;

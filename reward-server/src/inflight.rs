@@ -192,8 +192,8 @@ impl<A> Inflight<A> {
     }
 }
 
-/// What a rollout occupies: its tokens with their numbers, joined once more for the networks, and its texts; its
-/// fields, which are its siblings' too, are bounded by themselves.
+/// What a rollout occupies: its tokens with their numbers, joined once more for the networks, and its texts;
+/// its fields, which are its siblings' too, are bounded by themselves.
 pub(crate) fn bytes_of(rollout: &Rollout) -> usize {
     let tokens = rollout.prompt_tokens().len() + rollout.response_tokens().len() + rollout.given_tokens();
     ENTRY_BYTES + 12 * tokens + 12 * rollout.response_tokens().len()

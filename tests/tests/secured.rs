@@ -1,5 +1,5 @@
-//! A ring whose processes prove who they are: it trains what it trains without, and every response is graded by
-//! its own prompt's fields, which no actor has.
+//! A ring whose processes prove who they are: it trains what it trains without, and every response is graded
+//! by its own prompt's fields, which no actor has.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

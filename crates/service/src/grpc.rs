@@ -102,8 +102,8 @@ pub fn server(security: &Security, callers: Callers) -> Server {
         .tcp_nodelay(true)
 }
 
-/// Connects to `host:port`, where this service has to be (a role, or [`crate::security::WEIGHTS`]), and shows on
-/// every call who we are.
+/// Connects to `host:port`, where this service has to be (a role, or [`crate::security::WEIGHTS`]), and shows
+/// on every call who we are.
 ///
 /// # Errors
 /// When the address is none, or nobody answers in time.

@@ -29,7 +29,8 @@ pub struct Incoming {
     listener: TcpListener,
     beginning: Beginning,
     security: Security,
-    /// Whether connections are TLS: calls wherever there are certificates, pages where other machines reach them.
+    /// Whether connections are TLS: calls wherever there are certificates, pages where other machines reach
+    /// them.
     is_tls: bool,
     /// Connections whose two sides are about to show their certificates.
     handshakes: JoinSet<Option<Connection>>,
@@ -237,7 +238,7 @@ mod tests {
         assert!(waited.is_err() && incoming.resting.is_some(), "it rests");
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
         let accepted = incoming.next().await.unwrap().unwrap();
-        assert_eq!(accepted.connect_info().remote_addr(), Some(client.local_addr().unwrap()));
+        assert_eq!(accepted.connect_info(), Peer::new(Some(client.local_addr().unwrap())));
     }
 
     fn limited(listener: TcpListener, in_all: usize, begin: Duration) -> Incoming {
@@ -262,7 +263,7 @@ mod tests {
         drop(first);
         let again = TcpStream::connect(address).await.unwrap();
         let accepted = incoming.next().await.unwrap().unwrap();
-        assert_eq!(accepted.connect_info().remote_addr(), Some(again.local_addr().unwrap()));
+        assert_eq!(accepted.connect_info(), Peer::new(Some(again.local_addr().unwrap())));
     }
 
     #[tokio::test]

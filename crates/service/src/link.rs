@@ -25,7 +25,8 @@ const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(50);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 /// How long the other side may take to answer the opening of a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the other side may refuse what we show of ourselves: while tokens are exchanged it may for a moment.
+/// How long the other side may refuse what we show of ourselves: while tokens are exchanged it may for a
+/// moment.
 const IDENTITY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The opening of a stream under way.
@@ -88,8 +89,8 @@ pub struct Link<R, C> {
 }
 
 impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
-    /// A link to a service (a role) at `host:port` that connects at once and gives up after `timeout` without a
-    /// stream.
+    /// A link to a service (a role) at `host:port` that connects at once and gives up after `timeout` without
+    /// a stream.
     pub fn new(
         address: String,
         service: &'static str,

@@ -2,9 +2,9 @@
 //! certificates (`certificates`) or by both, and every door asks for that in the same way.
 //!
 //! A request comes through when the role that it proves is one of those that its method or page names. gRPC
-//! is asked by a layer in front of every service (`guard`), HTTP by one in front of every page (`pages`); both
-//! come to [`Security::admit`], before anything of a message is read. Who is refused is counted, said once a
-//! minute for each address, and changes nothing.
+//! is asked by a layer in front of every service (`guard`), HTTP by one in front of every page (`pages`);
+//! both come to [`Security`], before anything of a message is read. Who is refused is counted, said
+//! once a minute for each address, and changes nothing.
 
 mod certificates;
 mod guard;
@@ -42,13 +42,13 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SecurityConfig {
-    /// The run's secret, which all its roles share (`sluice token new FILE`), or a file with what one role needs
-    /// of it (`sluice token roles FILE DIR`). Every request then has to prove a role that may make it. The file is
-    /// read again when it changes.
+    /// The run's secret, which all its roles share (`sluice token new FILE`), or a file with what one role
+    /// needs of it (`sluice token roles FILE DIR`). Every request then has to prove a role that may make it.
+    /// The file is read again when it changes.
     pub token_file: Option<PathBuf>,
-    /// A folder with `ca.pem`, and with `ROLE.pem` and `ROLE.key` for the role of the process (`sluice certs DIR`
-    /// writes one for trials). Calls then go over TLS on which both sides show a certificate, and so do pages on
-    /// addresses that other machines reach. The files are read again when they change.
+    /// A folder with `ca.pem`, and with `ROLE.pem` and `ROLE.key` for the role of the process (`sluice certs
+    /// DIR` writes one for trials). Calls then go over TLS on which both sides show a certificate, and so do
+    /// pages on addresses that other machines reach. The files are read again when they change.
     pub certificates: Option<PathBuf>,
     /// Listen on addresses that other machines reach although nobody is asked who they are.
     pub insecure: bool,
@@ -107,11 +107,6 @@ impl Peer {
     /// The same, who has shown a certificate of these roles.
     pub(crate) fn with_roles(self, roles: Option<Roles>) -> Self {
         Self { roles, ..self }
-    }
-
-    /// Its address.
-    pub fn remote_addr(&self) -> Option<SocketAddr> {
-        self.address
     }
 
     fn ip(self) -> Option<IpAddr> {
@@ -213,8 +208,8 @@ impl Security {
         self.token_of(self.0.role)
     }
 
-    /// Whether a call may be made by whoever shows this token, and has shown the peer's certificate: both count,
-    /// where both are asked for. A refusal is counted and said here.
+    /// Whether a call may be made by whoever shows this token, and has shown the peer's certificate: both
+    /// count, where both are asked for. A refusal is counted and said here.
     pub(crate) fn admit_call(
         &self,
         callers: &[&str],
@@ -226,8 +221,8 @@ impl Security {
         self.settled(certificate.and_then(|()| self.check_token(callers, token)), peer)
     }
 
-    /// The same for a page, for which either will do: browsers have no certificate. `is_tls` says whether one could
-    /// have been shown; where not, and nothing else is asked for, the page is this machine's own.
+    /// The same for a page, for which either will do: browsers have no certificate. `is_tls` says whether one
+    /// could have been shown; where not, and nothing else is asked for, the page is this machine's own.
     pub(crate) fn admit_page(
         &self,
         callers: &[&str],
@@ -311,7 +306,7 @@ impl Security {
     ///
     /// # Errors
     /// When they cannot be used; what was known before counts on.
-    pub fn refresh(&self) -> Result<bool, SecurityProblem> {
+    fn refresh(&self) -> Result<bool, SecurityProblem> {
         let mut changed = false;
         if let Some(tokens) = &self.0.tokens {
             let newer = tokens.read().unwrap_or_else(PoisonError::into_inner).newer()?;

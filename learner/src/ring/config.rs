@@ -120,6 +120,13 @@ impl service::Config for Config {
         if let Err(error) = self.member.parse::<MemberId>() {
             problems.push(error.to_string());
         }
+        if self.rank == 0 && self.listen.ip().is_unspecified() && self.advertise.is_empty() {
+            problems.push(
+                "listen names every address of this host, and what c10d opens, which asks nobody who comes, would be \
+                 open on all of them: set advertise to the one that actors reach"
+                    .to_owned(),
+            );
+        }
         if self.rank >= self.world_size {
             problems.push(format!("rank is {}, must be below world_size = {}", self.rank, self.world_size));
         }

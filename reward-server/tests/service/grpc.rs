@@ -40,8 +40,8 @@ struct Service {
     sessions: Arc<Mutex<mpsc::Sender<Session>>>,
 }
 
-/// What the coordinators' data sets say of prompts, by the coordinator's address. Whoever offers a rollout writes
-/// its fields down here, because they do not travel with it.
+/// What the coordinators' data sets say of prompts, by the coordinator's address. Whoever offers a rollout
+/// writes its fields down here, because they do not travel with it.
 static FIELDS: LazyLock<StdMutex<HashMap<(String, PromptId), String>>> = LazyLock::new(Default::default);
 /// The coordinator of each reward server, by their addresses.
 static COORDINATORS: LazyLock<StdMutex<HashMap<String, String>>> = LazyLock::new(Default::default);

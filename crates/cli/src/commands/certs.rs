@@ -18,12 +18,13 @@ use crate::say::say;
 const YEARS: i16 = 1;
 const COORDINATOR: &str = "coordinator";
 
-/// Writes an authority of its own and a certificate for each role, for trials: `security.certificates` names the
-/// folder. Where a run is meant to be safe its certificates come from an authority whose key lies elsewhere.
+/// Writes an authority of its own and a certificate for each role, for trials: `security.certificates` names
+/// the folder. Where a run is meant to be safe its certificates come from an authority whose key lies
+/// elsewhere.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The folder for `ca.pem`, `ca.key`, and `ROLE.pem` and `ROLE.key` of each role; files that are there are left
-    /// alone.
+    /// The folder for `ca.pem`, `ca.key`, and `ROLE.pem` and `ROLE.key` of each role; files that are there
+    /// are left alone.
     folder: PathBuf,
 }
 
@@ -64,14 +65,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn params(name: &str, services: Vec<String>) -> anyhow::Result<CertificateParams> {
     let mut params = CertificateParams::new(services)?;
     params.distinguished_name.push(DnType::CommonName, name);
-    let today = jiff::Zoned::now().date();
-    let (from, to) = (today.yesterday()?, today.yesterday()?);
-    let date = |date: jiff::civil::Date, years: i16| {
-        // A 29th of February has no anniversary.
-        let day = u8::try_from(date.day().min(28)).unwrap_or(1);
-        date_time_ymd((date.year() + years).into(), u8::try_from(date.month()).unwrap_or(1), day)
-    };
-    params.not_before = date(from, 0);
-    params.not_after = date(to, YEARS);
+    let yesterday = jiff::Zoned::now().date().yesterday()?;
+    let (month, day) = (u8::try_from(yesterday.month())?, u8::try_from(yesterday.day())?);
+    params.not_before = date_time_ymd(yesterday.year().into(), month, day);
+    // A 29th of February has no anniversary.
+    params.not_after = date_time_ymd((yesterday.year() + YEARS).into(), month, day.min(28));
     Ok(params)
 }

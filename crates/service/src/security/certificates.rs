@@ -1,9 +1,9 @@
-//! The certificates of a run: each process has one of its role, signed by the run's own authority, and shows it
-//! wherever it goes (mutual TLS 1.3, rustls).
+//! The certificates of a run: each process has one of its role, signed by the run's own authority, and shows
+//! it wherever it goes (mutual TLS 1.3, rustls).
 //!
-//! A folder holds `ca.pem`, and `ROLE.pem` with `ROLE.key` for a role. Names in certificates are those of roles
-//! and not of hosts, because processes come and go on any host: a client knows what it goes to and takes
-//! nobody else for it, and a server reads from the client's certificate which role it is.
+//! A folder holds `ca.pem`, and `ROLE.pem` with `ROLE.key` for a role. Names in certificates are those of
+//! roles and not of hosts, because processes come and go on any host: a client knows what it goes to and
+//! takes nobody else for it, and a server reads from the client's certificate which role it is.
 
 use std::future::Future;
 use std::io;
@@ -16,6 +16,7 @@ use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream as ClientStream;
+use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -152,41 +153,61 @@ fn tls(folder: &Path, role: &'static str) -> Result<Tls, CertificateProblem> {
     let [authority, certificate, key] = files(folder, role);
     let (authorities, chain) = (certificates(&authority)?, certificates(&certificate)?);
     let key = PrivateKeyDer::from_pem_file(&key).map_err(|error| unreadable(&key, &error))?;
-    let unusable = |problem: &dyn std::fmt::Display| CertificateProblem::Unusable {
-        folder: folder.to_owned(),
-        role,
-        problem: problem.to_string(),
-    };
-    let mut roots = RootCertStore::empty();
-    for authority in authorities {
-        roots.add(authority).map_err(|error| unusable(&error))?;
+    let made = Identity::new(authorities, chain, key).and_then(|identity| identity.tls());
+    made.map_err(|problem| CertificateProblem::Unusable { folder: folder.to_owned(), role, problem })
+}
+
+/// What both ends of TLS are made of.
+struct Identity {
+    roots: Arc<RootCertStore>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Identity {
+    fn new(
+        authorities: Vec<CertificateDer<'static>>,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, String> {
+        let mut roots = RootCertStore::empty();
+        for authority in authorities {
+            roots.add(authority).map_err(|error| error.to_string())?;
+        }
+        Ok(Self { roots: Arc::new(roots), chain, key, provider: Arc::new(default_provider()) })
     }
-    let (roots, provider) = (Arc::new(roots), Arc::new(default_provider()));
-    let server = |is_optional: bool, protocol: &[u8]| -> Result<TlsAcceptor, CertificateProblem> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
+
+    fn tls(&self) -> Result<Tls, String> {
+        let client = self.client().map_err(|error| error.to_string())?;
+        Ok(Tls { calls: self.server(false, b"h2")?, pages: self.server(true, b"http/1.1")?, client })
+    }
+
+    /// The end of who is come to, who has to show a certificate or may.
+    fn server(&self, is_optional: bool, protocol: &[u8]) -> Result<TlsAcceptor, String> {
+        let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.provider));
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
         let verifier = if is_optional { verifier.allow_unauthenticated() } else { verifier };
-        let verifier = verifier.build().map_err(|error| unusable(&error))?;
-        let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        let verifier = verifier.build().map_err(|error| error.to_string())?;
+        let config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&TLS13])
-            .map_err(|error| unusable(&error))?;
+            .map_err(|error| error.to_string())?;
         let config = config.with_client_cert_verifier(verifier);
-        let mut config =
-            config.with_single_cert(chain.clone(), key.clone_key()).map_err(|error| unusable(&error))?;
+        let config = config.with_single_cert(self.chain.clone(), self.key.clone_key());
+        let mut config = config.map_err(|error| error.to_string())?;
         config.alpn_protocols = vec![protocol.to_vec()];
         Ok(Arc::new(config).into())
-    };
-    let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&TLS13])
-        .map_err(|error| unusable(&error))?;
-    let client = client.with_root_certificates(Arc::clone(&roots));
-    let mut client =
-        client.with_client_auth_cert(chain.clone(), key.clone_key()).map_err(|error| unusable(&error))?;
-    client.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Tls {
-        calls: server(false, b"h2")?,
-        pages: server(true, b"http/1.1")?,
-        client: Arc::new(client).into(),
-    })
+    }
+
+    /// The end of who goes somewhere.
+    fn client(&self) -> Result<TlsConnector, tokio_rustls::rustls::Error> {
+        let config = ClientConfig::builder_with_provider(Arc::clone(&self.provider));
+        let config =
+            config.with_protocol_versions(&[&TLS13])?.with_root_certificates(Arc::clone(&self.roots));
+        let mut config = config.with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config).into())
+    }
 }
 
 /// Opens connections of a client. The certificates are those of the moment, also when tonic connects again.

@@ -16,8 +16,8 @@ use super::{Peer, Security};
 /// The scheme in front of a token, as RFC 6750 has it.
 const SCHEME: &str = "Bearer ";
 
-/// For each method, by its path (`/package.Service/Method`), the roles that may call it. What is not in it nobody
-/// may call where anybody is asked.
+/// For each method, by its path (`/package.Service/Method`), the roles that may call it. What is not in it
+/// nobody may call where anybody is asked.
 pub type Callers = &'static [(&'static str, &'static [&'static str])];
 
 /// A layer that lets through what its sender may call.

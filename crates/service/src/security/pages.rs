@@ -1,8 +1,8 @@
 //! The guard in front of pages, and their server.
 //!
 //! Programs show a token as `Authorization: Bearer TOKEN`. A browser is given a page's address with
-//! `?token=TOKEN` once and shows a cookie from then on, so that neither the address bar nor a log of addresses
-//! keeps the token.
+//! `?token=TOKEN` once and shows a cookie from then on, so that neither the address bar nor a log of
+//! addresses keeps the token.
 
 use std::future::Future;
 

@@ -147,6 +147,12 @@ struct Known {
     token: Option<String>,
 }
 
+impl Known {
+    fn shown(role: &'static str, token: String) -> Self {
+        Self { role, hash: blake3::hash(token.as_bytes()), token: Some(token) }
+    }
+}
+
 /// The tokens of a file.
 pub(super) struct Tokens(Vec<Known>);
 
@@ -238,11 +244,9 @@ impl Line {
     }
 
     fn tokens(self) -> Vec<Known> {
-        let shown =
-            |role, token: String| Known { role, hash: blake3::hash(token.as_bytes()), token: Some(token) };
         match self {
-            Self::Secret(secret) => ROLES.map(|role| shown(role, secret.token_of(role))).into(),
-            Self::Token(role, token) => vec![shown(role, token)],
+            Self::Secret(secret) => ROLES.map(|role| Known::shown(role, secret.token_of(role))).into(),
+            Self::Token(role, token) => vec![Known::shown(role, token)],
             Self::Known(role, hash) => vec![Known { role, hash, token: None }],
         }
     }

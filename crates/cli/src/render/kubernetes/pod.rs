@@ -127,9 +127,9 @@ fn container(manifests: &Manifests<'_>, role: Role) -> Value {
         given["nvidia.com/gpu"] = json!(1);
     }
     container["resources"] = json!({ "requests": given, "limits": given });
-    container["startupProbe"] = probe("/health", START_PROBE_LIMIT);
-    container["livenessProbe"] = probe("/health", LIVENESS_PROBE_LIMIT);
-    container["readinessProbe"] = probe(ready_page(role, plan.processes), READINESS_PROBE_LIMIT);
+    container["startupProbe"] = probe(manifests, "/health", START_PROBE_LIMIT);
+    container["livenessProbe"] = probe(manifests, "/health", LIVENESS_PROBE_LIMIT);
+    container["readinessProbe"] = probe(manifests, ready_page(role, plan.processes), READINESS_PROBE_LIMIT);
     container["securityContext"] = json!({
         "allowPrivilegeEscalation": false,
         "readOnlyRootFilesystem": true,
@@ -189,9 +189,13 @@ fn ready_page(role: Role, processes: usize) -> &'static str {
     if role == Role::Learner && processes > 1 { "/health" } else { "/ready" }
 }
 
-fn probe(page: &str, failures: u32) -> Value {
+fn probe(manifests: &Manifests<'_>, page: &str, failures: u32) -> Value {
+    let mut get = json!({ "path": page, "port": "metrics" });
+    if manifests.ring.recipe.security.certificates.is_some() {
+        get["scheme"] = json!("HTTPS");
+    }
     json!({
-        "httpGet": { "path": page, "port": "metrics" },
+        "httpGet": get,
         "periodSeconds": 10,
         "timeoutSeconds": 5,
         "failureThreshold": failures,
