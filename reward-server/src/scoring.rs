@@ -61,7 +61,7 @@ async fn report(
         let rollout = rollout.map_err(|invalid| ScoreError::error(invalid.to_string()))?;
         score_rollout(scorers, rollout, deadline).await
     };
-    let scored = AssertUnwindSafe(scored).catch_unwind().await;
+    let scored = AssertUnwindSafe(Box::pin(scored)).catch_unwind().await;
     let error = match scored {
         Ok(Ok(scored)) => return RewardReport::Scored(scored),
         Ok(Err(error)) => error,

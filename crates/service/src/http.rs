@@ -32,15 +32,8 @@ impl Readiness {
     }
 }
 
-/// Serves until `token` is cancelled.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    prometheus: PrometheusHandle,
-    readiness: Readiness,
-    pages: Router,
-    token: CancellationToken,
-    security: Security,
-) -> anyhow::Result<()> {
+/// The pages that every process has, and those of its role.
+pub(crate) fn pages(prometheus: PrometheusHandle, readiness: Readiness, of_role: Router) -> Router {
     let metrics = move || {
         let prometheus = prometheus.clone();
         async move {
@@ -55,10 +48,19 @@ pub(crate) async fn serve(
             if ready { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
         }
     };
-    let router = Router::new()
+    Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(|| async { "alive\n".into_response() }))
         .route("/ready", get(ready))
-        .merge(pages);
-    Ok(security::serve(&security, listener, router, DOOR, token.cancelled_owned()).await?)
+        .merge(of_role)
+}
+
+/// Serves pages to who may see them until `token` is cancelled.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    pages: Router,
+    token: CancellationToken,
+    security: Security,
+) -> anyhow::Result<()> {
+    Ok(security::serve(&security, listener, pages, DOOR, token.cancelled_owned()).await?)
 }

@@ -180,7 +180,8 @@ where
     // The metrics stay up until the work is done, so that the last scrape sees the drain.
     let work_done = CancellationToken::new();
     let mut chassis = TaskSet::default();
-    let served = http::serve(listener, prometheus, readiness, pages, work_done.clone(), security.clone());
+    let pages = http::pages(prometheus, readiness, pages);
+    let served = http::serve(listener, pages, work_done.clone(), security.clone());
     chassis.add("metrics", OnError::Log, served);
     chassis.add("security files", OnError::Log, security.keep_fresh(work_done.clone()));
     let grace_period = service.grace_period;

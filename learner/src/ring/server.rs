@@ -58,7 +58,9 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let security = context.security.clone();
     let ring = RingContext { member: config.member.parse()?, config, addresses, readiness, token, security };
     let rank_zero = RankZero { ring, listener, rank_store, _broadcast_store: broadcast_store };
-    context.tasks.add("ring", OnError::Shutdown, async { rank_zero.run().await.map_err(final_or_not) });
+    context
+        .tasks
+        .add("ring", OnError::Shutdown, async { Box::pin(rank_zero.run()).await.map_err(final_or_not) });
     Ok(context)
 }
 
