@@ -8,6 +8,7 @@ use openai::ServeConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
+use service::security::Door;
 use types::MemberId;
 
 /// Everything an actor can be told. The coordinator's address is the only thing it must be told.
@@ -44,8 +45,7 @@ pub struct Config {
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub weights_timeout: Duration,
     /// Where other actors pull the weights that this one has, so that the learner does not serve all of them.
-    /// It keeps a copy of them in memory for that; not given, it shares nothing. The port is not
-    /// authenticated.
+    /// It keeps a copy of them in memory for that; not given, it shares nothing.
     pub listen_weights: Option<SocketAddr>,
     /// `host:port` under which other actors reach `listen_weights`; the bound address where not given.
     pub advertise: Option<String>,
@@ -86,6 +86,13 @@ impl Default for Config {
 impl service::Config for Config {
     fn service(&self) -> &ServiceConfig {
         &self.service
+    }
+
+    fn doors(&self) -> Vec<Door> {
+        let mut doors = Vec::new();
+        doors.extend(self.listen_weights.map(|listen| ("listen_weights", listen)));
+        doors.extend(self.serve.enabled.then_some(("serve.listen", self.serve.listen)));
+        doors
     }
 
     fn problems(&self) -> Vec<String> {

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use proto::pb;
 use proto::pb::coordinator_client::CoordinatorClient;
-use service::{Link, LinkEvent, Opening};
+use service::grpc::Channel;
+use service::{Link, LinkEvent, Opening, Security};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
-use tonic::transport::Channel;
 use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 
 /// The link of an actor.
@@ -16,8 +16,8 @@ pub(crate) struct CoordinatorLink(Link<pb::ActorReport, pb::ActorCommand>);
 
 impl CoordinatorLink {
     /// A link to `host:port` that gives up after `timeout` without a stream.
-    pub(crate) fn new(address: String, timeout: Duration) -> Self {
-        Self(Link::new(address, act, Some(timeout)))
+    pub(crate) fn new(address: String, security: Security, timeout: Duration) -> Self {
+        Self(Link::new(address, "coordinator", security, act, Some(timeout)))
     }
 
     /// Whether a stream is open.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use service::Security;
 use tokio::time::Instant;
 use types::{MemberId, Rollout, RunId};
 
@@ -23,4 +24,6 @@ pub(crate) struct DeliveryConfig {
     pub(crate) acknowledge_timeout: Duration,
     /// After this long it is sent to a second server too.
     pub(crate) hedge_delay: Duration,
+    /// What is shown to the servers.
+    pub(crate) security: Security,
 }

@@ -10,7 +10,7 @@ use engine::{EngineClient, EngineConfig, EngineHandle, EngineParts, Event, Polic
 use model::ModelConfig;
 use model::buffer::PackedWeights;
 use openai::Served;
-use service::{OnError, Spawner};
+use service::{OnError, Security, Spawner};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::BroadcastGroup;
@@ -91,6 +91,7 @@ pub(crate) struct PolicyUpdater {
     refusals: VecDeque<PolicyEvent>,
     outlets: Outlets,
     transfer: Transfer,
+    security: Security,
 }
 
 /// A pull and the way to its source: it goes on from another when it is told one, and is given up with this.
@@ -159,7 +160,7 @@ impl Prepare for PrepareForEngine {
 
 impl PolicyUpdater {
     /// An updater that knows no model yet.
-    pub(crate) fn new(config: &Config, name: MemberId, outlets: Outlets) -> Self {
+    pub(crate) fn new(config: &Config, name: MemberId, security: Security, outlets: Outlets) -> Self {
         let (pull_results, pulled) = mpsc::channel(PULL_CAPACITY);
         let device = config.engine.device.to_torch();
         Self {
@@ -173,6 +174,7 @@ impl PolicyUpdater {
             refusals: VecDeque::new(),
             outlets,
             transfer: Transfer::begin(Way::Pull),
+            security,
         }
     }
 
@@ -225,7 +227,12 @@ impl PolicyUpdater {
         self.transfer = Transfer::begin(Way::Pull);
         let (source, followed) = watch::channel(address);
         self.pulling = Some(PullUnderWay { hash, source });
-        let order = PullOrder { hash, source: followed, received_bytes: Arc::clone(&self.pulled_bytes) };
+        let order = PullOrder {
+            hash,
+            source: followed,
+            received_bytes: Arc::clone(&self.pulled_bytes),
+            security: self.security.clone(),
+        };
         let results = self.pull_results.clone();
         let model_is_known = self.known.is_some();
         let pull = async move {

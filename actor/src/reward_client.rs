@@ -2,12 +2,12 @@
 
 use proto::pb;
 use proto::pb::reward_server_client::RewardServerClient;
+use service::grpc::Channel;
 use service::{Link, LinkEvent, Opening};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
-use tonic::transport::Channel;
 use types::MemberId;
 use types::link::reward::{ScoreReply, ScoreRequest};
 
@@ -36,7 +36,7 @@ pub(crate) async fn serve(
     mut rollouts: mpsc::Receiver<Delivery>,
     events: mpsc::Sender<ServerReport>,
 ) {
-    let mut link = Link::new(address, score, None);
+    let mut link = Link::new(address, "reward-server", config.security.clone(), score, None);
     loop {
         let reports = link.reports();
         let happened = tokio::select! {

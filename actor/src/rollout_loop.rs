@@ -27,7 +27,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use engine::{Event, Finished, Request, SampleRequest};
-use service::{BadInput, CancellationToken, LinkEvent, Readiness, Recurring, Saying, Spawner, sleep_until};
+use service::{
+    BadInput, CancellationToken, LinkEvent, Readiness, Recurring, Saying, Security, Spawner, sleep_until,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome};
@@ -83,6 +85,17 @@ pub(crate) struct RolloutLoop {
     leave_at: Option<Instant>,
     /// Cancelled with the process.
     token: CancellationToken,
+    security: Security,
+}
+
+/// What the loop is given by its process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) spawner: Spawner,
+    pub(crate) readiness: Readiness,
+    /// Cancelled with the process.
+    pub(crate) token: CancellationToken,
+    pub(crate) security: Security,
 }
 
 /// What the select found.
@@ -103,20 +116,15 @@ impl RolloutLoop {
     ///
     /// # Errors
     /// When the actor's name is none.
-    pub(crate) fn new(
-        config: Config,
-        spawner: Spawner,
-        readiness: Readiness,
-        token: CancellationToken,
-        outlets: Outlets,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn new(config: Config, process: Process, outlets: Outlets) -> anyhow::Result<Self> {
+        let Process { spawner, readiness, token, security } = process;
         let member = config.member_id()?;
-        let link = CoordinatorLink::new(config.coordinator.clone(), config.connect_timeout);
+        let link = CoordinatorLink::new(config.coordinator.clone(), security.clone(), config.connect_timeout);
         // Ids are recorded at most once each, so that this never fills: the router never waits for this loop.
         let (recorded_sender, recorded) =
             mpsc::channel(2 * config.max_unacknowledged + config.engine.max_waiting);
         Ok(Self {
-            updater: PolicyUpdater::new(&config, member.clone(), outlets),
+            updater: PolicyUpdater::new(&config, member.clone(), security.clone(), outlets),
             member,
             incarnation: Incarnation(service::new_incarnation()),
             link,
@@ -137,6 +145,7 @@ impl RolloutLoop {
             drain_deadline: None,
             leave_at: None,
             token,
+            security,
             config,
         })
     }
@@ -256,6 +265,7 @@ impl RolloutLoop {
                 member: self.member.clone(),
                 acknowledge_timeout: self.config.acknowledge_timeout,
                 hedge_delay: self.config.hedge_delay,
+                security: self.security.clone(),
             };
             let recorded = self.recorded_sender.clone();
             let router = RewardRouter::new(config, inbox, recorded, self.spawner.clone());
@@ -356,7 +366,8 @@ impl RolloutLoop {
             surviving_mass: finished.surviving_mass,
             spans: finished.spans,
             finish_reason: finished.finish_reason,
-            fields: work.fields,
+            // Its scorers ask the coordinator for them.
+            fields: "".into(),
         });
         match rollout {
             Ok(rollout) => {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use service::grpc::Listener;
+use service::security::serve_pages;
 use service::{Context, OnError};
 use tokio::sync::watch;
 use weights::{ModelFiles, Snapshots, WeightService};
@@ -11,7 +12,7 @@ use weights::{ModelFiles, Snapshots, WeightService};
 use crate::config::Config;
 use crate::metrics;
 use crate::policy::{Outlets, SharedWeights};
-use crate::rollout_loop::RolloutLoop;
+use crate::rollout_loop::{Process, RolloutLoop};
 
 /// Builds the actor; nothing runs yet. It listens for nothing but its metrics and, if the configuration says
 /// so, clients of its policy on another port and actors that pull its weights: everything else it reaches out
@@ -27,17 +28,23 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         let (listener, address) = service::bind("serve.listen", config.serve.listen).await?;
         context.bound.push(("openai", address));
         let pages = openai::pages(policy, config.serve.clone());
-        let stop = context.token.clone().cancelled_owned();
-        context.tasks.add("openai", OnError::Shutdown, openai::run(listener, pages, stop));
+        let (stop, security) = (context.token.clone().cancelled_owned(), context.security.clone());
+        context.tasks.add("openai", OnError::Shutdown, async move {
+            serve_pages(&security, listener, pages, &["client"], stop).await.context("serve the policy")
+        });
     }
     let shared = match config.listen_weights {
         Some(address) => Some(share_weights(address, &config, &mut context).await?),
         None => None,
     };
-    let (spawner, readiness, token) =
-        (context.tasks.spawner(), context.readiness.clone(), context.token.clone());
+    let process = Process {
+        spawner: context.tasks.spawner(),
+        readiness: context.readiness.clone(),
+        token: context.token.clone(),
+        security: context.security.clone(),
+    };
     let outlets = Outlets { served, shared };
-    let rollout_loop = RolloutLoop::new(config, spawner, readiness, token, outlets)?;
+    let rollout_loop = RolloutLoop::new(config, process, outlets)?;
     context.tasks.add("rollout loop", OnError::Shutdown, rollout_loop.run());
     Ok(context)
 }
@@ -48,11 +55,11 @@ async fn share_weights(
     config: &Config,
     context: &mut Context,
 ) -> anyhow::Result<SharedWeights> {
-    let listener = Listener::bind("listen_weights", address).await?;
+    let listener = Listener::bind("listen_weights", address, &context.security).await?;
     context.bound.push(("weights", listener.address));
     let source = listener.reachable(config.advertise.as_ref());
     let (snapshots, files) = (Snapshots::of_actor(), ModelFiles::default());
-    let router = WeightService::new(files.clone(), snapshots.clone()).router();
+    let router = WeightService::new(files.clone(), snapshots.clone()).router(&context.security);
     let token = context.token.clone();
     context.tasks.add("weight service", OnError::Shutdown, listener.serve(router, token));
     Ok(SharedWeights { source, snapshots, files })

@@ -34,7 +34,6 @@ impl HeldLease {
 pub(crate) struct Work {
     pub(crate) id: RolloutId,
     pub(crate) prompt_tokens: Arc<[u32]>,
-    pub(crate) fields: Arc<str>,
     /// When its lease runs out.
     pub(crate) deadline: Instant,
     /// Generated only to keep the batch composition (docs/decisions.md, D7): the coordinator has it already.
@@ -160,7 +159,6 @@ pub(crate) fn group_work(
         group.push(Work {
             id: *wanted.unwrap_or(&stand_in),
             prompt_tokens: Arc::clone(prompt_tokens),
-            fields: Arc::clone(leased.prompt.fields()),
             deadline,
             unwanted: wanted.is_none(),
         });

@@ -59,6 +59,10 @@ impl Coordinator for Bare {
     ) -> Result<Response<Self::LearnStream>, Status> {
         Err(Status::unimplemented("only rewards"))
     }
+
+    async fn fields(&self, _: Request<pb::FieldsRequest>) -> Result<Response<pb::FieldsReply>, Status> {
+        Err(Status::unimplemented("no reward server here"))
+    }
 }
 
 #[tokio::main]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
+use service::security::Door;
 use types::{RunId, Sampling};
 
 use crate::data::{DataConfig, DataSet};
@@ -24,7 +25,7 @@ pub struct Config {
     pub run: String,
     /// Seeds the order of prompts, the filtration's draws and every response's sampling.
     pub seed: u64,
-    /// Where members connect. Loopback by default: the port is not authenticated.
+    /// Where members connect. Loopback by default.
     pub listen: SocketAddr,
     /// The journal's folder. It belongs to one run.
     pub journal: PathBuf,
@@ -181,6 +182,10 @@ impl Default for Config {
 impl service::Config for Config {
     fn service(&self) -> &ServiceConfig {
         &self.service
+    }
+
+    fn doors(&self) -> Vec<Door> {
+        vec![("listen", self.listen)]
     }
 
     fn problems(&self) -> Vec<String> {

@@ -32,7 +32,7 @@ pub(crate) fn pages(shown: Shown, view: View, handle: Handle, context: &mut Cont
     let source = move || serde_json::to_value(status.borrow().as_ref()).unwrap_or(Value::Null);
     let folder = steps_file.as_deref().and_then(folder_of);
     if let Some(folder) = &folder {
-        let recorder = Recorder::new(folder.clone(), source.clone());
+        let recorder = Recorder::new(folder.clone(), context.security.clone(), source.clone());
         context.tasks.add("recorder", OnError::Log, recorder.run(done.clone()));
     }
     let steps = match steps_file {

@@ -29,9 +29,9 @@ pub struct DataSet {
     skip: u64,
     /// Prompts that are asked and not learnt from.
     held_out: Option<Box<Self>>,
-    /// Of each part, the order of the epoch asked for last; an epoch's order is a function of the seed and
-    /// its number.
-    orders: Mutex<Vec<Option<EpochOrder>>>,
+    /// Of each part, the orders of the last even and the last odd epoch that were asked for: where one epoch
+    /// ends and the next begins both are. An epoch's order is a function of the seed and its number.
+    orders: Mutex<Vec<[Option<EpochOrder>; 2]>>,
 }
 
 /// An epoch, and the places of its prompts in the file.
@@ -81,7 +81,7 @@ impl DataSet {
             hasher.update(&skip.to_le_bytes());
         }
         let hash = hasher.finalize().to_hex().to_string();
-        let orders = Mutex::new(vec![None; parts.len()]);
+        let orders = Mutex::new(vec![[None, None]; parts.len()]);
         Ok(Self { lines, parts, hash, shuffle, seed, skip, held_out: None, orders })
     }
 
@@ -141,7 +141,8 @@ impl DataSet {
 
     fn epoch_order(&self, part: usize, epoch: u32) -> Arc<[u32]> {
         let mut cached = self.orders.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((known, order)) = &cached[part]
+        let place = &mut cached[part][(epoch % 2) as usize];
+        if let Some((known, order)) = place
             && *known == epoch
         {
             return Arc::clone(order);
@@ -153,7 +154,7 @@ impl DataSet {
         rng.set_stream(u64::from(epoch));
         order.shuffle(&mut rng);
         let order: Arc<[u32]> = order.into();
-        cached[part] = Some((epoch, Arc::clone(&order)));
+        *place = Some((epoch, Arc::clone(&order)));
         order
     }
 }

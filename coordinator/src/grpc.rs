@@ -8,18 +8,19 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::observer_server::{Observer, ObserverServer};
-use proto::{MAX_MESSAGE_BYTES, ProtocolError, pb};
-use service::{CancellationToken, CoordinatorTerm, OnError, Spawner};
+use proto::{CALLERS, MAX_MESSAGE_BYTES, ProtocolError, pb};
+use service::grpc::Router;
+use service::{CancellationToken, CoordinatorTerm, OnError, Security, Spawner};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport};
-use types::{FailReason, Incarnation, MemberId, RolloutFailure, RolloutId};
+use types::{FailReason, Incarnation, MemberId, PromptId, RolloutFailure, RolloutId};
 
+use crate::data::DataSet;
 use crate::inbox::{Handle, Input, LoopEnded, Report};
 use crate::metrics;
 use crate::sessions::{Closing, CommandSender, OUTBOX_CAPACITY, Outbox, SessionId};
@@ -41,6 +42,7 @@ pub(crate) struct Grpc {
     next_session: Arc<AtomicU64>,
     /// Which coordinator this is.
     term: Arc<CoordinatorTerm>,
+    data: Arc<DataSet>,
 }
 
 impl From<LoopEnded> for Status {
@@ -112,16 +114,19 @@ impl Grpc {
         spawner: Spawner,
         done: CancellationToken,
         term: CoordinatorTerm,
+        data: Arc<DataSet>,
     ) -> Self {
-        Self { handle, spawner, done, next_session: Arc::default(), term: Arc::new(term) }
+        Self { handle, spawner, done, next_session: Arc::default(), term: Arc::new(term), data }
     }
 
     /// The services on a server with our bounds.
-    pub(crate) fn router(self) -> Router {
+    pub(crate) fn router(self, security: &Security) -> Router {
         let coordinator = CoordinatorServer::new(self.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        service::grpc::server().add_service(coordinator).add_service(ObserverServer::new(self))
+        service::grpc::server(security, CALLERS)
+            .add_service(coordinator)
+            .add_service(ObserverServer::new(self))
     }
 
     /// A member that a later coordinator has served is not served any more: it says what happened since, and
@@ -452,6 +457,18 @@ impl Coordinator for Grpc {
         let commands = self.serve::<LearnerLink>(request).await?;
         let messages = commands.flat_map(|command| futures::stream::iter(learner_messages(command)));
         Ok(self.answer(Box::pin(messages)))
+    }
+
+    async fn fields(&self, request: Request<pb::FieldsRequest>) -> Result<Response<pb::FieldsReply>, Status> {
+        let pb::FieldsRequest { run, epoch, ordinal } = request.into_inner();
+        let ours = &self.term.run;
+        if run != *ours {
+            return Err(Status::failed_precondition(format!("this is run {ours}, not run {run}")));
+        }
+        let id = PromptId { epoch, ordinal };
+        let prompt = self.data.prompt(id);
+        let prompt = prompt.ok_or_else(|| Status::not_found(format!("no prompt {id} is in the data set")))?;
+        Ok(Response::new(pb::FieldsReply { fields: prompt.fields().as_ref().to_owned() }))
     }
 }
 

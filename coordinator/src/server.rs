@@ -39,7 +39,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let data = data.await?;
     let data = Arc::new(data.map_err(|error| BadInput(error.to_string()))?);
     let plan = config.plan(&data).map_err(|error| BadInput(error.to_string()))?;
-    let listener = Listener::bind("listen", config.listen).await?;
+    let listener = Listener::bind("listen", config.listen, &context.security).await?;
     context.bound.push(("grpc", listener.address));
     let (journal, durable) = open_journal(&config, &plan, &context.token).await?;
     let steps_file = config
@@ -72,7 +72,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         plan,
         journal,
         room: DiskRoom::new(config.journal, config.journal_reserve_bytes),
-        data,
+        data: Arc::clone(&data),
         steps_file,
         evals_file,
         samples,
@@ -81,7 +81,8 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let (server_loop, handle, view) = ServerLoop::new(parts);
     let shown = Shown { run: config.run, steps_file: config.steps_file, done: done.clone() };
     context.pages = dashboard::pages(shown, view, handle.clone(), &mut context);
-    let router = Grpc::new(handle, context.tasks.spawner(), done.clone(), term).router();
+    let router =
+        Grpc::new(handle, context.tasks.spawner(), done.clone(), term, data).router(&context.security);
     let token = context.token.clone();
     context.tasks.add("server loop", OnError::Shutdown, async move {
         // The loop reads and writes the disk at every turn, so it has a thread of its own: no stream waits

@@ -3,10 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "edge/certificates.rs"]
+mod certificates;
 #[path = "edge/coordinator_process.rs"]
 mod coordinator_process;
 #[path = "edge/fake_member.rs"]
 mod fake_member;
+#[path = "edge/hostile.rs"]
+mod hostile;
 
 use coordinator_process::CoordinatorProcess;
 use fake_member::{actor, actor_saying, learner, reward_server, served_by};

@@ -18,10 +18,12 @@
 //! [`pb`]. The receiving side validates: a `TryFrom<pb::X>` either yields a valid domain value or a
 //! [`ProtocolError`] that names the field, and that error maps to `INVALID_ARGUMENT`.
 
+mod callers;
 mod convert;
 mod error;
 mod stored;
 
+pub use callers::CALLERS;
 pub use convert::batch::{LearnerCommands, learner_messages};
 pub use error::ProtocolError;
 pub use stored::{batch_from_bytes, batch_to_bytes, scored_from_bytes, scored_to_bytes};
@@ -34,7 +36,7 @@ pub mod pb {
 
 /// What a member and a coordinator have to agree on: both speak this version of the schema. It grows with
 /// each change that the other side would misunderstand.
-const PROTOCOL_VERSION: u32 = 3;
+const PROTOCOL_VERSION: u32 = 4;
 
 /// Largest message in either direction, in bytes. Batches and weights are sent in parts well below it.
 pub const MAX_MESSAGE_BYTES: usize = 32 << 20;

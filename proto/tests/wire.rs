@@ -70,7 +70,7 @@ prop_compose! {
             surviving_mass: truncated.then(|| tokens.iter().map(|t| t.2).collect()),
             spans,
             finish_reason: if stop { FinishReason::Stop } else { FinishReason::Length },
-            fields: Arc::from("{\"task_id\": \"ä/1\"}"),
+            fields: "".into(),
         })
         .unwrap()
     }
@@ -106,8 +106,12 @@ fn a_rollout_of_one_turn_has_the_bytes_it_always_had() {
     };
     let bytes = |parts: RolloutParts| pb::Rollout::from(Rollout::new(parts).unwrap()).encode_to_vec();
     let known = b"\x0a\x04\x10\x01\x18\x02\x12\x02\x01\x02\x1a\x02\x03\x03\x22\x08\0\0\0\xbf\0\0\0\xbf\
-        \x32\x04\x08\x04\x10\x02\x38\x01\x42\x02{}";
+        \x32\x04\x08\x04\x10\x02\x38\x01";
     assert_eq!(bytes(parts.clone()), known);
+    // One that was stored when fields still travelled.
+    let with_fields = pb::Rollout::decode(&[&known[..], b"\x42\x02{}"].concat()[..]).unwrap();
+    let read = Rollout::try_from(with_fields).unwrap();
+    assert_eq!(read, Rollout::new(parts.clone()).unwrap().without_fields());
     let given = Observation { after: 1, tokens: vec![7, 8] };
     let several = bytes(RolloutParts { observations: vec![given], ..parts });
     assert_eq!(several, [&known[..], b"\x4a\x06\x08\x01\x12\x02\x07\x08"].concat());
@@ -139,7 +143,7 @@ proptest! {
                 let (rollout, scores) = scored.clone().into_parts();
                 let rollout = Rollout::new(RolloutParts {
                     id: RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling, attempt: 0 },
-                    fields: Arc::from("x".repeat(40_000)),
+                    prompt_tokens: vec![u32::MAX; 8_000].into(),
                     ..rollout.into_parts()
                 });
                 group.push(ScoredRollout::new(rollout.unwrap(), scores).unwrap());
@@ -204,7 +208,7 @@ proptest! {
 
 #[test]
 fn control_messages_survive_the_wire() {
-    let prompt = |content| Prompt::new(PromptId { epoch: 1, ordinal: 5 }, content, Arc::from("{}")).unwrap();
+    let prompt = |content| Prompt::new(PromptId { epoch: 1, ordinal: 5 }, content, "".into()).unwrap();
     let wanted = vec![RolloutId { prompt: PromptId { epoch: 1, ordinal: 5 }, sibling: 2, attempt: 1 }];
     for content in [
         PromptContent::Text("def f(x):\n".into()),
@@ -277,12 +281,26 @@ fn a_hello_comes_first_and_only_there() {
         hello.protocol = 0;
     }
     let error = ActorHello::try_from(older).unwrap_err();
-    assert_eq!(error.to_string(), "speaks protocol 0, this is 3: run the same release everywhere");
+    assert_eq!(error.to_string(), "speaks protocol 0, this is 4: run the same release everywhere");
     assert_eq!(tonic::Status::from(error).code(), tonic::Code::FailedPrecondition, "it is not to come back");
     let error = ActorReport::try_from(pb::ActorReport::from(hello)).unwrap_err();
     assert_eq!(error, ProtocolError::HelloOutOfPlace);
     let error = ActorHello::try_from(pb::ActorReport::from(ActorReport::Draining)).unwrap_err();
     assert_eq!(error, ProtocolError::HelloOutOfPlace);
+}
+
+/// What an actor is sent, byte for byte, holds nothing of what the scorers know.
+#[test]
+fn fields_do_not_travel() {
+    let (id, hidden) = (PromptId { epoch: 0, ordinal: 1 }, "{\"test\": \"assert f(2) == 4\"}");
+    let prompt = Prompt::new(id, PromptContent::Text("def f(x):".into()), hidden.into()).unwrap();
+    let wanted = vec![RolloutId { prompt: id, sibling: 0, attempt: 0 }];
+    let leased = LeasedPrompt { prompt, group_size: 1, wanted };
+    let timeout = Duration::from_secs(1);
+    let lease = Lease { id: LeaseId(1), prompts: vec![leased], timeout, sampling: None };
+    let bytes = pb::ActorCommand::from(ActorCommand::Lease(lease)).encode_to_vec();
+    let sent = String::from_utf8_lossy(&bytes);
+    assert!(sent.contains("def f(x):") && !sent.contains("assert"), "{sent}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use sandbox::{GraderConfig, Limits};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
+use service::security::Door;
 use types::{DType, MemberId};
 
 pub use scorer::{
@@ -36,7 +37,7 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub connect_timeout: Duration,
-    /// Where actors connect. Loopback by default: the port is not authenticated.
+    /// Where actors connect. Loopback by default.
     pub listen: SocketAddr,
     /// `host:port` under which actors reach it; the bound address where not given.
     pub advertise: Option<String>,
@@ -181,7 +182,7 @@ impl Default for CacheConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EndpointConfig {
-    /// Whether it is served. Off by default: the port is not authenticated.
+    /// Whether it is served. Off by default.
     pub enabled: bool,
     /// Where it is served; loopback by default. Port 0 takes any free port; log and address file say which,
     /// under `rewards`.
@@ -298,6 +299,13 @@ impl Config {
 impl service::Config for Config {
     fn service(&self) -> &ServiceConfig {
         &self.service
+    }
+
+    fn doors(&self) -> Vec<Door> {
+        let mut doors = Vec::new();
+        doors.extend(self.coordinator.is_some().then_some(("listen", self.listen)));
+        doors.extend(self.endpoint.enabled.then_some(("endpoint.listen", self.endpoint.listen)));
+        doors
     }
 
     fn problems(&self) -> Vec<String> {

@@ -6,12 +6,12 @@ use std::time::Duration;
 use proto::MAX_MESSAGE_BYTES;
 use proto::pb;
 use proto::pb::coordinator_client::CoordinatorClient;
-use service::{BadInput, CancellationToken, Link, LinkEvent, Opening, Readiness, sleep_until};
+use service::grpc::Channel;
+use service::{BadInput, CancellationToken, Link, LinkEvent, Opening, Readiness, Security, sleep_until};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
-use tonic::transport::Channel;
 use types::link::reward::{RewardCommand, RewardHello, RewardReport};
 use types::{Incarnation, MemberId};
 
@@ -37,6 +37,7 @@ pub(crate) struct Membership {
     pub(crate) address: String,
     pub(crate) registry: RolloutRegistry,
     pub(crate) readiness: Readiness,
+    pub(crate) security: Security,
     /// Cancelled when the process is to stop; cancelled from here when the run is over.
     pub(crate) token: CancellationToken,
     /// Cancelled from here when this server has left the run.
@@ -60,7 +61,9 @@ impl Membership {
     /// Stays in the run until it is over or the process is to stop and nothing is in work.
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let _done = self.done.clone().drop_guard();
-        let mut link = Link::new(self.coordinator.clone(), reward, Some(self.connect_timeout));
+        let timeout = Some(self.connect_timeout);
+        let mut link =
+            Link::new(self.coordinator.clone(), "coordinator", self.security.clone(), reward, timeout);
         let incarnation = Incarnation(service::new_incarnation());
         let mut standing = Standing::Away;
         let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL);

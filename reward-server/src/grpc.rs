@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use proto::MAX_MESSAGE_BYTES;
-use proto::pb;
 use proto::pb::reward_server_server::{RewardServer, RewardServerServer};
-use service::{CancellationToken, OnError, Spawner};
+use proto::{CALLERS, MAX_MESSAGE_BYTES, pb};
+use service::grpc::Router;
+use service::{CancellationToken, OnError, Security, Spawner};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Router;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::reward::ScoreRequest;
 use types::{MemberId, RolloutId};
@@ -46,11 +45,11 @@ impl Grpc {
     }
 
     /// The service on a server with our bounds.
-    pub(crate) fn router(self) -> Router {
+    pub(crate) fn router(self, security: &Security) -> Router {
         let service = RewardServerServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        service::grpc::server().add_service(service)
+        service::grpc::server(security, CALLERS).add_service(service)
     }
 
     /// The actor behind a new stream.

@@ -192,11 +192,11 @@ impl<A> Inflight<A> {
     }
 }
 
-/// What a rollout occupies: its tokens with their numbers, joined once more for the networks, its fields as
-/// text and parsed, and its texts.
+/// What a rollout occupies: its tokens with their numbers, joined once more for the networks, and its texts;
+/// its fields, which are its siblings' too, are bounded by themselves.
 pub(crate) fn bytes_of(rollout: &Rollout) -> usize {
     let tokens = rollout.prompt_tokens().len() + rollout.response_tokens().len() + rollout.given_tokens();
-    ENTRY_BYTES + 12 * tokens + 12 * rollout.response_tokens().len() + 3 * rollout.fields().len()
+    ENTRY_BYTES + 12 * tokens + 12 * rollout.response_tokens().len()
 }
 
 #[cfg(test)]

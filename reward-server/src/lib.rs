@@ -24,6 +24,7 @@ mod combine;
 mod coordinator_client;
 mod endpoint;
 mod failures;
+mod fields_client;
 mod grpc;
 mod http;
 mod inflight;

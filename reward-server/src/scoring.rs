@@ -1,5 +1,6 @@
 //! From an arrived rollout to its report: one task each, bounded by what may be in work.
 
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use types::link::reward::RewardReport;
 use types::{Rollout, ScoredRollout, Scores};
 
 use crate::failures::Failures;
+use crate::fields_client::PromptFields;
 use crate::registry::{Arrival, RolloutRegistry, failure};
 use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
@@ -20,6 +22,7 @@ use crate::scorer_set::ScorerSet;
 /// Scores what arrives until `done`.
 pub(crate) async fn run(
     scorers: Arc<ScorerSet>,
+    fields: Arc<PromptFields>,
     registry: RolloutRegistry,
     mut arrivals: mpsc::Receiver<Arrival>,
     done: CancellationToken,
@@ -31,8 +34,12 @@ pub(crate) async fn run(
             arrival = arrivals.recv() => {
                 let Some(arrival) = arrival else { return Ok(()) };
                 let (scorers, registry) = (Arc::clone(&scorers), registry.clone());
-                let failures = Arc::clone(&failures);
-                tasks.spawn(async move { registry.finished(report(&scorers, &failures, arrival).await) });
+                let (failures, fields) = (Arc::clone(&failures), Arc::clone(&fields));
+                tasks.spawn(async move {
+                    let Arrival { rollout, deadline } = arrival;
+                    let fields = fields.of(registry.run(), rollout.id().prompt, deadline);
+                    registry.finished(report(&scorers, fields, &failures, Arrival { rollout, deadline }).await);
+                });
             }
             // Frees what an ended task has left; a task does not fail.
             Some(_) = tasks.join_next() => {}
@@ -44,11 +51,17 @@ pub(crate) async fn run(
 /// The report about a rollout. Even a panic of a scorer becomes one, so that no rollout is left without.
 async fn report(
     scorers: &ScorerSet,
+    fields: impl Future<Output = Result<Arc<str>, ScoreError>>,
     failures: &Failures,
     Arrival { rollout, deadline }: Arrival,
 ) -> RewardReport {
     let (id, tokens) = (rollout.id(), rollout.response_tokens().len());
-    let scored = AssertUnwindSafe(score_rollout(scorers, rollout, deadline)).catch_unwind().await;
+    let scored = async {
+        let rollout = rollout.with_fields(fields.await?);
+        let rollout = rollout.map_err(|invalid| ScoreError::error(invalid.to_string()))?;
+        score_rollout(scorers, rollout, deadline).await
+    };
+    let scored = AssertUnwindSafe(Box::pin(scored)).catch_unwind().await;
     let error = match scored {
         Ok(Ok(scored)) => return RewardReport::Scored(scored),
         Ok(Err(error)) => error,

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use service::grpc::Listener;
+use service::security::serve_pages;
 use service::{BadInput, CancellationToken, Context, OnError};
 
 use crate::config::Config;
 use crate::coordinator_client::Membership;
+use crate::fields_client::PromptFields;
 use crate::grpc::Grpc;
 use crate::inflight::Bounds;
 use crate::registry::RolloutRegistry;
@@ -26,7 +28,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         return Err(BadInput(format!("models.{problem}")).into());
     }
     let listener = match config.coordinator {
-        Some(_) => Some(Listener::bind("listen", config.listen).await?),
+        Some(_) => Some(Listener::bind("listen", config.listen, &context.security).await?),
         None => None,
     };
     let rewards_listener = match config.endpoint.enabled {
@@ -39,9 +41,9 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     if let Some((listener, address)) = rewards_listener {
         context.bound.push(("rewards", address));
         let pages = endpoint::pages(Arc::clone(&scorers), &config.endpoint);
-        let stop = context.token.clone().cancelled_owned();
+        let (stop, security) = (context.token.clone().cancelled_owned(), context.security.clone());
         context.tasks.add("rewards", OnError::Shutdown, async move {
-            axum::serve(listener, pages).with_graceful_shutdown(stop).await.context("serve /get_reward")
+            serve_pages(&security, listener, pages, &["client"], stop).await.context("serve /get_reward")
         });
     }
     match listener {
@@ -77,12 +79,15 @@ fn join_run(
         address: listener.reachable(config.advertise.as_ref()),
         registry: registry.clone(),
         readiness: context.readiness.clone(),
+        security: context.security.clone(),
         token: context.token.clone(),
         done: done.clone(),
     };
     let grpc = Grpc::new(registry.clone(), context.tasks.spawner(), config.queue.clone(), done.clone());
-    let router = grpc.router();
-    context.tasks.add("scoring", OnError::Shutdown, scoring::run(scorers, registry, arrivals, done.clone()));
+    let router = grpc.router(&context.security);
+    let fields = Arc::new(PromptFields::new(membership.coordinator.clone(), context.security.clone()));
+    let scoring = scoring::run(scorers, fields, registry, arrivals, done.clone());
+    context.tasks.add("scoring", OnError::Shutdown, scoring);
     context.tasks.add("coordinator", OnError::Shutdown, membership.run());
     context.tasks.add("grpc", OnError::Shutdown, async move {
         // The server outlives the request to stop, because actors wait for their answers; it ends with the

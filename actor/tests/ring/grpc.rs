@@ -94,6 +94,10 @@ impl Coordinator for FakeCoordinator {
     ) -> Result<Response<Self::LearnStream>, Status> {
         Err(Status::unimplemented("no learner here"))
     }
+
+    async fn fields(&self, _: Request<pb::FieldsRequest>) -> Result<Response<pb::FieldsReply>, Status> {
+        Err(Status::unimplemented("no reward server here"))
+    }
 }
 
 struct FakeRewardServer(mpsc::Sender<ScoreStream>);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use actor::Config;
 use model::tokenizer::train_bpe;
 use model::{Architecture, Dimensions, ModelConfig, SpecialTokens, buffer};
-use service::{CancellationToken, Context, Readiness, ServiceConfig, TaskSet};
+use service::{CancellationToken, Context, Readiness, Security, ServiceConfig, TaskSet};
 use tch::{Device, Kind};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -100,6 +100,7 @@ impl World {
             tasks: TaskSet::default(),
             readiness: Readiness::default(),
             pages: service::axum::Router::new(),
+            security: Security::open(),
             bound: Vec::new(),
         };
         let Context { tasks: work, bound, .. } = actor::build(config, context).await.unwrap();

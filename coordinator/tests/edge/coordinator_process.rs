@@ -23,7 +23,7 @@ impl CoordinatorProcess {
         let folder = tempfile::tempdir().unwrap();
         let mut prompts = String::new();
         for n in 0..20 {
-            writeln!(prompts, "{{\"prompt\": \"question {n}\"}}").unwrap();
+            writeln!(prompts, "{{\"prompt\": \"question {n}\", \"test\": \"hidden {n}\"}}").unwrap();
         }
         std::fs::write(folder.path().join("prompts.jsonl"), prompts).unwrap();
         Self::start_in(folder, settings).await
@@ -68,6 +68,11 @@ impl CoordinatorProcess {
         let address_file = format!("service.address_file={}", self.file("other.json").display());
         // It waits as long as the first may take to leave.
         command(&self.folder, &[&address_file, "service.grace_period=1s"]).output().unwrap()
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends it a signal.

@@ -8,6 +8,8 @@ use service::CoordinatorTerm;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status, Streaming};
 use types::link::actor::ActorHello;
 use types::link::learner::{LearnerHello, RecentSteps};
@@ -57,8 +59,22 @@ pub(crate) type RewardStream = Stream<pb::RewardReport, pb::RewardCommand>;
 pub(crate) type LearnerStream = Stream<pb::LearnerReport, pb::LearnerCommand>;
 pub(crate) type ActorStream = Stream<pb::ActorReport, pb::ActorCommand>;
 
-async fn client(address: &str) -> CoordinatorClient<tonic::transport::Channel> {
-    CoordinatorClient::connect(format!("http://{address}")).await.expect("it listens")
+/// What a member shows.
+type Show = Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send>;
+
+/// A client of `host:port`, or of `TOKEN@host:port`.
+async fn client(address: &str) -> CoordinatorClient<InterceptedService<tonic::transport::Channel, Show>> {
+    let (token, address) = address.split_once('@').map_or((None, address), |(token, at)| (Some(token), at));
+    let token: Option<MetadataValue<_>> = token.map(|token| format!("Bearer {token}").parse().unwrap());
+    let show: Show = Box::new(move |mut request| {
+        if let Some(token) = &token {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    });
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let channel = endpoint.connect().await.expect("it listens");
+    CoordinatorClient::with_interceptor(channel, show)
 }
 
 fn outbox<R>(hello: R) -> (mpsc::Sender<R>, ReceiverStream<R>) {

@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+mod certs;
 mod check_config;
 mod compare;
 mod dashboard;
@@ -9,9 +10,11 @@ mod eval;
 mod filter;
 mod generate;
 mod grade;
+pub(crate) mod identity;
 mod init;
 mod lines;
 mod logprobs;
+mod private_file;
 mod r2;
 mod render;
 mod replay;
@@ -22,6 +25,7 @@ mod score;
 mod serve;
 mod stage;
 mod sweep;
+mod token;
 mod top;
 mod track;
 mod train;
@@ -60,6 +64,10 @@ pub(crate) enum Command {
     Init(init::Arguments),
     /// Looks whether this machine is fit for runs, and says what to do.
     Doctor(doctor::Arguments),
+    /// Certificates for trials.
+    Certs(certs::Arguments),
+    /// The secret of a run, and the tokens that follow from it.
+    Token(token::Arguments),
     /// Checks a recipe and prints it as it would be used.
     CheckConfig(check_config::Arguments),
     /// Writes the ring of a recipe as files for a cluster.
@@ -113,6 +121,8 @@ impl Command {
             Self::Track(arguments) => track::run(arguments)?,
             Self::Init(arguments) => init::run(&arguments)?,
             Self::Doctor(arguments) => return doctor::run(&arguments),
+            Self::Certs(arguments) => certs::run(&arguments)?,
+            Self::Token(arguments) => token::run(&arguments)?,
             Self::CheckConfig(arguments) => check_config::run(&arguments)?,
             Self::Render(arguments) => render::run(&arguments)?,
         }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use coordinator::Status;
 use proto::pb;
 use proto::pb::observer_client::ObserverClient;
-use tonic::transport::Channel;
+use service::Security;
+use service::grpc::Channel;
+use tonic::Code;
 
 /// Longest wait for an answer.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(400);
@@ -14,13 +16,16 @@ const STATUS_TIMEOUT: Duration = Duration::from_millis(400);
 #[derive(Debug)]
 pub(crate) struct Observer {
     address: String,
+    security: Security,
     client: Option<ObserverClient<Channel>>,
+    /// Why it would not say, where it would not.
+    refusal: Option<String>,
 }
 
 impl Observer {
     /// Observes the coordinator at `host:port`; connects when first asked.
-    pub(crate) fn new(address: String) -> Self {
-        Self { address, client: None }
+    pub(crate) fn new(address: String, security: Security) -> Self {
+        Self { address, security, client: None, refusal: None }
     }
 
     /// How the run is doing; none while the coordinator does not answer.
@@ -32,12 +37,24 @@ impl Observer {
         answer
     }
 
+    /// Why the coordinator refused the last question, if it did.
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
     async fn ask(&mut self) -> Option<Status> {
+        self.refusal = None;
         if self.client.is_none() {
-            self.client = Some(ObserverClient::new(service::grpc::connect(&self.address).await.ok()?));
+            let channel = service::grpc::connect(&self.address, "coordinator", &self.security).await.ok()?;
+            self.client = Some(ObserverClient::new(channel));
         }
-        let client = self.client.as_mut()?;
-        let reply = client.status(pb::StatusRequest {}).await.ok()?;
-        serde_json::from_str(&reply.into_inner().json).ok()
+        match self.client.as_mut()?.status(pb::StatusRequest {}).await {
+            Ok(reply) => serde_json::from_str(&reply.into_inner().json).ok(),
+            Err(status) => {
+                let refused = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
+                self.refusal = refused.then(|| status.message().to_owned());
+                None
+            }
+        }
     }
 }

@@ -41,6 +41,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use service::SecurityConfig;
 use service::config::Layers;
 use toml::{Table, Value};
 use types::RunId;
@@ -68,6 +69,8 @@ pub(crate) struct Recipe {
     pub(crate) processes: Processes,
     /// Where the curves go beside the run's own files.
     pub(crate) tracking: TrackingConfig,
+    /// Who may speak to the ring's processes.
+    pub(crate) security: SecurityConfig,
     /// What is done, in order; the ring alone when empty.
     pub(crate) stages: Vec<Stage>,
     /// The coordinator.
@@ -106,6 +109,7 @@ impl Default for Recipe {
             output: PathBuf::from("runs/run"),
             processes: Processes::default(),
             tracking: TrackingConfig::default(),
+            security: SecurityConfig::default(),
             stages: Vec::new(),
             coordinator: coordinator::Config::default(),
             reward_server: reward_server::Config::default(),

@@ -68,3 +68,37 @@ fn a_command_that_computes_keeps_its_name_and_exit_code() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.starts_with("sluice: ") && said.contains("/nowhere/model"), "{said}");
 }
+
+#[test]
+fn what_tokens_and_certificates_are_written_a_process_can_use() {
+    use service::{Security, SecurityConfig};
+
+    let folder = tempfile::tempdir().unwrap();
+    let sluice = |arguments: &[&str]| {
+        let output = Command::new(SLUICE).args(arguments).current_dir(folder.path()).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code(), said)
+    };
+    assert_eq!(sluice(&["token", "new", "run.token"]).0, Some(0));
+    assert_eq!(sluice(&["token", "roles", "run.token", "tokens"]).0, Some(0));
+    assert_eq!(sluice(&["certs", "certs"]).0, Some(0));
+    let (code, [_, said]) = sluice(&["token", "new", "run.token"]);
+    assert!(code == Some(2) && said.contains("is there already"), "{said}");
+    for file in ["run.token", "tokens/actor", "certs/actor.key", "certs/ca.key"] {
+        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(folder.path().join(file)).unwrap());
+        assert_eq!(mode & 0o077, 0, "others read {file}");
+    }
+    let (_, [shown, _]) = sluice(&["token", "show", "run.token", "actor"]);
+    for role in ["coordinator", "reward-server", "learner", "actor", "observer", "operator", "client"] {
+        let config = SecurityConfig {
+            token_file: Some(folder.path().join("tokens").join(role)),
+            certificates: Some(folder.path().join("certs")),
+            insecure: false,
+        };
+        let security = Security::load(role, &config).unwrap();
+        let own = security.token_of("actor").filter(|_| role == "actor");
+        assert!(role != "actor" || own.as_deref() == Some(shown.trim()), "{role}");
+    }
+    let (code, [_, said]) = sluice(&["dashboard", ".", "--host", "0.0.0.0"]);
+    assert!(code == Some(2), "{said}");
+}

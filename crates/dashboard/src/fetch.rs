@@ -10,8 +10,13 @@ pub(crate) fn agent(timeout: Duration) -> ureq::Agent {
     ureq::Agent::config_builder().timeout_global(Some(timeout)).build().into()
 }
 
-/// The answer to a request; none when there is none in time.
-pub(crate) fn get(agent: &ureq::Agent, url: &str) -> Option<String> {
-    let mut response = agent.get(url).call().ok()?;
+/// The answer to a request, made with a token where the other side asks for one; none when there is none in
+/// time.
+pub(crate) fn get(agent: &ureq::Agent, url: &str, token: Option<&str>) -> Option<String> {
+    let mut request = agent.get(url);
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let mut response = request.call().ok()?;
     response.body_mut().with_config().limit(PAGE_LIMIT_BYTES).read_to_string().ok()
 }

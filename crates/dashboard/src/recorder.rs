@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use serde_json::Value;
-use service::CancellationToken;
+use service::{CancellationToken, Security};
 
 use crate::exposition::Page;
 use crate::fetch::{agent, get};
@@ -32,6 +32,7 @@ const PROCESSES_LIMIT: usize = 64;
 pub struct Recorder {
     folder: PathBuf,
     status: StatusSource,
+    security: Security,
     agent: ureq::Agent,
     /// The last values of each process, of which a line says only what is different.
     last: BTreeMap<String, BTreeMap<String, f64>>,
@@ -47,10 +48,16 @@ impl std::fmt::Debug for Recorder {
 }
 
 impl Recorder {
-    /// A recorder of the ring in a folder; `status` says how the run is.
-    pub fn new(folder: PathBuf, status: impl Fn() -> Value + Send + Sync + 'static) -> Self {
+    /// A recorder of the ring in a folder, who shows its processes an observer's token; `status` says how the
+    /// run is.
+    pub fn new(
+        folder: PathBuf,
+        security: Security,
+        status: impl Fn() -> Value + Send + Sync + 'static,
+    ) -> Self {
         Self {
             folder,
+            security,
             status: std::sync::Arc::new(status),
             agent: agent(SCRAPE_TIMEOUT),
             last: BTreeMap::new(),
@@ -107,10 +114,11 @@ impl Recorder {
             self.began = first_time(&path).or(Some(now()));
         }
         let mut lines = Vec::new();
+        let token = self.security.token_of("observer");
         for (process, addresses) in address_files(&self.folder).into_iter().take(PROCESSES_LIMIT) {
             let Some(address) = addresses.get("metrics") else { continue };
             // One that does not answer has ended, or is about to begin.
-            if let Some(text) = get(&self.agent, &format!("http://{address}/metrics")) {
+            if let Some(text) = get(&self.agent, &format!("http://{address}/metrics"), token.as_deref()) {
                 let line = self.difference(process, Page::parse(&text));
                 serde_json::to_writer(&mut lines, &line)?;
                 lines.push(b'\n');

@@ -136,7 +136,7 @@ fn name_of(ring: &Path) -> String {
 fn status_of(folder: &Path) -> Value {
     let addresses = address_files(folder).remove("coordinator");
     if let Some(address) = addresses.as_ref().and_then(|addresses| addresses.get("metrics")) {
-        let said = get(&agent(STATUS_TIMEOUT), &format!("http://{address}/status.json"));
+        let said = get(&agent(STATUS_TIMEOUT), &format!("http://{address}/status.json"), None);
         let said = said.and_then(|text| serde_json::from_str::<Value>(&text).ok());
         if let Some(status) = said.filter(|status| is_of(folder, status)) {
             return json!({"live": true, "status": status});

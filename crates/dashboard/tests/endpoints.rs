@@ -299,7 +299,7 @@ fn the_recorder_writes_what_a_run_that_is_over_shows() {
         let address = listener.local_addr().unwrap();
         fs::write(recorded.join("actor-0.address.json"), format!("{{\"metrics\": \"{address}\"}}")).unwrap();
         fs::write(recorded.join("gone.address.json"), "{\"metrics\": \"127.0.0.1:1\"}").unwrap();
-        let recorder = Recorder::new(recorded.clone(), || json!({"trained": 1}));
+        let recorder = Recorder::new(recorded.clone(), service::Security::open(), || json!({"trained": 1}));
         let stop = async {
             while fs::read_to_string(recorded.join("metrics.jsonl")).unwrap_or_default().is_empty() {
                 tokio::time::sleep(Duration::from_millis(20)).await;

@@ -61,8 +61,8 @@ const MAX_BODY_BYTES: usize = 16 << 20;
 pub struct ServeConfig {
     /// Whether an actor serves its policy. It shares the engine with the rollouts.
     pub enabled: bool,
-    /// Where an actor serves it; loopback by default, since the port is not authenticated. Port 0 takes any
-    /// free port; log and address file say which, under `openai`.
+    /// Where an actor serves it; loopback by default. Port 0 takes any free port; log and address file say
+    /// which, under `openai`. Where the run has a token file, the token of its role `client` is the API key.
     pub listen: SocketAddr,
     /// What clients call the model: the name of its folder where this is absent, and `policy` where it has
     /// none, as in an actor. Every server understands `policy`, too.
@@ -78,7 +78,6 @@ pub struct ServeConfig {
 impl Default for ServeConfig {
     fn default() -> Self {
         Self {
-            // It has no access control.
             enabled: false,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             model_name: None,

@@ -24,6 +24,8 @@ pub use origin::Source;
 pub use resolved::resolved;
 pub use schema::{Choice, Key, Schema, Section, find_keys};
 
+use crate::security::{Door, SecurityConfig};
+
 /// What is wrong with the configuration. Each message says where the value came from and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -64,8 +66,22 @@ pub trait Config: Serialize + DeserializeOwned + Default + JsonSchema {
     /// The section that the chassis reads.
     fn service(&self) -> &ServiceConfig;
 
-    /// Everything that makes the values unusable together, each as one sentence that names the keys.
+    /// Everything that makes the values unusable together, each as one sentence that begins with a key.
     fn problems(&self) -> Vec<String>;
+
+    /// The ports that it listens on beside `service.listen_metrics`.
+    fn doors(&self) -> Vec<Door> {
+        Vec::new()
+    }
+
+    /// All problems, doors that stand open to strangers among them.
+    fn every_problem(&self) -> Vec<String> {
+        let mut doors = self.doors();
+        doors.push(("service.listen_metrics", self.service().listen_metrics));
+        let mut problems = self.problems();
+        problems.extend(self.service().security.problems(&doors));
+        problems
+    }
 }
 
 /// The chassis' own section, `[service]`.
@@ -92,12 +108,14 @@ pub struct ServiceConfig {
     pub stopped_code: u8,
     /// Threads of the I/O runtime. The work of a role has threads of its own.
     pub io_threads: usize,
+    /// Who may speak to it.
+    pub security: SecurityConfig,
 }
 
 impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
-            // Loopback only: exposing an unauthenticated port is a decision, never a default.
+            // Loopback only: what other machines reach is a decision, never a default.
             listen_metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
             address_file: None,
             log: "info".to_owned(),
@@ -106,6 +124,7 @@ impl Default for ServiceConfig {
             follow_stdin: false,
             stopped_code: 0,
             io_threads: 2,
+            security: SecurityConfig::default(),
         }
     }
 }
@@ -143,6 +162,7 @@ impl<C: Config> Loaded<C> {
 pub fn load<C: Config>(file: Option<&Path>, settings: &[String]) -> Result<Loaded<C>, Error> {
     let layers = Layers::of_process(file, settings)?;
     let config: C = layers.parse_known()?;
-    let problems = config.problems();
+    let problems: Vec<String> =
+        config.every_problem().into_iter().map(|problem| layers.placed(problem)).collect();
     if problems.is_empty() { Ok(Loaded { config, layers }) } else { Err(Error::Unusable { problems }) }
 }

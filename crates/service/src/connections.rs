@@ -1,8 +1,9 @@
-//! How many connections a port holds, in all and from one address, and how long one may be silent at its
-//! beginning. Whoever floods a port then keeps out the addresses that it comes from, and no others, and the
-//! process keeps descriptors for its files.
+//! How many connections a port holds, in all and from one address, and how long one may take to begin as one
+//! of ours does. Whoever floods a port then keeps out the addresses that it comes from, and no others, and
+//! the process keeps descriptors for its files.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
@@ -13,9 +14,11 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
+
+use crate::metrics::Reason;
+use crate::security::{Peer, Security};
 
 /// The most connections of a port, where the descriptors suffice.
 const MOST_IN_ALL: usize = 16_384;
@@ -23,8 +26,12 @@ const MOST_IN_ALL: usize = 16_384;
 const MOST_PER_ADDRESS: usize = 1_024;
 /// Descriptors that are left for everything but connections: this many, or an eighth.
 const SPARED_DESCRIPTORS: usize = 64;
-/// What has said nothing by then is no peer of ours.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What has not begun by then is no peer of ours.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(4);
+/// What a connection of HTTP/2 begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What a request of HTTP/1 has behind its head.
+const HEAD_END: &[u8] = b"\r\n\r\n";
 
 /// How many connections a port may hold.
 #[derive(Debug, Clone, Copy)]
@@ -33,7 +40,16 @@ pub(crate) struct ConnectionLimits {
     pub(crate) per_address: usize,
     /// How many from this machine.
     pub(crate) local: usize,
-    pub(crate) silence: Duration,
+    pub(crate) begin: Duration,
+}
+
+/// How a connection has to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beginning {
+    /// With the preface of HTTP/2.
+    Preface,
+    /// With the whole head of a request.
+    Head,
 }
 
 impl ConnectionLimits {
@@ -43,7 +59,7 @@ impl ConnectionLimits {
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let spared = SPARED_DESCRIPTORS.max(descriptors / 8);
         let in_all = descriptors.saturating_sub(spared).clamp(1, MOST_IN_ALL);
-        Self { in_all, per_address: MOST_PER_ADDRESS.min(in_all), local: in_all, silence: SILENCE_TIMEOUT }
+        Self { in_all, per_address: MOST_PER_ADDRESS.min(in_all), local: in_all, begin: BEGIN_TIMEOUT }
     }
 }
 
@@ -51,6 +67,7 @@ impl ConnectionLimits {
 #[derive(Debug, Clone)]
 pub(crate) struct OpenConnections {
     limits: ConnectionLimits,
+    security: Security,
     counts: Arc<Mutex<Counts>>,
 }
 
@@ -73,7 +90,7 @@ pub(crate) enum TooMany {
 
 /// A connection's place among those that may be open.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     address: IpAddr,
     counts: Arc<Mutex<Counts>>,
 }
@@ -92,21 +109,20 @@ impl Drop for Place {
 }
 
 impl OpenConnections {
-    pub(crate) fn new(limits: ConnectionLimits) -> Self {
-        Self { limits, counts: Arc::default() }
+    pub(crate) fn new(limits: ConnectionLimits, security: Security) -> Self {
+        Self { limits, security, counts: Arc::default() }
     }
 
-    /// Takes a new connection in.
+    /// The limits.
+    pub(crate) fn limits(&self) -> ConnectionLimits {
+        self.limits
+    }
+
+    /// A place for a new connection.
     ///
     /// # Errors
     /// When there are as many as there may be.
-    pub(crate) fn admit(&self, stream: TcpStream, address: IpAddr) -> Result<Connection, TooMany> {
-        let place = self.place(address)?;
-        let silent = Some(Box::pin(sleep(self.limits.silence)));
-        Ok(Connection { stream, silent, _place: place })
-    }
-
-    fn place(&self, address: IpAddr) -> Result<Place, TooMany> {
+    pub(crate) fn place(&self, address: IpAddr) -> Result<Place, TooMany> {
         let ConnectionLimits { in_all, per_address, local, .. } = self.limits;
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.in_all >= in_all {
@@ -123,13 +139,84 @@ impl OpenConnections {
     }
 }
 
+/// What a connection's bytes go over.
+pub(crate) trait Wire: AsyncRead + AsyncWrite + fmt::Debug + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + fmt::Debug + Unpin + Send> Wire for T {}
+
 /// An accepted connection.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
-    /// Until the peer has said something.
-    silent: Option<Pin<Box<Sleep>>>,
+    stream: Box<dyn Wire>,
+    peer: Peer,
+    security: Security,
+    /// Until the connection has begun.
+    begin: Option<Begin>,
     _place: Place,
+}
+
+/// A connection that has not begun yet.
+#[derive(Debug)]
+struct Begin {
+    beginning: Beginning,
+    /// Bytes of what has to come that have.
+    matched: usize,
+    deadline: Pin<Box<Sleep>>,
+}
+
+/// What a connection has come to with some bytes more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    Yes,
+    NotYet,
+    /// It is no connection of this kind.
+    Otherwise,
+}
+
+impl Begin {
+    fn take(&mut self, bytes: &[u8]) -> Begun {
+        for byte in bytes {
+            let (wanted, restart) = match self.beginning {
+                Beginning::Preface => (PREFACE, false),
+                Beginning::Head => (HEAD_END, true),
+            };
+            if *byte == wanted[self.matched] {
+                self.matched += 1;
+            } else if restart {
+                self.matched = usize::from(*byte == wanted[0]);
+            } else {
+                return Begun::Otherwise;
+            }
+            if self.matched == wanted.len() {
+                return Begun::Yes;
+            }
+        }
+        Begun::NotYet
+    }
+}
+
+impl Connection {
+    /// A connection that has yet to begin.
+    pub(crate) fn new(
+        stream: Box<dyn Wire>,
+        peer: Peer,
+        beginning: Beginning,
+        place: Place,
+        open: &OpenConnections,
+    ) -> Self {
+        let begin = Begin { beginning, matched: 0, deadline: Box::pin(sleep(open.limits.begin)) };
+        Self { stream, peer, security: open.security.clone(), begin: Some(begin), _place: place }
+    }
+
+    /// Where it comes from.
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    fn refuse(&self, reason: Reason, why: &'static str, kind: io::ErrorKind) -> io::Error {
+        self.security.refused(reason, &why, self.peer);
+        io::Error::new(kind, why)
+    }
 }
 
 impl AsyncRead for Connection {
@@ -138,14 +225,24 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if read.is_ready() {
-            self.silent = None;
-        } else if let Some(silent) = &mut self.silent
-            && silent.as_mut().poll(cx).is_ready()
-        {
-            let problem = "a connection on which nothing is said";
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, problem)));
+        let Some(begin) = &mut self.begin else { return read };
+        let begun = match &read {
+            Poll::Ready(Ok(())) => begin.take(&buffer.filled()[before..]),
+            Poll::Ready(Err(_)) | Poll::Pending => Begun::NotYet,
+        };
+        match begun {
+            Begun::Yes => self.begin = None,
+            Begun::NotYet if begin.deadline.as_mut().poll(cx).is_ready() => {
+                let why = "a connection that did not begin in time";
+                return Poll::Ready(Err(self.refuse(Reason::Silent, why, io::ErrorKind::TimedOut)));
+            }
+            Begun::NotYet => {}
+            Begun::Otherwise => {
+                let why = "a connection that does not begin as HTTP/2 does";
+                return Poll::Ready(Err(self.refuse(Reason::OtherProtocol, why, io::ErrorKind::InvalidData)));
+            }
         }
         read
     }
@@ -178,10 +275,10 @@ impl AsyncWrite for Connection {
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Peer {
+        self.peer
     }
 }
 
@@ -191,8 +288,8 @@ mod tests {
 
     #[test]
     fn one_address_keeps_nobody_else_out() {
-        let limits = ConnectionLimits { in_all: 5, per_address: 2, local: 3, silence: SILENCE_TIMEOUT };
-        let open = OpenConnections::new(limits);
+        let limits = ConnectionLimits { in_all: 5, per_address: 2, local: 3, begin: BEGIN_TIMEOUT };
+        let open = OpenConnections::new(limits, Security::open());
         let [flood, other, local] = ["10.0.0.1", "10.0.0.2", "127.0.0.1"].map(|text| text.parse().unwrap());
         let first = open.place(flood).unwrap();
         let _second = open.place(flood).unwrap();
@@ -203,6 +300,27 @@ mod tests {
         drop(first);
         let _third = open.place(flood).unwrap();
         assert_eq!(open.counts.lock().unwrap().by_address.len(), 3);
+    }
+
+    #[test]
+    fn a_connection_begins_in_any_pieces_and_in_no_other_way() {
+        let begin = |beginning| Begin { beginning, matched: 0, deadline: Box::pin(sleep(BEGIN_TIMEOUT)) };
+        let taken = |beginning, pieces: &[&[u8]]| {
+            let mut begin = begin(beginning);
+            pieces.iter().map(|piece| begin.take(piece)).collect::<Vec<_>>()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _guard = runtime.enter();
+        let (yes, not_yet, otherwise) = (Begun::Yes, Begun::NotYet, Begun::Otherwise);
+        assert_eq!(taken(Beginning::Preface, &[&PREFACE[..7], &PREFACE[7..]]), [not_yet, yes]);
+        let with_more = [PREFACE, b"more"].concat();
+        assert_eq!(taken(Beginning::Preface, &[&with_more]), [yes]);
+        for other in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01", b"PRI * HTTP/3"] {
+            assert_eq!(taken(Beginning::Preface, &[other]), [otherwise]);
+        }
+        assert_eq!(taken(Beginning::Head, &[b"GET / HTTP/1.1\r\nHost: x\r", b"\n\r\n"]), [not_yet, yes]);
+        assert_eq!(taken(Beginning::Head, &[b"GET / HTTP/1.1\r\nHost: x\r\n"]), [not_yet]);
+        assert_eq!(taken(Beginning::Head, &[b"\r\r\n\r\n"]), [yes], "a mark that begins anew");
     }
 
     #[test]

@@ -6,11 +6,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Router;
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Endpoint;
+use tower_layer::{Identity, Stack};
 
+use crate::bind::bind;
+use crate::connections::Beginning;
 use crate::incoming::Incoming;
-use crate::run::bind;
+use crate::security::{Callers, Credentials, Dialer, Guard, Security};
 
 /// Concurrent streams of one connection.
 const MAX_STREAMS: u32 = 256;
@@ -34,10 +37,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a server that is done waits for its peers to close their streams.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A server with our bounds, and a guard in front of every service.
+pub type Server = tonic::transport::Server<Stack<Guard, Identity>>;
+/// The services of such a server.
+pub type Router = tonic::transport::server::Router<Stack<Guard, Identity>>;
+/// A connection on which every call shows who we are.
+pub type Channel = InterceptedService<tonic::transport::Channel, Credentials>;
+
 /// A bound gRPC port.
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
+    security: Security,
     /// The address it is bound to.
     pub address: SocketAddr,
 }
@@ -47,9 +58,9 @@ impl Listener {
     ///
     /// # Errors
     /// Names the key and the address and says what to do.
-    pub async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<Self> {
+    pub async fn bind(key: &str, address: SocketAddr, security: &Security) -> anyhow::Result<Self> {
         let (listener, address) = bind(key, address).await?;
-        Ok(Self { listener, address })
+        Ok(Self { listener, security: security.clone(), address })
     }
 
     /// The address that others are told: the advertised one, if any.
@@ -59,7 +70,7 @@ impl Listener {
 
     /// The connections, for a server that ends with its task.
     pub fn incoming(self) -> Incoming {
-        Incoming::new(self.listener)
+        Incoming::new(self.listener, Beginning::Preface, &self.security)
     }
 
     /// Serves until `done` is cancelled. A role cancels that when its work is over and not when the process
@@ -77,9 +88,11 @@ impl Listener {
     }
 }
 
-/// A server with our bounds; add services and serve a [`Listener`].
-pub fn server() -> Server {
-    Server::builder()
+/// A server with our bounds, whose methods may be called by the roles in `callers`; add services and serve a
+/// [`Listener`].
+pub fn server(security: &Security, callers: Callers) -> Server {
+    tonic::transport::Server::builder()
+        .layer(Guard::new(security.clone(), callers))
         .max_concurrent_streams(MAX_STREAMS)
         .concurrency_limit_per_connection(MAX_STREAMS as usize)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -89,11 +102,12 @@ pub fn server() -> Server {
         .tcp_nodelay(true)
 }
 
-/// Connects to `host:port`.
+/// Connects to `host:port`, where this service has to be (a role, or [`crate::security::WEIGHTS`]), and shows
+/// on every call who we are.
 ///
 /// # Errors
 /// When the address is none, or nobody answers in time.
-pub async fn connect(address: &str) -> anyhow::Result<Channel> {
+pub async fn connect(address: &str, service: &'static str, security: &Security) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -102,8 +116,14 @@ pub async fn connect(address: &str) -> anyhow::Result<Channel> {
         .initial_stream_window_size(CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
         .tcp_nodelay(true);
-    let connected = endpoint.connect().await;
-    connected.map_err(|error| anyhow::anyhow!("cannot reach {address}: {}", root_cause(&error)))
+    let connected = if security.tls().is_some() {
+        endpoint.connect_with_connector(Dialer { security: security.clone(), service }).await
+    } else {
+        endpoint.connect().await
+    };
+    let channel =
+        connected.map_err(|error| anyhow::anyhow!("cannot reach {address}: {}", root_cause(&error)))?;
+    Ok(InterceptedService::new(channel, Credentials(security.clone())))
 }
 
 fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {

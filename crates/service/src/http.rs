@@ -11,6 +11,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::security::{self, PROBES, PageDoor, Security};
+
+/// Who sees metrics and pages; whether the process lives and can work everybody does, as probes ask.
+const DOOR: PageDoor = PageDoor { callers: &["observer", "operator"], open: PROBES };
+
 /// Whether the process can do its work now. Not ready is not dead: it may be loading weights.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<AtomicBool>);
@@ -27,14 +32,8 @@ impl Readiness {
     }
 }
 
-/// Serves until `token` is cancelled.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    prometheus: PrometheusHandle,
-    readiness: Readiness,
-    pages: Router,
-    token: CancellationToken,
-) -> anyhow::Result<()> {
+/// The pages that every process has, and those of its role.
+pub(crate) fn pages(prometheus: PrometheusHandle, readiness: Readiness, of_role: Router) -> Router {
     let metrics = move || {
         let prometheus = prometheus.clone();
         async move {
@@ -49,11 +48,19 @@ pub(crate) async fn serve(
             if ready { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
         }
     };
-    let router = Router::new()
+    Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(|| async { "alive\n".into_response() }))
         .route("/ready", get(ready))
-        .merge(pages);
-    axum::serve(listener, router).with_graceful_shutdown(token.cancelled_owned()).await?;
-    Ok(())
+        .merge(of_role)
+}
+
+/// Serves pages to who may see them until `token` is cancelled.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    pages: Router,
+    token: CancellationToken,
+    security: Security,
+) -> anyhow::Result<()> {
+    Ok(security::serve(&security, listener, pages, DOOR, token.cancelled_owned()).await?)
 }

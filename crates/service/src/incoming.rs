@@ -4,16 +4,19 @@
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep};
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 
-use crate::connections::{Connection, ConnectionLimits, OpenConnections};
+use crate::connections::{Beginning, Connection, ConnectionLimits, OpenConnections, Place};
+use crate::metrics::Reason;
+use crate::security::{Peer, Roles, Security};
 
 /// Pause after a connection that could not be accepted.
 const ACCEPT_DELAY: Duration = Duration::from_millis(100);
@@ -24,6 +27,13 @@ const WARN_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Incoming {
     listener: TcpListener,
+    beginning: Beginning,
+    security: Security,
+    /// Whether connections are TLS: calls wherever there are certificates, pages where other machines reach
+    /// them.
+    is_tls: bool,
+    /// Connections whose two sides are about to show their certificates.
+    handshakes: JoinSet<Option<Connection>>,
     open: OpenConnections,
     resting: Option<Pin<Box<Sleep>>>,
     warned_at: Option<Instant>,
@@ -33,26 +43,60 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(listener: TcpListener) -> Self {
-        Self::limited(listener, ConnectionLimits::of_process())
+    pub(crate) fn new(listener: TcpListener, beginning: Beginning, security: &Security) -> Self {
+        Self::limited(listener, beginning, security, ConnectionLimits::of_process())
     }
 
-    pub(crate) fn limited(listener: TcpListener, limits: ConnectionLimits) -> Self {
-        let open = OpenConnections::new(limits);
-        Self { listener, open, resting: None, warned_at: None, turned_away: 0, told_at: None }
+    pub(crate) fn limited(
+        listener: TcpListener,
+        beginning: Beginning,
+        security: &Security,
+        limits: ConnectionLimits,
+    ) -> Self {
+        let open = OpenConnections::new(limits, security.clone());
+        let is_local = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
+        let is_tls = security.tls().is_some() && !(is_local && beginning == Beginning::Head);
+        Self {
+            listener,
+            beginning,
+            security: security.clone(),
+            is_tls,
+            handshakes: JoinSet::new(),
+            open,
+            resting: None,
+            warned_at: None,
+            turned_away: 0,
+            told_at: None,
+        }
     }
 
     /// A connection that was accepted, unless there are too many: then it is closed, and its peer tries again
     /// later.
-    fn admit(&mut self, stream: TcpStream, address: IpAddr) -> Option<Connection> {
+    fn admit(&mut self, stream: TcpStream, address: SocketAddr) -> Option<Connection> {
         // Messages are small and answered: none waits for the next.
         let _ = stream.set_nodelay(true);
         if self.warned_at.take().is_some() {
             tracing::info!("accepts connections again");
         }
-        match self.open.admit(stream, address) {
-            Ok(connection) => Some(connection),
+        match self.open.place(address.ip()) {
+            Ok(place) => {
+                let peer = Peer::new(Some(address));
+                if !self.is_tls {
+                    let (open, stream) = (&self.open, Box::new(stream));
+                    return Some(Connection::new(stream, peer, self.beginning, place, open));
+                }
+                let handshake = Handshake {
+                    peer,
+                    place,
+                    beginning: self.beginning,
+                    security: self.security.clone(),
+                    open: self.open.clone(),
+                };
+                self.handshakes.spawn(handshake.with(stream));
+                None
+            }
             Err(reason) => {
+                self.security.turned_away(Reason::TooMany);
                 self.turned_away += 1;
                 if self.told_at.is_none_or(|moment| moment.elapsed() >= WARN_INTERVAL) {
                     self.told_at = Some(Instant::now());
@@ -78,19 +122,95 @@ impl Stream for Incoming {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
+            // Pending, or none: then there is nothing to wait for.
+            while let Poll::Ready(Some(shaken)) = self.handshakes.poll_join_next(cx) {
+                if let Ok(Some(connection)) = shaken {
+                    return Poll::Ready(Some(Ok(connection)));
+                }
+            }
             if let Some(resting) = &mut self.resting {
                 ready!(resting.as_mut().poll(cx));
                 self.resting = None;
             }
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((stream, peer)) => {
-                    if let Some(connection) = self.admit(stream, peer.ip()) {
+                    if let Some(connection) = self.admit(stream, peer) {
                         return Poll::Ready(Some(Ok(connection)));
                     }
                 }
                 Err(error) => self.rest(&error),
             }
         }
+    }
+}
+
+/// A connection whose two sides are about to show their certificates.
+struct Handshake {
+    peer: Peer,
+    place: Place,
+    beginning: Beginning,
+    security: Security,
+    open: OpenConnections,
+}
+
+impl Handshake {
+    /// The connection; none when it did not come to one, which is counted and said.
+    async fn with(self, stream: TcpStream) -> Option<Connection> {
+        let Self { peer, place, beginning, security, open } = self;
+        let tls = security.tls()?;
+        let acceptor = if beginning == Beginning::Preface { tls.calls } else { tls.pages };
+        let shaken = tokio::time::timeout(open.limits().begin, acceptor.accept(stream)).await;
+        match shaken {
+            Ok(Ok(stream)) => {
+                let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let peer = peer.with_roles(shown.map(Roles::of));
+                Some(Connection::new(Box::new(stream), peer, beginning, place, &open))
+            }
+            Ok(Err(error)) => {
+                security.refused(Reason::Handshake, &error, peer);
+                None
+            }
+            Err(_) => {
+                security.refused(Reason::Silent, &"a connection that did not begin in time", peer);
+                None
+            }
+        }
+    }
+}
+
+/// The connections of a port of pages.
+#[derive(Debug)]
+pub(crate) struct PageListener {
+    incoming: Incoming,
+    address: Option<SocketAddr>,
+}
+
+impl PageListener {
+    pub(crate) fn new(listener: TcpListener, security: &Security) -> Self {
+        let address = listener.local_addr().ok();
+        Self { incoming: Incoming::new(listener, Beginning::Head, security), address }
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        self.incoming.is_tls
+    }
+}
+
+impl axum::serve::Listener for PageListener {
+    type Io = Connection;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Connection, Peer) {
+        loop {
+            if let Some(Ok(connection)) = self.incoming.next().await {
+                let peer = connection.peer();
+                return (connection, peer);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Peer> {
+        Ok(Peer::new(self.address))
     }
 }
 
@@ -109,7 +229,7 @@ mod tests {
     async fn out_of_descriptors_it_rests_and_goes_on_when_there_are_some() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let mut incoming = Incoming::new(listener);
+        let mut incoming = Incoming::new(listener, Beginning::Preface, &Security::open());
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         // The next descriptor would have this number.
         let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd();
@@ -118,18 +238,19 @@ mod tests {
         assert!(waited.is_err() && incoming.resting.is_some(), "it rests");
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
         let accepted = incoming.next().await.unwrap().unwrap();
-        assert_eq!(accepted.connect_info().remote_addr(), Some(client.local_addr().unwrap()));
+        assert_eq!(accepted.connect_info(), Peer::new(Some(client.local_addr().unwrap())));
     }
 
-    fn limits(in_all: usize, silence: Duration) -> ConnectionLimits {
-        ConnectionLimits { in_all, per_address: in_all, local: in_all, silence }
+    fn limited(listener: TcpListener, in_all: usize, begin: Duration) -> Incoming {
+        let limits = ConnectionLimits { in_all, per_address: in_all, local: in_all, begin };
+        Incoming::limited(listener, Beginning::Preface, &Security::open(), limits)
     }
 
     #[tokio::test]
     async fn who_comes_when_all_places_are_taken_is_turned_away_until_one_is_free() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut incoming = Incoming::limited(listener, limits(2, Duration::from_secs(60)));
+        let mut incoming = limited(listener, 2, Duration::from_secs(60));
         let mut clients = Vec::new();
         for _ in 0..3 {
             clients.push(TcpStream::connect(address).await.unwrap());
@@ -142,23 +263,33 @@ mod tests {
         drop(first);
         let again = TcpStream::connect(address).await.unwrap();
         let accepted = incoming.next().await.unwrap().unwrap();
-        assert_eq!(accepted.connect_info().remote_addr(), Some(again.local_addr().unwrap()));
+        assert_eq!(accepted.connect_info(), Peer::new(Some(again.local_addr().unwrap())));
     }
 
     #[tokio::test]
     async fn a_connection_on_which_nothing_is_said_does_not_keep_its_place() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut incoming = Incoming::limited(listener, limits(9, Duration::from_millis(50)));
+        let mut incoming = limited(listener, 9, Duration::from_millis(100));
         let _silent = TcpStream::connect(address).await.unwrap();
         let mut accepted = incoming.next().await.unwrap().unwrap();
         let error = accepted.read(&mut [0; 8]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let mut talker = TcpStream::connect(address).await.unwrap();
         let mut accepted = incoming.next().await.unwrap().unwrap();
-        talker.write_all(b"hello").await.unwrap();
-        assert_eq!(accepted.read(&mut [0; 8]).await.unwrap(), 5);
-        let read = tokio::time::timeout(Duration::from_millis(200), accepted.read_u8()).await;
-        assert!(read.is_err(), "who has said something may be silent: {read:?}");
+        talker.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        assert_eq!(accepted.read(&mut [0; 64]).await.unwrap(), 24);
+        let read = tokio::time::timeout(Duration::from_millis(300), accepted.read_u8()).await;
+        assert!(read.is_err(), "who has begun may be silent: {read:?}");
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        let mut accepted = incoming.next().await.unwrap().unwrap();
+        slow.write_all(b"PRI * HTTP/2").await.unwrap();
+        assert_eq!(accepted.read(&mut [0; 64]).await.unwrap(), 12);
+        let error = accepted.read(&mut [0; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "half a beginning is none");
+        let mut other = TcpStream::connect(address).await.unwrap();
+        let mut accepted = incoming.next().await.unwrap().unwrap();
+        other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        assert_eq!(accepted.read(&mut [0; 64]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

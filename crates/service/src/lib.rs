@@ -48,8 +48,11 @@
 pub mod config;
 pub mod grpc;
 pub mod jsonl;
+pub mod security;
 
 mod backoff;
+mod bad_input;
+mod bind;
 mod clock;
 mod connections;
 mod coordinator_term;
@@ -66,6 +69,8 @@ mod tasks;
 mod telemetry;
 
 pub use backoff::Backoff;
+pub use bad_input::BadInput;
+pub use bind::bind;
 pub use clock::{new_incarnation, sleep_until};
 pub use config::{Config, ServiceConfig};
 pub use coordinator_term::CoordinatorTerm;
@@ -75,7 +80,8 @@ pub use link::{Link, LinkEvent, Open, Opening};
 pub use metrics::{Label, Metric, PROCESS_METRICS, describe as describe_metrics};
 pub use name::unique_name;
 pub use recurring::{Recurring, Saying};
-pub use run::{BadInput, Context, Hopeless, bind, exit_code, run};
+pub use run::{Context, Hopeless, exit_code, run};
+pub use security::{Security, SecurityConfig};
 pub use signals::StopSignals;
 pub use tasks::{OnError, Spawner, TaskSet};
 pub use telemetry::init_logging;

@@ -12,11 +12,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::grpc::connect;
-use crate::{Backoff, CoordinatorTerm};
+use crate::backoff::Backoff;
+use crate::coordinator_term::CoordinatorTerm;
+use crate::grpc::{Channel, connect};
+use crate::security::Security;
 
 /// Reports that may wait for the stream.
 const REPORT_CAPACITY: usize = 1024;
@@ -24,6 +25,9 @@ const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(50);
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 /// How long the other side may take to answer the opening of a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the other side may refuse what we show of ourselves: while tokens are exchanged it may for a
+/// moment.
+const IDENTITY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The opening of a stream under way.
 pub type Opening<C> = Pin<Box<dyn Future<Output = Result<Response<Streaming<C>>, Status>> + Send>>;
@@ -68,11 +72,16 @@ enum State<R, C> {
 #[derive(Debug)]
 pub struct Link<R, C> {
     address: String,
+    /// What has to be there.
+    service: &'static str,
+    security: Security,
     open: Open<R, C>,
     state: State<R, C>,
     backoff: Backoff,
     /// Since when there has been no stream.
     away_since: Instant,
+    /// Since when the other side has refused what we show of ourselves.
+    unknown_since: Option<Instant>,
     /// How long there may be none; for ever where its owner drops the link by itself.
     timeout: Option<Duration>,
     /// The latest coordinator that was at the other end, if one was.
@@ -80,11 +89,29 @@ pub struct Link<R, C> {
 }
 
 impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
-    /// A link to `host:port` that connects at once and gives up after `timeout` without a stream.
-    pub fn new(address: String, open: Open<R, C>, timeout: Option<Duration>) -> Self {
+    /// A link to a service (a role) at `host:port` that connects at once and gives up after `timeout` without
+    /// a stream.
+    pub fn new(
+        address: String,
+        service: &'static str,
+        security: Security,
+        open: Open<R, C>,
+        timeout: Option<Duration>,
+    ) -> Self {
         let now = Instant::now();
         let backoff = Backoff::new(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
-        Self { address, open, state: State::Pausing(now), backoff, away_since: now, timeout, term: None }
+        Self {
+            address,
+            service,
+            security,
+            open,
+            state: State::Pausing(now),
+            backoff,
+            away_since: now,
+            unknown_since: None,
+            timeout,
+            term: None,
+        }
     }
 
     /// Whether a stream is open.
@@ -140,7 +167,7 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
 
     /// Opens a stream with `hello` as its first report. Yields what went wrong, if anything did.
     pub async fn connect<D>(&mut self, hello: R) -> Option<LinkEvent<D>> {
-        let channel = match connect(&self.address).await {
+        let channel = match connect(&self.address, self.service, &self.security).await {
             Ok(channel) => channel,
             Err(error) => return Some(self.pause(format!("{error:#}"))),
         };
@@ -161,11 +188,21 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
                     return Some(self.pause(reason));
                 }
                 self.state = State::Connected { reports, commands: Box::new(commands.into_inner()) };
+                self.unknown_since = None;
                 None
             }
-            Err(status) if is_final(&status) => Some(self.refused(&status)),
+            Err(status) if is_final(&status) || self.stays_unknown(&status) => Some(self.refused(&status)),
             Err(status) => Some(self.pause(status.message().to_owned())),
         }
+    }
+
+    /// Whether the other side has refused what we show of ourselves for so long that it is no exchange of
+    /// tokens.
+    fn stays_unknown(&mut self, status: &Status) -> bool {
+        if !matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
+            return false;
+        }
+        self.unknown_since.get_or_insert_with(Instant::now).elapsed() > IDENTITY_TIMEOUT
     }
 
     /// Remembers which coordinator is at the other end; yields why it is not to be believed, if it is not.
@@ -223,10 +260,22 @@ mod tests {
         Some(CoordinatorTerm { run: "a".to_owned(), term })
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_stays_unknown_gives_up_and_who_is_known_again_does_not() {
+        let open: Open<(), ()> = |_, _| Box::pin(async { Err(Status::unavailable("nobody")) });
+        let mut link = Link::new("host:1".to_owned(), "coordinator", Security::open(), open, None);
+        assert!(!link.stays_unknown(&Status::unauthenticated("no token")));
+        tokio::time::advance(IDENTITY_TIMEOUT / 2).await;
+        assert!(!link.stays_unknown(&Status::permission_denied("another role")));
+        tokio::time::advance(IDENTITY_TIMEOUT).await;
+        assert!(!link.stays_unknown(&Status::unavailable("away")));
+        assert!(link.stays_unknown(&Status::unauthenticated("no token")));
+    }
+
     #[test]
     fn a_coordinator_of_the_past_is_not_believed() {
         let open: Open<(), ()> = |_, _| Box::pin(async { Err(Status::unavailable("nobody")) });
-        let mut link = Link::new("host:1".to_owned(), open, None);
+        let mut link = Link::new("host:1".to_owned(), "coordinator", Security::open(), open, None);
         assert_eq!(link.learn_term(None), None, "who has no terms is no coordinator");
         assert_eq!(link.learn_term(of(2)), None);
         assert_eq!(link.learn_term(of(2)), None);

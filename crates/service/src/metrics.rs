@@ -6,8 +6,53 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 pub use definition::{Label, Metric, describe};
 
+/// Why somebody who comes is turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    NoToken,
+    WrongToken,
+    OtherRole,
+    NoCertificate,
+    Handshake,
+    Silent,
+    OtherProtocol,
+    TooMany,
+}
+
+impl Reason {
+    const ALL: [Self; 8] = [
+        Self::NoToken,
+        Self::WrongToken,
+        Self::OtherRole,
+        Self::NoCertificate,
+        Self::Handshake,
+        Self::Silent,
+        Self::OtherProtocol,
+        Self::TooMany,
+    ];
+    const NAMES: [&str; 8] = [
+        "no_token",
+        "wrong_token",
+        "other_role",
+        "no_certificate",
+        "handshake",
+        "silent",
+        "other_protocol",
+        "too_many",
+    ];
+
+    fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
 /// What every process reports about itself.
 pub const PROCESS_METRICS: &[Metric] = &[
+    Metric::counter(
+        "rlhf_refused_total",
+        "Requests and connections that were refused at a port before anything of them was read.",
+    )
+    .by(&[Label::one_of("reason", &Reason::NAMES)]),
     Metric::gauge("rlhf_build_info", "Constant 1; the labels name the role and the version.").by(&[
         Label::one_of("role", &["coordinator", "reward-server", "learner", "actor"]),
         Label::described("version", "the release"),
@@ -47,7 +92,22 @@ pub(crate) fn install(role: &'static str) -> anyhow::Result<PrometheusHandle> {
         .install_recorder()?;
     describe(PROCESS_METRICS);
     build_info(role);
+    begin_refusals();
     Ok(handle)
+}
+
+/// Counters are there before the first refusal: what appears with it has no rate.
+#[expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
+fn begin_refusals() {
+    for reason in Reason::ALL {
+        metrics::counter!("rlhf_refused_total", "reason" => reason.name()).absolute(0);
+    }
+}
+
+/// Somebody was refused at a port.
+#[expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
+pub(crate) fn refused(reason: Reason) {
+    metrics::counter!("rlhf_refused_total", "reason" => reason.name()).increment(1);
 }
 
 #[expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context as _;
 use clap::Parser;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::bad_input::BadInput;
+use crate::bind::bind;
 use crate::config::{self, Config, ServiceConfig};
 use crate::http::{self, Readiness};
+use crate::security::Security;
 use crate::signals::StopSignals;
 use crate::tasks::{OnError, TaskSet};
 use crate::telemetry::init_logging;
@@ -38,11 +40,6 @@ struct Arguments {
     check_config: bool,
 }
 
-/// An error that the user's input caused: the process exits with 2 instead of 1.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct BadInput(pub String);
-
 /// A run that cannot go on, and why: the process exits with 3 instead of 1, and starting it again does not
 /// help.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +57,8 @@ pub struct Context {
     pub readiness: Readiness,
     /// Pages to serve beside `/metrics`.
     pub pages: axum::Router,
+    /// What is asked of those who come, and proved where this process goes.
+    pub security: Security,
     /// Addresses bound by `build`, for the log and the address file, as (what, address).
     pub bound: Vec<(&'static str, SocketAddr)>,
 }
@@ -152,6 +151,8 @@ where
     F: Future<Output = anyhow::Result<Context>>,
 {
     let prometheus = crate::metrics::install(role)?;
+    let security = Security::load(role, &service.security)
+        .map_err(|problem| BadInput(format!("service.security: {problem}")))?;
     let (listener, metrics_address) = bind("service.listen_metrics", service.listen_metrics).await?;
     let token = CancellationToken::new();
     let told = Arc::new(AtomicBool::new(false));
@@ -164,6 +165,7 @@ where
         tasks: TaskSet::default(),
         readiness: Readiness::default(),
         pages: axum::Router::new(),
+        security: security.clone(),
         bound: vec![("metrics", metrics_address)],
     };
     let runtime = tokio::runtime::Handle::current();
@@ -178,8 +180,10 @@ where
     // The metrics stay up until the work is done, so that the last scrape sees the drain.
     let work_done = CancellationToken::new();
     let mut chassis = TaskSet::default();
-    let served = http::serve(listener, prometheus, readiness, pages, work_done.clone());
+    let pages = http::pages(prometheus, readiness, pages);
+    let served = http::serve(listener, pages, work_done.clone(), security.clone());
     chassis.add("metrics", OnError::Log, served);
+    chassis.add("security files", OnError::Log, security.keep_fresh(work_done.clone()));
     let grace_period = service.grace_period;
     let work = async {
         let result = tasks.run(token, grace_period).await;
@@ -192,23 +196,6 @@ where
         Err(error) => tracing::error!(error = format!("{error:#}"), "failed"),
     }
     result.map(|()| if told.load(Ordering::Relaxed) { Ended::Stopped } else { Ended::Done })
-}
-
-/// Binds a TCP port.
-///
-/// # Errors
-/// Names the configuration key, the address and, for a port in use, what to do.
-pub async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await.map_err(|error| {
-        let advice = match error.kind() {
-            std::io::ErrorKind::AddrInUse => "; another process listens there, perhaps another run: stop it, or use port 0 for any free port",
-            std::io::ErrorKind::PermissionDenied => "; use a port above 1023",
-            _ => "",
-        };
-        BadInput(format!("cannot listen on {address} ({key}): {error}{advice}"))
-    })?;
-    let bound = listener.local_addr()?;
-    Ok((listener, bound))
 }
 
 /// The first SIGINT or SIGTERM asks the process to drain, the second ends it at once.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Invalid, PromptId};
 
-/// Most bytes of JSON that may travel with a prompt (hidden tests, labels).
+/// Most bytes of JSON that a prompt's fields may have (hidden tests, labels).
 pub const MAX_FIELDS_BYTES: usize = 4 << 20;
 
 /// What the policy is given.
@@ -56,9 +56,8 @@ impl Prompt {
         &self.content
     }
 
-    /// The data set's line as JSON: scorers find their fields here (`test`, `cases`, `label`, ...). It
-    /// travels with the rollout, so that a reward server needs no data set of its own. Shared by all
-    /// siblings.
+    /// The data set's line as JSON: scorers find their fields here (`test`, `cases`, `label`, ...). It stays
+    /// with the coordinator and the reward servers, which ask for it; with an actor it is empty.
     pub fn fields(&self) -> &Arc<str> {
         &self.fields
     }

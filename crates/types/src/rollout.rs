@@ -55,7 +55,7 @@ pub struct RolloutParts {
     /// Why the response ended.
     pub finish_reason: FinishReason,
     /// The prompt's fields, for the scorers (see [`crate::Prompt::fields`]); at most
-    /// [`crate::MAX_FIELDS_BYTES`].
+    /// [`crate::MAX_FIELDS_BYTES`]. Empty everywhere but where it is scored.
     pub fields: Arc<str>,
 }
 
@@ -165,6 +165,14 @@ impl Rollout {
         &self.0.fields
     }
 
+    /// The same with its prompt's fields, which have come from the coordinator.
+    ///
+    /// # Errors
+    /// When they exceed [`crate::MAX_FIELDS_BYTES`].
+    pub fn with_fields(self, fields: Arc<str>) -> Result<Self, Invalid> {
+        Self::new(RolloutParts { fields, ..self.0 })
+    }
+
     /// The same without the fields: what remains when the scorers have read them.
     #[must_use]
     pub fn without_fields(self) -> Self {
@@ -260,7 +268,9 @@ pub(crate) mod tests {
         let sound = Rollout::new(parts(3)).unwrap();
         assert_eq!(sound.oldest_version(), PolicyVersion(4));
         assert_eq!(sound.clone().into_parts(), parts(3));
-        assert_eq!(sound.without_fields().fields(), "");
+        let without = sound.without_fields();
+        assert_eq!(without.fields(), "");
+        assert_eq!(without.with_fields("{}".into()).unwrap().into_parts(), parts(3));
     }
 
     fn given(after: u32, tokens: usize) -> Observation {

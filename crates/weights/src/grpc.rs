@@ -7,9 +7,10 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use futures::Stream;
-use proto::pb;
 use proto::pb::weight_source_server::{WeightSource, WeightSourceServer};
-use tonic::transport::server::Router;
+use proto::{CALLERS, pb};
+use service::Security;
+use service::grpc::Router;
 use tonic::{Request, Response, Status};
 use types::{ModelDescription, ModelFile, WeightHash};
 
@@ -82,10 +83,10 @@ impl WeightService {
     }
 
     /// The service on a server with our bounds.
-    pub fn router(self) -> Router {
+    pub fn router(self, security: &Security) -> Router {
         let source = WeightSourceServer::new(self);
         let source = source.max_encoding_message_size(proto::MAX_MESSAGE_BYTES);
-        service::grpc::server().add_service(source)
+        service::grpc::server(security, CALLERS).add_service(source)
     }
 
     fn snapshot(&self, hash: &[u8]) -> Result<Arc<Snapshot>, Status> {

@@ -11,9 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto::pb;
 use proto::pb::weight_source_client::WeightSourceClient;
-use service::Backoff;
+use service::grpc::Channel;
+use service::security::WEIGHTS;
+use service::{Backoff, Security};
 use tokio::sync::watch;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use types::{Invalid, ModelDescription, WeightHash};
 
@@ -105,6 +106,8 @@ pub struct PullOrder {
     pub source: watch::Receiver<String>,
     /// Grows by the bytes that come.
     pub received_bytes: Arc<AtomicU64>,
+    /// What is shown to the source.
+    pub security: Security,
 }
 
 /// What a pull brought.
@@ -122,8 +125,8 @@ pub struct PulledWeights {
 /// When there is no memory, the source no longer has these weights or describes others, five tries in a row
 /// bring nothing, or the order is given up.
 pub async fn pull(order: PullOrder) -> Result<PulledWeights, PullError> {
-    let PullOrder { hash, mut source, received_bytes } = order;
-    let mut transfer = Transfer { hash, received_bytes, begun: None };
+    let PullOrder { hash, mut source, received_bytes, security } = order;
+    let mut transfer = Transfer { hash, received_bytes, security, begun: None };
     loop {
         let address = source.borrow_and_update().clone();
         tokio::select! {
@@ -142,6 +145,7 @@ pub async fn pull(order: PullOrder) -> Result<PulledWeights, PullError> {
 struct Transfer {
     hash: WeightHash,
     received_bytes: Arc<AtomicU64>,
+    security: Security,
     /// From the first description on.
     begun: Option<Begun>,
 }
@@ -177,7 +181,7 @@ impl Transfer {
 
     /// Goes on where it broke off, with a new stream.
     async fn go_on(&mut self, source: &str) -> Result<(), PullError> {
-        let mut client = client(source).await?;
+        let mut client = client(source, &self.security).await?;
         if self.begun.is_none() {
             let request = pb::DescribeRequest { hash: self.hash.0.to_vec() };
             let description: ModelDescription =
@@ -232,8 +236,8 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, Status>>) -> Result<T
     Ok(answer.map_err(|_| PullError::Silent)??)
 }
 
-async fn client(source: &str) -> Result<WeightSourceClient<Channel>, PullError> {
-    let connected = service::grpc::connect(source).await;
+async fn client(source: &str, security: &Security) -> Result<WeightSourceClient<Channel>, PullError> {
+    let connected = service::grpc::connect(source, WEIGHTS, security).await;
     let channel = connected.map_err(|error| PullError::Unreachable(error.into()))?;
     let client = WeightSourceClient::new(channel);
     Ok(client.max_decoding_message_size(proto::MAX_MESSAGE_BYTES))

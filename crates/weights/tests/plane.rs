@@ -14,6 +14,7 @@ use model::buffer::PackedWeights;
 use model::{Architecture, Dimensions, Groups as _, ModelConfig, buffer, tensor_bytes};
 use proto::pb;
 use proto::pb::weight_source_server::{WeightSource, WeightSourceServer};
+use service::Security;
 use service::grpc::Listener;
 use tch::{Device, Kind};
 use tokio::sync::watch;
@@ -310,11 +311,11 @@ async fn a_group_that_was_left_while_it_formed_does_not_stand() {
 async fn serve(serving: &mut JoinSet<()>, snapshots: Snapshots) -> String {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.json"), "{}").unwrap();
-    let listener = Listener::bind("listen", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let listener = Listener::bind("listen", "127.0.0.1:0".parse().unwrap(), &Security::open()).await.unwrap();
     let source = listener.address.to_string();
     let service = WeightService::new(ModelFiles::of_folder(folder.path()).unwrap(), snapshots);
     serving.spawn(async move {
-        service.router().serve_with_incoming(listener.incoming()).await.unwrap();
+        service.router(&Security::open()).serve_with_incoming(listener.incoming()).await.unwrap();
     });
     source
 }
@@ -323,7 +324,11 @@ async fn serve(serving: &mut JoinSet<()>, snapshots: Snapshots) -> String {
 fn order(hash: WeightHash, source: &str) -> (PullOrder, watch::Sender<String>, Arc<AtomicU64>) {
     let (sender, source) = watch::channel(source.to_owned());
     let received_bytes = Arc::<AtomicU64>::default();
-    (PullOrder { hash, source, received_bytes: Arc::clone(&received_bytes) }, sender, received_bytes)
+    (
+        PullOrder { hash, source, received_bytes: Arc::clone(&received_bytes), security: Security::open() },
+        sender,
+        received_bytes,
+    )
 }
 
 async fn pull(source: &str, hash: WeightHash) -> Result<PulledWeights, PullError> {
@@ -416,12 +421,12 @@ impl WeightSource for Stalling {
 }
 
 async fn stall(serving: &mut JoinSet<()>, snapshot: Arc<Snapshot>, bytes: usize) -> String {
-    let listener = Listener::bind("listen", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let listener = Listener::bind("listen", "127.0.0.1:0".parse().unwrap(), &Security::open()).await.unwrap();
     let source = listener.address.to_string();
     let service = WeightSourceServer::new(Stalling { snapshot, bytes });
     let service = service.max_encoding_message_size(proto::MAX_MESSAGE_BYTES);
     serving.spawn(async move {
-        let server = service::grpc::server().add_service(service);
+        let server = service::grpc::server(&Security::open(), &[]).add_service(service);
         server.serve_with_incoming(listener.incoming()).await.unwrap();
     });
     source

@@ -8,6 +8,7 @@ use model::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
+use service::security::Door;
 use types::{HostPort, MemberId};
 
 use crate::config::PpoConfig;
@@ -108,11 +109,23 @@ impl service::Config for Config {
         &self.service
     }
 
+    fn doors(&self) -> Vec<Door> {
+        // The other ranks listen for nothing.
+        if self.rank == 0 { vec![("listen", self.listen)] } else { Vec::new() }
+    }
+
     fn problems(&self) -> Vec<String> {
         let mut problems: Vec<String> =
             self.ppo.problems().into_iter().map(|problem| format!("ppo.{problem}")).collect();
         if let Err(error) = self.member.parse::<MemberId>() {
             problems.push(error.to_string());
+        }
+        if self.rank == 0 && self.listen.ip().is_unspecified() && self.advertise.is_empty() {
+            problems.push(
+                "listen names every address of this host, and what c10d opens, which asks nobody who comes, would be \
+                 open on all of them: set advertise to the one that actors reach"
+                    .to_owned(),
+            );
         }
         if self.rank >= self.world_size {
             problems.push(format!("rank is {}, must be below world_size = {}", self.rank, self.world_size));

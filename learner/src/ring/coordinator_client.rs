@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use proto::pb::coordinator_client::CoordinatorClient;
 use proto::{LearnerCommands, pb};
-use service::{Link, LinkEvent, Opening};
+use service::grpc::Channel;
+use service::{Link, LinkEvent, Opening, Security};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
-use tonic::transport::Channel;
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 
 /// The link of the learner.
@@ -22,8 +22,8 @@ pub(crate) struct CoordinatorLink {
 
 impl CoordinatorLink {
     /// A link to `host:port` that gives up after `timeout` without a stream.
-    pub(crate) fn new(address: String, timeout: Duration) -> Self {
-        let link = Link::new(address, learn, Some(timeout));
+    pub(crate) fn new(address: String, security: Security, timeout: Duration) -> Self {
+        let link = Link::new(address, "coordinator", security, learn, Some(timeout));
         Self { link, commands: LearnerCommands::default(), failure: None }
     }
 

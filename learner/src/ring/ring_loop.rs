@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use anyhow::Context as _;
-use service::{BadInput, CancellationToken, LinkEvent, Readiness};
+use service::{BadInput, CancellationToken, LinkEvent, Readiness, Security};
 use tokio::time::Instant;
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 use types::{Batch, BatchId, Incarnation, Manifest, MemberId, PolicyVersion, RunId};
@@ -35,6 +35,7 @@ pub(crate) struct RingContext {
     pub(crate) readiness: Readiness,
     /// Cancelled with the process.
     pub(crate) token: CancellationToken,
+    pub(crate) security: Security,
 }
 
 /// The loop with all that it owns.
@@ -67,7 +68,11 @@ impl RingLoop {
     ) -> Self {
         let config = &context.config;
         Self {
-            link: CoordinatorLink::new(config.coordinator.clone(), config.connect_timeout),
+            link: CoordinatorLink::new(
+                config.coordinator.clone(),
+                context.security.clone(),
+                config.connect_timeout,
+            ),
             incarnation: Incarnation(service::new_incarnation()),
             rank,
             publisher,

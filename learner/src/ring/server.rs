@@ -32,7 +32,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         context.tasks.add("rank", OnError::Shutdown, async { rank.await.map_err(final_or_not) });
         return Ok(context);
     }
-    let listener = Listener::bind("listen", config.listen).await?;
+    let listener = Listener::bind("listen", config.listen, &context.security).await?;
     context.bound.push(("grpc", listener.address));
     let host = if config.advertise.is_empty() {
         listener.address.ip().to_string()
@@ -55,9 +55,12 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         weights: HostPort { host, port: listener.address.port() }.to_string(),
     };
     let (token, readiness) = (context.token.clone(), context.readiness.clone());
-    let ring = RingContext { member: config.member.parse()?, config, addresses, readiness, token };
+    let security = context.security.clone();
+    let ring = RingContext { member: config.member.parse()?, config, addresses, readiness, token, security };
     let rank_zero = RankZero { ring, listener, rank_store, _broadcast_store: broadcast_store };
-    context.tasks.add("ring", OnError::Shutdown, async { rank_zero.run().await.map_err(final_or_not) });
+    context
+        .tasks
+        .add("ring", OnError::Shutdown, async { Box::pin(rank_zero.run()).await.map_err(final_or_not) });
     Ok(context)
 }
 
@@ -111,9 +114,10 @@ impl RankZero {
         let mut publisher = Publisher::start(publisher, snapshots)?;
         publisher.keep(PolicyVersion(trained), buffer);
         let manifest = first_manifest(&mut publisher).await?;
+        let router = service.router(&ring.security);
         let ring_loop = RingLoop::new(ring, rank, publisher, resumed, manifest);
         // Weights are served until the loop has left, which on a cancelled token is after a checkpoint.
-        let serving = service.router().serve_with_incoming(listener.incoming());
+        let serving = router.serve_with_incoming(listener.incoming());
         tokio::select! {
             ended = ring_loop.run() => ended,
             served = serving => served.context("serve weights"),

@@ -11,7 +11,7 @@ use proto::pb;
 use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::weight_source_client::WeightSourceClient;
 use service::grpc::Listener;
-use service::{CancellationToken, Context, OnError, Readiness, TaskSet};
+use service::{CancellationToken, Context, OnError, Readiness, Security, TaskSet};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -65,6 +65,10 @@ impl Coordinator for FakeCoordinator {
         let conversation = Conversation { reports: request.into_inner(), commands };
         self.conversations.send(conversation).await.map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+
+    async fn fields(&self, _: Request<pb::FieldsRequest>) -> Result<Response<pb::FieldsReply>, Status> {
+        Err(Status::unimplemented("no reward server here"))
     }
 }
 
@@ -126,10 +130,13 @@ struct Ring {
 impl Ring {
     async fn new() -> Self {
         let (sender, conversations) = mpsc::channel(4);
-        let listener = Listener::bind("coordinator", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener =
+            Listener::bind("coordinator", "127.0.0.1:0".parse().unwrap(), &Security::open()).await.unwrap();
         let address = listener.address;
         let service = CoordinatorServer::new(FakeCoordinator { conversations: sender });
-        let serving = service::grpc::server().add_service(service).serve_with_incoming(listener.incoming());
+        let serving = service::grpc::server(&Security::open(), &[])
+            .add_service(service)
+            .serve_with_incoming(listener.incoming());
         let mut server = TaskSet::default();
         server.add("coordinator", OnError::Shutdown, async move { Ok(serving.await?) });
         Self { models: Models::new(config(Architecture::Llama, false)), address, conversations, server }
@@ -183,6 +190,7 @@ impl Learner {
             tasks: TaskSet::default(),
             readiness: Readiness::default(),
             pages: service::axum::Router::new(),
+            security: Security::open(),
             bound: Vec::new(),
         };
         let Context { tasks, bound, .. } = learner::build(config, context).await.unwrap();
@@ -196,7 +204,8 @@ impl Learner {
 
 /// Pulls weights as an actor does that joins late.
 async fn pull(hello: &LearnerHello, manifest: &Manifest, offset: u64) -> Vec<u8> {
-    let channel = service::grpc::connect(&hello.weights).await.unwrap();
+    let channel =
+        service::grpc::connect(&hello.weights, service::security::WEIGHTS, &Security::open()).await.unwrap();
     let mut source = WeightSourceClient::new(channel).max_decoding_message_size(proto::MAX_MESSAGE_BYTES);
     let hash = manifest.hash().0.to_vec();
     let described = source.describe(pb::DescribeRequest { hash: hash.clone() }).await.unwrap();

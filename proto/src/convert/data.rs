@@ -49,13 +49,14 @@ impl TryFrom<pb::RolloutId> for RolloutId {
 
 impl From<Prompt> for pb::Prompt {
     fn from(prompt: Prompt) -> Self {
-        let (id, fields) = (prompt.id(), prompt.fields().as_ref().to_owned());
+        // Its fields stay with the coordinator and the reward servers.
+        let id = prompt.id();
         let content = match prompt.into_content() {
             PromptContent::Text(text) => pb::prompt::Content::Text(text),
             PromptContent::Tokens(ids) => pb::prompt::Content::Tokens(pb::TokenIds { ids }),
             PromptContent::Messages(json) => pb::prompt::Content::Messages(json),
         };
-        Self { epoch: id.epoch, ordinal: id.ordinal, content: Some(content), fields }
+        Self { epoch: id.epoch, ordinal: id.ordinal, content: Some(content) }
     }
 }
 
@@ -69,7 +70,7 @@ impl TryFrom<pb::Prompt> for Prompt {
             pb::prompt::Content::Tokens(tokens) => PromptContent::Tokens(tokens.ids),
             pb::prompt::Content::Messages(json) => PromptContent::Messages(json),
         };
-        Ok(Prompt::new(id, content, prompt.fields.into())?)
+        Ok(Prompt::new(id, content, "".into())?)
     }
 }
 
@@ -115,7 +116,6 @@ impl From<Rollout> for pb::Rollout {
             surviving_mass: rollout.surviving_mass.unwrap_or_default(),
             spans: rollout.spans.into_iter().map(pb::Span::from).collect(),
             finish_reason: finish_reason.into(),
-            fields: rollout.fields.as_ref().to_owned(),
             observations: rollout.observations.into_iter().map(pb::Observation::from).collect(),
         }
     }
@@ -139,7 +139,7 @@ impl TryFrom<pb::Rollout> for Rollout {
             surviving_mass: Some(rollout.surviving_mass).filter(|mass| !mass.is_empty()),
             spans: rollout.spans.into_iter().map(Span::try_from).collect::<Result<_, _>>()?,
             finish_reason,
-            fields: rollout.fields.into(),
+            fields: "".into(),
         })?)
     }
 }

@@ -1,20 +1,22 @@
 //! The peers' side of the wire: a coordinator and an actor that do what a test tells them.
 
+use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex as StdMutex};
 use std::time::Duration;
 
 use futures::{FutureExt, Stream, StreamExt};
 use proto::pb;
 use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::reward_server_client::RewardServerClient;
+use service::Security;
 use service::grpc::{Listener, connect};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
-use types::{MemberId, Rollout, RolloutId};
+use types::{MemberId, PromptId, Rollout, RolloutId};
 
 use crate::world::{RUN, soon};
 
@@ -33,7 +35,28 @@ pub(crate) struct Session {
 }
 
 #[derive(Clone)]
-struct Service(Arc<Mutex<mpsc::Sender<Session>>>);
+struct Service {
+    address: String,
+    sessions: Arc<Mutex<mpsc::Sender<Session>>>,
+}
+
+/// What the coordinators' data sets say of prompts, by the coordinator's address. Whoever offers a rollout
+/// writes its fields down here, because they do not travel with it.
+static FIELDS: LazyLock<StdMutex<HashMap<(String, PromptId), String>>> = LazyLock::new(Default::default);
+/// The coordinator of each reward server, by their addresses.
+static COORDINATORS: LazyLock<StdMutex<HashMap<String, String>>> = LazyLock::new(Default::default);
+
+/// A reward server works for a coordinator.
+pub(crate) fn note_server(server: &str, coordinator: &str) {
+    COORDINATORS.lock().unwrap().insert(server.to_owned(), coordinator.to_owned());
+}
+
+fn note_fields(server: &str, rollout: &Rollout) {
+    if let Some(coordinator) = COORDINATORS.lock().unwrap().get(server) {
+        let key = (coordinator.clone(), rollout.id().prompt);
+        FIELDS.lock().unwrap().insert(key, rollout.fields().to_owned());
+    }
+}
 
 type Commands<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -56,7 +79,12 @@ impl Coordinator for Service {
         let hello = first.try_into()?;
         let (commands, outbox) = mpsc::channel(1024);
         let session = Session { hello, reports, commands };
-        self.0.lock().await.send(session).await.map_err(|_| Status::unavailable("the test is over"))?;
+        self.sessions
+            .lock()
+            .await
+            .send(session)
+            .await
+            .map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(outbox))))
     }
 
@@ -66,17 +94,30 @@ impl Coordinator for Service {
     ) -> Result<Response<Self::LearnStream>, Status> {
         Err(Status::unimplemented("no learner here"))
     }
+
+    async fn fields(&self, request: Request<pb::FieldsRequest>) -> Result<Response<pb::FieldsReply>, Status> {
+        let pb::FieldsRequest { run, epoch, ordinal } = request.into_inner();
+        assert_eq!(run, RUN);
+        let key = (self.address.clone(), PromptId { epoch, ordinal });
+        let fields = FIELDS.lock().unwrap().get(&key).cloned();
+        let fields = fields.ok_or_else(|| Status::not_found("no such prompt"))?;
+        Ok(Response::new(pb::FieldsReply { fields }))
+    }
 }
 
 impl FakeCoordinator {
     pub(crate) async fn start() -> Self {
-        let listener = Listener::bind("test", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener =
+            Listener::bind("test", "127.0.0.1:0".parse().unwrap(), &Security::open()).await.unwrap();
         let address = listener.address.to_string();
         let (sender, sessions) = mpsc::channel(4);
-        let service = CoordinatorServer::new(Service(Arc::new(Mutex::new(sender))));
+        let service = CoordinatorServer::new(Service {
+            address: address.clone(),
+            sessions: Arc::new(Mutex::new(sender)),
+        });
         let mut server = JoinSet::new();
         server.spawn(async move {
-            service::grpc::server()
+            service::grpc::server(&Security::open(), &[])
                 .add_service(service)
                 .serve_with_incoming(listener.incoming())
                 .await
@@ -130,6 +171,7 @@ impl Session {
 
 /// An actor's stream.
 pub(crate) struct Actor {
+    server: String,
     requests: mpsc::Sender<pb::ScoreRequest>,
     replies: Streaming<pb::ScoreReply>,
 }
@@ -137,14 +179,16 @@ pub(crate) struct Actor {
 impl Actor {
     /// Connects and introduces itself.
     pub(crate) async fn connect(address: &str, run: &str, member: &str) -> Result<Self, Status> {
-        let channel = connect(address).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let channel = connect(address, "reward-server", &Security::open())
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
         let (requests, outbox) = mpsc::channel(4096);
         let member: MemberId = member.parse().unwrap();
         let hello = ScoreRequest::Hello { run: run.parse().unwrap(), member };
         requests.try_send(hello.into()).unwrap();
         let replies =
             soon(RewardServerClient::new(channel).score(ReceiverStream::new(outbox))).await?.into_inner();
-        Ok(Self { requests, replies })
+        Ok(Self { server: address.to_owned(), requests, replies })
     }
 
     /// Offers a rollout whose lease lasts.
@@ -154,12 +198,14 @@ impl Actor {
 
     /// Offers a rollout whose lease runs out after this long.
     pub(crate) async fn offer_for(&self, time_left: Duration, rollout: &Rollout) {
+        note_fields(&self.server, rollout);
         let request = ScoreRequest::Rollout { rollout: rollout.clone(), time_left };
         self.requests.send(request.into()).await.unwrap();
     }
 
     /// Offers what a correct actor would not.
     pub(crate) async fn offer_broken(&self, rollout: &Rollout, break_it: impl FnOnce(&mut pb::Rollout)) {
+        note_fields(&self.server, rollout);
         let mut message = pb::Rollout::from(rollout.clone());
         break_it(&mut message);
         let offered = pb::RolloutToScore { rollout: Some(message), time_left_ms: 3_600_000 };

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use reward_server::Config;
 use reward_server::config::{ReferenceConfig, RewardModel, ScorerConfig, ScorerKind};
-use service::{CancellationToken, Context, Readiness, TaskSet};
+use service::{CancellationToken, Context, Readiness, Security, TaskSet};
 use tokio::task::JoinSet;
 use types::link::reward::RewardReport;
 use types::{FailReason, RolloutFailure, ScoredRollout};
 
-use crate::grpc::{Actor, FakeCoordinator, Session};
+use crate::grpc::{Actor, FakeCoordinator, Session, note_server};
 use crate::tiny;
 
 pub(crate) const RUN: &str = "test-run";
@@ -52,14 +52,19 @@ impl Server {
             tasks: TaskSet::default(),
             readiness: Readiness::default(),
             pages: axum::Router::new(),
+            security: Security::open(),
             bound: Vec::new(),
         };
         assert_eq!(service::Config::problems(&config), Vec::<String>::new());
+        let coordinator = config.coordinator.clone();
         let context = reward_server::build(config, context).await?;
         let Context { tasks, readiness, pages, bound, .. } = context;
         let mut running = JoinSet::new();
         running.spawn(tasks.run(token.clone(), WAIT_TIMEOUT));
         let address = bound.iter().find(|(name, _)| *name == "grpc").map(|(_, address)| address.to_string());
+        if let (Some(address), Some(coordinator)) = (&address, coordinator) {
+            note_server(address, &coordinator);
+        }
         Ok(Self { address, token, readiness, tasks: running, pages, bound })
     }
 

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use dashboard::{Dashboard, Run, ring_folders};
-use service::{BadInput, CancellationToken, StopSignals, axum};
+use service::security::serve_pages;
+use service::{BadInput, CancellationToken, StopSignals};
 use tokio::net::TcpListener;
 
+use super::identity::Admission;
 use crate::closed_pipe;
 
 /// Shows runs in a browser: one, or several laid over each other with the keys in which they differ. Ctrl-C
@@ -20,9 +22,11 @@ pub(crate) struct Arguments {
     /// Port; 0 takes any free one, which is printed.
     #[arg(long, default_value_t = 7780)]
     port: u16,
-    /// Address to listen on. The page is not authenticated and shows logs and samples: loopback by default.
+    /// Address to listen on. The page shows logs and samples: loopback by default.
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
+    #[command(flatten)]
+    admission: Admission,
 }
 
 /// Serves the page until Ctrl-C or SIGTERM.
@@ -30,7 +34,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When a folder is no run or the port is taken.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { runs, port, host } = arguments;
+    let Arguments { runs, port, host, admission } = arguments;
     closed_pipe::init_logging()?;
     let mut shown = Vec::new();
     for output in &runs {
@@ -44,6 +48,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let count = shown.len();
     let address = SocketAddr::from((host, port));
+    let security = admission.security("observer", address)?;
     let listener = TcpListener::bind(address).await;
     let listener = listener
         .map_err(|error| BadInput(format!("cannot listen on {address}: {error}; choose another --port")))?;
@@ -51,9 +56,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let page = Dashboard::new(shown, coordinator::step_fields(), token.clone()).routes();
     let mut stop = StopSignals::listen()?;
     eprintln!("http://{} shows {} run(s); Ctrl-C leaves", listener.local_addr()?, count);
-    let served = axum::serve(listener, page).with_graceful_shutdown(async move {
+    let stopped = async move {
         stop.next().await;
         token.cancel();
-    });
+    };
+    let served = serve_pages(&security, listener, page, &["observer", "operator"], stopped);
     served.await.context("serve the page")
 }

@@ -4,11 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use openai::{ServeConfig, Served};
+use service::security::serve_pages;
 use service::{BadInput, CancellationToken, StopSignals};
 use tokio::net::TcpListener;
 
 use super::engine_arguments::EngineArguments;
+use super::identity::Admission;
 use crate::closed_pipe;
 use crate::say::say;
 
@@ -25,9 +28,11 @@ pub(crate) struct Arguments {
     /// Port; 0 takes any free one, which is printed.
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// Address to listen on. The port is not authenticated: loopback by default.
+    /// Address to listen on: loopback by default.
     #[arg(long, default_value = "127.0.0.1")]
     host: IpAddr,
+    #[command(flatten)]
+    admission: Admission,
     #[command(flatten)]
     engine: EngineArguments,
     /// What clients call the model; the name of its folder where this is absent. "policy" is understood, too.
@@ -43,9 +48,11 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the model cannot be used or the port is taken.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { model, port, host, engine, served_model_name, max_concurrent_requests } = arguments;
+    let Arguments { model, port, host, admission, engine, served_model_name, max_concurrent_requests } =
+        arguments;
     closed_pipe::init_logging()?;
     let address = SocketAddr::from((host, port));
+    let security = admission.security("client", address)?;
     let listener = TcpListener::bind(address).await;
     let listener = listener
         .map_err(|error| BadInput(format!("cannot listen on {address}: {error}; choose another --port")))?;
@@ -62,7 +69,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     say(&format!("{} is called {:?}", model.display(), served.name(&config)));
     println!("http://{}/v1", listener.local_addr()?);
     let token = CancellationToken::new();
-    let serving = openai::run(listener, openai::router(served, config), token.clone().cancelled_owned());
+    let (router, stopped) = (openai::router(served, config), token.clone().cancelled_owned());
+    let serving =
+        async { serve_pages(&security, listener, router, &["client"], stopped).await.context("serve HTTP") };
     tokio::pin!(serving);
     tokio::select! {
         ended = &mut serving => return ended,

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use comfy_table::Table;
 use coordinator::Status;
-use service::StopSignals;
+use service::{BadInput, StopSignals};
 
+use crate::commands::identity::Identity;
 use crate::decimal::decimal;
 use crate::observer_client::Observer;
 use crate::table::table;
@@ -17,6 +18,8 @@ pub(crate) struct Arguments {
     /// host:port of the coordinator.
     #[arg(long)]
     coordinator: String,
+    #[command(flatten)]
+    identity: Identity,
     /// Seconds between two looks.
     #[arg(long, default_value_t = 1.0)]
     every: f64,
@@ -30,8 +33,11 @@ pub(crate) struct Arguments {
 /// # Errors
 /// When the coordinator does not answer at the first look.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let mut observer = Observer::new(arguments.coordinator.clone());
+    let mut observer = Observer::new(arguments.coordinator.clone(), arguments.identity.security("observer")?);
     let first = observer.status().await;
+    if let Some(refusal) = observer.refusal() {
+        return Err(BadInput(format!("the coordinator at {}: {refusal}", arguments.coordinator)).into());
+    }
     anyhow::ensure!(first.is_some(), "no coordinator answers at {}", arguments.coordinator);
     if arguments.json {
         println!("{}", serde_json::to_string(&first)?);

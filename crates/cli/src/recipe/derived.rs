@@ -7,6 +7,7 @@ use toml::Value;
 use types::Sampling;
 
 use super::preset::{self, Surroundings};
+use super::role::Role;
 
 /// A key that the recipe's algorithm decides, with the value that it has then.
 pub(super) type Decided = (&'static str, Value);
@@ -35,6 +36,15 @@ pub(super) fn fill_in(layers: &mut Layers) {
         }
     }
     correct_stale_samples(layers);
+    // Who may speak to one process may speak to all.
+    for key in ["token_file", "certificates", "insecure"] {
+        let from = format!("security.{key}");
+        if let Some(value) = value(layers, &from) {
+            for role in Role::ALL {
+                layers.derive(&format!("{}.service.{from}", role.section()), value.clone(), &from);
+            }
+        }
+    }
 }
 
 /// What the recipe's algorithm decides, whether or not the recipe says otherwise.
@@ -110,6 +120,17 @@ mod tests {
             assert_eq!(layers.value(key), Some(&expected), "{key}");
         }
         assert_eq!(layers.value("coordinator.filtration.strategy"), None, "ppo's are the binary's defaults");
+    }
+
+    #[test]
+    fn whom_one_process_asks_for_a_token_all_do() {
+        let layers =
+            filled("[security]\ntoken_file = 't'\n[actor.service.security]\ntoken_file = 'of-actors'\n");
+        let of = |role: &str| layers.value(&format!("{role}.service.security.token_file")).cloned();
+        for role in ["coordinator", "reward_server", "learner"] {
+            assert_eq!(of(role), Some(Value::from("t")));
+        }
+        assert_eq!(of("actor"), Some(Value::from("of-actors")), "it may be given less");
     }
 
     #[test]

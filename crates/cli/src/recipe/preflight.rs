@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use algo::AdvantageEstimator;
+use service::Security;
 use service::config::{Error, Key, Source};
 
 use super::resolved::Resolved;
@@ -21,6 +22,7 @@ impl RecipeFile {
         let mut problems = self.stage_problems();
         problems.extend(eval_stages::problems(&self.recipe));
         problems.extend(self.recipe.tracking.problems());
+        problems.extend(unusable_tokens(&self.recipe));
         let made = self.made();
         for key in resolved.keys() {
             if let Some(stage) = stage_of(&key.path) {
@@ -162,6 +164,12 @@ fn absence(path: &Path, kind: &str) -> Option<String> {
         Some(file) if !path.join(file).is_file() => Some(format!("it holds no {file}")),
         Some(_) => None,
     }
+}
+
+/// Tokens or certificates that no process could use.
+fn unusable_tokens(recipe: &Recipe) -> Option<String> {
+    let problem = Security::load("observer", &recipe.security).err()?;
+    Some(format!("security.{problem}"))
 }
 
 /// What one section owes another.

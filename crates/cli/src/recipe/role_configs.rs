@@ -175,6 +175,6 @@ impl RoleConfig {
     fn parsed<C: service::Config>(&self) -> anyhow::Result<Checked> {
         let config: C =
             Value::Table(self.table.clone()).try_into().map_err(|error| BadInput(format!("{error}")))?;
-        Ok(Checked { problems: config.problems(), grace_period: config.service().grace_period })
+        Ok(Checked { problems: config.every_problem(), grace_period: config.service().grace_period })
     }
 }

@@ -129,6 +129,11 @@ impl<'a> Manifests<'a> {
         if ring.of(Role::Learner).processes > 1 {
             ring.set(Role::Learner, "rendezvous", format!("{name}-learner-0:{RENDEZVOUS_PORT}"));
         }
+        if !ring.recipe.security.insecure {
+            for role in Role::ALL {
+                ring.set(role, "service.security.token_file", pod::TOKEN_FILE);
+            }
+        }
         ring.check(pod::examples_of)?;
         Ok(Self { options, ring, name })
     }
@@ -167,6 +172,11 @@ impl<'a> Manifests<'a> {
             object.extend(rest);
         }
         object
+    }
+
+    /// The Secret with a token file for each role, where there is one: `sluice token roles` writes the files.
+    fn token_secret(&self) -> Option<String> {
+        (!self.ring.recipe.security.insecure).then(|| format!("{}-tokens", self.name))
     }
 
     fn name_of(&self, role: Role) -> String {
@@ -264,7 +274,8 @@ impl<'a> Manifests<'a> {
         Ok(objects)
     }
 
-    /// Ports are not authenticated: only the ring's own pods reach them, and everybody the metrics. What
+    /// Only the ring's own pods reach its ports, and everybody the metrics, which ask for a token. What c10d
+    /// opens between learner and actors knows no tokens: this is all that guards it. What
     /// grades code reaches nobody but the ring, unless a scorer asks somebody else.
     fn network_policies(&self) -> Vec<Value> {
         let ring = json!({ "podSelector": { "matchLabels": self.ring_labels() } });

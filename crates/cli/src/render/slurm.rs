@@ -58,6 +58,10 @@ fn ring(options: &Options) -> anyhow::Result<Ring> {
     let mut ring = Ring::read(&options.ring)?;
     ring.set_all("service.listen_metrics", "0.0.0.0:0");
     ring.set(Role::Coordinator, "listen", "0.0.0.0:0");
+    if !ring.recipe.security.insecure && ring.recipe.security.token_file.is_none() {
+        let tokens = ring.folder().root().join("token").display().to_string();
+        ring.set_all("service.security.token_file", &tokens);
+    }
     ring.check(examples_of)?;
     Ok(ring)
 }

@@ -14,6 +14,7 @@ use super::process::Program;
 use super::progress::RingProgress;
 use super::supervisor::{Addresses, RingEnd, Supervisor, Unit};
 use super::tokenizers;
+use crate::commands::identity;
 use crate::observer_client::Observer;
 use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig, holds_training};
 use crate::say::say;
@@ -30,6 +31,7 @@ const LOOPBACK: &str = "127.0.0.1:0";
 /// When it cannot start or cannot go on; the message holds the last words of the role concerned.
 pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals) -> anyhow::Result<RingEnd> {
     tokenizers::check(&file.recipe)?;
+    let security = identity::load("observer", &file.recipe.security)?;
     let ring = Ring::create(file, resume)?;
     let (mut supervisor, addresses) =
         Supervisor::start(ring.coordinator()?, &ring.folder.address_file(Role::Coordinator.name())).await?;
@@ -40,7 +42,14 @@ pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals)
     let tracking = Tracking::start(&file.recipe.tracking, &tracked)?;
     let mut progress = RingProgress::new(file.recipe.coordinator.batches);
     progress.started(&addresses, &ring.folder.logs(), &supervisor.process_ids());
-    let ended = watch(&mut supervisor, &mut progress, &addresses.grpc, stop).await;
+    if let Some(tokens) = &file.recipe.security.token_file {
+        let (page, tokens) = (&addresses.page, tokens.display());
+        say(&format!(
+            "  the page asks who comes: http://{page}/?token=$(sluice token show {tokens} observer)"
+        ));
+    }
+    let observer = Observer::new(addresses.grpc.clone(), security);
+    let ended = watch(&mut supervisor, &mut progress, observer, stop).await;
     supervisor.kill_all();
     if let Some(tracking) = tracking {
         tracking.finish();
@@ -53,10 +62,9 @@ pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals)
 async fn watch(
     supervisor: &mut Supervisor,
     progress: &mut RingProgress,
-    address: &str,
+    mut observer: Observer,
     stop: &mut StopSignals,
 ) -> anyhow::Result<RingEnd> {
-    let mut observer = Observer::new(address.to_owned());
     let mut status_ticks = tokio::time::interval(STATUS_INTERVAL);
     status_ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut trained = 0;

@@ -103,6 +103,35 @@ fn every_role_accepts_its_configuration() {
 }
 
 #[test]
+fn a_pod_is_given_its_own_roles_tokens() {
+    let project = Project::new(RECIPE);
+    let objects = Objects::render(&project, &[]);
+    for role in ROLES {
+        let spec = &objects.pod(role)["spec"];
+        let volumes = spec["volumes"].as_array().unwrap();
+        let tokens = volumes.iter().find(|volume| volume["name"] == "tokens").unwrap();
+        assert_eq!(tokens["secret"]["secretName"], "ring-1-tokens");
+        assert_eq!(tokens["secret"]["items"], serde_json::json!([{ "key": role, "path": "token" }]));
+        let mounts = spec["containers"][0]["volumeMounts"].as_array().unwrap();
+        let mount = mounts.iter().find(|mount| mount["name"] == "tokens").unwrap();
+        assert_eq!(
+            (mount["mountPath"].as_str(), mount["readOnly"].as_bool()),
+            (Some("/etc/sluice-tokens"), Some(true))
+        );
+    }
+    let actor: actor::Config = objects.config("actor");
+    let file = actor.service.security.token_file.unwrap();
+    assert_eq!(file.to_str(), Some("/etc/sluice-tokens/token"));
+
+    let open = Project::new(&format!("{RECIPE}\n[security]\ninsecure = true\n"));
+    let objects = Objects::render(&open, &[]);
+    let actor: actor::Config = objects.config("actor");
+    assert!(actor.service.security.insecure && actor.service.security.token_file.is_none());
+    let volumes = objects.pod("actor")["spec"]["volumes"].as_array().unwrap();
+    assert!(volumes.iter().all(|volume| volume["name"] != "tokens"));
+}
+
+#[test]
 fn the_tiny_coder_example_can_be_rendered() {
     let example = include_str!("../../../../examples/tiny-coder/recipe.toml");
     let project = Project::new(example);

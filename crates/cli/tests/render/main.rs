@@ -87,6 +87,6 @@ fn load<C: service::Config>(file: &Path, settings: &[String]) -> C {
     layers.add_file(file).unwrap();
     settings.iter().for_each(|setting| layers.add_setting(setting).unwrap());
     let config: C = layers.parse().unwrap();
-    assert_eq!(config.problems(), Vec::<String>::new());
+    assert_eq!(config.every_problem(), Vec::<String>::new());
     config
 }

@@ -117,6 +117,15 @@ impl Layers {
         set.cloned().unwrap_or(Source::Default)
     }
 
+    /// A problem behind the place of the key that it begins with.
+    pub(super) fn placed(&self, problem: String) -> String {
+        let key = problem.split([' ', ':', ',']).next().unwrap_or_default();
+        match self.source(key) {
+            Source::Set(origin) => format!("{origin}: {problem}"),
+            Source::Derived(_) | Source::Default => problem,
+        }
+    }
+
     /// Sets a value that follows from `from` where no layer has it. The sections on the way are made.
     pub fn derive(&mut self, path: &str, value: Value, from: &str) {
         let mut table = &mut self.merged;

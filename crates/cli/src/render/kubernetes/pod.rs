@@ -19,6 +19,10 @@ const START_PROBE_LIMIT: u32 = 360;
 const LIVENESS_PROBE_LIMIT: u32 = 6;
 const READINESS_PROBE_LIMIT: u32 = 3;
 
+/// Where a pod finds its role's tokens, and the folder of that.
+pub(super) const TOKEN_FILE: &str = "/etc/sluice-tokens/token";
+const TOKEN_FOLDER: &str = "/etc/sluice-tokens";
+
 /// What only the pod knows of its process's configuration: keys, and values as Kubernetes fills them in.
 fn settings_of(role: Role) -> Vec<(&'static str, String)> {
     let name = ("member", "$(POD_NAME)".to_owned());
@@ -69,8 +73,14 @@ pub(super) fn template(manifests: &Manifests<'_>, role: Role) -> anyhow::Result<
         Role::Learner => Some(shared_memory),
         Role::RewardServer | Role::Actor => None,
     };
+    // A pod is given what its role needs and no more: an actor cannot be taken for the learner.
+    let tokens = manifests.token_secret().map(|secret| {
+        let items = json!([{ "key": role.name(), "path": "token" }]);
+        json!({ "name": "tokens", "secret": { "secretName": secret, "defaultMode": 0o440, "items": items } })
+    });
     if let Value::Array(volumes) = &mut volumes {
         volumes.extend(own);
+        volumes.extend(tokens);
     }
     let spec = json!({
         // The Job decides by the exit code whether there is another pod.
@@ -117,9 +127,9 @@ fn container(manifests: &Manifests<'_>, role: Role) -> Value {
         given["nvidia.com/gpu"] = json!(1);
     }
     container["resources"] = json!({ "requests": given, "limits": given });
-    container["startupProbe"] = probe("/health", START_PROBE_LIMIT);
-    container["livenessProbe"] = probe("/health", LIVENESS_PROBE_LIMIT);
-    container["readinessProbe"] = probe(ready_page(role, plan.processes), READINESS_PROBE_LIMIT);
+    container["startupProbe"] = probe(manifests, "/health", START_PROBE_LIMIT);
+    container["livenessProbe"] = probe(manifests, "/health", LIVENESS_PROBE_LIMIT);
+    container["readinessProbe"] = probe(manifests, ready_page(role, plan.processes), READINESS_PROBE_LIMIT);
     container["securityContext"] = json!({
         "allowPrivilegeEscalation": false,
         "readOnlyRootFilesystem": true,
@@ -162,6 +172,9 @@ fn mounts(manifests: &Manifests<'_>, role: Role) -> Vec<Value> {
         json!({ "name": "shared", "mountPath": manifests.options.mount_path }),
         json!({ "name": "tmp", "mountPath": "/tmp" }),
     ];
+    if manifests.token_secret().is_some() {
+        mounts.push(json!({ "name": "tokens", "mountPath": TOKEN_FOLDER, "readOnly": true }));
+    }
     match role {
         Role::Coordinator => mounts.push(json!({ "name": "journal", "mountPath": "/journal" })),
         Role::Learner => mounts.push(json!({ "name": "shm", "mountPath": "/dev/shm" })),
@@ -176,9 +189,13 @@ fn ready_page(role: Role, processes: usize) -> &'static str {
     if role == Role::Learner && processes > 1 { "/health" } else { "/ready" }
 }
 
-fn probe(page: &str, failures: u32) -> Value {
+fn probe(manifests: &Manifests<'_>, page: &str, failures: u32) -> Value {
+    let mut get = json!({ "path": page, "port": "metrics" });
+    if manifests.ring.recipe.security.certificates.is_some() {
+        get["scheme"] = json!("HTTPS");
+    }
     json!({
-        "httpGet": { "path": page, "port": "metrics" },
+        "httpGet": get,
         "periodSeconds": 10,
         "timeoutSeconds": 5,
         "failureThreshold": failures,
