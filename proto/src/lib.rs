@@ -34,7 +34,7 @@ pub mod pb {
 
 /// What a member and a coordinator have to agree on: both speak this version of the schema. It grows with
 /// each change that the other side would misunderstand.
-const PROTOCOL_VERSION: u32 = 3;
+const PROTOCOL_VERSION: u32 = 4;
 
 /// Largest message in either direction, in bytes. Batches and weights are sent in parts well below it.
 pub const MAX_MESSAGE_BYTES: usize = 32 << 20;

@@ -1,5 +1,6 @@
 //! The reward server's configuration.
 
+mod environment;
 mod need;
 mod required;
 mod scorer;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
 use types::{DType, MemberId};
 
+pub use environment::{CallSyntax, EnvironmentConfig, EnvironmentKind, EpisodeBounds, PythonTool};
 pub use scorer::{
     ExactMatch, Format, Http, LengthPenalty, MathMatch, NumericMatch, Python, RegexMatch, RepetitionPenalty,
     RewardModel, Rule, ScorerConfig, ScorerKind, UnitTests,
@@ -62,6 +64,8 @@ pub struct Config {
     /// Runs unit tests. With it, the outcome of every problem that has tests is reported, whatever the
     /// scorers' weights, unless a scorer is marked as the yardstick.
     pub sandbox: Option<SandboxConfig>,
+    /// What the policy acts in over several turns. Without it a response is one turn.
+    pub environment: Option<EnvironmentConfig>,
     /// The scorers; their weighted sum is the score.
     pub scorers: Vec<ScorerConfig>,
     /// The HTTP endpoint for programs that are not Sluice.
@@ -216,6 +220,7 @@ impl Default for Config {
             models: ModelsConfig::default(),
             reference: None,
             sandbox: None,
+            environment: None,
             scorers: Vec::new(),
             endpoint: EndpointConfig::default(),
             service: ServiceConfig::default(),
@@ -248,6 +253,7 @@ impl Config {
     /// Whether anything reads text, so that a tokenizer is needed.
     pub(crate) fn needs_text(&self) -> bool {
         self.sandbox.is_some()
+            || self.environment.is_some()
             || self.endpoint.enabled
             || self.scorers.iter().any(|scorer| scorer.kind.reads_text())
     }
@@ -319,6 +325,8 @@ impl service::Config for Config {
                 problems.push(format!("scorers[{index}] runs unit tests: add a [sandbox] section"));
             }
         }
+        let environment = self.environment.iter().flat_map(EnvironmentConfig::problems);
+        problems.extend(environment.map(|problem| format!("environment.{problem}")));
         if let Some(reference) = &self.reference
             && !(reference.temperature.is_finite() && reference.temperature >= 0.0)
         {

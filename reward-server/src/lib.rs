@@ -6,6 +6,7 @@
 //!                                |     ^                                   |
 //!                                |     '------------ result ---------------'
 //!                                '--> coordinator_client --> coordinator's journal
+//! actors --turns of episodes--> grpc --> environment --> interpreters in the sandbox
 //! ```
 //!
 //! Invariants:
@@ -23,6 +24,7 @@ mod breaker;
 mod combine;
 mod coordinator_client;
 mod endpoint;
+mod environment;
 mod failures;
 mod grpc;
 mod http;

@@ -52,7 +52,7 @@ mod time;
 mod weights;
 
 pub use address::HostPort;
-pub use ending::{DropReason, Ending, FailReason, FilterReason};
+pub use ending::{DropReason, Ending, EpisodeEnd, FailReason, FilterReason};
 pub use episode::{Observation, split_by_mask};
 pub use id::{
     BatchId, BroadcastGroupId, Incarnation, LearnerTerm, LeaseId, MemberId, PolicyVersion, PromptId,

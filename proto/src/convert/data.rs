@@ -219,7 +219,7 @@ impl TryFrom<pb::Sample> for Sample {
     }
 }
 
-fn fail_reason_to_pb(reason: FailReason) -> pb::FailReason {
+pub(super) fn fail_reason_to_pb(reason: FailReason) -> pb::FailReason {
     match reason {
         FailReason::LeaseExpired => pb::FailReason::LeaseExpired,
         FailReason::ActorLost => pb::FailReason::ActorLost,
@@ -230,10 +230,11 @@ fn fail_reason_to_pb(reason: FailReason) -> pb::FailReason {
         FailReason::RewardError => pb::FailReason::RewardError,
         FailReason::Unsupported => pb::FailReason::Unsupported,
         FailReason::Overload => pb::FailReason::Overload,
+        FailReason::Environment => pb::FailReason::Environment,
     }
 }
 
-fn fail_reason_from_pb(reason: pb::FailReason) -> Result<FailReason, ProtocolError> {
+pub(super) fn fail_reason_from_pb(reason: pb::FailReason) -> Result<FailReason, ProtocolError> {
     Ok(match reason {
         pb::FailReason::Unspecified => return Err(ProtocolError::Missing("failure.reason")),
         pb::FailReason::LeaseExpired => FailReason::LeaseExpired,
@@ -245,6 +246,7 @@ fn fail_reason_from_pb(reason: pb::FailReason) -> Result<FailReason, ProtocolErr
         pb::FailReason::RewardError => FailReason::RewardError,
         pb::FailReason::Unsupported => FailReason::Unsupported,
         pb::FailReason::Overload => FailReason::Overload,
+        pb::FailReason::Environment => FailReason::Environment,
     })
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use types::link::environment::{EnvironmentReply, EnvironmentRequest};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{MemberId, Rollout, RolloutId};
 
@@ -177,5 +178,34 @@ impl Actor {
     pub(crate) fn ready_reply(&mut self) -> Option<Result<ScoreReply, Status>> {
         let reply = self.replies.next().now_or_never()?.expect("the stream has ended");
         Some(reply.map(|reply| reply.try_into().unwrap()))
+    }
+}
+
+/// An actor's stream of episodes.
+pub(crate) struct Episodes {
+    requests: mpsc::Sender<pb::EnvironmentRequest>,
+    replies: Streaming<pb::EnvironmentReply>,
+}
+
+impl Episodes {
+    /// Connects and introduces the actor.
+    pub(crate) async fn connect(address: &str) -> Result<Self, Status> {
+        let channel = connect(address).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let (requests, outbox) = mpsc::channel(64);
+        let member: MemberId = "actor-0".parse().unwrap();
+        let hello = EnvironmentRequest::Hello { run: RUN.parse().unwrap(), member };
+        requests.try_send(hello.into()).unwrap();
+        let mut client = RewardServerClient::new(channel);
+        let replies = soon(client.environment(ReceiverStream::new(outbox))).await?.into_inner();
+        Ok(Self { requests, replies })
+    }
+
+    pub(crate) async fn send(&self, request: EnvironmentRequest) {
+        self.requests.send(request.into()).await.unwrap();
+    }
+
+    /// The next reply, or why there is none.
+    pub(crate) async fn reply(&mut self) -> Result<EnvironmentReply, Status> {
+        Ok(soon(self.replies.next()).await.expect("the stream has ended")?.try_into().unwrap())
     }
 }

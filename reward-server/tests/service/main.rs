@@ -5,6 +5,7 @@
 
 mod determinism;
 mod endpoint;
+mod episodes;
 mod files;
 mod grpc;
 mod membership;

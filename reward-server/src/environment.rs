@@ -1,0 +1,160 @@
+//! Environments: what episodes of several turns act in (`docs/decisions.md`, D24).
+//!
+//! ```text
+//! actor --reset, steps--> grpc --> streams (a task for each episode) --> episode (bounds) --> interpreter
+//! ```
+//!
+//! An episode lives on the stream of the actor that plays it: where the stream ends, all its episodes end and
+//! leave nothing. None of their failures says anything about the policy.
+
+mod calls;
+mod episode;
+mod interpreter;
+mod streams;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use model::Tokenizer;
+use model::chat::{ChatTemplate, ToolFormat};
+use serde_json::Value;
+use service::{BadInput, CancellationToken};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
+use types::FailReason;
+use types::link::environment::EnvironmentMessage;
+
+use crate::config::{CallSyntax, Config, EnvironmentKind, EpisodeBounds};
+
+use calls::{CODE_ARGUMENT, PYTHON};
+use episode::Episode;
+use interpreter::InterpreterPool;
+
+pub(crate) use streams::{Said, carry_episodes};
+
+/// Why an episode cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub(crate) struct EnvironmentError {
+    /// The reason that the coordinator counts.
+    reason: FailReason,
+    /// What happened, for a person.
+    detail: String,
+}
+
+impl EnvironmentError {
+    /// The environment failed.
+    fn failed(detail: impl Into<String>) -> Self {
+        Self { reason: FailReason::Environment, detail: detail.into() }
+    }
+
+    /// The machine could not give the episode what it needed.
+    fn overload(detail: impl Into<String>) -> Self {
+        Self { reason: FailReason::Overload, detail: detail.into() }
+    }
+}
+
+/// The server's environment. A cheap clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Environment(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    bounds: EpisodeBounds,
+    calls: CallSyntax,
+    /// How the policy writes calls of tools.
+    format: ToolFormat,
+    interpreters: InterpreterPool,
+    /// One for each episode that may be under way.
+    places: Arc<Semaphore>,
+    /// Cancelled when no new episode is to begin.
+    draining: CancellationToken,
+}
+
+/// What an episode begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Beginning {
+    messages: Vec<EnvironmentMessage>,
+    tools: Option<String>,
+}
+
+impl Environment {
+    /// The configured environment, if there is one.
+    ///
+    /// # Errors
+    /// Where the sandbox cannot be started, or the policy's chat template cannot be read.
+    pub(crate) async fn start(config: &Config, draining: CancellationToken) -> anyhow::Result<Option<Self>> {
+        let Some(environment) = config.environment.clone() else { return Ok(None) };
+        let EnvironmentKind::Python(python) = environment.kind;
+        let folder = config.tokenizer_dir().map(Path::to_owned).context("an environment has a tokenizer")?;
+        let (calls, bounds) = (python.calls, environment.bounds);
+        let grader = config.sandbox.as_ref().map(|sandbox| sandbox.grader.clone()).unwrap_or_default();
+        let pool_bounds = bounds.clone();
+        let (format, interpreters) = spawn_blocking(move || {
+            let format = tool_format(&folder)?;
+            let interpreters = InterpreterPool::start(grader, &python, &pool_bounds);
+            Ok::<_, anyhow::Error>((format, interpreters.context("start the environment's interpreters")?))
+        })
+        .await??;
+        let places = Arc::new(Semaphore::new(bounds.episodes));
+        Ok(Some(Self(Arc::new(Inner { bounds, calls, format, interpreters, places, draining }))))
+    }
+
+    /// A place for an episode, if there is one.
+    fn place(&self) -> Option<OwnedSemaphorePermit> {
+        if self.0.draining.is_cancelled() {
+            return None;
+        }
+        Arc::clone(&self.0.places).try_acquire_owned().ok()
+    }
+
+    /// A new episode.
+    fn reset(&self) -> (Episode, Beginning) {
+        (Episode::new(self.clone()), Beginning { messages: Vec::new(), tools: self.tools() })
+    }
+
+    /// Episodes under way.
+    fn under_way(&self) -> usize {
+        self.0.bounds.episodes - self.0.places.available_permits()
+    }
+
+    /// How long an episode may last: the last turn may end a little later than its time is over, and is to be
+    /// told so rather than to find nobody.
+    fn longest(&self) -> Duration {
+        self.0.bounds.wall.saturating_mul(2)
+    }
+
+    /// Most tokens that the policy may draw in an episode.
+    fn max_tokens(&self) -> u32 {
+        self.0.bounds.max_tokens
+    }
+
+    /// The schemas of what the policy may call, as OpenAI's API has them and chat templates read them.
+    fn tools(&self) -> Option<String> {
+        let schema = serde_json::json!([{
+            "type": "function",
+            "function": {
+                "name": PYTHON,
+                "description": "Runs Python code and returns what it prints and the value of a last expression. What \
+                                earlier calls have defined is still there.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {CODE_ARGUMENT: {"type": "string", "description": "The code to run."}},
+                    "required": [CODE_ARGUMENT],
+                },
+            },
+        }]);
+        (self.0.calls == CallSyntax::Tool).then(|| Value::to_string(&schema))
+    }
+}
+
+/// How the policy whose tokenizer lies in a folder writes calls: as its chat template teaches.
+fn tool_format(folder: &Path) -> anyhow::Result<ToolFormat> {
+    let unusable = |error: String| BadInput(format!("{}: {error}", folder.display()));
+    let tokenizer = Tokenizer::load(folder).map_err(|error| unusable(error.to_string()))?;
+    let template = ChatTemplate::load(folder, tokenizer.special().clone());
+    let template = template.map_err(|error| unusable(error.to_string()))?;
+    Ok(template.map_or(ToolFormat::Json, |template| template.tool_format()))
+}
