@@ -69,6 +69,8 @@ pub(crate) struct Episode {
     /// What was observed behind the last turn: part of the response once another turn follows.
     observed: Vec<u32>,
     turns: u32,
+    /// What the environment says that it is worth so far.
+    reward: Option<f32>,
     response_tokens: Vec<u32>,
     observations: Vec<Observation>,
     rollout_logprobs: Vec<f32>,
@@ -89,6 +91,7 @@ impl Episode {
             sequence: Vec::new(),
             observed: Vec::new(),
             turns: 0,
+            reward: None,
             response_tokens: Vec::new(),
             observations: Vec::new(),
             rollout_logprobs: Vec::new(),
@@ -208,6 +211,11 @@ impl Episode {
         Ok(None)
     }
 
+    /// What the environment says that it is worth so far, where it says so.
+    pub(crate) fn is_worth(&mut self, reward: Option<f32>) {
+        self.reward = reward;
+    }
+
     /// The rollout that it is, over for this reason.
     pub(crate) fn finish(self, id: RolloutId, fields: Arc<str>, end: EpisodeEnd) -> RolloutParts {
         RolloutParts {
@@ -215,6 +223,7 @@ impl Episode {
             prompt_tokens: self.prompt_tokens,
             response_tokens: self.response_tokens,
             observations: self.observations,
+            reward: self.reward,
             rollout_logprobs: self.rollout_logprobs,
             surviving_mass: self.surviving_mass,
             spans: self.spans,

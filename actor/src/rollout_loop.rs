@@ -345,6 +345,7 @@ impl RolloutLoop {
             prompt_tokens: work.prompt_tokens,
             response_tokens: finished.response_tokens,
             observations: Vec::new(),
+            reward: None,
             rollout_logprobs: finished.rollout_logprobs,
             surviving_mass: finished.surviving_mass,
             spans: finished.spans,

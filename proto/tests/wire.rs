@@ -69,6 +69,7 @@ prop_compose! {
             prompt_tokens: prompt.into(),
             response_tokens: tokens.iter().map(|t| t.0).collect(),
             observations,
+            reward: None,
             rollout_logprobs: tokens.iter().map(|t| t.1).collect(),
             surviving_mass: truncated.then(|| tokens.iter().map(|t| t.2).collect()),
             spans,
@@ -101,6 +102,7 @@ fn a_rollout_of_one_turn_has_the_bytes_it_always_had() {
         prompt_tokens: vec![1, 2].into(),
         response_tokens: vec![3, 3],
         observations: Vec::new(),
+        reward: None,
         rollout_logprobs: vec![-0.5; 2],
         surviving_mass: None,
         spans: vec![Span { version: PolicyVersion(4), tokens: NonZeroU32::new(2).unwrap() }],
@@ -281,10 +283,10 @@ fn the_turns_of_an_episode_survive_the_wire() {
     let messages = vec![says(Speaker::Tool, "5"), says(Speaker::User, "go on")];
     let mut replies = vec![
         EnvironmentReply::Ready { id, messages: Vec::new(), tools: Some("[]".into()), max_tokens: 9 },
-        EnvironmentReply::Observed { id, messages: messages.clone() },
+        EnvironmentReply::Observed { id, messages: messages.clone(), reward: Some(0.5) },
         EnvironmentReply::Overloaded { id, retry_after: Duration::from_secs(1) },
     ];
-    replies.extend(EpisodeEnd::ALL.iter().map(|end| EnvironmentReply::Done { id, end: *end }));
+    replies.extend(EpisodeEnd::ALL.iter().map(|end| EnvironmentReply::Done { id, end: *end, reward: None }));
     replies.extend(FailReason::ALL.iter().map(|reason| EnvironmentReply::Failed {
         id,
         reason: *reason,
@@ -297,10 +299,11 @@ fn the_turns_of_an_episode_survive_the_wire() {
     let refused = |reply: EnvironmentReply| {
         EnvironmentReply::try_from(pb::EnvironmentReply::from(reply)).unwrap_err().to_string()
     };
-    let silent = refused(EnvironmentReply::Observed { id, messages: Vec::new() });
+    let silent = refused(EnvironmentReply::Observed { id, messages: Vec::new(), reward: None });
     assert!(silent.contains("messages is missing"), "{silent}");
     let long = says(Speaker::Tool, &"x".repeat(MAX_ENVIRONMENT_BYTES));
-    let endless = refused(EnvironmentReply::Observed { id, messages: vec![long, messages[0].clone()] });
+    let endless =
+        refused(EnvironmentReply::Observed { id, messages: vec![long, messages[0].clone()], reward: None });
     assert!(endless.contains("1048577 bytes"), "{endless}");
 }
 

@@ -18,10 +18,13 @@ use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
 use types::{DType, MemberId};
 
-pub use environment::{CallSyntax, EnvironmentConfig, EnvironmentKind, EpisodeBounds, PythonTool};
+pub use environment::{
+    CallSyntax, ClassFile, EnvironmentConfig, EnvironmentKind, EpisodeBounds, EpisodePlaces, ProgramFile,
+    PythonTool,
+};
 pub use scorer::{
-    ExactMatch, Format, Http, LengthPenalty, MathMatch, NumericMatch, Python, RegexMatch, RepetitionPenalty,
-    RewardModel, Rule, ScorerConfig, ScorerKind, UnitTests,
+    EnvironmentReward, ExactMatch, Format, Http, LengthPenalty, MathMatch, NumericMatch, Python, RegexMatch,
+    RepetitionPenalty, RewardModel, Rule, ScorerConfig, ScorerKind, UnitTests,
 };
 pub use share::{Gate, Share};
 
@@ -239,6 +242,16 @@ impl Config {
         self.tokenizer.as_ref().or(reference).or(reward_model).map(PathBuf::as_path)
     }
 
+    /// Whether code of the operator's runs for it, or a remote service is asked: these reach whom they like.
+    pub fn may_ask_others(&self) -> bool {
+        let by_scorer = self
+            .scorers
+            .iter()
+            .any(|scorer| matches!(scorer.kind, ScorerKind::Http(_) | ScorerKind::Python(_)));
+        let kind = self.environment.as_ref().map(|environment| &environment.kind);
+        by_scorer || matches!(kind, Some(EnvironmentKind::Tools(_) | EnvironmentKind::Class(_)))
+    }
+
     /// Whether a scorer says which responses are right, so that no hidden tests are needed for that.
     pub fn has_yardstick(&self) -> bool {
         !self.yardsticks().is_empty()
@@ -323,6 +336,13 @@ impl service::Config for Config {
                 .extend(scorer.problems().into_iter().map(|problem| format!("scorers[{index}].{problem}")));
             if matches!(scorer.kind, ScorerKind::UnitTests(_)) && self.sandbox.is_none() {
                 problems.push(format!("scorers[{index}] runs unit tests: add a [sandbox] section"));
+            }
+            let rewards = self.environment.as_ref().is_some_and(EnvironmentConfig::gives_rewards);
+            if matches!(scorer.kind, ScorerKind::Environment(_)) && !rewards {
+                problems.push(format!(
+                    "scorers[{index}] takes the environment's reward: add an [environment] section of kind class, which \
+                     gives rewards"
+                ));
             }
         }
         let environment = self.environment.iter().flat_map(EnvironmentConfig::problems);

@@ -1,15 +1,17 @@
 //! Environments: what episodes of several turns act in (`docs/decisions.md`, D24).
 //!
 //! ```text
-//! actor --reset, steps--> grpc --> streams (a task for each episode) --> episode (bounds) --> interpreter
+//! actor --reset, steps--> grpc --> streams (a task for each episode) --> episode (bounds) --> interpreter, tools, class
 //! ```
 //!
 //! An episode lives on the stream of the actor that plays it: where the stream ends, all its episodes end and
 //! leave nothing. None of their failures says anything about the policy.
 
 mod calls;
+mod cut;
 mod episode;
 mod interpreter;
+mod program;
 mod streams;
 
 use std::path::Path;
@@ -26,11 +28,12 @@ use tokio::task::spawn_blocking;
 use types::FailReason;
 use types::link::environment::EnvironmentMessage;
 
-use crate::config::{CallSyntax, Config, EnvironmentKind, EpisodeBounds};
+use crate::config::{CallSyntax, Config, EnvironmentKind, EpisodeBounds, ProgramFile};
 
 use calls::{CODE_ARGUMENT, PYTHON};
 use episode::Episode;
 use interpreter::InterpreterPool;
+use program::{Program, ProgramPool};
 
 pub(crate) use streams::{Said, carry_episodes};
 
@@ -63,14 +66,31 @@ pub(crate) struct Environment(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     bounds: EpisodeBounds,
-    calls: CallSyntax,
-    /// How the policy writes calls of tools.
-    format: ToolFormat,
-    interpreters: InterpreterPool,
+    kind: Kind,
     /// One for each episode that may be under way.
     places: Arc<Semaphore>,
     /// Cancelled when no new episode is to begin.
     draining: CancellationToken,
+}
+
+/// What episodes act in.
+#[derive(Debug)]
+enum Kind {
+    /// An interpreter each.
+    Python {
+        calls: CallSyntax,
+        /// How the policy writes calls of tools.
+        format: ToolFormat,
+        interpreters: InterpreterPool,
+    },
+    /// The functions of a file.
+    Tools {
+        /// How the policy writes calls of them.
+        format: ToolFormat,
+        pool: ProgramPool,
+    },
+    /// An instance of a class each.
+    Class(ProgramPool),
 }
 
 /// What an episode begins with.
@@ -87,19 +107,28 @@ impl Environment {
     /// Where the sandbox cannot be started, or the policy's chat template cannot be read.
     pub(crate) async fn start(config: &Config, draining: CancellationToken) -> anyhow::Result<Option<Self>> {
         let Some(environment) = config.environment.clone() else { return Ok(None) };
-        let EnvironmentKind::Python(python) = environment.kind;
         let folder = config.tokenizer_dir().map(Path::to_owned).context("an environment has a tokenizer")?;
-        let (calls, bounds) = (python.calls, environment.bounds);
-        let grader = config.sandbox.as_ref().map(|sandbox| sandbox.grader.clone()).unwrap_or_default();
-        let pool_bounds = bounds.clone();
-        let (format, interpreters) = spawn_blocking(move || {
-            let format = tool_format(&folder)?;
-            let interpreters = InterpreterPool::start(grader, &python, &pool_bounds);
-            Ok::<_, anyhow::Error>((format, interpreters.context("start the environment's interpreters")?))
-        })
-        .await??;
+        let format = spawn_blocking(move || tool_format(&folder)).await??;
+        let bounds = environment.bounds;
+        let kind = match environment.kind {
+            EnvironmentKind::Python(python) => {
+                let grader =
+                    config.sandbox.as_ref().map(|sandbox| sandbox.grader.clone()).unwrap_or_default();
+                let (calls, pool_bounds) = (python.calls, bounds.clone());
+                let started = spawn_blocking(move || InterpreterPool::start(grader, &python, &pool_bounds));
+                let interpreters = started.await?.context("start the environment's interpreters")?;
+                Kind::Python { calls, format, interpreters }
+            }
+            EnvironmentKind::Tools(file) => {
+                Kind::Tools { format, pool: pool(Program::tools(&file), &file).await? }
+            }
+            EnvironmentKind::Class(class) => {
+                let file = class.file();
+                Kind::Class(pool(Program::class(&file, class.class.as_ref()), &file).await?)
+            }
+        };
         let places = Arc::new(Semaphore::new(bounds.episodes));
-        Ok(Some(Self(Arc::new(Inner { bounds, calls, format, interpreters, places, draining }))))
+        Ok(Some(Self(Arc::new(Inner { bounds, kind, places, draining }))))
     }
 
     /// A place for an episode, if there is one.
@@ -110,9 +139,19 @@ impl Environment {
         Arc::clone(&self.0.places).try_acquire_owned().ok()
     }
 
-    /// A new episode.
-    fn reset(&self) -> (Episode, Beginning) {
-        (Episode::new(self.clone()), Beginning { messages: Vec::new(), tools: self.tools() })
+    /// A new episode of a prompt with these fields.
+    ///
+    /// # Errors
+    /// Where the operator's class fails.
+    async fn reset(&self, fields: &str) -> Result<(Episode, Beginning), EnvironmentError> {
+        let (instance, messages) = match &self.0.kind {
+            Kind::Python { .. } | Kind::Tools { .. } => (None, Vec::new()),
+            Kind::Class(pool) => {
+                let (instance, messages) = pool.reset(fields).await?;
+                (Some(instance), messages)
+            }
+        };
+        Ok((Episode::new(self.clone(), instance), Beginning { messages, tools: self.tools() }))
     }
 
     /// Episodes under way.
@@ -133,6 +172,10 @@ impl Environment {
 
     /// The schemas of what the policy may call, as OpenAI's API has them and chat templates read them.
     fn tools(&self) -> Option<String> {
+        let calls = match &self.0.kind {
+            Kind::Python { calls, .. } => *calls,
+            Kind::Tools { pool, .. } | Kind::Class(pool) => return pool.tools(),
+        };
         let schema = serde_json::json!([{
             "type": "function",
             "function": {
@@ -146,8 +189,13 @@ impl Environment {
                 },
             },
         }]);
-        (self.0.calls == CallSyntax::Tool).then(|| Value::to_string(&schema))
+        (calls == CallSyntax::Tool).then(|| Value::to_string(&schema))
     }
+}
+
+/// The workers of a program of the operator.
+async fn pool(program: Program, file: &ProgramFile) -> anyhow::Result<ProgramPool> {
+    Ok(ProgramPool::start(program, file.workers).await.map_err(BadInput)?)
 }
 
 /// How the policy whose tokenizer lies in a folder writes calls: as its chat template teaches.

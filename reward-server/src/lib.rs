@@ -45,6 +45,7 @@ mod scorer_set;
 mod scoring;
 mod server;
 mod unit_tests;
+mod worker_process;
 
 pub use config::Config;
 pub use files::{FileOptions, Progress, logprobs_file, score_file};

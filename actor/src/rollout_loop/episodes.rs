@@ -47,7 +47,7 @@ impl RolloutLoop {
             EnvironmentReply::Ready { messages, tools, max_tokens, .. } => {
                 self.began(number, &Opening { messages, tools, max_tokens }).await;
             }
-            EnvironmentReply::Observed { messages, .. } => {
+            EnvironmentReply::Observed { messages, reward, .. } => {
                 let Some((episode, policy)) = self
                     .work
                     .get_mut(number)
@@ -56,6 +56,7 @@ impl RolloutLoop {
                 else {
                     return Ok(());
                 };
+                episode.is_worth(reward);
                 let context = policy.engine.context_tokens();
                 match episode.observe(&policy.encoder, context, &messages) {
                     Ok(None) => {
@@ -65,7 +66,12 @@ impl RolloutLoop {
                     Err(error) => self.end_broken(number, &error).await,
                 }
             }
-            EnvironmentReply::Done { end, .. } => self.end_episode(number, end).await,
+            EnvironmentReply::Done { end, reward, .. } => {
+                if let Some(episode) = self.work.get_mut(number).and_then(|work| work.episode.as_mut()) {
+                    episode.is_worth(reward);
+                }
+                self.end_episode(number, end).await;
+            }
             EnvironmentReply::Failed { reason, detail, .. } => {
                 if let Some(policy) = &self.policy {
                     policy.client.cancel(number).await?;

@@ -44,8 +44,12 @@ impl Script {
                 self.texts.entry(id).or_default().push(text);
                 let text = format!("{tokens} tokens");
                 let messages = vec![EnvironmentMessage { speaker: Speaker::Tool, text }];
-                let done = EnvironmentReply::Done { id, end: EpisodeEnd::Turns };
-                Some(if *turn == TURNS { done } else { EnvironmentReply::Observed { id, messages } })
+                let done = EnvironmentReply::Done { id, end: EpisodeEnd::Turns, reward: Some(0.25) };
+                Some(if *turn == TURNS {
+                    done
+                } else {
+                    EnvironmentReply::Observed { id, messages, reward: None }
+                })
             }
         }
     }
@@ -120,7 +124,7 @@ async fn turns_and_observations_become_one_rollout_the_same_each_time() {
     for (id, rollout) in &rollouts {
         assert_eq!(rollout.response_tokens().len(), 15, "nothing of what was said is the policy's");
         assert_eq!(rollout.rollout_logprobs().len(), 15);
-        assert_eq!(rollout.finish_reason(), FinishReason::Length);
+        assert_eq!((rollout.finish_reason(), rollout.reward()), (FinishReason::Length, Some(0.25)));
         assert_eq!(rollout.spans().len(), 1);
         let turns = rollout.turns();
         assert_eq!(turns.iter().map(|turn| turn.len()).collect::<Vec<_>>(), [6, 6, 3]);

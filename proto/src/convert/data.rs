@@ -117,6 +117,7 @@ impl From<Rollout> for pb::Rollout {
             finish_reason: finish_reason.into(),
             fields: rollout.fields.as_ref().to_owned(),
             observations: rollout.observations.into_iter().map(pb::Observation::from).collect(),
+            reward: rollout.reward,
         }
     }
 }
@@ -135,6 +136,7 @@ impl TryFrom<pb::Rollout> for Rollout {
             prompt_tokens: rollout.prompt_tokens.into(),
             response_tokens: rollout.response_tokens,
             observations: rollout.observations.into_iter().map(Observation::from).collect(),
+            reward: rollout.reward,
             rollout_logprobs: rollout.rollout_logprobs,
             surviving_mass: Some(rollout.surviving_mass).filter(|mass| !mass.is_empty()),
             spans: rollout.spans.into_iter().map(Span::try_from).collect::<Result<_, _>>()?,

@@ -147,12 +147,12 @@ impl From<EnvironmentReply> for pb::EnvironmentReply {
                 let messages = messages.into_iter().map(Into::into).collect();
                 Reply::Ready(pb::EnvironmentReady { id, messages, tools, max_tokens })
             }
-            EnvironmentReply::Observed { messages, .. } => {
+            EnvironmentReply::Observed { messages, reward, .. } => {
                 let messages = messages.into_iter().map(Into::into).collect();
-                Reply::Observed(pb::EnvironmentObservation { id, messages })
+                Reply::Observed(pb::EnvironmentObservation { id, messages, reward })
             }
-            EnvironmentReply::Done { end, .. } => {
-                Reply::Done(pb::EnvironmentDone { id, end: episode_end_to_pb(end).into() })
+            EnvironmentReply::Done { end, reward, .. } => {
+                Reply::Done(pb::EnvironmentDone { id, end: episode_end_to_pb(end).into(), reward })
             }
             EnvironmentReply::Failed { reason, detail, .. } => {
                 let reason = fail_reason_to_pb(reason).into();
@@ -182,13 +182,17 @@ impl TryFrom<pb::EnvironmentReply> for EnvironmentReply {
                 max_tokens: ready.max_tokens,
             },
             Reply::Observed(observed) => {
-                let (id, messages) = (episode(observed.id)?, messages(observed.messages)?);
+                let (id, messages, reward) =
+                    (episode(observed.id)?, messages(observed.messages)?, observed.reward);
                 if messages.is_empty() {
                     return Err(ProtocolError::Missing("environment_observation.messages"));
                 }
-                Self::Observed { id, messages }
+                Self::Observed { id, messages, reward }
             }
-            Reply::Done(done) => Self::Done { id: episode(done.id)?, end: episode_end_from_pb(done.end())? },
+            Reply::Done(done) => {
+                let end = episode_end_from_pb(done.end())?;
+                Self::Done { id: episode(done.id)?, end, reward: done.reward }
+            }
             Reply::Failed(failed) => Self::Failed {
                 id: episode(failed.id)?,
                 reason: fail_reason_from_pb(failed.reason())?,

@@ -1,6 +1,7 @@
 //! What an environment is told. It is one flat table: the bounds of every episode beside the keys of its kind.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use sandbox::{Limits, SessionLimits};
@@ -10,6 +11,9 @@ use serde_json::{Map, Value};
 
 /// Keys of every environment; all others are its kind's.
 const BOUND_KEYS: [&str; 6] = ["turns", "max_tokens", "wall", "tool_time", "observation_bytes", "episodes"];
+
+/// Nothing of an environment is more than this: a bound against nonsense.
+const MOST: usize = 1 << 24;
 
 /// What episodes act in, and what bounds them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +70,13 @@ pub enum EnvironmentKind {
     /// A Python interpreter in the sandbox, one for each episode: what a call defines is there for the next
     /// one. A turn without a call ends the episode.
     Python(PythonTool),
+    /// Functions of a Python file that the policy calls as tools, in the form that its chat template teaches.
+    /// Their signatures and docstrings are what it is told of them. A turn without a call ends the episode.
+    Tools(ProgramFile),
+    /// A Python class with `reset(**fields)` and `step(text)`, an instance for each episode. `step` returns
+    /// what is said, or `(observation, reward, terminated, truncated, info)` as Gymnasium has it; the scorer
+    /// of kind `environment` has the sum of the rewards.
+    Class(ClassFile),
 }
 
 /// A Python interpreter.
@@ -88,6 +99,74 @@ impl Default for PythonTool {
     }
 }
 
+/// The operator's own functions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProgramFile {
+    /// The file: the functions of its list `TOOLS`, or all whose names begin with no underscore.
+    #[schemars(extend("x-kind" = "file"))]
+    pub file: PathBuf,
+    /// The interpreter that runs it.
+    #[serde(default = "python3")]
+    pub interpreter: PathBuf,
+    /// Worker processes; each answers one call at a time.
+    #[serde(default = "four")]
+    pub workers: usize,
+    /// How long a call may take; then its worker is killed and replaced, and the policy is told.
+    #[serde(default = "half_a_minute", with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub timeout: Duration,
+    /// Address space of a worker; 0 is unlimited.
+    #[serde(default = "four_gibibytes")]
+    pub memory_bytes: u64,
+}
+
+/// The operator's own class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClassFile {
+    /// The file.
+    #[schemars(extend("x-kind" = "file"))]
+    pub file: PathBuf,
+    /// The class's name; where not given `Environment`, `Env`, or the only one with `reset` and `step`.
+    #[serde(default)]
+    pub class: Option<String>,
+    /// The interpreter that runs it.
+    #[serde(default = "python3")]
+    pub interpreter: PathBuf,
+    /// Worker processes; each has the instances of many episodes and answers one call at a time.
+    #[serde(default = "four")]
+    pub workers: usize,
+    /// How long a call may take; then its worker is killed, and the episodes that it has have failed.
+    #[serde(default = "half_a_minute", with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub timeout: Duration,
+    /// Address space of a worker; 0 is unlimited.
+    #[serde(default = "four_gibibytes")]
+    pub memory_bytes: u64,
+}
+
+impl ClassFile {
+    /// How its workers are run.
+    pub(crate) fn file(&self) -> ProgramFile {
+        let Self { file, interpreter, workers, timeout, memory_bytes, .. } = self.clone();
+        ProgramFile { file, interpreter, workers, timeout, memory_bytes }
+    }
+}
+
+fn python3() -> PathBuf {
+    PathBuf::from("python3")
+}
+fn four() -> usize {
+    4
+}
+fn half_a_minute() -> Duration {
+    Duration::from_secs(30)
+}
+fn four_gibibytes() -> u64 {
+    4 << 30
+}
+
 /// How a policy asks for code to be run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -100,18 +179,50 @@ pub enum CallSyntax {
     Block,
 }
 
+/// How many episodes can go on at a time, whatever the others do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpisodePlaces {
+    /// The key that bounds them.
+    pub key: &'static str,
+    /// Its value.
+    pub places: usize,
+}
+
 impl EnvironmentConfig {
+    /// How many episodes can go on at a time on one reward server without one waiting for another to end.
+    pub fn places(&self) -> EpisodePlaces {
+        let episodes = EpisodePlaces { key: "episodes", places: self.bounds.episodes };
+        match &self.kind {
+            EnvironmentKind::Python(python) if python.interpreters < episodes.places => {
+                EpisodePlaces { key: "interpreters", places: python.interpreters }
+            }
+            _ => episodes,
+        }
+    }
+
+    /// Whether it says what an episode is worth.
+    pub(super) fn gives_rewards(&self) -> bool {
+        matches!(self.kind, EnvironmentKind::Class(_))
+    }
+
     pub(super) fn problems(&self) -> Vec<String> {
         let EpisodeBounds { turns, max_tokens, wall, tool_time, observation_bytes, episodes } = &self.bounds;
-        let EnvironmentKind::Python(python) = &self.kind;
+        let (name, workers) = match &self.kind {
+            EnvironmentKind::Python(python) => ("interpreters", python.interpreters),
+            EnvironmentKind::Tools(file) => ("workers", file.workers),
+            EnvironmentKind::Class(class) => ("workers", class.workers),
+        };
         let numbers = [
             ("turns", *turns as usize),
             ("max_tokens", *max_tokens as usize),
             ("episodes", *episodes),
-            ("interpreters", python.interpreters),
+            (name, workers),
         ];
+        let many = numbers.iter().filter(|(_, number)| *number > MOST);
+        let many = many.map(|(name, number)| format!("{name} is {number}, must be at most {MOST}"));
+        let mut problems: Vec<String> = many.collect();
         let zero = numbers.into_iter().filter(|(_, number)| *number == 0);
-        let mut problems: Vec<String> = zero.map(|(name, _)| format!("{name} must be at least 1")).collect();
+        problems.extend(zero.map(|(name, _)| format!("{name} must be at least 1")));
         for (name, time) in [("wall", wall), ("tool_time", tool_time)] {
             if time.is_zero() {
                 problems.push(format!("{name} must be above 0s"));
@@ -182,7 +293,7 @@ mod tests {
     fn bounds_and_kind_stand_in_one_table() {
         let config = read(json!({"kind": "python", "turns": 3, "calls": "block"})).unwrap();
         assert_eq!(config.bounds, EpisodeBounds { turns: 3, ..EpisodeBounds::default() });
-        let EnvironmentKind::Python(python) = &config.kind;
+        let EnvironmentKind::Python(python) = &config.kind else { panic!("another kind") };
         assert_eq!(python.calls, CallSyntax::Block);
         assert_eq!(python.limits, SessionLimits::default().step, "a call's code is bounded as a session's");
         let written = serde_json::to_value(&config).unwrap();

@@ -2,7 +2,7 @@
 
 use extraction::python_blocks;
 use model::chat::{Parsed, ToolCall, ToolFormat};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::config::CallSyntax;
 
@@ -16,29 +16,39 @@ pub(super) const CODE_ARGUMENT: &str = "code";
 pub(super) enum Call {
     /// Code to run.
     Run(String),
+    /// A tool to call.
+    Tool {
+        /// Its name, as the policy wrote it.
+        name: String,
+        arguments: Map<String, Value>,
+    },
     /// What looks like a call and is none: what the policy is told about it.
     Wrong(String),
 }
 
-/// What a turn asks for, in order; nothing where it is an answer.
-pub(super) fn calls(syntax: CallSyntax, format: ToolFormat, text: &str) -> Vec<Call> {
+/// The code that a turn asks for, in order; nothing where it is an answer.
+pub(super) fn code_calls(syntax: CallSyntax, format: ToolFormat, text: &str) -> Vec<Call> {
     match syntax {
         CallSyntax::Block => {
             let code = python_blocks(text).concat();
             if code.is_empty() { Vec::new() } else { vec![Call::Run(code)] }
         }
-        CallSyntax::Tool => {
-            let Parsed { calls, problems, .. } = format.parse(text);
-            let wrong = problems
-                .into_iter()
-                .map(|problem| Call::Wrong(format!("Error: the call cannot be read: {problem}")));
-            calls.into_iter().map(of_tool).chain(wrong).collect()
-        }
+        CallSyntax::Tool => tool_calls(format, text).into_iter().map(of_python).collect(),
     }
 }
 
-fn of_tool(call: ToolCall) -> Call {
-    let ToolCall { name, mut arguments, .. } = call;
+/// The tools that a turn calls, in order; nothing where it is an answer.
+pub(super) fn tool_calls(format: ToolFormat, text: &str) -> Vec<Call> {
+    let Parsed { calls, problems, .. } = format.parse(text);
+    let wrong =
+        problems.into_iter().map(|problem| Call::Wrong(format!("Error: the call cannot be read: {problem}")));
+    let made = calls.into_iter().map(|ToolCall { name, arguments, .. }| Call::Tool { name, arguments });
+    made.chain(wrong).collect()
+}
+
+/// A call of the tool that runs code, as the code.
+fn of_python(call: Call) -> Call {
+    let Call::Tool { name, mut arguments } = call else { return call };
     if name != PYTHON {
         return Call::Wrong(format!("Error: there is no tool {name:?}; there is {PYTHON:?}"));
     }
@@ -54,7 +64,7 @@ mod tests {
     use super::*;
 
     fn of_text(format: ToolFormat, text: &str) -> Vec<Call> {
-        calls(CallSyntax::Tool, format, text)
+        code_calls(CallSyntax::Tool, format, text)
     }
 
     #[test]
@@ -81,9 +91,16 @@ mod tests {
     #[test]
     fn blocks_of_python_are_run_together() {
         let text = "First\n```python\nx = 6\n```\nthen\n```py\nx * 7\n```\n";
-        assert_eq!(calls(CallSyntax::Block, ToolFormat::Json, text), [Call::Run("x = 6\nx * 7\n".into())]);
-        assert_eq!(calls(CallSyntax::Block, ToolFormat::Json, "```\nls\n```\n42"), []);
+        assert_eq!(
+            code_calls(CallSyntax::Block, ToolFormat::Json, text),
+            [Call::Run("x = 6\nx * 7\n".into())]
+        );
+        assert_eq!(code_calls(CallSyntax::Block, ToolFormat::Json, "```\nls\n```\n42"), []);
         let thought = "<think>```python\n1\n```</think>42";
-        assert_eq!(calls(CallSyntax::Block, ToolFormat::Json, thought), [], "nothing in thoughts is a call");
+        assert_eq!(
+            code_calls(CallSyntax::Block, ToolFormat::Json, thought),
+            [],
+            "nothing in thoughts is a call"
+        );
     }
 }

@@ -26,6 +26,14 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// What an actor's stream carries; the error ends it.
 pub(crate) type Said = Result<EnvironmentReply, Misbehaved>;
 
+/// What an episode begins with.
+struct Begin {
+    id: RolloutId,
+    fields: String,
+    end: Instant,
+    place: OwnedSemaphorePermit,
+}
+
 /// An episode under way.
 #[derive(Debug)]
 struct UnderWay {
@@ -63,7 +71,7 @@ pub(crate) async fn carry_episodes(
             EnvironmentRequest::Hello { .. } => {
                 return Err("only the first message of a stream is a hello".to_owned());
             }
-            EnvironmentRequest::Reset { id, time_left, .. } => {
+            EnvironmentRequest::Reset { id, fields, time_left } => {
                 if episodes.get(&id).is_some_and(|episode| !episode.turns.is_closed()) {
                     return Err(format!("episode {id} has begun already"));
                 }
@@ -76,7 +84,8 @@ pub(crate) async fn carry_episodes(
                 };
                 let (turns, inbox) = mpsc::channel(1);
                 let end = Instant::now() + time_left.min(environment.longest());
-                let played = play(environment.clone(), id, end, inbox, replies.clone(), place);
+                let begin = Begin { id, fields, end, place };
+                let played = play(environment.clone(), begin, inbox, replies.clone());
                 episodes.insert(id, UnderWay { turns, task: tasks.spawn(played) });
                 metrics::episodes_under_way(environment.under_way());
             }
@@ -109,29 +118,33 @@ pub(crate) async fn carry_episodes(
 /// Plays one episode to its end.
 async fn play(
     environment: Environment,
-    id: RolloutId,
-    end: Instant,
+    begin: Begin,
     mut turns: mpsc::Receiver<Turn>,
     replies: mpsc::Sender<Said>,
-    _place: OwnedSemaphorePermit,
 ) {
-    let (mut episode, Beginning { messages, tools }) = environment.reset();
+    let Begin { id, fields, end, place: _place } = begin;
+    let (mut episode, Beginning { messages, tools }) = match guarded(end, environment.reset(&fields)).await {
+        Ok(begun) => begun,
+        Err(error) => {
+            metrics::environment_failed(error.reason);
+            // Nobody listening means that the actor has gone.
+            let _ = replies.send(Ok(failed(id, error))).await;
+            return;
+        }
+    };
     let max_tokens = environment.max_tokens();
     if replies.send(Ok(EnvironmentReply::Ready { id, messages, tools, max_tokens })).await.is_err() {
         return;
     }
     while let Ok(Some(turn)) = timeout_at(end, turns.recv()).await {
         let since = Instant::now();
-        let stepped = AssertUnwindSafe(timeout_at(end, episode.step(turn))).catch_unwind().await;
-        let stepped = match stepped {
-            Ok(Ok(stepped)) => stepped,
-            Ok(Err(_)) => Err(EnvironmentError::failed("not answered before the end of its lease")),
-            Err(_) => Err(EnvironmentError::failed("the environment panicked")),
-        };
+        let stepped = guarded(end, episode.step(turn)).await;
         metrics::environment_stepped(since.elapsed());
         let (reply, is_over) = match stepped {
-            Ok(Answer::Observed(messages)) => (EnvironmentReply::Observed { id, messages }, false),
-            Ok(Answer::Done(end)) => (EnvironmentReply::Done { id, end }, true),
+            Ok(Answer::Observed(messages)) => {
+                (EnvironmentReply::Observed { id, messages, reward: episode.reward() }, false)
+            }
+            Ok(Answer::Done(end)) => (EnvironmentReply::Done { id, end, reward: episode.reward() }, true),
             Err(error) => {
                 metrics::environment_failed(error.reason);
                 tracing::debug!(%id, %error, "an episode failed");
@@ -141,6 +154,18 @@ async fn play(
         if replies.send(Ok(reply)).await.is_err() || is_over {
             return;
         }
+    }
+}
+
+/// Bounds an answer by the end of its episode; a panic is an error.
+async fn guarded<T>(
+    end: Instant,
+    answer: impl Future<Output = Result<T, EnvironmentError>>,
+) -> Result<T, EnvironmentError> {
+    match AssertUnwindSafe(timeout_at(end, answer)).catch_unwind().await {
+        Ok(Ok(answered)) => answered,
+        Ok(Err(_)) => Err(EnvironmentError::failed("not answered before the end of its lease")),
+        Err(_) => Err(EnvironmentError::failed("the environment panicked")),
     }
 }
 

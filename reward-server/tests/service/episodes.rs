@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reward_server::Config;
 use reward_server::config::{CallSyntax, EnvironmentConfig, EnvironmentKind, EpisodeBounds, PythonTool};
-use reward_server::config::{Format, ScorerKind};
+use reward_server::config::{Format, ScorerConfig, ScorerKind};
 use types::link::environment::{EnvironmentReply, EnvironmentRequest, Speaker};
 use types::{EpisodeEnd, FailReason, PromptId, RolloutId};
 
@@ -24,12 +24,17 @@ fn config(bounds: EpisodeBounds, change: impl FnOnce(&mut PythonTool)) -> Config
     Config {
         tokenizer: Some(tiny::folder("policy")),
         environment: Some(EnvironmentConfig { bounds, kind: EnvironmentKind::Python(python) }),
-        scorers: scorer(ScorerKind::Format(Format { finished: true, ..Format::default() })),
+        scorers: finished(),
         ..Config::default()
     }
 }
 
-fn id(ordinal: u64) -> RolloutId {
+/// A scorer that needs nothing.
+pub(crate) fn finished() -> Vec<ScorerConfig> {
+    scorer(ScorerKind::Format(Format { finished: true, ..Format::default() }))
+}
+
+pub(crate) fn id(ordinal: u64) -> RolloutId {
     RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling: 0, attempt: 0 }
 }
 
@@ -49,18 +54,23 @@ impl Episodes {
         assert!(matches!(ready, EnvironmentReply::Ready { .. }), "{ready:?}");
     }
 
-    async fn step(&mut self, ordinal: u64, text: &str) -> EnvironmentReply {
+    pub(crate) async fn step(&mut self, ordinal: u64, text: &str) -> EnvironmentReply {
         let (text, tokens) = (text.to_owned(), 10);
         self.send(EnvironmentRequest::Step { id: id(ordinal), text, tokens, truncated: false }).await;
         self.reply().await.unwrap()
     }
 
     /// What a tool says to a turn.
-    async fn observed(&mut self, ordinal: u64, text: &str) -> String {
+    pub(crate) async fn observed(&mut self, ordinal: u64, text: &str) -> String {
+        self.observed_by(ordinal, text, Speaker::Tool).await
+    }
+
+    /// The same of another speaker.
+    pub(crate) async fn observed_by(&mut self, ordinal: u64, text: &str, speaker: Speaker) -> String {
         match self.step(ordinal, text).await {
-            EnvironmentReply::Observed { id: of, messages } => {
+            EnvironmentReply::Observed { id: of, messages, .. } => {
                 assert_eq!(of, id(ordinal));
-                assert!(messages.iter().all(|message| message.speaker == Speaker::Tool));
+                assert!(messages.iter().all(|message| message.speaker == speaker));
                 messages.into_iter().map(|message| message.text).collect()
             }
             other => panic!("nothing observed: {other:?}"),
@@ -85,7 +95,7 @@ async fn each_episode_has_an_interpreter_that_remembers() {
         "an exception is an observation"
     );
     let ended = actor.step(0, "It is 42.").await;
-    assert_eq!(ended, EnvironmentReply::Done { id: id(0), end: EpisodeEnd::Finished });
+    assert_eq!(ended, EnvironmentReply::Done { id: id(0), end: EpisodeEnd::Finished, reward: None });
     let EnvironmentReply::Failed { reason, .. } = actor.step(0, "again").await else { panic!("it is over") };
     assert_eq!(reason, FailReason::Environment);
     actor.begin(0).await;
@@ -109,7 +119,7 @@ async fn calls_of_the_tool_come_in_the_models_own_format() {
 async fn every_bound_ends_an_episode_by_its_name() {
     let world = World::start(config(EpisodeBounds { observation_bytes: 64, ..bounds() }, |_| {})).await;
     let mut actor = Episodes::connect(world.address()).await.unwrap();
-    let done = |ordinal, end| EnvironmentReply::Done { id: id(ordinal), end };
+    let done = |ordinal, end| EnvironmentReply::Done { id: id(ordinal), end, reward: None };
 
     actor.begin(0).await;
     let long = actor.observed(0, &block("print('a' * 1000)")).await;
@@ -137,7 +147,7 @@ async fn time_in_tools_and_in_all_is_bounded() {
     actor.begin(0).await;
     actor.observed(0, &block("import time\ntime.sleep(9)")).await;
     let over = actor.step(0, &block("1")).await;
-    assert_eq!(over, EnvironmentReply::Done { id: id(0), end: EpisodeEnd::ToolTime });
+    assert_eq!(over, EnvironmentReply::Done { id: id(0), end: EpisodeEnd::ToolTime, reward: None });
 
     let wall = EpisodeBounds { wall: Duration::from_millis(400), ..bounds() };
     let world = World::start(config(wall, |_| {})).await;
@@ -145,7 +155,7 @@ async fn time_in_tools_and_in_all_is_bounded() {
     actor.begin(0).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let over = actor.step(0, &block("1")).await;
-    assert_eq!(over, EnvironmentReply::Done { id: id(0), end: EpisodeEnd::WallTime });
+    assert_eq!(over, EnvironmentReply::Done { id: id(0), end: EpisodeEnd::WallTime, reward: None });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ mod grpc;
 mod membership;
 mod overload;
 mod process;
+mod programs;
 mod python;
 mod remote;
 mod ring;

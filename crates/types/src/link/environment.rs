@@ -49,7 +49,7 @@ pub enum EnvironmentRequest {
 }
 
 /// Reward server to actor.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum EnvironmentReply {
     /// An episode has begun.
     Ready {
@@ -68,6 +68,8 @@ pub enum EnvironmentReply {
         id: RolloutId,
         /// What it says, at least one message.
         messages: Vec<EnvironmentMessage>,
+        /// What it says that the episode is worth so far, where it says so.
+        reward: Option<f32>,
     },
     /// There is no further turn.
     Done {
@@ -75,6 +77,8 @@ pub enum EnvironmentReply {
         id: RolloutId,
         /// Why.
         end: EpisodeEnd,
+        /// What the environment says that the episode is worth, where it says so.
+        reward: Option<f32>,
     },
     /// The environment failed, which says nothing about the policy.
     Failed {
