@@ -155,9 +155,9 @@ async fn an_episode_ends_with_its_environment_and_what_had_not_begun_goes_on() {
     // One has begun when the server goes away, one has not.
     let mut script = Script::default();
     let begun = loop {
-        match soon("a request", playing.episodes.up.recv()).await.unwrap() {
-            EnvironmentRequest::Reset { id, .. } => break id,
-            _ => {}
+        let request = soon("a request", playing.episodes.up.recv()).await.unwrap();
+        if let EnvironmentRequest::Reset { id, .. } = request {
+            break id;
         }
     };
     let ready = EnvironmentReply::Ready { id: begun, messages: Vec::new(), tools: None, max_tokens: 15 };
