@@ -323,7 +323,7 @@ fn a_hello_comes_first_and_only_there() {
         hello.protocol = 0;
     }
     let error = ActorHello::try_from(older).unwrap_err();
-    assert_eq!(error.to_string(), "speaks protocol 0, this is 3: run the same release everywhere");
+    assert_eq!(error.to_string(), "speaks protocol 0, this is 4: run the same release everywhere");
     assert_eq!(tonic::Status::from(error).code(), tonic::Code::FailedPrecondition, "it is not to come back");
     let error = ActorReport::try_from(pb::ActorReport::from(hello)).unwrap_err();
     assert_eq!(error, ProtocolError::HelloOutOfPlace);

@@ -188,7 +188,7 @@ mod tests {
     const FORGETFUL: &str = "{% for m in messages %}[{{ m.content.split('</think>')[-1] }}]{% endfor %}";
 
     fn encoder(template: Option<&str>) -> PromptEncoder {
-        let special = SpecialTokens::default();
+        let special = SpecialTokens { eos: Some("<eos>".to_owned()), ..SpecialTokens::default() };
         let tokenizer = model::tokenizer::train_bpe(std::iter::empty::<&str>(), 260, &special).unwrap();
         let template = template.map(|source| ChatTemplate::new(source, BTreeMap::new()).unwrap());
         PromptEncoder::new(Arc::new(tokenizer), template)
