@@ -8,8 +8,8 @@
 //! ```
 //!
 //! An episode that has not begun waits for a server that is connected and has room; it begins at the one with
-//! the fewest. From then on it lives at that server, and is lost with its stream: what an environment holds is
-//! nowhere else. Each request is answered within the timeout, or the episode has failed.
+//! the fewest. From then on it lives at that server, and is lost with its stream: what an environment holds
+//! is nowhere else. Each request is answered within the timeout, or the episode has failed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Episodes of several turns in a real ring: a policy, an interpreter in the sandbox, and a learner that trains on
-//! what the policy drew.
+//! Episodes of several turns in a real ring: a policy, an interpreter in the sandbox, and a learner that
+//! trains on what the policy drew.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -34,8 +34,8 @@ fn wait_for_batches(running: &mut Running, batches: u64) {
     running.wait_for(|line| trained(line).is_some_and(|trained| trained >= batches)).unwrap();
 }
 
-/// Every batch was trained, each on episodes of which actor and learner say the same: the learner computes the
-/// log-probs of all turns of a sequence at once, the actor has drawn them turn by turn.
+/// Every batch was trained, each on episodes of which actor and learner say the same: the learner computes
+/// the log-probs of all turns of a sequence at once, the actor has drawn them turn by turn.
 fn assert_complete(ring: &TinyRing, batches: u64) {
     let steps = ring.steps().unwrap();
     assert_eq!(steps.keys().copied().collect::<Vec<_>>(), (1..=batches).collect::<Vec<_>>());

@@ -101,8 +101,8 @@ impl RolloutLoop {
         }
     }
 
-    /// Gives the engine the turns that are to be drawn. In deterministic mode all of a lease together, when no
-    /// environment is asked any more, so that the batch composition does not depend on how long they take.
+    /// Gives the engine the turns that are to be drawn. In deterministic mode all of a lease together, when
+    /// no environment is asked any more, so that the batch composition does not depend on how long they take.
     pub(super) async fn draw_next_turns(&mut self) -> anyhow::Result<()> {
         if self.next_turns.is_empty() {
             return Ok(());

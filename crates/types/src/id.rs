@@ -186,8 +186,8 @@ impl RolloutId {
             .fold(mix(run_seed), |state, word| mix(state ^ mix(word)))
     }
 
-    /// The seed of a turn of an episode, counted from 0: its tokens are drawn from a stream of their own, that
-    /// depends neither on the attempt nor on when the environment answered. The first turn has that of a
+    /// The seed of a turn of an episode, counted from 0: its tokens are drawn from a stream of their own,
+    /// that depends neither on the attempt nor on when the environment answered. The first turn has that of a
     /// response of one turn.
     pub fn turn_seed(&self, run_seed: u64, turn: u32) -> u64 {
         let first = self.seed(run_seed);

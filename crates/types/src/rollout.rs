@@ -44,8 +44,8 @@ pub struct RolloutParts {
     pub response_tokens: Vec<u32>,
     /// What the policy was given between its turns, in order; empty for one turn.
     pub observations: Vec<Observation>,
-    /// What the environment of an episode says that it is worth, where it says so; finite. Scorers decide what
-    /// enters the score.
+    /// What the environment of an episode says that it is worth, where it says so; finite. Scorers decide
+    /// what enters the score.
     pub reward: Option<f32>,
     /// `[response]` log-probs of the drawn tokens under the untruncated distribution at the sampling
     /// temperature: finite, and not above 0 beyond rounding.

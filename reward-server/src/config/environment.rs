@@ -1,4 +1,5 @@
-//! What an environment is told. It is one flat table: the bounds of every episode beside the keys of its kind.
+//! What an environment is told. It is one flat table: the bounds of every episode beside the keys of its
+//! kind.
 
 use std::borrow::Cow;
 use std::path::PathBuf;

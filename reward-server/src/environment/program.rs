@@ -173,7 +173,8 @@ impl Program {
 }
 
 impl ProgramPool {
-    /// Starts a worker, so that a file that cannot be loaded is found now; others follow when they are needed.
+    /// Starts a worker, so that a file that cannot be loaded is found now; others follow when they are
+    /// needed.
     ///
     /// # Errors
     /// Where it cannot be started.
@@ -194,7 +195,8 @@ impl ProgramPool {
         self.0.tools.clone()
     }
 
-    /// What a call of a tool returns. An exception, and a call that takes too long, is for the policy to read.
+    /// What a call of a tool returns. An exception, and a call that takes too long, is for the policy to
+    /// read.
     ///
     /// # Errors
     /// Where no worker can be started.
