@@ -6,6 +6,9 @@ pub mod config;
 
 mod coordinator_client;
 mod delivery;
+mod environment_client;
+mod environments;
+mod episode;
 mod hedge_budget;
 mod metrics;
 mod policy;

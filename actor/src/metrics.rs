@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
 use service::{Label, Metric};
-use types::FailReason;
+use types::{EpisodeEnd, FailReason};
 
 const FAIL_REASON: Label = Label::one_of("reason", FailReason::LABELS);
+const EPISODE_END: Label = Label::one_of("end", EpisodeEnd::LABELS);
 const WAY: Label = Label::one_of("way", &["broadcast", "pull"]);
 
 /// Every metric of the process.
@@ -44,6 +45,17 @@ pub const METRICS: &[Metric] = &[
     )
     .by(&[WAY]),
     Metric::histogram("rlhf_actor_response_tokens", "Length of generated responses."),
+    Metric::counter(
+        "rlhf_actor_episodes_ended_total",
+        "Episodes that became rollouts, by why they had no further turn.",
+    )
+    .by(&[EPISODE_END]),
+    Metric::counter("rlhf_actor_episode_turns_total", "Turns of these episodes."),
+    Metric::counter(
+        "rlhf_actor_observation_tokens_total",
+        "Tokens that these episodes were given between turns.",
+    ),
+    Metric::gauge("rlhf_actor_episodes_waiting", "Episodes that wait for their environment."),
 ];
 
 /// How weights came.
@@ -66,6 +78,16 @@ pub(crate) fn finished(tokens: usize) {
     counter!("rlhf_actor_rollouts_finished_total").increment(1);
     counter!("rlhf_actor_tokens_generated_total").increment(tokens as u64);
     histogram!("rlhf_actor_response_tokens").record(tokens as f64);
+}
+
+pub(crate) fn episode_ended(end: EpisodeEnd, turns: u32, given_tokens: usize) {
+    counter!("rlhf_actor_episodes_ended_total", "end" => end.as_str()).increment(1);
+    counter!("rlhf_actor_episode_turns_total").increment(u64::from(turns));
+    counter!("rlhf_actor_observation_tokens_total").increment(given_tokens as u64);
+}
+
+pub(crate) fn episodes_waiting(count: usize) {
+    gauge!("rlhf_actor_episodes_waiting").set(count as f64);
 }
 
 pub(crate) fn failed(reason: FailReason) {

@@ -4,21 +4,25 @@
 //!  coordinator --commands--> link --+
 //!                                   v
 //!  learner --weights--> receiver --> rollout loop --requests--> engine (a thread of its own)
-//!                                   ^     |   ^----- events ------+
-//!               recorded ids -------+     v
-//!                          reward router --rollouts--> reward servers
+//!                                   ^  |   |   ^----- events ------+
+//!               recorded ids -------+  |   +--turns--> environments --> reward servers
+//!                                      v
+//!                              reward router --rollouts--> reward servers
 //! ```
 //!
 //! | waits for                 | unblocked by                         | bound                                      |
 //! |---------------------------|--------------------------------------|--------------------------------------------|
 //! | a lease                   | room in engine and router            | free slots reported with every load        |
 //! | the engine's events       | its next step                        | `max_sequences` plus what waits            |
+//! | an environment            | its answer, or the timeout           | one request for each episode               |
 //! | an acknowledgement        | the coordinator's journal            | `max_unacknowledged`; then no more leases  |
 //! | weights                   | the learner, within its timeout      | one transfer at a time                     |
 //!
 //! The loop never waits for one of these alone: it is one `select!` over all of them.
 
+mod episodes;
 mod policy_events;
+mod submission;
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -26,13 +30,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use engine::{Event, Finished, Request, SampleRequest};
+use engine::{Event, Finished};
 use service::{
     BadInput, CancellationToken, LinkEvent, Readiness, Recurring, Saying, Security, Spawner, sleep_until,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome};
+use types::link::actor::{
+    ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, RewardServerAddress,
+};
+use types::link::environment::EnvironmentReply;
 use types::{
     FailReason, Incarnation, MemberId, PolicyVersion, Rollout, RolloutFailure, RolloutId, RolloutParts,
     WeightHash,
@@ -41,10 +48,12 @@ use types::{
 use crate::config::Config;
 use crate::coordinator_client::CoordinatorLink;
 use crate::delivery::{Delivery, DeliveryConfig};
+use crate::environment_client::Player;
+use crate::environments::{self, Environments};
 use crate::metrics;
 use crate::policy::{self, Outlets, Policy, PolicyEvent, PolicyUpdater, WeightSource};
 use crate::reward_router::{RewardRouter, RouterCommand};
-use crate::work::{HeldLease, Work, Workload, group_work};
+use crate::work::{Work, Workload};
 
 /// Commands to the router that may wait.
 const ROUTER_COMMAND_CAPACITY: usize = 256;
@@ -52,6 +61,8 @@ const ROUTER_COMMAND_CAPACITY: usize = 256;
 const LOAD_DELAY: Duration = Duration::from_millis(10);
 /// How long a drained actor waits for the coordinator to close the stream.
 const GOODBYE_DELAY: Duration = Duration::from_secs(1);
+/// How many episodes are taken for each place of the engine: those whose tools are at work hold none.
+const EPISODES_PER_PLACE: usize = 4;
 
 /// The loop with all that it owns.
 #[derive(Debug)]
@@ -71,6 +82,10 @@ pub(crate) struct RolloutLoop {
     unacknowledged: BTreeSet<RolloutId>,
     /// The way to the reward router, once the run is known.
     router: Option<mpsc::Sender<RouterCommand>>,
+    /// The way to the environments, where the run has episodes.
+    environments: Option<Environments>,
+    /// Numbers of the episodes whose next turn is to be drawn.
+    next_turns: BTreeSet<u64>,
     /// Ids that the coordinator has recorded, and the router's way to tell them.
     recorded: mpsc::Receiver<RolloutId>,
     recorded_sender: mpsc::Sender<RolloutId>,
@@ -103,6 +118,7 @@ enum Happened {
     Link(LinkEvent<ActorCommand>),
     Policy(anyhow::Result<PolicyEvent>),
     Engine(anyhow::Result<Event>),
+    Environment(EnvironmentReply),
     Recorded(RolloutId),
     LoadDue,
     LeaseOver,
@@ -136,6 +152,8 @@ impl RolloutLoop {
             work: Workload::default(),
             unacknowledged: BTreeSet::new(),
             router: None,
+            environments: None,
+            next_turns: BTreeSet::new(),
             recorded,
             recorded_sender,
             generated_tokens: 0,
@@ -161,6 +179,7 @@ impl RolloutLoop {
                 }
                 Happened::Policy(event) => self.policy_event(event?).await?,
                 Happened::Engine(event) => self.engine_event(event.context("generate")?).await,
+                Happened::Environment(reply) => self.environment_reply(reply).await?,
                 Happened::Recorded(id) => {
                     self.unacknowledged.remove(&id);
                 }
@@ -171,6 +190,7 @@ impl RolloutLoop {
                 Happened::Stop => self.drain().await,
             }
             self.feed_engine().await?;
+            self.draw_next_turns().await?;
             if self.has_drained() && self.leave_at.is_none() {
                 tracing::info!("drained");
                 // The last reports are on their way, and a stream that is dropped takes them with it.
@@ -192,6 +212,7 @@ impl RolloutLoop {
             event = self.link.next() => Happened::Link(event),
             event = self.updater.next() => Happened::Policy(event),
             event = policy::next_event(&mut self.policy) => Happened::Engine(event),
+            reply = environments::next_reply(&mut self.environments) => Happened::Environment(reply),
             Some(id) = self.recorded.recv() => Happened::Recorded(id),
             () = tokio::time::sleep_until(load_due), if self.link.is_connected() => Happened::LoadDue,
             () = sleep_until(lease_over) => Happened::LeaseOver,
@@ -237,7 +258,7 @@ impl RolloutLoop {
     async fn command(&mut self, command: ActorCommand) -> anyhow::Result<ControlFlow<()>> {
         match command {
             ActorCommand::Welcome(welcome) => self.welcomed(welcome).await,
-            ActorCommand::RewardServers(servers) => self.tell_router(RouterCommand::Servers(servers)).await,
+            ActorCommand::RewardServers(servers) => self.reward_servers(servers).await,
             ActorCommand::PullWeights { source, version, hash } => {
                 self.updater.pull(&self.spawner, WeightSource { address: source, version, hash }).await;
             }
@@ -272,7 +293,20 @@ impl RolloutLoop {
             self.spawner.spawn("reward router", service::OnError::Shutdown, router.run()).await;
             self.router = Some(router_sender);
         }
+        if welcome.episodes && self.environments.is_none() {
+            let (run, member, security) = (welcome.run.clone(), self.member.clone(), self.security.clone());
+            let player = Player { run, member, security };
+            let timeout = self.config.acknowledge_timeout;
+            self.environments = Some(Environments::new(player, timeout, self.spawner.clone()));
+        }
         self.welcome = Some(welcome);
+    }
+
+    async fn reward_servers(&mut self, servers: Vec<RewardServerAddress>) {
+        if let Some(environments) = &mut self.environments {
+            environments.replace_servers(&servers).await;
+        }
+        self.tell_router(RouterCommand::Servers(servers)).await;
     }
 
     async fn tell_router(&mut self, command: RouterCommand) {
@@ -287,51 +321,10 @@ impl RolloutLoop {
         let Some(welcome) = self.welcome.clone() else { return Ok(()) };
         while self.policy.is_some() && (!welcome.deterministic || self.work.running() == 0) {
             let Some(lease) = self.work.next_lease() else { break };
-            self.submit(lease, &welcome).await?;
-        }
-        Ok(())
-    }
-
-    async fn submit(&mut self, lease: HeldLease, welcome: &ActorWelcome) -> anyhow::Result<()> {
-        let Some(policy) = &self.policy else { return Ok(()) };
-        let sampling = Arc::new(lease.sampling.unwrap_or_else(|| welcome.sampling.clone()));
-        let (mut requests, mut works, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-        let mut first = self.work.next_number();
-        for leased in lease.prompts {
-            let prompt_tokens = match policy.encoder.encode(leased.prompt.content()) {
-                Ok(tokens) => tokens,
-                Err(error) => {
-                    failures.push((leased.wanted, format!("{error:#}")));
-                    continue;
-                }
-            };
-            let group = group_work(&leased, lease.deadline, &prompt_tokens, welcome.deterministic);
-            requests.push(Request {
-                prompt_tokens,
-                samples: sample_requests(&group, first, welcome.seed),
-                sampling: Arc::clone(&sampling),
-                eos_token_ids: policy.encoder.eos_ids(),
-                min_tokens: 0,
-                top_logprobs: 0,
-                stream: false,
-            });
-            first += group.len() as u64;
-            works.push(group);
-        }
-        let refusals = policy.client.submit(requests).await?;
-        for (group, refusal) in works.into_iter().zip(refusals) {
-            match refusal {
-                Ok(()) => self.work.start(group),
-                Err(refusal) => {
-                    self.work.skip(group.len());
-                    let wanted = group.iter().filter(|work| !work.unwanted).map(|work| work.id).collect();
-                    failures.push((wanted, refusal.to_string()));
-                }
-            }
-        }
-        for (ids, detail) in failures {
-            for id in ids {
-                self.fail(id, FailReason::Generation, detail.clone(), 0).await;
+            if welcome.episodes {
+                self.begin_episodes(lease, &welcome);
+            } else {
+                self.submit(lease, &welcome).await?;
             }
         }
         Ok(())
@@ -340,11 +333,12 @@ impl RolloutLoop {
     async fn engine_event(&mut self, event: Event) {
         match event {
             Event::Token(_) => {}
-            Event::Finished(finished) => self.finished(*finished).await,
+            Event::Finished(finished) => match self.work.get(finished.id) {
+                Some(Work { episode: Some(_), .. }) => self.turn_drawn(*finished).await,
+                _ => self.finished(*finished).await,
+            },
             Event::Failed { id, response_tokens, problem } => {
-                if let Some(work) = self.work.end(id).filter(|work| !work.unwanted) {
-                    self.fail(work.id, FailReason::Generation, problem, response_tokens).await;
-                }
+                self.end_failed(id, FailReason::Generation, problem, response_tokens).await;
             }
         }
     }
@@ -357,25 +351,41 @@ impl RolloutLoop {
         if work.unwanted {
             return;
         }
-        let rollout = Rollout::new(RolloutParts {
+        let parts = RolloutParts {
             id: work.id,
             prompt_tokens: work.prompt_tokens,
             response_tokens: finished.response_tokens,
             observations: Vec::new(),
+            reward: None,
             rollout_logprobs: finished.rollout_logprobs,
             surviving_mass: finished.surviving_mass,
             spans: finished.spans,
             finish_reason: finished.finish_reason,
             // Its scorers ask the coordinator for them.
             fields: "".into(),
-        });
-        match rollout {
+        };
+        self.deliver(parts, work.deadline).await;
+    }
+
+    /// Sends a rollout on its way.
+    async fn deliver(&mut self, parts: RolloutParts, deadline: Instant) {
+        let (id, tokens) = (parts.id, parts.response_tokens.len());
+        match Rollout::new(parts) {
             Ok(rollout) => {
-                self.unacknowledged.insert(rollout.id());
-                let delivery = Delivery { rollout: Arc::new(rollout), deadline: work.deadline };
+                self.unacknowledged.insert(id);
+                let delivery = Delivery { rollout: Arc::new(rollout), deadline };
                 self.tell_router(RouterCommand::Deliver(delivery)).await;
             }
-            Err(invalid) => self.fail(work.id, FailReason::Invalid, invalid.to_string(), tokens).await,
+            Err(invalid) => self.fail(id, FailReason::Invalid, invalid.to_string(), tokens).await,
+        }
+    }
+
+    /// What is worked on under a number has failed.
+    async fn end_failed(&mut self, number: u64, reason: FailReason, detail: String, tokens: usize) {
+        let Some(work) = self.work.end(number) else { return };
+        self.forget_episode(number, &work);
+        if !work.unwanted {
+            self.fail(work.id, reason, detail, tokens).await;
         }
     }
 
@@ -401,7 +411,12 @@ impl RolloutLoop {
         let places = self.config.engine.max_sequences + self.config.engine.max_sequences / 4;
         let full = self.unacknowledged.len() >= self.config.max_unacknowledged;
         let closed = self.policy.is_none() || self.drain_deadline.is_some() || full;
-        let free = if closed { 0 } else { places.saturating_sub(running + self.work.waiting()) };
+        let asked = running + self.work.waiting();
+        // An episode whose environment is at work takes no place of the engine.
+        let acting = self.environments.as_ref().map_or(0, Environments::waiting);
+        let most = if acting > 0 { EPISODES_PER_PLACE * places } else { places };
+        let room = places.saturating_sub(asked.saturating_sub(acting)).min(most.saturating_sub(asked));
+        let free = if closed { 0 } else { room };
         ActorLoad {
             free_slots: saturated(free),
             last_lease: self.work.last_lease(),
@@ -415,6 +430,7 @@ impl RolloutLoop {
     async fn report_load(&mut self) {
         let load = self.load();
         metrics::load(load.running, load.free_slots);
+        metrics::episodes_waiting(self.environments.as_ref().map_or(0, Environments::waiting));
         (self.reported_load, self.reported_at) = (load, Instant::now());
         self.link.report(ActorReport::Load(load)).await;
     }
@@ -454,8 +470,14 @@ impl RolloutLoop {
     ) -> anyhow::Result<()> {
         let given_up = self.work.give_up(chosen);
         for number in given_up.numbers {
+            self.next_turns.remove(&number);
             if let Some(policy) = &self.policy {
                 policy.client.cancel(number).await?;
+            }
+        }
+        for id in given_up.episodes {
+            if let Some(environments) = &mut self.environments {
+                environments.close(id);
             }
         }
         for id in given_up.wanted {
@@ -468,12 +490,6 @@ impl RolloutLoop {
     fn has_drained(&self) -> bool {
         self.drain_deadline.is_some() && self.work.is_empty() && self.unacknowledged.is_empty()
     }
-}
-
-/// The engine's requests for a group's responses, numbered from `first`, each with a seed of its own.
-fn sample_requests(group: &[Work], first: u64, run_seed: u64) -> Vec<SampleRequest> {
-    let numbered = (first..).zip(group);
-    numbered.map(|(id, work)| SampleRequest { id, seed: work.id.seed(run_seed) }).collect()
 }
 
 /// A count as it is reported.

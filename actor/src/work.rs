@@ -9,6 +9,8 @@ use tokio::time::Instant;
 use types::link::actor::{Lease, LeasedPrompt};
 use types::{LeaseId, RolloutId, Sampling};
 
+use crate::episode::Episode;
+
 /// No lease is taken to last longer.
 const LEASE_TIMEOUT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -29,7 +31,7 @@ impl HeldLease {
     }
 }
 
-/// A response that the engine works on.
+/// A response that the engine works on, or an environment.
 #[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) id: RolloutId,
@@ -38,6 +40,8 @@ pub(crate) struct Work {
     pub(crate) deadline: Instant,
     /// Generated only to keep the batch composition (docs/decisions.md, D7): the coordinator has it already.
     pub(crate) unwanted: bool,
+    /// Its turns, where the run has episodes.
+    pub(crate) episode: Option<Box<Episode>>,
 }
 
 /// The actor's work.
@@ -45,8 +49,10 @@ pub(crate) struct Work {
 pub(crate) struct Workload {
     /// For the engine's first weights, or in deterministic mode for the lease before.
     waiting: VecDeque<HeldLease>,
-    /// What the engine works on, by its number for it.
+    /// What is worked on, by the engine's number for it.
     running: BTreeMap<u64, Work>,
+    /// The numbers of episodes.
+    episodes: BTreeMap<RolloutId, u64>,
     next_number: u64,
     last_lease: LeaseId,
 }
@@ -58,6 +64,8 @@ pub(crate) struct GivenUp {
     pub(crate) wanted: Vec<RolloutId>,
     /// The engine's numbers to cancel.
     pub(crate) numbers: Vec<u64>,
+    /// The episodes to close, those included that nobody waits for.
+    pub(crate) episodes: Vec<RolloutId>,
 }
 
 impl Workload {
@@ -85,9 +93,14 @@ impl Workload {
 
     /// The engine works on these, under the next numbers.
     pub(crate) fn start(&mut self, group: Vec<Work>) {
-        let numbers = self.next_number..;
+        let first = self.next_number;
         self.skip(group.len());
-        self.running.extend(numbers.zip(group));
+        for (number, work) in (first..).zip(group) {
+            if work.episode.is_some() {
+                self.episodes.insert(work.id, number);
+            }
+            self.running.insert(number, work);
+        }
     }
 
     /// The engine has refused as many, under the next numbers.
@@ -97,7 +110,35 @@ impl Workload {
 
     /// The engine is done with one; none for what was given up.
     pub(crate) fn end(&mut self, number: u64) -> Option<Work> {
-        self.running.remove(&number)
+        let work = self.running.remove(&number)?;
+        if work.episode.is_some() {
+            self.episodes.remove(&work.id);
+        }
+        Some(work)
+    }
+
+    /// The number of an episode under way.
+    pub(crate) fn number_of(&self, episode: RolloutId) -> Option<u64> {
+        self.episodes.get(&episode).copied()
+    }
+
+    /// What is worked on under a number.
+    pub(crate) fn get(&self, number: u64) -> Option<&Work> {
+        self.running.get(&number)
+    }
+
+    /// The same, to change it.
+    pub(crate) fn get_mut(&mut self, number: u64) -> Option<&mut Work> {
+        self.running.get_mut(&number)
+    }
+
+    /// Whether an episode has a sibling that has not begun: the first turns of a group share their prompt.
+    pub(crate) fn has_sibling_to_begin(&self, number: u64) -> bool {
+        let Some(prompt) = self.running.get(&number).map(|work| work.id.prompt) else { return false };
+        // A group has numbers without gaps, but for those that have ended.
+        let before = self.running.range(..number).rev().take_while(|(_, work)| work.id.prompt == prompt);
+        let behind = self.running.range(number..).take_while(|(_, work)| work.id.prompt == prompt);
+        before.chain(behind).filter_map(|(_, work)| work.episode.as_ref()).any(|episode| !episode.has_begun())
     }
 
     /// The attempts that wait or are worked on.
@@ -111,7 +152,7 @@ impl Workload {
         self.waiting.iter().flat_map(HeldLease::wanted).count()
     }
 
-    /// Responses that the engine works on.
+    /// Responses that are worked on.
     pub(crate) fn running(&self) -> usize {
         self.running.len()
     }
@@ -136,6 +177,10 @@ impl Workload {
         });
         for (number, work) in self.running.extract_if(.., |_, work| chosen(work.deadline)) {
             given_up.numbers.push(number);
+            if work.episode.is_some() {
+                self.episodes.remove(&work.id);
+                given_up.episodes.push(work.id);
+            }
             given_up.wanted.extend((!work.unwanted).then_some(work.id));
         }
         given_up
@@ -161,6 +206,7 @@ pub(crate) fn group_work(
             prompt_tokens: Arc::clone(prompt_tokens),
             deadline,
             unwanted: wanted.is_none(),
+            episode: None,
         });
     }
     group

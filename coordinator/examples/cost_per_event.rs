@@ -183,5 +183,6 @@ fn plan() -> RunPlan {
         send_filtered: false,
         sampling: Sampling::default(),
         evaluation: None,
+        episodes: false,
     }
 }

@@ -108,6 +108,9 @@ pub struct Config {
     pub sampling: Sampling,
     /// Held-out prompts that are asked now and then; nothing is learnt from them.
     pub eval: Option<EvalConfig>,
+    /// Responses are episodes of several turns: the reward servers have an environment. Follows from
+    /// `reward_server.environment` in a recipe.
+    pub episodes: bool,
     /// The process.
     pub service: ServiceConfig,
 }
@@ -174,6 +177,7 @@ impl Default for Config {
             filtration: FiltrationPlan::default(),
             sampling: Sampling::default(),
             eval: None,
+            episodes: false,
             service: ServiceConfig::default(),
         }
     }
@@ -308,6 +312,7 @@ impl Config {
             max_refill_batches: self.max_refill_batches,
             sampling: self.sampling.clone(),
             evaluation: self.evaluation(data)?,
+            episodes: self.episodes,
         })
     }
 }

@@ -162,6 +162,7 @@ impl RecordedSample {
             spans: span.into_iter().collect(),
             response_tokens,
             observations,
+            reward: None,
             rollout_logprobs: numbers(
                 self.rollout_logprobs.or(self.logprobs).ok_or(SampleError::NoLogprobs)?,
             ),

@@ -10,6 +10,7 @@ pub const CALLERS: &[(&str, &[&str])] = &[
     ("/sluice.v1.Observer/Status", &["observer", "operator"]),
     ("/sluice.v1.Observer/Drain", &["operator"]),
     ("/sluice.v1.RewardServer/Score", &["actor"]),
+    ("/sluice.v1.RewardServer/Environment", &["actor"]),
     ("/sluice.v1.WeightSource/Describe", &["actor"]),
     ("/sluice.v1.WeightSource/Pull", &["actor"]),
 ];

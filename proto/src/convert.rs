@@ -3,6 +3,7 @@
 mod actor;
 pub(crate) mod batch;
 mod data;
+mod environment;
 mod learner;
 mod reward;
 

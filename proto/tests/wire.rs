@@ -12,13 +12,16 @@ use proptest::prelude::*;
 use prost::Message;
 use proto::{LearnerCommands, ProtocolError, learner_messages, pb};
 use types::link::actor::{ActorCommand, ActorHello, ActorReport, Lease, LeasedPrompt};
+use types::link::environment::{
+    EnvironmentMessage, EnvironmentReply, EnvironmentRequest, MAX_ENVIRONMENT_BYTES, Speaker,
+};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{
-    Batch, BatchId, BroadcastGroupId, DType, FailReason, FinishReason, GroupScore, Incarnation, LeaseId,
-    Manifest, Observation, PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure,
-    RolloutId, RolloutParts, Sample, SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout,
-    Texts, WeightHash,
+    Batch, BatchId, BroadcastGroupId, DType, EpisodeEnd, FailReason, FinishReason, GroupScore, Incarnation,
+    LeaseId, Manifest, Observation, PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout,
+    RolloutFailure, RolloutId, RolloutParts, Sample, SamplingParams, ScoredRollout, Scores, Span,
+    TensorEntry, TensorLayout, Texts, WeightHash,
 };
 
 /// Encodes, decodes and converts back.
@@ -66,6 +69,7 @@ prop_compose! {
             prompt_tokens: prompt.into(),
             response_tokens: tokens.iter().map(|t| t.0).collect(),
             observations,
+            reward: None,
             rollout_logprobs: tokens.iter().map(|t| t.1).collect(),
             surviving_mass: truncated.then(|| tokens.iter().map(|t| t.2).collect()),
             spans,
@@ -98,6 +102,7 @@ fn a_rollout_of_one_turn_has_the_bytes_it_always_had() {
         prompt_tokens: vec![1, 2].into(),
         response_tokens: vec![3, 3],
         observations: Vec::new(),
+        reward: None,
         rollout_logprobs: vec![-0.5; 2],
         surviving_mass: None,
         spans: vec![Span { version: PolicyVersion(4), tokens: NonZeroU32::new(2).unwrap() }],
@@ -263,6 +268,47 @@ fn control_messages_survive_the_wire() {
         let report = ActorReport::Failed(failure);
         assert_eq!(through_bytes::<_, pb::ActorReport>(report.clone()), report);
     }
+}
+
+#[test]
+fn the_turns_of_an_episode_survive_the_wire() {
+    let id = RolloutId { prompt: PromptId { epoch: 1, ordinal: 5 }, sibling: 2, attempt: 1 };
+    let (run, member) = ("run-1".parse().unwrap(), "actor-0".parse().unwrap());
+    let requests = [
+        EnvironmentRequest::Hello { run, member },
+        EnvironmentRequest::Reset { id, time_left: Duration::from_secs(3) },
+        EnvironmentRequest::Step { id, text: "2+3".into(), tokens: 3, truncated: true },
+        EnvironmentRequest::Close(id),
+    ];
+    for request in requests {
+        assert_eq!(through_bytes::<_, pb::EnvironmentRequest>(request.clone()), request);
+    }
+    let says = |speaker, text: &str| EnvironmentMessage { speaker, text: text.to_owned() };
+    let messages = vec![says(Speaker::Tool, "5"), says(Speaker::User, "go on")];
+    let mut replies = vec![
+        EnvironmentReply::Ready { id, messages: Vec::new(), tools: Some("[]".into()), max_tokens: 9 },
+        EnvironmentReply::Observed { id, messages: messages.clone(), reward: Some(0.5) },
+        EnvironmentReply::Overloaded { id, retry_after: Duration::from_secs(1) },
+    ];
+    replies.extend(EpisodeEnd::ALL.iter().map(|end| EnvironmentReply::Done { id, end: *end, reward: None }));
+    replies.extend(FailReason::ALL.iter().map(|reason| EnvironmentReply::Failed {
+        id,
+        reason: *reason,
+        detail: "why".into(),
+    }));
+    for reply in replies {
+        assert_eq!(through_bytes::<_, pb::EnvironmentReply>(reply.clone()), reply);
+    }
+
+    let refused = |reply: EnvironmentReply| {
+        EnvironmentReply::try_from(pb::EnvironmentReply::from(reply)).unwrap_err().to_string()
+    };
+    let silent = refused(EnvironmentReply::Observed { id, messages: Vec::new(), reward: None });
+    assert!(silent.contains("messages is missing"), "{silent}");
+    let long = says(Speaker::Tool, &"x".repeat(MAX_ENVIRONMENT_BYTES));
+    let endless =
+        refused(EnvironmentReply::Observed { id, messages: vec![long, messages[0].clone()], reward: None });
+    assert!(endless.contains("1048577 bytes"), "{endless}");
 }
 
 #[test]

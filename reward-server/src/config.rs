@@ -1,5 +1,6 @@
 //! The reward server's configuration.
 
+mod environment;
 mod need;
 mod required;
 mod scorer;
@@ -18,9 +19,13 @@ use service::ServiceConfig;
 use service::security::Door;
 use types::{DType, MemberId};
 
+pub use environment::{
+    CallSyntax, ClassFile, EnvironmentConfig, EnvironmentKind, EpisodeBounds, EpisodePlaces, ProgramFile,
+    PythonTool,
+};
 pub use scorer::{
-    ExactMatch, Format, Http, LengthPenalty, MathMatch, NumericMatch, Python, RegexMatch, RepetitionPenalty,
-    RewardModel, Rule, ScorerConfig, ScorerKind, UnitTests,
+    EnvironmentReward, ExactMatch, Format, Http, LengthPenalty, MathMatch, NumericMatch, Python, RegexMatch,
+    RepetitionPenalty, RewardModel, Rule, ScorerConfig, ScorerKind, UnitTests,
 };
 pub use share::{Gate, Share};
 
@@ -63,6 +68,8 @@ pub struct Config {
     /// Runs unit tests. With it, the outcome of every problem that has tests is reported, whatever the
     /// scorers' weights, unless a scorer is marked as the yardstick.
     pub sandbox: Option<SandboxConfig>,
+    /// What the policy acts in over several turns. Without it a response is one turn.
+    pub environment: Option<EnvironmentConfig>,
     /// The scorers; their weighted sum is the score.
     pub scorers: Vec<ScorerConfig>,
     /// The HTTP endpoint for programs that are not Sluice.
@@ -217,6 +224,7 @@ impl Default for Config {
             models: ModelsConfig::default(),
             reference: None,
             sandbox: None,
+            environment: None,
             scorers: Vec::new(),
             endpoint: EndpointConfig::default(),
             service: ServiceConfig::default(),
@@ -235,6 +243,16 @@ impl Config {
         self.tokenizer.as_ref().or(reference).or(reward_model).map(PathBuf::as_path)
     }
 
+    /// Whether code of the operator's runs for it, or a remote service is asked: these reach whom they like.
+    pub fn may_ask_others(&self) -> bool {
+        let by_scorer = self
+            .scorers
+            .iter()
+            .any(|scorer| matches!(scorer.kind, ScorerKind::Http(_) | ScorerKind::Python(_)));
+        let kind = self.environment.as_ref().map(|environment| &environment.kind);
+        by_scorer || matches!(kind, Some(EnvironmentKind::Tools(_) | EnvironmentKind::Class(_)))
+    }
+
     /// Whether a scorer says which responses are right, so that no hidden tests are needed for that.
     pub fn has_yardstick(&self) -> bool {
         !self.yardsticks().is_empty()
@@ -249,6 +267,7 @@ impl Config {
     /// Whether anything reads text, so that a tokenizer is needed.
     pub(crate) fn needs_text(&self) -> bool {
         self.sandbox.is_some()
+            || self.environment.is_some()
             || self.endpoint.enabled
             || self.scorers.iter().any(|scorer| scorer.kind.reads_text())
     }
@@ -326,7 +345,16 @@ impl service::Config for Config {
             if matches!(scorer.kind, ScorerKind::UnitTests(_)) && self.sandbox.is_none() {
                 problems.push(format!("scorers[{index}] runs unit tests: add a [sandbox] section"));
             }
+            let rewards = self.environment.as_ref().is_some_and(EnvironmentConfig::gives_rewards);
+            if matches!(scorer.kind, ScorerKind::Environment(_)) && !rewards {
+                problems.push(format!(
+                    "scorers[{index}] takes the environment's reward: add an [environment] section of kind class, which \
+                     gives rewards"
+                ));
+            }
         }
+        let environment = self.environment.iter().flat_map(EnvironmentConfig::problems);
+        problems.extend(environment.map(|problem| format!("environment.{problem}")));
         if let Some(reference) = &self.reference
             && !(reference.temperature.is_finite() && reference.temperature >= 0.0)
         {

@@ -206,6 +206,7 @@ fn input(scorers: &ScorerSet, query: &str, prompt: String, label: Value) -> Resu
         prompt,
         fields: fields(label),
         truncated: false,
+        reward: None,
     })
 }
 

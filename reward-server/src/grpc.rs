@@ -1,4 +1,5 @@
-//! The service for actors: a stream of rollouts up, one answer each down.
+//! The service for actors: a stream of rollouts up, one answer each down; and the same for the turns of
+//! episodes.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,22 +10,30 @@ use proto::pb::reward_server_server::{RewardServer, RewardServerServer};
 use proto::{CALLERS, MAX_MESSAGE_BYTES, pb};
 use service::grpc::Router;
 use service::{CancellationToken, OnError, Security, Spawner};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use types::link::environment::EnvironmentRequest;
 use types::link::reward::ScoreRequest;
-use types::{MemberId, RolloutId};
+use types::{MemberId, RolloutId, RunId};
 
 use crate::config::QueueConfig;
+use crate::environment::{Environment, EpisodeHost, Said, carry_episodes};
+use crate::fields_client::PromptFields;
 use crate::registry::{InvalidRollout, Misbehaved, Reply, RolloutRegistry};
 
 /// How long a new stream may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What goes down a stream.
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
 /// The service.
 #[derive(Debug, Clone)]
 pub(crate) struct Grpc {
     registry: RolloutRegistry,
+    environment: Option<Environment>,
+    fields: Arc<PromptFields>,
     spawner: Spawner,
     queue: QueueConfig,
     /// One permit for each stream there may be.
@@ -33,15 +42,20 @@ pub(crate) struct Grpc {
     done: CancellationToken,
 }
 
+/// What the service hands requests to.
+#[derive(Debug, Clone)]
+pub(crate) struct GrpcWork {
+    pub(crate) registry: RolloutRegistry,
+    /// What episodes act in; a run of one-turn responses has none.
+    pub(crate) environment: Option<Environment>,
+    pub(crate) fields: Arc<PromptFields>,
+}
+
 impl Grpc {
-    pub(crate) fn new(
-        registry: RolloutRegistry,
-        spawner: Spawner,
-        queue: QueueConfig,
-        done: CancellationToken,
-    ) -> Self {
+    pub(crate) fn new(work: GrpcWork, spawner: Spawner, queue: QueueConfig, done: CancellationToken) -> Self {
+        let GrpcWork { registry, environment, fields } = work;
         let streams = Arc::new(Semaphore::new(queue.max_streams));
-        Self { registry, spawner, queue, streams, done }
+        Self { registry, environment, fields, spawner, queue, streams, done }
     }
 
     /// The service on a server with our bounds.
@@ -52,19 +66,21 @@ impl Grpc {
         service::grpc::server(security, CALLERS).add_service(service)
     }
 
-    /// The actor behind a new stream.
-    async fn introduction(&self, requests: &mut Streaming<pb::ScoreRequest>) -> Result<MemberId, Status> {
-        let first = match tokio::time::timeout(HELLO_TIMEOUT, requests.next()).await {
-            Ok(Some(message)) => message?,
-            Ok(None) => return Err(Status::invalid_argument("the stream ended before a hello")),
-            Err(_) => return Err(Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}"))),
-        };
-        let ScoreRequest::Hello { run, member } = first.try_into()? else {
-            return Err(Status::invalid_argument("the first message of a stream must be a hello"));
-        };
+    /// A place for a new stream.
+    fn place(&self) -> Result<OwnedSemaphorePermit, Status> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "{} streams are open, the most that queue.max_streams allows; try another reward server, or later",
+                self.queue.max_streams
+            ))
+        })
+    }
+
+    /// The actor that a new stream's hello names, if it works for our run.
+    fn introduced(&self, run: &RunId, member: MemberId) -> Result<MemberId, Status> {
         match self.registry.run() {
             None => Err(Status::unavailable("not yet connected to the coordinator")),
-            Some(ours) if ours != run => Err(Status::failed_precondition(format!(
+            Some(ours) if ours != *run => Err(Status::failed_precondition(format!(
                 "this reward server works for run {ours}, not for run {run}"
             ))),
             Some(_) => Ok(member),
@@ -72,22 +88,34 @@ impl Grpc {
     }
 }
 
+/// The first message of a new stream.
+async fn first_message<T>(requests: &mut Streaming<T>) -> Result<T, Status> {
+    match tokio::time::timeout(HELLO_TIMEOUT, requests.next()).await {
+        Ok(Some(message)) => message,
+        Ok(None) => Err(Status::invalid_argument("the stream ended before a hello")),
+        Err(_) => Err(Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}"))),
+    }
+}
+
+fn no_hello() -> Status {
+    Status::invalid_argument("the first message of a stream must be a hello")
+}
+
 #[tonic::async_trait]
 impl RewardServer for Grpc {
-    type ScoreStream = Pin<Box<dyn Stream<Item = Result<pb::ScoreReply, Status>> + Send>>;
+    type ScoreStream = Replies<pb::ScoreReply>;
+    type EnvironmentStream = Replies<pb::EnvironmentReply>;
 
     async fn score(
         &self,
         request: Request<Streaming<pb::ScoreRequest>>,
     ) -> Result<Response<Self::ScoreStream>, Status> {
         let mut requests = request.into_inner();
-        let stream = Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!(
-                "{} streams are open, the most that queue.max_streams allows; try another reward server, or later",
-                self.queue.max_streams
-            ))
-        })?;
-        let actor = self.introduction(&mut requests).await?;
+        let stream = self.place()?;
+        let ScoreRequest::Hello { run, member } = first_message(&mut requests).await?.try_into()? else {
+            return Err(no_hello());
+        };
+        let actor = self.introduced(&run, member)?;
         let (replies, outbox) = mpsc::channel::<Reply>(self.queue.stream_rollouts);
         let (registry, done) = (self.registry.clone(), self.done.clone());
         tracing::info!(%actor, "actor connected");
@@ -106,10 +134,53 @@ impl RewardServer for Grpc {
         self.spawner.spawn(name, OnError::Log, carry).await;
         Ok(Response::new(Box::pin(ReceiverStream::new(outbox).map(message))))
     }
+
+    async fn environment(
+        &self,
+        request: Request<Streaming<pb::EnvironmentRequest>>,
+    ) -> Result<Response<Self::EnvironmentStream>, Status> {
+        let mut requests = request.into_inner();
+        let stream = self.place()?;
+        let first = first_message(&mut requests).await?;
+        let EnvironmentRequest::Hello { run, member } = first.try_into()? else { return Err(no_hello()) };
+        let actor = self.introduced(&run, member)?;
+        let environment = self.environment.clone().ok_or_else(|| {
+            Status::failed_precondition(
+                "this reward server has no environment: add [reward_server.environment] to its configuration, or \
+                 run without coordinator.episodes",
+            )
+        })?;
+        let host = EpisodeHost { environment, fields: Arc::clone(&self.fields), run };
+        let (replies, outbox) = mpsc::channel::<Said>(self.queue.stream_rollouts);
+        let done = self.done.clone();
+        tracing::info!(%actor, "actor connected for episodes");
+        let name = format!("episodes of {actor}");
+        let carry = async move {
+            let _stream = stream;
+            let requests = requests.map(|request| match request {
+                Ok(request) => EnvironmentRequest::try_from(request).map_err(|error| error.to_string()),
+                Err(status) => Err(status.message().to_owned()),
+            });
+            tokio::select! {
+                ended = carry_episodes(host, requests, replies.clone()) => match ended {
+                    Ok(()) => tracing::info!(%actor, "actor left its episodes"),
+                    Err(reason) => {
+                        tracing::info!(%actor, reason, "actor's stream of episodes ended");
+                        // Nobody listening means that the actor has gone.
+                        let _ = replies.try_send(Err(Misbehaved(reason)));
+                    }
+                },
+                () = done.cancelled() => {}
+            }
+            Ok(())
+        };
+        self.spawner.spawn(name, OnError::Log, carry).await;
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbox).map(message))))
+    }
 }
 
 /// A reply as it goes over the wire.
-fn message(reply: Reply) -> Result<pb::ScoreReply, Status> {
+fn message<R, T: From<R>>(reply: Result<R, Misbehaved>) -> Result<T, Status> {
     match reply {
         Ok(reply) => Ok(reply.into()),
         Err(Misbehaved(problem)) => Err(Status::invalid_argument(problem)),

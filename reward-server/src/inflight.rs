@@ -214,6 +214,7 @@ mod tests {
             prompt_tokens: vec![1, 2].into(),
             response_tokens: vec![3; 4],
             observations: Vec::new(),
+            reward: None,
             rollout_logprobs: vec![-0.5; 4],
             surviving_mass: None,
             spans: vec![Span { version: PolicyVersion(0), tokens: NonZeroU32::new(4).unwrap() }],

@@ -6,6 +6,7 @@
 //!                                |     ^                                   |
 //!                                |     '------------ result ---------------'
 //!                                '--> coordinator_client --> coordinator's journal
+//! actors --turns of episodes--> grpc --> environment --> interpreters in the sandbox
 //! ```
 //!
 //! Invariants:
@@ -23,6 +24,7 @@ mod breaker;
 mod combine;
 mod coordinator_client;
 mod endpoint;
+mod environment;
 mod failures;
 mod fields_client;
 mod grpc;
@@ -44,6 +46,7 @@ mod scorer_set;
 mod scoring;
 mod server;
 mod unit_tests;
+mod worker_process;
 
 pub use config::Config;
 pub use files::{FileOptions, Progress, logprobs_file, score_file};

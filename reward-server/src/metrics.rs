@@ -16,6 +16,8 @@ const FAIL_REASON: Label = Label::one_of("reason", FailReason::LABELS);
 const SCORER: Label = Label::described("scorer", "the kind of scorer, as configured");
 const NETWORK: Label = Label::one_of("network", &["reward-model", "reference"]);
 
+const TOOL: Label = Label::one_of("tool", &["python", "tools", "class"]);
+
 /// Every metric of the process.
 pub const METRICS: &[Metric] = &[
     Metric::counter("rlhf_reward_offers_total", "Rollouts that actors offered, by what became of the offer.")
@@ -71,6 +73,22 @@ pub const METRICS: &[Metric] = &[
     Metric::counter("rlhf_reward_http_attempts_total", "Requests to remote reward services, by result.")
         .by(&[Label::one_of("result", &["success", "failure"])]),
     Metric::gauge("rlhf_reward_http_breaker_open", "1 while nothing is sent to a remote service that fails."),
+    Metric::gauge("rlhf_reward_environment_episodes", "Episodes under way."),
+    Metric::histogram(
+        "rlhf_reward_environment_step_seconds",
+        "Time from a turn of an episode to what the environment says, waiting included.",
+    ),
+    Metric::counter(
+        "rlhf_reward_environment_failures_total",
+        "Episodes that the environment failed, by reason.",
+    )
+    .by(&[FAIL_REASON]),
+    Metric::histogram("rlhf_reward_tool_seconds", "Time of a call of a tool, without waiting.").by(&[TOOL]),
+    Metric::counter(
+        "rlhf_reward_tool_left_out_bytes_total",
+        "Bytes of what calls of tools returned that the policy was not shown.",
+    )
+    .by(&[TOOL]),
     Metric::counter("rlhf_reward_endpoint_requests_total", "Requests to /get_reward, by HTTP status.")
         .by(&[Label::described("status", "the HTTP status")]),
 ];
@@ -209,4 +227,25 @@ pub(crate) fn http_breaker(open_for: Option<Duration>) {
 /// A request to the endpoint.
 pub(crate) fn endpoint(status: &'static str) {
     counter!("rlhf_reward_endpoint_requests_total", "status" => status).increment(1);
+}
+
+/// Episodes under way.
+pub(crate) fn episodes_under_way(count: usize) {
+    gauge!("rlhf_reward_environment_episodes").set(count as f64);
+}
+
+/// An environment has answered a turn.
+pub(crate) fn environment_stepped(took: Duration) {
+    histogram!("rlhf_reward_environment_step_seconds").record(took.as_secs_f64());
+}
+
+/// An environment has failed an episode.
+pub(crate) fn environment_failed(reason: FailReason) {
+    counter!("rlhf_reward_environment_failures_total", "reason" => reason.as_str()).increment(1);
+}
+
+/// A tool was called.
+pub(crate) fn tool_called(tool: &'static str, took: Duration, left_out: u64) {
+    histogram!("rlhf_reward_tool_seconds", "tool" => tool).record(took.as_secs_f64());
+    counter!("rlhf_reward_tool_left_out_bytes_total", "tool" => tool).increment(left_out);
 }

@@ -14,24 +14,19 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use service::Backoff;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::Command;
 
 use crate::batch_queue::{BatchReceiver, Call};
 use crate::config::{MathMatch, Python};
-use crate::metrics;
 use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
+use crate::worker_process::WorkerProcess;
 
 const WORKER: &str = include_str!("python/worker.py");
 const MATH: &str = include_str!("python/math.py");
-/// No reply of a worker is longer.
-const REPLY_LIMIT_BYTES: u64 = 16 << 20;
 /// How long a worker may take to import the user's file, libraries included.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -113,16 +108,11 @@ impl Function {
     }
 }
 
-/// Why a worker process is of no use any more, and what that means for the samples it had.
-struct Broken(ScoreError);
-
 /// Why a worker cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error("cannot start {interpreter}: {source}")]
     Interpreter { interpreter: PathBuf, source: std::io::Error },
-    #[error("the worker has no pipes")]
-    NoPipes,
     #[error("{file} took longer than {START_TIMEOUT:?} to load")]
     TimedOut { file: PathBuf },
     /// The user's file, or the process that loads it.
@@ -133,11 +123,7 @@ pub(crate) enum StartError {
 /// One running `worker.py`.
 #[derive(Debug)]
 pub(crate) struct Process {
-    child: Child,
-    /// The process group of the worker and of all that it starts; none once it has been killed.
-    group: Option<Pid>,
-    requests: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    worker: WorkerProcess,
     /// The user's file defines `reward_batch`.
     batched: bool,
 }
@@ -187,24 +173,15 @@ impl Process {
     /// Where the interpreter cannot be started, or the user's file cannot be loaded in time.
     pub(crate) async fn start(function: &Function) -> Result<Self, StartError> {
         let Function { file, interpreter, .. } = function;
-        let child = function.command().spawn();
-        let mut child =
-            child.map_err(|source| StartError::Interpreter { interpreter: interpreter.clone(), source })?;
-        metrics::python_started();
-        let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(StartError::NoPipes);
-        };
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-        let mut process = Self { child, group, requests, answers: BufReader::new(answers), batched: false };
-        let hello = tokio::time::timeout(START_TIMEOUT, process.read::<Hello>()).await;
+        let worker = WorkerProcess::spawn(function.command());
+        let mut worker =
+            worker.map_err(|source| StartError::Interpreter { interpreter: interpreter.clone(), source })?;
+        let hello = tokio::time::timeout(START_TIMEOUT, worker.read::<Hello>()).await;
         let hello = hello.map_err(|_| StartError::TimedOut { file: file.clone() })?;
         let problem = match hello {
-            Ok(Hello::Ready { batched }) => {
-                process.batched = batched;
-                return Ok(process);
-            }
+            Ok(Hello::Ready { batched }) => return Ok(Self { worker, batched }),
             Ok(Hello::Failed { error }) => error,
-            Err(Broken(error)) => error.to_string(),
+            Err(broken) => broken.to_string(),
         };
         Err(StartError::File { file: file.clone(), problem })
     }
@@ -217,7 +194,7 @@ impl Process {
         &mut self,
         calls: &[Call],
         function: &Function,
-    ) -> Result<Vec<Result<f64, ScoreError>>, Broken> {
+    ) -> Result<Vec<Result<f64, ScoreError>>, ScoreError> {
         let timeout = function.timeout;
         let inputs: Vec<&ScorerInput> = calls.iter().map(|call| call.input.as_ref()).collect();
         let request = json!({
@@ -225,73 +202,16 @@ impl Process {
             "responses": inputs.iter().map(|input| function.response(input)).collect::<Vec<_>>(),
             "fields": inputs.iter().map(|input| function.fields(input)).collect::<Vec<_>>(),
         });
-        let reply = tokio::time::timeout(timeout, self.exchange(format!("{request}\n"))).await;
-        let Ok(reply) = reply else {
-            return Err(Broken(ScoreError::timeout(format!("python: no score within {timeout:?}"))));
+        let exchanged = self.worker.exchange::<WorkerReply>(request.to_string());
+        let Ok(reply) = tokio::time::timeout(timeout, exchanged).await else {
+            return Err(ScoreError::timeout(format!("python: no score within {timeout:?}")));
         };
-        let results = reply?.results;
+        let results = reply.map_err(|broken| ScoreError::error(broken.to_string()))?.results;
         if results.len() != calls.len() {
             let detail = format!("python: {} results for {} responses", results.len(), calls.len());
-            return Err(Broken(ScoreError::error(detail)));
+            return Err(ScoreError::error(detail));
         }
         Ok(results.into_iter().map(OneResult::number).collect())
-    }
-
-    async fn exchange(&mut self, request: String) -> Result<WorkerReply, Broken> {
-        // A worker that has died shows in the answer that does not come; writing to it may or may not fail.
-        let _ = self.requests.write_all(request.as_bytes()).await;
-        let _ = self.requests.flush().await;
-        self.read().await
-    }
-
-    /// The worker's next answer. What the user's code has started may hold the pipe open, so that the
-    /// worker's death does not show in it; the process itself is watched too.
-    async fn read<T: for<'de> Deserialize<'de>>(&mut self) -> Result<T, Broken> {
-        let mut line = String::new();
-        let mut answers = (&mut self.answers).take(REPLY_LIMIT_BYTES);
-        let read = tokio::select! {
-            biased;
-            read = answers.read_line(&mut line) => read,
-            _ = self.child.wait() => Ok(0),
-        };
-        if let Err(error) = read {
-            return Err(Broken(ScoreError::error(format!(
-                "python: the worker's answer cannot be read: {error}"
-            ))));
-        }
-        if !line.ends_with('\n') {
-            return Err(self.died().await);
-        }
-        let parsed = serde_json::from_str(&line);
-        parsed.map_err(|error| {
-            Broken(ScoreError::error(format!("python: the worker's answer is not understood: {error}")))
-        })
-    }
-
-    /// The worker has ended, or has stopped to speak: its whole group ends.
-    async fn died(&mut self) -> Broken {
-        let ended = self.child.try_wait().ok().flatten();
-        self.kill_group();
-        let status = match ended {
-            Some(status) => Ok(status),
-            None => self.child.wait().await,
-        };
-        let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        Broken(ScoreError::error(format!("python: the worker has died ({how})")))
-    }
-
-    fn kill_group(&mut self) {
-        if let Some(group) = self.group.take() {
-            // It may have ended by itself meanwhile.
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Whatever the user's code has started is in its group and ends with it.
-        self.kill_group();
     }
 }
 
@@ -321,8 +241,7 @@ pub(crate) async fn work(function: Function, calls: BatchReceiver, mut process: 
         let taken = tokio::select! {
             taken = calls.take(most) => taken,
             // Nobody's sample is to blame for a worker that ends by itself.
-            _ = running.child.wait() => {
-                let Broken(error) = running.died().await;
+            error = running.worker.ends() => {
                 tracing::warn!(%error, "an idle python worker is replaced");
                 tokio::time::sleep(backoff.next_pause()).await;
                 continue;
@@ -337,7 +256,7 @@ pub(crate) async fn work(function: Function, calls: BatchReceiver, mut process: 
                 taken.into_iter().zip(numbers).for_each(|(call, number)| call.answer(number));
                 process = Some(running);
             }
-            Err(Broken(error)) => {
+            Err(error) => {
                 tracing::warn!(%error, "a python worker is replaced");
                 answer_all(taken, &error);
             }

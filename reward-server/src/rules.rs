@@ -223,6 +223,7 @@ mod tests {
             prompt_end: String::new(),
             fields,
             truncated: false,
+            reward: None,
         }
     }
 

@@ -30,6 +30,8 @@ pub(crate) struct ScorerInput {
     pub(crate) fields: Map<String, Value>,
     /// The response was cut off.
     pub(crate) truncated: bool,
+    /// What the environment of an episode said that it is worth.
+    pub(crate) reward: Option<f32>,
 }
 
 impl ScorerInput {
@@ -58,6 +60,7 @@ impl ScorerInput {
             prompt,
             fields,
             truncated: rollout.finish_reason() == FinishReason::Length,
+            reward: rollout.reward(),
         })
     }
 
@@ -140,6 +143,7 @@ mod tests {
                 after: u32::try_from(first.len()).unwrap(),
                 tokens: tool.clone(),
             }],
+            reward: None,
             rollout_logprobs: vec![-1.0; tokens],
             surviving_mass: None,
             spans: vec![Span { version: PolicyVersion(0), tokens: count }],

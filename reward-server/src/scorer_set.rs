@@ -40,6 +40,8 @@ enum Scorer {
     RewardModel(NetworkId),
     /// What this rule makes of the hidden tests, which run for the whole set.
     UnitTests(Rule),
+    /// What the environment of an episode said.
+    Environment,
     /// Computed where it is asked.
     Text(TextRule),
     /// Asked through a queue: a Python function or a remote service.
@@ -301,6 +303,9 @@ impl ScorerSet {
                 Some(tally) => Ok(tally.number(*rule)),
                 None => Err(ScoreError::unsupported("unit tests: the prompt has no tests")),
             },
+            Scorer::Environment => input.reward.map(f64::from).ok_or_else(|| {
+                ScoreError::unsupported("environment: the response has no reward of an environment")
+            }),
             Scorer::Text(rule) => rule.score(input),
             Scorer::Workers(queue) => queue.score(input).await,
         }
@@ -363,6 +368,7 @@ impl Builder<'_> {
                 return Ok(Scorer::RewardModel(network));
             }
             ScorerKind::UnitTests(tests) => return Ok(Scorer::UnitTests(tests.rule)),
+            ScorerKind::Environment(_) => return Ok(Scorer::Environment),
             ScorerKind::Python(config) => {
                 return self.python(Function::of_user(config), config.workers).await;
             }

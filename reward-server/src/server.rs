@@ -9,8 +9,9 @@ use service::{BadInput, CancellationToken, Context, OnError};
 
 use crate::config::Config;
 use crate::coordinator_client::Membership;
+use crate::environment::Environment;
 use crate::fields_client::PromptFields;
-use crate::grpc::Grpc;
+use crate::grpc::{Grpc, GrpcWork};
 use crate::inflight::Bounds;
 use crate::registry::RolloutRegistry;
 use crate::scorer_set::ScorerSet;
@@ -38,6 +39,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     // Cancelled when the server has left the run: everything ends then, and not when it is asked to leave.
     let done = CancellationToken::new();
     let scorers = Arc::new(ScorerSet::start(&config, &mut context.tasks, &done).await?);
+    let environment = Environment::start(&config, context.token.clone()).await?;
     if let Some((listener, address)) = rewards_listener {
         context.bound.push(("rewards", address));
         let pages = endpoint::pages(Arc::clone(&scorers), &config.endpoint);
@@ -47,7 +49,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         });
     }
     match listener {
-        Some(listener) => join_run(&config, listener, scorers, done, &mut context)?,
+        Some(listener) => join_run(&config, listener, Parts { scorers, environment }, done, &mut context)?,
         None => {
             context.readiness.set(true);
             let token = context.token.clone();
@@ -61,14 +63,21 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     Ok(context)
 }
 
+/// What a member of a run does for it.
+struct Parts {
+    scorers: Arc<ScorerSet>,
+    environment: Option<Environment>,
+}
+
 /// Adds the tasks of a member of a run.
 fn join_run(
     config: &Config,
     listener: Listener,
-    scorers: Arc<ScorerSet>,
+    parts: Parts,
     done: CancellationToken,
     context: &mut Context,
 ) -> anyhow::Result<()> {
+    let Parts { scorers, environment } = parts;
     let bounds = Bounds { rollouts: config.queue.max_rollouts, bytes: config.queue.max_bytes };
     let (registry, arrivals) = RolloutRegistry::new(bounds, Arc::clone(&scorers), context.token.clone());
     context.bound.push(("grpc", listener.address));
@@ -83,9 +92,10 @@ fn join_run(
         token: context.token.clone(),
         done: done.clone(),
     };
-    let grpc = Grpc::new(registry.clone(), context.tasks.spawner(), config.queue.clone(), done.clone());
-    let router = grpc.router(&context.security);
     let fields = Arc::new(PromptFields::new(membership.coordinator.clone(), context.security.clone()));
+    let work = GrpcWork { registry: registry.clone(), environment, fields: Arc::clone(&fields) };
+    let grpc = Grpc::new(work, context.tasks.spawner(), config.queue.clone(), done.clone());
+    let router = grpc.router(&context.security);
     let scoring = scoring::run(scorers, fields, registry, arrivals, done.clone());
     context.tasks.add("scoring", OnError::Shutdown, scoring);
     context.tasks.add("coordinator", OnError::Shutdown, membership.run());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 
 use anyhow::Context as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{binary, read_until};
 
@@ -36,6 +36,25 @@ impl TinyRing {
         }
         fs::write(folder.join("data.jsonl"), lines)?;
         fs::write(folder.join("recipe.toml"), include_str!("ring/recipe.toml"))?;
+        Ok(Self { folder: folder.to_owned(), settings: Vec::new() })
+    }
+
+    /// Writes data and recipe of a ring whose responses are episodes with a Python interpreter.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn of_episodes(folder: &Path) -> anyhow::Result<Self> {
+        let (mut taught, mut asked) = (String::new(), String::new());
+        for number in 0..PROMPTS {
+            let (a, b) = (number % 8, number / 8);
+            let (prompt, sum) = (format!("{a} plus {b} is\n"), a + b);
+            let response = format!("```python\n{a}+{b}\n```\n```output\n{sum}\n```\n{sum}.");
+            taught += &format!("{}\n", json!({ "prompt": prompt, "response": response }));
+            asked += &format!("{}\n", json!({ "prompt": prompt, "sum": sum.to_string() }));
+        }
+        fs::write(folder.join("episodes.jsonl"), taught)?;
+        fs::write(folder.join("data.jsonl"), asked)?;
+        fs::write(folder.join("recipe.toml"), include_str!("ring/episodes.toml"))?;
         Ok(Self { folder: folder.to_owned(), settings: Vec::new() })
     }
 

@@ -16,6 +16,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use types::ModelDescription;
 use types::link::actor::{ActorCommand, ActorHello, ActorReport};
+use types::link::environment::{EnvironmentReply, EnvironmentRequest};
 use types::link::reward::{ScoreReply, ScoreRequest};
 
 /// A stream that a service accepted: what comes, and the way back. Dropping it ends the stream.
@@ -29,6 +30,7 @@ pub(crate) type ActorStream = Accepted<ActorReport, ActorCommand>;
 /// An actor that has come: its hello, and what follows.
 pub(crate) type Arrival = (ActorHello, ActorStream);
 pub(crate) type ScoreStream = Accepted<ScoreRequest, ScoreReply>;
+pub(crate) type EpisodeStream = Accepted<EnvironmentRequest, EnvironmentReply>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The test's end of a stream, and the answer that opens the way back.
@@ -100,18 +102,31 @@ impl Coordinator for FakeCoordinator {
     }
 }
 
-struct FakeRewardServer(mpsc::Sender<ScoreStream>);
+struct FakeRewardServer {
+    scores: mpsc::Sender<ScoreStream>,
+    episodes: mpsc::Sender<EpisodeStream>,
+}
 
 #[tonic::async_trait]
 impl RewardServer for FakeRewardServer {
     type ScoreStream = Replies<pb::ScoreReply>;
+    type EnvironmentStream = Replies<pb::EnvironmentReply>;
 
     async fn score(
         &self,
         stream: Request<Streaming<pb::ScoreRequest>>,
     ) -> Result<Response<Self::ScoreStream>, Status> {
         let (accepted, answer) = accept(stream.into_inner());
-        hand(&self.0, accepted).await?;
+        hand(&self.scores, accepted).await?;
+        Ok(answer)
+    }
+
+    async fn environment(
+        &self,
+        stream: Request<Streaming<pb::EnvironmentRequest>>,
+    ) -> Result<Response<Self::EnvironmentStream>, Status> {
+        let (accepted, answer) = accept(stream.into_inner());
+        hand(&self.episodes, accepted).await?;
         Ok(answer)
     }
 }
@@ -164,11 +179,20 @@ pub(crate) async fn coordinator(tasks: &mut JoinSet<()>) -> (SocketAddr, mpsc::R
 
 /// Starts a reward server; its address, and the actors' streams.
 pub(crate) async fn reward_server(tasks: &mut JoinSet<()>) -> (SocketAddr, mpsc::Receiver<ScoreStream>) {
-    let ((listener, address), (sender, streams)) = (listen().await, mpsc::channel(16));
-    let server =
-        tonic::transport::Server::builder().add_service(RewardServerServer::new(FakeRewardServer(sender)));
+    let (address, scores, _) = environment(tasks).await;
+    (address, scores)
+}
+
+/// Starts a reward server with an environment; its address, and both streams of the actors.
+pub(crate) async fn environment(
+    tasks: &mut JoinSet<()>,
+) -> (SocketAddr, mpsc::Receiver<ScoreStream>, mpsc::Receiver<EpisodeStream>) {
+    let (listener, address) = listen().await;
+    let ((scores, score_streams), (episodes, episode_streams)) = (mpsc::channel(16), mpsc::channel(16));
+    let service = RewardServerServer::new(FakeRewardServer { scores, episodes });
+    let server = tonic::transport::Server::builder().add_service(service);
     tasks.spawn(async move { server.serve_with_incoming(listener).await.unwrap() });
-    (address, streams)
+    (address, score_streams, episode_streams)
 }
 
 /// Starts a source of weights; its address.

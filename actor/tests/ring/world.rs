@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actor::Config;
 use model::tokenizer::train_bpe;
-use model::{Architecture, Dimensions, ModelConfig, SpecialTokens, buffer};
+use model::{Architecture, Dimensions, ModelConfig, SpecialTokens, Tokenizer, buffer};
 use service::{CancellationToken, Context, Readiness, Security, ServiceConfig, TaskSet};
 use tch::{Device, Kind};
 use tokio::sync::mpsc;
@@ -35,6 +35,8 @@ pub(crate) struct World {
     pub(crate) learner: SocketAddr,
     /// The ports beside that of the metrics.
     pub(crate) bound: Vec<(&'static str, SocketAddr)>,
+    /// Whether responses are episodes.
+    pub(crate) episodes: bool,
 }
 
 /// Waits, but not for ever.
@@ -57,6 +59,12 @@ pub(crate) fn model() -> ModelConfig {
     config
 }
 
+/// The policy's tokenizer.
+pub(crate) fn tokenizer() -> Tokenizer {
+    let texts = ["the quick brown fox jumps over the lazy dog"; 8];
+    train_bpe(texts.iter(), 300, &SpecialTokens::default()).unwrap()
+}
+
 /// What the learner publishes as this version.
 pub(crate) fn published(version: u64) -> (ModelDescription, Vec<u8>) {
     let config = model();
@@ -66,8 +74,7 @@ pub(crate) fn published(version: u64) -> (ModelDescription, Vec<u8>) {
     let layouts = parameters.map(|(name, shape)| TensorLayout { name, shape, dtype: DType::F32 }).collect();
     let manifest = Manifest::of_buffer(PolicyVersion(version), layouts, &bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let texts = ["the quick brown fox jumps over the lazy dog"; 8];
-    train_bpe(texts.iter(), 300, &SpecialTokens::default()).unwrap().save(folder.path(), None).unwrap();
+    tokenizer().save(folder.path(), None).unwrap();
     let file = |name: &str| {
         ModelFile::new(name.to_owned(), std::fs::read(folder.path().join(name)).unwrap()).unwrap()
     };
@@ -106,7 +113,7 @@ impl World {
         let Context { tasks: work, bound, .. } = actor::build(config, context).await.unwrap();
         let mut actor = JoinSet::new();
         actor.spawn(work.run(token.clone(), STEP_TIMEOUT));
-        Self { tasks, actor, token, streams, weights, learner, bound }
+        Self { tasks, actor, token, streams, weights, learner, bound, episodes: false }
     }
 
     /// The actor's next stream, with its hello, welcomed.
@@ -119,6 +126,7 @@ impl World {
             sampling: sampling.try_into().unwrap(),
             deterministic: false,
             heartbeat_timeout: STEP_TIMEOUT,
+            episodes: self.episodes,
         };
         link.command(ActorCommand::Welcome(welcome)).await;
         (link, hello)

@@ -82,6 +82,9 @@ pub struct RunPlan {
     /// What is asked now and then and not learnt from.
     #[serde(default)]
     pub evaluation: Option<EvaluationPlan>,
+    /// Responses are episodes of several turns.
+    #[serde(default)]
+    pub episodes: bool,
 }
 
 /// A member belongs to another run.
@@ -140,6 +143,7 @@ impl RunPlan {
             sampling: self.sampling.clone(),
             deterministic: self.deterministic,
             heartbeat_timeout: self.heartbeat_timeout,
+            episodes: self.episodes,
         }
     }
 

@@ -24,6 +24,7 @@ fn scored(fact: &Fact) -> Option<ScoredRollout> {
         prompt_tokens: vec![1, 2, 3].into(),
         response_tokens: vec![4; summary.tokens as usize],
         observations: Vec::new(),
+        reward: None,
         rollout_logprobs: vec![-0.5; summary.tokens as usize],
         surviving_mass: None,
         spans: vec![Span { version: summary.oldest, tokens }],

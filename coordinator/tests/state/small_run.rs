@@ -43,6 +43,7 @@ pub(crate) fn plan() -> RunPlan {
         send_filtered: false,
         sampling: Sampling::default(),
         evaluation: None,
+        episodes: false,
     }
 }
 

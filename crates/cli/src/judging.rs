@@ -175,6 +175,7 @@ impl Answer {
             prompt_tokens: self.prompt_tokens,
             response_tokens: self.tokens,
             observations: Vec::new(),
+            reward: None,
             rollout_logprobs: self.logprobs,
             surviving_mass: None,
             spans: tokens.map(|tokens| Span { version: PolicyVersion(0), tokens }).into_iter().collect(),

@@ -26,6 +26,12 @@ pub fn answer_text(response: &str) -> &str {
     }
 }
 
+/// The code of the blocks of a response that are marked as Python, in order; nothing in thoughts is one.
+pub fn python_blocks(response: &str) -> Vec<String> {
+    let blocks = fenced(answer_text(response)).into_iter();
+    blocks.filter(|block| block.language == Language::Python).map(|block| block.code).collect()
+}
+
 /// Tokens at a prompt's end that may spell the mark of thoughts.
 pub const THOUGHTS_TOKENS: usize = 16;
 

@@ -22,7 +22,7 @@ mod config;
 mod names;
 mod program;
 
-pub use answer::{THOUGHTS_TOKENS, answer_text, marked};
+pub use answer::{THOUGHTS_TOKENS, answer_text, marked, python_blocks};
 pub use blocks::has_code_block;
 pub use config::Extract;
 pub use program::Program;

@@ -86,8 +86,39 @@ reasons!(
         Unsupported => "unsupported",
         /// The machine of the reward server did not give the response its processor time.
         Overload => "overload",
+        /// The environment of an episode failed, or could not be begun.
+        Environment => "environment",
     }
 );
+
+reasons!(
+    /// Why an episode of several turns had no further one (`docs/decisions.md`, D24).
+    EpisodeEnd {
+        /// The policy called nothing any more, or the environment said that it is over.
+        Finished => "finished",
+        /// A turn was cut off at its longest length.
+        Length => "length",
+        /// It had as many turns as it may have.
+        Turns => "turns",
+        /// It had as many drawn tokens as it may have.
+        Tokens => "tokens",
+        /// It lasted as long as it may.
+        WallTime => "wall_time",
+        /// Its tools had the time that they may have.
+        ToolTime => "tool_time",
+        /// The context has no room for what the environment said and a further turn.
+        Context => "context",
+        /// The chat template does not go on from the exact tokens of the episode.
+        Template => "template",
+    }
+);
+
+impl EpisodeEnd {
+    /// Whether it was cut off rather than over.
+    pub fn is_cut(self) -> bool {
+        self != Self::Finished
+    }
+}
 
 impl FailReason {
     /// Whether another attempt at the same prompt may end otherwise. What the prompt itself causes is not
@@ -100,7 +131,8 @@ impl FailReason {
             | Self::Invalid
             | Self::RewardTimeout
             | Self::RewardError
-            | Self::Overload => true,
+            | Self::Overload
+            | Self::Environment => true,
             Self::Generation | Self::Unsupported => false,
         }
     }
@@ -157,6 +189,10 @@ mod tests {
         }
         for reason in DropReason::ALL {
             assert_eq!(DropReason::from_label(reason.as_str()), Some(*reason));
+        }
+        for end in EpisodeEnd::ALL {
+            assert_eq!(EpisodeEnd::from_label(end.as_str()), Some(*end));
+            assert_eq!(end.is_cut(), *end != EpisodeEnd::Finished);
         }
         assert_eq!(FilterReason::from_label("nonsense"), None);
     }

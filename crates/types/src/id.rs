@@ -185,6 +185,14 @@ impl RolloutId {
             .into_iter()
             .fold(mix(run_seed), |state, word| mix(state ^ mix(word)))
     }
+
+    /// The seed of a turn of an episode, counted from 0: its tokens are drawn from a stream of their own,
+    /// that depends neither on the attempt nor on when the environment answered. The first turn has that of a
+    /// response of one turn.
+    pub fn turn_seed(&self, run_seed: u64, turn: u32) -> u64 {
+        let first = self.seed(run_seed);
+        if turn == 0 { first } else { mix(first ^ mix(u64::from(turn))) }
+    }
 }
 
 /// One round of splitmix64 (Steele, Lea, Flood 2014): a bijection that spreads nearby inputs.
@@ -290,6 +298,10 @@ mod tests {
             assert_ne!(first.seed(7), other.seed(7), "{other}");
         }
         assert_ne!(first.seed(7), first.seed(8));
+        assert_eq!(first.turn_seed(7, 0), first.seed(7));
+        let turns: std::collections::BTreeSet<u64> = (0..99).map(|turn| first.turn_seed(7, turn)).collect();
+        assert_eq!(turns.len(), 99, "each turn has a stream of its own");
+        assert_eq!(first.turn_seed(7, 5), id(0, 17, 3, 1).turn_seed(7, 5));
     }
 
     #[test]

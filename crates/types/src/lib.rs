@@ -12,6 +12,7 @@
 //!     prompt_tokens: vec![1, 2].into(),
 //!     response_tokens: vec![3, 4, 5],
 //!     observations: Vec::new(),
+//!     reward: None,
 //!     rollout_logprobs: vec![-0.5, -0.1, -2.0],
 //!     surviving_mass: None,
 //!     spans: vec![Span { version: PolicyVersion(4), tokens: 3.try_into()? }],
@@ -52,7 +53,7 @@ mod time;
 mod weights;
 
 pub use address::HostPort;
-pub use ending::{DropReason, Ending, FailReason, FilterReason};
+pub use ending::{DropReason, Ending, EpisodeEnd, FailReason, FilterReason};
 pub use episode::{Observation, split_by_mask};
 pub use id::{
     BatchId, BroadcastGroupId, Incarnation, LearnerTerm, LeaseId, MemberId, PolicyVersion, PromptId,

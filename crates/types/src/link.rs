@@ -5,5 +5,6 @@
 //! The wire form of each is in `proto`.
 
 pub mod actor;
+pub mod environment;
 pub mod learner;
 pub mod reward;

@@ -44,6 +44,9 @@ pub struct RolloutParts {
     pub response_tokens: Vec<u32>,
     /// What the policy was given between its turns, in order; empty for one turn.
     pub observations: Vec<Observation>,
+    /// What the environment of an episode says that it is worth, where it says so; finite. Scorers decide
+    /// what enters the score.
+    pub reward: Option<f32>,
     /// `[response]` log-probs of the drawn tokens under the untruncated distribution at the sampling
     /// temperature: finite, and not above 0 beyond rounding.
     pub rollout_logprobs: Vec<f32>,
@@ -100,6 +103,11 @@ impl Rollout {
     /// What the policy was given between its turns; empty for one turn.
     pub fn observations(&self) -> &[Observation] {
         &self.0.observations
+    }
+
+    /// What the environment of an episode says that it is worth.
+    pub fn reward(&self) -> Option<f32> {
+        self.0.reward
     }
 
     /// What stands behind the prompt, in order: a turn, and for each further one an observation and a turn.
@@ -195,6 +203,9 @@ fn problem(parts: &RolloutParts) -> Option<String> {
     if let Some(problem) = observations_problem(&parts.observations, tokens, MAX_SEQUENCE_TOKENS) {
         return Some(problem);
     }
+    if parts.reward.is_some_and(|reward| !reward.is_finite()) {
+        return Some(format!("its environment's reward is {:?}, must be finite", parts.reward));
+    }
     if let Some(problem) = logprobs_problem("rollout_logprobs", &parts.rollout_logprobs, tokens) {
         return Some(problem);
     }
@@ -255,6 +266,7 @@ pub(crate) mod tests {
             prompt_tokens: vec![1, 2].into(),
             response_tokens: vec![3; tokens],
             observations: Vec::new(),
+            reward: None,
             rollout_logprobs: vec![-0.5; tokens],
             surviving_mass: None,
             spans: vec![span(4, u32::try_from(tokens).unwrap())],
@@ -295,7 +307,8 @@ pub(crate) mod tests {
     #[test]
     fn each_broken_invariant_is_named() {
         type Break = fn(&mut RolloutParts);
-        let cases: [(Break, &str); 14] = [
+        let cases: [(Break, &str); 15] = [
+            (|r| r.reward = Some(f32::NAN), "environment's reward"),
             (|r| r.prompt_tokens = Vec::new().into(), "prompt_tokens"),
             (|r| r.response_tokens.clear(), "response_tokens"),
             (|r| r.rollout_logprobs[1] = f32::NAN, "rollout_logprobs[1]"),

@@ -153,6 +153,7 @@ mod tests {
             prompt_tokens: vec![1].into(),
             response_tokens: vec![2; tokens],
             observations: Vec::new(),
+            reward: None,
             rollout_logprobs: vec![-1.0; tokens],
             surviving_mass: None,
             spans: vec![Span { version: PolicyVersion(0), tokens: tokens_u32 }],

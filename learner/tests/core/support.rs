@@ -161,6 +161,7 @@ fn random_parts(
         prompt_tokens: (0..prompt_len).map(|_| token(rng)).collect(),
         response_tokens: (0..length).map(|_| token(rng)).collect(),
         observations: Vec::new(),
+        reward: None,
         rollout_logprobs: vec![0.0; length],
         surviving_mass: None,
         spans: vec![Span {

@@ -221,6 +221,7 @@ impl From<ActorWelcome> for pb::ActorWelcome {
             sampling: Some(welcome.sampling.into()),
             deterministic: welcome.deterministic,
             heartbeat_timeout_ms: millis(welcome.heartbeat_timeout),
+            episodes: welcome.episodes,
         }
     }
 }
@@ -235,6 +236,7 @@ impl TryFrom<pb::ActorWelcome> for ActorWelcome {
             sampling: required("welcome.sampling", welcome.sampling)?.try_into()?,
             deterministic: welcome.deterministic,
             heartbeat_timeout: Duration::from_millis(welcome.heartbeat_timeout_ms),
+            episodes: welcome.episodes,
         })
     }
 }

@@ -117,6 +117,7 @@ impl From<Rollout> for pb::Rollout {
             spans: rollout.spans.into_iter().map(pb::Span::from).collect(),
             finish_reason: finish_reason.into(),
             observations: rollout.observations.into_iter().map(pb::Observation::from).collect(),
+            reward: rollout.reward,
         }
     }
 }
@@ -135,6 +136,7 @@ impl TryFrom<pb::Rollout> for Rollout {
             prompt_tokens: rollout.prompt_tokens.into(),
             response_tokens: rollout.response_tokens,
             observations: rollout.observations.into_iter().map(Observation::from).collect(),
+            reward: rollout.reward,
             rollout_logprobs: rollout.rollout_logprobs,
             surviving_mass: Some(rollout.surviving_mass).filter(|mass| !mass.is_empty()),
             spans: rollout.spans.into_iter().map(Span::try_from).collect::<Result<_, _>>()?,
@@ -219,7 +221,7 @@ impl TryFrom<pb::Sample> for Sample {
     }
 }
 
-fn fail_reason_to_pb(reason: FailReason) -> pb::FailReason {
+pub(super) fn fail_reason_to_pb(reason: FailReason) -> pb::FailReason {
     match reason {
         FailReason::LeaseExpired => pb::FailReason::LeaseExpired,
         FailReason::ActorLost => pb::FailReason::ActorLost,
@@ -230,10 +232,11 @@ fn fail_reason_to_pb(reason: FailReason) -> pb::FailReason {
         FailReason::RewardError => pb::FailReason::RewardError,
         FailReason::Unsupported => pb::FailReason::Unsupported,
         FailReason::Overload => pb::FailReason::Overload,
+        FailReason::Environment => pb::FailReason::Environment,
     }
 }
 
-fn fail_reason_from_pb(reason: pb::FailReason) -> Result<FailReason, ProtocolError> {
+pub(super) fn fail_reason_from_pb(reason: pb::FailReason) -> Result<FailReason, ProtocolError> {
     Ok(match reason {
         pb::FailReason::Unspecified => return Err(ProtocolError::Missing("failure.reason")),
         pb::FailReason::LeaseExpired => FailReason::LeaseExpired,
@@ -245,6 +248,7 @@ fn fail_reason_from_pb(reason: pb::FailReason) -> Result<FailReason, ProtocolErr
         pb::FailReason::RewardError => FailReason::RewardError,
         pb::FailReason::Unsupported => FailReason::Unsupported,
         pb::FailReason::Overload => FailReason::Overload,
+        pb::FailReason::Environment => FailReason::Environment,
     })
 }
 

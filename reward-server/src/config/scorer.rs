@@ -45,6 +45,8 @@ pub enum ScorerKind {
     RepetitionPenalty(RepetitionPenalty),
     /// 1 where the response has a form, else 0.
     Format(Format),
+    /// What the environment of an episode says that it is worth: the sum of the rewards of its turns.
+    Environment(EnvironmentReward),
     /// A Python function of the user.
     Python(Python),
     /// A remote reward service.
@@ -214,6 +216,11 @@ pub struct Format {
     pub finished: bool,
 }
 
+/// The environment's own reward. One without rewards, such as `python`, fails its episodes here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct EnvironmentReward {}
+
 /// `reward.py` with a function in one of these shapes, `async` or not: `reward(prompt, response, **fields)`,
 /// `reward_batch(prompts, responses, fields)`, verl's `compute_score(data_source, solution_str, ground_truth,
 /// extra_info)`, TRL's `any_name(prompts, completions, **columns)`, OpenRLHF's `reward_func(queries, prompts,
@@ -320,6 +327,7 @@ impl ScorerKind {
             Self::LengthPenalty(_) => "length-penalty",
             Self::RepetitionPenalty(_) => "repetition-penalty",
             Self::Format(_) => "format",
+            Self::Environment(_) => "environment",
             Self::Python(_) => "python",
             Self::Http(_) => "http",
         }
@@ -327,7 +335,10 @@ impl ScorerKind {
 
     /// Whether it needs the response's text.
     pub(crate) fn reads_text(&self) -> bool {
-        !matches!(self, Self::RewardModel(_) | Self::LengthPenalty(_) | Self::RepetitionPenalty(_))
+        !matches!(
+            self,
+            Self::RewardModel(_) | Self::LengthPenalty(_) | Self::RepetitionPenalty(_) | Self::Environment(_)
+        )
     }
 
     /// Whether its numbers can say how right a response is, from 0 to 1.
@@ -337,12 +348,12 @@ impl ScorerKind {
 
     /// Whether its numbers are always from 0 to 1.
     pub fn is_zero_to_one(&self) -> bool {
-        self.can_be_yardstick() && !matches!(self, Self::Python(_) | Self::Http(_))
+        self.can_be_yardstick() && !matches!(self, Self::Environment(_) | Self::Python(_) | Self::Http(_))
     }
 
     fn problems(&self) -> Vec<String> {
         let problems = match self {
-            Self::RewardModel(_) | Self::UnitTests(_) => Vec::new(),
+            Self::RewardModel(_) | Self::UnitTests(_) | Self::Environment(_) => Vec::new(),
             Self::Regex(regex) => vec![pattern_problem(&regex.pattern)],
             Self::ExactMatch(exact) => vec![exact.pattern.as_deref().and_then(pattern_problem)],
             Self::NumericMatch(numeric) => {

@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
+use types::link::environment::{EnvironmentReply, EnvironmentRequest};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{MemberId, PromptId, Rollout, RolloutId};
 
@@ -51,10 +52,9 @@ pub(crate) fn note_server(server: &str, coordinator: &str) {
     COORDINATORS.lock().unwrap().insert(server.to_owned(), coordinator.to_owned());
 }
 
-fn note_fields(server: &str, rollout: &Rollout) {
+pub(crate) fn note_fields(server: &str, prompt: PromptId, fields: &str) {
     if let Some(coordinator) = COORDINATORS.lock().unwrap().get(server) {
-        let key = (coordinator.clone(), rollout.id().prompt);
-        FIELDS.lock().unwrap().insert(key, rollout.fields().to_owned());
+        FIELDS.lock().unwrap().insert((coordinator.clone(), prompt), fields.to_owned());
     }
 }
 
@@ -198,14 +198,14 @@ impl Actor {
 
     /// Offers a rollout whose lease runs out after this long.
     pub(crate) async fn offer_for(&self, time_left: Duration, rollout: &Rollout) {
-        note_fields(&self.server, rollout);
+        note_fields(&self.server, rollout.id().prompt, rollout.fields());
         let request = ScoreRequest::Rollout { rollout: rollout.clone(), time_left };
         self.requests.send(request.into()).await.unwrap();
     }
 
     /// Offers what a correct actor would not.
     pub(crate) async fn offer_broken(&self, rollout: &Rollout, break_it: impl FnOnce(&mut pb::Rollout)) {
-        note_fields(&self.server, rollout);
+        note_fields(&self.server, rollout.id().prompt, rollout.fields());
         let mut message = pb::Rollout::from(rollout.clone());
         break_it(&mut message);
         let offered = pb::RolloutToScore { rollout: Some(message), time_left_ms: 3_600_000 };
@@ -223,5 +223,37 @@ impl Actor {
     pub(crate) fn ready_reply(&mut self) -> Option<Result<ScoreReply, Status>> {
         let reply = self.replies.next().now_or_never()?.expect("the stream has ended");
         Some(reply.map(|reply| reply.try_into().unwrap()))
+    }
+}
+
+/// An actor's stream of episodes.
+pub(crate) struct Episodes {
+    pub(crate) server: String,
+    requests: mpsc::Sender<pb::EnvironmentRequest>,
+    replies: Streaming<pb::EnvironmentReply>,
+}
+
+impl Episodes {
+    /// Connects and introduces the actor.
+    pub(crate) async fn connect(address: &str) -> Result<Self, Status> {
+        let channel = connect(address, "reward-server", &Security::open())
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let (requests, outbox) = mpsc::channel(64);
+        let member: MemberId = "actor-0".parse().unwrap();
+        let hello = EnvironmentRequest::Hello { run: RUN.parse().unwrap(), member };
+        requests.try_send(hello.into()).unwrap();
+        let mut client = RewardServerClient::new(channel);
+        let replies = soon(client.environment(ReceiverStream::new(outbox))).await?.into_inner();
+        Ok(Self { server: address.to_owned(), requests, replies })
+    }
+
+    pub(crate) async fn send(&self, request: EnvironmentRequest) {
+        self.requests.send(request.into()).await.unwrap();
+    }
+
+    /// The next reply, or why there is none.
+    pub(crate) async fn reply(&mut self) -> Result<EnvironmentReply, Status> {
+        Ok(soon(self.replies.next()).await.expect("the stream has ended")?.try_into().unwrap())
     }
 }

@@ -5,11 +5,13 @@
 
 mod determinism;
 mod endpoint;
+mod episodes;
 mod files;
 mod grpc;
 mod membership;
 mod overload;
 mod process;
+mod programs;
 mod python;
 mod remote;
 mod ring;

@@ -89,6 +89,7 @@ pub(crate) fn with_tokens(ordinal: u64, response_tokens: &[u32], fields: &str) -
         prompt_tokens: vec![7, 8, 9].into(),
         response_tokens: response_tokens.to_vec(),
         observations: Vec::new(),
+        reward: None,
         rollout_logprobs: vec![-1.5; length],
         surviving_mass: None,
         spans: vec![Span {

@@ -14,7 +14,7 @@ use crate::tiny;
 use crate::world::{World, scored, scorer, why};
 
 /// The sandbox's helper is a program of its own, which testing this crate alone does not build.
-fn build_sandbox_init() {
+pub(crate) fn build_sandbox_init() {
     static BUILT: Once = Once::new();
     BUILT.call_once(|| {
         let program = std::env::current_exe().unwrap();

@@ -29,6 +29,10 @@ pub(super) fn fill_in(layers: &mut Layers) {
     {
         layers.derive("reward_server.reference.temperature", temperature, "coordinator.sampling.temperature");
     }
+    // An actor makes episodes where the reward servers have an environment for them.
+    if value(layers, ENVIRONMENT).is_some() {
+        layers.derive("coordinator.episodes", Value::from(true), ENVIRONMENT);
+    }
     // Where nothing is written the defaults of the roles are those of the default algorithm.
     if value(layers, ALGORITHM).is_some() {
         for (key, value) in decided(layers) {
@@ -79,6 +83,7 @@ fn correct_stale_samples(layers: &mut Layers) {
     }
 }
 
+const ENVIRONMENT: &str = "reward_server.environment";
 const ALGORITHM: &str = "learner.ppo.algorithm";
 const MAX_STALENESS: &str = "coordinator.max_staleness";
 
@@ -145,6 +150,13 @@ mod tests {
         let from = Source::Derived("learner.ppo.algorithm".to_owned());
         assert_eq!(layers.source("learner.ppo.ppo_epochs"), from);
         assert_eq!(layers.value("reward_server"), None, "without a reference no section appears");
+    }
+
+    #[test]
+    fn an_environment_makes_episodes() {
+        let layers = filled("[reward_server.environment]\nkind = 'python'\n");
+        assert_eq!(layers.value("coordinator.episodes"), Some(&Value::from(true)));
+        assert_eq!(filled("").value("coordinator.episodes"), None);
     }
 
     #[test]

@@ -224,7 +224,26 @@ fn owed(recipe: &Recipe) -> Vec<String> {
             coordinator.sampling.max_new_tokens()
         ));
     }
+    problems.extend(too_few_places(recipe));
     problems
+}
+
+/// In deterministic mode the episodes of a lease take their turns together: one that waits for a place that
+/// another holds would wait for ever. An actor has one lease at a time.
+fn too_few_places(recipe: &Recipe) -> Option<String> {
+    let Recipe { coordinator, reward_server, processes, .. } = recipe;
+    let places = reward_server.environment.as_ref().filter(|_| coordinator.deterministic)?.places();
+    let responses = coordinator.eval.as_ref().map_or(0, |eval| eval.samples).max(coordinator.group_size);
+    let prompts = usize::try_from(coordinator.lease_prompts).unwrap_or(usize::MAX);
+    let episodes = prompts.saturating_mul(usize::from(responses)).saturating_mul(processes.actors);
+    let reward_server::config::EpisodePlaces { key, places } = places;
+    (places < episodes).then(|| {
+        format!(
+            "reward_server.environment.{key} is {places}, but a deterministic run plays up to {episodes} episodes \
+             together (coordinator.lease_prompts, coordinator.group_size, processes.actors): set it to {episodes} or \
+             more, or coordinator.lease_prompts lower"
+        )
+    })
 }
 
 /// The problem behind the place of the key that it begins with.

@@ -293,13 +293,7 @@ impl<'a> Manifests<'a> {
             &self.ring_labels(),
             json!({ "spec": ingress }),
         )];
-        let asks_others = self.ring.recipe.reward_server.scorers.iter().any(|scorer| {
-            matches!(
-                scorer.kind,
-                reward_server::config::ScorerKind::Http(_) | reward_server::config::ScorerKind::Python(_)
-            )
-        });
-        if !asks_others {
+        if !self.ring.recipe.reward_server.may_ask_others() {
             let labels = self.labels(Role::RewardServer);
             let names = json!([{ "protocol": "UDP", "port": 53 }, { "protocol": "TCP", "port": 53 }]);
             let egress = json!({

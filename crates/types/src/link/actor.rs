@@ -91,6 +91,8 @@ pub struct ActorWelcome {
     pub deterministic: bool,
     /// An actor that is silent for longer than this is taken for lost.
     pub heartbeat_timeout: Duration,
+    /// Responses are episodes of several turns: the reward servers have an environment.
+    pub episodes: bool,
 }
 
 /// One prompt of a lease.

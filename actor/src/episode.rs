@@ -1,0 +1,250 @@
+//! An episode: one response of several turns, as a state machine without I/O (docs/decisions.md, D24).
+//!
+//! ```text
+//! starting --begin--> ready --(a request to the engine)--> drawn --observe--> ready ... --finish--> rollout
+//! ```
+//!
+//! Tokens are never encoded again: what the policy drew is what the next turn is computed from, and what is
+//! trained. What an environment says is encoded once, behind the exact tokens so far. In a chat that is what
+//! the template writes there: it renders the conversation with the new messages, and what it writes behind
+//! the text so far is the observation. A template that rewrites what came before (that drops thoughts, say)
+//! does not go on from these tokens; then the episode ends, and is counted.
+
+mod conversation;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use engine::{Finished, PromptEncoder};
+use types::link::environment::EnvironmentMessage;
+use types::{
+    EpisodeEnd, FinishReason, Invalid, Observation, PromptContent, RolloutId, RolloutParts, Sampling,
+    SamplingParams, Span,
+};
+
+use conversation::Conversation;
+
+/// What an environment says before the first turn.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Opening {
+    pub(crate) messages: Vec<EnvironmentMessage>,
+    /// The schemas of the tools that the policy may call, as a JSON list.
+    pub(crate) tools: Option<String>,
+    /// Most tokens that the policy may draw in all turns.
+    pub(crate) max_tokens: u32,
+}
+
+/// A turn that the policy has ended, as the environment is told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TurnText {
+    /// Special tokens included, without the one that ended the turn.
+    pub(crate) text: String,
+    pub(crate) tokens: u32,
+    /// It was cut off at its longest length.
+    pub(crate) truncated: bool,
+}
+
+/// What the engine is asked for the next turn.
+#[derive(Debug, Clone)]
+pub(crate) struct TurnRequest {
+    /// All tokens so far.
+    pub(crate) prompt_tokens: Arc<[u32]>,
+    pub(crate) sampling: Arc<Sampling>,
+    pub(crate) seed: u64,
+}
+
+/// An episode under way.
+#[derive(Debug)]
+pub(crate) struct Episode {
+    content: PromptContent,
+    sampling: Arc<Sampling>,
+    run_seed: u64,
+    max_tokens: u32,
+    /// `None` before it has begun.
+    conversation: Option<Conversation>,
+    prompt_tokens: Arc<[u32]>,
+    /// Prompt, turns and observations: what the next turn goes on from.
+    sequence: Vec<u32>,
+    /// What was observed behind the last turn: part of the response once another turn follows.
+    observed: Vec<u32>,
+    turns: u32,
+    /// What the environment says that it is worth so far.
+    reward: Option<f32>,
+    response_tokens: Vec<u32>,
+    observations: Vec<Observation>,
+    rollout_logprobs: Vec<f32>,
+    surviving_mass: Option<Vec<f32>>,
+    spans: Vec<Span>,
+}
+
+impl Episode {
+    /// An episode that has not begun.
+    pub(crate) fn new(content: PromptContent, sampling: Arc<Sampling>, run_seed: u64) -> Self {
+        Self {
+            content,
+            sampling,
+            run_seed,
+            max_tokens: 0,
+            conversation: None,
+            prompt_tokens: Arc::from([]),
+            sequence: Vec::new(),
+            observed: Vec::new(),
+            turns: 0,
+            reward: None,
+            response_tokens: Vec::new(),
+            observations: Vec::new(),
+            rollout_logprobs: Vec::new(),
+            surviving_mass: None,
+            spans: Vec::new(),
+        }
+    }
+
+    /// Makes the prompt's tokens.
+    ///
+    /// # Errors
+    /// When a chat has no template, or does not render.
+    pub(crate) fn begin(&mut self, encoder: &PromptEncoder, opening: &Opening) -> anyhow::Result<()> {
+        let (conversation, tokens) = Conversation::begin(encoder, &self.content, opening)?;
+        self.conversation = Some(conversation);
+        self.max_tokens = opening.max_tokens;
+        self.sequence = tokens.to_vec();
+        self.prompt_tokens = tokens;
+        Ok(())
+    }
+
+    /// Whether the environment has answered the reset.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.conversation.is_some()
+    }
+
+    /// Turns that have ended.
+    pub(crate) fn turns(&self) -> u32 {
+        self.turns
+    }
+
+    /// Tokens drawn so far.
+    pub(crate) fn tokens(&self) -> usize {
+        self.response_tokens.len()
+    }
+
+    /// What the engine is asked for the next turn: a draw that depends on nothing but the place of the
+    /// response, the turn and the tokens so far.
+    ///
+    /// # Errors
+    /// Never, where the environment has left tokens to draw.
+    pub(crate) fn request(&self, id: RolloutId) -> Result<TurnRequest, Invalid> {
+        let left = self.max_tokens.saturating_sub(u32::try_from(self.tokens()).unwrap_or(u32::MAX));
+        let sampling = if left >= self.sampling.max_new_tokens() {
+            Arc::clone(&self.sampling)
+        } else {
+            let params = SamplingParams::from(self.sampling.as_ref().clone());
+            Arc::new(Sampling::new(SamplingParams { max_new_tokens: left, ..params })?)
+        };
+        let prompt_tokens =
+            if self.turns == 0 { Arc::clone(&self.prompt_tokens) } else { self.sequence.as_slice().into() };
+        Ok(TurnRequest { prompt_tokens, sampling, seed: id.turn_seed(self.run_seed, self.turns) })
+    }
+
+    /// Takes what the policy drew in a turn.
+    ///
+    /// # Errors
+    /// When the tokens have no text.
+    pub(crate) fn drawn(&mut self, encoder: &PromptEncoder, turn: Finished) -> anyhow::Result<TurnText> {
+        let conversation = self.conversation.as_mut().context("an episode draws before it has begun")?;
+        if !self.observed.is_empty() {
+            let after = u32::try_from(self.response_tokens.len())?;
+            let tokens = std::mem::take(&mut self.observed);
+            self.observations.push(Observation { after, tokens });
+        }
+        let truncated = turn.finish_reason == FinishReason::Length;
+        let drawn = turn.response_tokens;
+        let endings = (encoder.tokenizer().eos_ids(), self.sampling.stop_token_ids());
+        let is_ending = |token: &u32| endings.0.contains(token) || endings.1.contains(token);
+        let written = match drawn.split_last() {
+            Some((last, before)) if !truncated && is_ending(last) => before,
+            _ => &drawn,
+        };
+        let text = conversation.said(encoder.tokenizer(), &self.sequence, &drawn, written)?;
+        let tokens = u32::try_from(drawn.len())?;
+        self.turns += 1;
+        self.append_mass(drawn.len(), turn.surviving_mass);
+        self.sequence.extend_from_slice(&drawn);
+        self.response_tokens.extend(drawn);
+        self.rollout_logprobs.extend(turn.rollout_logprobs);
+        for span in turn.spans {
+            append_span(&mut self.spans, span);
+        }
+        Ok(TurnText { text, tokens, truncated })
+    }
+
+    /// Keeps a mass for each token: 1 in turns of which nothing was truncated.
+    fn append_mass(&mut self, drawn: usize, mass: Option<Vec<f32>>) {
+        let before = self.response_tokens.len();
+        match (&mut self.surviving_mass, mass) {
+            (None, None) => {}
+            (Some(so_far), mass) => so_far.extend(mass.unwrap_or_else(|| vec![1.0; drawn])),
+            (place @ None, Some(mass)) => *place = Some([vec![1.0; before], mass].concat()),
+        }
+    }
+
+    /// Takes what the environment says to the last turn; why no further turn can follow, if none can. The
+    /// context holds so many tokens.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub(crate) fn observe(
+        &mut self,
+        encoder: &PromptEncoder,
+        context: usize,
+        messages: &[EnvironmentMessage],
+    ) -> anyhow::Result<Option<EpisodeEnd>> {
+        let conversation = self.conversation.as_mut().context("an episode observes before it has begun")?;
+        let Some(tokens) = conversation.go_on(encoder, &self.sequence, messages)? else {
+            return Ok(Some(EpisodeEnd::Template));
+        };
+        if self.sequence.len() + tokens.len() >= context {
+            return Ok(Some(EpisodeEnd::Context));
+        }
+        self.sequence.extend_from_slice(&tokens);
+        self.observed = tokens;
+        Ok(None)
+    }
+
+    /// What the environment says that it is worth so far, where it says so.
+    pub(crate) fn is_worth(&mut self, reward: Option<f32>) {
+        self.reward = reward;
+    }
+
+    /// The rollout that it is, over for this reason.
+    pub(crate) fn finish(self, id: RolloutId, end: EpisodeEnd) -> RolloutParts {
+        RolloutParts {
+            id,
+            prompt_tokens: self.prompt_tokens,
+            response_tokens: self.response_tokens,
+            observations: self.observations,
+            reward: self.reward,
+            rollout_logprobs: self.rollout_logprobs,
+            surviving_mass: self.surviving_mass,
+            spans: self.spans,
+            finish_reason: if end.is_cut() { FinishReason::Length } else { FinishReason::Stop },
+            // Its scorers ask the coordinator for them.
+            fields: "".into(),
+        }
+    }
+
+    /// Tokens that the policy was given between its turns.
+    pub(crate) fn given_tokens(&self) -> usize {
+        self.observations.iter().map(|observation| observation.tokens.len()).sum()
+    }
+}
+
+/// Adds a span behind others: a version that goes on drawing has one.
+fn append_span(spans: &mut Vec<Span>, next: Span) {
+    match spans.last_mut() {
+        Some(last) if last.version == next.version => {
+            last.tokens = NonZeroU32::new(last.tokens.get() + next.tokens.get()).unwrap_or(last.tokens);
+        }
+        _ => spans.push(next),
+    }
+}

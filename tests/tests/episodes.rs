@@ -1,0 +1,141 @@
+//! Episodes of several turns in a real ring: a policy, an interpreter in the sandbox, and a learner that
+//! trains on what the policy drew.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tests::{DocumentedMetrics, Running, TinyRing};
+
+fn ring(folder: &tempfile::TempDir) -> TinyRing {
+    TinyRing::of_episodes(folder.path()).unwrap()
+}
+
+/// The sum of a metric over the series whose labels hold all these parts.
+fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
+    let of_name = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+    let chosen = of_name.filter(|line| labels.iter().all(|label| line.contains(label)));
+    chosen.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+fn metrics_of(ring: &TinyRing, role: &str) -> Option<String> {
+    let file = ring.output().join(format!("ring/{role}.address.json"));
+    let addresses: Value = serde_json::from_str(&fs::read_to_string(file).ok()?).ok()?;
+    let page = format!("http://{}/metrics", addresses["metrics"].as_str()?);
+    ureq::get(&page).call().ok()?.body_mut().read_to_string().ok()
+}
+
+/// Waits until so many batches are trained.
+fn wait_for_batches(running: &mut Running, batches: u64) {
+    let trained = |line: &str| line.strip_prefix("batch ")?.split('/').next()?.parse::<u64>().ok();
+    running.wait_for(|line| trained(line).is_some_and(|trained| trained >= batches)).unwrap();
+}
+
+/// Every batch was trained, each on episodes of which actor and learner say the same: the learner computes
+/// the log-probs of all turns of a sequence at once, the actor has drawn them turn by turn.
+fn assert_complete(ring: &TinyRing, batches: u64) {
+    let steps = ring.steps().unwrap();
+    assert_eq!(steps.keys().copied().collect::<Vec<_>>(), (1..=batches).collect::<Vec<_>>());
+    for (batch, step) in &steps {
+        let found = step["metrics"]["rollout_approx_kl"].as_f64().unwrap();
+        assert!(found < 1e-6, "batch {batch}: learner and actor disagree, approx_kl {found}");
+    }
+}
+
+#[test]
+fn a_run_of_episodes_repeats_itself_bit_for_bit_also_when_an_actor_is_killed() {
+    const BATCHES: &str = "coordinator.batches=16";
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (undisturbed, disturbed) = (ring(&first).with(BATCHES), ring(&second).with(BATCHES));
+    let mut running = undisturbed.start().unwrap();
+    wait_for_batches(&mut running, 4);
+    let actor = metrics_of(&undisturbed, "actor-0").unwrap();
+    let (episodes, turns) = (
+        metric(&actor, "rlhf_actor_episodes_ended_total", &[]),
+        metric(&actor, "rlhf_actor_episode_turns_total", &[]),
+    );
+    assert!(episodes >= 128.0, "{episodes} episodes in four batches of 32:\n{actor}");
+    assert!(turns > 1.2 * episodes, "{turns} turns in {episodes} episodes: the policy does not ask");
+    assert!(metric(&actor, "rlhf_actor_observation_tokens_total", &[]) > turns - episodes);
+    let server = metrics_of(&undisturbed, "reward-server-0").unwrap();
+    assert!(metric(&server, "rlhf_reward_tool_seconds_count", &["tool=\"python\""]) > 0.0, "{server}");
+    let coordinator = metrics_of(&undisturbed, "coordinator").unwrap();
+    let issued = metric(&coordinator, "rlhf_coordinator_responses_issued_total", &[]);
+    let ended = metric(&coordinator, "rlhf_coordinator_responses_ended_total", &[]);
+    let in_flight = metric(&coordinator, "rlhf_coordinator_responses_in_flight", &[]);
+    assert_eq!(issued, ended + in_flight, "{coordinator}");
+    assert_eq!(metric(&coordinator, "rlhf_samples_unaccounted", &[]), 0.0);
+    assert!(!coordinator.contains("outcome=\"failed\""), "an attempt failed in an undisturbed run");
+    let documented = DocumentedMetrics::read().unwrap();
+    for page in [&actor, &server, &coordinator] {
+        assert_eq!(documented.undocumented(page), Vec::<String>::new());
+    }
+    let (status, said) = running.end().unwrap();
+    assert!(status.success(), "{said}");
+    assert_complete(&undisturbed, 16);
+
+    let mut running = disturbed.start().unwrap();
+    wait_for_batches(&mut running, 5);
+    kill(Pid::from_raw(running.processes["actor-0"]), Signal::SIGKILL).unwrap();
+    let (status, said) = running.end().unwrap();
+    assert!(status.success() && said.contains("1 restart(s)"), "{said}");
+    assert_complete(&disturbed, 16);
+    assert!(undisturbed.weights().unwrap() == disturbed.weights().unwrap(), "another policy came out");
+}
+
+#[test]
+fn a_killed_reward_server_takes_its_episodes_with_it_and_they_are_played_again() {
+    const BATCHES: &str = "coordinator.batches=16";
+    let folder = tempfile::tempdir().unwrap();
+    let ring = ring(&folder).with(BATCHES).with("coordinator.deterministic=false");
+    let mut running = ring.start().unwrap();
+    wait_for_batches(&mut running, 4);
+    kill(Pid::from_raw(running.processes["reward-server-0"]), Signal::SIGKILL).unwrap();
+    let (status, said) = running.end().unwrap();
+    assert!(status.success() && said.contains("1 restart(s)"), "{said}");
+    assert_complete(&ring, 16);
+}
+
+/// Begins no episode whose sum is above nine.
+const CLASS: &str = r#"
+class Sum:
+    def reset(self, sum):
+        if len(sum) > 1:
+            raise RuntimeError("too large a sum")
+        self.sum = sum
+
+    def step(self, text):
+        if self.sum in text:
+            return None, 1.0, True, False, {}
+        return "Try again:", -0.1, False, False, {}
+"#;
+
+#[test]
+fn an_environment_that_cannot_begin_fails_its_attempts_and_its_rewards_train() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = ring(&folder).with("coordinator.batches=8");
+    let recipe = fs::read_to_string(folder.path().join("recipe.toml")).unwrap();
+    let (before, behind) = recipe.split_once("[reward_server.environment]").unwrap();
+    let (_, behind) = behind.split_once("\n\n").unwrap();
+    let class =
+        "[reward_server.environment]\nkind = \"class\"\nfile = \"{recipe}/environment.py\"\nturns = 3\n\n";
+    let behind = behind.replace("kind = \"numeric-match\"\nfield = \"sum\"\n", "kind = \"environment\"\n");
+    fs::write(folder.path().join("recipe.toml"), [before, class, &behind].concat()).unwrap();
+    fs::write(folder.path().join("environment.py"), CLASS).unwrap();
+
+    let mut running = ring.start().unwrap();
+    wait_for_batches(&mut running, 4);
+    let page = metrics_of(&ring, "coordinator").unwrap();
+    let ended = |labels: &[&str]| metric(&page, "rlhf_coordinator_responses_ended_total", labels);
+    assert!(ended(&["outcome=\"failed\"", "reason=\"environment\""]) > 0.0, "{page}");
+    assert!(ended(&["outcome=\"trained\""]) > 0.0, "{page}");
+    assert_eq!(metric(&page, "rlhf_samples_unaccounted", &[]), 0.0);
+    let (status, said) = running.end().unwrap();
+    assert!(status.success(), "{said}");
+    assert_complete(&ring, 8);
+    let log = ring.log("coordinator").unwrap();
+    assert!(log.contains("too large a sum"), "nobody said why:\n{log}");
+}
