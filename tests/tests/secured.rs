@@ -39,9 +39,8 @@ fn sluice(arguments: &[&str]) -> (Option<i32>, String) {
 /// The last number of a text, as far as this task needs it.
 fn last_number(text: &str) -> Option<i64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let start = digits.rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
-    let (before, number) = digits.split_at(start);
-    let sign = if before.ends_with('-') { -1 } else { 1 };
+    let number = digits.rsplit(|c: char| !c.is_ascii_digit()).next()?;
+    let sign = if digits.strip_suffix(number)?.ends_with('-') { -1 } else { 1 };
     Some(sign * number.parse::<i64>().ok()?)
 }
 

@@ -13,7 +13,7 @@ mod problems;
 
 use std::collections::BTreeMap;
 
-use mutants::{mutants, oracle};
+use mutants::{agree, mutants, oracle};
 use problems::{file, in_parallel};
 use sandbox::{Grade, GraderConfig, HumanEval, Limits, Mbpp, Problem, Record, Tier, Verdict};
 
@@ -170,12 +170,12 @@ fn verdicts_on_edited_references_of_leetcode_are_those_of_cpython() {
         let task_id = record.problem.task_id();
         let said = format!("{task_id}: {} ({})\n{mutant}", grade.verdict, grade.detail);
         assert!(grade.verdict.judges_response(), "{said}");
-        assert_eq!(grade.verdict == Verdict::Accepted, *expected, "{said}");
+        assert!(agree(grade.verdict, *expected), "{expected:?}: {said}");
     }
     println!(
         "{} edited references, {} of them right",
         cases.len(),
-        expected.iter().filter(|right| **right).count()
+        expected.iter().filter(|right| **right == Some(true)).count()
     );
 }
 

@@ -7,7 +7,7 @@ mod mutants;
 #[path = "support/problems.rs"]
 mod problems;
 
-use mutants::{mutants, oracle};
+use mutants::{agree, mutants, oracle};
 use problems::{in_parallel, problems};
 use sandbox::{Grader, GraderConfig, Limits, Problem, Record, Tier, Verdict};
 
@@ -77,7 +77,8 @@ fn verdicts_on_edited_references_are_those_of_the_harness() {
         let task = record.problem.task_id();
         assert!(grade.verdict.judges_response(), "{task}: {} ({})\n{mutant}", grade.verdict, grade.detail);
         let passed = grade.verdict == Verdict::Accepted;
-        assert_eq!(passed, *expected, "{task}: {} ({})\n{mutant}", grade.verdict, grade.detail);
+        let said = format!("{task}: {} ({})\n{mutant}", grade.verdict, grade.detail);
+        assert!(agree(grade.verdict, *expected), "{expected:?}: {said}");
         accepted += u32::from(passed);
     }
     println!("{} edited references, {accepted} of them still right, no verdict differs", cases.len());

@@ -47,11 +47,7 @@ static FIELDS: LazyLock<StdMutex<HashMap<(String, PromptId), String>>> = LazyLoc
 /// The coordinator of each reward server, by their addresses.
 static COORDINATORS: LazyLock<StdMutex<HashMap<String, String>>> = LazyLock::new(Default::default);
 
-/// A reward server works for a coordinator.
-pub(crate) fn note_server(server: &str, coordinator: &str) {
-    COORDINATORS.lock().unwrap().insert(server.to_owned(), coordinator.to_owned());
-}
-
+/// A prompt of that server's coordinator has these fields.
 pub(crate) fn note_fields(server: &str, prompt: PromptId, fields: &str) {
     if let Some(coordinator) = COORDINATORS.lock().unwrap().get(server) {
         FIELDS.lock().unwrap().insert((coordinator.clone(), prompt), fields.to_owned());
@@ -76,7 +72,8 @@ impl Coordinator for Service {
     ) -> Result<Response<Self::RewardStream>, Status> {
         let mut reports = request.into_inner();
         let first = reports.next().await.unwrap()?;
-        let hello = first.try_into()?;
+        let hello: RewardHello = first.try_into()?;
+        COORDINATORS.lock().unwrap().insert(hello.address.clone(), self.address.clone());
         let (commands, outbox) = mpsc::channel(1024);
         let session = Session { hello, reports, commands };
         self.sessions

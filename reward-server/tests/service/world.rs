@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use types::link::reward::RewardReport;
 use types::{FailReason, RolloutFailure, ScoredRollout};
 
-use crate::grpc::{Actor, FakeCoordinator, Session, note_server};
+use crate::grpc::{Actor, FakeCoordinator, Session};
 use crate::tiny;
 
 pub(crate) const RUN: &str = "test-run";
@@ -56,15 +56,11 @@ impl Server {
             bound: Vec::new(),
         };
         assert_eq!(service::Config::problems(&config), Vec::<String>::new());
-        let coordinator = config.coordinator.clone();
         let context = reward_server::build(config, context).await?;
         let Context { tasks, readiness, pages, bound, .. } = context;
         let mut running = JoinSet::new();
         running.spawn(tasks.run(token.clone(), WAIT_TIMEOUT));
         let address = bound.iter().find(|(name, _)| *name == "grpc").map(|(_, address)| address.to_string());
-        if let (Some(address), Some(coordinator)) = (&address, coordinator) {
-            note_server(address, &coordinator);
-        }
         Ok(Self { address, token, readiness, tasks: running, pages, bound })
     }
 

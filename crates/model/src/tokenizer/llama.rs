@@ -1,6 +1,6 @@
-//! Llama's tokenizer as transformers 5 makes it. From what such a folder's `tokenizer.json` says, transformers
-//! takes pieces and merges alone, and puts a space where `legacy` and `add_prefix_space` want it: before the
-//! first piece of a text, or before what follows each special token too.
+//! Llama's tokenizer as transformers 5 makes it. From such a folder's `tokenizer.json` transformers takes
+//! pieces and merges alone, and puts a space where `legacy` and `add_prefix_space` want it: before the first
+//! piece of a text, or before what follows each special token too.
 
 use serde_json::{Map, Value, json};
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};

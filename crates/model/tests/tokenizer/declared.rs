@@ -38,8 +38,9 @@ fn tokens_that_only_the_configuration_declares_are_tokens() {
     assert_eq!(again.encode("<|im_start|>ab<tool><|im_end|>", false).unwrap(), tokens);
 }
 
-/// What transformers 5.24 makes of the same folder (`AutoTokenizer.from_pretrained`), by class, family, `legacy`
-/// and `add_prefix_space`: whether a special token is followed by a space, and whether the text begins with one.
+/// What transformers 5.24 makes of the same folder (`AutoTokenizer.from_pretrained`), by class, family,
+/// `legacy` and `add_prefix_space`: whether a special token is followed by a space, and whether the text
+/// begins with one.
 #[test]
 fn spaces_of_a_llama_folder_are_where_transformers_puts_them() {
     let rows = [

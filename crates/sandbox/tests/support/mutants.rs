@@ -5,7 +5,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
-use sandbox::Record;
+use sandbox::{Record, Verdict};
 
 /// Single edits that a model could have made. Most make a right program wrong, some do not; the oracle knows.
 const EDITS: [(&str, &str); 14] = [
@@ -36,8 +36,8 @@ pub(crate) fn mutants(record: &Record) -> Vec<String> {
     edited.chain(shortened).collect()
 }
 
-/// The harness's verdicts on whole programs.
-pub(crate) fn oracle(programs: &[String]) -> Vec<bool> {
+/// The harness's verdicts on whole programs; none where its time was over.
+pub(crate) fn oracle(programs: &[String]) -> Vec<Option<bool>> {
     const SCRIPT: &str = include_str!("oracle.py");
     let mut python = Command::new("/usr/bin/python3")
         .args(["-c", SCRIPT])
@@ -56,9 +56,19 @@ pub(crate) fn oracle(programs: &[String]) -> Vec<bool> {
             writeln!(stdin, "{line}").unwrap();
         }
     });
-    let verdicts =
-        BufReader::new(python.stdout.take().unwrap()).lines().map(|line| line.unwrap() == "true").collect();
+    let verdicts = BufReader::new(python.stdout.take().unwrap())
+        .lines()
+        .map(|line| line.unwrap().parse().ok())
+        .collect();
     writer.join().unwrap();
     assert!(python.wait().unwrap().success());
     verdicts
+}
+
+/// Whether a verdict is that of plain CPython. Where it took too long there, it may be quick enough here.
+pub(crate) fn agree(verdict: Verdict, expected: Option<bool>) -> bool {
+    match expected {
+        Some(right) => right == (verdict == Verdict::Accepted),
+        None => matches!(verdict, Verdict::Accepted | Verdict::TimeLimit),
+    }
 }

@@ -1,6 +1,6 @@
 """What OpenAI's harness would say: `check(entry_point)` in the response's own interpreter, which is fine for honest programs.
 
-Reads lines {"program": ..., "timeout": ...} from stdin, writes `true` or `false` for each.
+Reads lines {"program": ..., "timeout": ...} from stdin, writes `true` or `false` for each, and `late` where its time was over.
 """
 
 import json
@@ -24,4 +24,5 @@ for line in sys.stdin:
             os._exit(1)
         os._exit(0)
     _, status = os.waitpid(pid, 0)
-    print("true" if status == 0 else "false", flush=True)
+    is_late = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
+    print("late" if is_late else "true" if status == 0 else "false", flush=True)
