@@ -133,7 +133,7 @@ async fn play(
     replies: mpsc::Sender<Said>,
 ) {
     let Begin { id, end, place: _place } = begin;
-    let fields = fields.of(Some(run), id.prompt, end);
+    let fields = Box::pin(fields.of(Some(run), id.prompt, end));
     let (mut episode, Beginning { messages, tools }) = match guarded(end, environment.reset(fields)).await {
         Ok(begun) => begun,
         Err(error) => {
