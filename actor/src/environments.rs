@@ -133,10 +133,8 @@ impl Environments {
         let server = Server { address, requests, connected: false, episodes: 0, stop: stop.clone() };
         self.servers.insert(member.clone(), server);
         let until_stopped = async move {
-            tokio::select! {
-                () = stream => {}
-                () = stop.cancelled() => {}
-            }
+            // Nothing is lost with the answer: it is that the stream was stopped.
+            let _ = stop.run_until_cancelled(stream).await;
             Ok(())
         };
         self.spawner.spawn(format!("episodes at {member}"), OnError::Log, until_stopped).await;

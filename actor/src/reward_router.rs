@@ -178,10 +178,8 @@ impl RewardRouter {
             serve(member.clone(), address, self.config.clone(), rollouts, self.report_sender.clone());
         self.servers.insert(member.clone(), server);
         let until_stopped = async move {
-            tokio::select! {
-                () = stream => {}
-                () = stop.cancelled() => {}
-            }
+            // Nothing is lost with the answer: it is that the stream was stopped.
+            let _ = stop.run_until_cancelled(stream).await;
             Ok(())
         };
         self.spawner.spawn(format!("stream to {member}"), OnError::Log, until_stopped).await;

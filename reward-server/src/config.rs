@@ -1,6 +1,7 @@
 //! The reward server's configuration.
 
 mod environment;
+mod flat_table;
 mod need;
 mod required;
 mod scorer;

@@ -25,7 +25,7 @@ use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
 use crate::worker_process::WorkerProcess;
 
-const WORKER: &str = include_str!("python/worker.py");
+const WORKER: &str = concat!(include_str!("python/conversation.py"), include_str!("python/worker.py"));
 const MATH: &str = include_str!("python/math.py");
 /// How long a worker may take to import the user's file, libraries included.
 const START_TIMEOUT: Duration = Duration::from_secs(60);

@@ -134,6 +134,23 @@ impl TinyRing {
         Ok(steps)
     }
 
+    /// Checks that every batch was trained, each on rollouts of which actor and learner say the same: the learner
+    /// computes the log-probs of a whole sequence at once, the actor has drawn it token by token and turn by turn.
+    ///
+    /// # Errors
+    /// Names what is missing, or the batch on which they disagree.
+    pub fn check_complete(&self, batches: u64) -> anyhow::Result<()> {
+        let steps = self.steps()?;
+        let trained: Vec<u64> = steps.keys().copied().collect();
+        anyhow::ensure!(trained == (1..=batches).collect::<Vec<_>>(), "trained are {trained:?}");
+        for (batch, step) in &steps {
+            let found =
+                step["metrics"]["rollout_approx_kl"].as_f64().context("a step without an approx_kl")?;
+            anyhow::ensure!(found < 1e-6, "batch {batch}: learner and actor disagree, approx_kl {found}");
+        }
+        Ok(())
+    }
+
     /// The bytes of the trained policy.
     ///
     /// # Errors
@@ -168,6 +185,20 @@ impl Running {
     /// When the run ends first.
     pub fn wait_for(&mut self, wanted: impl Fn(&str) -> bool) -> anyhow::Result<String> {
         read_until(&mut self.said, wanted)
+    }
+
+    /// Waits until so many batches are trained. The supervisor looks several times a second, and may see several
+    /// at once.
+    ///
+    /// # Errors
+    /// When the run ends first.
+    pub fn wait_for_batches(&mut self, batches: u64) -> anyhow::Result<()> {
+        let enough = |line: &str| {
+            let trained =
+                line.strip_prefix("batch ").and_then(|rest| rest.split('/').next()?.parse::<u64>().ok());
+            trained.is_some_and(|trained| trained >= batches)
+        };
+        self.wait_for(enough).map(drop)
     }
 
     /// The id of the command's own process.

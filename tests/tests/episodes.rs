@@ -8,7 +8,7 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::{DocumentedMetrics, Running, TinyRing};
+use tests::{DocumentedMetrics, TinyRing};
 
 fn ring(folder: &tempfile::TempDir) -> TinyRing {
     TinyRing::of_episodes(folder.path()).unwrap()
@@ -28,30 +28,13 @@ fn metrics_of(ring: &TinyRing, role: &str) -> Option<String> {
     ureq::get(&page).call().ok()?.body_mut().read_to_string().ok()
 }
 
-/// Waits until so many batches are trained.
-fn wait_for_batches(running: &mut Running, batches: u64) {
-    let trained = |line: &str| line.strip_prefix("batch ")?.split('/').next()?.parse::<u64>().ok();
-    running.wait_for(|line| trained(line).is_some_and(|trained| trained >= batches)).unwrap();
-}
-
-/// Every batch was trained, each on episodes of which actor and learner say the same: the learner computes
-/// the log-probs of all turns of a sequence at once, the actor has drawn them turn by turn.
-fn assert_complete(ring: &TinyRing, batches: u64) {
-    let steps = ring.steps().unwrap();
-    assert_eq!(steps.keys().copied().collect::<Vec<_>>(), (1..=batches).collect::<Vec<_>>());
-    for (batch, step) in &steps {
-        let found = step["metrics"]["rollout_approx_kl"].as_f64().unwrap();
-        assert!(found < 1e-6, "batch {batch}: learner and actor disagree, approx_kl {found}");
-    }
-}
-
 #[test]
 fn a_run_of_episodes_repeats_itself_bit_for_bit_also_when_an_actor_is_killed() {
     const BATCHES: &str = "coordinator.batches=16";
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (undisturbed, disturbed) = (ring(&first).with(BATCHES), ring(&second).with(BATCHES));
     let mut running = undisturbed.start().unwrap();
-    wait_for_batches(&mut running, 4);
+    running.wait_for_batches(4).unwrap();
     let actor = metrics_of(&undisturbed, "actor-0").unwrap();
     let (episodes, turns) = (
         metric(&actor, "rlhf_actor_episodes_ended_total", &[]),
@@ -75,14 +58,14 @@ fn a_run_of_episodes_repeats_itself_bit_for_bit_also_when_an_actor_is_killed() {
     }
     let (status, said) = running.end().unwrap();
     assert!(status.success(), "{said}");
-    assert_complete(&undisturbed, 16);
+    undisturbed.check_complete(16).unwrap();
 
     let mut running = disturbed.start().unwrap();
-    wait_for_batches(&mut running, 5);
+    running.wait_for_batches(5).unwrap();
     kill(Pid::from_raw(running.processes["actor-0"]), Signal::SIGKILL).unwrap();
     let (status, said) = running.end().unwrap();
     assert!(status.success() && said.contains("1 restart(s)"), "{said}");
-    assert_complete(&disturbed, 16);
+    disturbed.check_complete(16).unwrap();
     assert!(undisturbed.weights().unwrap() == disturbed.weights().unwrap(), "another policy came out");
 }
 
@@ -92,11 +75,11 @@ fn a_killed_reward_server_takes_its_episodes_with_it_and_they_are_played_again()
     let folder = tempfile::tempdir().unwrap();
     let ring = ring(&folder).with(BATCHES).with("coordinator.deterministic=false");
     let mut running = ring.start().unwrap();
-    wait_for_batches(&mut running, 4);
+    running.wait_for_batches(4).unwrap();
     kill(Pid::from_raw(running.processes["reward-server-0"]), Signal::SIGKILL).unwrap();
     let (status, said) = running.end().unwrap();
     assert!(status.success() && said.contains("1 restart(s)"), "{said}");
-    assert_complete(&ring, 16);
+    ring.check_complete(16).unwrap();
 }
 
 /// Begins no episode whose sum is above nine.
@@ -127,7 +110,7 @@ fn an_environment_that_cannot_begin_fails_its_attempts_and_its_rewards_train() {
     fs::write(folder.path().join("environment.py"), CLASS).unwrap();
 
     let mut running = ring.start().unwrap();
-    wait_for_batches(&mut running, 4);
+    running.wait_for_batches(4).unwrap();
     let page = metrics_of(&ring, "coordinator").unwrap();
     let ended = |labels: &[&str]| metric(&page, "rlhf_coordinator_responses_ended_total", labels);
     assert!(ended(&["outcome=\"failed\"", "reason=\"environment\""]) > 0.0, "{page}");
@@ -135,7 +118,7 @@ fn an_environment_that_cannot_begin_fails_its_attempts_and_its_rewards_train() {
     assert_eq!(metric(&page, "rlhf_samples_unaccounted", &[]), 0.0);
     let (status, said) = running.end().unwrap();
     assert!(status.success(), "{said}");
-    assert_complete(&ring, 8);
+    ring.check_complete(8).unwrap();
     let log = ring.log("coordinator").unwrap();
     assert!(log.contains("too large a sum"), "nobody said why:\n{log}");
 }

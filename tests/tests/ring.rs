@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::{DocumentedMetrics, Running, TinyRing};
+use tests::{DocumentedMetrics, TinyRing};
 
 /// Enough for a role to be killed long before the end.
 const BATCHES: &str = "coordinator.batches=60";
@@ -44,40 +44,23 @@ fn address(ring: &TinyRing, role: &str, what: &str) -> String {
     addresses[what].as_str().unwrap().to_owned()
 }
 
-/// Waits until so many batches are trained. The supervisor looks several times a second, and may see several
-/// at once.
-fn wait_for_batches(running: &mut Running, batches: u64) {
-    let trained = |line: &str| line.strip_prefix("batch ")?.split('/').next()?.parse::<u64>().ok();
-    running.wait_for(|line| trained(line).is_some_and(|trained| trained >= batches)).unwrap();
-}
-
-/// Every batch was trained, each on rollouts of which actor and learner say the same.
-fn assert_complete(ring: &TinyRing, batches: u64) {
-    let steps = ring.steps().unwrap();
-    assert_eq!(steps.keys().copied().collect::<Vec<_>>(), (1..=batches).collect::<Vec<_>>());
-    for (batch, step) in &steps {
-        let found = step["metrics"]["rollout_approx_kl"].as_f64().unwrap();
-        assert!(found < 1e-6, "batch {batch}: learner and actor disagree, approx_kl {found}");
-    }
-}
-
 #[test]
 fn a_run_repeats_itself_bit_for_bit_also_when_actor_and_learner_are_killed() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let of = |folder| ring(folder).with(BATCHES);
     let (undisturbed, disturbed) = (of(&first), of(&second));
     undisturbed.run().unwrap();
-    assert_complete(&undisturbed, 60);
+    undisturbed.check_complete(60).unwrap();
 
     let mut running = disturbed.start().unwrap();
-    wait_for_batches(&mut running, 10);
+    running.wait_for_batches(10).unwrap();
     sigkill(running.processes["actor-0"]);
-    wait_for_batches(&mut running, 30);
+    running.wait_for_batches(30).unwrap();
     sigkill(running.processes["learner"]);
     let (status, said) = running.end().unwrap();
     assert!(status.success(), "{said}");
     assert!(said.contains("2 restart(s)"), "{said}");
-    assert_complete(&disturbed, 60);
+    disturbed.check_complete(60).unwrap();
     assert!(undisturbed.weights().unwrap() == disturbed.weights().unwrap(), "another policy came out");
 }
 
@@ -91,7 +74,7 @@ fn four_processes_account_for_every_attempt() {
     for process in running.processes.values() {
         assert!(Path::new(&format!("/proc/{process}")).exists());
     }
-    wait_for_batches(&mut running, 4);
+    running.wait_for_batches(4).unwrap();
     let text = metrics_of(&ring, "coordinator");
     let issued = metric(&text, "rlhf_coordinator_responses_issued_total");
     let ended = metric(&text, "rlhf_coordinator_responses_ended_total");
@@ -117,7 +100,7 @@ fn four_processes_account_for_every_attempt() {
     let (status, said) = running.end().unwrap();
     assert!(status.success() && said.contains("--resume goes on"), "{said}");
     ring.run().unwrap();
-    assert_complete(&ring, 60);
+    ring.check_complete(60).unwrap();
 }
 
 #[test]
@@ -145,7 +128,7 @@ fn a_killed_rank_is_named_and_all_ranks_go_on_together() {
     undisturbed.run().unwrap();
 
     let mut running = disturbed.start().unwrap();
-    wait_for_batches(&mut running, 10);
+    running.wait_for_batches(10).unwrap();
     for rank in ["learner-rank-0", "learner-rank-1"] {
         let page = format!("http://{}/ready", address(&disturbed, rank, "metrics"));
         assert!(ureq::get(&page).call().is_ok(), "{rank} trains but is not ready");
@@ -154,7 +137,7 @@ fn a_killed_rank_is_named_and_all_ranks_go_on_together() {
     let (status, said) = running.end().unwrap();
     assert!(status.success() && said.contains("1 restart(s)"), "{said}");
     assert!(said.contains("learner-rank-1"), "who died is not said: {said}");
-    assert_complete(&disturbed, 30);
+    disturbed.check_complete(30).unwrap();
     assert!(undisturbed.weights().unwrap() == disturbed.weights().unwrap(), "another policy came out");
 }
 
@@ -163,18 +146,18 @@ fn the_coordinator_comes_back_from_its_journal() {
     let folder = tempfile::tempdir().unwrap();
     let ring = ring(&folder).with(BATCHES);
     let mut running = ring.start().unwrap();
-    wait_for_batches(&mut running, 10);
+    running.wait_for_batches(10).unwrap();
     sigkill(running.processes["coordinator"]);
     let (status, said) = running.end().unwrap();
     assert!(status.success() && said.contains("1 restart(s)"), "{said}");
-    assert_complete(&ring, 60);
+    ring.check_complete(60).unwrap();
     let weights = ring.weights().unwrap();
 
     // Killed after the last checkpoint and before the stage was recorded: nothing is left to do but to say
     // so.
     fs::remove_file(ring.output().join("stages/ring.toml")).unwrap();
     ring.run().unwrap();
-    assert_complete(&ring, 60);
+    ring.check_complete(60).unwrap();
     assert!(weights == ring.weights().unwrap(), "another policy came out");
 }
 
@@ -187,17 +170,17 @@ fn a_stopped_actor_costs_the_others_no_more_than_it_takes_to_notice() {
         .with("coordinator.heartbeat_timeout=3s")
         .with("processes.actors=2");
     let mut running = ring.start().unwrap();
-    wait_for_batches(&mut running, 10);
+    running.wait_for_batches(10).unwrap();
     let stopped = Pid::from_raw(running.processes["actor-1"]);
     kill(stopped, Signal::SIGSTOP).unwrap();
     // What the learner has sent already is trained. Then it needs the other actor to have new weights.
     let since = Instant::now();
-    wait_for_batches(&mut running, 20);
+    running.wait_for_batches(20).unwrap();
     let took = since.elapsed();
     kill(stopped, Signal::SIGCONT).unwrap();
     let (status, said) = running.end().unwrap();
     assert!(status.success(), "{said}");
-    assert_complete(&ring, 60);
+    ring.check_complete(60).unwrap();
     // The timeout of a broadcast is a minute.
     assert!(took < Duration::from_secs(20), "ten batches beside a stopped actor took {took:?}");
     let text = ring.log("coordinator").unwrap();

@@ -10,6 +10,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::flat_table;
+
 /// Keys of every environment; all others are its kind's.
 const BOUND_KEYS: [&str; 6] = ["turns", "max_tokens", "wall", "tool_time", "observation_bytes", "episodes"];
 
@@ -241,11 +243,8 @@ impl TryFrom<Map<String, Value>> for EnvironmentConfig {
     type Error = serde_json::Error;
 
     fn try_from(table: Map<String, Value>) -> Result<Self, serde_json::Error> {
-        let (bounds, kind) = table.into_iter().partition(|(key, _)| BOUND_KEYS.contains(&key.as_str()));
-        Ok(Self {
-            bounds: serde_json::from_value(Value::Object(bounds))?,
-            kind: serde_json::from_value(Value::Object(kind))?,
-        })
+        let (bounds, kind) = flat_table::split(table, &BOUND_KEYS)?;
+        Ok(Self { bounds, kind })
     }
 }
 
@@ -270,13 +269,7 @@ impl JsonSchema for EnvironmentConfig {
 
 impl From<EnvironmentConfig> for Map<String, Value> {
     fn from(config: EnvironmentConfig) -> Self {
-        let parts = [serde_json::to_value(config.bounds), serde_json::to_value(config.kind)];
-        let tables = parts.into_iter().filter_map(|part| match part {
-            Ok(Value::Object(table)) => Some(table),
-            _ => None,
-        });
-        // TOML has no null: what is not given is not written.
-        tables.flatten().filter(|(_, value)| !value.is_null()).collect()
+        flat_table::join(config.bounds, config.kind)
     }
 }
 

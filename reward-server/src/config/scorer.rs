@@ -10,6 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::flat_table;
 use super::required::missing_keys;
 use super::share::{SHARED_KEYS, Share};
 
@@ -433,11 +434,8 @@ impl TryFrom<Map<String, Value>> for ScorerConfig {
         if let Some(missing) = missing_keys(&table) {
             return Err(serde::de::Error::custom(missing));
         }
-        let (share, kind) = table.into_iter().partition(|(key, _)| SHARED_KEYS.contains(&key.as_str()));
-        Ok(Self {
-            share: serde_json::from_value(Value::Object(share))?,
-            kind: serde_json::from_value(Value::Object(kind))?,
-        })
+        let (share, kind) = flat_table::split(table, &SHARED_KEYS)?;
+        Ok(Self { share, kind })
     }
 }
 
@@ -462,13 +460,7 @@ impl JsonSchema for ScorerConfig {
 
 impl From<ScorerConfig> for Map<String, Value> {
     fn from(config: ScorerConfig) -> Self {
-        let parts = [serde_json::to_value(config.share), serde_json::to_value(config.kind)];
-        let tables = parts.into_iter().filter_map(|part| match part {
-            Ok(Value::Object(table)) => Some(table),
-            _ => None,
-        });
-        // TOML has no null: what is not given is not written.
-        tables.flatten().filter(|(_, value)| !value.is_null()).collect()
+        flat_table::join(config.share, config.kind)
     }
 }
 

@@ -21,7 +21,8 @@ use crate::worker_process::WorkerProcess;
 
 use super::EnvironmentError;
 
-const WORKER: &str = include_str!("../python/environment.py");
+const WORKER: &str =
+    concat!(include_str!("../python/conversation.py"), include_str!("../python/environment.py"));
 /// How long a worker may take to import the user's file, libraries included.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 

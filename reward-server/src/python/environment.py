@@ -1,40 +1,20 @@
 """Runs a user's environment for the reward server: functions that a policy calls as tools, or a class.
 
 Arguments: the user's file, the limit of the address space in bytes (0 for none), what the file is ("tools" or
-"class"), and the class's name ("" to find it). Requests come on stdin and answers go to what was stdout, one JSON
-object a line; whatever the user's code prints goes to stderr.
+"class"), and the class's name ("" to find it). It speaks as `conversation.py` says.
 """
 
 import asyncio
-import importlib.util
 import inspect
 import json
 import math
 import os
-import resource
 import sys
-import threading
-import time
 import traceback
 import typing
 
 KINDS = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object", tuple: "array"}
 NAMES = ("Environment", "Env")
-
-
-def leave_with_the_server(server):
-    while os.getppid() == server:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location("environment", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["environment"] = module
-    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-    spec.loader.exec_module(module)
-    return module
 
 
 def failure(error):
@@ -205,31 +185,19 @@ def step(returned):
 
 def main():
     path, memory, kind, name = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    os.dup2(2, 1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    threading.Thread(target=leave_with_the_server, args=(os.getppid(),), daemon=True).start()
-    if memory:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    requests, answer = converse(memory)
     loop = asyncio.new_event_loop()
-
-    def answer(message):
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
-
     try:
-        module = load(path)
+        module = load_file(path, "environment")
         worker = Tools(module, loop) if kind == "tools" else Episodes(module, loop, name)
         hello = worker.hello()
     except BaseException as error:
         answer({"error": failure(error)})
         return
     answer(hello)
-    for line in requests:
+    for request in requests:
         try:
-            answer(worker.answer(json.loads(line)))
+            answer(worker.answer(request))
         except MemoryError:
             raise
         except Exception as error:

@@ -1,20 +1,15 @@
 """Runs a user's reward function for the reward server.
 
 Arguments: the user's file, the limit of the address space in bytes (0 for none), the function's name ("" to find
-it), and the source where the file is none of the user's. Requests come on stdin and answers go to what was stdout,
-one JSON object a line; whatever the user's code prints goes to stderr.
+it), and the source where the file is none of the user's. It speaks as `conversation.py` says.
 """
 
 import asyncio
-import importlib.util
 import inspect
 import json
 import math
 import os
-import resource
 import sys
-import threading
-import time
 import traceback
 import types
 
@@ -28,24 +23,13 @@ NAMES = ("reward_batch", "reward", "compute_score", "reward_func")
 MARKS = ("solution_str", "completions", "queries")
 
 
-def leave_with_the_server(server):
-    while os.getppid() == server:
-        time.sleep(1.0)
-    os._exit(1)
-
-
 def load(path, source):
     if source:
         module = types.ModuleType("reward")
         sys.modules["reward"] = module
         exec(compile(source, path, "exec"), module.__dict__)
         return module
-    spec = importlib.util.spec_from_file_location("reward", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reward"] = module
-    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
-    spec.loader.exec_module(module)
-    return module
+    return load_file(path, "reward")
 
 
 def find(module, name):
@@ -200,27 +184,14 @@ def score(function, prompts, responses, fields):
 def main():
     path, memory, name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     source = sys.argv[4] if len(sys.argv) > 4 else ""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    os.dup2(2, 1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    threading.Thread(target=leave_with_the_server, args=(os.getppid(),), daemon=True).start()
-    if memory:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-
-    def answer(message):
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
-
+    requests, answer = converse(memory)
     try:
         function = Function(find(load(path, source), name))
     except BaseException as error:
         answer(failure(error))
         return
     answer({"batched": function.batched})
-    for line in requests:
-        request = json.loads(line)
+    for request in requests:
         prompts, responses, fields = request["prompts"], request["responses"], request["fields"]
         if function.batched:
             results = score(function, prompts, responses, fields)
