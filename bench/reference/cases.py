@@ -67,6 +67,10 @@ CASES = [
     update("update-sequence-tis", correction={"sequence-truncate": {"max": 1.05}}),
     update("update-sequence-mask", correction={"sequence-mask": {"min": 0.98, "max": 1.02}}),
     update("update-sequence-product-mask", correction={"sequence-product-mask": {"max": 1.1}}),
+    update("update-clip-cov", covariance={"clip-cov": {"share": 1.0, "low": 0.1, "high": 2.0}}),
+    # A share at which no token stands at the kink of the distance: with 0.2 the reference itself moves by 0.2 for a noise of 1e-7.
+    update("update-kl-cov", covariance={"kl-cov": {"share": 0.1, "coefficient": 1.0}}, clip_ratio_low=1.0, clip_ratio_high=99.0),
+    gradient("gradient-clip-cov", covariance={"clip-cov": {"share": 1.0, "low": 0.1, "high": 2.0}}),
     # Episodes: what was given between turns is context, and counts nowhere.
     gradient("gradient-episodes", "llama", batch="episodes", gamma=0.97, gae_lambda=0.9, kl_coefficient=0.1),
     gradient("gradient-episodes-qwen2-tied", "qwen2", batch="episodes", entropy_coefficient=0.05, whiten="before-filter"),
@@ -75,7 +79,8 @@ CASES = [
     gradient("gradient-episodes-seq-mean-token-sum-norm", batch="episodes", loss_aggregation="seq-mean-token-sum-norm"),
     gradient("gradient-episodes-overlong", batch="episodes", overlong=dict(max_length=9, cache=6)),
     *[update(f"update-episodes-{algorithm}", batch="episodes", algorithm=algorithm) for algorithm in
-      ("pf-ppo", "pf-ppo-paper", "grpo", "dr-grpo", "rloo", "reinforce-plus-plus", "dapo", "gspo", "cispo", "decoupled-ppo")],
+      ("pf-ppo", "pf-ppo-paper", "grpo", "dr-grpo", "rloo", "reinforce-plus-plus", "dapo", "gspo", "cispo", "decoupled-ppo",
+       "on-policy-distillation")],
     update("update-episodes-off-policy-mask", batch="episodes", off_policy_delta=0.02),
     update("update-episodes-sequence-mask", batch="episodes", correction={"sequence-mask": {"min": 0.98, "max": 1.02}}),
 ]

@@ -18,6 +18,7 @@ DEFAULTS = dict(
     entropy_coefficient=0.0, ppo_epochs=3, minibatch_size=256, policy_lr=5e-7, critic_lr=9e-6,
     betas=(0.9, 0.95), adam_eps=1e-8, weight_decay=0.0, weight_decay_on="all", max_grad_norm=1.0, schedule="constant",
     warmup_steps=0, norm_tokens=None, kl_target=None, kl_horizon=10000.0, overlong=None, off_policy_delta="off",
+    covariance="off",
 )
 
 # What an algorithm decides where a key is absent: the papers' choices.
@@ -38,6 +39,7 @@ ALGORITHMS = {
     "gspo": dict(GRPO, kl_in="off", ratio="mean", clip_ratio_low=3e-4, clip_ratio_high=4e-4),
     "cispo": dict(GRPO, kl_in="off", ratio="cispo", clip_ratio_low=1.0, clip_ratio_high=4.0, loss_aggregation="token-mean"),
     "decoupled-ppo": dict(PPO, correction={"token-mask": {"min": 0.0, "max": 5.0}}),
+    "on-policy-distillation": dict(PPO, advantage="own-kl", whiten="off", kl_coefficient=1.0),
 }
 
 
@@ -115,7 +117,8 @@ class Batch:
         rewards = torch.zeros_like(old)
         if options["kl_in"] == "reward" and beta > 0:
             rewards = -beta * kl_value(options["kl_estimator"], (old - self.ref) * mask)
-        rewards[torch.arange(len(self.scores)), self.last] += self.scores.to(old.dtype)
+        if options["advantage"] != "own-kl":
+            rewards[torch.arange(len(self.scores)), self.last] += self.scores.to(old.dtype)
         advantages, returns, absent = self.advantages(rewards * mask, values)
         if options["whiten"] != "off":
             after = options["whiten"] == "after-filter"
@@ -126,6 +129,8 @@ class Batch:
     def advantages(self, rewards, values):
         options, kind = self.options, self.options["advantage"]
         steps = rewards.shape[1]
+        if kind == "own-kl":
+            return rewards, torch.zeros_like(rewards), rewards.new_zeros(0)
         if kind in ("gae", "return-to-go"):
             trace = 1.0 if kind == "return-to-go" else options["gae_lambda"]
             values = torch.zeros_like(rewards) if kind == "return-to-go" else values
@@ -186,6 +191,24 @@ class Batch:
             return (total.exp() * (total.exp() <= high)).expand_as(old)
         raise ValueError(f"unknown correction {kind}")
 
+    def held_back(self, advantages):
+        """Which tokens are held back for the sake of the entropy (arXiv 2505.22617); of Clip-Cov only with a share of 1."""
+        held = torch.zeros_like(advantages)
+        if self.options["covariance"] == "off":
+            return held
+        (kind, told), = self.options["covariance"].items()
+        chosen = self.mask & self.trained[:, None]
+        logprobs, values = self.rollout[chosen].to(advantages.dtype), advantages[chosen]
+        covariances = (logprobs - logprobs.mean()) * (values - values.mean())
+        if kind == "clip-cov":
+            assert told["share"] == 1.0
+            held[chosen] = ((covariances > told["low"]) & (covariances < told["high"])).to(held.dtype)
+            return held
+        marks = torch.zeros_like(covariances)
+        marks[covariances.topk(max(1, int(len(covariances) * told["share"]))).indices] = 1.0
+        held[chosen] = marks
+        return held
+
     def aggregate(self, losses, which, weights):
         """Token losses of a minibatch `[n, T]` as one number."""
         kind = self.options["loss_aggregation"]
@@ -223,6 +246,9 @@ class Batch:
                 bounded = torch.minimum(losses, -options["dual_clip"] * advantages)
                 losses = torch.where(advantages < 0, bounded, losses)
         losses = losses * corrections[which]
+        covariance, held = options["covariance"], self.held_back(known[1])[which]
+        if "clip-cov" in covariance:
+            losses = losses * (1 - held)
         if number(options["off_policy_delta"]) is not None:
             lengths = self.lengths[which]
             fallen = ((self.rollout[which] - logprobs.detach()) * mask).sum(1) / lengths
@@ -230,6 +256,9 @@ class Batch:
             losses = losses * ~bad[:, None]
         surrogate = self.aggregate(losses, which, self.weights[which])
         loss = surrogate
+        if "kl-cov" in covariance:
+            distance = ((logprobs - old[which]) * mask).abs() * held
+            loss = loss + covariance["kl-cov"]["coefficient"] * self.aggregate(distance, which, self.weights[which])
         if options["kl_in"] == "loss" and beta > 0:
             kl = kl_value(options["kl_estimator"], (logprobs - self.ref[which]) * mask)
             loss = loss + beta * self.aggregate(kl, which, self.weights[which])

@@ -7,21 +7,24 @@ operations on a list of integers, and hidden test cases, computed by running the
 
 writes
     train.jsonl           problems to take prompts from, in the shape of HumanEval:
-                          {"task_id", "prompt", "entry_point", "test", "canonical_solution", "composition"}
+                          {"task_id", "prompt", "entry_point", "test", "canonical_solution", "composition", "kinds"}
+    validation.jsonl      problems to choose by, such as a temperature
     held_out.jsonl        problems for evaluation only
     demonstrations.jsonl  {"prompt", "response"} for supervised fine-tuning, with the mistakes that people make
 
 What makes it honest:
-- Train and held-out problems share no composition: the sequence of operations (whatever its constants and words) of a
-  held-out problem occurs in no training problem and in no demonstration.
+- The three sets of problems share no composition: the sequence of operations (whatever its constants and words) of a
+  held-out or validation problem occurs in no training problem and in no demonstration.
 - For each operation the typical mistakes are known (a boundary off by one, the wrong order, the wrong direction). The
   hidden cases of every problem reject every program with one such mistake; a chain in which some mistake would make no
   difference is not used.
 - Everything follows from the seed.
 
-Demonstrations are imperfect on purpose, as code found in the wild is: each tricky operation carries one of its
-mistakes with probability --mistakes. Supervised fine-tuning learns them too; telling right from wrong is left to the
-reward model, and acting on it to reinforcement learning.
+Demonstrations are imperfect on purpose, as code found in the wild is. Of some operations most people have a wrong idea
+(a misconception: the first of its mistakes): their demonstrations are wrong in this way with probability
+--misconceptions, more often than right, so that a policy that imitates them answers wrongly when it answers with what is
+likeliest, at any temperature. All other operations carry one of their mistakes with probability --mistakes. Telling right
+from wrong is left to the reward model, and acting on it to reinforcement learning.
 """
 
 import argparse
@@ -47,6 +50,8 @@ class Operation:
     mistakes: tuple[str, ...]
     # Constants it may carry; empty when it has none.
     constants: tuple[int, ...] = ()
+    # Whether most people hold the first mistake for right.
+    misconception: bool = False
 
 
 def line(expression: str) -> str:
@@ -63,31 +68,35 @@ def keep(condition: str) -> str:
 
 SMALL = (1, 2, 3, 4)
 BOUNDS = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6)
+# Shares of compositions.
+HELD_OUT = 0.15
+VALIDATION = 0.05
+
 ADDENDS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 
 STEPS = (
     Operation("greater", ("keep the numbers greater than {k}", "keep only numbers above {k}"),
               keep("x > {k}"), (keep("x >= {k}"), keep("x < {k}")), BOUNDS),
     Operation("at_least", ("keep the numbers that are at least {k}", "keep only numbers not below {k}"),
-              keep("x >= {k}"), (keep("x > {k}"), keep("x <= {k}")), BOUNDS),
+              keep("x >= {k}"), (keep("x > {k}"), keep("x <= {k}")), BOUNDS, misconception=True),
     Operation("less", ("keep the numbers less than {k}", "keep only numbers below {k}"),
               keep("x < {k}"), (keep("x <= {k}"), keep("x > {k}")), BOUNDS),
     Operation("at_most", ("keep the numbers that are at most {k}", "keep only numbers not above {k}"),
-              keep("x <= {k}"), (keep("x < {k}"), keep("x >= {k}")), BOUNDS),
+              keep("x <= {k}"), (keep("x < {k}"), keep("x >= {k}")), BOUNDS, misconception=True),
     Operation("even", ("keep the even numbers", "drop the odd numbers"),
               keep("x % 2 == 0"), (keep("x % 2 == 1"),)),
     Operation("odd", ("keep the odd numbers", "drop the even numbers"),
               keep("x % 2 == 1"), (keep("x % 2 == 0"),)),
     Operation("divisible", ("keep the multiples of {k}", "keep the numbers divisible by {k}"),
-              keep("x % {k} == 0"), (keep("x % {k} != 0"), keep("x // {k} == 0")), (3, 4, 5)),
+              keep("x % {k} == 0"), (keep("x // {k} == 0"), keep("x % {k} != 0")), (3, 4, 5), misconception=True),
     Operation("add", ("add {k} to each number", "increase every number by {k}"),
               each("x + {k}"), (each("x - {k}"),), ADDENDS),
     Operation("subtract", ("subtract {k} from each number", "decrease every number by {k}"),
-              each("x - {k}"), (each("{k} - x"), each("x + {k}")), ADDENDS),
+              each("x - {k}"), (each("{k} - x"), each("x + {k}")), ADDENDS, misconception=True),
     Operation("multiply", ("multiply each number by {k}", "scale every number by {k}"),
               each("x * {k}"), (each("x + {k}"), each("x ** {k}")), (2, 3, 4)),
     Operation("square", ("square each number", "replace every number by its square"),
-              each("x * x"), (each("x * 2"),)),
+              each("x * x"), (each("x * 2"),), misconception=True),
     Operation("negate", ("negate each number", "flip the sign of every number"),
               each("-x"), (each("abs(x)"),)),
     Operation("absolute", ("take the absolute value of each number", "drop the sign of every number"),
@@ -97,7 +106,7 @@ STEPS = (
     Operation("drop_first", ("drop the first {k} numbers", "skip the first {k} numbers"),
               line("xs[{k}:]"), (line("xs[:{k}]"), line("xs[{k} + 1:]")), SMALL),
     Operation("take_last", ("take the last {k} numbers", "keep only the last {k} numbers"),
-              line("xs[-{k}:]"), (line("xs[:-{k}]"), line("xs[{k}:]")), SMALL),
+              line("xs[-{k}:]"), (line("xs[{k}:]"), line("xs[:-{k}]")), SMALL, misconception=True),
     Operation("drop_last", ("drop the last {k} numbers", "leave out the last {k} numbers"),
               line("xs[:-{k}]"), (line("xs[-{k}:]"), line("xs[:{k}]")), SMALL),
     Operation("ascending", ("sort in ascending order", "sort from small to large"),
@@ -107,9 +116,9 @@ STEPS = (
     Operation("reverse", ("reverse the order", "turn the list around"),
               line("xs[::-1]"), (line("sorted(xs)[::-1]"),)),
     Operation("unique", ("remove repeated numbers", "drop duplicates"),
-              line("list(dict.fromkeys(xs))"), (line("sorted(set(xs))"),)),
+              line("list(dict.fromkeys(xs))"), (line("sorted(set(xs))"),), misconception=True),
     Operation("every_second", ("keep every second number starting with the first", "keep the numbers at even positions"),
-              line("xs[::2]"), (line("xs[1::2]"),)),
+              line("xs[::2]"), (line("xs[1::2]"),), misconception=True),
     Operation("odd_places", ("keep every second number starting with the second", "keep the numbers at odd positions"),
               line("xs[1::2]"), (line("xs[::2]"),)),
 )
@@ -142,6 +151,13 @@ class Chosen:
     def wrong(self) -> list[str]:
         return [self.fill(mistake) for mistake in self.operation.mistakes]
 
+    def demonstrated(self, rng: random.Random, misconceptions: float, mistakes: float) -> str:
+        """The line that somebody writes."""
+        chance = misconceptions if self.operation.misconception else mistakes
+        if rng.random() >= chance:
+            return self.right()
+        return self.wrong()[0] if self.operation.misconception else rng.choice(self.wrong())
+
 
 def choose(rng: random.Random, operation: Operation) -> Chosen:
     return Chosen(operation, rng.choice(operation.constants) if operation.constants else None)
@@ -151,10 +167,18 @@ def composition(chain: list[Chosen]) -> str:
     return "-".join(chosen.operation.kind for chosen in chain)
 
 
-def is_held_out(name: str, share: float) -> bool:
-    """A property of the composition alone, so that no other choice can move a chain across the border."""
+def kinds(chain: list[Chosen]) -> list[str]:
+    """What figures are given for: each operation, and whether the chain has one with a misconception."""
+    some = any(chosen.operation.misconception for chosen in chain)
+    return [chosen.operation.kind for chosen in chain] + ["(a misconception)" if some else "(no misconception)"]
+
+
+def part(name: str) -> str:
+    """The set whose problems have this composition: a property of the composition alone, so that no other choice can
+    move a chain across a border."""
     digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < share
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    return "held-out" if place < HELD_OUT else "validation" if place < HELD_OUT + VALIDATION else "train"
 
 
 def body(lines: list[str]) -> str:
@@ -219,33 +243,33 @@ def draw_chain(rng: random.Random) -> list[Chosen]:
     return [choose(rng, step) for step in steps] + [choose(rng, rng.choice(ENDS))]
 
 
-def problems(rng: random.Random, count: int, held_out: bool, share: float, prefix: str) -> list[dict]:
+def problems(rng: random.Random, count: int, wanted: str) -> list[dict]:
     made: list[dict] = []
     seen: set[str] = set()
     while len(made) < count:
         chain = draw_chain(rng)
         name = composition(chain)
-        if is_held_out(name, share) != held_out:
+        if part(name) != wanted:
             continue
-        # Held-out problems are few: no two of them share a composition.
-        cases = None if held_out and name in seen else hidden_cases(rng, chain, 8)
+        # Problems that are not trained on are few: no two of them share a composition.
+        cases = None if wanted != "train" and name in seen else hidden_cases(rng, chain, 8)
         if cases is None:
             continue
         seen.add(name)
         entry_point, prompt = signature(rng, chain)
-        made.append({"task_id": f"{prefix}/{len(made)}", "prompt": prompt, "entry_point": entry_point,
+        made.append({"task_id": f"{wanted}/{len(made)}", "prompt": prompt, "entry_point": entry_point,
                      "test": check(cases), "canonical_solution": body([chosen.right() for chosen in chain]),
-                     "composition": name})
+                     "composition": name, "kinds": kinds(chain)})
     return made
 
 
-def demonstrations(rng: random.Random, count: int, share: float, mistakes: float) -> list[dict]:
+def demonstrations(rng: random.Random, count: int, misconceptions: float, mistakes: float) -> list[dict]:
     made: list[dict] = []
     while len(made) < count:
         chain = draw_chain(rng)
-        if is_held_out(composition(chain), share) or hidden_cases(rng, chain, 0) is None:
+        if part(composition(chain)) != "train" or hidden_cases(rng, chain, 0) is None:
             continue
-        lines = [rng.choice(chosen.wrong()) if rng.random() < mistakes else chosen.right() for chosen in chain]
+        lines = [chosen.demonstrated(rng, misconceptions, mistakes) for chosen in chain]
         made.append({"prompt": signature(rng, chain)[1], "response": body(lines)})
     return made
 
@@ -262,17 +286,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--train", type=int, default=12000)
     parser.add_argument("--demonstrations", type=int, default=8000)
+    parser.add_argument("--validation", type=int, default=100)
     parser.add_argument("--held-out", type=int, default=400)
-    parser.add_argument("--held-out-share", type=float, default=0.15, help="share of compositions kept for evaluation")
-    parser.add_argument("--mistakes", type=float, default=0.35, help="chance of a mistake per operation")
+    parser.add_argument("--misconceptions", type=float, default=0.65,
+                        help="chance of the usual mistake where most people have a wrong idea")
+    parser.add_argument("--mistakes", type=float, default=0.15, help="chance of a mistake per other operation")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    share = options.held_out_share
     rng = lambda purpose: random.Random(f"{options.seed}-{purpose}")  # noqa: E731
-    write(options.output / "train.jsonl", problems(rng("train"), options.train, False, share, "train"))
-    write(options.output / "held_out.jsonl", problems(rng("held-out"), options.held_out, True, share, "held-out"))
+    for wanted, name, count in (("train", "train", options.train), ("validation", "validation", options.validation),
+                                ("held-out", "held_out", options.held_out)):
+        write(options.output / f"{name}.jsonl", problems(rng(wanted), count, wanted))
     write(options.output / "demonstrations.jsonl",
-          demonstrations(rng("demonstrations"), options.demonstrations, share, options.mistakes))
+          demonstrations(rng("demonstrations"), options.demonstrations, options.misconceptions, options.mistakes))
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ pub use recorded_batch::read_batch;
 pub use replay::{ReplayOptions, replay};
 pub use ring::{Config, build};
 pub use supervised::{
-    AssistantTurns, Evaluation, InitConfig, PreferenceConfig, PreferenceLoss, Progress, REWARD_MEAN_KEY,
-    REWARD_STD_KEY, RewardModelConfig, ScoreStatistics, SftConfig, TrainingConfig, TrainingReport, dpo, sft,
-    train_rm,
+    AssistantTurns, Evaluation, InitConfig, MixedData, PreferenceConfig, PreferenceLoss, Progress,
+    REWARD_MEAN_KEY, REWARD_STD_KEY, RewardModelConfig, ScoreStatistics, SftConfig, TrainingConfig,
+    TrainingReport, dpo, sft, train_rm,
 };
 pub use threads::on_ranks;

@@ -52,8 +52,11 @@ pub const METRICS: &[Metric] = &[
         "Response tokens that came to train and did not: cut off, or rejected by an off-policy correction.",
     ),
     Metric::counter("rlhf_learner_broadcasts_failed_total", "Weight broadcasts that failed."),
-    Metric::histogram("rlhf_learner_step_seconds", "Time of a training step, by phase.")
-        .by(&[Label::one_of("phase", &["prepare", "update", "all"])]),
+    Metric::histogram(
+        "rlhf_learner_step_seconds",
+        "Time of a training step, by phase; the copy for publication comes after `all` of it.",
+    )
+    .by(&[Label::one_of("phase", &["prepare", "update", "all", "publish"])]),
     Metric::histogram("rlhf_learner_broadcast_seconds", "Time of a weight broadcast."),
     Metric::gauge("rlhf_learner_checkpointed_batch", "The last batch that a checkpoint holds."),
     Metric::counter(
@@ -91,9 +94,12 @@ pub(crate) fn step(step: &StepMetrics) {
     counter!("rlhf_learner_samples_truncated_total").increment(step.truncated);
     counter!("rlhf_learner_scores_clipped_total").increment(step.scores_clipped);
     counter!("rlhf_learner_tokens_masked_total").increment(step.masked_tokens);
-    for (phase, seconds) in
-        [("prepare", step.prepare_seconds), ("update", step.update_seconds), ("all", step.step_seconds)]
-    {
+    for (phase, seconds) in [
+        ("prepare", step.prepare_seconds),
+        ("update", step.update_seconds),
+        ("all", step.step_seconds),
+        ("publish", step.publish_seconds),
+    ] {
         histogram!("rlhf_learner_step_seconds", "phase" => phase).record(seconds);
     }
     for gauge in STEP_GAUGES {

@@ -11,6 +11,7 @@
 mod config;
 mod dataset;
 mod examples;
+mod mixture;
 mod new_model;
 mod objective;
 mod preferences;
@@ -28,6 +29,7 @@ pub use config::{
     AssistantTurns, InitConfig, PreferenceConfig, PreferenceLoss, RewardModelConfig, SftConfig,
     TrainingConfig,
 };
+pub use mixture::MixedData;
 pub use preferences::dpo;
 pub use progress::Progress;
 pub use report::{Evaluation, ScoreStatistics, TrainingReport};

@@ -134,8 +134,9 @@ impl TinyRing {
         Ok(steps)
     }
 
-    /// Checks that every batch was trained, each on rollouts of which actor and learner say the same: the learner
-    /// computes the log-probs of a whole sequence at once, the actor has drawn it token by token and turn by turn.
+    /// Checks that every batch was trained, each on rollouts of which actor and learner say the same: the
+    /// learner computes the log-probs of a whole sequence at once, the actor has drawn it token by token and
+    /// turn by turn.
     ///
     /// # Errors
     /// Names what is missing, or the batch on which they disagree.
@@ -187,8 +188,8 @@ impl Running {
         read_until(&mut self.said, wanted)
     }
 
-    /// Waits until so many batches are trained. The supervisor looks several times a second, and may see several
-    /// at once.
+    /// Waits until so many batches are trained. The supervisor looks several times a second, and may see
+    /// several at once.
     ///
     /// # Errors
     /// When the run ends first.

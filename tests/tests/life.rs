@@ -117,6 +117,28 @@ fn a_start_that_comes_to_nothing_is_in_nobodys_way() {
 }
 
 #[test]
+fn a_run_does_the_stages_that_it_is_told_to_and_another_does_the_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=1");
+    let run = |until: &str| {
+        let mut command = ring.command().unwrap();
+        let Output { status, stderr, .. } =
+            command.args(["--until", until]).stdin(Stdio::null()).output().unwrap();
+        (status.code(), String::from_utf8_lossy(&stderr).into_owned())
+    };
+    let (code, said) = run("stf");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("there is no stage \"stf\"; the recipe has tokenizer, sft, ring"), "{said}");
+    let (code, said) = run("sft");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("[2/3] sft") && !said.contains("is complete"), "{said}");
+    assert!(ring.output().join("sft").exists() && !ring.output().join("policy").exists());
+    let (code, said) = output_of(&ring);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("[2/3] sft: done before") && said.contains("is complete"), "{said}");
+}
+
+#[test]
 fn a_drain_before_the_first_checkpoint_is_no_failure() {
     let folder = tempfile::tempdir().unwrap();
     let ring = long_ring(folder.path());
@@ -135,7 +157,8 @@ fn checkpoints_that_are_removed_under_a_run_end_it_at_once_with_the_reason() {
     let ring = long_ring(folder.path());
     let mut first = ring.start().unwrap();
     first.wait_for(|line| line.starts_with("batch ")).unwrap();
-    fs::remove_dir_all(ring.output().join("ring/checkpoints")).unwrap();
+    // All at once, as one that is being written while it is removed would stay.
+    fs::rename(ring.output().join("ring/checkpoints"), folder.path().join("removed")).unwrap();
     let (status, said) = first.end().unwrap();
     // Where the last of them is written behind the removal nothing was lost, and the run goes to its end.
     if !status.success() {

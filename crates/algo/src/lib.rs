@@ -52,7 +52,7 @@
 //!    advantages; [`Moments`], added up over the ranks, whiten them ([`whiten`]).
 //! 3. For each minibatch [`Totals`] are added up over the ranks; each micro-batch gets its [`coefficients()`]
 //!    from them, and [`Correction`] weights are multiplied in where another policy or engine drew the tokens
-//!    ([`reweight`]).
+//!    ([`reweight`]); [`CovarianceControl`] holds back the tokens that take the most entropy away.
 //! 4. [`policy_loss()`], [`value_loss()`], [`kl_loss`] and [`entropy_bonus`] of a micro-batch; losses and
 //!    gradients of micro-batches and ranks **add up** to those of the minibatch.
 
@@ -64,6 +64,7 @@ mod advantages;
 mod coefficients;
 mod controller;
 mod correction;
+mod covariance;
 mod error;
 mod gae;
 mod kl;
@@ -82,6 +83,7 @@ pub use advantages::{GroupBaseline, GroupStatistics, broadcast, group_advantages
 pub use coefficients::{Aggregation, LossTerm, Totals, coefficients, entropy_bonus, negative_log_likelihood};
 pub use controller::KlController;
 pub use correction::{Correction, CorrectionSums, CorrectionWeights, off_policy_sequence_mask, reweight};
+pub use covariance::CovarianceControl;
 pub use error::Error;
 pub use gae::{Advantages, Gae, gae, returns_to_go};
 pub use kl::{KlEstimator, KlTokens, MAX_LOG_RATIO, kl_loss};

@@ -41,6 +41,9 @@ pub enum Algorithm {
     Cispo,
     /// PPO's clip around a proximal policy, for stale samples.
     DecoupledPpo,
+    /// The policy becomes a teacher's, which is the reference: each token it draws is rewarded by how much
+    /// likelier the teacher holds it. Scores train nothing.
+    OnPolicyDistillation,
 }
 
 /// Over which responses advantages are whitened.
@@ -68,6 +71,8 @@ pub enum AdvantageEstimator {
     /// [`response_returns`](crate::response_returns) where the KL is in the reward), the same for all tokens
     /// of a response.
     Group(GroupBaseline),
+    /// The token's own `−β k̂l`: nothing that comes after it counts, nor does the score.
+    OwnKl,
 }
 
 /// Where the KL to the reference enters. One place only: in both it is counted twice.
@@ -116,7 +121,9 @@ impl AlgorithmDefaults {
     pub fn needs_critic(&self) -> bool {
         match self.advantage {
             AdvantageEstimator::Gae => true,
-            AdvantageEstimator::ReturnToGo | AdvantageEstimator::Group(_) => false,
+            AdvantageEstimator::ReturnToGo | AdvantageEstimator::Group(_) | AdvantageEstimator::OwnKl => {
+                false
+            }
         }
     }
 }
@@ -159,7 +166,7 @@ const WITHOUT_REFERENCE: AlgorithmDefaults = AlgorithmDefaults { kl: KlPlacement
 
 impl Algorithm {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::PfPpo,
         Self::PfPpoPaper,
         Self::Ppo,
@@ -172,6 +179,7 @@ impl Algorithm {
         Self::Gspo,
         Self::Cispo,
         Self::DecoupledPpo,
+        Self::OnPolicyDistillation,
     ];
 
     /// The algorithm's defaults.
@@ -239,6 +247,14 @@ impl Algorithm {
                 source: "arXiv 2110.00641, 2505.24298 section 5; weights above 5 rejected as in AReaL, the rest as ppo",
                 ..PPO
             },
+            Self::OnPolicyDistillation => AlgorithmDefaults {
+                advantage: AdvantageEstimator::OwnKl,
+                whiten: Whiten::Off,
+                kl: KlPlacement::Reward { estimator: KlEstimator::K1, coefficient: 1.0 },
+                source: "reverse KL on the policy's own responses (arXiv 2306.13649, λ = 1; arXiv 2306.08543), \
+                         its gradient by single tokens, undiscounted (Lu et al. 2025, thinkingmachines.ai)",
+                ..PPO
+            },
         }
     }
 }
@@ -262,6 +278,7 @@ mod tests {
             "gspo",
             "cispo",
             "decoupled-ppo",
+            "on-policy-distillation",
         ];
         for (algorithm, name) in Algorithm::ALL.into_iter().zip(names) {
             assert_eq!(serde_json::to_value(algorithm).unwrap(), name);

@@ -33,6 +33,10 @@ fn first_gradient(algorithm: Algorithm) -> Vec<f32> {
             algo::gae(Gae { gamma: 1.0, gae_lambda: 0.95 }, responses, &rewards, &VALUES).unwrap().advantages
         }
         AdvantageEstimator::ReturnToGo => algo::returns_to_go(1.0, responses, &rewards).unwrap(),
+        AdvantageEstimator::OwnKl => {
+            let scored = ScoredTokens { scores: &[0.0; 4], ..scored };
+            algo::token_rewards(&shaping, &scored).unwrap().rewards
+        }
         AdvantageEstimator::Group(baseline) => {
             let returns = algo::response_returns(responses, &rewards).unwrap();
             let group = |members: &[f32]| {
@@ -76,6 +80,13 @@ fn every_algorithm_takes_its_first_step() {
     for algorithm in Algorithm::ALL {
         let gradient = first_gradient(algorithm);
         assert!(gradient.iter().all(|gradient| gradient.is_finite()), "{algorithm:?}");
+        if algorithm.defaults().advantage == AdvantageEstimator::OwnKl {
+            // What the teacher holds for likelier becomes likelier, whatever the score.
+            let mut told = gradient.iter().zip(REF.iter().zip(ROLLOUT));
+            assert!(told.all(|(gradient, (teacher, own))| gradient * (own - teacher) >= 0.0), "{gradient:?}");
+            assert_eq!(gradient[5], 0.0, "both say the same of it");
+            continue;
+        }
         // The best response of each group becomes likelier, the worst less likely.
         let slope = |tokens: std::ops::Range<usize>| gradient[tokens].iter().sum::<f32>();
         assert!(slope(0..3) < 0.0 && slope(3..4) > 0.0, "{algorithm:?}: {gradient:?}");
@@ -94,6 +105,7 @@ fn defaults_are_those_of_the_papers() {
     use GroupBaseline::{LeaveOneOut, Mean, MeanStd};
     let grpo = AdvantageEstimator::Group(MeanStd { epsilon: 1e-6 });
     let reward = KlPlacement::Reward { estimator: KlEstimator::K1, coefficient: 0.01 };
+    let teacher = KlPlacement::Reward { estimator: KlEstimator::K1, coefficient: 1.0 };
     let loss = |estimator, coefficient| KlPlacement::Loss { estimator, coefficient };
     let clip = |level, low, high, dual_clip| PolicyObjective::Clip {
         level,
@@ -122,6 +134,7 @@ fn defaults_are_those_of_the_papers() {
         (Algorithm::Gspo, grpo, off, none, sequence, seq_mean),
         (Algorithm::Cispo, grpo, off, none, cispo, token_mean),
         (Algorithm::DecoupledPpo, AdvantageEstimator::Gae, after, reward, ppo, token_mean),
+        (Algorithm::OnPolicyDistillation, AdvantageEstimator::OwnKl, off, teacher, ppo, token_mean),
     ] {
         let defaults = algorithm.defaults();
         let found =

@@ -128,6 +128,7 @@ mod tests {
     fn names_say_their_units() {
         for (name, unit) in [
             ("metrics.step_seconds", "s"),
+            ("metrics.publish_seconds", "s"),
             ("metrics.approx_kl", "nats"),
             ("metrics.response_tokens", "tokens"),
             ("score_mean", ""),

@@ -352,10 +352,15 @@ def f(which, *rest):
             let grade = check(&grader, &test, response);
             assert_eq!(grade.verdict, Verdict::Unsupported, "{assertion}: {}", grade.detail);
         }
-        for refused in ["os.environ['A'] = '1'", "os.environ.update(A='1')", "warnings.simplefilter('error')"]
-        {
-            let test =
-                format!("import os, warnings\ndef check(c):\n    {refused}\n    assert c('none') is None\n");
+        for refused in [
+            "os.environ['A'] = '1'",
+            "os.environ.update(A='1')",
+            "warnings.simplefilter('error')",
+            "decimal.getcontext().prec = 5",
+        ] {
+            let test = format!(
+                "import decimal, os, warnings\ndef check(c):\n    {refused}\n    assert c('none') is None\n"
+            );
             let grade = check(&grader, &test, response);
             assert_eq!(grade.verdict, Verdict::Unsupported, "{refused}: {}", grade.detail);
         }

@@ -20,6 +20,9 @@ impl PpoConfig {
         if let Some(lora) = &self.critic_lora {
             list.extend(lora.problems().into_iter().map(|problem| format!("critic_lora.{problem}")));
         }
+        if let Err(problem) = self.covariance.validate() {
+            list.push(format!("covariance: {problem}"));
+        }
         if let Err(conflicts) = Settings::of(self) {
             list.extend(conflicts);
         }
@@ -76,6 +79,8 @@ impl PpoConfig {
 
 #[cfg(test)]
 mod tests {
+    use algo::CovarianceControl;
+
     use super::super::{LoraConfig, Overlong};
     use super::*;
 
@@ -91,6 +96,7 @@ mod tests {
             missing_eos_penalty: -1.0,
             max_grad_norm: Bound::At(0.0),
             overlong: Some(Overlong { max_length: 10, cache: 11 }),
+            covariance: CovarianceControl::KlCov { share: 2.0, coefficient: 1.0 },
             lora: Some(LoraConfig { rank: 0, ..LoraConfig::default() }),
             ..PpoConfig::default()
         };
@@ -106,9 +112,10 @@ mod tests {
             "max_grad_norm is 0",
             "overlong.cache is 11",
             "lora.rank is 0",
+            "covariance: share is 2",
         ] {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:?}");
         }
-        assert_eq!(problems.len(), 10, "{problems:?}");
+        assert_eq!(problems.len(), 11, "{problems:?}");
     }
 }

@@ -4,7 +4,7 @@
 //! ([`algo::Algorithm::defaults`]), present means this value. Everything else has the default that is
 //! documented here.
 
-use algo::{Aggregation, Algorithm, Correction, KlEstimator, Schedule, Whiten};
+use algo::{Aggregation, Algorithm, Correction, CovarianceControl, KlEstimator, Schedule, Whiten};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +116,9 @@ pub struct PpoConfig {
     pub value_clip: Bound,
     /// κ of the entropy bonus.
     pub entropy_coefficient: f64,
+    /// What is done with tokens whose log-prob and advantage vary together: they take most of the entropy
+    /// away (arXiv 2505.22617). Such as `{ kl-cov = { share = 2e-4, coefficient = 1.0 } }`.
+    pub covariance: CovarianceControl,
     /// How token losses become one number. Algorithm's default (PPO: token-mean).
     pub loss_aggregation: Option<Aggregation>,
     /// The constant that `seq-mean-token-sum-norm` divides by, in tokens; the run's `max_new_tokens` where
@@ -211,6 +214,7 @@ impl Default for PpoConfig {
             dual_clip: None,
             value_clip: Bound::At(0.2),
             entropy_coefficient: 0.0,
+            covariance: CovarianceControl::Off,
             loss_aggregation: None,
             norm_tokens: None,
             correction: None,
@@ -323,6 +327,7 @@ mod tests {
             zero_stage = 2
             critic_on = "all"
             correction = { token-truncate = { max = 2.0 } }
+            covariance = { clip-cov = { share = 2e-4, low = 1.0, high = 5.0 } }
             lora = { rank = 8, alpha = 16.0, targets = ["q_proj", "v_proj"] }
         "#;
         let config: PpoConfig = toml::from_str(text).unwrap();

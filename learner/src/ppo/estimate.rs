@@ -3,8 +3,8 @@
 //! samples of the batch.
 
 use algo::{
-    AdvantageEstimator, Correction, Gae, KlEstimator, KlPlacement, Moments, RewardShaping, ScoredTokens,
-    broadcast, gae, response_returns, returns_to_go, token_rewards, whiten,
+    AdvantageEstimator, Correction, CovarianceControl, Gae, KlEstimator, KlPlacement, Moments, Responses,
+    RewardShaping, ScoredTokens, broadcast, gae, response_returns, returns_to_go, token_rewards, whiten,
 };
 
 use super::experience::{Collected, CriticTargets, Evaluated, Experience};
@@ -42,6 +42,7 @@ impl Evaluated {
         let correction = by.settings.correction;
         let weights = correction.weights(samples.responses()?, &old_logprobs, &samples.rollout_logprobs)?;
         let corrections = (correction != Correction::None).then_some(weights.weights);
+        let held_back = by.held_back(&samples, &advantages)?;
         Ok(Experience {
             samples,
             old_logprobs,
@@ -49,6 +50,7 @@ impl Evaluated {
             advantages,
             critic,
             corrections,
+            held_back,
             correction_sums: weights.sums,
             pending,
         })
@@ -57,24 +59,26 @@ impl Evaluated {
 
 impl Estimation<'_> {
     /// Token rewards, `[tokens]`: `r_t = −β k̂l_t + 1[t = T] · clip(score)` (PF-PPO, arXiv 2409.06957, Eq.
-    /// 4). The KL is left out where it is a term of the loss.
+    /// 4). The KL is left out where it is a term of the loss, the score where it trains nothing.
     fn rewards(&self, samples: &Collected, old_logprobs: &[f32]) -> FormulaResult<Vec<f32>> {
         let (kl_estimator, kl_coefficient) = match self.settings.kl {
             KlPlacement::Reward { estimator, .. } => (estimator, self.kl_coefficient),
             KlPlacement::None | KlPlacement::Loss { .. } => (KlEstimator::K1, 0.0),
         };
         let score_clip = self.config.score_clip.number();
+        let unscored =
+            (self.settings.advantage == AdvantageEstimator::OwnKl).then(|| vec![0.0; samples.len()]);
         let tokens = ScoredTokens {
             responses: samples.responses()?,
             old_logprobs,
             ref_logprobs: samples.ref_logprobs.as_deref().unwrap_or(old_logprobs),
-            scores: &samples.scores,
+            scores: unscored.as_deref().unwrap_or(&samples.scores),
         };
         Ok(token_rewards(&RewardShaping { kl_estimator, kl_coefficient, score_clip }, &tokens)?.rewards)
     }
 
-    /// Advantages of every token: GAE with a critic (arXiv 1506.02438, Eq. 16), the return-to-go, or the
-    /// response's return against that of its siblings.
+    /// Advantages of every token: GAE with a critic (arXiv 1506.02438, Eq. 16), the return-to-go, the
+    /// response's return against that of its siblings, or the token's own reward.
     fn advantages(
         &self,
         samples: &Collected,
@@ -94,6 +98,7 @@ impl Estimation<'_> {
                 returns_to_go(self.config.gamma, responses, rewards)?,
                 samples.siblings.absent_returns_to_go(self.config.gamma),
             ),
+            AdvantageEstimator::OwnKl => (rewards.to_vec(), Moments::default()),
             AdvantageEstimator::Group(baseline) => {
                 let returns = response_returns(responses, rewards)?;
                 let found = samples.siblings.advantages(baseline, &returns)?;
@@ -101,6 +106,25 @@ impl Estimation<'_> {
             }
         };
         Ok(Estimates { advantages, absent, critic: None })
+    }
+
+    /// Tokens that are held back for the sake of the entropy, of those that train.
+    fn held_back(&self, samples: &Collected, advantages: &[f32]) -> FormulaResult<Option<Vec<f32>>> {
+        let control = self.config.covariance;
+        let trained = samples.trained();
+        let Some(first) = trained.first().filter(|_| control != CovarianceControl::Off) else {
+            return Ok(None);
+        };
+        let lengths = samples.lengths_of(&trained);
+        let logprobs = samples.gather(&samples.rollout_logprobs, &trained);
+        let advantages = samples.gather(advantages, &trained);
+        // Another stream for each batch: no prompt begins two of an epoch.
+        let prompt = samples.ids[*first].prompt;
+        let seed = self.config.seed ^ prompt.ordinal ^ (u64::from(prompt.epoch) << 40);
+        let found = control.held_back(Responses::new(&lengths)?, &logprobs, &advantages, seed)?;
+        let mut held_back = vec![0.0; samples.tokens()];
+        samples.scatter(&mut held_back, &trained, &found);
+        Ok(Some(held_back))
     }
 
     fn gae(&self) -> Gae {

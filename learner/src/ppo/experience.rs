@@ -143,6 +143,8 @@ pub(crate) struct Experience {
     pub(crate) critic: Option<CriticTargets>,
     /// Weights of tokens that another distribution drew, `[tokens]`, where there is a correction.
     pub(crate) corrections: Option<Vec<f32>>,
+    /// Tokens that are held back for the sake of the entropy, 1 for each, `[tokens]`, where some are.
+    pub(crate) held_back: Option<Vec<f32>>,
     /// How far the tokens' distribution was from `π_old`, with or without a correction.
     pub(crate) correction_sums: CorrectionSums,
     /// Samples whose old numbers the first minibatch finds out.

@@ -8,9 +8,9 @@
 use std::ops::Range;
 
 use algo::{
-    ExplainedVariance, KlPlacement, KlTokens, PolicyLoss, PolicyTokens, RatioSums, Responses, Totals,
-    ValueTokens, coefficients, entropy_bonus, kl_loss, off_policy_sequence_mask, policy_loss, reweight,
-    value_loss,
+    CovarianceControl, ExplainedVariance, KlEstimator, KlPlacement, KlTokens, PolicyLoss, PolicyTokens,
+    RatioSums, Responses, Totals, ValueTokens, coefficients, entropy_bonus, kl_loss,
+    off_policy_sequence_mask, policy_loss, reweight, value_loss,
 };
 
 use super::experience::{Collected, CriticTargets, Experience};
@@ -75,7 +75,7 @@ impl LossTokens<'_> {
 
 impl Losses<'_> {
     /// The gradient of the policy's loss of `samples` in their log-probs (and entropies):
-    /// `L = L_clip + β L_KL − κ H`, the last two where the configuration has them.
+    /// `L = L_clip + β L_KL + L_cov − κ H`, the last three where the configuration has them.
     ///
     /// # Errors
     /// Log-probs that are no numbers.
@@ -92,8 +92,12 @@ impl Losses<'_> {
         sums.policy_loss += surrogate.loss;
         sums.ratios.merge(&surrogate.ratios);
         let mut grad_logprobs = surrogate.gradient;
-        if let Some(grad_kl) = self.kl_gradient(&tokens, &outputs.values)? {
-            grad_logprobs.iter_mut().zip(grad_kl).for_each(|(sum, kl)| *sum += kl);
+        let others = [
+            self.kl_gradient(&tokens, &outputs.values)?,
+            self.covariance_gradient(&tokens, &outputs.values)?,
+        ];
+        for gradient in others.into_iter().flatten() {
+            grad_logprobs.iter_mut().zip(gradient).for_each(|(sum, other)| *sum += other);
         }
         let grad_entropies = self.entropy_gradient(&tokens, outputs)?;
         Ok(HeadGradients { values: grad_logprobs, entropies: grad_entropies })
@@ -189,7 +193,34 @@ impl Losses<'_> {
             let mask = off_policy_sequence_mask(delta, responses, &means, logprobs, &rollout_logprobs)?;
             reweight(responses, &mut coefficients, &mask)?;
         }
+        if let (CovarianceControl::ClipCov { .. }, Some(held_back)) =
+            (self.config.covariance, &self.experience.held_back)
+        {
+            let trained: Vec<f32> =
+                tokens.gather(held_back).iter().map(|held_back| 1.0 - held_back).collect();
+            reweight(responses, &mut coefficients, &trained)?;
+        }
         Ok(coefficients)
+    }
+
+    /// The gradient of KL-Cov's `β Σ_it c_it |log π_θ − log π_old|` over the tokens that are held back, in
+    /// the log-probs (arXiv 2505.22617, section 4.3). It is 0 at the old weights.
+    fn covariance_gradient(
+        &self,
+        tokens: &LossTokens<'_>,
+        logprobs: &[f32],
+    ) -> FormulaResult<Option<Vec<f32>>> {
+        let CovarianceControl::KlCov { coefficient, .. } = self.config.covariance else { return Ok(None) };
+        let Some(held_back) = self.experience.held_back.as_ref().filter(|_| !self.is_at_old_weights) else {
+            return Ok(None);
+        };
+        let responses = tokens.responses()?;
+        let mut coefficients = tokens.coefficients.clone();
+        reweight(responses, &mut coefficients, &tokens.gather(held_back))?;
+        let old_logprobs = tokens.gather(&self.experience.old_logprobs);
+        let kl_tokens =
+            KlTokens { responses, logprobs, ref_logprobs: &old_logprobs, coefficients: &coefficients };
+        Ok(Some(kl_loss(KlEstimator::Abs, coefficient, &kl_tokens)?.gradient))
     }
 
     /// The gradient of `β Σ_it c_it k̂l_it` in the log-probs, where the KL is a term of the loss.

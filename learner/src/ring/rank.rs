@@ -263,9 +263,11 @@ impl Rank {
                 (self.run, self.last_batch) = (Some(run), Some(last_batch));
             }
             RankCommand::Train(batch) => {
-                let metrics = Box::new(self.trainer.step(&batch).map_err(given_up)?);
+                let mut metrics = Box::new(self.trainer.step(&batch).map_err(given_up)?);
                 self.trained = batch.id();
+                let published = Instant::now();
                 let buffer = self.buffer()?;
+                metrics.publish_seconds = published.elapsed().as_secs_f64();
                 self.tell(RankEvent::Trained { batch: batch.id(), metrics, buffer });
                 if batch.id().0.is_multiple_of(self.checkpoint_every) || self.last_batch == Some(batch.id()) {
                     self.checkpoint()?;

@@ -8,6 +8,7 @@ use model::Architecture;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::mixture::{ExampleSource, MixedData};
 use crate::config::{ExecutionConfig, OptimizerConfig, Problems};
 
 /// A new network instead of a folder, `[init]`: random weights, the tokenizer of a folder.
@@ -171,6 +172,8 @@ pub struct SftConfig {
     /// File of examples, JSON lines.
     #[schemars(extend("x-kind" = "file"))]
     pub data: PathBuf,
+    /// Several files in the place of one.
+    pub mixture: Vec<MixedData>,
     /// Examples on which the loss is measured after each pass.
     #[schemars(extend("x-kind" = "file"))]
     pub eval_data: Option<PathBuf>,
@@ -194,6 +197,7 @@ impl Default for SftConfig {
             model: None,
             init: None,
             data: PathBuf::new(),
+            mixture: Vec::new(),
             eval_data: None,
             output: PathBuf::new(),
             assistant_turns: AssistantTurns::All,
@@ -206,10 +210,16 @@ impl Default for SftConfig {
 }
 
 impl SftConfig {
+    /// Where its examples come from.
+    pub(crate) fn source(&self) -> ExampleSource<'_> {
+        ExampleSource { data: &self.data, mixture: &self.mixture }
+    }
+
     /// Everything that makes the values unusable.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
-        check_paths(&mut problems, &self.data, &self.output);
+        self.source().check(&mut problems);
+        check_output(&mut problems, &self.output);
         check_held_out(&mut problems, &self.training, self.eval_data.as_deref());
         problems.check(self.model.is_some() != self.init.is_some(), || {
             "model and init: give exactly one, a folder or a new network".to_owned()
@@ -242,6 +252,8 @@ pub struct RewardModelConfig {
     /// File of pairs, JSON lines.
     #[schemars(extend("x-kind" = "file"))]
     pub data: PathBuf,
+    /// Several files in the place of one.
+    pub mixture: Vec<MixedData>,
     /// Pairs on which accuracy, mean and deviation of the scores are measured; the training pairs where
     /// absent.
     #[schemars(extend("x-kind" = "file"))]
@@ -261,6 +273,7 @@ impl Default for RewardModelConfig {
         Self {
             model: PathBuf::new(),
             data: PathBuf::new(),
+            mixture: Vec::new(),
             eval_data: None,
             output: PathBuf::new(),
             training: TrainingConfig::default(),
@@ -271,10 +284,16 @@ impl Default for RewardModelConfig {
 }
 
 impl RewardModelConfig {
+    /// Where its examples come from.
+    pub(crate) fn source(&self) -> ExampleSource<'_> {
+        ExampleSource { data: &self.data, mixture: &self.mixture }
+    }
+
     /// Everything that makes the values unusable.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
-        check_paths(&mut problems, &self.data, &self.output);
+        self.source().check(&mut problems);
+        check_output(&mut problems, &self.output);
         check_held_out(&mut problems, &self.training, self.eval_data.as_deref());
         problems.check(!self.model.as_os_str().is_empty(), || "model is missing: name a folder".to_owned());
         self.sections().check(&mut problems);
@@ -317,6 +336,8 @@ pub struct PreferenceConfig {
     /// File of preferences, JSON lines.
     #[schemars(extend("x-kind" = "file"))]
     pub data: PathBuf,
+    /// Several files in the place of one.
+    pub mixture: Vec<MixedData>,
     /// Preferences on which the loss is measured after each pass.
     #[schemars(extend("x-kind" = "file"))]
     pub eval_data: Option<PathBuf>,
@@ -350,6 +371,7 @@ impl Default for PreferenceConfig {
             model: PathBuf::new(),
             reference: None,
             data: PathBuf::new(),
+            mixture: Vec::new(),
             eval_data: None,
             output: PathBuf::new(),
             objective: PreferenceLoss::Dpo,
@@ -367,10 +389,16 @@ impl Default for PreferenceConfig {
 }
 
 impl PreferenceConfig {
+    /// Where its examples come from.
+    pub(crate) fn source(&self) -> ExampleSource<'_> {
+        ExampleSource { data: &self.data, mixture: &self.mixture }
+    }
+
     /// Everything that makes the values unusable.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
-        check_paths(&mut problems, &self.data, &self.output);
+        self.source().check(&mut problems);
+        check_output(&mut problems, &self.output);
         check_held_out(&mut problems, &self.training, self.eval_data.as_deref());
         problems.check(!self.model.as_os_str().is_empty(), || "model is missing: name a folder".to_owned());
         problems.above_zero("beta", self.beta);
@@ -417,8 +445,7 @@ fn check_held_out(problems: &mut Problems, training: &TrainingConfig, eval_data:
     });
 }
 
-fn check_paths(problems: &mut Problems, data: &Path, output: &Path) {
-    problems.check(!data.as_os_str().is_empty(), || "data is missing: name a file of JSON lines".to_owned());
+fn check_output(problems: &mut Problems, output: &Path) {
     problems.check(!output.as_os_str().is_empty(), || "output is missing: name a folder to write".to_owned());
     problems.check(
         !output.exists() || output.read_dir().is_ok_and(|mut entries| entries.next().is_none()),

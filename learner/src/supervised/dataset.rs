@@ -1,5 +1,6 @@
 //! The examples of a file as sequences, and what is learnt from them.
 
+use super::mixture::Portion;
 use super::objective::Objective;
 use crate::microbatch::Sequence;
 use crate::microbatch_split::SplitItem;
@@ -11,6 +12,8 @@ pub(crate) struct ExampleSequences {
     pub(crate) sequences: Vec<Sequence>,
     /// Sequences of an example.
     pub(crate) per_example: usize,
+    /// Which examples are taken how often in a pass.
+    pub(crate) portions: Vec<Portion>,
 }
 
 /// Examples and what is learnt from them.

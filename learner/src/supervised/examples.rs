@@ -1,6 +1,7 @@
 //! Lines of JSON to token sequences.
 
 mod chat;
+mod error;
 mod line;
 
 use std::cell::Cell;
@@ -11,10 +12,13 @@ use std::path::Path;
 use tracing::warn;
 
 use super::config::{AssistantTurns, TrainingConfig};
+use super::mixture::{ExampleSource, Portion};
 use super::report::ExampleCounts;
 use super::text_encoder::TextEncoder;
 use crate::error::{Error, Result};
 use crate::lines;
+pub(crate) use error::ExampleError;
+use error::LineResult;
 use line::{Content, ExampleLine};
 
 /// A prompt and a response to it.
@@ -47,66 +51,6 @@ pub(crate) struct LabelledAnswer {
     pub(crate) answer: Answer,
     pub(crate) desirable: bool,
 }
-
-/// What is wrong with a line.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ExampleError {
-    /// It is no prompt with a response.
-    #[error(
-        "is none of {{\"messages\": [..]}}, {{\"prompt\", \"response\"}} or {{\"prompt\", \"completion\"}} (text or \
-         messages), {{\"prompt_tokens\", \"response_tokens\"}}"
-    )]
-    NoAnswer,
-    /// It is no pair.
-    #[error(
-        "is none of {{\"chosen\": [messages], \"rejected\": [messages]}} (with the prompt's messages in front of both, \
-         or \"prompt\" beside them), {{\"prompt\", \"chosen\", \"rejected\"}} (text), {{\"messages\": [..], \"chosen\", \
-         \"rejected\"}}, {{\"prompt_tokens\", \"chosen_tokens\", \"rejected_tokens\"}}"
-    )]
-    NoPair,
-    /// Chosen and rejected do not answer the same.
-    #[error("chosen and rejected have no prompt in common: their first messages differ")]
-    NoCommonPrompt,
-    /// It does not say whether the response is wanted.
-    #[error("has no label (true or false)")]
-    NoLabel,
-    /// Its margin cannot be subtracted.
-    #[error("margin is {0}, must be a finite number")]
-    Margin(f32),
-    /// It needs a tokenizer.
-    #[error("is text, but the model's folder has no tokenizer.json")]
-    NoTokenizer,
-    /// It needs a chat template.
-    #[error("has messages, but the model has no chat template")]
-    NoChatTemplate,
-    /// It holds nothing that a model is to learn to say.
-    #[error("has no message of the assistant behind another one")]
-    NoAssistant,
-    /// Its last message is nothing that a model is to learn to say.
-    #[error("its last message is not the assistant's")]
-    NotAssistant,
-    /// The template says something else before a response than without it.
-    #[error(
-        "the chat template does not continue its own prompt, so that the response cannot be told apart (templates that \
-         take thoughts out of earlier turns do this: set assistant_turns = \"last\")"
-    )]
-    TemplateChangesPrompt,
-    /// A response without a prompt: no row predicts its first token.
-    #[error("its prompt has no tokens")]
-    EmptyPrompt,
-    /// A prompt without a response.
-    #[error("its response has no tokens")]
-    EmptyResponse,
-    /// The tokenizer refused.
-    #[error(transparent)]
-    Tokenizer(#[from] model::tokenizer::Error),
-    /// The chat template refused.
-    #[error(transparent)]
-    Chat(#[from] model::chat::Error),
-}
-
-/// What comes of a line.
-type LineResult<T> = std::result::Result<T, ExampleError>;
 
 /// What an objective reads of a line.
 pub(crate) trait Example: Sized {
@@ -147,10 +91,12 @@ pub(crate) struct ExampleReader<'a> {
     has_plain_text: Cell<bool>,
 }
 
-/// Examples of a file.
+/// Examples of one file, or of several.
 #[derive(Debug)]
 pub(crate) struct Examples<T> {
     pub(crate) examples: Vec<T>,
+    /// Which of them are of which file.
+    pub(crate) portions: Vec<Portion>,
     /// How many more were longer than allowed.
     pub(crate) too_long: usize,
     /// Of the examples.
@@ -175,13 +121,24 @@ impl<'a> ExampleReader<'a> {
         Self { turns, ..self }
     }
 
-    /// Reads the examples of a file. Those longer than allowed are left out, and counted.
+    /// Reads the examples of a file, or of several. Those longer than allowed are left out, and counted.
     ///
     /// # Errors
     /// A file that cannot be read, a line that is no example, a file without any that is short enough.
-    pub(crate) fn read<T: Example>(&self, path: &Path) -> Result<Examples<T>> {
+    pub(crate) fn read<T: Example>(&self, source: ExampleSource<'_>) -> Result<Examples<T>> {
+        let mut found =
+            Examples { examples: Vec::new(), portions: Vec::new(), too_long: 0, sizes: Sizes::default() };
+        for (path, times) in source.files() {
+            let before = found.examples.len();
+            self.read_file(path, &mut found)?;
+            found.portions.push(Portion { examples: before..found.examples.len(), times });
+        }
+        Ok(found)
+    }
+
+    fn read_file<T: Example>(&self, path: &Path, found: &mut Examples<T>) -> Result<()> {
         let max_length = self.training.max_length;
-        let mut found = Examples { examples: Vec::new(), too_long: 0, sizes: Sizes::default() };
+        let (before, too_long_before) = (found.examples.len(), found.too_long);
         self.has_plain_text.set(false);
         lines::read(path, |line: ExampleLine| {
             let example = T::parse(self, line)?;
@@ -193,9 +150,9 @@ impl<'a> ExampleReader<'a> {
             }
             Ok::<(), ExampleError>(())
         })?;
-        let path_shown = path.display();
-        if found.too_long > 0 {
-            warn!(path = %path_shown, too_long = found.too_long, max_length, "examples left out");
+        let (path_shown, too_long) = (path.display(), found.too_long - too_long_before);
+        if too_long > 0 {
+            warn!(path = %path_shown, too_long, max_length, "examples left out");
         }
         if self.has_plain_text.get() && self.encoder.is_some_and(|encoder| encoder.template.is_some()) {
             warn!(
@@ -204,11 +161,11 @@ impl<'a> ExampleReader<'a> {
                  them as messages if the model is to be used as a chat"
             );
         }
-        if found.examples.is_empty() {
+        if found.examples.len() == before {
             let problem = format!("no example of at most {max_length} tokens in the file");
             return Err(Error::line(path, 1, problem));
         }
-        Ok(found)
+        Ok(())
     }
 
     fn encoder(&self) -> LineResult<&TextEncoder> {

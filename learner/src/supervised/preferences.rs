@@ -1,13 +1,13 @@
 //! A policy from preferences without a reward model: DPO, cDPO, IPO on pairs, KTO on labelled responses.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use model::LogprobOptions;
 
 use super::config::{PreferenceConfig, PreferenceLoss};
 use super::dataset::{Dataset, ExampleSequences};
-use super::examples::{Answer, ExampleReader, LabelledAnswer, PreferencePair};
+use super::examples::{Answer, ExampleReader, Examples, LabelledAnswer, PreferencePair};
+use super::mixture::ExampleSource;
 use super::objective::Objective;
 use super::progress::{Progress, ProgressSink, on_ranks_with_progress};
 use super::report::{ExampleCounts, TrainingReport, TrainingResult};
@@ -56,9 +56,9 @@ pub fn dpo(
     }
     let encoder = TextEncoder::load(&config.model, config.training.append_eos)?;
     let reader = ExampleReader::new(encoder.as_ref(), &config.training);
-    let training = Preferences::read(config, &reader, &config.data)?;
+    let training = Preferences::read(config, &reader, config.source())?;
     let held_out = match &config.eval_data {
-        Some(path) => Some(Preferences::read(config, &reader, path)?),
+        Some(path) => Some(Preferences::read(config, &reader, ExampleSource::file(path))?),
         None => None,
     };
     let counts = training.counts;
@@ -123,17 +123,21 @@ fn request() -> HeadRequest {
 }
 
 impl Preferences {
-    fn read(config: &PreferenceConfig, reader: &ExampleReader<'_>, path: &Path) -> Result<Self> {
+    fn read(
+        config: &PreferenceConfig,
+        reader: &ExampleReader<'_>,
+        source: ExampleSource<'_>,
+    ) -> Result<Self> {
         match config.objective {
             PreferenceLoss::Dpo | PreferenceLoss::Cdpo | PreferenceLoss::Ipo => {
-                let found = reader.read::<PreferencePair>(path)?;
-                let examples = pair_sequences(&found.examples);
+                let found = reader.read::<PreferencePair>(source)?;
+                let examples = pair_sequences(&found);
                 Ok(Self { examples, desirable: Vec::new(), counts: found.counts() })
             }
             PreferenceLoss::Kto => {
-                let found = reader.read::<LabelledAnswer>(path)?;
+                let found = reader.read::<LabelledAnswer>(source)?;
                 let desirable = found.examples.iter().map(|labelled| labelled.desirable).collect();
-                let examples = labelled_sequences(&found.examples, config.training.max_length);
+                let examples = labelled_sequences(&found, config.training.max_length);
                 Ok(Self { examples, desirable, counts: found.counts() })
             }
         }
@@ -149,14 +153,15 @@ impl Preferences {
     }
 }
 
-fn pair_sequences(pairs: &[PreferencePair]) -> ExampleSequences {
-    let sequences = pairs.iter().flat_map(|pair| [response(&pair.chosen), response(&pair.rejected)]);
-    ExampleSequences { sequences: sequences.collect(), per_example: 2 }
+fn pair_sequences(pairs: &Examples<PreferencePair>) -> ExampleSequences {
+    let sequences = pairs.examples.iter().flat_map(|pair| [response(&pair.chosen), response(&pair.rejected)]);
+    ExampleSequences { sequences: sequences.collect(), per_example: 2, portions: pairs.portions.clone() }
 }
 
 /// Each response, and for KTO's reference point the response to the next other prompt in the file behind the
 /// same prompt, shortened to the longest sequence allowed.
-fn labelled_sequences(examples: &[LabelledAnswer], max_length: usize) -> ExampleSequences {
+fn labelled_sequences(labelled: &Examples<LabelledAnswer>, max_length: usize) -> ExampleSequences {
+    let Examples { examples, portions, .. } = labelled;
     let count = examples.len();
     let mut sequences = Vec::with_capacity(2 * count);
     for (at, labelled) in examples.iter().enumerate() {
@@ -167,7 +172,7 @@ fn labelled_sequences(examples: &[LabelledAnswer], max_length: usize) -> Example
         sequences.push(response(answer));
         sequences.push(Sequence::response(&answer.prompt, &other.response[..room]));
     }
-    ExampleSequences { sequences, per_example: 2 }
+    ExampleSequences { sequences, per_example: 2, portions: portions.clone() }
 }
 
 fn response(answer: &Answer) -> Sequence {

@@ -11,7 +11,8 @@ use serde_json::json;
 
 use super::config::RewardModelConfig;
 use super::dataset::{Dataset, ExampleSequences};
-use super::examples::{Answer, ExampleReader, PreferencePair};
+use super::examples::{Answer, ExampleReader, Examples, PreferencePair};
+use super::mixture::ExampleSource;
 use super::objective::Objective;
 use super::progress::{Progress, on_ranks_with_progress};
 use super::report::{ScoreStatistics, TrainingReport};
@@ -55,12 +56,12 @@ pub fn train_rm(
     }
     let encoder = TextEncoder::load(&config.model, config.training.append_eos)?;
     let reader = ExampleReader::new(encoder.as_ref(), &config.training);
-    let pairs = reader.read::<PreferencePair>(&config.data)?;
+    let pairs = reader.read::<PreferencePair>(config.source())?;
     let held_out = match &config.eval_data {
-        Some(path) => Some(PairSet::new(&reader.read::<PreferencePair>(path)?.examples)),
+        Some(path) => Some(PairSet::new(&reader.read(ExampleSource::file(path))?)),
         None => None,
     };
-    let set = PairSet::new(&pairs.examples);
+    let set = PairSet::new(&pairs);
     let result = on_ranks_with_progress(&config.execution, progress, |ranks, sink| {
         let init = ScalarInit::Normal { seed: config.training.seed };
         let start = with_scalar_head(&load(&config.model)?, init);
@@ -95,11 +96,12 @@ fn statistics(scores: &Moments) -> ScoreStatistics {
 }
 
 impl PairSet {
-    fn new(pairs: &[PreferencePair]) -> Self {
+    fn new(pairs: &Examples<PreferencePair>) -> Self {
+        let Examples { examples: pairs, portions, .. } = pairs;
         let sequences = pairs.iter().flat_map(|pair| [whole(&pair.chosen), whole(&pair.rejected)]).collect();
         let margins = pairs.iter().map(|pair| pair.margin).collect();
         Self {
-            examples: ExampleSequences { sequences, per_example: 2 },
+            examples: ExampleSequences { sequences, per_example: 2, portions: portions.clone() },
             objective: Objective::BradleyTerry { margins },
         }
     }

@@ -6,7 +6,8 @@ use model::LogprobOptions;
 
 use super::config::SftConfig;
 use super::dataset::{Dataset, ExampleSequences};
-use super::examples::{Conversation, ExampleReader};
+use super::examples::{Conversation, ExampleReader, Examples};
+use super::mixture::ExampleSource;
 use super::new_model::new_model;
 use super::objective::Objective;
 use super::progress::{Progress, on_ranks_with_progress};
@@ -37,12 +38,12 @@ pub fn sft(
     };
     let encoder = TextEncoder::load(tokenizer, config.training.append_eos)?;
     let reader = ExampleReader::new(encoder.as_ref(), &config.training).with_turns(config.assistant_turns);
-    let conversations = reader.read::<Conversation>(&config.data)?;
+    let conversations = reader.read::<Conversation>(config.source())?;
     let held_out = match &config.eval_data {
-        Some(path) => Some(sequences(&reader.read::<Conversation>(path)?.examples)),
+        Some(path) => Some(sequences(&reader.read(ExampleSource::file(path))?)),
         None => None,
     };
-    let examples = sequences(&conversations.examples);
+    let examples = sequences(&conversations);
     let folder = WorkFolder::of(&config.output, config);
     let objective = Objective::Likelihood { aggregation: config.loss_aggregation };
     let result = on_ranks_with_progress(&config.execution, progress, |ranks, sink| {
@@ -66,8 +67,8 @@ pub fn sft(
     Ok(TrainingReport::new(result, conversations.counts(), None))
 }
 
-fn sequences(conversations: &[Conversation]) -> ExampleSequences {
-    let sequences =
-        conversations.iter().map(|found| Sequence::stretches(&found.tokens, &found.learnt)).collect();
-    ExampleSequences { sequences, per_example: 1 }
+fn sequences(conversations: &Examples<Conversation>) -> ExampleSequences {
+    let Examples { examples, portions, .. } = conversations;
+    let sequences = examples.iter().map(|found| Sequence::stretches(&found.tokens, &found.learnt)).collect();
+    ExampleSequences { sequences, per_example: 1, portions: portions.clone() }
 }

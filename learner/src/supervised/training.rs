@@ -10,14 +10,12 @@ use std::path::PathBuf;
 
 use algo::{Moments, Responses, Totals, kto_reference_point};
 use model::{Model, ModelConfig};
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tracing::{info, warn};
 
 use super::config::{TrainingConfig, TrainingSections};
 use super::dataset::{Dataset, ExampleSequences, wanted_rows};
+use super::mixture::{self, pass_length};
 use super::objective::{MinibatchTotals, Objective, ObjectiveInput, ObjectiveSums, summed};
 use super::progress::{Progress, ProgressSink};
 use super::report::{Evaluation, TrainingResult};
@@ -141,14 +139,14 @@ impl<'a> SupervisedTrainer<'a> {
     ) -> Result<TrainingResult> {
         let timer = PhaseTimer::start();
         let TrainingConfig { epochs, batch_size, .. } = *self.sections.training;
-        let steps_per_pass = data.examples.len().div_ceil(batch_size) as u64;
+        let steps_per_pass = pass_length(&data.examples.portions).div_ceil(batch_size) as u64;
         let plan = StepPlan { steps: epochs as u64 * steps_per_pass, steps_per_pass };
         let mut state = folder.resume(self.ranks, &mut self.model)?;
         let (tokens_before, mut order) = (state.tokens, (0, Vec::new()));
         while state.step < plan.steps && !state.is_over {
             let (epoch, place) = plan.place(state.step);
             if order.0 != epoch {
-                order = (epoch, self.order(data.examples.len(), epoch));
+                order = (epoch, self.order(data, epoch));
             }
             if place == 0 {
                 (state.loss, state.made) = (0.0, 0);
@@ -324,16 +322,9 @@ impl<'a> SupervisedTrainer<'a> {
         Evaluation { step, epoch, held_out, loss, accuracy, margin }
     }
 
-    /// The order of a pass: a function of the seed and the pass.
-    fn order(&self, examples: usize, epoch: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..examples).collect();
-        if self.sections.training.shuffle {
-            let mut key = [0; 32];
-            key[..8].copy_from_slice(&self.sections.training.seed.to_le_bytes());
-            key[8..16].copy_from_slice(&(epoch as u64).to_le_bytes());
-            order.shuffle(&mut ChaCha8Rng::from_seed(key));
-        }
-        order
+    fn order(&self, data: Dataset<'_>, epoch: usize) -> Vec<usize> {
+        let TrainingConfig { shuffle, seed, .. } = *self.sections.training;
+        mixture::order(&data.examples.portions, shuffle, seed, epoch)
     }
 
     /// All micro-batches of a minibatch, or of a set that is measured.

@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use learner::{
-    ExecutionConfig, InitConfig, LoraConfig, LoraTarget, OptimizerConfig, Progress, REWARD_MEAN_KEY,
-    REWARD_STD_KEY, RewardModelConfig, SftConfig, TrainingConfig,
+    ExecutionConfig, InitConfig, LoraConfig, LoraTarget, MixedData, OptimizerConfig, Progress,
+    REWARD_MEAN_KEY, REWARD_STD_KEY, RewardModelConfig, SftConfig, TrainingConfig,
 };
 use model::tokenizer::train_bpe;
 use model::{Architecture, SpecialTokens, Tokenizer};
@@ -121,6 +121,32 @@ fn from_a_tokenizer_to_a_reward_model_the_same_bits_every_time() {
     let next = RewardModelConfig { model: dir.join("rm"), output: dir.join("rm-2"), ..rm };
     let report = learner::train_rm(&next, &mut silent).unwrap();
     assert!(report.evaluations[0].accuracy.unwrap() > 0.9, "{report}");
+}
+
+#[test]
+fn several_files_are_one_where_each_is_taken_once() {
+    let dir = texts();
+    let dir = dir.path();
+    let lines = std::fs::read_to_string(dir.join("sft.jsonl")).unwrap();
+    let (first, second) = lines.split_at(lines.match_indices('\n').nth(9).unwrap().0 + 1);
+    std::fs::write(dir.join("first.jsonl"), first).unwrap();
+    std::fs::write(dir.join("second.jsonl"), second).unwrap();
+    let mixed = |output: &str, times: [f64; 2]| {
+        let paths = ["first.jsonl", "second.jsonl"].map(|name| dir.join(name));
+        let mixture = paths.into_iter().zip(times).map(|(path, times)| MixedData { path, times }).collect();
+        SftConfig { data: PathBuf::new(), mixture, ..sft_config(dir, output) }
+    };
+    learner::sft(&sft_config(dir, "one"), &mut silent).unwrap();
+    let report = learner::sft(&mixed("both", [1.0, 1.0]), &mut silent).unwrap();
+    assert_eq!((report.steps, report.examples), (18, 24));
+    assert!(bytes(&dir.join("one")) == bytes(&dir.join("both")));
+    // 5 of the first ten and 28 of the others, in steps of eight.
+    let report = learner::sft(&mixed("weighted", [0.5, 2.0]), &mut silent).unwrap();
+    assert_eq!((report.steps, report.examples), (6 * 5, 24));
+    assert!(bytes(&dir.join("one")) != bytes(&dir.join("weighted")));
+    let both = SftConfig { data: dir.join("sft.jsonl"), ..mixed("none", [1.0, 0.0]) };
+    let error = learner::sft(&both, &mut silent).unwrap_err().to_string();
+    assert!(error.contains("data and mixture") && error.contains("mixture[1].times is 0"), "{error}");
 }
 
 #[test]

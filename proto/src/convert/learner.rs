@@ -55,6 +55,7 @@ same_fields! {
     prepare_seconds,
     update_seconds,
     step_seconds,
+    publish_seconds,
     skipped_steps,
     truncated,
     scores_clipped,

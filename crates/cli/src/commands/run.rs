@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Does this stage and all later ones again; what they made is kept under another name.
     #[arg(long, value_name = "STAGE", conflicts_with = "resume")]
     redo_from: Option<String>,
+    /// Does this stage and those before it, and leaves the others to another run.
+    #[arg(long, value_name = "STAGE")]
+    until: Option<String>,
     /// Sets one value over file and environment; may be given several times.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     settings: Vec<String>,
@@ -39,14 +42,15 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let file = RecipeFile::read(&arguments.recipe, Environment::Applied, &arguments.settings)?;
     file.preflight()?;
     let started = tokio::time::Instant::now();
-    let selection = Selection { resume: arguments.resume, redo_from: arguments.redo_from };
+    let selection =
+        Selection { resume: arguments.resume, redo_from: arguments.redo_from, until: arguments.until };
     match stages::run(&file, &selection).await? {
         Done::Complete => {
             let (name, output) = (&file.recipe.name, file.recipe.output.display());
             say(&format!("{name} is complete after {}: {output}", stages::span(started.elapsed())));
             Ok(ExitCode::SUCCESS)
         }
-        Done::Stopped => Ok(ExitCode::SUCCESS),
+        Done::Reached | Done::Stopped => Ok(ExitCode::SUCCESS),
         Done::Abandoned => Ok(ExitCode::from(ABANDONED_CODE)),
         Done::Failed(code) => Ok(ExitCode::from(code)),
     }

@@ -13,6 +13,7 @@
 //! | `rloo` | arXiv 2402.14740; `num_iterations` 1 and 1e-6 as TRL's RLOO trainer |
 //! | `reinforce-plus-plus` | arXiv 2501.03262; one epoch and 1e-6 as OpenRLHF |
 //! | `dapo` | arXiv 2503.14476, section 3, and `run_dapo_qwen2.5_32b.sh` of verl: dynamic sampling with its cap, overlong punishment over the last fifth, 1e-6, weight decay 0.1, 10 steps of warm-up |
+//! | `on-policy-distillation` | Lu et al. 2025, thinkingmachines.ai/blog/on-policy-distillation: one update; no rate for all of its weights: 1e-6 |
 //! | `gspo`, `cispo` | arXiv 2507.18071 and 2506.13585, which name no rate: 1e-6, one epoch, as `grpo` |
 
 use algo::Algorithm;
@@ -66,7 +67,8 @@ pub(super) fn keys(algorithm: Algorithm, recipe: Surroundings) -> Vec<(&'static 
         | Algorithm::ReinforcePlusPlus
         | Algorithm::ReinforcePlusPlusBaseline
         | Algorithm::Gspo
-        | Algorithm::Cispo => every_response_once(),
+        | Algorithm::Cispo
+        | Algorithm::OnPolicyDistillation => every_response_once(),
     }
 }
 

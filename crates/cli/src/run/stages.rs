@@ -29,6 +29,8 @@ pub(crate) struct Selection {
     pub(crate) resume: bool,
     /// Do this stage and all later ones again.
     pub(crate) redo_from: Option<String>,
+    /// Do no stage behind this one.
+    pub(crate) until: Option<String>,
 }
 
 /// How a stage ended that could be started.
@@ -36,6 +38,8 @@ pub(crate) struct Selection {
 pub(crate) enum Done {
     /// It did all its work.
     Complete,
+    /// It did all that it was to do, and some stages are left.
+    Reached,
     /// The user stopped it, and it left what the next run goes on from.
     Stopped,
     /// The user stopped it, and nothing of it is kept.
@@ -66,12 +70,16 @@ async fn work_through(
 ) -> anyhow::Result<Done> {
     let stages = file.recipe.stages_or_ring();
     let records = Records::of(output.path())?;
+    let behind = match &selection.until {
+        Some(last) => position(&stages, last)? + 1,
+        None => stages.len(),
+    };
     if let Some(first) = &selection.redo_from {
         redo(file, first, output, &records)?;
     }
     let mut stop = StopSignals::listen()?;
     let mut is_renewed = false;
-    for (number, stage) in stages.iter().enumerate() {
+    for (number, stage) in stages[..behind].iter().enumerate() {
         let work = stage.work().map_err(|error| BadInput(error.to_string()))?;
         let told = told(file, stage)?;
         let title = format!("[{}/{}] {}", number + 1, stages.len(), stage.name);
@@ -95,7 +103,7 @@ async fn work_through(
         output.keep();
         say(&format!("  {} in {}", work.output().display(), span(started.elapsed())));
     }
-    Ok(Done::Complete)
+    Ok(if behind == stages.len() { Done::Complete } else { Done::Reached })
 }
 
 /// Does one stage. Ctrl-C or SIGTERM ends it at once, except the ring, which drains.
@@ -140,15 +148,18 @@ fn told(file: &RecipeFile, stage: &Stage) -> anyhow::Result<Told> {
     Ok(Told { text, batches: Some(batches) })
 }
 
+/// Where the stage of this name is.
+fn position(stages: &[Stage], name: &str) -> Result<usize, BadInput> {
+    stages.iter().position(|stage| stage.name == name).ok_or_else(|| {
+        let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
+        BadInput(format!("there is no stage {name:?}; the recipe has {}", names.join(", ")))
+    })
+}
+
 /// Forgets stages, and moves what they made aside.
 fn redo(file: &RecipeFile, first: &str, output: &OutputFolder, records: &Records) -> anyhow::Result<()> {
     let stages = file.recipe.stages_or_ring();
-    let Some(from) = stages.iter().position(|stage| stage.name == first) else {
-        let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
-        return Err(
-            BadInput(format!("there is no stage {first:?}; the recipe has {}", names.join(", "))).into()
-        );
-    };
+    let from = position(&stages, first)?;
     let mut made = Vec::new();
     for stage in &stages[from..] {
         made.push(stage.work().map_err(|error| BadInput(error.to_string()))?.output().clone());

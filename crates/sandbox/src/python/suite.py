@@ -154,7 +154,7 @@ def free_names(tree):
 
 
 # Words without which no test does what `refusal` looks for.
-SUSPECTS = ("redirect_std", "std", "builtins", "patch", "warnings", "inspect", "environ")
+SUSPECTS = ("redirect_std", "std", "builtins", "patch", "warnings", "inspect", "environ", "context")
 CAPTURES = {"redirect_stdout": "capture what the response prints", "redirect_stderr": "capture what the response prints"}
 READS = {"signature", "getsource", "getsourcelines", "getfullargspec", "getdoc", "getmodule"}
 
@@ -179,6 +179,8 @@ def refusal(tree, source):
             return CAPTURES[name]
         if name == "environ" and is_changed(node, tree):
             return "change os.environ of the response's process"
+        if name in ("getcontext", "setcontext", "localcontext"):
+            return "change the decimal context of the response's process"
         if name in ("simplefilter", "filterwarnings") and '"error"' in source.replace("'", '"'):
             return "make errors of the response's warnings"
         if name == "patch" and "mock" in source:

@@ -96,6 +96,9 @@ pub struct StepMetrics {
     pub update_seconds: f64,
     /// Seconds of the whole step.
     pub step_seconds: f64,
+    /// Seconds behind the step until its weights were copied and training could go on; broadcasting them
+    /// takes none of its time.
+    pub publish_seconds: f64,
 }
 
 impl StepMetrics {
