@@ -1,0 +1,175 @@
+//! Every method with every seed, and what the seeds say together.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use algo::Interval;
+use anyhow::Context as _;
+use serde::Serialize;
+
+use crate::images::{self, DataSet};
+use crate::mask_policy::Grid;
+use crate::method::Method;
+use crate::probe::{Probe, Probed, probe};
+use crate::training::{Outcome, Recipe, Task, stream, train};
+
+/// The stream of a seed's random numbers that splits images.
+const SPLIT_STREAM: u64 = 0;
+
+/// Where images come from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// The digits that are shipped: so many of each class to learn from.
+    Digits {
+        /// Of the others it is judged by.
+        train_per_class: usize,
+    },
+    /// A folder with `train/CLASS/` and `test/CLASS/`.
+    Folder {
+        /// Its path.
+        path: PathBuf,
+        /// Pixels a side.
+        side: i64,
+        /// Most images of a class in each of the two.
+        limit: usize,
+    },
+}
+
+/// What is run.
+#[derive(Debug, Clone)]
+pub struct Study {
+    /// Where images come from.
+    pub source: Source,
+    /// Cells a side of the masks.
+    pub grid: i64,
+    /// How to train.
+    pub recipe: Recipe,
+    /// The seeds, in order.
+    pub seeds: std::ops::Range<u64>,
+    /// Steps of the probes.
+    pub probe_steps: usize,
+}
+
+/// One classifier of the study.
+#[derive(Debug, Clone, Serialize)]
+pub struct Run {
+    /// Of all that is random.
+    pub seed: u64,
+    /// How it was pre-trained.
+    pub method: Method,
+    /// What became of it.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// One policy that was told a known cost.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProbeRun {
+    /// Of all that is random.
+    pub seed: u64,
+    /// The loss.
+    pub probe: Probe,
+    /// What became of the policy.
+    #[serde(flatten)]
+    pub outcome: Probed,
+}
+
+/// What a study found.
+#[derive(Debug, Default)]
+pub struct Results {
+    /// By seed, then by method.
+    pub runs: Vec<Run>,
+    /// By seed, then by loss.
+    pub probes: Vec<ProbeRun>,
+    /// Images to learn from and to judge by.
+    pub images: [usize; 2],
+}
+
+impl Study {
+    /// Runs it. Each classifier is a line of `results.jsonl` in `output` as soon as it is judged, each probe one of
+    /// `probes.jsonl`; `progress` is told about each.
+    ///
+    /// # Errors
+    /// When images cannot be read, a loss is no number, or a file cannot be written.
+    pub fn run(&self, output: &Path, progress: &mut dyn FnMut(&str)) -> anyhow::Result<Results> {
+        // One thread, so that sums are taken in the same order on every machine.
+        tch::set_num_threads(1);
+        fs::create_dir_all(output).with_context(|| format!("make the folder {}", output.display()))?;
+        let mut lines = Lines::create(output.join("results.jsonl"))?;
+        let mut probe_lines = Lines::create(output.join("probes.jsonl"))?;
+        let mut results = Results::default();
+        for seed in self.seeds.clone() {
+            let data = self.source.read(seed)?;
+            let grid = Grid::new(self.grid, data.side)?;
+            results.images = [data.train.len(), data.test.len()];
+            for method in Method::ALL {
+                let task = Task { data: &data, grid: &grid, recipe: self.recipe, seed };
+                let run = Run { seed, method, outcome: train(&task, method)? };
+                progress(&format!("seed {seed}: {method}: {:.4}", run.outcome.fine_tuned.accuracy));
+                lines.write(&run)?;
+                results.runs.push(run);
+            }
+            for loss in Probe::ALL {
+                let outcome = probe(&data, &grid, loss, self.probe_steps, seed)?;
+                let run = ProbeRun { seed, probe: loss, outcome };
+                probe_lines.write(&run)?;
+                results.probes.push(run);
+            }
+        }
+        Ok(results)
+    }
+}
+
+impl Source {
+    fn read(&self, seed: u64) -> anyhow::Result<DataSet> {
+        match self {
+            Self::Digits { train_per_class } => {
+                images::digits(*train_per_class, &mut stream(seed, SPLIT_STREAM))
+            }
+            Self::Folder { path, side, limit } => images::folder(path, *side, *limit),
+        }
+    }
+}
+
+impl Results {
+    /// The mean of a figure over the seeds.
+    pub fn mean(&self, method: Method, figure: impl Fn(&Run) -> Option<f64>) -> Option<Interval> {
+        Interval::of(&self.of(method).filter_map(figure).collect::<Vec<_>>())
+    }
+
+    /// The mean over the seeds of what a figure is above that of the other method with the same seed.
+    pub fn gain(&self, method: Method, over: Method, figure: impl Fn(&Run) -> f64) -> Option<Interval> {
+        let pairs = self.of(method).zip(self.of(over));
+        Interval::of(&pairs.map(|(run, other)| figure(run) - figure(other)).collect::<Vec<_>>())
+    }
+
+    /// The runs of a method, by seed.
+    pub fn of(&self, method: Method) -> impl Iterator<Item = &Run> {
+        self.runs.iter().filter(move |run| run.method == method)
+    }
+
+    /// The mean of a figure of a probe over the seeds.
+    pub fn probed(&self, probe: Probe, figure: impl Fn(&Probed) -> f64) -> Option<Interval> {
+        let outcomes = self.probes.iter().filter(|run| run.probe == probe).map(|run| figure(&run.outcome));
+        Interval::of(&outcomes.collect::<Vec<_>>())
+    }
+}
+
+/// A file of JSON Lines.
+struct Lines {
+    path: PathBuf,
+    file: fs::File,
+}
+
+impl Lines {
+    fn create(path: PathBuf) -> anyhow::Result<Self> {
+        let file = fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(Self { path, file })
+    }
+
+    fn write(&mut self, line: &impl Serialize) -> anyhow::Result<()> {
+        let text = serde_json::to_string(line)? + "\n";
+        self.file.write_all(text.as_bytes()).with_context(|| format!("write {}", self.path.display()))
+    }
+}
