@@ -1,5 +1,6 @@
 //! Grey images with labels: the digits that are shipped, or a folder of the user's.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,9 @@ use tch::{Kind, Tensor};
 const DIGITS: &[u8] = include_bytes!("../digits.csv.gz");
 const DIGITS_SIDE: i64 = 8;
 const DIGITS_MAXIMUM: f64 = 16.0;
+const VALIDATION_PER_CLASS: usize = 30;
+/// The folders of a data set of the user's, in the order of [`DataSet`]'s fields.
+const FOLDERS: [&str; 3] = ["train", "validation", "test"];
 /// Most files of a class in one split of a folder that are read, whatever `--limit` says.
 const MOST_PER_CLASS: usize = 100_000;
 
@@ -25,11 +29,13 @@ pub struct Images {
     black: f64,
 }
 
-/// Images to learn from, and images to judge by.
+/// Images to learn from, to choose by and to judge by.
 #[derive(Debug)]
 pub struct DataSet {
     /// To learn from.
     pub train: Images,
+    /// To choose a learning rate by.
+    pub validation: Images,
     /// To judge by.
     pub test: Images,
     /// The number of classes.
@@ -76,7 +82,8 @@ impl Images {
     }
 }
 
-/// Splits the digits at random: so many of each class to learn from, the others to judge by.
+/// Splits the digits at random: so many of each class to learn from, thirty of each to choose by, the others to judge
+/// by.
 ///
 /// # Errors
 /// When a class has no image left to judge by, or none to learn from.
@@ -85,25 +92,28 @@ pub fn digits(train_per_class: usize, rng: &mut impl Rng) -> anyhow::Result<Data
     let mut order: Vec<usize> = (0..labels.len()).collect();
     order.shuffle(rng);
     let mut taken = vec![0; 10];
-    let (mut train, mut test) = (Vec::new(), Vec::new());
+    let mut parts = [const { Vec::new() }; 3];
     for number in order {
         let taken: &mut usize = &mut taken[labels[number] as usize];
         *taken += 1;
-        if *taken <= train_per_class { &mut train } else { &mut test }.push(number);
+        let part = match *taken {
+            place if place <= train_per_class => 0,
+            place if place <= train_per_class + VALIDATION_PER_CLASS => 1,
+            _ => 2,
+        };
+        parts[part].push(number);
     }
-    let smallest = taken.iter().min().copied().unwrap_or(0);
+    let most = taken.iter().min().map_or(0, |smallest| smallest.saturating_sub(VALIDATION_PER_CLASS + 1));
     ensure!(
-        (1..smallest).contains(&train_per_class),
-        "{train_per_class} images of a class to learn from: --train-per-class takes 1 to {} here",
-        smallest.saturating_sub(1)
+        (1..=most).contains(&train_per_class),
+        "{train_per_class} images of a class to learn from: --train-per-class takes 1 to {most} here"
     );
-    let chosen = [train, test].map(|numbers| {
+    let parts = parts.map(|numbers| {
         let pixels: Vec<f32> = numbers.iter().flat_map(|number| rows[*number].clone()).collect();
         let pixels = Tensor::from_slice(&pixels).view([-1, 1, DIGITS_SIDE, DIGITS_SIDE]) / DIGITS_MAXIMUM;
         (pixels, numbers.iter().map(|number| labels[*number]).collect::<Vec<i64>>())
     });
-    let [train, test] = chosen;
-    Ok(data_set(train, test, 10))
+    Ok(data_set(parts, 10))
 }
 
 /// Pixels and labels of lines of 64 pixels and a digit.
@@ -121,32 +131,40 @@ fn digit_rows(reader: impl std::io::Read) -> anyhow::Result<(Vec<Vec<f32>>, Vec<
     Ok((rows, labels))
 }
 
-/// Images of `folder/train/CLASS/` and `folder/test/CLASS/` (PNG, JPEG, BMP), as grey squares of `side` pixels; at
-/// most `limit` of a class in each, the first by name.
+/// Images of `folder/train/CLASS/`, `folder/validation/CLASS/` and `folder/test/CLASS/` (PNG, JPEG, BMP), as grey
+/// squares of `side` pixels; at most `limit` of a class in each, the first by name.
 ///
 /// # Errors
-/// When a folder or an image cannot be read, or the two name different classes.
+/// When a folder or an image cannot be read, or the three name different classes.
 pub fn folder(folder: &Path, side: i64, limit: usize) -> anyhow::Result<DataSet> {
     ensure!(
         (8..=256).contains(&side) && side.count_ones() == 1,
         "images of {side} pixels a side: --side takes 8, 16, 32, 64, 128 or 256"
     );
-    let classes = names(&folder.join("train"))?;
-    let test_classes = names(&folder.join("test"))?;
-    let class_names =
-        [&classes, &test_classes].map(|paths| paths.iter().map(|path| path.file_name()).collect());
-    let [train_names, test_names]: [Vec<_>; 2] = class_names;
-    ensure!(
-        train_names == test_names && classes.len() > 1,
-        "{}: train/ and test/ hold {} and {} classes; they must hold the same, two or more",
-        folder.display(),
-        classes.len(),
-        test_classes.len()
-    );
-    let limit = limit.min(MOST_PER_CLASS);
-    let train = read_classes(&classes, side, limit)?;
-    let test = read_classes(&test_classes, side, limit)?;
-    Ok(data_set(train, test, classes.len() as i64))
+    let mut parts = Vec::new();
+    let mut of_train: Vec<OsString> = Vec::new();
+    for part in FOLDERS {
+        let classes = names(&folder.join(part))?;
+        let found: Vec<OsString> =
+            classes.iter().filter_map(|path| path.file_name()).map(OsString::from).collect();
+        if parts.is_empty() {
+            of_train = found;
+            ensure!(of_train.len() > 1, "{}/{part} holds no two classes", folder.display());
+        } else {
+            let differs =
+                of_train.iter().chain(&found).find(|name| of_train.contains(name) != found.contains(name));
+            if let Some(name) = differs {
+                bail!(
+                    "{}: {} is a class of train/ or of {part}/, not of both",
+                    folder.display(),
+                    name.display()
+                );
+            }
+        }
+        parts.push(read_classes(&classes, side, limit.min(MOST_PER_CLASS))?);
+    }
+    let Ok(parts) = <[_; 3]>::try_from(parts) else { bail!("a data set has three parts") };
+    Ok(data_set(parts, of_train.len() as i64))
 }
 
 fn read_classes(classes: &[PathBuf], side: i64, limit: usize) -> anyhow::Result<(Tensor, Vec<i64>)> {
@@ -179,15 +197,16 @@ fn names(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Standardised by mean and deviation of what is learnt from.
-fn data_set(train: (Tensor, Vec<i64>), test: (Tensor, Vec<i64>), classes: i64) -> DataSet {
-    let side = train.0.size()[2];
-    let mean = train.0.mean(Kind::Double).double_value(&[]);
-    let deviation = train.0.std(false).double_value(&[]).max(1e-6);
-    let [train, test] = [train, test].map(|(pixels, labels)| Images {
+/// Standardised by mean and deviation of the first part, which is learnt from.
+fn data_set(parts: [(Tensor, Vec<i64>); 3], classes: i64) -> DataSet {
+    let learnt_from = &parts[0].0;
+    let side = learnt_from.size()[2];
+    let mean = learnt_from.mean(Kind::Double).double_value(&[]);
+    let deviation = learnt_from.std(false).double_value(&[]).max(1e-6);
+    let [train, validation, test] = parts.map(|(pixels, labels)| Images {
         pixels: (pixels - mean) / deviation,
         labels,
         black: -mean / deviation,
     });
-    DataSet { train, test, classes, side }
+    DataSet { train, validation, test, classes, side }
 }

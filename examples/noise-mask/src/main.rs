@@ -14,17 +14,17 @@ use noise_mask::training::Recipe;
 #[derive(Debug, Parser)]
 #[command(name = "noise-mask")]
 struct Arguments {
-    /// A folder of images of your own: train/CLASS/ and test/CLASS/ with PNG, JPEG or BMP files. Without it, the
-    /// handwritten digits that are shipped.
+    /// A folder of images of your own: train/CLASS/, validation/CLASS/ and test/CLASS/ with PNG, JPEG or BMP files.
+    /// Without it, the handwritten digits that are shipped.
     #[arg(long)]
     images: Option<PathBuf>,
     /// Pixels a side that images of a folder are made to.
     #[arg(long, default_value_t = 64, requires = "images")]
     side: i64,
-    /// Most images of a class that are read of each of the folder's two halves.
+    /// Most images of a class that are read of each of the folder's three parts.
     #[arg(long, default_value_t = 1000, requires = "images")]
     limit: usize,
-    /// Digits of each class to learn from; the others judge.
+    /// Digits of each class to learn from; thirty choose the learning rates, and the others judge.
     #[arg(long, default_value_t = 30, conflicts_with = "images")]
     train_per_class: usize,
     /// How many seeds.
@@ -45,17 +45,18 @@ struct Arguments {
     /// Images of a step.
     #[arg(long, default_value_t = 32)]
     batch: usize,
-    /// The classifier's learning rate.
-    #[arg(long, default_value_t = 0.1)]
-    learning_rate: f64,
+    /// The classifier's learning rates that each method is tried with; validation images choose one for each. The
+    /// paper's is 0.1.
+    #[arg(long, value_delimiter = ',', default_values_t = [0.1, 0.03, 0.01])]
+    learning_rates: Vec<f64>,
     /// The policy's learning rate.
     #[arg(long, default_value_t = 0.01)]
     policy_learning_rate: f64,
     /// The classifier's learning rate when it is fine-tuned.
     #[arg(long, default_value_t = 0.001)]
     fine_tuning_learning_rate: f64,
-    /// Two seeds and a few epochs: whether it runs, in seconds. Says nothing about the method.
-    #[arg(long, conflicts_with_all = ["seeds", "epochs", "fine_tuning_epochs"])]
+    /// Two seeds, one learning rate and a few epochs: whether it runs, in seconds. Says nothing about the method.
+    #[arg(long, conflicts_with_all = ["seeds", "epochs", "fine_tuning_epochs", "learning_rates"])]
     quick: bool,
     /// Where results.jsonl, probes.jsonl, tables.md and gains.svg are written.
     #[arg(long, default_value = "runs/noise-mask")]
@@ -70,16 +71,16 @@ impl Arguments {
         };
         let (seeds, epochs, fine_tuning_epochs, probe_steps) =
             if self.quick { (2, 3, 1, 20) } else { (self.seeds, self.epochs, self.fine_tuning_epochs, 1000) };
+        let learning_rates = if self.quick { vec![0.03] } else { self.learning_rates.clone() };
         let recipe = Recipe {
             epochs,
             fine_tuning_epochs,
             batch: self.batch,
-            learning_rate: self.learning_rate,
             policy_learning_rate: self.policy_learning_rate,
             fine_tuning_learning_rate: self.fine_tuning_learning_rate,
         };
         let seeds = self.first_seed..self.first_seed + seeds;
-        Study { source, grid: self.grid, recipe, seeds, probe_steps }
+        Study { source, grid: self.grid, recipe, learning_rates, seeds, probe_steps }
     }
 }
 

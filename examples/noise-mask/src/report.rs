@@ -5,8 +5,9 @@ use std::fmt::{self, Write as _};
 use algo::Interval;
 
 use crate::method::Method;
-use crate::probe::Probe;
+use crate::probe::{Probe, Probed};
 use crate::study::{Results, Run};
+use crate::training::MaskFigures;
 
 /// Sizes of the picture, in pixels.
 const WIDTH: f64 = 760.0;
@@ -21,59 +22,121 @@ const MARK: &str = "#2f7fd6";
 
 /// The tables, in Markdown.
 pub fn tables(results: &Results) -> String {
-    let [train, test] = results.images;
+    let [train, validation, test] = results.images;
     let seeds = results.of(Method::NoMask).count();
-    let mut text = format!(
-        "{train} images to learn from, {test} to judge by, {seeds} seeds; means in percent ± half of the 95 % interval over \
-         seeds\n\n"
+    let heading = format!(
+        "{train} images to learn from, {validation} to choose learning rates by, {test} to judge by, {seeds} seeds; \
+         accuracy and macro-F1 in percent, ± half of the 95 % interval over seeds\n"
     );
-    text += "| pre-training | accuracy before fine-tuning | accuracy | macro-F1 | gain in accuracy | gain in macro-F1 |\n";
-    text += "|---|---|---|---|---|---|\n";
+    [heading, gains(results), rates(results), masks(results), probes(results)].concat()
+}
+
+/// What each kind of pre-training is worth.
+fn gains(results: &Results) -> String {
+    let mut table = Table::new(&[
+        "pre-training",
+        "learning rate",
+        "accuracy before fine-tuning",
+        "accuracy",
+        "macro-F1",
+        "gain in accuracy",
+        "gain in macro-F1",
+    ]);
     for method in Method::ALL {
-        let gain = |figure: fn(&Run) -> f64| match method {
-            Method::NoMask => "".to_owned(),
+        let over_no_mask = [accuracy, macro_f1].map(|figure| match method {
+            Method::NoMask => String::new(),
             _ => percent(results.gain(method, Method::NoMask, figure)),
-        };
-        let row = [
+        });
+        let figures = [
             method.to_string(),
+            results.learning_rate(method).map_or_else(String::new, |rate| rate.to_string()),
             percent(results.mean(method, |run| Some(run.outcome.pretrained.accuracy))),
             percent(results.mean(method, |run| Some(accuracy(run)))),
             percent(results.mean(method, |run| Some(macro_f1(run)))),
-            gain(accuracy),
-            gain(macro_f1),
         ];
-        text += &format!("| {} |\n", row.join(" | "));
+        table.row(figures.into_iter().chain(over_no_mask));
     }
-    text += "\n| what a learned mask is worth over a random one | gain in accuracy | gain in macro-F1 |\n|---|---|---|\n";
+    let mut learned = Table::new(&["what learning is worth", "gain in accuracy", "gain in macro-F1"]);
     for (method, over) in
         [(Method::Paper, Method::RandomMasksScaled), (Method::Reinforce, Method::RandomMasks)]
     {
-        let gains = [accuracy, macro_f1].map(|figure| percent(results.gain(method, over, figure)));
-        text += &format!("| {method} over {over} | {} |\n", gains.join(" | "));
+        let over_random = [accuracy, macro_f1].map(|figure| percent(results.gain(method, over, figure)));
+        learned.row([format!("{method}, over {over}")].into_iter().chain(over_random));
     }
-    text += "\n| masks at the end | mean | entropy (nats) | spread between images | ln Σ p |\n|---|---|---|---|---|\n";
+    table.text + &learned.text
+}
+
+/// The accuracy with each learning rate, and how many classifiers came to no number.
+fn rates(results: &Results) -> String {
+    let rates = &results.learning_rates;
+    let titles: Vec<String> = rates.iter().map(|rate| format!("learning rate {rate}")).collect();
+    let mut table = Table::new(
+        &[&["accuracy by learning rate"], &*titles.iter().map(String::as_str).collect::<Vec<_>>()].concat(),
+    );
+    for method in Method::ALL {
+        let cells = rates.iter().map(|rate| {
+            let found: Vec<f64> = results.with(method, *rate).map(accuracy).collect();
+            let diverged =
+                results.with(method, *rate).filter(|run| run.outcome.diverged_in_epoch.is_some()).count();
+            let note = if diverged > 0 { format!(" ({diverged} diverged)") } else { String::new() };
+            percent(Interval::of(&found)) + &note
+        });
+        table.row([method.to_string()].into_iter().chain(cells));
+    }
+    table.text
+}
+
+/// What the masks have become.
+fn masks(results: &Results) -> String {
+    let mut table =
+        Table::new(&["masks at the end", "mean", "entropy (nats)", "spread between images", "ln Σ p"]);
     for method in Method::ALL.into_iter().filter(|method| method.masks()) {
-        let row = [
-            number(results.mean(method, |run| run.outcome.masks.as_ref().map(|masks| mean(&masks.cells)))),
-            number(results.mean(method, |run| run.outcome.masks.as_ref().map(|masks| masks.entropy))),
-            number(results.mean(method, |run| run.outcome.masks.as_ref().map(|masks| masks.spread))),
-            number(
-                results.mean(method, |run| run.outcome.masks.as_ref().map(|masks| masks.log_density_factor)),
-            ),
+        let figures: [fn(&MaskFigures) -> f64; 4] = [
+            |masks| mean(&masks.cells),
+            |masks| masks.entropy,
+            |masks| masks.spread,
+            |masks| masks.log_density_factor,
         ];
-        text += &format!("| {method} | {} |\n", row.join(" | "));
+        let cells =
+            figures.map(|figure| number(results.mean(method, |run| run.outcome.masks.as_ref().map(figure))));
+        table.row([method.to_string()].into_iter().chain(cells));
     }
-    text += "\n| told that light through the upper half costs | upper half | lower half | entropy (nats) |\n";
-    text += "|---|---|---|---|\n";
+    table.text
+}
+
+/// What policies have learnt of a known cost.
+fn probes(results: &Results) -> String {
+    let mut table = Table::new(&[
+        "told that light through the upper half costs",
+        "mask, upper half",
+        "mask, lower half",
+        "entropy (nats)",
+    ]);
     for probe in Probe::ALL {
-        let row = [
-            number(results.probed(probe, |probed| probed.upper)),
-            number(results.probed(probe, |probed| probed.lower)),
-            number(results.probed(probe, |probed| probed.entropy)),
-        ];
-        text += &format!("| {probe} | {} |\n", row.join(" | "));
+        let figures: [fn(&Probed) -> f64; 3] =
+            [|probed| probed.upper, |probed| probed.lower, |probed| probed.entropy];
+        let cells = figures.map(|figure| number(results.probed(probe, figure)));
+        table.row([probe.to_string()].into_iter().chain(cells));
     }
-    text
+    table.text
+}
+
+/// A table in Markdown, with an empty line before it.
+struct Table {
+    text: String,
+}
+
+impl Table {
+    fn new(titles: &[&str]) -> Self {
+        let mut table = Self { text: "\n".to_owned() };
+        table.row(titles.iter().map(|title| (*title).to_owned()));
+        table.row(titles.iter().map(|_| "---".to_owned()));
+        table
+    }
+
+    fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.text += &format!("| {} |\n", cells.into_iter().collect::<Vec<_>>().join(" | "));
+    }
 }
 
 /// The gains over no mask with their intervals and each seed's, and the mean masks, as SVG.

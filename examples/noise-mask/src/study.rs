@@ -8,7 +8,7 @@ use algo::Interval;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use crate::images::{self, DataSet};
+use crate::images::{self, DataSet, Images};
 use crate::mask_policy::Grid;
 use crate::method::Method;
 use crate::probe::{Probe, Probed, probe};
@@ -20,18 +20,18 @@ const SPLIT_STREAM: u64 = 0;
 /// Where images come from.
 #[derive(Debug, Clone)]
 pub enum Source {
-    /// The digits that are shipped: so many of each class to learn from.
+    /// The digits that are shipped.
     Digits {
-        /// Of the others it is judged by.
+        /// How many of each class to learn from.
         train_per_class: usize,
     },
-    /// A folder with `train/CLASS/` and `test/CLASS/`.
+    /// A folder with `train/CLASS/`, `validation/CLASS/` and `test/CLASS/`.
     Folder {
         /// Its path.
         path: PathBuf,
         /// Pixels a side.
         side: i64,
-        /// Most images of a class in each of the two.
+        /// Most images of a class in each of the three.
         limit: usize,
     },
 }
@@ -45,6 +45,8 @@ pub struct Study {
     pub grid: i64,
     /// How to train.
     pub recipe: Recipe,
+    /// The classifier's learning rates that each method is tried with.
+    pub learning_rates: Vec<f64>,
     /// The seeds, in order.
     pub seeds: std::ops::Range<u64>,
     /// Steps of the probes.
@@ -58,6 +60,8 @@ pub struct Run {
     pub seed: u64,
     /// How it was pre-trained.
     pub method: Method,
+    /// And how fast.
+    pub learning_rate: f64,
     /// What became of it.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -78,12 +82,14 @@ pub struct ProbeRun {
 /// What a study found.
 #[derive(Debug, Default)]
 pub struct Results {
-    /// By seed, then by method.
+    /// By seed, then by method, then by learning rate.
     pub runs: Vec<Run>,
     /// By seed, then by loss.
     pub probes: Vec<ProbeRun>,
-    /// Images to learn from and to judge by.
-    pub images: [usize; 2],
+    /// Images to learn from, to choose by and to judge by.
+    pub images: [usize; 3],
+    /// The learning rates that were tried.
+    pub learning_rates: Vec<f64>,
 }
 
 impl Study {
@@ -98,17 +104,20 @@ impl Study {
         fs::create_dir_all(output).with_context(|| format!("make the folder {}", output.display()))?;
         let mut lines = Lines::create(output.join("results.jsonl"))?;
         let mut probe_lines = Lines::create(output.join("probes.jsonl"))?;
-        let mut results = Results::default();
+        let mut results = Results { learning_rates: self.learning_rates.clone(), ..Results::default() };
         for seed in self.seeds.clone() {
             let data = self.source.read(seed)?;
             let grid = Grid::new(self.grid, data.side)?;
-            results.images = [data.train.len(), data.test.len()];
+            results.images = [&data.train, &data.validation, &data.test].map(Images::len);
             for method in Method::ALL {
-                let task = Task { data: &data, grid: &grid, recipe: self.recipe, seed };
-                let run = Run { seed, method, outcome: train(&task, method)? };
-                progress(&format!("seed {seed}: {method}: {:.4}", run.outcome.fine_tuned.accuracy));
-                lines.write(&run)?;
-                results.runs.push(run);
+                for &learning_rate in &self.learning_rates {
+                    let task = Task { data: &data, grid: &grid, recipe: self.recipe, learning_rate, seed };
+                    let run = Run { seed, method, learning_rate, outcome: train(&task, method)? };
+                    let accuracy = run.outcome.fine_tuned.accuracy;
+                    progress(&format!("seed {seed}: {method}, learning rate {learning_rate}: {accuracy:.4}"));
+                    lines.write(&run)?;
+                    results.runs.push(run);
+                }
             }
             for loss in Probe::ALL {
                 let outcome = probe(&data, &grid, loss, self.probe_steps, seed)?;
@@ -144,9 +153,27 @@ impl Results {
         Interval::of(&pairs.map(|(run, other)| figure(run) - figure(other)).collect::<Vec<_>>())
     }
 
-    /// The runs of a method, by seed.
+    /// The learning rate of a method: the one with which it finds most classes of the images to choose by, in the
+    /// mean over seeds; the first of equals.
+    pub fn learning_rate(&self, method: Method) -> Option<f64> {
+        let mut best: Option<(f64, f64)> = None;
+        for &rate in &self.learning_rates {
+            let found: f64 = self.with(method, rate).map(|run| run.outcome.validation.accuracy).sum();
+            if best.is_none_or(|(most, _)| found > most) {
+                best = Some((found, rate));
+            }
+        }
+        best.map(|(_, rate)| rate)
+    }
+
+    /// The runs of a method with its learning rate, by seed.
     pub fn of(&self, method: Method) -> impl Iterator<Item = &Run> {
-        self.runs.iter().filter(move |run| run.method == method)
+        self.learning_rate(method).into_iter().flat_map(move |rate| self.with(method, rate))
+    }
+
+    /// The runs of a method with a learning rate, by seed.
+    pub fn with(&self, method: Method, learning_rate: f64) -> impl Iterator<Item = &Run> {
+        self.runs.iter().filter(move |run| run.method == method && run.learning_rate == learning_rate)
     }
 
     /// The mean of a figure of a probe over the seeds.

@@ -25,7 +25,8 @@ fn write_image(path: &Path, colour: [i64; 3]) {
 #[test]
 fn digits_are_split_by_class_and_by_seed() {
     let data = digits(30, &mut rng(1)).unwrap();
-    assert_eq!((data.train.len(), data.test.len()), (300, 1497));
+    assert_eq!(data.validation.len(), 300);
+    assert_eq!((data.train.len(), data.test.len()), (300, 1197));
     for class in 0..10 {
         assert_eq!(data.train.labels().iter().filter(|label| **label == class).count(), 30);
     }
@@ -34,9 +35,9 @@ fn digits_are_split_by_class_and_by_seed() {
     assert!((pixels.std(false).double_value(&[]) - 1.0).abs() < 1e-5);
     assert_eq!(digits(30, &mut rng(1)).unwrap().train.labels(), data.train.labels());
     assert_ne!(digits(30, &mut rng(2)).unwrap().train.labels(), data.train.labels());
-    for none_left in [0, 174, 100_000] {
+    for none_left in [0, 144, 100_000] {
         let said = digits(none_left, &mut rng(1)).unwrap_err().to_string();
-        assert!(said.contains("--train-per-class takes 1 to 173 here"), "{said}");
+        assert!(said.contains("--train-per-class takes 1 to 143 here"), "{said}");
     }
 }
 
@@ -62,10 +63,10 @@ fn images_move_by_at_most_an_eighth_of_their_side() {
 #[test]
 fn a_folder_of_images_is_read_by_class() {
     let root = tempfile::tempdir().unwrap();
-    for half in ["train", "test"] {
+    for part in ["train", "validation", "test"] {
         for (class, colour) in [("dark", [0, 0, 0]), ("light", [255, 255, 255]), ("red", [255, 0, 0])] {
             for number in 0..3 {
-                write_image(&root.path().join(half).join(class).join(format!("{number}.png")), colour);
+                write_image(&root.path().join(part).join(class).join(format!("{number}.png")), colour);
             }
         }
     }
@@ -85,7 +86,7 @@ fn a_folder_of_images_is_read_by_class() {
     assert!(said.contains("read the image") && said.contains("test/red/9.png"), "{said}");
     fs::remove_dir_all(root.path().join("test/red")).unwrap();
     let said = folder(root.path(), 16, 2).unwrap_err().to_string();
-    assert!(said.contains("train/ and test/ hold 3 and 2 classes"), "{said}");
+    assert!(said.contains("red is a class of train/ or of test/, not of both"), "{said}");
     let said = format!("{:#}", folder(&root.path().join("nowhere"), 16, 2).unwrap_err());
     assert!(said.contains("nowhere/train"), "{said}");
 }
@@ -103,7 +104,9 @@ fn masks_are_cells_made_larger_and_blurred() {
     cells[5] = 1.0;
     let masks = grid.masks(&Tensor::from_slice(&cells).unsqueeze(0));
     let row: Vec<f64> = (5..16).map(|column| masks.double_value(&[0, 0, 5, column])).collect();
-    assert!(row[0] > 0.1 && row[5] < row[0] && row[10] < 1e-6, "{row:?}");
+    assert!(row[0] > 0.09 && row[10] == 0.0, "{row:?}");
+    // As far as the blur of seven pixels reaches.
+    assert!(row[1..].is_sorted_by(|near, far| near > far), "{row:?}");
     for cells in [1, 17] {
         assert!(Grid::new(cells, 16).unwrap_err().to_string().contains("--grid takes 2 to 16"));
     }

@@ -79,7 +79,7 @@ fn reinforce_estimates_the_gradient_of_the_expected_cost() {
 
 #[test]
 fn a_cost_that_never_changes_teaches_nothing_by_reinforce_and_flattens_by_the_papers_loss() {
-    let images = 20_000;
+    let images = 5_000;
     let cost = Tensor::full([images], 2.0, (Kind::Double, Device::Cpu));
     // Down the gradient the parameters go towards 1 from either side, where every mask is as likely as any other.
     for (parameters, sign) in [([4.0, 4.0], 1.0), ([0.5, 0.5], -1.0)] {
@@ -93,5 +93,5 @@ fn a_cost_that_never_changes_teaches_nothing_by_reinforce_and_flattens_by_the_pa
     }
     let uniform = draw(images, 64, [1.0, 1.0]);
     let gradient = uniform.gradient(&paper_loss(&uniform.log_densities, &cost));
-    assert!(gradient.iter().all(|slope| slope.abs() < 0.01), "{gradient:?}");
+    assert!(gradient.iter().all(|slope| slope.abs() < 0.02), "{gradient:?}");
 }
