@@ -16,7 +16,7 @@ const EVALUATION_BATCH: i64 = 512;
 /// Convolution, batch normalisation, ReLU and pooling until four pixels a side are left, one more convolution, and
 /// a linear layer.
 #[derive(Debug)]
-pub struct Classifier {
+pub(crate) struct Classifier {
     variables: nn::VarStore,
     network: nn::SequentialT,
 }
@@ -24,7 +24,7 @@ pub struct Classifier {
 impl Classifier {
     /// For images of `side` pixels a side, which is a power of two from 8 on. Its first weights are a function of
     /// the seed.
-    pub fn new(side: i64, classes: i64, seed: i64) -> Self {
+    pub(crate) fn new(side: i64, classes: i64, seed: i64) -> Self {
         tch::manual_seed(seed);
         let variables = nn::VarStore::new(tch::Device::Cpu);
         let root = variables.root();
@@ -43,17 +43,17 @@ impl Classifier {
     }
 
     /// Its weights, for an optimizer.
-    pub fn variables(&self) -> &nn::VarStore {
+    pub(crate) fn variables(&self) -> &nn::VarStore {
         &self.variables
     }
 
     /// Logits [images, classes] of images [images, 1, side, side].
-    pub fn logits(&self, images: &Tensor, train: bool) -> Tensor {
+    pub(crate) fn logits(&self, images: &Tensor, train: bool) -> Tensor {
         self.network.forward_t(images, train)
     }
 
     /// The cross-entropy of each image, [images], in f64.
-    pub fn cross_entropies(&self, images: &Tensor, labels: &Tensor) -> Tensor {
+    pub(crate) fn cross_entropies(&self, images: &Tensor, labels: &Tensor) -> Tensor {
         let logprobs = self.logits(images, true).log_softmax(-1, Kind::Double);
         -logprobs.gather(1, &labels.unsqueeze(1), false).squeeze_dim(1)
     }
@@ -62,7 +62,11 @@ impl Classifier {
     ///
     /// # Errors
     /// When the logits have no largest element.
-    pub fn evaluate(&self, images: &Images, masks: impl Fn(i64) -> Option<Tensor>) -> anyhow::Result<Scores> {
+    pub(crate) fn evaluate(
+        &self,
+        images: &Images,
+        masks: impl Fn(i64) -> Option<Tensor>,
+    ) -> anyhow::Result<Scores> {
         let _guard = tch::no_grad_guard();
         let mut answers = Vec::with_capacity(images.len());
         for pixels in images.pixels().split(EVALUATION_BATCH, 0) {

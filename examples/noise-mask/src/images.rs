@@ -91,14 +91,14 @@ pub fn digits(train_per_class: usize, rng: &mut impl Rng) -> anyhow::Result<Data
     let (rows, labels) = digit_rows(flate2::read::GzDecoder::new(DIGITS))?;
     let mut order: Vec<usize> = (0..labels.len()).collect();
     order.shuffle(rng);
-    let mut taken = vec![0; 10];
+    let mut taken = [0usize; 10];
     let mut parts = [const { Vec::new() }; 3];
     for number in order {
-        let taken: &mut usize = &mut taken[labels[number] as usize];
+        let taken = &mut taken[labels[number] as usize];
         *taken += 1;
         let part = match *taken {
             place if place <= train_per_class => 0,
-            place if place <= train_per_class + VALIDATION_PER_CLASS => 1,
+            place if place <= train_per_class.saturating_add(VALIDATION_PER_CLASS) => 1,
             _ => 2,
         };
         parts[part].push(number);

@@ -4,20 +4,21 @@
 //! A policy network looks at an image and gives each cell of a grid a Beta distribution ([`beta`],
 //! [`mask_policy`]); a mask drawn from it is multiplied into the image; the classifier's loss is the reward of the
 //! score-function gradient ([`losses`]). Then the policy is thrown away and the classifier fine-tuned without masks
-//! ([`training`]). [`study`] does so with and without what the method consists of ([`method`]), with several
+//! ([`training`]). [`study`] does so with and without what the method consists of, with several
 //! seeds, and [`report`] says what came of it. docs/noise-mask.md holds the result.
 //!
 //! Everything is a function of the seed: splits and the order of images come from streams of their own, so that
 //! the methods of one seed share them and the classifier's first weights, and their differences are paired.
 
 pub mod beta;
-pub mod classifier;
 pub mod images;
 pub mod losses;
 pub mod mask_policy;
-pub mod method;
-pub mod probe;
 pub mod report;
-pub mod scores;
 pub mod study;
 pub mod training;
+
+mod classifier;
+mod method;
+mod probe;
+mod scores;

@@ -47,13 +47,13 @@ struct Arguments {
     batch: usize,
     /// The classifier's learning rates that each method is tried with; validation images choose one for each. The
     /// paper's is 0.1.
-    #[arg(long, value_delimiter = ',', default_values_t = [0.1, 0.03, 0.01])]
+    #[arg(long, value_delimiter = ',', default_values_t = [0.1, 0.03, 0.01], value_parser = rate)]
     learning_rates: Vec<f64>,
     /// The policy's learning rate.
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, default_value_t = 0.01, value_parser = rate)]
     policy_learning_rate: f64,
     /// The classifier's learning rate when it is fine-tuned.
-    #[arg(long, default_value_t = 0.001)]
+    #[arg(long, default_value_t = 0.001, value_parser = rate)]
     fine_tuning_learning_rate: f64,
     /// Two seeds, one learning rate and a few epochs: whether it runs, in seconds. Says nothing about the method.
     #[arg(long, conflicts_with_all = ["seeds", "epochs", "fine_tuning_epochs", "learning_rates"])]
@@ -81,6 +81,14 @@ impl Arguments {
         };
         let seeds = self.first_seed..self.first_seed + seeds;
         Study { source, grid: self.grid, recipe, learning_rates, seeds, probe_steps }
+    }
+}
+
+/// A learning rate.
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if f64::is_finite(rate) && rate > 0.0 => Ok(rate),
+        _ => Err("a learning rate is a number above 0".to_owned()),
     }
 }
 

@@ -74,7 +74,7 @@ pub struct Bases {
 
 impl Bases {
     /// U(0, 1), by the seed.
-    pub fn new(cells: i64, seed: i64) -> Self {
+    pub(crate) fn new(cells: i64, seed: i64) -> Self {
         tch::manual_seed(seed);
         let options = (Kind::Float, Device::Cpu);
         Self { log_alpha: Tensor::rand([1, cells], options), log_beta: Tensor::rand([1, cells], options) }
@@ -146,7 +146,7 @@ impl MaskPolicy {
     }
 
     /// Its weights, for an optimizer.
-    pub fn variables(&self) -> &nn::VarStore {
+    pub(crate) fn variables(&self) -> &nn::VarStore {
         &self.variables
     }
 
@@ -164,7 +164,7 @@ impl MaskPolicy {
     }
 
     /// The distributions that it would draw masks of these images from; changes nothing.
-    pub fn distributions_now(&self, images: &Tensor) -> Beta {
+    pub(crate) fn distributions_now(&self, images: &Tensor) -> Beta {
         let _guard = tch::no_grad_guard();
         self.bases.mixed(&self.heads(images, false))
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 /// How a classifier is pre-trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Method {
+pub(crate) enum Method {
     /// Plain cross-entropy.
     NoMask,
     /// Cross-entropy times ln(cells): what the paper's loss does to the classifier's step size, without masks.
@@ -24,7 +24,7 @@ pub enum Method {
 
 impl Method {
     /// All of them; the first is what the others are compared with.
-    pub const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::NoMask,
         Self::NoMaskScaled,
         Self::RandomMasks,
@@ -34,17 +34,17 @@ impl Method {
     ];
 
     /// Whether images are masked while the classifier is pre-trained.
-    pub fn masks(self) -> bool {
+    pub(crate) fn masks(self) -> bool {
         !matches!(self, Self::NoMask | Self::NoMaskScaled)
     }
 
     /// Whether a policy learns the masks.
-    pub fn learns(self) -> bool {
+    pub(crate) fn learns(self) -> bool {
         matches!(self, Self::Paper | Self::Reinforce)
     }
 
     /// Whether the classifier's loss is multiplied by the constant ln(cells).
-    pub fn scales(self) -> bool {
+    pub(crate) fn scales(self) -> bool {
         matches!(self, Self::NoMaskScaled | Self::RandomMasksScaled)
     }
 }

@@ -11,11 +11,14 @@ use crate::training::{batches, sgd, stream};
 
 /// The stream of a seed's random numbers.
 const STREAM: u64 = 3;
+/// The policy's learning rate of the paper, and the images of a step.
+const LEARNING_RATE: f64 = 0.01;
+const BATCH: usize = 32;
 
 /// A loss and the cost that it is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Probe {
+pub(crate) enum Probe {
     /// REINFORCE with the light of the upper half.
     Reinforce,
     /// The paper's loss with the same.
@@ -26,7 +29,7 @@ pub enum Probe {
 
 impl Probe {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Reinforce, Self::Paper, Self::PaperConstantCost];
+    pub(crate) const ALL: [Self; 3] = [Self::Reinforce, Self::Paper, Self::PaperConstantCost];
 }
 
 impl std::fmt::Display for Probe {
@@ -41,20 +44,26 @@ impl std::fmt::Display for Probe {
 
 /// What a policy has become.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Probed {
+pub(crate) struct Probed {
     /// The mean mask of the upper half.
-    pub upper: f64,
+    pub(crate) upper: f64,
     /// And of the lower half.
-    pub lower: f64,
+    pub(crate) lower: f64,
     /// The mean entropy of a cell.
-    pub entropy: f64,
+    pub(crate) entropy: f64,
 }
 
 /// Trains a policy for so many steps, and says what it has become over the images to judge by.
 ///
 /// # Errors
 /// When the optimizer cannot be made.
-pub fn probe(data: &DataSet, grid: &Grid, probe: Probe, steps: usize, seed: u64) -> anyhow::Result<Probed> {
+pub(crate) fn probe(
+    data: &DataSet,
+    grid: &Grid,
+    probe: Probe,
+    steps: usize,
+    seed: u64,
+) -> anyhow::Result<Probed> {
     let mut policy = MaskPolicy::new(grid.cells(), i64::try_from(seed)?);
     let mut optimizer = sgd(policy.variables(), LEARNING_RATE)?;
     let mut rng = stream(seed, STREAM);
@@ -90,11 +99,24 @@ pub fn probe(data: &DataSet, grid: &Grid, probe: Probe, steps: usize, seed: u64)
     })
 }
 
-/// The policy's learning rate of the paper, and a batch.
-const LEARNING_RATE: f64 = 0.01;
-const BATCH: usize = 32;
-
 /// The first half of the cells, [images, cells / 2].
 fn upper_half(cells: &Tensor) -> Tensor {
     cells.narrow(1, 0, cells.size()[1] / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::digits;
+
+    #[test]
+    fn reinforce_learns_a_known_cost_and_the_papers_loss_does_not() {
+        let data = digits(30, &mut stream(1, 0)).unwrap();
+        let grid = Grid::new(8, data.side).unwrap();
+        let [taught, papers, constant] = Probe::ALL.map(|loss| probe(&data, &grid, loss, 400, 1).unwrap());
+        assert!(taught.upper < taught.lower - 0.1, "{taught:?}");
+        assert!((papers.upper - papers.lower).abs() < 0.03, "{papers:?}");
+        assert!((papers.upper - constant.upper).abs() < 0.01, "{papers:?} {constant:?}");
+        assert!(papers.entropy > taught.entropy, "{papers:?} {taught:?}");
+    }
 }

@@ -2,17 +2,17 @@
 
 /// Shares of right answers.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct Scores {
+pub(crate) struct Scores {
     /// The share of images whose class was found.
-    pub accuracy: f64,
+    pub(crate) accuracy: f64,
     /// The mean over classes of the harmonic mean of precision and recall.
-    pub macro_f1: f64,
+    pub(crate) macro_f1: f64,
 }
 
 impl Scores {
     /// Of answers against the truth, one for each image. A class that is neither there nor answered is left out of
     /// the mean of F1, as scikit-learn does; of no images both are 0.
-    pub fn of(answers: &[i64], truth: &[i64]) -> Self {
+    pub(crate) fn of(answers: &[i64], truth: &[i64]) -> Self {
         let right = answers.iter().zip(truth).filter(|(answer, class)| answer == class).count();
         let mut classes: Vec<i64> = answers.iter().chain(truth).copied().collect();
         classes.sort_unstable();

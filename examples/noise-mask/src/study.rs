@@ -55,41 +55,41 @@ pub struct Study {
 
 /// One classifier of the study.
 #[derive(Debug, Clone, Serialize)]
-pub struct Run {
+pub(crate) struct Run {
     /// Of all that is random.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// How it was pre-trained.
-    pub method: Method,
+    pub(crate) method: Method,
     /// And how fast.
-    pub learning_rate: f64,
+    pub(crate) learning_rate: f64,
     /// What became of it.
     #[serde(flatten)]
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
 }
 
 /// One policy that was told a known cost.
 #[derive(Debug, Clone, Serialize)]
-pub struct ProbeRun {
+pub(crate) struct ProbeRun {
     /// Of all that is random.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// The loss.
-    pub probe: Probe,
+    pub(crate) probe: Probe,
     /// What became of the policy.
     #[serde(flatten)]
-    pub outcome: Probed,
+    pub(crate) outcome: Probed,
 }
 
 /// What a study found.
 #[derive(Debug, Default)]
 pub struct Results {
     /// By seed, then by method, then by learning rate.
-    pub runs: Vec<Run>,
+    pub(crate) runs: Vec<Run>,
     /// By seed, then by loss.
-    pub probes: Vec<ProbeRun>,
+    pub(crate) probes: Vec<ProbeRun>,
     /// Images to learn from, to choose by and to judge by.
-    pub images: [usize; 3],
+    pub(crate) images: [usize; 3],
     /// The learning rates that were tried.
-    pub learning_rates: Vec<f64>,
+    pub(crate) learning_rates: Vec<f64>,
 }
 
 impl Study {
@@ -97,7 +97,7 @@ impl Study {
     /// `probes.jsonl`; `progress` is told about each.
     ///
     /// # Errors
-    /// When images cannot be read, a loss is no number, or a file cannot be written.
+    /// When images cannot be read, there are fewer than a batch has, or a file cannot be written.
     pub fn run(&self, output: &Path, progress: &mut dyn FnMut(&str)) -> anyhow::Result<Results> {
         // One thread, so that sums are taken in the same order on every machine.
         tch::set_num_threads(1);
@@ -143,19 +143,24 @@ impl Source {
 
 impl Results {
     /// The mean of a figure over the seeds.
-    pub fn mean(&self, method: Method, figure: impl Fn(&Run) -> Option<f64>) -> Option<Interval> {
+    pub(crate) fn mean(&self, method: Method, figure: impl Fn(&Run) -> Option<f64>) -> Option<Interval> {
         Interval::of(&self.of(method).filter_map(figure).collect::<Vec<_>>())
     }
 
     /// The mean over the seeds of what a figure is above that of the other method with the same seed.
-    pub fn gain(&self, method: Method, over: Method, figure: impl Fn(&Run) -> f64) -> Option<Interval> {
+    pub(crate) fn gain(
+        &self,
+        method: Method,
+        over: Method,
+        figure: impl Fn(&Run) -> f64,
+    ) -> Option<Interval> {
         let pairs = self.of(method).zip(self.of(over));
         Interval::of(&pairs.map(|(run, other)| figure(run) - figure(other)).collect::<Vec<_>>())
     }
 
     /// The learning rate of a method: the one with which it finds most classes of the images to choose by, in the
     /// mean over seeds; the first of equals.
-    pub fn learning_rate(&self, method: Method) -> Option<f64> {
+    pub(crate) fn learning_rate(&self, method: Method) -> Option<f64> {
         let mut best: Option<(f64, f64)> = None;
         for &rate in &self.learning_rates {
             let found: f64 = self.with(method, rate).map(|run| run.outcome.validation.accuracy).sum();
@@ -167,17 +172,17 @@ impl Results {
     }
 
     /// The runs of a method with its learning rate, by seed.
-    pub fn of(&self, method: Method) -> impl Iterator<Item = &Run> {
+    pub(crate) fn of(&self, method: Method) -> impl Iterator<Item = &Run> {
         self.learning_rate(method).into_iter().flat_map(move |rate| self.with(method, rate))
     }
 
     /// The runs of a method with a learning rate, by seed.
-    pub fn with(&self, method: Method, learning_rate: f64) -> impl Iterator<Item = &Run> {
+    pub(crate) fn with(&self, method: Method, learning_rate: f64) -> impl Iterator<Item = &Run> {
         self.runs.iter().filter(move |run| run.method == method && run.learning_rate == learning_rate)
     }
 
     /// The mean of a figure of a probe over the seeds.
-    pub fn probed(&self, probe: Probe, figure: impl Fn(&Probed) -> f64) -> Option<Interval> {
+    pub(crate) fn probed(&self, probe: Probe, figure: impl Fn(&Probed) -> f64) -> Option<Interval> {
         let outcomes = self.probes.iter().filter(|run| run.probe == probe).map(|run| figure(&run.outcome));
         Interval::of(&outcomes.collect::<Vec<_>>())
     }

@@ -45,47 +45,47 @@ pub struct Recipe {
 
 /// One seed's task.
 #[derive(Debug)]
-pub struct Task<'a> {
+pub(crate) struct Task<'a> {
     /// Images to learn from, to choose by and to judge by.
-    pub data: &'a DataSet,
+    pub(crate) data: &'a DataSet,
     /// What masks are drawn on.
-    pub grid: &'a Grid,
+    pub(crate) grid: &'a Grid,
     /// How to train.
-    pub recipe: Recipe,
+    pub(crate) recipe: Recipe,
     /// The classifier's; a tenth of it after a third of the epochs, a hundredth after two.
-    pub learning_rate: f64,
+    pub(crate) learning_rate: f64,
     /// Of all that is random.
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 /// What the masks are like at the end of pre-training, over the images to judge by.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct MaskFigures {
+pub(crate) struct MaskFigures {
     /// The mean of the distributions of each cell, row by row.
-    pub cells: Vec<f64>,
+    pub(crate) cells: Vec<f64>,
     /// The mean entropy of a cell, in nats: 0 for uniform masks.
-    pub entropy: f64,
+    pub(crate) entropy: f64,
     /// The deviation of a cell's mean between images, averaged over cells: 0 for a policy that is blind.
-    pub spread: f64,
+    pub(crate) spread: f64,
     /// mean_i( ln Σ_j p(m_ij) ), what the paper's loss multiplies the classifier's by.
-    pub log_density_factor: f64,
+    pub(crate) log_density_factor: f64,
 }
 
 /// What became of one classifier.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// After pre-training, with masks from the running bases if there were masks, as the paper evaluates.
-    pub pretrained: Scores,
+    pub(crate) pretrained: Scores,
     /// After pre-training, without masks.
-    pub pretrained_unmasked: Scores,
+    pub(crate) pretrained_unmasked: Scores,
     /// After fine-tuning, on the images to choose by.
-    pub validation: Scores,
+    pub(crate) validation: Scores,
     /// After fine-tuning.
-    pub fine_tuned: Scores,
+    pub(crate) fine_tuned: Scores,
     /// The masks, if there were any.
-    pub masks: Option<MaskFigures>,
+    pub(crate) masks: Option<MaskFigures>,
     /// The epoch of pre-training that ended it, because its loss was no finite number.
-    pub diverged_in_epoch: Option<u32>,
+    pub(crate) diverged_in_epoch: Option<u32>,
 }
 
 /// Where masks come from.
@@ -100,7 +100,7 @@ enum Masks {
 /// # Errors
 /// When there are fewer images than a batch has. A loss that is no finite number ends the training, and what it has
 /// made is judged.
-pub fn train(task: &Task<'_>, method: Method) -> anyhow::Result<Outcome> {
+pub(crate) fn train(task: &Task<'_>, method: Method) -> anyhow::Result<Outcome> {
     let (train, recipe) = (&task.data.train, &task.recipe);
     ensure!(
         (2..=train.len()).contains(&recipe.batch),
@@ -255,7 +255,7 @@ pub(crate) fn batches(images: &Images, batch: usize, rng: &mut impl Rng) -> Vec<
 
 /// The paper's schedule of the classifier: a tenth after each third.
 fn stepped(epoch: u32, epochs: u32) -> f64 {
-    0.1f64.powi((3 * epoch / epochs) as i32)
+    0.1f64.powi((3 * u64::from(epoch) / u64::from(epochs)) as i32)
 }
 
 /// The paper's schedule of the policy: from 1 to 0 along a cosine.

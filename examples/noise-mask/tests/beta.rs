@@ -52,16 +52,15 @@ fn densities_gradients_means_and_entropies_are_scipys() {
 
 #[test]
 fn nothing_blows_up_at_the_borders() {
-    let most = LOG_BOUND.exp();
-    // α (ln m − ψ(α) + ψ(α + β)) with |ln m| ≤ −ln EDGE; ψ(x) > −1/x − 0.6 and ψ(2·54.6) < 4.7.
-    let bound = most * (-EDGE.ln() + 4.7 + 0.6) + 1.0;
+    // e^4 times −ln EDGE, and little more: ψ(α + β) − ψ(α) is small for large α, and α for small α.
+    let (most_density, most_slope) = (500.0, 510.0);
     for log_alpha in [-1e6, -LOG_BOUND, -1.0, 0.0, 1.0, LOG_BOUND, 1e6] {
         for log_beta in [-1e6, -LOG_BOUND, 0.5, LOG_BOUND, 1e6] {
             for mask in [0.0, f64::MIN_POSITIVE, 1e-40, EDGE, 0.5, 1.0 - EDGE, 1.0 - 1e-16, 1.0] {
                 let (density, gradient) = log_density(log_alpha, log_beta, mask);
                 let what = format!("a {log_alpha}, b {log_beta}, mask {mask}: {density}, {gradient:?}");
-                assert!(density.is_finite() && density.abs() < 2.0 * bound, "{what}");
-                assert!(gradient.iter().all(|slope| slope.is_finite() && slope.abs() < bound), "{what}");
+                assert!(density.is_finite() && density.abs() < most_density, "{what}");
+                assert!(gradient.iter().all(|slope| slope.is_finite() && slope.abs() < most_slope), "{what}");
             }
         }
     }
