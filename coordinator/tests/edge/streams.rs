@@ -61,6 +61,35 @@ async fn call(address: SocketAddr, data: Option<&[u8]>) -> TcpStream {
     stream
 }
 
+/// An actor's hello, as it goes into a DATA frame.
+fn hello(name: &str) -> Vec<u8> {
+    let hello = ActorHello {
+        member: name.parse().unwrap(),
+        incarnation: Incarnation(1),
+        run: None,
+        holding: Vec::new(),
+        weights: None,
+        source: None,
+    };
+    let hello = pb::ActorReport::from(hello).encode_to_vec();
+    [&[0], u32::try_from(hello.len()).unwrap().to_be_bytes().as_slice(), &hello].concat()
+}
+
+/// The first stream is given up: RST_STREAM with CANCEL.
+fn reset() -> Vec<u8> {
+    frame(3, 0, 1, &8u32.to_be_bytes())
+}
+
+/// Waits until a member has joined.
+async fn joined(coordinator: &CoordinatorProcess, name: &str) {
+    let deadline = Instant::now() + TIMEOUT;
+    let line = format!("joined member={name} ");
+    while !coordinator.log().contains(&line) {
+        assert!(Instant::now() < deadline, "{line:?} is not in {}", coordinator.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Waits until so many streams have ended in each way, and in no other.
 async fn wait_for_ends(coordinator: &CoordinatorProcess, expected: &[(&str, u64)]) {
     let deadline = Instant::now() + TIMEOUT;
@@ -92,17 +121,27 @@ async fn how_streams_end_is_counted() {
     let _junk = call(address, Some(&[0, 0, 0, 0, 3, 0xff, 0xff, 0xff])).await;
     wait_for_ends(&coordinator, &[("too_large", 1), ("unreadable", 1)]).await;
 
-    // Given up, ended without a word, and gone with the connection.
+    // Without a hello: given up, ended without a word, and gone with the connection.
     let mut given_up = call(address, None).await;
-    given_up.write_all(&frame(3, 0, 1, &8u32.to_be_bytes())).await.unwrap();
+    given_up.write_all(&reset()).await.unwrap();
     let mut silent = call(address, None).await;
     silent.write_all(&frame(0, 1, 1, &[])).await.unwrap();
     drop(call(address, Some(&[0, 0, 0, 0, 9])).await);
-    let spoilt = [("reset", 1), ("lost", 1), ("too_large", 1), ("unreadable", 1), ("no_hello", 1)];
+    wait_for_ends(&coordinator, &[("too_large", 1), ("unreadable", 1), ("no_hello", 3)]).await;
+
+    // Members that are given up and lost.
+    let mut given_up = call(address, Some(&hello("given-up"))).await;
+    joined(&coordinator, "given-up").await;
+    given_up.write_all(&reset()).await.unwrap();
+    let lost = call(address, Some(&hello("lost"))).await;
+    joined(&coordinator, "lost").await;
+    drop(lost);
+    let spoilt = [("reset", 1), ("lost", 1), ("too_large", 1), ("unreadable", 1), ("no_hello", 3)];
     wait_for_ends(&coordinator, &spoilt).await;
 
     // A member that comes and goes as it should.
-    drop(actor(&coordinator.address, "a").await.unwrap());
+    let mut leaving = call(address, Some(&hello("leaving"))).await;
+    leaving.write_all(&frame(0, 1, 1, &[])).await.unwrap();
     let all = [("closed", 1)].into_iter().chain(spoilt).collect::<Vec<_>>();
     wait_for_ends(&coordinator, &all).await;
     assert!(!coordinator.log().contains("panicked"));
@@ -112,20 +151,10 @@ async fn how_streams_end_is_counted() {
 async fn calls_with_spoilt_frames_end_nothing_but_themselves() {
     let coordinator = CoordinatorProcess::start(&[]).await;
     let address: SocketAddr = coordinator.address.parse().unwrap();
-    let hello = ActorHello {
-        member: "a".parse().unwrap(),
-        incarnation: Incarnation(1),
-        run: None,
-        holding: Vec::new(),
-        weights: None,
-        source: None,
-    };
-    let hello = pb::ActorReport::from(hello).encode_to_vec();
-    let length = u32::try_from(hello.len()).unwrap().to_be_bytes();
     let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     said.extend(frame(4, 0, 0, &[]));
     said.extend(frame(1, 4, 1, &head("/sluice.v1.Coordinator/Act", address)));
-    said.extend(frame(0, 0, 1, &[&[0], length.as_slice(), &hello].concat()));
+    said.extend(frame(0, 0, 1, &hello("a")));
 
     for number in 0..400u32 {
         // One to four bytes after the preface are others, by a hash of the number.

@@ -113,20 +113,34 @@ pub fn server(security: &Security, callers: Callers) -> Server {
 /// # Errors
 /// What the member is told.
 pub async fn first_message<M>(messages: &mut Streaming<M>) -> Result<M, Status> {
-    match tokio::time::timeout(HELLO_TIMEOUT, messages.message()).await {
-        Ok(Ok(Some(message))) => Ok(message),
-        Ok(Ok(None)) => {
-            metrics::stream_ended(StreamEnd::NoHello);
-            Err(Status::invalid_argument("the stream ended before a hello"))
+    // Of a stream that its member gives up nothing is heard here: what waits for it is dropped.
+    let mut introduction = Introduction { ended: Some(StreamEnd::NoHello) };
+    let first = tokio::time::timeout(HELLO_TIMEOUT, messages.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}")))?;
+    match first {
+        Ok(Some(message)) => {
+            introduction.ended = None;
+            Ok(message)
         }
-        Ok(Err(status)) => {
-            metrics::stream_ended(StreamEnd::of(&status));
+        Ok(None) => Err(Status::invalid_argument("the stream ended before a hello")),
+        Err(status) => {
+            introduction.ended = introduction.ended.map(|silent| match StreamEnd::of(&status) {
+                said @ (StreamEnd::TooLarge | StreamEnd::Unreadable) => said,
+                _ => silent,
+            });
             Err(status)
         }
-        Err(_) => {
-            metrics::stream_ended(StreamEnd::NoHello);
-            Err(Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}")))
-        }
+    }
+}
+
+/// Counts a stream that ends before its hello, however it does.
+struct Introduction {
+    ended: Option<StreamEnd>,
+}
+
+impl Drop for Introduction {
+    fn drop(&mut self) {
+        self.ended.into_iter().for_each(metrics::stream_ended);
     }
 }
 

@@ -167,7 +167,7 @@ pub fn picture(results: &Results) -> Result<String, fmt::Error> {
         writeln!(
             svg,
             "<line x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{axis}\" stroke=\"{INK}\" stroke-opacity=\"0.4\"/>\
-             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{tick:+.1}</text>",
+             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{tick:+}</text>",
             axis + 18.0
         )?;
     }
