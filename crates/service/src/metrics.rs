@@ -59,7 +59,7 @@ pub(crate) enum StreamEnd {
     TooLarge,
     /// What came was no message.
     Unreadable,
-    /// It ended, or nothing was said, before a hello.
+    /// It ended in another way before a hello, or there was none in time.
     NoHello,
 }
 
@@ -82,8 +82,8 @@ pub const PROCESS_METRICS: &[Metric] = &[
     .by(&[Label::one_of("reason", &Reason::NAMES)]),
     Metric::counter(
         "rlhf_streams_ended_total",
-        "Streams of members by how they ended: `closed` or `reset` by the member, `lost` with their connection, ended \
-         here because a message was `too_large` or `unreadable` or because there was `no_hello`.",
+        "Streams of members by how they ended: closed or reset by the member, lost with their connection, with a message \
+         that was too large or unreadable, or before a hello.",
     )
     .by(&[Label::one_of("reason", &StreamEnd::NAMES)]),
     Metric::gauge("rlhf_build_info", "Constant 1; the labels name the role and the version.").by(&[
