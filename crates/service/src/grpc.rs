@@ -164,7 +164,7 @@ impl StreamEnd {
     fn of(status: &Status) -> Self {
         match status.code() {
             Code::OutOfRange => Self::TooLarge,
-            Code::Cancelled => Self::Reset,
+            Code::Cancelled => Self::Closed,
             Code::Unknown | Code::Unavailable => Self::Lost,
             _ => Self::Unreadable,
         }

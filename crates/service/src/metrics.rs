@@ -49,24 +49,21 @@ impl Reason {
 /// How a member's stream came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StreamEnd {
-    /// The member has closed it.
+    /// The member has closed it, or given it up (CANCEL of HTTP/2, which h2 tells as an end).
     Closed,
-    /// The member has given it up.
-    Reset,
     /// Its connection is gone.
     Lost,
     /// A message was larger than what travels.
     TooLarge,
-    /// What came was no message.
+    /// What came was no message, or no HTTP/2.
     Unreadable,
     /// It ended in another way before a hello, or there was none in time.
     NoHello,
 }
 
 impl StreamEnd {
-    const ALL: [Self; 6] =
-        [Self::Closed, Self::Reset, Self::Lost, Self::TooLarge, Self::Unreadable, Self::NoHello];
-    const NAMES: [&str; 6] = ["closed", "reset", "lost", "too_large", "unreadable", "no_hello"];
+    const ALL: [Self; 5] = [Self::Closed, Self::Lost, Self::TooLarge, Self::Unreadable, Self::NoHello];
+    const NAMES: [&str; 5] = ["closed", "lost", "too_large", "unreadable", "no_hello"];
 
     fn name(self) -> &'static str {
         Self::NAMES[self as usize]
@@ -82,7 +79,7 @@ pub const PROCESS_METRICS: &[Metric] = &[
     .by(&[Label::one_of("reason", &Reason::NAMES)]),
     Metric::counter(
         "rlhf_streams_ended_total",
-        "Streams of members by how they ended: closed or reset by the member, lost with their connection, with a message \
+        "Streams of members by how they ended: closed or given up by the member, lost with their connection, with a message \
          that was too large or unreadable, or before a hello.",
     )
     .by(&[Label::one_of("reason", &StreamEnd::NAMES)]),
