@@ -3,13 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::observer_server::{Observer, ObserverServer};
 use proto::{CALLERS, MAX_MESSAGE_BYTES, ProtocolError, pb};
-use service::grpc::Router;
+use service::grpc::{Router, first_message, next_message};
 use service::{CancellationToken, CoordinatorTerm, OnError, Security, Spawner};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,9 +24,6 @@ use crate::inbox::{Handle, Input, LoopEnded, Report};
 use crate::metrics;
 use crate::sessions::{Closing, CommandSender, OUTBOX_CAPACITY, Outbox, SessionId};
 use crate::state::{ActorEvent, Event, LearnerEvent, RewardEvent, Role, ScoreSummary};
-
-/// How long a new stream may take to introduce itself.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Commands<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -223,8 +219,7 @@ async fn carry_reports<L: Link>(
     session: &SessionId,
     messages: &mut Streaming<L::Message>,
 ) -> Result<(), StreamEnded> {
-    while let Some(message) = messages.next().await {
-        let message = message?;
+    while let Some(message) = next_message(messages).await? {
         let result = L::result_of(&message);
         let report = match L::Report::try_from(message) {
             Ok(report) => L::reported(session.clone(), report),
@@ -255,14 +250,6 @@ fn unreadable<L: Link>(session: &SessionId, result: Option<RolloutId>, error: &P
     match failure.and_then(|failure| L::failed(session.clone(), failure)) {
         Some(report) => Unreadable::Instead(Box::new(report)),
         None => Unreadable::PassedOver,
-    }
-}
-
-async fn first_message<M>(messages: &mut Streaming<M>) -> Result<M, Status> {
-    match tokio::time::timeout(HELLO_TIMEOUT, messages.next()).await {
-        Ok(Some(message)) => message,
-        Ok(None) => Err(Status::invalid_argument("the stream ended before a hello")),
-        Err(_) => Err(Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}"))),
     }
 }
 

@@ -11,6 +11,8 @@ mod coordinator_process;
 mod fake_member;
 #[path = "edge/hostile.rs"]
 mod hostile;
+#[path = "edge/streams.rs"]
+mod streams;
 
 use coordinator_process::CoordinatorProcess;
 use fake_member::{actor, actor_saying, learner, reward_server, served_by};

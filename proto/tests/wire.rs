@@ -19,9 +19,9 @@ use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, Measured
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
 use types::{
     Batch, BatchId, BroadcastGroupId, DType, EpisodeEnd, FailReason, FinishReason, GroupScore, Incarnation,
-    LeaseId, Manifest, Observation, PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout,
-    RolloutFailure, RolloutId, RolloutParts, Sample, SamplingParams, ScoredRollout, Scores, Span,
-    TensorEntry, TensorLayout, Texts, WeightHash,
+    LeaseId, Manifest, MemberId, Observation, PolicyVersion, Prompt, PromptContent, PromptId, Remarks,
+    Rollout, RolloutFailure, RolloutId, RolloutParts, RunId, Sample, SamplingParams, ScoredRollout, Scores,
+    Span, TensorEntry, TensorLayout, Texts, WeightHash,
 };
 
 /// Encodes, decodes and converts back.
@@ -95,6 +95,54 @@ prop_compose! {
 }
 
 /// What is stored and sent of one turn is what it was before there were several.
+/// The messages that open streams, and some of those that follow, as bytes.
+fn opening_messages() -> Vec<Vec<u8>> {
+    let (member, incarnation): (MemberId, _) = ("somebody".parse().unwrap(), Incarnation(7));
+    let run: Option<RunId> = Some("run".parse().unwrap());
+    let actor = ActorHello {
+        member: member.clone(),
+        incarnation,
+        run: run.clone(),
+        holding: vec![RolloutId { prompt: PromptId { epoch: 1, ordinal: 300 }, sibling: 2, attempt: 1 }],
+        weights: None,
+        source: Some("127.0.0.1:1".to_owned()),
+    };
+    let server = RewardHello { member: member.clone(), incarnation, run, address: "127.0.0.1:1".to_owned() };
+    let score = ScoreRequest::Hello { run: "run".parse().unwrap(), member: member.clone() };
+    let episodes = EnvironmentRequest::Hello { run: "run".parse().unwrap(), member };
+    vec![
+        pb::ActorReport::from(actor).encode_to_vec(),
+        pb::RewardReport::from(server).encode_to_vec(),
+        pb::ScoreRequest::from(score).encode_to_vec(),
+        pb::EnvironmentRequest::from(episodes).encode_to_vec(),
+        pb::RewardReport::from(RewardReport::Load { queued: 3 }).encode_to_vec(),
+    ]
+}
+
+/// Reads bytes as everything that may come in on a stream.
+fn read_as_everything(bytes: &[u8]) {
+    fn attempt<P: Message + Default, D: TryFrom<P>>(bytes: &[u8]) {
+        if let Ok(message) = P::decode(bytes) {
+            let _ = D::try_from(message);
+        }
+    }
+    attempt::<pb::ActorReport, ActorHello>(bytes);
+    attempt::<pb::ActorReport, ActorReport>(bytes);
+    attempt::<pb::ActorCommand, ActorCommand>(bytes);
+    attempt::<pb::RewardReport, RewardHello>(bytes);
+    attempt::<pb::RewardReport, RewardReport>(bytes);
+    attempt::<pb::RewardCommand, RewardCommand>(bytes);
+    attempt::<pb::ScoreRequest, ScoreRequest>(bytes);
+    attempt::<pb::ScoreReply, ScoreReply>(bytes);
+    attempt::<pb::EnvironmentRequest, EnvironmentRequest>(bytes);
+    attempt::<pb::EnvironmentReply, EnvironmentReply>(bytes);
+    attempt::<pb::LearnerReport, LearnerHello>(bytes);
+    attempt::<pb::LearnerReport, LearnerReport>(bytes);
+    if let Ok(message) = pb::LearnerCommand::decode(bytes) {
+        let _ = LearnerCommands::default().push(message);
+    }
+}
+
 #[test]
 fn a_rollout_of_one_turn_has_the_bytes_it_always_had() {
     let parts = RolloutParts {
@@ -172,24 +220,26 @@ proptest! {
 
     #[test]
     fn junk_is_an_error_or_a_valid_value(bytes in vec(any::<u8>(), 0..300)) {
-        fn attempt<P: Message + Default, D: TryFrom<P>>(bytes: &[u8]) {
-            if let Ok(message) = P::decode(bytes) {
-                let _ = D::try_from(message);
+        read_as_everything(&bytes);
+    }
+
+    /// Bytes exchanged, put in and taken out, which comes further into a message than junk does.
+    #[test]
+    fn a_hello_that_is_spoilt_is_an_error_or_a_valid_value(
+        which: proptest::sample::Index,
+        spoils in vec((any::<proptest::sample::Index>(), any::<u8>(), 0..3u8), 1..8),
+    ) {
+        let openings = opening_messages();
+        let mut bytes = openings[which.index(openings.len())].clone();
+        for (at, byte, how) in spoils {
+            let at = at.index(bytes.len() + 1);
+            match how {
+                0 => bytes.insert(at, byte),
+                1 if at < bytes.len() => bytes[at] = byte,
+                _ => bytes.truncate(at),
             }
         }
-        attempt::<pb::ActorReport, ActorHello>(&bytes);
-        attempt::<pb::ActorReport, ActorReport>(&bytes);
-        attempt::<pb::ActorCommand, ActorCommand>(&bytes);
-        attempt::<pb::RewardReport, RewardHello>(&bytes);
-        attempt::<pb::RewardReport, RewardReport>(&bytes);
-        attempt::<pb::RewardCommand, RewardCommand>(&bytes);
-        attempt::<pb::ScoreRequest, ScoreRequest>(&bytes);
-        attempt::<pb::ScoreReply, ScoreReply>(&bytes);
-        attempt::<pb::LearnerReport, LearnerHello>(&bytes);
-        attempt::<pb::LearnerReport, LearnerReport>(&bytes);
-        if let Ok(message) = pb::LearnerCommand::decode(bytes.as_slice()) {
-            let _ = LearnerCommands::default().push(message);
-        }
+        read_as_everything(&bytes);
     }
 
     #[test]

@@ -3,12 +3,11 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use proto::pb::reward_server_server::{RewardServer, RewardServerServer};
 use proto::{CALLERS, MAX_MESSAGE_BYTES, pb};
-use service::grpc::Router;
+use service::grpc::{Router, first_message, next_message};
 use service::{CancellationToken, OnError, Security, Spawner};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,9 +20,6 @@ use crate::config::QueueConfig;
 use crate::environment::{Environment, EpisodeHost, Said, carry_episodes};
 use crate::fields_client::PromptFields;
 use crate::registry::{InvalidRollout, Misbehaved, Reply, RolloutRegistry};
-
-/// How long a new stream may take to introduce itself.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What goes down a stream.
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -88,15 +84,6 @@ impl Grpc {
     }
 }
 
-/// The first message of a new stream.
-async fn first_message<T>(requests: &mut Streaming<T>) -> Result<T, Status> {
-    match tokio::time::timeout(HELLO_TIMEOUT, requests.next()).await {
-        Ok(Some(message)) => message,
-        Ok(None) => Err(Status::invalid_argument("the stream ended before a hello")),
-        Err(_) => Err(Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}"))),
-    }
-}
-
 fn no_hello() -> Status {
     Status::invalid_argument("the first message of a stream must be a hello")
 }
@@ -157,9 +144,12 @@ impl RewardServer for Grpc {
         let name = format!("episodes of {actor}");
         let carry = async move {
             let _stream = stream;
-            let requests = requests.map(|request| match request {
-                Ok(request) => EnvironmentRequest::try_from(request).map_err(|error| error.to_string()),
-                Err(status) => Err(status.message().to_owned()),
+            let requests = futures::stream::unfold(requests, |mut requests| async move {
+                let request = match next_message(&mut requests).await.transpose()? {
+                    Ok(request) => EnvironmentRequest::try_from(request).map_err(|error| error.to_string()),
+                    Err(status) => Err(status.message().to_owned()),
+                };
+                Some((request, requests))
             });
             tokio::select! {
                 ended = carry_episodes(host, requests, replies.clone()) => match ended {
@@ -193,10 +183,9 @@ async fn carry_rollouts(
     requests: &mut Streaming<pb::ScoreRequest>,
     replies: &mpsc::Sender<Reply>,
 ) -> Result<(), Status> {
-    while let Some(request) = requests.next().await {
+    while let Some(request) = next_message(requests).await? {
         // The place of the answer comes first: an actor that does not read its answers is not read either.
         let Ok(permit) = replies.clone().reserve_owned().await else { return Ok(()) };
-        let request = request?;
         let identity = identity(&request);
         match (ScoreRequest::try_from(request), identity) {
             (Ok(ScoreRequest::Rollout { rollout, time_left }), _) => {

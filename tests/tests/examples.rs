@@ -154,3 +154,53 @@ fn a_rust_program_computes_a_loss() {
                     gradient with respect to the log-probs [-0.2075, -0.1450, 0.0000, 0.3054]\n";
     assert_eq!(said, expected);
 }
+
+#[test]
+fn the_study_of_noise_masks_compares_methods_and_repeats_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|output| {
+        let mut command = Command::new(binary("noise-mask").unwrap());
+        command.args(["--quick", "--output", output]);
+        let said = String::from_utf8(run(command, folder.path()).stdout).unwrap();
+        (said, fs::read_to_string(folder.path().join(output).join("results.jsonl")).unwrap())
+    });
+    assert_eq!(first, second);
+    let (said, results) = first;
+
+    let methods = [
+        "no mask",
+        "no mask, loss × ln(cells)",
+        "random masks",
+        "random masks, loss × ln(cells)",
+        "learned masks, the paper's loss",
+        "learned masks, REINFORCE",
+    ];
+    for method in methods {
+        assert!(said.contains(&format!("\n| {method} | ")), "{said}");
+    }
+    assert!(
+        said.starts_with(
+            "300 images to learn from, 300 to choose learning rates by, 1197 to judge by, 2 seeds"
+        ),
+        "{said}"
+    );
+    let runs: Vec<Value> = results.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(runs.len(), 2 * methods.len());
+    for run in &runs {
+        for figure in ["accuracy", "macro_f1"] {
+            // Three passes over 300 digits teach something.
+            let found = run["fine_tuned"][figure].as_f64().unwrap();
+            assert!((0.2..=1.0).contains(&found), "{run}");
+        }
+        let masked = run["masks"]["cells"].as_array().map_or(0, Vec::len);
+        assert!(masked == if run["method"].as_str().unwrap().starts_with("no-") { 0 } else { 64 }, "{run}");
+    }
+    let picture = fs::read_to_string(folder.path().join("first/gains.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("learned masks, REINFORCE"), "{picture}");
+
+    let mut command = Command::new(binary("noise-mask").unwrap());
+    command.args(["--train-per-class", "144"]).current_dir(folder.path());
+    let refused = command.output().unwrap();
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && error.contains("--train-per-class takes 1 to 143"), "{error}");
+}

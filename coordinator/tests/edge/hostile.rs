@@ -19,6 +19,7 @@ use types::link::actor::{ActorLoad, ActorReport};
 
 use crate::coordinator_process::{CoordinatorProcess, TIMEOUT};
 use crate::fake_member::{actor, learner, reward_server};
+use crate::streams::{closed, frame, get, head};
 
 /// Memory that no crowd of strangers may take.
 const MEMORY_LIMIT_KIB: u64 = 32 << 10;
@@ -91,17 +92,6 @@ fn security_of(folder: &std::path::Path, secret: &Secret, role: &'static str) ->
     std::fs::write(&file, role_file(secret, role)).unwrap();
     let config = SecurityConfig { token_file: Some(file), ..SecurityConfig::default() };
     Security::load(role, &config).unwrap()
-}
-
-/// Asks for a page; its status and all that came.
-async fn get(address: &str, path: &str, headers: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{headers}\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    timeout(TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    (answer[9..12].parse().unwrap(), answer)
 }
 
 /// Calls everything there is, and returns why each call was refused.
@@ -279,12 +269,6 @@ fn memory(coordinator: &CoordinatorProcess) -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// Waits until a connection is closed by the other side.
-async fn closed(mut stream: TcpStream) {
-    let mut taken = [0; 1024];
-    while stream.read(&mut taken).await.is_ok_and(|bytes| bytes > 0) {}
-}
-
 #[tokio::test]
 async fn two_hundred_that_say_nothing_are_gone_in_five_seconds() {
     let guarded = Guarded::start().await;
@@ -313,25 +297,6 @@ async fn two_hundred_that_say_nothing_are_gone_in_five_seconds() {
     assert_eq!(guarded.refused("silent").await, 200);
     assert_eq!(guarded.times_said(), 1);
     assert_eq!(guarded.state().await, before);
-}
-
-/// A frame of HTTP/2 (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-/// The head of a call, without compression (RFC 7541, section 6.2.2).
-fn head(path: &str, host: SocketAddr) -> Vec<u8> {
-    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-    let parts = [
-        vec![0x83, 0x86],
-        [vec![0x04], text(path)].concat(),
-        [vec![0x01], text(&host.to_string())].concat(),
-        [vec![0x0f, 0x10], text("application/grpc")].concat(),
-        [vec![0x00], text("te"), text("trailers")].concat(),
-    ];
-    parts.concat()
 }
 
 #[tokio::test]

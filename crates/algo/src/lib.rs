@@ -67,6 +67,7 @@ mod correction;
 mod covariance;
 mod error;
 mod gae;
+mod interval;
 mod kl;
 mod moments;
 mod policy_loss;
@@ -86,6 +87,7 @@ pub use correction::{Correction, CorrectionSums, CorrectionWeights, off_policy_s
 pub use covariance::CovarianceControl;
 pub use error::Error;
 pub use gae::{Advantages, Gae, gae, returns_to_go};
+pub use interval::Interval;
 pub use kl::{KlEstimator, KlTokens, MAX_LOG_RATIO, kl_loss};
 pub use moments::{Moments, WHITEN_EPSILON, whiten};
 pub use policy_loss::{ClipRange, PolicyLoss, PolicyObjective, PolicyTokens, RatioLevel, policy_loss};

@@ -17,7 +17,6 @@ mod commands;
 mod decimal;
 mod doctor;
 mod grading;
-mod interval;
 mod judging;
 mod observer_client;
 mod omp_wait;

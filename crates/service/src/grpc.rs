@@ -8,11 +8,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
+use tonic::{Code, Status, Streaming};
 use tower_layer::{Identity, Stack};
 
 use crate::bind::bind;
 use crate::connections::Beginning;
 use crate::incoming::Incoming;
+use crate::metrics::{self, StreamEnd};
 use crate::security::{Callers, Credentials, Dialer, Guard, Security};
 
 /// Concurrent streams of one connection.
@@ -33,6 +35,9 @@ const CLIENT_STREAM_WINDOW: u32 = 8 << 20;
 const CLIENT_CONNECTION_WINDOW: u32 = 64 << 20;
 /// How long a new connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a new stream may take to introduce itself.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a server that is done waits for its peers to close their streams.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -100,6 +105,70 @@ pub fn server(security: &Security, callers: Callers) -> Server {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .tcp_nodelay(true)
+}
+
+/// The first message of a member's new stream, which has to come within ten seconds. What comes instead is counted
+/// (`rlhf_streams_ended_total`).
+///
+/// # Errors
+/// What the member is told.
+pub async fn first_message<M>(messages: &mut Streaming<M>) -> Result<M, Status> {
+    // Of a stream that its member gives up nothing is heard here: what waits for it is dropped.
+    let mut introduction = Introduction { ended: Some(StreamEnd::NoHello) };
+    let first = tokio::time::timeout(HELLO_TIMEOUT, messages.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}")))?;
+    match first {
+        Ok(Some(message)) => {
+            introduction.ended = None;
+            Ok(message)
+        }
+        Ok(None) => Err(Status::invalid_argument("the stream ended before a hello")),
+        Err(status) => {
+            introduction.ended = introduction.ended.map(|silent| match StreamEnd::of(&status) {
+                said @ (StreamEnd::TooLarge | StreamEnd::Unreadable) => said,
+                _ => silent,
+            });
+            Err(status)
+        }
+    }
+}
+
+/// Counts a stream that ends before its hello, however it does.
+struct Introduction {
+    ended: Option<StreamEnd>,
+}
+
+impl Drop for Introduction {
+    fn drop(&mut self) {
+        self.ended.into_iter().for_each(metrics::stream_ended);
+    }
+}
+
+/// The next message of a member's stream; none when it has closed it. How the stream ends is counted
+/// (`rlhf_streams_ended_total`).
+///
+/// # Errors
+/// Why the stream has ended otherwise.
+pub async fn next_message<M>(messages: &mut Streaming<M>) -> Result<Option<M>, Status> {
+    let next = messages.message().await;
+    match &next {
+        Ok(Some(_)) => {}
+        Ok(None) => metrics::stream_ended(StreamEnd::Closed),
+        Err(status) => metrics::stream_ended(StreamEnd::of(status)),
+    }
+    next
+}
+
+impl StreamEnd {
+    /// How a stream ended whose next message is this error: tonic's own for messages, h2's reasons for the rest.
+    fn of(status: &Status) -> Self {
+        match status.code() {
+            Code::OutOfRange => Self::TooLarge,
+            Code::Cancelled => Self::Closed,
+            Code::Unknown | Code::Unavailable => Self::Lost,
+            _ => Self::Unreadable,
+        }
+    }
 }
 
 /// Connects to `host:port`, where this service has to be (a role, or [`crate::security::WEIGHTS`]), and shows

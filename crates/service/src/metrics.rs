@@ -46,6 +46,30 @@ impl Reason {
     }
 }
 
+/// How a member's stream came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StreamEnd {
+    /// The member has closed it, or given it up (CANCEL of HTTP/2, which h2 tells as an end).
+    Closed,
+    /// Its connection is gone.
+    Lost,
+    /// A message was larger than what travels.
+    TooLarge,
+    /// What came was no message, or no HTTP/2.
+    Unreadable,
+    /// It ended in another way before a hello, or there was none in time.
+    NoHello,
+}
+
+impl StreamEnd {
+    const ALL: [Self; 5] = [Self::Closed, Self::Lost, Self::TooLarge, Self::Unreadable, Self::NoHello];
+    const NAMES: [&str; 5] = ["closed", "lost", "too_large", "unreadable", "no_hello"];
+
+    fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
 /// What every process reports about itself.
 pub const PROCESS_METRICS: &[Metric] = &[
     Metric::counter(
@@ -53,6 +77,12 @@ pub const PROCESS_METRICS: &[Metric] = &[
         "Requests and connections that were refused at a port before anything of them was read.",
     )
     .by(&[Label::one_of("reason", &Reason::NAMES)]),
+    Metric::counter(
+        "rlhf_streams_ended_total",
+        "Streams of members by how they ended: closed or given up by the member, lost with their connection, with a message \
+         that was too large or unreadable, or before a hello.",
+    )
+    .by(&[Label::one_of("reason", &StreamEnd::NAMES)]),
     Metric::gauge("rlhf_build_info", "Constant 1; the labels name the role and the version.").by(&[
         Label::one_of("role", &["coordinator", "reward-server", "learner", "actor"]),
         Label::described("version", "the release"),
@@ -92,16 +122,25 @@ pub(crate) fn install(role: &'static str) -> anyhow::Result<PrometheusHandle> {
         .install_recorder()?;
     describe(PROCESS_METRICS);
     build_info(role);
-    begin_refusals();
+    begin_counters();
     Ok(handle)
 }
 
-/// Counters are there before the first refusal: what appears with it has no rate.
+/// Counters are there before what they count: what appears with it has no rate.
 #[expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
-fn begin_refusals() {
+fn begin_counters() {
     for reason in Reason::ALL {
         metrics::counter!("rlhf_refused_total", "reason" => reason.name()).absolute(0);
     }
+    for end in StreamEnd::ALL {
+        metrics::counter!("rlhf_streams_ended_total", "reason" => end.name()).absolute(0);
+    }
+}
+
+/// A member's stream has ended.
+#[expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
+pub(crate) fn stream_ended(end: StreamEnd) {
+    metrics::counter!("rlhf_streams_ended_total", "reason" => end.name()).increment(1);
 }
 
 /// Somebody was refused at a port.

@@ -18,7 +18,7 @@ use workspace::{metadata, sources};
 const MAX_FILE_LINES: usize = 500;
 
 /// Who may know whom. Nothing else.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("types", &[]),
     ("algo", &[]),
     ("service", &[]),
@@ -55,6 +55,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
             "types",
         ],
     ),
+    ("noise-mask", &["algo"]),
     ("tests", &[]),
 ];
 

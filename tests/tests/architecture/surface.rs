@@ -115,7 +115,9 @@ fn named_outside(
     let own = ["tests", "examples", "native", "src/bin", "src/main.rs"].map(|part| folder.join(part));
     let others = packages.iter().filter(|other| other.name != package.name);
     let others = others.map(|other| other.manifest_path.parent().unwrap().as_std_path().to_owned());
-    let folders: Vec<PathBuf> = own.into_iter().chain(others).chain([root().join("examples")]).collect();
+    // One of the examples is a package itself, and not seen from outside by its own sources.
+    let examples = Some(root().join("examples")).filter(|examples| !folder.starts_with(examples));
+    let folders: Vec<PathBuf> = own.into_iter().chain(others).chain(examples).collect();
     named_in(named, &folders)
 }
 

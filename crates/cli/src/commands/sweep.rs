@@ -6,6 +6,7 @@ mod grid;
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 
+use algo::Interval;
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,7 +17,6 @@ use tokio::process::Command;
 use self::array::Array;
 use self::grid::{Axis, Cell, Point};
 use crate::closed_pipe;
-use crate::interval::Interval;
 use crate::recipe::{Environment, RecipeFile};
 use crate::results::Results;
 use crate::say::say;

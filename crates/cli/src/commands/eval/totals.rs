@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use algo::Interval;
 use sandbox::pass_at_k;
 use serde_json::{Map, Value, json};
 use types::{FailReason, ScoredRollout};
 
-use crate::interval::Interval;
 use crate::table::table_of_figures;
 
 /// What came of the responses to one prompt.
@@ -155,10 +155,7 @@ fn bounds(rate: Interval) -> Option<[f64; 2]> {
 }
 
 fn percent(rate: Interval) -> String {
-    match rate.half_width {
-        Some(half) => format!("{:.1} ± {:.1} %", 100.0 * rate.mean, 100.0 * half),
-        None => format!("{:.1} %", 100.0 * rate.mean),
-    }
+    format!("{:.1} %", rate.times(100.0))
 }
 
 #[cfg(test)]

@@ -1,10 +1,8 @@
-//! Means over seeds with their intervals.
+//! Means with their intervals.
 
 use std::fmt;
 
 use serde::Serialize;
-
-use crate::decimal::decimal;
 
 /// Two-sided 95 % quantiles of Student's t distribution, by degrees of freedom from 1 on.
 const STUDENT: [f64; 30] = [
@@ -16,14 +14,16 @@ const NORMAL: f64 = 1.960;
 
 /// A mean and half the width of its 95 % interval, which one number does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(crate) struct Interval {
-    pub(crate) mean: f64,
-    pub(crate) half_width: Option<f64>,
+pub struct Interval {
+    /// The mean.
+    pub mean: f64,
+    /// Half the width of its 95 % interval.
+    pub half_width: Option<f64>,
 }
 
 impl Interval {
     /// Of these numbers, taken as draws of one normal distribution; none of none.
-    pub(crate) fn of(numbers: &[f64]) -> Option<Self> {
+    pub fn of(numbers: &[f64]) -> Option<Self> {
         let count = numbers.len() as f64;
         if numbers.is_empty() {
             return None;
@@ -36,13 +36,23 @@ impl Interval {
         });
         Some(Self { mean, half_width })
     }
+
+    /// The same with everything multiplied, as a share becomes percent.
+    pub fn times(self, factor: f64) -> Self {
+        Self { mean: self.mean * factor, half_width: self.half_width.map(|half| half * factor.abs()) }
+    }
 }
 
+/// With as many decimals as are asked for, three otherwise; what rounds to zero has no sign.
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let places = f.precision().unwrap_or(3);
+        let mean = format!("{:.places$}", self.mean);
+        let is_zero = mean.chars().all(|c| matches!(c, '-' | '0' | '.'));
+        f.write_str(if is_zero { mean.trim_start_matches('-') } else { &mean })?;
         match self.half_width {
-            Some(half_width) => write!(f, "{} ± {half_width:.3}", decimal(self.mean, 3)),
-            None => write!(f, "{}", decimal(self.mean, 3)),
+            Some(half_width) => write!(f, " ± {half_width:.places$}"),
+            None => Ok(()),
         }
     }
 }
@@ -57,7 +67,9 @@ mod tests {
         let interval = Interval::of(&[1.0, 2.0, 3.0]).unwrap();
         assert!((interval.half_width.unwrap() - 4.303 / 3f64.sqrt()).abs() < 1e-12);
         assert_eq!(interval.to_string(), "2.000 ± 2.484");
+        assert_eq!(format!("{:.1}", interval.times(-100.0)), "-200.0 ± 248.4");
         assert_eq!(Interval::of(&[0.25]).unwrap().to_string(), "0.250");
+        assert_eq!(Interval::of(&[-0.0004]).unwrap().to_string(), "0.000");
         assert_eq!(Interval::of(&[]), None);
     }
 }
