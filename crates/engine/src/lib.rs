@@ -19,6 +19,7 @@ mod error;
 mod folder;
 pub mod generate;
 mod handle;
+mod prefix;
 mod prompts;
 mod random;
 mod request;
