@@ -142,6 +142,11 @@ impl Engine {
     }
 }
 
+/// Whether the responses of an engine are the same to the bit, whatever else it has generated.
+pub fn repeats_itself(model: &ModelConfig, config: &EngineConfig) -> bool {
+    backend::is_native(config, model)
+}
+
 fn check(model: &ModelConfig, config: &EngineConfig) -> Result<(), Error> {
     let problems = config.problems();
     if !problems.is_empty() {

@@ -30,7 +30,7 @@ mod worker;
 
 pub use backend::PolicyWeights;
 pub use config::{Backend, CacheOnSwap, EngineConfig};
-pub use engine::{Engine, EngineParts};
+pub use engine::{Engine, EngineParts, repeats_itself};
 pub use error::Error;
 pub use folder::Folder;
 pub use handle::{EngineClient, EngineHandle};
