@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use engine::{Backend, CacheOnSwap, Engine, EngineConfig, Finished, Request, Totals};
+use engine::{Backend, CacheOnSwap, Engine, EngineConfig, Finished, Refusal, Request, Totals};
 use model::{ModelConfig, RopeScaling, Weights};
-use types::{DType, SamplingParams};
+use types::{DType, FinishReason, SamplingParams};
 
 use crate::fixture::{
     BACKENDS, assert_near, assert_same, config_of, drain, engine, model_of, policy, prompt, request, run,
@@ -320,4 +320,123 @@ fn numbers_that_are_none_are_not_kept() {
     let kept = engine.load().kept_blocks;
     assert!(run(&mut engine, &[request(1, poisoned, plain(4))]).is_empty());
     assert_eq!((engine.totals().failed, engine.load().kept_blocks), (1, kept));
+}
+
+#[test]
+fn a_stop_token_anywhere_in_a_block_is_gone_on_from() {
+    let (model, weights) = small_model();
+    let config = config_of(Backend::Native);
+    let free = run(&mut engine(&model, &weights, &config), &[request(0, prompt(20, 3), plain(40))]);
+    let drawn = &free[&0].response_tokens;
+    let mut lengths = Vec::new();
+    for (at, token) in drawn.iter().enumerate().filter(|(at, token)| !drawn[..*at].contains(token)) {
+        let sampling = SamplingParams { stop_token_ids: vec![*token], ..plain(40) };
+        let mut engine = engine(&model, &weights, &config);
+        let mut episode = Episode::new(0, prompt(20, 3));
+        let turn = run(&mut engine, &[request(0, episode.sequence.clone(), sampling)]).remove(&0).unwrap();
+        assert_eq!((turn.finish_reason, turn.response_tokens.len()), (FinishReason::Stop, at + 1));
+        let cached = episode.sequence.len() + at;
+        lengths.push(cached % 16);
+        episode.take(turn, 2);
+        let asked = episode.request(5);
+        let next = run(&mut engine, std::slice::from_ref(&asked)).into_values().next().unwrap();
+        assert_eq!(next, alone(&model, &weights, &asked, 0), "stopped behind {at} tokens");
+        assert_eq!(engine.totals().reused_tokens, cached as u64, "stopped behind {at} tokens");
+    }
+    assert!([0, 1, 15].iter().all(|place| lengths.contains(place)), "{lengths:?}");
+}
+
+#[test]
+fn an_episode_that_reaches_the_context_ends_there_and_leaves_all_its_blocks() {
+    let (model, weights) = small_model();
+    let config = EngineConfig { context_tokens: Some(64), ..config_of(Backend::Native) };
+    let mut engine = engine(&model, &weights, &config);
+    let mut episode = Episode::new(0, prompt(40, 0));
+    let turn = run(&mut engine, &[episode.request(10)]).into_values().next().unwrap();
+    episode.take(turn, 10);
+    let last = run(&mut engine, &[episode.request(30)]).into_values().next().unwrap();
+    assert_eq!((last.response_tokens.len(), last.finish_reason), (4, FinishReason::Length));
+    assert_eq!(engine.totals().reused_tokens, 49);
+    episode.take(last, 0);
+    let refused = engine.submit(&[episode.request(1)]);
+    assert_eq!(refused, [Err(Refusal::Context { tokens: 64, context: 64 })]);
+    let load = engine.load();
+    assert_eq!((load.free_blocks, load.running + load.waiting), (load.total_blocks, 0));
+}
+
+/// Requests that begin alike, groups of them, cancelled ones and swaps, in a pool that is always too small:
+/// whatever was drawn by one version with a cache of its own has the bits that an engine draws that knows
+/// nothing.
+#[test]
+fn whatever_happens_no_bit_depends_on_what_was_kept() {
+    let (model, first) = small_model();
+    let (_, second) = model_of(97, 12);
+    for on_swap in [CacheOnSwap::Keep, CacheOnSwap::Recompute] {
+        let config = EngineConfig {
+            on_swap,
+            kv_cache_blocks: Some(14),
+            prefill_chunk_tokens: 40,
+            max_sequences: 5,
+            ..config_of(Backend::Native)
+        };
+        let mut engine = engine(&model, &first, &config);
+        let mut asked: BTreeMap<u64, Request> = BTreeMap::new();
+        let (mut finished, mut version, mut compared) = (Vec::new(), 0, 0);
+        for step in 0..600u64 {
+            let lot = |most: u64, what: u64| crate::fixture::mix(step << 8 | what) % most;
+            match lot(10, 0) {
+                0..=2 => {
+                    // One of three beginnings, cut anywhere, with an end of its own or none.
+                    let mut tokens = prompt(1 + lot(90, 1) as usize, lot(3, 2));
+                    tokens.extend(prompt(lot(3, 3) as usize * 7, step));
+                    let ids: Vec<u64> = (0..=lot(3, 4)).map(|sibling| step * 10 + sibling).collect();
+                    let request = siblings(&ids, tokens, plain(1 + lot(40, 5) as u32));
+                    assert_eq!(engine.submit(std::slice::from_ref(&request)), [Ok(())]);
+                    asked.extend(ids.iter().map(|id| (*id, request.clone())));
+                }
+                3 => {
+                    let under_way: Vec<u64> = asked.keys().copied().collect();
+                    if !under_way.is_empty() {
+                        let id = under_way[lot(under_way.len() as u64, 6) as usize];
+                        asked.remove(&id);
+                        engine.cancel(id);
+                    }
+                }
+                4 if lot(6, 7) == 0 => {
+                    version += 1;
+                    let weights = if version % 2 == 0 { &first } else { &second };
+                    engine.swap_weights(policy(&model, weights, &config, version)).unwrap();
+                }
+                _ => {}
+            }
+            for event in engine.step().unwrap() {
+                if let engine::Event::Finished(response) = event
+                    && let Some(request) = asked.remove(&response.id)
+                {
+                    finished.push((*response, request));
+                }
+            }
+        }
+        finished.extend(drain(&mut engine).into_iter().filter_map(|(id, response)| {
+            let request = asked.remove(&id)?;
+            Some((response, request))
+        }));
+        assert!(asked.is_empty() && finished.len() > 100, "{} responses", finished.len());
+        for (response, request) in finished {
+            let [span] = &response.spans[..] else { continue };
+            if response.cache_spans.iter().any(|cached| cached.version != span.version) {
+                continue;
+            }
+            let weights = if span.version.0 % 2 == 0 { &first } else { &second };
+            let samples = request.samples.iter().copied().filter(|sample| sample.id == response.id).collect();
+            let expected = alone(&model, weights, &Request { samples, ..request }, span.version.0);
+            assert_eq!(response, expected);
+            compared += 1;
+        }
+        let totals = engine.totals();
+        println!("{on_swap:?}: {compared} compared, version {version}, {totals:?}");
+        assert!(compared > 80 && version > 3, "{compared} compared, version {version}");
+        assert!(totals.reused_tokens > 500 && totals.evicted_blocks > 100, "{totals:?}");
+        assert!(totals.preemptions > 0 && totals.cancelled > 10, "{totals:?}");
+    }
 }
