@@ -1,7 +1,7 @@
 //! What tools that take their time cost the engine: `engine_episodes [PARALLEL] [TURN_TOKENS] [SECONDS]
 //! [PAIRS]`.
 //!
-//! Keeps PARALLEL responses under way over a model of 5 million random weights, in turn as responses of one
+//! Keeps PARALLEL responses under way over a model of a million random weights, in turn as responses of one
 //! turn and as episodes of six, whose tools take 0 to 2 s between two turns and say 24 tokens. Both draw the
 //! same number of tokens. Prints the tokens drawn each second of both, of each pair, and their ratio as JSON.
 #![expect(clippy::disallowed_types, reason = "it measures wall time")]
@@ -22,11 +22,11 @@ use types::{PolicyVersion, Sampling, SamplingParams};
 
 const PROMPT_TOKENS: u64 = 64;
 const OBSERVED_TOKENS: u64 = 24;
-const VOCABULARY: i64 = 4096;
+const VOCABULARY: i64 = 1024;
 /// Longest time of a tool.
 const TOOL: Duration = Duration::from_secs(2);
 /// How long nothing is measured: until episodes stand at different turns.
-const WARM_UP: Duration = Duration::from_secs(6);
+const WARM_UP: Duration = Duration::from_secs(15);
 
 /// What is kept under way.
 #[derive(Debug, Clone, Copy)]
@@ -135,14 +135,14 @@ async fn main() -> anyhow::Result<()> {
         std::env::args().skip(1).map(|argument| argument.parse()).collect::<Result<_, _>>()?;
     let argument = |place: usize, default: u64| arguments.get(place).copied().unwrap_or(default);
     let (parallel, turn_tokens) = (argument(0, 200), u32::try_from(argument(1, 48))?);
-    let (measured, pairs) = (Duration::from_secs(argument(2, 20)), argument(3, 3));
+    let (measured, pairs) = (Duration::from_secs(argument(2, 25)), argument(3, 3));
     let dimensions = Dimensions {
         vocab_size: VOCABULARY,
-        hidden_size: 256,
-        intermediate_size: 704,
+        hidden_size: 128,
+        intermediate_size: 352,
         layers: 4,
-        heads: 8,
-        kv_heads: 4,
+        heads: 4,
+        kv_heads: 2,
         max_positions: 1024,
     };
     let model = ModelConfig::new(Architecture::Llama, dimensions)?;

@@ -179,6 +179,10 @@ impl Remote {
             },
         };
         let mut response = request.send_json(body).map_err(|error| failure(&error))?;
+        if !response.status().is_success() {
+            let detail = format!("{url}: status {}: a redirect is not followed", response.status());
+            return Err(Failure { detail, transient: false });
+        }
         let answer = response.body_mut().with_config().limit(ANSWER_LIMIT_BYTES).read_to_string();
         let answer = answer.map_err(|error| failure(&error))?;
         serde_json::from_str(&answer).map_err(|error| {

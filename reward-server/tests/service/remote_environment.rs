@@ -208,7 +208,7 @@ async fn a_gym_server_names_its_sessions_and_answers_with_lists() {
     };
     assert_eq!(messages[0].text, "[0.5,1]", "what is no text is told as JSON");
     let object = actor.observed_by(0, "left", Speaker::User).await;
-    assert_eq!(object, r#"{"content":"x","role":"tool"}"#, "one message is no list of them");
+    assert_eq!(object, r#"{"role":"tool","content":"x"}"#, "one message is no list of them");
     assert_eq!(actor.observed(0, "left").await, "moved");
     let long = actor.observed_by(0, "up", Speaker::User).await;
     assert!(long.contains("[436 bytes are left out here]"), "{long}");
