@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use engine::Totals;
 use metrics::{counter, gauge, histogram};
 use service::{Label, Metric};
 use types::{EpisodeEnd, FailReason};
@@ -56,6 +57,22 @@ pub const METRICS: &[Metric] = &[
         "Tokens that these episodes were given between turns.",
     ),
     Metric::gauge("rlhf_actor_episodes_waiting", "Episodes that wait for their environment."),
+    Metric::counter(
+        "rlhf_actor_prefill_tokens_total",
+        "Tokens of prompts and of turns before that were computed.",
+    ),
+    Metric::counter(
+        "rlhf_actor_shared_tokens_total",
+        "Tokens of prompts that were not computed, because a sibling had done it.",
+    ),
+    Metric::counter(
+        "rlhf_actor_reused_tokens_total",
+        "Tokens that were not computed, because the cache still held them: turns before, the same prompt.",
+    ),
+    Metric::counter(
+        "rlhf_actor_cache_blocks_evicted_total",
+        "Cache blocks kept for turns to come that were given up for responses under way.",
+    ),
 ];
 
 /// How weights came.
@@ -88,6 +105,13 @@ pub(crate) fn episode_ended(end: EpisodeEnd, turns: u32, given_tokens: usize) {
 
 pub(crate) fn episodes_waiting(count: usize) {
     gauge!("rlhf_actor_episodes_waiting").set(count as f64);
+}
+
+pub(crate) fn engine(totals: &Totals) {
+    counter!("rlhf_actor_prefill_tokens_total").absolute(totals.prefill_tokens);
+    counter!("rlhf_actor_shared_tokens_total").absolute(totals.shared_tokens);
+    counter!("rlhf_actor_reused_tokens_total").absolute(totals.reused_tokens);
+    counter!("rlhf_actor_cache_blocks_evicted_total").absolute(totals.evicted_blocks);
 }
 
 pub(crate) fn failed(reason: FailReason) {

@@ -79,6 +79,8 @@ pub(crate) struct WeightSource {
 pub(crate) struct PolicyUpdater {
     member: Member,
     engine: EngineConfig,
+    /// Whether the run repeats itself to the bit.
+    deterministic: bool,
     known: Option<KnownModel>,
     /// The pull under way, if there is one.
     pulling: Option<PullUnderWay>,
@@ -166,6 +168,7 @@ impl PolicyUpdater {
         Self {
             member: Member { name, device, timeout: config.weights_timeout },
             engine: config.engine.clone(),
+            deterministic: false,
             known: None,
             pulling: None,
             pulled_bytes: Arc::default(),
@@ -176,6 +179,11 @@ impl PolicyUpdater {
             transfer: Transfer::begin(Way::Pull),
             security,
         }
+    }
+
+    /// Says whether the run is to repeat itself to the bit; before there is an engine.
+    pub(crate) fn set_deterministic(&mut self, deterministic: bool) {
+        self.deterministic = deterministic;
     }
 
     /// `host:port` where others pull the weights in use, if they are shared.
@@ -333,11 +341,16 @@ impl PolicyUpdater {
     async fn start_engine(&mut self, weights: PolicyWeights) -> anyhow::Result<Policy> {
         let known = self.known.as_ref().ok_or(weights::Error::UnknownModel)?;
         let encoder = Arc::clone(&known.encoder);
+        let mut config = self.engine.clone();
+        if self.deterministic && config.prefix_cache && !engine::repeats_itself(&known.config, &config) {
+            tracing::info!("prefix_cache is off: this backend's last bits depend on what is in the cache");
+            config.prefix_cache = false;
+        }
         let parts = EngineParts {
             model: known.config.clone(),
             weights,
             tokenizer: Some(Arc::clone(encoder.tokenizer())),
-            config: self.engine.clone(),
+            config,
         };
         let engine = EngineHandle::start(parts).await.context("start the engine")?;
         let client = engine.client().await?;

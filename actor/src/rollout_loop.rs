@@ -21,6 +21,7 @@
 //! The loop never waits for one of these alone: it is one `select!` over all of them.
 
 mod episodes;
+mod load;
 mod policy_events;
 mod submission;
 
@@ -61,9 +62,6 @@ const ROUTER_COMMAND_CAPACITY: usize = 256;
 const LOAD_DELAY: Duration = Duration::from_millis(10);
 /// How long a drained actor waits for the coordinator to close the stream.
 const GOODBYE_DELAY: Duration = Duration::from_secs(1);
-/// How many episodes are taken for each place of the engine: those whose tools are at work hold none.
-const EPISODES_PER_PLACE: usize = 4;
-
 /// The loop with all that it owns.
 #[derive(Debug)]
 pub(crate) struct RolloutLoop {
@@ -299,6 +297,7 @@ impl RolloutLoop {
             let timeout = self.config.acknowledge_timeout;
             self.environments = Some(Environments::new(player, timeout, self.spawner.clone()));
         }
+        self.updater.set_deterministic(welcome.deterministic);
         self.welcome = Some(welcome);
     }
 
@@ -405,36 +404,6 @@ impl RolloutLoop {
         self.link.report(ActorReport::Failed(failure)).await;
     }
 
-    fn load(&self) -> ActorLoad {
-        let running = self.work.running();
-        // A few responses wait in the engine, so that a finished one is followed at once.
-        let places = self.config.engine.max_sequences + self.config.engine.max_sequences / 4;
-        let full = self.unacknowledged.len() >= self.config.max_unacknowledged;
-        let closed = self.policy.is_none() || self.drain_deadline.is_some() || full;
-        let asked = running + self.work.waiting();
-        // An episode whose environment is at work takes no place of the engine.
-        let acting = self.environments.as_ref().map_or(0, Environments::waiting);
-        let most = if acting > 0 { EPISODES_PER_PLACE * places } else { places };
-        let room = places.saturating_sub(asked.saturating_sub(acting)).min(most.saturating_sub(asked));
-        let free = if closed { 0 } else { room };
-        ActorLoad {
-            free_slots: saturated(free),
-            last_lease: self.work.last_lease(),
-            running: saturated(running),
-            unacknowledged: saturated(self.unacknowledged.len()),
-            generated_tokens: self.generated_tokens,
-            pulled_bytes: self.updater.pulled_bytes(),
-        }
-    }
-
-    async fn report_load(&mut self) {
-        let load = self.load();
-        metrics::load(load.running, load.free_slots);
-        metrics::episodes_waiting(self.environments.as_ref().map_or(0, Environments::waiting));
-        (self.reported_load, self.reported_at) = (load, Instant::now());
-        self.link.report(ActorReport::Load(load)).await;
-    }
-
     /// Takes no more work; what has begun may finish before its deadline.
     async fn drain(&mut self) {
         if self.drain_deadline.is_none() {
@@ -490,9 +459,4 @@ impl RolloutLoop {
     fn has_drained(&self) -> bool {
         self.drain_deadline.is_some() && self.work.is_empty() && self.unacknowledged.is_empty()
     }
-}
-
-/// A count as it is reported.
-fn saturated(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX)
 }

@@ -21,8 +21,8 @@ use service::security::Door;
 use types::{DType, MemberId};
 
 pub use environment::{
-    CallSyntax, ClassFile, EnvironmentConfig, EnvironmentKind, EpisodeBounds, EpisodePlaces, ProgramFile,
-    PythonTool,
+    CallSyntax, ClassFile, EnvironmentConfig, EnvironmentKind, EpisodeBounds, EpisodePlaces, HttpEnvironment,
+    HttpShape, ProgramFile, PythonTool,
 };
 pub use scorer::{
     EnvironmentReward, ExactMatch, Format, Http, LengthPenalty, MathMatch, NumericMatch, Python, RegexMatch,
@@ -251,7 +251,8 @@ impl Config {
             .iter()
             .any(|scorer| matches!(scorer.kind, ScorerKind::Http(_) | ScorerKind::Python(_)));
         let kind = self.environment.as_ref().map(|environment| &environment.kind);
-        by_scorer || matches!(kind, Some(EnvironmentKind::Tools(_) | EnvironmentKind::Class(_)))
+        let asks = |kind: &EnvironmentKind| !matches!(kind, EnvironmentKind::Python(_));
+        by_scorer || kind.is_some_and(asks)
     }
 
     /// Whether a scorer says which responses are right, so that no hidden tests are needed for that.

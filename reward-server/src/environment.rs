@@ -1,7 +1,7 @@
 //! Environments: what episodes of several turns act in (`docs/decisions.md`, D24).
 //!
 //! ```text
-//! actor --reset, steps--> grpc --> streams (a task for each episode) --> episode (bounds) --> interpreter, tools, class
+//! actor --reset, steps--> grpc --> streams (a task for each episode) --> episode (bounds) --> interpreter, tools, class, remote
 //! ```
 //!
 //! An episode lives on the stream of the actor that plays it: where the stream ends, all its episodes end and
@@ -12,6 +12,7 @@ mod cut;
 mod episode;
 mod interpreter;
 mod program;
+mod remote;
 mod streams;
 
 use std::path::Path;
@@ -25,16 +26,17 @@ use serde_json::Value;
 use service::{BadInput, CancellationToken};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
-use types::FailReason;
 use types::link::environment::EnvironmentMessage;
+use types::{FailReason, RolloutId, RunId};
 
 use crate::config::{CallSyntax, Config, EnvironmentKind, EpisodeBounds, ProgramFile};
 use crate::score_error::ScoreError;
 
 use calls::{CODE_ARGUMENT, PYTHON};
-use episode::Episode;
+use episode::{Episode, Played};
 use interpreter::InterpreterPool;
 use program::{Program, ProgramPool};
+use remote::Remote;
 
 pub(crate) use streams::{EpisodeHost, Said, carry_episodes};
 
@@ -101,6 +103,8 @@ enum Kind {
     },
     /// An instance of a class each.
     Class(ProgramPool),
+    /// An episode at a remote server each.
+    Http(Remote),
 }
 
 /// What an episode begins with.
@@ -132,6 +136,10 @@ impl Environment {
             EnvironmentKind::Tools(file) => {
                 Kind::Tools { format, pool: pool(Program::tools(&file), &file).await? }
             }
+            EnvironmentKind::Http(http) => Kind::Http(
+                Remote::new(http)
+                    .map_err(|error| BadInput(format!("reward_server.environment.token_file: {error}")))?,
+            ),
             EnvironmentKind::Class(class) => {
                 let file = class.file();
                 Kind::Class(pool(Program::class(&file, class.class.as_ref()), &file).await?)
@@ -149,22 +157,28 @@ impl Environment {
         Arc::clone(&self.0.places).try_acquire_owned().ok()
     }
 
-    /// A new episode of the prompt that has these fields, which are waited for where they are needed.
+    /// A new episode for a response to the prompt that has these fields, which are waited for where they are
+    /// needed.
     ///
     /// # Errors
-    /// Where the operator's class fails, or the coordinator does not say the fields.
+    /// Where the operator's class or server fails, or the coordinator does not say the fields.
     async fn reset(
         &self,
+        (run, id): (&RunId, RolloutId),
         fields: impl Future<Output = Result<Arc<str>, ScoreError>>,
     ) -> Result<(Episode, Beginning), EnvironmentError> {
-        let (instance, messages) = match &self.0.kind {
+        let (played, messages) = match &self.0.kind {
             Kind::Python { .. } | Kind::Tools { .. } => (None, Vec::new()),
             Kind::Class(pool) => {
                 let (instance, messages) = pool.reset(&fields.await?).await?;
-                (Some(instance), messages)
+                (Some(Played::Here(instance)), messages)
+            }
+            Kind::Http(remote) => {
+                let (episode, messages) = remote.reset((run, id), &fields.await?).await?;
+                (Some(Played::There(episode)), messages)
             }
         };
-        Ok((Episode::new(self.clone(), instance), Beginning { messages, tools: self.tools() }))
+        Ok((Episode::new(self.clone(), played), Beginning { messages, tools: self.tools() }))
     }
 
     /// Episodes under way.
@@ -188,6 +202,7 @@ impl Environment {
         let calls = match &self.0.kind {
             Kind::Python { calls, .. } => *calls,
             Kind::Tools { pool, .. } | Kind::Class(pool) => return pool.tools(),
+            Kind::Http(_) => return None,
         };
         let schema = serde_json::json!([{
             "type": "function",

@@ -229,7 +229,8 @@ pub(crate) enum TokenError {
     Empty { path: PathBuf },
 }
 
-fn read_token(file: &Path) -> Result<Arc<str>, TokenError> {
+/// The value of the `authorization` header that a token file asks for.
+pub(crate) fn read_token(file: &Path) -> Result<Arc<str>, TokenError> {
     let text =
         std::fs::read_to_string(file).map_err(|source| TokenError::Read { path: file.to_owned(), source })?;
     let token = text.lines().next().unwrap_or_default().trim();

@@ -16,7 +16,7 @@ const FAIL_REASON: Label = Label::one_of("reason", FailReason::LABELS);
 const SCORER: Label = Label::described("scorer", "the kind of scorer, as configured");
 const NETWORK: Label = Label::one_of("network", &["reward-model", "reference"]);
 
-const TOOL: Label = Label::one_of("tool", &["python", "tools", "class"]);
+const TOOL: Label = Label::one_of("tool", &["python", "tools", "class", "http"]);
 
 /// Every metric of the process.
 pub const METRICS: &[Metric] = &[

@@ -43,6 +43,8 @@ fn a_run_of_episodes_repeats_itself_bit_for_bit_also_when_an_actor_is_killed() {
     assert!(episodes >= 128.0, "{episodes} episodes in four batches of 32:\n{actor}");
     assert!(turns > 1.2 * episodes, "{turns} turns in {episodes} episodes: the policy does not ask");
     assert!(metric(&actor, "rlhf_actor_observation_tokens_total", &[]) > turns - episodes);
+    let reused = metric(&actor, "rlhf_actor_reused_tokens_total", &[]);
+    assert!(reused > 10.0 * (turns - episodes), "turns behind the first began with {reused} known tokens");
     let server = metrics_of(&undisturbed, "reward-server-0").unwrap();
     assert!(metric(&server, "rlhf_reward_tool_seconds_count", &["tool=\"python\""]) > 0.0, "{server}");
     let coordinator = metrics_of(&undisturbed, "coordinator").unwrap();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use actor::Config;
 use tokio::sync::mpsc;
 use types::link::actor::ActorReport;
 use types::link::environment::{EnvironmentMessage, EnvironmentReply, EnvironmentRequest, Speaker};
@@ -77,7 +78,15 @@ struct Playing {
 
 impl Playing {
     async fn start() -> Self {
-        let mut world = World::start(|config| config.acknowledge_timeout = Duration::from_secs(30)).await;
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let mut world = World::start(|config| {
+            config.acknowledge_timeout = Duration::from_secs(30);
+            change(config);
+        })
+        .await;
         world.episodes = true;
         let (address, mut scores, mut streams) = grpc::environment(&mut world.tasks).await;
         let link = world.ready(sampling()).await;
@@ -184,4 +193,37 @@ async fn an_episode_ends_with_its_environment_and_what_had_not_begun_goes_on() {
         }
     }
     world.finish(link).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_episode_whose_tool_is_at_work_holds_no_place_in_the_engine() {
+    let mut playing = Playing::with(|config| config.engine.max_sequences = 1).await;
+    let wanted = playing.link.lease(0, 3).await;
+    let mut script = Script::default();
+    let mut steps = Vec::new();
+    // All three write their first turn in the only place, while the tools of the others are at work.
+    while steps.len() < wanted.len() {
+        match soon("a request", playing.episodes.up.recv()).await.unwrap() {
+            step @ EnvironmentRequest::Step { .. } => steps.push(step),
+            other => {
+                if let Some(reply) = script.answer(other) {
+                    playing.episodes.down.send(reply).await.unwrap();
+                }
+            }
+        }
+    }
+    let room = playing.link.until("room for more", |report| match report {
+        ActorReport::Load(load) if load.running == 3 && load.free_slots > 0 => Some(()),
+        _ => None,
+    });
+    room.await;
+    for step in steps {
+        let reply = script.answer(step).unwrap();
+        playing.episodes.down.send(reply).await.unwrap();
+    }
+    script.play(&mut playing.episodes, wanted.len()).await;
+    for _ in &wanted {
+        playing.rollout().await;
+    }
+    playing.world.finish(playing.link).await;
 }

@@ -30,6 +30,8 @@ fn main() -> anyhow::Result<()> {
     };
     let repeats: usize = rest.first().map_or(Ok(1), |count| count.parse()).context("REPEATS")?;
     let config: EngineConfig = serde_json::from_str(config).context("ENGINE_JSON")?;
+    // Repeats have the same prompts, which are to be computed.
+    let config = EngineConfig { prefix_cache: false, ..config };
     let loaded = folder::open(Path::new(model), &LoadOptions::default())?;
     let weights = PolicyWeights::prepare(&loaded.config, &loaded, PolicyVersion(0), &config)?;
     let mut engine = Engine::new(&loaded.config, weights, None, &config)?;

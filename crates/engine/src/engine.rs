@@ -58,6 +58,8 @@ impl Engine {
             block_tokens: config.block_tokens,
             context,
             vocab_size: usize::try_from(model.vocab_size).unwrap_or(usize::MAX),
+            prefix_cache: config.prefix_cache,
+            plain_positions: plain_positions(model),
         };
         let version = weights.version();
         let network = Network::new(model, weights, config, blocks)?;
@@ -140,6 +142,11 @@ impl Engine {
     }
 }
 
+/// Whether the responses of an engine are the same to the bit, whatever else it has generated.
+pub fn repeats_itself(model: &ModelConfig, config: &EngineConfig) -> bool {
+    backend::is_native(config, model)
+}
+
 fn check(model: &ModelConfig, config: &EngineConfig) -> Result<(), Error> {
     let problems = config.problems();
     if !problems.is_empty() {
@@ -162,6 +169,15 @@ fn context(model: &ModelConfig, config: &EngineConfig) -> usize {
     };
     let most = (model.max_positions as f64 * stretch) as usize;
     config.context_tokens.map_or(most, |tokens| tokens.min(most))
+}
+
+/// Longest prompt whose keys are a function of its tokens alone: rotations that are stretched by the length
+/// make those of a longer one a function of its length, too.
+fn plain_positions(model: &ModelConfig) -> usize {
+    match model.rope.scaling {
+        RopeScaling::Dynamic { .. } => usize::try_from(model.max_positions).unwrap_or(usize::MAX),
+        _ => usize::MAX,
+    }
 }
 
 /// Blocks of the cache.

@@ -14,7 +14,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::worker::{self, Command, Worker};
 use super::{EngineParts, Error, Event, Load, PolicyWeights, Refusal, Request, Totals};
@@ -32,6 +32,8 @@ pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
     /// Why the thread ended, once it has.
     ending: Arc<OnceLock<String>>,
+    /// What was done by the end of the last step.
+    totals: watch::Receiver<Totals>,
     context_tokens: usize,
 }
 
@@ -64,7 +66,7 @@ impl EngineHandle {
                     return;
                 }
             };
-            let _ = ready.send(Ok(worker.context_tokens()));
+            let _ = ready.send(Ok((worker.context_tokens(), worker.watch())));
             if let Err(error) = worker.run(inbox) {
                 tracing::error!(error = format!("{error:#}"), "the engine stopped");
                 let _ = thread_ending.set(error.to_string());
@@ -74,8 +76,9 @@ impl EngineHandle {
             .name("engine".to_owned())
             .spawn(body)
             .map_err(Error::system("a thread for the engine"))?;
-        let context_tokens = started.await.map_err(|_| Error::Stopped("it did not start".to_owned()))??;
-        Ok(Self { commands, ending, context_tokens })
+        let (context_tokens, totals) =
+            started.await.map_err(|_| Error::Stopped("it did not start".to_owned()))??;
+        Ok(Self { commands, ending, totals, context_tokens })
     }
 
     /// A new client.
@@ -114,6 +117,11 @@ impl EngineHandle {
     /// When the engine has stopped.
     pub async fn totals(&self) -> Result<Totals, Error> {
         Ok(self.ask(Command::Report).await?.1)
+    }
+
+    /// What the engine had done by the end of its last step, without waiting for the one under way.
+    pub fn totals_so_far(&self) -> Totals {
+        *self.totals.borrow()
     }
 
     /// Longest prompt and response together, in tokens.

@@ -19,6 +19,7 @@ mod error;
 mod folder;
 pub mod generate;
 mod handle;
+mod prefix;
 mod prompts;
 mod random;
 mod request;
@@ -29,7 +30,7 @@ mod worker;
 
 pub use backend::PolicyWeights;
 pub use config::{Backend, CacheOnSwap, EngineConfig};
-pub use engine::{Engine, EngineParts};
+pub use engine::{Engine, EngineParts, repeats_itself};
 pub use error::Error;
 pub use folder::Folder;
 pub use handle::{EngineClient, EngineHandle};

@@ -211,8 +211,10 @@ pub struct Load {
     pub waiting: usize,
     /// Responses that could be taken up at once, as far as their number goes.
     pub free_sequences: usize,
-    /// Cache blocks that hold nothing.
+    /// Cache blocks that no response holds.
     pub free_blocks: usize,
+    /// Those of them that still hold what a request to come may begin with.
+    pub kept_blocks: usize,
     /// Cache blocks in all.
     pub total_blocks: usize,
 }
@@ -228,8 +230,15 @@ pub struct Totals {
     pub response_tokens: u64,
     /// Tokens whose keys and values were computed, drawn ones and repetitions included.
     pub computed_tokens: u64,
+    /// Tokens of them that were not drawn in the step before: prompts, and what was computed again.
+    pub prefill_tokens: u64,
     /// Prompt tokens that did not have to be computed, because a sibling had done it.
     pub shared_tokens: u64,
+    /// Tokens that did not have to be computed, because the cache still held them of another request.
+    pub reused_tokens: u64,
+    /// Cache blocks that still held something for requests to come, and were given up for responses under
+    /// way.
+    pub evicted_blocks: u64,
     /// Responses that had to give their cache blocks back to another and were computed again later.
     pub preemptions: u64,
     /// Responses that ended by themselves.

@@ -8,19 +8,24 @@
 //! copy of the last incomplete one, and only the prompt's last token to compute. A group keeps the blocks of
 //! its prompt while some of it waits.
 //!
-//! When the pool is exhausted, prompts kept for groups of which nothing runs are dropped first; then the
-//! sequence admitted last gives back its blocks and waits at the head of the queue. Its tokens are kept and
-//! computed again.
+//! What a sequence has computed stays in the cache behind its end, and can be found by the tokens, as long as
+//! nobody needs the memory (`prefix`): the next turn of an episode begins with all of the turns before it.
+//!
+//! When the pool is exhausted, what nobody uses is given up first; then the prompts kept for groups of which
+//! nothing runs; then the sequence admitted last gives back its blocks and waits at the head of the queue.
+//! Its tokens are kept and computed again.
 //!
 //! Invariants:
-//! 1. Blocks held by sequences and groups, and free blocks, are together the pool.
+//! 1. Blocks held by sequences and groups, kept blocks and free ones are together the pool.
 //! 2. A block is written by one sequence only; what several hold is read by them.
 //! 3. The sequence admitted first always gets a step on (requests that exceed the pool are refused), so that
 //!    every response ends.
 //! 4. A cache holds what another version wrote only under [`CacheOnSwap::Keep`], and then `cache_spans` tell.
+//! 5. What a request finds in the cache was computed by the weights in use, from the start of the sequence on.
 
 mod admission;
 mod outcome;
+mod prefix;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -45,6 +50,10 @@ pub(crate) struct Limits {
     /// Longest prompt and response together.
     pub(crate) context: usize,
     pub(crate) vocab_size: usize,
+    /// Whether what has ended stays in the cache for those who begin alike.
+    pub(crate) prefix_cache: bool,
+    /// Longest prompt whose keys do not depend on its length.
+    pub(crate) plain_positions: usize,
 }
 
 /// The responses to one prompt.
@@ -223,13 +232,15 @@ impl Scheduler {
                 self.waiting.push_front(sequence);
             }
         }
-        // What the old weights computed of a prompt is for those who run with it, not for siblings to come.
+        // What the old weights computed is for those who run with it, not for others to come.
         for sequence in &mut self.running {
             sequence.leads = false;
+            sequence.current = false;
         }
         let mut groups = std::mem::take(&mut self.groups);
         groups.values_mut().for_each(|group| self.drop_prompt(group));
         self.groups = groups;
+        self.blocks.withdraw_all();
     }
 
     pub(crate) fn version(&self) -> PolicyVersion {
@@ -241,13 +252,14 @@ impl Scheduler {
             running: self.running.len(),
             waiting: self.waiting.len(),
             free_sequences: self.limits.max_sequences.saturating_sub(self.running.len() + self.waiting.len()),
-            free_blocks: self.blocks.free(),
+            free_blocks: self.blocks.available(),
+            kept_blocks: self.blocks.kept(),
             total_blocks: self.blocks.total(),
         }
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        self.totals
+        Totals { evicted_blocks: self.blocks.evictions(), ..self.totals }
     }
 
     /// Fills `batch` with the next step's work; it stays empty when there is none.

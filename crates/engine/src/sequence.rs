@@ -1,12 +1,14 @@
 //! One response on its way.
 
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::sync::Arc;
 
 use types::{FinishReason, PolicyVersion, Sampling, Span};
 
 use super::batch::Drawn;
 use super::blocks::BlockId;
+use super::prefix::PrefixKey;
 use super::request::{Finished, StopText, TokenLogprob};
 use super::stopping::StopMatcher;
 
@@ -33,6 +35,10 @@ pub(crate) struct Sequence {
     pub(crate) table: Vec<BlockId>,
     /// Tokens whose keys and values the cache holds.
     pub(crate) cached: usize,
+    /// The names of its first whole blocks, as many as were asked for yet.
+    keys: Vec<PrefixKey>,
+    /// Whether the weights in use computed all that the cache holds of it.
+    pub(crate) current: bool,
     /// Whether its siblings wait for the prompt that it computes.
     pub(crate) leads: bool,
     pub(crate) stop: Option<StopMatcher>,
@@ -61,6 +67,8 @@ impl Sequence {
             cache_spans: Vec::new(),
             table: Vec::new(),
             cached: 0,
+            keys: Vec::new(),
+            current: true,
             leads: false,
             stop: StopMatcher::new(sampling),
             min_tokens: 0,
@@ -117,7 +125,23 @@ impl Sequence {
     pub(crate) fn forget_cache(&mut self) {
         self.cached = 0;
         self.cache_spans.clear();
+        self.current = true;
         self.leads = false;
+    }
+
+    /// The name of its first `blocks` blocks of `block_tokens` tokens.
+    pub(crate) fn key(&mut self, blocks: usize, block_tokens: usize) -> PrefixKey {
+        for block in self.keys.len()..blocks {
+            let front = self.keys.last().copied().unwrap_or_else(PrefixKey::root);
+            let key = front.of(&self.tokens(block * block_tokens..(block + 1) * block_tokens));
+            self.keys.push(key);
+        }
+        blocks.checked_sub(1).map_or_else(PrefixKey::root, |last| self.keys[last])
+    }
+
+    /// The tokens at some positions of prompt and response.
+    pub(crate) fn tokens(&self, positions: Range<usize>) -> Vec<u32> {
+        positions.map(|position| self.token(position)).collect()
     }
 
     /// The whole response.

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Engine, EngineParts, Error, Event, Load, PolicyWeights, Refusal, Request, SampleRequest, Totals,
@@ -54,6 +54,8 @@ pub(crate) struct Worker {
     /// By the engine's ids.
     routes: HashMap<u64, Route>,
     next_id: u64,
+    /// What was done by the end of the last step, for those who do not wait.
+    totals: watch::Sender<Totals>,
 }
 
 /// Runs something of the engine; a panic in it becomes an error.
@@ -71,7 +73,18 @@ impl Worker {
     pub(crate) fn new(parts: EngineParts) -> Result<Self, Error> {
         let EngineParts { model, weights, tokenizer, config } = parts;
         let engine = Engine::new(&model, weights, tokenizer, &config)?;
-        Ok(Self { engine, clients: BTreeMap::new(), next_client: 0, routes: HashMap::new(), next_id: 0 })
+        Ok(Self {
+            engine,
+            clients: BTreeMap::new(),
+            next_client: 0,
+            routes: HashMap::new(),
+            next_id: 0,
+            totals: watch::Sender::default(),
+        })
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<Totals> {
+        self.totals.subscribe()
     }
 
     pub(crate) fn context_tokens(&self) -> usize {
@@ -95,7 +108,9 @@ impl Worker {
                         Err(mpsc::error::TryRecvError::Disconnected) => return Ok(()),
                     }
                 }
-                for event in self.engine.step()? {
+                let events = self.engine.step()?;
+                self.totals.send_replace(self.engine.totals());
+                for event in events {
                     self.deliver(event);
                 }
                 self.forget_the_gone();

@@ -80,6 +80,9 @@ pub enum EnvironmentKind {
     /// what is said, or `(observation, reward, terminated, truncated, info)` as Gymnasium has it; the scorer
     /// of kind `environment` has the sum of the rewards.
     Class(ClassFile),
+    /// An environment at a remote server: `POST URL/reset` and `POST URL/step` with JSON, as OpenEnv or a
+    /// Gym-like server has them. The scorer of kind `environment` has the sum of the rewards.
+    Http(HttpEnvironment),
 }
 
 /// A Python interpreter.
@@ -157,11 +160,84 @@ impl ClassFile {
     }
 }
 
+/// A remote environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HttpEnvironment {
+    /// Where it is; `http://` or `https://`. `/reset` and `/step` are put behind it.
+    pub url: String,
+    /// What is sent and what is answered.
+    #[serde(default)]
+    pub shape: HttpShape,
+    /// The field of an action that holds what the policy wrote in a turn. Of a `gym` server the action is
+    /// that text itself where not given.
+    #[serde(default)]
+    pub action_field: Option<String>,
+    /// The field of an observation that is told to the policy. Where not given it is the observation: a text
+    /// as it is, anything else as JSON.
+    #[serde(default)]
+    pub observation_field: Option<String>,
+    /// The field of the answer to a reset that names the episode, where the server gives names of its own. It
+    /// is sent with every step.
+    #[serde(default)]
+    pub session_field: Option<String>,
+    /// A file whose first line is sent as bearer token.
+    #[serde(default)]
+    #[schemars(extend("x-kind" = "file"))]
+    pub token_file: Option<PathBuf>,
+    /// How long an answer may take; then the episode has failed.
+    #[serde(default = "half_a_minute", with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub timeout: Duration,
+    /// Attempts to reset after the first. A step is sent once.
+    #[serde(default = "three")]
+    pub retries: u32,
+    /// Requests at a time.
+    #[serde(default = "sixty_four")]
+    pub concurrency: usize,
+}
+
+/// What a remote environment is sent, and what it answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HttpShape {
+    /// As OpenEnv has it: the prompt's fields beside `seed` and `episode_id`; then `{"action":
+    /// {"message": TEXT}}`, answered by `observation`, `reward` and `done`.
+    #[default]
+    Openenv,
+    /// As Gymnasium has it: `seed` and `options` with the prompt's fields; then `{"action": TEXT}`, answered
+    /// by `observation`, `reward`, `terminated` and `truncated`, or by these as a list.
+    Gym,
+}
+
+impl HttpEnvironment {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.url.starts_with("http://") && !self.url.starts_with("https://") {
+            problems.push(format!("url is {:?}, must start with http:// or https://", self.url));
+        }
+        if self.timeout.is_zero() {
+            problems.push("timeout must be above 0s".to_owned());
+        }
+        // Each takes a thread; tokio has 512 for all that blocks.
+        if self.concurrency > 256 {
+            problems.push(format!("concurrency is {}, must be at most 256", self.concurrency));
+        }
+        problems
+    }
+}
+
 fn python3() -> PathBuf {
     PathBuf::from("python3")
 }
 fn four() -> usize {
     4
+}
+fn three() -> u32 {
+    3
+}
+fn sixty_four() -> usize {
+    64
 }
 fn half_a_minute() -> Duration {
     Duration::from_secs(30)
@@ -205,7 +281,7 @@ impl EnvironmentConfig {
 
     /// Whether it says what an episode is worth.
     pub(super) fn gives_rewards(&self) -> bool {
-        matches!(self.kind, EnvironmentKind::Class(_))
+        matches!(self.kind, EnvironmentKind::Class(_) | EnvironmentKind::Http(_))
     }
 
     pub(super) fn problems(&self) -> Vec<String> {
@@ -214,6 +290,7 @@ impl EnvironmentConfig {
             EnvironmentKind::Python(python) => ("interpreters", python.interpreters),
             EnvironmentKind::Tools(file) => ("workers", file.workers),
             EnvironmentKind::Class(class) => ("workers", class.workers),
+            EnvironmentKind::Http(http) => ("concurrency", http.concurrency),
         };
         let numbers = [
             ("turns", *turns as usize),
@@ -226,6 +303,9 @@ impl EnvironmentConfig {
         let mut problems: Vec<String> = many.collect();
         let zero = numbers.into_iter().filter(|(_, number)| *number == 0);
         problems.extend(zero.map(|(name, _)| format!("{name} must be at least 1")));
+        if let EnvironmentKind::Http(http) = &self.kind {
+            problems.extend(http.problems());
+        }
         for (name, time) in [("wall", wall), ("tool_time", tool_time)] {
             if time.is_zero() {
                 problems.push(format!("{name} must be above 0s"));
@@ -306,5 +386,12 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:?}");
         }
         assert_eq!(read(json!({"kind": "python"})).unwrap().problems(), Vec::<String>::new());
+        let bad = json!({"kind": "http", "url": "localhost:8000", "concurrency": 0, "timeout": "0s"});
+        let problems = read(bad).unwrap().problems();
+        for expected in ["url is", "concurrency must", "timeout must"] {
+            assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:?}");
+        }
+        let sound = json!({"kind": "http", "url": "http://localhost:8000", "shape": "gym"});
+        assert_eq!(read(sound).unwrap().problems(), Vec::<String>::new());
     }
 }

@@ -12,6 +12,7 @@ use super::calls::{Call, code_calls, tool_calls};
 use super::cut::cut;
 use super::interpreter::{Held, Ran};
 use super::program::{Instance, Stepped};
+use super::remote::RemoteEpisode;
 use super::{Environment, EnvironmentError, Kind};
 
 /// Longest observations of a turn that calls several times, in those of one call.
@@ -35,6 +36,15 @@ pub(super) enum Answer {
     Done(EpisodeEnd),
 }
 
+/// What is told every turn, and says what an episode is worth.
+#[derive(Debug)]
+pub(super) enum Played {
+    /// An instance of the operator's class.
+    Here(Instance),
+    /// An episode at a remote server.
+    There(RemoteEpisode),
+}
+
 /// An episode under way.
 #[derive(Debug)]
 pub(super) struct Episode {
@@ -46,15 +56,15 @@ pub(super) struct Episode {
     spent: Duration,
     /// Its interpreter, from the first call on.
     interpreter: Option<Held>,
-    /// Its instance of the operator's class.
-    instance: Option<Instance>,
-    /// What the class has said that it is worth.
+    /// What is told its turns, where that is no tool.
+    played: Option<Played>,
+    /// What that has said that it is worth.
     reward: Option<f64>,
 }
 
 impl Episode {
-    pub(super) fn new(environment: Environment, instance: Option<Instance>) -> Self {
-        let reward = instance.as_ref().map(|_| 0.0);
+    pub(super) fn new(environment: Environment, played: Option<Played>) -> Self {
+        let reward = played.as_ref().map(|_| 0.0);
         Self {
             environment,
             since: Instant::now(),
@@ -62,7 +72,7 @@ impl Episode {
             tokens: 0,
             spent: Duration::ZERO,
             interpreter: None,
-            instance,
+            played,
             reward,
         }
     }
@@ -86,7 +96,7 @@ impl Episode {
         let asked = match &environment.0.kind {
             Kind::Python { calls, format, .. } => code_calls(*calls, *format, &turn.text),
             Kind::Tools { format, .. } => tool_calls(*format, &turn.text),
-            Kind::Class(_) => return self.play(&turn.text).await,
+            Kind::Class(_) | Kind::Http(_) => return self.play(&turn.text).await,
         };
         if asked.is_empty() {
             return Ok(Answer::Done(EpisodeEnd::Finished));
@@ -131,13 +141,15 @@ impl Episode {
         }
     }
 
-    /// Tells the operator's class a turn. The last one is told too: it may be what the reward is for.
+    /// Tells the operator's class or server a turn. The last one is told too: it may be what the reward is for.
     async fn play(&mut self, text: &str) -> Result<Answer, EnvironmentError> {
-        let Some(instance) = &self.instance else {
-            return Err(EnvironmentError::failed("an episode without its instance"));
-        };
         let since = Instant::now();
-        let Stepped { messages, reward, done } = instance.step(text).await?;
+        let (by, stepped) = match &self.played {
+            Some(Played::Here(instance)) => ("class", instance.step(text).await?),
+            Some(Played::There(episode)) => ("http", episode.step(text).await?),
+            None => return Err(EnvironmentError::failed("an episode that nobody is told the turns of")),
+        };
+        let Stepped { messages, reward, done } = stepped;
         self.reward = Some(self.reward.unwrap_or(0.0) + reward);
         let most = self.environment.0.bounds.observation_bytes;
         let (mut said, mut left_out) = (Vec::with_capacity(messages.len()), 0);
@@ -146,7 +158,7 @@ impl Episode {
             said.push(EnvironmentMessage { speaker, text });
             left_out += bytes;
         }
-        self.has_called("class", since, left_out);
+        self.has_called(by, since, left_out);
         Ok(match (done, self.reached()) {
             (true, _) => Answer::Done(EpisodeEnd::Finished),
             (false, Some(end)) => Answer::Done(end),

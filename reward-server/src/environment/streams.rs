@@ -133,8 +133,9 @@ async fn play(
     replies: mpsc::Sender<Said>,
 ) {
     let Begin { id, end, place: _place } = begin;
-    let fields = Box::pin(fields.of(Some(run), id.prompt, end));
-    let (mut episode, Beginning { messages, tools }) = match guarded(end, environment.reset(fields)).await {
+    let fields = Box::pin(fields.of(Some(run.clone()), id.prompt, end));
+    let begun = guarded(end, Box::pin(environment.reset((&run, id), fields))).await;
+    let (mut episode, Beginning { messages, tools }) = match begun {
         Ok(begun) => begun,
         Err(error) => {
             metrics::environment_failed(error.reason);

@@ -14,6 +14,7 @@ mod process;
 mod programs;
 mod python;
 mod remote;
+mod remote_environment;
 mod ring;
 mod shapes;
 mod stub;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use model::Device;
-use reward_server::config::ScorerKind;
+use reward_server::config::{EnvironmentKind, ScorerKind};
 use serde_json::Value;
 
 use super::Recipe;
@@ -94,16 +94,24 @@ fn critic(recipe: &Recipe, policy: u64) -> u64 {
     recipe.learner.critic.as_deref().and_then(weights).unwrap_or(policy)
 }
 
-/// Scorers' services that nobody answers at.
+/// Services of scorers and of the environment that nobody answers at.
 fn unreachable(recipe: &Recipe) -> Vec<String> {
+    let scorers = recipe.reward_server.scorers.iter().enumerate();
+    let of_scorers = scorers.filter_map(|(at, scorer)| match &scorer.kind {
+        ScorerKind::Http(http) => Some((format!("scorers[{at}]"), &http.url)),
+        _ => None,
+    });
+    let environment = recipe.reward_server.environment.iter();
+    let of_environment = environment.filter_map(|environment| match &environment.kind {
+        EnvironmentKind::Http(http) => Some(("environment".to_owned(), &http.url)),
+        _ => None,
+    });
     let mut problems = Vec::new();
-    for (at, scorer) in recipe.reward_server.scorers.iter().enumerate() {
-        let ScorerKind::Http(http) = &scorer.kind else { continue };
-        let Some(address) = address_of(&http.url) else { continue };
+    for (section, url) in of_scorers.chain(of_environment) {
+        let Some(address) = address_of(url) else { continue };
         if let Some(problem) = refusal(&address) {
             problems.push(format!(
-                "reward_server.scorers[{at}].url is {:?}: nobody answers at {address}: {problem}; start the service first",
-                http.url
+                "reward_server.{section}.url is {url:?}: nobody answers at {address}: {problem}; start the service first"
             ));
         }
     }
@@ -188,6 +196,11 @@ mod tests {
         let said = problems(&recipe);
         assert!(said[0].starts_with("reward_server.scorers[0].url is"), "{said:?}");
         assert!(said[0].contains(&format!("nobody answers at {address}")), "{said:?}");
+        recipe.reward_server.scorers.clear();
+        let environment = format!("kind = 'http'\nurl = 'http://{address}'\n");
+        recipe.reward_server.environment = Some(toml::from_str(&environment).unwrap());
+        let said = problems(&recipe);
+        assert!(said[0].starts_with("reward_server.environment.url is"), "{said:?}");
         assert_eq!(address_of("https://rm.example/x?y").as_deref(), Some("rm.example:443"));
         assert_eq!(address_of("http://user@h:81").as_deref(), Some("h:81"));
     }

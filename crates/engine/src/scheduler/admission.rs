@@ -1,22 +1,11 @@
 //! Handing out cache blocks: admission, growth, eviction, preemption.
 
 use super::super::batch::Batch;
-use super::super::blocks::BlockId;
 use super::super::sequence::Sequence;
 use super::{Group, PromptCache, Scheduler, rows_of};
 
 /// Waiting responses that are passed over because their sibling is computing the prompt.
 const LOOK_AHEAD: usize = 1024;
-
-/// How a waiting response would begin.
-struct Beginning {
-    /// Blocks of the group's prompt that it would share.
-    shared: usize,
-    /// Blocks of its own that it would need.
-    own: usize,
-    /// Whether the group's prompt is there.
-    forks: bool,
-}
 
 impl Scheduler {
     /// Makes sure that the table of a running sequence has room for `rows` more tokens; false when the
@@ -69,19 +58,16 @@ impl Scheduler {
         }
     }
 
-    fn forks(&self, sequence: &Sequence) -> bool {
+    pub(super) fn forks(&self, sequence: &Sequence) -> bool {
         matches!(self.groups[&sequence.group].prompt, PromptCache::Ready(_))
     }
 
     /// Moves a waiting response to the running ones; false when its blocks are not there.
     fn begin(&mut self, candidate: usize, batch: &mut Batch) -> bool {
-        let mut table = Vec::new();
-        let beginning = loop {
-            let beginning = self.beginning(&self.waiting[candidate]);
-            // Room to go on for each that runs, so that the newcomer does not push one out in the next step.
-            let room = self.blocks.free() >= beginning.own + self.running.len();
-            if room && self.blocks.allocate(beginning.own, &mut table) {
-                break beginning;
+        let (beginning, table) = loop {
+            let mut beginning = self.beginning(candidate);
+            if let Some(table) = self.take_blocks(&mut beginning) {
+                break (beginning, table);
             }
             let own_group = self.waiting[candidate].group;
             if self.evict_prompt(Some(own_group)) {
@@ -93,11 +79,7 @@ impl Scheduler {
             }
         };
         let mut sequence = self.waiting.remove(candidate).expect("the candidate waits");
-        if beginning.forks {
-            self.fork(&mut sequence, table, beginning.shared, batch);
-        } else {
-            sequence.table = table;
-        }
+        self.start_with(&mut sequence, &beginning, table, batch);
         let group = self.group_mut(sequence.group);
         group.waiting -= 1;
         group.running += 1;
@@ -109,26 +91,6 @@ impl Scheduler {
         self.running.push(sequence);
         self.settle(key);
         true
-    }
-
-    fn beginning(&self, sequence: &Sequence) -> Beginning {
-        let forks = self.forks(sequence);
-        let shared = if forks { (sequence.prompt.len() - 1) / self.limits.block_tokens } else { 0 };
-        Beginning { shared, own: self.blocks_of(sequence.len()) - shared, forks }
-    }
-
-    /// Lets a sequence begin with its group's prompt, all tokens but the last: `shared` blocks as they are,
-    /// the others copied to the first of `own`.
-    fn fork(&mut self, sequence: &mut Sequence, own: Vec<BlockId>, shared: usize, batch: &mut Batch) {
-        let group = self.groups.get(&sequence.group).expect("a group lives as long as its sequences");
-        let PromptCache::Ready(prompt) = &group.prompt else { return };
-        let (read, copied) = prompt.split_at(shared);
-        batch.copies.extend(copied.iter().copied().zip(own.iter().copied()));
-        self.blocks.share(read);
-        sequence.table = [read, &own].concat();
-        let tokens = sequence.prompt.len() - 1;
-        sequence.cache(tokens, self.version);
-        self.totals.shared_tokens += tokens as u64;
     }
 
     /// Drops the prompt of one group of which nothing runs, the youngest but `except`; false when there is

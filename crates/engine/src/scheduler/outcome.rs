@@ -2,7 +2,7 @@
 
 use types::FinishReason;
 
-use super::super::batch::{Batch, Drawn};
+use super::super::batch::{Batch, Drawn, Segment};
 use super::super::request::{Event, StopText, Token};
 use super::super::sequence::Sequence;
 use super::{PromptCache, Scheduler};
@@ -22,8 +22,11 @@ impl Scheduler {
         self.totals.computed_tokens += batch.tokens.len() as u64;
         self.totals.response_tokens += drawn.len() as u64;
         for segment in &batch.segments {
+            self.totals.prefill_tokens += prefilled(segment) as u64;
             let sequence = &mut self.running[segment.sequence];
             sequence.cache(segment.rows.len(), self.version);
+            self.publish_filled(segment.sequence, segment.rows.len());
+            let sequence = &self.running[segment.sequence];
             if sequence.leads && sequence.cached + 1 >= sequence.prompt.len() {
                 self.publish_prompt(segment.sequence);
             }
@@ -95,6 +98,11 @@ impl Scheduler {
     fn end(&mut self, mut sequence: Sequence, ending: Ending) -> Event {
         self.ids.remove(&sequence.id);
         let key = sequence.group;
+        match &ending {
+            Ending::Finished(..) => self.publish_last(&mut sequence),
+            // Numbers that are none are nobody's.
+            Ending::Failed(_) => self.blocks.withdraw(&sequence.table),
+        }
         self.blocks.release(&mut sequence.table);
         let group = self.group_mut(key);
         group.running -= 1;
@@ -113,4 +121,11 @@ impl Scheduler {
             }
         }
     }
+}
+
+/// Rows of a segment that were not drawn in the step before.
+fn prefilled(segment: &Segment) -> usize {
+    let rows = segment.rows.len();
+    let decodes = rows == 1 && segment.draw.is_some() && segment.start >= segment.prompt_tokens;
+    if decodes { 0 } else { rows }
 }

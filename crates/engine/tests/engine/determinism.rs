@@ -52,10 +52,12 @@ fn company_chunks_threads_and_preemption_change_no_bit() {
         assert_eq!(together(&config).0, reference, "{config:?}");
     }
     // 9 blocks hold the largest request and little more.
-    let tight = EngineConfig { kv_cache_blocks: Some(9), ..base };
-    let (finished, preemptions) = together(&tight);
-    assert!(preemptions > 5, "{preemptions} preemptions in a tight pool");
-    assert_eq!(finished, reference);
+    for prefix_cache in [false, true] {
+        let tight = EngineConfig { kv_cache_blocks: Some(9), prefix_cache, ..base.clone() };
+        let (finished, preemptions) = together(&tight);
+        assert!(preemptions >= 5, "{preemptions} preemptions in a tight pool");
+        assert_eq!(finished, reference);
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod fixture;
 mod generator;
 mod handle;
 mod parity;
+mod prefix;
 mod scheduling;
 mod stopping;
 mod swapping;

@@ -22,7 +22,7 @@ fn siblings_share_one_prefill() {
         let finished = run(&mut shared, &[siblings(&ids, prompt(100, 0), plain(4))]);
         let totals = shared.totals();
         assert_eq!((totals.computed_tokens, totals.shared_tokens), (100 + 5 + 6 * 3, 5 * 99));
-        let mut apart = engine(&model, &weights, &config);
+        let mut apart = engine(&model, &weights, &EngineConfig { prefix_cache: false, ..config });
         let requests: Vec<Request> = ids.iter().map(|id| request(*id, prompt(100, 0), plain(4))).collect();
         assert_same(backend, &run(&mut apart, &requests), &finished);
         assert_eq!((apart.totals().computed_tokens, apart.totals().shared_tokens), (600 + 6 * 3, 0));
