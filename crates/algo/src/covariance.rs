@@ -84,21 +84,19 @@ impl CovarianceControl {
             return Ok(held_back);
         }
         let mut covariances = covariances(responses, logprobs, advantages)?;
-        let most = |share: f64| ((covariances.len() as f64 * share) as usize).max(1);
+        let tokens = covariances.len();
         match self {
             Self::Off => {}
             Self::ClipCov { share, low, high } => {
-                let most = most(share);
                 covariances.retain(|(_, covariance)| low < *covariance && *covariance < high);
                 let mut random = ChaCha8Rng::seed_from_u64(seed);
-                let (drawn, _) = covariances.partial_shuffle(&mut random, most);
+                let (drawn, _) = covariances.partial_shuffle(&mut random, most(tokens, share));
                 drawn.iter().for_each(|(token, _)| held_back[*token] = 1.0);
             }
             Self::KlCov { share, .. } => {
-                let most = most(share);
                 // Of equal ones the first in the batch.
                 covariances.sort_by(|left, right| right.1.total_cmp(&left.1));
-                covariances.iter().take(most).for_each(|(token, _)| held_back[*token] = 1.0);
+                covariances.iter().take(most(tokens, share)).for_each(|(token, _)| held_back[*token] = 1.0);
             }
         }
         Ok(held_back)
@@ -113,14 +111,22 @@ fn covariances(
 ) -> Result<Vec<(usize, f64)>, Error> {
     responses.require_tokens("logprobs", logprobs)?;
     responses.require_tokens("advantages", advantages)?;
-    let mean = |values: &[f32]| {
-        responses.counted_tokens().map(|token| f64::from(values[token])).collect::<Moments>().mean()
-    };
-    let (logprob_mean, advantage_mean) = (mean(logprobs), mean(advantages));
-    let of = |token: usize| {
-        (f64::from(logprobs[token]) - logprob_mean) * (f64::from(advantages[token]) - advantage_mean)
-    };
-    Ok(responses.counted_tokens().map(|token| (token, of(token))).collect())
+    let (logprob_mean, advantage_mean) = (mean(responses, logprobs), mean(responses, advantages));
+    let tokens = responses.counted_tokens().map(|token| {
+        let logprob = f64::from(logprobs[token]) - logprob_mean;
+        (token, logprob * (f64::from(advantages[token]) - advantage_mean))
+    });
+    Ok(tokens.collect())
+}
+
+/// How many tokens a share of them is, at least one.
+fn most(tokens: usize, share: f64) -> usize {
+    ((tokens as f64 * share) as usize).max(1)
+}
+
+/// Over the tokens that count.
+fn mean(responses: Responses<'_>, values: &[f32]) -> f64 {
+    responses.counted_tokens().map(|token| f64::from(values[token])).collect::<Moments>().mean()
 }
 
 #[cfg(test)]

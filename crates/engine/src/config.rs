@@ -38,9 +38,9 @@ pub struct EngineConfig {
     pub prefill_chunk_tokens: usize,
     /// What happens to the cache when weights are swapped.
     pub on_swap: CacheOnSwap,
-    /// Whether the cache keeps what responses that have ended leave behind, as long as nobody needs its memory.
-    /// A request that begins with the same tokens, such as the next turn of an episode, goes on from there. A
-    /// swap of weights drops it.
+    /// Whether the cache keeps what responses that have ended leave behind, as long as nobody needs its
+    /// memory. A request that begins with the same tokens, such as the next turn of an episode, goes on from
+    /// there. A swap of weights drops it.
     pub prefix_cache: bool,
     /// Longest prompt and response together, in tokens; what the model was trained for when absent.
     pub context_tokens: Option<usize>,

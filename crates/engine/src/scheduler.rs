@@ -21,7 +21,8 @@
 //! 3. The sequence admitted first always gets a step on (requests that exceed the pool are refused), so that
 //!    every response ends.
 //! 4. A cache holds what another version wrote only under [`CacheOnSwap::Keep`], and then `cache_spans` tell.
-//! 5. What a request finds in the cache was computed by the weights in use, from the start of the sequence on.
+//! 5. What a request finds in the cache was computed by the weights in use, from the start of the sequence
+//!    on.
 
 mod admission;
 mod outcome;

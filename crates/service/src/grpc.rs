@@ -107,8 +107,8 @@ pub fn server(security: &Security, callers: Callers) -> Server {
         .tcp_nodelay(true)
 }
 
-/// The first message of a member's new stream, which has to come within ten seconds. What comes instead is counted
-/// (`rlhf_streams_ended_total`).
+/// The first message of a member's new stream, which has to come within ten seconds. What comes instead is
+/// counted (`rlhf_streams_ended_total`).
 ///
 /// # Errors
 /// What the member is told.
@@ -160,7 +160,8 @@ pub async fn next_message<M>(messages: &mut Streaming<M>) -> Result<Option<M>, S
 }
 
 impl StreamEnd {
-    /// How a stream ended whose next message is this error: tonic's own for messages, h2's reasons for the rest.
+    /// How a stream ended whose next message is this error: tonic's own for messages, h2's reasons for the
+    /// rest.
     fn of(status: &Status) -> Self {
         match status.code() {
             Code::OutOfRange => Self::TooLarge,

@@ -1,9 +1,9 @@
 //! Beta distributions with bounded parameters, and densities that stay finite at 0 and 1.
 //!
-//! The density of Beta(α, β) is infinite at 0 where α < 1 and at 1 where β < 1, and there a draw is often exactly
-//! 0 or 1 in floating-point numbers. Two bounds keep log-densities and their gradients finite: α and β lie within
-//! e^±[`LOG_BOUND`], and masks within [`EDGE`] of 0 and 1 are moved to that distance, so that neither ln m nor
-//! ln(1 − m) is below ln [`EDGE`].
+//! The density of Beta(α, β) is infinite at 0 where α < 1 and at 1 where β < 1, and there a draw is often
+//! exactly 0 or 1 in floating-point numbers. Two bounds keep log-densities and their gradients finite: α and
+//! β lie within e^±[`LOG_BOUND`], and masks within [`EDGE`] of 0 and 1 are moved to that distance, so that
+//! neither ln m nor ln(1 − m) is below ln [`EDGE`].
 
 use tch::{Kind, Tensor};
 
@@ -25,7 +25,8 @@ impl Beta {
         Self { log_alpha: bounded(log_alpha), log_beta: bounded(log_beta) }
     }
 
-    /// A draw from each; no gradient goes through it. Two Gamma draws and their ratio, as torch.distributions does.
+    /// A draw from each; no gradient goes through it. Two Gamma draws and their ratio, as torch.distributions
+    /// does.
     pub fn sample(&self) -> Tensor {
         let _guard = tch::no_grad_guard();
         let concentrations = Tensor::stack(&[self.log_alpha.exp(), self.log_beta.exp()], -1);

@@ -13,8 +13,8 @@ const MOST_CHANNELS: i64 = 128;
 /// Images that are answered at once.
 const EVALUATION_BATCH: i64 = 512;
 
-/// Convolution, batch normalisation, ReLU and pooling until four pixels a side are left, one more convolution, and
-/// a linear layer.
+/// Convolution, batch normalisation, ReLU and pooling until four pixels a side are left, one more
+/// convolution, and a linear layer.
 #[derive(Debug)]
 pub(crate) struct Classifier {
     variables: nn::VarStore,
@@ -22,8 +22,8 @@ pub(crate) struct Classifier {
 }
 
 impl Classifier {
-    /// For images of `side` pixels a side, which is a power of two from 8 on. Its first weights are a function of
-    /// the seed.
+    /// For images of `side` pixels a side, which is a power of two from 8 on. Its first weights are a
+    /// function of the seed.
     pub(crate) fn new(side: i64, classes: i64, seed: i64) -> Self {
         tch::manual_seed(seed);
         let variables = nn::VarStore::new(tch::Device::Cpu);

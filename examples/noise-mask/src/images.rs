@@ -9,7 +9,8 @@ use rand::seq::SliceRandom as _;
 use rand::{Rng, RngExt as _};
 use tch::{Kind, Tensor};
 
-/// The test set of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), as scikit-learn ships it.
+/// The test set of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), as scikit-learn
+/// ships it.
 const DIGITS: &[u8] = include_bytes!("../digits.csv.gz");
 const DIGITS_SIDE: i64 = 8;
 const DIGITS_MAXIMUM: f64 = 16.0;
@@ -82,8 +83,8 @@ impl Images {
     }
 }
 
-/// Splits the digits at random: so many of each class to learn from, thirty of each to choose by, the others to judge
-/// by.
+/// Splits the digits at random: so many of each class to learn from, thirty of each to choose by, the others
+/// to judge by.
 ///
 /// # Errors
 /// When a class has no image left to judge by, or none to learn from.
@@ -131,8 +132,8 @@ fn digit_rows(reader: impl std::io::Read) -> anyhow::Result<(Vec<Vec<f32>>, Vec<
     Ok((rows, labels))
 }
 
-/// Images of `folder/train/CLASS/`, `folder/validation/CLASS/` and `folder/test/CLASS/` (PNG, JPEG, BMP), as grey
-/// squares of `side` pixels; at most `limit` of a class in each, the first by name.
+/// Images of `folder/train/CLASS/`, `folder/validation/CLASS/` and `folder/test/CLASS/` (PNG, JPEG, BMP), as
+/// grey squares of `side` pixels; at most `limit` of a class in each, the first by name.
 ///
 /// # Errors
 /// When a folder or an image cannot be read, or the three name different classes.

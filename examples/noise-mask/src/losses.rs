@@ -2,11 +2,12 @@
 
 use tch::{Kind, Tensor};
 
-/// The paper's loss, one number for both networks: mean_i( ln Σ_j p(m_ij) ) · mean_i( CE_i ), as the authors' code
-/// has it (ogrenenmakine/Policy-Gradient-Driven-Noise-Mask, `train_one_epoch.py`).
+/// The paper's loss, one number for both networks: mean_i( ln Σ_j p(m_ij) ) · mean_i( CE_i ), as the authors'
+/// code has it (ogrenenmakine/Policy-Gradient-Driven-Noise-Mask, `train_one_epoch.py`).
 ///
-/// It is no REINFORCE: the log of a sum of densities and not the sum of their logs, no baseline, and the batch's
-/// mean loss for every mask of the batch. The classifier's gradient is multiplied by the first factor.
+/// It is no REINFORCE: the log of a sum of densities and not the sum of their logs, no baseline, and the
+/// batch's mean loss for every mask of the batch. The classifier's gradient is multiplied by the first
+/// factor.
 ///
 /// `log_densities` is [images, cells], `cross_entropies` [images].
 pub fn paper_loss(log_densities: &Tensor, cross_entropies: &Tensor) -> Tensor {
@@ -19,8 +20,9 @@ pub fn log_density_factor(log_densities: &Tensor) -> Tensor {
     log_densities.logsumexp([1i64].as_slice(), false).mean(Kind::Double)
 }
 
-/// REINFORCE (Williams 1992): mean_i( (CE_i − b_i) · Σ_j ln p(m_ij) ), whose gradient is an unbiased estimate of
-/// that of the expected loss. The baseline b_i is the mean loss of the batch's other images (Kool et al. 2019).
+/// REINFORCE (Williams 1992): mean_i( (CE_i − b_i) · Σ_j ln p(m_ij) ), whose gradient is an unbiased estimate
+/// of that of the expected loss. The baseline b_i is the mean loss of the batch's other images (Kool et al.
+/// 2019).
 ///
 /// `log_densities` is [images, cells], `cross_entropies` [images], of two images or more.
 pub fn reinforce_loss(log_densities: &Tensor, cross_entropies: &Tensor) -> Tensor {

@@ -9,13 +9,13 @@ use noise_mask::report;
 use noise_mask::study::{Source, Study};
 use noise_mask::training::Recipe;
 
-/// Pre-trains small classifiers with and without noise masks (arXiv 2406.14568), fine-tunes them, and says how much
-/// the masks are worth, with 95 % intervals over seeds. The same arguments give the same tables.
+/// Pre-trains small classifiers with and without noise masks (arXiv 2406.14568), fine-tunes them, and says
+/// how much the masks are worth, with 95 % intervals over seeds. The same arguments give the same tables.
 #[derive(Debug, Parser)]
 #[command(name = "noise-mask")]
 struct Arguments {
-    /// A folder of images of your own: train/CLASS/, validation/CLASS/ and test/CLASS/ with PNG, JPEG or BMP files.
-    /// Without it, the handwritten digits that are shipped.
+    /// A folder of images of your own: train/CLASS/, validation/CLASS/ and test/CLASS/ with PNG, JPEG or BMP
+    /// files. Without it, the handwritten digits that are shipped.
     #[arg(long)]
     images: Option<PathBuf>,
     /// Pixels a side that images of a folder are made to.
@@ -45,8 +45,8 @@ struct Arguments {
     /// Images of a step.
     #[arg(long, default_value_t = 32)]
     batch: usize,
-    /// The classifier's learning rates that each method is tried with; validation images choose one for each. The
-    /// paper's is 0.1.
+    /// The classifier's learning rates that each method is tried with; validation images choose one for each.
+    /// The paper's is 0.1.
     #[arg(long, value_delimiter = ',', default_values_t = [0.1, 0.03, 0.01], value_parser = rate)]
     learning_rates: Vec<f64>,
     /// The policy's learning rate.
@@ -55,7 +55,8 @@ struct Arguments {
     /// The classifier's learning rate when it is fine-tuned.
     #[arg(long, default_value_t = 0.001, value_parser = rate)]
     fine_tuning_learning_rate: f64,
-    /// Two seeds, one learning rate and a few epochs: whether it runs, in seconds. Says nothing about the method.
+    /// Two seeds, one learning rate and a few epochs: whether it runs, in seconds. Says nothing about the
+    /// method.
     #[arg(long, conflicts_with_all = ["seeds", "epochs", "fine_tuning_epochs", "learning_rates"])]
     quick: bool,
     /// Where results.jsonl, probes.jsonl, tables.md and gains.svg are written.

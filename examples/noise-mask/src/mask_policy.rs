@@ -1,5 +1,5 @@
-//! The policy: a network with two heads that gives each cell of a grid a Beta distribution, and the running bases
-//! that it is mixed with.
+//! The policy: a network with two heads that gives each cell of a grid a Beta distribution, and the running
+//! bases that it is mixed with.
 
 use tch::nn::{self, ModuleT as _};
 use tch::{Device, Kind, Tensor};
@@ -54,8 +54,8 @@ impl Grid {
         self.side * self.side
     }
 
-    /// Masks [images, 1, pixels, pixels] of cells [images, cells]: the nearest cell for each pixel, then blurred with
-    /// mirrored borders.
+    /// Masks [images, 1, pixels, pixels] of cells [images, cells]: the nearest cell for each pixel, then
+    /// blurred with mirrored borders.
     pub fn masks(&self, cells: &Tensor) -> Tensor {
         let cells = cells.to_kind(Kind::Float).view([-1, 1, self.side, self.side]);
         let masks = cells.upsample_nearest2d([self.pixels; 2], None, None);

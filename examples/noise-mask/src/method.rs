@@ -10,7 +10,8 @@ use serde::Serialize;
 pub(crate) enum Method {
     /// Plain cross-entropy.
     NoMask,
-    /// Cross-entropy times ln(cells): what the paper's loss does to the classifier's step size, without masks.
+    /// Cross-entropy times ln(cells): what the paper's loss does to the classifier's step size, without
+    /// masks.
     NoMaskScaled,
     /// Masks from Beta distributions that nobody trains.
     RandomMasks,

@@ -1,5 +1,5 @@
-//! Does a loss teach the policy what it is told? A cost that is known: the light that a mask lets through the upper
-//! half of its grid. A policy that follows it darkens the upper half and leaves the lower one alone.
+//! Does a loss teach the policy what it is told? A cost that is known: the light that a mask lets through the
+//! upper half of its grid. A policy that follows it darkens the upper half and leaves the lower one alone.
 
 use serde::Serialize;
 use tch::{Kind, Tensor};

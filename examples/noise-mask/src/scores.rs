@@ -10,8 +10,8 @@ pub(crate) struct Scores {
 }
 
 impl Scores {
-    /// Of answers against the truth, one for each image. A class that is neither there nor answered is left out of
-    /// the mean of F1, as scikit-learn does; of no images both are 0.
+    /// Of answers against the truth, one for each image. A class that is neither there nor answered is left
+    /// out of the mean of F1, as scikit-learn does; of no images both are 0.
     pub(crate) fn of(answers: &[i64], truth: &[i64]) -> Self {
         let right = answers.iter().zip(truth).filter(|(answer, class)| answer == class).count();
         let mut classes: Vec<i64> = answers.iter().chain(truth).copied().collect();
@@ -39,7 +39,8 @@ mod tests {
 
     #[test]
     fn macro_f1_is_that_of_scikit_learn() {
-        // sklearn.metrics.f1_score([0, 1, 2, 0, 1, 2, 3], [0, 2, 1, 0, 0, 1, 3], average="macro") with scikit-learn 1.9.1.
+        // sklearn.metrics.f1_score([0, 1, 2, 0, 1, 2, 3], [0, 2, 1, 0, 0, 1, 3], average="macro") with
+        // scikit-learn 1.9.1.
         let scores = Scores::of(&[0, 2, 1, 0, 0, 1, 3], &[0, 1, 2, 0, 1, 2, 3]);
         assert!((scores.macro_f1 - 0.45).abs() < 1e-12, "{scores:?}");
         assert!((scores.accuracy - 3.0 / 7.0).abs() < 1e-12, "{scores:?}");

@@ -93,8 +93,8 @@ pub struct Results {
 }
 
 impl Study {
-    /// Runs it. Each classifier is a line of `results.jsonl` in `output` as soon as it is judged, each probe one of
-    /// `probes.jsonl`; `progress` is told about each.
+    /// Runs it. Each classifier is a line of `results.jsonl` in `output` as soon as it is judged, each probe
+    /// one of `probes.jsonl`; `progress` is told about each.
     ///
     /// # Errors
     /// When images cannot be read, there are fewer than a batch has, or a file cannot be written.
@@ -158,8 +158,8 @@ impl Results {
         Interval::of(&pairs.map(|(run, other)| figure(run) - figure(other)).collect::<Vec<_>>())
     }
 
-    /// The learning rate of a method: the one with which it finds most classes of the images to choose by, in the
-    /// mean over seeds; the first of equals.
+    /// The learning rate of a method: the one with which it finds most classes of the images to choose by, in
+    /// the mean over seeds; the first of equals.
     pub(crate) fn learning_rate(&self, method: Method) -> Option<f64> {
         let mut best: Option<(f64, f64)> = None;
         for &rate in &self.learning_rates {

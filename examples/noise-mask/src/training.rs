@@ -98,8 +98,8 @@ enum Masks {
 /// Pre-trains and fine-tunes one classifier.
 ///
 /// # Errors
-/// When there are fewer images than a batch has. A loss that is no finite number ends the training, and what it has
-/// made is judged.
+/// When there are fewer images than a batch has. A loss that is no finite number ends the training, and what
+/// it has made is judged.
 pub(crate) fn train(task: &Task<'_>, method: Method) -> anyhow::Result<Outcome> {
     let (train, recipe) = (&task.data.train, &task.recipe);
     ensure!(

@@ -64,7 +64,8 @@ fn nothing_blows_up_at_the_borders() {
             }
         }
     }
-    // A mask at the border and one at the edge are the same to the density; without the edge the first is infinite.
+    // A mask at the border and one at the edge are the same to the density; without the edge the first is
+    // infinite.
     assert_eq!(log_density(-1.0, 0.0, 0.0), log_density(-1.0, 0.0, EDGE));
     // Beyond the bounds the parameters have no gradient, and within them they do.
     assert_eq!(log_density(LOG_BOUND + 0.1, -LOG_BOUND - 0.1, 0.3).1, [0.0, 0.0]);

@@ -81,7 +81,8 @@ fn reinforce_estimates_the_gradient_of_the_expected_cost() {
 fn a_cost_that_never_changes_teaches_nothing_by_reinforce_and_flattens_by_the_papers_loss() {
     let images = 5_000;
     let cost = Tensor::full([images], 2.0, (Kind::Double, Device::Cpu));
-    // Down the gradient the parameters go towards 1 from either side, where every mask is as likely as any other.
+    // Down the gradient the parameters go towards 1 from either side, where every mask is as likely as any
+    // other.
     for (parameters, sign) in [([4.0, 4.0], 1.0), ([0.5, 0.5], -1.0)] {
         let draws_of = || draw(images, 64, parameters);
         let draws = draws_of();

@@ -141,7 +141,8 @@ impl Episode {
         }
     }
 
-    /// Tells the operator's class or server a turn. The last one is told too: it may be what the reward is for.
+    /// Tells the operator's class or server a turn. The last one is told too: it may be what the reward is
+    /// for.
     async fn play(&mut self, text: &str) -> Result<Answer, EnvironmentError> {
         let since = Instant::now();
         let (by, stepped) = match &self.played {

@@ -134,9 +134,11 @@ fn a_pod_is_given_its_own_roles_tokens() {
 #[test]
 fn the_tiny_coder_example_can_be_rendered() {
     let example = include_str!("../../../../examples/tiny-coder/recipe.toml");
-    let project = Project::new(example);
-    project.render("k8s", OPTIONS);
-    project.render("slurm", &[]);
+    for ring in ["pf-ppo", "ppo-m"] {
+        let project = Project::new(example);
+        project.render("k8s", &[OPTIONS, &["--ring", ring]].concat());
+        project.render("slurm", &["--ring", ring]);
+    }
 }
 
 #[test]
