@@ -23,8 +23,9 @@ import time
 
 import report
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Recipes are named from the checkout's root, wherever that is: what has been done is known again by its text.
+ARM = "examples/pf-ppo-study/arm.toml"
 SEEDS = [101, 102, 103, 104, 105]
 SAMPLING = "{max_new_tokens = 96}"
 # What a ring is told for each method. Of N = 5 responses best-random and best-worst train on two, which is what the other
@@ -64,7 +65,7 @@ class Study:
 
     def models(self):
         """Policy, reward model and problems, which all methods share."""
-        recipe = ROOT / "examples/tiny-coder/recipe.toml"
+        recipe = "examples/tiny-coder/recipe.toml"
         self.run(recipe, "--until", "reward-model", "--set", f"output={self.output / 'models'}")
 
     def eval_stage(self, folder, problems, policies, n=5):
@@ -111,7 +112,7 @@ class Study:
         """Quantiles of the scores that the first policy's responses to the validation problems have."""
         folder = self.output / "validation"
         stage = self.eval_stage(folder, "validation", [("SFT", f"{self.output}/models/sft")], 10)
-        self.run(HERE / "arm.toml", "--set", f"output={folder}", "--set", f"stages=[{stage}]")
+        self.run(ARM, "--set", f"output={folder}", "--set", f"stages=[{stage}]")
         lines = (folder / "eval/SFT-samples.jsonl").read_text().splitlines()
         quantiles = statistics.quantiles((json.loads(line)["score"] for line in lines), n=5)
         return {"LOW": quantiles[0], "TOP": quantiles[2], "HIGH": quantiles[3]}
@@ -125,7 +126,7 @@ class Study:
         for setting in RINGS.get(method, []):
             settings.append(re.sub("LOW|TOP|HIGH", lambda name: f"{thresholds[name.group()]:.4f}", setting))
         began = time.monotonic()
-        self.run(HERE / "arm.toml", *(argument for setting in settings for argument in ("--set", setting)))
+        self.run(ARM, *(argument for setting in settings for argument in ("--set", setting)))
         found = report.figures(folder, policies[-1][0], time.monotonic() - began, self.sluice)
         return {"method": method, "seed": seed, **found}
 
