@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 /// batch's mean loss for every mask of the batch. The classifier's gradient is multiplied by the first
 /// factor.
 ///
-/// `log_densities` is [images, cells], `cross_entropies` [images].
+/// `log_densities` is `[images, cells]`, `cross_entropies` `[images]`.
 pub fn paper_loss(log_densities: &Tensor, cross_entropies: &Tensor) -> Tensor {
     log_density_factor(log_densities) * cross_entropies.mean(Kind::Double)
 }
@@ -24,7 +24,7 @@ pub fn log_density_factor(log_densities: &Tensor) -> Tensor {
 /// of that of the expected loss. The baseline b_i is the mean loss of the batch's other images (Kool et al.
 /// 2019).
 ///
-/// `log_densities` is [images, cells], `cross_entropies` [images], of two images or more.
+/// `log_densities` is `[images, cells]`, `cross_entropies` `[images]`, of two images or more.
 pub fn reinforce_loss(log_densities: &Tensor, cross_entropies: &Tensor) -> Tensor {
     let costs = cross_entropies.detach().to_kind(Kind::Double);
     let count = costs.size()[0] as f64;
