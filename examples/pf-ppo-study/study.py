@@ -52,7 +52,7 @@ class Study:
         self.sluice = options.sluice
         self.output = options.output.resolve()
         self.results = options.results
-        self.settings = ["coordinator.batches=6", "coordinator.eval.every=2"] if options.quick else []
+        self.settings = ["coordinator.batches=6", "coordinator.eval.every=2", "learner.checkpoint_every=2"] if options.quick else []
         self.most = 100 if options.quick else 400
         self.done = report.read(self.results)
 
@@ -111,6 +111,7 @@ class Study:
     def thresholds(self):
         """Quantiles of the scores that the first policy's responses to the validation problems have."""
         folder = self.output / "validation"
+        folder.mkdir(exist_ok=True)
         stage = self.eval_stage(folder, "validation", [("SFT", f"{self.output}/models/sft")], 10)
         self.run(ARM, "--set", f"output={folder}", "--set", f"stages=[{stage}]")
         lines = (folder / "eval/SFT-samples.jsonl").read_text().splitlines()
@@ -120,6 +121,8 @@ class Study:
     def arm(self, method, seed, thresholds):
         """One method with one seed, as a line of results."""
         folder = self.output / f"{method.replace(' ', '-')}-{seed}"
+        # The recipe sees the models from here.
+        folder.mkdir(exist_ok=True)
         stages, policies = self.stages(method, seed, folder)
         stages.append(self.eval_stage(folder, "held_out", policies))
         settings = [f"output={folder}", f"seed={seed}", f"stages=[{', '.join(stages)}]", *self.settings]
