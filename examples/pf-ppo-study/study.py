@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 
 import report
 
@@ -52,7 +53,12 @@ class Study:
         self.sluice = options.sluice
         self.output = options.output.resolve()
         self.results = options.results
-        self.settings = ["coordinator.batches=6", "coordinator.eval.every=2", "learner.checkpoint_every=2"] if options.quick else []
+        arm = tomllib.loads((ROOT / ARM).read_text())["coordinator"]
+        batches = 6 if options.quick else arm["batches"]
+        # Those of a ring, for methods without one.
+        self.prompts = arm["batch_prompts"] * batches
+        quick = [f"coordinator.batches={batches}", "coordinator.eval.every=2", "learner.checkpoint_every=2"]
+        self.settings = quick if options.quick else []
         self.most = 100 if options.quick else 400
         self.done = report.read(self.results)
 
@@ -85,11 +91,10 @@ class Study:
         if method == "SFT":
             return [], [("SFT", sft)]
         if method == "RAFT":
-            # As many responses as a ring generates, and the best of each prompt's learned from twice.
-            batches = 6 if self.settings else 20
+            # The best response to each prompt is learned from twice.
             best = (
                 f'{{name = "best-of-n", best_of_n = {{model = "{sft}", reward_model = "{models}/reward-model", '
-                f'data = "{models}/problems/train.jsonl", max_prompts = {64 * batches}, n = 5, seed = {seed}, '
+                f'data = "{models}/problems/train.jsonl", max_prompts = {self.prompts}, n = 5, seed = {seed}, '
                 f'sampling = {SAMPLING}, output = "{folder}/best"}}}}'
             )
             tuned = (

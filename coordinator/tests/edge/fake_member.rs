@@ -119,7 +119,8 @@ pub(crate) async fn served_by(
     Ok(CoordinatorTerm::read(answer.metadata()))
 }
 
-pub(crate) async fn actor(address: &str, name: &str) -> Result<ActorStream, Status> {
+/// What an actor says first that holds nothing.
+pub(crate) fn actor_hello(name: &str) -> pb::ActorReport {
     let hello = ActorHello {
         member: name.parse().unwrap(),
         incarnation: Incarnation(1),
@@ -128,7 +129,11 @@ pub(crate) async fn actor(address: &str, name: &str) -> Result<ActorStream, Stat
         weights: None,
         source: None,
     };
-    actor_saying(address, hello.into()).await
+    hello.into()
+}
+
+pub(crate) async fn actor(address: &str, name: &str) -> Result<ActorStream, Status> {
+    actor_saying(address, actor_hello(name)).await
 }
 
 pub(crate) async fn actor_saying(address: &str, hello: pb::ActorReport) -> Result<ActorStream, Status> {

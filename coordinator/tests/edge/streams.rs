@@ -4,15 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use prost::Message as _;
-use proto::pb;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
-use types::Incarnation;
-use types::link::actor::ActorHello;
 
 use crate::coordinator_process::{CoordinatorProcess, TIMEOUT};
-use crate::fake_member::actor;
+use crate::fake_member::{actor, actor_hello};
 
 /// Asks for a page; its status and all that came.
 pub(crate) async fn get(address: &str, path: &str, headers: &str) -> (u16, String) {
@@ -63,15 +60,7 @@ async fn call(address: SocketAddr, data: Option<&[u8]>) -> TcpStream {
 
 /// An actor's hello, as it goes into a DATA frame.
 fn hello(name: &str) -> Vec<u8> {
-    let hello = ActorHello {
-        member: name.parse().unwrap(),
-        incarnation: Incarnation(1),
-        run: None,
-        holding: Vec::new(),
-        weights: None,
-        source: None,
-    };
-    let hello = pb::ActorReport::from(hello).encode_to_vec();
+    let hello = actor_hello(name).encode_to_vec();
     [&[0], u32::try_from(hello.len()).unwrap().to_be_bytes().as_slice(), &hello].concat()
 }
 

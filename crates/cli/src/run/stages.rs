@@ -191,3 +191,50 @@ pub(crate) fn span(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 90.0 { format!("{seconds:.1} s") } else { format!("{:.1} min", seconds / 60.0) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Environment;
+
+    const RECIPE: &str = "name = 'x'\noutput = 'runs/x'\n[learner.ppo]\npolicy_lr = 1e-4\n\
+        [reward_server.reference]\nmodel = 'm'\n\
+        [[reward_server.scorers]]\nkind = 'regex'\npattern = 'a'\n\
+        [[stages]]\nname = 'sft'\nsft = {model = 'm', data = 'd.jsonl', output = 'runs/x/sft'}\n\
+        [[stages]]\nname = 'ring'\nring.output = '{output}/policy'\n\
+        [stages.ring.set]\nlearner.ppo.ppo_epochs = 2\n";
+
+    fn read(text: &str) -> RecipeFile {
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        RecipeFile::read(file.path(), Environment::LeftOut, &[]).unwrap()
+    }
+
+    #[test]
+    fn what_an_older_release_has_finished_is_known_though_keys_have_come_since() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::of(folder.path()).unwrap();
+        let (file, other) = (read(RECIPE), read(&RECIPE.replace("1e-4", "2e-4")));
+        for (stage, new_keys) in file
+            .recipe
+            .stages
+            .iter()
+            .zip([["mixture = []", "shuffle = true"], ["covariance = \"off\"", "prefix_cache = true"]])
+        {
+            let mut old = told(&file, stage).unwrap();
+            for key in new_keys {
+                let line = format!("{key}\n");
+                assert!(old.text.contains(&line), "{key}: {}", old.text);
+                old.text = old.text.replace(&line, "");
+            }
+            records.finish(&stage.name, old, Duration::from_secs(2)).unwrap();
+            let now = told(&file, stage).unwrap();
+            assert_eq!(records.finished(&stage.name, &now, folder.path()).unwrap(), Some(2.0));
+        }
+        // What is really another value is said, and nothing else.
+        let ring = &other.recipe.stages[1];
+        let error = records.finished("ring", &told(&other, ring).unwrap(), folder.path()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("`policy_lr = 0.0001`, now it is `policy_lr = 0.0002`"), "{error}");
+    }
+}

@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use service::BadInput;
 
+use crate::recipe::{Recipe, Stage};
+
 /// The records of a run.
 #[derive(Debug)]
 pub(super) struct Records {
@@ -60,8 +62,9 @@ impl Records {
         if !output.exists() {
             return Ok(None);
         }
-        if record.told.text != told.text {
-            let changed = first_difference(&record.told.text, &told.text);
+        let before = as_written_today(&record.told.text).unwrap_or(record.told.text);
+        if before != told.text {
+            let changed = first_difference(&before, &told.text);
             let advice =
                 format!("do it and what follows again with --redo-from {stage}, or name another output");
             return Err(BadInput(format!("stage {stage} was done with {changed}; {advice}")).into());
@@ -98,6 +101,21 @@ impl Records {
             _ => Ok(()),
         }
     }
+}
+
+/// What a stage was told, as it is written now: a key that the release which did it did not have is one with
+/// its default. None where today's recipes could not say that any more.
+fn as_written_today(text: &str) -> Option<String> {
+    // The stage's own table and, of a ring, what the roles are told, which begins with the run's name.
+    let names = text.match_indices("\nname = ").map(|(at, _)| at + 1);
+    names.chain([text.len()]).find_map(|border| {
+        let (stage, roles) = text.split_at(border);
+        let mut today = toml::to_string(&toml::from_str::<Stage>(stage).ok()?).ok()?;
+        if !roles.is_empty() {
+            today += &toml::to_string(&toml::from_str::<Recipe>(roles).ok()?).ok()?;
+        }
+        Some(today)
+    })
 }
 
 /// The key of a line `key = value`.
