@@ -362,6 +362,9 @@ impl service::Config for Config {
         {
             problems.push(format!("reference.temperature is {}, must be at least 0", reference.temperature));
         }
+        if self.reference.as_ref().is_some_and(|reference| reference.model.as_os_str().is_empty()) {
+            problems.push("reference.model is empty: name the reference policy's folder".to_owned());
+        }
         if let Some([low, high]) = self.clip
             && !matches!(low.partial_cmp(&high), Some(std::cmp::Ordering::Less))
         {
@@ -431,6 +434,16 @@ mod tests {
         assert_eq!(config.scorers[2].weight(), 0.0, "a gate adds nothing unless told to");
         assert_eq!(config.tokenizer_dir(), Some(Path::new("sft")));
         assert_eq!(parse(&render(&config)).unwrap(), config);
+    }
+
+    #[test]
+    fn a_reference_without_a_folder_is_named() {
+        let config = parse(&FULL.replace("model = \"sft\"", "model = \"\"")).unwrap();
+        let problems = config.problems();
+        assert!(
+            problems.iter().any(|problem| problem.starts_with("reference.model is empty")),
+            "{problems:?}"
+        );
     }
 
     #[test]
