@@ -274,7 +274,6 @@ async fn two_hundred_that_say_nothing_are_gone_in_five_seconds() {
     let guarded = Guarded::start().await;
     let before = guarded.state().await;
     let mut silent = JoinSet::new();
-    let began = Instant::now();
     for number in 0..200 {
         // Nothing, half a preface, half a request.
         let (address, said): (&str, &[u8]) = match number % 3 {
@@ -284,16 +283,20 @@ async fn two_hundred_that_say_nothing_are_gone_in_five_seconds() {
         };
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(said).await.unwrap();
-        silent.spawn(closed(stream));
+        // Each has its own five seconds: on a busy host the last one comes long after the first.
+        let came = Instant::now();
+        silent.spawn(async move {
+            closed(stream).await;
+            came.elapsed()
+        });
     }
     let asked = Instant::now();
     guarded.state().await;
     assert!(asked.elapsed() < Duration::from_secs(2), "who is known waits for nobody: {:?}", asked.elapsed());
-    let gone = timeout(Duration::from_secs(60), async { while silent.join_next().await.is_some() {} }).await;
-    let took = began.elapsed();
-    assert!(gone.is_ok());
-    println!("200 silent connections were gone after {took:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    let lasted = timeout(Duration::from_secs(60), silent.join_all()).await.unwrap();
+    let longest = lasted.into_iter().max().unwrap();
+    println!("the longest of 200 silent connections was gone after {longest:?}");
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
     assert_eq!(guarded.refused("silent").await, 200);
     assert_eq!(guarded.times_said(), 1);
     assert_eq!(guarded.state().await, before);
