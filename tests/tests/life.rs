@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -258,4 +259,50 @@ fn what_can_never_succeed_ends_with_its_reason() {
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("actor.engine.context_tokens = 64 leaves no room for a response"), "{said}");
     assert!(!folder.path().join("long").exists());
+}
+
+/// The longest time in which a run that nobody watches on a terminal says nothing, and what it says.
+fn longest_silence(ring: &TinyRing, output: &Path) -> (Duration, String) {
+    let mut command = ring.command().unwrap();
+    command.args(["--set", &format!("output={}", output.display())]);
+    let mut run = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut last, mut longest, mut said) = (Instant::now(), Duration::ZERO, String::new());
+    for line in BufReader::new(run.stderr.take().unwrap()).lines() {
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        said += &line.unwrap();
+        said.push('\n');
+    }
+    run.wait().unwrap();
+    (longest.max(last.elapsed()), said)
+}
+
+#[test]
+fn a_line_comes_every_half_minute_whatever_a_run_waits_for() {
+    /// Longer than half a minute, and less than a whole one.
+    const PATIENCE: &str = "40s";
+    let folder = tempfile::tempdir().unwrap();
+    let (_, alone) = taught(folder.path());
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let scorer = format!(
+        "reward_server.scorers=[{{kind='http', url='http://{}/x', retries=0, timeout='{PATIENCE}'}}]",
+        mute.local_addr().unwrap()
+    );
+    // Connections are taken and held.
+    std::thread::spawn(move || mute.incoming().collect::<Vec<_>>());
+    let waits_for_scores = alone.clone().with(&scorer);
+    let waits_for_a_program = alone.with(&format!(
+        "stages=[{{name='data', command={{run=['sleep', '{PATIENCE}'], output='{}'}}}}]",
+        folder.path().display()
+    ));
+    std::thread::scope(|scope| {
+        for (ring, expected) in [(waits_for_scores, "waits for"), (waits_for_a_program, "at work for 30.")] {
+            let output = folder.path().join(expected.replace([' ', '.'], "-"));
+            scope.spawn(move || {
+                let (silence, said) = longest_silence(&ring, &output);
+                assert!(silence < Duration::from_secs(35), "{silence:?}: {said}");
+                assert!(said.contains(expected), "{said}");
+            });
+        }
+    });
 }

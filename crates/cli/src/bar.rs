@@ -1,15 +1,14 @@
 //! Progress on stderr: a bar where a person looks on, a line now and then where a file does.
 
 use std::io::IsTerminal;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::time::Instant;
 
-use crate::say::say;
+use crate::heartbeat::Heartbeat;
 
-/// How often a line is printed where there is no terminal.
+/// How long nothing is said before a line says how far it is, where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How often the bar is drawn.
@@ -20,21 +19,26 @@ const DRAW_INTERVAL: Duration = Duration::from_millis(250);
 pub(crate) struct Bar {
     bar: ProgressBar,
     what: String,
-    plain: bool,
-    /// When the last line was printed, without a terminal.
-    printed: Mutex<Instant>,
+    /// What the next line says, without a terminal.
+    line: Arc<Mutex<String>>,
+    _heartbeat: Heartbeat,
 }
 
 impl Bar {
     /// A bar over `total` steps; 0 when their number is not known.
     pub(crate) fn new(what: &str, total: u64) -> Self {
-        let plain = !std::io::stderr().is_terminal();
-        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(total) };
+        let is_plain = !std::io::stderr().is_terminal();
+        let bar = if is_plain { ProgressBar::hidden() } else { ProgressBar::new(total) };
         bar.set_style(style(total));
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(DRAW_INTERVAL);
         bar.set_length(total);
-        Self { bar, what: what.to_owned(), plain, printed: Mutex::new(Instant::now()) }
+        let line = Arc::new(Mutex::new(format!("  {what} begins")));
+        let said = Arc::clone(&line);
+        let heartbeat = Heartbeat::new(LINE_INTERVAL, move || {
+            said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        });
+        Self { bar, what: what.to_owned(), line, _heartbeat: heartbeat }
     }
 
     /// How far it is, with the figures that matter.
@@ -45,12 +49,9 @@ impl Bar {
         }
         self.bar.set_position(done);
         self.bar.set_message(message.to_owned());
-        let mut printed = self.printed.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.plain && printed.elapsed() >= LINE_INTERVAL {
-            *printed = Instant::now();
-            let of_total = if total > 0 { format!("/{total}") } else { String::new() };
-            say(&format!("  {} {done}{of_total} {message}", self.what));
-        }
+        let of_total = if total > 0 { format!("/{total}") } else { String::new() };
+        let line = format!("  {} {done}{of_total} {message}", self.what);
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = line;
     }
 
     /// Takes the bar away.

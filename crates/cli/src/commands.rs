@@ -32,6 +32,7 @@ mod train;
 
 use std::process::ExitCode;
 
+use crate::heartbeat::Heartbeat;
 use crate::programs;
 use crate::runtime::on_runtime;
 
@@ -136,6 +137,8 @@ impl ComputeCommand {
     /// # Errors
     /// Whatever went wrong, with what to do about it.
     pub(crate) fn run(self) -> anyhow::Result<()> {
+        let is_server = matches!(self, Self::Serve(_));
+        let _heartbeat = (!is_server).then(Heartbeat::of_work);
         match self {
             Self::Logprobs(arguments) => logprobs::run(&arguments),
             Self::Generate(arguments) => generate::run(&arguments),

@@ -17,6 +17,7 @@ mod commands;
 mod decimal;
 mod doctor;
 mod grading;
+mod heartbeat;
 mod judging;
 mod observer_client;
 mod omp_wait;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::closed_pipe;
 use crate::recipe::{Environment, RecipeFile};
 use crate::run::stages::{self, Done, Selection};
-use crate::say::say;
+use crate::say::{say, span};
 
 /// Exit code of a run whose stage was left unfinished at once.
 const ABANDONED_CODE: u8 = 130;
@@ -47,7 +47,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match stages::run(&file, &selection).await? {
         Done::Complete => {
             let (name, output) = (&file.recipe.name, file.recipe.output.display());
-            say(&format!("{name} is complete after {}: {output}", stages::span(started.elapsed())));
+            say(&format!("{name} is complete after {}: {output}", span(started.elapsed())));
             Ok(ExitCode::SUCCESS)
         }
         Done::Reached | Done::Stopped => Ok(ExitCode::SUCCESS),

@@ -1,7 +1,7 @@
 //! What a person sees while the ring runs: a bar on a terminal, lines elsewhere.
 //!
-//! Without a terminal there is a line for a twentieth of the batches, and one every [`LINE_INTERVAL`]
-//! whatever happens, which says what the run waits for. The first failure of each kind is said when it
+//! Without a terminal there is a line for a twentieth of the batches, and one every
+//! [`Heartbeat::INTERVAL`] whatever happens, which says what the run waits for. The first failure of each kind is said when it
 //! happens, and so is every evaluation on held-out prompts.
 
 use std::collections::BTreeSet;
@@ -19,13 +19,12 @@ use super::figures;
 use super::process::ProcessId;
 use super::summary;
 use super::supervisor::{Addresses, RingEnd};
+use crate::heartbeat::Heartbeat;
 use crate::recipe::RingFolder;
 use crate::say::say;
 
-/// Lines that a run prints where there is no terminal, beside those of [`LINE_INTERVAL`].
+/// Lines that a run prints where there is no terminal, beside those of [`Heartbeat::INTERVAL`].
 const LINE_COUNT: u64 = 20;
-/// Longest time between two lines where there is no terminal.
-const LINE_INTERVAL: Duration = Duration::from_secs(30);
 /// How often the bar is drawn.
 const DRAW_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -124,7 +123,7 @@ impl RingProgress {
     }
 
     fn is_line_due(&self) -> bool {
-        self.plain && self.shown_at.elapsed() >= LINE_INTERVAL
+        self.plain && self.shown_at.elapsed() >= Heartbeat::INTERVAL
     }
 
     fn show_new_failures(&mut self, status: &Status) {
@@ -201,12 +200,12 @@ mod tests {
         let mut progress = RingProgress { plain: true, ..RingProgress::new(500) };
         assert!(!progress.is_line_due());
         for _ in 0..3 {
-            tokio::time::advance(LINE_INTERVAL).await;
+            tokio::time::advance(Heartbeat::INTERVAL).await;
             assert!(progress.is_line_due());
             // Also while nobody answers.
             progress.show(None);
             assert!(!progress.is_line_due());
         }
-        assert!(LINE_INTERVAL <= Duration::from_secs(30));
+        assert!(Heartbeat::INTERVAL <= Duration::from_secs(30));
     }
 }

@@ -18,7 +18,7 @@ use service::{BadInput, StopSignals};
 use tokio::time::Instant;
 
 use crate::recipe::{Recipe, RecipeFile, Stage, Work};
-use crate::say::say;
+use crate::say::{say, span};
 use output_folder::{Consent, OutputFolder};
 use records::{Records, Told};
 
@@ -184,12 +184,6 @@ fn discard(leftover: &Path, output: &Path) -> anyhow::Result<()> {
     let removed =
         if leftover.is_dir() { std::fs::remove_dir_all(leftover) } else { std::fs::remove_file(leftover) };
     removed.with_context(|| format!("remove the unfinished {}", leftover.display()))
-}
-
-/// A time for people.
-pub(crate) fn span(time: Duration) -> String {
-    let seconds = time.as_secs_f64();
-    if seconds < 90.0 { format!("{seconds:.1} s") } else { format!("{:.1} min", seconds / 60.0) }
 }
 
 #[cfg(test)]

@@ -422,6 +422,24 @@ mod tests {
     }
 
     #[test]
+    fn each_table_of_a_list_has_its_own_place() {
+        let layers = layers("[[stages]]\nepochs = 1\n\n[[stages]]\nepochs = 2\n").unwrap();
+        for (path, line) in [("stages", 1), ("stages[0]", 1), ("stages[1]", 4), ("stages[1].epochs", 5)] {
+            let source = layers.source(path).to_string();
+            assert!(source.ends_with(&format!(".toml:{line}")), "{path}: {source}");
+        }
+        let placed = layers.placed("stages[1] lacks a name".to_owned());
+        assert!(placed.ends_with(".toml:4: stages[1] lacks a name"), "{placed}");
+    }
+
+    #[test]
+    fn a_list_that_is_set_anew_keeps_no_place_of_the_old_one() {
+        let mut layers = layers("[[stages]]\nepochs = 1\n").unwrap();
+        layers.add_setting("stages=[{epochs = 2}]").unwrap();
+        assert_eq!(layers.source("stages[0].epochs").to_string(), "--set stages=[{epochs = 2}]");
+    }
+
+    #[test]
     fn broken_toml_is_named_with_its_line() {
         let message = error("name = 'x'\n[ppo\nepochs = 1\n");
         assert!(message.contains(".toml:2: "), "{message}");

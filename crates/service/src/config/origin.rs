@@ -34,8 +34,8 @@ pub(crate) struct Origins(BTreeMap<String, Source>);
 impl Origins {
     /// Records that `path` and all below it came from `source`.
     pub(crate) fn set(&mut self, path: &str, source: Source) {
-        let below = format!("{path}.");
-        self.0.retain(|known, _| known != path && !known.starts_with(&below));
+        let is_below = |rest: &str| rest.is_empty() || rest.starts_with(['.', '[']);
+        self.0.retain(|known, _| !known.strip_prefix(path).is_some_and(is_below));
         self.0.insert(path.to_owned(), source);
     }
 
@@ -47,8 +47,7 @@ impl Origins {
     fn walk(&mut self, file: &Path, text: &str, table: &DeTable<'_>, prefix: &str) {
         for (key, value) in table {
             let path = join(prefix, key.get_ref());
-            let line = text[..key.span().start].matches('\n').count() + 1;
-            self.0.insert(path.clone(), Source::Set(format!("{}:{line}", file.display())));
+            self.0.insert(path.clone(), line_of(file, text, key.span().start));
             self.walk_value(file, text, value.get_ref(), &path);
         }
     }
@@ -58,7 +57,9 @@ impl Origins {
             DeValue::Table(inner) => self.walk(file, text, inner, path),
             DeValue::Array(items) => {
                 for (index, item) in items.iter().enumerate() {
-                    self.walk_value(file, text, item.get_ref(), &format!("{path}[{index}]"));
+                    let path = format!("{path}[{index}]");
+                    self.0.insert(path.clone(), line_of(file, text, item.span().start));
+                    self.walk_value(file, text, item.get_ref(), &path);
                 }
             }
             _ => {}
@@ -72,9 +73,15 @@ impl Origins {
             if let Some(source) = self.0.get(path) {
                 return Some(source);
             }
-            path = path.rsplit_once('.')?.0;
+            path = &path[..path.rfind(['.', '['])?];
         }
     }
+}
+
+/// The line that this byte of a file's text is in.
+fn line_of(file: &Path, text: &str, byte: usize) -> Source {
+    let line = text[..byte].matches('\n').count() + 1;
+    Source::Set(format!("{}:{line}", file.display()))
 }
 
 /// `prefix.key`, or `key` at the top.

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use service::BadInput;
 
+use crate::heartbeat::Heartbeat;
 use crate::recipe::CommandStage;
 
 /// Runs it.
@@ -13,6 +14,7 @@ pub(crate) async fn run(stage: &CommandStage) -> anyhow::Result<()> {
     let Some((program, arguments)) = stage.run.split_first() else {
         return Err(BadInput("run is empty: name a program".to_owned()).into());
     };
+    let _heartbeat = Heartbeat::of_work();
     let mut command = tokio::process::Command::new(program);
     let status = command.args(arguments).kill_on_drop(true).status().await;
     let status = status.with_context(|| format!("start {program}"))?;
