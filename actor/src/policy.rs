@@ -252,6 +252,11 @@ impl PolicyUpdater {
         spawner.spawn(format!("pull of {version}"), OnError::Log, pull).await;
     }
 
+    /// Nothing comes of a pull that is under way.
+    pub(crate) fn give_up_pull(&mut self) {
+        self.pulling = None;
+    }
+
     /// A pull is through: the receiver's thread checks and prepares what came.
     fn unpack(&mut self, pulled: Pulled) {
         let Pulled { version, hash, result } = pulled;

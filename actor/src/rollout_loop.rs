@@ -257,6 +257,9 @@ impl RolloutLoop {
         match command {
             ActorCommand::Welcome(welcome) => self.welcomed(welcome).await,
             ActorCommand::RewardServers(servers) => self.reward_servers(servers).await,
+            ActorCommand::PullWeights { version, hash, .. } if self.holds(hash) => {
+                self.renumber(version, hash).await?;
+            }
             ActorCommand::PullWeights { source, version, hash } => {
                 self.updater.pull(&self.spawner, WeightSource { address: source, version, hash }).await;
             }

@@ -184,5 +184,6 @@ fn plan() -> RunPlan {
         sampling: Sampling::default(),
         evaluation: None,
         episodes: false,
+        told: std::collections::BTreeMap::new(),
     }
 }

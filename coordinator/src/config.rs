@@ -1,5 +1,6 @@
 //! The coordinator's configuration.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -111,6 +112,9 @@ pub struct Config {
     /// Responses are episodes of several turns: the reward servers have an environment. Follows from
     /// `reward_server.environment` in a recipe.
     pub episodes: bool,
+    /// What the other roles are told, by dotted key such as `learner.ppo.policy_lr`: recorded with the run,
+    /// so that a change between two starts is listed, or refused by name. Follows from the recipe.
+    pub told: BTreeMap<String, String>,
     /// The process.
     pub service: ServiceConfig,
 }
@@ -178,6 +182,7 @@ impl Default for Config {
             sampling: Sampling::default(),
             eval: None,
             episodes: false,
+            told: BTreeMap::new(),
             service: ServiceConfig::default(),
         }
     }
@@ -313,6 +318,7 @@ impl Config {
             sampling: self.sampling.clone(),
             evaluation: self.evaluation(data)?,
             episodes: self.episodes,
+            told: self.told.clone(),
         })
     }
 }

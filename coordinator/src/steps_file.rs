@@ -142,6 +142,7 @@ mod tests {
             eval_outcome_mean: None,
             eval_truncated: None,
             eval_response_tokens: None,
+            changes: Vec::new(),
             outcome_mean: None,
             response_tokens_mean: 1.0,
             truncated: 0.0,

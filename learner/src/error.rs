@@ -175,7 +175,7 @@ impl Error {
 
     /// Whether training that goes on from the newest checkpoint would end in the same way: the same batch
     /// over the same weights.
-    pub(crate) fn comes_again(&self) -> bool {
+    pub fn comes_again(&self) -> bool {
         matches!(
             self,
             Self::Sequence { .. } | Self::Batch { .. } | Self::Numbers { .. } | Self::Diverged { .. }

@@ -54,4 +54,5 @@ pub use metrics::METRICS;
 pub use network::Error as ModelError;
 pub use number::same_number;
 pub use offline::{NotScored, score_rollouts};
+pub use python::try_reward;
 pub use server::build;

@@ -25,6 +25,10 @@ use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
 use crate::worker_process::WorkerProcess;
 
+mod trial;
+
+pub use trial::try_reward;
+
 const WORKER: &str = concat!(include_str!("python/conversation.py"), include_str!("python/worker.py"));
 const MATH: &str = include_str!("python/math.py");
 /// How long a worker may take to import the user's file, libraries included.
@@ -195,20 +199,29 @@ impl Process {
         calls: &[Call],
         function: &Function,
     ) -> Result<Vec<Result<f64, ScoreError>>, ScoreError> {
-        let timeout = function.timeout;
         let inputs: Vec<&ScorerInput> = calls.iter().map(|call| call.input.as_ref()).collect();
         let request = json!({
             "prompts": inputs.iter().map(|input| input.prompt.as_str()).collect::<Vec<_>>(),
             "responses": inputs.iter().map(|input| function.response(input)).collect::<Vec<_>>(),
             "fields": inputs.iter().map(|input| function.fields(input)).collect::<Vec<_>>(),
         });
+        self.ask(&request, calls.len(), function.timeout).await
+    }
+
+    /// The same for a request of so many responses as the worker reads it.
+    async fn ask(
+        &mut self,
+        request: &Value,
+        count: usize,
+        timeout: Duration,
+    ) -> Result<Vec<Result<f64, ScoreError>>, ScoreError> {
         let exchanged = self.worker.exchange::<WorkerReply>(request.to_string());
         let Ok(reply) = tokio::time::timeout(timeout, exchanged).await else {
             return Err(ScoreError::timeout(format!("python: no score within {timeout:?}")));
         };
         let results = reply.map_err(|broken| ScoreError::error(broken.to_string()))?.results;
-        if results.len() != calls.len() {
-            let detail = format!("python: {} results for {} responses", results.len(), calls.len());
+        if results.len() != count {
+            let detail = format!("python: {} results for {count} responses", results.len());
             return Err(ScoreError::error(detail));
         }
         Ok(results.into_iter().map(OneResult::number).collect())

@@ -153,9 +153,17 @@ fn end_of(ring: &TinyRing) -> (Option<i32>, String) {
 fn a_reward_that_always_fails_is_said_with_its_first_detail_and_ends_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let reward = folder.path().join("reward.py");
-    fs::write(&reward, "def reward(prompt, response):\n    raise KeyError('gold')\n").unwrap();
     let scorers = format!("reward_server.scorers=[{{kind='python', file='{}'}}]", path(&reward));
     let ring = TinyRing::new(folder.path()).unwrap().with(&scorers).with("coordinator.hopeless_timeout=1s");
+    // One that fails whatever the response is not begun with.
+    fs::write(&reward, "def reward(prompt, response):\n    raise KeyError('gold')\n").unwrap();
+    let (code, said) = end_of(&ring);
+    assert_eq!(code, Some(2), "{said}");
+    let expected = "could not score a response to the first prompt: python: KeyError: 'gold' (reward.py:2)";
+    assert!(said.contains("scorers[0].file is") && said.contains(expected), "{said}");
+    assert!(!ring.output().exists());
+
+    fs::write(&reward, "def reward(prompt, response):\n    if response:\n        raise KeyError('gold')\n").unwrap();
     let (code, said) = end_of(&ring);
     assert_eq!(code, Some(3), "{said}");
     for expected in

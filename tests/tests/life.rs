@@ -84,9 +84,14 @@ fn a_run_goes_on_when_nobody_listens() {
 fn a_start_that_comes_to_nothing_is_in_nobodys_way() {
     let folder = tempfile::tempdir().unwrap();
     let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=1");
-    // Known only when the reward server starts: a file that cannot be loaded.
+    // Known only when the reward server starts: a file that can be loaded once, by the check before.
     let reward = folder.path().join("reward.py");
-    fs::write(&reward, "import nothing_of_that_name\n").unwrap();
+    let loaded = folder.path().join("loaded");
+    let import = format!(
+        "import os\nif os.path.exists({loaded:?}):\n    import nothing_of_that_name\nopen({loaded:?}, 'w')\n\
+         def reward(prompt, response):\n    return 0.0\n"
+    );
+    fs::write(&reward, import).unwrap();
     let broken =
         ring.clone().with(&format!("reward_server.scorers=[{{kind='python', file='{}'}}]", reward.display()));
     let (code, said) = output_of(&broken);
@@ -95,6 +100,7 @@ fn a_start_that_comes_to_nothing_is_in_nobodys_way() {
     ring.run().unwrap();
 
     // The same without a stage before it: nothing is left at all.
+    fs::remove_file(&loaded).unwrap();
     let recipe = folder.path().join("alone.toml");
     let text = fs::read_to_string(folder.path().join("recipe.toml")).unwrap();
     let (_, ring_alone) = text.split_once("[coordinator]\n").unwrap();
@@ -202,6 +208,98 @@ fn a_finished_run_is_extended_and_what_is_done_again_is_kept_aside() {
         .collect();
     let old = ring.output().join(&kept[0]).join("steps.jsonl");
     assert_eq!((kept.len(), fs::read_to_string(old).unwrap().lines().count()), (1, 3));
+}
+
+/// Changes the recipe's text.
+fn rewrite(ring: &TinyRing, from: &str, to: &str) {
+    let recipe = ring.folder.join("recipe.toml");
+    let text = fs::read_to_string(&recipe).unwrap();
+    assert!(text.contains(from));
+    fs::write(&recipe, text.replace(from, to)).unwrap();
+}
+
+#[test]
+fn training_that_is_stopped_in_a_stage_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=1");
+    // Long enough to be stopped in its middle: no checkpoint is due before its end.
+    rewrite(&ring, "epochs = 20", "epochs = 100\nsave_every = 0");
+    let mut first = ring.start().unwrap();
+    let steps = ring.output().join("sft.training/steps.jsonl");
+    first.wait_for(|line| line.starts_with("[2/3] sft")).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(&steps).unwrap_or_default().lines().count() < 3 {
+        assert!(Instant::now() < deadline, "no step");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    kill(Pid::from_raw(first.id()), Signal::SIGTERM).unwrap();
+    let (status, said) = first.end().unwrap();
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(said.contains("which ") && said.contains("keeps: the same command goes on from there"), "{said}");
+    let kept = fs::read_to_string(&steps).unwrap();
+    let (code, said) = output_of(&ring);
+    assert_eq!(code, Some(0), "{said}");
+    let now = fs::read_to_string(&steps).unwrap();
+    assert!(now.starts_with(&kept), "what was trained is not trained again");
+    let numbers: Vec<u64> = now
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["step"].as_u64())
+        .collect();
+    let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
+    assert_eq!(numbers, expected);
+}
+
+#[test]
+fn training_that_diverges_in_a_stage_is_not_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = TinyRing::new(folder.path()).unwrap();
+    rewrite(&ring, "lr = 3e-3", "lr = 1e30\nmax_skipped = 1");
+    let (code, said) = output_of(&ring);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("sft"), "{said}");
+}
+
+#[test]
+fn what_a_resumed_run_is_told_otherwise_is_said_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = TinyRing::new(folder.path()).unwrap();
+    ring.clone().with("coordinator.batches=2").run().unwrap();
+    let longer = |batches: usize| ring.clone().with(&format!("coordinator.batches={batches}"));
+    let (code, said) = output_of(&longer(3).with("learner.ppo.policy_lr=0.00125"));
+    assert_eq!(code, Some(0), "{said}");
+    let change = "is 0.00125 now: from the next batch on";
+    assert!(said.contains("changed: learner.ppo.policy_lr was ") && said.contains(change), "{said}");
+    let steps = ring.steps().unwrap();
+    assert!(steps[&3]["changes"].to_string().contains(change), "{}", steps[&3]["changes"]);
+    assert!(steps[&1].get("changes").is_none() && steps[&2].get("changes").is_none());
+    // The weights come from the checkpoint: another folder would have no effect.
+    let elsewhere = format!("learner.policy={}", ring.output().join("policy").display());
+    let (code, said) = output_of(&longer(4).with("learner.ppo.policy_lr=0.00125").with(&elsewhere));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("learner.policy was "), "{said}");
+    assert_eq!(ring.steps().unwrap().len(), 3);
+}
+
+#[test]
+fn weights_that_do_not_change_make_versions_all_the_same_and_are_not_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    for (staleness, deterministic) in [(0, true), (1, false)] {
+        let of_its_own = folder.path().join(staleness.to_string());
+        fs::create_dir(&of_its_own).unwrap();
+        let ring = TinyRing::new(&of_its_own)
+            .unwrap()
+            .with("learner.ppo.policy_lr=0")
+            .with("learner.ppo.critic_lr=0")
+            .with(&format!("coordinator.max_staleness={staleness}"))
+            .with(&format!("coordinator.deterministic={deterministic}"))
+            .with("coordinator.batches=4");
+        let (code, said) = output_of(&ring);
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(ring.steps().unwrap().len(), 4);
+        let log = ring.log("actor-0").unwrap();
+        assert!(log.contains("the weights in use are this version's version=v"), "{log}");
+        assert_eq!(log.matches(" weights in use version=").count(), 1, "only the first came over the wire: {log}");
+    }
 }
 
 /// The tiny ring's policy, taught in the first run; then its ring alone.

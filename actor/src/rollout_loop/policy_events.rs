@@ -37,18 +37,47 @@ impl RolloutLoop {
         hash: WeightHash,
         weights: PolicyWeights,
     ) -> anyhow::Result<()> {
-        if let Some((held, _)) = self.weights
-            && held > version
-        {
-            let detail = format!("this actor generates with {held}, and does not go back");
-            tracing::info!(%version, detail, "weights not taken up");
-            self.link.report(ActorReport::WeightsFailed { version, detail }).await;
+        if self.refuses(version).await {
             return Ok(());
         }
         self.updater.install(&mut self.policy, version, weights).await?;
+        self.uses(version, hash).await;
+        Ok(())
+    }
+
+    /// Whether the weights in use have this content.
+    pub(super) fn holds(&self, hash: WeightHash) -> bool {
+        self.policy.is_some() && self.weights.is_some_and(|(_, held)| held == hash)
+    }
+
+    /// Gives the weights in use the number of a version that has the same content: nothing is transferred,
+    /// and what is on its way is not wanted any more.
+    pub(super) async fn renumber(&mut self, version: PolicyVersion, hash: WeightHash) -> anyhow::Result<()> {
+        self.updater.give_up_pull();
+        if self.refuses(version).await {
+            return Ok(());
+        }
+        if let Some(policy) = &self.policy {
+            policy.engine.renumber(version).await?;
+        }
+        tracing::info!(%version, "the weights in use are this version's");
+        self.uses(version, hash).await;
+        Ok(())
+    }
+
+    /// Whether a version is older than the one in use, which is said.
+    async fn refuses(&mut self, version: PolicyVersion) -> bool {
+        let Some((held, _)) = self.weights.filter(|(held, _)| *held > version) else { return false };
+        let detail = format!("this actor generates with {held}, and does not go back");
+        tracing::info!(%version, detail, "weights not taken up");
+        self.link.report(ActorReport::WeightsFailed { version, detail }).await;
+        true
+    }
+
+    /// Weights are in use from now on.
+    async fn uses(&mut self, version: PolicyVersion, hash: WeightHash) {
         self.weights = Some((version, hash));
         self.readiness.set(true);
         self.link.report(ActorReport::WeightsConfirmed { version, hash }).await;
-        Ok(())
     }
 }

@@ -36,6 +36,29 @@ async fn damaged_weights_are_refused_and_the_old_ones_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_of_the_same_content_is_taken_up_without_a_transfer() {
+    let mut world = World::start(|_| {}).await;
+    let mut link = world.ready(SamplingParams::default()).await;
+    let hash = world.weights.lock().unwrap().0.manifest.hash();
+    // A pull of others that is under way is given up.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let source = silent.local_addr().unwrap().to_string();
+    let other = published(2).0.manifest.hash();
+    link.command(ActorCommand::PullWeights { source, version: PolicyVersion(2), hash: other }).await;
+    // Nobody is there.
+    let source = "127.0.0.1:1".to_owned();
+    link.command(ActorCommand::PullWeights { source, version: PolicyVersion(3), hash }).await;
+    let confirmed = link.until("confirmed weights", |report| match report {
+        ActorReport::WeightsConfirmed { version, hash } => Some((version, hash)),
+        ActorReport::WeightsFailed { detail, .. } => panic!("{detail}"),
+        _ => None,
+    });
+    assert_eq!(confirmed.await, (PolicyVersion(3), hash));
+    link.command(ActorCommand::Finish).await;
+    world.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_actor_that_is_told_to_go_back_keeps_what_it_has() {
     let mut world = World::start(|_| {}).await;
     *world.weights.lock().unwrap() = published(3);

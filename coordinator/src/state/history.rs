@@ -107,6 +107,9 @@ pub struct StepRecord {
     /// Their tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_response_tokens: Option<u64>,
+    /// What of the configuration has changed since the step before, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// What the learner measured.
     pub metrics: StepMetrics,
 }
@@ -141,6 +144,7 @@ impl StepRecord {
             eval_outcome_mean: None,
             eval_truncated: None,
             eval_response_tokens: None,
+            changes: Vec::new(),
             metrics,
         }
     }
@@ -291,6 +295,9 @@ impl History {
         if let Some(found) = self.evaluated.take() {
             step.add_evaluation(&found);
         }
+        let before = BatchId(batch.id.0.saturating_sub(1));
+        let since = self.changes.iter().filter(|change| change.after == before);
+        step.changes = since.map(|change| change.change.clone()).collect();
         let in_force = auto.filtration(plan);
         let trust = self.outcomes.step(plan, &in_force, seed.wrapping_add(batch.id.0));
         step.reliability = trust.reliability;

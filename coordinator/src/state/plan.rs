@@ -1,5 +1,6 @@
 //! What the run is: the part of the configuration that decisions depend on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,10 @@ pub struct RunPlan {
     /// Responses are episodes of several turns.
     #[serde(default)]
     pub episodes: bool,
+    /// What the other roles are told, by dotted key. Nothing here depends on it; what of it changes between
+    /// two starts is recorded or refused.
+    #[serde(default)]
+    pub told: BTreeMap<String, String>,
 }
 
 /// A member belongs to another run.

@@ -1,9 +1,8 @@
 //! What may change of a plan while its run goes on. Everything else is refused by name.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
+use service::config::fields_of;
 
 use super::plan::RunPlan;
 
@@ -45,65 +44,115 @@ const FIXED_IN_DETERMINISTIC_MODE: [&str; 8] = [
     "sampling.max_new_tokens",
 ];
 
+/// Of what the other roles are told: keys, or what all keys below a section begin with, and when a change of
+/// them takes effect; none where it cannot, because the run goes on from its checkpoints and journal. The
+/// longest that fits decides; what none fits may not change.
+const OTHER_ROLES: [(&str, Option<&str>); 16] = [
+    ("actor.", Some("for responses that are begun from now on")),
+    ("learner.broadcast_timeout", Some("from now on")),
+    ("learner.checkpoint_every", Some("from now on")),
+    ("learner.connect_timeout", Some("from now on")),
+    ("learner.device", Some("from now on")),
+    ("learner.heartbeat_interval", Some("from now on")),
+    ("learner.join_timeout", Some("from now on")),
+    ("learner.keep_checkpoints", Some("from now on")),
+    ("learner.rank_timeout", Some("from now on")),
+    ("learner.threads", Some("from now on")),
+    ("learner.ppo.", Some("from the next batch on")),
+    ("learner.ppo.algorithm", None),
+    ("learner.ppo.lora", None),
+    ("reward_server.", Some("for responses that are scored from now on")),
+    ("reward_server.deterministic", None),
+    ("reward_server.tokenizer", None),
+];
+
 /// What differs between two plans, in words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct PlanChanges {
     /// What may change, and has.
     pub(crate) allowed: Vec<String>,
-    /// What would change the meaning of the journal.
+    /// What would change the meaning of the journal, or have no effect.
     pub(crate) refused: Vec<String>,
 }
 
 impl RunPlan {
     /// Why this plan cannot continue a run that began under `began`: what would change the meaning of its
-    /// journal.
+    /// journal, or have no effect.
     pub fn conflicts_with(&self, began: &Self) -> Vec<String> {
         self.changes_since(began).refused
     }
 
     /// What has changed since a run began under `began`.
     pub(crate) fn changes_since(&self, began: &Self) -> PlanChanges {
-        let (then, now) = (began.fields(), self.fields());
         let mut changes = PlanChanges::default();
-        for (name, value) in &now {
-            let before = then.get(name).map_or("absent", String::as_str);
-            if before == value {
-                continue;
-            }
-            let change = format!("{name} was {before} when the run began and is {value} now");
-            let fixed = self.deterministic && FIXED_IN_DETERMINISTIC_MODE.contains(&name.as_str());
-            if MAY_CHANGE.contains(&name.as_str()) && !fixed {
+        for (name, before, now) in differences(&began.fields(), &self.fields()) {
+            let change = format!("{name} was {before} when the run began and is {now} now");
+            let fixed = self.deterministic && FIXED_IN_DETERMINISTIC_MODE.contains(&name);
+            if MAY_CHANGE.contains(&name) && !fixed {
                 changes.allowed.push(change);
             } else {
                 changes.refused.push(change);
             }
         }
+        // A journal of an older release does not know what they were told.
+        let (then, now) = if began.told.is_empty() { (&self.told, &self.told) } else { (&began.told, &self.told) };
+        for (name, before, now) in differences(then, now) {
+            let change = format!("{name} was {before} when the run began and is {now} now");
+            match effect_of(name) {
+                Some(effect) => changes.allowed.push(format!("{change}: {effect}")),
+                // A key that the release before did not have.
+                None if before == ABSENT => changes.allowed.push(change),
+                None => changes.refused.push(change),
+            }
+        }
         changes
     }
 
-    /// Every value by its key.
+    /// Every value of its own by its key.
     fn fields(&self) -> BTreeMap<String, String> {
-        let mut fields = BTreeMap::new();
-        if let Ok(Value::Object(plan)) = serde_json::to_value(self) {
-            for (name, value) in plan {
-                flatten(name, value, &mut fields);
-            }
-        }
-        fields
+        fields_of("", &Self { told: BTreeMap::new(), ..self.clone() })
     }
 }
 
-fn flatten(name: String, value: Value, fields: &mut BTreeMap<String, String>) {
-    match value {
-        Value::Object(parts) => match serde_json::from_value::<Duration>(Value::Object(parts.clone())) {
-            Ok(duration) => drop(fields.insert(name, format!("{duration:?}"))),
-            Err(_) => {
-                for (part, value) in parts {
-                    flatten(format!("{name}.{part}"), value, fields);
-                }
-            }
-        },
-        Value::String(text) => drop(fields.insert(name, text)),
-        other => drop(fields.insert(name, other.to_string())),
+/// What a key is that one side does not have.
+const ABSENT: &str = "absent";
+
+/// Keys whose values differ, with both.
+fn differences<'a>(
+    then: &'a BTreeMap<String, String>,
+    now: &'a BTreeMap<String, String>,
+) -> Vec<(&'a str, &'a str, &'a str)> {
+    fn value<'a>(of: &'a BTreeMap<String, String>, name: &str) -> &'a str {
+        of.get(name).map_or(ABSENT, String::as_str)
+    }
+    let names: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+    let both = names.into_iter().map(|name| (name.as_str(), value(then, name), value(now, name)));
+    both.filter(|(_, then, now)| then != now).collect()
+}
+
+/// When a change of what another role is told takes effect; none where it must not change.
+fn effect_of(name: &str) -> Option<&'static str> {
+    let fits = |key: &str| {
+        let rest = name.strip_prefix(key);
+        rest.is_some_and(|rest| key.ends_with('.') || rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    let rules = OTHER_ROLES.iter().filter(|(key, _)| fits(key));
+    rules.max_by_key(|(key, _)| key.len()).and_then(|(_, effect)| *effect)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_key_that_fits_decides() {
+        assert_eq!(effect_of("learner.ppo.policy_lr"), Some("from the next batch on"));
+        assert_eq!(effect_of("learner.ppo.lora.rank"), None);
+        assert_eq!(effect_of("learner.ppo.algorithm"), None);
+        assert_eq!(effect_of("learner.policy"), None, "it goes on from its checkpoint");
+        assert_eq!(effect_of("learner.threads"), Some("from now on"));
+        assert_eq!(effect_of("learner.threads_more"), None);
+        assert_eq!(effect_of("reward_server.tokenizer"), None);
+        assert!(effect_of("reward_server.scorers[1].weight").is_some());
     }
 }

@@ -163,8 +163,8 @@ impl WeightPlane {
         self.deliveries.forget(member);
     }
 
-    /// Starts a broadcast when a member of the active group lacks the newest version and all are free to
-    /// receive it: nobody is in the middle of another, nobody would go back.
+    /// Starts a broadcast when a member of the active group lacks the newest weights and all are free to
+    /// receive them: nobody is in the middle of another, nobody would go back.
     fn start_broadcast(
         &mut self,
         now: Timestamp,
@@ -174,7 +174,7 @@ impl WeightPlane {
         let learner = members.connected_learner()?;
         let current = self.current.as_ref().filter(|_| self.broadcasts.is_idle())?;
         let in_group = || self.broadcasts.active_actors().filter_map(|name| members.actors().get(name));
-        let is_wanted = in_group().any(|actor| lacks(actor, current));
+        let is_wanted = in_group().any(|actor| lacks(actor, current) && !holds_content(actor, current));
         if !is_wanted
             || in_group().any(|actor| is_ahead(actor, current))
             || self.broadcasts.active_actors().any(|name| self.deliveries.is_under_way(name))
@@ -188,7 +188,8 @@ impl WeightPlane {
         Some(start)
     }
 
-    /// Lets actors outside the active group pull the newest version that they lack.
+    /// Lets actors outside the active group pull the newest version that they lack, and those whose weights
+    /// it has take its number.
     fn start_pulls(
         &mut self,
         deadline: Timestamp,
@@ -199,7 +200,8 @@ impl WeightPlane {
         let Some(current) = &self.current else { return };
         let actors = members.actors();
         let lacking = |name: &MemberId| actors.get(name).is_some_and(|actor| lacks(actor, current));
-        let served = |name: &MemberId| self.broadcasts.serves(name);
+        let holds = |name: &MemberId| actors.get(name).is_some_and(|actor| holds_content(actor, current));
+        let served = |name: &MemberId| self.broadcasts.serves(name) && !holds(name);
         let (version, hash) = (current.version(), current.hash());
         for (actor, source) in self.deliveries.start_pulls(deadline, lacking, served) {
             let shared = match &source {
@@ -264,6 +266,12 @@ fn lacks(actor: &Actor, current: &Manifest) -> bool {
     let newest = (current.version(), current.hash());
     let holds = actor.weights;
     actor.connected && holds.is_none_or(|held| held != newest) && !is_ahead(actor, current)
+}
+
+/// Whether an actor's weights are those of the current version, whatever number it has for them: told to pull
+/// them, it takes the number and transfers nothing.
+fn holds_content(actor: &Actor, current: &Manifest) -> bool {
+    actor.weights.is_some_and(|(_, hash)| hash == current.hash())
 }
 
 /// Whether an actor holds a later version than the learner, which resumed from an older checkpoint.

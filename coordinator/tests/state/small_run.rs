@@ -44,6 +44,7 @@ pub(crate) fn plan() -> RunPlan {
         sampling: Sampling::default(),
         evaluation: None,
         episodes: false,
+        told: std::collections::BTreeMap::new(),
     }
 }
 

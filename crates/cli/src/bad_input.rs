@@ -1,10 +1,15 @@
-//! Whose fault an error of a role's crate is: where the user's input is to blame, the exit code is 2.
+//! Whose fault an error of a role's crate is: where the user's input is to blame, the exit code is 2; where
+//! the same would end in the same way again, 3.
 
-use service::BadInput;
+use service::{BadInput, Hopeless};
 
 /// An error of training.
 pub(crate) fn of_learner(error: learner::Error) -> anyhow::Error {
-    if error.is_bad_input() { BadInput(format!("{error:#}")).into() } else { error.into() }
+    match error {
+        error if error.is_bad_input() => BadInput(format!("{error:#}")).into(),
+        error if error.comes_again() => Hopeless(format!("{error:#}")).into(),
+        error => error.into(),
+    }
 }
 
 /// An error of a frozen model's pass over a file.

@@ -167,7 +167,8 @@ fn happened(body: &mut String, run: &Run, folder: &std::path::Path) {
         rows.push(vec!["failure".to_owned(), what, text_of(&failure["detail"])]);
     }
     for change in status["plan_changes"].as_array().into_iter().flatten() {
-        rows.push(vec!["plan changed".to_owned(), change.to_string(), String::new()]);
+        let after = format!("after batch {}", change["after"]);
+        rows.push(vec![after, "configuration".to_owned(), text_of(&change["change"])]);
     }
     for event in events(folder).into_iter().take(EVENTS_LIMIT) {
         let when = format!("{} {}", event.line.time, event.line.level).trim().to_owned();

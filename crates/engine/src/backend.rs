@@ -120,6 +120,11 @@ impl Network {
         }
     }
 
+    /// The weights are those of this version too.
+    pub(crate) fn renumber(&mut self, version: PolicyVersion) {
+        self.version = version;
+    }
+
     /// Exchanges the weights; the old ones.
     pub(crate) fn swap(&mut self, weights: PolicyWeights) -> Result<PolicyWeights, Error> {
         let PolicyWeights { version, layout, prepared } = weights;

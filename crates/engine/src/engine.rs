@@ -110,6 +110,20 @@ impl Engine {
         Ok(old)
     }
 
+    /// Gives the weights in use the number of a later version whose weights they are too.
+    ///
+    /// # Errors
+    /// When the version is older than the one in use.
+    pub fn renumber(&mut self, version: PolicyVersion) -> Result<(), Error> {
+        let current = self.version();
+        if version < current {
+            return Err(Error::Version { current, new: version });
+        }
+        self.network.renumber(version);
+        self.scheduler.renumber(version);
+        Ok(())
+    }
+
     /// The version of the weights in use.
     pub fn version(&self) -> PolicyVersion {
         self.scheduler.version()

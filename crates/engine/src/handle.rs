@@ -15,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
+use types::PolicyVersion;
 
 use super::worker::{self, Command, Worker};
 use super::{EngineParts, Error, Event, Load, PolicyWeights, Refusal, Request, Totals};
@@ -101,6 +102,14 @@ impl EngineHandle {
         // Giving back gigabytes takes a while, which neither the engine nor this task should spend.
         drop(tokio::task::spawn_blocking(move || drop(old)));
         Ok(())
+    }
+
+    /// Gives the weights in use another number between two steps; see [`super::Engine::renumber`].
+    ///
+    /// # Errors
+    /// When the version is older than the one in use, or the engine has stopped.
+    pub async fn renumber(&self, version: PolicyVersion) -> Result<(), Error> {
+        self.ask(|reply| Command::Renumber { version, reply }).await?
     }
 
     /// How busy the engine is.

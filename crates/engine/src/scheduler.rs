@@ -20,7 +20,7 @@
 //! 2. A block is written by one sequence only; what several hold is read by them.
 //! 3. The sequence admitted first always gets a step on (requests that exceed the pool are refused), so that
 //!    every response ends.
-//! 4. A cache holds what another version wrote only under [`CacheOnSwap::Keep`], and then `cache_spans` tell.
+//! 4. A cache holds what other weights wrote only under [`CacheOnSwap::Keep`]; `cache_spans` tell the versions.
 //! 5. What a request finds in the cache was computed by the weights in use, from the start of the sequence
 //!    on.
 
@@ -242,6 +242,11 @@ impl Scheduler {
         groups.values_mut().for_each(|group| self.drop_prompt(group));
         self.groups = groups;
         self.blocks.withdraw_all();
+    }
+
+    /// The weights in use are those of this version too: what they have computed stays.
+    pub(crate) fn renumber(&mut self, version: PolicyVersion) {
+        self.version = version;
     }
 
     pub(crate) fn version(&self) -> PolicyVersion {

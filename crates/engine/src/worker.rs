@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokio::sync::{mpsc, oneshot, watch};
+use types::PolicyVersion;
 
 use super::{
     Engine, EngineParts, Error, Event, Load, PolicyWeights, Refusal, Request, SampleRequest, Totals,
@@ -21,6 +22,8 @@ pub(crate) enum Command {
     Cancel { client: u64, id: u64, reply: oneshot::Sender<bool> },
     /// Exchange the policy; the old one.
     Swap { weights: Box<PolicyWeights>, reply: oneshot::Sender<Result<PolicyWeights, Error>> },
+    /// Give the weights in use another number.
+    Renumber { version: PolicyVersion, reply: oneshot::Sender<Result<(), Error>> },
     /// Say how it goes.
     Report(oneshot::Sender<(Load, Totals)>),
 }
@@ -136,6 +139,9 @@ impl Worker {
             }
             Command::Swap { weights, reply } => {
                 let _ = reply.send(self.engine.swap_weights(*weights));
+            }
+            Command::Renumber { version, reply } => {
+                let _ = reply.send(self.engine.renumber(version));
             }
             Command::Report(reply) => {
                 let _ = reply.send((self.engine.load(), self.engine.totals()));

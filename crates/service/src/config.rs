@@ -5,6 +5,7 @@
 //! else: `SLUICE_<SECTION>__<KEY>=value` sets `section.key`.
 
 mod describe;
+mod fields;
 mod layers;
 mod origin;
 mod resolved;
@@ -19,6 +20,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use fields::fields_of;
 pub use layers::{Layers, render};
 pub use origin::Source;
 pub use resolved::resolved;

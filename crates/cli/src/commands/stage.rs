@@ -1,6 +1,7 @@
 //! `sluice-compute stage`: one stage of a recipe that computes. `sluice run` calls it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use service::BadInput;
@@ -9,6 +10,8 @@ use crate::closed_pipe;
 use crate::recipe::{Environment, RecipeFile};
 use crate::stage_work;
 
+/// How long a stage may take to keep what it has.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Exit code of a stage whose `sluice run` has died.
 const ABANDONED_CODE: i32 = 130;
 
@@ -37,8 +40,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     stage_work::run(&file.recipe, stage).with_context(|| format!("stage {}", stage.name))
 }
 
-/// Nothing of an unfinished stage is worth waiting for.
+/// Ends the stage when `sluice run` has died: as a stop does, which keeps what training has, and at once
+/// where that takes too long.
 fn end_with_stdin() {
     let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    // Without a handler this ends the process.
+    let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM);
+    std::thread::sleep(STOP_TIMEOUT);
     std::process::exit(ABANDONED_CODE);
 }

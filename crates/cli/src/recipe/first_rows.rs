@@ -5,7 +5,7 @@ use std::path::Path;
 
 use coordinator::data::first_rows;
 use model::Tokenizer;
-use reward_server::config::ScorerConfig;
+use reward_server::config::{ScorerConfig, ScorerKind};
 use serde_json::{Map, Value};
 
 use super::Recipe;
@@ -32,6 +32,7 @@ pub(super) fn problems(recipe: &Recipe) -> Vec<String> {
         }
     }
     problems.extend(without_outcome(recipe, &first));
+    problems.extend(untried(recipe, &first));
     problems
 }
 
@@ -41,6 +42,23 @@ struct FirstRows<'a> {
     key: String,
     path: &'a Path,
     rows: Vec<Map<String, Value>>,
+}
+
+/// Reward functions in Python that could score no response to the first row.
+fn untried(recipe: &Recipe, files: &[FirstRows<'_>]) -> Vec<String> {
+    let Some(row) = files.iter().find_map(|file| file.rows.first()) else { return Vec::new() };
+    let mut problems = Vec::new();
+    for (at, scorer) in recipe.reward_server.scorers.iter().enumerate() {
+        let ScorerKind::Python(python) = &scorer.kind else { continue };
+        if let (true, Err(problem)) = (python.file.is_file(), reward_server::try_reward(python, row)) {
+            problems.push(format!(
+                "reward_server.scorers[{at}].file is {:?}, which could not score a response to the first prompt: \
+                 {problem}",
+                python.file.display().to_string()
+            ));
+        }
+    }
+    problems
 }
 
 /// Prompts without tests for a filtration that goes by them.

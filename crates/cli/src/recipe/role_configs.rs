@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use service::BadInput;
+use service::config::fields_of;
 use toml::{Table, Value};
 
 use super::ring_folder::RingFolder;
@@ -53,6 +54,41 @@ impl RecipeFile {
     }
 }
 
+/// What the other roles are told, but for where they run, how they are reached and what they log.
+fn told(recipe: &Recipe) -> Table {
+    /// Keys of each role that say so, and sections of them.
+    const SURROUNDINGS: [&str; 10] = [
+        "advertise",
+        "checkpoints",
+        "coordinator",
+        "endpoint",
+        "listen",
+        "member",
+        "rank",
+        "rendezvous",
+        "serve",
+        "service",
+    ];
+    let mut told = fields_of("", &recipe.learner);
+    // A role's own table lacks what follows for it; ranks may come and go.
+    told.remove("world_size");
+    let roles = [
+        (Role::Learner, told),
+        (Role::RewardServer, fields_of("", &recipe.reward_server)),
+        (Role::Actor, fields_of("", &recipe.actor)),
+    ];
+    let mut all = Table::new();
+    for (role, fields) in roles {
+        for (key, value) in fields {
+            let first = key.split(['.', '[']).next().unwrap_or_default();
+            if !SURROUNDINGS.contains(&first) {
+                all.insert(format!("{}.{key}", role.section()), value.into());
+            }
+        }
+    }
+    all
+}
+
 impl RoleConfig {
     /// What a role owes to the sections of the others.
     fn hand_over(&mut self, recipe: &Recipe, folder: &RingFolder) {
@@ -64,6 +100,7 @@ impl RoleConfig {
                 if recipe.learner.ppo.reads_filtered_samples() {
                     self.derive("send_filtered", true, "learner.ppo");
                 }
+                self.derive("told", told(recipe), "learner, reward_server, actor");
             }
             Role::RewardServer => {
                 if recipe.coordinator.deterministic {

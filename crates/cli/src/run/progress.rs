@@ -13,7 +13,7 @@ use coordinator::Status;
 use coordinator::state::Phase;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
-use types::PolicyVersion;
+use types::{PolicyVersion, Timestamp};
 
 use super::figures;
 use super::process::ProcessId;
@@ -44,13 +44,15 @@ pub(crate) struct RingProgress {
     evaluated: Option<PolicyVersion>,
     /// Kinds of failures that were said: role and reason.
     failures: BTreeSet<[String; 2]>,
+    /// Changes from then on were not said yet.
+    changed_at: Timestamp,
     last: Option<Status>,
     started: Instant,
 }
 
 impl RingProgress {
-    /// A progress at its beginning, of a run of so many batches.
-    pub(crate) fn new(batches: u64) -> Self {
+    /// A progress at its beginning, of a run of so many batches that was started then.
+    pub(crate) fn new(batches: u64, began: Timestamp) -> Self {
         let plain = !std::io::stderr().is_terminal();
         let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(batches) };
         let style = ProgressStyle::with_template("{bar:30.cyan} {pos}/{len} {wide_msg}");
@@ -66,6 +68,7 @@ impl RingProgress {
             is_leased: false,
             evaluated: None,
             failures: BTreeSet::new(),
+            changed_at: began,
             last: None,
             started,
         }
@@ -99,6 +102,7 @@ impl RingProgress {
             self.is_leased = true;
             self.line(&format!("first prompts leased after {:.1} s", self.started.elapsed().as_secs_f64()));
         }
+        self.show_new_changes(&status);
         self.show_new_failures(&status);
         self.show_new_evaluation(&status);
         self.bar.set_length(status.batches);
@@ -131,6 +135,17 @@ impl RingProgress {
             if self.failures.insert([failure.role.clone(), failure.reason.clone()]) {
                 self.line(&figures::of_failure(failure));
             }
+        }
+    }
+
+    /// What of the configuration is another since this start.
+    fn show_new_changes(&mut self, status: &Status) {
+        let new = status.plan_changes.iter().filter(|change| change.time >= self.changed_at);
+        for change in new {
+            self.line(&format!("changed: {}", change.change));
+        }
+        if let Some(last) = status.plan_changes.last() {
+            self.changed_at = self.changed_at.max(Timestamp(last.time.0 + 1));
         }
     }
 
@@ -197,7 +212,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_terminal_there_is_a_line_at_least_every_half_minute() {
-        let mut progress = RingProgress { plain: true, ..RingProgress::new(500) };
+        let mut progress = RingProgress { plain: true, ..RingProgress::new(500, Timestamp(0)) };
         assert!(!progress.is_line_due());
         for _ in 0..3 {
             tokio::time::advance(Heartbeat::INTERVAL).await;

@@ -4,11 +4,12 @@
 //! run is doing. None of them knows another; here they meet.
 
 use std::net::{SocketAddr, TcpListener};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use coordinator::Status;
 use service::{BadInput, StopSignals};
+use types::Timestamp;
 
 use super::process::Program;
 use super::progress::RingProgress;
@@ -33,6 +34,8 @@ pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals)
     tokenizers::check(&file.recipe)?;
     let security = identity::load("observer", &file.recipe.security)?;
     let ring = Ring::create(file, resume)?;
+    let began = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let began = Timestamp(u64::try_from(began.as_millis()).unwrap_or(0));
     let (mut supervisor, addresses) =
         Supervisor::start(ring.coordinator()?, &ring.folder.address_file(Role::Coordinator.name())).await?;
     for unit in ring.members(&addresses.grpc)? {
@@ -40,7 +43,7 @@ pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals)
     }
     let tracked = Tracked { ring: ring.folder.root().to_owned(), run: file.recipe.coordinator.run.clone() };
     let tracking = Tracking::start(&file.recipe.tracking, &tracked)?;
-    let mut progress = RingProgress::new(file.recipe.coordinator.batches);
+    let mut progress = RingProgress::new(file.recipe.coordinator.batches, began);
     progress.started(&addresses, &ring.folder.logs(), &supervisor.process_ids());
     if let Some(tokens) = &file.recipe.security.token_file {
         let (page, tokens) = (&addresses.page, tokens.display());

@@ -42,7 +42,7 @@ pub(crate) enum Done {
     Reached,
     /// The user stopped it, and it left what the next run goes on from.
     Stopped,
-    /// The user stopped it, and nothing of it is kept.
+    /// The user stopped it before it was done.
     Abandoned,
     /// The program that did it ended with this code, and has said why.
     Failed(u8),
@@ -106,7 +106,8 @@ async fn work_through(
     Ok(if behind == stages.len() { Done::Complete } else { Done::Reached })
 }
 
-/// Does one stage. Ctrl-C or SIGTERM ends it at once, except the ring, which drains.
+/// Does one stage. Ctrl-C or SIGTERM ends it: the ring drains, training keeps its steps, and a program is
+/// left at once.
 async fn perform(
     file: &RecipeFile,
     stage: &Stage,
@@ -118,21 +119,19 @@ async fn perform(
         return ring::run(&file.of_ring(stage)?, ring, resume, stop).await;
     }
     discard(work.output(), &file.recipe.output)?;
-    let work = async {
-        match work {
-            Work::Command(command) => command::run(command).await.map(|()| Done::Complete),
-            _ => compute::run(file, stage).await,
-        }
+    let done = match work {
+        Work::Command(command) => tokio::select! {
+            // A program that hears Ctrl-C as we do may have ended because of it.
+            biased;
+            () = stop.next() => Ok(Done::Abandoned),
+            done = command::run(command) => done.map(|()| Done::Complete),
+        },
+        _ => compute::run(file, stage, stop).await,
     };
-    tokio::select! {
-        // A program that hears Ctrl-C as we do may have ended because of it.
-        biased;
-        () = stop.next() => {
-            say(&format!("stopped in stage {}; the stages before it are kept", stage.name));
-            Ok(Done::Abandoned)
-        }
-        done = work => done,
+    if matches!(done, Ok(Done::Abandoned)) {
+        say(&format!("stopped in stage {}; the stages before it are kept", stage.name));
     }
+    done
 }
 
 /// What a stage's result follows from: its own table, and for the ring the roles' too.

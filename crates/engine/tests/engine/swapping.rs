@@ -62,6 +62,39 @@ fn a_recomputed_cache_is_the_new_weights_own() {
 }
 
 #[test]
+fn another_number_for_the_same_weights_changes_nothing_but_the_number() {
+    let (model, weights) = small_model();
+    for backend in BACKENDS {
+        // Also where a swap would compute the cache anew.
+        let config = EngineConfig { on_swap: CacheOnSwap::Recompute, ..config_of(backend) };
+        let sampling = SamplingParams { max_new_tokens: 15, ..SamplingParams::default() };
+        let mut runs = Vec::new();
+        for is_renumbered in [false, true] {
+            let mut engine = engine(&model, &weights, &config);
+            engine.submit(&[siblings(&[0, 1], prompt(PROMPT, 0), sampling)]);
+            for _ in 0..6 {
+                engine.step().unwrap();
+            }
+            if is_renumbered {
+                engine.renumber(PolicyVersion(3)).unwrap();
+                assert_eq!(engine.version(), PolicyVersion(3));
+                assert!(matches!(engine.renumber(PolicyVersion(2)), Err(Error::Version { .. })));
+            }
+            let responses = drain(&mut engine);
+            runs.push((responses, engine.totals().computed_tokens));
+        }
+        let (renumbered, plain) = (runs.pop().unwrap(), runs.pop().unwrap());
+        assert_eq!(renumbered.1, plain.1, "nothing is computed anew");
+        for ((id, new), (_, old)) in renumbered.0.iter().zip(&plain.0) {
+            assert_eq!(new.response_tokens, old.response_tokens, "response {id}");
+            assert_eq!(new.rollout_logprobs, old.rollout_logprobs, "response {id}");
+            let versions: Vec<u64> = new.spans.iter().map(|span| span.version.0).collect();
+            assert_eq!(versions, [0, 3], "response {id}");
+        }
+    }
+}
+
+#[test]
 fn weights_that_do_not_follow_are_refused() {
     let (model, weights) = small_model();
     for (backend, other_backend) in [(BACKENDS[0], BACKENDS[1]), (BACKENDS[1], BACKENDS[0])] {
