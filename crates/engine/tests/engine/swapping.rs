@@ -71,7 +71,7 @@ fn another_number_for_the_same_weights_changes_nothing_but_the_number() {
         let mut runs = Vec::new();
         for is_renumbered in [false, true] {
             let mut engine = engine(&model, &weights, &config);
-            engine.submit(&[siblings(&[0, 1], prompt(PROMPT, 0), sampling)]);
+            engine.submit(&[siblings(&[0, 1], prompt(PROMPT, 0), sampling.clone())]);
             for _ in 0..6 {
                 engine.step().unwrap();
             }
