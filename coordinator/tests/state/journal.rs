@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use coordinator::journal::{Entries, Error, Journal};
-use coordinator::state::{Applied, Durable, Fact, Phase, RunPlan, StoreChanges};
+use coordinator::state::{Applied, Durable, Fact, Phase, RunPlan, StepRecord, StoreChanges};
 use types::link::learner::StepMetrics;
 use types::{
     BatchId, FinishReason, PolicyVersion, Rollout, RolloutId, RolloutParts, ScoredRollout, Scores, Span,
@@ -189,4 +189,64 @@ fn a_fact_that_would_not_be_read_back_is_not_written() {
     assert!(matches!(error, Error::Unreadable { .. }), "{error}");
     drop(journal);
     Journal::open(folder.path(), &plan()).unwrap();
+}
+
+/// Commits facts in one write; what follows a snapshot that is due is then decided by one.
+fn commit_at_once(journal: &mut Journal, run: &mut Durable, facts: Vec<(Timestamp, Fact)>) {
+    for (at, fact) in &facts {
+        let _ = run.replay(*at, fact.clone());
+    }
+    journal.commit(&Entries { facts, ..Entries::default() }, run).unwrap();
+}
+
+/// So many facts that change nothing.
+fn idle(at: Timestamp, facts: usize) -> Vec<(Timestamp, Fact)> {
+    vec![(at, Fact::Checkpointed(BatchId(0))); facts]
+}
+
+#[test]
+fn numbers_of_scorers_of_any_size_leave_a_run_that_is_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut facts = facts(9_000);
+    for (_, fact) in &mut facts {
+        if let Fact::Scored(summary) = fact {
+            let number = if summary.id.sibling % 2 == 0 { 1e300 } else { -f64::MAX };
+            summary.numbers = [("python".to_owned(), number), ("length".to_owned(), 1.0)].into();
+            summary.contributions = [("python".to_owned(), number), ("length".to_owned(), 1.0)].into();
+        }
+    }
+    facts.extend(idle(facts[facts.len() - 1].0, 4_100));
+    let (mut journal, mut state) = Journal::open(folder.path(), &plan()).unwrap();
+    commit_at_once(&mut journal, &mut state, facts);
+    drop(journal);
+    let (_, replayed) = Journal::open(folder.path(), &plan()).unwrap();
+    assert_eq!(replayed, state);
+    // What people are shown of it can be read by who shows it.
+    let shown: Vec<&StepRecord> = state.history().steps().collect();
+    assert!(shown.iter().any(|step| step.scorers.contains_key("python")));
+    let read: Vec<StepRecord> = serde_json::from_str(&serde_json::to_string(&shown).unwrap()).unwrap();
+    assert!(shown.iter().copied().eq(&read));
+}
+
+#[test]
+fn a_snapshot_that_would_not_be_read_back_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut facts = facts(9_000);
+    let trained = facts.iter().position(|(_, fact)| matches!(fact, Fact::Trained { .. })).unwrap();
+    facts.truncate(trained + 1);
+    let (at, last) = facts.pop().unwrap();
+    let (mut journal, mut run) = Journal::open(folder.path(), &plan()).unwrap();
+    commit_at_once(&mut journal, &mut run, facts);
+    // A state as a fault of ours could make it.
+    let mut wrong = run.clone();
+    let Fact::Trained { batch, weights, .. } = last else { unreachable!() };
+    let metrics = Box::new(StepMetrics { policy_loss: f64::NAN, ..StepMetrics::default() });
+    let _ = wrong.replay(at, Fact::Trained { batch, weights, metrics });
+    commit_at_once(&mut journal, &mut wrong, idle(at, 4_100));
+    for (at, fact) in idle(at, 4_100) {
+        let _ = run.replay(at, fact);
+    }
+    drop(journal);
+    let (_, replayed) = Journal::open(folder.path(), &plan()).unwrap();
+    assert_eq!(replayed, run, "the facts are what was written");
 }
