@@ -16,6 +16,7 @@
 
 mod chain;
 mod error;
+mod log_scan;
 mod store;
 
 use std::path::{Path, PathBuf};
@@ -130,11 +131,12 @@ impl Journal {
     fn open_store(path: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(path)
             .map_err(|error| Error::Open { path: path.to_owned(), problem: error.to_string() })?;
-        let store = Store::open(path)?;
         let (mark_file, mark) = MarkFile::open(&path.join(MARK_FILE)).map_err(|error| Error::Open {
             path: path.to_owned(),
             problem: format!("{MARK_FILE}: {error}"),
         })?;
+        log_scan::mend(path, mark)?;
+        let store = Store::open(path)?;
         Ok(Self {
             path: path.to_owned(),
             store: Some(store),

@@ -36,7 +36,7 @@ fn scored(fact: &Fact) -> Option<ScoredRollout> {
 }
 
 /// Commits facts one by one, as the server loop would, and returns the ids whose tokens must be there.
-fn record(journal: &mut Journal, run: &mut Durable, facts: &[(Timestamp, Fact)]) -> Vec<RolloutId> {
+pub(crate) fn record(journal: &mut Journal, run: &mut Durable, facts: &[(Timestamp, Fact)]) -> Vec<RolloutId> {
     let mut kept = Vec::new();
     for (at, fact) in facts {
         let Applied { store: StoreChanges { keep, forget }, .. } = run.replay(*at, fact.clone());
@@ -53,7 +53,7 @@ fn record(journal: &mut Journal, run: &mut Durable, facts: &[(Timestamp, Fact)])
 }
 
 /// The first facts of a run; all of them where it has fewer.
-fn facts(most: usize) -> Vec<(Timestamp, Fact)> {
+pub(crate) fn facts(most: usize) -> Vec<(Timestamp, Fact)> {
     let mut world = World::new(plan(), 21);
     while world.journal.len() < most && world.state.phase() != Phase::Finished {
         world.step();
@@ -120,7 +120,7 @@ fn a_folder_that_cannot_be_used_is_named() {
 }
 
 /// A copy of a journal's folder, without the length that its store reserves.
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let (path, target) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
@@ -135,7 +135,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A file's bytes up to the last one that is not zero.
-fn used(path: &Path) -> Vec<u8> {
+pub(crate) fn used(path: &Path) -> Vec<u8> {
     let mut bytes = std::fs::read(path).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     bytes.truncate(end);
