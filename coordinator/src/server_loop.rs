@@ -17,7 +17,7 @@
 //! write.
 //!
 //! Members are judged by their silence only while this loop was listening: when it did nothing for longer
-//! than [`AWAY_LIMIT`], everybody is given the whole time again.
+//! than [`AWAY_LIMIT`], everybody is given the whole time again, and every lease so much more.
 //!
 //! While the journal's disk has too little room nothing new is begun; while it has none at all the lot that
 //! cannot be made durable waits, nobody sees what follows from it, and inputs are put aside. People are
@@ -202,12 +202,10 @@ impl ServerLoop {
                     self.apply(Event::DrainRequested);
                 }
             }
-            if turned.elapsed() > AWAY_LIMIT {
-                tracing::warn!(
-                    seconds = turned.elapsed().as_secs_f64(),
-                    "was away: nobody is lost meanwhile"
-                );
-                self.apply(Event::WasAway);
+            let away = turned.elapsed();
+            if away > AWAY_LIMIT {
+                tracing::warn!(seconds = away.as_secs_f64(), "was away: nobody is charged for it");
+                self.apply(Event::WasAway(away));
             }
             turned = Instant::now();
             for input in inputs.drain(..) {

@@ -150,9 +150,12 @@ impl State {
         let mut out = Applied::default();
         match event {
             Event::Started(plan) => self.started(now, *plan, &mut out),
-            Event::WasAway => {
+            Event::WasAway(away) => {
                 self.members.listen_from(now);
                 self.progress.was_away(now);
+                if self.durable.is_waited_for() {
+                    self.record(now, Fact::WasAway(away), &mut out);
+                }
             }
             Event::Room { short_of } => self.short_of_room = short_of,
             Event::Actor { member, event } => match event {

@@ -13,6 +13,8 @@ mod fake_member;
 mod hostile;
 #[path = "edge/streams.rs"]
 mod streams;
+#[path = "edge/waits.rs"]
+mod waits;
 
 use coordinator_process::CoordinatorProcess;
 use fake_member::{actor, actor_saying, learner, reward_server, served_by};

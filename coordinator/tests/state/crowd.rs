@@ -203,7 +203,7 @@ fn nobody_is_lost_by_the_silence_of_a_coordinator_that_was_away() {
     assert!(!crowd.leased.is_empty());
     let timeout = crowd.state.plan().heartbeat_timeout;
     crowd.now = crowd.now + timeout * 3;
-    crowd.deliver(Event::WasAway);
+    crowd.deliver(Event::WasAway(timeout * 3));
     let connected = |crowd: &Crowd| crowd.state.members().actors().values().filter(|a| a.connected).count();
     assert_eq!(connected(&crowd), 5, "they could not be heard");
     crowd.heartbeat(0, 8);
@@ -227,6 +227,45 @@ fn leases_outlive_a_restart_until_their_holder_has_had_time_to_come_back() {
     crowd.now = crowd.now + timeout;
     crowd.deliver(Event::DrainRequested);
     assert!(crowd.facts > before, "it has not come back");
+}
+
+#[test]
+fn leases_are_not_charged_for_the_coordinators_own_absence() {
+    for restarted in [false, true] {
+        let mut crowd = Crowd::new(big_plan(), 1);
+        crowd.join(0);
+        crowd.heartbeat(0, 4);
+        let (timeout, held) = (crowd.state.plan().lease_timeout, crowd.state.in_flight());
+        assert_eq!(held, 4);
+        let live = |crowd: &mut Crowd, time: Duration| {
+            let until = crowd.now + time;
+            while crowd.now < until {
+                crowd.now = crowd.now + Duration::from_secs(5);
+                crowd.heartbeat(0, 0);
+            }
+        };
+        live(&mut crowd, timeout / 2);
+        crowd.now = crowd.now + timeout * 2;
+        let left = if restarted {
+            crowd.deliver(Event::Started(Box::new(crowd.state.plan().clone())));
+            let member: MemberId = crowd.actors[0].clone();
+            let holding = crowd.leased.iter().map(|(_, id)| *id).collect();
+            let hello = ActorHello { holding, ..actor_hello(member.clone()) };
+            crowd.deliver(Event::Actor { member, event: ActorEvent::Joined(hello) });
+            // What is known of the process before is that it was there when it granted the lease.
+            timeout
+        } else {
+            crowd.deliver(Event::WasAway(timeout * 2));
+            timeout / 2
+        };
+        live(&mut crowd, left - Duration::from_secs(5));
+        let lapsed = |crowd: &Crowd| {
+            crowd.notices.iter().any(|notice| matches!(notice, Notice::LeaseExpired { attempts: 4, .. }))
+        };
+        assert!(!lapsed(&crowd), "it is given the time back (restarted: {restarted})");
+        live(&mut crowd, Duration::from_secs(10));
+        assert!(lapsed(&crowd), "and no more (restarted: {restarted})");
+    }
 }
 
 #[test]
