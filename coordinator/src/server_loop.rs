@@ -134,7 +134,7 @@ pub(crate) struct Parts {
 #[derive(Debug)]
 struct Published {
     status: watch::Sender<Arc<Status>>,
-    steps: watch::Sender<Arc<Vec<StepRecord>>>,
+    steps: watch::Sender<Arc<Vec<Arc<StepRecord>>>>,
     worst: watch::Sender<Arc<Vec<Example>>>,
 }
 
@@ -142,7 +142,7 @@ struct Published {
 #[derive(Debug, Clone)]
 pub(crate) struct View {
     pub(crate) status: watch::Receiver<Arc<Status>>,
-    pub(crate) steps: watch::Receiver<Arc<Vec<StepRecord>>>,
+    pub(crate) steps: watch::Receiver<Arc<Vec<Arc<StepRecord>>>>,
     pub(crate) worst: watch::Receiver<Arc<Vec<Example>>>,
 }
 
@@ -153,7 +153,7 @@ impl ServerLoop {
         let (handle, inbox) = inbox();
         let clock = Clock::starting_after(journal.last_fact());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
-        let (steps, steps_view) = watch::channel(Arc::new(state.history().steps().cloned().collect()));
+        let (steps, steps_view) = watch::channel(Arc::new(state.history().shared_steps()));
         let (worst, worst_view) = watch::channel(Arc::default());
         let this = Self {
             state,
