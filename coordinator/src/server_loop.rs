@@ -263,6 +263,7 @@ impl ServerLoop {
     /// Lets a member in, unless it may not be: then whoever has its name or its role keeps it.
     fn join(&mut self, session: SessionId, outbox: Outbox, event: Event) {
         if let Err(reason) = self.state.check_joining(self.clock.now(), &event) {
+            let reason = format!("{reason}; {}", self.sessions.both(&session));
             let SessionId { role, member, .. } = session;
             tracing::error!(?role, %member, reason, "refused");
             outbox.close(Closing::Refuse(reason));

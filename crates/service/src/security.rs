@@ -126,6 +126,11 @@ pub(crate) enum Refusal {
     #[error("the token is that of role {role}, which may not do this")]
     OtherRole { role: &'static str },
     #[error("the certificate is of a role that may not do this")]
+
+    /// Where the connection comes from.
+    pub(crate) fn address(self) -> Option<SocketAddr> {
+        self.address
+    }
     OtherCertificate,
     #[error("no certificate: this run asks for one of its own; name its folder as security.certificates")]
     NoCertificate,
