@@ -37,6 +37,9 @@ pub struct Durable {
     /// The learner that was admitted last, and the how manieth it is.
     learner: Option<(MemberId, Incarnation)>,
     pub(super) learner_term: LearnerTerm,
+    /// When the first coordinator started; 0 in a journal that was begun before this was known.
+    #[serde(default)]
+    pub(super) began: Timestamp,
     /// When the newest fact happened.
     #[serde(default)]
     last_fact: Timestamp,
@@ -70,6 +73,7 @@ impl Durable {
             term: 0,
             learner: None,
             learner_term: LearnerTerm(0),
+            began: Timestamp(0),
             last_fact: Timestamp(0),
             work: Work::default(),
             batches: Batches::default(),
@@ -145,6 +149,9 @@ impl Durable {
             out.notice(Notice::PlanChanged { changes });
         }
         self.plan = plan;
+        if self.term == 0 {
+            self.began = now;
+        }
         self.term += 1;
         self.batches.wait_anew();
         let formed = self.batches.form(&self.plan, self.work.awaited(now));
