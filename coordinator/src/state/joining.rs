@@ -92,7 +92,7 @@ impl State {
         let command = RewardCommand::Welcome { run: self.durable.plan.run.clone() };
         out.effects.push(Effect::Reward { member, command });
         self.members.join_reward_server(now, self.durable.plan.heartbeat_timeout, hello);
-        self.tell_reward_servers(out);
+        self.reward_servers_changed = true;
     }
 
     pub(super) fn learner_joined(&mut self, now: Timestamp, hello: LearnerHello, out: &mut Applied) {

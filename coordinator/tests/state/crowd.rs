@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerReport};
 use types::{
+use types::link::reward::RewardHello;
     BatchId, FailReason, Incarnation, MemberId, PolicyVersion, RolloutFailure, RolloutId, Timestamp,
 };
 
@@ -205,6 +206,35 @@ fn nobody_is_lost_by_the_silence_of_a_coordinator_that_was_away() {
     crowd.now = crowd.now + timeout * 3;
     crowd.deliver(Event::WasAway(timeout * 3));
     let connected = |crowd: &Crowd| crowd.state.members().actors().values().filter(|a| a.connected).count();
+#[test]
+fn actors_are_told_once_of_all_reward_servers_that_come_together() {
+    let mut crowd = Crowd::new(big_plan(), 50);
+    (0..50).for_each(|index| crowd.join(index));
+    let told = |applied: &Applied| {
+        let of_servers = |effect: &&Effect| match effect {
+            Effect::Actor { command, .. } => matches!(**command, ActorCommand::RewardServers(_)),
+            _ => false,
+        };
+        applied.effects.iter().filter(of_servers).count()
+    };
+    let server = |n: usize| -> MemberId { format!("server-{n}").parse().unwrap() };
+    for n in 0..20 {
+        let hello = RewardHello {
+            member: server(n),
+            incarnation: Incarnation(1),
+            run: None,
+            address: format!("127.0.0.1:{}", 1000 + n),
+        };
+        let event = Event::Reward { member: server(n), event: RewardEvent::Joined(hello) };
+        assert_eq!(told(&crowd.state.apply(crowd.now, event)), 0);
+    }
+    assert_eq!(told(&crowd.state.settle(crowd.now)), 50);
+    assert_eq!(told(&crowd.state.settle(crowd.now)), 0, "nothing has changed since");
+    let event = Event::Reward { member: server(3), event: RewardEvent::Disconnected };
+    let _ = crowd.state.apply(crowd.now, event);
+    assert_eq!(told(&crowd.state.settle(crowd.now)), 50);
+}
+
     assert_eq!(connected(&crowd), 5, "they could not be heard");
     crowd.heartbeat(0, 8);
     crowd.now = crowd.now + timeout;
