@@ -250,3 +250,59 @@ fn a_snapshot_that_would_not_be_read_back_is_not_written() {
     let (_, replayed) = Journal::open(folder.path(), &plan()).unwrap();
     assert_eq!(replayed, run, "the facts are what was written");
 }
+
+/// A journal as an older release has left it: a snapshot, then facts behind their checksums.
+fn journal_of(lines: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let database = fjall::Database::builder(folder.path()).worker_threads(1).open().unwrap();
+    let [head, facts] = ["head", "facts"]
+        .map(|name| database.keyspace(name, fjall::KeyspaceCreateOptions::default).unwrap());
+    let (snapshot, lines) = lines.split_once('\n').unwrap();
+    head.insert("snapshot", snapshot).unwrap();
+    let end: serde_json::Value = serde_json::from_str(snapshot).unwrap();
+    for (sequence, line) in (end["end"].as_u64().unwrap()..).zip(lines.lines()) {
+        let (chain, fact) = line.split_at(32);
+        let chain = (0..16).map(|at| u8::from_str_radix(&chain[2 * at..2 * at + 2], 16).unwrap());
+        let entry: Vec<u8> = chain.chain(fact.bytes()).collect();
+        facts.insert(sequence.to_be_bytes(), entry).unwrap();
+    }
+    folder
+}
+
+/// What the release of 2026-11-30 has written, in the middle of a run and at its end. Another release adds its
+/// own beside them.
+const OF_FORMAT_5: [(&str, u64); 2] = [
+    (include_str!("../data/journal-5-facts.txt"), 4),
+    (include_str!("../data/journal-5-snapshot.txt"), 6),
+];
+
+#[test]
+fn a_journal_of_the_release_before_is_read_and_goes_on() {
+    for (lines, trained) in OF_FORMAT_5 {
+        let folder = journal_of(lines);
+        let (mut journal, mut run) = Journal::open(folder.path(), &plan()).unwrap();
+        assert_eq!(run.batches().trained(), BatchId(trained));
+        assert!(run.history().steps().map(|step| step.batch.0).eq(1..=trained));
+        let at = Timestamp(journal.last_fact().0 + 60_000);
+        commit_at_once(&mut journal, &mut run, vec![(at, Fact::Started(Box::new(plan())))]);
+        commit_at_once(&mut journal, &mut run, idle(at, 4_100));
+        drop(journal);
+        let (_, replayed) = Journal::open(folder.path(), &plan()).unwrap();
+        assert_eq!(replayed, run);
+    }
+}
+
+#[test]
+fn a_journal_of_another_format_is_refused_by_name() {
+    let older = OF_FORMAT_5[0].0.replacen("\"format\":5", "\"format\":4", 1);
+    let error = Journal::open(journal_of(&older).path(), &plan()).unwrap_err();
+    assert!(matches!(error, Error::OtherFormat { format: 4, .. }), "{error}");
+    assert!(error.to_string().contains("has format 4, this release reads format 5"), "{error}");
+}
+
+#[test]
+fn fewer_batches_than_are_trained_are_refused() {
+    let folder = journal_of(OF_FORMAT_5[0].0);
+    let error = Journal::open(folder.path(), &RunPlan { batches: 1, ..plan() }).unwrap_err();
+    assert!(error.to_string().contains("batches is 1 now, but 4 are trained already"), "{error}");
+}
