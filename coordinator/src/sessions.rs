@@ -116,12 +116,16 @@ impl Sessions {
     /// Where both are of whom one cannot join because the other has its name, or its role: the one that has
     /// it, where its stream is open, and the one that was refused.
     pub(crate) fn both(&self, refused: &SessionId) -> String {
-        let is_other = |(role, member): &(Role, MemberId)| {
+        let other = self.0.iter().find(|((role, member), _)| {
             *role == refused.role && (*role == Role::Learner || *member == refused.member)
-        };
-        let other = self.0.iter().find(|(key, _)| is_other(key)).map(|(_, session)| &session.origin);
-        let other = other.map(|other| format!("the one that stays is {other}, ")).unwrap_or_default();
-        format!("{other}this one is {}", refused.origin)
+        });
+        let ours = &refused.origin;
+        match other {
+            Some((_, Session { origin, .. })) => {
+                format!("the one that stays is {origin}, this one is {ours}")
+            }
+            None => format!("this one is {ours}"),
+        }
     }
 
     /// Whether this is the stream of its member that counts.

@@ -1,7 +1,7 @@
 //! Looks through the store's logs before the store does.
 //!
-//! The store (fjall 3) cuts its newest log off where it stops making sense, without a word, or refuses to open
-//! at all, for good. Neither is right for every damage:
+//! The store (fjall 3) cuts its newest log off where it stops making sense, without a word, or refuses to
+//! open at all, for good. Neither is right for every damage:
 //!
 //! | what does not make sense                         | what is done                                            |
 //! |--------------------------------------------------|---------------------------------------------------------|
@@ -51,12 +51,11 @@ struct Batch {
 /// # Errors
 /// When something is damaged that was durable. Nothing was changed then.
 pub(super) fn mend(folder: &Path, mark: Option<Mark>) -> Result<(), Error> {
-    let failed = |error: io::Error| not_looked_through(folder, &error);
     let Some(_lock) = lock(folder)? else { return Ok(()) };
-    let logs = logs(folder).map_err(failed)?;
+    let logs = logs(folder).map_err(|error| not_looked_through(folder, &error))?;
     let (mut last_fact, mut torn) = (None, None);
     for (place, log) in logs.iter().enumerate() {
-        let bytes = std::fs::read(log).map_err(failed)?;
+        let bytes = std::fs::read(log).map_err(|error| not_looked_through(folder, &error))?;
         let (whole, fact) = whole_part(&bytes);
         last_fact = last_fact.max(fact);
         let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1).max(whole);
@@ -76,8 +75,7 @@ pub(super) fn mend(folder: &Path, mark: Option<Mark>) -> Result<(), Error> {
         return Err(damaged(folder, log, whole, &format!("and {lost} facts that were durable lay there")));
     }
     let kept = keep(folder, log, whole, &end);
-    let cut = OpenOptions::new().write(true).open(log);
-    cut.and_then(|file| file.set_len(whole as u64).and_then(|()| file.sync_all())).map_err(failed)?;
+    cut(log, whole).map_err(|error| not_looked_through(folder, &error))?;
     tracing::warn!(
         log = %log.display(),
         bytes_cut = end.len(),
@@ -180,11 +178,18 @@ fn logs(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut logs = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        let number = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".jnl")?.parse::<u64>().ok());
+        let number =
+            path.file_name().and_then(|name| name.to_str()?.strip_suffix(".jnl")?.parse::<u64>().ok());
         logs.extend(number.map(|number| (number, path)));
     }
     logs.sort();
     Ok(logs.into_iter().map(|(_, path)| path).collect())
+}
+
+fn cut(log: &Path, length: usize) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(log)?;
+    file.set_len(length as u64)?;
+    file.sync_all()
 }
 
 /// Writes the end of a log to a file of its own, for whoever wants to know. Yields its name, or why there is

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use coordinator::journal::{Entries, Journal};
 use coordinator::state::{
-    ActorEvent, Applied, Effect, Event, Fact, LearnerEvent, Notice, Phase, RewardEvent, RunPlan, ScoreSummary,
-    State,
+    ActorEvent, Applied, Effect, Event, Fact, LearnerEvent, Notice, Phase, RewardEvent, RunPlan,
+    ScoreSummary, State,
 };
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
@@ -420,8 +420,8 @@ fn idle_crowd(actors: usize) -> Crowd {
     crowd
 }
 
-/// Microseconds for each unit of work that `event` says it did, in a small and in a large crowd, by turns: the
-/// least of some tries, so that what else the machine does has no say.
+/// Microseconds for each unit of work that `event` says it did, in a small and in a large crowd, by turns:
+/// the least of some tries, so that what else the machine does has no say.
 fn costs(crowds: &mut [Crowd; 2], event: impl Fn(&mut Crowd, usize) -> usize) -> [f64; 2] {
     let mut least = [f64::INFINITY; 2];
     for round in 0..20 {

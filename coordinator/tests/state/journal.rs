@@ -36,7 +36,11 @@ fn scored(fact: &Fact) -> Option<ScoredRollout> {
 }
 
 /// Commits facts one by one, as the server loop would, and returns the ids whose tokens must be there.
-pub(crate) fn record(journal: &mut Journal, run: &mut Durable, facts: &[(Timestamp, Fact)]) -> Vec<RolloutId> {
+pub(crate) fn record(
+    journal: &mut Journal,
+    run: &mut Durable,
+    facts: &[(Timestamp, Fact)],
+) -> Vec<RolloutId> {
     let mut kept = Vec::new();
     for (at, fact) in facts {
         let Applied { store: StoreChanges { keep, forget }, .. } = run.replay(*at, fact.clone());
@@ -255,8 +259,8 @@ fn a_snapshot_that_would_not_be_read_back_is_not_written() {
 fn journal_of(lines: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let database = fjall::Database::builder(folder.path()).worker_threads(1).open().unwrap();
-    let [head, facts] = ["head", "facts"]
-        .map(|name| database.keyspace(name, fjall::KeyspaceCreateOptions::default).unwrap());
+    let [head, facts] =
+        ["head", "facts"].map(|name| database.keyspace(name, fjall::KeyspaceCreateOptions::default).unwrap());
     let (snapshot, lines) = lines.split_once('\n').unwrap();
     head.insert("snapshot", snapshot).unwrap();
     let end: serde_json::Value = serde_json::from_str(snapshot).unwrap();
@@ -269,12 +273,10 @@ fn journal_of(lines: &str) -> tempfile::TempDir {
     folder
 }
 
-/// What the release of 2026-11-30 has written, in the middle of a run and at its end. Another release adds its
-/// own beside them.
-const OF_FORMAT_5: [(&str, u64); 2] = [
-    (include_str!("../data/journal-5-facts.txt"), 4),
-    (include_str!("../data/journal-5-snapshot.txt"), 6),
-];
+/// What the release of 2026-11-30 has written, in the middle of a run and at its end. Another release adds
+/// its own beside them.
+const OF_FORMAT_5: [(&str, u64); 2] =
+    [(include_str!("../data/journal-5-facts.txt"), 4), (include_str!("../data/journal-5-snapshot.txt"), 6)];
 
 #[test]
 fn a_journal_of_the_release_before_is_read_and_goes_on() {

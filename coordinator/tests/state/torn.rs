@@ -137,7 +137,11 @@ fn what_was_durable_and_is_damaged_is_refused_and_left_as_it_is() {
         }
     }
     let sixth = seven.ends[5] as u64;
-    damages.push(("without the last write".to_owned(), 7, Box::new(move |file| file.set_len(sixth).unwrap())));
+    damages.push((
+        "without the last write".to_owned(),
+        7,
+        Box::new(move |file| file.set_len(sixth).unwrap()),
+    ));
     for (name, marked, damage) in damages {
         let damaged = seven.damaged(marked, damage);
         let before = content(&damaged.log);

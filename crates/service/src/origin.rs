@@ -1,4 +1,5 @@
-//! Which process a stream comes from, in words for people: where two have one name, somebody has to find both.
+//! Which process a stream comes from, in words for people: where two have one name, somebody has to find
+//! both.
 
 use std::fmt;
 use std::net::SocketAddr;
