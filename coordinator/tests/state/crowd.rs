@@ -184,7 +184,7 @@ fn many_joins_form_few_groups_of_bounded_size() {
     crowd.now = crowd.now + Duration::from_secs(1);
     crowd.heartbeat(0, 0);
     assert!((1..=20).contains(&crowd.groups_formed), "{} groups for 400 joins", crowd.groups_formed);
-    let bound = usize::try_from(crowd.state.plan().broadcast_members).unwrap();
+    let bound = crowd.state.plan().broadcast_members;
     assert_eq!(crowd.largest_group, bound + 1, "as many as may be, and the learner");
 }
 
@@ -410,6 +410,9 @@ fn a_restart_with_a_thousand_actors_takes_less_than_two_seconds() {
     }
 }
 
+/// An event of an actor; yields how many units of work it was.
+type Work = fn(&mut Crowd, usize) -> usize;
+
 /// A crowd of so many actors, all of which are idle.
 fn idle_crowd(actors: usize) -> Crowd {
     let mut crowd = Crowd::new(big_plan(), actors);
@@ -422,7 +425,7 @@ fn idle_crowd(actors: usize) -> Crowd {
 
 /// Microseconds for each unit of work that `event` says it did, in a small and in a large crowd, by turns:
 /// the least of some tries, so that what else the machine does has no say.
-fn costs(crowds: &mut [Crowd; 2], event: impl Fn(&mut Crowd, usize) -> usize) -> [f64; 2] {
+fn costs(crowds: &mut [Crowd; 2], event: Work) -> [f64; 2] {
     let mut least = [f64::INFINITY; 2];
     for round in 0..20 {
         for (crowd, least) in crowds.iter_mut().zip(&mut least) {
@@ -452,8 +455,7 @@ fn lease_and_score(crowd: &mut Crowd, index: usize) -> usize {
 #[test]
 fn an_event_costs_the_same_with_ten_actors_and_with_thousands() {
     let mut crowds = [10, 10_000].map(idle_crowd);
-    let events: [(&str, fn(&mut Crowd, usize) -> usize); 2] =
-        [("heartbeat", heartbeat), ("lease and score", lease_and_score)];
+    let events: [(&str, Work); 2] = [("heartbeat", heartbeat), ("lease and score", lease_and_score)];
     for (name, event) in events {
         let [few, many] = costs(&mut crowds, event);
         let said = format!("{name}: {few:.2} us with 10 actors, {many:.2} us with 10,000");

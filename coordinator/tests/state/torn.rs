@@ -13,6 +13,9 @@ use crate::small_run::plan;
 
 const MARK: &str = "durable-facts";
 
+/// What is done to a log.
+type Damage = Box<dyn Fn(&File)>;
+
 /// A journal of seven writes.
 struct Seven {
     folder: tempfile::TempDir,
@@ -63,9 +66,9 @@ impl Seven {
     }
 
     /// Truncated, zeroed and flipped bytes at many places between the ends of two writes.
-    fn damages(&self, from: usize, to: usize) -> Vec<(String, Box<dyn Fn(&File)>)> {
+    fn damages(&self, from: usize, to: usize) -> Vec<(String, Damage)> {
         let bytes = used(&self.folder.path().join(&self.log));
-        let mut damages: Vec<(String, Box<dyn Fn(&File)>)> = Vec::new();
+        let mut damages: Vec<(String, Damage)> = Vec::new();
         for place in (from + 1..to).step_by(61) {
             let truncate = move |file: &File| file.set_len(place as u64).unwrap();
             damages.push((format!("truncated at {place}"), Box::new(truncate)));
