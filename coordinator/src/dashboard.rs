@@ -3,6 +3,7 @@
 //! waits for whom.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ::dashboard::{Dashboard, Field, Recorder, Run, Steps};
 use serde_json::Value;
@@ -37,9 +38,11 @@ pub(crate) fn pages(shown: Shown, view: View, handle: Handle, context: &mut Cont
     }
     let steps = match steps_file {
         Some(file) => Steps::of_file(file),
-        None => {
-            Steps::of_source(move || serde_json::to_value(steps.borrow().as_ref()).unwrap_or(Value::Null))
-        }
+        None => Steps::of_source(move || {
+            let steps = Arc::clone(&steps.borrow());
+            let steps: Vec<&StepRecord> = steps.iter().map(AsRef::as_ref).collect();
+            serde_json::to_value(steps).unwrap_or(Value::Null)
+        }),
     };
     let shown = Run::here(run, folder, steps, source.clone());
     let stall = move || {

@@ -9,7 +9,7 @@ use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::observer_server::{Observer, ObserverServer};
 use proto::{CALLERS, MAX_MESSAGE_BYTES, ProtocolError, pb};
 use service::grpc::{Router, first_message, next_message};
-use service::{CancellationToken, CoordinatorTerm, OnError, Security, Spawner};
+use service::{CancellationToken, CoordinatorTerm, OnError, Origin, Security, Spawner};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
@@ -154,13 +154,15 @@ impl Grpc {
         request: Request<Streaming<L::Message>>,
     ) -> Result<ReceiverStream<Result<L::Command, Closing>>, Status> {
         self.check_term(L::ROLE, request.metadata())?;
+        let origin = Origin::of(&request);
         let mut messages = request.into_inner();
         let hello = L::Hello::try_from(first_message(&mut messages).await?)?;
         let number = self.next_session.fetch_add(1, Ordering::Relaxed);
         let incarnation = L::incarnation(&hello);
-        let session = SessionId { role: L::ROLE, member: L::member(&hello).clone(), incarnation, number };
+        let member = L::member(&hello).clone();
+        let session = SessionId { role: L::ROLE, member, incarnation, number, origin };
         let (sender, commands) = mpsc::channel(OUTBOX_CAPACITY);
-        tracing::info!(member = %session.member, session = number, "joined");
+        tracing::info!(member = %session.member, session = number, origin = %session.origin, "joined");
         let joined =
             Input::Joined { session: session.clone(), outbox: L::outbox(sender), event: L::joined(hello) };
         self.handle.send(joined).await?;

@@ -7,12 +7,16 @@
 //! hold it. A disk without room is the exception: what was to be written is known, so the store is opened
 //! anew, what of it is torn is cut off, and it is written again.
 //!
+//! What is written is known to be read back as what it was written for, facts and snapshots alike: a snapshot
+//! that would not be is left out, and the facts stay.
+//!
 //! Every fact carries a checksum of all facts up to it, and a mark beside the store says how far the durable
 //! ones go (`chain`). What is there is then what was written, and nothing that was durable is missing: else
 //! the journal is refused.
 
 mod chain;
 mod error;
+mod log_scan;
 mod store;
 
 use std::path::{Path, PathBuf};
@@ -53,6 +57,8 @@ pub struct Journal {
     next: u64,
     /// Sequence number of the first fact that the snapshot does not hold.
     snapshot_end: u64,
+    /// Sequence number from which on a snapshot is due.
+    snapshot_due: u64,
     /// When the newest fact happened.
     last_fact: Timestamp,
     /// The checksum of all facts.
@@ -125,16 +131,18 @@ impl Journal {
     fn open_store(path: &Path) -> Result<Self, Error> {
         std::fs::create_dir_all(path)
             .map_err(|error| Error::Open { path: path.to_owned(), problem: error.to_string() })?;
-        let store = Store::open(path)?;
         let (mark_file, mark) = MarkFile::open(&path.join(MARK_FILE)).map_err(|error| Error::Open {
             path: path.to_owned(),
             problem: format!("{MARK_FILE}: {error}"),
         })?;
+        log_scan::mend(path, mark)?;
+        let store = Store::open(path)?;
         Ok(Self {
             path: path.to_owned(),
             store: Some(store),
             next: 0,
             snapshot_end: 0,
+            snapshot_due: FACTS_PER_SNAPSHOT,
             last_fact: Timestamp(0),
             chain: Chain::default(),
             mark_file,
@@ -156,6 +164,7 @@ impl Journal {
                 .map_err(|error| self.damaged(format!("its snapshot does not parse: {error}")))?;
             state = snapshot.state;
             (self.next, self.snapshot_end) = (snapshot.end, snapshot.end);
+            self.snapshot_due = snapshot.end + FACTS_PER_SNAPSHOT;
             (self.last_fact, self.chain) = (snapshot.last_fact, snapshot.chain);
         }
         let facts = self.store()?.facts.clone();
@@ -224,11 +233,15 @@ impl Journal {
             Err(error) if service::is_disk_full(&error) => tracing::warn!(%error, "no room for {MARK_FILE}"),
             other => other.map_err(|error| self.unwritable(format!("{MARK_FILE}: {error}")))?,
         }
-        if self.next - self.snapshot_end >= FACTS_PER_SNAPSHOT {
+        if self.next >= self.snapshot_due {
             let written = self.write_snapshot(state);
             match self.shut_if_full(written) {
                 // The facts are durable; the snapshot is for later.
                 Err(Error::NoRoom { problem, .. }) => tracing::warn!(problem, "no room for a snapshot"),
+                Err(Error::Unreadable { problem, .. }) => {
+                    tracing::error!(problem, "no snapshot is written: the facts stay in its place");
+                    self.snapshot_due = self.next + FACTS_PER_SNAPSHOT;
+                }
                 other => other?,
             }
         }
@@ -323,16 +336,22 @@ impl Journal {
         Error::Unreadable { path: self.path.clone(), problem }
     }
 
+    /// The bytes of a snapshot, which are known to be read back as this state: the facts that led to it are
+    /// removed when it is written.
+    fn readable_snapshot(&self, state: &Durable) -> Result<Vec<u8>, Error> {
+        let Self { next: end, last_fact, chain, .. } = *self;
+        let bytes = serde_json::to_vec(&Snapshot { format: FORMAT, end, last_fact, chain, state })
+            .map_err(|error| self.unreadable(format!("the state does not serialise: {error}")))?;
+        match serde_json::from_slice::<Snapshot<Durable>>(&bytes) {
+            Ok(back) if back.state == *state => Ok(bytes),
+            Ok(_) => Err(self.unreadable("the state reads back as another".to_owned())),
+            Err(error) => Err(self.unreadable(format!("the state: {error}"))),
+        }
+    }
+
     /// Replaces all facts so far by the state that they lead to.
     fn write_snapshot(&mut self, state: &Durable) -> Result<(), Error> {
-        let snapshot = serde_json::to_vec(&Snapshot {
-            format: FORMAT,
-            end: self.next,
-            last_fact: self.last_fact,
-            chain: self.chain,
-            state,
-        })
-        .map_err(|error| self.unwritable(format!("the state does not serialise: {error}")))?;
+        let snapshot = self.readable_snapshot(state)?;
         let store = self.store()?;
         let mut batch = store.database.batch().durability(Some(PersistMode::SyncAll));
         batch.insert(&store.head, SNAPSHOT_KEY, snapshot);
@@ -340,7 +359,7 @@ impl Journal {
             batch.remove(&store.facts, sequence.to_be_bytes());
         }
         batch.commit().map_err(|error| self.not_written(&error))?;
-        self.snapshot_end = self.next;
+        (self.snapshot_end, self.snapshot_due) = (self.next, self.next + FACTS_PER_SNAPSHOT);
         Ok(())
     }
 

@@ -17,7 +17,7 @@
 //! write.
 //!
 //! Members are judged by their silence only while this loop was listening: when it did nothing for longer
-//! than [`AWAY_LIMIT`], everybody is given the whole time again.
+//! than [`AWAY_LIMIT`], everybody is given the whole time again, and every lease so much more.
 //!
 //! While the journal's disk has too little room nothing new is begun; while it has none at all the lot that
 //! cannot be made durable waits, nobody sees what follows from it, and inputs are put aside. People are
@@ -134,7 +134,7 @@ pub(crate) struct Parts {
 #[derive(Debug)]
 struct Published {
     status: watch::Sender<Arc<Status>>,
-    steps: watch::Sender<Arc<Vec<StepRecord>>>,
+    steps: watch::Sender<Arc<Vec<Arc<StepRecord>>>>,
     worst: watch::Sender<Arc<Vec<Example>>>,
 }
 
@@ -142,7 +142,7 @@ struct Published {
 #[derive(Debug, Clone)]
 pub(crate) struct View {
     pub(crate) status: watch::Receiver<Arc<Status>>,
-    pub(crate) steps: watch::Receiver<Arc<Vec<StepRecord>>>,
+    pub(crate) steps: watch::Receiver<Arc<Vec<Arc<StepRecord>>>>,
     pub(crate) worst: watch::Receiver<Arc<Vec<Example>>>,
 }
 
@@ -153,7 +153,7 @@ impl ServerLoop {
         let (handle, inbox) = inbox();
         let clock = Clock::starting_after(journal.last_fact());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
-        let (steps, steps_view) = watch::channel(Arc::new(state.history().steps().cloned().collect()));
+        let (steps, steps_view) = watch::channel(Arc::new(state.history().shared_steps()));
         let (worst, worst_view) = watch::channel(Arc::default());
         let this = Self {
             state,
@@ -202,12 +202,10 @@ impl ServerLoop {
                     self.apply(Event::DrainRequested);
                 }
             }
-            if turned.elapsed() > AWAY_LIMIT {
-                tracing::warn!(
-                    seconds = turned.elapsed().as_secs_f64(),
-                    "was away: nobody is lost meanwhile"
-                );
-                self.apply(Event::WasAway);
+            let away = turned.elapsed();
+            if away > AWAY_LIMIT {
+                tracing::warn!(seconds = away.as_secs_f64(), "was away: nobody is charged for it");
+                self.apply(Event::WasAway(away));
             }
             turned = Instant::now();
             for input in inputs.drain(..) {
@@ -265,6 +263,7 @@ impl ServerLoop {
     /// Lets a member in, unless it may not be: then whoever has its name or its role keeps it.
     fn join(&mut self, session: SessionId, outbox: Outbox, event: Event) {
         if let Err(reason) = self.state.check_joining(self.clock.now(), &event) {
+            let reason = format!("{reason}; {}", self.sessions.both(&session));
             let SessionId { role, member, .. } = session;
             tracing::error!(?role, %member, reason, "refused");
             outbox.close(Closing::Refuse(reason));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use service::Origin;
 use tokio::sync::mpsc;
 use types::link::actor::ActorCommand;
 use types::link::learner::LearnerCommand;
@@ -23,6 +24,8 @@ pub(crate) struct SessionId {
     /// The member's process.
     pub(crate) incarnation: Incarnation,
     pub(crate) number: u64,
+    /// Where that process is.
+    pub(crate) origin: Origin,
 }
 
 /// Why a stream is closed from this side.
@@ -69,6 +72,7 @@ impl Outbox {
 struct Session {
     number: u64,
     incarnation: Incarnation,
+    origin: Origin,
     outbox: Outbox,
 }
 
@@ -82,25 +86,45 @@ impl Sessions {
     /// Of two streams of one process it is not known which was opened last: what lay in a socket is read
     /// late. The process is told to come back on a third one, and not that it may not.
     pub(crate) fn open(&mut self, id: SessionId, outbox: Outbox) {
-        let SessionId { role, member, incarnation, number } = id;
+        let SessionId { role, member, incarnation, number, origin } = id;
         if role == Role::Learner {
             // There is one: whoever is admitted takes the place of the one before, whatever its name.
-            self.close_others(role, &member);
+            self.close_others(role, &member, &origin);
         }
-        if let Some(old) = self.0.insert((role, member), Session { number, incarnation, outbox }) {
+        let newer = origin.clone();
+        if let Some(old) = self.0.insert((role, member), Session { number, incarnation, origin, outbox }) {
             old.outbox.close(if old.incarnation == incarnation {
                 Closing::Disconnect("another stream of this process was opened".to_owned())
             } else {
-                Closing::Refuse("another process has joined under this name".to_owned())
+                let ours = old.origin;
+                Closing::Refuse(format!(
+                    "another process has joined under this name: {newer}, and this was {ours}"
+                ))
             });
         }
     }
 
-    fn close_others(&mut self, role: Role, member: &MemberId) {
+    fn close_others(&mut self, role: Role, member: &MemberId, origin: &Origin) {
         let others: Vec<MemberId> =
             self.0.keys().filter(|(of, _)| *of == role).map(|(_, name)| name.clone()).collect();
         for other in others.iter().filter(|other| *other != member) {
-            self.close(role, other, Closing::Refuse(format!("{member} has taken its place")));
+            let reason = format!("{member} has taken its place: {origin}");
+            self.close(role, other, Closing::Refuse(reason));
+        }
+    }
+
+    /// Where both are of whom one cannot join because the other has its name, or its role: the one that has
+    /// it, where its stream is open, and the one that was refused.
+    pub(crate) fn both(&self, refused: &SessionId) -> String {
+        let other = self.0.iter().find(|((role, member), _)| {
+            *role == refused.role && (*role == Role::Learner || *member == refused.member)
+        });
+        let ours = &refused.origin;
+        match other {
+            Some((_, Session { origin, .. })) => {
+                format!("the one that stays is {origin}, this one is {ours}")
+            }
+            None => format!("this one is {ours}"),
         }
     }
 

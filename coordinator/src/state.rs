@@ -121,6 +121,8 @@ pub struct State {
     failures: FailureLog,
     /// Why the run was given up.
     given_up: Option<Cause>,
+    /// Reward servers have come or gone, and actors are to be told.
+    reward_servers_changed: bool,
 }
 
 impl State {
@@ -142,6 +144,7 @@ impl State {
             short_of_room: None,
             failures: FailureLog::default(),
             given_up: None,
+            reward_servers_changed: false,
         }
     }
 
@@ -150,9 +153,12 @@ impl State {
         let mut out = Applied::default();
         match event {
             Event::Started(plan) => self.started(now, *plan, &mut out),
-            Event::WasAway => {
+            Event::WasAway(away) => {
                 self.members.listen_from(now);
                 self.progress.was_away(now);
+                if self.durable.is_waited_for() {
+                    self.record(now, Fact::WasAway(away), &mut out);
+                }
             }
             Event::Room { short_of } => self.short_of_room = short_of,
             Event::Actor { member, event } => match event {
@@ -175,6 +181,7 @@ impl State {
     pub fn settle(&mut self, now: Timestamp) -> Applied {
         let mut out = Applied::default();
         self.expire(now, &mut out);
+        self.tell_reward_servers(&mut out);
         self.choose_strategy(now, &mut out);
         self.send_batches(&mut out);
         for command in self.weights.advance(now, &self.durable.plan, &self.members) {
@@ -287,7 +294,7 @@ impl State {
             RewardEvent::Joined(hello) => self.reward_server_joined(now, hello, out),
             RewardEvent::Disconnected => {
                 self.members.disconnect_reward_server(member);
-                self.tell_reward_servers(out);
+                self.reward_servers_changed = true;
             }
             RewardEvent::Load { queued } => {
                 if let Some(server) = self.members.hear_reward_server(now, member) {
@@ -306,8 +313,12 @@ impl State {
         }
     }
 
-    /// Tells every actor which reward servers there are.
-    fn tell_reward_servers(&self, out: &mut Applied) {
+    /// Tells every actor which reward servers there are, where that has changed: once, however many have come
+    /// or gone.
+    fn tell_reward_servers(&mut self, out: &mut Applied) {
+        if !std::mem::take(&mut self.reward_servers_changed) {
+            return;
+        }
         let servers = self.members.reward_addresses();
         for (member, _) in self.members.connected_actors() {
             out.tell_actor(member.clone(), ActorCommand::RewardServers(servers.clone()));

@@ -13,6 +13,8 @@ mod fake_member;
 mod hostile;
 #[path = "edge/streams.rs"]
 mod streams;
+#[path = "edge/waits.rs"]
+mod waits;
 
 use coordinator_process::CoordinatorProcess;
 use fake_member::{actor, actor_saying, learner, reward_server, served_by};
@@ -95,11 +97,17 @@ async fn of_two_processes_of_one_name_the_newer_one_stays() {
     old.next().await.unwrap();
     let mut new = learner(&coordinator.address, "learner", 6).await.unwrap();
     new.next().await.unwrap();
-    assert_eq!(old.next().await.unwrap_err().code(), Code::FailedPrecondition);
+    let replaced = old.next().await.unwrap_err();
+    assert_eq!(replaced.code(), Code::FailedPrecondition);
+    for part in ["under this name: a process at 127.0.0.1:", ", and this was a process at 127.0.0.1:"] {
+        assert!(replaced.message().contains(part), "{replaced}");
+    }
     let mut back = learner(&coordinator.address, "learner", 5).await.unwrap();
     let refused = back.next().await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("newer process (i6, this one is i5)"), "{}", refused.message());
+    assert!(refused.message().contains("the one that stays is a process at 127.0.0.1:"), "{refused}");
+    assert!(refused.message().contains("this one is a process at 127.0.0.1:"), "{refused}");
 }
 
 #[tokio::test]

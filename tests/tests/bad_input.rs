@@ -176,6 +176,25 @@ fn a_reward_that_always_fails_is_said_with_its_first_detail_and_ends_the_run() {
 }
 
 #[test]
+fn scores_that_are_all_equal_are_said_and_end_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let reward = folder.path().join("reward.py");
+    fs::write(&reward, "def reward(prompt, response):\n    return 0.5\n").unwrap();
+    let scorers = format!("reward_server.scorers=[{{kind='python', file='{}'}}]", path(&reward));
+    let ring = TinyRing::new(folder.path())
+        .unwrap()
+        .with(&scorers)
+        .with("coordinator.hopeless_groups=16")
+        .with("coordinator.hopeless_timeout=1s");
+    let (code, said) = end_of(&ring);
+    assert_eq!(code, Some(3), "{said}");
+    for expected in ["groups can be trained; in ", "all scores carry no signal", "0 of 8 batches trained"] {
+        assert!(said.contains(expected), "{said} should say {expected:?}");
+    }
+    assert!(!said.contains("restart(s)"), "{said}");
+}
+
+#[test]
 fn training_that_has_diverged_ends_the_run_at_once_with_the_learners_own_words() {
     let folder = tempfile::tempdir().unwrap();
     let ring = TinyRing::new(folder.path()).unwrap().with("learner.ppo.policy_lr=1e30");

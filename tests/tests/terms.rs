@@ -16,12 +16,17 @@ fn signal(process: &RoleProcess, signal: Signal) {
     kill(Pid::from_raw(process.id()), signal).unwrap();
 }
 
-/// It is told why it may not take part, says so, and ends with the code of what nobody starts again.
-fn assert_refused(mut process: RoleProcess, why: [&str; 2]) {
+/// It is told why it may not take part, and in whose place, says so, and ends with the code of what nobody
+/// starts again.
+fn assert_refused(mut process: RoleProcess, why: [&str; 2], other: &RoleProcess) {
+    let (ours, theirs) = (process.id(), other.id());
     let status = process.end().unwrap();
     let log = process.log();
     assert_eq!(status.code(), Some(2), "{log}");
     assert!(why.iter().any(|why| log.contains(why)), "not said: {why:?}\n{log}");
+    for id in [ours, theirs] {
+        assert!(log.contains(&format!("process {id} on ")), "process {id} is not named:\n{log}");
+    }
 }
 
 #[test]
@@ -39,7 +44,7 @@ fn who_wakes_when_another_process_has_its_name_is_refused_and_changes_nothing() 
 
     // A learner under another name: there is one already.
     let other = ring.member_with("learner", "other", &address, &["member=other"]).unwrap();
-    assert_refused(other, ["a run has one learner, and learner is connected"; 2]);
+    assert_refused(other, ["a run has one learner, and learner is connected"; 2], &learner);
 
     // A learner under the same name: the newer one trains, and the older one is believed by nobody, though it
     // has a batch in its hands and checkpoints to write.
@@ -47,19 +52,19 @@ fn who_wakes_when_another_process_has_its_name_is_refused_and_changes_nothing() 
     let mut newer_learner = ring.member("learner", "newer-learner", &address).unwrap();
     ring.wait_for_batches(12).unwrap();
     signal(&learner, Signal::SIGCONT);
-    assert_refused(learner, SUPERSEDED);
+    assert_refused(learner, SUPERSEDED, &newer_learner);
 
     // An actor with leases in its hands, and a reward server with scores.
     signal(&actor, Signal::SIGSTOP);
     let mut newer_actor = ring.member("actor-0", "newer-actor", &address).unwrap();
     ring.wait_for_batches(20).unwrap();
     signal(&actor, Signal::SIGCONT);
-    assert_refused(actor, SUPERSEDED);
+    assert_refused(actor, SUPERSEDED, &newer_actor);
     signal(&server, Signal::SIGSTOP);
     let mut newer_server = ring.member("reward-server-0", "newer-server", &address).unwrap();
     ring.wait_for_batches(28).unwrap();
     signal(&server, Signal::SIGCONT);
-    assert_refused(server, SUPERSEDED);
+    assert_refused(server, SUPERSEDED, &newer_server);
 
     for process in [&mut coordinator, &mut newer_learner, &mut newer_actor, &mut newer_server] {
         assert!(process.end().unwrap().success(), "{}", process.log());

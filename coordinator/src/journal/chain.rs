@@ -1,7 +1,7 @@
 //! A checksum of all facts so far, and a mark of the last durable one beside the store.
 //!
-//! The store cuts off the end of its log where that looks like a write that was torn by a crash. It cannot
-//! tell that from a bit that flipped later in what was durable and acknowledged. The mark can: it is written
+//! The end of a log may be a write that was torn by a crash, or a bit may have flipped later in what was
+//! durable and acknowledged. Nobody could tell the two apart by the log alone. The mark can: it is written
 //! after each durable write and says how far the facts went. It is not synced: after a power failure it may
 //! be an older one, and then it says less, but nothing wrong.
 

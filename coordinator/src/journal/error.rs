@@ -52,8 +52,8 @@ pub enum Error {
         /// What differs.
         conflicts: Vec<String>,
     },
-    /// A fact would not be read back. Nothing of it is written.
-    #[error("a fact cannot be written to the journal {path}, because it would not be read back: {problem}")]
+    /// A fact or a snapshot would not be read back. Nothing of it is written.
+    #[error("the journal {path} does not take what would not be read back: {problem}")]
     Unreadable {
         /// Its folder.
         path: PathBuf,

@@ -19,7 +19,7 @@ impl ServerLoop {
             "step"
         );
         metrics::step(step);
-        self.published.steps.send_replace(Arc::new(self.state.history().steps().cloned().collect()));
+        self.published.steps.send_replace(Arc::new(self.state.history().shared_steps()));
         if let Some(file) = &mut self.steps_file {
             file.add_last(self.state.history().steps())?;
         }

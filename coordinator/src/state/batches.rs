@@ -12,6 +12,7 @@
 //! batch is formed of the groups that it has.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -238,6 +239,16 @@ impl Batches {
         self.waits_since = None;
         // A journal of before has them in the order of completion.
         self.ready.make_contiguous().sort_by_key(|group| group.oldest);
+    }
+
+    /// Time in which nobody could be heard: a batch that waits does so much longer.
+    pub(super) fn prolong(&mut self, by: Duration) {
+        self.waits_since = self.waits_since.map(|since| since + by);
+    }
+
+    /// Whether a batch waits for groups that are open still.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waits_since.is_some()
     }
 
     /// A batch does not wait any longer.

@@ -1,6 +1,7 @@
 //! What a run is: the part of the state that facts alone change, and that survives a restart.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use algo::filtration::Strategy;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,12 @@ pub struct Durable {
     /// The learner that was admitted last, and the how manieth it is.
     learner: Option<(MemberId, Incarnation)>,
     pub(super) learner_term: LearnerTerm,
+    /// When the first coordinator started; 0 in a journal that was begun before this was known.
+    #[serde(default)]
+    pub(super) began: Timestamp,
+    /// When the newest fact happened.
+    #[serde(default)]
+    last_fact: Timestamp,
     pub(super) work: Work,
     pub(super) batches: Batches,
     /// Recent versions and their hashes, oldest first.
@@ -66,6 +73,8 @@ impl Durable {
             term: 0,
             learner: None,
             learner_term: LearnerTerm(0),
+            began: Timestamp(0),
+            last_fact: Timestamp(0),
             work: Work::default(),
             batches: Batches::default(),
             versions: VecDeque::new(),
@@ -84,8 +93,18 @@ impl Durable {
 
     /// Takes a fact.
     pub(super) fn apply(&mut self, now: Timestamp, fact: Fact, out: &mut Applied) -> Outcome {
+        let before = std::mem::replace(&mut self.last_fact, now);
         match fact {
-            Fact::Started(plan) => self.started(now, *plan, out),
+            Fact::Started(plan) => {
+                // When the process before has ended is not known, but that it was there until its last fact.
+                let away = if before > Timestamp(0) { now.since(before) } else { Duration::ZERO };
+                self.work.leases.prolong(away);
+                self.started(now, *plan, out);
+            }
+            Fact::WasAway(away) => {
+                self.work.leases.prolong(away);
+                self.batches.prolong(away);
+            }
             Fact::LearnerJoined(learner) => self.learner_joined(now, *learner, out),
             Fact::Leased { member, bounds } => return self.leased(now, member, bounds, out),
             Fact::Scored(summary) => return self.scored(now, summary, out),
@@ -130,6 +149,9 @@ impl Durable {
             out.notice(Notice::PlanChanged { changes });
         }
         self.plan = plan;
+        if self.term == 0 {
+            self.began = now;
+        }
         self.term += 1;
         self.batches.wait_anew();
         let formed = self.batches.form(&self.plan, self.work.awaited(now));
@@ -357,6 +379,11 @@ impl Durable {
     /// What happened, for people.
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// Whether somebody works on a lease, or a batch waits for groups that are open.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.work.leases.is_empty() || self.batches.is_waiting()
     }
 
     /// Attempts in flight: in groups and in batches not yet trained.

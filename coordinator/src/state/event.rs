@@ -1,5 +1,7 @@
 //! What the members of a run say and do. What of it changes the run becomes a [`Fact`](super::fact::Fact).
 
+use std::time::Duration;
+
 use types::link::actor::{ActorHello, ActorReport};
 use types::link::learner::{LearnerHello, LearnerReport};
 use types::link::reward::RewardHello;
@@ -13,9 +15,9 @@ use super::plan::RunPlan;
 pub enum Event {
     /// A coordinator started over its journal, with this plan.
     Started(Box<RunPlan>),
-    /// The coordinator itself did nothing for a while: it was stopped, or its disk was slow. Nobody could be
-    /// heard meanwhile.
-    WasAway,
+    /// The coordinator itself did nothing for this long: it was stopped, or its disk was slow. Nobody could
+    /// be heard meanwhile.
+    WasAway(Duration),
     /// The journal's disk has become short of room, in words for people; or it has enough again.
     Room {
         /// What the run waits for, if it does.

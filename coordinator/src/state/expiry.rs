@@ -63,7 +63,7 @@ impl State {
                 }
                 Some(Watched::Reward(member)) => {
                     self.members.disconnect_reward_server(&member);
-                    self.tell_reward_servers(out);
+                    self.reward_servers_changed = true;
                     out.disconnect(Role::RewardServer, member, &reason);
                 }
                 Some(Watched::Learner) => {

@@ -7,6 +7,7 @@
 //! [`Durable`]: super::durable::Durable
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use algo::filtration::Strategy;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ use super::plan::RunPlan;
 pub enum Fact {
     /// A coordinator has started over the journal, with this plan.
     Started(Box<RunPlan>),
+    /// The coordinator did nothing for this long, while somebody worked on a lease or a batch waited: that is
+    /// not counted against them.
+    WasAway(Duration),
     /// The learner has come, with these weights.
     LearnerJoined(Box<LearnerFacts>),
     /// An actor is given the next lease.

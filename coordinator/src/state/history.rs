@@ -1,6 +1,7 @@
 //! What happened, for people and plots: steps, and how far the reward can be trusted.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -172,7 +173,8 @@ pub(super) struct TrainedBatch<'a> {
 /// Steps, and what is known of recent responses.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct History {
-    steps: VecDeque<StepRecord>,
+    #[serde(with = "shared")]
+    steps: VecDeque<Arc<StepRecord>>,
     changes: VecDeque<PlanChange>,
     #[serde(default)]
     outcomes: OutcomeWindow,
@@ -203,7 +205,12 @@ struct TokensInSecond {
 impl History {
     /// The steps, oldest first.
     pub fn steps(&self) -> impl DoubleEndedIterator<Item = &StepRecord> + Clone {
-        self.steps.iter()
+        self.steps.iter().map(AsRef::as_ref)
+    }
+
+    /// The same, to be held by others as well: no step is copied.
+    pub(crate) fn shared_steps(&self) -> Vec<Arc<StepRecord>> {
+        self.steps.iter().map(Arc::clone).collect()
     }
 
     /// What has changed in the plan, oldest first.
@@ -262,7 +269,7 @@ impl History {
     /// coordinator.
     pub(crate) fn seconds_per_step(&self, most: usize) -> Option<f64> {
         let recent: Vec<&StepRecord> =
-            self.steps.iter().rev().take_while(|step| step.time >= self.started_at).take(most + 1).collect();
+            self.steps().rev().take_while(|step| step.time >= self.started_at).take(most + 1).collect();
         let last = recent.first()?;
         // Of fewer steps the first one counts too, from the start on.
         let (since, steps) = match recent.get(most) {
@@ -310,12 +317,12 @@ impl History {
             r_squared: trust.estimates,
             calibration: trust.calibration,
         };
-        self.steps.push_back(step.clone());
+        self.steps.push_back(Arc::new(step.clone()));
         if self.steps.len() > STEPS_LIMIT {
             self.steps.pop_front();
         }
         if let Some(older) = self.steps.len().checked_sub(FIGURES_LIMIT + 1) {
-            self.steps[older].filtration = FiltrationFigures::default();
+            Arc::make_mut(&mut self.steps[older]).filtration = FiltrationFigures::default();
         }
         (step, alarms)
     }
@@ -330,6 +337,30 @@ impl History {
         let mut window = SelectionSums::default();
         self.selections.iter().for_each(|batch| window.merge(batch));
         (of_batch, window)
+    }
+}
+
+/// Steps that several hold, written as if one did.
+mod shared {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::StepRecord;
+
+    pub(super) fn serialize<S: Serializer>(
+        steps: &VecDeque<Arc<StepRecord>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(steps.iter().map(AsRef::as_ref))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<VecDeque<Arc<StepRecord>>, D::Error> {
+        let steps = Vec::<StepRecord>::deserialize(deserializer)?;
+        Ok(steps.into_iter().map(Arc::new).collect())
     }
 }
 
@@ -369,6 +400,19 @@ mod tests {
         assert_eq!(history.tokens_per_second(Timestamp(300_000)), 0.0);
         history.scored_tokens(Timestamp(400_000), 500);
         assert_eq!(history.tokens_per_second(Timestamp(400_500)), 500.0, "after a pause it begins anew");
+    }
+
+    #[test]
+    fn steps_are_shared_and_not_copied() {
+        let mut history = History::default();
+        (1..4).for_each(|second| step(&mut history, second));
+        let before = history.shared_steps();
+        step(&mut history, 4);
+        let after = history.shared_steps();
+        assert_eq!((before.len(), after.len()), (3, 4));
+        assert!(before.iter().zip(&after).all(|(one, other)| Arc::ptr_eq(one, other)));
+        let bytes = serde_json::to_vec(&history).unwrap();
+        assert_eq!(serde_json::from_slice::<History>(&bytes).unwrap(), history);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use types::link::reward::{RewardCommand, RewardHello};
 use types::{MemberId, Timestamp};
 
 use super::State;
+use super::durable::Durable;
 use super::effect::{Applied, Effect};
 use super::event::{ActorEvent, Event, LearnerEvent, RewardEvent};
 use super::fact::{Fact, LearnerFacts};
@@ -91,7 +92,7 @@ impl State {
         let command = RewardCommand::Welcome { run: self.durable.plan.run.clone() };
         out.effects.push(Effect::Reward { member, command });
         self.members.join_reward_server(now, self.durable.plan.heartbeat_timeout, hello);
-        self.tell_reward_servers(out);
+        self.reward_servers_changed = true;
     }
 
     pub(super) fn learner_joined(&mut self, now: Timestamp, hello: LearnerHello, out: &mut Applied) {
@@ -110,7 +111,8 @@ impl State {
         self.progress.moved(now);
         self.weights.learner_joined(now, hello.manifest.clone(), &self.members);
         self.members.join_learner(now, self.durable.plan.heartbeat_timeout, hello);
-        out.tell_learner(self.durable.plan.learner_welcome(self.durable.learner_term));
+        let Durable { plan, learner_term, began, .. } = &self.durable;
+        out.tell_learner(plan.learner_welcome(*learner_term, *began));
         if let Some(best) = self.durable.work.evaluations.best() {
             out.tell_learner(LearnerCommand::KeepBest(best));
         }

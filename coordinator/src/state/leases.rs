@@ -121,6 +121,16 @@ impl Leases {
         self.insert(grant.id, Lease { actor, prompts, awaited: issued, issued, deadline });
     }
 
+    /// Time in which nobody could be heard: every lease runs so much longer.
+    pub(super) fn prolong(&mut self, by: Duration) {
+        for (id, mut lease) in std::mem::take(&mut self.held) {
+            self.deadlines.remove(&(lease.deadline, id));
+            lease.deadline = lease.deadline + by;
+            self.deadlines.insert((lease.deadline, id));
+            self.held.insert(id, lease);
+        }
+    }
+
     fn insert(&mut self, id: LeaseId, lease: Lease) {
         self.by_actor.entry(lease.actor.clone()).or_default().insert(id, lease.issued);
         self.deadlines.insert((lease.deadline, id));

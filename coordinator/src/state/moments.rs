@@ -3,6 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// What a number counts as, at most: sums of as many as there may be, and of their squares, stay numbers. One
+/// that is larger is refused where it comes from; a journal of before may hold some.
+const LARGEST: f64 = f32::MAX as f64;
+
 /// Moments of some numbers, added up as in Chan, Golub, LeVeque: "Algorithms for Computing the Sample
 /// Variance", 1983: no digits are lost where the mean is large.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -34,7 +38,7 @@ impl Moments {
 
     /// Adds a number.
     pub(super) fn add(&mut self, number: f64) {
-        self.merge(&Self { count: 1, mean: number, squares: 0.0 });
+        self.merge(&Self { count: 1, mean: bounded(number), squares: 0.0 });
     }
 
     /// Adds other numbers.
@@ -67,6 +71,11 @@ impl Moments {
     }
 }
 
+/// The number, or the nearest one that sums can be made of.
+pub(super) fn bounded(number: f64) -> f64 {
+    if number.is_nan() { 0.0 } else { number.clamp(-LARGEST, LARGEST) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +93,15 @@ mod tests {
             assert!((parts.deviation() - whole.deviation()).abs() < 1e-6, "{cut}");
         }
         assert_eq!(Moments::default().spread(), Spread::default());
+    }
+
+    #[test]
+    fn moments_of_any_numbers_are_numbers() {
+        let ends = [f64::MAX, f64::MIN, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e200, 0.0];
+        let mut moments = Moments::of(ends.into_iter().cycle().take(1000));
+        moments.merge(&moments.clone());
+        let Spread { mean, deviation } = moments.spread();
+        assert!(mean.is_finite() && deviation.is_finite(), "{mean} {deviation}");
+        assert_eq!(moments.count, 2000);
     }
 }

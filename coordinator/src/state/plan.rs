@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use types::link::actor::ActorWelcome;
 use types::link::learner::LearnerCommand;
-use types::{BatchId, LearnerTerm, RunId, Sampling};
+use types::{BatchId, LearnerTerm, RunId, Sampling, Timestamp};
 
 use super::evaluation_plan::EvaluationPlan;
 use super::filtration_plan::FiltrationPlan;
@@ -153,12 +153,13 @@ impl RunPlan {
     }
 
     /// What the learner has to know.
-    pub(super) fn learner_welcome(&self, term: LearnerTerm) -> LearnerCommand {
+    pub(super) fn learner_welcome(&self, term: LearnerTerm, run_began: Timestamp) -> LearnerCommand {
         LearnerCommand::Welcome {
             run: self.run.clone(),
             last_batch: self.last_batch(),
             sampling: self.sampling.clone(),
             term,
+            run_began,
         }
     }
 }

@@ -30,21 +30,26 @@ impl CoordinatorProcess {
     }
 
     async fn start_in(folder: tempfile::TempDir, settings: &[&str]) -> Self {
-        let addresses = folder.path().join("addresses.json");
         let child = spawn(&folder, settings);
         let (address, metrics) = (String::new(), String::new());
         let mut this = Self { folder, child, address, metrics };
+        this.listens().await;
+        this
+    }
+
+    /// Waits until it says where it listens.
+    pub(crate) async fn listens(&mut self) {
+        let addresses = self.file("addresses.json");
         let deadline = Instant::now() + TIMEOUT;
         while !addresses.exists() {
-            let ended = this.child.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < deadline, "it does not listen: {}", this.log());
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < deadline, "it does not listen: {}", self.log());
             sleep(Duration::from_millis(10)).await;
         }
         let text = std::fs::read_to_string(addresses).unwrap();
         let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
-        this.address = parsed["grpc"].as_str().unwrap().to_owned();
-        this.metrics = parsed["metrics"].as_str().unwrap().to_owned();
-        this
+        self.address = parsed["grpc"].as_str().unwrap().to_owned();
+        self.metrics = parsed["metrics"].as_str().unwrap().to_owned();
     }
 
     /// Kills it and starts another over its journal.

@@ -120,7 +120,7 @@ fn a_coordinator_that_was_away_does_not_hold_that_against_the_run() {
     let plan = RunPlan { standstill_timeout: Duration::from_secs(60), ..big_plan() };
     let mut crowd = run(plan, 4);
     crowd.now = crowd.now + Duration::from_secs(600);
-    crowd.deliver(Event::WasAway);
+    crowd.deliver(Event::WasAway(Duration::from_secs(600)));
     live(&mut crowd, Duration::from_secs(50), 4, |_, _| {});
     assert_eq!((crowd.state.hopeless(), crowd.finished), (None, None));
 }

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use coordinator::journal::{Entries, Error, Journal};
-use coordinator::state::{Applied, Durable, Fact, Phase, RunPlan, StoreChanges};
+use coordinator::state::{Applied, Durable, Fact, Phase, RunPlan, StepRecord, StoreChanges};
 use types::link::learner::StepMetrics;
 use types::{
     BatchId, FinishReason, PolicyVersion, Rollout, RolloutId, RolloutParts, ScoredRollout, Scores, Span,
@@ -36,7 +36,11 @@ fn scored(fact: &Fact) -> Option<ScoredRollout> {
 }
 
 /// Commits facts one by one, as the server loop would, and returns the ids whose tokens must be there.
-fn record(journal: &mut Journal, run: &mut Durable, facts: &[(Timestamp, Fact)]) -> Vec<RolloutId> {
+pub(crate) fn record(
+    journal: &mut Journal,
+    run: &mut Durable,
+    facts: &[(Timestamp, Fact)],
+) -> Vec<RolloutId> {
     let mut kept = Vec::new();
     for (at, fact) in facts {
         let Applied { store: StoreChanges { keep, forget }, .. } = run.replay(*at, fact.clone());
@@ -53,7 +57,7 @@ fn record(journal: &mut Journal, run: &mut Durable, facts: &[(Timestamp, Fact)])
 }
 
 /// The first facts of a run; all of them where it has fewer.
-fn facts(most: usize) -> Vec<(Timestamp, Fact)> {
+pub(crate) fn facts(most: usize) -> Vec<(Timestamp, Fact)> {
     let mut world = World::new(plan(), 21);
     while world.journal.len() < most && world.state.phase() != Phase::Finished {
         world.step();
@@ -120,7 +124,7 @@ fn a_folder_that_cannot_be_used_is_named() {
 }
 
 /// A copy of a journal's folder, without the length that its store reserves.
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let (path, target) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
@@ -135,7 +139,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A file's bytes up to the last one that is not zero.
-fn used(path: &Path) -> Vec<u8> {
+pub(crate) fn used(path: &Path) -> Vec<u8> {
     let mut bytes = std::fs::read(path).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     bytes.truncate(end);
@@ -189,4 +193,118 @@ fn a_fact_that_would_not_be_read_back_is_not_written() {
     assert!(matches!(error, Error::Unreadable { .. }), "{error}");
     drop(journal);
     Journal::open(folder.path(), &plan()).unwrap();
+}
+
+/// Commits facts in one write; what follows a snapshot that is due is then decided by one.
+fn commit_at_once(journal: &mut Journal, run: &mut Durable, facts: Vec<(Timestamp, Fact)>) {
+    for (at, fact) in &facts {
+        let _ = run.replay(*at, fact.clone());
+    }
+    journal.commit(&Entries { facts, ..Entries::default() }, run).unwrap();
+}
+
+/// So many facts that change nothing.
+fn idle(at: Timestamp, facts: usize) -> Vec<(Timestamp, Fact)> {
+    vec![(at, Fact::Checkpointed(BatchId(0))); facts]
+}
+
+#[test]
+fn numbers_of_scorers_of_any_size_leave_a_run_that_is_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut facts = facts(9_000);
+    for (_, fact) in &mut facts {
+        if let Fact::Scored(summary) = fact {
+            let number = if summary.id.sibling % 2 == 0 { 1e300 } else { -f64::MAX };
+            summary.numbers = [("python".to_owned(), number), ("length".to_owned(), 1.0)].into();
+            summary.contributions = [("python".to_owned(), number), ("length".to_owned(), 1.0)].into();
+        }
+    }
+    facts.extend(idle(facts[facts.len() - 1].0, 4_100));
+    let (mut journal, mut state) = Journal::open(folder.path(), &plan()).unwrap();
+    commit_at_once(&mut journal, &mut state, facts);
+    drop(journal);
+    let (_, replayed) = Journal::open(folder.path(), &plan()).unwrap();
+    assert_eq!(replayed, state);
+    // What people are shown of it can be read by who shows it.
+    let shown: Vec<&StepRecord> = state.history().steps().collect();
+    assert!(shown.iter().any(|step| step.scorers.contains_key("python")));
+    let read: Vec<StepRecord> = serde_json::from_str(&serde_json::to_string(&shown).unwrap()).unwrap();
+    assert!(shown.iter().copied().eq(&read));
+}
+
+#[test]
+fn a_snapshot_that_would_not_be_read_back_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut facts = facts(9_000);
+    let trained = facts.iter().position(|(_, fact)| matches!(fact, Fact::Trained { .. })).unwrap();
+    facts.truncate(trained + 1);
+    let (at, last) = facts.pop().unwrap();
+    let (mut journal, mut run) = Journal::open(folder.path(), &plan()).unwrap();
+    commit_at_once(&mut journal, &mut run, facts);
+    // A state as a fault of ours could make it.
+    let mut wrong = run.clone();
+    let Fact::Trained { batch, weights, .. } = last else { unreachable!() };
+    let metrics = Box::new(StepMetrics { policy_loss: f64::NAN, ..StepMetrics::default() });
+    let _ = wrong.replay(at, Fact::Trained { batch, weights, metrics });
+    commit_at_once(&mut journal, &mut wrong, idle(at, 4_100));
+    for (at, fact) in idle(at, 4_100) {
+        let _ = run.replay(at, fact);
+    }
+    drop(journal);
+    let (_, replayed) = Journal::open(folder.path(), &plan()).unwrap();
+    assert_eq!(replayed, run, "the facts are what was written");
+}
+
+/// A journal as an older release has left it: a snapshot, then facts behind their checksums.
+fn journal_of(lines: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let database = fjall::Database::builder(folder.path()).worker_threads(1).open().unwrap();
+    let [head, facts] =
+        ["head", "facts"].map(|name| database.keyspace(name, fjall::KeyspaceCreateOptions::default).unwrap());
+    let (snapshot, lines) = lines.split_once('\n').unwrap();
+    head.insert("snapshot", snapshot).unwrap();
+    let end: serde_json::Value = serde_json::from_str(snapshot).unwrap();
+    for (sequence, line) in (end["end"].as_u64().unwrap()..).zip(lines.lines()) {
+        let (chain, fact) = line.split_at(32);
+        let chain = (0..16).map(|at| u8::from_str_radix(&chain[2 * at..2 * at + 2], 16).unwrap());
+        let entry: Vec<u8> = chain.chain(fact.bytes()).collect();
+        facts.insert(sequence.to_be_bytes(), entry).unwrap();
+    }
+    folder
+}
+
+/// What the release of 2026-11-30 has written, in the middle of a run and at its end. Another release adds
+/// its own beside them.
+const OF_FORMAT_5: [(&str, u64); 2] =
+    [(include_str!("../data/journal-5-facts.txt"), 4), (include_str!("../data/journal-5-snapshot.txt"), 6)];
+
+#[test]
+fn a_journal_of_the_release_before_is_read_and_goes_on() {
+    for (lines, trained) in OF_FORMAT_5 {
+        let folder = journal_of(lines);
+        let (mut journal, mut run) = Journal::open(folder.path(), &plan()).unwrap();
+        assert_eq!(run.batches().trained(), BatchId(trained));
+        assert!(run.history().steps().map(|step| step.batch.0).eq(1..=trained));
+        let at = Timestamp(journal.last_fact().0 + 60_000);
+        commit_at_once(&mut journal, &mut run, vec![(at, Fact::Started(Box::new(plan())))]);
+        commit_at_once(&mut journal, &mut run, idle(at, 4_100));
+        drop(journal);
+        let (_, replayed) = Journal::open(folder.path(), &plan()).unwrap();
+        assert_eq!(replayed, run);
+    }
+}
+
+#[test]
+fn a_journal_of_another_format_is_refused_by_name() {
+    let older = OF_FORMAT_5[0].0.replacen("\"format\":5", "\"format\":4", 1);
+    let error = Journal::open(journal_of(&older).path(), &plan()).unwrap_err();
+    assert!(matches!(error, Error::OtherFormat { format: 4, .. }), "{error}");
+    assert!(error.to_string().contains("has format 4, this release reads format 5"), "{error}");
+}
+
+#[test]
+fn fewer_batches_than_are_trained_are_refused() {
+    let folder = journal_of(OF_FORMAT_5[0].0);
+    let error = Journal::open(folder.path(), &RunPlan { batches: 1, ..plan() }).unwrap_err();
+    assert!(error.to_string().contains("batches is 1 now, but 4 are trained already"), "{error}");
 }

@@ -20,12 +20,14 @@ pub(crate) struct Observer {
     client: Option<ObserverClient<Channel>>,
     /// Why it would not say, where it would not.
     refusal: Option<String>,
+    /// It has answered the last question, whatever it said.
+    has_answered: bool,
 }
 
 impl Observer {
     /// Observes the coordinator at `host:port`; connects when first asked.
     pub(crate) fn new(address: String, security: Security) -> Self {
-        Self { address, security, client: None, refusal: None }
+        Self { address, security, client: None, refusal: None, has_answered: false }
     }
 
     /// How the run is doing; none while the coordinator does not answer.
@@ -42,16 +44,25 @@ impl Observer {
         self.refusal.as_deref()
     }
 
+    /// Whether the coordinator has answered the last question, be it with a refusal.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.has_answered
+    }
+
     async fn ask(&mut self) -> Option<Status> {
-        self.refusal = None;
+        (self.refusal, self.has_answered) = (None, false);
         if self.client.is_none() {
             let channel = service::grpc::connect(&self.address, "coordinator", &self.security).await.ok()?;
             self.client = Some(ObserverClient::new(channel));
         }
         match self.client.as_mut()?.status(pb::StatusRequest {}).await {
-            Ok(reply) => serde_json::from_str(&reply.into_inner().json).ok(),
+            Ok(reply) => {
+                self.has_answered = true;
+                serde_json::from_str(&reply.into_inner().json).ok()
+            }
             Err(status) => {
                 let refused = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
+                self.has_answered = refused;
                 self.refusal = refused.then(|| status.message().to_owned());
                 None
             }

@@ -8,3 +8,4 @@ pub(crate) mod stages;
 pub(crate) mod summary;
 mod supervisor;
 mod tokenizers;
+mod unit;

@@ -93,7 +93,7 @@ fn what_tokens_and_certificates_are_written_a_process_can_use() {
         let config = SecurityConfig {
             token_file: Some(folder.path().join("tokens").join(role)),
             certificates: Some(folder.path().join("certs")),
-            insecure: false,
+            ..SecurityConfig::default()
         };
         let security = Security::load(role, &config).unwrap();
         let own = security.token_of("actor").filter(|_| role == "actor");

@@ -22,8 +22,6 @@ use crate::security::{Peer, Security};
 
 /// The most connections of a port, where the descriptors suffice.
 const MOST_IN_ALL: usize = 16_384;
-/// The most from another machine: a whole node of processes, not a cluster.
-const MOST_PER_ADDRESS: usize = 1_024;
 /// Descriptors that are left for everything but connections: this many, or an eighth.
 const SPARED_DESCRIPTORS: usize = 64;
 /// What has not begun by then is no peer of ours.
@@ -53,13 +51,13 @@ pub(crate) enum Beginning {
 }
 
 impl ConnectionLimits {
-    /// As many as the process has descriptors for.
-    pub(crate) fn of_process() -> Self {
+    /// As many as the process has descriptors for, and from one other machine so many at most.
+    pub(crate) fn of_process(per_address: usize) -> Self {
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let spared = SPARED_DESCRIPTORS.max(descriptors / 8);
         let in_all = descriptors.saturating_sub(spared).clamp(1, MOST_IN_ALL);
-        Self { in_all, per_address: MOST_PER_ADDRESS.min(in_all), local: in_all, begin: BEGIN_TIMEOUT }
+        Self { in_all, per_address: per_address.min(in_all), local: in_all, begin: BEGIN_TIMEOUT }
     }
 }
 
@@ -326,7 +324,8 @@ mod tests {
     #[test]
     fn the_process_keeps_descriptors_for_its_files() {
         let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        let limits = ConnectionLimits::of_process();
+        let limits = ConnectionLimits::of_process(7);
+        assert_eq!((limits.per_address, limits.local), (7, limits.in_all));
         assert!(limits.in_all >= 1 && (limits.in_all as u64) < soft, "{limits:?}");
     }
 }

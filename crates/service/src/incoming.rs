@@ -44,7 +44,8 @@ pub struct Incoming {
 
 impl Incoming {
     pub(crate) fn new(listener: TcpListener, beginning: Beginning, security: &Security) -> Self {
-        Self::limited(listener, beginning, security, ConnectionLimits::of_process())
+        let limits = ConnectionLimits::of_process(security.connections_per_address());
+        Self::limited(listener, beginning, security, limits)
     }
 
     pub(crate) fn limited(

@@ -17,6 +17,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use crate::backoff::Backoff;
 use crate::coordinator_term::CoordinatorTerm;
 use crate::grpc::{Channel, connect};
+use crate::origin::Origin;
 use crate::security::Security;
 
 /// Reports that may wait for the stream.
@@ -175,6 +176,7 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
         // The channel is new and has room.
         let _ = reports.try_send(hello);
         let mut request = Request::new(ReceiverStream::new(outgoing));
+        Origin::write(request.metadata_mut());
         if let Some(term) = &self.term {
             term.write(request.metadata_mut());
         }

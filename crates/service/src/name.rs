@@ -9,13 +9,18 @@ const HOST_CHARS: usize = 40;
 /// A name that no other process has: the role, the host, the process, and something random, because
 /// containers can share both of the others. It is another one with each call.
 pub fn unique_name(role: &str) -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    let host: String = host.chars().take(HOST_CHARS).collect();
+    let host = host_name(HOST_CHARS);
     let process = std::process::id();
     // RandomState is seeded by the operating system; a name needs no better randomness.
     let random = RandomState::new().hash_one(process) & 0xffff;
     format!("{role}-{host}-{process}-{random:04x}")
+}
+
+/// The host's name in letters, digits and hyphens, at most so many.
+pub(crate) fn host_name(most: usize) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    host.chars().take(most).collect()
 }
 
 #[cfg(test)]

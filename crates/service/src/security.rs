@@ -39,7 +39,7 @@ use tokens::TokenFile;
 const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Who may speak to a process.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SecurityConfig {
     /// The run's secret, which all its roles share (`sluice token new FILE`), or a file with what one role
@@ -52,6 +52,16 @@ pub struct SecurityConfig {
     pub certificates: Option<PathBuf>,
     /// Listen on addresses that other machines reach although nobody is asked who they are.
     pub insecure: bool,
+    /// Connections that a port holds from one other machine. Those of a large node, or of everybody behind
+    /// one gateway (NAT), come from one address.
+    pub connections_per_address: usize,
+}
+
+impl Default for SecurityConfig {
+    fn default() -> Self {
+        // A whole node of processes, not a cluster.
+        Self { token_file: None, certificates: None, insecure: false, connections_per_address: 1_024 }
+    }
 }
 
 /// A port that a process listens on: the key that names it, and its address.
@@ -65,18 +75,22 @@ impl SecurityConfig {
 
     /// The doors that stand open to strangers, each as one sentence that names its key and what to do.
     pub fn problems(&self, doors: &[Door]) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.connections_per_address == 0 {
+            problems.push("security.connections_per_address must be at least 1".to_owned());
+        }
         if self.asks() || self.insecure {
-            return Vec::new();
+            return problems;
         }
         let open = doors.iter().filter(|(_, address)| !address.ip().to_canonical().is_loopback());
-        open.map(|(key, address)| {
+        problems.extend(open.map(|(key, address)| {
             format!(
                 "{key} is {address}, which other machines reach, and nobody who comes would be asked who they are: name \
                  the run's token file as token_file in [security] of the recipe or [service.security] of this process \
                  (`sluice token new FILE` writes one), or a folder of certificates as certificates (`sluice certs DIR`), or say insecure = true there, in a network that nobody else is in"
             )
-        })
-        .collect()
+        }));
+        problems
     }
 }
 
@@ -111,6 +125,11 @@ impl Peer {
 
     fn ip(self) -> Option<IpAddr> {
         self.address.map(|address| address.ip())
+    }
+
+    /// Where the connection comes from.
+    pub(crate) fn address(self) -> Option<SocketAddr> {
+        self.address
     }
 }
 
@@ -155,6 +174,7 @@ struct Inner {
     role: &'static str,
     tokens: Option<RwLock<TokenFile>>,
     certificates: Option<RwLock<CertificateFolder>>,
+    connections_per_address: usize,
     refusals: Mutex<RefusalLog>,
 }
 
@@ -173,17 +193,28 @@ impl Security {
         let tokens = config.token_file.as_ref().map(|path| TokenFile::read(path)).transpose()?;
         let certificates = config.certificates.as_ref();
         let certificates = certificates.map(|folder| CertificateFolder::read(folder, role)).transpose()?;
-        Ok(Self::of(role, tokens, certificates))
+        Ok(Self::of(role, tokens, certificates, config.connections_per_address))
     }
 
     /// Nobody is asked, and nothing is proved.
     pub fn open() -> Self {
-        Self::of("nobody", None, None)
+        Self::of("nobody", None, None, SecurityConfig::default().connections_per_address)
     }
 
-    fn of(role: &'static str, tokens: Option<TokenFile>, certificates: Option<CertificateFolder>) -> Self {
+    fn of(
+        role: &'static str,
+        tokens: Option<TokenFile>,
+        certificates: Option<CertificateFolder>,
+        connections_per_address: usize,
+    ) -> Self {
         let (tokens, certificates) = (tokens.map(RwLock::new), certificates.map(RwLock::new));
-        Self(Arc::new(Inner { role, tokens, certificates, refusals: Mutex::default() }))
+        let refusals = Mutex::default();
+        Self(Arc::new(Inner { role, tokens, certificates, connections_per_address, refusals }))
+    }
+
+    /// Connections that a port holds from one other machine.
+    pub(crate) fn connections_per_address(&self) -> usize {
+        self.0.connections_per_address
     }
 
     /// Whether those who come are asked who they are.

@@ -8,14 +8,17 @@ const MAX_TEXT_BYTES: usize = 8 << 10;
 const SCORERS_LIMIT: usize = 256;
 /// Longest name of a scorer, in bytes.
 const NAME_BYTES: usize = 128;
+/// Largest number of a scorer, and smallest one below zero: as large as a score may be. What is said of a run
+/// holds sums of them and of their squares, which have to be numbers too.
+const LARGEST_NUMBER: f64 = f32::MAX as f64;
 
 /// Each scorer's own number, and the texts that the scorers read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Remarks {
-    /// By scorer, its number as it was before weights and gates: finite.
+    /// By scorer, its number as it was before weights and gates: at most as large as an `f32` can be.
     pub numbers: BTreeMap<String, f64>,
-    /// By scorer, what it added to the score: its number, standardised, clipped and weighted; finite. Empty
-    /// where there is one scorer.
+    /// By scorer, what it added to the score: its number, standardised, clipped and weighted; as large
+    /// at most. Empty where there is one scorer.
     pub contributions: BTreeMap<String, f64>,
     /// The texts; absent where nobody had a tokenizer.
     pub texts: Option<Texts>,
@@ -51,13 +54,17 @@ impl Remarks {
         if self.numbers.len() > SCORERS_LIMIT {
             return Some(format!("has numbers of {} scorers, at most {SCORERS_LIMIT}", self.numbers.len()));
         }
-        let wrong = |(name, number): &(&String, &f64)| name.len() > NAME_BYTES || !number.is_finite();
+        let wrong = |(name, number): &(&String, &f64)| name.len() > NAME_BYTES || !is_sound(**number);
         let (name, number) = self.numbers.iter().chain(&self.contributions).find(wrong)?;
         let name: String = name.chars().take(NAME_BYTES).collect();
         Some(format!(
-            "scorer {name:?} says {number}, must be finite, and its name at most {NAME_BYTES} bytes"
+            "scorer {name:?} says {number:e}, must be from -3.4e38 to 3.4e38, and its name at most {NAME_BYTES} bytes"
         ))
     }
+}
+
+fn is_sound(number: f64) -> bool {
+    (-LARGEST_NUMBER..=LARGEST_NUMBER).contains(&number)
 }
 
 /// A text of at most [`MAX_TEXT_BYTES`]: its beginning and its end.
@@ -99,5 +106,12 @@ mod tests {
         assert!(added.problem().unwrap().contains("\"regex\" says inf"));
         assert!(remarks("regex", f64::NAN).problem().unwrap().contains("\"regex\" says NaN"));
         assert!(remarks(&"x".repeat(1000), 1.0).problem().is_some());
+        // Sums over many of them, and over their squares, have to be numbers too.
+        let largest = f64::from(f32::MAX);
+        assert_eq!(remarks("regex", -largest).problem(), None);
+        for number in [1e39, -1e200, f64::MAX] {
+            let problem = remarks("regex", number).problem().unwrap();
+            assert!(problem.contains("\"regex\" says") && problem.contains("3.4e38"), "{problem}");
+        }
     }
 }

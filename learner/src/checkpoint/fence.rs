@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use types::{Incarnation, LearnerTerm};
+use types::{Incarnation, LearnerTerm, Timestamp};
 
 use super::Error;
 use crate::disk::{self, FileError};
@@ -20,13 +20,22 @@ const FILE_NAME: &str = "writer.json";
 pub struct Writer {
     /// The how manieth it is, by the coordinator's count.
     pub term: LearnerTerm,
-    /// When it was started: a run that begins anew in this folder counts terms from 1 again.
+    /// When it was started, by its own clock.
     pub incarnation: Incarnation,
+    /// When its run was begun, by the coordinator's clock: a run that begins anew in this folder counts terms
+    /// from 1 again. 0 where an older release does not say.
+    #[serde(default)]
+    pub run_began: Timestamp,
 }
 
 impl Writer {
+    /// Within a run the term alone decides: clocks of two machines may differ. Of two runs nothing is known
+    /// but clocks, and only where all of them agree is the other one of the past.
     fn is_newer_than(self, other: Self) -> bool {
-        self.term > other.term && self.incarnation > other.incarnation
+        if self.run_began == other.run_began {
+            return self.term > other.term;
+        }
+        self.run_began > other.run_began && self.incarnation > other.incarnation
     }
 }
 
@@ -42,7 +51,7 @@ pub(super) fn claim(folder: &Path, writer: Writer) -> Result<(), Error> {
     }
     std::fs::create_dir_all(folder).map_err(FileError::on("create", folder))?;
     let (path, new) = (path(folder), folder.join(format!(".{FILE_NAME}.new")));
-    let text = serde_json::to_vec(&writer).expect("two numbers are JSON");
+    let text = serde_json::to_vec(&writer).expect("some numbers are JSON");
     disk::write_flushed(&new, &text)?;
     std::fs::rename(&new, &path).map_err(FileError::on("rename to", &path))?;
     disk::sync_folder(folder)?;
@@ -77,8 +86,10 @@ fn superseded(folder: &Path, ours: Writer, theirs: Writer) -> Error {
 mod tests {
     use super::*;
 
+    /// A learner of a run that began at 50.
     fn writer(term: u64, incarnation: u64) -> Writer {
-        Writer { term: LearnerTerm(term), incarnation: Incarnation(incarnation) }
+        let run_began = Timestamp(50);
+        Writer { term: LearnerTerm(term), incarnation: Incarnation(incarnation), run_began }
     }
 
     #[test]
@@ -102,9 +113,33 @@ mod tests {
     #[test]
     fn a_run_that_begins_anew_in_the_folder_is_not_of_the_past() {
         let folder = tempfile::tempdir().unwrap();
-        claim(folder.path(), writer(7, 100)).unwrap();
-        claim(folder.path(), writer(1, 200)).unwrap();
-        check(folder.path(), writer(1, 200)).unwrap();
+        let (first, anew) = (writer(7, 100), Writer { run_began: Timestamp(150), ..writer(1, 200) });
+        claim(folder.path(), first).unwrap();
+        claim(folder.path(), anew).unwrap();
+        check(folder.path(), anew).unwrap();
+        assert!(claim(folder.path(), first).is_err(), "the run of the past is over");
+        // The coordinator has moved to a machine whose clock is behind.
+        let behind = Writer { run_began: Timestamp(120), ..writer(1, 300) };
+        claim(folder.path(), behind).unwrap();
+    }
+
+    #[test]
+    fn a_learner_whose_clock_is_behind_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = (writer(1, 200), writer(2, 100));
+        claim(folder.path(), first).unwrap();
+        claim(folder.path(), second).unwrap();
+        let said = claim(folder.path(), first).unwrap_err().to_string();
+        assert!(said.contains("learner t1") && said.contains("learner t2"), "{said}");
+        check(folder.path(), second).unwrap();
+    }
+
+    #[test]
+    fn what_an_older_release_has_left_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE_NAME), r#"{"term":3,"incarnation":100}"#).unwrap();
+        assert_eq!(read(folder.path()), Some(Writer { run_began: Timestamp(0), ..writer(3, 100) }));
+        claim(folder.path(), writer(4, 90)).unwrap();
     }
 
     #[test]

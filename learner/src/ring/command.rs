@@ -102,7 +102,11 @@ mod tests {
             run: "r".parse().unwrap(),
             sampling: SamplingParams { temperature: 0.7, ..SamplingParams::default() }.try_into().unwrap(),
             last_batch: BatchId(9),
-            writer: Writer { term: types::LearnerTerm(3), incarnation: types::Incarnation(7) },
+            writer: Writer {
+                term: types::LearnerTerm(3),
+                incarnation: types::Incarnation(7),
+                run_began: types::Timestamp(5),
+            },
         };
         let bytes = encode(Some(&RankCommand::Begin(terms.clone()))).unwrap();
         let Some(RankCommand::Begin(found)) = decode(&bytes).unwrap() else {

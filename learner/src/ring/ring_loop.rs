@@ -172,7 +172,7 @@ impl RingLoop {
 
     async fn command(&mut self, command: LearnerCommand) -> anyhow::Result<ControlFlow<()>> {
         match command {
-            LearnerCommand::Welcome { run, last_batch, sampling, term } => {
+            LearnerCommand::Welcome { run, last_batch, sampling, term, run_began } => {
                 tracing::info!(
                     %run,
                     %term,
@@ -182,7 +182,7 @@ impl RingLoop {
                 );
                 self.context.readiness.set(true);
                 self.run = Some(run.clone());
-                let writer = Writer { term, incarnation: self.incarnation };
+                let writer = Writer { term, incarnation: self.incarnation, run_began };
                 self.rank.command(RankCommand::Begin(RunTerms { run, sampling, last_batch, writer }))?;
             }
             LearnerCommand::Batch(batch) => self.train(batch)?,

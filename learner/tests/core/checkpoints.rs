@@ -8,7 +8,7 @@ use learner::{
 };
 use model::Architecture;
 use proptest::prelude::*;
-use types::{BatchId, Incarnation, LearnerTerm, RunId};
+use types::{BatchId, Incarnation, LearnerTerm, RunId, Timestamp};
 
 use crate::support::{Models, config, difference, flat};
 
@@ -183,7 +183,7 @@ fn an_unfinished_or_failed_checkpoint_is_none() {
 }
 
 fn writer(term: u64, incarnation: u64) -> Writer {
-    Writer { term: LearnerTerm(term), incarnation: Incarnation(incarnation) }
+    Writer { term: LearnerTerm(term), incarnation: Incarnation(incarnation), run_began: Timestamp(50) }
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn a_learner_that_wakes_after_another_took_its_place_writes_nothing() {
     assert_eq!(new.newest().unwrap().unwrap().1, BatchId(1));
     // A run that begins anew in the folder is not of the past, though it counts from 1 again.
     let mut anew = Checkpoints::new(&folder, 2);
-    anew.claim(writer(1, 300), true).unwrap();
+    anew.claim(Writer { run_began: Timestamp(250), ..writer(1, 300) }, true).unwrap();
     anew.save(&trainer, &run(), BatchId(1)).unwrap();
 }
 

@@ -114,6 +114,7 @@ impl Conversation {
             last_batch: BatchId(9),
             sampling: Sampling::default(),
             term: types::LearnerTerm(1),
+            run_began: types::Timestamp(1),
         })
         .await;
     }

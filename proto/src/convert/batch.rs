@@ -2,7 +2,7 @@
 
 use prost::Message;
 use types::link::learner::LearnerCommand;
-use types::{Batch, BatchId, BroadcastGroupId, LearnerTerm, PolicyVersion, RunId, Sample};
+use types::{Batch, BatchId, BroadcastGroupId, LearnerTerm, PolicyVersion, RunId, Sample, Timestamp};
 
 use super::learner::single_command;
 use crate::error::required;
@@ -76,6 +76,7 @@ impl LearnerCommands {
                 last_batch: BatchId(welcome.last_batch),
                 sampling: required("learner_welcome.sampling", welcome.sampling)?.try_into()?,
                 term: LearnerTerm(welcome.term),
+                run_began: Timestamp(welcome.run_began_ms),
             },
             (Command::JoinBroadcastGroup(group), None) => {
                 LearnerCommand::JoinBroadcastGroup(group.try_into()?)

@@ -213,12 +213,15 @@ pub(crate) fn single_command(command: LearnerCommand) -> Result<pb::LearnerComma
     use pb::learner_command::Command;
     let command = match command {
         LearnerCommand::Batch(batch) => return Err(batch),
-        LearnerCommand::Welcome { run, last_batch, sampling, term } => Command::Welcome(pb::LearnerWelcome {
-            run: run.into(),
-            last_batch: last_batch.0,
-            sampling: Some(sampling.into()),
-            term: term.0,
-        }),
+        LearnerCommand::Welcome { run, last_batch, sampling, term, run_began } => {
+            Command::Welcome(pb::LearnerWelcome {
+                run: run.into(),
+                last_batch: last_batch.0,
+                sampling: Some(sampling.into()),
+                term: term.0,
+                run_began_ms: run_began.0,
+            })
+        }
         LearnerCommand::JoinBroadcastGroup(group) => Command::JoinBroadcastGroup(group.into()),
         LearnerCommand::Publish { group, version } => {
             Command::Publish(pb::Publish { group: group.0, version: version.0 })

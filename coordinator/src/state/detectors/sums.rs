@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::state::fact::ScoreSummary;
-use crate::state::moments::Moments;
+use crate::state::moments::{Moments, bounded};
 
 /// A score that takes at most so many values tells right from wrong, or sorts into a few classes; one that
 /// takes more is graded.
@@ -167,7 +167,8 @@ fn scorers(group: &[ScoreSummary]) -> BTreeMap<String, ScorerSums> {
     let mean = Moments::of(group.iter().map(score)).mean;
     let mut scorers = BTreeMap::new();
     for name in names.into_iter().take(SCORERS_LIMIT) {
-        let added_by = |summary: &ScoreSummary| summary.contributions.get(name).copied().unwrap_or(0.0);
+        let added_by =
+            |summary: &ScoreSummary| bounded(summary.contributions.get(name).copied().unwrap_or(0.0));
         let added: Vec<f64> = group.iter().map(added_by).collect();
         let moments = Moments::of(added.iter().copied());
         let products =

@@ -108,8 +108,9 @@ impl World {
                 return;
             }
         }
-        if self.now.since(self.coordinator.turned_at) > AWAY_LIMIT {
-            self.apply(Event::WasAway);
+        let away = self.now.since(self.coordinator.turned_at);
+        if away > AWAY_LIMIT {
+            self.apply(Event::WasAway(away));
         }
         self.coordinator.turned_at = self.now;
         for _ in 0..self.rng.random_range(0..6) {

@@ -23,7 +23,7 @@ impl Identity {
     /// When the file cannot be used.
     pub(crate) fn security(&self, role: &'static str) -> anyhow::Result<Security> {
         let Self { token_file, certificates } = self.clone();
-        load(role, &SecurityConfig { token_file, certificates, insecure: false })
+        load(role, &SecurityConfig { token_file, certificates, ..SecurityConfig::default() })
     }
 }
 

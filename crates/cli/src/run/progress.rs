@@ -1,8 +1,8 @@
 //! What a person sees while the ring runs: a bar on a terminal, lines elsewhere.
 //!
 //! Without a terminal there is a line for a twentieth of the batches, and one every
-//! [`Heartbeat::INTERVAL`] whatever happens, which says what the run waits for. The first failure of each kind is said when it
-//! happens, and so is every evaluation on held-out prompts.
+//! [`Heartbeat::INTERVAL`] whatever happens, which says what the run waits for. The first failure of each
+//! kind is said when it happens, and so is every evaluation on held-out prompts.
 
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
@@ -25,6 +25,8 @@ use crate::say::say;
 
 /// Lines that a run prints where there is no terminal, beside those of [`Heartbeat::INTERVAL`].
 const LINE_COUNT: u64 = 20;
+/// What is said while nothing is known.
+const NO_ANSWER: &str = "the coordinator does not answer";
 /// How often the bar is drawn.
 const DRAW_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -92,9 +94,10 @@ impl RingProgress {
     /// Shows how things are; none while the coordinator does not answer.
     pub(crate) fn show(&mut self, status: Option<Status>) {
         let Some(status) = status else {
+            self.bar.set_message(NO_ANSWER);
             if self.is_line_due() {
                 self.shown_at = Instant::now();
-                say("the coordinator does not answer");
+                say(NO_ANSWER);
             }
             return;
         };
@@ -220,6 +223,7 @@ mod tests {
             // Also while nobody answers.
             progress.show(None);
             assert!(!progress.is_line_due());
+            assert_eq!(progress.bar.message(), NO_ANSWER, "a terminal says it too");
         }
         assert!(Heartbeat::INTERVAL <= Duration::from_secs(30));
     }

@@ -13,8 +13,9 @@ use types::Timestamp;
 
 use super::process::Program;
 use super::progress::RingProgress;
-use super::supervisor::{Addresses, RingEnd, Supervisor, Unit};
+use super::supervisor::{Addresses, RingEnd, Supervisor};
 use super::tokenizers;
+use super::unit::Unit;
 use crate::commands::identity;
 use crate::observer_client::Observer;
 use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig, holds_training};
@@ -83,9 +84,9 @@ async fn watch(
                             supervisor.batch_trained();
                         }
                         trained = trained.max(status.trained);
-                        supervisor.replace_lost(&lost_members(status));
+                        supervisor.connected(&connected_members(status));
                     }
-                    None => supervisor.forget_lost(),
+                    None => supervisor.status_is_unknown(observer.has_answered()),
                 }
                 progress.show(status);
             }
@@ -103,12 +104,12 @@ async fn watch(
     Ok(ended)
 }
 
-/// Who the coordinator waits to hear of, under the names of their [`Unit`]s.
-fn lost_members(status: &Status) -> Vec<&str> {
+/// Who is connected to the coordinator, under the names of their [`Unit`]s.
+fn connected_members(status: &Status) -> Vec<&str> {
     let actors = status.actors.iter().map(|actor| (actor.member.as_str(), actor.connected));
     let servers = status.reward_servers.iter().map(|server| (server.member.as_str(), server.connected));
     let learner = status.learner.iter().map(|learner| (Role::Learner.name(), learner.connected));
-    actors.chain(servers).chain(learner).filter(|(_, connected)| !connected).map(|(name, _)| name).collect()
+    actors.chain(servers).chain(learner).filter(|(_, connected)| *connected).map(|(name, _)| name).collect()
 }
 
 /// The ring of a recipe on its way to processes of this machine.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::link::actor::BroadcastGroup;
 use crate::{
     Batch, BatchId, BroadcastGroupId, Incarnation, LearnerTerm, Manifest, MemberId, PolicyVersion, RunId,
-    Sampling,
+    Sampling, Timestamp,
 };
 
 /// The learner introduces itself: the first message on every stream.
@@ -256,6 +256,9 @@ pub enum LearnerCommand {
         sampling: Sampling,
         /// Grows with each learner process that the run has had: what an older one wrote is of the past.
         term: LearnerTerm,
+        /// When the run was begun, by the coordinator's clock; 0 where nobody knows. A run that begins anew
+        /// counts its terms anew.
+        run_began: Timestamp,
     },
     /// Train this next. Batches come in order without gaps.
     Batch(Batch),
