@@ -145,16 +145,6 @@ fn an_object_of_the_response_is_unequal_to_everything_and_one_of_the_tests_is_un
     let from_response =
         check(&grader, "def check(c):\n    assert c(1) == 1\n", "def f(x):\n    return object()\n");
     assert_eq!(from_response.verdict, Verdict::WrongAnswer, "{}", from_response.detail);
-    let sums = "def check(c):\n    assert c(1) + 1\n";
-    let not_served = check(&grader, sums, "def f(x):\n    return object()\n");
-    assert_eq!(not_served.verdict, Verdict::Unsupported, "{}", not_served.detail);
-    assert!(not_served.detail.contains("__add__ of a value of type object"), "{}", not_served.detail);
-    let both = "def check(c):\n    assert c(1) + 1\n    assert c(2) == 3\n";
-    assert_eq!(
-        check(&grader, both, "def f(x):\n    return object()\n").verdict,
-        Verdict::WrongAnswer,
-        "one test has judged it"
-    );
     for value in ["object()", "[lambda: 1]", "check"] {
         let from_tests =
             check(&grader, &format!("def check(c):\n    assert c({value})\n"), "def f(x):\n    return 1\n");
@@ -167,6 +157,194 @@ fn an_object_of_the_response_is_unequal_to_everything_and_one_of_the_tests_is_un
         "def f(x):\n    return 1\n",
     );
     assert_eq!(swallowed.verdict, Verdict::Unsupported);
+}
+
+/// What a response may return to be asked instead of judged.
+const OBJECTS: &[&str] = &["object()", "sum", "Yes", "Yes()", "(Yes() for _ in 'ab')", "later()"];
+
+/// What tests do with what should be a number, a list or a text.
+const USES: &[&str] = &[
+    "assert abs(c(1) - 1.5) < 1e-6",
+    "assert abs(1.5 - c(1)) < 1e-6",
+    "assert c(1) < 2",
+    "assert 2 > c(1)",
+    "assert math.isclose(c(1), 1.5)",
+    "assert float(c(1)) == 1.5",
+    "assert int(c(1)) == 15",
+    "assert [10, 20, 30][c(1)] == 30",
+    "assert round(c(1), 2) == 1.25",
+    "assert -c(1) == 2",
+    "assert c(1) + 1 == 2",
+    "assert 1 + c(1) == 2",
+    "assert sum(c(1)) == 2",
+    "assert sum([c(1), c(2)]) == 3",
+    "assert c(1) % 2 == 0",
+    "assert c(1) | {1} == {1}",
+    "assert divmod(c(1), 2) == (1, 1)",
+    "assert pow(c(1), 2, 5) == 3",
+    "assert sorted([c(1), 2]) == [1, 2]",
+    "assert max(c(1), 2) == 2",
+    "assert 7 in c(1)",
+    "assert '7' in c(1)",
+    "assert f'{c(1):.2f}' == '1.50'",
+    "assert copy.deepcopy(c(1)) == [1]",
+    "assert c(1)[0] == c(1)[-1] == 5",
+    "with c(1) as opened:\n        assert opened == 5",
+    "with c(1) as opened:\n        raise AssertionError('expected 5')",
+    "assert asyncio.run(c(1)) == 5",
+    "assert pickle.loads(pickle.dumps(c(1))) == 5",
+    "assert list(reversed(c(1))) == [2, 1]",
+    "assert isinstance(5, c(1)) or issubclass(int, c(2))",
+];
+
+#[test]
+fn no_object_of_its_own_takes_a_response_out_of_judgement() {
+    let everything = "\
+import asyncio, math
+class Meta(type):
+    def __instancecheck__(cls, value): return True
+    def __subclasscheck__(cls, value): return True
+class Yes(metaclass=Meta):
+    pass
+def yes(self, *_): return True
+def own(self, *_): return self
+for name in 'lt le gt ge eq contains exit bool'.split():
+    setattr(Yes, f'__{name}__', yes)
+for name in ('add radd sub rsub mul rmul mod rmod pow rpow or ror divmod rdivmod neg pos abs round enter copy deepcopy '
+             'getitem await').split():
+    setattr(Yes, f'__{name}__', own)
+Yes.__hash__ = lambda self: 0
+Yes.__float__ = lambda self: 0.5
+Yes.__int__ = Yes.__index__ = Yes.__len__ = lambda self: 1
+Yes.__format__ = lambda self, form: ''
+Yes.__iter__ = Yes.__reversed__ = lambda self: iter([self, self])
+async def later(): return Yes()
+";
+    let imports = "import asyncio, copy, math, pickle\n";
+    let graders = [Tier::A, Tier::B].map(arena::grader);
+    for (row, object) in OBJECTS.iter().enumerate() {
+        let response = format!("{everything}def f(x):\n    return {object}\n");
+        // Each for itself, because a verdict that judges hides one that does not; the tiers take turns.
+        for (column, test) in USES.iter().enumerate() {
+            let test = format!("{imports}def check(c):\n    {test}\n");
+            let grade = check(&graders[(row + column) % 2], &test, &response);
+            assert!(
+                matches!(grade.verdict, Verdict::WrongAnswer | Verdict::RuntimeError),
+                "{object} in {test}: {} ({})",
+                grade.verdict,
+                grade.detail
+            );
+        }
+    }
+}
+
+#[test]
+fn what_objects_of_the_response_do_with_each_other_is_asked_of_them() {
+    let response = "\
+import asyncio, contextlib, functools
+@functools.total_ordering
+class Money:
+    def __init__(self, cents): self.cents = cents
+    def __eq__(self, other): return self.cents == other.cents
+    def __lt__(self, other): return self.cents < other.cents
+    def __add__(self, other): return Money(self.cents + other.cents)
+    def __mul__(self, times): return Money(self.cents * times)
+    __rmul__ = __mul__
+    def __abs__(self): return Money(abs(self.cents))
+    def __float__(self): return self.cents / 100
+    def __index__(self): return self.cents
+    def __round__(self, digits=0): return round(self.cents / 100, digits)
+    def __format__(self, form): return format(self.cents / 100, form)
+    def __contains__(self, coin): return coin <= self.cents
+    def __iadd__(self, cents):
+        self.cents += cents
+        return self
+class Bag:
+    def __init__(self, items): self.items = items
+    def __contains__(self, item): return item in self.items
+    def __iter__(self): return iter(self.items)
+    def __delitem__(self, key): del self.items[key]
+    def __reversed__(self): return reversed(self.items)
+    def __len__(self): return len(self.items)
+async def later(n):
+    await asyncio.sleep(0)
+    if n < 0: raise ValueError('negative')
+    return n + 1
+log = []
+@contextlib.contextmanager
+def logged(kind):
+    log.append('in')
+    try:
+        yield log
+    except kind:
+        log.append('caught')
+    finally:
+        log.append('out')
+def counter():
+    total = 0
+    while True:
+        total += (yield total) or 1
+def f(which, *rest):
+    return {'money': lambda: Money(*rest), 'bag': lambda: Bag(*rest), 'later': lambda: later(*rest),
+            'logged': lambda: logged(*rest), 'counter': counter, 'log': lambda: log, 'numbers': lambda: iter([1, 2, 3, 4, 5, 6]),
+            'sum': lambda: sum(rest[0])}[which]()
+";
+    let right = [
+        "assert c('money', 5) == c('money', 5) and c('money', 5) != c('money', 6)",
+        "assert [c('money', 5)] == [c('money', 5)] and c('money', 5) in [c('money', 4), c('money', 5)]",
+        "assert c('money', 5) < c('money', 6) and max(c('money', 5), c('money', 6)).cents == 6",
+        "assert (c('money', 5) + c('money', 6)).cents == 11 and abs(c('money', -5)).cents == 5",
+        "assert math.isclose(c('money', 150), 1.5) and round(c('money', 150), 1) == 1.5 and [7, 8][c('money', 1)] == 8",
+        "assert f\"{c('money', 150):.2f}\" == '1.50' and copy.deepcopy(c('money', 3)).cents == 3",
+        "bag = c('bag', [1, 2, 3])\n    assert 2 in bag and 5 not in bag\n    del bag[0]\n    assert list(reversed(bag)) == [3, 2]",
+        "assert asyncio.run(c('later', 3)) == 4",
+        "async def both():\n        return await asyncio.gather(c('later', 3), c('later', 4)), await c('later', 5)\n    \
+         assert asyncio.run(both()) == ([4, 5], 6)",
+        "try:\n        asyncio.run(c('later', -1))\n    except ValueError as error:\n        assert str(error) == 'negative'\n    \
+         else:\n        assert False",
+        "with c('logged', KeyError) as log:\n        raise KeyError('k')\n    assert c('log') == ['in', 'caught', 'out']",
+        "with c('logged', KeyError) as log:\n        assert log == ['in']\n    assert c('log') == ['in', 'out']",
+        "steps = c('counter')\n    assert next(steps) == 0 and steps.send(5) == 5 and next(steps) == 6 and steps.send(2) == 8\n    \
+         steps.close()\n    assert list(steps) == []",
+        "numbers = c('numbers')\n    assert [next(numbers), next(numbers)] == [1, 2] and c('sum', numbers) == 18 and list(numbers) == []",
+        // Made by the tests themselves: what is tested is what its class does, with every operand.
+        "price = Money(5)\n    price += 2\n    assert (price * 3).cents == (3 * price).cents == 21 and 7 in price and 8 not in price",
+    ];
+    let wrong = [
+        "assert c('money', 5) == c('money', 6)",
+        "assert 2 in c('bag', [1, 3])",
+        "assert asyncio.run(c('later', 3)) == 5",
+        "with c('logged', KeyError) as log:\n        assert log == []",
+        "with c('logged', Exception) as log:\n        log[5]",
+        "price = Money(5)\n    assert (price * 3).cents == 16",
+    ];
+    let imports = "import asyncio, copy, math\n";
+    for tier in [Tier::A, Tier::B] {
+        let grader = arena::grader(tier);
+        for test in right {
+            accepted(&grader, &format!("{imports}def check(c):\n    {test}\n"), response);
+        }
+        for test in wrong {
+            let grade = check(&grader, &format!("{imports}def check(c):\n    {test}\n"), response);
+            assert!(
+                matches!(grade.verdict, Verdict::WrongAnswer | Verdict::RuntimeError),
+                "{test}: {} ({})",
+                grade.verdict,
+                grade.detail
+            );
+        }
+    }
+    // Whom an event loop of the tests would have to interleave is for the tests to say, not for the response.
+    for test in
+        ["async for n in c('later', 1):\n            pass", "await asyncio.wait_for(c('later', 1), 1)"]
+    {
+        let test =
+            format!("{imports}def check(c):\n    async def run():\n        {test}\n    asyncio.run(run())\n");
+        for response in [response, "def f(*_):\n    return object()\n"] {
+            let grade = check(&arena::grader(Tier::A), &test, response);
+            assert_eq!(grade.verdict, Verdict::Unsupported, "{test}: {}", grade.detail);
+        }
+    }
 }
 
 #[test]
@@ -279,19 +457,13 @@ def f(which):
         "type(c('bag')).__name__ == 'Bag' and isinstance(c('class')(), c('class')) and not isinstance(1, c('class'))",
         "c('default')['new'] == [] and c('default') == {'a': [1]}",
         "c('bare') != c('bare') and c('function') == c('function')",
+        "c('point') == c('point') and asyncio.run(c('later')) == 3",
     ];
-    // What cannot be asked is no wrong answer.
-    let unserved = ["c('point') == c('point')", "asyncio.run(c('later')) == 3"];
     let imports = "import asyncio, inspect, types\nfrom collections.abc import Iterable, Sized\n";
     for tier in [Tier::A, Tier::B] {
         let grader = arena::grader(tier);
         for assertion in right {
             accepted(&grader, &format!("{imports}def check(c):\n    assert {assertion}\n"), response);
-        }
-        for assertion in unserved {
-            let grade =
-                check(&grader, &format!("{imports}def check(c):\n    assert {assertion}\n"), response);
-            assert_eq!(grade.verdict, Verdict::Unsupported, "{assertion}: {}", grade.detail);
         }
         let catches = "def check(c):\n    try:\n        c('refuse')\n    except Refused:\n        pass\n";
         let grade = check(&grader, catches, response);

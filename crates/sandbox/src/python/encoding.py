@@ -323,6 +323,9 @@ def unpack(packed):
         return bytearray(content)
     if tag == "handle":
         return objects[content]
+    if tag == "rest":
+        items, number = content
+        return (item for part in (map(unpack, items), objects[number]) for item in part)
     if tag == "object":
         return Graph.received[content]
     if tag == "graph":
@@ -337,6 +340,9 @@ def unpack(packed):
         return iter(list(map(unpack, content)))
     if tag == "type":
         return getattr(builtins, content)
+    if tag == "error":
+        name, arguments = content
+        return getattr(builtins, name)(*map(unpack, arguments))
     if tag == "Ellipsis":
         return ...
     if tag == "dict_keys":

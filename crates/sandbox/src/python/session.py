@@ -43,8 +43,10 @@ class Session:
         self.calls = 0
         self.ended = None
         self.raised = None
-        # What the tests wanted of an object of the response and could not have.
+        # What the tests wanted of the response and could not have.
         self.unserved = None
+        # Names of classes of the response, and handles of those that were looked up: what the tests make of them is theirs.
+        self.class_names, self.class_handles = (), set()
         # Whether a report is being written, for which nobody is asked.
         self.describing = False
         self.last = ""
@@ -177,8 +179,16 @@ class Session:
             value = objects.adopt(value)
         elif objects is not None:
             remote.Link.copies.extend(objects.copies())
+        classes = self.class_names if operation == "call" else self.class_handles
+        if classes and target in classes and issubclass(type(value), remote.Remote):
+            object.__setattr__(value, "_is_made", True)
         self.last = (name, arguments, value)
         return value
+
+    def expect(self, classes, is_driven):
+        """What the tests' own text says: names of the response's classes, and whether they drive its iterators."""
+        self.class_names = frozenset(classes)
+        remote.Link.most_items = 1 if is_driven else remote.MOST_ITEMS
 
     def know_classes(self, names, module):
         """Lets objects of the problem's own classes cross."""
@@ -192,6 +202,8 @@ class Session:
         message = self.ask("name", name, False, (), NEVER)
         if "value" in message:
             names[name] = message["value"]
+            if name in self.class_names and issubclass(type(names[name]), remote.Remote):
+                self.class_handles.add(names[name]._handle)
         elif "error" not in message:
             self.broken("no answer about a name")
 

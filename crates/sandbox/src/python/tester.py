@@ -118,11 +118,14 @@ def namespace(name):
 
 def run_check(job, compiled, session, tally):
     """HumanEval: `check(candidate)`, with the prompt's own definitions in reach."""
-    prompt, tests, tally.total, needs, refusal = compiled
+    prompt, tests, tally.total, needs, classes, is_driven, refusal = compiled
     if refusal:
         refuse(session, refusal)
     names = namespace("tests")
     exec(prompt, names)
+    if type(names.get(job["entry_point"])) is type:
+        classes = [*classes, job["entry_point"]]
+    session.expect(classes, is_driven)
     session.know_classes(names, "tests")
     proxy = session.proxy(job["entry_point"])
     names[job["entry_point"]] = proxy
@@ -163,12 +166,13 @@ def bind(session, names, needs):
 
 def run_asserts(job, compiled, session, tally):
     """MBPP: assertions that call the entry point by its name."""
-    codes, modules, points, tests, assertions, refusal = compiled
+    codes, modules, points, tests, assertions, classes, is_driven, refusal = compiled
     if refusal:
         refuse(session, refusal)
     tally.total = assertions or len(tests)
     if not points:
         session.fail("unsupported", "the tests call no function of the response")
+    session.expect(classes, is_driven)
     names = namespace("tests")
     prelude, setup = codes
     exec(prelude, names)

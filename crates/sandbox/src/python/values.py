@@ -285,7 +285,8 @@ def pack(value, depth=0):
     if kind in (dict, Counter, OrderedDict, defaultdict):
         return ("dict" if kind is defaultdict else kind.__name__, packed(value.items()))
     if issubclass(kind, remote.Remote):
-        return ("handle", remote.handle_of(value))
+        unread = value.unread() if kind is remote.RemoteIterator else ()
+        return ("rest", (packed(unread), value._handle)) if unread else ("handle", value._handle)
     if kind is range:
         return ("range", (value.start, value.stop, value.step))
     if kind is slice:
@@ -312,6 +313,8 @@ def pack(value, depth=0):
         return ("Ellipsis", None)
     if kind is type and BUILTIN_TYPES.get(value.__name__) is value:
         return ("type", value.__name__)
+    if issubclass(kind, BaseException) and BUILTIN_TYPES.get(kind.__name__) is kind:
+        return ("error", (kind.__name__, packed(value.args)))
     if isinstance(value, tuple) and kind.__bases__ == (tuple,) and hasattr(kind, "_fields"):
         return ("namedtuple", (kind.__name__, kind._fields, packed(value)))
     text = text_of(value, kind)
