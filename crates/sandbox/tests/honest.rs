@@ -465,10 +465,68 @@ def f(which):
         for assertion in right {
             accepted(&grader, &format!("{imports}def check(c):\n    assert {assertion}\n"), response);
         }
-        let catches = "def check(c):\n    try:\n        c('refuse')\n    except Refused:\n        pass\n";
-        let grade = check(&grader, catches, response);
-        assert_eq!(grade.verdict, Verdict::Unsupported, "{}", grade.detail);
-        assert!(grade.detail.contains("a class of the response"), "{}", grade.detail);
+        let catches = "def check(c):\n    try:\n        c('refuse')\n    except Refused:\n        pass\n    else:\n        assert False\n";
+        accepted(&grader, catches, response);
+    }
+}
+
+#[test]
+fn exceptions_of_the_responses_own_classes_are_caught_by_them() {
+    let response = "\
+class Refused(ValueError):
+    def __init__(self, code, why):
+        super().__init__(code)
+        self.code, self.why = code, [why]
+    def __str__(self): return f'refused {self.code}'
+class Worse(Refused): pass
+class Other(Exception):
+    limit = 3
+def f(which):
+    if which == 'refused': raise Refused(7, 'no')
+    if which == 'worse': raise Worse(8, 'never')
+    if which == 'other': raise Other('x')
+    if which == 'key': raise KeyError('k')
+    return [Refused, Refused(9, 'value')]
+";
+    let catching = |call: &str, kind: &str, then: &str| {
+        format!(
+            "def check(c):\n    try:\n        {call}\n    except {kind} as error:\n        assert {then}\n    else:\n        assert False\n"
+        )
+    };
+    let right = [
+        catching("c('refused')", "Refused", "error.code == 7 and error.why == ['no'] and str(error) == 'refused 7'"),
+        catching("c('worse')", "Refused", "type(error).__name__ == 'Worse' or error.args == (8,)"),
+        catching("c('worse')", "ValueError", "isinstance(error, (Worse, Refused)) and error.code == 8"),
+        catching("c('other')", "(Refused, Other)", "isinstance(error, Other) and not isinstance(error, Refused)"),
+        catching("c('key')", "KeyError", "not isinstance(error, Other) and issubclass(Worse, Worse) and Other.limit == 3"),
+        "import unittest\ndef check(c):\n    with unittest.TestCase().assertRaises(Other):\n        c('other')\n".to_owned(),
+        "def check(c):\n    kind, value = c('')\n    assert kind is Refused and isinstance(value, kind) and value.code == 9\n    \
+         assert not isinstance(value, Other) and Refused(5, 6).code == 5 and c([Refused])[0] is Refused\n"
+            .to_owned(),
+    ];
+    let wrong = [
+        catching("c('other')", "Refused", "True"),
+        catching("c('key')", "(Refused, Other)", "True"),
+        catching("c('refused')", "Refused", "error.code == 8"),
+        catching("c('refused')", "Refused", "error.nothing == 8"),
+        catching("c('')", "Refused", "True"),
+        catching("c('refused')", "f", "True"),
+        catching("c('refused')", "f('')[1]", "True"),
+    ];
+    for tier in [Tier::A, Tier::B] {
+        let grader = arena::grader(tier);
+        for test in &right {
+            accepted(&grader, test, response);
+        }
+        for test in &wrong {
+            let grade = check(&grader, test, response);
+            assert!(
+                matches!(grade.verdict, Verdict::WrongAnswer | Verdict::RuntimeError),
+                "{test}: {} ({})",
+                grade.verdict,
+                grade.detail
+            );
+        }
     }
 }
 

@@ -7,6 +7,7 @@ a response out of judgement. Objects that the tests make themselves of a class o
 what is tested, and are asked with every operand.
 """
 
+import builtins
 import types
 
 # Types of the interpreter that tests ask for with `isinstance`, by their names.
@@ -14,6 +15,13 @@ BUILTIN_KINDS = {
     kind.__name__: kind
     for kind in (types.GeneratorType, map, filter, zip, enumerate, reversed, types.FunctionType, types.MethodType)
     + (types.BuiltinFunctionType, types.ModuleType, types.CoroutineType, types.AsyncGeneratorType, type)
+}
+# These end loops and programs silently; a candidate must not be able to raise them inside a test.
+WITHHELD = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, StopAsyncIteration)
+ERRORS = {
+    name: kind
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, WITHHELD)
 }
 # How many items the candidate may be asked for in advance.
 MOST_ITEMS = 1024
@@ -182,6 +190,45 @@ def stand_in(handle, name, traits):
             methods.update(METHODS.get(letter, ()))
         CLASSES[key] = type(key[0], (Remote,), methods)
     return CLASSES[key](handle, name[:100], known)
+
+
+class ExceptionKind(type):
+    """Makes the classes that stand for exceptions of the response: real ones, because `except` takes no others."""
+
+    def __call__(cls, *arguments, **named):
+        return Link.session.invoke(cls._kind, cls.__name__, arguments, named)
+
+    def __getattr__(cls, name):
+        return Link.session.ask_remote(cls._kind, cls.__name__, "attribute", (name,), None)
+
+    def __instancecheck__(cls, value):
+        if issubclass(type(value), Remote):
+            return Link.session.ask_remote(cls._kind, cls.__name__, "isinstance", (value,), bool)
+        return type.__instancecheck__(cls, value)
+
+
+def exception_text(error):
+    return local_text(error) or ask(error, "str", kind=str)
+
+
+# The classes of exceptions by their handles.
+EXCEPTIONS = {}
+
+
+def exception_class(handle, name, base):
+    """The class that stands for an exception class of the response, by its builtin base."""
+    if type(handle) is not int or type(name) is not str or type(base) is not str or len(EXCEPTIONS) > MOST_CLASSES:
+        raise ValueError("no class of exceptions")
+    if handle not in EXCEPTIONS:
+        members = {
+            "_kind": handle,
+            "__module__": "solution",
+            # What it carries beside its arguments is asked for.
+            "__getattr__": lambda self, name: ask(self, "attribute", name),
+            "__str__": exception_text,
+        }
+        EXCEPTIONS[handle] = ExceptionKind(name[:100], (ERRORS.get(base, Exception),), members)
+    return EXCEPTIONS[handle]
 
 
 class RemoteIterator(Remote):

@@ -85,6 +85,8 @@ PROBLEMS = [
     check("import copy\ndef check(c):\n    with c(1) as r:\n        assert (copy.deepcopy(r), reversed(c(2)), dir(r)) == %d\n"
           "        del r[0]\n" % SECRETS[3]),
     check("import asyncio\ndef check(c):\n    assert asyncio.run(c(1)) == %d\n" % SECRETS[3]),
+    check("def check(c):\n    try:\n        c(1)\n    except R as e:\n        assert (e.code, str(e), R.code, R(1)) == %d\n"
+          "    except (ValueError, c):\n        assert False\n    else:\n        assert isinstance(c(2), R) == %d\n" % tuple(SECRETS[3:5])),
     check("def check(c):\n    r = c(1)\n    next(r)\n    assert c(r) == %d\n" % SECRETS[3]),
     check("def check(c):\n    r = N(1)\n    r += %d\n    assert (r.val, r * 3, %d in r) == %d\n" % tuple(SECRETS[3:6])),
     check("def check(c):\n    head = N(%d, N(1))\n    out = c(head)\n"
@@ -126,6 +128,8 @@ def value(depth=0):
         return {"p": draw.choice([0, 0, 1, 1, 2, 9, -1, "0", 1 << 40])}
     if kind == 4 and sent:
         return draw.choice(sent)
+    if kind in (5, 6) and draw.random() < 0.2:
+        return {"raised": [draw.choice([0, 1, 7, "0"]), draw.choice(["R", "\0", 3]), draw.choice(["ValueError", "StopIteration", "int"])]}
     if kind in (5, 6):
         name = draw.choice(["T", "generator", "coroutine", "type", "function", 3])
         traits = draw.choice(["", "b", "e", "t", "ci", "cgsinltbe", "zz" * 20, 3])
@@ -204,7 +208,9 @@ def error():
     if draw.random() < 0.6:
         name, parts = draw.choice(WELL_FORMED_ERRORS)
         places = [number() if part is int else part for part in parts]
-        return [[name, "ValueError", "Exception"], {"t": places}, "text", draw.choice([0, 0, 0, 24])]
+        own = draw.choice([[], [], [draw.choice([0, 1, 7, True])]])
+        handle = draw.choice([[], [draw.choice([0, 1, "0", None])]])
+        return [[*own, name, "ValueError", "Exception"], {"t": places}, "text", draw.choice([0, 0, 0, 24]), *handle]
     ancestors = draw.sample(ERRORS, draw.randrange(1, 5)) + draw.choice([["Exception", "BaseException"], [], [3]])
     arguments = draw.choice([
         None,
