@@ -70,6 +70,11 @@ impl Extraction {
         pattern.map(compiled).transpose().map(Self)
     }
 
+    /// Whether it takes what stands between braces, as in `\boxed{}`.
+    fn is_of_braces(&self) -> bool {
+        self.0.as_ref().is_some_and(|pattern| pattern.as_str().contains(r"\{"))
+    }
+
     fn answer<'a>(&self, response: &'a str) -> Option<&'a str> {
         let answer = answer_text(response);
         let Some(pattern) = &self.0 else { return Some(answer) };
@@ -83,6 +88,27 @@ impl Extraction {
         }
         Some(found.as_str())
     }
+}
+
+/// LaTeX in one of its spellings: `\frac` for `\dfrac` and `\tfrac`, no space beside brackets and commas.
+fn latex(text: &str) -> String {
+    const BESIDE: [char; 7] = ['(', ')', '[', ']', '{', '}', ','];
+    let text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac");
+    let mut spelt = String::with_capacity(text.len());
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        if !character.is_whitespace() {
+            spelt.push(character);
+            continue;
+        }
+        while characters.next_if(|next| next.is_whitespace()).is_some() {}
+        let is_beside =
+            |neighbour: Option<&char>| neighbour.is_none_or(|neighbour| BESIDE.contains(neighbour));
+        if !is_beside(spelt.chars().last().as_ref()) && !is_beside(characters.peek()) {
+            spelt.push(' ');
+        }
+    }
+    spelt
 }
 
 /// Compares with a field's text.
@@ -106,10 +132,11 @@ impl Exact {
         };
         let response = input.marked_response();
         let Some(answer) = self.extraction.answer(&response) else { return Ok(0.0) };
-        let (answer, expected) = (answer.trim(), expected.trim());
+        let spelt = |text: &str| if self.extraction.is_of_braces() { latex(text) } else { text.to_owned() };
+        let (answer, expected) = (spelt(answer.trim()), spelt(expected.trim()));
         // A number has several spellings, and the data set's was lost when it was read.
         if field(input, &self.config.field)?.is_number()
-            && let (Some(answer), Some(expected)) = (number::whole(answer), number::whole(expected))
+            && let (Some(answer), Some(expected)) = (number::whole(&answer), number::whole(&expected))
         {
             return Ok(truth(answer.equals(&expected)));
         }
@@ -140,12 +167,7 @@ impl Numeric {
     pub(crate) fn score(&self, input: &ScorerInput) -> Result<f64, ScoreError> {
         let name = &self.config.field;
         let label = field(input, name)?;
-        let expected = match label {
-            Value::Number(number) => number::of_label(&number.to_string()),
-            Value::String(text) => number::of_label(text),
-            _ => None,
-        };
-        let expected = expected.ok_or_else(|| {
+        let expected = number::of_field(label).ok_or_else(|| {
             let problem =
                 format!("field {name:?} holds {label}, which is not one number: use kind = \"math\"");
             ScoreError::unsupported(problem)
@@ -321,6 +343,23 @@ mod tests {
         let fraction = input(r"\boxed{\frac{3}{4}}", json!(r"\frac{3}{4}"));
         assert_eq!(exact.score(&fraction).unwrap(), 1.0);
         assert_eq!(exact.score(&input(r"\boxed{42}", json!(42.0))).unwrap(), 1.0);
+        let large = "123456789012345678901234567890";
+        for (response, label, score) in [
+            (r"\boxed{\dfrac{3}{4}}".to_owned(), r"\frac{3}{4}".to_owned(), 1.0),
+            (r"\boxed{\tfrac{3}{4}}".to_owned(), r"\dfrac{3}{4}".to_owned(), 1.0),
+            (r"\boxed{\dfrac{3}{5}}".to_owned(), r"\frac{3}{4}".to_owned(), 0.0),
+            (r"\boxed{ (1, 2) }".to_owned(), "(1,2)".to_owned(), 1.0),
+            (r"\boxed{(1, 2)}".to_owned(), "(2, 1)".to_owned(), 0.0),
+            (r"\boxed{x  y}".to_owned(), "x y".to_owned(), 1.0),
+            (r"\boxed{xy}".to_owned(), "x y".to_owned(), 0.0),
+            (format!(r"\boxed{{{large}}}"), large.to_owned(), 1.0),
+            (format!(r"\boxed{{{large}}}"), large.replace("890", "891"), 0.0),
+        ] {
+            let found = exact.score(&input(&response, json!(label))).unwrap();
+            assert_eq!(found, score, "{response} {label}");
+        }
+        let whole = Exact::new(ExactMatch::default()).unwrap();
+        assert_eq!(whole.score(&input("(1, 2)", json!("(1,2)"))).unwrap(), 0.0, "a text is no LaTeX");
     }
 
     /// Each answer of GSM8K's test set, by its own label and by the whole rationale, and by the next row's.
