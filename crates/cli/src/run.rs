@@ -7,4 +7,3 @@ mod ring;
 pub(crate) mod stages;
 pub(crate) mod summary;
 mod supervisor;
-mod tokenizers;
