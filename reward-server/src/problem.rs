@@ -2,9 +2,10 @@
 //!
 //! A data set's line is a problem in one of the sandbox's shapes, with whatever else the line holds beside
 //! it: HumanEval (`prompt`, `entry_point`, `test`), MBPP (`test_list`), a LeetCode contest (`test` is a
-//! script over `Solution()`, without an entry point), APPS (`input_output`), LiveCodeBench (`public_test_cases`), or a `kind` of `human_eval`, `mbpp`, `function_calls`,
-//! `stdio`. Where the shape's keys would collide with the line's own (a chat prompt has no `prompt` text,
-//! say), the problem stands under the key `problem`.
+//! script over `Solution()`, without an entry point), APPS (`input_output`), LiveCodeBench
+//! (`public_test_cases`), or a `kind` of `human_eval`, `mbpp`, `function_calls`, `stdio`. Where the shape's
+//! keys would collide with the line's own (a chat prompt has no `prompt` text, say), the problem stands under
+//! the key `problem`.
 
 use sandbox::{Mbpp, Problem, competition_problem};
 use serde_json::{Map, Value};

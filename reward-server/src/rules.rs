@@ -1,5 +1,6 @@
 //! Scorers that need nothing but the response: matches with a field, form, length, repetition.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use extraction::answer_text;
@@ -70,9 +71,12 @@ impl Extraction {
         pattern.map(compiled).transpose().map(Self)
     }
 
-    /// Whether it takes what stands between braces, as in `\boxed{}`.
-    fn is_of_braces(&self) -> bool {
-        self.0.as_ref().is_some_and(|pattern| pattern.as_str().contains(r"\{"))
+    /// A text as it is compared: as LaTeX where answers stand between braces, as in `\boxed{}`.
+    fn spelt<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match &self.0 {
+            Some(pattern) if pattern.as_str().contains(r"\{") => Cow::Owned(latex(text)),
+            _ => Cow::Borrowed(text),
+        }
     }
 
     fn answer<'a>(&self, response: &'a str) -> Option<&'a str> {
@@ -102,9 +106,9 @@ fn latex(text: &str) -> String {
             continue;
         }
         while characters.next_if(|next| next.is_whitespace()).is_some() {}
-        let is_beside =
-            |neighbour: Option<&char>| neighbour.is_none_or(|neighbour| BESIDE.contains(neighbour));
-        if !is_beside(spelt.chars().last().as_ref()) && !is_beside(characters.peek()) {
+        let neighbours = [spelt.chars().last(), characters.peek().copied()];
+        if neighbours.iter().all(|neighbour| neighbour.is_some_and(|neighbour| !BESIDE.contains(&neighbour)))
+        {
             spelt.push(' ');
         }
     }
@@ -132,8 +136,8 @@ impl Exact {
         };
         let response = input.marked_response();
         let Some(answer) = self.extraction.answer(&response) else { return Ok(0.0) };
-        let spelt = |text: &str| if self.extraction.is_of_braces() { latex(text) } else { text.to_owned() };
-        let (answer, expected) = (spelt(answer.trim()), spelt(expected.trim()));
+        let (answer, expected) =
+            (self.extraction.spelt(answer.trim()), self.extraction.spelt(expected.trim()));
         // A number has several spellings, and the data set's was lost when it was read.
         if field(input, &self.config.field)?.is_number()
             && let (Some(answer), Some(expected)) = (number::whole(&answer), number::whole(&expected))

@@ -1,5 +1,5 @@
-//! `sluice eval --benchmark` to the end, on files in the benchmarks' own shapes: a policy that has learned some
-//! of their answers by heart is asked in both forms.
+//! `sluice eval --benchmark` to the end, on files in the benchmarks' own shapes: a policy that has learned
+//! some of their answers by heart is asked in both forms.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

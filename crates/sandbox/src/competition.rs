@@ -1,6 +1,6 @@
 //! Problems of programming competitions as two data sets publish them: APPS (Hendrycks et al. 2021, arXiv
-//! 2105.09938), whose `input_output` is JSON in a text, and LiveCodeBench (Jain et al. 2024, arXiv 2403.07974),
-//! whose hidden cases are JSON, or that pickled, compressed and in Base64.
+//! 2105.09938), whose `input_output` is JSON in a text, and LiveCodeBench (Jain et al. 2024, arXiv
+//! 2403.07974), whose hidden cases are JSON, or that pickled, compressed and in Base64.
 //!
 //! Of the pickle only a text is read; nothing in it is run.
 
@@ -139,8 +139,6 @@ fn hidden(value: &Value) -> Result<Vec<Case>, Error> {
     if text.trim().is_empty() || text.trim_start().starts_with('[') {
         return nested(value);
     }
-    let unreadable =
-        |problem: &dyn std::fmt::Display| Error::custom(format!("private_test_cases: {problem}"));
     let compressed = STANDARD.decode(text.trim()).map_err(|error| unreadable(&error))?;
     let mut pickle = Vec::new();
     let mut decoder = ZlibDecoder::new(&compressed[..]).take(CASES_LIMIT_BYTES + 1);
@@ -150,6 +148,10 @@ fn hidden(value: &Value) -> Result<Vec<Case>, Error> {
     }
     let text = pickled_text(&pickle).ok_or_else(|| unreadable(&"a pickle of something else than a text"))?;
     serde_json::from_str(text)
+}
+
+fn unreadable(problem: &dyn std::fmt::Display) -> Error {
+    Error::custom(format!("private_test_cases: {problem}"))
 }
 
 /// The text that a pickle (protocol 2 to 5) consists of.

@@ -134,7 +134,8 @@ async fn what_cannot_be_judged_is_unsupported() {
     assert_eq!(reason, FailReason::Unsupported, "{detail}");
 }
 
-/// Where `setup/install.sh math` puts math-verify. Whoever has not run it says so; else nothing would ever run `math.py`.
+/// Where `setup/install.sh math` puts math-verify. Whoever has not run it says so; else nothing would ever
+/// run `math.py`.
 fn packages() -> Option<std::path::PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/math");
     let is_there = || {

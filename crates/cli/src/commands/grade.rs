@@ -20,8 +20,8 @@ use crate::grading::{self, Gradable, GradingSetup, Totals};
 /// Grades samples by hidden tests in the sandbox; prints pass@k by the unbiased estimator (arXiv 2107.03374).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Problems in the shape of HumanEval, MBPP, LeetCodeDataset, APPS or LiveCodeBench, plain or gzipped; - is
-    /// standard input.
+    /// Problems in the shape of HumanEval, MBPP, LeetCodeDataset, APPS or LiveCodeBench, plain or gzipped; -
+    /// is standard input.
     #[arg(long)]
     problems: PathBuf,
     /// Lines {"task_id", "completion"}, plain or gzipped, EvalPlus' {"task_id", "solution"}, or what sluice

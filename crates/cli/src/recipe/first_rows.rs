@@ -86,16 +86,18 @@ pub(super) fn lacking(
 
 /// What stands in a row where a scorer needs something else.
 fn refused(scorers: &[ScorerConfig], FirstRows { path, rows, .. }: &FirstRows<'_>) -> Vec<String> {
-    let of_scorer = |(at, scorer): (usize, &ScorerConfig)| {
+    let mut problems = Vec::new();
+    for (at, scorer) in scorers.iter().enumerate() {
         let mut found = rows.iter().zip(1..).filter_map(|(row, number)| Some((number, scorer.refuses(row)?)));
-        let (number, problem): (usize, String) = found.next()?;
+        let Some((number, problem)): Option<(usize, String)> = found.next() else { continue };
         let more = match found.count() {
             0 => String::new(),
             more => format!("; {more} more of the first {} rows are like it", rows.len()),
         };
-        Some(format!("reward_server.scorers[{at}].{problem}: row {number} of {}{more}", path.display()))
-    };
-    scorers.iter().enumerate().filter_map(of_scorer).collect()
+        problems
+            .push(format!("reward_server.scorers[{at}].{problem}: row {number} of {}{more}", path.display()));
+    }
+    problems
 }
 
 /// Chats for a policy without a chat template.

@@ -11,8 +11,8 @@ use super::Recipe;
 /// Tokens by id.
 type Vocabulary = BTreeMap<u64, String>;
 
-/// What is wrong with reward servers whose tokenizer gives a token of the policy another text: both folders and
-/// the first token that differs. None where a folder is not there yet.
+/// What is wrong with reward servers whose tokenizer gives a token of the policy another text: both folders
+/// and the first token that differs. None where a folder is not there yet.
 pub(crate) fn problem(recipe: &Recipe) -> Option<String> {
     let policy = &recipe.learner.policy;
     let folder = recipe.reward_server.tokenizer_dir()?;
