@@ -223,6 +223,51 @@ fn eval(policy: &Path, problems: &Path, case: &Case, more: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// Asks a benchmark in a form, once greedily with and without naming the form, once sampled.
+fn is_asked_and_judged(folder: &Path, policy: &Path, case: &Case, with_template: bool) {
+    let problems = folder.join(format!("{}.jsonl", case.benchmark));
+    // One that does not fit into the model, which is named and not left out in silence.
+    let mut lines = case.lines.clone();
+    if case.benchmark == "humaneval" {
+        let mut long = lines[0].clone();
+        long["task_id"] = json!("HumanEval/long");
+        long["prompt"] = json!(format!("# {}\n{STUB}", "x y ".repeat(600)));
+        lines.push(long);
+    }
+    write(&problems, lines.into_iter());
+    let (form, answers) = if with_template { ("chat", &case.chat) } else { ("completion", &case.completion) };
+    let drawn = folder.join("drawn.jsonl");
+    let forms: &[&[&str]] = &[&[], &["--form", form]];
+    for more in forms {
+        let said =
+            eval(policy, &problems, case, &[more, &["--output", drawn.to_str().unwrap()][..]].concat());
+        let (asked, rate) = if case.benchmark == "mbpp" { (1, 1.0) } else { (2, 0.5) };
+        let what = format!("{} {form} {more:?}: {said}", case.benchmark);
+        assert_eq!(said["pass"]["pass@1"], rate, "{what}\n{}", fs::read_to_string(&drawn).unwrap());
+        assert_eq!(said["problems"], asked, "{what}");
+        let bounds: [f64; 2] = serde_json::from_value(said["interval_95"]["pass@1"].clone()).unwrap();
+        assert!(bounds[0] < rate && rate <= bounds[1] && bounds[0] > 0.0, "{what}");
+        let long: &[&str] = if case.benchmark == "humaneval" { &["HumanEval/long"] } else { &[] };
+        assert_eq!(
+            said["left_out"],
+            json!({"without_samples": long, "overloaded": [], "not_served": []}),
+            "{what}"
+        );
+        let text = fs::read_to_string(&drawn).unwrap();
+        assert_eq!(text.lines().count(), asked, "{what}");
+        let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        let completion = first["completion"].as_str().unwrap();
+        assert!(answers[1].starts_with(completion.trim_end()) && !completion.is_empty(), "{what}: {first}");
+        assert_eq!((&first["verdict"], &first["passed"]), (&json!("accepted"), &json!(true)), "{what}");
+    }
+    let sampled = ["--n", "3", "--k", "1,2", "--temperature", "0.1", "--output", drawn.to_str().unwrap()];
+    let said = eval(policy, &problems, case, &sampled);
+    let lines = fs::read_to_string(&drawn).unwrap().lines().count();
+    assert_eq!(lines, 3 * said["problems"].as_u64().unwrap() as usize, "{said}");
+    let rate = |k: &str| said["pass"][k].as_f64().unwrap();
+    assert!(rate("pass@1") > 0.0 && rate("pass@1") <= rate("pass@2"), "{}: {said}", case.benchmark);
+}
+
 #[test]
 fn every_benchmark_is_asked_and_judged_in_both_forms_and_stages_obey_the_sandbox() {
     let folder = tempfile::tempdir().unwrap();
@@ -245,60 +290,7 @@ fn every_benchmark_is_asked_and_judged_in_both_forms_and_stages_obey_the_sandbox
             fs::write(policy.join("chat_template.jinja"), TEMPLATE).unwrap();
         }
         for case in &cases {
-            let problems = folder.join(format!("{}.jsonl", case.benchmark));
-            // One that does not fit into the model, which is named and not left out in silence.
-            let mut lines = case.lines.clone();
-            if case.benchmark == "humaneval" {
-                let mut long = lines[0].clone();
-                long["task_id"] = json!("HumanEval/long");
-                long["prompt"] = json!(format!("# {}\n{STUB}", "x y ".repeat(600)));
-                lines.push(long);
-            }
-            write(&problems, lines.into_iter());
-            let (form, answers) =
-                if with_template { ("chat", &case.chat) } else { ("completion", &case.completion) };
-            let drawn = folder.join("drawn.jsonl");
-            let forms: &[&[&str]] = &[&[], &["--form", form]];
-            for more in forms {
-                let said = eval(
-                    &policy,
-                    &problems,
-                    case,
-                    &[more, &["--output", drawn.to_str().unwrap()][..]].concat(),
-                );
-                let (asked, rate) = if case.benchmark == "mbpp" { (1, 1.0) } else { (2, 0.5) };
-                let what = format!("{} {form} {more:?}: {said}", case.benchmark);
-                assert_eq!(said["pass"]["pass@1"], rate, "{what}\n{}", fs::read_to_string(&drawn).unwrap());
-                assert_eq!(said["problems"], asked, "{what}");
-                let bounds: [f64; 2] = serde_json::from_value(said["interval_95"]["pass@1"].clone()).unwrap();
-                assert!(bounds[0] < rate && rate <= bounds[1] && bounds[0] > 0.0, "{what}");
-                let long: &[&str] = if case.benchmark == "humaneval" { &["HumanEval/long"] } else { &[] };
-                assert_eq!(
-                    said["left_out"],
-                    json!({"without_samples": long, "overloaded": [], "not_served": []}),
-                    "{what}"
-                );
-                let text = fs::read_to_string(&drawn).unwrap();
-                assert_eq!(text.lines().count(), asked, "{what}");
-                let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
-                let completion = first["completion"].as_str().unwrap();
-                assert!(
-                    answers[1].starts_with(completion.trim_end()) && !completion.is_empty(),
-                    "{what}: {first}"
-                );
-                assert_eq!(
-                    (&first["verdict"], &first["passed"]),
-                    (&json!("accepted"), &json!(true)),
-                    "{what}"
-                );
-            }
-            let sampled =
-                ["--n", "3", "--k", "1,2", "--temperature", "0.1", "--output", drawn.to_str().unwrap()];
-            let said = eval(&policy, &problems, case, &sampled);
-            let lines = fs::read_to_string(&drawn).unwrap().lines().count();
-            assert_eq!(lines, 3 * said["problems"].as_u64().unwrap() as usize, "{said}");
-            let rate = |k: &str| said["pass"][k].as_f64().unwrap();
-            assert!(rate("pass@1") > 0.0 && rate("pass@1") <= rate("pass@2"), "{}: {said}", case.benchmark);
+            is_asked_and_judged(folder, &policy, case, with_template);
         }
     }
 
