@@ -63,6 +63,15 @@ pub(crate) fn of_label(label: &str) -> Option<Value> {
     whole(label.rsplit(MARK).next().unwrap_or(label))
 }
 
+/// The number that a field of the data set holds.
+pub(crate) fn of_field(field: &serde_json::Value) -> Option<Value> {
+    match field {
+        serde_json::Value::Number(number) => of_label(&number.to_string()),
+        serde_json::Value::String(text) => of_label(text),
+        _ => None,
+    }
+}
+
 /// The number that an answer gives: in its last `\boxed{}`, else behind its last `####`, else the last one.
 pub(crate) fn of_answer(answer: &str) -> Option<Value> {
     if let Some(boxed) = last_boxed(answer) {

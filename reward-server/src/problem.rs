@@ -2,11 +2,12 @@
 //!
 //! A data set's line is a problem in one of the sandbox's shapes, with whatever else the line holds beside
 //! it: HumanEval (`prompt`, `entry_point`, `test`), MBPP (`test_list`), a LeetCode contest (`test` is a
-//! script over `Solution()`, without an entry point), or a `kind` of `human_eval`, `mbpp`, `function_calls`,
-//! `stdio`. Where the shape's keys would collide with the line's own (a chat prompt has no `prompt` text,
-//! say), the problem stands under the key `problem`.
+//! script over `Solution()`, without an entry point), APPS (`input_output`), LiveCodeBench
+//! (`public_test_cases`), or a `kind` of `human_eval`, `mbpp`, `function_calls`, `stdio`. Where the shape's
+//! keys would collide with the line's own (a chat prompt has no `prompt` text, say), the problem stands under
+//! the key `problem`.
 
-use sandbox::{Mbpp, Problem};
+use sandbox::{Mbpp, Problem, competition_problem};
 use serde_json::{Map, Value};
 
 use crate::score_error::ScoreError;
@@ -20,6 +21,11 @@ pub(crate) fn problem(fields: &Map<String, Value>) -> Result<Option<Problem>, Sc
     let Some(kind) = kind(line) else { return Ok(None) };
     let parsed = match kind {
         CONTEST => Ok(contest(line)),
+        COMPETITION => match competition_problem(line) {
+            Ok(Some(problem)) => Ok(problem),
+            Ok(None) => return Ok(None),
+            Err(error) => Err(error),
+        },
         kind => tagged(line, kind),
     };
     let problem =
@@ -54,6 +60,8 @@ fn task_id(line: &Map<String, Value>) -> String {
 
 /// The kind of a line of DeepSeek-Coder's contests.
 const CONTEST: &str = "contest";
+/// The kind of a line of APPS or LiveCodeBench.
+const COMPETITION: &str = "competition";
 
 fn contest(line: &Map<String, Value>) -> Problem {
     let test = line.get("test").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -69,6 +77,7 @@ fn kind(line: &Map<String, Value>) -> Option<&'static str> {
         Some(kind) => Some(kind),
         None if has(line, "test_list") => Some("mbpp"),
         None if has(line, "entry_point") && has(line, "test") => Some("human_eval"),
+        None if has(line, "input_output") || has(line, "public_test_cases") => Some(COMPETITION),
         None => line.get("test")?.as_str()?.contains("Solution()").then_some(CONTEST),
     }
 }
@@ -125,6 +134,11 @@ mod tests {
             "messages": [], "problem": {"kind": "stdio", "cases": [{"stdin": "1", "expected_stdout": "2"}]}
         });
         assert!(matches!(found(nested), Ok(Some(Problem::Stdio(_)))));
+        let apps = json!({"problem_id": 1, "question": "Echo.", "input_output": "{\"inputs\": [\"1\"], \"outputs\": [\"1\"]}"});
+        assert!(matches!(found(apps), Ok(Some(Problem::Stdio(_)))));
+        let broken = found(json!({"problem_id": 1, "input_output": "{\"inputs\": 1}"})).unwrap_err();
+        assert_eq!(broken.reason, types::FailReason::Unsupported);
+        assert!(broken.detail.contains("competition problem"), "{broken}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Scorers that need nothing but the response: matches with a field, form, length, repetition.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use extraction::answer_text;
@@ -70,6 +71,14 @@ impl Extraction {
         pattern.map(compiled).transpose().map(Self)
     }
 
+    /// A text as it is compared: as LaTeX where answers stand between braces, as in `\boxed{}`.
+    fn spelt<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match &self.0 {
+            Some(pattern) if pattern.as_str().contains(r"\{") => Cow::Owned(latex(text)),
+            _ => Cow::Borrowed(text),
+        }
+    }
+
     fn answer<'a>(&self, response: &'a str) -> Option<&'a str> {
         let answer = answer_text(response);
         let Some(pattern) = &self.0 else { return Some(answer) };
@@ -83,6 +92,27 @@ impl Extraction {
         }
         Some(found.as_str())
     }
+}
+
+/// LaTeX in one of its spellings: `\frac` for `\dfrac` and `\tfrac`, no space beside brackets and commas.
+fn latex(text: &str) -> String {
+    const BESIDE: [char; 7] = ['(', ')', '[', ']', '{', '}', ','];
+    let text = text.replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac");
+    let mut spelt = String::with_capacity(text.len());
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        if !character.is_whitespace() {
+            spelt.push(character);
+            continue;
+        }
+        while characters.next_if(|next| next.is_whitespace()).is_some() {}
+        let neighbours = [spelt.chars().last(), characters.peek().copied()];
+        if neighbours.iter().all(|neighbour| neighbour.is_some_and(|neighbour| !BESIDE.contains(&neighbour)))
+        {
+            spelt.push(' ');
+        }
+    }
+    spelt
 }
 
 /// Compares with a field's text.
@@ -106,10 +136,11 @@ impl Exact {
         };
         let response = input.marked_response();
         let Some(answer) = self.extraction.answer(&response) else { return Ok(0.0) };
-        let (answer, expected) = (answer.trim(), expected.trim());
+        let (answer, expected) =
+            (self.extraction.spelt(answer.trim()), self.extraction.spelt(expected.trim()));
         // A number has several spellings, and the data set's was lost when it was read.
         if field(input, &self.config.field)?.is_number()
-            && let (Some(answer), Some(expected)) = (number::whole(answer), number::whole(expected))
+            && let (Some(answer), Some(expected)) = (number::whole(&answer), number::whole(&expected))
         {
             return Ok(truth(answer.equals(&expected)));
         }
@@ -140,12 +171,7 @@ impl Numeric {
     pub(crate) fn score(&self, input: &ScorerInput) -> Result<f64, ScoreError> {
         let name = &self.config.field;
         let label = field(input, name)?;
-        let expected = match label {
-            Value::Number(number) => number::of_label(&number.to_string()),
-            Value::String(text) => number::of_label(text),
-            _ => None,
-        };
-        let expected = expected.ok_or_else(|| {
+        let expected = number::of_field(label).ok_or_else(|| {
             let problem =
                 format!("field {name:?} holds {label}, which is not one number: use kind = \"math\"");
             ScoreError::unsupported(problem)
@@ -321,6 +347,23 @@ mod tests {
         let fraction = input(r"\boxed{\frac{3}{4}}", json!(r"\frac{3}{4}"));
         assert_eq!(exact.score(&fraction).unwrap(), 1.0);
         assert_eq!(exact.score(&input(r"\boxed{42}", json!(42.0))).unwrap(), 1.0);
+        let large = "123456789012345678901234567890";
+        for (response, label, score) in [
+            (r"\boxed{\dfrac{3}{4}}".to_owned(), r"\frac{3}{4}".to_owned(), 1.0),
+            (r"\boxed{\tfrac{3}{4}}".to_owned(), r"\dfrac{3}{4}".to_owned(), 1.0),
+            (r"\boxed{\dfrac{3}{5}}".to_owned(), r"\frac{3}{4}".to_owned(), 0.0),
+            (r"\boxed{ (1, 2) }".to_owned(), "(1,2)".to_owned(), 1.0),
+            (r"\boxed{(1, 2)}".to_owned(), "(2, 1)".to_owned(), 0.0),
+            (r"\boxed{x  y}".to_owned(), "x y".to_owned(), 1.0),
+            (r"\boxed{xy}".to_owned(), "x y".to_owned(), 0.0),
+            (format!(r"\boxed{{{large}}}"), large.to_owned(), 1.0),
+            (format!(r"\boxed{{{large}}}"), large.replace("890", "891"), 0.0),
+        ] {
+            let found = exact.score(&input(&response, json!(label))).unwrap();
+            assert_eq!(found, score, "{response} {label}");
+        }
+        let whole = Exact::new(ExactMatch::default()).unwrap();
+        assert_eq!(whole.score(&input("(1, 2)", json!("(1,2)"))).unwrap(), 0.0, "a text is no LaTeX");
     }
 
     /// Each answer of GSM8K's test set, by its own label and by the whole rationale, and by the next row's.

@@ -127,6 +127,60 @@ mod tests {
         model::tokenizer::train_bpe(std::iter::empty::<&str>(), 256, &special).unwrap()
     }
 
+    /// In the manner of Llama 2: pieces that carry their space, the first of which the decoder takes away.
+    fn sentencepiece() -> Tokenizer {
+        let mut vocab = serde_json::json!({ "<unk>": 0 });
+        for (number, piece) in
+            ["\u{2581}", "d", "e", "f", "(", ")", ":", "r", "t", "u", "n", "1"].iter().enumerate()
+        {
+            vocab[*piece] = (number + 1).into();
+        }
+        for byte in 0..256 {
+            vocab[format!("<0x{byte:02X}>")] = (13 + byte).into();
+        }
+        let tokenizer = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [],
+            "normalizer": { "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" },
+            "pre_tokenizer": null,
+            "post_processor": null,
+            "decoder": { "type": "Sequence", "decoders": [
+                { "type": "Replace", "pattern": { "String": "\u{2581}" }, "content": " " },
+                { "type": "ByteFallback" }, { "type": "Fuse" },
+                { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+            ] },
+            "model": { "type": "BPE", "dropout": null, "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true,
+                "vocab": vocab, "merges": [] },
+        });
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        Tokenizer::load(folder.path()).unwrap()
+    }
+
+    #[test]
+    fn the_first_space_of_a_response_is_its_own() {
+        let tokenizer = sentencepiece();
+        let encode = |text: &str| tokenizer.encode(text, false).unwrap();
+        let response = encode("    return 1");
+        assert_eq!(tokenizer.decode(&response, true).unwrap(), "   return 1", "such a decoder it is");
+        let count = NonZeroU32::new(u32::try_from(response.len()).unwrap()).unwrap();
+        let rollout = Rollout::new(RolloutParts {
+            id: RolloutId { prompt: PromptId { epoch: 0, ordinal: 1 }, sibling: 0, attempt: 0 },
+            prompt_tokens: encode("def f():\n").into(),
+            rollout_logprobs: vec![-1.0; response.len()],
+            response_tokens: response,
+            observations: Vec::new(),
+            reward: None,
+            surviving_mass: None,
+            spans: vec![Span { version: PolicyVersion(0), tokens: count }],
+            finish_reason: FinishReason::Stop,
+            fields: r#"{"prompt": "def f():\n"}"#.into(),
+        })
+        .unwrap();
+        let input = ScorerInput::of_rollout(&rollout, Some(&tokenizer)).unwrap();
+        assert_eq!((input.prompt.as_str(), input.response.as_str()), ("def f():\n", "    return 1"));
+    }
+
     #[test]
     fn of_an_episode_scorers_see_what_the_policy_said() {
         let tokenizer = tokenizer();

@@ -218,3 +218,50 @@ fn a_strategy_that_goes_by_outcomes_needs_somebody_who_knows_them() {
     let (_, said) = sluice(&["check-config", path(&recipe)]);
     assert!(!said.contains(nobody), "the scorer says it: {said}");
 }
+
+/// Each role knows its own folders only; the recipe knows both.
+#[test]
+fn another_tokenizer_than_the_policys_is_named_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = |name: &str, second: &str| {
+        let model = folder.path().join(name);
+        fs::create_dir(&model).unwrap();
+        fs::write(model.join("config.json"), "{}").unwrap();
+        let tokenizer =
+            format!("{{\"model\": {{\"vocab\": {{\"a\": 0, \"{second}\": 1}}}}, \"added_tokens\": []}}");
+        fs::write(model.join("tokenizer.json"), tokenizer).unwrap();
+        model
+    };
+    let (policy, same, other) = (model("policy", "b"), model("same", "b"), model("other", "c"));
+    let recipe = folder.path().join("recipe.toml");
+    let data = folder.path().join("data.jsonl");
+    fs::write(&data, "{\"prompt\": \"x\"}\n").unwrap();
+    let told = |tokenizer: &Path| {
+        let text = format!(
+            "name = 'x'\noutput = {:?}\n[coordinator]\ndata.path = {data:?}\n[learner]\npolicy = {policy:?}\n\
+             [reward_server]\ntokenizer = {tokenizer:?}\n[[reward_server.scorers]]\nkind = 'regex'\npattern = 'x'\n",
+            folder.path().join("out")
+        );
+        fs::write(&recipe, text).unwrap();
+    };
+    let named = "has another vocabulary than the policy";
+    let k8s = [
+        "render",
+        "k8s",
+        path(&recipe),
+        "--image",
+        "sluice:x",
+        "--volume-claim",
+        "v",
+        "--output",
+        "manifests",
+    ];
+    let commands: [&[&str]; 3] = [&["check-config", path(&recipe)], &["run", path(&recipe)], &k8s];
+    for command in commands {
+        told(&other);
+        expect_bad_input(command, &[named, "token 1 is \"c\" there and \"b\" here"]);
+    }
+    told(&same);
+    let (_, said) = sluice(&["check-config", path(&recipe)]);
+    assert!(!said.contains(named), "the same tokenizer in another folder: {said}");
+}

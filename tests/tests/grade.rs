@@ -92,7 +92,7 @@ fn a_broken_sample_of_a_file_is_named_before_any_is_graded() {
     let output = grade(folder.path(), samples.to_str().unwrap(), "");
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("samples.jsonl:2: has no completion and no text"), "{said}");
+    assert!(said.contains("samples.jsonl:2: has no completion, no text and no solution"), "{said}");
     assert!(!folder.path().join("grades.jsonl").exists());
 }
 
@@ -167,4 +167,103 @@ fn a_configuration_that_cannot_be_used_is_named() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("rs.toml") && said.contains("extrakt"), "{said}");
+}
+
+/// Runs `sluice grade` on `p.jsonl` and `s.jsonl` of a folder.
+fn grade_files(folder: &Path, problems: &str, samples: &str, more: &[&str]) -> Output {
+    fs::write(folder.join("p.jsonl"), problems).unwrap();
+    fs::write(folder.join("s.jsonl"), samples).unwrap();
+    let mut command = Command::new(binary("sluice").unwrap());
+    command.args(["grade", "--problems", "p.jsonl", "--samples", "s.jsonl", "--output", "grades.jsonl"]);
+    command.args(["--json"]).args(more).current_dir(folder).stdin(Stdio::null()).output().unwrap()
+}
+
+fn add_problem(task_id: &str, sum: i64) -> String {
+    let problem = json!({"task_id": task_id, "test_list": [format!("assert add(2, 3) == {sum}")]});
+    format!("{problem}\n")
+}
+
+/// The last of two would decide for both, and nobody would know.
+#[test]
+fn two_problems_of_one_name_are_refused_with_both_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let problems = [add_problem("a", 5), add_problem("b", 5), "\n".to_owned(), add_problem("a", 6)].concat();
+    let sample = |task_id: &str| {
+        format!("{}\n", json!({"task_id": task_id, "completion": "def add(a, b):\n    return a + b\n"}))
+    };
+    let samples = sample("a") + &sample("b");
+    let output = grade_files(folder.path(), &problems, &samples, &[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("p.jsonl:4: task_id \"a\" stands in line 1 already"), "{said}");
+    assert!(!folder.path().join("grades.jsonl").exists(), "nothing has run");
+
+    let output = grade_files(folder.path(), &problems, &samples, &["--keep-going"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("1 line was wrong"), "{said}");
+    let verdicts: Vec<Value> =
+        grades(folder.path()).into_iter().map(|grade| grade["verdict"].clone()).collect();
+    assert_eq!(verdicts, ["accepted", "accepted"], "the first of the two");
+
+    // A number and its text are one name: that of a file's problem is compared with that of a sample.
+    let numbered = format!("{}\n", json!({"task_id": 7, "test_list": ["assert add(2, 3) == 5"]}));
+    let output = grade_files(folder.path(), &(add_problem("7", 5) + &numbered), &sample("7"), &[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("p.jsonl:2: task_id \"7\""), "{said}");
+}
+
+/// The limits, the interpreter and the modules of the ring are the tool's.
+#[test]
+fn limits_interpreter_and_import_paths_come_from_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let modules = folder.path().join("modules");
+    fs::create_dir(&modules).unwrap();
+    fs::write(modules.join("ours.py"), "def plus(a, b):\n    return a + b\n").unwrap();
+    let samples: String = [
+        "import ours\n\ndef add(a, b):\n    return ours.plus(a, b)\n",
+        "import time\n\ndef add(a, b):\n    end = time.process_time() + 1\n    while time.process_time() < end:\n        pass\n    \
+         return a + b\n",
+    ]
+    .iter()
+    .map(|completion| format!("{}\n", json!({"task_id": "a", "solution": completion})))
+    .collect();
+    let verdicts = |config: &str| {
+        fs::write(folder.path().join("rs.toml"), config).unwrap();
+        let output = grade_files(
+            folder.path(),
+            &add_problem("a", 5),
+            &samples,
+            &["--config", "rs.toml", "--jobs", "1"],
+        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        grades(folder.path()).into_iter().map(|grade| grade["verdict"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(verdicts(""), ["runtime_error", "accepted"], "by default");
+    let config = format!(
+        "[sandbox.grader]\nimport_paths = [{:?}]\ninterpreter = \"/usr/bin/python3\"\n\
+         [sandbox.limits]\ncpu = \"200ms\"\n",
+        modules
+    );
+    assert_eq!(verdicts(&config), ["accepted", "time_limit"]);
+    let recipe = config.replace("[sandbox.", "[reward_server.sandbox.");
+    assert_eq!(verdicts(&recipe), ["accepted", "time_limit"], "a recipe's");
+    fs::write(folder.path().join("rs.toml"), "[sandbox.grader]\ninterpreter = \"/nowhere/python3\"\n")
+        .unwrap();
+    let output = grade_files(folder.path(), &add_problem("a", 5), &samples, &["--config", "rs.toml"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("/nowhere/python3"), "{said}");
+}
+
+/// EvalPlus writes whole programs under `solution`; an editor on Windows marks its files.
+#[test]
+fn samples_of_evalplus_and_files_with_a_mark_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let sample =
+        json!({"task_id": "a", "solution": "def add(a, b):\n    return a + b\n", "raw_solution": "..."});
+    let mark = "\u{feff}";
+    let problems = format!("{mark}{}", add_problem("a", 5).replace('\n', "\r\n"));
+    let output = grade_files(folder.path(), &problems, &format!("{mark}{sample}\r\n"), &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(grades(folder.path())[0]["verdict"], "accepted");
 }

@@ -299,13 +299,39 @@ fn a_model_is_judged_by_any_scorer_on_any_data() {
 #[test]
 fn mathematics_has_an_outcome_in_the_ring_by_the_scorer_that_is_marked() {
     let folder = tempfile::tempdir().unwrap();
-    let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=3").with(
+    let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=12").with(
         "reward_server.scorers=[{kind='regex', pattern='[0-9]'}, \
          {kind='numeric-match', field='response', weight=0, yardstick=true}]",
     );
-    ring.run().unwrap();
+    // A sandbox beside the ring leaves it a core, unless it is told otherwise.
+    let ring = ring.with("reward_server.sandbox.extract=whole");
+    let mut running = ring.start().unwrap();
+    running.wait_for_batches(6).unwrap();
+    // The best scores of wrong answers, with their texts, while the run goes on.
+    let addresses = fs::read_to_string(ring.output().join("ring/coordinator.address.json")).unwrap();
+    let addresses: Value = serde_json::from_str(&addresses).unwrap();
+    let page = format!("http://{}/worst.json", addresses["metrics"].as_str().unwrap());
+    let mut answer = ureq::get(&page).call().unwrap();
+    assert_eq!(answer.status(), 200);
+    let worst: Vec<Value> = serde_json::from_str(&answer.body_mut().read_to_string().unwrap()).unwrap();
+    let scores: Vec<f64> = worst.iter().map(|example| example["score"].as_f64().unwrap()).collect();
+    assert!(!worst.is_empty() && scores.windows(2).all(|pair| pair[0] >= pair[1]), "{worst:?}");
+    for example in &worst {
+        assert!(example["outcome"].as_f64().unwrap() < 1.0, "{example}");
+        assert!(
+            example["text"].is_string() && example["prompt"].as_str().unwrap().contains(" plus "),
+            "{example}"
+        );
+    }
+    let (status, said) = running.end().unwrap();
+    assert!(status.success(), "{said}");
+    let told = fs::read_to_string(ring.output().join("ring/config/reward-server-0.toml")).unwrap();
+    let told: toml::Table = told.parse().unwrap();
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let workers = told["sandbox"]["grader"]["workers"].as_integer().unwrap();
+    assert_eq!(workers, i64::try_from((cores - 1).max(1)).unwrap(), "{told}");
     let steps = ring.steps().unwrap();
-    assert_eq!(steps.len(), 3);
+    assert_eq!(steps.len(), 12);
     for step in steps.values() {
         let outcome = step["outcome_mean"].as_f64().unwrap();
         assert!((0.0..=1.0).contains(&outcome), "{step}");

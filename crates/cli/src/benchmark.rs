@@ -245,6 +245,60 @@ mod tests {
         assert_eq!(messages[1]["content"], "```python\ndef f2():\n  pass\n```");
     }
 
+    /// The first prompt of a file.
+    fn first(benchmark: Benchmark, line: &Value, form: Form) -> PromptContent {
+        let file = written(std::slice::from_ref(line));
+        let questions = benchmark.read(file.path(), form, &WrongLines::default()).unwrap();
+        questions.prompts().next().unwrap().clone()
+    }
+
+    fn question(content: &str) -> PromptContent {
+        prompts::chat(&[], content.to_owned())
+    }
+
+    #[test]
+    fn functions_and_sums_are_asked_in_both_forms() {
+        let function = serde_json::json!({"task_id": "H/0", "prompt": "def f(x):\n    \"\"\"One more.\"\"\"\n",
+            "entry_point": "f", "test": "def check(candidate):\n    assert candidate(1) == 2\n"});
+        let unchanged = first(Benchmark::Humaneval, &function, Form::Completion);
+        assert_eq!(unchanged, PromptContent::Text("def f(x):\n    \"\"\"One more.\"\"\"\n".to_owned()));
+        assert_eq!(
+            first(Benchmark::Humaneval, &function, Form::Chat),
+            question(
+                "Complete the following Python function. Answer with the whole function in one block of code.\n\n\
+                 ```python\ndef f(x):\n    \"\"\"One more.\"\"\"\n```"
+            )
+        );
+        let mut solution = function;
+        solution["query"] = "Write Solution.f.\n".into();
+        solution["prompt"] = "import math\n".into();
+        solution["entry_point"] = "Solution().f".into();
+        assert_eq!(
+            first(Benchmark::Leetcode, &solution, Form::Completion),
+            PromptContent::Text("Write Solution.f.\n\n### Answer\n```python\n".to_owned())
+        );
+        assert_eq!(first(Benchmark::Leetcode, &solution, Form::Chat), question("Write Solution.f.\n"));
+        let sum = serde_json::json!({"question": " How much is 1 + 1? ", "answer": "#### 2"});
+        assert_eq!(
+            first(Benchmark::Gsm8k, &sum, Form::Completion),
+            PromptContent::Text("Question: How much is 1 + 1?\nAnswer: Let's think step by step.".to_owned())
+        );
+        assert_eq!(
+            first(Benchmark::Gsm8k, &sum, Form::Chat),
+            question("How much is 1 + 1?\n\nThink step by step, and put the final answer into \\boxed{}.")
+        );
+    }
+
+    #[test]
+    fn a_text_to_complete_ends_where_the_authors_end_it_and_a_conversation_by_itself() {
+        let all = [Benchmark::Humaneval, Benchmark::Mbpp, Benchmark::Leetcode, Benchmark::Gsm8k];
+        assert!(all.iter().all(|benchmark| benchmark.stop(Form::Chat).is_empty()));
+        let stop = all.map(|benchmark| benchmark.stop(Form::Completion));
+        assert_eq!(stop[0], ["\nclass ", "\ndef ", "\n#", "\nif ", "\nprint("]);
+        assert_eq!((&stop[1][..], &stop[2][..]), (&["[DONE]".to_owned()][..], &["\n```\n".to_owned()][..]));
+        assert_eq!(stop[3], ["\nQuestion:", "\n\n\n"]);
+    }
+
     #[test]
     fn what_is_not_the_benchmarks_file_is_named_with_its_line() {
         let file = written(&[serde_json::json!({"question": "1 + 1?", "answer": "#### 2"})]);

@@ -4,7 +4,7 @@ mod setup;
 mod totals;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -43,15 +43,16 @@ pub(crate) struct ProblemLine {
 /// # Errors
 /// Names the file and line of what is no problem, unless such lines are passed over.
 pub(crate) fn read_problems(path: &Path, wrong: &WrongLines) -> Result<Vec<ProblemLine>, BadInput> {
-    let (mut problems, mut seen) = (Vec::new(), BTreeSet::new());
+    let (mut problems, mut lines) = (Vec::new(), BTreeMap::new());
     for line in jsonl::read(path)? {
         let read = line.and_then(|line| {
             let record = sandbox::read_problem(line.text());
             let problem = record.map_err(|error| line.wrong(&no_problem(&error)))?.problem;
-            if seen.insert(problem.task_id().to_owned()) {
+            let first = *lines.entry(problem.task_id().to_owned()).or_insert(line.number());
+            if first == line.number() {
                 return Ok(ProblemLine { line, problem });
             }
-            Err(line.wrong(&format!("a second problem named {:?}", problem.task_id())))
+            Err(line.wrong(&format!("task_id {:?} stands in line {first} already", problem.task_id())))
         });
         if let Some(problem) = wrong.sift(read) {
             problems.push(problem?);

@@ -36,6 +36,7 @@ mod role_configs;
 mod stage;
 mod stage_tables;
 mod surroundings;
+pub(crate) mod tokenizers;
 
 use std::path::{Path, PathBuf};
 

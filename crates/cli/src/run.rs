@@ -7,5 +7,4 @@ mod ring;
 pub(crate) mod stages;
 pub(crate) mod summary;
 mod supervisor;
-mod tokenizers;
 mod unit;

@@ -54,6 +54,7 @@
 //! interpreter from nothing for every candidate.
 
 mod clock;
+mod competition;
 mod compiled_tests;
 mod config;
 mod error;
@@ -86,6 +87,7 @@ pub mod wire;
 #[doc(hidden)]
 pub mod zygote_spec;
 
+pub use competition::competition_problem;
 pub use config::GraderConfig;
 pub use error::Error;
 pub use grader::Grader;

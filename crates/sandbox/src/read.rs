@@ -9,10 +9,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::competition::competition_problem;
 use crate::problem::{HumanEval, Mbpp, Problem};
 
 /// A line longer than this is not a record of any of these files.
 const LINE_LIMIT_BYTES: u64 = 256 << 20;
+
+/// What some editors put in front of a text.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// A file that cannot be read, or a line in it.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +52,7 @@ pub struct Record {
 
 /// Streams the problems of a `.jsonl` or `.jsonl.gz` file (told apart by content, not by name): lines in the
 /// shape of HumanEval, of LeetCodeDataset, of MBPP (full or sanitised), of DeepSeek-Coder's LeetCode
-/// contests, or a tagged [`Problem`]. Empty lines are skipped.
+/// contests, of APPS, of LiveCodeBench, or a tagged [`Problem`]. Empty lines are skipped.
 ///
 /// # Errors
 /// [`ReadError::File`] where the file cannot be opened; each item is a [`ReadError::Line`] where its line is
@@ -131,7 +135,7 @@ pub enum NoProblem {
     /// It has the shape of no file that is known.
     #[error(
         "no problem: expected HumanEval's `prompt`, `entry_point` and `test`, MBPP's `test_list`, a contest's \
-         `test`, or a `kind`"
+         `test`, APPS' `input_output`, LiveCodeBench's `public_test_cases`, or a `kind`"
     )]
     Shape,
     /// It cannot be graded: its name, and why.
@@ -185,6 +189,12 @@ fn parsed(value: Value) -> Result<Record, NoProblem> {
         let problem = Problem::Mbpp(contest);
         return Ok(Record { problem, reference: None });
     }
+    // LeetCodeDataset has an `input_output` of its own, beside its tests.
+    if let Some(line) = value.as_object()
+        && let Some(problem) = competition_problem(line)?
+    {
+        return Ok(Record { problem, reference: None });
+    }
     Err(NoProblem::Shape)
 }
 
@@ -224,7 +234,13 @@ impl Iterator for LineReader {
         let mut line = RawLine { path: self.path.clone(), number: self.number, text: Vec::new() };
         let reason = match self.text.by_ref().take(LINE_LIMIT_BYTES).read_until(b'\n', &mut line.text) {
             Ok(0) => return None,
-            Ok(length) if (length as u64) < LINE_LIMIT_BYTES => return Some(Ok(line)),
+            Ok(length) if (length as u64) < LINE_LIMIT_BYTES => {
+                // Files from Windows begin with a mark of their encoding.
+                if self.number == 1 && line.text.starts_with(BYTE_ORDER_MARK) {
+                    line.text.drain(..BYTE_ORDER_MARK.len());
+                }
+                return Some(Ok(line));
+            }
             Ok(_) => format!("longer than {LINE_LIMIT_BYTES} bytes"),
             Err(error) => error.to_string(),
         };
@@ -257,7 +273,8 @@ mod tests {
         let text = format!("{HUMAN_EVAL}\n\n{MBPP}\n");
         let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
         gzip.write_all(text.as_bytes()).unwrap();
-        for bytes in [text.clone().into_bytes(), gzip.finish().unwrap()] {
+        let marked = format!("\u{feff}{}", text.replace('\n', "\r\n"));
+        for bytes in [text.clone().into_bytes(), gzip.finish().unwrap(), marked.into_bytes()] {
             let file = file(&bytes);
             let records: Vec<_> = read_problems(file.path()).unwrap().collect::<Result<_, _>>().unwrap();
             assert_eq!(records.len(), 2);

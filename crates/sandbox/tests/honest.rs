@@ -145,16 +145,6 @@ fn an_object_of_the_response_is_unequal_to_everything_and_one_of_the_tests_is_un
     let from_response =
         check(&grader, "def check(c):\n    assert c(1) == 1\n", "def f(x):\n    return object()\n");
     assert_eq!(from_response.verdict, Verdict::WrongAnswer, "{}", from_response.detail);
-    let sums = "def check(c):\n    assert c(1) + 1\n";
-    let not_served = check(&grader, sums, "def f(x):\n    return object()\n");
-    assert_eq!(not_served.verdict, Verdict::Unsupported, "{}", not_served.detail);
-    assert!(not_served.detail.contains("__add__ of a value of type object"), "{}", not_served.detail);
-    let both = "def check(c):\n    assert c(1) + 1\n    assert c(2) == 3\n";
-    assert_eq!(
-        check(&grader, both, "def f(x):\n    return object()\n").verdict,
-        Verdict::WrongAnswer,
-        "one test has judged it"
-    );
     for value in ["object()", "[lambda: 1]", "check"] {
         let from_tests =
             check(&grader, &format!("def check(c):\n    assert c({value})\n"), "def f(x):\n    return 1\n");
@@ -279,24 +269,16 @@ def f(which):
         "type(c('bag')).__name__ == 'Bag' and isinstance(c('class')(), c('class')) and not isinstance(1, c('class'))",
         "c('default')['new'] == [] and c('default') == {'a': [1]}",
         "c('bare') != c('bare') and c('function') == c('function')",
+        "c('point') == c('point') and asyncio.run(c('later')) == 3",
     ];
-    // What cannot be asked is no wrong answer.
-    let unserved = ["c('point') == c('point')", "asyncio.run(c('later')) == 3"];
     let imports = "import asyncio, inspect, types\nfrom collections.abc import Iterable, Sized\n";
     for tier in [Tier::A, Tier::B] {
         let grader = arena::grader(tier);
         for assertion in right {
             accepted(&grader, &format!("{imports}def check(c):\n    assert {assertion}\n"), response);
         }
-        for assertion in unserved {
-            let grade =
-                check(&grader, &format!("{imports}def check(c):\n    assert {assertion}\n"), response);
-            assert_eq!(grade.verdict, Verdict::Unsupported, "{assertion}: {}", grade.detail);
-        }
-        let catches = "def check(c):\n    try:\n        c('refuse')\n    except Refused:\n        pass\n";
-        let grade = check(&grader, catches, response);
-        assert_eq!(grade.verdict, Verdict::Unsupported, "{}", grade.detail);
-        assert!(grade.detail.contains("a class of the response"), "{}", grade.detail);
+        let catches = "def check(c):\n    try:\n        c('refuse')\n    except Refused:\n        pass\n    else:\n        assert False\n";
+        accepted(&grader, catches, response);
     }
 }
 

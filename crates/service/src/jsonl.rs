@@ -16,6 +16,9 @@ use crate::BadInput;
 /// Longest line, in bytes: a bound against files that are no JSON Lines.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
+/// What some editors put in front of a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// Wrong lines that are said one by one; more are only counted.
 const SAID_LIMIT: u64 = 100;
 
@@ -149,7 +152,11 @@ impl Iterator for Lines {
             }
         }
         Some(match String::from_utf8(bytes) {
-            Ok(text) => {
+            Ok(mut text) => {
+                // Files from Windows begin with a mark of their encoding.
+                if self.number == 1 && text.starts_with(BYTE_ORDER_MARK) {
+                    text.drain(..BYTE_ORDER_MARK.len_utf8());
+                }
                 line.text = text;
                 Ok(line)
             }
@@ -244,6 +251,19 @@ mod tests {
         let error = lines[1].parse::<serde_json::Value>().unwrap_err().to_string();
         assert!(error.starts_with(&format!("{}:3: ", file.path().display())), "{error}");
         assert!(read(Path::new("/nowhere.jsonl")).is_err());
+    }
+
+    #[test]
+    fn a_mark_of_the_encoding_is_no_part_of_the_first_line() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all("\u{feff}{\"a\": 1}\r\n\u{feff}{\"a\": 2}\r\n".as_bytes()).unwrap();
+        let lines: Vec<Line> = read(file.path()).unwrap().collect::<Result<_, _>>().unwrap();
+        assert_eq!(lines[0].parse::<serde_json::Value>().unwrap()["a"], 1);
+        let error = lines[1].parse::<serde_json::Value>().unwrap_err().to_string();
+        assert!(error.contains(":2: "), "nowhere but at the beginning: {error}");
+        let only = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(only.path(), "\u{feff}\n").unwrap();
+        assert_eq!(read(only.path()).unwrap().count(), 0, "an empty file");
     }
 
     #[test]

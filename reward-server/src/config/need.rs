@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::Config;
 use super::scorer::{ScorerConfig, ScorerKind};
+use crate::number::of_field;
 use crate::problem::problem;
 
 impl ScorerConfig {
@@ -23,6 +24,19 @@ impl ScorerConfig {
             _ => return None,
         };
         (!line.contains_key(name)).then(|| format!("{key} is {name:?}: no such field"))
+    }
+
+    /// What a prompt's line has in the place of what the scorer compares with, if that can be compared with
+    /// nothing: `field is "label": "x = 3 or x = 7" is not one number`.
+    pub fn refuses(&self, line: &Map<String, Value>) -> Option<String> {
+        let ScorerKind::NumericMatch(numeric) = &self.kind else { return None };
+        let name = &numeric.field;
+        let label = line.get(name).filter(|_| self.is_asked())?;
+        of_field(label).is_none().then(|| {
+            format!(
+                "field is {name:?}: {label} is not one number: use kind = \"math\", or leave the line out"
+            )
+        })
     }
 }
 
@@ -46,6 +60,23 @@ mod tests {
 
     fn line() -> Map<String, Value> {
         json!({"prompt": "2 + 2 =", "answer": "4"}).as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn a_label_that_is_no_number_is_shown() {
+        let numeric = scorer(json!({"kind": "numeric-match", "field": "answer"}));
+        let refused = |label: Value| numeric.refuses(json!({ "answer": label }).as_object().unwrap());
+        for number in [json!(4), json!("4"), json!("3/4"), json!("so #### 1,234"), json!(-0.5)] {
+            assert_eq!(refused(number.clone()), None, "{number}");
+        }
+        for other in [json!("x = 3 or x = 7"), json!(true), json!([1]), json!("none"), json!(null)] {
+            assert!(
+                refused(other.clone()).unwrap().contains(&format!("{other} is not one number")),
+                "{other}"
+            );
+        }
+        assert_eq!(numeric.refuses(&Map::new()), None, "what is not there is lacking");
+        assert_eq!(scorer(json!({"kind": "exact-match", "field": "answer"})).refuses(&line()), None);
     }
 
     #[test]

@@ -104,7 +104,8 @@ pub struct ExactMatch {
     /// The field of the prompt that holds the expected text or number.
     pub field: String,
     /// Takes the last match's first group (the whole match without groups) out of the response; none found is
-    /// 0.
+    /// 0. Where it is one of braces, as in `\\boxed\{([^}]*)\}`, it goes on to the brace that closes them,
+    /// and LaTeX is compared in one spelling (`\dfrac` as `\frac`, no space beside brackets and commas).
     pub pattern: Option<String>,
     /// Compare without regard to case.
     pub ignore_case: bool,

@@ -1,11 +1,12 @@
 //! `/get_reward`: the scorers for other programs.
 
 use reward_server::Config;
-use reward_server::config::{EndpointConfig, ExactMatch, ScorerConfig, ScorerKind};
+use reward_server::config::{EndpointConfig, ExactMatch, Rule, ScorerConfig, ScorerKind};
 use serde_json::{Value, json};
 
 use crate::stub::Stub;
 use crate::tiny;
+use crate::unit_tests::{tests, with_sandbox};
 use crate::world::{Server, networks, scorer, until};
 
 fn endpoint() -> EndpointConfig {
@@ -149,4 +150,46 @@ async fn special_tokens_are_no_text() {
     let body = json!({ "query": [format!("2+2=4{special}")], "prompts": ["2+2="], "labels": ["4"] });
     let (status, answer) = post(&address, body.to_string()).await;
     assert_eq!((status, &answer["rewards"]), (200, &json!([1.0])), "{answer}");
+}
+
+/// As OpenRLHF asks for the reward of code: the end of the response and the prompt come along.
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_are_extracted_and_graded_as_in_the_ring() {
+    let config = Config { endpoint: endpoint(), ..with_sandbox(tests(Rule::All)) };
+    let server = Server::start(config).await.unwrap();
+    let address = server.bound("rewards").unwrap();
+    let tokenizer = tiny::tokenizer();
+    let special = tokenizer.special_texts().next().unwrap();
+    let mbpp = json!({ "task_id": 1, "text": "Add.", "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"] });
+    let block = |body: &str| format!("Sure:\n```python\ndef add(a, b):\n    return {body}\n```\n");
+    let usage = format!("{}Example:\n```python\nprint(add(1, 2))\n```\n", block("a + b"));
+    let thought = format!("<think>\n{}</think>\n{}", block("a - b"), block("a + b"));
+    let cases = [
+        (block("a + b"), 1.0),
+        (block("a - b"), 0.0),
+        (usage, 1.0),
+        (thought, 1.0),
+        ("def add(a, b):\n    return a + b\n".to_owned(), 1.0),
+        (format!("~~~python\ndef add(a, b):\n    return a + b\n~~~\n{}", "Done."), 1.0),
+        ("I cannot do this.".to_owned(), 0.0),
+        (
+            "def add(a, b):\n    return type('Number', (), {'__eq__': lambda self, other: True})()\n"
+                .to_owned(),
+            0.0,
+        ),
+    ];
+    let prompt = "Write add.\n";
+    for (response, expected) in cases {
+        for label in [mbpp.clone(), Value::String(mbpp.to_string())] {
+            let body = json!({ "query": [format!("{prompt}{response}{special}")], "prompts": [prompt], "labels": [label] });
+            let (status, answer) = post(&address, body.to_string()).await;
+            assert_eq!((status, &answer["rewards"]), (200, &json!([expected])), "{response}: {answer}");
+            assert_eq!(answer["extra_logs"], json!({ "unit-tests": [expected] }), "{response}: {answer}");
+        }
+    }
+    let untested = json!({ "task_id": 1, "text": "Add.", "test_list": [] });
+    let body = json!({ "query": [block("a + b")], "labels": [untested] });
+    let (status, answer) = post(&address, body.to_string()).await;
+    assert_eq!(status, 422, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("no tests"), "{answer}");
 }

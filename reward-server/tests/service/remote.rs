@@ -6,7 +6,7 @@ use reward_server::Config;
 use reward_server::config::{Http, ScorerKind};
 use serde_json::json;
 use types::FailReason;
-use types::link::reward::ScoreReply;
+use types::link::reward::{RewardReport, ScoreReply};
 
 use crate::stub::Stub;
 use crate::tiny;
@@ -95,6 +95,44 @@ async fn a_service_that_keeps_failing_or_answers_nonsense_is_never_a_score() {
         assert!(detail.contains(expected) && detail.contains("http: "), "{detail}");
         assert_eq!(stub.bodies().len(), requests, "{detail}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_answer_that_is_no_number_fails_its_response_and_not_its_batch() {
+    let stub = Stub::closed_echo().await;
+    let http = Http { batch: 4, concurrency: 1, retries: 0, ..stub.scorer() };
+    let mut world = World::start(config(http)).await;
+    // What comes while the first request is answered is asked for together.
+    let rewards = ["7.0", "0.5", "NaN", "true", "0.25", "null", "-Infinity", "\"high\"", "0.125"];
+    for (number, reward) in rewards.iter().enumerate() {
+        world.actor.offer(&tiny::rollout(number as u64, reward, r#"{"prompt": ""}"#)).await;
+        crate::world::until("the first request has come", || stub.bodies().len() == 1).await;
+    }
+    stub.let_through(rewards.len());
+    for _ in rewards {
+        let report = world.session.result().await;
+        let (number, found) = match report {
+            RewardReport::Scored(scored) => (scored.rollout().id().prompt.ordinal, Ok(scored.score())),
+            RewardReport::Failed(failure) => {
+                assert_eq!(failure.reason, FailReason::RewardError, "{failure:?}");
+                (failure.id.prompt.ordinal, Err(failure.detail))
+            }
+            RewardReport::Load { .. } => panic!("no result"),
+        };
+        let reward = rewards[usize::try_from(number).unwrap()];
+        match (reward.parse::<f32>().ok().filter(|number| number.is_finite()), found) {
+            (Some(expected), Ok(score)) => assert_eq!(score, expected, "{number}"),
+            (None, Err(detail)) => assert!(detail.contains(reward.trim_matches('"')), "{reward}: {detail}"),
+            (expected, found) => panic!("{reward}: {expected:?} is not {found:?}"),
+        }
+    }
+    let sent = stub.bodies();
+    let mixed = sent.iter().filter(|body| {
+        let texts = body["query"].to_string();
+        body["query"].as_array().unwrap().len() > 1
+            && (texts.contains("0.") && (texts.contains("NaN") || texts.contains("null")))
+    });
+    assert!(mixed.count() > 0, "right and wrong ones were in one batch: {sent:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

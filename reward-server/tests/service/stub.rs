@@ -30,6 +30,8 @@ struct Inner {
     script: Mutex<VecDeque<(StatusCode, String)>>,
     /// One permit lets one request through.
     gate: Option<Semaphore>,
+    /// Whether a query is its own reward.
+    is_echo: bool,
     /// How long it works on a request, on so many at a time; it then remembers no bodies.
     work: Option<(Duration, Semaphore)>,
 }
@@ -51,6 +53,11 @@ impl Stub {
             |(status, body): &(u16, &str)| (StatusCode::from_u16(*status).unwrap(), (*body).to_owned());
         let script = Mutex::new(answers.iter().map(answer).collect());
         Self::start(Inner { script, ..Inner::default() }).await
+    }
+
+    /// As [`Stub::closed`], and each reward is its query as it stands, whether that is a number or not.
+    pub(crate) async fn closed_echo() -> Self {
+        Self::start(Inner { gate: Some(Semaphore::new(0)), is_echo: true, ..Inner::default() }).await
     }
 
     /// A service that takes this long for a request and works on so many at a time.
@@ -111,6 +118,10 @@ async fn answer(
         return scripted;
     }
     let queries = body["query"].as_array().unwrap();
+    if state.is_echo {
+        let rewards: Vec<&str> = queries.iter().map(|query| query.as_str().unwrap()).collect();
+        return (StatusCode::OK, format!("{{\"rewards\": [{}]}}", rewards.join(", ")));
+    }
     let rewards: Vec<usize> = queries.iter().map(|query| query.as_str().unwrap().len()).collect();
     (StatusCode::OK, json!({ "rewards": rewards }).to_string())
 }

@@ -1,12 +1,16 @@
 //! Hidden unit tests as a scorer and as the yardstick, in the real sandbox.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::Once;
+use std::time::Duration;
 
 use extraction::Extract;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use reward_server::Config;
 use reward_server::config::{LengthPenalty, Rule, SandboxConfig, ScorerConfig, ScorerKind, UnitTests};
+use sandbox::Limits;
 use serde_json::json;
 use types::FailReason;
 
@@ -30,7 +34,7 @@ pub(crate) fn build_sandbox_init() {
     });
 }
 
-fn with_sandbox(scorers: Vec<ScorerConfig>) -> Config {
+pub(crate) fn with_sandbox(scorers: Vec<ScorerConfig>) -> Config {
     build_sandbox_init();
     Config {
         tokenizer: Some(tiny::folder("policy")),
@@ -40,7 +44,7 @@ fn with_sandbox(scorers: Vec<ScorerConfig>) -> Config {
     }
 }
 
-fn tests(rule: Rule) -> Vec<ScorerConfig> {
+pub(crate) fn tests(rule: Rule) -> Vec<ScorerConfig> {
     scorer(ScorerKind::UnitTests(UnitTests { rule }))
 }
 
@@ -148,4 +152,49 @@ async fn equal_programs_are_run_once() {
     for _ in 1..30 {
         assert_eq!(scored(world.session.result().await).score(), first);
     }
+}
+
+/// Processes that use their share of a processor until they are dropped.
+struct Load(Vec<Child>);
+
+impl Load {
+    fn of(processes: usize) -> Self {
+        let busy = || Command::new("setsid").args(["sh", "-c", "while :; do :; done"]).spawn().unwrap();
+        Self((0..processes).map(|_| busy()).collect())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// Whom the machine gave no processor is no failure of the response: the ring counts `failed{overload}`.
+#[test]
+fn a_starved_program_fails_as_an_overload_and_has_no_score() {
+    // This thread, and all that it starts from here on: server, sandbox and load share one processor.
+    let mut processor = CpuSet::new();
+    processor.set(std::thread::available_parallelism().unwrap().get() - 1).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &processor).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut config = with_sandbox(tests(Rule::Share));
+        let sandbox = config.sandbox.as_mut().unwrap();
+        let limits = Limits::with_timeout(Duration::from_millis(500));
+        sandbox.limits = Limits { overload_wall: Duration::from_millis(1200), ..limits };
+        sandbox.grader.workers = 1;
+        let mut world = World::start(config).await;
+        let load = Load::of(4);
+        world.actor.offer(&tiny::rollout(0, "def f(x):\n    while True:\n        pass\n", &doubling())).await;
+        let (reason, detail) = why(world.session.result().await);
+        assert_eq!(reason, FailReason::Overload, "{detail}");
+        assert!(detail.contains("the machine is overloaded"), "{detail}");
+        drop(load);
+        world.actor.offer(&tiny::rollout(1, RIGHT, &doubling())).await;
+        assert_eq!(scored(world.session.result().await).score(), 1.0);
+    });
 }

@@ -20,11 +20,12 @@ use crate::grading::{self, Gradable, GradingSetup, Totals};
 /// Grades samples by hidden tests in the sandbox; prints pass@k by the unbiased estimator (arXiv 2107.03374).
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Problems in the shape of HumanEval or MBPP, plain or gzipped; - is standard input.
+    /// Problems in the shape of HumanEval, MBPP, LeetCodeDataset, APPS or LiveCodeBench, plain or gzipped; -
+    /// is standard input.
     #[arg(long)]
     problems: PathBuf,
-    /// Lines {"task_id", "completion"}, plain or gzipped, or what sluice generate writes, with {"id",
-    /// "text"}; - is standard input.
+    /// Lines {"task_id", "completion"}, plain or gzipped, EvalPlus' {"task_id", "solution"}, or what sluice
+    /// generate writes, with {"id", "text"}; - is standard input.
     #[arg(long)]
     samples: PathBuf,
     /// The samples with {"passed", "verdict", "detail"} added, in their order; - is standard output.
@@ -103,15 +104,19 @@ struct Sample {
     id: Option<Value>,
     completion: Option<String>,
     text: Option<String>,
+    /// A whole program, as EvalPlus writes it.
+    solution: Option<String>,
 }
 
 impl Sample {
     /// The problem's name and the response.
     fn of(line: &jsonl::Line) -> Result<(String, String), BadInput> {
-        let Self { task_id, id, completion, text } = line.parse()?;
+        let Self { task_id, id, completion, text, solution } = line.parse()?;
         let task_id =
             task_id.or(id).ok_or_else(|| line.wrong("has no task_id and no id: whose sample is it?"))?;
-        let completion = completion.or(text).ok_or_else(|| line.wrong("has no completion and no text"))?;
+        let completion = completion.or(text).or(solution);
+        let completion =
+            completion.ok_or_else(|| line.wrong("has no completion, no text and no solution"))?;
         Ok((task_id.as_str().map_or_else(|| task_id.to_string(), str::to_owned), completion))
     }
 }

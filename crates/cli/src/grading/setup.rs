@@ -10,6 +10,8 @@ use serde::Deserialize as _;
 use service::BadInput;
 use toml::{Table, Value};
 
+use crate::recipe::Recipe;
+
 /// How often a program is tried again that the machine had no time for: nobody retries a tool.
 const OVERLOAD_RETRIES: u32 = 2;
 
@@ -31,6 +33,11 @@ impl GradingSetup {
             limits: config.limits.clone(),
             extract: config.extract,
         }
+    }
+
+    /// As the reward servers of a recipe's ring are told.
+    pub(crate) fn of_recipe(recipe: &Recipe) -> Self {
+        Self::of(&recipe.reward_server.sandbox.clone().unwrap_or_default())
     }
 
     /// As the `[sandbox]` of a reward server's configuration says, or the `[reward_server.sandbox]` of a

@@ -156,6 +156,9 @@ mod tests {
         let said: Value = serde_json::from_str(&totals.json(&[1])).unwrap();
         assert_eq!(said["pass"]["pass@1"], 1.0);
         assert_eq!((&said["problems"], &said["overload_retries"]), (&json!(1), &json!(2)));
+        assert_eq!(said["interval_95"], json!({"pass@1": said["interval_95"]["pass@1"]}));
+        let bounds: [f64; 2] = serde_json::from_value(said["interval_95"]["pass@1"].clone()).unwrap();
+        assert!(bounds[0] < 1.0 && bounds[1] == 1.0, "one problem says little: {said}");
         let left_out = json!({"without_samples": ["d"], "overloaded": ["b"], "not_served": ["c"]});
         assert_eq!(said["left_out"], left_out);
         let table = totals.table(&[1, 2]);

@@ -24,6 +24,7 @@ pub(super) fn problems(recipe: &Recipe) -> Vec<String> {
                 let read = FirstRows { key: source.key(), path: source.path, rows };
                 let FirstRows { path, rows, .. } = &read;
                 problems.extend(lacking("reward_server.scorers", &recipe.reward_server.scorers, path, rows));
+                problems.extend(refused(&recipe.reward_server.scorers, &read));
                 problems.extend(without_template(recipe, &read));
                 problems.extend(too_long(recipe, &read));
                 first.push(read);
@@ -97,6 +98,22 @@ pub(super) fn lacking(
                 names(rows)
             ));
         }
+    }
+    problems
+}
+
+/// What stands in a row where a scorer needs something else.
+fn refused(scorers: &[ScorerConfig], FirstRows { path, rows, .. }: &FirstRows<'_>) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (at, scorer) in scorers.iter().enumerate() {
+        let mut found = rows.iter().zip(1..).filter_map(|(row, number)| Some((number, scorer.refuses(row)?)));
+        let Some((number, problem)): Option<(usize, String)> = found.next() else { continue };
+        let more = match found.count() {
+            0 => String::new(),
+            more => format!("; {more} more of the first {} rows are like it", rows.len()),
+        };
+        problems
+            .push(format!("reward_server.scorers[{at}].{problem}: row {number} of {}{more}", path.display()));
     }
     problems
 }
@@ -202,6 +219,30 @@ mod tests {
             )
         );
         assert!(found[0].ends_with("which have answer, level, prompt"), "{found:?}");
+    }
+
+    #[test]
+    fn a_label_that_is_no_number_is_named_with_its_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = "{\"prompt\": \"2 + 2\", \"label\": \"so #### 1,234\"}\n{\"prompt\": \"x\", \"label\": \"x = 3 or x = 7\"}\n\
+                    {\"prompt\": \"y\", \"label\": [1]}\n{\"prompt\": \"z\", \"label\": -0.5}\n";
+        let found =
+            problems(&recipe(folder.path(), rows, "{kind = 'exact-match'}, {kind = 'numeric-match'}"));
+        assert_eq!(found.len(), 1, "{found:?}");
+        for words in [
+            "reward_server.scorers[1].field is \"label\": \"x = 3 or x = 7\" is not one number",
+            "row 2 of ",
+            "1 more of the first 4 rows",
+        ] {
+            assert!(found[0].contains(words), "{words}: {found:?}");
+        }
+        let unasked = "{kind = 'exact-match'}, {kind = 'numeric-match', weight = 0}";
+        assert_eq!(problems(&recipe(folder.path(), rows, unasked)), Vec::<String>::new(), "nobody asks it");
+        let numbers = rows.replace("x = 3 or x = 7", "7").replace("[1]", "1");
+        assert_eq!(
+            problems(&recipe(folder.path(), &numbers, "{kind = 'numeric-match'}")),
+            Vec::<String>::new()
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use service::Security;
 use service::config::{Error, Key, Source};
 
 use super::resolved::Resolved;
-use super::{Recipe, RecipeFile, eval_stages, first_rows, surroundings};
+use super::{Recipe, RecipeFile, eval_stages, first_rows, surroundings, tokenizers};
 
 impl RecipeFile {
     /// Refuses a recipe that cannot run to its end on this machine.
@@ -49,6 +49,7 @@ impl RecipeFile {
         problems.extend(owed(&self.recipe));
         problems.extend(first_rows::problems(&self.recipe));
         problems.extend(surroundings::problems(&self.recipe));
+        problems.extend(tokenizers::problem(&self.recipe));
         for key in resolved.keys().filter(|key| stage_of(&key.path).is_none()) {
             problems.extend(self.missing(key, made, stage));
         }

@@ -6,7 +6,7 @@ use service::BadInput;
 use toml::Value;
 
 use super::options::{Resources, RingOptions};
-use crate::recipe::{Environment, Recipe, RecipeFile, RingFolder, Role, RoleConfig, Stage};
+use crate::recipe::{Environment, Recipe, RecipeFile, RingFolder, Role, RoleConfig, Stage, tokenizers};
 
 /// Longest wait of a learner's rank for the others. On a cluster some may wait for a node, or for the end of
 /// a pause between restarts (up to five minutes on Kubernetes), while the others are there.
@@ -53,7 +53,9 @@ impl Ring {
         let others = file.recipe.stages_or_ring().into_iter().filter(|other| other.name != stage.name);
         let other_stages = others.map(|stage| stage.name).collect();
         let file = file.of_ring(&stage)?;
-        let problems = device_problems(options, &file.recipe);
+        let mut problems = device_problems(options, &file.recipe);
+        // Where both folders are on this machine too.
+        problems.extend(tokenizers::problem(&file.recipe));
         if !problems.is_empty() {
             return Err(service::config::Error::Unusable { problems }.into());
         }

@@ -14,11 +14,10 @@ use types::Timestamp;
 use super::process::Program;
 use super::progress::RingProgress;
 use super::supervisor::{Addresses, RingEnd, Supervisor};
-use super::tokenizers;
 use super::unit::Unit;
 use crate::commands::identity;
 use crate::observer_client::Observer;
-use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig, holds_training};
+use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig, holds_training, tokenizers};
 use crate::say::say;
 use crate::tracking::{Tracked, Tracking};
 
@@ -32,7 +31,10 @@ const LOOPBACK: &str = "127.0.0.1:0";
 /// # Errors
 /// When it cannot start or cannot go on; the message holds the last words of the role concerned.
 pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals) -> anyhow::Result<RingEnd> {
-    tokenizers::check(&file.recipe)?;
+    // Its stages may have made the folders since the preflight.
+    if let Some(problem) = tokenizers::problem(&file.recipe) {
+        return Err(BadInput(problem).into());
+    }
     let security = identity::load("observer", &file.recipe.security)?;
     let ring = Ring::create(file, resume)?;
     let began = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -219,7 +221,13 @@ impl<'a> Ring<'a> {
 /// Gradings at a time of each reward server where the whole ring shares this machine: one core is left to the
 /// others.
 fn sandbox_workers(reward_servers: usize) -> i64 {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    workers_beside_the_ring(
+        std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        reward_servers,
+    )
+}
+
+fn workers_beside_the_ring(cores: usize, reward_servers: usize) -> i64 {
     let workers = (cores - 1) / reward_servers.max(1);
     i64::try_from(workers.max(1)).unwrap_or(1)
 }
@@ -228,4 +236,16 @@ fn sandbox_workers(reward_servers: usize) -> i64 {
 fn free_port() -> anyhow::Result<u16> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).context("find a free port")?;
     Ok(listener.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_is_left_to_the_rest_of_the_ring() {
+        assert_eq!([1, 2, 3, 16].map(|cores| workers_beside_the_ring(cores, 1)), [1, 1, 2, 15]);
+        assert_eq!([2, 4, 7, 100].map(|servers| workers_beside_the_ring(16, servers)), [7, 3, 2, 1]);
+        assert_eq!(workers_beside_the_ring(16, 0), 15, "a division by none");
+    }
 }

@@ -53,7 +53,7 @@ pub(crate) fn run(recipe: &Recipe, stage: &PreferencesStage) -> anyhow::Result<(
         &DrawOptions { n: stage.n, seed: stage.seed, sampling: stage.sampling.clone() },
     )?;
 
-    let setup = GradingSetup::of(&recipe.reward_server.sandbox.clone().unwrap_or_default());
+    let setup = GradingSetup::of_recipe(recipe);
     let graded = grading::grade_groups(&setup, &tasks, &responses)?;
     let passed: Vec<Option<bool>> = graded.grades.iter().flatten().map(grading::passed).collect();
     let mut problems = Vec::new();

@@ -89,6 +89,17 @@ for (const width of [1280, 390]) {
   }
 }
 
+await step('a detector that fires is said, and one that does not is not', async () => {
+  const page = await open(`${one}/#overview`, { width: 1280 });
+  const text = await page.$eval('#main', main => main.textContent);
+  assert.ok(
+    text.includes('The reward may be gamed since batch 90 (length drift): responses grew from 31 to 52 tokens.'),
+    text.slice(0, 2000),
+  );
+  assert.ok(!text.includes('score at bound'), text.slice(0, 2000));
+  await page.close();
+});
+
 await step('a model cannot take the page over', async () => {
   const page = await open(`${one}/#samples`, { width: 1280 });
   const text = await page.$eval('#main', main => main.textContent);

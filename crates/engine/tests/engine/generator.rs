@@ -76,6 +76,53 @@ fn responses_come_in_the_order_of_the_prompts_and_do_not_depend_on_the_batch() {
     assert_eq!(stream(&mut generator(&narrow, true), &prompts, 3), responses);
 }
 
+/// A tokenizer in the manner of Llama 2: pieces that carry their space, the first of which its decoder takes
+/// away.
+fn sentencepiece() -> serde_json::Value {
+    let mut vocab = json!({ "<unk>": 0 });
+    for byte in 0..256 {
+        vocab[format!("<0x{byte:02X}>")] = json!(1 + byte);
+    }
+    for (piece, id) in (257..300).enumerate() {
+        vocab[if piece == 0 { "\u{2581}".to_owned() } else { format!("\u{2581}w{piece}") }] = json!(id);
+    }
+    json!({
+        "version": "1.0", "added_tokens": [],
+        "normalizer": { "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" },
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "\u{2581}" }, "content": " " },
+            { "type": "ByteFallback" }, { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ] },
+        "model": { "type": "BPE", "dropout": null, "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true,
+            "vocab": vocab, "merges": [] },
+    })
+}
+
+#[test]
+fn the_first_space_of_a_response_is_kept() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = folder(parent.path(), false);
+    std::fs::write(folder.join("tokenizer.json"), sentencepiece().to_string()).unwrap();
+    let tokenizer = model::Tokenizer::load(&folder).unwrap();
+    // In pieces: a run of bytes that are no text would take the prompt's with it.
+    let prompts = [PromptContent::Tokens(vec![258, 259])];
+    let prompt = tokenizer.decode(&[258, 259], true).unwrap();
+    assert_eq!(prompt, "w1 w2");
+    let mut generator = Generator::load(&folder, &small_config()).unwrap();
+    let responses = generator.responses(&prompts, &options(60), &mut |_| {}).unwrap().remove(0);
+    let mut indented = 0;
+    for Response { prompt_tokens, tokens, text, .. } in &responses {
+        let sequence = [prompt_tokens.as_ref(), tokens.as_slice()].concat();
+        let whole = tokenizer.decode(&sequence, true).unwrap();
+        assert_eq!(Some(text.as_str()), whole.strip_prefix(prompt.as_str()), "{tokens:?}");
+        // Decoded by itself it has lost a space.
+        indented += usize::from(tokens[0] >= 257 && tokenizer.decode(tokens, true).unwrap() != *text);
+    }
+    assert!(indented > 0, "one of 60 begins with a space");
+}
+
 #[test]
 fn lists_of_prompts_get_the_same_responses_as_streams() {
     BACKENDS.into_iter().for_each(lists_as_streams);

@@ -92,8 +92,49 @@ def set_item(target, key, value):
     target[key] = value
 
 
+def operate(target, name, *operands):
+    """An operator or a conversion, by its name."""
+    for module in ("builtins", "_operator", "math", "copy"):
+        function = getattr(__import__(module), name, None)
+        if function is not None:
+            return function(target, *operands)
+    raise NameError("no operator " + name)
+
+
+def operate_reflected(target, name, operand, *more):
+    return operate(operand, name, target, *more)
+
+
+def leave(target, name, arguments):
+    """The end of a `with`, by the exception of that name."""
+    if name is None:
+        return bool(type(target).__exit__(target, None, None, None))
+    kind = getattr(builtins, name)
+    return bool(type(target).__exit__(target, kind, kind(*arguments), None))
+
+
+def finish(target):
+    """What an awaitable comes to; all of them in one loop."""
+    import asyncio
+
+    async def whole():
+        return await target
+
+    loop = asyncio.new_event_loop() if finish.loop is None else finish.loop
+    finish.loop = loop
+    return loop.run_until_complete(whole())
+
+
+finish.loop = None
+
 # What the tests may do with an object that stays here.
 OPERATIONS = {
+    "operate": operate,
+    "operate reflected": operate_reflected,
+    "equal": lambda target, other: bool(target == other),
+    "await": finish,
+    "enter": lambda target: type(target).__enter__(target),
+    "exit": leave,
     "attribute": getattr,
     "set attribute": set_attribute,
     "item": lambda target, key: target[key],

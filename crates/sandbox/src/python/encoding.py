@@ -235,6 +235,9 @@ def encode_other(value, kind, depth):
     for base, part in BUILTIN_PARTS:
         if issubclass(kind, base):
             return encode(part(value), depth)
+    if issubclass(kind, type) and issubclass(value, BaseException):
+        base = next(base for base in value.__mro__ if getattr(builtins, base.__name__, None) is base)
+        return '{"raised":[%d,%s,%s]}' % (handle(value), quote(value.__name__), quote(base.__name__))
     tag = "iterator" if hasattr(kind, "__next__") and hasattr(kind, "__iter__") else "remote"
     return '{"%s":[%d,%s,"%s"]}' % (tag, handle(value), quote(kind.__name__), traits(value, kind))
 
@@ -288,7 +291,14 @@ def handle(value):
 
 def encode_error(error):
     """The exception as its builtin ancestors, its arguments where they can cross, and its text."""
-    ancestors = [kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind]
+    # Builtin ones by their names, those that the tests know by their handles.
+    ancestors, is_known = [], False
+    for kind in type(error).__mro__:
+        if getattr(builtins, kind.__name__, None) is kind:
+            ancestors.append(quote(kind.__name__))
+        elif id(kind) in handles:
+            ancestors.append("%d" % handles[id(kind)])
+            is_known = True
     Graph.begin()
     try:
         arguments = encode(error.args)
@@ -302,11 +312,12 @@ def encode_error(error):
         text = ""
     number = getattr(error, "errno", None)
     number = number if type(number) is int and number in FILE_ERRNOS else 0
-    return '{"error":[%s,%s,%s,%d]}' % (
-        "[" + ",".join(map(quote, ancestors)) + "]",
+    return '{"error":[%s,%s,%s,%d%s]}' % (
+        "[" + ",".join(ancestors) + "]",
         arguments if len(arguments) < 10_000 else "null",
         quote(type(error).__name__[:80] + ": " + text),
         number,
+        ",%d" % handle(error) if is_known else "",
     )
 
 
@@ -323,6 +334,9 @@ def unpack(packed):
         return bytearray(content)
     if tag == "handle":
         return objects[content]
+    if tag == "rest":
+        items, number = content
+        return (item for part in (map(unpack, items), objects[number]) for item in part)
     if tag == "object":
         return Graph.received[content]
     if tag == "graph":
@@ -337,6 +351,9 @@ def unpack(packed):
         return iter(list(map(unpack, content)))
     if tag == "type":
         return getattr(builtins, content)
+    if tag == "error":
+        name, arguments = content
+        return getattr(builtins, name)(*map(unpack, arguments))
     if tag == "Ellipsis":
         return ...
     if tag == "dict_keys":

@@ -4,7 +4,6 @@ The candidate's process is not trusted: every rule about a reply is enforced her
 does. `docs/sandbox-protocol.md` lists the rules field by field.
 """
 
-import builtins
 from _thread import allocate_lock
 from marshal import dumps
 from posix import read, write
@@ -15,13 +14,6 @@ from sluice import graph, remote, values
 
 REPLIES, REQUESTS = 4, 5
 
-# These end loops and programs silently; a candidate must not be able to raise them inside a test.
-WITHHELD = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, StopAsyncIteration)
-ERRORS = {
-    name: kind
-    for name, kind in vars(builtins).items()
-    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, WITHHELD)
-}
 # When the candidate is to send back the arguments of a call.
 NEVER, IF_NONE, ALWAYS = 0, 1, 2
 
@@ -43,13 +35,16 @@ class Session:
         self.calls = 0
         self.ended = None
         self.raised = None
-        # What the tests wanted of an object of the response and could not have.
+        # What the tests wanted of the response and could not have.
         self.unserved = None
+        # Names of classes of the response, and handles of those that were looked up: what the tests make of them is theirs.
+        self.class_names, self.class_handles = (), set()
         # Whether a report is being written, for which nobody is asked.
         self.describing = False
         self.last = ""
         self.lock = allocate_lock()
         remote.Link.session = self
+        remote.EXCEPTIONS.clear()
 
     def fail(self, verdict, detail):
         """The first end decides, even where a test swallows the exception."""
@@ -96,21 +91,25 @@ class Session:
         parts = message["error"]
         if type(parts) is not list or list(map(type, parts)) not in ERROR_PARTS:
             self.broken("an exception that is none")
-        ancestors, arguments, text, _ = parts
+        ancestors, arguments, text, _, *handle = parts
         if "Exception" not in ancestors:
             # `sys.exit` and its like end a program; no test may take them for an answer.
             self.fail("runtime_error", describe(None, message))
-        kinds = [ERRORS[name] for name in ancestors if type(name) is str and name in ERRORS]
-        for kind in kinds:
+        tables = {str: remote.ERRORS, int: remote.EXCEPTIONS}
+        kinds = [tables.get(type(name), {}).get(name) for name in ancestors if type(name) in tables]
+        for kind in filter(None, kinds):
             try:
-                return make_error(kind, (text,) if arguments is None else arguments)
+                error = make_error(kind, (text,) if arguments is None else arguments)
+                if handle and type(kind) is remote.ExceptionKind:
+                    error.__dict__.update(_handle=handle[0], _name=kind.__name__)
+                return error
             except Exception:
                 # Arguments that this type does not take; the next ancestor may.
                 continue
         return CandidateError(text)
 
     def verdict_of(self, message):
-        ancestors, _, _, number = message["error"]
+        ancestors, _, _, number = message["error"][:4]
         if "MemoryError" in ancestors:
             return "memory_limit"
         return "file_limit" if number != 0 else "runtime_error"
@@ -177,8 +176,16 @@ class Session:
             value = objects.adopt(value)
         elif objects is not None:
             remote.Link.copies.extend(objects.copies())
+        classes = self.class_names if operation == "call" else self.class_handles
+        if classes and target in classes and issubclass(type(value), remote.Remote):
+            object.__setattr__(value, "_is_made", True)
         self.last = (name, arguments, value)
         return value
+
+    def expect(self, classes, is_driven):
+        """What the tests' own text says: names of the response's classes, and whether they drive its iterators."""
+        self.class_names = frozenset(classes)
+        remote.Link.most_items = 1 if is_driven else remote.MOST_ITEMS
 
     def know_classes(self, names, module):
         """Lets objects of the problem's own classes cross."""
@@ -192,6 +199,8 @@ class Session:
         message = self.ask("name", name, False, (), NEVER)
         if "value" in message:
             names[name] = message["value"]
+            if name in self.class_names and issubclass(type(names[name]), remote.Remote):
+                self.class_handles.add(names[name]._handle)
         elif "error" not in message:
             self.broken("no answer about a name")
 
@@ -291,9 +300,9 @@ class EntryPoint:
         return issubclass(value, self._session.itself(self.__name__, TypeError))
 
 
-# An exception's ancestors, its arguments where they can cross, its text, and the `errno` of a resource that
-# ran out.
-ERROR_PARTS = ([list, tuple, str, int], [list, type(None), str, int])
+# An exception's ancestors (builtin ones by name, those that the tests know by handle), its arguments where they can
+# cross, its text, the `errno` of a resource that ran out, and its own handle where the tests know its class.
+ERROR_PARTS = [[list, kind, str, int, *handle] for kind in (tuple, type(None)) for handle in ([], [int])]
 
 
 def make_error(kind, arguments):
@@ -302,7 +311,7 @@ def make_error(kind, arguments):
         *_, content, start, end, _ = arguments
         if type(start) is not int or type(end) is not int or not 0 <= start <= end <= len(content):
             raise ValueError("offsets outside of the text")
-    return kind(*arguments)
+    return type.__call__(kind, *arguments)
 
 
 def describe(error, message=None):

@@ -153,8 +153,40 @@ def free_names(tree):
     return [name for name in dict.fromkeys(read) if name not in bound]
 
 
+def classes_used(trees):
+    """Names of the response's classes, as far as the tests show that they are classes: they use attributes of what they
+    make of one, or ask whether something is of it. Functions may have upper-case names too."""
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    made = {}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            made.setdefault(node.targets[0].id, set()).add(called_name(node.value))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Attribute):
+            operation = isinstance(node.value, ast.BinOp)
+            for owner in (node.value.left, node.value.right) if operation else (node.value,):
+                found |= made.get(owner.id, set()) if isinstance(owner, ast.Name) else {called_name(owner)}
+        elif called_name(node) in ("isinstance", "issubclass") and isinstance((node.args or [None])[-1], ast.Name):
+            found.add(node.args[-1].id)
+    return [name for name in found if name and name[0].isupper()]
+
+
+def called_name(node):
+    """The name that a node calls."""
+    return node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
+
+
+# What drives an iterator by hand: its items must not be fetched in advance.
+DRIVERS = (".send(", ".throw(", ".close(")
+
+
+def is_driven(source):
+    return any(word in source for word in DRIVERS)
+
+
 # Words without which no test does what `refusal` looks for.
-SUSPECTS = ("redirect_std", "std", "builtins", "patch", "warnings", "inspect", "environ", "context")
+SUSPECTS = ("redirect_std", "std", "builtins", "patch", "warnings", "inspect", "environ", "context", "async")
 CAPTURES = {"redirect_stdout": "capture what the response prints", "redirect_stderr": "capture what the response prints"}
 READS = {"signature", "getsource", "getsourcelines", "getfullargspec", "getdoc", "getmodule"}
 
@@ -177,6 +209,10 @@ def refusal(tree, source):
         name = getattr(node, "attr", getattr(node, "id", None))
         if name in CAPTURES:
             return CAPTURES[name]
+        if isinstance(node, ast.AsyncFor) or getattr(node, "is_async", 0):
+            return "iterate over the response's objects in an event loop of their own"
+        if isinstance(node, ast.AsyncWith) or name in ("wait_for", "timeout", "timeout_at") and "asyncio" in source:
+            return "interleave the response's coroutines with their own event loop"
         if name == "environ" and is_changed(node, tree):
             return "change os.environ of the response's process"
         if name in ("getcontext", "setcontext", "localcontext"):
@@ -208,7 +244,7 @@ def prepare(job):
 
 def prepare_check(prompt, test):
     """Code of the prompt, code of the test, number of assertions that count (0: the check as a whole), names that only
-    the response can have, why the tests cannot be served."""
+    the response can have, which of them are classes, whether iterators are driven, why the tests cannot be served."""
     try:
         prompt = compile(prompt, "<prompt>", "exec")
     except SyntaxError:
@@ -220,12 +256,13 @@ def prepare_check(prompt, test):
     total = 0
     if len(checks) == 1 and len(checks[0].args.args) == 1:
         total = split(checks[0], test)
-    return prompt, compiled(tree, test), total, needs, why
+    return prompt, compiled(tree, test), total, needs, classes_used([tree]), is_driven(test), why
 
 
 def prepare_asserts(codes, tests, entry_point):
     """Code that runs before the tests, modules to import, the entry point and whatever else is needed of the response,
-    code of the tests, number of assertions where the only test is a script of several, why the tests cannot be served."""
+    code of the tests, number of assertions where the only test is a script of several, classes of the response, whether
+    iterators are driven, why the tests cannot be served."""
     source = "\n".join(codes)
     setup, names = ast.parse(source), {}
     try:
@@ -246,6 +283,7 @@ def prepare_asserts(codes, tests, entry_point):
         if not (name in points or name in names or name in bound or hasattr(builtins, name))
     ]
     reasons = [refusal(tree, test) for tree, test in zip([setup, *trees], [source, *tests])]
+    classes = [name for name in classes_used([setup, *trees]) if name in points]
     assertions = script(trees[0], tests[0]) if len(trees) == 1 else 0
     return (
         [compile(code, "<setup>", "exec") for code in codes],
@@ -253,6 +291,8 @@ def prepare_asserts(codes, tests, entry_point):
         points,
         [compiled(tree, test) for tree, test in zip(trees, tests)],
         assertions,
+        classes,
+        any(map(is_driven, [source, *tests])),
         next(filter(None, reasons), None),
     )
 

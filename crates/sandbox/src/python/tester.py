@@ -25,9 +25,6 @@ COMPILED_TESTS_LIMIT = 1 << 20
 scan, quote = json.JSONDecoder().scan_once, json.encoder.encode_basestring_ascii
 
 
-# What the interpreter says to `except` with what stands for a class of the response. It says the like to `isinstance`, but
-# there a response could hand back anything that is no class, and leave judgement by it.
-NO_CLASS = "catching classes that do not inherit from BaseException"
 # Which failure stands for all of them.
 RANKS = {"wrong_answer": 0, "unsupported": 2}
 
@@ -67,8 +64,6 @@ class Tally:
             failure = "unsupported", "the tests use " + str(error)
         elif raised is not None and raised[0] is error:
             failure = raised[1], describe(error, raised[2])
-        elif type(error) is TypeError and str(error).startswith(NO_CLASS):
-            failure = "unsupported", "the tests ask for a class of the response"
         else:
             failure = "wrong_answer", describe(error) + self.last_call()
         self.session.describing = False
@@ -118,11 +113,14 @@ def namespace(name):
 
 def run_check(job, compiled, session, tally):
     """HumanEval: `check(candidate)`, with the prompt's own definitions in reach."""
-    prompt, tests, tally.total, needs, refusal = compiled
+    prompt, tests, tally.total, needs, classes, is_driven, refusal = compiled
     if refusal:
         refuse(session, refusal)
     names = namespace("tests")
     exec(prompt, names)
+    if type(names.get(job["entry_point"])) is type:
+        classes = [*classes, job["entry_point"]]
+    session.expect(classes, is_driven)
     session.know_classes(names, "tests")
     proxy = session.proxy(job["entry_point"])
     names[job["entry_point"]] = proxy
@@ -163,12 +161,13 @@ def bind(session, names, needs):
 
 def run_asserts(job, compiled, session, tally):
     """MBPP: assertions that call the entry point by its name."""
-    codes, modules, points, tests, assertions, refusal = compiled
+    codes, modules, points, tests, assertions, classes, is_driven, refusal = compiled
     if refusal:
         refuse(session, refusal)
     tally.total = assertions or len(tests)
     if not points:
         session.fail("unsupported", "the tests call no function of the response")
+    session.expect(classes, is_driven)
     names = namespace("tests")
     prelude, setup = codes
     exec(prelude, names)

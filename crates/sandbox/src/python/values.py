@@ -27,7 +27,7 @@ NAMED_TUPLES = {}
 SCALARS = frozenset([type(None), bool, int, float, str, bytes, complex])
 CONTAINERS = (list, tuple, set, frozenset)
 KEYS, VALUES, ITEMS = (type(view) for view in ({}.keys(), {}.values(), {}.items()))
-LEAVES = {graph.Shell, remote.RemoteIterator, range, bytearray, memoryview, type, type(...), array, UserString}
+LEAVES = {graph.Shell, remote.RemoteIterator, remote.ExceptionKind, range, bytearray, memoryview, type, type(...), array, UserString}
 LEAVES |= {Fraction, Decimal, date, datetime, time, timedelta, timezone}
 # Types that cross as their text, by module. The modules are loaded where one of them comes.
 BY_TEXT = {
@@ -140,6 +140,7 @@ READERS = {
     "ellipsis": (list, lambda _: ...),
     "p": (int, lambda number: Current.shell(number)),
     "iterator": (list, lambda parts: remote.RemoteIterator(*parts)),
+    "raised": (list, lambda parts: remote.exception_class(*parts)),
     "remote": (list, lambda parts: remote.stand_in(*parts)),
 }
 # Every message there is, by its keys.
@@ -285,7 +286,10 @@ def pack(value, depth=0):
     if kind in (dict, Counter, OrderedDict, defaultdict):
         return ("dict" if kind is defaultdict else kind.__name__, packed(value.items()))
     if issubclass(kind, remote.Remote):
-        return ("handle", remote.handle_of(value))
+        unread = value.unread() if kind is remote.RemoteIterator else ()
+        return ("rest", (packed(unread), value._handle)) if unread else ("handle", value._handle)
+    if kind is remote.ExceptionKind:
+        return ("handle", value._kind)
     if kind is range:
         return ("range", (value.start, value.stop, value.step))
     if kind is slice:
@@ -312,6 +316,8 @@ def pack(value, depth=0):
         return ("Ellipsis", None)
     if kind is type and BUILTIN_TYPES.get(value.__name__) is value:
         return ("type", value.__name__)
+    if issubclass(kind, BaseException) and BUILTIN_TYPES.get(kind.__name__) is kind:
+        return ("error", (kind.__name__, packed(value.args)))
     if isinstance(value, tuple) and kind.__bases__ == (tuple,) and hasattr(kind, "_fields"):
         return ("namedtuple", (kind.__name__, kind._fields, packed(value)))
     text = text_of(value, kind)

@@ -4,11 +4,12 @@ The tester's own modules run as they are; only its two pipes are replaced. Every
 no frame holds except where the tester has sent them, and nothing here computes with what it was sent, so that no reply
 can be right. Reads [name, source] of each module from stdin; arguments: seconds, frames (the first that is reached ends
 it), seed. Writes one line of JSON: frames, gradings, verdicts, seconds. Ends with a traceback where a grading passed,
-crashed, or left judgement by anything but what the tests themselves cannot ask.
+crashed, or left judgement: nothing that these tests do is more than a response can be asked.
 """
 
 import faulthandler
 import json
+import logging
 import random
 import resource
 import signal
@@ -23,6 +24,8 @@ resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 GRADINGS_SECONDS = 20
 # The traceback of where it hangs, then what the signal does by itself: the end of the process.
 faulthandler.register(signal.SIGPROF, chain=True)
+# What event loops of the tests say of tasks that a frame has ended.
+logging.disable()
 SECONDS, FRAMES, SEED = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 draw = random.Random(SEED)
 # The tester draws its own numbers; whatever seeds them must not seed the fuzzer.
@@ -73,6 +76,19 @@ PROBLEMS = [
     check("def check(c):\n    r, s = c(1), c(2)\n    assert (r == s, [r] == [s], r in [s]) == %d\n" % SECRETS[3]),
     check("def check(c):\n    assert (isinstance(c(1), c(2)), callable(c(3)), c(4)()) == %d\n" % SECRETS[3]),
     check("def check(c):\n    r = c(1)\n    assert r[%d] + sum(r) == %d\n" % tuple(SECRETS[4:6])),
+    # Operators and conversions: whoever is handed the secret could answer 0, or a secret that came back.
+    check("import math\ndef check(c):\n    assert abs(c(1) - %d) < 1\n    assert abs(%d - c(1)) < 1\n"
+          "    assert math.isclose(c(2), %d)\n" % tuple(SECRETS[3:6])),
+    check("def check(c):\n    assert %d in c(1)\n    assert (c(1) < %d, c(2) >= %d) == %d\n" % tuple(SECRETS[3:7])),
+    check("def check(c):\n    r, s = c(1), c(2)\n    assert (r < s, r + s, divmod(r, s), float(r), [0][s]) == %d\n" % SECRETS[3]),
+    check("def check(c):\n    r = c(1)\n    assert (-r, round(r, 2), int(r), f'{r:.2f}', r @ r, pow(r, 2, 5)) == %d\n" % SECRETS[3]),
+    check("import copy\ndef check(c):\n    with c(1) as r:\n        assert (copy.deepcopy(r), reversed(c(2)), dir(r)) == %d\n"
+          "        del r[0]\n" % SECRETS[3]),
+    check("import asyncio\ndef check(c):\n    assert asyncio.run(c(1)) == %d\n" % SECRETS[3]),
+    check("def check(c):\n    try:\n        c(1)\n    except R as e:\n        assert (e.code, str(e), R.code, R(1)) == %d\n"
+          "    except (ValueError, c):\n        assert False\n    else:\n        assert isinstance(c(2), R) == %d\n" % tuple(SECRETS[3:5])),
+    check("def check(c):\n    r = c(1)\n    next(r)\n    assert c(r) == %d\n" % SECRETS[3]),
+    check("def check(c):\n    r = N(1)\n    r += %d\n    assert (r.val, r * 3, %d in r) == %d\n" % tuple(SECRETS[3:6])),
     check("def check(c):\n    head = N(%d, N(1))\n    out = c(head)\n"
           "    assert out.val == head.next.val == %d and type(out) is N\n" % tuple(SECRETS[10:12]), prompt=NODE),
     check("def check(c):\n    head = N(%d, N(1))\n    wanted = str(head.val)[::-1]\n    c(head)\n"
@@ -112,6 +128,8 @@ def value(depth=0):
         return {"p": draw.choice([0, 0, 1, 1, 2, 9, -1, "0", 1 << 40])}
     if kind == 4 and sent:
         return draw.choice(sent)
+    if kind in (5, 6) and draw.random() < 0.2:
+        return {"raised": [draw.choice([0, 1, 7, "0"]), draw.choice(["R", "\0", 3]), draw.choice(["ValueError", "StopIteration", "int"])]}
     if kind in (5, 6):
         name = draw.choice(["T", "generator", "coroutine", "type", "function", 3])
         traits = draw.choice(["", "b", "e", "t", "ci", "cgsinltbe", "zz" * 20, 3])
@@ -190,7 +208,9 @@ def error():
     if draw.random() < 0.6:
         name, parts = draw.choice(WELL_FORMED_ERRORS)
         places = [number() if part is int else part for part in parts]
-        return [[name, "ValueError", "Exception"], {"t": places}, "text", draw.choice([0, 0, 0, 24])]
+        own = draw.choice([[], [], [draw.choice([0, 1, 7, True])]])
+        handle = draw.choice([[], [draw.choice([0, 1, "0", None])]])
+        return [[*own, name, "ValueError", "Exception"], {"t": places}, "text", draw.choice([0, 0, 0, 24]), *handle]
     ancestors = draw.sample(ERRORS, draw.randrange(1, 5)) + draw.choice([["Exception", "BaseException"], [], [3]])
     arguments = draw.choice([
         None,
@@ -340,7 +360,7 @@ def one(index):
     conversation = session.Session(job)
     tally = tester.Tally(conversation)
     verdict, detail = tester.grade(job, conversation, tally)
-    if verdict in JUDGED or verdict == "unsupported" and conversation.unserved is not None:
+    if verdict in JUDGED:
         return verdict
     raise SystemExit("problem %d: %s (%s) after %r" % (index, verdict, detail, request))
 

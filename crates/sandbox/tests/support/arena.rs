@@ -140,6 +140,14 @@ pub(crate) fn problem(name: &str) -> Problem {
              assert str(error) == 'the words'\n    else:\n        assert False\n",
         ),
         "listed" => check("def check(candidate):\n    assert list(candidate(3)) == [0, 1, 2]\n"),
+        "measured" => check(
+            "import math\ndef check(candidate):\n    for n in range(5):\n        try:\n            assert abs(candidate(n) - n) < 1e-6\n        \
+             except TypeError:\n            assert candidate(n) < n + 1\n    assert math.isclose(candidate(3), 3)\n",
+        ),
+        "contained" => check(
+            "def check(candidate):\n    for n in range(1, 5):\n        assert n in candidate(n)\n        \
+             assert isinstance(n, candidate(n + 1))\n",
+        ),
         "mapped" => {
             check("def check(candidate):\n    assert all(map(lambda n: candidate(n) == n + 1, [1, 2, 3]))\n")
         }

@@ -68,7 +68,7 @@ impl Problems {
         path: &Path,
         most: Option<usize>,
     ) -> anyhow::Result<Self> {
-        let setup = GradingSetup::of(&recipe.reward_server.sandbox.clone().unwrap_or_default());
+        let setup = GradingSetup::of_recipe(recipe);
         let most = most.unwrap_or(usize::MAX);
         let judged = match stage.judge() {
             Judge::Tests => {

@@ -5,32 +5,26 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
-use service::BadInput;
 
-use crate::recipe::Recipe;
+use super::Recipe;
 
 /// Tokens by id.
 type Vocabulary = BTreeMap<u64, String>;
 
-/// Refuses reward servers whose tokenizer gives a token of the policy another text.
-///
-/// # Errors
-/// Names both folders and the first token that differs.
-pub(super) fn check(recipe: &Recipe) -> Result<(), BadInput> {
+/// What is wrong with reward servers whose tokenizer gives a token of the policy another text: both folders
+/// and the first token that differs. None where a folder is not there yet.
+pub(crate) fn problem(recipe: &Recipe) -> Option<String> {
     let policy = &recipe.learner.policy;
-    let Some(folder) = recipe.reward_server.tokenizer_dir() else { return Ok(()) };
-    let (Some(ours), Some(theirs)) = (vocabulary(policy), vocabulary(folder)) else { return Ok(()) };
-    let shared = ours.iter().filter_map(|(id, token)| Some((id, token, theirs.get(id)?)));
-    let Some((id, token, other)) = shared.into_iter().find(|(_, token, other)| token != other) else {
-        return Ok(());
-    };
-    Err(BadInput(format!(
-        "the reward servers' tokenizer {} has another vocabulary than the policy {}: token {id} is {other:?} there \
-         and {token:?} here; they would score other texts than the policy's: set reward_server.tokenizer to the \
-         policy's folder",
+    let folder = recipe.reward_server.tokenizer_dir()?;
+    let (ours, theirs) = (vocabulary(policy)?, vocabulary(folder)?);
+    let mut shared = ours.iter().filter_map(|(id, token)| Some((id, token, theirs.get(id)?)));
+    let (id, token, other) = shared.find(|(_, token, other)| token != other)?;
+    Some(format!(
+        "reward_server.tokenizer: the reward servers' {} has another vocabulary than the policy {}: token {id} is {other:?} there \
+         and {token:?} here; they would score other texts than the policy's: name the policy's folder",
         folder.display(),
         policy.display()
-    )))
+    ))
 }
 
 /// That of a model folder; none where it has no tokenizer that can be read, which its role will say.
@@ -74,14 +68,14 @@ mod tests {
         let policy = folder(json!({"a": 0, "b": 1}));
         let mut recipe = Recipe::default();
         recipe.learner.policy = policy.path().to_owned();
-        assert!(check(&recipe).is_ok(), "no tokenizer is configured");
+        assert!(problem(&recipe).is_none(), "no tokenizer is configured");
         let (same, other) = (folder(json!([["a", -1.0], ["b", -2.0]])), folder(json!({"a": 0, "c": 1})));
         recipe.reward_server.tokenizer = Some(same.path().to_owned());
-        assert!(check(&recipe).is_ok(), "the same in another form");
+        assert!(problem(&recipe).is_none(), "the same in another form");
         recipe.reward_server.tokenizer = Some(other.path().to_owned());
-        let error = check(&recipe).unwrap_err().to_string();
+        let error = problem(&recipe).unwrap();
         assert!(error.contains("token 1 is \"c\" there and \"b\" here"), "{error}");
         recipe.reward_server.tokenizer = Some("nowhere".into());
-        assert!(check(&recipe).is_ok(), "the server says that");
+        assert!(problem(&recipe).is_none(), "the server says that");
     }
 }
