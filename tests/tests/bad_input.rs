@@ -163,7 +163,8 @@ fn a_reward_that_always_fails_is_said_with_its_first_detail_and_ends_the_run() {
     assert!(said.contains("scorers[0].file is") && said.contains(expected), "{said}");
     assert!(!ring.output().exists());
 
-    fs::write(&reward, "def reward(prompt, response):\n    if response:\n        raise KeyError('gold')\n").unwrap();
+    fs::write(&reward, "def reward(prompt, response):\n    if response:\n        raise KeyError('gold')\n")
+        .unwrap();
     let (code, said) = end_of(&ring);
     assert_eq!(code, Some(3), "{said}");
     for expected in

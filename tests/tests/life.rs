@@ -7,11 +7,12 @@ use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::TinyRing;
+use tokio::time::Instant;
 
 fn output_of(ring: &TinyRing) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = ring.command().unwrap().stdin(Stdio::null()).output().unwrap();
@@ -298,7 +299,11 @@ fn weights_that_do_not_change_make_versions_all_the_same_and_are_not_sent_again(
         assert_eq!(ring.steps().unwrap().len(), 4);
         let log = ring.log("actor-0").unwrap();
         assert!(log.contains("the weights in use are this version's version=v"), "{log}");
-        assert_eq!(log.matches(" weights in use version=").count(), 1, "only the first came over the wire: {log}");
+        assert_eq!(
+            log.matches(" weights in use version=").count(),
+            1,
+            "only the first came over the wire: {log}"
+        );
     }
 }
 
@@ -378,19 +383,19 @@ fn longest_silence(ring: &TinyRing, output: &Path) -> (Duration, String) {
 #[test]
 fn a_line_comes_every_half_minute_whatever_a_run_waits_for() {
     /// Longer than half a minute, and less than a whole one.
-    const PATIENCE: &str = "40s";
+    const WAIT: &str = "40s";
     let folder = tempfile::tempdir().unwrap();
     let (_, alone) = taught(folder.path());
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let scorer = format!(
-        "reward_server.scorers=[{{kind='http', url='http://{}/x', retries=0, timeout='{PATIENCE}'}}]",
+        "reward_server.scorers=[{{kind='http', url='http://{}/x', retries=0, timeout='{WAIT}'}}]",
         mute.local_addr().unwrap()
     );
     // Connections are taken and held.
     std::thread::spawn(move || mute.incoming().collect::<Vec<_>>());
     let waits_for_scores = alone.clone().with(&scorer);
     let waits_for_a_program = alone.with(&format!(
-        "stages=[{{name='data', command={{run=['sleep', '{PATIENCE}'], output='{}'}}}}]",
+        "stages=[{{name='data', command={{run=['sleep', '{WAIT}'], output='{}'}}}}]",
         folder.path().display()
     ));
     std::thread::scope(|scope| {

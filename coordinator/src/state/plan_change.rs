@@ -95,7 +95,8 @@ impl RunPlan {
             }
         }
         // A journal of an older release does not know what they were told.
-        let (then, now) = if began.told.is_empty() { (&self.told, &self.told) } else { (&began.told, &self.told) };
+        let (then, now) =
+            if began.told.is_empty() { (&self.told, &self.told) } else { (&began.told, &self.told) };
         for (name, before, now) in differences(then, now) {
             let change = format!("{name} was {before} when the run began and is {now} now");
             match effect_of(name) {

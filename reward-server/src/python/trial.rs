@@ -90,7 +90,11 @@ mod tests {
             "import os; os._exit(1)",
             "return None",
         ] {
-            assert_eq!(tried(&format!("def reward(prompt, response, **fields):\n    {body}")), Ok(()), "{body}");
+            assert_eq!(
+                tried(&format!("def reward(prompt, response, **fields):\n    {body}")),
+                Ok(()),
+                "{body}"
+            );
         }
     }
 }
