@@ -307,6 +307,24 @@ fn weights_that_do_not_change_make_versions_all_the_same_and_are_not_sent_again(
     }
 }
 
+#[test]
+fn a_run_some_of_whose_samples_fail_ends_well_and_says_how_many_and_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let reward = folder.path().join("reward.py");
+    let body = "def reward(prompt, response):\n    return float('nan') if sum(map(ord, response)) % 3 == 0 else len(response)\n";
+    fs::write(&reward, body).unwrap();
+    let scorers = format!("reward_server.scorers=[{{kind='python', file='{}'}}]", reward.display());
+    let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=2").with(&scorers);
+    let (code, said) = output_of(&ring);
+    assert_eq!(code, Some(0), "{said}");
+    let (_, end) = said.split_once("2 of 2 batches trained").unwrap_or_else(|| panic!("{said}"));
+    assert!(end.lines().next().unwrap().contains("failed"), "{said}");
+    assert!(
+        end.contains("failed at the reward-server (reward_error); the first: ") && end.contains("finite"),
+        "{said}"
+    );
+}
+
 /// The tiny ring's policy, taught in the first run; then its ring alone.
 fn taught(folder: &Path) -> (TinyRing, TinyRing) {
     let ring = TinyRing::new(folder).unwrap().with("coordinator.batches=1");
