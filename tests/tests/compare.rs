@@ -51,6 +51,14 @@ fn a_sweep_runs_every_combination_once_and_its_runs_can_be_compared() {
     let said = String::from_utf8_lossy(&again.stderr);
     assert_eq!(said.matches("ring: done before").count(), 2, "{said}");
     assert_eq!(json(&sweep(&["--table", "--json"])), rows);
+    // A second seed gives what one cannot: an interval.
+    let seeds = json(&sweep(&["--seeds", "2", "--json"]));
+    for row in seeds.as_array().unwrap() {
+        assert_eq!(row["seeds"], 2, "{row}");
+        assert!(row["score"]["half_width"].as_f64().is_some_and(|width| width > 0.0), "{row}");
+    }
+    let table = sweep(&["--seeds", "2", "--table"]);
+    assert!(String::from_utf8_lossy(&table.stdout).contains('±'), "{table:?}");
 
     let mut runs: Vec<_> =
         fs::read_dir(&output).unwrap().map(|entry| entry.unwrap().path().join("seed-5")).collect();

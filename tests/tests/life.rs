@@ -225,22 +225,23 @@ fn training_that_is_stopped_in_a_stage_goes_on_where_it_was() {
     let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=1");
     // Long enough to be stopped in its middle: no checkpoint is due before its end.
     rewrite(&ring, "epochs = 20", "epochs = 100\nsave_every = 0");
-    let mut first = ring.start().unwrap();
+    let mut command = ring.command().unwrap();
+    let first = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let steps = ring.output().join("sft.training/steps.jsonl");
-    first.wait_for(|line| line.starts_with("[2/3] sft")).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while fs::read_to_string(&steps).unwrap_or_default().lines().count() < 3 {
         assert!(Instant::now() < deadline, "no step");
         std::thread::sleep(Duration::from_millis(5));
     }
-    kill(Pid::from_raw(first.id()), Signal::SIGTERM).unwrap();
-    let (status, said) = first.end().unwrap();
-    assert_eq!(status.code(), Some(130), "{said}");
-    assert!(said.contains("which ") && said.contains("keeps: the same command goes on from there"), "{said}");
+    kill(Pid::from_raw(i32::try_from(first.id()).unwrap()), Signal::SIGTERM).unwrap();
+    let ended = first.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(said.contains("keeps: the same command goes on from there"), "{said}");
     let kept = fs::read_to_string(&steps).unwrap();
     let (code, said) = output_of(&ring);
     assert_eq!(code, Some(0), "{said}");
-    let now = fs::read_to_string(&steps).unwrap();
+    let now = fs::read_to_string(ring.output().join("sft/steps.jsonl")).unwrap();
     assert!(now.starts_with(&kept), "what was trained is not trained again");
     let numbers: Vec<u64> = now
         .lines()
@@ -305,6 +306,24 @@ fn weights_that_do_not_change_make_versions_all_the_same_and_are_not_sent_again(
             "only the first came over the wire: {log}"
         );
     }
+}
+
+#[test]
+fn a_run_some_of_whose_samples_fail_ends_well_and_says_how_many_and_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let reward = folder.path().join("reward.py");
+    let body = "def reward(prompt, response):\n    return float('nan') if sum(map(ord, response)) % 3 == 0 else len(response)\n";
+    fs::write(&reward, body).unwrap();
+    let scorers = format!("reward_server.scorers=[{{kind='python', file='{}'}}]", reward.display());
+    let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=2").with(&scorers);
+    let (code, said) = output_of(&ring);
+    assert_eq!(code, Some(0), "{said}");
+    let (_, end) = said.split_once("2 of 2 batches trained").unwrap_or_else(|| panic!("{said}"));
+    assert!(end.lines().next().unwrap().contains("failed"), "{said}");
+    assert!(
+        end.contains("failed at the reward-server (reward_error); the first: ") && end.contains("finite"),
+        "{said}"
+    );
 }
 
 /// The tiny ring's policy, taught in the first run; then its ring alone.
@@ -395,8 +414,7 @@ fn a_line_comes_every_half_minute_whatever_a_run_waits_for() {
     std::thread::spawn(move || mute.incoming().collect::<Vec<_>>());
     let waits_for_scores = alone.clone().with(&scorer);
     let waits_for_a_program = alone.with(&format!(
-        "stages=[{{name='data', command={{run=['sleep', '{WAIT}'], output='{}'}}}}]",
-        folder.path().display()
+        "stages=[{{name='data', command={{run=['sleep', '{WAIT}'], output='{{output}}/data'}}}}]"
     ));
     std::thread::scope(|scope| {
         for (ring, expected) in [(waits_for_scores, "waits for"), (waits_for_a_program, "at work for 30.")] {

@@ -131,13 +131,15 @@ fn differences<'a>(
     both.filter(|(_, then, now)| then != now).collect()
 }
 
+/// Whether a key is this one or below it.
+fn is_within(name: &str, key: &str) -> bool {
+    let rest = name.strip_prefix(key);
+    rest.is_some_and(|rest| key.ends_with('.') || rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
 /// When a change of what another role is told takes effect; none where it must not change.
 fn effect_of(name: &str) -> Option<&'static str> {
-    let fits = |key: &str| {
-        let rest = name.strip_prefix(key);
-        rest.is_some_and(|rest| key.ends_with('.') || rest.is_empty() || rest.starts_with(['.', '[']))
-    };
-    let rules = OTHER_ROLES.iter().filter(|(key, _)| fits(key));
+    let rules = OTHER_ROLES.iter().filter(|(key, _)| is_within(name, key));
     rules.max_by_key(|(key, _)| key.len()).and_then(|(_, effect)| *effect)
 }
 

@@ -199,11 +199,16 @@ impl WeightPlane {
     ) {
         let Some(current) = &self.current else { return };
         let actors = members.actors();
-        let lacking = |name: &MemberId| actors.get(name).is_some_and(|actor| lacks(actor, current));
-        let holds = |name: &MemberId| actors.get(name).is_some_and(|actor| holds_content(actor, current));
-        let served = |name: &MemberId| self.broadcasts.serves(name) && !holds(name);
         let (version, hash) = (current.version(), current.hash());
-        for (actor, source) in self.deliveries.start_pulls(deadline, lacking, served) {
+        let started = self.deliveries.start_pulls(
+            deadline,
+            |name| actors.get(name).is_some_and(|actor| lacks(actor, current)),
+            |name| {
+                let holds = actors.get(name).is_some_and(|actor| holds_content(actor, current));
+                self.broadcasts.serves(name) && !holds
+            },
+        );
+        for (actor, source) in started {
             let shared = match &source {
                 Source::Learner => None,
                 Source::Actor(name) => actors.get(name).and_then(|actor| actor.source.clone()),

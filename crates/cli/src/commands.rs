@@ -89,10 +89,13 @@ pub(crate) enum ComputeCommand {
     /// The learner's step on recorded samples.
     Replay(replay::Arguments),
     /// Supervised fine-tuning.
+    #[command(after_help = train::SFT_HELP)]
     Sft(train::Arguments),
     /// A reward model from preference pairs.
+    #[command(after_help = train::REWARD_MODEL_HELP)]
     TrainRm(train::Arguments),
     /// Direct preference optimisation (DPO, cDPO, IPO, KTO).
+    #[command(after_help = train::DPO_HELP)]
     Dpo(train::Arguments),
     /// Serves a model under the OpenAI API.
     Serve(serve::Arguments),

@@ -12,8 +12,9 @@ const SECTIONS: [(&str, &[&str]); 4] = [
     ("learner", &["learner", "learner-rank-0"]),
     ("actor", &["actor-0"]),
 ];
-/// Where things lie and listen: different in every run, and never the cause of a different result.
-const PLACES: [&str; 12] = [
+/// Where things lie and listen, different in every run and never the cause of a different result; and what
+/// others are told, which stands in their own files.
+const PLACES: [&str; 13] = [
     "listen",
     "listen_weights",
     "coordinator",
@@ -26,6 +27,7 @@ const PLACES: [&str; 12] = [
     "checkpoints",
     "service",
     "run",
+    "told",
 ];
 
 /// Every key that the roles of a ring were told, by its path in a recipe; of equal processes the first
@@ -80,7 +82,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("config");
         std::fs::create_dir(&config).unwrap();
-        let coordinator = "batches = 3\nlisten = \"127.0.0.1:0\"\n[filtration]\nstrategy = \"best-worst\"\n";
+        let coordinator = "batches = 3\nlisten = \"127.0.0.1:0\"\ntold = { \"learner.policy\" = \"x\" }\n[filtration]\nstrategy = \"best-worst\"\n";
         std::fs::write(config.join("coordinator.toml"), coordinator).unwrap();
         let server = "[[scorers]]\nkind = \"rule\"\n[[scorers]]\nkind = \"http\"\n";
         std::fs::write(config.join("reward-server-0.toml"), server).unwrap();

@@ -20,7 +20,8 @@
 //! 2. A block is written by one sequence only; what several hold is read by them.
 //! 3. The sequence admitted first always gets a step on (requests that exceed the pool are refused), so that
 //!    every response ends.
-//! 4. A cache holds what other weights wrote only under [`CacheOnSwap::Keep`]; `cache_spans` tell the versions.
+//! 4. A cache holds what other weights wrote only under [`CacheOnSwap::Keep`]; `cache_spans` tell the
+//!    versions.
 //! 5. What a request finds in the cache was computed by the weights in use, from the start of the sequence
 //!    on.
 

@@ -162,7 +162,12 @@ impl<'a> ExampleReader<'a> {
             );
         }
         if found.examples.len() == before {
-            let problem = format!("no example of at most {max_length} tokens in the file");
+            let problem = match too_long {
+                0 => "the file has no example".to_owned(),
+                _ => format!(
+                    "each of its {too_long} examples has more than training.max_length = {max_length} tokens"
+                ),
+            };
             return Err(Error::line(path, 1, problem));
         }
         Ok(())

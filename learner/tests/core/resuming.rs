@@ -3,7 +3,10 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use learner::{Error, ExecutionConfig, OptimizerConfig, Progress, SftConfig, TrainingConfig, ZeroStage};
+use learner::{
+    Error, ExecutionConfig, OptimizerConfig, PreferenceConfig, Progress, RewardModelConfig, SftConfig,
+    TrainingConfig, TrainingReport, ZeroStage,
+};
 use model::Architecture;
 use serde_json::{Value, json};
 
@@ -71,6 +74,68 @@ fn an_interrupted_training_goes_on_to_the_same_bits() {
         }
         assert!(!folder.exists());
     }
+}
+
+/// Trains whole, and in two parts; both leave the same parameters and a line for each step.
+fn in_parts(
+    outputs: [&Path; 2],
+    train: impl Fn(&Path, &mut dyn FnMut(Progress) -> ControlFlow<()>) -> learner::Result<TrainingReport>,
+) {
+    let [whole, parts] = outputs;
+    train(whole, &mut going_on).unwrap();
+    let error = train(parts, &mut |progress: Progress| match progress.step {
+        2.. => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    let Error::Interrupted { step, .. } = error.unwrap_err() else { panic!("not interrupted") };
+    assert!((2..5).contains(&step) && !parts.exists(), "{step}");
+    assert_eq!(train(parts, &mut going_on).unwrap().steps, 5);
+    assert!(parameters(whole) == parameters(parts), "other bits");
+    for output in outputs {
+        let lines = lines(&output.join("steps.jsonl"));
+        let steps: Vec<_> = lines.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+        assert_eq!(steps, (1..=5).collect::<Vec<_>>());
+        assert!(
+            lines.iter().all(|line| line["accuracy"].is_number() && line["margin"].is_number()),
+            "{lines:?}"
+        );
+    }
+}
+
+#[test]
+fn reward_models_and_dpo_go_on_to_the_same_bits() {
+    let models = Models::new(config(Architecture::Llama, false));
+    let dir = models.dir.path();
+    let pairs: String = (1..21)
+        .map(|n| json!({"prompt_tokens": [n, 3], "chosen_tokens": [n + 1, 5], "rejected_tokens": [7, n]}))
+        .map(|pair| format!("{pair}\n"))
+        .collect();
+    let data = dir.join("pairs.jsonl");
+    std::fs::write(&data, pairs).unwrap();
+    let training = TrainingConfig { epochs: 1, batch_size: 4, seed: 3, ..TrainingConfig::default() };
+    let execution = ExecutionConfig { threads: Some(1), ..ExecutionConfig::default() };
+    in_parts([&dir.join("rm-whole"), &dir.join("rm-parts")], |output, progress| {
+        let config = RewardModelConfig {
+            model: models.policy(),
+            data: data.clone(),
+            output: output.to_owned(),
+            training: training.clone(),
+            execution: execution.clone(),
+            ..RewardModelConfig::default()
+        };
+        learner::train_rm(&config, progress)
+    });
+    in_parts([&dir.join("dpo-whole"), &dir.join("dpo-parts")], |output, progress| {
+        let config = PreferenceConfig {
+            model: models.policy(),
+            data: data.clone(),
+            output: output.to_owned(),
+            training: training.clone(),
+            execution: execution.clone(),
+            ..PreferenceConfig::default()
+        };
+        learner::dpo(&config, progress)
+    });
 }
 
 #[test]

@@ -310,3 +310,17 @@ fn long_examples_are_left_out_and_counted() {
     let report = learner::sft(&config, &mut silent).unwrap();
     assert_eq!((report.examples, report.too_long), (1, 1));
 }
+
+#[test]
+fn a_file_without_an_example_is_told_from_one_whose_examples_are_too_long() {
+    let dir = texts();
+    let mut config = sft_config(dir.path(), "out");
+    config.training.max_length = 3;
+    let error = learner::sft(&config, &mut silent).unwrap_err();
+    assert!(error.is_bad_input(), "{error}");
+    let expected = "each of its 24 examples has more than training.max_length = 3 tokens";
+    assert!(error.to_string().contains(expected), "{error}");
+    std::fs::write(&config.data, "").unwrap();
+    let error = learner::sft(&config, &mut silent).unwrap_err();
+    assert!(error.is_bad_input() && error.to_string().contains("the file has no example"), "{error}");
+}

@@ -41,14 +41,13 @@ async fn try_once(config: &Python, row: &Map<String, Value>) -> Result<(), Strin
 
 /// Whether an exception would come with any response.
 fn blames_no_response(detail: &str) -> bool {
-    const NAMES: [&str; 3] = ["NameError", "ImportError", "ModuleNotFoundError"];
+    const NAMES: [&str; 3] = ["NameError: ", "ImportError: ", "ModuleNotFoundError: "];
     const SIGNATURES: [&str; 3] =
         ["required positional argument", "unexpected keyword argument", "positional arguments but"];
-    let said = |exception: &str| detail.contains(&format!("{exception}: "));
-    NAMES.iter().any(|name| said(name))
-        || (said("TypeError") && SIGNATURES.iter().any(|words| detail.contains(words)))
-        // One that looks up the response would look for nothing.
-        || (said("KeyError") && !detail.contains("KeyError: \'\'"))
+    // One that looks up the response would look for nothing.
+    let is_of_a_key = detail.contains("KeyError: ") && !detail.contains("KeyError: \'\'");
+    let is_of_a_signature = SIGNATURES.iter().any(|words| detail.contains(words));
+    is_of_a_key || is_of_a_signature || NAMES.iter().any(|name| detail.contains(name))
 }
 
 #[cfg(test)]

@@ -9,6 +9,42 @@ use service::config::{Error, Layers};
 
 use crate::stage_work::training;
 
+/// What `sft --help` says of its file.
+pub(crate) const SFT_HELP: &str = "\
+A file to begin with:
+  model = \"models/base\"           # a Hugging Face folder; or [init] for a new network
+  data = \"data/examples.jsonl\"    # \"messages\", or \"prompt\" and \"response\"; tokens as prompt_tokens, response_tokens
+  output = \"runs/sft\"
+  [training]
+  epochs = 1
+  [optimizer]
+  lr = 1e-5
+
+`sluice check-config --explain stages.sft.KEY` says what a key is, docs/configuration.md what there are: those of [stages.sft].";
+
+/// What `train-rm --help` says of its file.
+pub(crate) const REWARD_MODEL_HELP: &str = "\
+A file to begin with:
+  model = \"models/sft\"            # a Hugging Face folder; its head is made anew
+  data = \"data/pairs.jsonl\"       # \"prompt\", \"chosen\" and \"rejected\", as texts or lists of messages
+  output = \"runs/reward-model\"
+  [optimizer]
+  lr = 1e-5
+
+`sluice check-config --explain stages.reward_model.KEY` says what a key is, docs/configuration.md what there are: those of
+[stages.reward_model].";
+
+/// What `dpo --help` says of its file.
+pub(crate) const DPO_HELP: &str = "\
+A file to begin with:
+  model = \"models/sft\"            # a Hugging Face folder, also the reference
+  data = \"data/pairs.jsonl\"       # \"prompt\", \"chosen\" and \"rejected\", as texts or lists of messages
+  output = \"runs/dpo\"
+  [optimizer]
+  lr = 5e-7
+
+`sluice check-config --explain stages.dpo.KEY` says what a key is, docs/configuration.md what there are: those of [stages.dpo].";
+
 /// Training on given examples.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -53,4 +89,42 @@ pub(crate) fn reward_model(arguments: &Arguments) -> anyhow::Result<()> {
 /// Names the key, file or line that cannot be used.
 pub(crate) fn dpo(arguments: &Arguments) -> anyhow::Result<()> {
     training::dpo(&arguments.read(PreferenceConfig::problems)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines between the first and the empty one, as they are to be copied.
+    fn example(help: &str) -> String {
+        help.lines()
+            .skip(1)
+            .take_while(|line| !line.is_empty())
+            .map(|line| format!("{}\n", line.trim()))
+            .collect()
+    }
+
+    #[test]
+    fn what_help_shows_can_be_used_as_it_stands() {
+        fn problems<C: DeserializeOwned + JsonSchema>(
+            help: &str,
+            problems: impl Fn(&C) -> Vec<String>,
+        ) -> Vec<String> {
+            let folder = tempfile::tempdir().unwrap();
+            let config = folder.path().join("config.toml");
+            std::fs::write(&config, example(help)).unwrap();
+            let arguments = Arguments { config, settings: Vec::new() };
+            problems(&arguments.read::<C>(|_| Vec::new()).unwrap())
+        }
+        assert_eq!(problems(SFT_HELP, SftConfig::problems), Vec::<String>::new());
+        assert_eq!(problems(REWARD_MODEL_HELP, RewardModelConfig::problems), Vec::<String>::new());
+        assert_eq!(problems(DPO_HELP, PreferenceConfig::problems), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_help_says_of_keys_is_there() {
+        for (help, section) in [(SFT_HELP, "sft"), (REWARD_MODEL_HELP, "reward_model"), (DPO_HELP, "dpo")] {
+            assert!(help.contains(&format!("check-config --explain stages.{section}.KEY")), "{help}");
+        }
+    }
 }

@@ -2,11 +2,14 @@
 //! there already.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use coordinator::data::first_rows;
+use engine::PromptEncoder;
 use model::Tokenizer;
 use reward_server::config::{ScorerConfig, ScorerKind};
 use serde_json::{Map, Value};
+use types::PromptContent;
 
 use super::Recipe;
 
@@ -138,8 +141,8 @@ fn without_template(recipe: &Recipe, FirstRows { key, rows, .. }: &FirstRows<'_>
 /// Prompts none of which leaves room for a response.
 fn too_long(recipe: &Recipe, FirstRows { key, path, rows }: &FirstRows<'_>) -> Option<String> {
     let policy = &recipe.learner.policy;
-    let tokenizer = Tokenizer::load(policy).ok()?;
-    let tokens: Option<Vec<usize>> = rows.iter().map(|row| length(row, &tokenizer)).collect();
+    let encoder = PromptEncoder::load(policy, Arc::new(Tokenizer::load(policy).ok()?)).ok()?;
+    let tokens: Option<Vec<usize>> = rows.iter().map(|row| length(row, &encoder)).collect();
     let shortest = tokens?.into_iter().min()?;
     let config = std::fs::read(policy.join("config.json")).unwrap_or_default();
     let config: Value = serde_json::from_slice(&config).unwrap_or_default();
@@ -162,12 +165,16 @@ fn too_long(recipe: &Recipe, FirstRows { key, path, rows }: &FirstRows<'_>) -> O
     })
 }
 
-/// The tokens of a row's prompt; none where a template decides.
-fn length(row: &Map<String, Value>, tokenizer: &Tokenizer) -> Option<usize> {
+/// The tokens of a row's prompt; none where it cannot be encoded, which is said elsewhere.
+fn length(row: &Map<String, Value>, encoder: &PromptEncoder) -> Option<usize> {
     if let Some(tokens) = row.get("tokens").and_then(Value::as_array) {
         return Some(tokens.len());
     }
-    Some(tokenizer.encode(row.get("prompt")?.as_str()?, true).ok()?.len())
+    let tokens = match row.get("messages").or_else(|| row.get("prompt"))? {
+        Value::String(text) => encoder.encode(&PromptContent::Text(text.clone())),
+        messages => encoder.encode(&PromptContent::Messages(messages.to_string())),
+    };
+    Some(tokens.ok()?.len())
 }
 
 /// Whether a model folder has a chat template, wherever transformers puts it.
@@ -272,6 +279,26 @@ mod tests {
         assert!(problems(&recipe)[0].contains("row 1 is a chat"), "{:?}", problems(&recipe));
         let config = recipe.learner.policy.join("tokenizer_config.json");
         std::fs::write(config, "{\"chat_template\": \"{{ messages }}\"}").unwrap();
+        assert_eq!(problems(&recipe), Vec::<String>::new());
+    }
+
+    #[test]
+    fn prompts_that_leave_no_room_are_counted_with_the_chat_template() {
+        let folder = tempfile::tempdir().unwrap();
+        let chat = "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n";
+        let recipe = recipe(folder.path(), chat, "");
+        let policy = &recipe.learner.policy;
+        let special = model::tokenizer::SpecialTokens::default();
+        let tokenizer = model::tokenizer::train_bpe(["hi you"; 8].iter(), 270, &special).unwrap();
+        tokenizer.save(policy, None).unwrap();
+        // What the template adds is more than there is room for.
+        std::fs::write(policy.join("chat_template.jinja"), "{{ 'you ' * 40 }}{{ messages[0].content }}")
+            .unwrap();
+        std::fs::write(policy.join("config.json"), "{\"max_position_embeddings\": 40}").unwrap();
+        let found = problems(&recipe);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("max_position_embeddings = 40 leaves no room for a response"), "{found:?}");
+        std::fs::write(policy.join("chat_template.jinja"), "{{ messages[0].content }}").unwrap();
         assert_eq!(problems(&recipe), Vec::<String>::new());
     }
 

@@ -5,6 +5,7 @@
 //! its processes, `sluice render` what a cluster asks for; every key that nobody set keeps the default of the
 //! binary.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -54,7 +55,8 @@ impl RecipeFile {
     }
 }
 
-/// What the other roles are told, but for where they run, how they are reached and what they log.
+/// What the other roles are told, but for where they run, how they are reached and what they log. The run's
+/// own folder stands as `{output}` in paths: a run may be moved.
 fn told(recipe: &Recipe) -> Table {
     /// Keys of each role that say so, and sections of them.
     const SURROUNDINGS: [&str; 10] = [
@@ -82,6 +84,10 @@ fn told(recipe: &Recipe) -> Table {
         for (key, value) in fields {
             let first = key.split(['.', '[']).next().unwrap_or_default();
             if !SURROUNDINGS.contains(&first) {
+                let value = match Path::new(&value).strip_prefix(&recipe.output) {
+                    Ok(below) => format!("{{output}}/{}", below.display()),
+                    Err(_) => value,
+                };
                 all.insert(format!("{}.{key}", role.section()), value.into());
             }
         }
@@ -213,5 +219,38 @@ impl RoleConfig {
         let config: C =
             Value::Table(self.table.clone()).try_into().map_err(|error| BadInput(format!("{error}")))?;
         Ok(Checked { problems: config.every_problem(), grace_period: config.service().grace_period })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told_at(output: &str) -> Table {
+        let text = format!(
+            "output = {output:?}\n[actor]\nserve.listen = '127.0.0.1:9'\n[learner]\npolicy = '{output}/sft'\n\
+             checkpoints = '{output}/c'\nppo.policy_lr = 0.5\n[[reward_server.scorers]]\nkind = 'regex'\npattern = 'x'\n"
+        );
+        told(&toml::from_str(&text).unwrap())
+    }
+
+    #[test]
+    fn what_is_told_is_the_same_wherever_the_run_lies_and_listens() {
+        let told = told_at("runs/x");
+        for (key, value) in [
+            ("learner.policy", "{output}/sft"),
+            ("learner.ppo.policy_lr", "0.5"),
+            // What is not given may be given later.
+            ("learner.ppo.lora", "null"),
+            ("reward_server.scorers[0].pattern", "x"),
+        ] {
+            assert_eq!(told.get(key).and_then(Value::as_str), Some(value), "{key}");
+        }
+        for absent in
+            ["learner.checkpoints", "learner.service.log", "actor.serve.listen", "learner.world_size"]
+        {
+            assert!(!told.contains_key(absent), "{absent}");
+        }
+        assert_eq!(told, told_at("/elsewhere/run"));
     }
 }

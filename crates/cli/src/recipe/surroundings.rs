@@ -41,10 +41,9 @@ fn too_much_memory(recipe: &Recipe, there: Option<u64>) -> Option<String> {
     if actor.engine.device == Device::Cpu {
         needed += READ_BYTES * policy * processes.actors as u64;
     }
-    if let Some(reference) =
-        reward_server.reference.as_ref().filter(|_| reward_server.models.device == Device::Cpu)
-    {
-        needed += READ_BYTES * weights(&reference.model).unwrap_or(0) * processes.reward_servers as u64;
+    if reward_server.models.device == Device::Cpu {
+        let frozen: u64 = frozen(reward_server).filter_map(weights).sum();
+        needed += READ_BYTES * frozen * processes.reward_servers as u64;
     }
     let there = there?;
     (needed > there).then(|| {
@@ -57,16 +56,29 @@ fn too_much_memory(recipe: &Recipe, there: Option<u64>) -> Option<String> {
     })
 }
 
+/// The folders of the networks that a reward server holds.
+fn frozen(config: &reward_server::Config) -> impl Iterator<Item = &Path> {
+    let scorers = config.scorers.iter().filter_map(|scorer| match &scorer.kind {
+        ScorerKind::RewardModel(network) => Some(network.model.as_path()),
+        _ => None,
+    });
+    scorers.chain(config.reference.iter().map(|reference| reference.model.as_path()))
+}
+
 /// Checkpoints that do not fit.
 fn too_little_disk(recipe: &Recipe) -> Option<String> {
+    let output = std::path::absolute(&recipe.output).ok()?;
+    let there = output.ancestors().find(|folder| folder.is_dir())?;
+    no_room(recipe, there, service::free_bytes(there).ok()?)
+}
+
+/// The same where so many bytes are free.
+fn no_room(recipe: &Recipe, there: &Path, free: u64) -> Option<String> {
     let learner = &recipe.learner;
     let policy = weights(&learner.policy)?;
     let trained = if learner.ppo.lora.is_some() { 0 } else { policy };
     let one = CHECKPOINT_BYTES * (trained + critic(recipe, policy)) + READ_BYTES * (policy - trained);
     let needed = one * learner.keep_checkpoints as u64;
-    let output = std::path::absolute(&recipe.output).ok()?;
-    let there = output.ancestors().find(|folder| folder.is_dir())?;
-    let free = service::free_bytes(there).ok()?;
     let reserve = recipe.coordinator.journal_reserve_bytes;
     if free < reserve {
         let (there, free, reserve) = (there.display(), size(free), size(reserve));
@@ -181,6 +193,34 @@ mod tests {
         let said = too_much_memory(&recipe, Some(least - 1)).unwrap();
         assert!(said.starts_with("learner.policy: this ring takes at least 24.8 MiB"), "{said}");
         assert_eq!(problems(&recipe), Vec::<String>::new(), "it fits here");
+        // Each reward server holds what its scorers and the reference ask for.
+        let mut scored = recipe;
+        let policy = scored.learner.policy.clone();
+        let model = format!("kind = 'reward-model'\nmodel = {policy:?}\n");
+        scored.reward_server.scorers.push(toml::from_str(&model).unwrap());
+        scored.reward_server.reference = toml::from_str(&format!("model = {policy:?}\n")).ok();
+        scored.processes.reward_servers = 2;
+        let least = least + 2 * 2 * 2_000_000;
+        assert_eq!(too_much_memory(&scored, Some(least)), None);
+        assert!(too_much_memory(&scored, Some(least - 1)).is_some());
+    }
+
+    #[test]
+    fn a_disk_without_room_is_named_with_what_is_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = recipe(folder.path());
+        // Two checkpoints of policy and critic.
+        let needed = 2 * 2 * 10_000_000;
+        let reserve = recipe.coordinator.journal_reserve_bytes;
+        assert!(needed < reserve);
+        let said = no_room(&recipe, folder.path(), reserve - 1).unwrap();
+        assert!(said.contains("less than coordinator.journal_reserve_bytes = 64.0 MiB"), "{said}");
+        assert_eq!(no_room(&recipe, folder.path(), reserve), None);
+        let mut many = recipe;
+        many.learner.keep_checkpoints = 4;
+        let said = no_room(&many, folder.path(), 2 * needed - 1).unwrap();
+        assert!(said.contains("4 checkpoints (learner.keep_checkpoints) take at least 76.3 MiB"), "{said}");
+        assert_eq!(no_room(&many, folder.path(), 2 * needed), None);
     }
 
     #[test]
