@@ -17,11 +17,11 @@ mod streams;
 mod waits;
 
 use coordinator_process::CoordinatorProcess;
-use fake_member::{actor, actor_saying, learner, reward_server, served_by};
+use fake_member::{actor, actor_saying, learner, load, make_ready, reward_server, served_by};
 use proto::pb;
 use service::CoordinatorTerm;
 use tonic::Code;
-use types::link::actor::{ActorHello, ActorLoad, ActorReport};
+use types::link::actor::ActorHello;
 use types::link::learner::LearnerReport;
 use types::{BatchId, Incarnation, PromptId, RolloutId};
 
@@ -119,7 +119,7 @@ async fn what_lies_unread_ends_no_stream() {
     // Far more than the hundred that were too many once; the rest waits until it is read.
     let flood = async {
         for free_slots in 0..30_000 {
-            actor.say(ActorReport::Load(ActorLoad { free_slots, ..ActorLoad::default() })).await;
+            actor.say(load(free_slots)).await;
         }
     };
     let stopped = tokio::time::timeout(std::time::Duration::from_secs(2), flood).await;
@@ -234,15 +234,7 @@ async fn a_run_without_room_for_a_group_ends_with_exit_code_3_and_one_sentence()
     let mut learner = learner(&coordinator.address, "learner", 1).await.unwrap();
     learner.next().await.unwrap();
     let mut actor = actor(&coordinator.address, "a").await.unwrap();
-    let weights = actor.find(|command| match &command.command {
-        Some(pb::actor_command::Command::PullWeights(pull)) => {
-            Some(pb::WeightsConfirmed { version: pull.version, hash: pull.hash.clone() })
-        }
-        _ => None,
-    });
-    let confirmed = pb::actor_report::Report::WeightsConfirmed(weights.await);
-    actor.say(pb::ActorReport { report: Some(confirmed) }).await;
-    actor.say(ActorReport::Load(ActorLoad { free_slots: 3, ..ActorLoad::default() })).await;
+    make_ready(&mut actor, 3).await;
     assert_eq!(coordinator.exit_code().await, Some(3));
     let log = coordinator.log();
     let last = log.lines().last().unwrap_or_default();

@@ -413,12 +413,23 @@ fn a_line_comes_every_half_minute_whatever_a_run_waits_for() {
     // Connections are taken and held.
     std::thread::spawn(move || mute.incoming().collect::<Vec<_>>());
     let waits_for_scores = alone.clone().with(&scorer);
-    let waits_for_a_program = alone.with(&format!(
+    let waits_for_a_program = alone.clone().with(&format!(
         "stages=[{{name='data', command={{run=['sleep', '{WAIT}'], output='{{output}}/data'}}}}]"
     ));
+    let reward = folder.path().join("reward.py");
+    let slow =
+        format!("import time\ntime.sleep({})\ndef reward(prompt, response):\n    return 0.0\n", &WAIT[..2]);
+    fs::write(&reward, slow).unwrap();
+    let scorer = format!("reward_server.scorers=[{{kind='python', file='{}'}}]", reward.display());
+    let waits_for_an_import = alone.with(&scorer);
+    let runs = [
+        (waits_for_scores, "waits for"),
+        (waits_for_a_program, "at work for 30."),
+        (waits_for_an_import, "at work for 30."),
+    ];
     std::thread::scope(|scope| {
-        for (ring, expected) in [(waits_for_scores, "waits for"), (waits_for_a_program, "at work for 30.")] {
-            let output = folder.path().join(expected.replace([' ', '.'], "-"));
+        for (number, (ring, expected)) in runs.into_iter().enumerate() {
+            let output = folder.path().join(format!("run-{number}"));
             scope.spawn(move || {
                 let (silence, said) = longest_silence(&ring, &output);
                 assert!(silence < Duration::from_secs(35), "{silence:?}: {said}");

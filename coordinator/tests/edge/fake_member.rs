@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status, Streaming};
-use types::link::actor::ActorHello;
+use types::link::actor::{ActorHello, ActorLoad, ActorReport};
 use types::link::learner::{LearnerHello, RecentSteps};
 use types::link::reward::RewardHello;
 use types::{BatchId, DType, Incarnation, Manifest, PolicyVersion, TensorEntry, TensorLayout, WeightHash};
@@ -160,4 +160,22 @@ pub(crate) async fn learner(address: &str, name: &str, incarnation: u64) -> Resu
     let (reports, outgoing) = outbox(pb::LearnerReport::from(hello));
     let commands = client(address).await.learn(outgoing).await?.into_inner();
     Ok(Stream { reports, commands, seen: VecDeque::new() })
+}
+
+/// The actor has the weights that it is told to pull, and room for so many responses.
+pub(crate) async fn make_ready(actor: &mut ActorStream, free_slots: u32) {
+    let weights = actor.find(|command| match &command.command {
+        Some(pb::actor_command::Command::PullWeights(pull)) => {
+            Some(pb::WeightsConfirmed { version: pull.version, hash: pull.hash.clone() })
+        }
+        _ => None,
+    });
+    let confirmed = pb::actor_report::Report::WeightsConfirmed(weights.await);
+    actor.say(pb::ActorReport { report: Some(confirmed) }).await;
+    actor.say(load(free_slots)).await;
+}
+
+/// An actor's room for so many responses.
+pub(crate) fn load(free_slots: u32) -> ActorReport {
+    ActorReport::Load(ActorLoad { free_slots, ..ActorLoad::default() })
 }

@@ -6,11 +6,10 @@ use proto::pb;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use types::RolloutId;
-use types::link::actor::{ActorLoad, ActorReport};
 use types::link::learner::{LearnerPhase, LearnerReport};
 
 use crate::coordinator_process::{CoordinatorProcess, TIMEOUT};
-use crate::fake_member::{ActorStream, actor, learner, reward_server};
+use crate::fake_member::{actor, learner, load, make_ready, reward_server};
 use crate::streams::get;
 use crate::{failed, id, scored};
 
@@ -33,23 +32,6 @@ async fn page_with(coordinator: &CoordinatorProcess, path: &str, wanted: impl Fn
         assert!(Instant::now() < deadline, "{path} goes on to say {said}");
         sleep(Duration::from_millis(50)).await;
     }
-}
-
-/// The actor has the weights that it is told to pull, and room for so many responses.
-async fn make_ready(actor: &mut ActorStream, free_slots: u32) {
-    let weights = actor.find(|command| match &command.command {
-        Some(pb::actor_command::Command::PullWeights(pull)) => {
-            Some(pb::WeightsConfirmed { version: pull.version, hash: pull.hash.clone() })
-        }
-        _ => None,
-    });
-    let confirmed = pb::actor_report::Report::WeightsConfirmed(weights.await);
-    actor.say(pb::ActorReport { report: Some(confirmed) }).await;
-    actor.say(load(free_slots)).await;
-}
-
-fn load(free_slots: u32) -> ActorReport {
-    ActorReport::Load(ActorLoad { free_slots, ..ActorLoad::default() })
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::say::{say_after_silence, span};
+use crate::say::{say_after_silence, silence, span};
 
 /// Says a line whenever nothing was said for so long, for as long as this lives. Says nothing where standard
 /// error is a terminal.
@@ -33,8 +33,9 @@ impl Heartbeat {
 
     fn plain(interval: Duration, line: impl Fn() -> String + Send + 'static) -> Self {
         let (alive, ended) = mpsc::channel::<()>();
+        // Asked here, so that the silence of a process that has said nothing yet counts from now on.
+        let mut wait = interval.saturating_sub(silence());
         let work = move || {
-            let mut wait = interval;
             while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
                 wait = say_after_silence(interval, &line);
             }

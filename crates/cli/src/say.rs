@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// When this process last said something; its start, before it has.
+/// When this process last said something; when it was first asked, before it has.
 static LAST: LazyLock<Mutex<Instant>> = LazyLock::new(|| Mutex::new(Instant::now()));
 
 /// Says a line on standard error.
@@ -25,6 +25,11 @@ pub(crate) fn say_after_silence(interval: Duration, line: impl FnOnce() -> Strin
         return interval;
     }
     interval - silence
+}
+
+/// How long nothing was said.
+pub(crate) fn silence() -> Duration {
+    last().elapsed()
 }
 
 /// Says a line on standard output.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::closed_pipe;
+use crate::heartbeat::Heartbeat;
 use crate::recipe::{Environment, RecipeFile};
 use crate::run::stages::{self, Done, Selection};
 use crate::say::{say, span};
@@ -40,7 +41,11 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     closed_pipe::init_logging()?;
     let file = RecipeFile::read(&arguments.recipe, Environment::Applied, &arguments.settings)?;
-    file.preflight()?;
+    {
+        // What a reward function imports may take a while.
+        let _heartbeat = Heartbeat::of_work();
+        file.preflight()?;
+    }
     let started = tokio::time::Instant::now();
     let selection =
         Selection { resume: arguments.resume, redo_from: arguments.redo_from, until: arguments.until };
