@@ -14,7 +14,7 @@ use service::{OnError, Security, Spawner};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::BroadcastGroup;
-use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, WeightHash};
+use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, Vocabulary, WeightHash};
 use weights::{
     GroupEvent, Member, ModelFiles, Prepare, PullOrder, PulledWeights, ReceiveEvent, Receiver,
     ReceiverConfig, Snapshots,
@@ -108,6 +108,8 @@ struct PullUnderWay {
 struct KnownModel {
     config: ModelConfig,
     encoder: Arc<PromptEncoder>,
+    /// That of its tokenizer.
+    vocabulary: Vocabulary,
     receiver: Receiver<PrepareForEngine>,
 }
 
@@ -189,6 +191,11 @@ impl PolicyUpdater {
     /// `host:port` where others pull the weights in use, if they are shared.
     pub(crate) fn source(&self) -> Option<String> {
         self.outlets.shared.as_ref().map(|shared| shared.source.clone())
+    }
+
+    /// That of the policy's tokenizer, once there is one.
+    pub(crate) fn vocabulary(&self) -> Option<Vocabulary> {
+        self.known.as_ref().map(|known| known.vocabulary.clone())
     }
 
     /// Bytes of weights that pulls have brought since the start.
@@ -283,12 +290,12 @@ impl PolicyUpdater {
     }
 
     fn start_receiver(&self, model: PolicyModel) -> Result<KnownModel, weights::Error> {
-        let PolicyModel { config, encoder } = model;
+        let PolicyModel { config, encoder, vocabulary } = model;
         let prepare = PrepareForEngine { model: config.clone(), engine: self.engine.clone() };
         let shared = self.outlets.shared.as_ref().map(|shared| shared.snapshots.clone());
         let receiver = ReceiverConfig { member: self.member.clone(), model: config.clone(), shared };
         let receiver = Receiver::start(receiver, prepare)?;
-        Ok(KnownModel { config, encoder: Arc::new(encoder), receiver })
+        Ok(KnownModel { config, encoder: Arc::new(encoder), vocabulary, receiver })
     }
 
     /// Connects to a broadcast group in the background; what comes of it is a [`PolicyEvent`].

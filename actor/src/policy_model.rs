@@ -7,13 +7,15 @@ use std::sync::Arc;
 use engine::PromptEncoder;
 use model::tokenizer::Files;
 use model::{ChatTemplate, ModelConfig, Tokenizer};
-use types::ModelFile;
+use types::{ModelFile, Vocabulary};
 
 /// A model without its weights.
 #[derive(Debug)]
 pub(crate) struct PolicyModel {
     pub(crate) config: ModelConfig,
     pub(crate) encoder: PromptEncoder,
+    /// That of the tokenizer.
+    pub(crate) vocabulary: Vocabulary,
 }
 
 /// Files that describe no model.
@@ -46,6 +48,7 @@ impl PolicyModel {
             tracing::warn!("{problem}");
         }
         let template = ChatTemplate::read(Files::Memory(&files), tokenizer.special().clone())?;
-        Ok(Self { config, encoder: PromptEncoder::new(Arc::new(tokenizer), template) })
+        let vocabulary = Vocabulary::of(tokenizer.tokens());
+        Ok(Self { config, encoder: PromptEncoder::new(Arc::new(tokenizer), template), vocabulary })
     }
 }

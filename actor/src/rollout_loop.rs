@@ -237,6 +237,7 @@ impl RolloutLoop {
                         holding: self.holding(),
                         weights: self.weights,
                         source: self.updater.source(),
+                        vocabulary: self.updater.vocabulary(),
                     };
                     event = self.link.connect(hello).await;
                 }

@@ -68,6 +68,7 @@ impl Run {
                 holding: Vec::new(),
                 weights: None,
                 source: None,
+                vocabulary: None,
             };
             run.deliver(Event::Actor { member, event: ActorEvent::Joined(hello) });
         }
@@ -148,6 +149,7 @@ fn learner() -> LearnerHello {
         steps: RecentSteps::default(),
         store: "127.0.0.1:2".into(),
         weights: "127.0.0.1:3".into(),
+        vocabulary: None,
     }
 }
 

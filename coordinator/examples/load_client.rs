@@ -93,6 +93,7 @@ async fn actor(channel: Channel, index: usize, results: mpsc::Sender<pb::Rollout
         holding: Vec::new(),
         weights: None,
         source: None,
+        vocabulary: None,
     };
     let (reports, outgoing) = mpsc::channel(16);
     reports.send(pb::ActorReport::from(hello)).await.unwrap();
@@ -152,6 +153,7 @@ async fn reward_server(channel: Channel, mut results: mpsc::Receiver<pb::Rollout
         incarnation: Incarnation(1),
         run: None,
         address: "127.0.0.1:1".to_owned(),
+        vocabulary: None,
     };
     let (reports, outgoing) = mpsc::channel(256);
     reports.send(pb::RewardReport::from(hello)).await.unwrap();
@@ -193,6 +195,7 @@ async fn learner(channel: Channel, counts: Arc<Counts>) {
         steps: RecentSteps::default(),
         store: "127.0.0.1:2".to_owned(),
         weights: "127.0.0.1:3".to_owned(),
+        vocabulary: None,
     };
     let (reports, outgoing) = mpsc::channel(16);
     reports.send(pb::LearnerReport::from(hello)).await.unwrap();

@@ -7,7 +7,7 @@ use metrics::{counter, gauge, histogram};
 use service::{Label, Metric};
 
 use crate::state::{
-    Detector, EvaluationRecord, Event, FiltrationFigures, RewardEvent, Role, State, StepRecord,
+    Detector, EvaluationRecord, Event, FiltrationFigures, RefusalCause, RewardEvent, Role, State, StepRecord,
 };
 
 const REASONS: &str = "empty for trained; why it was filtered, dropped or failed (`types::Ending`)";
@@ -43,6 +43,15 @@ pub const METRICS: &[Metric] = &[
         "Reports that could not be accepted, by role.",
     )
     .by(&[Label::one_of("role", &["actor", "reward-server", "learner"])]),
+    Metric::counter(
+        "rlhf_coordinator_members_refused_total",
+        "Members that were not let in or were sent away for good: they work for another run, have another's name, \
+         weights that the run never had, or another tokenizer than the policy.",
+    )
+    .by(&[
+        Label::one_of("role", &["actor", "reward-server", "learner"]),
+        Label::one_of("reason", &RefusalCause::NAMES),
+    ]),
     Metric::counter("rlhf_coordinator_members_gone_total", "Members that have left and are forgotten."),
     Metric::gauge("rlhf_coordinator_prompts_open", "Prompts with a response awaited."),
     Metric::gauge("rlhf_coordinator_last_step_timestamp_seconds", "When the last step was trained."),
@@ -155,6 +164,12 @@ pub(crate) fn event(event: &Event) {
 /// A report could not be accepted.
 pub(crate) fn rejected(role: Role) {
     counter!("rlhf_coordinator_reports_rejected_total", "role" => role.name()).increment(1);
+}
+
+/// A member cannot take part.
+pub(crate) fn member_refused(role: Role, cause: RefusalCause) {
+    counter!("rlhf_coordinator_members_refused_total", "role" => role.name(), "reason" => cause.name())
+        .increment(1);
 }
 
 /// One write of the journal.

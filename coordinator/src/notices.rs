@@ -50,6 +50,15 @@ pub(crate) fn log(notice: &Notice) {
             metrics::strategy_changed();
             tracing::info!(%before, %strategy, reason, "another filtration strategy was chosen");
         }
+        Notice::VocabularyUnsaid { role, member } => {
+            let role = role.name();
+            tracing::warn!(
+                role,
+                %member,
+                "does not say which tokenizer it has, as older releases do not: whether it reads the policy's tokens as \
+                 the policy does is not checked"
+            );
+        }
         Notice::FirstFailure { reason, role, member, detail } => {
             let role = role.name();
             tracing::warn!(role, %reason, %member, detail, "an attempt failed; others of its kind are counted");

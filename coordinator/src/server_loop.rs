@@ -47,7 +47,8 @@ use crate::samples::Samples;
 use crate::sessions::{Closing, Outbox, SessionId, Sessions};
 use crate::stall::Stall;
 use crate::state::{
-    Applied, BatchPlan, Effect, Event, Grant, Phase, RewardEvent, RunPlan, ScoreSummary, State, StepRecord,
+    Applied, BatchPlan, Effect, Event, Grant, Phase, Refusal, RewardEvent, RunPlan, ScoreSummary, State,
+    StepRecord,
 };
 use crate::status::Status;
 use crate::steps_file::StepsFile;
@@ -262,9 +263,10 @@ impl ServerLoop {
 
     /// Lets a member in, unless it may not be: then whoever has its name or its role keeps it.
     fn join(&mut self, session: SessionId, outbox: Outbox, event: Event) {
-        if let Err(reason) = self.state.check_joining(self.clock.now(), &event) {
+        if let Err(Refusal { cause, reason }) = self.state.check_joining(self.clock.now(), &event) {
             let reason = format!("{reason}; {}", self.sessions.both(&session));
             let SessionId { role, member, .. } = session;
+            metrics::member_refused(role, cause);
             tracing::error!(?role, %member, reason, "refused");
             outbox.close(Closing::Refuse(reason));
             return;
@@ -419,7 +421,8 @@ impl ServerLoop {
                 tracing::warn!(?role, %member, reason, "disconnected");
                 self.sessions.close(role, &member, Closing::Disconnect(reason));
             }
-            Effect::Refuse { role, member, reason } => {
+            Effect::Refuse { role, member, refusal: Refusal { cause, reason } } => {
+                metrics::member_refused(role, cause);
                 tracing::error!(?role, %member, reason, "refused");
                 self.sessions.close(role, &member, Closing::Refuse(reason));
             }

@@ -21,7 +21,8 @@
 //! and `groups`), `filter` (which responses of a group train), `evaluations` (what is asked and not learnt
 //! from), `granting` (who gets what next), `batches` (what the learner trains), `account` (the identity),
 //! `outcomes` and `auto_strategy` (which filtration), `sums`, `selection`, `detectors`, `group_end` and
-//! `history` (what happened, for people), `members` (who is there), `room` (who takes work), `weights` (who
+//! `history` (what happened, for people), `members` (who is there), `vocabularies` (who reads
+//! the policy's tokens), `room` (who takes work), `weights` (who
 //! gets which version). They know nothing of effects and return what they decided; `durable` wires the first
 //! ones, this file, `granting` and `joining` all of them.
 
@@ -57,12 +58,14 @@ mod plan;
 mod plan_change;
 mod progress;
 mod prompt_queue;
+mod refusal;
 mod role;
 mod room;
 mod schedule;
 mod selection;
 mod sums;
 mod view;
+mod vocabularies;
 mod weights;
 mod work;
 
@@ -94,6 +97,7 @@ pub use outcomes::Reliability;
 pub use phase::Phase;
 pub use plan::RunPlan;
 pub use progress::{Cause, Hopeless};
+pub use refusal::{Refusal, RefusalCause};
 pub use role::Role;
 pub use schedule::{Order, Schedule};
 pub use selection::{FiltrationFigures, Selection};
@@ -103,6 +107,7 @@ use failures::{FailureLog, Reporter};
 use phase::Drain;
 use progress::Progress;
 use room::{Room, RoomIndex};
+use vocabularies::Vocabularies;
 use weights::WeightPlane;
 
 /// All the coordinator knows about a run.
@@ -114,6 +119,7 @@ pub struct State {
     drain: Option<Drain>,
     weights: WeightPlane,
     members: Members,
+    vocabularies: Vocabularies,
     room: RoomIndex,
     progress: Progress,
     /// Why nothing new is begun, while there is too little room for it on the journal's disk.
@@ -139,6 +145,7 @@ impl State {
             phase: Phase::Running,
             drain: None,
             members: Members::default(),
+            vocabularies: Vocabularies::default(),
             room: RoomIndex::default(),
             progress: Progress::default(),
             short_of_room: None,

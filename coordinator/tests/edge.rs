@@ -13,17 +13,18 @@ mod fake_member;
 mod hostile;
 #[path = "edge/streams.rs"]
 mod streams;
+#[path = "edge/vocabularies.rs"]
+mod vocabularies;
 #[path = "edge/waits.rs"]
 mod waits;
 
 use coordinator_process::CoordinatorProcess;
-use fake_member::{actor, actor_saying, learner, load, make_ready, reward_server, served_by};
+use fake_member::{actor, actor_hello, actor_saying, learner, load, make_ready, reward_server, served_by};
 use proto::pb;
 use service::CoordinatorTerm;
 use tonic::Code;
-use types::link::actor::ActorHello;
 use types::link::learner::LearnerReport;
-use types::{BatchId, Incarnation, PromptId, RolloutId};
+use types::{BatchId, PromptId, RolloutId};
 
 fn id(sibling: u16) -> RolloutId {
     RolloutId { prompt: PromptId { epoch: 0, ordinal: 0 }, sibling, attempt: 0 }
@@ -211,15 +212,7 @@ async fn names_are_of_one_role() {
 #[tokio::test]
 async fn another_release_is_refused_by_name() {
     let coordinator = CoordinatorProcess::start(&[]).await;
-    let hello = ActorHello {
-        member: "a".parse().unwrap(),
-        incarnation: Incarnation(1),
-        run: None,
-        holding: Vec::new(),
-        weights: None,
-        source: None,
-    };
-    let mut hello = pb::ActorReport::from(hello);
+    let mut hello = pb::ActorReport::from(actor_hello("a"));
     if let Some(pb::actor_report::Report::Hello(hello)) = &mut hello.report {
         hello.protocol = 99;
     }

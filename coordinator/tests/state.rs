@@ -32,6 +32,8 @@ mod simulation;
 mod small_run;
 #[path = "state/torn.rs"]
 mod torn;
+#[path = "state/vocabularies.rs"]
+mod vocabularies;
 #[path = "state/world.rs"]
 mod world;
 
@@ -159,7 +161,7 @@ fn a_learner_that_lost_its_checkpoint_is_refused() {
     }
     let effects = world.learner_rejoins_from_nothing();
     let refused = effects.iter().any(|effect| match effect {
-        Effect::Refuse { reason, .. } => reason.contains("restore that checkpoint"),
+        Effect::Refuse { refusal, .. } => refusal.reason.contains("restore that checkpoint"),
         _ => false,
     });
     assert!(refused, "{effects:?}");

@@ -21,7 +21,7 @@ use types::{
     Batch, BatchId, BroadcastGroupId, DType, EpisodeEnd, FailReason, FinishReason, GroupScore, Incarnation,
     LeaseId, Manifest, MemberId, Observation, PolicyVersion, Prompt, PromptContent, PromptId, Remarks,
     Rollout, RolloutFailure, RolloutId, RolloutParts, RunId, Sample, SamplingParams, ScoredRollout, Scores,
-    Span, TensorEntry, TensorLayout, Texts, WeightHash,
+    Span, TensorEntry, TensorLayout, Texts, Vocabulary, WeightHash,
 };
 
 /// Encodes, decodes and converts back.
@@ -95,6 +95,11 @@ prop_compose! {
 }
 
 /// What is stored and sent of one turn is what it was before there were several.
+/// That of a small tokenizer.
+fn vocabulary() -> Vocabulary {
+    Vocabulary::of([(0, "a"), (1, "b"), (7, "<end>")])
+}
+
 /// The messages that open streams, and some of those that follow, as bytes.
 fn opening_messages() -> Vec<Vec<u8>> {
     let (member, incarnation): (MemberId, _) = ("somebody".parse().unwrap(), Incarnation(7));
@@ -106,8 +111,15 @@ fn opening_messages() -> Vec<Vec<u8>> {
         holding: vec![RolloutId { prompt: PromptId { epoch: 1, ordinal: 300 }, sibling: 2, attempt: 1 }],
         weights: None,
         source: Some("127.0.0.1:1".to_owned()),
+        vocabulary: Some(vocabulary()),
     };
-    let server = RewardHello { member: member.clone(), incarnation, run, address: "127.0.0.1:1".to_owned() };
+    let server = RewardHello {
+        member: member.clone(),
+        incarnation,
+        run,
+        address: "127.0.0.1:1".to_owned(),
+        vocabulary: Some(vocabulary()),
+    };
     let score = ScoreRequest::Hello { run: "run".parse().unwrap(), member: member.clone() };
     let episodes = EnvironmentRequest::Hello { run: "run".parse().unwrap(), member };
     vec![
@@ -297,6 +309,7 @@ fn control_messages_survive_the_wire() {
         steps: [MeasuredStep { batch: BatchId(3), metrics }].into_iter().collect(),
         store: "host:1".into(),
         weights: "host:2".into(),
+        vocabulary: Some(vocabulary()),
     };
     assert_eq!(through_bytes::<_, pb::LearnerReport>(hello.clone()), hello);
     let pb::LearnerReport { report: Some(pb::learner_report::Report::Trained(mut trained)) } = trained.into()
@@ -370,6 +383,7 @@ fn a_hello_comes_first_and_only_there() {
         holding: Vec::new(),
         weights: Some((PolicyVersion(3), WeightHash([9; 32]))),
         source: Some("10.0.0.7:7714".into()),
+        vocabulary: None,
     };
     assert_eq!(through_bytes::<_, pb::ActorReport>(hello.clone()), hello);
     let mut older = pb::ActorReport::from(hello.clone());
@@ -383,6 +397,31 @@ fn a_hello_comes_first_and_only_there() {
     assert_eq!(error, ProtocolError::HelloOutOfPlace);
     let error = ActorHello::try_from(pb::ActorReport::from(ActorReport::Draining)).unwrap_err();
     assert_eq!(error, ProtocolError::HelloOutOfPlace);
+}
+
+#[test]
+fn a_hello_says_which_tokens_it_reads_or_is_of_a_release_that_did_not() {
+    let hello = |vocabulary| RewardHello {
+        member: "reward-0".parse().unwrap(),
+        incarnation: Incarnation(9),
+        run: None,
+        address: "10.0.0.7:7714".into(),
+        vocabulary,
+    };
+    for known in [None, Some(Vocabulary::none()), Some(vocabulary())] {
+        assert_eq!(through_bytes::<_, pb::RewardReport>(hello(known.clone())), hello(known));
+    }
+    let forged = |change: fn(&mut pb::Vocabulary)| {
+        let mut report = pb::RewardReport::from(hello(Some(vocabulary())));
+        if let Some(pb::reward_report::Report::Hello(hello)) = &mut report.report {
+            hello.vocabulary.iter_mut().for_each(change);
+        }
+        RewardHello::try_from(report).unwrap_err().to_string()
+    };
+    let short = forged(|vocabulary| vocabulary.hash.truncate(31));
+    assert_eq!(short, "vocabulary.hash: must have 32 bytes");
+    let long = forged(|vocabulary| vocabulary.shorter = vec![0; 1000]);
+    assert_eq!(long, "vocabulary of 3 tokens: has 1000 hashes without its last tokens, at most 2 fit");
 }
 
 /// What an actor is sent, byte for byte, holds nothing of what the scorers know.

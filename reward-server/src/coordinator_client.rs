@@ -13,7 +13,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 use types::link::reward::{RewardCommand, RewardHello, RewardReport};
-use types::{Incarnation, MemberId};
+use types::{Incarnation, MemberId, Vocabulary};
 
 use crate::metrics;
 use crate::registry::RolloutRegistry;
@@ -35,6 +35,7 @@ pub(crate) struct Membership {
     pub(crate) connect_timeout: Duration,
     /// `host:port` under which actors reach this server.
     pub(crate) address: String,
+    pub(crate) vocabulary: Vocabulary,
     pub(crate) registry: RolloutRegistry,
     pub(crate) readiness: Readiness,
     pub(crate) security: Security,
@@ -163,6 +164,7 @@ impl Membership {
             incarnation,
             run: self.registry.run(),
             address: self.address.clone(),
+            vocabulary: Some(self.vocabulary.clone()),
         }
     }
 

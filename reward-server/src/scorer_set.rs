@@ -18,7 +18,7 @@ use regex::Regex;
 use service::{BadInput, CancellationToken, OnError, TaskSet};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
-use types::{Remarks, Texts};
+use types::{Remarks, Texts, Vocabulary};
 
 use crate::batch_queue::{BatchQueue, batch_queue};
 use crate::combine::Combination;
@@ -83,6 +83,7 @@ pub(crate) struct ResponseScore {
 #[derive(Debug)]
 pub(crate) struct ScorerSet {
     tokenizer: Option<Tokenizer>,
+    vocabulary: Vocabulary,
     models: Option<Models>,
     reference: Option<NetworkId>,
     tests: Option<UnitTestRunner>,
@@ -130,6 +131,8 @@ impl ScorerSet {
         }
         let Builder { networks, remotes, .. } = builder;
         let tokenizer = tokenizer(config, &networks).await?;
+        let vocabulary =
+            tokenizer.as_ref().map_or_else(Vocabulary::none, |tokenizer| Vocabulary::of(tokenizer.tokens()));
         let models = if networks.is_empty() {
             None
         } else {
@@ -150,6 +153,7 @@ impl ScorerSet {
         let without_outcome = Failures::default();
         Ok(Self {
             tokenizer,
+            vocabulary,
             models,
             reference,
             tests,
@@ -166,6 +170,11 @@ impl ScorerSet {
     /// The policy's tokenizer, if anything reads text.
     pub(crate) fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
+    }
+
+    /// That of the tokenizer, by which the coordinator knows whether it is the policy's.
+    pub(crate) fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
     }
 
     /// The scorers' names, in the order of their numbers.

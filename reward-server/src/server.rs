@@ -86,6 +86,7 @@ fn join_run(
         coordinator: config.coordinator.clone().context("a member of a run has a coordinator")?,
         connect_timeout: config.connect_timeout,
         address: listener.reachable(config.advertise.as_ref()),
+        vocabulary: scorers.vocabulary().clone(),
         registry: registry.clone(),
         readiness: context.readiness.clone(),
         security: context.security.clone(),

@@ -197,6 +197,9 @@ async fn a_lost_server_loses_its_rollouts_to_the_others() {
         (hello.weights, hello.run.unwrap().to_string()),
         (Some((PolicyVersion(1), hash)), "run-1".to_owned())
     );
+    let read = types::Vocabulary::of(crate::world::tokenizer().tokens());
+    assert!(read.tokens() > 256);
+    assert_eq!(hello.vocabulary, Some(read), "the learner's tokenizer");
     for id in sent.keys() {
         second.down.send(ScoreReply::Recorded(*id)).await.unwrap();
     }

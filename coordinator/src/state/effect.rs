@@ -13,6 +13,7 @@ use super::history::StepRecord;
 use super::leases::Grant;
 use super::notice::Notice;
 use super::phase::Phase;
+use super::refusal::Refusal;
 use super::role::Role;
 use super::weights::WeightCommand;
 
@@ -60,7 +61,7 @@ pub enum Effect {
         /// The member.
         member: MemberId,
         /// Why, and what to do.
-        reason: String,
+        refusal: Refusal,
     },
     /// A group is complete, and its fate decided.
     GroupEnded(Box<GroupEnd>),
@@ -114,8 +115,8 @@ impl Applied {
         self.effects.push(Effect::Disconnect { role, member, reason: reason.to_string() });
     }
 
-    pub(super) fn refuse(&mut self, role: Role, member: MemberId, reason: impl ToString) {
-        self.effects.push(Effect::Refuse { role, member, reason: reason.to_string() });
+    pub(super) fn refuse(&mut self, role: Role, member: MemberId, refusal: Refusal) {
+        self.effects.push(Effect::Refuse { role, member, refusal });
     }
 
     pub(super) fn notice(&mut self, notice: Notice) {

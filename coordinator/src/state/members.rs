@@ -2,12 +2,13 @@
 //! introduces itself again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use types::link::actor::{ActorHello, ActorLoad, RewardServerAddress};
 use types::link::learner::{LearnerHello, LearnerPhase};
 use types::link::reward::RewardHello;
-use types::{BatchId, Incarnation, MemberId, PolicyVersion, Timestamp, WeightHash};
+use types::{BatchId, Incarnation, MemberId, PolicyVersion, Timestamp, Vocabulary, WeightHash};
 
 use super::deadlines::Deadlines;
 
@@ -27,6 +28,8 @@ pub struct Actor {
     pub weights: Option<(PolicyVersion, WeightHash)>,
     /// Where others pull the weights that it uses, if it shares them.
     pub source: Option<String>,
+    /// That of its tokenizer, if it says so.
+    pub vocabulary: Option<Arc<Vocabulary>>,
     /// Its last reported load.
     pub load: ActorLoad,
     /// When it was last heard of.
@@ -49,6 +52,8 @@ pub struct RewardServer {
     pub connected: bool,
     /// Where actors reach it.
     pub address: String,
+    /// That of its tokenizer, if it says so.
+    pub vocabulary: Option<Arc<Vocabulary>>,
     /// Rollouts it has accepted and not yet reported.
     pub queued: u32,
     /// When it was last heard of.
@@ -103,6 +108,15 @@ pub struct Members {
     /// Since when everybody can be heard: silence before does not count.
     listening_since: Timestamp,
     watch: Deadlines<Watched>,
+}
+
+/// What the run knows of what an actor that has come says.
+#[derive(Debug)]
+pub(super) struct Recognised {
+    /// Its weights, where they are the run's.
+    pub(super) weights: Option<(PolicyVersion, WeightHash)>,
+    /// That of its tokenizer.
+    pub(super) vocabulary: Option<Arc<Vocabulary>>,
 }
 
 /// When somebody wants to join, and how long a member that is silent is waited for.
@@ -245,6 +259,7 @@ impl Members {
             draining: false,
             weights: None,
             source: None,
+            vocabulary: None,
             load: ActorLoad::default(),
             last_seen: now,
         };
@@ -252,14 +267,15 @@ impl Members {
         self.watch.set_once(&Watched::Actor(member.clone()), now + timeout);
     }
 
-    /// An actor has come, with these of its weights recognised.
+    /// An actor has come.
     pub(super) fn join_actor(
         &mut self,
         now: Timestamp,
         timeout: Duration,
         hello: &ActorHello,
-        weights: Option<(PolicyVersion, WeightHash)>,
+        recognised: Recognised,
     ) {
+        let Recognised { weights, vocabulary } = recognised;
         let known = self.actors.get(&hello.member);
         self.connected_actors += u64::from(known.is_none_or(|actor| !actor.connected));
         let same_process = known.filter(|actor| actor.incarnation == hello.incarnation);
@@ -269,6 +285,7 @@ impl Members {
             draining: false,
             weights,
             source: hello.source.clone(),
+            vocabulary,
             load: same_process.map(|actor| actor.load).unwrap_or_default(),
             last_seen: now,
         };
@@ -292,11 +309,13 @@ impl Members {
 
     /// A reward server has come.
     pub(super) fn join_reward_server(&mut self, now: Timestamp, timeout: Duration, hello: RewardHello) {
-        let RewardHello { member, incarnation, address, .. } = hello;
+        let RewardHello { member, incarnation, address, vocabulary, .. } = hello;
+        let vocabulary = vocabulary.map(Arc::new);
         let known = self.reward_servers.get(&member);
         self.connected_reward_servers += u64::from(known.is_none_or(|server| !server.connected));
         self.watch.set_once(&Watched::Reward(member.clone()), now + timeout);
-        let server = RewardServer { incarnation, connected: true, address, queued: 0, last_seen: now };
+        let server =
+            RewardServer { incarnation, connected: true, address, vocabulary, queued: 0, last_seen: now };
         self.reward_servers.insert(member, server);
     }
 

@@ -119,6 +119,13 @@ pub enum Notice {
         /// Why.
         reason: String,
     },
+    /// A member does not say which tokens it reads; said of the first of its role.
+    VocabularyUnsaid {
+        /// What it is.
+        role: Role,
+        /// The member.
+        member: MemberId,
+    },
     /// The first failure of a role for its reason.
     FirstFailure {
         /// The reason.

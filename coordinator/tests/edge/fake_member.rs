@@ -88,12 +88,21 @@ pub(crate) async fn reward_server(
     name: &str,
     incarnation: u64,
 ) -> Result<RewardStream, Status> {
-    let hello = RewardHello {
+    reward_server_saying(address, reward_hello(name, incarnation)).await
+}
+
+/// What a reward server of a release says first that does not say which tokens it reads.
+pub(crate) fn reward_hello(name: &str, incarnation: u64) -> RewardHello {
+    RewardHello {
         member: name.parse().unwrap(),
         incarnation: Incarnation(incarnation),
         run: None,
         address: "127.0.0.1:1".to_owned(),
-    };
+        vocabulary: None,
+    }
+}
+
+pub(crate) async fn reward_server_saying(address: &str, hello: RewardHello) -> Result<RewardStream, Status> {
     let (reports, outgoing) = outbox(pb::RewardReport::from(hello));
     let commands = client(address).await.reward(outgoing).await?.into_inner();
     Ok(Stream { reports, commands, seen: VecDeque::new() })
@@ -104,13 +113,7 @@ pub(crate) async fn served_by(
     address: &str,
     known: Option<CoordinatorTerm>,
 ) -> Result<Option<CoordinatorTerm>, Status> {
-    let hello = RewardHello {
-        member: "r".parse().unwrap(),
-        incarnation: Incarnation(1),
-        run: None,
-        address: "127.0.0.1:1".to_owned(),
-    };
-    let (_reports, outgoing) = outbox(pb::RewardReport::from(hello));
+    let (_reports, outgoing) = outbox(pb::RewardReport::from(reward_hello("r", 1)));
     let mut request = Request::new(outgoing);
     if let Some(known) = known {
         known.write(request.metadata_mut());
@@ -120,20 +123,20 @@ pub(crate) async fn served_by(
 }
 
 /// What an actor says first that holds nothing.
-pub(crate) fn actor_hello(name: &str) -> pb::ActorReport {
-    let hello = ActorHello {
+pub(crate) fn actor_hello(name: &str) -> ActorHello {
+    ActorHello {
         member: name.parse().unwrap(),
         incarnation: Incarnation(1),
         run: None,
         holding: Vec::new(),
         weights: None,
         source: None,
-    };
-    hello.into()
+        vocabulary: None,
+    }
 }
 
 pub(crate) async fn actor(address: &str, name: &str) -> Result<ActorStream, Status> {
-    actor_saying(address, actor_hello(name)).await
+    actor_saying(address, actor_hello(name).into()).await
 }
 
 pub(crate) async fn actor_saying(address: &str, hello: pb::ActorReport) -> Result<ActorStream, Status> {
@@ -143,9 +146,14 @@ pub(crate) async fn actor_saying(address: &str, hello: pb::ActorReport) -> Resul
 }
 
 pub(crate) async fn learner(address: &str, name: &str, incarnation: u64) -> Result<LearnerStream, Status> {
+    learner_saying(address, learner_hello(name, incarnation)).await
+}
+
+/// What a learner of a release says first that does not say which tokens it reads.
+pub(crate) fn learner_hello(name: &str, incarnation: u64) -> LearnerHello {
     let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
     let tensors = vec![TensorEntry::new(layout, WeightHash([7; 32])).unwrap()];
-    let hello = LearnerHello {
+    LearnerHello {
         member: name.parse().unwrap(),
         incarnation: Incarnation(incarnation),
         run: None,
@@ -156,7 +164,11 @@ pub(crate) async fn learner(address: &str, name: &str, incarnation: u64) -> Resu
         steps: RecentSteps::default(),
         store: "127.0.0.1:2".to_owned(),
         weights: format!("{name}.host:3"),
-    };
+        vocabulary: None,
+    }
+}
+
+pub(crate) async fn learner_saying(address: &str, hello: LearnerHello) -> Result<LearnerStream, Status> {
     let (reports, outgoing) = outbox(pb::LearnerReport::from(hello));
     let commands = client(address).await.learn(outgoing).await?.into_inner();
     Ok(Stream { reports, commands, seen: VecDeque::new() })

@@ -60,7 +60,7 @@ async fn call(address: SocketAddr, data: Option<&[u8]>) -> TcpStream {
 
 /// An actor's hello, as it goes into a DATA frame.
 fn hello(name: &str) -> Vec<u8> {
-    let hello = actor_hello(name).encode_to_vec();
+    let hello = proto::pb::ActorReport::from(actor_hello(name)).encode_to_vec();
     [&[0], u32::try_from(hello.len()).unwrap().to_be_bytes().as_slice(), &hello].concat()
 }
 

@@ -15,6 +15,7 @@ use types::link::learner::{LearnerCommand, LearnerReport};
 use types::link::reward::RewardHello;
 use types::{
     BatchId, FailReason, Incarnation, MemberId, PolicyVersion, RolloutFailure, RolloutId, Timestamp,
+    Vocabulary,
 };
 
 use crate::small_run::{actor_hello, learner_hello, manifest, plan};
@@ -224,6 +225,7 @@ fn actors_are_told_once_of_all_reward_servers_that_come_together() {
             incarnation: Incarnation(1),
             run: None,
             address: format!("127.0.0.1:{}", 1000 + n),
+            vocabulary: Some(Vocabulary::none()),
         };
         let event = Event::Reward { member: server(n), event: RewardEvent::Joined(hello) };
         assert_eq!(told(&crowd.state.apply(crowd.now, event)), 0);
@@ -348,7 +350,7 @@ fn a_machine_whose_clock_is_behind_can_take_the_place_of_one_that_is_gone() {
     };
     crowd.deliver(joining(9));
     let refused = crowd.state.check_joining(crowd.now, &joining(8)).unwrap_err();
-    assert!(refused.contains("newer process (i9, this one is i8)"), "{refused}");
+    assert!(refused.reason.contains("newer process (i9, this one is i8)"), "{refused}");
     crowd.deliver(Event::Actor { member: "a".parse().unwrap(), event: ActorEvent::Disconnected });
     assert!(crowd.state.check_joining(crowd.now, &joining(8)).is_err(), "the newer one may come back");
     crowd.now = crowd.now + timeout;

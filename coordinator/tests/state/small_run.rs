@@ -7,7 +7,7 @@ use types::link::actor::ActorHello;
 use types::link::learner::{LearnerHello, RecentSteps};
 use types::{
     BatchId, DType, Incarnation, Manifest, MemberId, PolicyVersion, Sampling, TensorEntry, TensorLayout,
-    WeightHash,
+    Vocabulary, WeightHash,
 };
 
 /// A small plan: 6 batches of 5 prompts, 4 responses each.
@@ -86,6 +86,7 @@ pub(crate) fn learner_hello(incarnation: u64, manifest: Manifest) -> LearnerHell
         steps: RecentSteps::default(),
         store: "127.0.0.1:2".into(),
         weights: LEARNER_WEIGHTS.into(),
+        vocabulary: Some(Vocabulary::none()),
     }
 }
 
@@ -98,5 +99,6 @@ pub(crate) fn actor_hello(member: MemberId) -> ActorHello {
         holding: Vec::new(),
         weights: None,
         source: None,
+        vocabulary: None,
     }
 }

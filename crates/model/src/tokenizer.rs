@@ -12,7 +12,7 @@ mod response;
 mod special;
 mod train;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -163,6 +163,12 @@ impl Tokenizer {
     /// The token of an id, in the vocabulary's own spelling.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// Every id that has a token, with it, in the order of the ids.
+    pub fn tokens(&self) -> Vec<(u32, String)> {
+        let ids: BTreeSet<u32> = self.inner.get_vocab(true).into_values().collect();
+        ids.into_iter().filter_map(|id| Some((id, self.token(id)?))).collect()
     }
 
     /// The token that begins a sequence, where the model has one.

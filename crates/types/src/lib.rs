@@ -50,6 +50,7 @@ mod rollout;
 mod sample;
 mod sampling;
 mod time;
+mod vocabulary;
 mod weights;
 
 pub use address::HostPort;
@@ -65,6 +66,7 @@ pub use rollout::{FinishReason, MAX_SEQUENCE_TOKENS, Rollout, RolloutFailure, Ro
 pub use sample::{Batch, GroupScore, Sample, ScoredRollout, Scores};
 pub use sampling::{Sampling, SamplingParams};
 pub use time::Timestamp;
+pub use vocabulary::Vocabulary;
 pub use weights::{DType, Manifest, ModelDescription, ModelFile, TensorEntry, TensorLayout, WeightHash};
 
 /// A value that breaks an invariant of its type. The message says which value and which bound.

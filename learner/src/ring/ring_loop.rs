@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use service::{BadInput, CancellationToken, LinkEvent, Readiness, Security};
 use tokio::time::Instant;
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
-use types::{Batch, BatchId, Incarnation, Manifest, MemberId, PolicyVersion, RunId};
+use types::{Batch, BatchId, Incarnation, Manifest, MemberId, PolicyVersion, RunId, Vocabulary};
 use weights::{GroupEvent, PublishEvent, Publisher};
 
 use super::command::{RankCommand, RunTerms};
@@ -38,6 +38,15 @@ pub(crate) struct RingContext {
     pub(crate) security: Security,
 }
 
+/// What actors get from here before the first step.
+#[derive(Debug)]
+pub(crate) struct Offered {
+    /// The weights.
+    pub(crate) manifest: Manifest,
+    /// That of the policy's tokenizer.
+    pub(crate) vocabulary: Vocabulary,
+}
+
 /// The loop with all that it owns.
 #[derive(Debug)]
 pub(crate) struct RingLoop {
@@ -50,6 +59,7 @@ pub(crate) struct RingLoop {
     run: Option<RunId>,
     /// The newest weights that can be pulled.
     manifest: Manifest,
+    vocabulary: Vocabulary,
     progress: Progress,
     /// When the coordinator last heard from here.
     reported_at: Instant,
@@ -64,8 +74,9 @@ impl RingLoop {
         rank: RankHandle,
         publisher: Publisher,
         resumed: Resumed,
-        manifest: Manifest,
+        offered: Offered,
     ) -> Self {
+        let Offered { manifest, vocabulary } = offered;
         let config = &context.config;
         Self {
             link: CoordinatorLink::new(
@@ -78,6 +89,7 @@ impl RingLoop {
             publisher,
             run: resumed.run,
             manifest,
+            vocabulary,
             progress: Progress::new(resumed.trained, resumed.steps),
             reported_at: Instant::now(),
             leaving: false,
@@ -167,6 +179,7 @@ impl RingLoop {
             steps: self.progress.steps().up_to(trained),
             store: addresses.store.clone(),
             weights: addresses.weights.clone(),
+            vocabulary: Some(self.vocabulary.clone()),
         }
     }
 

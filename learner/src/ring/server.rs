@@ -2,20 +2,22 @@
 //! trainer alone.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use collective::Store;
+use model::Tokenizer;
 use service::grpc::Listener;
-use service::{Context, OnError, Readiness};
-use types::{HostPort, Manifest, PolicyVersion};
+use service::{BadInput, Context, OnError, Readiness};
+use types::{HostPort, Manifest, PolicyVersion, Vocabulary};
 use weights::{Member, ModelFiles, PublishEvent, Publisher, PublisherConfig, Snapshots, WeightService};
 
 use super::config::Config;
 use super::final_error::final_or_not;
 use super::rank::{self, RankEvent, RankHandle, Ready};
-use super::ring_loop::{Addresses, RingContext, RingLoop};
+use super::ring_loop::{Addresses, Offered, RingContext, RingLoop};
 use crate::metrics;
 
 /// How long a process that is over waits for its trainer to end what it computes.
@@ -115,7 +117,8 @@ impl RankZero {
         publisher.keep(PolicyVersion(trained), buffer);
         let manifest = first_manifest(&mut publisher).await?;
         let router = service.router(&ring.security);
-        let ring_loop = RingLoop::new(ring, rank, publisher, resumed, manifest);
+        let offered = Offered { manifest, vocabulary: vocabulary(folder).await? };
+        let ring_loop = RingLoop::new(ring, rank, publisher, resumed, offered);
         // Weights are served until the loop has left, which on a cancelled token is after a checkpoint.
         let serving = router.serve_with_incoming(listener.incoming());
         tokio::select! {
@@ -150,6 +153,18 @@ async fn first_manifest(publisher: &mut Publisher) -> anyhow::Result<Manifest> {
         PublishEvent::Refused { error, .. } => Err(error.into()),
         other => anyhow::bail!("the publisher began with {other:?}"),
     }
+}
+
+/// That of the policy's tokenizer, on a thread for that: a large one takes long. A folder without one is no
+/// folder that actors can use, which they say.
+async fn vocabulary(folder: PathBuf) -> anyhow::Result<Vocabulary> {
+    let read = move || {
+        if !folder.join("tokenizer.json").is_file() {
+            return Ok(Vocabulary::none());
+        }
+        Tokenizer::load(&folder).map(|tokenizer| Vocabulary::of(tokenizer.tokens()))
+    };
+    Ok(tokio::task::spawn_blocking(read).await?.map_err(|error| BadInput(error.to_string()))?)
 }
 
 /// Runs any other rank, on a thread of its own.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use collective::{Backend, GroupConfig, ProcessGroup, Store};
 use learner::Config;
 use model::Architecture;
+use model::tokenizer::{SpecialTokens, train_bpe};
 use proto::pb;
 use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::weight_source_client::WeightSourceClient;
@@ -18,7 +19,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::actor::BroadcastGroup;
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
-use types::{BatchId, BroadcastGroupId, HostPort, Manifest, ModelDescription, PolicyVersion, Sampling};
+use types::{
+    BatchId, BroadcastGroupId, HostPort, Manifest, ModelDescription, PolicyVersion, Sampling, Vocabulary,
+};
 
 use crate::support::{Models, config};
 
@@ -230,6 +233,8 @@ async fn batches_are_trained_once_published_and_saved() {
 }
 
 async fn first_life_and_second(mut ring: Ring) {
+    let tokenizer = train_bpe(["aa ab ba"].iter(), 260, &SpecialTokens::default()).unwrap();
+    tokenizer.save(&ring.models.policy(), None).unwrap();
     let learner = Learner::build(ring.config()).await;
     let token = learner.token.clone();
     let batches = [ring.models.batch(1, 6), ring.models.batch(2, 6)];
@@ -237,6 +242,7 @@ async fn first_life_and_second(mut ring: Ring) {
         let mut talk = ring.conversation().await;
         let hello = talk.hello().await;
         assert_eq!((hello.trained, hello.checkpointed, &hello.run), (BatchId(0), BatchId(0), &None));
+        assert_eq!(hello.vocabulary, Some(Vocabulary::of(tokenizer.tokens())));
         talk.welcome().await;
         talk.send(LearnerCommand::Batch(batches[0].clone())).await;
         let (batch, manifest) = talk.trained().await;

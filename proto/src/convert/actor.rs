@@ -6,7 +6,9 @@ use types::link::actor::{
     ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, BroadcastGroup, Lease, LeasedPrompt,
     RewardServerAddress,
 };
-use types::{BroadcastGroupId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId, WeightHash};
+use types::{
+    BroadcastGroupId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId, Vocabulary, WeightHash,
+};
 
 use super::data::{hash, plain_text};
 use super::{address, check_version, known_run, millis};
@@ -35,6 +37,7 @@ impl From<ActorHello> for pb::ActorReport {
             weights: hello.weights.map(|(version, hash)| confirmed(version, hash)),
             protocol: crate::PROTOCOL_VERSION,
             source: hello.source.unwrap_or_default(),
+            vocabulary: hello.vocabulary.map(Into::into),
         };
         Self { report: Some(pb::actor_report::Report::Hello(hello)) }
     }
@@ -58,6 +61,7 @@ impl TryFrom<pb::ActorReport> for ActorHello {
                 true => None,
                 false => Some(address("actor_hello.source", hello.source)?),
             },
+            vocabulary: hello.vocabulary.map(Vocabulary::try_from).transpose()?,
         })
     }
 }

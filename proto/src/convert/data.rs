@@ -6,7 +6,7 @@ use types::{
     DType, FailReason, FinishReason, GroupScore, Manifest, ModelDescription, ModelFile, Observation,
     PolicyVersion, Prompt, PromptContent, PromptId, Remarks, Rollout, RolloutFailure, RolloutId,
     RolloutParts, Sample, Sampling, SamplingParams, ScoredRollout, Scores, Span, TensorEntry, TensorLayout,
-    Texts, WeightHash,
+    Texts, Vocabulary, WeightHash,
 };
 
 use crate::error::required;
@@ -315,6 +315,22 @@ impl TryFrom<pb::Sampling> for Sampling {
 pub(crate) fn hash(field: &'static str, bytes: &[u8]) -> Result<WeightHash, ProtocolError> {
     let bytes = <[u8; 32]>::try_from(bytes);
     bytes.map(WeightHash).map_err(|_| ProtocolError::field(field, "must have 32 bytes"))
+}
+
+impl From<Vocabulary> for pb::Vocabulary {
+    fn from(vocabulary: Vocabulary) -> Self {
+        let (hash, shorter) = (vocabulary.hash().to_vec(), vocabulary.shorter().to_vec());
+        Self { tokens: vocabulary.tokens(), hash, shorter }
+    }
+}
+
+impl TryFrom<pb::Vocabulary> for Vocabulary {
+    type Error = ProtocolError;
+
+    fn try_from(vocabulary: pb::Vocabulary) -> Result<Self, ProtocolError> {
+        let WeightHash(hash) = hash("vocabulary.hash", &vocabulary.hash)?;
+        Ok(Self::stated(vocabulary.tokens, hash, vocabulary.shorter)?)
+    }
 }
 
 impl From<&TensorEntry> for pb::TensorEntry {

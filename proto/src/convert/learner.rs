@@ -3,7 +3,7 @@
 use types::link::learner::{
     LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, MeasuredStep, StepMetrics,
 };
-use types::{BatchId, BroadcastGroupId, Incarnation, MemberId, PolicyVersion};
+use types::{BatchId, BroadcastGroupId, Incarnation, MemberId, PolicyVersion, Vocabulary};
 
 use super::data::plain_text;
 use super::{address, check_version, finite, known_run};
@@ -91,6 +91,7 @@ impl From<LearnerHello> for pb::LearnerReport {
             weights: hello.weights,
             steps: hello.steps.into_iter().map(Into::into).collect(),
             protocol: crate::PROTOCOL_VERSION,
+            vocabulary: hello.vocabulary.map(Into::into),
         };
         Self { report: Some(pb::learner_report::Report::Hello(hello)) }
     }
@@ -118,6 +119,7 @@ impl TryFrom<pb::LearnerReport> for LearnerHello {
             store: address("learner_hello.store", hello.store)?,
             weights: address("learner_hello.weights", hello.weights)?,
             steps: hello.steps.into_iter().map(MeasuredStep::try_from).collect::<Result<_, _>>()?,
+            vocabulary: hello.vocabulary.map(Vocabulary::try_from).transpose()?,
         })
     }
 }

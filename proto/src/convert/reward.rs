@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
-use types::{Incarnation, MemberId, RunId};
+use types::{Incarnation, MemberId, RunId, Vocabulary};
 
 use super::data::plain_text;
 use super::{address, check_version, known_run, millis};
@@ -79,6 +79,7 @@ impl From<RewardHello> for pb::RewardReport {
             run: hello.run.map(String::from).unwrap_or_default(),
             address: hello.address,
             protocol: crate::PROTOCOL_VERSION,
+            vocabulary: hello.vocabulary.map(Into::into),
         };
         Self { report: Some(pb::reward_report::Report::Hello(hello)) }
     }
@@ -97,6 +98,7 @@ impl TryFrom<pb::RewardReport> for RewardHello {
             incarnation: Incarnation(hello.incarnation),
             run: known_run(hello.run)?,
             address: address("reward_hello.address", hello.address)?,
+            vocabulary: hello.vocabulary.map(Vocabulary::try_from).transpose()?,
         })
     }
 }

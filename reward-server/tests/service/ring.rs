@@ -139,6 +139,8 @@ async fn what_the_journal_may_not_have_is_sent_again_after_a_reconnect() {
     drop(world.session);
     let mut session = world.coordinator.welcomed().await;
     assert_eq!(session.hello.run.as_ref().map(|run| run.as_str()), Some(RUN));
+    let read = types::Vocabulary::of(tiny::tokenizer().tokens());
+    assert_eq!(session.hello.vocabulary, Some(read), "it says which tokens it reads");
     for expected in [rollouts[0].id(), rollouts[2].id()] {
         let again = scored(session.result().await);
         assert_eq!(again.rollout().id(), expected, "in the order of arrival");

@@ -9,7 +9,7 @@ use rand::RngExt;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
 use types::{
     FailReason, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, RolloutFailure, RolloutId,
-    Timestamp, WeightHash,
+    Timestamp, Vocabulary, WeightHash,
 };
 
 use super::streams::{Down, Up};
@@ -131,6 +131,7 @@ impl World {
             holding: actor.holding(),
             weights: actor.weights,
             source: Some(format!("{member}.example:1")),
+            vocabulary: actor.weights.map(|_| Vocabulary::none()),
         };
         let event = Event::Actor { member: member.clone(), event: ActorEvent::Joined(hello) };
         self.say(Some(number), Up::Hello(event));

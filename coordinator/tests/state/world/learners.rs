@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ::coordinator::state::{BatchPlan, Event, LearnerEvent, Role};
 use rand::RngExt;
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
-use types::{BatchId, Incarnation, LearnerTerm, Manifest, MemberId, PromptId};
+use types::{BatchId, Incarnation, LearnerTerm, Manifest, MemberId, PromptId, Vocabulary};
 
 use super::streams::{Down, Up};
 use super::{Process, World};
@@ -91,6 +91,7 @@ impl SimLearner {
             steps: (1..=self.trained()).map(step).collect(),
             store: "127.0.0.1:2".into(),
             weights: "127.0.0.1:3".into(),
+            vocabulary: Some(Vocabulary::none()),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use ::coordinator::state::{Event, RewardEvent, Role, ScoreSummary};
 use rand::RngExt;
 use types::link::reward::{RewardCommand, RewardHello};
-use types::{FailReason, Incarnation, MemberId, RolloutFailure, RolloutId, Timestamp};
+use types::{FailReason, Incarnation, MemberId, RolloutFailure, RolloutId, Timestamp, Vocabulary};
 
 use super::streams::{Down, Up};
 use super::{Process, World};
@@ -99,6 +99,7 @@ impl World {
             incarnation: Incarnation(server.process.incarnation),
             run: None,
             address: "127.0.0.1:1".into(),
+            vocabulary: Some(Vocabulary::none()),
         };
         let results: Vec<RewardEvent> = server.results.values().cloned().collect();
         let event = Event::Reward { member: member.clone(), event: RewardEvent::Joined(hello) };

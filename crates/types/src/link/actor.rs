@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     BroadcastGroupId, Incarnation, LeaseId, Manifest, MemberId, PolicyVersion, Prompt, RolloutFailure,
-    RolloutId, RunId, Sampling, WeightHash,
+    RolloutId, RunId, Sampling, Vocabulary, WeightHash,
 };
 
 /// An actor introduces itself: the first message on every stream.
@@ -24,6 +24,9 @@ pub struct ActorHello {
     pub weights: Option<(PolicyVersion, WeightHash)>,
     /// `host:port` where others pull the weights that it uses, if it shares them.
     pub source: Option<String>,
+    /// That of the policy's tokenizer, which comes with its first weights; none of a release that does not say.
+    #[serde(default)]
+    pub vocabulary: Option<Vocabulary>,
 }
 
 /// How loaded an actor is.

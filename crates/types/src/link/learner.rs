@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::link::actor::BroadcastGroup;
 use crate::{
     Batch, BatchId, BroadcastGroupId, Incarnation, LearnerTerm, Manifest, MemberId, PolicyVersion, RunId,
-    Sampling, Timestamp,
+    Sampling, Timestamp, Vocabulary,
 };
 
 /// The learner introduces itself: the first message on every stream.
@@ -34,6 +34,9 @@ pub struct LearnerHello {
     pub store: String,
     /// `host:port` of its weight service.
     pub weights: String,
+    /// That of the policy's tokenizer, which actors get from here; none of a release that does not say.
+    #[serde(default)]
+    pub vocabulary: Option<Vocabulary>,
 }
 
 /// What one training step measured; means are over response tokens unless the name says otherwise.

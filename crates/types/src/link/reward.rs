@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Incarnation, MemberId, Rollout, RolloutFailure, RolloutId, RunId, ScoredRollout};
+use crate::{Incarnation, MemberId, Rollout, RolloutFailure, RolloutId, RunId, ScoredRollout, Vocabulary};
 
 /// Actor to reward server.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,6 +51,9 @@ pub struct RewardHello {
     pub run: Option<RunId>,
     /// `host:port` under which actors reach it.
     pub address: String,
+    /// That of the tokenizer with which it reads responses; none of a release that does not say.
+    #[serde(default)]
+    pub vocabulary: Option<Vocabulary>,
 }
 
 /// Reward server to coordinator, after the hello.
