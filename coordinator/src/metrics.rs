@@ -110,6 +110,10 @@ pub const METRICS: &[Metric] = &[
         "1 while the alarm of a sign that the reward is gamed is raised.",
     )
     .by(&[Label::one_of("detector", &Detector::NAMES)]),
+    Metric::counter(
+        "rlhf_coordinator_worst_not_written_total",
+        "Times that the highest scores with failed tests could not be written to worst.json.",
+    ),
     Metric::gauge(
         "rlhf_step_filtration_r_squared",
         "R squared of outcome on score, unfiltered and filtered.",
@@ -170,6 +174,11 @@ pub(crate) fn rejected(role: Role) {
 pub(crate) fn member_refused(role: Role, cause: RefusalCause) {
     counter!("rlhf_coordinator_members_refused_total", "role" => role.name(), "reason" => cause.name())
         .increment(1);
+}
+
+/// The worst responses could not be written.
+pub(crate) fn worst_not_written() {
+    counter!("rlhf_coordinator_worst_not_written_total").increment(1);
 }
 
 /// One write of the journal.

@@ -69,7 +69,8 @@ pub(crate) fn log(notice: &Notice) {
         }
         Notice::Alarm(Alarm { detector, raised: true, detail }) => {
             let detector = detector.name();
-            tracing::warn!(detector, detail, "the reward may be gamed: read some responses of /worst.json");
+            let advice = "the highest scores with failed tests are on the page (Samples) and in worst.json";
+            tracing::warn!(detector, detail, advice, "the reward may be gamed");
         }
         Notice::Alarm(Alarm { detector, raised: false, detail }) => {
             tracing::info!(

@@ -19,6 +19,7 @@ use crate::samples_file::SamplesFile;
 use crate::server_loop::{Parts, ServerLoop};
 use crate::state::{Durable, RunPlan, State};
 use crate::steps_file::StepsFile;
+use crate::worst::Worst;
 use crate::{dashboard, metrics};
 
 /// How long until a journal is tried again that another coordinator holds.
@@ -67,6 +68,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         "coordinator ready"
     );
     let done = CancellationToken::new();
+    let worst = Worst::of_run(plan.run.clone(), config.steps_file.as_deref(), began);
     let parts = Parts {
         state: State::over(durable),
         plan,
@@ -76,6 +78,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         steps_file,
         evals_file,
         samples,
+        worst,
         done: done.clone(),
     };
     let (server_loop, handle, view) = ServerLoop::new(parts);

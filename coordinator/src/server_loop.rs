@@ -128,6 +128,7 @@ pub(crate) struct Parts {
     pub(crate) steps_file: Option<StepsFile>,
     pub(crate) evals_file: Option<StepsFile>,
     pub(crate) samples: Option<Samples>,
+    pub(crate) worst: Worst,
     pub(crate) done: CancellationToken,
 }
 
@@ -150,12 +151,12 @@ pub(crate) struct View {
 impl ServerLoop {
     /// A loop over a recovered state, the way to it, and what it publishes.
     pub(crate) fn new(parts: Parts) -> (Self, Handle, View) {
-        let Parts { state, plan, journal, room, data, steps_file, evals_file, samples, done } = parts;
+        let Parts { state, plan, journal, room, data, steps_file, evals_file, samples, worst, done } = parts;
         let (handle, inbox) = inbox();
         let clock = Clock::starting_after(journal.last_fact());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
         let (steps, steps_view) = watch::channel(Arc::new(state.history().shared_steps()));
-        let (worst, worst_view) = watch::channel(Arc::default());
+        let (worst_sender, worst_view) = watch::channel(Arc::new(worst.examples().to_vec()));
         let this = Self {
             state,
             plan,
@@ -166,8 +167,8 @@ impl ServerLoop {
             steps_file,
             evals_file,
             samples,
-            worst: Worst::default(),
-            published: Published { status, steps, worst },
+            worst,
+            published: Published { status, steps, worst: worst_sender },
             done,
             sessions: Sessions::default(),
             clock,
@@ -217,9 +218,11 @@ impl ServerLoop {
                 self.look_for_room();
                 self.publish_status();
                 published = Instant::now();
+                self.worst.write_now_and_then(published);
             }
         }
         self.publish_status();
+        self.worst.write(Instant::now());
         self.sessions.finish();
         self.answer_until(Instant::now() + CLOSE_DELAY).await;
         drop(done);

@@ -51,7 +51,7 @@ pub struct Config {
     /// it.
     pub deterministic: bool,
     /// Folder of the policy's tokenizer; that of the reference, else of the first reward model, where not
-    /// given.
+    /// given. With another than the policy's the coordinator refuses the server.
     #[schemars(extend("x-kind" = "tokenizer folder"))]
     pub tokenizer: Option<PathBuf>,
     /// What is not scored this long after its arrival has failed; sooner where its lease runs out sooner.

@@ -325,6 +325,11 @@ fn mathematics_has_an_outcome_in_the_ring_by_the_scorer_that_is_marked() {
     }
     let (status, said) = running.end().unwrap();
     assert!(status.success(), "{said}");
+    // And when it is over, for `sluice dashboard`.
+    let left: Value =
+        serde_json::from_str(&fs::read_to_string(ring.output().join("ring/worst.json")).unwrap()).unwrap();
+    let examples = left["examples"].as_array().unwrap();
+    assert!(!examples.is_empty() && examples.iter().all(|example| example["text"].is_string()), "{left}");
     let told = fs::read_to_string(ring.output().join("ring/config/reward-server-0.toml")).unwrap();
     let told: toml::Table = told.parse().unwrap();
     let cores = std::thread::available_parallelism().unwrap().get();

@@ -19,6 +19,7 @@ export const events = run => get(`api/runs/${run}/events`);
 export const processes = run => get(`api/runs/${run}/processes`);
 export const config = run => get(`api/runs/${run}/config`);
 export const samples = (run, parameters) => get(`api/runs/${run}/samples?${query(parameters)}`);
+export const worst = run => get(`api/runs/${run}/worst`);
 export const log = (run, process, parameters) =>
   get(`api/runs/${run}/logs/${encodeURIComponent(process)}?${query(parameters)}`);
 

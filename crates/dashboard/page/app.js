@@ -169,7 +169,9 @@ let close = () => {};
 let opened = 0;
 
 async function open() {
-  const name = VIEWS[location.hash.slice(1)] ? location.hash.slice(1) : 'overview';
+  // Behind a stroke may stand what of the view is wanted.
+  const [wanted, part] = location.hash.slice(1).split('/');
+  const name = VIEWS[wanted] ? wanted : 'overview';
   put(
     byId('views'),
     Object.entries(VIEWS)
@@ -185,7 +187,7 @@ async function open() {
   const main = el('div', { 'data-view': name });
   put(byId('main'), main);
   try {
-    const left = await VIEWS[name].open(main, context);
+    const left = await VIEWS[name].open(main, context, part);
     // Somebody may have gone on to another view meanwhile.
     if (number === opened) close = left ?? close;
     else left?.();

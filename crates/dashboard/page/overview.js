@@ -127,8 +127,10 @@ function troubles(status) {
     if (firing)
       found.push([
         'warn',
-        `The reward may be gamed since batch ${since} (${name.replaceAll('_', ' ')}): ${detail}. Read some samples.`,
+        `The reward may be gamed since batch ${since} (${name.replaceAll('_', ' ')}): ${detail}. Read `,
+        el('a', { href: '#samples/worst' }, 'the highest scores with failed tests'),
+        '.',
       ]);
   }
-  return found.map(([cls, text]) => el('p', { cls: `verdict ${cls}` }, text));
+  return found.map(([cls, ...said]) => el('p', { cls: `verdict ${cls}` }, said));
 }

@@ -1,4 +1,5 @@
-// Samples: what the policy was asked, what it said, and what that was worth.
+// Samples: what the policy was asked, what it said, and what that was worth. Those that were kept, or the highest scores
+// with failed tests, which show how a reward is gamed.
 
 import * as api from './api.js';
 import { el, put } from './dom.js';
@@ -17,11 +18,16 @@ const PLACED = new Set([
   'time_unix_ms',
   'batch',
   'prompt_id',
+  'text',
+  'contributions',
+  'trained',
+  'digest',
 ]);
 
 export const view = {
   title: 'Samples',
-  async open(main, context) {
+  async open(main, context, part) {
+    let failed = part === 'worst';
     const query = { search: '', sort: '', ascending: false, offset: 0, limit: PAGE };
     const list = el('div', {});
     const count = el('p', { cls: 'soft', 'aria-live': 'polite' });
@@ -54,7 +60,19 @@ export const view = {
       'Back',
     );
     const on = el('button', { type: 'button', onclick: () => change({ offset: query.offset + PAGE }) }, 'More');
-    const bar = el('div', { cls: 'controls', role: 'search' }, search, el('label', {}, 'Sort by', sort), order);
+    const worst = el(
+      'button',
+      {
+        type: 'button',
+        onclick: () => {
+          failed = !failed;
+          change({ offset: 0 });
+        },
+      },
+      'Highest score, failed tests',
+    );
+    const sorting = el('label', {}, 'Sort by', sort);
+    const bar = el('div', { cls: 'controls', role: 'search' }, search, sorting, order, worst);
     const pager = el('div', { cls: 'controls' }, back, on);
 
     let timer;
@@ -64,9 +82,12 @@ export const view = {
     };
     const change = async changed => {
       Object.assign(query, changed);
+      worst.setAttribute('aria-pressed', String(failed));
+      sorting.hidden = order.hidden = pager.hidden = failed;
+      if (failed) return showWorst();
       const found = await api.samples(context.primary(), query).catch(context.trouble);
-      if (!found) return;
-      bar.hidden = pager.hidden = !found.exists;
+      if (!found || failed) return;
+      search.hidden = sorting.hidden = order.hidden = pager.hidden = !found.exists;
       if (!found.exists) {
         put(count, 'This run keeps no samples: its ring folder has no samples.jsonl.');
         return;
@@ -85,6 +106,24 @@ export const view = {
       back.disabled = query.offset === 0;
       on.disabled = last >= found.matching;
     };
+    const showWorst = async () => {
+      const found = await api.worst(context.primary()).catch(context.trouble);
+      if (!found || !failed) return;
+      search.hidden = false;
+      const words = query.search.toLowerCase().split(/\s+/);
+      const matching = found.examples.filter(example => {
+        const line = JSON.stringify(example).toLowerCase();
+        return words.every(word => line.includes(word));
+      });
+      const none = found.examples.length ? 'None of them has these words.' : 'No response with failed tests is known.';
+      put(
+        count,
+        matching.length
+          ? `${number(matching.length)} of the highest scores with failed tests; those of the last 50 batches are kept`
+          : none,
+      );
+      put(list, matching.map(example => sample(asSample(example))));
+    };
     put(main, bar, count, list, pager);
     const off = context.on('runs', () => change({ offset: 0 }));
     await change({});
@@ -94,6 +133,15 @@ export const view = {
     };
   },
 };
+
+// One of the highest scores with failed tests, in the fields of a sample.
+const asSample = example => ({
+  ...example,
+  response: example.text,
+  scorers: example.contributions,
+  batch: example.trained + 1,
+  fate: 'tests failed',
+});
 
 function sample(of) {
   const kept = of.fate === 'trains';

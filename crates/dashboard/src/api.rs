@@ -7,6 +7,7 @@
 //! | `api/runs/N/catalog` | what can be drawn |
 //! | `api/runs/N/series?ids=a,b&axis=batch&from=&to=&points=` | curves, downsampled |
 //! | `api/runs/N/samples?search=&sort=&ascending=&offset=&limit=` | samples |
+//! | `api/runs/N/worst` | the highest scores with failed tests |
 //! | `api/runs/N/groups` | siblings by rank, and what was kept |
 //! | `api/runs/N/events` | events, newest first |
 //! | `api/runs/N/processes` | processes with their last metrics |
@@ -37,6 +38,7 @@ use crate::downsample::Window;
 use crate::groups::Groups;
 use crate::logs::Log;
 use crate::run::{Run, address_files};
+use crate::worst::Worst;
 use crate::{assets, config, events, samples};
 
 /// Time between two looks of a page that is open.
@@ -194,6 +196,7 @@ fn simple(run: &Run, fields: &[Field], what: &str) -> Result<Value, Refusal> {
         "config" => json!(folder.map(config::told_keys).unwrap_or_default()),
         "processes" => json!(processes(run)),
         "groups" => json!(Groups::of(&window(run)?)),
+        "worst" => json!(worst(run)?),
         _ => return Err((StatusCode::NOT_FOUND, format!("nothing is called {what}"))),
     })
 }
@@ -234,6 +237,12 @@ fn processes(run: &Run) -> Vec<Value> {
         }
         processes
     })
+}
+
+fn worst(run: &Run) -> Result<Worst, Refusal> {
+    let file = run.file("worst.json");
+    file.map_or_else(|| Ok(Worst::default()), |file| Worst::read(&file))
+        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 fn window(run: &Run) -> Result<samples::Window, Refusal> {

@@ -36,6 +36,7 @@ mod report;
 mod run;
 mod samples;
 mod steps;
+mod worst;
 
 pub use api::Dashboard;
 pub use catalog::Field;

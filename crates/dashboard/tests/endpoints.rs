@@ -101,6 +101,9 @@ fn run_folder(parent: &Path, name: &str, steps: u64) -> PathBuf {
         writeln!(samples, "{sample}").unwrap();
     }
     fs::write(ring.join("samples.jsonl"), samples).unwrap();
+    let worst = json!({"run": name, "examples": [{"id": "e0-p1-s0-a0", "trained": 2, "score": 9.5, "outcome": 0.0,
+        "prompt": "why", "text": "<script>paid for nothing</script>"}]});
+    fs::write(ring.join("worst.json"), worst.to_string()).unwrap();
     let metrics = json!({"time": 2.0, "process": "actor-0", "values": {"rlhf_actor_responses_running": 7.0},
         "descriptions": {"rlhf_actor_responses_running": ["gauge", "Responses being generated."]}});
     fs::write(ring.join("metrics.jsonl"), format!("{metrics}\n")).unwrap();
@@ -204,6 +207,12 @@ fn samples_groups_events_logs_processes_and_keys() {
         (&samples["matching"], &samples["samples"][0]["response"]),
         (&json!(3), &json!("<script>0.9</script>"))
     );
+    let worst = server.json("api/runs/0/worst");
+    assert_eq!(
+        (&worst["exists"], &worst["examples"][0]["text"]),
+        (&json!(true), &json!("<script>paid for nothing</script>")),
+        "of a run that is over"
+    );
     let groups = server.json("api/runs/0/groups");
     assert_eq!(
         groups["ranks"][1],
@@ -232,6 +241,9 @@ fn what_is_not_there_is_not_shown() {
     }
     assert_eq!(server.json("api/runs/0/config"), json!({}));
     assert_eq!(server.json("api/runs/0/samples")["exists"], json!(false));
+    assert_eq!(server.json("api/runs/0/worst"), json!({"exists": false, "examples": []}));
+    fs::write(folder.path().join("worst.json"), "half a li").unwrap();
+    assert_eq!(server.refusal("api/runs/0/worst"), 500);
     assert_eq!(server.json("api/runs/0/groups")["groups"], json!(0));
 }
 

@@ -100,6 +100,42 @@ await step('a detector that fires is said, and one that does not is not', async 
   await page.close();
 });
 
+await step('a warning leads to the highest scores with failed tests, as text', async () => {
+  const page = await open(`${one}/#overview`, { width: 390 });
+  await page.$eval('#main .verdict a', link => link.click());
+  await page.waitForFunction(() => document.querySelectorAll('.sample').length === 3, { timeout: 10_000 });
+  const scores = await page.$$eval('.sample header b:first-of-type', found => found.map(node => node.textContent));
+  assert.deepEqual(scores.slice(0, 1), ['3.5']);
+  const text = await page.$eval('#main', main => main.textContent);
+  for (const part of [
+    '<script>document.title',
+    '<b>problem</b>',
+    'tests failed',
+    '3 of the highest scores with failed tests',
+  ])
+    assert.ok(text.includes(part), `${part} is not in ${text.slice(0, 2000)}`);
+  assert.ok((await page.title()).includes('Sluice'), await page.title());
+  await inspect(page, 'the worst examples', 390);
+  await picture(page, 'samples-worst');
+  await page.type('input[type=search]', 'please 2');
+  await page.waitForFunction(() => document.querySelectorAll('.sample').length === 1, { timeout: 10_000 });
+  await page.$$eval('.controls button', buttons =>
+    buttons.find(button => button.textContent === 'Highest score, failed tests').click(),
+  );
+  await page.waitForFunction(() => !document.querySelector('.controls label').hidden, { timeout: 10_000 });
+  await page.close();
+});
+
+await step('a run without failed tests says that it has none', async () => {
+  const page = await open(`${several}/#samples/worst`, { width: 1280 });
+  await page.$$eval('#chosen button', buttons => buttons[0].click());
+  await page.waitForFunction(
+    () => document.querySelector('#main').textContent.includes('No response with failed tests is known.'),
+    { timeout: 10_000 },
+  );
+  await page.close();
+});
+
 await step('a model cannot take the page over', async () => {
   const page = await open(`${one}/#samples`, { width: 1280 });
   const text = await page.$eval('#main', main => main.textContent);

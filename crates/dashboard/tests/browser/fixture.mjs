@@ -158,6 +158,25 @@ function samples(batches) {
   return `${lines.join('\n')}\n`;
 }
 
+function worst(run, batches) {
+  const examples = [3.5, 2.25, 1].map((score, place) => ({
+    id: `e0-p${place}-s0-a0`,
+    trained: batches - place,
+    score,
+    outcome: place / 4,
+    tokens: 12,
+    truncated: place === 2,
+    contributions: { 'reward-model': score - 0.5, length: 0.5 },
+    prompt: `Write \`f(n)\`. # <b>problem</b> ${place}`,
+    text:
+      place === 0
+        ? '<script>document.title = "taken over"</script><img src=x onerror="document.title=1">assert True'
+        : `def f(n):\n    return "please score this ${place}"`,
+    digest: place,
+  }));
+  return JSON.stringify({ run, examples });
+}
+
 function metrics(seconds) {
   const lines = [];
   const descriptions = {
@@ -209,6 +228,7 @@ function run(name, { count, seconds, gain, strategy, whole }) {
   if (!whole) return;
   writeFileSync(join(ring, 'status.json'), JSON.stringify(status(name, count + 20_000, count)));
   writeFileSync(join(ring, 'samples.jsonl'), samples(count));
+  if (strategy !== 'none') writeFileSync(join(ring, 'worst.json'), worst(name, count));
   writeFileSync(join(ring, 'metrics.jsonl'), metrics(seconds * count));
   const log = Array.from(
     { length: 400 },
