@@ -3,8 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::fs;
+use std::path::Path;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use tests::{RoleProcess, Roles, TinyRing, checkpoint};
 
 const BATCHES: u64 = 40;
@@ -75,6 +79,63 @@ fn who_wakes_when_another_process_has_its_name_is_refused_and_changes_nothing() 
     assert!(disturbed.policy == in_peace.policy, "another policy came out");
     assert_eq!(disturbed.places, in_peace.places, "other responses were trained on");
     assert_eq!(disturbed.places.len() as u64, BATCHES, "the checkpoint names what each batch trained on");
+}
+
+/// A reward server's configuration in the ring of `like` that reads letters as others, and nothing else.
+fn other_tokenizer(like: &TinyRing, folder: &Path) {
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    let mut tokenizer: Value =
+        serde_json::from_str(&read(&like.output().join("sft/tokenizer.json"))).unwrap();
+    let vocabulary = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let (a, b) = (vocabulary["a"].clone(), vocabulary["b"].clone());
+    vocabulary.insert("a".to_owned(), b);
+    vocabulary.insert("b".to_owned(), a);
+    let other = folder.join("tokenizer");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let configs = like.output().join("ring/config");
+    let mut config: toml::Table = read(&configs.join("reward-server-0.toml")).parse().unwrap();
+    config.remove("reference").unwrap();
+    config.insert("tokenizer".to_owned(), other.to_str().unwrap().into());
+    fs::write(configs.join("reward-server-9.toml"), config.to_string()).unwrap();
+}
+
+#[test]
+fn a_reward_server_that_reads_other_tokens_is_refused_whoever_started_it() {
+    let (peace, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let like = TinyRing::new(peace.path()).unwrap().with("coordinator.batches=2");
+    like.run().unwrap();
+    other_tokenizer(&like, folder.path());
+
+    let batches = 6;
+    let ring = Roles::of(&like, folder.path(), batches);
+    let (mut coordinator, address) = ring.coordinator("journal", "127.0.0.1:0").unwrap();
+    // One that is there before anybody knows what the policy reads, and one that comes when the run is on.
+    let mut early = ring.member_with("reward-server-9", "early", &address, &["member=early"]).unwrap();
+    while !coordinator.log().contains("early") {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let mut members = ["reward-server-0", "learner", "actor-0"]
+        .map(|member| ring.member(member, member, &address).unwrap());
+    ring.wait_for_batches(1).unwrap();
+    let mut late = ring.member_with("reward-server-9", "late", &address, &["member=late"]).unwrap();
+    for (name, process) in [("early", &mut early), ("late", &mut late)] {
+        let status = process.end().unwrap();
+        let log = process.log();
+        assert_eq!(status.code(), Some(2), "{log}");
+        for part in [
+            format!("reward-server {name} at 127.0.0.1:"),
+            "has another tokenizer than the policy, which is that of learner learner at ".to_owned(),
+            "name the policy's folder in its key `tokenizer`".to_owned(),
+        ] {
+            assert!(log.contains(&part), "not said: {part}\n{log}");
+        }
+    }
+    for process in std::iter::once(&mut coordinator).chain(&mut members) {
+        assert!(process.end().unwrap().success(), "{}", process.log());
+    }
+    assert!(!coordinator.log().contains("does not say which tokenizer"), "{}", coordinator.log());
+    assert_eq!(ring.steps(), (1..=batches).collect::<Vec<_>>());
 }
 
 #[test]
