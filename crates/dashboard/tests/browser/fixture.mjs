@@ -171,7 +171,7 @@ function worst(run, batches) {
     text:
       place === 0
         ? '<script>document.title = "taken over"</script><img src=x onerror="document.title=1">assert True'
-        : `def f(n):\n    return "please score this ${place}"`,
+        : `def f(n):\n    return "please, ${['first', 'second', 'third'][place]}"`,
     digest: place,
   }));
   return JSON.stringify({ run, examples });
