@@ -130,9 +130,8 @@ impl ScorerSet {
             deciding.push(scorer.clone());
         }
         let Builder { networks, remotes, .. } = builder;
-        let tokenizer = tokenizer(config, &networks).await?;
-        let vocabulary =
-            tokenizer.as_ref().map_or_else(Vocabulary::none, |tokenizer| Vocabulary::of(tokenizer.tokens()));
+        let (tokenizer, vocabulary) = tokenizer(config, &networks).await?.unzip();
+        let vocabulary = vocabulary.unwrap_or_else(Vocabulary::none);
         let models = if networks.is_empty() {
             None
         } else {
@@ -435,8 +434,11 @@ async fn until_done(done: CancellationToken, work: impl Future<Output = ()>) -> 
     Ok(())
 }
 
-/// The policy's tokenizer, where anything needs one.
-async fn tokenizer(config: &Config, networks: &[NetworkSpec]) -> anyhow::Result<Option<Tokenizer>> {
+/// The policy's tokenizer with its vocabulary, where anything needs one.
+async fn tokenizer(
+    config: &Config,
+    networks: &[NetworkSpec],
+) -> anyhow::Result<Option<(Tokenizer, Vocabulary)>> {
     let Some(dir) = config.tokenizer_dir().map(Path::to_owned) else { return Ok(None) };
     let (needs_text, networks) = (config.needs_text(), networks.to_vec());
     spawn_blocking(move || {
@@ -447,7 +449,8 @@ async fn tokenizer(config: &Config, networks: &[NetworkSpec]) -> anyhow::Result<
         for spec in &networks {
             check_vocabulary(&dir, &tokenizer, spec.folder())?;
         }
-        Ok(Some(tokenizer))
+        let vocabulary = Vocabulary::of(tokenizer.tokens());
+        Ok(Some((tokenizer, vocabulary)))
     })
     .await?
 }

@@ -139,7 +139,7 @@ const asSample = example => ({
   ...example,
   response: example.text,
   scorers: example.contributions,
-  batch: example.trained + 1,
+  scored_after_batch: example.trained,
   fate: 'tests failed',
 });
 
