@@ -1,7 +1,7 @@
 //! The responses that scored highest although tests of theirs failed: where a reward is gamed, they show how.
 //!
-//! A few, which stand in `worst.json` beside the steps file too: a restart goes on with them, and the page of a
-//! run that is over shows them. They are for people: where they cannot be written, the run goes on.
+//! A few, which stand in `worst.json` beside the steps file too: a restart goes on with them, and the page of
+//! a run that is over shows them. They are for people: where they cannot be written, the run goes on.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -78,8 +78,8 @@ struct ExamplesFile {
 }
 
 impl Worst {
-    /// Those of this run that its last coordinator has left beside the steps file, if there is one. What is not
-    /// trained any more, since the run began again from an earlier checkpoint, is not taken up.
+    /// Those of this run that its last coordinator has left beside the steps file, if there is one. What is
+    /// not trained any more, since the run began again from an earlier checkpoint, is not taken up.
     pub(crate) fn of_run(run: RunId, steps_file: Option<&Path>, trained: BatchId) -> Self {
         let Some(path) = steps_file.map(|steps| steps.with_file_name(FILE)) else { return Self::default() };
         let mut examples = match read(&path) {

@@ -22,8 +22,8 @@ fn sluice(arguments: &[&str], folder: &Path) -> (String, String) {
     (String::from_utf8(output.stdout).unwrap(), said)
 }
 
-/// A model whose tokenizer marks spaces as SentencePiece does answers with an indented line. Decoded alone the
-/// line has a space less, which is no Python.
+/// A model whose tokenizer marks spaces as SentencePiece does answers with an indented line. Decoded alone
+/// the line has a space less, which is no Python.
 #[test]
 fn the_first_space_of_a_response_is_there_and_its_program_passes() {
     let (case, folder) = (case("first-space"), tempfile::tempdir().unwrap());
@@ -40,8 +40,8 @@ fn the_first_space_of_a_response_is_there_and_its_program_passes() {
     assert_eq!(said["pass"]["pass@1"], 1.0, "{said}");
 }
 
-/// A response that ends with the end token already gets no second one in the loss: 10.1223 as TRL computes it,
-/// and 9.0119 with two.
+/// A response that ends with the end token already gets no second one in the loss: 10.1223 as TRL computes
+/// it, and 9.0119 with two.
 #[test]
 fn a_response_that_has_its_end_is_not_ended_twice() {
     let (case, folder) = (case("sft-eos-twice"), tempfile::tempdir().unwrap());

@@ -14,8 +14,8 @@ const HEAD_BYTES: usize = 8;
 /// Which token each id is, as far as two of them need to be compared.
 ///
 /// The hash is BLAKE3 over the tokens in the order of their ids: of each the id and the length of its text
-/// (32 bits each, little endian), then the text. It is of what the tokenizer says and not of its files, two of
-/// which may say the same, nor of a network, whose embedding is often larger.
+/// (32 bits each, little endian), then the text. It is of what the tokenizer says and not of its files, two
+/// of which may say the same, nor of a network, whose embedding is often larger.
 ///
 /// Vocabularies agree where one goes on behind the other's end: many a folder has a token or two more, for
 /// padding, that no other uses. So the hashes of what a vocabulary was before its last tokens are known, too.

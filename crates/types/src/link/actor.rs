@@ -24,7 +24,8 @@ pub struct ActorHello {
     pub weights: Option<(PolicyVersion, WeightHash)>,
     /// `host:port` where others pull the weights that it uses, if it shares them.
     pub source: Option<String>,
-    /// That of the policy's tokenizer, which comes with its first weights; none of a release that does not say.
+    /// That of the policy's tokenizer, which comes with its first weights; none of a release that does not
+    /// say.
     #[serde(default)]
     pub vocabulary: Option<Vocabulary>,
 }
