@@ -14,7 +14,9 @@ use tonic::{Request, Status, Streaming};
 use types::link::actor::{ActorHello, ActorLoad, ActorReport};
 use types::link::learner::{LearnerHello, RecentSteps};
 use types::link::reward::RewardHello;
-use types::{BatchId, DType, Incarnation, Manifest, PolicyVersion, TensorEntry, TensorLayout, WeightHash};
+use types::{
+    BatchId, DType, Incarnation, Manifest, PolicyVersion, TensorEntry, TensorLayout, Vocabulary, WeightHash,
+};
 
 use crate::coordinator_process::TIMEOUT;
 
@@ -91,14 +93,14 @@ pub(crate) async fn reward_server(
     reward_server_saying(address, reward_hello(name, incarnation)).await
 }
 
-/// What a reward server of a release says first that does not say which tokens it reads.
+/// What a reward server says first that reads no text.
 pub(crate) fn reward_hello(name: &str, incarnation: u64) -> RewardHello {
     RewardHello {
         member: name.parse().unwrap(),
         incarnation: Incarnation(incarnation),
         run: None,
         address: "127.0.0.1:1".to_owned(),
-        vocabulary: None,
+        vocabulary: Some(Vocabulary::none()),
     }
 }
 
@@ -149,7 +151,7 @@ pub(crate) async fn learner(address: &str, name: &str, incarnation: u64) -> Resu
     learner_saying(address, learner_hello(name, incarnation)).await
 }
 
-/// What a learner of a release says first that does not say which tokens it reads.
+/// What a learner says first whose policy has no tokenizer.
 pub(crate) fn learner_hello(name: &str, incarnation: u64) -> LearnerHello {
     let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
     let tensors = vec![TensorEntry::new(layout, WeightHash([7; 32])).unwrap()];
@@ -164,7 +166,7 @@ pub(crate) fn learner_hello(name: &str, incarnation: u64) -> LearnerHello {
         steps: RecentSteps::default(),
         store: "127.0.0.1:2".to_owned(),
         weights: format!("{name}.host:3"),
-        vocabulary: None,
+        vocabulary: Some(Vocabulary::none()),
     }
 }
 

@@ -9,8 +9,7 @@ use types::link::reward::RewardHello;
 
 use crate::coordinator_process::CoordinatorProcess;
 use crate::fake_member::{
-    actor, actor_hello, actor_saying, learner_hello, learner_saying, reward_hello, reward_server,
-    reward_server_saying,
+    actor, actor_hello, actor_saying, learner_hello, learner_saying, reward_hello, reward_server_saying,
 };
 use crate::streams::get;
 
@@ -50,7 +49,7 @@ async fn a_reward_server_with_another_tokenizer_than_the_policy_is_refused_by_na
         "reward-server wrong at 127.0.0.1:1 (100 tokens, vocabulary ",
         "has another tokenizer than the policy, which is that of learner trainer at trainer.host:3 (100 tokens",
         "name the policy's folder in its key `tokenizer`",
-        "this one is 127.0.0.1:",
+        "this one is a process at 127.0.0.1:",
     ] {
         assert!(status.message().contains(part), "{part} is not in {}", status.message());
     }
@@ -98,11 +97,12 @@ async fn a_reward_server_that_came_before_the_learner_is_sent_away_and_actors_ar
 #[tokio::test]
 async fn members_of_a_release_that_does_not_say_are_let_in_with_one_warning() {
     let coordinator = CoordinatorProcess::start(&[]).await;
+    let older = |name| RewardHello { vocabulary: None, ..reward_hello(name, 1) };
     for name in ["one", "two"] {
-        reward_server(&coordinator.address, name, 1).await.unwrap().next().await.unwrap();
+        reward_server_saying(&coordinator.address, older(name)).await.unwrap().next().await.unwrap();
     }
     learner_saying(&coordinator.address, trainer()).await.unwrap().next().await.unwrap();
-    reward_server(&coordinator.address, "three", 1).await.unwrap().next().await.unwrap();
+    reward_server_saying(&coordinator.address, older("three")).await.unwrap().next().await.unwrap();
     let log = coordinator.log();
     assert_eq!(log.matches("does not say which tokenizer it has").count(), 1, "{log}");
     assert_eq!(refused(&coordinator, "reward-server").await, 0);
