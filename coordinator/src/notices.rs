@@ -51,13 +51,8 @@ pub(crate) fn log(notice: &Notice) {
             tracing::info!(%before, %strategy, reason, "another filtration strategy was chosen");
         }
         Notice::VocabularyUnsaid { role, member } => {
-            let role = role.name();
-            tracing::warn!(
-                role,
-                %member,
-                "does not say which tokenizer it has, as older releases do not: whether it reads the policy's tokens as \
-                 the policy does is not checked"
-            );
+            let advice = "as older versions do not: whether it reads the policy's tokens is not checked";
+            tracing::warn!(role = role.name(), %member, advice, "does not say which tokenizer it has");
         }
         Notice::FirstFailure { reason, role, member, detail } => {
             let role = role.name();

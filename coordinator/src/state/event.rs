@@ -95,6 +95,7 @@ pub enum RewardEvent {
 
 /// From or about the learner.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a learner joins once, and events are moved one at a time")]
 pub enum LearnerEvent {
     /// Its stream is open.
     Joined(LearnerHello),
