@@ -177,19 +177,13 @@ impl Layers {
     }
 
     fn set(&mut self, path: &str, text: &str, origin: String) -> Result<(), Error> {
+        let (section, key) =
+            path.rsplit_once('.').map_or((None, path), |(section, key)| (Some(section), key));
         let mut table = &mut self.merged;
-        let mut keys = path.split('.').peekable();
-        while let Some(key) = keys.next() {
-            if keys.peek().is_none() {
-                table.insert(key.to_owned(), parse_value(text));
-                break;
-            }
-            let inner = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
-            let Value::Table(inner) = inner else {
-                return Err(Error::Value { origin, problem: format!("{key} is a value, not a section") });
-            };
-            table = inner;
+        for part in section.iter().flat_map(|section| section.split('.')) {
+            table = below(table, part).map_err(|problem| Error::Value { origin: origin.clone(), problem })?;
         }
+        table.insert(key.to_owned(), parse_value(text));
         self.origins.set(path, Source::Set(origin));
         Ok(())
     }
@@ -279,6 +273,20 @@ fn value_at<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {
         value = member(value.as_table()?.get(name(key))?, key)?;
     }
     Some(value)
+}
+
+/// The section of this name, which is made where there is none; `stages[0]` is one of a list that is there.
+fn below<'t>(table: &'t mut Table, part: &str) -> Result<&'t mut Table, String> {
+    let name = name(part);
+    if name == part {
+        let inner = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
+        return inner.as_table_mut().ok_or_else(|| format!("{name} is a value, not a section"));
+    }
+    let there = table.get_mut(name).and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default();
+    let count = there.len();
+    let at = part.split_once('[').and_then(|(_, index)| index.strip_suffix(']')?.parse::<usize>().ok());
+    let element = at.and_then(|at| there.get_mut(at)).and_then(Value::as_table_mut);
+    element.ok_or_else(|| format!("there is no {part}: {name} has {count}, counted from 0"))
 }
 
 /// A key without its index.
@@ -459,6 +467,20 @@ mod tests {
         assert!(Layers::default().add_setting("nonsense").is_err());
         let mut below = layers("name = 'x'\n").unwrap();
         assert!(below.add_setting("name.inner=1").is_err());
+    }
+
+    #[test]
+    fn one_table_of_a_list_is_set_by_its_place() {
+        let mut layers = layers("[[stages]]\nname = 'a'\n[[stages]]\nname = 'b'\n").unwrap();
+        layers.add_setting("stages[1].sft.epochs=3").unwrap();
+        assert_eq!(layers.value("stages[1].sft.epochs"), Some(&Value::Integer(3)));
+        assert_eq!(layers.value("stages[0].sft"), None);
+        let Source::Set(origin) = layers.source("stages[1].sft.epochs") else { panic!("it was set") };
+        assert_eq!(origin, "--set stages[1].sft.epochs=3");
+        for wrong in ["stages[2].name=x", "stages[x].name=y", "stages[-1].name=z", "other[0].name=x"] {
+            let error = layers.add_setting(wrong).unwrap_err().to_string();
+            assert!(error.contains("counted from 0"), "{error}");
+        }
     }
 
     #[test]
