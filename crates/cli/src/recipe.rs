@@ -24,6 +24,8 @@
 mod derived;
 mod eval_stages;
 mod first_rows;
+pub(crate) mod inputs;
+pub(crate) mod json_schema;
 mod placeholders;
 mod preflight;
 mod preset;

@@ -118,7 +118,7 @@ impl Layers {
     }
 
     /// A problem behind the place of the key that it begins with.
-    pub(super) fn placed(&self, problem: String) -> String {
+    pub fn placed(&self, problem: String) -> String {
         let key = problem.split([' ', ':', ',']).next().unwrap_or_default();
         match self.source(key) {
             Source::Set(origin) => format!("{origin}: {problem}"),
