@@ -118,13 +118,12 @@ impl Comparison {
         for cell in cells {
             found.extend(Results::of(&cell.output.join(ring))?);
         }
-        let over = |figure: fn(&Results) -> Option<f64>| over(&found, figure);
         let figures = [
-            over(|results| Some(results.score)),
-            over(|results| results.outcome),
-            over(|results| results.kl),
-            over(|results| Some(results.length)),
-            over(|results| Some(results.entropy)),
+            over(&found, |results| Some(results.score)),
+            over(&found, |results| results.outcome),
+            over(&found, |results| results.kl),
+            over(&found, |results| Some(results.length)),
+            over(&found, |results| Some(results.entropy)),
         ];
         let several = self.rings.len() > 1;
         let label = if several { format!("{} {}", point.label(), ring.display()) } else { point.label() };

@@ -61,18 +61,25 @@ impl FromStr for NamedPoint {
 
     fn from_str(text: &str) -> Result<Self, NoPoint> {
         let (name, settings) = text.split_once(':').unwrap_or_default();
-        let is_legal = |c: char| c.is_ascii_alphanumeric() || " ._-".contains(c);
         // Nothing behind the name: as the recipe says.
         let settings = if settings.trim().is_empty() { Vec::new() } else { split(settings) };
         let settings: Vec<String> = settings.iter().map(|setting| setting.trim().to_owned()).collect();
-        let is_set = |setting: &String| {
-            setting.split_once('=').is_some_and(|(key, value)| !key.is_empty() && !value.is_empty())
-        };
-        if name.trim().is_empty() || !name.chars().all(is_legal) || !settings.iter().all(is_set) {
+        if name.trim().is_empty()
+            || !name.chars().all(may_be_in_name)
+            || !settings.iter().all(|setting| is_setting(setting))
+        {
             return Err(NoPoint { text: text.to_owned() });
         }
         Ok(Self { name: name.trim().to_owned(), settings })
     }
+}
+
+fn may_be_in_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || " ._-".contains(c)
+}
+
+fn is_setting(text: &str) -> bool {
+    text.split_once('=').is_some_and(|(key, value)| !key.is_empty() && !value.is_empty())
 }
 
 impl fmt::Display for NamedPoint {
