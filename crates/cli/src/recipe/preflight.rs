@@ -138,7 +138,8 @@ fn training_problems(recipe: &Recipe) -> Vec<String> {
             ("dpo", stage.dpo.as_ref().map(learner::PreferenceConfig::problems)),
         ];
         for (table, found) in of_tables {
-            let found = found.into_iter().flatten();
+            // An output that is there is that of a stage that is done, or is made anew.
+            let found = found.into_iter().flatten().filter(|problem| !problem.starts_with("output "));
             problems.extend(found.map(|problem| format!("stages[{at}].{table}.{problem}")));
         }
     }
@@ -258,7 +259,7 @@ mod tests {
         );
         let two = grpo.replace("group_size = 1", "group_size = 2");
         assert_eq!(found(&two), "");
-        // PPO judges a response by itself, and a strategy that chooses among siblings has nothing to choose of.
+        // PPO judges a response by itself; a strategy that chooses among siblings has nothing to choose of.
         let ppo = format!("{compared}algorithm = 'pf-ppo'\n");
         assert_eq!(found(&ppo), "");
         let filtered = ppo.replace("'none'", "'best-worst'");
