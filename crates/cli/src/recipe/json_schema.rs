@@ -8,18 +8,18 @@ use super::Recipe;
 /// The schema, which knows that `seed = "{seed}"` is a number.
 pub(crate) fn json_schema() -> Value {
     let mut schema = Schema::of::<Recipe>().json().clone();
-    if let Some(definitions) = schema["$defs"].as_object_mut() {
-        definitions.values_mut().for_each(allow_our_seed);
-    }
+    let definitions = schema.get_mut("$defs").and_then(Value::as_object_mut);
+    definitions.into_iter().flat_map(Map::values_mut).for_each(allow_our_seed);
     schema
 }
 
 /// In the forms of one definition.
 fn allow_our_seed(node: &mut Value) {
     for forms in ["anyOf", "oneOf"] {
-        node[forms].as_array_mut().into_iter().flatten().for_each(allow_our_seed);
+        let forms = node.get_mut(forms).and_then(Value::as_array_mut);
+        forms.into_iter().flatten().for_each(allow_our_seed);
     }
-    let Some(seed) = node["properties"].as_object_mut().and_then(|keys| keys.get_mut("seed")) else { return };
+    let Some(seed) = node.get_mut("properties").and_then(|keys| keys.get_mut("seed")) else { return };
     let Some(Value::Object(number)) = Some(seed.take()) else { return };
     let mut either = Map::new();
     for (key, value) in &number {
@@ -45,11 +45,11 @@ mod tests {
             let target = &root["$defs"][name.strip_prefix("#/$defs/").unwrap()];
             return mismatch(root, target, value, at);
         }
-        let fits = |form: &&Value| mismatch(root, form, value, at).is_none();
+        let fits = |form: &Value| mismatch(root, form, value, at).is_none();
         let nothing_fits = |forms: &str| {
             let forms = schema[forms].as_array()?;
             let errors = || forms.iter().filter_map(|form| mismatch(root, form, value, at));
-            (!forms.iter().any(|form| fits(&form))).then(|| errors().collect::<Vec<_>>().join(" | "))
+            (!forms.iter().any(fits)).then(|| errors().collect::<Vec<_>>().join(" | "))
         };
         if let Some(errors) = nothing_fits("anyOf").or_else(|| nothing_fits("oneOf")) {
             return Some(errors);
@@ -74,7 +74,7 @@ mod tests {
             ("integer", Value::Number(number)) => number.is_i64() || number.is_u64(),
             _ => false,
         };
-        if !types.is_empty() && !types.iter().any(|name| is_one(&name)) {
+        if !types.is_empty() && !types.iter().any(is_one) {
             return Some(format!("{at}: {value} is no {types:?}"));
         }
         let bounds = (schema["minimum"].as_f64(), schema["maximum"].as_f64(), value.as_f64());
