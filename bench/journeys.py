@@ -1,20 +1,26 @@
 #!/usr/bin/env python3
-"""Eight journeys of a newcomer: what README, --help and messages lead to, timed.
+"""Journeys of a newcomer: what README, --help and messages lead to, timed.
 
-    python3 bench/journeys.py target/release/sluice OUT [--coder]
+    python3 bench/journeys.py OUT --clone URL [--coder]              # from nothing: git clone, make build, the journeys
+    python3 bench/journeys.py OUT --sluice target/release/sluice     # the journeys alone, with a binary
 
-From a checkout, with a binary. A small policy is trained first, as `examples/own-model` does; `--coder` also
-trains that of examples/tiny-coder up to supervised fine-tuning (about three minutes), which can code. Each
-journey begins with what `sluice init` writes, or what --help says. A message is a refusal (exit code 2); the
-next try changes only keys that the message names, which is asserted. Writes a table in Markdown to standard
-output and everything that was said to OUT.
+With --clone everything is done in OUT/clone, where no variable of ours leads elsewhere: libtorch is brought by `make build`
+as for everybody; URL may be a folder, such as this checkout, of which the last commit counts. With both, the binary takes the
+place of the build.
+
+A small policy is trained first, as `examples/own-model` does; `--coder` also trains that of examples/tiny-coder up to
+supervised fine-tuning (about three minutes), which can code. Each journey begins with what `sluice init` writes, or what --help
+says. A message is a refusal (exit code 2); the next try changes only keys that the message names, which is asserted. Writes to
+standard output, in Markdown, a table and the messages that were needed, and everything that was said to OUT.
 """
 
 import argparse
 import csv
 import json
+import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -27,13 +33,18 @@ SMALL = ["coordinator.batches=2", "coordinator.batch_prompts=8", "coordinator.sa
          "learner.ppo.minibatch_size=8", "learner.ppo.policy_lr=1e-4", "learner.checkpoint_every=1"]
 
 
+# What a developer's shell may say and a newcomer's does not.
+OURS = ["LIBTORCH", "LD_LIBRARY_PATH", "CARGO_TARGET_DIR", "CARGO_INCREMENTAL", "PYTHONPATH", "RUSTFLAGS"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OURS and not name.startswith("SLUICE_")}
+
+
 class Journey:
     """What was tried, and what came of it."""
 
     def __init__(self, sluice, out, name):
         self.sluice, self.folder, self.name = sluice, out / name.replace(" ", "-").replace(",", ""), name
         self.folder.mkdir(parents=True)
-        self.messages, self.seconds, self.command = 0, None, ""
+        self.messages, self.seconds, self.command = [], None, ""
 
     def say(self, text):
         with (self.folder / "said.txt").open("a") as log:
@@ -46,7 +57,7 @@ class Journey:
             command += ["--set", setting]
         self.say(f"$ {' '.join(command)}\n")
         began, seconds, said = time.monotonic(), None, ""
-        process = subprocess.Popen(command, cwd=self.folder, text=True, stdin=subprocess.DEVNULL,
+        process = subprocess.Popen(command, cwd=self.folder, env=ENVIRONMENT, text=True, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for line in process.stdout:
             said += line
@@ -66,7 +77,7 @@ class Journey:
                 assert code == 0 and seconds is not None, f"{self.name}: exit code {code}\n{said}"
                 self.seconds = seconds
                 return said
-            self.messages += 1
+            self.messages.append(said)
             named = [key for key in answers if key in said]
             assert named, f"{self.name}: refused, and no key that it names can be answered\n{said}"
             settings += [f"{key}={answers.pop(key)}" for key in named]
@@ -91,15 +102,43 @@ def write_data(folder):
         rows.writerows([row["prompt"], row["answer"]] for row in prompts[:16])
 
 
+def from_a_clone(url, out, with_build):
+    """Gets and builds it as README says. The checkout, its binary, and the seconds of each command."""
+    checkout, seconds = out / "clone", {}
+    commands = [["git", "clone", "--quiet", url, str(checkout)]] + ([["make", "build"]] if with_build else [])
+    with (out / "build.txt").open("w") as log:
+        for command in commands:
+            began = time.monotonic()
+            folder = checkout if command[0] == "make" else None
+            code = subprocess.run(command, cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log,
+                                  stderr=subprocess.STDOUT, check=False).returncode
+            assert code == 0, f"{shlex.join(command)} ended with {code}: {log.name}"
+            seconds[" ".join(command[:2])] = time.monotonic() - began
+    return checkout, checkout / "target/release/sluice", seconds
+
+
+def needed(said):
+    """The refusal itself, without what went before it."""
+    lines = said.strip().splitlines()
+    first = next((at for at, line in enumerate(lines) if line.startswith(("sluice", "error:"))), 0)
+    return "\n".join(lines[first:])
+
+
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("sluice", type=pathlib.Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--clone", metavar="URL")
+    parser.add_argument("--sluice", type=pathlib.Path)
     parser.add_argument("--coder", action="store_true")
     options = parser.parse_args()
-    sluice, out = options.sluice.resolve(), options.out.resolve()
-    checkout = pathlib.Path(__file__).resolve().parent.parent
+    if not options.clone and not options.sluice:
+        parser.error("give --clone, --sluice, or both")
+    out = options.out.resolve()
+    checkout, sluice, built = pathlib.Path(__file__).resolve().parent.parent, None, {}
     out.mkdir(parents=True)
+    if options.clone:
+        checkout, sluice, built = from_a_clone(options.clone, out, with_build=not options.sluice)
+    sluice = options.sluice.resolve() if options.sluice else sluice
     done = []
 
     def journey(name):
@@ -117,6 +156,11 @@ def main():
     one.run(["init", "grpo"])
     one.until_it_runs(["run", "recipe.toml"], {"learner.policy": model}, r"^batch \d+/", SMALL)
 
+    grpo, one = one, journey("the same run, extended")
+    one.folder = grpo.folder
+    more = [*SMALL[1:], "coordinator.batches=4", f"learner.policy={model}"]
+    one.until_it_runs(["run", "recipe.toml", "--resume"], {}, r"^batch [34]/", more)
+
     one = journey("reward model")
     (one.folder / "rm.toml").write_text(f"model = '{model}'\ndata = 'data/pairs.jsonl'\noutput = 'reward-model'\n")
     one.until_it_runs(["train-rm", "--config", "rm.toml"], {}, r"accuracy|pairs|steps")
@@ -127,7 +171,7 @@ def main():
     code, said, _ = one.run(["run", "recipe.toml"], settings=SMALL)
     for key in ["learner.policy", "learner.critic", "reward_server.reference.model", "scorers[0].model"]:
         assert code == 2 and key in said, said
-    one.messages += 1
+    one.messages.append(said)
     recipe = one.folder / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("models/reward-model", str(reward_model)).replace("models/sft", str(model)))
     one.until_it_runs(["run", "recipe.toml"], {}, r"^batch \d+/", SMALL)
@@ -136,7 +180,7 @@ def main():
     one.run(["init", "dpo"])
     code, said, _ = one.run(["run", "recipe.toml"])
     assert code == 2 and "models/sft" in said, said
-    one.messages += 1
+    one.messages.append(said)
     recipe = one.folder / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("models/sft", str(model)))
     one.until_it_runs(["run", "recipe.toml"], {}, r"is complete")
@@ -163,7 +207,7 @@ def main():
     one.command = "serve --model MODEL"
     began = time.monotonic()
     command = [str(sluice), "serve", "--model", str(model), "--port", "0", "--served-model-name", "tiny"]
-    with subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    with subprocess.Popen(command, env=ENVIRONMENT, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT) as server:
         address = next(found[1] for line in server.stdout if (found := re.search(r"(127\.0\.0\.1:\d+)", line)))
         body = json.dumps({"model": "tiny", "prompt": "1 plus 2 is", "max_tokens": 8}).encode()
@@ -180,9 +224,16 @@ def main():
     one.until_it_runs(["sweep", "recipe.toml"], {}, r"best-worst.*\d", settings)
 
     print("| journey | command | messages | to the first result |\n|---|---|---|---|")
+    for command, seconds in built.items():
+        print(f"| from nothing | `{command}` | 0 | {seconds / 60:.1f} min |")
     for one in done:
         command = one.command.replace(str(checkout) + "/", "").replace(str(model), "MODEL")
-        print(f"| {one.name} | `sluice {command}` | {one.messages} | {one.seconds:.1f} s |")
+        print(f"| {one.name} | `sluice {command}` | {len(one.messages)} | {one.seconds:.1f} s |")
+    print("\nWhat was said, and was enough to go on:")
+    for one in done:
+        for said in one.messages:
+            said = needed(said).replace(str(one.folder), ".").replace(str(out), "OUT")
+            print(f"\n{one.name}:\n\n```text\n{said}\n```")
 
 
 if __name__ == "__main__":

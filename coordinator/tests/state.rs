@@ -42,10 +42,11 @@ use std::time::Duration;
 use algo::filtration::{Filtration, Strategy as Filter};
 use coordinator::state::{
     Applied, Effect, Event, Fact, FiltrationPlan, Order, Phase, RunPlan, Schedule, State, StepRecord,
+    StrategyChoice,
 };
 use proptest::prelude::*;
 use small_run::plan;
-use types::{Ending, FailReason, FilterReason, Timestamp};
+use types::{Ending, FailReason, FilterReason, PolicyVersion, PromptId, RolloutId, Timestamp};
 use world::{Faults, World};
 
 #[test]
@@ -100,6 +101,42 @@ fn what_is_said_of_all_responses_counts_every_complete_group() {
     let filtered = account.count(Ending::Filtered(FilterReason::NoSignal));
     assert_eq!(without * u64::from(plan.group_size), filtered, "and those that do not");
     assert!(without > 0);
+}
+
+/// Strategies that leave out groups without signal and strategies that do not say the same of one policy,
+/// which is the mean of every response of every group.
+#[test]
+fn the_mean_score_is_that_of_all_responses_whatever_the_strategy() {
+    let means = [Filter::None, Filter::BestWorst].map(|strategy| {
+        let choice = StrategyChoice::Fixed(strategy);
+        let filtration = FiltrationPlan { strategy: choice, ..FiltrationPlan::default() };
+        let plan = RunPlan { deterministic: true, batches: 30, shuffle: false, filtration, ..plan() };
+        let group_size = plan.group_size;
+        let mut world = World::new(plan, 5);
+        (world.equal_scores_in_percent, world.learning_changes_weights) = (40, false);
+        world.run_to_the_end(200_000);
+        let steps: Vec<_> = world.state.history().steps().cloned().collect();
+        let responses: u64 = steps.iter().map(|step| step.responses).sum();
+        let sum: f64 = steps.iter().map(|step| step.score_mean * step.responses as f64).sum();
+        // Prompts come in order, so that these groups are the first ones.
+        let groups: u64 = steps.iter().map(|step| step.groups).sum();
+        let given: f64 = (0..groups)
+            .flat_map(|n| (0..group_size).map(move |sibling| (n, sibling)))
+            .map(|(n, sibling)| {
+                let prompts = world.state.plan().prompts;
+                let epoch = u32::try_from(n / prompts).unwrap();
+                let prompt = PromptId { epoch, ordinal: n % prompts };
+                let id = RolloutId { prompt, sibling, attempt: 0 };
+                f64::from(world.score_of(id, PolicyVersion(0)).score)
+            })
+            .sum();
+        assert_eq!(responses, groups * u64::from(group_size));
+        let (said, expected) = (sum / responses as f64, given / responses as f64);
+        assert!((said - expected).abs() < 1e-6, "{strategy:?}: {said} is said, {expected} was given");
+        said
+    });
+    // Of groups that are not the same, but of one policy: 0.40; of those with signal alone it would be 0.50.
+    assert!((means[0] - means[1]).abs() < 0.03, "{means:?}");
 }
 
 #[test]

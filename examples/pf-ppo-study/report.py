@@ -5,6 +5,7 @@ import math
 import pathlib
 import statistics
 import subprocess
+import tomllib
 
 import plots
 
@@ -14,6 +15,8 @@ BEGIN, END = "<!-- written by examples/pf-ppo-study -->", "<!-- end of what is w
 BINS = 10
 # Strategies whose R² is asked for, in the paper's words.
 STRATEGIES = ["none", "best-of-n", "best-random", "best-worst", "power:1", "power:2", "power:3"]
+# What makes the policy of a method without a ring.
+STAGES = {"SFT": [], "RAFT": ["best-of-n", "raft"], "DPO": ["dpo"]}
 NAMES = {"none": "PPO-M", "power:1": "power 1", "power:2": "power 2", "power:3": "power 3"}
 
 
@@ -25,11 +28,13 @@ def read(path):
     return {(line["method"], line["seed"]): line for line in lines}
 
 
-def figures(folder, name, seconds, sluice):
-    """What one run of one method found."""
-    row = json.loads((folder / "eval/report.json").read_text(encoding="utf-8"))["rows"][-1]
+def figures(folder, policy, stages, sluice):
+    """What one run found of a policy, which these stages have made."""
+    rows = json.loads((folder / "eval/report.json").read_text(encoding="utf-8"))["rows"]
+    row = next(row for row in rows if row["name"] == policy)
     best = row["best_temperature"]
-    samples = folder / f"eval/{name}-samples.jsonl"
+    samples = folder / f"eval/{policy}-samples.jsonl"
+    seconds = sum(tomllib.loads((folder / f"stages/{stage}.toml").read_text(encoding="utf-8"))["seconds"] for stage in stages)
     steps_file = folder / "ring/steps.jsonl"
     steps = {}
     if steps_file.exists():
@@ -135,7 +140,7 @@ def table(by_method):
     base = by_method.get("PPO-M", {})
     rows = [
         "| method | seeds | greedy | against PPO-M | at its best temperature | sampled | pass@5 | reward | KL | "
-        f"responses learned from | greedy after {budget} learned | minutes |",
+        f"responses learned from | greedy after {budget} learned | minutes of training |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method, lines in by_method.items():

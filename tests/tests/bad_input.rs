@@ -37,6 +37,73 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
     );
     fs::write(&recipe, "name = 'x'\n[[stages]]\nname = 's'\n[stages.sft]\nepoch = 3\n").unwrap();
     expect_bad_input(&["check-config", path(&recipe)], &["recipe.toml:", "epoch"]);
+    // A key that is right elsewhere, and unlike anything here.
+    fs::write(&recipe, "name = 'x'\n[learner]\nlora = {rank = 4}\n").unwrap();
+    expect_bad_input(
+        &["check-config", path(&recipe)],
+        &["recipe.toml:3: unknown key learner.lora; did you mean", "learner.ppo.lora"],
+    );
+}
+
+#[test]
+fn going_on_and_doing_again_are_not_asked_for_at_once() {
+    let both = ["run", "recipe.toml", "--resume", "--redo-from", "ring"];
+    expect_bad_input(&both, &["--resume", "cannot be used with", "--redo-from"]);
+}
+
+#[test]
+fn a_file_that_says_what_to_train_can_be_checked_before_it_trains() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    let config = ["--config", path(&file)];
+    for (command, twice) in
+        [("sft", "model and init: give exactly one"), ("train-rm", ""), ("dpo", "beta is -1")]
+    {
+        let beta = if command == "dpo" { "beta = -1.0\n" } else { "" };
+        let init = if command == "sft" { "[init]\ntokenizer = 'no/tokenizer'\n" } else { "" };
+        let text = format!(
+            "model = 'no/model'\ndata = 'no/data.jsonl'\noutput = 'out'\n{beta}{init}[training]\nbatch_size = 0\n\
+             [optimizer]\nlr = -2.0\n"
+        );
+        fs::write(&file, text).unwrap();
+        let everything = [
+            "mine.toml:1: model is \"no/model\": there is no such folder",
+            "mine.toml:2: data is \"no/data.jsonl\": there is no such file",
+            "training.batch_size is 0",
+            "optimizer.lr is -2",
+            twice,
+        ];
+        // Without --check it is not trained either.
+        expect_bad_input(&[&[command, "--check"], &config[..]].concat(), &everything);
+        expect_bad_input(&[&[command], &config[..]].concat(), &everything);
+    }
+    // The same in a stage, with its place.
+    let recipe = folder.path().join("recipe.toml");
+    let stage = "[[stages]]\nname = 's'\n[stages.sft]\nmodel = 'no/model'\ndata = 'no/data.jsonl'\noutput = 'out'\n\
+                 [stages.sft.training]\nbatch_size = 0\n";
+    fs::write(&recipe, stage).unwrap();
+    expect_bad_input(
+        &["check-config", path(&recipe)],
+        &["recipe.toml:4: stages[0].sft.model", "recipe.toml:8: stages[0].sft.training.batch_size is 0"],
+    );
+    // What is right is shown as it would be used, and nothing is made.
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    fs::write(model.join("config.json"), "{}").unwrap();
+    fs::write(folder.path().join("data.jsonl"), "").unwrap();
+    let text = format!("model = {model:?}\ndata = {:?}\noutput = 'out'\n", folder.path().join("data.jsonl"));
+    fs::write(&file, text).unwrap();
+    for command in ["sft", "train-rm", "dpo"] {
+        let mut right = Command::new(binary("sluice").unwrap());
+        right.args([command, "--check", "--set", "training.epochs=7"]).args(config);
+        let output = right.current_dir(folder.path()).output().unwrap();
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let line =
+            shown.lines().find(|line| line.starts_with("epochs = 7 ")).unwrap_or_else(|| panic!("{shown}"));
+        assert!(line.contains("--set training.epochs=7"), "{line}");
+        assert!(!folder.path().join("out").exists());
+    }
 }
 
 #[test]

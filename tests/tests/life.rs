@@ -211,6 +211,29 @@ fn a_finished_run_is_extended_and_what_is_done_again_is_kept_aside() {
     assert_eq!((kept.len(), fs::read_to_string(old).unwrap().lines().count()), (1, 3));
 }
 
+#[test]
+fn a_run_that_is_moved_is_known_and_goes_on_where_it_lies() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = TinyRing::new(folder.path()).unwrap();
+    let of = |batches: usize| ring.clone().with(&format!("coordinator.batches={batches}"));
+    of(2).run().unwrap();
+    let moved = folder.path().join("moved");
+    fs::rename(ring.output(), &moved).unwrap();
+    let (code, said) = run_elsewhere(&of(2), &moved);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches("done before").count(), 3, "{said}");
+    let (code, said) = run_elsewhere(&of(3), &moved);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!said.contains("changed: learner") && !said.contains("changed: reward"), "{said}");
+    let steps = fs::read_to_string(moved.join("ring/steps.jsonl")).unwrap();
+    let batches: Vec<u64> = steps
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["batch"].as_u64())
+        .collect();
+    assert_eq!(batches, [1, 2, 3], "what was trained is not trained again");
+    assert!(!ring.output().exists(), "nothing is made at the old place");
+}
+
 /// Changes the recipe's text.
 fn rewrite(ring: &TinyRing, from: &str, to: &str) {
     let recipe = ring.folder.join("recipe.toml");
@@ -274,6 +297,14 @@ fn what_a_resumed_run_is_told_otherwise_is_said_or_refused() {
     let steps = ring.steps().unwrap();
     assert!(steps[&3]["changes"].to_string().contains(change), "{}", steps[&3]["changes"]);
     assert!(steps[&1].get("changes").is_none() && steps[&2].get("changes").is_none());
+    let report = std::process::Command::new(tests::binary("sluice").unwrap())
+        .arg("report")
+        .arg(ring.output())
+        .args(["--output", "-"])
+        .output()
+        .unwrap();
+    let page = String::from_utf8_lossy(&report.stdout);
+    assert!(page.contains("after batch 2") && page.contains(change), "{page}");
     // The weights come from the checkpoint: another folder would have no effect.
     let elsewhere = format!("learner.policy={}", ring.output().join("policy").display());
     let (code, said) = output_of(&longer(4).with("learner.ppo.policy_lr=0.00125").with(&elsewhere));

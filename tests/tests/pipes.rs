@@ -225,6 +225,29 @@ fn what_one_command_writes_the_next_one_reads() {
     through(&format!("replay --policy {policy} --batch - --output {}", path(&output)), &filtered);
     assert!(output.join("metrics.json").is_file() && output.join("policy/config.json").is_file());
 
+    // Problems with tests are prompts as they are, and what is written to them is graded by the tests.
+    let problems = folder.path().join("problems.jsonl");
+    let problem = |n: usize| {
+        json!({"task_id": format!("t/{n}"), "prompt": format!("{n} plus 0 is"), "entry_point": "f",
+               "test": "def check(f):\n    assert f() == 1\n"})
+    };
+    let text: String = (0..3).map(|n| format!("{}\n", problem(n))).collect();
+    fs::write(&problems, &text).unwrap();
+    let drawn_of_problems =
+        through(&format!("generate --model {policy} --input - --output - --max-new-tokens 4 --n 2"), &text);
+    let grade = format!("grade --problems {} --samples - --output - --k 1,2", path(&problems));
+    let graded = through(&grade, &drawn_of_problems);
+    let verdicts: Vec<Value> = graded.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(verdicts.len(), 6, "{graded}");
+    for (at, verdict) in verdicts.iter().enumerate() {
+        let of = (&verdict["task_id"], &verdict["index"]);
+        assert_eq!(of, (&json!(format!("t/{}", at / 2)), &json!(at % 2)), "{verdict}");
+        assert!(
+            verdict["passed"] == false && verdict["verdict"].is_string(),
+            "a sum is no program: {verdict}"
+        );
+    }
+
     // Judged by the field that came with the prompts all the way, in JSON.
     let eval = format!("eval --model {policy} --responses - --scorer numeric-match --field response --json");
     let judged: Value = serde_json::from_str(&through(&eval, &drawn)).unwrap();
@@ -301,6 +324,7 @@ fn mathematics_has_an_outcome_in_the_ring_by_the_scorer_that_is_marked() {
     let folder = tempfile::tempdir().unwrap();
     let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=12").with(
         "reward_server.scorers=[{kind='regex', pattern='[0-9]'}, \
+         {kind='length-penalty', weight=0.01, free_tokens=1, max_tokens=12}, \
          {kind='numeric-match', field='response', weight=0, yardstick=true}]",
     );
     // A sandbox beside the ring leaves it a core, unless it is told otherwise.
@@ -341,8 +365,15 @@ fn mathematics_has_an_outcome_in_the_ring_by_the_scorer_that_is_marked() {
         let outcome = step["outcome_mean"].as_f64().unwrap();
         assert!((0.0..=1.0).contains(&outcome), "{step}");
         let score = step["score_mean"].as_f64().unwrap();
-        assert!(outcome <= score + 1e-9, "a right number is a number, and no part of the score: {step}");
+        assert!(
+            outcome <= score + 0.01 + 1e-6,
+            "a right number is a number, and no part of the score: {step}"
+        );
     }
+    // How far the score can be trusted, and whether it looks gamed, follow from that outcome.
+    let last = &steps[&12];
+    assert!(last["reliability"]["unfiltered"].is_number(), "{last}");
+    assert!(last["detectors"].as_object().is_some_and(|found| !found.is_empty()), "{last}");
     let samples = fs::read_to_string(ring.output().join("ring/samples.jsonl")).unwrap();
     let outcomes =
         samples.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["outcome"].clone());

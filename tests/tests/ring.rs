@@ -62,6 +62,22 @@ fn a_run_repeats_itself_bit_for_bit_also_when_actor_and_learner_are_killed() {
     assert!(undisturbed.weights().unwrap() == disturbed.weights().unwrap(), "another policy came out");
 }
 
+/// What is trained of an adapted policy is small, and PEFT reads it as it lies there.
+#[test]
+fn the_adapter_of_a_ring_is_in_its_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = ring(&folder).with("learner.ppo.lora.rank=4").with("coordinator.batches=2");
+    ring.run().unwrap();
+    ring.check_complete(2).unwrap();
+    let adapter = ring.output().join("ring/checkpoints/step-00000002/adapter");
+    let text = fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&config["peft_type"], &config["r"]), (&"LORA".into(), &4.into()), "{config}");
+    let weights = fs::metadata(adapter.join("adapter_model.safetensors")).unwrap().len();
+    let policy = fs::metadata(ring.output().join("policy/model.safetensors")).unwrap().len();
+    assert!(weights > 0 && weights < policy / 2, "{weights} of {policy} bytes");
+}
+
 #[test]
 fn four_processes_account_for_every_attempt() {
     let folder = tempfile::tempdir().unwrap();

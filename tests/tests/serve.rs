@@ -24,6 +24,7 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 async fn serve(ring: &TinyRing) -> (Child, String) {
     let mut command = Command::new(binary("sluice").unwrap());
     command.arg("serve").arg("--model").arg(ring.output().join("policy")).args(["--port", "0"]);
+    command.args(["--served-model-name", "sums-7b"]);
     command.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let mut server = command.spawn().unwrap();
     let mut said = BufReader::new(server.stdout.take().unwrap()).lines();
@@ -47,7 +48,11 @@ async fn one_signal_waits_for_requests_and_a_second_does_not() {
     let ring = TinyRing::new(folder.path()).unwrap().with("coordinator.batches=1");
     ring.run().unwrap();
 
-    let (idle, _) = serve(&ring).await;
+    let (idle, address) = serve(&ring).await;
+    let mut models = ureq::get(format!("http://{address}/v1/models")).call().unwrap();
+    let models: serde_json::Value =
+        serde_json::from_str(&models.body_mut().read_to_string().unwrap()).unwrap();
+    assert_eq!(models["data"][0]["id"], "sums-7b", "{models}");
     terminate(&idle);
     assert!(end(idle).await.success());
 

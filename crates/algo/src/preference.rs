@@ -24,10 +24,14 @@ pub struct PairLoss {
     pub correct: f64,
     /// Moments of how far the chosen response is ahead: score difference, or `h_w − h_l` of log-ratios.
     pub margins: Moments,
+    /// Moments of the chosen responses' side of it: their scores, or their `h_w`.
+    pub chosen: Moments,
 }
 
 impl PairLoss {
-    fn count(&mut self, margin: f64) {
+    fn count(&mut self, chosen: f64, rejected: f64) {
+        let margin = chosen - rejected;
+        self.chosen.push(chosen);
         self.margins.push(margin);
         self.correct += if margin == 0.0 { 0.5 } else { f64::from(u8::from(margin > 0.0)) };
     }
@@ -61,14 +65,15 @@ pub fn bradley_terry(pairs: &ScorePairs<'_>) -> Result<PairLoss, Error> {
     require_total(pairs.total, count)?;
     let mut result = PairLoss::default();
     for pair in 0..count {
-        let difference = f64::from(pairs.chosen_scores[pair]) - f64::from(pairs.rejected_scores[pair]);
+        let chosen = f64::from(pairs.chosen_scores[pair]);
+        let rejected = f64::from(pairs.rejected_scores[pair]);
         let margin = pairs.margins.map_or(0.0, |margins| f64::from(margins[pair]));
-        let ahead = difference - margin;
+        let ahead = chosen - rejected - margin;
         result.loss += softplus(-ahead) / pairs.total as f64;
         let slope = -sigmoid(-ahead) / pairs.total as f64;
         result.chosen_gradient.push(slope as f32);
         result.rejected_gradient.push(-slope as f32);
-        result.count(difference);
+        result.count(chosen, rejected);
     }
     Ok(result)
 }
@@ -144,12 +149,12 @@ pub fn preference_loss(
         let chosen = f64::from(pairs.chosen_logprobs[pair]) - f64::from(pairs.ref_chosen_logprobs[pair]);
         let rejected =
             f64::from(pairs.rejected_logprobs[pair]) - f64::from(pairs.ref_rejected_logprobs[pair]);
-        let margin = chosen * chosen_scales[pair] - rejected * rejected_scales[pair];
-        let (value, slope) = objective.at(margin);
+        let (chosen, rejected) = (chosen * chosen_scales[pair], rejected * rejected_scales[pair]);
+        let (value, slope) = objective.at(chosen - rejected);
         result.loss += value / pairs.total as f64;
         result.chosen_gradient.push((slope * chosen_scales[pair] / pairs.total as f64) as f32);
         result.rejected_gradient.push((-slope * rejected_scales[pair] / pairs.total as f64) as f32);
-        result.count(margin);
+        result.count(chosen, rejected);
     }
     Ok(result)
 }

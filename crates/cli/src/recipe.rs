@@ -24,6 +24,8 @@
 mod derived;
 mod eval_stages;
 mod first_rows;
+pub(crate) mod inputs;
+pub(crate) mod json_schema;
 mod placeholders;
 mod preflight;
 mod preset;
@@ -62,7 +64,8 @@ pub(crate) use stage_tables::{
 pub(crate) struct Recipe {
     /// The run's name.
     pub(crate) name: String,
-    /// Seeds everything that is random, where a section does not name a seed of its own.
+    /// Seeds the ring, where a section does not name a seed of its own. Stages have seeds of their own;
+    /// `seed = "{seed}"` gives one of them the recipe's.
     pub(crate) seed: u64,
     /// The folder that everything is written to.
     pub(crate) output: PathBuf,

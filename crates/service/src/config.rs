@@ -8,6 +8,7 @@ mod describe;
 mod fields;
 mod layers;
 mod origin;
+mod place;
 mod resolved;
 mod rest;
 mod schema;

@@ -361,6 +361,33 @@ mod tests {
     }
 
     #[test]
+    fn plain_text_is_warned_of_where_there_is_a_chat_template() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("examples.jsonl");
+        let said_of = |encoder: &TextEncoder, line: &Value| {
+            std::fs::write(&file, format!("{line}\n")).unwrap();
+            let log = tempfile::NamedTempFile::new().unwrap();
+            let subscriber =
+                tracing_subscriber::fmt().with_ansi(false).with_writer(log.reopen().unwrap()).finish();
+            let training = TrainingConfig::default();
+            let read = || {
+                let reader = ExampleReader::new(Some(encoder), &training);
+                reader.read::<Conversation>(ExampleSource::file(&file)).unwrap()
+            };
+            let found = tracing::subscriber::with_default(subscriber, read);
+            assert_eq!(found.examples.len(), 1);
+            std::fs::read_to_string(log.path()).unwrap()
+        };
+        let plain = json!({"prompt": "a", "response": " b"});
+        let chat = json!({"messages": [said("user", "a"), said("assistant", "b")]});
+        let warning = said_of(&encoder(Some(CHAT)), &plain);
+        assert!(warning.contains("WARN") && warning.contains("prompts are plain text"), "{warning}");
+        assert!(warning.contains("examples.jsonl"), "{warning}");
+        assert_eq!(said_of(&encoder(Some(CHAT)), &chat), "");
+        assert_eq!(said_of(&encoder(None), &plain), "", "nothing else could be meant");
+    }
+
+    #[test]
     fn a_response_ends_once() {
         let encoder = encoder(None);
         let training = TrainingConfig::default();

@@ -20,6 +20,9 @@ pub(crate) struct ObjectiveSums {
     pub(crate) judged: f64,
     /// Sum of how far the chosen responses are ahead.
     pub(crate) margin: f64,
+    /// Pairs, and the sum of the chosen responses' side of the margins.
+    pub(crate) pairs: f64,
+    pub(crate) chosen: f64,
     /// Tokens that the network saw.
     pub(crate) tokens: f64,
     /// The scores of responses, of a reward model.
@@ -28,16 +31,17 @@ pub(crate) struct ObjectiveSums {
 
 impl ObjectiveSums {
     /// What ranks add up.
-    pub(crate) fn to_array(self) -> [f64; 8] {
-        let Moments { count, sum, sum_of_squares } = self.scores;
-        [self.loss, self.correct, self.judged, self.margin, self.tokens, count, sum, sum_of_squares]
+    pub(crate) fn to_array(self) -> [f64; 10] {
+        let Self { loss, correct, judged, margin, pairs, chosen, tokens, scores } = self;
+        let Moments { count, sum, sum_of_squares } = scores;
+        [loss, correct, judged, margin, pairs, chosen, tokens, count, sum, sum_of_squares]
     }
 
     /// The sums of all ranks.
-    pub(crate) fn from_array(sums: [f64; 8]) -> Self {
-        let [loss, correct, judged, margin, tokens, count, sum, sum_of_squares] = sums;
+    pub(crate) fn from_array(sums: [f64; 10]) -> Self {
+        let [loss, correct, judged, margin, pairs, chosen, tokens, count, sum, sum_of_squares] = sums;
         let scores = Moments { count, sum, sum_of_squares };
-        Self { loss, correct, judged, margin, tokens, scores }
+        Self { loss, correct, judged, margin, pairs, chosen, tokens, scores }
     }
 
     /// Share of pairs or examples on the right side, if any were judged.
@@ -50,12 +54,19 @@ impl ObjectiveSums {
         (self.judged > 0.0).then(|| self.margin / self.judged)
     }
 
+    /// Mean rewards of the chosen and of the rejected responses of pairs, if there were any.
+    pub(crate) fn mean_rewards(&self) -> Option<[f64; 2]> {
+        (self.pairs > 0.0).then(|| [self.chosen, self.chosen - self.margin].map(|sum| sum / self.pairs))
+    }
+
     fn add_pairs(&mut self, loss: &PairLoss) {
         let Moments { count, sum, .. } = loss.margins;
         self.loss += loss.loss;
         self.correct += loss.correct;
         self.judged += count;
         self.margin += sum;
+        self.pairs += loss.chosen.count;
+        self.chosen += loss.chosen.sum;
     }
 }
 

@@ -33,6 +33,12 @@ pub struct Progress {
     /// Mean of how far the right side is ahead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
+    /// Mean reward of chosen responses of pairs: their scores, or their log-ratios to the reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward_chosen: Option<f64>,
+    /// The same of rejected ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward_rejected: Option<f64>,
     /// Gradient norm before clipping.
     pub grad_norm: f64,
     /// Learning rate of this step.

@@ -20,6 +20,12 @@ pub struct Evaluation {
     pub accuracy: Option<f64>,
     /// Mean of how far the right side is ahead: score difference, or difference of log-ratios.
     pub margin: Option<f64>,
+    /// Mean reward of chosen responses of pairs: their scores, or their log-ratios to the reference.
+    #[serde(default)]
+    pub reward_chosen: Option<f64>,
+    /// The same of rejected ones.
+    #[serde(default)]
+    pub reward_rejected: Option<f64>,
 }
 
 /// Mean and standard deviation of a reward model's scores over chosen and rejected responses.
@@ -150,6 +156,8 @@ mod tests {
             loss: 0.51,
             accuracy: Some(0.8),
             margin: Some(1.0),
+            reward_chosen: None,
+            reward_rejected: None,
         };
         let report = TrainingReport {
             examples: 10,

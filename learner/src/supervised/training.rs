@@ -195,6 +195,7 @@ impl<'a> SupervisedTrainer<'a> {
         state.tokens += sums.tokens as u64;
         let (step, loss) = (state.step, sums.loss);
         let (accuracy, margin) = (sums.accuracy(), sums.mean_margin());
+        let rewards = sums.mean_rewards();
         Ok(Some(Progress {
             step,
             steps,
@@ -202,6 +203,8 @@ impl<'a> SupervisedTrainer<'a> {
             loss,
             accuracy,
             margin,
+            reward_chosen: rewards.map(|[chosen, _]| chosen),
+            reward_rejected: rewards.map(|[_, rejected]| rejected),
             grad_norm,
             lr,
             tokens_per_second: 0.0,
@@ -319,7 +322,10 @@ impl<'a> SupervisedTrainer<'a> {
         if self.ranks.rank() == 0 {
             info!(step, epoch, loss, accuracy, margin, held_out, "examples evaluated");
         }
-        Evaluation { step, epoch, held_out, loss, accuracy, margin }
+        let rewards = sums.mean_rewards();
+        let reward_chosen = rewards.map(|[chosen, _]| chosen);
+        let reward_rejected = rewards.map(|[_, rejected]| rejected);
+        Evaluation { step, epoch, held_out, loss, accuracy, margin, reward_chosen, reward_rejected }
     }
 
     fn order(&self, data: Dataset<'_>, epoch: usize) -> Vec<usize> {

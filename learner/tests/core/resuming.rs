@@ -101,6 +101,12 @@ fn in_parts(
             lines.iter().all(|line| line["accuracy"].is_number() && line["margin"].is_number()),
             "{lines:?}"
         );
+        // The curves of both sides, whose distance the margin is.
+        for line in &lines {
+            let number = |key: &str| line[key].as_f64().unwrap();
+            let distance = number("reward_chosen") - number("reward_rejected");
+            assert!((distance - number("margin")).abs() < 1e-9, "{line}");
+        }
     }
 }
 

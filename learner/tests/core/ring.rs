@@ -308,8 +308,11 @@ async fn refused(mut ring: Ring) {
         talk.commands.send(Err(Status::failed_precondition("another run is served here"))).await.unwrap();
     };
     let (ended, ()) = tokio::join!(learner.run(), refuse);
-    let message = format!("{:#}", ended.unwrap_err());
+    let error = ended.unwrap_err();
+    let message = format!("{error:#}");
     assert!(message.contains("another run is served here"), "{message}");
+    // The code of what nobody starts again.
+    assert_eq!(service::exit_code("learner", Err(error)), std::process::ExitCode::from(2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

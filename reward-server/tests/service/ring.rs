@@ -1,8 +1,10 @@
 //! The way of a rollout: offered, scored, reported, recorded, acknowledged; and everything that can come
 //! between.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
+use model::SpecialTokens;
 use reward_server::Config;
 use reward_server::config::ScorerKind;
 use tonic::Status;
@@ -250,8 +252,40 @@ async fn a_server_that_is_refused_ends_with_the_reason() {
     let server = Server::start(config).await.unwrap();
     let session = coordinator.session().await;
     session.refuse(Status::failed_precondition("belongs to run other")).await;
-    let error = format!("{:#}", server.ended().await.unwrap_err());
-    assert!(error.contains("belongs to run other") && error.contains(&coordinator.address), "{error}");
+    let error = server.ended().await.unwrap_err();
+    let said = format!("{error:#}");
+    assert!(said.contains("belongs to run other") && said.contains(&coordinator.address), "{said}");
+    // The code of what nobody starts again.
+    assert_eq!(service::exit_code("reward-server", Err(error)), ExitCode::from(2));
+}
+
+/// Its scores would be of other texts than those that were written.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reward_model_of_another_vocabulary_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("foreign");
+    std::fs::create_dir(&model).unwrap();
+    for entry in std::fs::read_dir(tiny::folder("reward-model")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
+    }
+    let texts = ["other words make other tokens", "zebra zebra zebra quagga"];
+    let special = SpecialTokens { eos: Some("<eos>".into()), ..SpecialTokens::default() };
+    let tokenizer = model::tokenizer::train_bpe(texts.into_iter(), 384, &special).unwrap();
+    tokenizer.save(&model, None).unwrap();
+    let mut config = networks();
+    for scorer in &mut config.scorers {
+        if let ScorerKind::RewardModel(network) = &mut scorer.kind {
+            network.model.clone_from(&model);
+        }
+    }
+    let error = Server::start(config).await.err().unwrap();
+    let said = format!("{error:#}");
+    for part in ["foreign has another vocabulary than ", "policy: token ", "its numbers would be meaningless"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(service::exit_code("reward-server", Err(error)), ExitCode::from(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -247,7 +247,7 @@ impl World {
     }
 
     /// The score depends on the response alone, as a deterministic scorer's does.
-    fn score_of(&self, id: RolloutId, oldest: PolicyVersion) -> ScoreSummary {
+    pub(crate) fn score_of(&self, id: RolloutId, oldest: PolicyVersion) -> ScoreSummary {
         let spread = (id.prompt.ordinal * 31 + u64::from(id.prompt.epoch) * 17) % 100;
         let equal = spread < u64::from(self.equal_scores_in_percent);
         let score = if equal { 0.25 } else { (id.seed(5) % 1000) as f32 / 1000.0 };

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use service::config::{Key, Schema, find_keys};
 
+use crate::recipe::json_schema::json_schema;
 use crate::recipe::{Environment, Recipe, RecipeFile};
 
 /// Checks a recipe and prints it as it would be used: every key, where its value came from, what it means.
@@ -29,7 +30,7 @@ pub(crate) struct Arguments {
 /// Names the line and what is wrong there, or the keys that are like an unknown one.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.schema {
-        println!("{:#}", Schema::of::<Recipe>().json());
+        println!("{:#}", json_schema());
         return Ok(());
     }
     let file = match &arguments.recipe {

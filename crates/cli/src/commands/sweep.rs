@@ -1,26 +1,24 @@
 //! `sluice sweep`: one recipe with several values and seeds, run after run, and a table of what came of them.
 
 mod array;
+mod comparison;
 mod grid;
 
 use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 
-use algo::Interval;
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
 use service::{BadInput, StopSignals};
 use tokio::process::Command;
 
 use self::array::Array;
-use self::grid::{Axis, Cell, Point};
+use self::comparison::Comparison;
+use self::grid::{Axis, Cell, NamedPoint, Point};
 use crate::closed_pipe;
 use crate::recipe::{Environment, RecipeFile};
-use crate::results::Results;
 use crate::say::say;
-use crate::table::table_of_figures;
 
 /// Exit code of a run whose input is bad: the others' is too.
 const BAD_INPUT_CODE: i32 = 2;
@@ -39,6 +37,10 @@ pub(crate) struct Arguments {
     /// all.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE[,VALUE...]")]
     axes: Vec<Axis>,
+    /// A row of the table that sets several keys together, by a name of its own; may be given several times.
+    /// Nothing behind the colon: as the recipe says. Every one is run with every combination of --set.
+    #[arg(long = "point", value_name = "NAME:SECTION.KEY=VALUE,SECTION.KEY=VALUE...")]
+    named: Vec<NamedPoint>,
     /// Runs of each combination, with the recipe's seed and those that follow it.
     #[arg(long, default_value_t = 1)]
     seeds: u64,
@@ -72,8 +74,8 @@ struct Sweep {
     output: PathBuf,
     points: Vec<Point>,
     cells: Vec<Cell>,
-    /// Places of the rings that are compared, below a run's output.
-    rings: Vec<PathBuf>,
+    /// What is compared.
+    comparison: Comparison,
 }
 
 /// Runs the command.
@@ -88,7 +90,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.table {
-        sweep.show(arguments.json)?;
+        sweep.comparison.show(&sweep.points, &sweep.cells, arguments.json)?;
         return Ok(ExitCode::SUCCESS);
     }
     let chosen = match arguments.cell {
@@ -99,7 +101,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return sweep.run_alone(&chosen[0]).await;
     }
     let ended = sweep.run_all(&chosen).await?;
-    sweep.show(arguments.json)?;
+    sweep.comparison.show(&sweep.points, &sweep.cells, arguments.json)?;
     Ok(ended)
 }
 
@@ -114,18 +116,20 @@ impl Sweep {
             Some(output) => output.clone(),
             None => PathBuf::from(format!("{}-sweep", written.output.display())),
         };
-        let points = grid::points(&arguments.axes);
+        let points = grid::points(&arguments.named, &arguments.axes)?;
         let seeds: Vec<u64> = (written.seed..).take(usize::try_from(arguments.seeds)?).collect();
         let cells = grid::cells(&points, &seeds, &written.name, &output);
-        let mut rings = Vec::new();
+        let mut comparison = Comparison::default();
         for cell in &cells {
             let file = RecipeFile::read(&arguments.recipe, Environment::Applied, &cell.settings);
             let file = file.with_context(|| format!("with {}", points[cell.point].label()))?;
-            file.preflight().with_context(|| format!("with {}", points[cell.point].label()))?;
-            rings = file.rings_below_output()?;
+            if !arguments.table {
+                file.preflight().with_context(|| format!("with {}", points[cell.point].label()))?;
+            }
+            comparison = Comparison::of(&file)?;
         }
         let (recipe, name) = (arguments.recipe.clone(), written.name);
-        Ok(Self { recipe, name, output, points, cells, rings })
+        Ok(Self { recipe, name, output, points, cells, comparison })
     }
 
     fn cell(&self, number: usize) -> Result<&Cell, BadInput> {
@@ -202,6 +206,9 @@ impl Sweep {
         for axis in &arguments.axes {
             command.extend(["--set".to_owned(), axis.to_string()]);
         }
+        for point in &arguments.named {
+            command.extend(["--point".to_owned(), point.to_string()]);
+        }
         command.extend(["--seeds".to_owned(), arguments.seeds.to_string()]);
         command.extend(["--output".to_owned(), output.display().to_string()]);
         // The tasks' logs go there from their first word on.
@@ -218,49 +225,6 @@ impl Sweep {
             return array.submit();
         }
         print!("{}", array.script()?);
-        Ok(())
-    }
-
-    /// Prints what there is.
-    fn show(&self, as_json: bool) -> anyhow::Result<()> {
-        let mut table = table_of_figures(&["run", "seeds", "score", "pass@1", "KL", "length", "entropy"]);
-        let mut rows = Vec::new();
-        for (at, point) in self.points.iter().enumerate() {
-            for ring in &self.rings {
-                let mut found = Vec::new();
-                for cell in self.cells.iter().filter(|cell| cell.point == at) {
-                    found.extend(Results::of(&cell.output.join(ring))?);
-                }
-                let over = |figure: fn(&Results) -> Option<f64>| {
-                    Interval::of(&found.iter().filter_map(figure).collect::<Vec<_>>())
-                };
-                let figures = [
-                    over(|results| Some(results.score)),
-                    over(|results| results.outcome),
-                    over(|results| results.kl),
-                    over(|results| Some(results.length)),
-                    over(|results| Some(results.entropy)),
-                ];
-                let several = self.rings.len() > 1;
-                let label =
-                    if several { format!("{} {}", point.label(), ring.display()) } else { point.label() };
-                let shown =
-                    figures.map(|figure| figure.map_or_else(|| "-".to_owned(), |figure| figure.to_string()));
-                table.add_row([label, found.len().to_string()].into_iter().chain(shown));
-                let [score, outcome, kl, length, entropy] = figures;
-                rows.push(json!({
-                    "settings": point.settings, "ring": ring, "seeds": found.len(), "score": score,
-                    "outcome": outcome, "kl": kl, "length": length, "entropy": entropy
-                }));
-            }
-        }
-        if as_json {
-            println!("{}", serde_json::to_string(&rows)?);
-        } else {
-            println!(
-                "{table}\nmeans over the last tenth of each run's batches, ± half the 95 % interval over seeds"
-            );
-        }
         Ok(())
     }
 }

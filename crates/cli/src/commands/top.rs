@@ -1,5 +1,7 @@
 //! `sluice top`: a live view of a run in the terminal.
 
+mod keys;
+
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -7,12 +9,13 @@ use comfy_table::Table;
 use coordinator::Status;
 use service::{BadInput, StopSignals};
 
+use self::keys::Keys;
 use crate::commands::identity::Identity;
 use crate::decimal::decimal;
 use crate::observer_client::Observer;
 use crate::table::table;
 
-/// A live view of a run in the terminal; Ctrl-C leaves.
+/// A live view of a run in the terminal; q or Ctrl-C leaves.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// host:port of the coordinator.
@@ -46,6 +49,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(arguments.every.clamp(0.1, 3600.0)));
     let mut shown = first;
     let mut stop = StopSignals::listen()?;
+    let mut keys = Keys::listen()?;
     loop {
         tokio::select! {
             _ = ticks.tick() => {
@@ -57,6 +61,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 }
             }
             () = stop.next() => return Ok(()),
+            () = keys.quit() => return Ok(()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The names in braces of a recipe.
 //!
 //! In every text `{output}` stands for the output folder, `{recipe}` for the folder of the recipe file,
-//! `{name}` for the run's name and `{seed}` for the seed.
+//! `{name}` for the run's name and `{seed}` for the seed. `seed = "{seed}"` is that number.
 
 use std::path::Path;
 
@@ -48,8 +48,13 @@ fn replace(value: &mut Value, placeholders: &[Placeholder]) {
             }
         }
         Value::Table(table) => {
-            for (_, value) in table.iter_mut() {
+            for (key, value) in table.iter_mut() {
+                let is_our_seed = key == "seed" && value.as_str() == Some("{seed}");
                 replace(value, placeholders);
+                let number = value.as_str().filter(|_| is_our_seed).and_then(|text| text.parse().ok());
+                if let Some(number) = number {
+                    *value = Value::Integer(number);
+                }
             }
         }
         Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => {}
@@ -63,12 +68,15 @@ mod tests {
     #[test]
     fn names_are_filled_in_everywhere() {
         let mut table: Table = "name = 'x'\nseed = 5\n[coordinator.data]\npath = '{output}/p-{seed}.jsonl'\n\
-             [[stages]]\ncommand = ['{recipe}/make.py']\n"
+             [[stages]]\ncommand = ['{recipe}/make.py', '{seed}']\n[stages.sft.training]\nseed = '{seed}'\n"
             .parse()
             .unwrap();
         fill_in(&mut table, Path::new("examples/tiny/recipe.toml"));
         assert_eq!(table["output"].as_str(), Some("runs/x"));
         assert_eq!(table["coordinator"]["data"]["path"].as_str(), Some("runs/x/p-5.jsonl"));
-        assert_eq!(table["stages"][0]["command"][0].as_str(), Some("examples/tiny/make.py"));
+        let stage = &table["stages"][0];
+        assert_eq!(stage["command"][0].as_str(), Some("examples/tiny/make.py"));
+        assert_eq!(stage["command"][1].as_str(), Some("5"), "an argument is a text");
+        assert_eq!(stage["sft"]["training"]["seed"].as_integer(), Some(5));
     }
 }

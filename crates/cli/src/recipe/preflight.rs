@@ -10,7 +10,7 @@ use service::Security;
 use service::config::{Error, Key, Source};
 
 use super::resolved::Resolved;
-use super::{Recipe, RecipeFile, eval_stages, first_rows, surroundings, tokenizers};
+use super::{Recipe, RecipeFile, eval_stages, first_rows, inputs, surroundings, tokenizers};
 
 impl RecipeFile {
     /// Refuses a recipe that cannot run to its end on this machine.
@@ -20,6 +20,7 @@ impl RecipeFile {
     pub(crate) fn preflight(&self) -> anyhow::Result<()> {
         let resolved = self.resolved()?;
         let mut problems = self.stage_problems();
+        problems.extend(training_problems(&self.recipe));
         problems.extend(eval_stages::problems(&self.recipe));
         problems.extend(self.recipe.tracking.problems());
         problems.extend(unusable_tokens(&self.recipe));
@@ -98,31 +99,9 @@ impl RecipeFile {
 
     /// What a key of a stage names that is not there and that no stage before it makes.
     fn missing(&self, key: &Key, made: &[Made], stage: usize) -> Vec<String> {
-        let values: Vec<&str> = match &key.value {
-            Some(serde_json::Value::String(path)) => vec![path],
-            Some(serde_json::Value::Array(paths)) => {
-                paths.iter().filter_map(serde_json::Value::as_str).collect()
-            }
-            _ => Vec::new(),
-        };
-        let before: Vec<&Made> = made.iter().filter(|made| made.stage < stage).collect();
-        let paths = values.into_iter().filter(|path| !path.is_empty()).map(Path::new);
-        let unmade = paths.filter(|path| !before.iter().any(|made| path.starts_with(&made.output)));
-        let said = unmade.filter_map(|path| Some((path, absence(path, &key.kind)?)));
-        said.map(|(path, problem)| format!("{} is {path:?}: {problem}{}", key.path, self.found_at(path)))
-            .collect()
-    }
-
-    /// From where a relative path is looked for, and whether it is beside the recipe.
-    fn found_at(&self, path: &Path) -> String {
-        if path.is_absolute() || path.exists() {
-            return String::new();
-        }
-        let here = std::env::current_dir().unwrap_or_default();
-        let beside = self.path.parent().filter(|folder| folder.join(path).exists());
-        let hint =
-            beside.map(|_| format!("; there is one beside the recipe: write {{recipe}}/{}", path.display()));
-        format!(" (seen from {}{})", here.display(), hint.unwrap_or_default())
+        let before: Vec<&Path> =
+            made.iter().filter(|made| made.stage < stage).map(|made| made.output.as_path()).collect();
+        inputs::missing(key, &before, &self.path, "{recipe}")
     }
 
     /// What the stages make, in their order.
@@ -149,22 +128,22 @@ fn stage_of(path: &str) -> Option<usize> {
     index.parse().ok()
 }
 
-/// What is wrong with an input on this machine.
-fn absence(path: &Path, kind: &str) -> Option<String> {
-    let inside = match kind {
-        "model folder" => Some("config.json"),
-        "tokenizer folder" => Some("tokenizer.json"),
-        "file" | "files" => None,
-        _ => return None,
-    };
-    match inside {
-        None if path.is_file() => None,
-        None if path.is_dir() => Some("it is a folder, must be a file".to_owned()),
-        None => Some("there is no such file, and no stage before makes it".to_owned()),
-        Some(_) if !path.exists() => Some("there is no such folder, and no stage before makes it".to_owned()),
-        Some(file) if !path.join(file).is_file() => Some(format!("it holds no {file}")),
-        Some(_) => None,
+/// What stages that train say of their own tables.
+fn training_problems(recipe: &Recipe) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (at, stage) in recipe.stages.iter().enumerate() {
+        let of_tables = [
+            ("sft", stage.sft.as_ref().map(learner::SftConfig::problems)),
+            ("reward_model", stage.reward_model.as_ref().map(learner::RewardModelConfig::problems)),
+            ("dpo", stage.dpo.as_ref().map(learner::PreferenceConfig::problems)),
+        ];
+        for (table, found) in of_tables {
+            // An output that is there is that of a stage that is done, or is made anew.
+            let found = found.into_iter().flatten().filter(|problem| !problem.starts_with("output "));
+            problems.extend(found.map(|problem| format!("stages[{at}].{table}.{problem}")));
+        }
     }
+    problems
 }
 
 /// Tokens or certificates that no process could use.
@@ -191,6 +170,13 @@ fn owed(recipe: &Recipe) -> Vec<String> {
              nothing would be learned; set it to 2 or more"
                 .to_owned(),
         );
+    }
+    let strategy = coordinator.filtration.strategy.to_string();
+    if ["best-of-n", "best-random", "best-worst"].contains(&strategy.as_str()) && coordinator.group_size < 2 {
+        problems.push(format!(
+            "coordinator.group_size is 1, but coordinator.filtration.strategy = {strategy:?} chooses among the responses \
+             of a group: set it to 2 or more, or the strategy to \"none\""
+        ));
     }
     if let Some(eval) = &coordinator.eval
         && !eval.every.is_multiple_of(learner.checkpoint_every.max(1))
@@ -254,5 +240,30 @@ fn placed(resolved: &Resolved<'_>, problem: &str) -> String {
         Source::Set(origin) => format!("{origin}: {problem}"),
         Source::Derived(from) => format!("{problem} (from {from})"),
         Source::Default => problem.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_compares_responses_needs_two_of_them() {
+        let found = |text: &str| owed(&toml::from_str(text).unwrap()).join("\n");
+        let compared = "[coordinator]\ngroup_size = 1\nfiltration.strategy = 'none'\n[learner.ppo]\nkl_coefficient = 0.0\n";
+        let grpo = format!("{compared}algorithm = 'grpo'\n");
+        assert!(
+            found(&grpo).contains("group_size is 1, but this learner.ppo.algorithm compares"),
+            "{}",
+            found(&grpo)
+        );
+        let two = grpo.replace("group_size = 1", "group_size = 2");
+        assert_eq!(found(&two), "");
+        // PPO judges a response by itself; a strategy that chooses among siblings has nothing to choose of.
+        let ppo = format!("{compared}algorithm = 'pf-ppo'\n");
+        assert_eq!(found(&ppo), "");
+        let filtered = ppo.replace("'none'", "'best-worst'");
+        let said = found(&filtered);
+        assert!(said.contains("strategy = \"best-worst\" chooses among the responses"), "{said}");
     }
 }

@@ -112,21 +112,23 @@ impl RingProgress {
         self.bar.set_position(status.trained);
         let figures = figures_of(&status);
         self.bar.set_message(format!("{figures} · {}", waiting(&status)));
-        if self.plain {
-            let is_new = status.trained > self.shown;
-            let text = format!("batch {}/{}: {figures}", status.trained, status.batches);
-            if is_new && (status.trained >= self.shown + self.every || status.trained == status.batches) {
-                self.say(status.trained, &text);
-            } else if self.is_line_due() {
-                self.say(status.trained, &format!("{text} · {}", waiting(&status)));
-            }
+        if let Some(text) = self.line_of(&status, &figures) {
+            (self.shown, self.shown_at) = (status.trained, Instant::now());
+            say(&text);
         }
         self.last = Some(status);
     }
 
-    fn say(&mut self, trained: u64, text: &str) {
-        (self.shown, self.shown_at) = (trained, Instant::now());
-        say(text);
+    /// The line that is due where there is no terminal: of a batch, or of what the run waits for.
+    fn line_of(&self, status: &Status, figures: &str) -> Option<String> {
+        let text = format!("batch {}/{}: {figures}", status.trained, status.batches);
+        let is_new = status.trained > self.shown;
+        let is_told = status.trained >= self.shown + self.every || status.trained == status.batches;
+        match (self.plain, is_new && is_told, self.is_line_due()) {
+            (false, ..) | (true, false, false) => None,
+            (true, true, _) => Some(text),
+            (true, false, true) => Some(format!("{text} · {}", waiting(status))),
+        }
     }
 
     fn is_line_due(&self) -> bool {
@@ -226,5 +228,29 @@ mod tests {
             assert_eq!(progress.bar.message(), NO_ANSWER, "a terminal says it too");
         }
         assert!(Heartbeat::INTERVAL <= Duration::from_secs(30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_is_due_says_what_the_run_waits_for() {
+        let mut status: Status = serde_json::from_value(serde_json::json!({
+            "run": "x", "phase": "running", "waiting_for": "scores of 3 responses", "version": 2, "batches": 500,
+            "trained": 2, "checkpointed": 0, "ready_prompts": 0, "batch_prompts": 8, "open_prompts": 1,
+            "tokens_per_second": 0.0, "eta_seconds": null, "actors": [], "reward_servers": [], "learner": null,
+            "account": {"issued": 0, "in_flight": 0, "endings": {}, "unaccounted": 0, "late_results": 0},
+            "last_step": null
+        }))
+        .unwrap();
+        let mut progress = RingProgress { plain: true, ..RingProgress::new(500, Timestamp(0)) };
+        assert_eq!(progress.line_of(&status, "score 1"), None);
+        tokio::time::advance(Heartbeat::INTERVAL).await;
+        let due = progress.line_of(&status, "score 1").unwrap();
+        assert_eq!(due, "batch 2/500: score 1 · waits for scores of 3 responses");
+        progress.show(Some(status.clone()));
+        assert_eq!(progress.line_of(&status, "score 1"), None, "it was said");
+        // A batch of those that are said has a line of its own, due or not, and no waiting.
+        status.trained = 27;
+        assert_eq!(progress.line_of(&status, "score 1").unwrap(), "batch 27/500: score 1");
+        progress.plain = false;
+        assert_eq!(progress.line_of(&status, "score 1"), None, "a terminal has its bar");
     }
 }

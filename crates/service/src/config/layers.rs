@@ -11,6 +11,7 @@ use toml::{Table, Value};
 use super::Error;
 use super::describe::{Elsewhere, describe};
 use super::origin::{Origins, Source, join};
+use super::place::{below, value_at};
 use super::rest::Rest;
 use super::schema::Schema;
 
@@ -118,7 +119,7 @@ impl Layers {
     }
 
     /// A problem behind the place of the key that it begins with.
-    pub(super) fn placed(&self, problem: String) -> String {
+    pub fn placed(&self, problem: String) -> String {
         let key = problem.split([' ', ':', ',']).next().unwrap_or_default();
         match self.source(key) {
             Source::Set(origin) => format!("{origin}: {problem}"),
@@ -177,19 +178,13 @@ impl Layers {
     }
 
     fn set(&mut self, path: &str, text: &str, origin: String) -> Result<(), Error> {
+        let (section, key) =
+            path.rsplit_once('.').map_or((None, path), |(section, key)| (Some(section), key));
         let mut table = &mut self.merged;
-        let mut keys = path.split('.').peekable();
-        while let Some(key) = keys.next() {
-            if keys.peek().is_none() {
-                table.insert(key.to_owned(), parse_value(text));
-                break;
-            }
-            let inner = table.entry(key).or_insert_with(|| Value::Table(Table::new()));
-            let Value::Table(inner) = inner else {
-                return Err(Error::Value { origin, problem: format!("{key} is a value, not a section") });
-            };
-            table = inner;
+        for part in section.iter().flat_map(|section| section.split('.')) {
+            table = below(table, part).map_err(|problem| Error::Value { origin: origin.clone(), problem })?;
         }
+        table.insert(key.to_owned(), parse_value(text));
         self.origins.set(path, Source::Set(origin));
         Ok(())
     }
@@ -269,29 +264,6 @@ fn leaves(table: &Table, prefix: &str) -> Vec<String> {
         }
     }
     paths
-}
-
-/// The value at a dotted path with indices in brackets.
-fn value_at<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {
-    let mut keys = path.split('.');
-    let mut value = member(table.get(name(keys.next()?))?, path.split('.').next()?)?;
-    for key in keys {
-        value = member(value.as_table()?.get(name(key))?, key)?;
-    }
-    Some(value)
-}
-
-/// A key without its index.
-fn name(key: &str) -> &str {
-    key.split('[').next().unwrap_or(key)
-}
-
-/// What a key with an index, such as `stages[0]`, means of the value behind its name.
-fn member<'t>(value: &'t Value, key: &str) -> Option<&'t Value> {
-    match key.split_once('[') {
-        None => Some(value),
-        Some((_, index)) => value.as_array()?.get(index.strip_suffix(']')?.parse::<usize>().ok()?),
-    }
 }
 
 /// The effective configuration as TOML, as it is logged at the start and printed by `--check-config`.
@@ -459,6 +431,20 @@ mod tests {
         assert!(Layers::default().add_setting("nonsense").is_err());
         let mut below = layers("name = 'x'\n").unwrap();
         assert!(below.add_setting("name.inner=1").is_err());
+    }
+
+    #[test]
+    fn one_table_of_a_list_is_set_by_its_place() {
+        let mut layers = layers("[[stages]]\nname = 'a'\n[[stages]]\nname = 'b'\n").unwrap();
+        layers.add_setting("stages[1].sft.epochs=3").unwrap();
+        assert_eq!(layers.value("stages[1].sft.epochs"), Some(&Value::Integer(3)));
+        assert_eq!(layers.value("stages[0].sft"), None);
+        let Source::Set(origin) = layers.source("stages[1].sft.epochs") else { panic!("it was set") };
+        assert_eq!(origin, "--set stages[1].sft.epochs=3");
+        for wrong in ["stages[2].name=x", "stages[x].name=y", "stages[-1].name=z", "other[0].name=x"] {
+            let error = layers.add_setting(wrong).unwrap_err().to_string();
+            assert!(error.contains("counted from 0"), "{error}");
+        }
     }
 
     #[test]

@@ -25,7 +25,8 @@ struct Record {
     told: Told,
 }
 
-/// What a stage is told.
+/// What a stage is told. A record has paths below the output folder as seen from there: a run that is moved
+/// is the same run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Told {
     /// Another text means another result.
@@ -66,9 +67,11 @@ impl Records {
             // What else has changed is for the ring to allow.
             return Ok(None);
         }
-        let before = as_written_today(&record.told.text).unwrap_or(record.told.text);
-        if before != told.text {
-            let changed = first_difference(&before, &told.text);
+        let before =
+            self.as_seen_from_output(&as_written_today(&record.told.text).unwrap_or(record.told.text));
+        let now = self.as_seen_from_output(&told.text);
+        if before != now {
+            let changed = first_difference(&before, &now);
             let advice =
                 format!("do it and what follows again with --redo-from {stage}, or name another output");
             return Err(BadInput(format!("stage {stage} was done with {changed}; {advice}")).into());
@@ -87,11 +90,23 @@ impl Records {
 
     /// Writes down that a stage has finished.
     pub(super) fn finish(&self, stage: &str, told: Told, took: Duration) -> anyhow::Result<()> {
+        let told = Told { text: self.as_seen_from_output(&told.text), ..told };
         let (path, record) = (self.path(stage), Record { seconds: took.as_secs_f64(), told });
         let partial = path.with_extension("partial");
         let text = toml::to_string(&record).context("write down the stage")?;
         let written = std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, &path));
         written.with_context(|| format!("write {}", path.display()))
+    }
+
+    /// The same text with `{output}` in the place of the output folder.
+    fn as_seen_from_output(&self, text: &str) -> String {
+        let folder = self.output.display().to_string();
+        if folder.is_empty() {
+            return text.to_owned();
+        }
+        // A path begins where its quotes open.
+        let below = text.replace(&format!("\"{folder}/"), "\"{output}/");
+        below.replace(&format!("\"{folder}\""), "\"{output}\"")
     }
 
     /// Forgets that a stage has finished.
@@ -161,6 +176,27 @@ mod tests {
         assert_eq!(records.finished("ring", &otherwise, folder.path()).unwrap(), None, "the ring judges it");
         let error = records.finished("ring", &ring(5), folder.path()).unwrap_err().to_string();
         assert!(error.contains("has trained 10 batches"), "{error}");
+    }
+
+    #[test]
+    fn a_run_that_is_moved_is_the_same_run() {
+        let parent = tempfile::tempdir().unwrap();
+        let told_in = |folder: &Path, model: &str| {
+            let folder = folder.display();
+            told(&format!("model = \"{model}\"\noutput = \"{folder}/sft\"\nroot = \"{folder}\"\n"))
+        };
+        let (old, new) = (parent.path().join("grpo"), parent.path().join("moved"));
+        std::fs::create_dir_all(old.join("sft")).unwrap();
+        let beside = format!("{}-more/base", old.display());
+        let records = Records::of(&old).unwrap();
+        records.finish("sft", told_in(&old, &beside), Duration::from_secs(3)).unwrap();
+        assert_eq!(records.finished("sft", &told_in(&old, &beside), &old.join("sft")).unwrap(), Some(3.0));
+        std::fs::rename(&old, &new).unwrap();
+        let records = Records::of(&new).unwrap();
+        assert_eq!(records.finished("sft", &told_in(&new, &beside), &new.join("sft")).unwrap(), Some(3.0));
+        let other = format!("{}-more/base", new.display());
+        let error = records.finished("sft", &told_in(&new, &other), &new.join("sft")).unwrap_err();
+        assert!(error.to_string().contains("grpo-more/base"), "what lies outside counts: {error}");
     }
 
     #[test]
