@@ -3,7 +3,7 @@
 CARGO = cargo
 DEMO = examples/tiny-coder/recipe.toml
 
-.PHONY: demo test setup build lint doc deny check-cuda parity openai page clean-runs
+.PHONY: demo test setup build lint doc deny mutants check-cuda parity openai page clean-runs
 
 # Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
 demo: setup
@@ -37,6 +37,13 @@ doc: setup
 deny:
 	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --locked check
+
+# Which changes of the mathematics and of the coordinator's state no test notices (.cargo/mutants.toml). Hours; a sample of one in
+# twenty: `make mutants SHARD=0/20`.
+SHARD = 0/1
+mutants: setup
+	$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-mutants
+	$(CARGO) mutants -p algo -p coordinator --shard $(SHARD) --sharding round-robin -o target
 
 # Compiles everything with NCCL, against the CUDA wheels (about 5 GB into .deps/cuda).
 check-cuda:

@@ -254,7 +254,10 @@ impl State {
                     let until = now + self.durable.plan.broadcast_timeout;
                     self.weights.came_further(&member, until);
                 }
-                self.refresh_room(&member);
+                // Most signs of life say nothing new, and cost one look at the member.
+                if (load.free_slots, load.last_lease) != (before.free_slots, before.last_lease) {
+                    self.refresh_room(&member);
+                }
             }
             ActorReport::Draining => {
                 actor.draining = true;

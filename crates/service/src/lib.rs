@@ -77,7 +77,7 @@ pub use config::{Config, ServiceConfig};
 pub use coordinator_term::CoordinatorTerm;
 pub use disk::{free_bytes, is_disk_full};
 pub use http::Readiness;
-pub use link::{Link, LinkEvent, Open, Opening};
+pub use link::{Connect, Connecting, Link, LinkEvent, Open, Opening};
 pub use metrics::{Label, Metric, PROCESS_METRICS, describe as describe_metrics};
 pub use name::unique_name;
 pub use origin::Origin;
