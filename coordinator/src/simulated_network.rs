@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use service::{CoordinatorTerm, OnError, Security, TaskSet};
+use service::{CoordinatorTerm, OnError, Pulse, Security, TaskSet};
 use tokio_util::sync::CancellationToken;
 use turmoil::Sim;
 use types::{BatchId, Incarnation, MemberId, PolicyVersion, RolloutId};
@@ -137,6 +137,7 @@ async fn coordinator(world: World, config: Config) -> anyhow::Result<()> {
         evals_file: None,
         samples: None,
         done: done.clone(),
+        pulse: Pulse::default(),
     };
     let (server_loop, handle, view) = ServerLoop::new(parts);
     let mut tasks = TaskSet::default();

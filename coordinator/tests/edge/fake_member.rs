@@ -142,9 +142,14 @@ pub(crate) async fn actor_saying(address: &str, hello: pb::ActorReport) -> Resul
     Ok(Stream { reports, commands, seen: VecDeque::new() })
 }
 
-pub(crate) async fn learner(address: &str, name: &str, incarnation: u64) -> Result<LearnerStream, Status> {
+/// The weights of a version: those of every other.
+pub(crate) fn manifest(version: u64) -> Manifest {
     let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
     let tensors = vec![TensorEntry::new(layout, WeightHash([7; 32])).unwrap()];
+    Manifest::new(PolicyVersion(version), tensors).unwrap()
+}
+
+pub(crate) async fn learner(address: &str, name: &str, incarnation: u64) -> Result<LearnerStream, Status> {
     let hello = LearnerHello {
         member: name.parse().unwrap(),
         incarnation: Incarnation(incarnation),
@@ -152,7 +157,7 @@ pub(crate) async fn learner(address: &str, name: &str, incarnation: u64) -> Resu
         world_size: 1,
         trained: BatchId(0),
         checkpointed: BatchId(0),
-        manifest: Manifest::new(PolicyVersion(0), tensors).unwrap(),
+        manifest: manifest(0),
         steps: RecentSteps::default(),
         store: "127.0.0.1:2".to_owned(),
         weights: format!("{name}.host:3"),
