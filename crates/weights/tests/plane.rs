@@ -17,6 +17,8 @@ use proto::pb::weight_source_server::{WeightSource, WeightSourceServer};
 use service::Security;
 use service::grpc::Listener;
 use tch::{Device, Kind};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -473,4 +475,63 @@ async fn a_pull_ends_when_it_is_given_up_and_when_it_would_bring_something_else(
     drop(source);
     let error = soon(pulling.join_next()).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(error, PullError::GivenUp), "{error}");
+}
+
+/// A link to `target` that carries so many bytes a second towards whoever connects.
+async fn slow_link(links: &mut JoinSet<()>, target: String, bytes_per_second: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    links.spawn(async move {
+        let mut open = JoinSet::new();
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = TcpStream::connect(&target).await.unwrap();
+            open.spawn(async move {
+                let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
+                    (near.split(), far.split());
+                let up = async { tokio::io::copy(&mut near_read, &mut far_write).await };
+                let down = async {
+                    let mut bytes = vec![0; bytes_per_second / 20];
+                    loop {
+                        match far_read.read(&mut bytes).await {
+                            Ok(0) | Err(_) => return,
+                            Ok(count) if near_write.write_all(&bytes[..count]).await.is_err() => return,
+                            Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                        }
+                    }
+                };
+                tokio::join!(up, down);
+            });
+        }
+    });
+    address
+}
+
+/// 4.2 MB at 100 kB/s. Whoever pings meanwhile waits for what lies in the buffers of the connection.
+#[tokio::test]
+async fn weights_come_through_a_link_of_100_kilobytes_a_second() {
+    let mut learner = Learner::start(TIMEOUT);
+    let manifest = learner.keep(1).await;
+    let (mut serving, mut links) = (JoinSet::new(), JoinSet::new());
+    let source = serve(&mut serving, learner.snapshots.clone()).await;
+    let source = slow_link(&mut links, source, 100_000).await;
+    let (order, _sender, received) = order(manifest.hash(), &source);
+    let begun = Instant::now();
+    let mut pulling = JoinSet::new();
+    pulling.spawn(weights::pull(order));
+    let mut before = 0;
+    let pulled = loop {
+        match tokio::time::timeout(Duration::from_secs(5), pulling.join_next()).await {
+            Ok(pulled) => break pulled.unwrap().unwrap(),
+            Err(_) => {
+                let now = received.load(Ordering::Relaxed);
+                assert!(now > before, "nothing came for 5 s after {now} bytes and {:?}", begun.elapsed());
+                before = now;
+            }
+        }
+    };
+    assert!(
+        pulled.unwrap_or_else(|error| panic!("after {:?}: {error}", begun.elapsed())).buffer == trained(1)
+    );
+    assert!(begun.elapsed() > Duration::from_secs(20), "the link is no slow one: {:?}", begun.elapsed());
 }
