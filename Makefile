@@ -3,7 +3,7 @@
 CARGO = cargo
 DEMO = examples/tiny-coder/recipe.toml
 
-.PHONY: demo test setup build lint doc deny check-cuda parity openai page clean-runs
+.PHONY: demo test setup build lint doc deny mutants check-cuda parity openai page clean-runs
 
 # Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
 demo: setup
@@ -11,9 +11,11 @@ demo: setup
 	target/release/sluice run $(DEMO) --resume
 
 # Every test that needs nothing but this machine. Building the tests builds the programs that they start. Without math-verify
-# (the Python package index is out of reach): SLUICE_WITHOUT_MATH=1 leaves its tests out.
+# (the Python package index is out of reach): SLUICE_WITHOUT_MATH=1 leaves its tests out. promtool in the
+# same way (Debian's packages are out of reach): SLUICE_WITHOUT_PROMTOOL=1.
 test: setup
 	test "$$SLUICE_WITHOUT_MATH" = 1 || setup/install.sh math
+	test "$$SLUICE_WITHOUT_PROMTOOL" = 1 || setup/install.sh promtool
 	$(CARGO) nextest --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-nextest
 	$(CARGO) nextest run --locked --workspace --profile ci
 	# Programs of doc tests lie outside target/, where the path to libtorch that is linked into them does not lead.
@@ -37,6 +39,13 @@ doc: setup
 deny:
 	$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --locked check
+
+# Which changes of the mathematics and of the coordinator's state no test notices (.cargo/mutants.toml). Hours; a sample of one in
+# twenty: `make mutants SHARD=0/20`.
+SHARD = 0/1
+mutants: setup
+	$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-mutants
+	$(CARGO) mutants -p algo -p coordinator --shard $(SHARD) --sharding round-robin -o target
 
 # Compiles everything with NCCL, against the CUDA wheels (about 5 GB into .deps/cuda).
 check-cuda:

@@ -5,6 +5,7 @@
 #
 #   setup/install.sh          CPU libtorch into .deps/python
 #   setup/install.sh math     math-verify into .deps/math, for scorers of kind "math" (about 70 MB)
+#   setup/install.sh promtool Prometheus' own checker into .deps/debian, for the tests of the alerts (96 MB)
 #   setup/install.sh cuda     the full CUDA wheel set into .deps/cuda (about 5 GB)
 set -eu
 cd "$(dirname "$0")/.."
@@ -95,5 +96,11 @@ math)
         cp setup/math.txt .deps/math/.sluice-stamp
     fi
     ;;
-*) fail "unknown argument $1; give nothing, cuda, or math" ;;
+promtool)
+    if ! [ -x .deps/debian/usr/bin/promtool ]; then
+        say "unpacking promtool into .deps/debian (about 96 MB)"
+        unpack_debian prometheus
+    fi
+    ;;
+*) fail "unknown argument $1; give nothing, cuda, math, or promtool" ;;
 esac

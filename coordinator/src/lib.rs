@@ -22,6 +22,8 @@ mod samples_file;
 mod server;
 mod server_loop;
 mod sessions;
+#[cfg(test)]
+mod simulated_network;
 mod stall;
 mod status;
 mod steps_file;

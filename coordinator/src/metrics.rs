@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
 use service::{Label, Metric};
+use types::Ending;
 
 use crate::state::{
     Detector, EvaluationRecord, Event, FiltrationFigures, RefusalCause, RewardEvent, Role, State, StepRecord,
@@ -158,6 +159,32 @@ pub const METRICS: &[Metric] = &[
     ),
 ];
 
+/// What a coordinator knows at its start: each way in which a response can end, with nothing that did so, and
+/// what its journal has of the last step and of the evaluations.
+pub(crate) fn begin(state: &State) {
+    let reasons = types::FilterReason::ALL.iter().copied().map(Ending::Filtered);
+    let reasons = reasons.chain(types::DropReason::ALL.iter().copied().map(Ending::Dropped));
+    let reasons = reasons.chain(types::FailReason::ALL.iter().copied().map(Ending::Failed));
+    for ending in [Ending::Trained, Ending::Evaluated].into_iter().chain(reasons) {
+        ended(ending, 0);
+    }
+    self::state(state);
+    state.history().steps().last().into_iter().for_each(last_step);
+    state.evaluations().for_each(last_evaluation);
+}
+
+/// So many responses have ended in this way since the run began.
+fn ended(ending: Ending, count: u64) {
+    let (outcome, reason) = ending.labels();
+    counter!("rlhf_coordinator_responses_ended_total", "outcome" => outcome, "reason" => reason)
+        .absolute(count);
+    if matches!(ending, Ending::Filtered(_) | Ending::Dropped(_)) {
+        let intentional = if outcome == "filtered" { "true" } else { "false" };
+        counter!("rlhf_rollouts_dropped_total", "reason" => reason, "intentional" => intentional)
+            .absolute(count);
+    }
+}
+
 /// One event.
 pub(crate) fn event(event: &Event) {
     if let Event::Reward { event: RewardEvent::Scored(summary), .. } = event {
@@ -201,16 +228,7 @@ pub(crate) fn state(state: &State) {
     let account = state.account();
     counter!("rlhf_coordinator_responses_issued_total").absolute(account.issued());
     counter!("rlhf_coordinator_late_results_total").absolute(account.late_results());
-    for (ending, count) in account.endings() {
-        let (outcome, reason) = ending.labels();
-        counter!("rlhf_coordinator_responses_ended_total", "outcome" => outcome, "reason" => reason)
-            .absolute(count);
-        if matches!(ending, types::Ending::Filtered(_) | types::Ending::Dropped(_)) {
-            let intentional = if outcome == "filtered" { "true" } else { "false" };
-            counter!("rlhf_rollouts_dropped_total", "reason" => reason, "intentional" => intentional)
-                .absolute(count);
-        }
-    }
+    account.endings().for_each(|(ending, count)| ended(ending, count));
     gauge!("rlhf_coordinator_responses_in_flight").set(state.in_flight() as f64);
     gauge!("rlhf_samples_unaccounted").set(state.unaccounted() as f64);
     gauge!("rlhf_coordinator_policy_version").set(state.version().0 as f64);
@@ -240,6 +258,13 @@ pub(crate) fn state(state: &State) {
 
 /// One evaluation.
 pub(crate) fn evaluated(record: &EvaluationRecord) {
+    counter!("rlhf_eval_response_tokens_total").increment(record.response_tokens);
+    histogram!("rlhf_eval_seconds").record(record.seconds);
+    last_evaluation(record);
+}
+
+/// What the last evaluation found.
+pub(crate) fn last_evaluation(record: &EvaluationRecord) {
     gauge!("rlhf_eval_version").set(record.version.0 as f64);
     if record.is_best {
         gauge!("rlhf_eval_best_version").set(record.version.0 as f64);
@@ -250,15 +275,20 @@ pub(crate) fn evaluated(record: &EvaluationRecord) {
     if let Some(mean) = record.outcome_mean {
         gauge!("rlhf_eval_outcome_mean").set(mean);
     }
-    counter!("rlhf_eval_response_tokens_total").increment(record.response_tokens);
-    histogram!("rlhf_eval_seconds").record(record.seconds);
 }
 
 /// One training step.
 pub(crate) fn step(step: &StepRecord) {
+    histogram!("rlhf_coordinator_staleness_versions").record(step.metrics.staleness);
+    counter!("rlhf_coordinator_refill_groups_total").increment(step.refill.groups);
+    counter!("rlhf_coordinator_refill_tokens_total").increment(step.refill.tokens);
+    last_step(step);
+}
+
+/// What the last step was like, which a coordinator that starts again knows from its journal.
+pub(crate) fn last_step(step: &StepRecord) {
     let m = &step.metrics;
     gauge!("rlhf_coordinator_last_step_timestamp_seconds").set(step.time.0 as f64 / 1000.0);
-    histogram!("rlhf_coordinator_staleness_versions").record(m.staleness);
     for (name, value) in [
         ("rlhf_step_policy_loss", Some(m.policy_loss)),
         ("rlhf_step_value_loss", m.value_loss),
@@ -287,8 +317,6 @@ pub(crate) fn step(step: &StepRecord) {
         }
     }
     filtration(&step.filtration);
-    counter!("rlhf_coordinator_refill_groups_total").increment(step.refill.groups);
-    counter!("rlhf_coordinator_refill_tokens_total").increment(step.refill.tokens);
     for (pool, r_squared) in
         [("unfiltered", step.reliability.unfiltered), ("filtered", step.reliability.filtered)]
     {

@@ -80,6 +80,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         samples,
         worst,
         done: done.clone(),
+        pulse: context.pulse.clone(),
     };
     let (server_loop, handle, view) = ServerLoop::new(parts);
     let shown = Shown { run: config.run, steps_file: config.steps_file, done: done.clone() };

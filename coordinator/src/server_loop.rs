@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use service::{Hopeless, sleep_until};
+use service::{Hopeless, Pulse, sleep_until};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +61,8 @@ const INPUTS_LIMIT: usize = 256;
 const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 /// A turn of the loop that takes longer means that the process was stopped, or the disk slow.
 const AWAY_LIMIT: Duration = Duration::from_secs(1);
+/// How long a turn may take before the process counts as stuck (`/health`).
+const STUCK_LIMIT: Duration = Duration::from_secs(60);
 /// How long the streams get to carry the last commands.
 const CLOSE_DELAY: Duration = Duration::from_millis(500);
 /// Inputs that may be put aside while the journal's disk is full.
@@ -111,6 +113,7 @@ pub(crate) struct ServerLoop {
     sessions: Sessions,
     clock: Clock,
     inbox: mpsc::Receiver<Input>,
+    pulse: Pulse,
     /// What the next write makes durable, and what is done after it.
     entries: Entries,
     effects: Vec<Effect>,
@@ -130,6 +133,7 @@ pub(crate) struct Parts {
     pub(crate) samples: Option<Samples>,
     pub(crate) worst: Worst,
     pub(crate) done: CancellationToken,
+    pub(crate) pulse: Pulse,
 }
 
 /// Where the loop publishes what people see.
@@ -151,7 +155,9 @@ pub(crate) struct View {
 impl ServerLoop {
     /// A loop over a recovered state, the way to it, and what it publishes.
     pub(crate) fn new(parts: Parts) -> (Self, Handle, View) {
-        let Parts { state, plan, journal, room, data, steps_file, evals_file, samples, worst, done } = parts;
+        let Parts { state, plan, journal, room, data, steps_file, evals_file, samples, worst, done, pulse } =
+            parts;
+        metrics::begin(&state);
         let (handle, inbox) = inbox();
         let clock = Clock::starting_after(journal.last_fact());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
@@ -173,6 +179,7 @@ impl ServerLoop {
             sessions: Sessions::default(),
             clock,
             inbox,
+            pulse,
             entries: Entries::default(),
             effects: Vec::new(),
             acknowledgements: Acknowledgements::default(),
@@ -191,6 +198,7 @@ impl ServerLoop {
         let (mut published, mut turned) = (Instant::now(), Instant::now());
         let mut draining = false;
         while self.ended.is_none() {
+            self.pulse.beat(STUCK_LIMIT);
             let deadline = self.state.next_deadline().map(|deadline| self.clock.instant(deadline));
             let status_due = published + STATUS_INTERVAL;
             inputs.extend(self.parked.drain(..INPUTS_LIMIT.min(self.parked.len())));
@@ -221,6 +229,7 @@ impl ServerLoop {
                 self.worst.write_now_and_then(published);
             }
         }
+        self.pulse.rest();
         self.publish_status();
         self.worst.write(Instant::now());
         self.sessions.finish();
@@ -365,6 +374,7 @@ impl ServerLoop {
                     return Ok(());
                 }
                 Err(error @ journal::Error::NoRoom { .. }) if !token.is_cancelled() => {
+                    self.pulse.beat(STUCK_LIMIT);
                     let waiting_for = self.room.is_full(&error);
                     self.wait_for_room(&waiting_for, token).await;
                 }

@@ -246,7 +246,6 @@ impl State {
     }
 
     fn actor_report(&mut self, now: Timestamp, member: MemberId, report: ActorReport, out: &mut Applied) {
-        let retry_delay = self.durable.plan.weights_retry_delay();
         let Some(actor) = self.members.hear_actor(now, &member) else {
             return out.disconnect(
                 Role::Actor,
@@ -261,7 +260,10 @@ impl State {
                     let until = now + self.durable.plan.broadcast_timeout;
                     self.weights.came_further(&member, until);
                 }
-                self.refresh_room(&member);
+                // Most signs of life say nothing new, and cost one look at the member.
+                if (load.free_slots, load.last_lease) != (before.free_slots, before.last_lease) {
+                    self.refresh_room(&member);
+                }
             }
             ActorReport::Draining => {
                 actor.draining = true;
@@ -278,7 +280,7 @@ impl State {
                 self.actor_changed(now, &member);
             }
             ActorReport::WeightsFailed { version, detail } => {
-                let ended = self.weights.delivery_failed(now, &member, retry_delay);
+                let ended = self.weights.delivery_failed(now, &member, &self.durable.plan);
                 out.notice(Notice::WeightsFailed { member: member.clone(), version, detail });
                 if let Some(group) = ended {
                     out.notice(Notice::BroadcastGroupEnded { group, member });
@@ -287,7 +289,7 @@ impl State {
             ActorReport::BroadcastGroupReady(group) => self.weights.group_ready(&member, group),
             ActorReport::BroadcastGroupFailed { group, detail } => {
                 out.notice(Notice::BroadcastGroupFailed { group, member, detail });
-                self.weights.group_failed(now, group, retry_delay);
+                self.weights.group_failed(now, group, &self.durable.plan);
             }
             ActorReport::Failed(failure) => {
                 self.attempt_failed(now, Reporter { role: Role::Actor, member }, failure, out);
@@ -333,7 +335,6 @@ impl State {
     }
 
     fn learner_report(&mut self, now: Timestamp, report: LearnerReport, out: &mut Applied) {
-        let retry_delay = self.durable.plan.weights_retry_delay();
         let Some(learner) = self.members.hear_learner(now) else {
             return;
         };
@@ -364,13 +365,13 @@ impl State {
             LearnerReport::Published { .. } => self.weights.broadcast_ended(&member),
             LearnerReport::PublishFailed { group, version, detail } => {
                 out.notice(Notice::BroadcastFailed { version, detail });
-                self.weights.group_failed(now, group, retry_delay);
+                self.weights.group_failed(now, group, &self.durable.plan);
                 self.weights.broadcast_ended(&member);
             }
             LearnerReport::BroadcastGroupReady(group) => self.weights.group_ready(&member, group),
             LearnerReport::BroadcastGroupFailed { group, detail } => {
                 out.notice(Notice::BroadcastGroupFailed { group, member, detail });
-                self.weights.group_failed(now, group, retry_delay);
+                self.weights.group_failed(now, group, &self.durable.plan);
             }
         }
     }

@@ -106,6 +106,7 @@ impl World {
             token: token.clone(),
             tasks: TaskSet::default(),
             readiness: Readiness::default(),
+            pulse: service::Pulse::default(),
             pages: service::axum::Router::new(),
             security: Security::open(),
             bound: Vec::new(),

@@ -37,7 +37,7 @@ impl State {
             self.record(now, Fact::Lapsed { ids, reason: FailReason::LeaseExpired }, out);
         }
         let timeout = self.durable.plan.broadcast_timeout;
-        let expired = self.weights.expire(now, self.durable.plan.weights_retry_delay());
+        let expired = self.weights.expire(now, &self.durable.plan);
         if let Some((group, absent)) = expired.unformed {
             out.notice(Notice::BroadcastGroupUnformed { group, absent, timeout });
         }

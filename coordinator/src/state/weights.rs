@@ -9,8 +9,6 @@
 mod broadcasts;
 mod deliveries;
 
-use std::time::Duration;
-
 use types::link::actor::ActorCommand;
 use types::link::learner::LearnerCommand;
 use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, Timestamp};
@@ -149,10 +147,10 @@ impl WeightPlane {
         self.deliveries.add_unserved(replaced);
     }
 
-    /// A member's end of a group is dead; so is the group. The next one is formed after a pause.
-    pub(super) fn group_failed(&mut self, now: Timestamp, id: BroadcastGroupId, retry_delay: Duration) {
+    /// A member's end of a group is dead; so is the group. The next one is formed after a pause, which grows.
+    pub(super) fn group_failed(&mut self, now: Timestamp, id: BroadcastGroupId, plan: &RunPlan) {
         // They pull what they lack.
-        let served = self.broadcasts.group_failed(now, id, retry_delay);
+        let served = self.broadcasts.group_failed(now, id, plan);
         self.deliveries.add_unserved(served);
     }
 
@@ -235,12 +233,12 @@ impl WeightPlane {
         &mut self,
         now: Timestamp,
         actor: &MemberId,
-        retry_delay: Duration,
+        plan: &RunPlan,
     ) -> Option<BroadcastGroupId> {
-        self.deliveries.failed(actor, now + retry_delay);
+        self.deliveries.failed(actor, now + plan.weights_retry_delay());
         let group = self.broadcasts.group_awaiting(actor);
         if let Some(group) = group {
-            self.group_failed(now, group, retry_delay);
+            self.group_failed(now, group, plan);
         }
         self.broadcasts.ended_for(actor);
         group
@@ -252,14 +250,14 @@ impl WeightPlane {
     }
 
     /// Gives up what is past its deadline.
-    pub(super) fn expire(&mut self, now: Timestamp, retry_delay: Duration) -> ExpiredWeights {
-        let unformed = self.broadcasts.expire_forming(now, retry_delay);
+    pub(super) fn expire(&mut self, now: Timestamp, plan: &RunPlan) -> ExpiredWeights {
+        let unformed = self.broadcasts.expire_forming(now, plan);
         let mut unconfirmed = None;
         if let Some((group, version, silent)) = self.broadcasts.expire_broadcast(now) {
-            self.group_failed(now, group, retry_delay);
+            self.group_failed(now, group, plan);
             unconfirmed = Some((version, silent));
         }
-        self.deliveries.expire(now, now + retry_delay);
+        self.deliveries.expire(now, now + plan.weights_retry_delay());
         ExpiredWeights { unformed, unconfirmed }
     }
 }

@@ -151,10 +151,15 @@ pub(crate) async fn learner(address: &str, name: &str, incarnation: u64) -> Resu
     learner_saying(address, learner_hello(name, incarnation)).await
 }
 
-/// What a learner says first whose policy has no tokenizer.
-pub(crate) fn learner_hello(name: &str, incarnation: u64) -> LearnerHello {
+/// The weights of a version: those of every other.
+pub(crate) fn manifest(version: u64) -> Manifest {
     let layout = TensorLayout { name: "w".to_owned(), shape: vec![1], dtype: DType::F32 };
     let tensors = vec![TensorEntry::new(layout, WeightHash([7; 32])).unwrap()];
+    Manifest::new(PolicyVersion(version), tensors).unwrap()
+}
+
+/// What a learner says first whose policy has no tokenizer.
+pub(crate) fn learner_hello(name: &str, incarnation: u64) -> LearnerHello {
     LearnerHello {
         member: name.parse().unwrap(),
         incarnation: Incarnation(incarnation),
@@ -162,7 +167,7 @@ pub(crate) fn learner_hello(name: &str, incarnation: u64) -> LearnerHello {
         world_size: 1,
         trained: BatchId(0),
         checkpointed: BatchId(0),
-        manifest: Manifest::new(PolicyVersion(0), tensors).unwrap(),
+        manifest: manifest(0),
         steps: RecentSteps::default(),
         store: "127.0.0.1:2".to_owned(),
         weights: format!("{name}.host:3"),

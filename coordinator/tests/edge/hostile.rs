@@ -330,6 +330,8 @@ async fn garbage_resets_and_bombs_take_no_memory_and_change_nothing() {
     let reading = async { read.read_to_end(&mut answer).await };
     let ended = timeout(TIMEOUT, async { tokio::join!(sending, reading) }).await;
     assert!(ended.is_ok(), "the connection of who resets for ever is closed");
+    // Not because it answers no ping: it is told to be calm (RFC 9113, section 7, code 11).
+    assert_eq!(told_to_go(&answer), Some(11));
 
     // A message beyond what travels, of a stranger and of a member.
     let bomb = || {
@@ -379,4 +381,17 @@ async fn doors_that_stand_open_to_strangers_are_not_opened() {
     let (code, refused) =
         said(&["--set", "listen=127.0.0.1:0", "--set", "service.listen_metrics=10.0.0.1:9464"]);
     assert!(code == Some(2) && refused.contains("service.listen_metrics is 10.0.0.1:9464"), "{refused}");
+}
+
+/// The reason of the first GOAWAY among these frames (RFC 9113, section 6.8).
+fn told_to_go(mut frames: &[u8]) -> Option<u32> {
+    while let Some((head, rest)) = frames.split_first_chunk::<9>() {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let payload = rest.get(..length)?;
+        if head[3] == 7 {
+            return payload.get(4..8)?.try_into().ok().map(u32::from_be_bytes);
+        }
+        frames = &rest[length..];
+    }
+    None
 }

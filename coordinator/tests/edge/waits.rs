@@ -6,10 +6,10 @@ use proto::pb;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use types::RolloutId;
-use types::link::learner::{LearnerPhase, LearnerReport};
+use types::link::learner::{LearnerCommand, LearnerPhase, LearnerReport};
 
 use crate::coordinator_process::{CoordinatorProcess, TIMEOUT};
-use crate::fake_member::{actor, learner, load, make_ready, reward_server};
+use crate::fake_member::{actor, learner, load, make_ready, manifest, reward_server};
 use crate::streams::get;
 use crate::{failed, id, scored};
 
@@ -140,4 +140,104 @@ async fn what_changed_in_the_plan_is_on_the_page() {
     assert_eq!(changes.len(), 1, "{status}");
     assert_eq!(changes[0]["change"], "batches was 40 when the run began and is 50 now");
     assert_eq!(changes[0]["after"], 0);
+}
+
+/// A metric of a coordinator, if it has one under this name and these labels.
+async fn metric(coordinator: &CoordinatorProcess, series: &str) -> Option<f64> {
+    let (_, answer) = get(&coordinator.metrics, "/metrics", "").await;
+    let line = answer.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.map(|value| value.parse().unwrap())
+}
+
+#[tokio::test]
+async fn what_a_coordinator_knew_of_the_last_step_it_knows_again_after_a_restart() {
+    let mut coordinator = CoordinatorProcess::start(&[]).await;
+    for nothing_yet in [
+        "rlhf_coordinator_responses_ended_total{outcome=\"failed\",reason=\"overload\"}",
+        "rlhf_coordinator_reports_rejected_total{role=\"actor\"}",
+        "rlhf_coordinator_short_batches_total",
+    ] {
+        assert_eq!(metric(&coordinator, nothing_yet).await, Some(0.0), "{nothing_yet}");
+    }
+    let at = "rlhf_coordinator_last_step_timestamp_seconds";
+    assert_eq!(metric(&coordinator, at).await, None);
+    let mut learner = learner(&coordinator.address, "learner", 1).await.unwrap();
+    let server = reward_server(&coordinator.address, "r", 1).await.unwrap();
+    let mut actor = actor(&coordinator.address, "a").await.unwrap();
+    make_ready(&mut actor, 8).await;
+    let mut leased: Vec<RolloutId> = Vec::new();
+    while leased.len() < 8 {
+        let ids = actor.find(|command| match &command.command {
+            Some(pb::actor_command::Command::Lease(lease)) => {
+                let wanted = lease.prompts.iter().flat_map(|prompt| prompt.wanted.clone());
+                Some(wanted.map(|id| id.try_into().unwrap()).collect::<Vec<RolloutId>>())
+            }
+            _ => None,
+        });
+        leased.extend(ids.await);
+    }
+    for (place, id) in leased.iter().enumerate() {
+        server.say(scored(*id, if place % 2 == 0 { 0.25 } else { 0.75 })).await;
+    }
+    let mut parts = proto::LearnerCommands::default();
+    let batch = loop {
+        let command = parts.push(learner.next().await.unwrap()).unwrap();
+        if let Some(LearnerCommand::Batch(batch)) = command {
+            break batch.id();
+        }
+    };
+    let manifest = manifest(1);
+    learner.say(LearnerReport::Trained { batch, manifest, metrics: Box::default() }).await;
+    let deadline = Instant::now() + TIMEOUT;
+    while metric(&coordinator, at).await.is_none() {
+        assert!(Instant::now() < deadline, "the step is never measured");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let before = (metric(&coordinator, at).await, metric(&coordinator, "rlhf_step_score_mean").await);
+    assert_eq!(before.1, Some(0.5));
+    coordinator.start_again(&[]);
+    coordinator.listens().await;
+    page_with(&coordinator, "/status.json", |status| status["trained"] == 1).await;
+    let after = (metric(&coordinator, at).await, metric(&coordinator, "rlhf_step_score_mean").await);
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
+async fn a_term_that_comes_twice_at_once_drains_and_one_that_comes_again_ends() {
+    // A prompt is leased, so that the drain takes its time.
+    let settings = ["drain_timeout=30s", "service.grace_period=60s"];
+    let mut coordinator = CoordinatorProcess::start(&settings).await;
+    let _learner = learner(&coordinator.address, "learner", 1).await.unwrap();
+    let _server = reward_server(&coordinator.address, "r", 1).await.unwrap();
+    let mut actor = actor(&coordinator.address, "a").await.unwrap();
+    make_ready(&mut actor, 4).await;
+    actor
+        .find(|command| matches!(command.command, Some(pb::actor_command::Command::Lease(_))).then_some(()))
+        .await;
+    coordinator.signal("TERM");
+    coordinator.signal("TERM");
+    page_with(&coordinator, "/status.json", |status| status["phase"] != "running").await;
+    let log = coordinator.log();
+    assert!(log.contains("draining") && !log.contains("leaving without draining"), "{log}");
+    sleep(Duration::from_millis(2100)).await;
+    coordinator.signal("TERM");
+    assert_eq!(coordinator.exit_code().await, Some(130), "{}", coordinator.log());
+}
+
+#[tokio::test]
+async fn lines_of_json_say_whose_they_are_and_nothing_of_the_store() {
+    let settings = ["run=mine", "service.log_format=json"];
+    let mut coordinator = CoordinatorProcess::start(&settings).await;
+    let _server = reward_server(&coordinator.address, "r", 1).await.unwrap();
+    page_with(&coordinator, "/status.json", |status| status["reward_servers"][0]["connected"] == true).await;
+    coordinator.signal("TERM");
+    coordinator.exit_code().await;
+    let log = coordinator.log();
+    assert!(log.lines().count() > 3, "{log}");
+    for line in log.lines() {
+        let said: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert_eq!((&said["role"], &said["run"]), (&"coordinator".into(), &"mine".into()), "{line}");
+        let target = said["target"].as_str().unwrap();
+        assert!(!target.starts_with("fjall") && !target.starts_with("lsm_tree"), "{line}");
+    }
 }

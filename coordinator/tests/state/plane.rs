@@ -6,7 +6,10 @@ use std::time::Duration;
 use coordinator::state::{ActorEvent, Effect, Event, LearnerEvent, RunPlan, State};
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
 use types::link::learner::{LearnerCommand, LearnerPhase, LearnerReport};
-use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, Timestamp};
+use types::{
+    BroadcastGroupId, DType, Manifest, MemberId, PolicyVersion, TensorEntry, TensorLayout, Timestamp,
+    WeightHash,
+};
 
 use crate::small_run::{LEARNER_WEIGHTS as LEARNER, actor_hello, learner_hello, manifest, plan};
 
@@ -264,4 +267,82 @@ fn a_stopped_member_ends_its_broadcast_for_everybody_when_it_is_noticed() {
     plane.wait(timeout / 2);
     plane.left.sort();
     assert_eq!(plane.left, [(group, actors[0].to_string()), (group, "learner".to_owned())]);
+}
+
+/// Two actors with weights, whose group is ordered.
+fn grouped() -> (Plane, [MemberId; 2]) {
+    let mut plane = Plane::new(2, false);
+    let actors = [name(0), name(1)];
+    for actor in &actors {
+        plane.confirm(actor, &manifest(0, 0));
+    }
+    plane.wait(Duration::from_secs(1));
+    assert_eq!(plane.groups.len(), 1);
+    (plane, actors)
+}
+
+#[test]
+fn a_group_that_fails_again_and_again_is_tried_ever_less_often() {
+    let (mut plane, actors) = grouped();
+    let hour = plane.now + Duration::from_secs(3600);
+    let mut tried = Vec::new();
+    while plane.now < hour {
+        if plane.groups.len() > tried.len() {
+            let (group, detail) = (*plane.groups.last().unwrap(), "one of two backends".to_owned());
+            plane.report(&actors[1], ActorReport::BroadcastGroupFailed { group, detail });
+            tried.push(plane.now);
+        }
+        plane.wait(Duration::from_millis(500));
+        actors.iter().for_each(|actor| plane.heartbeat(actor, 0));
+        plane.alive();
+    }
+    let pauses: Vec<u64> = tried.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+    assert!(pauses[0] < 2_500 && pauses.is_sorted(), "{pauses:?}");
+    // From then on as long as a group may take to form.
+    let longest = u64::try_from(plan().broadcast_timeout.as_millis()).unwrap();
+    assert!(pauses.last().is_some_and(|pause| (longest..longest + 1_000).contains(pause)), "{pauses:?}");
+    assert!(tried.len() < 730, "{} times in an hour", tried.len());
+    // Another member is another group, which is tried at once.
+    plane.wait(Duration::from_secs(1));
+    let before = plane.groups.len();
+    let third = name(2);
+    plane.deliver(Event::Actor {
+        member: third.clone(),
+        event: ActorEvent::Joined(actor_hello(third.clone())),
+    });
+    plane.confirm(&third, &manifest(0, 0));
+    plane.wait(Duration::from_secs(5));
+    plane.wait(Duration::from_secs(1));
+    assert!(plane.groups.len() > before);
+}
+
+#[test]
+fn a_large_version_is_given_the_time_that_its_bytes_take() {
+    for (megabytes, outlasts) in [(1_u64, false), (65_000, true)] {
+        let (mut plane, actors) = grouped();
+        plane.form(&actors);
+        let layout =
+            TensorLayout { name: "w".to_owned(), shape: vec![megabytes * 250_000], dtype: DType::F32 };
+        let tensors = vec![TensorEntry::new(layout, WeightHash([9; 32])).unwrap()];
+        // Another learner comes, which has other weights. They are pulled while there is no group; when that
+        // failed they are broadcast.
+        let large = Manifest::new(PolicyVersion(0), tensors).unwrap();
+        plane.deliver(Event::Learner(LearnerEvent::Joined(learner_hello(2, large))));
+        plane.wait(Duration::from_secs(1));
+        plane.form(&actors);
+        for actor in &actors {
+            let (version, detail) = (PolicyVersion(0), "for the test".into());
+            plane.report(actor, ActorReport::WeightsFailed { version, detail });
+        }
+        plane.wait(Duration::from_millis(1));
+        assert_eq!(plane.receiving, actors, "{megabytes} MB are broadcast");
+        plane.left.clear();
+        for _ in 0..61 {
+            plane.wait(Duration::from_secs(1));
+            actors.iter().for_each(|actor| plane.heartbeat(actor, 0));
+            plane.alive();
+        }
+        let is_given_up = plane.left.iter().any(|(_, member)| member == "learner");
+        assert_eq!(is_given_up, !outlasts, "{megabytes} MB");
+    }
 }

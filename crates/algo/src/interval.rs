@@ -68,6 +68,9 @@ mod tests {
         assert!((interval.half_width.unwrap() - 4.303 / 3f64.sqrt()).abs() < 1e-12);
         assert_eq!(interval.to_string(), "2.000 ± 2.484");
         assert_eq!(format!("{:.1}", interval.times(-100.0)), "-200.0 ± 248.4");
+        // 1 to 5: deviation the root of 2.5, times 2.776.
+        let of_five = Interval::of(&[5.0, 4.0, 3.0, 2.0, 1.0]).unwrap();
+        assert!((of_five.half_width.unwrap() - 2.776 * 0.5f64.sqrt()).abs() < 1e-12);
         assert_eq!(Interval::of(&[0.25]).unwrap().to_string(), "0.250");
         assert_eq!(Interval::of(&[-0.0004]).unwrap().to_string(), "0.000");
         assert_eq!(Interval::of(&[]), None);

@@ -53,12 +53,12 @@ impl Moments {
 
     /// The mean; 0 of nothing.
     pub fn mean(&self) -> f64 {
-        if self.count > 0.0 { self.sum / self.count } else { 0.0 }
+        self.sum / self.count.max(1.0)
     }
 
     /// The biased variance, `sum((x - mean)^2) / count`; 0 of nothing.
     pub fn variance(&self) -> f64 {
-        if self.count > 0.0 { (self.sum_of_squares / self.count - self.mean().powi(2)).max(0.0) } else { 0.0 }
+        (self.sum_of_squares / self.count.max(1.0) - self.mean().powi(2)).max(0.0)
     }
 
     /// The unbiased variance, `sum((x - mean)^2) / (count - 1)`; 0 of fewer than two numbers.
@@ -98,6 +98,16 @@ mod tests {
         assert_eq!((nothing.mean(), nothing.variance(), nothing.unbiased_variance()), (0.0, 0.0, 0.0));
         let one: Moments = [3.0].into_iter().collect();
         assert_eq!((one.mean(), one.variance(), one.unbiased_variance()), (3.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn a_number_pushed_many_times_is_so_many_numbers() {
+        let (mut at_once, mut by_one) = (Moments::default(), Moments::default());
+        at_once.push_times(2.0, 3);
+        at_once.push(-4.0);
+        [2.0, 2.0, 2.0, -4.0].into_iter().for_each(|value| by_one.push(value));
+        assert_eq!(at_once, by_one);
+        assert_eq!((at_once.mean(), at_once.variance(), at_once.unbiased_variance()), (0.5, 6.75, 9.0));
     }
 
     #[test]

@@ -136,7 +136,9 @@ fn equal_mass_bins(blocks: &[Outcome], bins: usize) -> Vec<(f64, f64)> {
     let mut points = Vec::with_capacity(bins);
     let (mut next, mut start) = (0, 0.0);
     for bin in 0..bins {
-        let (low, high) = (total * bin as f64 / bins as f64, total * (bin + 1) as f64 / bins as f64);
+        // The last bin takes what rounding leaves over.
+        let high = if bin + 1 == bins { f64::INFINITY } else { total * (bin + 1) as f64 / bins as f64 };
+        let low = total * bin as f64 / bins as f64;
         let (mut mass, mut reward, mut outcome) = (0.0, 0.0, 0.0);
         while let Some(block) = blocks.get(next) {
             let end = start + block.weight;
@@ -144,7 +146,7 @@ fn equal_mass_bins(blocks: &[Outcome], bins: usize) -> Vec<(f64, f64)> {
             mass += share;
             reward += share * block.reward;
             outcome += share * block.outcome;
-            if end > high && bin + 1 < bins {
+            if end > high {
                 break;
             }
             start = end;

@@ -18,7 +18,7 @@ const FAILURE: i32 = 1;
 /// # Errors
 /// Never, with this filter.
 pub(crate) fn init_logging() -> anyhow::Result<()> {
-    service::init_logging("warn", LogFormat::Text)?;
+    service::init_logging("warn", LogFormat::Text, &[])?;
     // Logging has a word to say about panics, and would have it about those that are none.
     end_quietly();
     Ok(())

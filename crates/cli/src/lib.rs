@@ -16,6 +16,8 @@ mod closed_pipe;
 mod commands;
 mod decimal;
 mod doctor;
+#[cfg(test)]
+mod documented_commands;
 mod grading;
 mod heartbeat;
 mod judging;

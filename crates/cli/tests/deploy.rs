@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -75,6 +76,34 @@ fn alerts_name_metrics_that_exist() {
         for name in names(&read(text)) {
             assert!(described.has(&name), "{text} mentions {name}, which no role has");
         }
+    }
+}
+
+#[test]
+fn every_alert_fires_where_it_should_and_is_quiet_in_a_sound_run() {
+    if std::env::var_os("SLUICE_WITHOUT_PROMTOOL").is_some_and(|value| value == "1") {
+        eprintln!("left out: SLUICE_WITHOUT_PROMTOOL is 1");
+        return;
+    }
+    let promtool = root().join(".deps/debian/usr/bin/promtool");
+    assert!(
+        promtool.exists(),
+        "promtool is missing: run setup/install.sh promtool, or set SLUICE_WITHOUT_PROMTOOL=1"
+    );
+    for arguments in [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]] {
+        let mut command = Command::new(&promtool);
+        let output = command.args(arguments).current_dir(root().join("deploy/prometheus")).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+    }
+    // The test above holds whatever the last of its cases lists; it has to list all.
+    let tests = read("deploy/prometheus/alerts.test.yml");
+    let (_, firing) = tests.split_once("every alert fires").unwrap();
+    let alerts: Value = yaml_serde::from_str(&read("deploy/prometheus/alerts.yml")).unwrap();
+    let groups = alerts["groups"].as_array().unwrap().iter();
+    for rule in groups.flat_map(|group| group["rules"].as_array().unwrap()) {
+        let alert = rule["alert"].as_str().unwrap();
+        assert!(firing.contains(&format!("alertname=\"{alert}\"")), "no test shows that {alert} fires");
     }
 }
 

@@ -99,6 +99,14 @@ fn what_tokens_and_certificates_are_written_a_process_can_use() {
         let own = security.token_of("actor").filter(|_| role == "actor");
         assert!(role != "actor" || own.as_deref() == Some(shown.trim()), "{role}");
     }
-    let (code, [_, said]) = sluice(&["dashboard", ".", "--host", "0.0.0.0"]);
-    assert!(code == Some(2), "{said}");
+    // Neither opens itself to strangers, unless it is told to.
+    std::fs::create_dir_all(folder.path().join("run/ring/config")).unwrap();
+    std::fs::write(folder.path().join("run/ring/steps.jsonl"), "").unwrap();
+    for command in [
+        ["dashboard", "run", "--host", "0.0.0.0"].as_slice(),
+        &["serve", "--model", "run", "--host", "0.0.0.0"],
+    ] {
+        let (code, [_, said]) = sluice(command);
+        assert!(code == Some(2) && said.contains("--insecure"), "{command:?}: {said}");
+    }
 }

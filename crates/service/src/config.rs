@@ -97,7 +97,8 @@ pub struct ServiceConfig {
     pub address_file: Option<PathBuf>,
     /// What is logged, as a `tracing` filter.
     pub log: String,
-    /// `text` for people, `json` for machines.
+    /// `text` for people, `json` for machines: an object a line, which begins with `role`, `run` and `member` as
+    /// far as they are configured.
     pub log_format: LogFormat,
     /// How long a shutdown may take before what has not finished is named and abandoned.
     #[serde(with = "humantime_serde")]
@@ -121,7 +122,8 @@ impl Default for ServiceConfig {
             // Loopback only: what other machines reach is a decision, never a default.
             listen_metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
             address_file: None,
-            log: "info".to_owned(),
+            // What the journal's store does is of interest to nobody who has no question about it.
+            log: "info,fjall=warn,lsm_tree=warn".to_owned(),
             log_format: LogFormat::Text,
             grace_period: Duration::from_secs(30),
             follow_stdin: false,

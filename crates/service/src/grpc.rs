@@ -1,15 +1,22 @@
 //! gRPC servers and channels with bounds on everything: streams, connections, silence and time.
 
+use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Endpoint;
+use tonic::transport::{Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
 use tower_layer::{Identity, Stack};
+use tower_service::Service;
 
 use crate::bind::bind;
 use crate::connections::Beginning;
@@ -178,6 +185,58 @@ impl StreamEnd {
 /// # Errors
 /// When the address is none, or nobody answers in time.
 pub async fn connect(address: &str, service: &'static str, security: &Security) -> anyhow::Result<Channel> {
+    let endpoint = endpoint(address)?;
+    let connected = if security.tls().is_some() {
+        endpoint.connect_with_connector(Dialer { security: security.clone(), service }).await
+    } else {
+        endpoint.connect().await
+    };
+    shown(address, connected, security)
+}
+
+/// The same over another network than the machine's, in which `dial` reaches a `host:port`: simulations have
+/// one.
+///
+/// # Errors
+/// When the address is none, or nobody answers in time.
+pub async fn connect_over<F, T>(
+    address: &str,
+    security: &Security,
+    dial: fn(String) -> F,
+) -> anyhow::Result<Channel>
+where
+    F: Future<Output = io::Result<T>> + Send + 'static,
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    shown(address, endpoint(address)?.connect_with_connector(Network(dial)).await, security)
+}
+
+/// What reaches addresses.
+struct Network<F>(fn(String) -> F);
+
+impl<F, T> Service<Uri> for Network<F>
+where
+    F: Future<Output = io::Result<T>> + Send + 'static,
+{
+    type Response = TokioIo<T>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<T>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let dialling = uri.authority().map(|address| (self.0)(address.to_string()));
+        Box::pin(async move {
+            let dialling = dialling.ok_or_else(|| io::Error::other("no address"))?;
+            Ok(TokioIo::new(dialling.await?))
+        })
+    }
+}
+
+/// An address with our bounds.
+fn endpoint(address: &str) -> anyhow::Result<Endpoint> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -186,11 +245,15 @@ pub async fn connect(address: &str, service: &'static str, security: &Security) 
         .initial_stream_window_size(CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
         .tcp_nodelay(true);
-    let connected = if security.tls().is_some() {
-        endpoint.connect_with_connector(Dialer { security: security.clone(), service }).await
-    } else {
-        endpoint.connect().await
-    };
+    Ok(endpoint)
+}
+
+/// A connection that shows who we are, or why there is none.
+fn shown(
+    address: &str,
+    connected: Result<tonic::transport::Channel, tonic::transport::Error>,
+    security: &Security,
+) -> anyhow::Result<Channel> {
     let channel =
         connected.map_err(|error| anyhow::anyhow!("cannot reach {address}: {}", root_cause(&error)))?;
     Ok(InterceptedService::new(channel, Credentials(security.clone())))

@@ -35,6 +35,11 @@ pub type Opening<C> = Pin<Box<dyn Future<Output = Result<Response<Streaming<C>>,
 /// Opens a stream of reports `R` on a channel.
 pub type Open<R, C> = fn(Channel, Request<ReceiverStream<R>>) -> Opening<C>;
 
+/// A connection under way.
+pub type Connecting = Pin<Box<dyn Future<Output = anyhow::Result<Channel>> + Send>>;
+/// Connects to `host:port`, where a service (a role) has to be.
+pub type Connect = fn(String, &'static str, Security) -> Connecting;
+
 /// What happened on a link.
 #[derive(Debug)]
 pub enum LinkEvent<C> {
@@ -77,6 +82,7 @@ pub struct Link<R, C> {
     service: &'static str,
     security: Security,
     open: Open<R, C>,
+    connect: Connect,
     state: State<R, C>,
     backoff: Backoff,
     /// Since when there has been no stream.
@@ -106,6 +112,9 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
             service,
             security,
             open,
+            connect: |address, service, security| {
+                Box::pin(async move { connect(&address, service, &security).await })
+            },
             state: State::Pausing(now),
             backoff,
             away_since: now,
@@ -113,6 +122,12 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
             timeout,
             term: None,
         }
+    }
+
+    /// The same link over another network than the machine's: simulations have one.
+    #[must_use]
+    pub fn over(self, connect: Connect) -> Self {
+        Self { connect, ..self }
     }
 
     /// Whether a stream is open.
@@ -168,7 +183,8 @@ impl<R: Send + 'static, C: Send + 'static> Link<R, C> {
 
     /// Opens a stream with `hello` as its first report. Yields what went wrong, if anything did.
     pub async fn connect<D>(&mut self, hello: R) -> Option<LinkEvent<D>> {
-        let channel = match connect(&self.address, self.service, &self.security).await {
+        let connecting = (self.connect)(self.address.clone(), self.service, self.security.clone());
+        let channel = match connecting.await {
             Ok(channel) => channel,
             Err(error) => return Some(self.pause(format!("{error:#}"))),
         };

@@ -15,6 +15,7 @@ use crate::bad_input::BadInput;
 use crate::bind::bind;
 use crate::config::{self, Config, ServiceConfig};
 use crate::http::{self, Readiness};
+use crate::pulse::Pulse;
 use crate::security::Security;
 use crate::signals::StopSignals;
 use crate::tasks::{OnError, TaskSet};
@@ -57,6 +58,8 @@ pub struct Context {
     pub readiness: Readiness,
     /// Pages to serve beside `/metrics`.
     pub pages: axum::Router,
+    /// Whether the work goes round, for `/health`.
+    pub pulse: Pulse,
     /// What is asked of those who come, and proved where this process goes.
     pub security: Security,
     /// Addresses bound by `build`, for the log and the address file, as (what, address).
@@ -119,6 +122,17 @@ pub fn exit_code(name: &str, result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
+/// Whose a process's lines are: its role, and its run and its name as far as they are configured.
+fn identity<C: Config>(role: &str, config: &C) -> Vec<(&'static str, String)> {
+    let mut identity = vec![("role", role.to_owned())];
+    let fields = serde_json::to_value(config).unwrap_or_default();
+    for key in ["run", "member"] {
+        let text = fields.get(key).and_then(|value| value.as_str()).filter(|text| !text.is_empty());
+        identity.extend(text.map(|text| (key, text.to_owned())));
+    }
+    identity
+}
+
 fn start<C, B, F>(role: &'static str, config: C, build: B) -> anyhow::Result<Ended>
 where
     C: Config + Send + 'static,
@@ -126,7 +140,7 @@ where
     F: Future<Output = anyhow::Result<Context>>,
 {
     let service = config.service().clone();
-    init_logging(&service.log, service.log_format).context("read service.log")?;
+    init_logging(&service.log, service.log_format, &identity(role, &config)).context("read service.log")?;
     tracing::debug!(config = config::render(&config), "effective configuration");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(service.io_threads.max(1))
@@ -164,13 +178,14 @@ where
         token: token.clone(),
         tasks: TaskSet::default(),
         readiness: Readiness::default(),
+        pulse: Pulse::default(),
         pages: axum::Router::new(),
         security: security.clone(),
         bound: vec![("metrics", metrics_address)],
     };
     let runtime = tokio::runtime::Handle::current();
     let built = tokio::task::spawn_blocking(move || runtime.block_on(build(config, context)));
-    let Context { tasks, readiness, pages, bound, .. } = built.await??;
+    let Context { tasks, readiness, pulse, pages, bound, .. } = built.await??;
     for (what, address) in &bound {
         tracing::info!(what, %address, "listening");
     }
@@ -180,7 +195,7 @@ where
     // The metrics stay up until the work is done, so that the last scrape sees the drain.
     let work_done = CancellationToken::new();
     let mut chassis = TaskSet::default();
-    let pages = http::pages(prometheus, readiness, pages);
+    let pages = http::pages(prometheus, readiness, pulse, pages);
     let served = http::serve(listener, pages, work_done.clone(), security.clone());
     chassis.add("metrics", OnError::Log, served);
     chassis.add("security files", OnError::Log, security.keep_fresh(work_done.clone()));

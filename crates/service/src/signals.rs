@@ -1,8 +1,14 @@
 //! How a process is told to stop.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+/// SIGTERMs so close together say one thing: a scheduler sends one to the whole job, and the job's script
+/// passes it on. Whoever presses Ctrl-C twice means it.
+const SAME_STOP: Duration = Duration::from_secs(2);
 
 /// SIGINT (Ctrl-C) and SIGTERM, as a stream that lives as long as the work: a signal that comes while nobody
 /// waits is kept for the next call. `tokio::signal::ctrl_c()` made anew in a loop would lose it.
@@ -10,6 +16,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
+    /// When the last SIGTERM came.
+    terminated: Option<Instant>,
 }
 
 impl StopSignals {
@@ -19,16 +27,24 @@ impl StopSignals {
     /// When the system refuses.
     pub fn listen() -> io::Result<Self> {
         let interrupt = signal(SignalKind::interrupt())?;
-        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
+        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())?, terminated: None })
     }
 
-    /// Waits for the next one. Several that come before it is called may count as one. Cancel safe.
+    /// Waits for the next one. Several that come before it is called may count as one, and SIGTERMs within
+    /// two seconds do. Cancel safe.
     pub async fn next(&mut self) {
-        tokio::select! {
-            Some(()) = self.interrupt.recv() => {}
-            Some(()) = self.terminate.recv() => {}
-            // Neither stream ends while the process lives.
-            else => std::future::pending().await,
+        loop {
+            tokio::select! {
+                Some(()) = self.interrupt.recv() => return,
+                Some(()) = self.terminate.recv() => {
+                    let before = self.terminated.replace(Instant::now());
+                    if before.is_none_or(|at| at.elapsed() >= SAME_STOP) {
+                        return;
+                    }
+                }
+                // Neither stream ends while the process lives.
+                else => return std::future::pending().await,
+            }
         }
     }
 }
@@ -39,7 +55,7 @@ mod tests {
 
     use nix::sys::signal::{Signal, raise};
 
-    use super::StopSignals;
+    use super::{SAME_STOP, StopSignals};
 
     #[tokio::test]
     async fn a_signal_that_comes_while_nobody_waits_is_not_lost() {
@@ -52,5 +68,11 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(50)).await;
             tokio::time::timeout(Duration::from_secs(5), stop.next()).await.unwrap();
         }
+        // A second SIGTERM in the same moment is the same one; a later one is another.
+        raise(Signal::SIGTERM).unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(200), stop.next()).await.is_err());
+        tokio::time::sleep(SAME_STOP).await;
+        raise(Signal::SIGTERM).unwrap();
+        tokio::time::timeout(Duration::from_secs(5), stop.next()).await.unwrap();
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use futures::Stream;
 use proto::pb::weight_source_server::{WeightSource, WeightSourceServer};
@@ -16,8 +17,14 @@ use types::{ModelDescription, ModelFile, WeightHash};
 
 use crate::snapshots::{Snapshot, Snapshots};
 
-/// Bytes of the buffer in one message.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of the buffer in one message: what has come is counted by messages, so that a slow link has to bring
+/// one within the time in which a pull without progress is given up.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// How long a ping of this server may take. Its answer waits for what lies in the buffers of the connection:
+/// 8 MiB at most, for which a link of 100 kB/s needs 84 seconds. Whether a pull comes further is the
+/// coordinator's concern.
+const PING_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Files of a model folder that configuration, tokenizer and chat template are read from.
 const MODEL_FILES: [&str; 7] = [
@@ -86,7 +93,9 @@ impl WeightService {
     pub fn router(self, security: &Security) -> Router {
         let source = WeightSourceServer::new(self);
         let source = source.max_encoding_message_size(proto::MAX_MESSAGE_BYTES);
-        service::grpc::server(security, CALLERS).add_service(source)
+        service::grpc::server(security, CALLERS)
+            .http2_keepalive_timeout(Some(PING_TIMEOUT))
+            .add_service(source)
     }
 
     fn snapshot(&self, hash: &[u8]) -> Result<Arc<Snapshot>, Status> {

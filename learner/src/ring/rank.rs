@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use collective::{Backend, GroupConfig, ProcessGroup, Store};
 use model::ModelConfig;
+use service::Pulse;
 use tch::Kind;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -32,6 +33,12 @@ const COMMAND_CAPACITY: usize = 8;
 const EVENT_CAPACITY: usize = 16;
 /// How often the other ranks hear from an idle rank 0.
 const IDLE_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a rank that waits for a command may hear nothing, not even that there is none, before it counts as
+/// stuck (`/health`).
+const IDLE_LIMIT: Duration = Duration::from_secs(300);
+/// How long a command may take before its rank counts as stuck: this, or so many times the longest until then.
+const COMMAND_LIMIT: Duration = Duration::from_secs(3600);
+const COMMAND_FACTOR: u32 = 5;
 /// When a checkpoint that found no room is tried again.
 const PUT_OFF_DELAY: Duration = Duration::from_secs(10);
 
@@ -91,11 +98,15 @@ impl RankHandle {
     ///
     /// # Errors
     /// When the operating system has no thread left.
-    pub(crate) fn start(config: Config, store: Option<Store>) -> anyhow::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(
+        config: Config,
+        store: Option<Store>,
+        pulse: Pulse,
+    ) -> anyhow::Result<(Self, JoinHandle<()>)> {
         let (commands, inbox) = std_mpsc::sync_channel(COMMAND_CAPACITY);
         let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
         let work = move || {
-            if let Err(error) = lead(&config, store, &inbox, &event_sender) {
+            if let Err(error) = lead(&config, store, &pulse, &inbox, &event_sender) {
                 // Nobody listening means that the process is ending anyway.
                 let _ = event_sender.blocking_send(RankEvent::Failed(error));
             }
@@ -141,13 +152,16 @@ impl RankHandle {
 fn lead(
     config: &Config,
     store: Option<Store>,
+    pulse: &Pulse,
     inbox: &std_mpsc::Receiver<RankCommand>,
     events: &mpsc::Sender<RankEvent>,
 ) -> anyhow::Result<()> {
     let (mut rank, ready) = Rank::prepare(config, store)?;
     events.blocking_send(RankEvent::Ready(Box::new(ready)))?;
     rank.events = Some(events.clone());
+    let mut watch = Watch::new(pulse);
     loop {
+        watch.idle();
         let command = if rank.is_checkpoint_due() {
             Some(RankCommand::Checkpoint)
         } else {
@@ -160,7 +174,7 @@ fn lead(
         };
         rank.pass_on(command.as_ref())?;
         let Some(command) = command else { continue };
-        if rank.carry_out(command)?.is_break() {
+        if watch.over(|| rank.carry_out(command))?.is_break() {
             return Ok(());
         }
     }
@@ -170,17 +184,47 @@ fn lead(
 ///
 /// # Errors
 /// When this rank or another one fails.
-pub(crate) fn follow(config: &Config, ready: impl FnOnce()) -> anyhow::Result<()> {
+pub(crate) fn follow(config: &Config, pulse: &Pulse, ready: impl FnOnce()) -> anyhow::Result<()> {
     let rendezvous: HostPort = config.rendezvous.parse()?;
     let store = Store::connect(&rendezvous.host, rendezvous.port, config.join_timeout)?;
     let (mut rank, _) = Rank::prepare(config, Some(store))?;
     tracing::info!(rank = config.rank, world_size = config.world_size, "rank ready");
     ready();
+    let mut watch = Watch::new(pulse);
     loop {
+        watch.idle();
         let Some(command) = rank.hear()? else { continue };
-        if rank.carry_out(command)?.is_break() {
+        if watch.over(|| rank.carry_out(command))?.is_break() {
             return Ok(());
         }
+    }
+}
+
+/// Beats the pulse of a rank's work.
+struct Watch<'a> {
+    pulse: &'a Pulse,
+    /// The longest command until now.
+    longest: Duration,
+}
+
+impl<'a> Watch<'a> {
+    fn new(pulse: &'a Pulse) -> Self {
+        Self { pulse, longest: Duration::ZERO }
+    }
+
+    /// The rank waits for a command, and hears now and then that there is none.
+    fn idle(&self) {
+        self.pulse.beat(IDLE_LIMIT);
+    }
+
+    /// The rank carries out a command.
+    fn over<T>(&mut self, command: impl FnOnce() -> T) -> T {
+        self.pulse.beat(COMMAND_LIMIT.max(self.longest * COMMAND_FACTOR));
+        let begun = Instant::now();
+        let done = command();
+        self.longest = self.longest.max(begun.elapsed());
+        self.idle();
+        done
     }
 }
 

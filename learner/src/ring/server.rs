@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use collective::Store;
 use model::Tokenizer;
 use service::grpc::Listener;
-use service::{BadInput, Context, OnError, Readiness};
+use service::{BadInput, Context, OnError, Pulse, Readiness};
 use types::{HostPort, Manifest, PolicyVersion, Vocabulary};
 use weights::{Member, ModelFiles, PublishEvent, Publisher, PublisherConfig, Snapshots, WeightService};
 
@@ -30,7 +30,7 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Context> {
     service::describe_metrics(metrics::METRICS);
     if config.rank > 0 {
-        let rank = follow(config, context.readiness.clone());
+        let rank = follow(config, context.pulse.clone(), context.readiness.clone());
         context.tasks.add("rank", OnError::Shutdown, async { rank.await.map_err(final_or_not) });
         return Ok(context);
     }
@@ -59,7 +59,8 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let (token, readiness) = (context.token.clone(), context.readiness.clone());
     let security = context.security.clone();
     let ring = RingContext { member: config.member.parse()?, config, addresses, readiness, token, security };
-    let rank_zero = RankZero { ring, listener, rank_store, _broadcast_store: broadcast_store };
+    let pulse = context.pulse.clone();
+    let rank_zero = RankZero { ring, listener, rank_store, pulse, _broadcast_store: broadcast_store };
     context
         .tasks
         .add("ring", OnError::Shutdown, async { Box::pin(rank_zero.run()).await.map_err(final_or_not) });
@@ -85,13 +86,16 @@ struct RankZero {
     listener: Listener,
     /// Where the ranks meet, if there are several.
     rank_store: Option<Store>,
+    /// Beaten by the trainer's thread.
+    pulse: Pulse,
     /// Broadcast groups meet here as long as this process lives.
     _broadcast_store: Store,
 }
 
 impl RankZero {
     async fn run(mut self) -> anyhow::Result<()> {
-        let (rank, thread) = RankHandle::start(self.ring.config.clone(), self.rank_store.take())?;
+        let (rank, thread) =
+            RankHandle::start(self.ring.config.clone(), self.rank_store.take(), self.pulse.clone())?;
         let result = self.lead(rank).await;
         leave(thread).await;
         result
@@ -168,12 +172,12 @@ async fn vocabulary(folder: PathBuf) -> anyhow::Result<Vocabulary> {
 }
 
 /// Runs any other rank, on a thread of its own.
-async fn follow(config: Config, readiness: Readiness) -> anyhow::Result<()> {
+async fn follow(config: Config, pulse: Pulse, readiness: Readiness) -> anyhow::Result<()> {
     let (done, ended) = tokio::sync::oneshot::channel();
     let name = format!("rank {}", config.rank);
     let work = move || {
         // Nobody waiting means that the process is ending.
-        let _ = done.send(rank::follow(&config, || readiness.set(true)));
+        let _ = done.send(rank::follow(&config, &pulse, || readiness.set(true)));
     };
     std::thread::Builder::new().name(name).spawn(work).context("start the rank's thread")?;
     ended.await.context("the rank's thread panicked")?

@@ -192,6 +192,7 @@ impl Learner {
         let context = Context {
             token: token.clone(),
             tasks: TaskSet::default(),
+            pulse: service::Pulse::default(),
             readiness: Readiness::default(),
             pages: service::axum::Router::new(),
             security: Security::open(),

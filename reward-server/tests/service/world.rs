@@ -51,6 +51,7 @@ impl Server {
             token: token.clone(),
             tasks: TaskSet::default(),
             readiness: Readiness::default(),
+            pulse: service::Pulse::default(),
             pages: axum::Router::new(),
             security: Security::open(),
             bound: Vec::new(),

@@ -17,6 +17,9 @@ use super::super::plan::RunPlan;
 /// Numbers for the groups of one start.
 const GROUPS_PER_TERM: u64 = 1_000_000;
 
+/// A broadcast that is slower than this is given up: slower networks than these have no GPUs behind them.
+const SLOWEST_BYTES_PER_SECOND: u64 = 50_000_000;
+
 /// The groups of one start of the coordinator.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Broadcasts {
@@ -36,6 +39,8 @@ pub(super) struct Broadcasts {
     last: BroadcastGroupId,
     /// After a failure no group is formed before this.
     form_after: Option<Timestamp>,
+    /// Which actors' group has failed last, and how often in a row before it stood.
+    failed: (BTreeSet<MemberId>, u32),
     /// Groups that have ended, with the actors that are still to be told.
     ended: BTreeMap<BroadcastGroupId, BTreeSet<MemberId>>,
 }
@@ -174,6 +179,7 @@ impl Broadcasts {
             forming.unready.remove(member);
             if forming.unready.is_empty() {
                 let stands = self.forming.take().map(|forming| forming.group);
+                self.failed = Default::default();
                 let replaced = std::mem::replace(&mut self.active, stands);
                 return replaced.map(|group| group.actors).unwrap_or_default();
             }
@@ -181,19 +187,23 @@ impl Broadcasts {
         BTreeSet::new()
     }
 
-    /// A member's end of a group is dead; so is the group. The next one is formed after a pause. Returns the
-    /// actors that it served.
+    /// A member's end of a group is dead; so is the group. The next one is formed after a pause, which grows to
+    /// the time that a group may take to form where it is always the same members' that fails: they pull
+    /// meanwhile. Returns the actors that it served.
     pub(super) fn group_failed(
         &mut self,
         now: Timestamp,
         id: BroadcastGroupId,
-        retry_delay: Duration,
+        plan: &RunPlan,
     ) -> BTreeSet<MemberId> {
-        let before = self.ended.len();
+        let forming = self.forming.as_ref().map(|forming| &forming.group);
+        let group = self.active.iter().chain(forming).find(|group| group.id == id);
+        let Some(actors) = group.map(|group| group.actors.clone()) else { return BTreeSet::new() };
         let served = self.end_groups(now, |group| group.id == id);
-        if self.ended.len() > before {
-            self.form_after = Some(now + retry_delay);
-        }
+        let times = if self.failed.0 == actors { self.failed.1.saturating_add(1) } else { 0 };
+        let pause = plan.weights_retry_delay().saturating_mul(1 << times.min(16));
+        self.form_after = Some(now + pause.min(plan.broadcast_timeout.max(plan.weights_retry_delay())));
+        self.failed = (actors, times);
         served
     }
 
@@ -251,7 +261,9 @@ impl Broadcasts {
         manifest: &Manifest,
     ) -> Option<BroadcastStart> {
         let active = self.active.as_ref()?;
-        let deadline = now + plan.broadcast_timeout;
+        // The members wait for each chunk; here the whole is awaited.
+        let wire = Duration::from_secs(manifest.total_bytes() / SLOWEST_BYTES_PER_SECOND);
+        let deadline = now + plan.broadcast_timeout + wire;
         self.under_way = Some(Broadcast {
             group: active.id,
             version: manifest.version(),
@@ -282,11 +294,11 @@ impl Broadcasts {
     pub(super) fn expire_forming(
         &mut self,
         now: Timestamp,
-        retry_delay: Duration,
+        plan: &RunPlan,
     ) -> Option<(BroadcastGroupId, Vec<MemberId>)> {
         let late = self.forming.as_ref().filter(|forming| forming.deadline <= now)?;
         let (id, unready) = (late.group.id, late.unready.iter().cloned().collect());
-        self.group_failed(now, id, retry_delay);
+        self.group_failed(now, id, plan);
         Some((id, unready))
     }
 

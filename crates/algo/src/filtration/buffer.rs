@@ -157,3 +157,55 @@ impl Filtration {
         Ok(pool)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filtration::{Candidate, NoSignal};
+
+    const POWER: Filtration = Filtration {
+        strategy: Strategy::Power { k: 3.0 },
+        mode: Mode::Resample { draws: 4 },
+        no_signal: NoSignal::Always,
+    };
+
+    fn weights_of(filtration: &Filtration, scores: &[f64]) -> Vec<f64> {
+        let ids = ["a", "b", "c", "d"];
+        let rollouts: Vec<Candidate<'_>> =
+            ids.into_iter().zip(scores).map(|(rollout_id, &score)| Candidate { rollout_id, score }).collect();
+        let group = Group { prompt_id: "p", rollouts: &rollouts };
+        match filter_buffer(filtration, 1, "b", &[group]).unwrap().remove(0) {
+            GroupDecision::Choices(choices) => choices.into_iter().map(|choice| choice.weight).collect(),
+            GroupDecision::NoSignal => panic!("every group has signal"),
+        }
+    }
+
+    #[test]
+    fn nothing_is_drawn_where_nothing_passes() {
+        let mode = Mode::ResampleBuffer { draws: 2 };
+        let filtration = Filtration { strategy: Strategy::Top { threshold: 2.0 }, mode, ..POWER };
+        assert_eq!(weights_of(&filtration, &[0.5, 1.0, -3.0]), [0.0; 3]);
+        assert_eq!(weights_of(&filtration, &[0.5, 2.5, -3.0]), [0.0, 2.0, 0.0]);
+    }
+
+    #[test]
+    fn magnitudes_whose_power_is_no_finite_number_are_weighed_all_the_same() {
+        let weights = weights_of(&Filtration { mode: Mode::Select, ..POWER }, &[1e200, -1e200, 0.0, 0.5e200]);
+        let sum = 2.0 + 0.125;
+        for (weight, mass) in weights.into_iter().zip([1.0, 1.0, 0.0, 0.125]) {
+            assert!((weight - 4.0 * mass / sum).abs() < 1e-12, "{weight}");
+        }
+    }
+
+    #[test]
+    fn what_is_expected_of_a_pool_sums_up_to_its_draws() {
+        let groups = [vec![1.0, 2.0], vec![], vec![-3.0, 0.5, 0.0]];
+        let sum_of_cubes: f64 = 1.0 + 8.0 + 27.0 + 0.125;
+        // Four draws for each of the two groups that have responses.
+        let drawn = POWER.expected_pool(&groups).unwrap();
+        assert!((drawn[0].as_ref().unwrap()[1] - 8.0 * 8.0 / sum_of_cubes).abs() < 1e-12);
+        assert_eq!(drawn[1], None);
+        let all = Filtration { mode: Mode::Select, ..POWER }.expected_pool(&groups).unwrap();
+        assert!((all[2].as_ref().unwrap()[0] - 5.0 * 27.0 / sum_of_cubes).abs() < 1e-12);
+    }
+}

@@ -287,3 +287,54 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     let above = (below + 1).min(sorted.len() - 1);
     sorted[below] + (at - at.floor()) * (sorted[above] - sorted[below])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_is_that_of_least_squares_and_outcomes_vary_around_it_as_they_do() {
+        // Slope 0.1 around (1.5, 0.5); residuals 0.2 in all where draws of 0 or 1 had 0.95.
+        let (expected, spread) = line(&[(0.0, 0.25), (1.0, 0.75), (2.0, 0.25), (3.0, 0.75)]);
+        for (expected, by_hand) in expected.iter().zip([0.35, 0.45, 0.55, 0.65]) {
+            assert!((expected - by_hand).abs() < 1e-12, "{expected}");
+        }
+        assert!((spread - (0.2_f64 / 0.95).sqrt()).abs() < 1e-12, "{spread}");
+    }
+
+    #[test]
+    fn outcomes_that_vary_as_draws_do_are_tossed_as_0_or_1() {
+        let group: Vec<(f64, f64)> = (0..400).map(|n| (f64::from(n % 4), f64::from(n % 4 / 2))).collect();
+        let mut window = Window::of(&[group]).unwrap();
+        window.spread = 1.0;
+        let tossed = window.tossed(&mut ChaCha8Rng::seed_from_u64(1));
+        assert!(tossed.iter().all(|outcome| outcome.abs() < 1e-12 || (outcome - 1.0).abs() < 1e-12));
+        let expected: f64 = window.responses.iter().map(|response| response.expected).sum();
+        // The deviation of the sum is below 10.
+        assert!((tossed.iter().sum::<f64>() - expected).abs() < 50.0);
+    }
+
+    #[test]
+    fn draws_hit_responses_in_proportion_to_their_weights() {
+        let groups = [vec![(0.0, 0.0); 2], vec![(0.0, 0.0)], vec![(0.0, 0.0); 3]];
+        let weights = vec![Some(vec![1.0, 0.0]), None, Some(vec![2.5, 4.0, 0.5])];
+        let pool = Pool::of(&groups, weights).unwrap();
+        let mut hits = [0.0_f64; 6];
+        for step in 0..80_000_u32 {
+            hits[pool.draw(step * (u32::MAX / 80_000))] += 1.0;
+        }
+        for (hits, by_hand) in hits.iter().zip([1.0, 0.0, 0.0, 2.5, 4.0, 0.5]) {
+            assert!((hits - 10_000.0 * by_hand).abs() < 10.0, "{hits}");
+        }
+        assert!(Pool::of(&groups, vec![None, Some(vec![0.0]), None]).is_none());
+    }
+
+    #[test]
+    fn quantiles_lie_between_two_numbers_in_proportion() {
+        let numbers = [1.0, 2.0, 4.0, 8.0];
+        for (share, by_hand) in [(0.0, 1.0), (0.25, 1.75), (0.5, 3.0), (1.0, 8.0)] {
+            assert!((quantile(&numbers, share) - by_hand).abs() < 1e-12, "{share}");
+        }
+        assert_eq!(quantile(&[3.0], 0.975), 3.0);
+    }
+}

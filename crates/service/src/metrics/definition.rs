@@ -88,10 +88,34 @@ impl Metric {
         units.iter().find(|(suffix, _)| name.ends_with(suffix)).map_or("1", |(_, unit)| unit)
     }
 
-    /// Tells the recorder.
+    /// The labels of each of its series; none where a label can hold other values than those that are listed.
+    fn every_series(&self) -> Option<Vec<Vec<metrics::Label>>> {
+        let mut every = vec![Vec::new()];
+        for Label { name, values } in self.labels {
+            let LabelValues::OneOf(values) = values else { return None };
+            let mut longer = Vec::with_capacity(every.len() * values.len());
+            for (labels, value) in
+                every.iter().flat_map(|labels| values.iter().map(move |value| (labels, value)))
+            {
+                let mut labels: Vec<metrics::Label> = labels.clone();
+                labels.push(metrics::Label::from_static_parts(name, value));
+                longer.push(labels);
+            }
+            every = longer;
+        }
+        Some(every)
+    }
+
+    /// Tells the recorder. A count whose labels can hold certain values only stands at 0 for each of them
+    /// from the start: a rate over it is known before the first event, and its first event is one.
     fn describe(&self) {
         match self.kind {
-            Kind::Counter => metrics::describe_counter!(self.name, self.meaning),
+            Kind::Counter => {
+                metrics::describe_counter!(self.name, self.meaning);
+                for labels in self.every_series().into_iter().flatten() {
+                    metrics::counter!(self.name, labels).increment(0);
+                }
+            }
             Kind::Gauge => metrics::describe_gauge!(self.name, self.meaning),
             Kind::Histogram => metrics::describe_histogram!(self.name, self.meaning),
         }
