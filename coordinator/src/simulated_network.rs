@@ -325,7 +325,7 @@ fn check_the_end(world: &World, config: &Config) {
 }
 
 fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
+    std::env::var_os(name).map(|text| text.to_str().unwrap().parse().unwrap())
 }
 
 #[test]

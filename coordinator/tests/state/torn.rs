@@ -69,7 +69,8 @@ impl Seven {
     fn damages(&self, from: usize, to: usize) -> Vec<(String, Damage)> {
         let bytes = used(&self.folder.path().join(&self.log));
         let mut damages: Vec<(String, Damage)> = Vec::new();
-        let step = std::env::var("SLUICE_DAMAGE_STEP").map_or(61, |text| text.parse().unwrap());
+        let step =
+            std::env::var_os("SLUICE_DAMAGE_STEP").map_or(61, |text| text.to_str().unwrap().parse().unwrap());
         for place in (from + 1..to).step_by(step) {
             let truncate = move |file: &File| file.set_len(place as u64).unwrap();
             damages.push((format!("truncated at {place}"), Box::new(truncate)));

@@ -515,7 +515,8 @@ async fn slow_link(links: &mut JoinSet<()>, target: String, rate: usize) -> (Str
 /// buffers of the connection, and is not to take that for silence.
 #[tokio::test]
 async fn weights_come_through_a_slow_link_in_one_connection() {
-    let rate = std::env::var("SLUICE_LINK_RATE").map_or(400_000, |text| text.parse().unwrap());
+    let rate =
+        std::env::var_os("SLUICE_LINK_RATE").map_or(400_000, |text| text.to_str().unwrap().parse().unwrap());
     let mut learner = Learner::start(TIMEOUT);
     let manifest = learner.keep(1).await;
     let (mut serving, mut links) = (JoinSet::new(), JoinSet::new());

@@ -1,4 +1,5 @@
 //! What a metric is, told once: to the recorder at the start of a process and to `docs/metrics.md`.
+#![expect(clippy::disallowed_macros, reason = "names come from the crates' metrics.rs")]
 
 /// A metric: its name says the unit (`_seconds`, `_bytes`, `_tokens`, `_total` for counts).
 #[derive(Debug, Clone, Copy)]
