@@ -4,9 +4,18 @@
 pub mod flash;
 pub mod graph;
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_int};
 
 use tch::TchError;
+
+unsafe extern "C" {
+    safe fn sluice_cuda_devices() -> c_int;
+}
+
+/// How many GPUs torch sees.
+pub fn devices() -> usize {
+    usize::try_from(sluice_cuda_devices()).unwrap_or(0)
+}
 
 /// What a call of a bridge says: nothing, or the message of a C++ exception, which is freed.
 ///

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::driver;
+
 /// A device, written `cpu`, `cuda` or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -33,16 +35,55 @@ impl Device {
 
     /// Why this device and those of so many ranks in all cannot be used here, if they cannot.
     pub fn problem(self, ranks: usize) -> Option<String> {
-        let Self::Cuda(first) = self else { return None };
-        let there = usize::try_from(tch::Cuda::device_count()).unwrap_or(0);
-        (first.saturating_add(ranks) > there).then(|| {
-            let of_ranks = if ranks > 1 { format!(" with {ranks} ranks") } else { String::new() };
-            format!(
-                "device is {self}{of_ranks}, but torch sees {there} GPUs here; set device = \"cpu\" or another index, \
-                 or use a build with --features cuda on a machine with a GPU"
-            )
-        })
+        let Self::Cuda(_) = self else { return None };
+        let there =
+            Surroundings { driver: driver::driver(), gpus: gpus(), is_cuda_build: cfg!(feature = "cuda") };
+        there.problem(self, ranks)
     }
+}
+
+/// What a device is asked of.
+struct Surroundings {
+    is_cuda_build: bool,
+    driver: Option<String>,
+    /// GPUs that torch sees.
+    gpus: usize,
+}
+
+impl Surroundings {
+    /// What is in the way: the build, the driver, or the number of GPUs.
+    fn problem(&self, device: Device, ranks: usize) -> Option<String> {
+        let Device::Cuda(first) = device else { return None };
+        if first.saturating_add(ranks) <= self.gpus {
+            return None;
+        }
+        let of_ranks = if ranks > 1 { format!(" with {ranks} ranks") } else { String::new() };
+        let cause = match &self.driver {
+            _ if !self.is_cuda_build => {
+                "this build computes on the CPU alone: build with --features cli/cuda (README, GPUs)"
+                    .to_owned()
+            }
+            None => "NVIDIA's driver is not here: install it, or give the container its GPUs (--gpus all, \
+                     nvidia.com/gpu)"
+                .to_owned(),
+            Some(version) if driver::is_too_old(version) => {
+                let least = driver::MIN_DRIVER;
+                format!("the driver is {version}, and libtorch 2.11 needs CUDA 13: a driver from {least} on")
+            }
+            Some(_) => format!(
+                "torch sees {} GPUs here: take another index, or look at CUDA_VISIBLE_DEVICES and at the container's devices",
+                self.gpus
+            ),
+        };
+        Some(format!("device is {device}{of_ranks}, but {cause}; device = \"cpu\" works meanwhile"))
+    }
+}
+
+fn gpus() -> usize {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::devices();
+    #[cfg(not(feature = "cuda"))]
+    0
 }
 
 impl fmt::Display for Device {
@@ -88,7 +129,7 @@ impl From<Device> for String {
 
 #[cfg(test)]
 mod tests {
-    use super::Device;
+    use super::{Device, Surroundings};
 
     #[test]
     fn devices_are_written_as_torch_writes_them() {
@@ -106,10 +147,32 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_there_says_so() {
+    fn a_device_that_is_not_there_says_what_is_in_the_way() {
         assert_eq!(Device::Cpu.problem(4), None);
         // No machine has a thousand GPUs.
         let problem = Device::Cuda(999).problem(2).unwrap();
-        assert!(problem.starts_with("device is cuda:999 with 2 ranks, but torch sees "), "{problem}");
+        assert!(problem.starts_with("device is cuda:999 with 2 ranks, but "), "{problem}");
+        let of = |is_cuda_build, driver: Option<&str>, gpus| {
+            let there = Surroundings { is_cuda_build, driver: driver.map(str::to_owned), gpus };
+            there.problem(Device::Cuda(1), 2)
+        };
+        assert_eq!(of(true, Some("580.65.06"), 3), None);
+        for (is_cuda_build, driver, says) in [
+            (false, None, "--features cli/cuda"),
+            (false, Some("580.65.06"), "--features cli/cuda"),
+            (true, None, "driver is not here"),
+            (
+                true,
+                Some("570.133.20"),
+                "the driver is 570.133.20, and libtorch 2.11 needs CUDA 13: a driver from 580 on",
+            ),
+            (true, Some("580.65.06"), "torch sees 2 GPUs here"),
+        ] {
+            let problem = of(is_cuda_build, driver, 2).unwrap();
+            assert!(
+                problem.contains(says) && problem.ends_with("device = \"cpu\" works meanwhile"),
+                "{problem}"
+            );
+        }
     }
 }

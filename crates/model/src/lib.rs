@@ -48,6 +48,7 @@ pub mod config;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device;
+pub mod driver;
 pub mod folder;
 pub mod graph;
 mod groups;

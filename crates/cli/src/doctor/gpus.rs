@@ -1,13 +1,12 @@
 //! GPUs and their driver against what this build can use.
 
-use std::fs;
 use std::process::{Command, Stdio};
+
+use model::driver::{MIN_DRIVER, driver, is_too_old};
 
 use super::Finding;
 
 const WHAT: &str = "GPUs";
-/// The oldest driver that runs CUDA 13, which libtorch 2.11 is built with (CUDA's release notes, table 3).
-const MIN_DRIVER: u32 = 580;
 
 /// Whether there are some, and whether this build and the driver fit.
 pub(super) fn gpus() -> Finding {
@@ -27,7 +26,6 @@ fn verdict(is_cuda_build: bool, driver: Option<&str>, names: &[String]) -> Findi
         "{}, driver {driver}",
         if names.is_empty() { "none seen".to_owned() } else { names.join(", ") }
     );
-    let major: Option<u32> = driver.split('.').next().and_then(|major| major.parse().ok());
     if !is_cuda_build {
         let advice = "this build leaves them alone: setup/install.sh cuda, then LIBTORCH=$PWD/.deps/cuda/torch cargo build --release --workspace --features cli/cuda";
         return Finding::warn(WHAT, found, advice);
@@ -39,7 +37,7 @@ fn verdict(is_cuda_build: bool, driver: Option<&str>, names: &[String]) -> Findi
             "nvidia-smi shows no GPU: look at CUDA_VISIBLE_DEVICES and at the container's devices",
         );
     }
-    if major.is_some_and(|major| major < MIN_DRIVER) {
+    if is_too_old(driver) {
         return Finding::fail(
             WHAT,
             found,
@@ -47,21 +45,6 @@ fn verdict(is_cuda_build: bool, driver: Option<&str>, names: &[String]) -> Findi
         );
     }
     Finding::ok(WHAT, found)
-}
-
-/// The version of the kernel's driver.
-fn driver() -> Option<String> {
-    let text = fs::read_to_string("/proc/driver/nvidia/version").ok()?;
-    version_in(&text)
-}
-
-/// `580.65.06` of `NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun ...`.
-fn version_in(text: &str) -> Option<String> {
-    text.lines().next()?.split_whitespace().find(|word| is_version(word)).map(str::to_owned)
-}
-
-fn is_version(word: &str) -> bool {
-    word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.')
 }
 
 fn names() -> Vec<String> {
@@ -97,7 +80,5 @@ mod tests {
         assert_eq!(of(true, Some("580.65.06"), &gpu), Level::Ok);
         assert_eq!(of(true, Some("570.1"), &gpu), Level::Fail);
         assert_eq!(of(true, Some("580.1"), &[]), Level::Warn);
-        let line = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 2025\n";
-        assert_eq!(version_in(line).as_deref(), Some("580.65.06"));
     }
 }

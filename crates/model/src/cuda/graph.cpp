@@ -55,6 +55,13 @@ struct SluiceRecording {
   std::unique_ptr<SluiceGraph> graph;
 };
 
+// How many GPUs torch sees. Whoever chooses a device asks this first, and so every program keeps its link to libtorch_cuda,
+// which a linker leaves out of one that takes nothing from it: torch would see no GPU then, and would not say why.
+int sluice_cuda_devices() noexcept {
+  at::cuda::MempoolId_t (*volatile of_torch_cuda)() = &at::cuda::graph_pool_handle;
+  return of_torch_cuda == nullptr ? 0 : c10::cuda::device_count();
+}
+
 char* sluice_graph_recorder(int device, SluiceRecorder** made) {
   return sluice::caught([&] {
     auto stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, static_cast<c10::DeviceIndex>(device));
