@@ -438,3 +438,13 @@ fn s7_0_ratios_of_the_golden_input() {
         NEW.iter().zip(&OLD).map(|(new, old)| (f64::from(*new) - f64::from(*old)).exp()).collect();
     assert_close(&found, &expected, 1e-6);
 }
+
+/// GRPO divides by the deviation of a group (Shao et al., 2024): one that rounding makes would be noise.
+#[test]
+fn equal_returns_have_no_deviation_whatever_their_mean_rounds_to() {
+    // 0.1 + 0.1 + 0.1 is 0.30000000000000004.
+    let equal = GroupStatistics::of(&[0.1; 3]);
+    assert_eq!((equal.size, equal.mean, equal.std), (3, 0.1, 0.0));
+    let some = GroupStatistics::of(&[1.0, 2.0, 4.0, 1.0]);
+    assert_eq!((some.size, some.mean, some.std), (4, 2.0, 2.0_f64.sqrt()));
+}
