@@ -273,7 +273,8 @@ async fn a_reward_model_of_another_vocabulary_is_refused_by_name() {
     let special = SpecialTokens { eos: Some("<eos>".into()), ..SpecialTokens::default() };
     let tokenizer = model::tokenizer::train_bpe(texts.into_iter(), 384, &special).unwrap();
     tokenizer.save(&model, None).unwrap();
-    let mut config = networks();
+    // Nobody is there: it is refused before it asks for one.
+    let mut config = Config { coordinator: Some("127.0.0.1:1".to_owned()), ..networks() };
     for scorer in &mut config.scorers {
         if let ScorerKind::RewardModel(network) = &mut scorer.kind {
             network.model.clone_from(&model);
