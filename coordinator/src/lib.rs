@@ -23,6 +23,7 @@ mod server;
 mod server_loop;
 mod sessions;
 #[cfg(test)]
+#[path = "tests/simulated_network.rs"]
 mod simulated_network;
 mod stall;
 mod status;

@@ -53,7 +53,8 @@ fn a_run_of_episodes_repeats_itself_bit_for_bit_also_when_an_actor_is_killed() {
     let in_flight = metric(&coordinator, "rlhf_coordinator_responses_in_flight", &[]);
     assert_eq!(issued, ended + in_flight, "{coordinator}");
     assert_eq!(metric(&coordinator, "rlhf_samples_unaccounted", &[]), 0.0);
-    assert!(!coordinator.contains("outcome=\"failed\""), "an attempt failed in an undisturbed run");
+    let failed = metric(&coordinator, "rlhf_coordinator_responses_ended_total", &["outcome=\"failed\""]);
+    assert_eq!(failed, 0.0, "an attempt failed in an undisturbed run");
     let documented = DocumentedMetrics::read().unwrap();
     for page in [&actor, &server, &coordinator] {
         assert_eq!(documented.undocumented(page), Vec::<String>::new());

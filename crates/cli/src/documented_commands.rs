@@ -1,5 +1,5 @@
-//! The commands that README and docs tell people to type: those of `sluice` parse, targets of `make` and scripts
-//! are there. What they do is shown by other tests.
+//! The commands that README and docs tell people to type: those of `sluice` parse, targets of `make` and
+//! scripts are there. What they do is shown by other tests.
 
 use std::path::{Path, PathBuf};
 
@@ -30,8 +30,8 @@ fn documents() -> Vec<PathBuf> {
     documents
 }
 
-/// The commands of a document: indented lines, those that end with a backslash with the lines behind them, a pipe
-/// as several.
+/// The commands of a document: indented lines, those that end with a backslash with the lines behind them, a
+/// pipe as several.
 fn commands(text: &str) -> Vec<Vec<String>> {
     let mut commands = Vec::new();
     let mut lines = text.lines();

@@ -97,8 +97,8 @@ pub struct ServiceConfig {
     pub address_file: Option<PathBuf>,
     /// What is logged, as a `tracing` filter.
     pub log: String,
-    /// `text` for people, `json` for machines: an object a line, which begins with `role`, `run` and `member` as
-    /// far as they are configured.
+    /// `text` for people, `json` for machines: an object a line, which begins with `role`, `run` and `member`
+    /// as far as they are configured.
     pub log_format: LogFormat,
     /// How long a shutdown may take before what has not finished is named and abandoned.
     #[serde(with = "humantime_serde")]

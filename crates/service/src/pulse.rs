@@ -1,5 +1,5 @@
-//! Whether the work of a process goes round, for `/health`: a process whose loop is stuck answers, and works no
-//! more.
+//! Whether the work of a process goes round, for `/health`: a process whose loop is stuck answers, and works
+//! no more.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -33,10 +33,11 @@ const COMMAND_CAPACITY: usize = 8;
 const EVENT_CAPACITY: usize = 16;
 /// How often the other ranks hear from an idle rank 0.
 const IDLE_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a rank that waits for a command may hear nothing, not even that there is none, before it counts as
-/// stuck (`/health`).
+/// How long a rank that waits for a command may hear nothing, not even that there is none, before it counts
+/// as stuck (`/health`).
 const IDLE_LIMIT: Duration = Duration::from_secs(300);
-/// How long a command may take before its rank counts as stuck: this, or so many times the longest until then.
+/// How long a command may take before its rank counts as stuck: this, or so many times the longest until
+/// then.
 const COMMAND_LIMIT: Duration = Duration::from_secs(3600);
 const COMMAND_FACTOR: u32 = 5;
 /// When a checkpoint that found no room is tried again.

@@ -187,8 +187,8 @@ impl Broadcasts {
         BTreeSet::new()
     }
 
-    /// A member's end of a group is dead; so is the group. The next one is formed after a pause, which grows to
-    /// the time that a group may take to form where it is always the same members' that fails: they pull
+    /// A member's end of a group is dead; so is the group. The next one is formed after a pause, which grows
+    /// to the time that a group may take to form where it is always the same members' that fails: they pull
     /// meanwhile. Returns the actors that it served.
     pub(super) fn group_failed(
         &mut self,

@@ -94,16 +94,23 @@ impl OutputFolder {
         if consent == Consent::Asked && !is_wanted(&names)? {
             return Err(BadInput("nothing was moved and nothing was started".to_owned()).into());
         }
-        let when = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ");
+        let when = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
         for path in there {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let aside = path.with_file_name(format!("{name}.until-{when}"));
+            let aside = free_name(path, &when);
             let moved = std::fs::rename(path, &aside);
             moved.with_context(|| format!("move {} to {}", path.display(), aside.display()))?;
             say(&format!("{} is now {}", path.display(), aside.display()));
         }
         Ok(())
     }
+}
+
+/// A name beside `path` that says until when it held; numbered where something was moved in the same second.
+fn free_name(path: &Path, when: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let dated = path.with_file_name(format!("{name}.until-{when}"));
+    let numbered = (2..).map(|number| path.with_file_name(format!("{name}.until-{when}-{number}")));
+    std::iter::once(dated.clone()).chain(numbered).find(|path| !path.exists()).unwrap_or(dated)
 }
 
 /// The names of what lies in a folder.
@@ -225,6 +232,15 @@ mod tests {
             matches!(&kept[..], [path] if path.display().to_string().contains("ring.until-")),
             "{kept:?}"
         );
+        // In the same second too: each is kept.
+        for again in 2..5 {
+            std::fs::create_dir(&ring).unwrap();
+            std::fs::write(ring.join("steps.jsonl"), "{}").unwrap();
+            output.move_aside(&[&ring], Consent::Given).unwrap();
+            let kept = std::fs::read_dir(folder.path()).unwrap();
+            let kept = kept.filter(|entry| entry.as_ref().unwrap().path().join("steps.jsonl").is_file());
+            assert_eq!(kept.count(), again);
+        }
         let foreign = tempfile::tempdir().unwrap();
         assert!(output.move_aside(&[foreign.path()], Consent::Given).is_err());
     }

@@ -1,16 +1,20 @@
 //! The coordinator over a simulated network (turmoil), in virtual time: its gRPC services, its loop and its
-//! journal as they are, and members that come with the links of the real ones. Messages are late, hosts are cut
-//! off, one way or both, and processes die, the coordinator among them. Nothing is lost, doubled or skipped
-//! meanwhile, and once the faults have ceased the run finishes.
+//! journal as they are, and members that come with the links of the real ones. Messages are late, hosts are
+//! cut off, one way or both, and processes die, the coordinator among them. Nothing is lost, doubled or
+//! skipped meanwhile, and once the faults have ceased the run finishes.
 //!
 //! What the state machine decides is tried in a thousand worlds of its own (`tests/state`); here it is what
 //! lies around it.
 //!
 //! `SIMULATION_SEED=N` runs the world of one seed, `SIMULATION_SEEDS=N` so many.
 
+#[path = "simulated_network/actor.rs"]
 mod actor;
+#[path = "simulated_network/learner.rs"]
 mod learner;
+#[path = "simulated_network/reward_server.rs"]
 mod reward_server;
+#[path = "simulated_network/wire.rs"]
 mod wire;
 
 use std::cell::RefCell;
