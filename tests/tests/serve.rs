@@ -33,9 +33,9 @@ async fn serve(ring: &TinyRing) -> (Child, String) {
     (server, address)
 }
 
-fn terminate(server: &Child) {
+fn tell(server: &Child, signal: Signal) {
     let id = server.id().unwrap().cast_signed();
-    kill(Pid::from_raw(id), Signal::SIGTERM).unwrap();
+    kill(Pid::from_raw(id), signal).unwrap();
 }
 
 async fn end(mut server: Child) -> ExitStatus {
@@ -53,7 +53,7 @@ async fn one_signal_waits_for_requests_and_a_second_does_not() {
     let models: serde_json::Value =
         serde_json::from_str(&models.body_mut().read_to_string().unwrap()).unwrap();
     assert_eq!(models["data"][0]["id"], "sums-7b", "{models}");
-    terminate(&idle);
+    tell(&idle, Signal::SIGTERM);
     assert!(end(idle).await.success());
 
     // A request whose body never comes.
@@ -62,10 +62,10 @@ async fn one_signal_waits_for_requests_and_a_second_does_not() {
     let request = "POST /v1/completions HTTP/1.1\r\nhost: sluice\r\ncontent-length: 9\r\n\r\n{";
     client.write_all(request.as_bytes()).await.unwrap();
     assert!(ureq::get(format!("http://{address}/health")).call().is_ok());
-    terminate(&busy);
+    tell(&busy, Signal::SIGTERM);
     let let_in = async { while TcpStream::connect(&address).await.is_ok() {} };
     soon(let_in).await;
     assert_eq!(busy.try_wait().unwrap(), None, "the request under way was not waited for");
-    terminate(&busy);
+    tell(&busy, Signal::SIGINT);
     assert!(end(busy).await.success());
 }
