@@ -120,6 +120,9 @@ fn compare(one: &(f64, u64), other: &(f64, u64)) -> std::cmp::Ordering {
 /// The distance of two neighbouring numbers that are drawn: 2^-52.
 const DRAW_STEP: f64 = 1.0 / (1_u64 << 52) as f64;
 
+/// Tries of a gamma draw, of which one needs 1.05 in the mean; so many never end but by a fault.
+const GAMMA_TRIES: usize = 1000;
+
 /// The random numbers of one round.
 struct Draws(ChaCha8Rng);
 
@@ -141,18 +144,19 @@ impl Draws {
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables", 2000, for shapes of 1 or more,
-    /// for which it needs 1.05 tries in the mean. A smaller shape, of counts that nobody has, is taken for 1.
+    /// Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables", 2000, for shapes of 1 or more.
+    /// A smaller one, of counts that nobody has, is taken for 1.
     fn gamma(&mut self, shape: f64) -> f64 {
         let d = shape.max(1.0) - 1.0 / 3.0;
         let c = 1.0 / (9.0 * d).sqrt();
-        loop {
+        for _ in 0..GAMMA_TRIES {
             let x = self.normal();
             let v = (1.0 + c * x).powi(3);
             if v > 0.0 && self.uniform().ln() < 0.5 * x * x + d - d * v + d * v.ln() {
                 return d * v;
             }
         }
+        d
     }
 
     fn beta(&mut self, alpha: f64, beta: f64) -> f64 {

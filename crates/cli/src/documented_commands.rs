@@ -41,7 +41,11 @@ fn commands(text: &str) -> Vec<Vec<String>> {
         while let Some(begun) = whole.strip_suffix('\\') {
             whole = format!("{begun} {}", lines.next().unwrap_or_default());
         }
-        let Some(words) = shlex::split(&whole) else { continue };
+        let Some(words) = shlex::split(&whole) else {
+            // Prose with an apostrophe, mostly.
+            assert!(!whole.starts_with("sluice ") && !whole.starts_with("make "), "no command: {whole}");
+            continue;
+        };
         let is_joint = |word: &String| ["|", "&&", ";"].contains(&word.as_str());
         commands.extend(words.split(is_joint).filter(|words| !words.is_empty()).map(<[String]>::to_vec));
     }

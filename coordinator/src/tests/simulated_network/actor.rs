@@ -8,7 +8,7 @@ use proto::pb;
 use proto::pb::coordinator_client::CoordinatorClient;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use service::{Link, LinkEvent, Security};
+use service::LinkEvent;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, Lease};
 use types::{Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, WeightHash};
@@ -43,14 +43,9 @@ struct Finished {
 }
 
 pub(super) async fn run(world: World, member: MemberId, incarnation: Incarnation, mut rng: ChaCha8Rng) {
-    let mut link: Link<pb::ActorReport, pb::ActorCommand> = Link::new(
-        wire::address(),
-        "coordinator",
-        Security::open(),
-        |channel, request| Box::pin(async move { CoordinatorClient::new(channel).act(request).await }),
-        None,
-    )
-    .over(wire::connect);
+    let mut link = wire::link::<pb::ActorReport, pb::ActorCommand>(|channel, request| {
+        Box::pin(async move { CoordinatorClient::new(channel).act(request).await })
+    });
     let mut actor = Actor {
         member,
         incarnation,

@@ -7,7 +7,7 @@ use proto::pb::coordinator_client::CoordinatorClient;
 use proto::{LearnerCommands, MAX_MESSAGE_BYTES, pb};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use service::{Link, LinkEvent, Security};
+use service::LinkEvent;
 use tokio::time::{interval, sleep};
 use types::link::learner::{
     LearnerCommand, LearnerHello, LearnerPhase, LearnerReport, MeasuredStep, StepMetrics,
@@ -32,19 +32,10 @@ struct Learner {
 }
 
 pub(super) async fn run(world: World, member: MemberId, incarnation: Incarnation, mut rng: ChaCha8Rng) {
-    let mut link: Link<pb::LearnerReport, pb::LearnerCommand> = Link::new(
-        wire::address(),
-        "coordinator",
-        Security::open(),
-        |channel, request| {
-            Box::pin(async move {
-                let client = CoordinatorClient::new(channel);
-                client.max_decoding_message_size(MAX_MESSAGE_BYTES).learn(request).await
-            })
-        },
-        None,
-    )
-    .over(wire::connect);
+    let mut link = wire::link::<pb::LearnerReport, pb::LearnerCommand>(|channel, request| {
+        let client = CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Box::pin(async move { { client }.learn(request).await })
+    });
     let consumed = world.with(|outside| outside.checkpoint.clone());
     let mut learner = Learner { member, incarnation, consumed, is_over: false };
     let mut parts = LearnerCommands::default();

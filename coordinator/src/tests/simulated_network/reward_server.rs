@@ -7,7 +7,7 @@ use proto::pb;
 use proto::pb::coordinator_client::CoordinatorClient;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use service::{Link, LinkEvent, Security};
+use service::LinkEvent;
 use tokio::time::{MissedTickBehavior, interval};
 use types::link::reward::{RewardCommand, RewardHello};
 use types::{Incarnation, MemberId, RolloutId, Vocabulary};
@@ -28,14 +28,9 @@ struct RewardServer {
 }
 
 pub(super) async fn run(world: World, member: MemberId, incarnation: Incarnation, mut rng: ChaCha8Rng) {
-    let mut link: Link<pb::RewardReport, pb::RewardCommand> = Link::new(
-        wire::address(),
-        "coordinator",
-        Security::open(),
-        |channel, request| Box::pin(async move { CoordinatorClient::new(channel).reward(request).await }),
-        None,
-    )
-    .over(wire::connect);
+    let mut link = wire::link::<pb::RewardReport, pb::RewardCommand>(|channel, request| {
+        Box::pin(async move { CoordinatorClient::new(channel).reward(request).await })
+    });
     // What was sent to the process before is lost with it.
     world.with(|outside| outside.offered.remove(&member));
     let mut server =

@@ -6,17 +6,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures::{Stream, stream};
-use service::{Connecting, Security};
+use service::{Connecting, Link, Open, Security};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 use turmoil::net::{TcpListener, TcpStream};
 
 const PORT: u16 = 7700;
-
-/// Where the coordinator listens.
-pub(super) fn address() -> String {
-    format!("coordinator:{PORT}")
-}
 
 /// An accepted connection.
 pub(super) struct Wire(TcpStream);
@@ -60,8 +55,13 @@ pub(super) async fn incoming() -> io::Result<impl Stream<Item = io::Result<Wire>
     }))
 }
 
-/// How a member's link reaches the coordinator.
-pub(super) fn connect(address: String, _: &'static str, security: Security) -> Connecting {
+/// A member's link to the coordinator, which is not given up.
+pub(super) fn link<R: Send + 'static, C: Send + 'static>(open: Open<R, C>) -> Link<R, C> {
+    let address = format!("coordinator:{PORT}");
+    Link::new(address, "coordinator", Security::open(), open, None).over(connect)
+}
+
+fn connect(address: String, _: &'static str, security: Security) -> Connecting {
     Box::pin(
         async move { service::grpc::connect_over(&address, &security, TcpStream::connect::<String>).await },
     )

@@ -104,7 +104,7 @@ impl<C: Serialize + DeserializeOwned + JsonSchema> TrainingFile<C> {
         let mut problems = of_values(&self.config);
         let folder = file.parent().unwrap_or(file).display().to_string();
         for key in self.sections.iter().flat_map(|section| &section.keys) {
-            problems.extend(inputs::missing(key, &[], file, &folder));
+            problems.extend(inputs::missing(key, None, file, &folder));
         }
         problems.into_iter().map(|problem| self.layers.placed(problem)).collect()
     }

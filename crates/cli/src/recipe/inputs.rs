@@ -4,19 +4,29 @@ use std::path::Path;
 
 use service::config::Key;
 
-/// What a key names that is not there and will not be made. `file` is where it is written, and `beside` what
-/// is written there for its own folder.
-pub(crate) fn missing(key: &Key, made: &[&Path], file: &Path, beside: &str) -> Vec<String> {
+/// What a key names that is not there and that none of the stages before makes, where there are stages.
+/// `file` is where it is written, and `beside` what is written there for its own folder.
+pub(crate) fn missing(key: &Key, made: Option<&[&Path]>, file: &Path, beside: &str) -> Vec<String> {
     let values: Vec<&str> = match &key.value {
         Some(serde_json::Value::String(path)) => vec![path],
         Some(serde_json::Value::Array(paths)) => paths.iter().filter_map(serde_json::Value::as_str).collect(),
         _ => Vec::new(),
     };
     let paths = values.into_iter().filter(|path| !path.is_empty()).map(Path::new);
-    let unmade = paths.filter(|path| !made.iter().any(|made| path.starts_with(made)));
-    let said = unmade.filter_map(|path| Some((path, absence(path, &key.kind)?)));
-    said.map(|(path, problem)| format!("{} is {path:?}: {problem}{}", key.path, found_at(path, file, beside)))
-        .collect()
+    let unmade = paths.filter(|path| !made.into_iter().flatten().any(|made| path.starts_with(made)));
+    let unmaking = if made.is_some() { ", and no stage before makes it" } else { "" };
+    let mut said = Vec::new();
+    for path in unmade {
+        let problem = match absence(path, &key.kind) {
+            None => continue,
+            Some(Absence::NoFile) => format!("there is no such file{unmaking}"),
+            Some(Absence::NoFolder) => format!("there is no such folder{unmaking}"),
+            Some(Absence::NotAFile) => "it is a folder, must be a file".to_owned(),
+            Some(Absence::Without(file)) => format!("it holds no {file}"),
+        };
+        said.push(format!("{} is {path:?}: {problem}{}", key.path, found_at(path, file, beside)));
+    }
+    said
 }
 
 /// From where a relative path is looked for, and whether it is beside the file that names it.
@@ -33,8 +43,17 @@ fn found_at(path: &Path, file: &Path, beside: &str) -> String {
     format!(" (seen from {}{hint})", here.display())
 }
 
+/// What is wrong with an input.
+enum Absence {
+    NoFile,
+    NotAFile,
+    NoFolder,
+    /// A folder without this file.
+    Without(&'static str),
+}
+
 /// What is wrong with an input on this machine.
-fn absence(path: &Path, kind: &str) -> Option<String> {
+fn absence(path: &Path, kind: &str) -> Option<Absence> {
     let inside = match kind {
         "model folder" => Some("config.json"),
         "tokenizer folder" => Some("tokenizer.json"),
@@ -43,10 +62,10 @@ fn absence(path: &Path, kind: &str) -> Option<String> {
     };
     match inside {
         None if path.is_file() => None,
-        None if path.is_dir() => Some("it is a folder, must be a file".to_owned()),
-        None => Some("there is no such file, and no stage before makes it".to_owned()),
-        Some(_) if !path.exists() => Some("there is no such folder, and no stage before makes it".to_owned()),
-        Some(file) if !path.join(file).is_file() => Some(format!("it holds no {file}")),
+        None if path.is_dir() => Some(Absence::NotAFile),
+        None => Some(Absence::NoFile),
+        Some(_) if !path.exists() => Some(Absence::NoFolder),
+        Some(file) if !path.join(file).is_file() => Some(Absence::Without(file)),
         Some(_) => None,
     }
 }

@@ -51,7 +51,8 @@ impl RecipeFile {
         problems.extend(first_rows::problems(&self.recipe));
         problems.extend(surroundings::problems(&self.recipe));
         problems.extend(tokenizers::problem(&self.recipe));
-        for key in resolved.keys().filter(|key| stage_of(&key.path).is_none()) {
+        let of_ring = resolved.keys().filter(|key| stage_of(&key.path).is_none());
+        for key in of_ring.filter(|key| !is_said_of_its_source(&resolved, key)) {
             problems.extend(self.missing(key, made, stage));
         }
         Ok(problems.into_iter().map(|problem| placed(&resolved, &problem)).collect())
@@ -101,7 +102,7 @@ impl RecipeFile {
     fn missing(&self, key: &Key, made: &[Made], stage: usize) -> Vec<String> {
         let before: Vec<&Path> =
             made.iter().filter(|made| made.stage < stage).map(|made| made.output.as_path()).collect();
-        inputs::missing(key, &before, &self.path, "{recipe}")
+        inputs::missing(key, Some(&before), &self.path, "{recipe}")
     }
 
     /// What the stages make, in their order.
@@ -231,6 +232,14 @@ fn too_few_places(recipe: &Recipe) -> Option<String> {
              more, or coordinator.lease_prompts lower"
         )
     })
+}
+
+/// Whether a key names what another does that it was derived from, and that is not there: the other says so.
+fn is_said_of_its_source(resolved: &Resolved<'_>, key: &Key) -> bool {
+    let Source::Derived(from) = resolved.source(&key.path) else { return false };
+    let named = key.value.as_ref().and_then(serde_json::Value::as_str);
+    let is_absent = named.is_some_and(|path| !Path::new(path).exists());
+    is_absent && resolved.keys().any(|other| other.path == *from && other.value == key.value)
 }
 
 /// The problem behind the place of the key that it begins with.
