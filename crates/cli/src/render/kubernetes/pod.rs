@@ -19,6 +19,9 @@ const START_PROBE_LIMIT: u32 = 360;
 const LIVENESS_PROBE_LIMIT: u32 = 6;
 const READINESS_PROBE_LIMIT: u32 = 3;
 
+/// What a pod may write to its node: `/tmp`, and its log.
+const EPHEMERAL_STORAGE: &str = "8Gi";
+
 /// Where a pod finds its role's tokens, and the folder of that.
 pub(super) const TOKEN_FILE: &str = "/etc/sluice-tokens/token";
 const TOKEN_FOLDER: &str = "/etc/sluice-tokens";
@@ -61,8 +64,8 @@ pub(super) fn template(manifests: &Manifests<'_>, role: Role) -> anyhow::Result<
         },
     });
     let mut volumes = json!([
-        { "name": "config", "configMap": { "name": format!("{}-config", manifests.name) } },
-        { "name": "shared", "persistentVolumeClaim": { "claimName": manifests.options.volume_claim } },
+        { "name": "config", "configMap": { "name": manifests.name_of(role) } },
+        { "name": "shared", "persistentVolumeClaim": shared_claim(manifests, role) },
         { "name": "tmp", "emptyDir": { "sizeLimit": "4Gi" } },
     ]);
     // NCCL needs more shared memory than a container has.
@@ -82,7 +85,7 @@ pub(super) fn template(manifests: &Manifests<'_>, role: Role) -> anyhow::Result<
         volumes.extend(own);
         volumes.extend(tokens);
     }
-    let spec = json!({
+    let mut spec = json!({
         // The Job decides by the exit code whether there is another pod.
         "restartPolicy": "Never",
         "automountServiceAccountToken": false,
@@ -100,7 +103,30 @@ pub(super) fn template(manifests: &Manifests<'_>, role: Role) -> anyhow::Result<
         "containers": [container(manifests, role)],
         "volumes": volumes,
     });
+    if plan.gpu {
+        // Nodes with GPUs are often kept for pods that ask for one.
+        spec["tolerations"] =
+            json!([{ "key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule" }]);
+    }
+    if plan.processes > 1 && role != Role::Learner {
+        // A node that is lost should take few of them. The learner's ranks are all lost with one, and talk.
+        spec["topologySpreadConstraints"] = json!([{
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": { "matchLabels": manifests.labels(role) },
+        }]);
+    }
     Ok(json!({ "metadata": metadata, "spec": spec }))
+}
+
+/// The folder that pods share. Checkpoints are the learner's; everybody else reads models and data.
+fn shared_claim(manifests: &Manifests<'_>, role: Role) -> Value {
+    let mut claim = json!({ "claimName": manifests.options.volume_claim });
+    if role != Role::Learner {
+        claim["readOnly"] = json!(true);
+    }
+    claim
 }
 
 fn container(manifests: &Manifests<'_>, role: Role) -> Value {
@@ -121,8 +147,11 @@ fn container(manifests: &Manifests<'_>, role: Role) -> Value {
         container["env"] = json!(variables);
     }
     container["ports"] = json!(ports(role));
-    let mut given =
-        json!({ "cpu": plan.resources.cpus.to_string(), "memory": memory(plan.resources.memory_mib) });
+    let mut given = json!({
+        "cpu": plan.resources.cpus.to_string(),
+        "memory": memory(plan.resources.memory_mib),
+        "ephemeral-storage": EPHEMERAL_STORAGE,
+    });
     if plan.gpu {
         given["nvidia.com/gpu"] = json!(1);
     }
@@ -169,7 +198,9 @@ fn ports(role: Role) -> Vec<Value> {
 fn mounts(manifests: &Manifests<'_>, role: Role) -> Vec<Value> {
     let mut mounts = vec![
         json!({ "name": "config", "mountPath": "/etc/sluice", "readOnly": true }),
-        json!({ "name": "shared", "mountPath": manifests.options.mount_path }),
+        json!({
+            "name": "shared", "mountPath": manifests.options.mount_path, "readOnly": role != Role::Learner,
+        }),
         json!({ "name": "tmp", "mountPath": "/tmp" }),
     ];
     if manifests.token_secret().is_some() {
