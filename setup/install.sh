@@ -1,7 +1,10 @@
 #!/bin/sh
 # Puts what the build needs, and the registries of cargo do not carry, into .deps/ of this checkout:
 # libtorch (the Python wheel, unpacked) and the headers of Gloo (a Debian package, unpacked).
-# Needs no root, installs nothing outside .deps/, and does nothing when .deps/ is up to date.
+# Needs no root, installs nothing outside .deps/, and does nothing when .deps/ is up to date. pip and apt-get go through the proxy
+# that HTTPS_PROXY or their own configuration names.
+#
+# Without apt-get (no Debian): name the folder with Gloo's headers in SLUICE_GLOO_INCLUDE, here and for the build.
 #
 #   setup/install.sh          CPU libtorch into .deps/python
 #   setup/install.sh math     math-verify into .deps/math, for scorers of kind "math" (about 70 MB)
@@ -14,9 +17,16 @@ cd "$(dirname "$0")/.."
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 say() { printf 'setup: %s\n' "$*"; }
 
-for tool in python3 cargo make g++ dpkg-deb apt-get; do
-    command -v "$tool" >/dev/null 2>&1 || fail "$tool is missing; install it (Debian: apt-get install build-essential python3) and run this again"
+missing=
+for tool in python3 make g++; do
+    command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
 done
+[ -z "$missing" ] || fail "missing:$missing. Install them and run this again:
+    Debian, Ubuntu   apt-get install build-essential python3
+    Fedora, RHEL     dnf install gcc-c++ make python3
+    openSUSE         zypper install gcc-c++ make python3
+    Arch             pacman -S base-devel python"
+command -v cargo >/dev/null 2>&1 || fail "cargo is missing: install Rust by rustup (the toolchain that rust-toolchain.toml names comes by itself)"
 
 mkdir -p .deps
 if command -v flock >/dev/null 2>&1; then
@@ -33,6 +43,12 @@ private_apt() {
 
 # unpack_debian PACKAGE...: unpacks Debian packages into .deps/debian.
 unpack_debian() {
+    for tool in apt-get dpkg-deb; do
+        command -v "$tool" >/dev/null 2>&1 || fail "$tool is missing, so the Debian package $1 cannot be unpacked.
+    Where it is libgloo-dev: get the headers of Gloo another way (a package of your distribution, or include/ of its sources) and set
+    SLUICE_GLOO_INCLUDE to the folder in which gloo/context.h is, for this and for the build.
+    Where it is python3-pip: install pip for python3 by your distribution's package."
+    done
     mkdir -p .deps/debian "$apt/lists/partial" "$apt/archives/partial"
     private_apt update || fail "cannot read the Debian package lists; check the sources in /etc/apt"
     for package; do
@@ -70,7 +86,9 @@ up_to_date() {
     [ -f "$folder/.sluice-stamp" ] && cat "$@" | cmp -s - "$folder/.sluice-stamp"
 }
 
-if ! [ -f .deps/debian/usr/include/gloo/config.h ]; then
+if [ -n "${SLUICE_GLOO_INCLUDE:-}" ]; then
+    [ -f "$SLUICE_GLOO_INCLUDE/gloo/context.h" ] || fail "SLUICE_GLOO_INCLUDE is $SLUICE_GLOO_INCLUDE, which has no gloo/context.h"
+elif ! [ -f .deps/debian/usr/include/gloo/config.h ]; then
     say "unpacking the Gloo headers into .deps/debian"
     unpack_debian libgloo-dev
 fi
