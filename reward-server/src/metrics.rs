@@ -12,6 +12,25 @@ use types::FailReason;
 const LENGTH_BUCKETS: [(u32, &str); 5] =
     [(128, "0-127"), (512, "128-511"), (2048, "512-2047"), (8192, "2048-8191"), (u32::MAX, "8192-")];
 
+const LENGTHS: [&str; LENGTH_BUCKETS.len()] = {
+    let mut lengths = [""; LENGTH_BUCKETS.len()];
+    let mut place = 0;
+    while place < lengths.len() {
+        lengths[place] = LENGTH_BUCKETS[place].1;
+        place += 1;
+    }
+    lengths
+};
+const VERDICTS: [&str; Verdict::ALL.len()] = {
+    let mut verdicts = [""; Verdict::ALL.len()];
+    let mut place = 0;
+    while place < verdicts.len() {
+        verdicts[place] = Verdict::ALL[place].name();
+        place += 1;
+    }
+    verdicts
+};
+
 const FAIL_REASON: Label = Label::one_of("reason", FailReason::LABELS);
 const SCORER: Label = Label::described("scorer", "the kind of scorer, as configured");
 const NETWORK: Label = Label::one_of("network", &["reward-model", "reference"]);
@@ -27,10 +46,7 @@ pub const METRICS: &[Metric] = &[
         "rlhf_reward_failures_total",
         "Rollouts without a score, by reason and by length of the response in tokens.",
     )
-    .by(&[
-        FAIL_REASON,
-        Label::described("length", "response tokens: `0-127`, `128-511`, `512-2047`, `2048-8191`, `8192-`"),
-    ]),
+    .by(&[FAIL_REASON, Label::one_of("length", &LENGTHS)]),
     Metric::counter("rlhf_reward_recorded_total", "Results that the coordinator's journal has."),
     Metric::counter("rlhf_reward_rejected_total", "Results that the coordinator could not accept."),
     Metric::counter("rlhf_reward_resent_total", "Results sent again after a reconnect."),
@@ -60,7 +76,7 @@ pub const METRICS: &[Metric] = &[
     Metric::histogram("rlhf_reward_batch_tokens", "Tokens of a batch.").by(&[NETWORK]),
     Metric::histogram("rlhf_reward_batch_seconds", "Time to compute a batch.").by(&[NETWORK]),
     Metric::counter("rlhf_reward_verdicts_total", "Gradings in the sandbox, by verdict.")
-        .by(&[Label::described("verdict", "the sandbox's verdict: `accepted`, `wrong_answer`, ...")]),
+        .by(&[Label::one_of("verdict", &VERDICTS)]),
     Metric::counter("rlhf_reward_verdicts_remembered_total", "Gradings answered from memory."),
     Metric::histogram("rlhf_reward_grading_seconds", "Time of a grading without waiting."),
     Metric::gauge("rlhf_reward_sandbox_tier_info", "Constant 1; the label names the sandbox's tier.")

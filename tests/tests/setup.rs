@@ -26,7 +26,8 @@ impl Machine {
         }
         let path = std::env::var_os("PATH").unwrap();
         for name in ALWAYS.iter().chain(programs) {
-            let there = std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.exists());
+            let there =
+                std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.exists());
             symlink(there.unwrap_or_else(|| panic!("{name} is nowhere in PATH")), bin.join(name)).unwrap();
         }
         Self(folder)
@@ -71,7 +72,8 @@ fn without_debians_tools_the_headers_of_gloo_are_named() {
     assert!(!done && said.contains("apt-get is missing") && said.contains("SLUICE_GLOO_INCLUDE"), "{said}");
     let (done, said) = machine.set_up(Some(machine.0.path()));
     assert!(!done && said.contains("has no gloo/context.h"), "{said}");
-    let gloo = std::env::var_os("SLUICE_GLOO_INCLUDE").map_or_else(|| root().join(".deps/debian/usr/include"), Into::into);
+    let gloo = std::env::var_os("SLUICE_GLOO_INCLUDE")
+        .map_or_else(|| root().join(".deps/debian/usr/include"), Into::into);
     let (done, said) = machine.set_up(Some(&gloo));
     assert!(done, "{said}");
 }
