@@ -20,17 +20,32 @@ pub(crate) struct CoordinatorProcess {
 impl CoordinatorProcess {
     /// Starts one over a data set of twenty prompts, with these settings on top.
     pub(crate) async fn start(settings: &[&str]) -> Self {
+        let folder = Self::folder();
+        let child = spawn(command(&folder, settings), &folder);
+        Self::started(folder, child).await
+    }
+
+    /// Starts one that may have so many descriptors open.
+    pub(crate) async fn with_descriptors(limit: u32) -> Self {
+        let folder = Self::folder();
+        let coordinator = command(&folder, &[]);
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--nofile={limit}")).arg(coordinator.get_program()).args(coordinator.get_args());
+        let child = spawn(limited, &folder);
+        Self::started(folder, child).await
+    }
+
+    fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let mut prompts = String::new();
         for n in 0..20 {
             writeln!(prompts, "{{\"prompt\": \"question {n}\", \"test\": \"hidden {n}\"}}").unwrap();
         }
         std::fs::write(folder.path().join("prompts.jsonl"), prompts).unwrap();
-        Self::start_in(folder, settings).await
+        folder
     }
 
-    async fn start_in(folder: tempfile::TempDir, settings: &[&str]) -> Self {
-        let child = spawn(&folder, settings);
+    async fn started(folder: tempfile::TempDir, child: Child) -> Self {
         let (address, metrics) = (String::new(), String::new());
         let mut this = Self { folder, child, address, metrics };
         this.listens().await;
@@ -56,7 +71,7 @@ impl CoordinatorProcess {
     pub(crate) fn start_again(&mut self, settings: &[&str]) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        self.child = spawn(&self.folder, settings);
+        self.child = spawn(command(&self.folder, settings), &self.folder);
     }
 
     /// What it has logged.
@@ -106,10 +121,10 @@ impl Drop for CoordinatorProcess {
     }
 }
 
-fn spawn(folder: &tempfile::TempDir, settings: &[&str]) -> Child {
+fn spawn(mut command: Command, folder: &tempfile::TempDir) -> Child {
     let _ = std::fs::remove_file(folder.path().join("addresses.json"));
     let log = std::fs::File::create(folder.path().join("log")).unwrap();
-    command(folder, settings).stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
 }
 
 fn command(folder: &tempfile::TempDir, settings: &[&str]) -> Command {

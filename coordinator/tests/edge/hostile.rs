@@ -359,6 +359,84 @@ async fn garbage_resets_and_bombs_take_no_memory_and_change_nothing() {
 }
 
 #[tokio::test]
+async fn ten_thousand_streams_without_a_hello_take_little_and_give_it_back() {
+    let guarded = Guarded::start().await;
+    let (before, known) = (guarded.state().await, guarded.channel(&guarded.security("observer")).await);
+    let memory_before = memory(&guarded.coordinator);
+    // A member's own token: nobody else comes as far.
+    let security = guarded.security("actor");
+    let mut streams = JoinSet::new();
+    for _ in 0..40 {
+        let channel = guarded.channel(&security).await;
+        for _ in 0..250 {
+            let mut client = CoordinatorClient::new(channel.clone());
+            streams.spawn(async move {
+                client.act(tokio_stream::pending()).await.err().map(|status| status.code())
+            });
+        }
+    }
+    let (mut most, mut longest, mut codes) = (0, Duration::ZERO, std::collections::BTreeMap::new());
+    loop {
+        let asked = Instant::now();
+        ObserverClient::new(known.clone()).status(pb::StatusRequest {}).await.unwrap();
+        longest = longest.max(asked.elapsed());
+        most = most.max(memory(&guarded.coordinator));
+        while let Some(ended) = streams.try_join_next() {
+            *codes.entry(format!("{:?}", ended.unwrap())).or_insert(0) += 1;
+        }
+        if streams.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let after = memory(&guarded.coordinator);
+    println!(
+        "{codes:?}; memory {memory_before}, at most {most}, then {after} KiB; Status took {longest:?} at most"
+    );
+    assert_eq!(codes.values().sum::<u32>(), 10_000);
+    let ends = ["Some(DeadlineExceeded)", "Some(ResourceExhausted)"];
+    assert_eq!(
+        codes.keys().collect::<Vec<_>>(),
+        ends,
+        "some wait for their ten seconds, the others are refused"
+    );
+    assert!(most < memory_before + MEMORY_LIMIT_KIB, "from {memory_before} to {most} KiB");
+    assert!(after < memory_before + MEMORY_LIMIT_KIB / 2, "from {memory_before} to {after} KiB");
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    assert_eq!(guarded.state().await, before);
+    // Who has something to say is heard.
+    learner(&guarded.address("learner"), "learner", 1).await.unwrap().next().await.unwrap();
+}
+
+#[tokio::test]
+async fn with_few_descriptors_a_crowd_on_both_ports_leaves_some_for_the_process() {
+    let coordinator = CoordinatorProcess::with_descriptors(128).await;
+    let known = connect(&coordinator.address, "coordinator", &Security::open()).await.unwrap();
+    let mut observer = ObserverClient::new(known);
+    observer.status(pb::StatusRequest {}).await.unwrap();
+    let mut silent = Vec::new();
+    for number in 0..200 {
+        let address = if number % 2 == 0 { &coordinator.address } else { &coordinator.metrics };
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let asked = Instant::now();
+    observer.status(pb::StatusRequest {}).await.unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    let descriptors = std::fs::read_dir(format!("/proc/{}/fd", coordinator.id())).unwrap().count();
+    assert!(descriptors < 128, "{descriptors}");
+    let log = coordinator.log();
+    assert!(log.contains("turned away") && log.contains("64 connections are open"), "{log}");
+    assert!(!log.contains("cannot accept connections"), "the process was out of descriptors: {log}");
+    // They are gone, and there is room again.
+    for stream in silent {
+        timeout(TIMEOUT, closed(stream)).await.unwrap();
+    }
+    actor(&coordinator.address, "a").await.unwrap();
+    let (status, _) = get(&coordinator.metrics, "/health", "").await;
+    assert_eq!(status, 200);
+}
+
+#[tokio::test]
 async fn doors_that_stand_open_to_strangers_are_not_opened() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("coordinator.toml");

@@ -1,6 +1,6 @@
-//! How many connections a port holds, in all and from one address, and how long one may take to begin as one
-//! of ours does. Whoever floods a port then keeps out the addresses that it comes from, and no others, and
-//! the process keeps descriptors for its files.
+//! How many connections a process holds, on all its ports and on one of them from one address, and how long
+//! one may take to begin as one of ours does. Whoever floods a port then keeps out the addresses that it comes
+//! from, and no others, and the process keeps descriptors for its files.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,7 +8,8 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use tonic::transport::server::Connected;
 use crate::metrics::Reason;
 use crate::security::{Peer, Security};
 
-/// The most connections of a port, where the descriptors suffice.
+/// The most connections of a process, where the descriptors suffice.
 const MOST_IN_ALL: usize = 16_384;
 /// Descriptors that are left for everything but connections: this many, or an eighth.
 const SPARED_DESCRIPTORS: usize = 64;
@@ -31,10 +32,15 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What a request of HTTP/1 has behind its head.
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// How many connections a port may hold.
+/// The connections of the process: descriptors are its own, not a port's.
+static IN_PROCESS: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+
+/// How many connections there may be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionLimits {
+    /// On all ports.
     pub(crate) in_all: usize,
+    /// On one port from one other machine.
     pub(crate) per_address: usize,
     /// How many from this machine.
     pub(crate) local: usize,
@@ -51,13 +57,15 @@ pub(crate) enum Beginning {
 }
 
 impl ConnectionLimits {
-    /// As many as the process has descriptors for, and from one other machine so many at most.
+    /// As many as the process has descriptors for, and from one other machine so many at most, but never more
+    /// than half: with few descriptors one machine would take all.
     pub(crate) fn of_process(per_address: usize) -> Self {
         let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
         let spared = SPARED_DESCRIPTORS.max(descriptors / 8);
         let in_all = descriptors.saturating_sub(spared).clamp(1, MOST_IN_ALL);
-        Self { in_all, per_address: per_address.min(in_all), local: in_all, begin: BEGIN_TIMEOUT }
+        let per_address = per_address.min((in_all / 2).max(1));
+        Self { in_all, per_address, local: in_all, begin: BEGIN_TIMEOUT }
     }
 }
 
@@ -66,13 +74,8 @@ impl ConnectionLimits {
 pub(crate) struct OpenConnections {
     limits: ConnectionLimits,
     security: Security,
-    counts: Arc<Mutex<Counts>>,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    in_all: usize,
-    by_address: HashMap<IpAddr, usize>,
+    in_all: Arc<AtomicUsize>,
+    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
 /// Why a connection is closed at once.
@@ -90,25 +93,31 @@ pub(crate) enum TooMany {
 #[derive(Debug)]
 pub(crate) struct Place {
     address: IpAddr,
-    counts: Arc<Mutex<Counts>>,
+    in_all: Arc<AtomicUsize>,
+    by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.in_all -= 1;
-        if let Some(of_address) = counts.by_address.get_mut(&self.address) {
+        self.in_all.fetch_sub(1, Ordering::Relaxed);
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_address) = by_address.get_mut(&self.address) {
             *of_address -= 1;
             if *of_address == 0 {
-                counts.by_address.remove(&self.address);
+                by_address.remove(&self.address);
             }
         }
     }
 }
 
 impl OpenConnections {
-    pub(crate) fn new(limits: ConnectionLimits, security: Security) -> Self {
-        Self { limits, security, counts: Arc::default() }
+    /// Those of a port, which are among those of the process.
+    pub(crate) fn of_process(limits: ConnectionLimits, security: Security) -> Self {
+        Self::among(Arc::clone(&IN_PROCESS), limits, security)
+    }
+
+    fn among(in_all: Arc<AtomicUsize>, limits: ConnectionLimits, security: Security) -> Self {
+        Self { limits, security, in_all, by_address: Arc::default() }
     }
 
     /// The limits.
@@ -122,18 +131,21 @@ impl OpenConnections {
     /// When there are as many as there may be.
     pub(crate) fn place(&self, address: IpAddr) -> Result<Place, TooMany> {
         let ConnectionLimits { in_all, per_address, local, .. } = self.limits;
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.in_all >= in_all {
+        let limit = if address.is_loopback() { local } else { per_address };
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another port may take a place at the same moment.
+        let one_more = |open: usize| (open < in_all).then_some(open + 1);
+        if self.in_all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
             return Err(TooMany::InAll { limit: in_all });
         }
-        let limit = if address.is_loopback() { local } else { per_address };
-        let of_address = counts.by_address.entry(address).or_default();
+        let of_address = by_address.entry(address).or_default();
         if *of_address >= limit {
+            self.in_all.fetch_sub(1, Ordering::Relaxed);
             return Err(TooMany::OfAddress { address, limit });
         }
         *of_address += 1;
-        counts.in_all += 1;
-        Ok(Place { address, counts: Arc::clone(&self.counts) })
+        let (in_all, by_address) = (Arc::clone(&self.in_all), Arc::clone(&self.by_address));
+        Ok(Place { address, in_all, by_address })
     }
 }
 
@@ -287,17 +299,22 @@ mod tests {
     #[test]
     fn one_address_keeps_nobody_else_out() {
         let limits = ConnectionLimits { in_all: 5, per_address: 2, local: 3, begin: BEGIN_TIMEOUT };
-        let open = OpenConnections::new(limits, Security::open());
+        let in_all = Arc::default();
+        let open = OpenConnections::among(Arc::clone(&in_all), limits, Security::open());
         let [flood, other, local] = ["10.0.0.1", "10.0.0.2", "127.0.0.1"].map(|text| text.parse().unwrap());
         let first = open.place(flood).unwrap();
         let _second = open.place(flood).unwrap();
         assert_eq!(open.place(flood).unwrap_err(), TooMany::OfAddress { address: flood, limit: 2 });
         let _other = open.place(other).unwrap();
-        let _local = [open.place(local).unwrap(), open.place(local).unwrap()];
+        // On another port of the process.
+        let pages = OpenConnections::among(in_all, limits, Security::open());
+        let _local = [pages.place(local).unwrap(), open.place(local).unwrap()];
         assert_eq!(open.place(other).unwrap_err(), TooMany::InAll { limit: 5 });
         drop(first);
         let _third = open.place(flood).unwrap();
-        assert_eq!(open.counts.lock().unwrap().by_address.len(), 3);
+        assert_eq!(pages.place(flood).unwrap_err(), TooMany::InAll { limit: 5 });
+        assert_eq!(open.by_address.lock().unwrap().len(), 3);
+        assert_eq!(pages.by_address.lock().unwrap().len(), 1);
     }
 
     #[test]

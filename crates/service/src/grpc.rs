@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Endpoint, Uri};
@@ -45,6 +46,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a new stream may take to introduce itself.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams of a process whose hello is awaited. One takes about 10 KiB; a member that comes when there are
+/// more tries again.
+const INTRODUCTIONS_LIMIT: usize = 2048;
+static INTRODUCTIONS: Semaphore = Semaphore::const_new(INTRODUCTIONS_LIMIT);
 
 /// How long a server that is done waits for its peers to close their streams.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -114,14 +119,18 @@ pub fn server(security: &Security, callers: Callers) -> Server {
         .tcp_nodelay(true)
 }
 
-/// The first message of a member's new stream, which has to come within ten seconds. What comes instead is
-/// counted (`rlhf_streams_ended_total`).
+/// The first message of a member's new stream, which has to come within ten seconds and is awaited of so many
+/// streams at most. What comes instead is counted (`rlhf_streams_ended_total`).
 ///
 /// # Errors
 /// What the member is told.
 pub async fn first_message<M>(messages: &mut Streaming<M>) -> Result<M, Status> {
     // Of a stream that its member gives up nothing is heard here: what waits for it is dropped.
     let mut introduction = Introduction { ended: Some(StreamEnd::NoHello) };
+    let Ok(_awaited) = INTRODUCTIONS.try_acquire() else {
+        let why = format!("{INTRODUCTIONS_LIMIT} streams have yet to say hello; try again");
+        return Err(Status::resource_exhausted(why));
+    };
     let first = tokio::time::timeout(HELLO_TIMEOUT, messages.message()).await;
     let first = first.map_err(|_| Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}")))?;
     match first {

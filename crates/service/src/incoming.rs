@@ -54,7 +54,7 @@ impl Incoming {
         security: &Security,
         limits: ConnectionLimits,
     ) -> Self {
-        let open = OpenConnections::new(limits, security.clone());
+        let open = OpenConnections::of_process(limits, security.clone());
         let is_local = listener.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
         let is_tls = security.tls().is_some() && !(is_local && beginning == Beginning::Head);
         Self {
@@ -181,37 +181,25 @@ impl Handshake {
 
 /// The connections of a port of pages.
 #[derive(Debug)]
-pub(crate) struct PageListener {
-    incoming: Incoming,
-    address: Option<SocketAddr>,
-}
+pub(crate) struct PageListener(Incoming);
 
 impl PageListener {
     pub(crate) fn new(listener: TcpListener, security: &Security) -> Self {
-        let address = listener.local_addr().ok();
-        Self { incoming: Incoming::new(listener, Beginning::Head, security), address }
+        Self(Incoming::new(listener, Beginning::Head, security))
     }
 
     pub(crate) fn is_tls(&self) -> bool {
-        self.incoming.is_tls
+        self.0.is_tls
     }
-}
 
-impl axum::serve::Listener for PageListener {
-    type Io = Connection;
-    type Addr = Peer;
-
-    async fn accept(&mut self) -> (Connection, Peer) {
+    /// The next connection, and where it comes from.
+    pub(crate) async fn accept(&mut self) -> (Connection, Peer) {
         loop {
-            if let Some(Ok(connection)) = self.incoming.next().await {
+            if let Some(Ok(connection)) = self.0.next().await {
                 let peer = connection.peer();
                 return (connection, peer);
             }
         }
-    }
-
-    fn local_addr(&self) -> io::Result<Peer> {
-        Ok(Peer::new(self.address))
     }
 }
 

@@ -52,8 +52,8 @@ pub struct SecurityConfig {
     pub certificates: Option<PathBuf>,
     /// Listen on addresses that other machines reach although nobody is asked who they are.
     pub insecure: bool,
-    /// Connections that a port holds from one other machine. Those of a large node, or of everybody behind
-    /// one gateway (NAT), come from one address.
+    /// Connections that a port holds from one other machine, and half of what the process can hold at most.
+    /// Those of a large node, or of everybody behind one gateway (NAT), come from one address.
     pub connections_per_address: usize,
 }
 

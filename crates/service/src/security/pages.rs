@@ -5,19 +5,27 @@
 //! addresses keeps the token.
 
 use std::future::Future;
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::body::Body;
+use axum::extract::connect_info::ConnectInfo;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::serve::IncomingStream;
 use http::header::{CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, StatusCode, Uri};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
+use tower_service::Service as _;
 
 use super::guard::bearer;
 use super::{Peer, Refusal, Security};
+use crate::connections::Connection;
 use crate::incoming::PageListener;
 
 /// Beginning of the cookie's name; the rest tells runs on one host apart.
@@ -25,6 +33,8 @@ const COOKIE_PREFIX: &str = "sluice-";
 /// Letters of the token's hash that do.
 const COOKIE_LETTERS: usize = 8;
 const QUERY_KEY: &str = "token=";
+/// How long a connection may wait between an answer and the whole head of its next request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pages that say no more than that a process lives, and can work.
 pub(crate) const PROBES: &[&str] = &["/health", "/ready"];
 
@@ -43,12 +53,6 @@ struct Guard {
     door: PageDoor,
     /// Whether the pages are served over TLS.
     is_tls: bool,
-}
-
-impl Connected<IncomingStream<'_, PageListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, PageListener>) -> Self {
-        *stream.remote_addr()
-    }
 }
 
 /// Serves pages to the roles in `callers` until `stop`, and `/health` and `/ready` to everybody.
@@ -72,12 +76,47 @@ pub(crate) async fn serve(
     door: PageDoor,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let listener = PageListener::new(listener, security);
+    let mut listener = PageListener::new(listener, security);
     let guard = Guard { security: security.clone(), door, is_tls: listener.is_tls() };
     // On every route, and on what is none: nobody learns which pages there are.
     let pages = pages.layer(from_fn_with_state(guard, ask));
-    let pages = pages.into_make_service_with_connect_info::<Peer>();
-    axum::serve(listener, pages).with_graceful_shutdown(stop).await
+    let graceful = GracefulShutdown::new();
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            (connection, peer) = listener.accept() => {
+                tokio::spawn(answer(connection, peer, pages.clone(), &graceful));
+            }
+            () = &mut stop => break,
+        }
+    }
+    drop(listener);
+    graceful.shutdown().await;
+    Ok(())
+}
+
+/// Answers the requests of a connection until its peer closes it, says nothing for too long, or the server is
+/// done and the answer under way has been given.
+fn answer(
+    connection: Connection,
+    peer: Peer,
+    pages: Router,
+    graceful: &GracefulShutdown,
+) -> impl Future<Output = ()> + Send + use<> {
+    let asked = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let mut pages = pages.clone();
+        async move { pages.call(request.map(Body::new)).await }
+    });
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let served = graceful.watch(server.serve_connection(TokioIo::new(connection), asked));
+    async move {
+        // A peer that breaks off is nobody's fault here.
+        if let Err(error) = served.await {
+            tracing::debug!(%error, "a connection to the pages ended");
+        }
+    }
 }
 
 async fn ask(State(guard): State<Guard>, request: Request, next: Next) -> Response {
@@ -138,7 +177,42 @@ fn refused(refusal: Refusal) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::time::{Instant, sleep};
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_asks_nothing_more_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let pages = Router::new().route("/health", get(|| async { "alive" }));
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        let served = tokio::spawn(async move {
+            serve_pages(&Security::open(), listener, pages, &["observer"], stopped).await
+        });
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut answer = [0; 1024];
+        for _ in 0..3 {
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            let bytes = stream.read(&mut answer).await.unwrap();
+            assert!(answer[..bytes].ends_with(b"alive"), "{:?}", String::from_utf8_lossy(&answer[..bytes]));
+            // Asked again within the time it stays.
+            sleep(HEAD_TIMEOUT / 2).await;
+        }
+        let asked = Instant::now();
+        // The time runs from the last answer on, half of which is over.
+        stream.write_all(b"GET /hea").await.unwrap();
+        while stream.read(&mut answer).await.is_ok_and(|bytes| bytes > 0) {}
+        let stayed = asked.elapsed();
+        assert!(stayed >= HEAD_TIMEOUT / 2 && stayed < HEAD_TIMEOUT, "{stayed:?}");
+        stop.cancel();
+        served.await.unwrap().unwrap();
+    }
 
     #[test]
     fn a_token_is_found_where_it_is_shown() {
