@@ -48,7 +48,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams of a process whose hello is awaited. One takes about 10 KiB; a member that comes when there are
 /// more tries again.
-const INTRODUCTIONS_LIMIT: usize = 2048;
+const INTRODUCTIONS_LIMIT: usize = 1024;
 static INTRODUCTIONS: Semaphore = Semaphore::const_new(INTRODUCTIONS_LIMIT);
 
 /// How long a server that is done waits for its peers to close their streams.
