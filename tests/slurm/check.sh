@@ -66,7 +66,6 @@ rm -rf "$results"
 mkdir -p "$results"
 work=$(mktemp -d)
 trap 'rmdir "$work"' EXIT
-export SLUICE_BIN=$binaries
 status=0
 timeout --foreground --signal=KILL "${SLUICE_SLURM_SECONDS:-900}" \
     unshare -m -p -f -n -u -i --kill-child "$here/cluster.sh" "$here" "$work" "$binaries" "$libtorch" "$cache/packages" "$results" || status=$?

@@ -13,11 +13,16 @@ root=$work/root
 mkdir "$root" "$work/upper" "$work/work" "$work/results"
 mount --bind "$results" "$work/results"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$work/upper,workdir=$work/work" "$root"
-mkdir -p "$root/opt/sluice/bin" "$root/opt/sluice/lib" "$root/opt/sluice/tests" "$root/opt/sluice/packages" "$root/share" "$root/results"
-bound() { mount --bind "$1" "$root/opt/sluice/$2" && mount -o remount,bind,ro "$root/opt/sluice/$2"; }
+mkdir -p "$root/share" "$root/results"
+bound() {
+    mkdir -p "$root/opt/sluice/$2"
+    mount --bind "$1" "$root/opt/sluice/$2"
+    mount -o remount,bind,ro "$root/opt/sluice/$2"
+}
 bound "$binaries" bin
 bound "$libtorch" lib
-bound "$here" tests
+bound "$here" tests/slurm
+bound "$here/../../examples" examples
 bound "$packages" packages
 mount --bind "$work/results" "$root/results"
 mount -t tmpfs -o mode=755 tmpfs "$root/share"
@@ -30,7 +35,7 @@ cd "$root"
 pivot_root . .
 umount -l .
 cd /
-tests=/opt/sluice/tests
+tests=/opt/sluice/tests/slurm
 
 # Services are started below, not by their packages.
 printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
@@ -68,14 +73,12 @@ slurmctld -L /results/slurmctld.log
 
 # --- The nodes ----------------------------------------------------------------------------------------------------------
 
-export -n SLUICE_BIN
-. "$tests/nodes.sh"
 for number in 0 1 2 3; do
-    switch_on "$number"
+    "$tests/nodes.sh" on "$number"
 done
-
 status=0
-"$tests/scenario.sh" || status=$?
+python3 -u "$tests/scenario.py" || status=$?
+scontrol show job >/results/jobs 2>&1 || true
 cp -r /share/researcher/runs /share/researcher/*-slurm /results/ 2>/dev/null || true
 chmod -R a+rX /results
 exit "$status"

@@ -19,7 +19,7 @@ ip link set eth0 up
 mkdir "/var/spool/slurmd-$node"
 # As many GPUs as slurm.conf says, for those who count them.
 touch /var/spool/gpu{0..7}
-/opt/sluice/tests/munge.sh
+/opt/sluice/tests/slurm/munge.sh
 # slurmd stays in front; what is left over by jobs is reaped by this shell.
 slurmd -D -N "$node" &
 wait "$!"
