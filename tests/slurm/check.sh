@@ -35,11 +35,11 @@ binaries=${SLUICE_BIN:-}
 for folder in "$repository/target/release" "$repository/target/debug"; do
     [ -n "$binaries" ] || ! [ -x "$folder/sluice" ] || binaries=$folder
 done
-for program in sluice sluice-coordinator sluice-reward-server sluice-learner sluice-actor; do
+for program in sluice sluice-compute sluice-coordinator sluice-reward-server sluice-learner sluice-actor; do
     [ -x "$binaries/$program" ] || { echo "there is no $program in '${binaries:-target}': cargo build --workspace --bins" >&2; exit 1; }
 done
-libtorch=${LIBTORCH:-$repository/.deps/python/torch}/lib
-[ -e "$libtorch/libtorch_cpu.so" ] || { echo "there is no libtorch in $libtorch: setup/install.sh, or LIBTORCH" >&2; exit 1; }
+libtorch=${LIBTORCH:-$repository/.deps/python/torch}
+[ -e "$libtorch/lib/libtorch_cpu.so" ] || { echo "there is no libtorch in $libtorch: setup/install.sh, or LIBTORCH" >&2; exit 1; }
 
 # --- Slurm's packages ---------------------------------------------------------------------------------------------
 

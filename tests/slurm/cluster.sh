@@ -20,7 +20,9 @@ bound() {
     mount -o remount,bind,ro "$root/opt/sluice/$2"
 }
 bound "$binaries" bin
-bound "$libtorch" lib
+# Its libraries find others beside its folder.
+bound "$(dirname "$libtorch")" python
+ln -s "python/$(basename "$libtorch")/lib" "$root/opt/sluice/lib"
 bound "$here" tests/slurm
 bound "$here/../../examples" examples
 bound "$packages" packages

@@ -115,12 +115,15 @@ wait_for_child() {
 # Whether the coordinator is no longer where the child was sent.
 has_moved() { [ "$(cat "$ring/coordinator" 2>/dev/null)" != "$coordinator" ]; }
 
-# The job of an actor outlives the ring's, whose node may have failed without a word to anybody.
+# The job of an actor outlives the ring's, and when the coordinator's node fails Slurm may queue its part of the ring again and
+# leave the others running: who finds that the coordinator has gone leaves, and is started again by whoever has to.
 watch_coordinator() {
     while sleep 2; do
         if has_moved && sleep 1 && has_moved; then
             echo "the coordinator is no longer at $coordinator" >&2
             kill -TERM "$child" 2>/dev/null
+            # What an actor has not sent yet nobody waits for; told again it leaves at once.
+            [ "$role" = actor ] && sleep 5 && kill -TERM "$child" 2>/dev/null
             return
         fi
     done
@@ -134,17 +137,16 @@ while :; do
     announcer=$!
     now=(--set "coordinator=$coordinator")
     [ "$role" != learner ] || now+=(--set "rendezvous=$(rendezvous)")
-    began=$SECONDS watcher=''
+    began=$SECONDS
     "sluice-$role" "${settings[@]}" "${now[@]}" &
     child=$!
-    if [ "$role" = actor ]; then
-        watch_coordinator &
-        watcher=$!
-    fi
+    watch_coordinator &
+    watcher=$!
     wait_for_child
     status=$?
-    kill "$announcer" ${watcher:+"$watcher"} 2>/dev/null
+    kill "$announcer" "$watcher" 2>/dev/null
     rm -f "$ring/targets/$name.json"
+    [ "$role" = actor ] || ! has_moved || exit 0
     if [ "$role" = learner ]; then
         # The ranks live and die together, and ring.sbatch starts them again; but not where that is no use.
         [ "$status" -ne 2 ] && [ "$status" -ne 3 ] || echo "$status" >"$ring/addresses/learner.final"
