@@ -81,7 +81,7 @@ if [ -e "$role.ends" ]; then
     rm "$role.ends"
     exit "$status"
 fi
-trap 'echo "$role told" >>record; [ "$role" = sluice-coordinator ] && touch leave; left=1' TERM
+trap 'echo "$role told" >>record; if [ "$role" = sluice-coordinator ]; then touch leave; fi; left=1' TERM
 echo '{"metrics": "0.0.0.0:9464", "grpc": "0.0.0.0:7700", "rendezvous": "10.0.0.1:7730"}' >"$address_file.new"
 mv "$address_file.new" "$address_file"
 until [ -e leave ] || [ -n "$left" ] || ! [ -e record ]; do sleep 0.02; done
@@ -184,6 +184,7 @@ fn every_role_accepts_its_configuration() {
     let coordinator: coordinator::Config = load(&file("coordinator"), &[]);
     assert_eq!(coordinator.journal.to_str(), Some("runs/Ring_1/ring/journal"));
     assert!(coordinator.send_filtered);
+    assert!(coordinator.drain_timeout < coordinator.service.grace_period);
     let address = ["coordinator=node1:7700", "listen=10.0.0.1:0", "member=reward-server-1"];
     let reward_server: reward_server::Config = load(&file("reward-server"), &told(&address));
     assert!(reward_server.deterministic);
@@ -246,9 +247,14 @@ fn a_ring_is_on_one_node_where_nothing_says_otherwise() {
     let gpus = ["--set", "learner.device=cuda", "--gpus-per-learner-rank", "1", "--partition", "gpu"];
     let options = ring_options(&gpus);
     // Two reward servers (4 CPUs, 16 GiB), two ranks (8, 64) and the coordinator (2, 4).
-    for wanted in
-        ["--nodes=1", "--ntasks=1", "--cpus-per-task=26", "--mem=167936M", "--gpus-per-node=2", "--partition=gpu"]
-    {
+    for wanted in [
+        "--nodes=1",
+        "--ntasks=1",
+        "--cpus-per-task=26",
+        "--mem=167936M",
+        "--gpus-per-node=2",
+        "--partition=gpu",
+    ] {
         assert!(options.iter().any(|option| option == wanted), "{wanted} in {options:?}");
     }
     assert!(!options.iter().any(|option| option == "hetjob"), "{options:?}");
@@ -328,6 +334,19 @@ fn a_job_that_slurm_ends_hears_nothing_from_its_script() {
     assert_eq!(said.matches("sluice-coordinator told").count(), 1, "{said}");
     assert!(said.contains("ended by Slurm") && !said.contains("requeue"), "{said}");
     assert!(!said.contains("scancel"), "actors wait for the ring: {said}");
+}
+
+#[test]
+fn a_ring_that_did_not_drain_in_time_is_queued_again_too() {
+    let job = Job::start(|project| {
+        let role = ROLE.replace("touch leave;", "touch leave; exit 1;");
+        fs::write(project.path("bin/sluice-coordinator"), role).unwrap();
+    });
+    job.everybody_runs();
+    kill(job.id(), Signal::SIGTERM).unwrap();
+    let (_, said) = job.end();
+    assert!(said.contains("the coordinator ended with 1 while it drained"), "{said}");
+    assert!(said.contains("scontrol requeue 77") && !said.contains("scancel"), "{said}");
 }
 
 #[test]

@@ -46,7 +46,7 @@ find_coordinator() {
         [ -z "$leaving" ] || exit 0
         # The run is complete.
         [ ! -d {{ last_checkpoint }} ] || exit 0
-        [ ! -s "$ring/coordinator" ] || break
+        [ ! -s "$ring/coordinator" ] || [ -e "$ring/draining" ] || break
         if [ "$left" -le 0 ]; then
             echo "no ring runs: $ring/coordinator is missing; submit $rendered/ring.sbatch" >&2
             exit $NO_RING
