@@ -79,7 +79,7 @@ for number in 0 1 2 3; do
     "$tests/nodes.sh" on "$number"
 done
 status=0
-python3 -u "$tests/scenario.py" || status=$?
+python3 -u "$tests/scenario.py" ${SLUICE_SLURM_PARTS:-} || status=$?
 scontrol show job >/results/jobs 2>&1 || true
 cp -r /share/researcher/runs /share/researcher/*-slurm /results/ 2>/dev/null || true
 chmod -R a+rX /results

@@ -73,6 +73,7 @@ const ROLE: &str = r#"#!/bin/bash
 role=${0##*/}
 echo "$role $*" >>record
 echo $$ >"$role.id"
+echo $$ >>"$role.ids"
 for word; do
     case $word in service.address_file=*) address_file=${word#*=} ;; esac
 done
@@ -353,10 +354,10 @@ fn a_ring_that_did_not_drain_in_time_is_queued_again_too() {
 fn steps_that_are_told_make_the_ring_drain_and_queue_itself_again() {
     let job = Job::start(|_| ());
     job.everybody_runs();
-    // The first process of a step is member.sh of a reward server; Slurm signals it and its child.
-    let id = job.project.read("sluice-reward-server.id").trim_end().parse().unwrap();
-    let session = job.session_of(id);
-    killpg(session, Signal::SIGTERM).unwrap();
+    // Slurm signals every process of a step: for each reward server its member.sh, and its child.
+    for id in job.project.read("sluice-reward-server.ids").lines() {
+        killpg(job.session_of(id.parse().unwrap()), Signal::SIGTERM).unwrap();
+    }
     let (code, said) = job.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("reward-server left, told by Slurm"), "{said}");

@@ -37,6 +37,17 @@ announce() {
         "$(hostname)" "$(port_of metrics "$1")" "$role" >"$ring/targets/$name.json"
 }
 
+# Whether the ring's job has left the queue, so that nobody queues it again.
+ring_is_over() {
+    local job said
+    job=$(cat "$ring/ring-job" 2>/dev/null) && [ -n "$job" ] || return 1
+    if said=$(squeue --noheader --jobs="$job" --format=%T 2>&1); then
+        [ -z "$said" ]
+    else
+        [[ $said == *"Invalid job id"* ]]
+    fi
+}
+
 # Waits for the coordinator, which may have come back elsewhere. An actor has a job of its own, which outlives the ring's: it
 # waits while the ring is queued again, but holds its node no longer than that is likely to end soon.
 find_coordinator() {
@@ -53,6 +64,10 @@ find_coordinator() {
         fi
         [ -n "$said" ] || echo "$name waits for $ring/coordinator"
         said=1
+        if [ $((left % 10)) -eq 0 ] && ring_is_over; then
+            echo "the ring's job has ended: submitted again it submits actors too"
+            exit 0
+        fi
         left=$((left - 1))
         sleep 1
     done
