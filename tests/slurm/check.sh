@@ -8,7 +8,7 @@
 #   SLUICE_BIN             folder of the programs (target/release, else target/debug)
 #   SLUICE_SLURM_CACHE     folder that the packages are kept in (target/slurm)
 #   SLUICE_SLURM_SECONDS   after so many seconds everything is ended, and the test has failed (900)
-#   SLUICE_SLURM_PARTS     parts of the scenario (all): disturbed, one_node
+#   SLUICE_SLURM_PARTS     parts of the scenario (all): disturbed, one_node, gpus
 #   SLUICE_WITHOUT_SLURM   1: a machine that cannot do it skips it instead of failing
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

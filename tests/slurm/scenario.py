@@ -256,13 +256,21 @@ def figures(step):
     return {name: value for name, value in step["metrics"].items() if not name.endswith("_seconds")}
 
 
+def replace(script, text):
+    """A script that shells may be reading."""
+    new = script.with_suffix(".new")
+    new.write_text(text)
+    new.chmod(0o755)
+    new.replace(script)
+
+
 def one_node():
     run = Run("single", 60, "--partition", "single")
     # Actors give their nodes back after two seconds, not after ten minutes.
     member = PROJECT / run.rendered / "member.sh"
     text = member.read_text()
     holds("actors wait for ten minutes", text.count("left=600\n") == 1)
-    member.write_text(text.replace("left=600\n", "left=2\n"))
+    replace(member, text.replace("left=600\n", "left=2\n"))
     (PROJECT / "pace").write_text(PACE)
     ring = run.submit()
     until("the first step of a ring on one node", run.trained)
@@ -279,6 +287,7 @@ def one_node():
     call("scancel", "--signal=USR1", "--batch", ring)
     until("told to end for good, the ring and its actors are gone", lambda: not queue())
     holds("the ring's job is complete", job(ring).get("JobState") == "COMPLETED", str(job(ring)))
+    replace(member, text)
     ring = run.submit()
     until("submitted again it goes on, with actors", lambda: run.trained() > before and len(run.actors()) == 3)
 
@@ -293,12 +302,43 @@ def one_node():
     holds("60 batches, each with a line", sorted(run.steps()) == list(range(1, run.batches + 1)))
 
 
+def gpus():
+    """Who is given which GPU of a node that has eight; roles are played by role.sh."""
+    programs = PROJECT / "programs"
+    call("mkdir", "-p", str(programs))
+    for role in ["coordinator", "reward-server", "learner", "actor"]:
+        call("ln", "-sf", f"{TESTS}/role.sh", str(programs / f"sluice-{role}"))
+    run = Run(
+        "gpus", 10, "--binaries", str(programs), "--partition", "single", "--gpus-per-learner-rank", "1", "--gpus-per-actor", "1",
+        "--set", "learner.device=cuda", "--set", "actor.engine.device=cuda",
+    )
+    given = PROJECT / "given"
+    ring = run.submit()
+
+    def rows():
+        rows = [line.split() for line in given.read_text().splitlines()] if given.exists() else []
+        return len(rows) >= 8 and rows
+
+    found = until("coordinator, two reward servers, two ranks and three actors are on a node of eight GPUs", rows)
+    holds("all of them on n0", {node for _, node, _ in found} == {"n0"}, str(found))
+    by_role = {role: [gpus for name, _, gpus in found if name == role] for role, _, _ in found}
+    for role in ["learner", "actor"]:
+        holds(f"each {role} sees one GPU", all(gpu.isdigit() for gpu in by_role[role]), str(by_role[role]))
+    holds("each rank another one", len(set(by_role["learner"])) == 2, str(by_role["learner"]))
+    holds("reward servers see none", not any(gpu.isdigit() for gpu in by_role["reward-server"]), str(by_role))
+    used = call("scontrol", "--oneliner", "show", "node", "n0")
+    holds("five GPUs are taken", "gres/gpu=5" in used, used)
+    call("scancel", "--signal=USR1", "--batch", ring)
+    until("the ring and its actors are gone", lambda: not queue())
+
+
 def main():
     try:
         until("four nodes are up", lambda: "idle 4" in call("sinfo", "--noheader", "--partition=batch", "--format=%T %D"))
-        prepare()
-        for part in sys.argv[1:] or ["disturbed", "one_node"]:
-            {"disturbed": disturbed, "one_node": one_node}[part]()
+        for part in sys.argv[1:] or ["disturbed", "one_node", "gpus"]:
+            if part != "gpus" and not (PROJECT / "models").exists():
+                prepare()
+            {"disturbed": disturbed, "one_node": one_node, "gpus": gpus}[part]()
     except (Failed, subprocess.TimeoutExpired) as failed:
         say(f"FAILED  {failed}")
         print(call("squeue", "--array", check=False), call("sinfo", check=False), sep="\n")

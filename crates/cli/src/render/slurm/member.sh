@@ -58,16 +58,16 @@ find_coordinator() {
         # The run is complete.
         [ ! -d {{ last_checkpoint }} ] || exit 0
         [ ! -s "$ring/coordinator" ] || [ -e "$ring/draining" ] || break
+        if [ $((left % 10)) -eq 0 ] && [ "$role" = actor ] && ring_is_over; then
+            echo "the ring's job has ended: submitted again it submits actors too"
+            exit 0
+        fi
         if [ "$left" -le 0 ]; then
             echo "no ring runs: $ring/coordinator is missing; submit $rendered/ring.sbatch" >&2
             exit $NO_RING
         fi
         [ -n "$said" ] || echo "$name waits for $ring/coordinator"
         said=1
-        if [ $((left % 10)) -eq 0 ] && ring_is_over; then
-            echo "the ring's job has ended: submitted again it submits actors too"
-            exit 0
-        fi
         left=$((left - 1))
         sleep 1
     done
