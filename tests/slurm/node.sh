@@ -18,7 +18,9 @@ ip addr add "10.99.0.$(($1 + 1))/24" dev eth0
 ip link set eth0 up
 mkdir "/var/spool/slurmd-$node"
 # As many GPUs as slurm.conf says, for those who count them.
-touch /var/spool/gpu{0..7}
+for gpu in {0..7}; do
+    mknod -m 666 "/var/spool/gpu$gpu" c 1 3
+done
 /opt/sluice/tests/slurm/munge.sh
 # slurmd stays in front; what is left over by jobs is reaped by this shell.
 slurmd -D -N "$node" &

@@ -16,7 +16,7 @@ TESTS = "/opt/sluice/tests/slurm"
 PROJECT = pathlib.Path("/share/researcher")
 BATCHES = 400
 BATCH_RESPONSES = 16
-RENDER = ["--binaries", "/opt/sluice/bin", "--resources", "1,1Gi", "--resources", "learner=1,2Gi", "--drain-seconds", "20"]
+RENDER = ["--resources", "1,1Gi", "--resources", "learner=1,2Gi", "--drain-seconds", "20"]
 # Seconds that a response's reward takes: 16 of them on two servers with two workers each make about a step a second.
 PACE = "0.2"
 # Coordinator, learner and actors on the same machine have seconds to themselves on a quiet one, and minutes on a busy one.
@@ -87,12 +87,12 @@ def queue(*options):
 class Run:
     """A run in the project's folder, rendered and submitted."""
 
-    def __init__(self, name, batches, *render):
+    def __init__(self, name, batches, *render, programs="/opt/sluice/bin"):
         self.name, self.batches = name, batches
         self.folder = PROJECT / "runs" / name / "ring"
         self.rendered = f"{name}-slurm"
         settings = ["--set", f"coordinator.batches={batches}", "--set", f"name={name}"]
-        call("sluice", "render", "slurm", f"{TESTS}/recipe.toml", "--output", self.rendered, *RENDER, *settings, *render)
+        call("sluice", "render", "slurm", f"{TESTS}/recipe.toml", "--output", self.rendered, "--binaries", programs, *RENDER, *settings, *render)
 
     def submit(self, *options):
         said = call("sbatch", "--parsable", *options, f"{self.rendered}/ring.sbatch")
@@ -309,8 +309,8 @@ def gpus():
     for role in ["coordinator", "reward-server", "learner", "actor"]:
         call("ln", "-sf", f"{TESTS}/role.sh", str(programs / f"sluice-{role}"))
     run = Run(
-        "gpus", 10, "--binaries", str(programs), "--partition", "single", "--gpus-per-learner-rank", "1", "--gpus-per-actor", "1",
-        "--set", "learner.device=cuda", "--set", "actor.engine.device=cuda",
+        "gpus", 10, "--partition", "single", "--gpus-per-learner-rank", "1", "--gpus-per-actor", "1",
+        "--set", "learner.device=cuda", "--set", "actor.engine.device=cuda", programs=str(programs),
     )
     given = PROJECT / "given"
     ring = run.submit()
