@@ -168,6 +168,13 @@ def disturbed():
     more = call("sbatch", "--parsable", "--array=1-2", f"{run.rendered}/actors.sbatch").split(";")[0]
     until("two more actors joined while it runs", lambda: len(run.actors()) == 5)
 
+    # --- Slurm tells one actor to leave, as before its time limit. The last task of an array has the array's own number.
+    call("scancel", "--signal=TERM", f"{own}_2")
+    until("one actor that is told leaves and is queued again", lambda: job(f"{own}_2").get("Restarts") == "1")
+    restarts = [job(f"{own}_{task}").get("Restarts") for task in range(2)]
+    holds("it alone", restarts == ["0", "0"], str(restarts))
+    until("it is back", lambda: len(run.actors()) == 5)
+
     # --- An actor's node is lost.
     lost = sorted(nodes_of(own) | nodes_of(more))
     lost = next((node for node in reversed(lost) if node not in ring_nodes), None)

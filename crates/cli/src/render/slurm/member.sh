@@ -77,7 +77,7 @@ find_coordinator() {
 case $role in
 reward-server) name=reward-server-$SLURM_PROCID ;;
 learner) name=learner-$SLURM_PROCID ;;
-actor) name=actor-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}-${SLURM_ARRAY_TASK_ID:-$SLURM_PROCID} ;;
+actor) name=actor-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}-${SLURM_ARRAY_TASK_ID:-0} ;;
 *) echo "member.sh: there is no role $role to start" >&2 && exit 2 ;;
 esac
 address_file=$ring/addresses/$name.json
