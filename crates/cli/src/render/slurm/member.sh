@@ -57,7 +57,8 @@ find_coordinator() {
         [ -z "$leaving" ] || exit 0
         # The run is complete.
         [ ! -d {{ last_checkpoint }} ] || exit 0
-        [ ! -s "$ring/coordinator" ] || [ -e "$ring/draining" ] || break
+        # One that drains would send an actor away at once.
+        [ ! -s "$ring/coordinator" ] || { [ "$role" = actor ] && [ -e "$ring/draining" ]; } || break
         if [ $((left % 10)) -eq 0 ] && [ "$role" = actor ] && ring_is_over; then
             echo "the ring's job has ended: submitted again it submits actors too"
             exit 0
