@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import pwd
+import re
 import subprocess
 import sys
 import time
@@ -334,7 +335,7 @@ def gpus():
     holds("each rank another one", len(set(by_role["learner"])) == 2, str(by_role["learner"]))
     holds("reward servers see none", not any(gpu.isdigit() for gpu in by_role["reward-server"]), str(by_role))
     used = call("scontrol", "--oneliner", "--details", "show", "node", "n0")
-    holds("five GPUs are taken", "GresUsed=gpu:5(" in used or "GresUsed=gpu:(null):5(" in used, used)
+    holds("five GPUs are taken", re.search(r"GresUsed=gpu:(\(null\):)?5\b", used), used)
     call("scancel", "--signal=USR1", "--batch", ring)
     until("the ring and its actors are gone", lambda: not queue())
 
