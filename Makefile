@@ -3,7 +3,7 @@
 CARGO = cargo
 DEMO = examples/tiny-coder/recipe.toml
 
-.PHONY: demo test setup build lint doc deny mutants check-cuda parity openai page clean-runs
+.PHONY: demo test setup build lint doc deny mutants check-cuda parity openai page test-slurm clean-runs
 
 # Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
 demo: setup
@@ -61,6 +61,12 @@ parity: setup
 # Speaks to `sluice serve` with the openai package, in a throw-away Python environment.
 openai: setup
 	crates/openai/tests/peer/check.sh
+
+# Takes a run through a Slurm cluster of four nodes, in namespaces of this machine (needs root, and Slurm's packages from Debian
+# or Ubuntu). Programs of another folder: `make test-slurm SLUICE_BIN=FOLDER`.
+test-slurm: setup
+	test -n "$(SLUICE_BIN)" || $(CARGO) build --locked --workspace --bins
+	SLUICE_BIN="$(or $(SLUICE_BIN),$(CURDIR)/target/debug)" tests/slurm/check.sh
 
 # Looks at the run's page in a headless Chromium, where there is one (and npm, for its driver).
 page: setup

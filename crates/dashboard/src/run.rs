@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use service::security::Secret;
 
 use crate::fetch::{agent, get};
 use crate::measurements::{MeasurementTable, Measurements};
@@ -136,7 +137,8 @@ fn name_of(ring: &Path) -> String {
 fn status_of(folder: &Path) -> Value {
     let addresses = address_files(folder).remove("coordinator");
     if let Some(address) = addresses.as_ref().and_then(|addresses| addresses.get("metrics")) {
-        let said = get(&agent(STATUS_TIMEOUT), &format!("http://{address}/status.json"), None);
+        let token = observer_token(folder);
+        let said = get(&agent(STATUS_TIMEOUT), &format!("http://{address}/status.json"), token.as_deref());
         let said = said.and_then(|text| serde_json::from_str::<Value>(&text).ok());
         if let Some(status) = said.filter(|status| is_of(folder, status)) {
             return json!({"live": true, "status": status});
@@ -146,17 +148,33 @@ fn status_of(folder: &Path) -> Value {
     json!({"live": false, "status": serde_json::from_slice::<Value>(&written).ok()})
 }
 
+/// What the coordinator of a run was told, where its ring folder has that.
+fn coordinator_config(folder: &Path) -> toml::Table {
+    let text = std::fs::read_to_string(folder.join("config/coordinator.toml")).unwrap_or_default();
+    text.parse().unwrap_or_default()
+}
+
+/// What a run that asks for tokens is shown, where this user may read its secret: that which its configuration
+/// names, or which its job on a cluster made.
+fn observer_token(folder: &Path) -> Option<String> {
+    let config = coordinator_config(folder);
+    let security = config.get("service").and_then(|service| service.get("security"));
+    let named = security.and_then(|security| security.get("token_file")).and_then(toml::Value::as_str);
+    let file = named.map_or_else(|| folder.join("token"), PathBuf::from);
+    Some(Secret::read(&file).ok()?.token_of("observer"))
+}
+
 /// Whether a status is of the run in this folder, and not of another one that was given the same port.
 fn is_of(folder: &Path, status: &Value) -> bool {
-    let text = std::fs::read_to_string(folder.join("config/coordinator.toml")).unwrap_or_default();
-    let config: toml::Table = text.parse().unwrap_or_default();
+    let config = coordinator_config(folder);
     let name = config.get("run").and_then(toml::Value::as_str);
     status.get("run").is_some_and(|run| name.is_none() || run.as_str() == name)
 }
 
-/// The addresses of each process of a ring: `process.address.json` says on which it listens.
+/// The addresses of each process of a ring: `process.address.json` says on which it listens, and on a cluster
+/// `targets/process.json` where its metrics are found from other nodes.
 pub(crate) fn address_files(folder: &Path) -> BTreeMap<String, BTreeMap<String, String>> {
-    let mut found = BTreeMap::new();
+    let mut found = target_files(&folder.join("targets"));
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let file = entry.file_name().to_string_lossy().into_owned();
         let Some(process) = file.strip_suffix(".address.json") else { continue };
@@ -168,9 +186,57 @@ pub(crate) fn address_files(folder: &Path) -> BTreeMap<String, BTreeMap<String, 
     found
 }
 
+/// A file of those that Prometheus discovers targets by.
+#[derive(Debug, serde::Deserialize)]
+struct TargetGroup {
+    targets: Vec<String>,
+}
+
+fn target_files(folder: &Path) -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let Some(process) = file.strip_suffix(".json") else { continue };
+        let text = std::fs::read(entry.path()).unwrap_or_default();
+        let groups: Vec<TargetGroup> = serde_json::from_slice(&text).unwrap_or_default();
+        if let Some(target) = groups.into_iter().flat_map(|group| group.targets).next() {
+            found.insert(process.to_owned(), BTreeMap::from([("metrics".to_owned(), target)]));
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processes_on_a_cluster_are_found_where_prometheus_finds_them() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("targets")).unwrap();
+        let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
+        write("targets/learner-0.json", r#"[{"targets": ["n1:9464"], "labels": {"run": "r"}}]"#);
+        write("targets/actor-88-0.json", "[{");
+        write("reward-server-0.address.json", r#"{"metrics": "127.0.0.1:1"}"#);
+        let found = address_files(folder.path());
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["learner-0", "reward-server-0"]);
+        assert_eq!(found["learner-0"]["metrics"], "n1:9464");
+    }
+
+    #[test]
+    fn a_run_that_asks_for_tokens_is_shown_the_one_of_its_own_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(observer_token(folder.path()), None);
+        let write = |file: &str, text: &str| std::fs::write(folder.path().join(file), text).unwrap();
+        write("token", &"ab".repeat(32));
+        let of_job = observer_token(folder.path()).unwrap();
+        write("other", &"cd".repeat(32));
+        std::fs::create_dir(folder.path().join("config")).unwrap();
+        let named = format!("[service.security]\ntoken_file = {:?}\n", folder.path().join("other"));
+        write("config/coordinator.toml", &named);
+        let of_config = observer_token(folder.path()).unwrap();
+        assert!(of_job != of_config && !of_job.contains("abab"), "{of_job} {of_config}");
+    }
 
     #[test]
     fn a_folder_that_is_no_run_is_refused_by_name() {

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -23,6 +24,9 @@ def converse(memory):
 
     Whatever the user's code prints goes to stderr from here on; the address space has `memory` bytes (0: no limit).
     """
+    # Slurm, systemd and terminals signal every process of a job: the server finishes what it has first, and needs its
+    # workers for that. A handler, unlike SIG_IGN, is not handed on to what the user's code starts.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
     os.dup2(2, 1)

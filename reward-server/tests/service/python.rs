@@ -14,7 +14,7 @@ use crate::world::{Server, World, scored, scorer, why};
 
 /// Does what the prompt's field `act` says.
 const REWARD: &str = r#"
-import os, sys, time
+import os, signal, subprocess, sys, time
 
 def reward(prompt, response, act="", label=0, **fields):
     print("a line on stdout is no answer")
@@ -30,6 +30,11 @@ def reward(prompt, response, act="", label=0, **fields):
         time.sleep(1000)
     if act == "grow":
         return len(bytearray(1 << 40))
+    if act == "told":
+        os.kill(os.getpid(), signal.SIGTERM)
+        child = subprocess.Popen(["sleep", "1000"])
+        child.terminate()
+        assert child.wait() == -signal.SIGTERM
     if act == "daemon":
         if os.fork() == 0:
             time.sleep(1000)
@@ -130,6 +135,14 @@ async fn a_crashed_worker_fails_its_sample_and_is_replaced() {
     assert_eq!(reason, FailReason::RewardError);
     assert!(detail.contains("has died (exit status: 3)"), "{detail}");
     assert_eq!(scored(ask(&mut world, 1, "").await).score(), 210.0);
+}
+
+/// A scheduler that ends a job signals all of its processes; what the server has is scored nevertheless.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_told_to_stop_finishes() {
+    let scripted = Scripted::new(REWARD);
+    let mut world = World::start(scripted.config()).await;
+    assert_eq!(scored(ask(&mut world, 0, "told").await).score(), 210.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,9 @@ use crate::recipe::{Environment, Recipe, RecipeFile, RingFolder, Role, RoleConfi
 /// a pause between restarts (up to five minutes on Kubernetes), while the others are there.
 const JOIN_TIMEOUT: &str = "10m";
 
+/// How long a drain waits for actors at the most, as where nothing is said.
+const DRAIN_SECONDS: u32 = 20;
+
 /// A ring to be rendered.
 #[derive(Debug)]
 pub(crate) struct Ring {
@@ -183,7 +186,11 @@ impl RenderedRole {
         // Torch would start a thread for every core of the node, not for those that the process is given.
         let threads = Value::Integer(self.resources.cpus.into());
         match config.role() {
-            Role::Coordinator => {}
+            // What actors have begun may not take all of the time that there is to leave.
+            Role::Coordinator => {
+                let seconds = (options.drain_seconds / 2).clamp(1, DRAIN_SECONDS);
+                config.set_if_absent("drain_timeout", format!("{seconds}s"));
+            }
             Role::RewardServer => config.set_if_absent("models.threads", threads),
             Role::Learner => {
                 config.set_if_absent("threads", threads);

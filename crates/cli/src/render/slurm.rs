@@ -1,9 +1,9 @@
-//! The ring as a Slurm job: one heterogeneous batch job with a part for each kind of process, and a job that
-//! adds actors.
+//! The ring as a Slurm job of coordinator, reward servers and learner, on one node or as a heterogeneous job
+//! with a part for each; and its actors as an array of jobs, so that a lost node costs its actors alone.
 //!
-//! The batch script is the supervisor: it starts the coordinator beside itself and every other role as a
-//! step, starts again what dies, and passes a request to stop on to the coordinator, which tells everybody
-//! else. Processes find each other through the ring's folder on the shared file system, so that no port has
+//! The batch script is the supervisor: it starts the coordinator beside itself and the other roles as steps,
+//! submits the actors, starts again what dies, and passes a request to stop on to the coordinator, which
+//! tells everybody else. Processes find each other through the ring's folder on the shared file system, so that no port has
 //! to be chosen beforehand.
 
 use anyhow::Context as _;
@@ -20,6 +20,22 @@ use crate::recipe::Role;
 /// How much longer than a process of the ring the job has to leave.
 const LEAVE_MARGIN_SECONDS: u64 = 30;
 
+/// How long an actor's job holds its node while there is no ring: a ring that is queued again mostly comes
+/// back within a few minutes.
+const WAIT_SECONDS: u64 = 600;
+
+/// The most ranks of a learner that are put on one node without being asked to.
+const RANKS_OF_A_NODE: usize = 8;
+
+/// Where coordinator, reward servers and learner run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Layout {
+    /// On one node, as steps of one job.
+    OneNode,
+    /// As the parts of a heterogeneous job, which Slurm never puts on the same node.
+    Parts,
+}
+
 /// Batch scripts for Slurm: `sbatch DIR/ring.sbatch`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -28,6 +44,11 @@ pub(crate) struct Options {
     /// Folder of the binaries on the nodes; the path decides where not given.
     #[arg(long, value_name = "DIR")]
     binaries: Option<String>,
+    /// Where coordinator, reward servers and learner run: on one node, or in a part for the reward servers and
+    /// one for the learner, which may span several. One node where that is not given, the learner has at most
+    /// 8 ranks, and both are given the same --partition and --sbatch. Actors are jobs of their own.
+    #[arg(long, value_enum)]
+    layout: Option<Layout>,
     /// Partition; may be given several times. The coordinator runs beside the reward servers.
     #[arg(long, value_name = "[ROLE=]NAME")]
     partition: Vec<ForRole<String>>,
@@ -83,8 +104,11 @@ fn files(options: &Options, ring: &Ring) -> anyhow::Result<Vec<RenderedFile>> {
         let text = format!("# {}\n{}", ring.origin("slurm"), ring.config_text(role)?);
         files.push(RenderedFile::new(format!("config/{}.toml", role.name()), text));
     }
-    let parts = [Role::RewardServer, Role::Learner, Role::Actor];
-    let parts = parts.into_iter().enumerate().map(|(number, role)| part(number, role, options, ring));
+    let one_node = match layout(options, ring)? {
+        Layout::OneNode => one_node(options, ring)?,
+        Layout::Parts => minijinja::Value::from(()),
+    };
+    let parts = IN_THE_RING.into_iter().enumerate().map(|(number, role)| part(number, role, options, ring));
     let parts: Vec<minijinja::Value> = parts.collect::<anyhow::Result<_>>()?;
     let grace_period = Role::ALL.map(|role| ring.of(role).grace_period.as_secs()).into_iter().max();
     let grace_period = grace_period.unwrap_or_default();
@@ -97,10 +121,12 @@ fn files(options: &Options, ring: &Ring) -> anyhow::Result<Vec<RenderedFile>> {
         ring => plain("output of the recipe", &ring.folder().root().display().to_string())?,
         last_checkpoint => ring.folder().checkpoints().join(last_checkpoint).display().to_string(),
         binaries => binaries.unwrap_or_default(),
+        one_node => one_node,
         parts => parts,
         actors => part(0, Role::Actor, options, ring)?,
         drain_seconds => grace_period,
         lead_seconds => grace_period + LEAVE_MARGIN_SECONDS,
+        wait_seconds => WAIT_SECONDS,
     };
     for (name, template) in [
         ("ring.sbatch", include_str!("slurm/ring.sbatch")),
@@ -112,9 +138,56 @@ fn files(options: &Options, ring: &Ring) -> anyhow::Result<Vec<RenderedFile>> {
     Ok(files)
 }
 
-/// A part of the heterogeneous job, for the templates: processes that are given the same.
+/// The roles that are steps of the ring's own job.
+const IN_THE_RING: [Role; 2] = [Role::RewardServer, Role::Learner];
+
+/// Where the ring runs, as was asked for or as fits.
+fn layout(options: &Options, ring: &Ring) -> anyhow::Result<Layout> {
+    let [reward_server, learner] = IN_THE_RING.map(|role| words(options, role));
+    let alike = reward_server? == learner?;
+    match options.layout {
+        Some(Layout::OneNode) if !alike => {
+            let problem = "--layout one-node puts reward servers and learner into one job: \
+                           give both the same --partition and --sbatch";
+            Err(BadInput(problem.to_owned()).into())
+        }
+        Some(layout) => Ok(layout),
+        None if alike && ring.of(Role::Learner).processes <= RANKS_OF_A_NODE => Ok(Layout::OneNode),
+        None => Ok(Layout::Parts),
+    }
+}
+
+/// What the node is asked for that holds the whole ring but its actors.
+fn one_node(options: &Options, ring: &Ring) -> anyhow::Result<minijinja::Value> {
+    let (mut cpus, mut mebibytes, mut gpus) = (0, 0, 0);
+    for role in IN_THE_RING.into_iter().chain([Role::Coordinator]) {
+        let plan = ring.of(role);
+        let processes = plan.processes as u64;
+        cpus += processes * u64::from(plan.resources.cpus);
+        mebibytes += processes * plan.resources.memory_mib;
+        gpus += if plan.gpu { processes } else { 0 };
+    }
+    let options = words(options, Role::Learner)?;
+    Ok(context! { cpus => cpus, mebibytes => mebibytes, gpus => gpus, options => options })
+}
+
+/// The processes of a role, for the templates; each is given the same.
 fn part(number: usize, role: Role, options: &Options, ring: &Ring) -> anyhow::Result<minijinja::Value> {
     let plan = ring.of(role);
+    Ok(context! {
+        number => number,
+        role => role.name(),
+        tasks => plan.processes,
+        cpus => plan.resources.cpus,
+        mebibytes => plan.processes as u64 * plan.resources.memory_mib,
+        mebibytes_per_cpu => plan.resources.memory_mib.div_ceil(plan.resources.cpus.into()),
+        gpu => plan.gpu,
+        options => words(options, role)?,
+    })
+}
+
+/// What a role's job tells sbatch beside what its processes need.
+fn words(options: &Options, role: Role) -> anyhow::Result<Vec<String>> {
     let mut words = Vec::new();
     for (option, value) in [
         ("partition", one_for(&options.partition, role)),
@@ -130,15 +203,7 @@ fn part(number: usize, role: Role, options: &Options, ring: &Ring) -> anyhow::Re
         let problem = format!("--sbatch is {word:?}, must be an option of sbatch, such as --qos=high");
         return Err(BadInput(problem).into());
     }
-    Ok(context! {
-        number => number,
-        role => role.name(),
-        tasks => plan.processes,
-        cpus => plan.resources.cpus,
-        mebibytes_per_cpu => plan.resources.memory_mib.div_ceil(plan.resources.cpus.into()),
-        gpu => plan.gpu,
-        options => words,
-    })
+    Ok(words)
 }
 
 fn fill_in(name: &str, template: &str, values: &minijinja::Value) -> anyhow::Result<String> {
