@@ -367,7 +367,7 @@ impl ServerLoop {
     async fn make_durable(&mut self, entries: &Entries, token: &CancellationToken) -> anyhow::Result<()> {
         loop {
             let started = Instant::now();
-            match self.journal.commit(entries, self.state.durable()) {
+            match self.journal.commit(entries) {
                 Ok(()) => {
                     metrics::journal_commit(started.elapsed());
                     self.room.has_written();

@@ -30,6 +30,8 @@ mod sets;
 mod simulation;
 #[path = "state/small_run.rs"]
 mod small_run;
+#[path = "state/snapshots.rs"]
+mod snapshots;
 #[path = "state/torn.rs"]
 mod torn;
 #[path = "state/vocabularies.rs"]

@@ -396,7 +396,7 @@ fn a_restart_with_a_thousand_actors_takes_less_than_two_seconds() {
         let (mut journal, _) = Journal::open(folder.path(), &plan).unwrap();
         let entries = Entries { facts: std::mem::take(&mut crowd.journal), ..Entries::default() };
         assert_eq!(entries.facts.len(), facts);
-        journal.commit(&entries, crowd.state.durable()).unwrap();
+        journal.commit(&entries).unwrap();
         drop(journal);
 
         let started = Instant::now();
