@@ -202,7 +202,7 @@ async fn a_stream_too_many_of_a_connection_is_refused_and_the_others_go_on() {
     assert!(!coordinator.log().contains(&format!("joined member=a{MAX_STREAMS} ")));
 
     // There is room again when one is over, and other connections had room all the time.
-    actor(&coordinator.address, "b").await.unwrap();
+    let _other = actor(&coordinator.address, "b").await.unwrap();
     stream.write_all(&reset()).await.unwrap();
     wait_for_ends(&coordinator, &[("closed", 1)]).await;
     stream.write_all(&open(MAX_STREAMS + 1)).await.unwrap();
