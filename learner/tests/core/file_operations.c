@@ -27,10 +27,14 @@ __attribute__((constructor)) static void begin(void) {
         out = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 }
 
-/* The path relative to the root, or none where it is not below it. */
+/* The path relative to the root, which is ".", or none where it is not below it. */
 static const char *below(const char *path) {
     size_t length = root ? strlen(root) : 0;
-    return length && !strncmp(path, root, length) && path[length] == '/' ? path + length + 1 : NULL;
+    if (!length || strncmp(path, root, length))
+        return NULL;
+    if (!path[length])
+        return ".";
+    return path[length] == '/' ? path + length + 1 : NULL;
 }
 
 static void say(const char *what, const char *path, const char *other) {
