@@ -34,7 +34,7 @@ use crate::state::Durable;
 const FACTS_PER_SNAPSHOT: u64 = 4096;
 /// A larger state is written less often, so that its snapshots cost about as much as its facts did.
 const BYTES_PER_FACT: u64 = 256;
-/// Facts that may wait for the thread.
+/// Facts that may wait for the thread, and after which a snapshot is due, at most.
 const BACKLOG_LIMIT: usize = 1 << 16;
 /// How the names of snapshots begin, and the name of one that is being written.
 const PREFIX: &str = "snapshot-";
@@ -91,7 +91,7 @@ pub(super) struct Snapshots {
 impl Head {
     /// Sequence number from which on the next snapshot is due.
     fn next_due(&self) -> u64 {
-        self.end + FACTS_PER_SNAPSHOT.max(self.bytes / BYTES_PER_FACT)
+        self.end + FACTS_PER_SNAPSHOT.max(self.bytes / BYTES_PER_FACT).min(BACKLOG_LIMIT as u64)
     }
 
     pub(super) fn path(&self, folder: &Path) -> PathBuf {
@@ -322,6 +322,7 @@ mod tests {
             bytes,
         };
         assert_eq!(head(1_000).next_due(), 10 + FACTS_PER_SNAPSHOT);
-        assert_eq!(head(25_600_000).next_due(), 100_010);
+        assert_eq!(head(2_560_000).next_due(), 10_010);
+        assert_eq!(head(1 << 40).next_due(), 10 + BACKLOG_LIMIT as u64);
     }
 }
