@@ -36,6 +36,8 @@ mod snapshots;
 mod torn;
 #[path = "state/vocabularies.rs"]
 mod vocabularies;
+#[path = "state/waiting.rs"]
+mod waiting;
 #[path = "state/world.rs"]
 mod world;
 

@@ -161,8 +161,8 @@ fn what_was_durable_and_is_damaged_is_refused_and_left_as_it_is() {
 
 #[test]
 fn a_journal_that_ends_anywhere_has_what_was_durable_then() {
-    let points: usize = std::env::var_os("SLUICE_CRASH_POINTS")
-        .map_or(150, |text| text.to_str().unwrap().parse().unwrap());
+    let points: usize =
+        std::env::var_os("SLUICE_CRASH_POINTS").map_or(150, |text| text.to_str().unwrap().parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let (mut journal, mut run) = Journal::open(folder.path(), &plan()).unwrap();
     let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
