@@ -311,7 +311,7 @@ mod tests {
             assert_eq!(check(&mut progress, &plan, 2), Some(Finding::Found(cause.clone())));
             assert_eq!(progress.hopeless(), Some(&Hopeless { cause, since: Timestamp(2) }));
             progress.scored(Timestamp(3));
-            assert_eq!((progress.hopeless(), check(&mut progress, &plan, 4)), (None, None));
+            assert_eq!((check(&mut progress, &plan, 4), progress.hopeless()), (None, None));
         }
     }
 
@@ -331,7 +331,7 @@ mod tests {
         progress.scored(Timestamp(30_011));
         assert_eq!(progress.hopeless().map(|hopeless| hopeless.since), Some(Timestamp(10)));
         progress.group_kept();
-        assert_eq!((progress.hopeless(), check(&mut progress, &plan, 30_012)), (None, None));
+        assert_eq!((check(&mut progress, &plan, 30_012), progress.hopeless()), (None, None));
     }
 
     #[test]
@@ -350,7 +350,7 @@ mod tests {
         assert_eq!(check(&mut progress, &plan, 29 * MINUTE - 1), None);
         assert_eq!(check(&mut progress, &plan, 29 * MINUTE), Some(Finding::Found(stands(900))));
         progress.was_away(Timestamp(30 * MINUTE));
-        assert_eq!((progress.hopeless(), check(&mut progress, &plan, 44 * MINUTE)), (None, None));
+        assert_eq!((check(&mut progress, &plan, 44 * MINUTE), progress.hopeless()), (None, None));
     }
 
     #[test]
