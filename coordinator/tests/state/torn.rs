@@ -1,6 +1,6 @@
 //! A journal whose last write was not finished, and one that was damaged later: the first is cut and said,
 //! the second is refused and left as it is. `SLUICE_DAMAGE_STEP=1` tries every byte instead of each 61st;
-//! `SLUICE_CRASH_POINTS` is how many crashes a journal of a whole run is opened after (150).
+//! `SLUICE_CRASH_POINTS` is how many crashes a journal of a whole run is opened after (60).
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -162,7 +162,7 @@ fn what_was_durable_and_is_damaged_is_refused_and_left_as_it_is() {
 #[test]
 fn a_journal_that_ends_anywhere_has_what_was_durable_then() {
     let points: usize =
-        std::env::var_os("SLUICE_CRASH_POINTS").map_or(150, |text| text.to_str().unwrap().parse().unwrap());
+        std::env::var_os("SLUICE_CRASH_POINTS").map_or(60, |text| text.to_str().unwrap().parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let (mut journal, mut run) = Journal::open(folder.path(), &plan()).unwrap();
     let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
