@@ -1,14 +1,14 @@
 //! Snapshots, written beside the loop by a thread that replays the facts as a restart would.
 //!
 //! ```text
-//!  loop:    facts committed .......... next commit: the head names the file .. some facts removed in each commit
+//!  loop:    facts committed ......... next commit: the head names the file ... facts removed in parts
 //!                 \ entries, read back         ^ written
 //!  thread:         replay -> serialise -> read back, compare -> file, fsync, rename, fsync of the folder
 //! ```
 //!
 //! | a crash leaves                           | a restart finds                                             |
 //! |------------------------------------------|-------------------------------------------------------------|
-//! | a part of a file (`snapshot.partial`)    | the snapshot before, and all facts since; the part is removed |
+//! | a part of a file (`snapshot.partial`)    | the snapshot before, and all facts since (the part goes)    |
 //! | a whole file that the head does not name | the same                                                    |
 //! | a head that names the file               | that snapshot, and the facts since                          |
 //! | facts that the snapshot holds            | that snapshot; they are removed later                       |
