@@ -1,14 +1,16 @@
 //! Microseconds that the coordinator's state takes for a heartbeat, a lease and a score, by the number of
-//! actors: `cargo run --release -p coordinator --example cost_per_event`.
+//! actors, and what a snapshot of a large state costs: `cargo run --release -p coordinator --example
+//! cost_per_event`.
 
 #![allow(clippy::unwrap_used, reason = "a measurement")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use coordinator::journal::{Entries, Journal};
 use coordinator::state::{
-    ActorEvent, Applied, Effect, Event, FiltrationPlan, LearnerEvent, RewardEvent, RunPlan, Schedule,
-    ScoreSummary, State,
+    ActorEvent, Applied, Durable, Effect, Event, Fact, FiltrationPlan, LearnerEvent, RewardEvent, RunPlan,
+    Schedule, ScoreSummary, State,
 };
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
@@ -18,8 +20,12 @@ use types::{
     TensorEntry, TensorLayout, Timestamp, WeightHash,
 };
 
-/// Events of each kind that are timed.
-const EVENTS: usize = 20_000;
+/// Events of each kind that are timed: the least of so many rounds counts, so that what else the machine does
+/// has no say.
+const EVENTS: usize = 4_000;
+const ROUNDS: usize = 5;
+/// Facts of a lot, as the loop takes them under load.
+const LOT: usize = 256;
 
 fn main() {
     println!("{:>7} {:>12} {:>12} {:>12}  us per event", "actors", "heartbeat", "lease", "score");
@@ -29,13 +35,57 @@ fn main() {
         // A lease is one group of four.
         let leases = run.time(|run, index| run.heartbeat(index, 4));
         let ids = std::mem::take(&mut run.leased);
-        let started = Instant::now();
-        for id in &ids {
-            run.score(*id);
+        let mut scores = f64::INFINITY;
+        for ids in ids.chunks(ids.len().div_ceil(ROUNDS)) {
+            let started = Instant::now();
+            ids.iter().for_each(|id| run.score(*id));
+            scores = scores.min(started.elapsed().as_secs_f64() * 1e6 / ids.len() as f64);
         }
-        let scores = started.elapsed().as_secs_f64() * 1e6 / ids.len() as f64;
         println!("{actors:>7} {heartbeats:>12.2} {leases:>12.2} {scores:>12.2}");
     }
+    println!(
+        "\n{:>7} {:>9}  snapshot: MB, ms in one piece; ms of a commit: median, longest",
+        "actors", "responses"
+    );
+    for (actors, responses) in [(1_000, 8_000), (10_000, 80_000), (1_000, 100_000), (10_000, 100_000)] {
+        measure_snapshots(actors, responses);
+    }
+}
+
+/// What it takes to write a state with so many responses in flight and to read it back, and how long the
+/// journal's commits take beside that.
+fn measure_snapshots(actors: usize, responses: usize) {
+    let mut run = Run::new(actors);
+    for index in (0..actors).cycle() {
+        if run.leased.len() >= responses {
+            break;
+        }
+        run.heartbeat(index, u32::try_from(responses.div_ceil(actors)).unwrap());
+    }
+    let started = Instant::now();
+    let bytes = serde_json::to_vec(run.state.durable()).unwrap();
+    let read: Durable = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(&read, run.state.durable());
+    let in_one_piece = started.elapsed().as_secs_f64() * 1e3;
+
+    // Every response is scored, but for those of the last lots, until a snapshot of them all was written.
+    let ids = std::mem::take(&mut run.leased);
+    ids.iter().take(responses / 2).for_each(|id| run.score(*id));
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, _) = Journal::open(folder.path(), run.state.plan()).unwrap();
+    let mut took = Vec::new();
+    for facts in run.facts.chunks(LOT) {
+        let entries = Entries { facts: facts.to_vec(), ..Entries::default() };
+        let started = Instant::now();
+        journal.commit(&entries).unwrap();
+        took.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    took.sort_by(f64::total_cmp);
+    let (megabytes, median, longest) = (bytes.len() as f64 / 1e6, took[took.len() / 2], took[took.len() - 1]);
+    println!(
+        "{actors:>7} {responses:>9}  {megabytes:>8.1} {in_one_piece:>8.0} {median:>8.2} {longest:>8.2}  ({} commits)",
+        took.len()
+    );
 }
 
 struct Run {
@@ -45,6 +95,7 @@ struct Run {
     /// The last lease of each.
     leases: Vec<LeaseId>,
     leased: Vec<RolloutId>,
+    facts: Vec<(Timestamp, Fact)>,
 }
 
 impl Run {
@@ -56,6 +107,7 @@ impl Run {
             actors: (0..actors).map(|n| format!("actor-{n}").parse().unwrap()).collect(),
             leases: vec![LeaseId(0); actors],
             leased: Vec::new(),
+            facts: Vec::new(),
         };
         run.deliver(Event::Started(Box::new(plan)));
         run.deliver(Event::Learner(LearnerEvent::Joined(learner())));
@@ -76,11 +128,15 @@ impl Run {
     }
 
     fn time(&mut self, mut event: impl FnMut(&mut Self, usize)) -> f64 {
-        let started = Instant::now();
-        for step in 0..EVENTS {
-            event(self, step * 7 % self.actors.len());
+        let mut least = f64::INFINITY;
+        for round in 0..ROUNDS {
+            let started = Instant::now();
+            for step in round * EVENTS..(round + 1) * EVENTS {
+                event(self, step * 7 % self.actors.len());
+            }
+            least = least.min(started.elapsed().as_secs_f64() * 1e6 / EVENTS as f64);
         }
-        started.elapsed().as_secs_f64() * 1e6 / EVENTS as f64
+        least
     }
 
     fn heartbeat(&mut self, index: usize, free_slots: u32) {
@@ -115,7 +171,9 @@ impl Run {
         self.take(settled);
     }
 
-    fn take(&mut self, Applied { effects, .. }: Applied) {
+    fn take(&mut self, Applied { facts, effects, .. }: Applied) {
+        let now = self.now;
+        self.facts.extend(facts.into_iter().map(|fact| (now, fact)));
         for effect in effects {
             match effect {
                 Effect::Lease { member, grant } => {

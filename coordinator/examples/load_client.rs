@@ -1,6 +1,7 @@
 //! Fake members over real gRPC against a running coordinator, and what they cost it:
-//! `load_client ADDRESS PID ACTORS SECONDS`. Actors beat every two seconds and have what they are leased
-//! scored at once; the learner trains each batch at once.
+//! `load_client ADDRESS PID ACTORS SECONDS [STREAMS]`. Actors beat every two seconds and have what they are
+//! leased scored at once; the learner trains each batch at once. STREAMS actors share a connection (50); with
+//! 1 each has its own, as real ones have: both processes then need a descriptor for each (`ulimit -n`).
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a measurement")]
 
@@ -27,7 +28,7 @@ use types::{
 mod measure;
 
 /// h2 gives a connection up on which more small messages than this wait to be read.
-const STREAMS_PER_CONNECTION: usize = 50;
+const STREAMS_PER_CONNECTION: &str = "50";
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// Responses that an actor works on at a time.
 const SLOTS: u32 = 8;
@@ -47,19 +48,20 @@ struct Counts {
 #[tokio::main]
 async fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [address, pid, actors, seconds] = arguments.as_slice() else {
-        panic!("load_client ADDRESS PID ACTORS SECONDS");
+    let [address, pid, actors, seconds, streams @ ..] = arguments.as_slice() else {
+        panic!("load_client ADDRESS PID ACTORS SECONDS [STREAMS]");
     };
     let (actors, seconds): (usize, u64) = (actors.parse().unwrap(), seconds.parse().unwrap());
+    let streams: usize = streams.first().map_or(STREAMS_PER_CONNECTION, String::as_str).parse().unwrap();
     let counts = Arc::new(Counts::default());
     let (results, inbox) = mpsc::channel(4096);
     let first = connect(address).await;
     tokio::spawn(learner(first.clone(), Arc::clone(&counts)));
     tokio::spawn(reward_server(first, inbox, Arc::clone(&counts)));
     let begun = Instant::now();
-    for group in 0..actors.div_ceil(STREAMS_PER_CONNECTION) {
+    for group in 0..actors.div_ceil(streams) {
         let channel = connect(address).await;
-        for index in group * STREAMS_PER_CONNECTION..actors.min((group + 1) * STREAMS_PER_CONNECTION) {
+        for index in group * streams..actors.min((group + 1) * streams) {
             tokio::spawn(actor(channel.clone(), index, results.clone(), Arc::clone(&counts)));
         }
     }

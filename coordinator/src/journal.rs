@@ -8,7 +8,7 @@
 //! anew, what of it is torn is cut off, and it is written again.
 //!
 //! What is written is known to be read back as what it was written for, facts and snapshots alike: a snapshot
-//! that would not be is left out, and the facts stay.
+//! that would not be is left out, and the facts stay. Snapshots are written beside the loop (`snapshots`).
 //!
 //! Every fact carries a checksum of all facts up to it, and a mark beside the store says how far the durable
 //! ones go (`chain`). What is there is then what was written, and nothing that was durable is missing: else
@@ -17,8 +17,11 @@
 mod chain;
 mod error;
 mod log_scan;
+mod snapshots;
 mod store;
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use fjall::PersistMode;
@@ -27,15 +30,16 @@ use types::{RolloutId, ScoredRollout, Timestamp};
 
 use self::chain::{Chain, Mark, MarkFile};
 pub use self::error::Error;
-use self::error::FORMAT;
+use self::error::{FORMAT, FORMAT_BEFORE};
+use self::snapshots::{Head, Snapshot, Snapshots};
 use self::store::{Store, store_problem};
 use crate::state::{Durable, Fact, RunPlan};
 
-/// Facts after which a snapshot replaces them.
-const FACTS_PER_SNAPSHOT: u64 = 4096;
 /// The file that says how far the durable facts go.
 const MARK_FILE: &str = "durable-facts";
 const SNAPSHOT_KEY: &str = "snapshot";
+/// Facts that a snapshot holds and that one write removes, at most.
+const REMOVALS_PER_WRITE: u64 = 512;
 
 /// What one write makes durable.
 #[derive(Debug, Default)]
@@ -55,10 +59,13 @@ pub struct Journal {
     store: Option<Store>,
     /// Sequence number of the next fact.
     next: u64,
-    /// Sequence number of the first fact that the snapshot does not hold.
-    snapshot_end: u64,
-    /// Sequence number from which on a snapshot is due.
-    snapshot_due: u64,
+    /// The snapshot that a restart begins with.
+    head: Option<Head>,
+    /// One that lies on the disk and that the store does not name yet.
+    next_head: Option<Head>,
+    /// Sequence number of the first fact that is still there, although the snapshot may hold it.
+    first: u64,
+    snapshots: Option<Snapshots>,
     /// When the newest fact happened.
     last_fact: Timestamp,
     /// The checksum of all facts.
@@ -68,9 +75,10 @@ pub struct Journal {
     mark: Option<Mark>,
 }
 
-/// Facts as they are written, and where the journal is with them.
+/// Facts as they are written and as they are read back, and where the journal is with them.
 struct Lot {
     facts: Vec<(u64, Vec<u8>)>,
+    entries: Vec<Entry>,
     end: Mark,
     last_fact: Timestamp,
 }
@@ -79,18 +87,6 @@ impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Journal").field("path", &self.path).field("next", &self.next).finish_non_exhaustive()
     }
-}
-
-#[derive(Serialize, Deserialize)]
-struct Snapshot<S> {
-    format: u32,
-    /// Sequence number of the first fact that the state does not hold.
-    end: u64,
-    /// When the newest fact that the state holds happened.
-    last_fact: Timestamp,
-    /// The checksum of the facts that the state holds.
-    chain: Chain,
-    state: S,
 }
 
 /// What of a snapshot every version understands.
@@ -121,11 +117,28 @@ impl Journal {
         if !conflicts.is_empty() {
             return Err(Error::OtherPlan { path: path.to_owned(), conflicts });
         }
-        if journal.next == 0 {
+        let head = match journal.head.take() {
+            Some(head) => head,
             // The plan itself has to be durable before the first fact that was decided under it.
-            journal.write_snapshot(&state)?;
-        }
+            None => journal.begin(&state)?,
+        };
+        snapshots::remove_others(path, &head);
+        let snapshots = Snapshots::start(path, &head, state.clone()).map_err(|error| {
+            let problem = format!("no thread for its snapshots: {error}");
+            Error::Open { path: path.to_owned(), problem }
+        })?;
+        (journal.head, journal.snapshots) = (Some(head), Some(snapshots));
         Ok((journal, state))
+    }
+
+    /// Writes the first snapshot of a run.
+    fn begin(&self, state: &Durable) -> Result<Head, Error> {
+        let head = snapshots::write(&self.path, state, Mark::default(), self.last_fact)?;
+        let store = self.store()?;
+        let mut batch = store.database.batch().durability(Some(PersistMode::SyncAll));
+        batch.insert(&store.head, SNAPSHOT_KEY, self.head_bytes(&head)?);
+        batch.commit().map_err(|error| self.not_written(&error))?;
+        Ok(head)
     }
 
     fn open_store(path: &Path) -> Result<Self, Error> {
@@ -141,8 +154,10 @@ impl Journal {
             path: path.to_owned(),
             store: Some(store),
             next: 0,
-            snapshot_end: 0,
-            snapshot_due: FACTS_PER_SNAPSHOT,
+            head: None,
+            next_head: None,
+            first: 0,
+            snapshots: None,
             last_fact: Timestamp(0),
             chain: Chain::default(),
             mark_file,
@@ -151,24 +166,23 @@ impl Journal {
     }
 
     fn replay(&mut self, plan: &RunPlan) -> Result<Durable, Error> {
-        let snapshot =
-            self.store()?.head.get(SNAPSHOT_KEY).map_err(|error| self.damaged(store_problem(&error)))?;
         let mut state = Durable::new(plan.clone());
-        if let Some(bytes) = snapshot {
-            let Format { format } = serde_json::from_slice(&bytes)
-                .map_err(|error| self.damaged(format!("its snapshot names no format: {error}")))?;
-            if format != FORMAT {
-                return Err(self.other_format(format));
-            }
-            let snapshot: Snapshot<Durable> = serde_json::from_slice(&bytes)
-                .map_err(|error| self.damaged(format!("its snapshot does not parse: {error}")))?;
-            state = snapshot.state;
-            (self.next, self.snapshot_end) = (snapshot.end, snapshot.end);
-            self.snapshot_due = snapshot.end + FACTS_PER_SNAPSHOT;
-            (self.last_fact, self.chain) = (snapshot.last_fact, snapshot.chain);
+        if let Some((head, in_head)) = self.read_head()? {
+            state = match in_head {
+                Some(state) => state,
+                None => head.read(&self.path).map_err(|problem| self.damaged(problem))?,
+            };
+            (self.next, self.last_fact, self.chain) = (head.end, head.last_fact, head.chain);
+            self.head = Some(head);
         }
-        let facts = self.store()?.facts.clone();
-        for pair in facts.range(self.snapshot_end.to_be_bytes()..) {
+        let (facts, end) = (self.store()?.facts.clone(), self.next);
+        self.first = end;
+        // What a snapshot holds is removed in parts, and the last ones may still be there.
+        if let Some(pair) = facts.range(..end.to_be_bytes()).next() {
+            let key = pair.key().map_err(|error| self.damaged(store_problem(&error)))?;
+            self.first = key.as_ref().try_into().map_or(end, u64::from_be_bytes);
+        }
+        for pair in facts.range(end.to_be_bytes()..) {
             let (key, value) = pair.into_inner().map_err(|error| self.damaged(store_problem(&error)))?;
             if key.as_ref() != self.next.to_be_bytes() {
                 return Err(self.damaged(format!("fact {} is missing", self.next)));
@@ -186,6 +200,26 @@ impl Journal {
         }
         self.check_mark_reached()?;
         Ok(state)
+    }
+
+    /// The head of the store, and the state where it lies in it as format 5 had it.
+    fn read_head(&self) -> Result<Option<(Head, Option<Durable>)>, Error> {
+        let bytes = self.store()?.head.get(SNAPSHOT_KEY);
+        let Some(bytes) = bytes.map_err(|error| self.damaged(store_problem(&error)))? else {
+            return Ok(None);
+        };
+        let Format { format } = serde_json::from_slice(&bytes)
+            .map_err(|error| self.damaged(format!("its snapshot names no format: {error}")))?;
+        if ![FORMAT_BEFORE, FORMAT].contains(&format) {
+            return Err(self.other_format(format));
+        }
+        let unparsable = |error| self.damaged(format!("its snapshot does not parse: {error}"));
+        let head: Head = serde_json::from_slice(&bytes).map_err(unparsable)?;
+        if format == FORMAT {
+            return Ok(Some((head, None)));
+        }
+        let snapshot: Snapshot<Durable> = serde_json::from_slice(&bytes).map_err(unparsable)?;
+        Ok(Some((Head { bytes: bytes.len() as u64, ..head }, Some(snapshot.state))))
     }
 
     /// The facts up to the mark have to be those that it was made for.
@@ -214,49 +248,59 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes everything in `entries` durable at once; `state` is the run after the facts.
+    /// Makes everything in `entries` durable at once.
     ///
     /// # Errors
     /// [`Error::NoRoom`] when the disk is full: then the same can be committed again, and nothing else. After
     /// any other error the journal must not be used any more.
-    pub fn commit(&mut self, entries: &Entries, state: &Durable) -> Result<(), Error> {
+    pub fn commit(&mut self, entries: &Entries) -> Result<(), Error> {
         let lot = self.encode(&entries.facts)?;
         if self.store.is_none() {
             self.open_anew(&lot)?;
         }
-        let written = self.write(&lot, entries);
+        if let Some(snapshots) = &mut self.snapshots
+            && let Some(written) = snapshots.take_written(self.next)?
+        {
+            self.next_head = Some(written);
+        }
+        let removed = self.removals();
+        let written = self.write(&lot, entries, removed.clone());
         self.shut_if_full(written)?;
         (self.next, self.chain, self.last_fact) = (lot.end.next, lot.end.chain, lot.last_fact);
+        self.first = removed.end;
         // The mark says less than the store where there was no room for it.
         let marked = self.mark_file.write(lot.end);
         match marked {
             Err(error) if service::is_disk_full(&error) => tracing::warn!(%error, "no room for {MARK_FILE}"),
             other => other.map_err(|error| self.unwritable(format!("{MARK_FILE}: {error}")))?,
         }
-        if self.next >= self.snapshot_due {
-            let written = self.write_snapshot(state);
-            match self.shut_if_full(written) {
-                // The facts are durable; the snapshot is for later.
-                Err(Error::NoRoom { problem, .. }) => tracing::warn!(problem, "no room for a snapshot"),
-                Err(Error::Unreadable { problem, .. }) => {
-                    tracing::error!(problem, "no snapshot is written: the facts stay in its place");
-                    self.snapshot_due = self.next + FACTS_PER_SNAPSHOT;
-                }
-                other => other?,
-            }
+        if let Some(head) = self.next_head.take() {
+            snapshots::remove_others(&self.path, &head);
+            self.head = Some(head);
         }
-        Ok(())
+        match &mut self.snapshots {
+            Some(snapshots) => snapshots.add(lot.entries, lot.end, lot.last_fact),
+            None => Ok(()),
+        }
+    }
+
+    /// The next facts that the snapshot holds and that are still there.
+    fn removals(&self) -> std::ops::Range<u64> {
+        let end = self.head.as_ref().map_or(0, |head| head.end);
+        self.first..end.min(self.first + REMOVALS_PER_WRITE).max(self.first)
     }
 
     /// Facts as they are written after those that are durable.
     fn encode(&self, facts: &[(Timestamp, Fact)]) -> Result<Lot, Error> {
         let mut lot = Lot {
             facts: Vec::with_capacity(facts.len()),
+            entries: Vec::with_capacity(facts.len()),
             end: Mark { next: self.next, chain: self.chain },
             last_fact: self.last_fact,
         };
         for (at, fact) in facts {
-            let bytes = self.readable(Entry { at: *at, fact: fact.clone() })?;
+            let (bytes, entry) = self.readable(Entry { at: *at, fact: fact.clone() })?;
+            lot.entries.push(entry);
             lot.end.chain = lot.end.chain.with(&bytes);
             lot.facts.push((lot.end.next, lot.end.chain.entry(&bytes)));
             lot.end.next += 1;
@@ -265,9 +309,15 @@ impl Journal {
         Ok(lot)
     }
 
-    fn write(&self, lot: &Lot, entries: &Entries) -> Result<(), Error> {
+    fn write(&self, lot: &Lot, entries: &Entries, removed: std::ops::Range<u64>) -> Result<(), Error> {
         let store = self.store()?;
         let mut batch = store.database.batch().durability(Some(PersistMode::SyncAll));
+        if let Some(head) = &self.next_head {
+            batch.insert(&store.head, SNAPSHOT_KEY, self.head_bytes(head)?);
+        }
+        for sequence in removed {
+            batch.remove(&store.facts, sequence.to_be_bytes());
+        }
         for (sequence, entry) in &lot.facts {
             batch.insert(&store.facts, sequence.to_be_bytes(), entry.as_slice());
         }
@@ -297,9 +347,9 @@ impl Journal {
         let store = Store::open(&self.path)?;
         let (mut next, mut chain) = (0, Chain::default());
         if let Some(bytes) = store.head.get(SNAPSHOT_KEY).map_err(|error| self.not_written(&error))? {
-            let head: Snapshot<serde::de::IgnoredAny> = serde_json::from_slice(&bytes)
+            let head: Head = serde_json::from_slice(&bytes)
                 .map_err(|error| self.damaged(format!("its snapshot does not parse: {error}")))?;
-            (next, chain, self.snapshot_end) = (head.end, head.chain, head.end);
+            (next, chain) = (head.end, head.chain);
         }
         for pair in store.facts.range(next.to_be_bytes()..) {
             let (_, value) = pair.into_inner().map_err(|error| self.not_written(&error))?;
@@ -321,12 +371,12 @@ impl Journal {
         self.store.as_ref().ok_or_else(|| self.no_room("it could not be written".to_owned()))
     }
 
-    /// The bytes of an entry, which are known to be read back as what they were written for.
-    fn readable(&self, entry: Entry) -> Result<Vec<u8>, Error> {
+    /// The bytes of an entry, which are known to be read back as what they were written for, and the entry.
+    fn readable(&self, entry: Entry) -> Result<(Vec<u8>, Entry), Error> {
         let bytes = serde_json::to_vec(&entry)
             .map_err(|error| self.unreadable(format!("a fact does not serialise: {error}")))?;
         match serde_json::from_slice::<Entry>(&bytes) {
-            Ok(back) if back == entry => Ok(bytes),
+            Ok(back) if back == entry => Ok((bytes, back)),
             Ok(_) => Err(self.unreadable(format!("it reads back as another: {:?}", entry.fact))),
             Err(error) => Err(self.unreadable(format!("{error}: {:?}", entry.fact))),
         }
@@ -336,31 +386,9 @@ impl Journal {
         Error::Unreadable { path: self.path.clone(), problem }
     }
 
-    /// The bytes of a snapshot, which are known to be read back as this state: the facts that led to it are
-    /// removed when it is written.
-    fn readable_snapshot(&self, state: &Durable) -> Result<Vec<u8>, Error> {
-        let Self { next: end, last_fact, chain, .. } = *self;
-        let bytes = serde_json::to_vec(&Snapshot { format: FORMAT, end, last_fact, chain, state })
-            .map_err(|error| self.unreadable(format!("the state does not serialise: {error}")))?;
-        match serde_json::from_slice::<Snapshot<Durable>>(&bytes) {
-            Ok(back) if back.state == *state => Ok(bytes),
-            Ok(_) => Err(self.unreadable("the state reads back as another".to_owned())),
-            Err(error) => Err(self.unreadable(format!("the state: {error}"))),
-        }
-    }
-
-    /// Replaces all facts so far by the state that they lead to.
-    fn write_snapshot(&mut self, state: &Durable) -> Result<(), Error> {
-        let snapshot = self.readable_snapshot(state)?;
-        let store = self.store()?;
-        let mut batch = store.database.batch().durability(Some(PersistMode::SyncAll));
-        batch.insert(&store.head, SNAPSHOT_KEY, snapshot);
-        for sequence in self.snapshot_end..self.next {
-            batch.remove(&store.facts, sequence.to_be_bytes());
-        }
-        batch.commit().map_err(|error| self.not_written(&error))?;
-        (self.snapshot_end, self.snapshot_due) = (self.next, self.next + FACTS_PER_SNAPSHOT);
-        Ok(())
+    fn head_bytes(&self, head: &Head) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec(head)
+            .map_err(|error| self.unreadable(format!("the head does not serialise: {error}")))
     }
 
     /// The tokens of a response that counts.
@@ -410,4 +438,9 @@ impl Journal {
             self.unwritable(store_problem(error))
         }
     }
+}
+
+/// Flushes a folder: the names in it are those that it has now, also after a crash.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }

@@ -11,6 +11,7 @@
 //! | this loop        | an input, a deadline, a cancellation  | `STATUS_INTERVAL`                       |
 //! | a stream's output| the member reading                    | a full outbox disconnects the member    |
 //! | a full disk      | room on it                            | `PARKED_LIMIT` inputs, then the inbox   |
+//! | a commit         | the thread that writes snapshots      | only where it is 65,536 facts behind    |
 //!
 //! Inputs are taken in lots: all that wait are applied, the state settles once, the facts become durable
 //! with one fsync, and only then somebody sees what follows. A lot without facts (heartbeats, loads) costs no
@@ -367,7 +368,7 @@ impl ServerLoop {
     async fn make_durable(&mut self, entries: &Entries, token: &CancellationToken) -> anyhow::Result<()> {
         loop {
             let started = Instant::now();
-            match self.journal.commit(entries, self.state.durable()) {
+            match self.journal.commit(entries) {
                 Ok(()) => {
                     metrics::journal_commit(started.elapsed());
                     self.room.has_written();

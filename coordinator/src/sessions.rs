@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use service::Origin;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use types::link::actor::ActorCommand;
 use types::link::learner::LearnerCommand;
 use types::link::reward::RewardCommand;
@@ -149,7 +149,7 @@ impl Sessions {
     pub(crate) fn send_to_actor(&mut self, member: &MemberId, command: ActorCommand) {
         let key = (Role::Actor, member.clone());
         if let Some(Session { outbox: Outbox::Actor(sender), .. }) = self.0.get(&key)
-            && sender.try_send(Ok(command)).is_err()
+            && let Err(TrySendError::Full(_)) = sender.try_send(Ok(command))
         {
             self.drop_unread(&key);
         }
@@ -159,7 +159,7 @@ impl Sessions {
     pub(crate) fn send_to_reward_server(&mut self, member: &MemberId, command: RewardCommand) {
         let key = (Role::RewardServer, member.clone());
         if let Some(Session { outbox: Outbox::Reward(sender), .. }) = self.0.get(&key)
-            && sender.try_send(Ok(command)).is_err()
+            && let Err(TrySendError::Full(_)) = sender.try_send(Ok(command))
         {
             self.drop_unread(&key);
         }
@@ -174,7 +174,7 @@ impl Sessions {
             Outbox::Actor(_) | Outbox::Reward(_) => None,
         });
         if let Some((key, sender)) = learner
-            && sender.try_send(Ok(command)).is_err()
+            && let Err(TrySendError::Full(_)) = sender.try_send(Ok(command))
         {
             let key = key.clone();
             self.drop_unread(&key);

@@ -200,7 +200,7 @@ fn failures(state: &State) -> Vec<FailureStatus> {
 
 fn actors(state: &State) -> Vec<ActorStatus> {
     let mut actors = Vec::new();
-    for (member, actor) in state.members().actors() {
+    for (member, actor) in state.members().actors().iter() {
         actors.push(ActorStatus {
             member: member.to_string(),
             connected: actor.connected,
@@ -217,7 +217,7 @@ fn actors(state: &State) -> Vec<ActorStatus> {
 
 fn reward_servers(state: &State) -> Vec<RewardServerStatus> {
     let mut servers = Vec::new();
-    for (member, server) in state.members().reward_servers() {
+    for (member, server) in state.members().reward_servers().iter() {
         servers.push(RewardServerStatus {
             member: member.to_string(),
             connected: server.connected,

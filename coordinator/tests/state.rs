@@ -30,10 +30,14 @@ mod sets;
 mod simulation;
 #[path = "state/small_run.rs"]
 mod small_run;
+#[path = "state/snapshots.rs"]
+mod snapshots;
 #[path = "state/torn.rs"]
 mod torn;
 #[path = "state/vocabularies.rs"]
 mod vocabularies;
+#[path = "state/waiting.rs"]
+mod waiting;
 #[path = "state/world.rs"]
 mod world;
 

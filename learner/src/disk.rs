@@ -34,6 +34,27 @@ pub(crate) fn write_flushed(path: &Path, bytes: &[u8]) -> Result<(), FileError> 
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(FileError::on("write", path))
 }
 
+/// Makes a folder with those above it, and flushes the names of all that were not there.
+pub(crate) fn create_folder(path: &Path) -> Result<(), FileError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent {
+        create_folder(parent)?;
+    }
+    std::fs::create_dir_all(path).map_err(FileError::on("create", path))?;
+    sync_folder(parent.unwrap_or(Path::new(".")))
+}
+
+/// Writes a small file in a folder; a crash leaves the file that was there before, or this one.
+pub(crate) fn replace(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), FileError> {
+    let (path, new) = (folder.join(name), folder.join(format!(".{name}.new")));
+    write_flushed(&new, bytes)?;
+    std::fs::rename(&new, &path).map_err(FileError::on("rename to", &path))?;
+    sync_folder(folder)
+}
+
 /// Flushes a folder: the names in it are those that it has now, also after a crash.
 pub(crate) fn sync_folder(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(FileError::on("flush", path))

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-/// Layout of the journal; another one is refused.
-pub(super) const FORMAT: u32 = 5;
+/// Layout of the journal: the head names the snapshot's file.
+pub(super) const FORMAT: u32 = 6;
+/// The one before, which is read as well: the head is the snapshot. Others are refused.
+pub(super) const FORMAT_BEFORE: u32 = 5;
 
 /// What can go wrong with the journal.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +34,7 @@ pub enum Error {
     },
     /// Another release wrote it.
     #[error(
-        "the journal {path} has format {format}, this release reads format {FORMAT}: finish the run with the release \
+        "the journal {path} has format {format}, this release reads formats {FORMAT_BEFORE} and {FORMAT}: finish the run with the release \
          that began it, or start a new one in another folder (its checkpoints can be the new run's model)"
     )]
     OtherFormat {

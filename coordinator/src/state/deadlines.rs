@@ -4,7 +4,8 @@
 //! again. So a sign of life costs nothing, however many members there are.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BinaryHeap, HashMap};
+use std::hash::Hash;
 
 use types::Timestamp;
 
@@ -13,16 +14,16 @@ use types::Timestamp;
 pub(super) struct Deadlines<K> {
     heap: BinaryHeap<Reverse<(Timestamp, K)>>,
     /// The moment that counts; others of the heap are void.
-    current: BTreeMap<K, Timestamp>,
+    current: HashMap<K, Timestamp>,
 }
 
 impl<K: Ord> Default for Deadlines<K> {
     fn default() -> Self {
-        Self { heap: BinaryHeap::new(), current: BTreeMap::new() }
+        Self { heap: BinaryHeap::new(), current: HashMap::new() }
     }
 }
 
-impl<K: Ord + Clone> Deadlines<K> {
+impl<K: Ord + Hash + Clone> Deadlines<K> {
     /// Looks at `key` at this moment, instead of any that was set for it before.
     pub(super) fn set(&mut self, key: &K, at: Timestamp) {
         if self.current.insert(key.clone(), at) != Some(at) {

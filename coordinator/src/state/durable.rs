@@ -396,3 +396,23 @@ impl Durable {
         self.account.unaccounted(self.in_flight())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_versions_are_known_and_one_that_comes_again_is_new() {
+        let mut run = Durable::new(RunPlan::recorded());
+        assert_eq!(run.version(), PolicyVersion(0));
+        let weights = |version: u8| (PolicyVersion(u64::from(version)), WeightHash([version; 32]));
+        let knows = |run: &Durable, version| run.knows(weights(version).0, weights(version).1);
+        (0..100).for_each(|version| run.remember(weights(version)));
+        assert_eq!((run.version(), run.versions.len()), (PolicyVersion(99), KNOWN_VERSIONS_LIMIT));
+        assert!((36..100).all(|version| knows(&run, version)) && !knows(&run, 35));
+        assert!(!run.knows(PolicyVersion(99), WeightHash([98; 32])), "other weights of that number");
+        run.remember(weights(36));
+        run.remember(weights(100));
+        assert!(knows(&run, 36) && !knows(&run, 37) && knows(&run, 38));
+    }
+}

@@ -1,7 +1,6 @@
 //! Who is there: actors, reward servers, the learner. Nothing here is journaled: after a restart everybody
 //! introduces itself again.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use types::link::reward::RewardHello;
 use types::{BatchId, Incarnation, MemberId, PolicyVersion, Timestamp, Vocabulary, WeightHash};
 
 use super::deadlines::Deadlines;
+use super::member_map::MemberMap;
 
 /// Silences after which a member that has gone is forgotten.
 const FORGET_SILENCES: u32 = 30;
@@ -88,7 +88,7 @@ pub struct Learner {
 }
 
 /// A member that is to be heard of now and then.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Watched {
     Actor(MemberId),
     Reward(MemberId),
@@ -98,8 +98,8 @@ pub(super) enum Watched {
 /// Everybody who took part lately.
 #[derive(Debug, Clone, Default)]
 pub struct Members {
-    actors: BTreeMap<MemberId, Actor>,
-    reward_servers: BTreeMap<MemberId, RewardServer>,
+    actors: MemberMap<Actor>,
+    reward_servers: MemberMap<RewardServer>,
     learner: Option<Learner>,
     connected_actors: u64,
     connected_reward_servers: u64,
@@ -142,12 +142,12 @@ pub(super) enum Clash {
 
 impl Members {
     /// The actors by name.
-    pub fn actors(&self) -> &BTreeMap<MemberId, Actor> {
+    pub fn actors(&self) -> &MemberMap<Actor> {
         &self.actors
     }
 
     /// The reward servers by name.
-    pub fn reward_servers(&self) -> &BTreeMap<MemberId, RewardServer> {
+    pub fn reward_servers(&self) -> &MemberMap<RewardServer> {
         &self.reward_servers
     }
 

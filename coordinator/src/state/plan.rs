@@ -163,3 +163,14 @@ impl RunPlan {
         }
     }
 }
+
+#[cfg(test)]
+impl RunPlan {
+    /// That of a run whose journal is kept: batches of 5 prompts, groups of 4.
+    pub(crate) fn recorded() -> Self {
+        let journal = include_str!("../../tests/data/journal-5-facts.txt");
+        let snapshot = journal.lines().next().and_then(|head| serde_json::from_str(head).ok());
+        let mut snapshot: serde_json::Value = snapshot.unwrap();
+        serde_json::from_value(snapshot["state"]["plan"].take()).unwrap()
+    }
+}

@@ -274,3 +274,107 @@ fn same_kind(one: &Cause, other: &Cause) -> bool {
 fn check_interval(plan: &RunPlan) -> Duration {
     (plan.hopeless_timeout / 10).clamp(MIN_CHECK_INTERVAL, MAX_CHECK_INTERVAL)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: u64 = 60_000;
+
+    /// Batches of 5 prompts with 20 responses each; hopeless after 100 groups, given up after 30 s.
+    fn plan() -> RunPlan {
+        RunPlan {
+            group_size: 20,
+            standstill_timeout: Duration::from_secs(600),
+            hopeless_timeout: Duration::from_secs(30),
+            hopeless_groups: 100,
+            ..RunPlan::recorded()
+        }
+    }
+
+    fn check(progress: &mut Progress, plan: &RunPlan, now: u64) -> Option<Finding> {
+        progress.check(Timestamp(now), plan, None, "a batch".to_owned())
+    }
+
+    #[test]
+    fn as_many_failures_as_a_batch_has_responses_are_too_many() {
+        let sizes = [(20, 100), (1, MIN_FAILURES_LIMIT), (1000, FAILURES_LIMIT)];
+        for (group_size, limit) in sizes {
+            let plan = RunPlan { group_size, ..plan() };
+            let mut progress = Progress::from(Timestamp(0), &plan);
+            progress.failed(FailReason::Generation, "once");
+            (2..limit).for_each(|n| progress.failed(FailReason::RewardError, &format!("number {n}")));
+            assert_eq!(check(&mut progress, &plan, 1), None, "one fewer than {limit}");
+            progress.failed(FailReason::RewardError, "the last");
+            let detail = "number 2".to_owned();
+            let cause = Cause::EveryAttemptFails { reason: FailReason::RewardError, count: limit, detail };
+            assert_eq!(check(&mut progress, &plan, 2), Some(Finding::Found(cause.clone())));
+            assert_eq!(progress.hopeless(), Some(&Hopeless { cause, since: Timestamp(2) }));
+            progress.scored(Timestamp(3));
+            assert_eq!((check(&mut progress, &plan, 4), progress.hopeless()), (None, None));
+        }
+    }
+
+    #[test]
+    fn a_cause_that_has_held_for_the_timeout_ends_the_run_as_it_is_by_then() {
+        let plan = plan();
+        let mut progress = Progress::from(Timestamp(0), &plan);
+        (0..99).for_each(|n| progress.group_lost(n % 2 == 0));
+        assert_eq!(check(&mut progress, &plan, 5), None);
+        progress.group_lost(true);
+        let cause = |groups| Cause::NothingToTrain { groups, without_signal: groups - 49 };
+        assert_eq!(check(&mut progress, &plan, 10), Some(Finding::Found(cause(100))));
+        progress.group_lost(true);
+        assert_eq!(check(&mut progress, &plan, 30_009), None);
+        assert_eq!(check(&mut progress, &plan, 30_010), Some(Finding::GivenUp(cause(101))));
+        // Scores and steps do not deny it; a group that trains does.
+        progress.scored(Timestamp(30_011));
+        assert_eq!(progress.hopeless().map(|hopeless| hopeless.since), Some(Timestamp(10)));
+        progress.group_kept();
+        assert_eq!((check(&mut progress, &plan, 30_012), progress.hopeless()), (None, None));
+    }
+
+    #[test]
+    fn a_run_stands_still_after_its_timeout_or_five_of_its_longest_steps() {
+        let plan = plan();
+        let mut progress = Progress::from(Timestamp(0), &plan);
+        assert_eq!(check(&mut progress, &plan, 10 * MINUTE - 1), None);
+        let stands = |seconds| Cause::Standstill { waiting_for: "a batch".to_owned(), seconds };
+        assert_eq!(check(&mut progress, &plan, 10 * MINUTE), Some(Finding::Found(stands(600))));
+        progress.moved(Timestamp(10 * MINUTE));
+        assert_eq!((progress.hopeless(), progress.moved_at()), (None, Timestamp(10 * MINUTE)));
+        // A step of three minutes, then one of one.
+        for minute in [10, 13, 14] {
+            progress.trained(Timestamp(minute * MINUTE));
+        }
+        assert_eq!(check(&mut progress, &plan, 29 * MINUTE - 1), None);
+        assert_eq!(check(&mut progress, &plan, 29 * MINUTE), Some(Finding::Found(stands(900))));
+        progress.was_away(Timestamp(30 * MINUTE));
+        assert_eq!((check(&mut progress, &plan, 44 * MINUTE), progress.hopeless()), (None, None));
+    }
+
+    #[test]
+    fn a_look_is_due_ten_times_in_the_timeout_and_once_a_second_at_least() {
+        for (timeout, interval) in [(10, 100), (1_500, 150), (30_000, 1_000), (90_000, 1_000)] {
+            let plan = RunPlan { hopeless_timeout: Duration::from_millis(timeout), ..plan() };
+            let mut progress = Progress::from(Timestamp(0), &plan);
+            assert_eq!(progress.next_check(), Some(Timestamp(interval)));
+            assert!(!progress.is_check_due(Timestamp(interval - 1), &plan));
+            assert!(progress.is_check_due(Timestamp(interval), &plan));
+            assert!(!progress.is_check_due(Timestamp(2 * interval - 1), &plan));
+            assert_eq!(progress.next_check(), Some(Timestamp(2 * interval)));
+            progress.stop();
+            assert!(!progress.is_check_due(Timestamp(9_000_000), &plan));
+        }
+    }
+
+    #[test]
+    fn an_actor_with_room_denies_that_there_is_none() {
+        let plan = plan();
+        let mut progress = Progress::from(Timestamp(0), &plan);
+        let no_room = Cause::NoRoom { member: "a".parse().unwrap(), free_slots: 3, group_size: 20 };
+        let found = progress.check(Timestamp(1), &plan, Some(no_room.clone()), String::new());
+        assert_eq!(found, Some(Finding::Found(no_room)));
+        assert_eq!((check(&mut progress, &plan, 2), progress.hopeless()), (None, None));
+    }
+}

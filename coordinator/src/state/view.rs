@@ -121,7 +121,7 @@ impl State {
             return None;
         }
         let mut most: Option<(u32, &MemberId)> = None;
-        for (member, actor) in self.members.actors() {
+        for (member, actor) in self.members.actors().iter() {
             if actor.usable_version().is_some() {
                 let idle = actor.load.running == 0 && actor.load.unacknowledged == 0;
                 if !idle || actor.load.free_slots >= u32::from(plan.group_size) {

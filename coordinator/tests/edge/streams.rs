@@ -160,3 +160,51 @@ async fn calls_with_spoilt_frames_end_nothing_but_themselves() {
     assert_eq!(status, 200);
     assert!(!coordinator.log().contains("panicked"), "{}", coordinator.log());
 }
+
+/// Streams that one connection may have open.
+const MAX_STREAMS: u32 = 256;
+
+/// Kind, stream and payload of the next frame (RFC 9113, section 4.1).
+async fn next_frame(stream: &mut TcpStream) -> (u8, u32, Vec<u8>) {
+    let mut head = [0; 9];
+    timeout(TIMEOUT, stream.read_exact(&mut head)).await.unwrap().unwrap();
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+    let mut payload = vec![0; length];
+    timeout(TIMEOUT, stream.read_exact(&mut payload)).await.unwrap().unwrap();
+    (head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload)
+}
+
+#[tokio::test]
+async fn a_stream_too_many_of_a_connection_is_refused_and_the_others_go_on() {
+    let coordinator = CoordinatorProcess::start(&[]).await;
+    let address: SocketAddr = coordinator.address.parse().unwrap();
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[]));
+    let open = |number: u32| {
+        let (id, head) = (2 * number + 1, head("/sluice.v1.Coordinator/Act", address));
+        [frame(1, 4, id, &head), frame(0, 0, id, &hello(&format!("a{number}")))].concat()
+    };
+    (0..=MAX_STREAMS).for_each(|number| bytes.extend(open(number)));
+    stream.write_all(&bytes).await.unwrap();
+    // The one too many is refused (RST_STREAM with REFUSED_STREAM), so that its member may try again.
+    let refused = loop {
+        let (kind, id, payload) = next_frame(&mut stream).await;
+        if kind == 3 {
+            break (id, payload);
+        }
+        assert_ne!(kind, 7, "the connection ends: {payload:?}");
+    };
+    assert_eq!(refused, (2 * MAX_STREAMS + 1, 7u32.to_be_bytes().to_vec()));
+    for number in [0, MAX_STREAMS - 1] {
+        joined(&coordinator, &format!("a{number}")).await;
+    }
+    assert!(!coordinator.log().contains(&format!("joined member=a{MAX_STREAMS} ")));
+
+    // There is room again when one is over, and other connections had room all the time.
+    let _other = actor(&coordinator.address, "b").await.unwrap();
+    stream.write_all(&reset()).await.unwrap();
+    wait_for_ends(&coordinator, &[("closed", 1)]).await;
+    stream.write_all(&open(MAX_STREAMS + 1)).await.unwrap();
+    joined(&coordinator, &format!("a{}", MAX_STREAMS + 1)).await;
+}

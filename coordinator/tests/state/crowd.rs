@@ -396,7 +396,7 @@ fn a_restart_with_a_thousand_actors_takes_less_than_two_seconds() {
         let (mut journal, _) = Journal::open(folder.path(), &plan).unwrap();
         let entries = Entries { facts: std::mem::take(&mut crowd.journal), ..Entries::default() };
         assert_eq!(entries.facts.len(), facts);
-        journal.commit(&entries, crowd.state.durable()).unwrap();
+        journal.commit(&entries).unwrap();
         drop(journal);
 
         let started = Instant::now();
@@ -462,7 +462,7 @@ fn an_event_costs_the_same_with_ten_actors_and_with_thousands() {
         let [few, many] = costs(&mut crowds, event);
         let said = format!("{name}: {few:.2} us with 10 actors, {many:.2} us with 10,000");
         println!("{said}");
-        // A name takes a microsecond or two longer to be found among 10,000, most of that for want of cache.
-        assert!(many < 2.0 * few + 3.0, "{said}");
+        // What is known of 10,000 is not in the cache.
+        assert!(many < 2.0 * few + 1.0, "{said}");
     }
 }

@@ -106,6 +106,16 @@ fn failures_between_scores_are_no_reason_to_stop() {
 }
 
 #[test]
+fn attempts_that_come_back_say_nothing_about_the_next_ones() {
+    for reason in [FailReason::ActorLost, FailReason::Returned, FailReason::LeaseExpired] {
+        let mut crowd = run(RunPlan { hopeless_groups: 1 << 30, ..big_plan() }, 400);
+        live(&mut crowd, Duration::from_secs(120), 400, |crowd, id| crowd.fail(id, reason, "came back"));
+        assert_eq!((crowd.state.hopeless(), crowd.finished), (None, None), "{reason:?}");
+        assert!(!crowd.notices.iter().any(|notice| matches!(notice, Notice::FirstFailure { .. })));
+    }
+}
+
+#[test]
 fn nothing_that_moves_ends_the_run_after_the_timeout() {
     let plan = RunPlan { standstill_timeout: Duration::from_secs(60), ..big_plan() };
     let mut crowd = run(plan, 4);

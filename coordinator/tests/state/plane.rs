@@ -137,7 +137,8 @@ fn weights_spread_as_a_tree() {
         }
         rounds += 1;
     }
-    let served = (0..32).filter(|number| plane.state.members().actors()[&name(*number)].weights.is_some());
+    let served = (0..32)
+        .filter(|number| plane.state.members().actors().get(&name(*number)).unwrap().weights.is_some());
     assert_eq!(served.count(), 32);
     assert!(from_learner < 16, "the learner served {from_learner} of 32");
     assert!(rounds <= 4, "{rounds} rounds");

@@ -1,5 +1,6 @@
 //! A journal whose last write was not finished, and one that was damaged later: the first is cut and said,
-//! the second is refused and left as it is. `SLUICE_DAMAGE_STEP=1` tries every byte instead of each 61st.
+//! the second is refused and left as it is. `SLUICE_DAMAGE_STEP=1` tries every byte instead of each 61st;
+//! `SLUICE_CRASH_POINTS` is how many crashes a journal of a whole run is opened after (60).
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -156,6 +157,43 @@ fn what_was_durable_and_is_damaged_is_refused_and_left_as_it_is() {
         assert!(content(&damaged.log) == before, "{name}: it was changed; {error}");
         assert!(damaged.kept().is_empty() && !said.contains("cut"), "{name}: {said}");
     }
+}
+
+#[test]
+fn a_journal_that_ends_anywhere_has_what_was_durable_then() {
+    let points: usize =
+        std::env::var_os("SLUICE_CRASH_POINTS").map_or(60, |text| text.to_str().unwrap().parse().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let (mut journal, mut run) = Journal::open(folder.path(), &plan()).unwrap();
+    let names = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let log = names.into_iter().find(|name| name.to_string_lossy().ends_with(".jnl")).unwrap();
+    let used_by = |journal: &Path| used(&journal.join(&log)).len();
+    // After each write: where it ends, the mark, and the run.
+    let mut writes = vec![(used_by(folder.path()), content(&folder.path().join(MARK)), run.clone())];
+    for fact in &facts(9_000) {
+        record(&mut journal, &mut run, std::slice::from_ref(fact));
+        writes.push((used_by(folder.path()), content(&folder.path().join(MARK)), run.clone()));
+    }
+    drop(journal);
+    assert!(run.batches().trained().0 >= 4, "{} writes", writes.len());
+    let (bytes, first, last) = (content(&folder.path().join(&log)), writes[0].0, writes[writes.len() - 1].0);
+    for point in 0..points {
+        // Spread over all that was written by the golden ratio, one of four at the end of a write.
+        let place = first + ((point as f64 * 0.618_033_988_75).fract() * (last - first) as f64) as usize;
+        let write = writes.partition_point(|(end, ..)| *end <= place) - 1;
+        let place = if point % 4 == 0 { writes[write].0 } else { place };
+        let crashed = tempfile::tempdir().unwrap();
+        copy(folder.path(), crashed.path());
+        let zeros = vec![0; last - place];
+        let file = OpenOptions::new().write(true).open(crashed.path().join(&log)).unwrap();
+        file.write_all_at(&bytes[..place], 0).unwrap();
+        file.write_all_at(&zeros, place as u64).unwrap();
+        std::fs::write(crashed.path().join(MARK), &writes[write].1).unwrap();
+        let opened = Journal::open(crashed.path(), &plan());
+        let (_, found) = opened.unwrap_or_else(|error| panic!("after {place} of {last} bytes: {error}"));
+        assert_eq!(found, writes[write].2, "after {place} of {last} bytes");
+    }
+    println!("{points} crashes over {} writes of {last} bytes", writes.len());
 }
 
 #[test]

@@ -91,7 +91,10 @@ fn who_came_before_is_sent_away_when_the_learner_says_what_the_policy_reads() {
     ];
     let effects = after(&mut state, early);
     assert!(refused(&effects).is_empty());
-    assert!(!state.members().reward_servers()[&"one".parse().unwrap()].connected, "actors said otherwise");
+    assert!(
+        !state.members().reward_servers().get(&"one".parse().unwrap()).unwrap().connected,
+        "actors said otherwise"
+    );
     let effects = after(&mut state, [server("three", words("word"))]);
     assert_eq!(refused(&effects).len(), 1, "an actor's word counts before there is a learner");
     let effects = after(&mut state, [learner(words("word"))]);

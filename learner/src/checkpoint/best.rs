@@ -23,12 +23,12 @@ impl Checkpoints {
     ///
     /// # Errors
     /// What the system refuses.
-    pub(crate) fn keep_best(&self, batch: BatchId) -> Result<bool, Error> {
+    pub fn keep_best(&self, batch: BatchId) -> Result<bool, Error> {
         if !self.folder.join(folders::final_name(batch)).is_dir() {
             return Ok(false);
         }
         let text = serde_json::to_vec(&Best { batch }).expect("a number is JSON");
-        disk::write_flushed(&self.folder.join(FILE_NAME), &text)?;
+        disk::replace(&self.folder, FILE_NAME, &text)?;
         Ok(true)
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use types::{Incarnation, LearnerTerm, Timestamp};
 
 use super::Error;
-use crate::disk::{self, FileError};
+use crate::disk;
 
 /// The file that says who writes here.
 const FILE_NAME: &str = "writer.json";
@@ -49,13 +49,9 @@ pub(super) fn claim(folder: &Path, writer: Writer) -> Result<(), Error> {
         Some(known) if known.is_newer_than(writer) => return Err(superseded(folder, writer, known)),
         _ => {}
     }
-    std::fs::create_dir_all(folder).map_err(FileError::on("create", folder))?;
-    let (path, new) = (path(folder), folder.join(format!(".{FILE_NAME}.new")));
+    disk::create_folder(folder)?;
     let text = serde_json::to_vec(&writer).expect("some numbers are JSON");
-    disk::write_flushed(&new, &text)?;
-    std::fs::rename(&new, &path).map_err(FileError::on("rename to", &path))?;
-    disk::sync_folder(folder)?;
-    Ok(())
+    Ok(disk::replace(folder, FILE_NAME, &text)?)
 }
 
 /// Checks that this learner still is the one that writes in `folder`.

@@ -137,7 +137,7 @@ impl Checkpoints {
 
 /// Makes the folder that is written to; rank 0 alone. Returns its name.
 fn begin(folder: &Path, final_name: &str) -> std::result::Result<String, Error> {
-    fs::create_dir_all(folder).map_err(FileError::on("create", folder))?;
+    disk::create_folder(folder)?;
     for entry in fs::read_dir(folder).map_err(FileError::on("list", folder))?.flatten() {
         if folders::is_partial(&entry.file_name().to_string_lossy()) {
             // Left behind by a learner that died.

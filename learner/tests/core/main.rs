@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 mod checkpoints;
+mod crash_points;
 mod exactness;
 mod golden;
 mod resuming;
