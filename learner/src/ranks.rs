@@ -84,7 +84,7 @@ impl Ranks {
     }
 
     /// Checks that every rank has the same bytes. All ranks learn of a difference.
-    pub(crate) fn agree(&self, what: &'static str, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn agree(&self, what: &str, bytes: &[u8]) -> Result<()> {
         let first = self.of_first(bytes.to_vec())?;
         let mut sums = if first == bytes { [0.0, 0.0] } else { [1.0, self.rank() as f64] };
         self.sum(&mut sums)?;
@@ -92,6 +92,6 @@ impl Ranks {
         if count == 0.0 {
             return Ok(());
         }
-        Err(Error::Disagreement { rank: (rank_sum / count) as usize, what })
+        Err(Error::Disagreement { rank: (rank_sum / count) as usize, what: what.to_owned() })
     }
 }

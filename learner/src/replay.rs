@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use model::{Device, SaveOptions, Weights};
+use model::{Device, SaveOptions};
 use service::jsonl::WrongLines;
-use tch::Tensor;
 use types::link::learner::StepMetrics;
 use types::{Sampling, SamplingParams};
 
@@ -81,22 +80,13 @@ pub fn replay(options: &ReplayOptions, wrong: &WrongLines) -> Result<StepMetrics
 
 /// Writes the models; rank 0 alone, but all ranks gather.
 fn write(trainer: &Trainer, output: &Path) -> Result<()> {
-    let policy = trainer.policy_flats()?;
-    let critic = trainer.critic_flats()?;
-    if trainer.ranks().rank() > 0 {
-        return Ok(());
-    }
-    let weights = Weights::from_flats(trainer.policy_config(), copies(&policy))?;
-    let options =
-        SaveOptions { companions: Some(trainer.policy_folder().to_owned()), ..SaveOptions::default() };
-    model::folder::save(&output.join("policy"), trainer.policy_config(), &weights, &options)?;
-    if let (Some(config), Some(flats)) = (trainer.critic_config(), critic) {
-        let weights = Weights::from_flats(config, copies(&flats))?;
-        model::folder::save(&output.join("critic"), config, &weights, &options)?;
+    let companions = Some(trainer.policy_folder().to_owned());
+    let options = SaveOptions { companions, ..SaveOptions::default() };
+    for (name, trained) in [("policy", Some(&trainer.policy)), ("critic", trainer.critic.as_ref())] {
+        let Some(trained) = trained else { continue };
+        if let Some(weights) = trained.copy_on_first(trainer.ranks())? {
+            model::folder::save(&output.join(name), trained.config(), &weights, &options)?;
+        }
     }
     Ok(())
-}
-
-fn copies(flats: &[Tensor]) -> Vec<Tensor> {
-    flats.iter().map(Tensor::copy).collect()
 }

@@ -67,10 +67,8 @@ impl Snapshot {
         let mut snapshot = Self { consumed, ..Self::default() };
         for (name, trained) in [("policy", Some(&trainer.policy)), ("critic", trainer.critic.as_ref())] {
             let Some(trained) = trained else { continue };
-            let flats = trained.flats(ranks)?;
-            if is_first {
+            if let Some(weights) = trained.copy_on_first(ranks)? {
                 let config = trained.config().clone();
-                let weights = Weights::from_flats(&config, flats.iter().map(copy_on_cpu).collect())?;
                 let companions = (name == "policy").then(|| trainer.policy_folder.clone());
                 snapshot.models.push(ModelCopy { name, config, weights, companions });
             }

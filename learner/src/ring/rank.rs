@@ -325,9 +325,9 @@ impl Rank {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The policy's weights, as they are published.
+    /// The policy's weights, as rank 0 publishes them; nothing on other ranks.
     fn buffer(&self) -> crate::Result<Vec<u8>> {
-        Ok(model::buffer::pack(&self.trainer.policy_flats()?, self.kind))
+        self.trainer.published(self.kind)
     }
 
     fn checkpoint(&mut self) -> anyhow::Result<()> {

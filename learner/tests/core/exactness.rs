@@ -53,6 +53,31 @@ fn gradients_do_not_depend_on_micro_batches_recomputation_stage_or_ranks() {
     }
 }
 
+/// No rank but the first holds what is published, and that is the same bytes however the weights are divided.
+#[test]
+fn only_the_first_rank_packs_what_is_published() {
+    let models = Models::new(config(Architecture::Qwen2, true));
+    let lora = Some(LoraConfig { rank: 2, ..LoraConfig::default() });
+    for lora in [None, lora] {
+        let published = |zero_stage: ZeroStage| -> Vec<Vec<u8>> {
+            let ppo = PpoConfig { zero_stage, lora: lora.clone(), ..PpoConfig::default() };
+            let of_rank = on_ranks(2, Device::Cpu, |group| {
+                let mut trainer = models.trainer(&ppo, group);
+                trainer.step(&models.batch(1, 8))?;
+                let published = trainer.published(tch::Kind::BFloat16)?;
+                let whole = model::buffer::pack(&trainer.policy_flats()?, tch::Kind::BFloat16);
+                assert!(published == whole || (trainer.ranks().rank() == 1 && published.is_empty()));
+                Ok(published)
+            });
+            of_rank.unwrap()
+        };
+        let [whole, sharded] = [ZeroStage::Off, ZeroStage::Weights].map(published);
+        assert!(!whole[0].is_empty() && whole[1].is_empty());
+        assert_eq!(sharded[1], Vec::<u8>::new());
+        assert_eq!(whole[0].len(), sharded[0].len());
+    }
+}
+
 #[test]
 fn a_forward_pass_that_is_kept_for_the_first_minibatch_changes_no_bit() {
     let models = Models::new(config(Architecture::Llama, false));
