@@ -34,7 +34,7 @@
 //! };
 //! // The first line that is wrong ends it.
 //! let metrics = learner::replay(&options, &WrongLines::default())?;
-//! println!("approximate KL of the step: {}", metrics.approx_kl);
+//! println!("approximate KL of the step: {:?}", metrics.approx_kl);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -66,7 +66,7 @@ pub use config::{
 };
 pub use disk::FileError;
 pub use error::{Error, Result};
-pub use host::host_readings;
+pub use host::{host_readings, host_waits};
 pub use metrics::METRICS;
 pub use model::Device;
 pub use ppo::{CriticSource, Trainer, TrainerConfig};

@@ -7,6 +7,7 @@ use collective::{ProcessGroup, Reduce};
 use tch::{Device, Tensor};
 
 use crate::error::{Error, Result};
+use crate::host;
 
 /// This rank and the others.
 #[derive(Debug)]
@@ -44,8 +45,7 @@ impl Ranks {
         let Some(group) = &self.group else { return Ok(()) };
         let mut tensor = Tensor::from_slice(numbers).to_device(self.device());
         group.all_reduce(&mut tensor, Reduce::Sum)?;
-        tensor.to_device(Device::Cpu).f_copy_data(numbers, numbers.len())?;
-        Ok(())
+        host::read_into(&tensor, numbers)
     }
 
     /// Adds up a tensor over the ranks, where it lies.
@@ -59,8 +59,7 @@ impl Ranks {
         let Some(group) = &self.group else { return Ok(()) };
         let mut tensor = Tensor::from_slice(numbers).to_device(self.device());
         group.all_reduce(&mut tensor, Reduce::Sum)?;
-        tensor.to_device(Device::Cpu).f_copy_data(numbers, numbers.len())?;
-        Ok(())
+        host::read_into(&tensor, numbers)
     }
 
     /// Rank 0's bytes, on every rank.

@@ -31,6 +31,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::{OptimizerConfig, ZeroStage};
 use crate::error::{Error, Result};
+use crate::host;
 use crate::microbatch::Microbatch;
 use crate::model_folder::StartModel;
 use crate::ranks::Ranks;
@@ -170,7 +171,7 @@ impl TrainableModel {
         let mut copies = Vec::new();
         self.network.each_group(ranks, |flat| {
             if is_first {
-                copies.push(flat.f_to_device_(Device::Cpu, flat.kind(), false, true)?);
+                copies.push(host::copy(flat)?);
             }
             Ok(())
         })?;

@@ -150,7 +150,7 @@ impl WorkFolder {
         let shard = model.state_shard(ranks);
         if ranks.rank() == 0 || shard.count > 1 {
             let path = partial.join("optimizer").join(optimizer_file_name(MODEL, shard.index, shard.count));
-            disk::write_tensors(&path, &model.snapshot())?;
+            disk::write_tensors(&path, &model.snapshot()?)?;
         }
         let Some(weights) = weights else { return Ok(()) };
         model::folder::save(&partial.join(MODEL), model.config(), weights, &SaveOptions::default())?;

@@ -102,7 +102,7 @@ impl Lora {
                     }
                     (Trains::Whole(_), _) => {
                         let own = weights(group)?.narrow(0, spec.offset, spec.numel());
-                        parts.push(own.to_device(tch::Device::Cpu).to_kind(Kind::Float));
+                        parts.push(own.to_kind(Kind::Float));
                     }
                 }
             }

@@ -1,10 +1,11 @@
 //! What a checkpoint holds of a model in training besides the network's folder.
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::TrainableModel;
 use super::shard::Shard;
 use crate::error::Result;
+use crate::host;
 use crate::model_folder::StartModel;
 use crate::ranks::Ranks;
 
@@ -37,18 +38,21 @@ impl TrainableModel {
     }
 
     /// A copy on the CPU of this rank's shard of the state, by name.
-    pub(crate) fn snapshot(&self) -> Vec<(String, Tensor)> {
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub(crate) fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
         let _guard = tch::no_grad_guard();
         let mut state = Vec::new();
         for (group, moments) in self.optimizer.moments.iter().enumerate() {
             let adapter = self.network.lora().is_some().then(|| self.network.store.own(group));
             if let Some(weights) = moments.master.as_ref().or(adapter.as_ref()) {
-                state.push((format!("{group}.weights"), copy_on_cpu(weights)));
+                state.push((format!("{group}.weights"), host::copy(weights)?));
             }
-            state.push((format!("{group}.first"), copy_on_cpu(&moments.first)));
-            state.push((format!("{group}.second"), copy_on_cpu(&moments.second)));
+            state.push((format!("{group}.first"), host::copy(&moments.first)?));
+            state.push((format!("{group}.second"), host::copy(&moments.second)?));
         }
-        state
+        Ok(state)
     }
 
     /// Takes over the state of a checkpoint: the network's weights as its folder has them, group by group,
@@ -90,8 +94,4 @@ impl TrainableModel {
         self.gradients.clear();
         self.network.gather_updates(ranks)
     }
-}
-
-fn copy_on_cpu(tensor: &Tensor) -> Tensor {
-    tensor.to_device(Device::Cpu).copy()
 }

@@ -1,13 +1,13 @@
 //! Flat buffers of a network's groups, whole on every rank or one shard a rank.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use collective::Work;
 use tch::{Device, Kind, Tensor};
 
 use super::shard::Shard;
 use crate::error::Result;
+use crate::host;
 use crate::ranks::Ranks;
 
 /// What a rank holds of every buffer.
@@ -88,7 +88,7 @@ impl Store {
             under_way.push(group.start_all_gather_into(&mut buffer.shallow_clone(), &own)?);
         }
         for work in under_way {
-            work.wait(Duration::MAX)?;
+            host::wait(work)?;
         }
         Ok(())
     }
@@ -135,7 +135,7 @@ impl Fetcher<'_> {
         }
         let Gather { buffer, work } = self.under_way.take().expect("the next group is always under way");
         self.start_next()?;
-        work.wait(Duration::MAX)?;
+        host::wait(work)?;
         Ok(shard.unpadded(&buffer))
     }
 

@@ -160,6 +160,48 @@ struct Conversations {
     learnt_tokens: usize,
 }
 
+/// Pairs of conversations in both public shapes, to the end: each is the same pair to the reward model and to
+/// DPO as the other.
+#[test]
+fn pairs_of_conversations_train_alike_in_both_shapes() {
+    tch::set_num_threads(1);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conversations/model");
+    let dir = tempfile::tempdir().unwrap();
+    let said = |role: &str, content: &str| json!({"role": role, "content": content});
+    let (ask, good, bad) = (said("user", "hi"), said("assistant", "good"), said("assistant", "bad"));
+    let shapes = [
+        ("whole", json!({"chosen": [ask, good], "rejected": [ask, bad]})),
+        ("apart", json!({"prompt": [ask], "chosen": [good], "rejected": [bad]})),
+    ];
+    let mut outputs = Vec::new();
+    for (name, line) in shapes {
+        let data = dir.path().join(format!("{name}.jsonl"));
+        std::fs::write(&data, format!("{line}\n{line}\n")).unwrap();
+        let of = |output: &str| {
+            json!({
+                "model": model, "data": data, "output": dir.path().join(format!("{name}-{output}")),
+                "execution": {"threads": 1},
+            })
+        };
+        let mut losses = Vec::new();
+        let mut note = |progress: learner::Progress| {
+            losses.push(progress.loss);
+            ControlFlow::Continue(())
+        };
+        let reward_model = learner::train_rm(&serde_json::from_value(of("rm")).unwrap(), &mut note).unwrap();
+        let dpo = learner::dpo(&serde_json::from_value(of("dpo")).unwrap(), &mut note).unwrap();
+        assert_eq!((reward_model.examples, dpo.examples), (2, 2));
+        // DPO begins at its reference: log 2, whatever the pair.
+        let first_of_dpo = losses[losses.len() / 2];
+        assert!((first_of_dpo - std::f64::consts::LN_2).abs() < 1e-6, "{losses:?}");
+        assert!(losses.iter().all(|loss| loss.is_finite()));
+        let weights = ["rm", "dpo"]
+            .map(|made| std::fs::read(dir.path().join(format!("{name}-{made}/model.safetensors"))).unwrap());
+        outputs.push((losses, weights));
+    }
+    assert!(outputs[0] == outputs[1], "the shapes differ: {:?} {:?}", outputs[0].0, outputs[1].0);
+}
+
 /// `bench/reference/conversations.py` makes the folder `conversations/`: a model with a chat template, and
 /// what TRL's `assistant_only_loss` says of the first step over its rows.
 #[test]

@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod exactness;
+mod figures;
 mod golden;
 mod resuming;
 mod ring;

@@ -83,15 +83,15 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.json {
         println!("{}", serde_json::to_string(&metrics)?);
     } else {
-        let value_loss =
-            metrics.value_loss.map(|loss| format!(", value_loss {}", decimal(loss, 6))).unwrap_or_default();
-        println!(
-            "policy_loss {}{value_loss}, approx_kl {:.2e}, clip_fraction {:.3}, {:.2} s",
-            decimal(metrics.policy_loss, 6),
-            metrics.approx_kl,
-            metrics.clip_fraction,
-            metrics.step_seconds
-        );
+        let figures = [
+            metrics.policy_loss.map(|loss| format!("policy_loss {}", decimal(loss, 6))),
+            metrics.value_loss.map(|loss| format!("value_loss {}", decimal(loss, 6))),
+            metrics.approx_kl.map(|kl| format!("approx_kl {kl:.2e}")),
+            metrics.clip_fraction.map(|clipped| format!("clip_fraction {clipped:.3}")),
+            (metrics.skipped_steps > 0).then(|| format!("{} optimizer steps skipped", metrics.skipped_steps)),
+            Some(format!("{:.2} s", metrics.step_seconds)),
+        ];
+        println!("{}", figures.into_iter().flatten().collect::<Vec<_>>().join(", "));
     }
     Ok(wrong.finish()?)
 }
