@@ -5,8 +5,8 @@ WIDTH = {"f32": 4, "bf16": 2}
 # Of a CUDA device what the driver, the libraries and the allocator's gaps leave to tensors.
 USABLE = 0.9
 
-# Elements of a chunk of logits, crates/model/src/logprobs.rs; forward and backward hold three in f32.
-LOGITS = 3 * 4 * (1 << 24)
+# Elements of a GPU's chunk of logits, crates/model/src/logprobs.rs; forward and backward hold three in f32.
+LOGITS = 3 * 4 * (1 << 28)
 
 
 def groups(shape):
