@@ -31,6 +31,7 @@
 //!     ranks: 1,
 //!     device: learner::Device::Cpu,
 //!     temperature: 1.0,
+//!     max_new_tokens: None,
 //! };
 //! // The first line that is wrong ends it.
 //! let metrics = learner::replay(&options, &WrongLines::default())?;

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use algo::Aggregation;
 use model::{Device, SaveOptions};
 use service::jsonl::WrongLines;
+use tracing::warn;
 use types::link::learner::StepMetrics;
 use types::{Sampling, SamplingParams};
 
@@ -33,6 +35,8 @@ pub struct ReplayOptions {
     pub device: Device,
     /// Temperature the samples were drawn at.
     pub temperature: f32,
+    /// The longest response that the run allowed, in tokens; that of the file where it is not said.
+    pub max_new_tokens: Option<u32>,
 }
 
 /// Trains one batch of recorded samples and writes what comes of it.
@@ -48,6 +52,17 @@ pub fn replay(options: &ReplayOptions, wrong: &WrongLines) -> Result<StepMetrics
         }
     }
     let batch = read_batch(&options.batch, wrong)?;
+    let longest = batch.samples().iter().map(|sample| sample.rollout().response_tokens().len()).max();
+    let longest = u32::try_from(longest.unwrap_or(1)).unwrap_or(u32::MAX);
+    if options.max_new_tokens.is_none() && divides_by_the_longest(&options.config) {
+        let algorithm = options.config.algorithm;
+        warn!(
+            ?algorithm,
+            longest,
+            "the loss is divided by the longest response of the file, where a run divides by its sampling.max_new_tokens: \
+             give it (--max-new-tokens), or norm_tokens"
+        );
+    }
     share_processors(options.ranks, None);
     let metrics = on_ranks(options.ranks, options.device, |group| {
         let rank = group.as_ref().map_or(0, collective::ProcessGroup::rank);
@@ -59,10 +74,10 @@ pub fn replay(options: &ReplayOptions, wrong: &WrongLines) -> Result<StepMetrics
             device: options.device.of_rank(rank),
         };
         let mut trainer = Trainer::new(config, group)?;
-        let longest = batch.samples().iter().map(|sample| sample.rollout().response_tokens().len()).max();
+        let max_new_tokens = options.max_new_tokens.unwrap_or(longest);
         let sampling = Sampling::new(SamplingParams {
             temperature: options.temperature,
-            max_new_tokens: u32::try_from(longest.unwrap_or(1)).unwrap_or(u32::MAX),
+            max_new_tokens,
             ..SamplingParams::default()
         });
         let sampling = sampling.map_err(|invalid| Error::Config { problems: vec![invalid.to_string()] })?;
@@ -76,6 +91,12 @@ pub fn replay(options: &ReplayOptions, wrong: &WrongLines) -> Result<StepMetrics
     let text = serde_json::to_string_pretty(&metrics).expect("metrics are JSON");
     std::fs::write(&path, text + "\n").map_err(FileError::on("write", &path))?;
     Ok(metrics)
+}
+
+/// Whether the loss depends on how long a response may be.
+fn divides_by_the_longest(config: &PpoConfig) -> bool {
+    let aggregation = config.loss_aggregation.unwrap_or(config.algorithm.defaults().aggregation);
+    aggregation == Aggregation::SeqMeanTokenSumNorm && config.norm_tokens.is_none()
 }
 
 /// Writes the models; rank 0 alone, but all ranks gather.

@@ -149,7 +149,13 @@ fn check_config_explains_keys() {
     };
     assert!(explain("coordinator.seed").contains("here: 7 (from seed)"));
     assert!(explain("learner.ppo.kl_coefficient").contains("here: 0.04 (from learner.ppo.algorithm)"));
-    assert!(explain("learner.ppo.algorithm").contains("recipe.toml:3"));
+    let algorithm = explain("learner.ppo.algorithm");
+    assert!(algorithm.contains("recipe.toml:3"), "{algorithm}");
+    assert!(
+        algorithm.contains("loss, advantages and KL: arXiv 2402.03300 (k3 in the loss, β 0.04)"),
+        "{algorithm}"
+    );
+    assert!(algorithm.contains("rates: arXiv 2402.03300, section 4.2: a single update, 1e-6"), "{algorithm}");
     assert!(explain("coordinator.filtration.strategy").contains("\"none\" (from learner.ppo.algorithm)"));
     // What somebody set against the algorithm says what the algorithm would have.
     let epochs = explain("learner.ppo.ppo_epochs");

@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::{GRADIENT_SCALE, parameters};
+use crate::support::{GRADIENT_SCALE, logged, parameters};
 
 /// A gradient may differ by this share of its length, and an update after several optimizer steps by that.
 const GRADIENT_TOLERANCE: f64 = 1e-5;
@@ -87,6 +87,7 @@ fn gradients_and_updates_are_those_of_the_reference() {
             ranks: 1,
             device: Device::Cpu,
             temperature: case.temperature.unwrap_or(1.0),
+            max_new_tokens: None,
         };
         learner::replay(&options, &service::jsonl::WrongLines::default()).unwrap();
         let (scale, tolerance) = match case.kind.as_str() {
@@ -158,6 +159,42 @@ fn supervised_objectives_are_those_of_the_reference() {
 struct Conversations {
     loss: f64,
     learnt_tokens: usize,
+}
+
+/// Dr. GRPO divides by the longest response that a run allows, which a file of samples does not say.
+#[test]
+fn a_replay_divides_by_what_the_run_allowed() {
+    tch::set_num_threads(1);
+    let (dir, net) = (tempfile::tempdir().unwrap(), golden().join("tiny"));
+    let cases = table::<Case>("cases.json");
+    let case = cases.iter().find(|case| case.net == "tiny").unwrap();
+    let replay = |name: &str, norm_tokens: Option<usize>, max_new_tokens: Option<u32>| {
+        let config = PpoConfig {
+            algorithm: algo::Algorithm::DrGrpo,
+            norm_tokens,
+            ppo_epochs: 1,
+            ..PpoConfig::default()
+        };
+        let options = ReplayOptions {
+            policy: net.join("policy"),
+            critic: None,
+            batch: net.join(format!("{}.jsonl", case.batch)),
+            config,
+            output: dir.path().join(name),
+            ranks: 1,
+            device: Device::Cpu,
+            temperature: 1.0,
+            max_new_tokens,
+        };
+        let (metrics, said) =
+            logged(|| learner::replay(&options, &service::jsonl::WrongLines::default()).unwrap());
+        (metrics.policy_grad_norm.unwrap(), said.contains("divided by the longest response of the file"))
+    };
+    let (of_run, is_warned) = replay("run", None, Some(1000));
+    assert!(!is_warned);
+    assert_eq!(replay("norm", Some(1000), None), (of_run, false));
+    let (of_file, is_warned) = replay("file", None, None);
+    assert!(is_warned && of_file > 2.0 * of_run, "{of_file} {of_run}");
 }
 
 /// Pairs of conversations in both public shapes, to the end: each is the same pair to the reward model and to

@@ -44,6 +44,10 @@ pub(crate) struct Arguments {
     /// Temperature the samples were drawn at.
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
+    /// The run's sampling.max_new_tokens, by which dr-grpo divides its loss; the longest response of the batch
+    /// where not given.
+    #[arg(long)]
+    max_new_tokens: Option<u32>,
     /// Sets one value over the configuration; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -77,6 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .parse()
             .map_err(|error: model::UnknownDevice| BadInput(error.to_string()))?,
         temperature: arguments.temperature,
+        max_new_tokens: arguments.max_new_tokens,
     };
     let wrong = arguments.lines.wrong_lines();
     let metrics = learner::replay(&options, &wrong).map_err(bad_input::of_learner)?;
