@@ -102,7 +102,7 @@ fn no_rank_holds_a_model_that_it_does_not_need() {
     // Weights, gradients and two moments are divided among the ranks: four models in all. Beside them each
     // rank reads a group.
     assert!(loading.0 < 1.3 * 4.0, "loading: {loading:?}");
-    // Rank 0's buffer, and on each rank two gathered groups of fourteen, or three until the one before is freed.
+    // Rank 0's buffer, and on each rank two gathered groups of fourteen, or three until one is freed.
     assert!(publishing.0 < 2.2, "publishing: {publishing:?}");
     // Rank 0's copy, all ranks' moments, and the groups.
     assert!(saving.0 < 3.9, "saving: {saving:?}");

@@ -357,8 +357,8 @@ mod tests {
         }
     }
 
-    /// What whitening over the samples that train cannot keep: with one end of the scores alone, the less good
-    /// of the best are bad news. Over all that was drawn they are not.
+    /// What whitening over the samples that train cannot keep: with one end of the scores alone, the less
+    /// good of the best are bad news. Over all that was drawn they are not.
     #[test]
     fn of_the_best_alone_some_are_bad_news_after_whitening_over_them() {
         let groups = [vec![(5.0, 1), (0.0, 1)], vec![(4.0, 1), (0.0, 1)]];

@@ -1,4 +1,4 @@
-//! Figures of a step that decide nothing and that people go by: learning rates, and what was clipped or masked.
+//! Figures of a step that decide nothing and that people go by: learning rates, what was clipped or masked.
 
 use algo::{Correction, Schedule};
 use learner::{Bound, PpoConfig};

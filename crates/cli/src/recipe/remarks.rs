@@ -1,5 +1,5 @@
-//! What is worth knowing of a recipe that can run: `check-config` prints it behind the keys, and a ring says it
-//! when it starts.
+//! What is worth knowing of a recipe that can run: `check-config` prints it behind the keys, and a ring says
+//! it when it starts.
 
 use algo::filtration::{Filtration, Mode, Strategy};
 use algo::{AdvantageEstimator, Whiten};
