@@ -87,21 +87,19 @@ fn json_lines(path: &Path) -> Vec<Value> {
 #[test]
 fn evaluations_keep_the_best_checkpoint_and_end_the_run() {
     let folder = tempfile::tempdir().unwrap();
-    let held_out = folder.path().join("held-out.jsonl");
-    let prompts = ["9 plus 1 is", "8 plus 8 is", "0 plus 9 is", "9 plus 9 is"];
-    let lines: String = prompts.iter().map(|prompt| format!("{{\"prompt\": \"{prompt}\"}}\n")).collect();
-    fs::write(&held_out, lines).unwrap();
     let ring = ring(&folder)
         .with(BATCHES)
         .with("coordinator.eval.every=2")
         .with("coordinator.eval.stop_after=2")
         .with("coordinator.eval.temperature=1.0")
         .with("coordinator.eval.samples=4")
-        .with(&format!("coordinator.eval.data.path={}", held_out.display()));
+        .with(&format!("coordinator.eval.data.path={}", folder.path().join("data.jsonl").display()))
+        // Every response trains: the score rises for long.
+        .with("learner.ppo.algorithm=grpo")
+        .with("learner.ppo.policy_lr=1e-3");
     let (status, said) = ring.start().unwrap().end().unwrap();
     assert!(status.success(), "{said}");
     assert!(said.contains("its evaluations are not better any more"), "{said}");
-    assert!(said.contains("trains 2 of 4 responses of each prompt (best-worst, select)"), "{said}");
 
     let evals = json_lines(&ring.output().join("ring/evals.jsonl"));
     println!(
@@ -141,6 +139,9 @@ fn four_processes_account_for_every_attempt() {
     let mut running = ring.start().unwrap();
     let names: Vec<&str> = running.processes.keys().map(String::as_str).collect();
     assert_eq!(names, ["actor-0", "coordinator", "learner", "reward-server-0"]);
+    let trains =
+        "trains 2 of 4 responses of each prompt (best-worst, select); advantages are whitened over those";
+    running.wait_for(|line| line.contains(trains)).unwrap();
     for process in running.processes.values() {
         assert!(Path::new(&format!("/proc/{process}")).exists());
     }
