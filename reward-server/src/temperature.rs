@@ -34,10 +34,10 @@ impl Temperature {
     /// # Errors
     /// Where another one is configured: every KL to the reference would be wrong.
     pub(crate) fn of_run(&self, sampling: Option<&Sampling>) -> Result<(), String> {
-        let drawn_at = sampling.map(|sampling| f64::from(sampling.temperature()));
+        let drawn_at = sampling.map(Sampling::temperature);
         match (drawn_at, self.configured) {
             (Some(drawn_at), Some(configured))
-                if (above_zero(drawn_at) - above_zero(configured)).abs() > TOLERANCE =>
+                if (above_zero(f64::from(drawn_at)) - above_zero(configured)).abs() > TOLERANCE =>
             {
                 Err(format!(
                     "the run draws at temperature {drawn_at}, but reference.temperature is {configured} here: leave it \
@@ -45,7 +45,7 @@ impl Temperature {
                 ))
             }
             (Some(drawn_at), None) => {
-                self.used.store(above_zero(drawn_at).to_bits(), Ordering::Relaxed);
+                self.used.store(above_zero(f64::from(drawn_at)).to_bits(), Ordering::Relaxed);
                 Ok(())
             }
             (None, None) => {
