@@ -149,8 +149,8 @@ pub struct ReferenceConfig {
     /// A folder with a `*ForCausalLM`.
     #[schemars(extend("x-kind" = "model folder"))]
     pub model: PathBuf,
-    /// The temperature at which its log-probs are taken; 0 (greedy) means 1. That of the run's sampling, which
-    /// the coordinator tells, when absent; another one is refused then.
+    /// The temperature at which its log-probs are taken; 0 (greedy) means 1. That of the run's sampling,
+    /// which the coordinator tells, when absent; another one is refused then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
 }

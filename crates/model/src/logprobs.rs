@@ -20,9 +20,9 @@ struct ChunkSize {
 }
 
 impl ChunkSize {
-    /// On the CPU 64 MiB in f32, of which 256 MiB are kept: passes over a chunk find it in the cache. On other
-    /// devices 1 GiB, of which two are kept: each chunk reads the whole head three times, and 64 MiB of a
-    /// large vocabulary are a hundred rows, too few for the products to be worth that.
+    /// On the CPU 64 MiB in f32, of which 256 MiB are kept: passes over a chunk find it in the cache. On
+    /// other devices 1 GiB, of which two are kept: each chunk reads the whole head three times, and 64 MiB of
+    /// a large vocabulary are a hundred rows, too few for the products to be worth that.
     fn on(device: Device) -> Self {
         match device {
             Device::Cpu => Self { elements: 1 << 24, most_kept: 4 },

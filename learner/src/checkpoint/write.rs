@@ -30,12 +30,12 @@ pub struct PendingCheckpoint {
 
 impl PendingCheckpoint {
     /// The last batch that it holds.
-    pub fn batch(&self) -> BatchId {
+    pub(crate) fn batch(&self) -> BatchId {
         self.manifest.batch
     }
 
     /// Whether this rank's part is on the disk; what is left to do takes no time.
-    pub fn is_written(&self) -> bool {
+    pub(crate) fn is_written(&self) -> bool {
         self.writer.handle.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }

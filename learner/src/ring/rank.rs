@@ -248,8 +248,8 @@ struct Rank {
     trained: BatchId,
     written: BatchId,
     checkpoint_every: u64,
-    /// A checkpoint that is being written beside the next step. It is finished behind that step, so that there
-    /// is one at most.
+    /// A checkpoint that is being written beside the next step. It is finished behind that step, so that
+    /// there is one at most.
     pending: Option<PendingCheckpoint>,
     /// A checkpoint found no room on the disk, and is tried again then. Rank 0 decides when.
     put_off_until: Option<Instant>,

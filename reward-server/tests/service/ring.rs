@@ -46,7 +46,7 @@ async fn a_rollout_gets_its_numbers_and_is_acknowledged_once_recorded() {
     assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollout.id()));
 }
 
-/// A server that nobody has told takes the KL at the temperature of the draws, as its run's coordinator says it.
+/// A server that nobody has told takes the KL at the temperature of the draws, as the coordinator says it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_temperature_of_the_draws_comes_with_the_welcome() {
     let mut config = networks();

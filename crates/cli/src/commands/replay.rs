@@ -44,8 +44,8 @@ pub(crate) struct Arguments {
     /// Temperature the samples were drawn at.
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
-    /// The run's sampling.max_new_tokens, by which dr-grpo divides its loss; the longest response of the batch
-    /// where not given.
+    /// The run's sampling.max_new_tokens, by which dr-grpo divides its loss; the longest response of the
+    /// batch where not given.
     #[arg(long)]
     max_new_tokens: Option<u32>,
     /// Sets one value over the configuration; may be given several times.
