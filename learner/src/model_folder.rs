@@ -23,7 +23,7 @@ pub(crate) struct StartModel {
 
 #[derive(Debug, Clone)]
 enum StartWeights {
-    Folder(Opened),
+    Folder(Box<Opened>),
     Made(std::sync::Arc<Weights>),
 }
 
@@ -67,7 +67,7 @@ impl StartModel {
     fn of(folder: &Path, options: &LoadOptions) -> Result<Self> {
         let opened = model::folder::open(folder, options)?;
         let (config, path) = (opened.config.clone(), folder.to_owned());
-        Ok(Self { config, path, weights: StartWeights::Folder(opened), new_head: None })
+        Ok(Self { config, path, weights: StartWeights::Folder(opened.into()), new_head: None })
     }
 
     /// The same with its own scalar head, or with a new one where it has none.
