@@ -14,14 +14,8 @@ import subprocess
 import tempfile
 
 import compare
+import formula
 import network
-
-PARTS = {"weights": 4, "gradients": 4, "state": 8}
-
-
-def formula(parameters, stage, ranks):
-    divided = {0: (), 1: ("state",), 2: ("state", "gradients"), 3: tuple(PARTS)}[stage]
-    return sum(size * parameters / (ranks if part in divided else 1) for part, size in PARTS.items())
 
 
 def resident(binary, folder, stage, ranks):
@@ -54,7 +48,7 @@ def main():
                 base = resident(binary, folders["nothing"], stage, ranks)
                 held = resident(binary, folders[arguments.size], stage, ranks)
                 own, peak = ((mine - other) / ranks / 1e6 for mine, other in zip(held, base))
-                expected = formula(sum(sizes), stage, ranks) / 1e6
+                expected = formula.held(sum(sizes), stage, ranks) / 1e6
                 cells.append(f"{own:.0f} ({expected:.0f}), {peak:.0f}")
             print(f"| {ranks} | " + " | ".join(cells) + " |", flush=True)
 

@@ -290,13 +290,13 @@ pub(crate) fn last_step(step: &StepRecord) {
     let m = &step.metrics;
     gauge!("rlhf_coordinator_last_step_timestamp_seconds").set(step.time.0 as f64 / 1000.0);
     for (name, value) in [
-        ("rlhf_step_policy_loss", Some(m.policy_loss)),
+        ("rlhf_step_policy_loss", m.policy_loss),
         ("rlhf_step_value_loss", m.value_loss),
-        ("rlhf_step_entropy", Some(m.entropy)),
-        ("rlhf_step_approx_kl", Some(m.approx_kl)),
-        ("rlhf_step_rollout_approx_kl", Some(m.rollout_approx_kl)),
-        ("rlhf_step_rollout_logprob_diff", Some(m.rollout_logprob_diff)),
-        ("rlhf_step_clip_fraction", Some(m.clip_fraction)),
+        ("rlhf_step_entropy", m.entropy),
+        ("rlhf_step_approx_kl", m.approx_kl),
+        ("rlhf_step_rollout_approx_kl", m.rollout_approx_kl),
+        ("rlhf_step_rollout_logprob_diff", m.rollout_logprob_diff),
+        ("rlhf_step_clip_fraction", m.clip_fraction),
         ("rlhf_step_explained_variance", m.explained_variance),
         ("rlhf_step_score_mean", Some(step.score_mean)),
         ("rlhf_step_outcome_mean", step.outcome_mean),

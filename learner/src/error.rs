@@ -99,7 +99,7 @@ pub enum Error {
         /// The rank that noticed.
         rank: usize,
         /// What differs: configuration or weights.
-        what: &'static str,
+        what: String,
     },
     /// The communication between ranks failed.
     #[error(transparent)]

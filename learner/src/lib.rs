@@ -31,10 +31,11 @@
 //!     ranks: 1,
 //!     device: learner::Device::Cpu,
 //!     temperature: 1.0,
+//!     max_new_tokens: None,
 //! };
 //! // The first line that is wrong ends it.
 //! let metrics = learner::replay(&options, &WrongLines::default())?;
-//! println!("approximate KL of the step: {}", metrics.approx_kl);
+//! println!("approximate KL of the step: {:?}", metrics.approx_kl);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -66,7 +67,7 @@ pub use config::{
 };
 pub use disk::FileError;
 pub use error::{Error, Result};
-pub use host::host_readings;
+pub use host::{host_readings, host_waits};
 pub use metrics::METRICS;
 pub use model::Device;
 pub use ppo::{CriticSource, Trainer, TrainerConfig};

@@ -9,24 +9,24 @@ use types::link::learner::StepMetrics;
 /// A gauge of the last step.
 struct StepGauge {
     name: &'static str,
-    /// Absent where there is nothing to measure: no critic, no reference.
+    /// Absent where there is nothing to measure: no critic, no reference, a batch that was skipped.
     value: fn(&StepMetrics) -> Option<f64>,
 }
 
 const STEP_GAUGES: [StepGauge; 15] = [
-    StepGauge { name: "rlhf_learner_policy_loss", value: |step| Some(step.policy_loss) },
+    StepGauge { name: "rlhf_learner_policy_loss", value: |step| step.policy_loss },
     StepGauge { name: "rlhf_learner_value_loss", value: |step| step.value_loss },
-    StepGauge { name: "rlhf_learner_entropy", value: |step| Some(step.entropy) },
-    StepGauge { name: "rlhf_learner_approx_kl", value: |step| Some(step.approx_kl) },
-    StepGauge { name: "rlhf_learner_rollout_approx_kl", value: |step| Some(step.rollout_approx_kl) },
-    StepGauge { name: "rlhf_learner_rollout_logprob_diff", value: |step| Some(step.rollout_logprob_diff) },
-    StepGauge { name: "rlhf_learner_clip_fraction", value: |step| Some(step.clip_fraction) },
+    StepGauge { name: "rlhf_learner_entropy", value: |step| step.entropy },
+    StepGauge { name: "rlhf_learner_approx_kl", value: |step| step.approx_kl },
+    StepGauge { name: "rlhf_learner_rollout_approx_kl", value: |step| step.rollout_approx_kl },
+    StepGauge { name: "rlhf_learner_rollout_logprob_diff", value: |step| step.rollout_logprob_diff },
+    StepGauge { name: "rlhf_learner_clip_fraction", value: |step| step.clip_fraction },
     StepGauge { name: "rlhf_learner_explained_variance", value: |step| step.explained_variance },
-    StepGauge { name: "rlhf_learner_score_mean", value: |step| Some(step.score_mean) },
+    StepGauge { name: "rlhf_learner_score_mean", value: |step| step.score_mean },
     StepGauge { name: "rlhf_learner_kl_to_ref", value: |step| step.kl_to_ref },
-    StepGauge { name: "rlhf_learner_policy_grad_norm", value: |step| Some(step.policy_grad_norm) },
+    StepGauge { name: "rlhf_learner_policy_grad_norm", value: |step| step.policy_grad_norm },
     StepGauge { name: "rlhf_learner_critic_grad_norm", value: |step| step.critic_grad_norm },
-    StepGauge { name: "rlhf_learner_policy_lr", value: |step| Some(step.policy_lr) },
+    StepGauge { name: "rlhf_learner_policy_lr", value: |step| step.policy_lr },
     StepGauge { name: "rlhf_learner_kl_coefficient", value: |step| Some(step.kl_coefficient) },
     StepGauge { name: "rlhf_learner_staleness_versions", value: |step| Some(step.staleness) },
 ];

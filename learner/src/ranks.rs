@@ -7,6 +7,7 @@ use collective::{ProcessGroup, Reduce};
 use tch::{Device, Tensor};
 
 use crate::error::{Error, Result};
+use crate::host;
 
 /// This rank and the others.
 #[derive(Debug)]
@@ -44,8 +45,7 @@ impl Ranks {
         let Some(group) = &self.group else { return Ok(()) };
         let mut tensor = Tensor::from_slice(numbers).to_device(self.device());
         group.all_reduce(&mut tensor, Reduce::Sum)?;
-        tensor.to_device(Device::Cpu).f_copy_data(numbers, numbers.len())?;
-        Ok(())
+        host::read_into(&tensor, numbers)
     }
 
     /// Adds up a tensor over the ranks, where it lies.
@@ -59,8 +59,7 @@ impl Ranks {
         let Some(group) = &self.group else { return Ok(()) };
         let mut tensor = Tensor::from_slice(numbers).to_device(self.device());
         group.all_reduce(&mut tensor, Reduce::Sum)?;
-        tensor.to_device(Device::Cpu).f_copy_data(numbers, numbers.len())?;
-        Ok(())
+        host::read_into(&tensor, numbers)
     }
 
     /// Rank 0's bytes, on every rank.
@@ -84,7 +83,7 @@ impl Ranks {
     }
 
     /// Checks that every rank has the same bytes. All ranks learn of a difference.
-    pub(crate) fn agree(&self, what: &'static str, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn agree(&self, what: &str, bytes: &[u8]) -> Result<()> {
         let first = self.of_first(bytes.to_vec())?;
         let mut sums = if first == bytes { [0.0, 0.0] } else { [1.0, self.rank() as f64] };
         self.sum(&mut sums)?;
@@ -92,6 +91,6 @@ impl Ranks {
         if count == 0.0 {
             return Ok(());
         }
-        Err(Error::Disagreement { rank: (rank_sum / count) as usize, what })
+        Err(Error::Disagreement { rank: (rank_sum / count) as usize, what: what.to_owned() })
     }
 }

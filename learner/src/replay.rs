@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use model::{Device, SaveOptions, Weights};
+use algo::Aggregation;
+use model::{Device, SaveOptions};
 use service::jsonl::WrongLines;
-use tch::Tensor;
+use tracing::warn;
 use types::link::learner::StepMetrics;
 use types::{Sampling, SamplingParams};
 
@@ -34,6 +35,8 @@ pub struct ReplayOptions {
     pub device: Device,
     /// Temperature the samples were drawn at.
     pub temperature: f32,
+    /// The longest response that the run allowed, in tokens; that of the file where it is not said.
+    pub max_new_tokens: Option<u32>,
 }
 
 /// Trains one batch of recorded samples and writes what comes of it.
@@ -49,6 +52,17 @@ pub fn replay(options: &ReplayOptions, wrong: &WrongLines) -> Result<StepMetrics
         }
     }
     let batch = read_batch(&options.batch, wrong)?;
+    let longest = batch.samples().iter().map(|sample| sample.rollout().response_tokens().len()).max();
+    let longest = u32::try_from(longest.unwrap_or(1)).unwrap_or(u32::MAX);
+    if options.max_new_tokens.is_none() && divides_by_the_longest(&options.config) {
+        let algorithm = options.config.algorithm;
+        warn!(
+            ?algorithm,
+            longest,
+            "the loss is divided by the longest response of the file, where a run divides by its sampling.max_new_tokens: \
+             give it (--max-new-tokens), or norm_tokens"
+        );
+    }
     share_processors(options.ranks, None);
     let metrics = on_ranks(options.ranks, options.device, |group| {
         let rank = group.as_ref().map_or(0, collective::ProcessGroup::rank);
@@ -60,10 +74,10 @@ pub fn replay(options: &ReplayOptions, wrong: &WrongLines) -> Result<StepMetrics
             device: options.device.of_rank(rank),
         };
         let mut trainer = Trainer::new(config, group)?;
-        let longest = batch.samples().iter().map(|sample| sample.rollout().response_tokens().len()).max();
+        let max_new_tokens = options.max_new_tokens.unwrap_or(longest);
         let sampling = Sampling::new(SamplingParams {
             temperature: options.temperature,
-            max_new_tokens: u32::try_from(longest.unwrap_or(1)).unwrap_or(u32::MAX),
+            max_new_tokens,
             ..SamplingParams::default()
         });
         let sampling = sampling.map_err(|invalid| Error::Config { problems: vec![invalid.to_string()] })?;
@@ -79,24 +93,21 @@ pub fn replay(options: &ReplayOptions, wrong: &WrongLines) -> Result<StepMetrics
     Ok(metrics)
 }
 
-/// Writes the models; rank 0 alone, but all ranks gather.
-fn write(trainer: &Trainer, output: &Path) -> Result<()> {
-    let policy = trainer.policy_flats()?;
-    let critic = trainer.critic_flats()?;
-    if trainer.ranks().rank() > 0 {
-        return Ok(());
-    }
-    let weights = Weights::from_flats(trainer.policy_config(), copies(&policy))?;
-    let options =
-        SaveOptions { companions: Some(trainer.policy_folder().to_owned()), ..SaveOptions::default() };
-    model::folder::save(&output.join("policy"), trainer.policy_config(), &weights, &options)?;
-    if let (Some(config), Some(flats)) = (trainer.critic_config(), critic) {
-        let weights = Weights::from_flats(config, copies(&flats))?;
-        model::folder::save(&output.join("critic"), config, &weights, &options)?;
-    }
-    Ok(())
+/// Whether the loss depends on how long a response may be.
+fn divides_by_the_longest(config: &PpoConfig) -> bool {
+    let aggregation = config.loss_aggregation.unwrap_or(config.algorithm.defaults().aggregation);
+    aggregation == Aggregation::SeqMeanTokenSumNorm && config.norm_tokens.is_none()
 }
 
-fn copies(flats: &[Tensor]) -> Vec<Tensor> {
-    flats.iter().map(Tensor::copy).collect()
+/// Writes the models; rank 0 alone, but all ranks gather.
+fn write(trainer: &Trainer, output: &Path) -> Result<()> {
+    let companions = Some(trainer.policy_folder().to_owned());
+    let options = SaveOptions { companions, ..SaveOptions::default() };
+    for (name, trained) in [("policy", Some(&trainer.policy)), ("critic", trainer.critic.as_ref())] {
+        let Some(trained) = trained else { continue };
+        if let Some(weights) = trained.copy_on_first(trainer.ranks())? {
+            model::folder::save(&output.join(name), trained.config(), &weights, &options)?;
+        }
+    }
+    Ok(())
 }

@@ -31,7 +31,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::{OptimizerConfig, ZeroStage};
 use crate::error::{Error, Result};
+use crate::host;
 use crate::microbatch::Microbatch;
+use crate::model_folder::StartModel;
 use crate::ranks::Ranks;
 use adamw::{AdamW, OptimizerStep};
 use blocks::{Keep, Tape, embedding_backward};
@@ -97,33 +99,36 @@ pub(crate) enum StepOutcome {
 }
 
 impl TrainableModel {
-    /// Takes the values of `weights`, which every rank has in full.
+    /// Takes the values of `start`, the same on every rank, group by group: a rank keeps of each what it
+    /// holds.
     ///
     /// # Errors
-    /// Adapters to start from that are none of this network's.
+    /// Adapters to start from that are none of this network's, a file that cannot be read, ranks that start
+    /// from other weights than rank 0.
     pub(crate) fn new(
         name: &'static str,
-        config: ModelConfig,
-        weights: &Weights,
+        start: &StartModel,
         ranks: &Ranks,
         options: &TrainableModelOptions,
     ) -> Result<Self> {
         let TrainableModelOptions { kind, device, .. } = *options;
         let stage = if ranks.group().is_some() { options.zero_stage } else { ZeroStage::Off };
         let placement = if stage == ZeroStage::Weights { Placement::Sharded } else { Placement::Replicated };
+        let config = start.config.clone();
         let layout = Layout::new(&config);
-        let shards = own_shards(weights.flats(), stage, ranks);
-        let flats = weights.flats();
-        let weights = Store::new(shards, flats, kind, device, placement);
+        let shards = own_shards(layout.groups.iter().map(|group| group.numel), stage, ranks);
+        let weights = Store::zeros(shards, kind, device, placement);
+        take_values(&weights, start, name, ranks)?;
         let mut decayed: Vec<i64> = layout.groups.iter().map(|group| group.decayed).collect();
         let (adapters, store) = match &options.lora {
             None => (None, weights),
             Some(init) => {
                 let lora = Lora::new(&layout, &init.config);
-                let factors = lora.initial(init, flats)?;
+                let factors = lora.initial(init, &|group| start.group(group))?;
                 decayed = factors.iter().map(|flat| flat.numel() as i64).collect();
-                let shards = own_shards(&factors, stage, ranks);
-                let store = Store::new(shards, &factors, Kind::Float, device, placement);
+                let shards = own_shards(decayed.iter().copied(), stage, ranks);
+                let store = Store::zeros(shards, Kind::Float, device, placement);
+                factors.iter().enumerate().for_each(|(group, flat)| store.load(group, flat));
                 (Some(Adapters::new(lora, weights, &store)), store)
             }
         };
@@ -149,9 +154,45 @@ impl TrainableModel {
 
     /// The weights that the network uses, by group, `[numel]`: views of the buffers it trains where every
     /// rank has them whole and there is no adapter, otherwise gathered and merged. All ranks call it
-    /// together.
+    /// together, and each has all of them then.
     pub(crate) fn flats(&self, ranks: &Ranks) -> Result<Vec<Tensor>> {
-        self.network.flats(ranks)
+        let mut flats = Vec::new();
+        self.network.each_group(ranks, |flat| {
+            flats.push(flat.shallow_clone());
+            Ok(())
+        })?;
+        Ok(flats)
+    }
+
+    /// A copy of the weights that the network uses in the host's memory, on rank 0; `None` on the others,
+    /// which hold no more than the groups that are gathered. All ranks call it together.
+    pub(crate) fn copy_on_first(&self, ranks: &Ranks) -> Result<Option<Weights>> {
+        let is_first = ranks.rank() == 0;
+        let mut copies = Vec::new();
+        self.network.each_group(ranks, |flat| {
+            if is_first {
+                copies.push(host::copy(flat)?);
+            }
+            Ok(())
+        })?;
+        Ok(if is_first { Some(Weights::from_flats(self.config(), copies)?) } else { None })
+    }
+
+    /// The weights that the network uses as a buffer of bytes with elements of `kind`, on rank 0; empty on
+    /// the others. All ranks call it together.
+    pub(crate) fn packed_on_first(&self, ranks: &Ranks, kind: Kind) -> Result<Vec<u8>> {
+        let is_first = ranks.rank() == 0;
+        let mut buffer = Vec::new();
+        if is_first {
+            buffer.reserve_exact(model::buffer::bytes(self.config(), kind));
+        }
+        self.network.each_group(ranks, |flat| {
+            if is_first {
+                model::buffer::pack_group(&mut buffer, flat, kind);
+            }
+            Ok(())
+        })?;
+        Ok(buffer)
     }
 
     /// The adapters under their PEFT names, if that is what is trained. All ranks call it together.
@@ -283,15 +324,31 @@ impl TrainableModel {
     }
 }
 
-/// This rank's shard of each group; all of it where no state is divided.
-fn own_shards(flats: &[Tensor], stage: ZeroStage, ranks: &Ranks) -> Vec<Shard> {
+/// Fills a store with what training starts from, and checks that every rank starts from the same.
+fn take_values(weights: &Store, start: &StartModel, name: &'static str, ranks: &Ranks) -> Result<()> {
+    let is_alone = ranks.world_size() == 1;
+    let mut hashes = Vec::new();
+    for group in 0..weights.shards().len() {
+        let flat = start.group(group)?;
+        weights.load(group, &flat);
+        if !is_alone {
+            hashes.extend(model::hash_tensor(&flat));
+        }
+        drop(flat);
+        model::give_back_freed_memory();
+    }
+    if is_alone { Ok(()) } else { ranks.agree(&format!("{name} weights"), &hashes) }
+}
+
+/// This rank's shard of each group of so many elements; all of it where no state is divided.
+fn own_shards(numels: impl Iterator<Item = i64>, stage: ZeroStage, ranks: &Ranks) -> Vec<Shard> {
     let (index, count) = match stage {
         ZeroStage::Off => (0, 1),
         ZeroStage::Optimizer | ZeroStage::Gradients | ZeroStage::Weights => {
             (ranks.rank(), ranks.world_size())
         }
     };
-    flats.iter().map(|flat| Shard::new(flat.numel() as i64, index, count)).collect()
+    numels.map(|numel| Shard::new(numel, index, count)).collect()
 }
 
 /// Where the head's gradients are added; nowhere where it is frozen.

@@ -294,10 +294,10 @@ fn control_messages_survive_the_wire() {
     let trained = LearnerReport::Trained {
         batch: BatchId(3),
         manifest: manifest(),
-        metrics: Box::new(StepMetrics { policy_loss: 0.25, tokens: 17, ..StepMetrics::default() }),
+        metrics: Box::new(StepMetrics { policy_loss: Some(0.25), tokens: 17, ..StepMetrics::default() }),
     };
     assert_eq!(through_bytes::<_, pb::LearnerReport>(trained.clone()), trained);
-    let metrics = StepMetrics { entropy: 1.5, samples: 4, ..StepMetrics::default() };
+    let metrics = StepMetrics { entropy: Some(1.5), samples: 4, ..StepMetrics::default() };
     let hello = LearnerHello {
         member: "learner".parse().unwrap(),
         incarnation: Incarnation(9),
@@ -316,7 +316,7 @@ fn control_messages_survive_the_wire() {
     else {
         panic!("another report");
     };
-    trained.metrics.as_mut().unwrap().entropy = f64::NAN;
+    trained.metrics.as_mut().unwrap().entropy = Some(f64::NAN);
     let report = pb::LearnerReport { report: Some(pb::learner_report::Report::Trained(trained)) };
     let error = LearnerReport::try_from(report).unwrap_err().to_string();
     assert!(error.contains("entropy is no finite number"), "{error}");

@@ -149,13 +149,10 @@ pub struct ReferenceConfig {
     /// A folder with a `*ForCausalLM`.
     #[schemars(extend("x-kind" = "model folder"))]
     pub model: PathBuf,
-    /// The sampling temperature of the run, at which its log-probs are taken; 0 (greedy) means 1.
-    #[serde(default = "one")]
-    pub temperature: f64,
-}
-
-fn one() -> f64 {
-    1.0
+    /// The temperature at which its log-probs are taken; 0 (greedy) means 1. That of the run's sampling,
+    /// which the coordinator tells, when absent; another one is refused then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
 }
 
 /// How unit tests are run: in the ring, and by the tools that grade files.
@@ -357,10 +354,10 @@ impl service::Config for Config {
         }
         let environment = self.environment.iter().flat_map(EnvironmentConfig::problems);
         problems.extend(environment.map(|problem| format!("environment.{problem}")));
-        if let Some(reference) = &self.reference
-            && !(reference.temperature.is_finite() && reference.temperature >= 0.0)
+        if let Some(temperature) = self.reference.as_ref().and_then(|reference| reference.temperature)
+            && !(temperature.is_finite() && temperature >= 0.0)
         {
-            problems.push(format!("reference.temperature is {}, must be at least 0", reference.temperature));
+            problems.push(format!("reference.temperature is {temperature}, must be at least 0"));
         }
         if self.reference.as_ref().is_some_and(|reference| reference.model.as_os_str().is_empty()) {
             problems.push("reference.model is empty: name the reference policy's folder".to_owned());

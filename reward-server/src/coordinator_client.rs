@@ -1,6 +1,7 @@
 //! The stream to the coordinator: results up, records down; again and again until the run is over.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::MAX_MESSAGE_BYTES;
@@ -17,6 +18,7 @@ use types::{Incarnation, MemberId, Vocabulary};
 
 use crate::metrics;
 use crate::registry::RolloutRegistry;
+use crate::scorer_set::ScorerSet;
 
 /// How long the coordinator may take to answer a hello.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +39,8 @@ pub(crate) struct Membership {
     pub(crate) address: String,
     pub(crate) vocabulary: Vocabulary,
     pub(crate) registry: RolloutRegistry,
+    /// What is told how the run draws.
+    pub(crate) scorers: Arc<ScorerSet>,
     pub(crate) readiness: Readiness,
     pub(crate) security: Security,
     /// Cancelled when the process is to stop; cancelled from here when the run is over.
@@ -115,7 +119,10 @@ impl Membership {
         let coordinator = &self.coordinator;
         match event {
             LinkEvent::Command(command) => match (RewardCommand::try_from(command), &standing) {
-                (Ok(RewardCommand::Welcome { run }), Standing::Introduced(_)) => {
+                (Ok(RewardCommand::Welcome { run, sampling }), Standing::Introduced(_)) => {
+                    if let Err(problem) = self.scorers.of_run(sampling.as_ref()) {
+                        return Err(BadInput(format!("coordinator {coordinator}: {problem}")).into());
+                    }
                     let resent = self.registry.welcomed(run.clone());
                     metrics::connected(resent);
                     tracing::info!(coordinator, %run, resent, "joined");

@@ -19,6 +19,7 @@ use types::DType;
 
 use self::lines::{Input, InputLine, Output};
 use crate::network::{self, FrozenNetwork, HeadOutputs, Placement, Sequence};
+use crate::temperature::Temperature;
 
 /// Full batches that the lines of a window make.
 const WINDOW_BATCH_COUNT: usize = 64;
@@ -126,7 +127,8 @@ pub fn score_file(options: &FileOptions, progress: impl FnMut(Progress)) -> Resu
 /// As [`score_file`].
 pub fn logprobs_file(options: &FileOptions, progress: impl FnMut(Progress)) -> Result<Progress, Error> {
     let placement = Placement { device: options.device, dtype: options.dtype };
-    let network = FrozenNetwork::policy(&options.model, placement, options.temperature)?;
+    let network =
+        FrozenNetwork::policy(&options.model, placement, Temperature::of(Some(options.temperature)))?;
     run(&network, options, progress)
 }
 

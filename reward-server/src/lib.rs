@@ -45,6 +45,7 @@ mod scorer_input;
 mod scorer_set;
 mod scoring;
 mod server;
+mod temperature;
 mod unit_tests;
 mod worker_process;
 

@@ -26,6 +26,7 @@ use crate::config::ModelsConfig;
 use crate::metrics;
 use crate::network::{Error, FrozenNetwork, HeadOutputs, Placement, Sequence};
 use crate::score_error::ScoreError;
+use crate::temperature::Temperature;
 
 /// Commands that may wait in the channel; a caller beyond waits before it.
 const CHANNEL_CAPACITY: usize = 1024;
@@ -33,10 +34,10 @@ const CHANNEL_CAPACITY: usize = 1024;
 const FAILED_BATCHES_LIMIT: u32 = 8;
 
 /// A network to load.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) enum NetworkSpec {
     /// The reference policy.
-    Reference { model: PathBuf, temperature: f64 },
+    Reference { model: PathBuf, temperature: Temperature },
     /// A reward model.
     RewardModel { model: PathBuf, normalise: bool },
 }
@@ -205,7 +206,7 @@ impl Startup {
 fn load(spec: &NetworkSpec, placement: Placement) -> Result<FrozenNetwork, Error> {
     match spec {
         NetworkSpec::Reference { model, temperature } => {
-            FrozenNetwork::policy(model, placement, *temperature)
+            FrozenNetwork::policy(model, placement, temperature.clone())
         }
         NetworkSpec::RewardModel { model, normalise } => {
             FrozenNetwork::reward_model(model, placement, *normalise)

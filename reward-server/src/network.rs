@@ -11,6 +11,7 @@ use tch::Tensor;
 use types::DType;
 
 use crate::config::torch_kind;
+use crate::temperature::Temperature;
 
 /// Why a network cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,10 +55,10 @@ pub(crate) struct Placement {
 }
 
 /// What a network computes.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug)]
 enum Purpose {
     /// Log-probs of given tokens at this temperature.
-    Logprobs { temperature: f64 },
+    Logprobs { temperature: Temperature },
     /// `(score - mean) / std` at the last token.
     Scores { mean: f64, std: f64 },
 }
@@ -96,9 +97,8 @@ pub(crate) struct FrozenNetwork {
 }
 
 impl FrozenNetwork {
-    /// A policy, for log-probs at `temperature`; 0 (greedy) means 1.
-    pub(crate) fn policy(dir: &Path, placement: Placement, temperature: f64) -> Result<Self, Error> {
-        let temperature = if temperature == 0.0 { 1.0 } else { temperature };
+    /// A policy, for log-probs at `temperature`.
+    pub(crate) fn policy(dir: &Path, placement: Placement, temperature: Temperature) -> Result<Self, Error> {
         Self::load(dir, placement, Purpose::Logprobs { temperature })
     }
 
@@ -151,8 +151,8 @@ impl FrozenNetwork {
         let _guard = tch::no_grad_guard();
         let packed = Packed::new(batch, self.config.vocab_size, self.device)?;
         let hidden = model::forward(&self.config, &self.network, &packed);
-        Ok(match self.purpose {
-            Purpose::Logprobs { temperature } => self.logprobs(batch, &packed, &hidden, temperature),
+        Ok(match &self.purpose {
+            Purpose::Logprobs { temperature } => self.logprobs(batch, &packed, &hidden, temperature.get()),
             Purpose::Scores { mean, std } => {
                 let scores =
                     model::scores(&self.network.output, &hidden.index_select(0, &packed.last_rows()));

@@ -18,7 +18,7 @@ use regex::Regex;
 use service::{BadInput, CancellationToken, OnError, TaskSet};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
-use types::{Remarks, Texts, Vocabulary};
+use types::{Remarks, Sampling, Texts, Vocabulary};
 
 use crate::batch_queue::{BatchQueue, batch_queue};
 use crate::combine::Combination;
@@ -31,6 +31,7 @@ use crate::python::{self, Function};
 use crate::rules::{Exact, Numeric, TextRule};
 use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
+use crate::temperature::Temperature;
 use crate::unit_tests::{Tally, UnitTestRunner};
 
 /// One scorer, ready to be asked.
@@ -86,6 +87,8 @@ pub(crate) struct ScorerSet {
     vocabulary: Vocabulary,
     models: Option<Models>,
     reference: Option<NetworkId>,
+    /// At which the reference's log-probs are taken.
+    temperature: Temperature,
     tests: Option<UnitTestRunner>,
     scorers: Vec<NamedScorer>,
     yardstick: Yardstick,
@@ -112,8 +115,10 @@ impl ScorerSet {
         done: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let mut builder = Builder { networks: Vec::new(), remotes: Vec::new(), tasks, done };
+        let temperature =
+            Temperature::of(config.reference.as_ref().and_then(|reference| reference.temperature));
         let reference = config.reference.as_ref().map(|reference| {
-            let (model, temperature) = (reference.model.clone(), reference.temperature);
+            let (model, temperature) = (reference.model.clone(), temperature.clone());
             builder.network(NetworkSpec::Reference { model, temperature })
         });
         let (mut deciding, mut scorers, mut yardstick) = (Vec::new(), Vec::new(), Yardstick::Tests);
@@ -155,6 +160,7 @@ impl ScorerSet {
             vocabulary,
             models,
             reference,
+            temperature,
             tests,
             scorers,
             yardstick,
@@ -164,6 +170,14 @@ impl ScorerSet {
             combination,
             timeout,
         })
+    }
+
+    /// The run has told how its actors draw.
+    ///
+    /// # Errors
+    /// Where the reference is configured for another temperature.
+    pub(crate) fn of_run(&self, sampling: Option<&Sampling>) -> Result<(), String> {
+        if self.reference.is_some() { self.temperature.of_run(sampling) } else { Ok(()) }
     }
 
     /// The policy's tokenizer, if anything reads text.

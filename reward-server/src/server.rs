@@ -88,6 +88,7 @@ fn join_run(
         address: listener.reachable(config.advertise.as_ref()),
         vocabulary: scorers.vocabulary().clone(),
         registry: registry.clone(),
+        scorers: Arc::clone(&scorers),
         readiness: context.readiness.clone(),
         security: context.security.clone(),
         token: context.token.clone(),

@@ -140,7 +140,8 @@ fn everything_that_would_fail_later_is_said_before_anything_starts() {
 fn check_config_explains_keys() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = folder.path().join("recipe.toml");
-    fs::write(&recipe, "seed = 7\n[learner.ppo]\nalgorithm = 'grpo'\n").unwrap();
+    let text = "seed = 7\n[learner.ppo]\nalgorithm = 'grpo'\nppo_epochs = 2\n";
+    fs::write(&recipe, text).unwrap();
     let explain = |key: &str| {
         let arguments = ["check-config", path(&recipe), "--explain", key];
         let output = Command::new(binary("sluice").unwrap()).args(arguments).output().unwrap();
@@ -148,8 +149,17 @@ fn check_config_explains_keys() {
     };
     assert!(explain("coordinator.seed").contains("here: 7 (from seed)"));
     assert!(explain("learner.ppo.kl_coefficient").contains("here: 0.04 (from learner.ppo.algorithm)"));
-    assert!(explain("learner.ppo.algorithm").contains("recipe.toml:3"));
+    let algorithm = explain("learner.ppo.algorithm");
+    assert!(algorithm.contains("recipe.toml:3"), "{algorithm}");
+    assert!(
+        algorithm.contains("loss, advantages and KL: arXiv 2402.03300 (k3 in the loss, β 0.04)"),
+        "{algorithm}"
+    );
+    assert!(algorithm.contains("rates: arXiv 2402.03300, section 4.2: a single update, 1e-6"), "{algorithm}");
     assert!(explain("coordinator.filtration.strategy").contains("\"none\" (from learner.ppo.algorithm)"));
+    // What somebody set against the algorithm says what the algorithm would have.
+    let epochs = explain("learner.ppo.ppo_epochs");
+    assert!(epochs.contains("here: 2 (") && epochs.contains("recipe.toml:4 (grpo: 1)"), "{epochs}");
     expect_bad_input(
         &["check-config", "--explain", "learner.ppo.epochs"],
         &["there is", "learner.ppo.ppo_epochs"],

@@ -52,6 +52,15 @@ fn cited_decisions_exist() {
     }
 }
 
+#[test]
+fn the_table_of_what_fits_is_what_its_script_prints() {
+    let script = root().join("bench/step/fits.py");
+    let printed = std::process::Command::new("python3").arg("-B").arg(script).output().unwrap();
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    assert!(printed.contains("| 70B |"), "{printed}");
+    assert!(fs::read_to_string(root().join("bench/RESULTS.md")).unwrap().contains(printed.trim()));
+}
+
 /// The anchor that a title has as a link's target, as GitHub makes it.
 fn anchor(title: &str) -> String {
     let kept = title.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));

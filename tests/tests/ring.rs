@@ -78,6 +78,60 @@ fn the_adapter_of_a_ring_is_in_its_checkpoints() {
     assert!(weights > 0 && weights < policy / 2, "{weights} of {policy} bytes");
 }
 
+fn json_lines(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Held-out prompts are asked every two versions; the best version keeps its checkpoint whatever comes after,
+/// and the run ends once two evaluations in a row were not better.
+#[test]
+fn evaluations_keep_the_best_checkpoint_and_end_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let ring = ring(&folder)
+        .with(BATCHES)
+        .with("coordinator.eval.every=2")
+        .with("coordinator.eval.stop_after=2")
+        .with("coordinator.eval.temperature=1.0")
+        .with("coordinator.eval.samples=4")
+        .with(&format!("coordinator.eval.data.path={}", folder.path().join("data.jsonl").display()))
+        // Every response trains: the score rises for long.
+        .with("learner.ppo.algorithm=grpo")
+        .with("learner.ppo.policy_lr=1e-3");
+    let (status, said) = ring.start().unwrap().end().unwrap();
+    assert!(status.success(), "{said}");
+    assert!(said.contains("its evaluations are not better any more"), "{said}");
+
+    let evals = json_lines(&ring.output().join("ring/evals.jsonl"));
+    println!(
+        "{}",
+        evals.iter().map(|eval| format!("{} {}\n", eval["version"], eval["score_mean"])).collect::<String>()
+    );
+    let version = |eval: &Value| eval["version"].as_u64().unwrap();
+    let versions: Vec<u64> = evals.iter().map(version).collect();
+    assert_eq!(versions, (0..evals.len() as u64).map(|number| 2 * number).collect::<Vec<_>>());
+    let (last, before) = evals.split_last().unwrap();
+    assert!(last["ends_run"] == true && before.iter().all(|eval| eval["ends_run"] == false));
+    assert!(version(last) < 60, "it ended early");
+    // The best one is two evaluations back: that is when it ended.
+    let best = evals.iter().rfind(|eval| eval["is_best"] == true).unwrap();
+    assert_eq!(version(best) + 4, version(last));
+    let score = |eval: &Value| eval["score_mean"].as_f64().unwrap();
+    assert!(evals.iter().all(|eval| score(eval) <= score(best)));
+    let checkpoints = ring.output().join("ring/checkpoints");
+    let kept: Value = serde_json::from_slice(&fs::read(checkpoints.join("best.json")).unwrap()).unwrap();
+    assert_eq!(kept["batch"].as_u64(), Some(version(best)), "the first evaluation was not the best");
+    let of_best = checkpoints.join(format!("step-{:08}", version(best)));
+    assert!(of_best.join("policy/model.safetensors").is_file(), "{} is gone", of_best.display());
+    let trained = u64::try_from(ring.steps().unwrap().len()).unwrap();
+    assert!(
+        (version(last)..60).contains(&trained),
+        "{trained} batches, the last evaluation is of {}",
+        version(last)
+    );
+    ring.check_complete(trained).unwrap();
+    assert!(ring.weights().is_ok(), "the stage has its policy");
+}
+
 #[test]
 fn four_processes_account_for_every_attempt() {
     let folder = tempfile::tempdir().unwrap();
@@ -85,6 +139,9 @@ fn four_processes_account_for_every_attempt() {
     let mut running = ring.start().unwrap();
     let names: Vec<&str> = running.processes.keys().map(String::as_str).collect();
     assert_eq!(names, ["actor-0", "coordinator", "learner", "reward-server-0"]);
+    let trains =
+        "trains 2 of 4 responses of each prompt (best-worst, select); advantages are whitened over those";
+    running.wait_for(|line| line.contains(trains)).unwrap();
     for process in running.processes.values() {
         assert!(Path::new(&format!("/proc/{process}")).exists());
     }

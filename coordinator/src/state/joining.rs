@@ -150,7 +150,8 @@ impl State {
         if hello.vocabulary.is_none() {
             self.vocabulary_unsaid(Role::RewardServer, &member, out);
         }
-        let command = RewardCommand::Welcome { run: self.durable.plan.run.clone() };
+        let RunPlan { run, sampling, .. } = &self.durable.plan;
+        let command = RewardCommand::Welcome { run: run.clone(), sampling: Some(sampling.clone()) };
         out.effects.push(Effect::Reward { member, command });
         self.members.join_reward_server(now, self.durable.plan.heartbeat_timeout, hello);
         self.reward_servers_changed = true;

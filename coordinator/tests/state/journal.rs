@@ -185,7 +185,7 @@ fn no_flipped_bit_loses_what_was_durable_in_silence() {
 fn a_fact_that_would_not_be_read_back_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let (mut journal, _) = Journal::open(folder.path(), &plan()).unwrap();
-    let metrics = StepMetrics { policy_loss: f64::NAN, ..StepMetrics::default() };
+    let metrics = StepMetrics { kl_coefficient: f64::NAN, ..StepMetrics::default() };
     let weights = (PolicyVersion(1), WeightHash([1; 32]));
     let fact = Fact::Trained { batch: BatchId(1), weights, metrics: Box::new(metrics) };
     let entries = Entries { facts: vec![(Timestamp(5), fact)], ..Entries::default() };

@@ -29,6 +29,7 @@ pub(crate) mod json_schema;
 mod placeholders;
 mod preflight;
 mod preset;
+pub(crate) mod remarks;
 mod resolved;
 mod restored;
 mod ring_folder;

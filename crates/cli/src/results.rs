@@ -25,8 +25,8 @@ pub(crate) struct Results {
     pub(crate) length: f64,
     /// Share of responses cut off.
     pub(crate) truncated: f64,
-    /// Entropy, nats.
-    pub(crate) entropy: f64,
+    /// Entropy, nats, where a step was made.
+    pub(crate) entropy: Option<f64>,
     /// Seconds of a step.
     pub(crate) step_seconds: f64,
 }
@@ -49,7 +49,7 @@ impl Results {
             kl: mean(last, |step| step.metrics.kl_to_ref),
             length: mean(last, |step| Some(step.response_tokens_mean))?,
             truncated: mean(last, |step| Some(step.truncated))?,
-            entropy: mean(last, |step| Some(step.metrics.entropy))?,
+            entropy: mean(last, |step| step.metrics.entropy),
             step_seconds: mean(last, |step| Some(step.metrics.step_seconds))?,
         })
     }

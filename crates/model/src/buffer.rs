@@ -43,9 +43,15 @@ pub fn pack(flats: &[Tensor], kind: Kind) -> Vec<u8> {
     let width = kind.elt_size_in_bytes();
     let mut buffer = Vec::with_capacity(flats.iter().map(|flat| flat.numel() * width).sum());
     for flat in flats {
-        buffer.extend_from_slice(&bytes_of(&flat.to_kind(kind)));
+        pack_group(&mut buffer, flat, kind);
     }
     buffer
+}
+
+/// Adds the next group's weights to a buffer of elements of `kind`.
+pub fn pack_group(buffer: &mut Vec<u8>, flat: &Tensor, kind: Kind) {
+    let _guard = tch::no_grad_guard();
+    buffer.extend_from_slice(&bytes_of(&flat.to_kind(kind)));
 }
 
 /// Weights in a buffer of bytes, unpacked group by group.

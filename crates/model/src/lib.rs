@@ -83,4 +83,4 @@ pub use packed::{NextTokens, Packed};
 pub use raw::{copy_bytes, hash_tensor, tensor_bytes};
 pub use rope::{Rope, RopeRows};
 pub use tokenizer::{IncrementalDecoder, SpecialTokens, Tokenizer};
-pub use weights::{Parameter, ScalarInit, Weights};
+pub use weights::{Parameter, ScalarInit, Weights, scalar_output};

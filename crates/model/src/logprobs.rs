@@ -10,10 +10,26 @@
 
 use tch::{Device, Kind, Tensor};
 
-/// Elements of the largest chunk of logits: 64 MiB in f32.
-const CHUNK_ELEMENTS: i64 = 1 << 24;
-/// Chunks that are kept for the backward pass when there are no more: 256 MiB.
-const KEPT_CHUNKS: usize = 4;
+/// How many logits a device takes at a time.
+#[derive(Debug, Clone, Copy)]
+struct ChunkSize {
+    /// Elements of the largest chunk.
+    elements: i64,
+    /// Chunks that are kept for the backward pass when there are no more.
+    most_kept: usize,
+}
+
+impl ChunkSize {
+    /// On the CPU 64 MiB in f32, of which 256 MiB are kept: passes over a chunk find it in the cache. On
+    /// other devices 1 GiB, of which two are kept: each chunk reads the whole head three times, and 64 MiB of
+    /// a large vocabulary are a hundred rows, too few for the products to be worth that.
+    fn on(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self { elements: 1 << 24, most_kept: 4 },
+            _ => Self { elements: 1 << 28, most_kept: 2 },
+        }
+    }
+}
 
 /// What [`logprobs`] computes for each row.
 #[derive(Debug)]
@@ -45,7 +61,7 @@ impl Default for LogprobOptions {
 /// # Panics
 /// When the shapes do not fit each other.
 pub fn logprobs(hidden: &Tensor, head: &Tensor, targets: &Tensor, options: LogprobOptions) -> TokenLogprobs {
-    pass(hidden, head, targets, options, 0).0
+    pass(hidden, head, targets, options, Some(0)).0
 }
 
 /// The log-probability of every token of some rows: all chunks, `[rows, vocab]` f32 each, or none.
@@ -70,21 +86,22 @@ pub fn logprobs_kept(
     targets: &Tensor,
     options: LogprobOptions,
 ) -> (TokenLogprobs, Kept) {
-    pass(hidden, head, targets, options, KEPT_CHUNKS)
+    pass(hidden, head, targets, options, None)
 }
 
-/// Keeps the chunks if there are no more than `most_kept`.
+/// Keeps the chunks if there are no more than `most_kept`, or than the device allows.
 fn pass(
     hidden: &Tensor,
     head: &Tensor,
     targets: &Tensor,
     options: LogprobOptions,
-    most_kept: usize,
+    most_kept: Option<usize>,
 ) -> (TokenLogprobs, Kept) {
     let _guard = tch::no_grad_guard();
     let (mut logprobs, mut entropies, mut kept) = (Vec::new(), Vec::new(), Vec::new());
-    let chunks = chunks(hidden.size()[0], head);
-    let keep = chunks.len() <= most_kept;
+    let size = ChunkSize::on(head.device());
+    let chunks = chunks(hidden.size()[0], head.size()[0], size);
+    let keep = chunks.len() <= most_kept.unwrap_or(size.most_kept);
     for (start, count) in chunks {
         let all = all_logprobs(&hidden.narrow(0, start, count), head, options.temperature);
         let targets = targets.narrow(0, start, count).unsqueeze(-1);
@@ -145,7 +162,7 @@ pub fn logprobs_backward(
     let (rows, width) = hidden.size2().expect("hidden states are [rows, hidden]");
     let mut kept = kept.0.into_iter();
     let mut grad_hidden = Vec::new();
-    for (start, count) in chunks(rows, head) {
+    for (start, count) in chunks(rows, head.size()[0], ChunkSize::on(head.device())) {
         let hidden = hidden.narrow(0, start, count);
         let targets = targets.narrow(0, start, count).unsqueeze(-1);
         let grad_logprobs = (gradients.logprobs.narrow(0, start, count) / temperature).unsqueeze(-1);
@@ -174,9 +191,8 @@ fn weighted_probabilities(mut all: Tensor, g: &Tensor, e: Option<&Tensor>) -> Te
 }
 
 /// Start and count of each chunk of rows.
-fn chunks(rows: i64, head: &Tensor) -> impl ExactSizeIterator<Item = (i64, i64)> + use<> {
-    let vocab = head.size()[0].max(1);
-    let most = (CHUNK_ELEMENTS / vocab).max(1);
+fn chunks(rows: i64, vocab: i64, size: ChunkSize) -> impl ExactSizeIterator<Item = (i64, i64)> {
+    let most = (size.elements / vocab.max(1)).max(1);
     let count = usize::try_from((rows + most - 1) / most).unwrap_or(0);
     (0..count).map(move |chunk| {
         let start = chunk as i64 * most;
@@ -206,5 +222,25 @@ fn joined(parts: Vec<Tensor>, empty: &[i64], place: (Kind, Device)) -> Tensor {
         [] => Tensor::zeros(empty, place),
         [only] => only.shallow_clone(),
         several => Tensor::cat(several, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 16,384 tokens with the vocabulary of Qwen 2.5: each chunk reads the whole head.
+    #[test]
+    fn a_gpu_takes_many_rows_at_a_time() {
+        let count = |device| chunks(16_384, 151_936, ChunkSize::on(device)).len();
+        assert_eq!((count(Device::Cpu), count(Device::Cuda(0))), (149, 10));
+        for device in [Device::Cpu, Device::Cuda(0)] {
+            let mut end = 0;
+            for (start, rows) in chunks(1000, 151_936, ChunkSize::on(device)) {
+                assert!(start == end && rows > 0);
+                end += rows;
+            }
+            assert_eq!(end, 1000);
+        }
     }
 }

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::config::ModelConfig;
 use crate::init::{fill_constant, fill_normal};
-use crate::layout::{GroupKind, Layout};
+use crate::layout::{GroupKind, GroupLayout, Layout};
 use crate::network::{BlockWeights, Network, OutputWeights};
 
 /// Why weights do not fit.
@@ -216,20 +216,39 @@ impl Weights {
     /// A copy of the trunk, sharing nothing, with a scalar head; `config` is this network's. A network that
     /// has a scalar head already keeps it. Returns the new network's configuration and weights.
     pub fn with_scalar_head(&self, config: &ModelConfig, init: ScalarInit) -> (ModelConfig, Self) {
-        let scalar_config = config.clone().with_scalar_head();
-        let copy = Self::zeros(&scalar_config, self.kind(), self.device());
         let _guard = tch::no_grad_guard();
-        for mut parameter in copy.parameters() {
-            match (self.parameter(parameter.name), init) {
-                (Some(source), _) => parameter.tensor.copy_(&source),
-                (None, ScalarInit::Zero) => {}
-                (None, ScalarInit::Normal { seed }) => {
-                    fill_normal(&parameter.tensor, parameter.name, seed, scalar_config.initializer_range);
-                }
+        let scalar_config = config.clone().with_scalar_head();
+        let (output, trunk) = self.flats.split_last().expect("a network has groups");
+        let mut flats: Vec<Tensor> = trunk.iter().map(Tensor::copy).collect();
+        flats.push(scalar_output(config, output, init));
+        let layout = Arc::new(Layout::new(&scalar_config));
+        (scalar_config, Self { layout, flats })
+    }
+}
+
+/// The output group of a network with a scalar head instead of its own: `output` is its group as it is, and
+/// shares nothing with the new one, `[numel]`. A scalar head that is there already stays.
+pub fn scalar_output(config: &ModelConfig, output: &Tensor, init: ScalarInit) -> Tensor {
+    let _guard = tch::no_grad_guard();
+    let scalar_config = config.clone().with_scalar_head();
+    let [own, scalar] = [config, &scalar_config].map(output_layout);
+    let flat = Tensor::zeros([scalar.numel], (output.kind(), output.device()));
+    for spec in &scalar.parameters {
+        let mut target = flat.narrow(0, spec.offset, spec.numel());
+        match (own.parameters.iter().find(|found| found.name == spec.name), init) {
+            (Some(found), _) => target.copy_(&output.narrow(0, found.offset, found.numel())),
+            (None, ScalarInit::Zero) => {}
+            (None, ScalarInit::Normal { seed }) => {
+                let target = target.view(spec.shape.as_slice());
+                fill_normal(&target, &spec.name, seed, scalar_config.initializer_range);
             }
         }
-        (scalar_config, copy)
     }
+    flat
+}
+
+fn output_layout(config: &ModelConfig) -> GroupLayout {
+    Layout::new(config).groups.pop().expect("the output group is the last")
 }
 
 /// The first parameter in which two layouts differ.

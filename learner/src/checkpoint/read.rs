@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use algo::KlController;
-use model::LoadOptions;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use types::{BatchId, PolicyVersion};
@@ -13,6 +12,7 @@ use super::manifest::{self, Manifest};
 use super::optimizer_shards::OptimizerShards;
 use super::{Checkpoints, Error, Resumed, agreement, folders};
 use crate::error::Result;
+use crate::model_folder::StartModel;
 use crate::ppo::Trainer;
 use crate::ranks::Ranks;
 use crate::trainable_model::TrainableModel;
@@ -111,14 +111,14 @@ impl StoredModel<'_> {
     fn restore(&self, ranks: &Ranks, target: &mut TrainableModel) -> Result<()> {
         let Self { checkpoint, name, .. } = *self;
         let folder = checkpoint.join(name);
-        let options = LoadOptions { verify: false, ..LoadOptions::default() };
-        let loaded = model::folder::load(&folder, &options)?;
-        if model::Layout::new(&loaded.config) != model::Layout::new(target.config()) {
+        // Its files have the hashes of the checkpoint's manifest.
+        let stored = StartModel::open_verified(&folder)?;
+        if model::Layout::new(&stored.config) != model::Layout::new(target.config()) {
             let reason = format!("is a network of another shape than the {name} that is to be trained");
             return Err(Error::Mismatch { path: folder, reason }.into());
         }
         let mut shards = OptimizerShards::open(&checkpoint.join("optimizer"), name, self.shards)?;
-        target.restore(ranks, loaded.weights.flats(), self.steps, &mut |name, shard| {
+        target.restore(ranks, &stored, self.steps, &mut |name, shard| {
             if shards.has(name) { Ok(Some(shards.read(name, shard)?)) } else { Ok(None) }
         })
     }

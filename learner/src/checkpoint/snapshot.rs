@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use model::{ModelConfig, SaveOptions, Weights};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::consumed::{self, Consumed};
 use super::manifest::{self, FileEntry, Files};
@@ -12,6 +12,7 @@ use super::{Error, optimizer_shards};
 use crate::config::LoraConfig;
 use crate::disk;
 use crate::error::Result;
+use crate::host;
 use crate::ppo::Trainer;
 
 /// Tensors with their names.
@@ -67,22 +68,21 @@ impl Snapshot {
         let mut snapshot = Self { consumed, ..Self::default() };
         for (name, trained) in [("policy", Some(&trainer.policy)), ("critic", trainer.critic.as_ref())] {
             let Some(trained) = trained else { continue };
-            let flats = trained.flats(ranks)?;
-            if is_first {
+            if let Some(weights) = trained.copy_on_first(ranks)? {
                 let config = trained.config().clone();
-                let weights = Weights::from_flats(&config, flats.iter().map(copy_on_cpu).collect())?;
                 let companions = (name == "policy").then(|| trainer.policy_folder.clone());
                 snapshot.models.push(ModelCopy { name, config, weights, companions });
             }
             let shard = trained.state_shard(ranks);
             if is_first || shard.count > 1 {
                 let file_name = optimizer_shards::file_name(name, shard.index, shard.count);
-                snapshot.states.push(StateCopy { file_name, tensors: trained.snapshot() });
+                snapshot.states.push(StateCopy { file_name, tensors: trained.snapshot()? });
             }
         }
         let adapters = trainer.policy.adapters(ranks)?;
         if let (Some(adapters), Some(config), true) = (adapters, &trainer.config.lora, is_first) {
-            let factors = adapters.into_iter().map(|(name, tensor)| (name, copy_on_cpu(&tensor))).collect();
+            let factors = adapters.into_iter().map(|(name, tensor)| Ok((name, host::copy(&tensor)?)));
+            let factors = factors.collect::<Result<_>>()?;
             let base = trainer.policy_folder.clone();
             snapshot.adapter = Some(AdapterCopy { config: config.clone(), factors, base });
         }
@@ -120,8 +120,4 @@ impl Snapshot {
         }
         Ok(files)
     }
-}
-
-fn copy_on_cpu(tensor: &Tensor) -> Tensor {
-    tensor.to_device(Device::Cpu).copy()
 }

@@ -28,6 +28,18 @@ pub struct PendingCheckpoint {
     writer: WriterThread,
 }
 
+impl PendingCheckpoint {
+    /// The last batch that it holds.
+    pub(crate) fn batch(&self) -> BatchId {
+        self.manifest.batch
+    }
+
+    /// Whether this rank's part is on the disk; what is left to do takes no time.
+    pub(crate) fn is_written(&self) -> bool {
+        self.writer.handle.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
 /// The thread that writes. Dropping it waits for the thread, so that nothing appears in a folder that is
 /// given up.
 #[derive(Debug)]

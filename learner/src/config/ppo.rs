@@ -294,6 +294,14 @@ mod tests {
     }
 
     #[test]
+    fn the_alarm_knows_the_element_type() {
+        let alarm =
+            |dtype, logprob_alarm| PpoConfig { dtype, logprob_alarm, ..PpoConfig::default() }.logprob_alarm();
+        assert_eq!((alarm(Precision::F32, None), alarm(Precision::Bf16, None)), (2e-3, 5e-2));
+        assert_eq!((alarm(Precision::F32, Some(0.1)), alarm(Precision::Bf16, Some(0.1))), (0.1, 0.1));
+    }
+
+    #[test]
     fn every_key_of_the_documentation_is_one() {
         let text = r#"
             algorithm = "pf-ppo"

@@ -153,7 +153,7 @@ mod tests {
 
     use algo::Algorithm;
     use algo::filtration::{
-        Candidate, Filtration, Group, GroupDecision, Mode, NoSignal, Strategy, filter_group,
+        Candidate, Filtration, Group, GroupDecision, Mode, NoSignal, Strategy, filter_buffer,
     };
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -188,12 +188,17 @@ mod tests {
         ScoredRollout::new(rollout.unwrap(), scores).unwrap()
     }
 
-    /// The advantages of the samples that train, by prompt and sibling; `weights` by group and response.
-    fn advantages(
-        config: &PpoConfig,
-        groups: &[Vec<Response>],
-        weights: &[Vec<f32>],
-    ) -> Vec<((usize, usize), f32)> {
+    /// The advantages of a response's tokens, by prompt and sibling.
+    type OfResponse = ((usize, usize), Vec<f32>);
+
+    /// What a critic might say of a response's tokens: some number of its own.
+    fn values(id: &RolloutId, tokens: usize) -> impl Iterator<Item = f32> {
+        let first = id.prompt.ordinal * 7 + u64::from(id.sibling) * 3;
+        (first..first + tokens as u64).map(|place| 0.25 * (place % 5) as f32)
+    }
+
+    /// The advantages of the samples that train; `weights` by group and response.
+    fn advantages(config: &PpoConfig, groups: &[Vec<Response>], weights: &[Vec<f32>]) -> Vec<OfResponse> {
         let settings = Settings::of(config).unwrap();
         let mut samples = Vec::new();
         for (prompt, (group, weights)) in groups.iter().zip(weights).enumerate() {
@@ -212,7 +217,11 @@ mod tests {
         let batch = Batch::new(BatchId(1), samples).unwrap();
         let samples = Collected::new(&batch, config, &settings).unwrap();
         let (old_logprobs, tokens) = (samples.rollout_logprobs.clone(), samples.tokens());
-        let old_values = config.needs_critic().then(|| vec![0.0; tokens]);
+        let all_values = || {
+            let places = (0..samples.len()).map(|sample| samples.places(sample).len());
+            samples.ids.iter().zip(places).flat_map(|(id, tokens)| values(id, tokens)).collect()
+        };
+        let old_values = config.needs_critic().then(all_values);
         let old_entropies = vec![0.0; tokens];
         let evaluated = Evaluated { samples, old_logprobs, old_entropies, old_values, pending: None };
         let kl_coefficient = settings.kl_coefficient();
@@ -221,28 +230,38 @@ mod tests {
         let mut found = Vec::new();
         for sample in experience.samples.trained() {
             let id = experience.samples.ids[sample];
-            let first = experience.samples.places(sample).start;
             let at = (usize::try_from(id.prompt.ordinal).unwrap(), usize::from(id.sibling));
-            found.push((at, experience.advantages[first]));
+            found.push((at, experience.advantages[experience.samples.places(sample)].to_vec()));
         }
         found
     }
 
-    fn filtered(filtration: &Filtration, seed: u64, group: &[Response]) -> Option<Vec<f32>> {
-        let names: Vec<String> = (0..group.len()).map(|sibling| sibling.to_string()).collect();
-        let candidates: Vec<Candidate<'_>> = group
+    /// The weights that a filtration gives, by group; none to one that carries no signal.
+    fn filtered(filtration: &Filtration, seed: u64, groups: &[Vec<Response>]) -> Vec<Option<Vec<f32>>> {
+        let names: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+        let candidates: Vec<Vec<Candidate<'_>>> = groups
+            .iter()
+            .map(|group| {
+                let named = group.iter().zip(&names);
+                named
+                    .map(|((score, _), name)| Candidate { rollout_id: name, score: f64::from(*score) })
+                    .collect()
+            })
+            .collect();
+        let groups: Vec<Group<'_>> = candidates
             .iter()
             .zip(&names)
-            .map(|((score, _), name)| Candidate { rollout_id: name, score: f64::from(*score) })
+            .map(|(rollouts, prompt_id)| Group { prompt_id, rollouts })
             .collect();
-        let group = Group { prompt_id: "prompt", rollouts: &candidates };
-        match filter_group(filtration, seed, &group).unwrap() {
+        let decisions = filter_buffer(filtration, seed, "buffer", &groups).unwrap();
+        let weights = decisions.into_iter().map(|decision| match decision {
             GroupDecision::NoSignal => None,
             GroupDecision::Choices(choices) => {
                 let weights: Vec<f32> = choices.iter().map(|choice| choice.weight as f32).collect();
                 weights.iter().any(|weight| *weight > 0.0).then_some(weights)
             }
-        }
+        });
+        weights.collect()
     }
 
     fn every_filtration() -> Vec<Filtration> {
@@ -252,25 +271,42 @@ mod tests {
             Strategy::BestRandom,
             Strategy::BestWorst,
             Strategy::Power { k: 2.0 },
+            Strategy::PowerPerPrompt { k: 2.0 },
             Strategy::Top { threshold: 0.0 },
             Strategy::TopRandom { threshold: 0.0 },
             Strategy::TopBottom { low: -1.0, high: 1.0 },
         ];
-        let modes = [Mode::Select, Mode::Resample { draws: 2 }, Mode::Resample { draws: 1 }];
+        let modes = [
+            Mode::Select,
+            Mode::Resample { draws: 2 },
+            Mode::Resample { draws: 1 },
+            Mode::ResampleBuffer { draws: 2 },
+        ];
         let no_signal = NoSignal::Never;
         let each = strategies.into_iter().flat_map(|strategy| modes.map(|mode| (strategy, mode)));
         each.map(|(strategy, mode)| Filtration { strategy, mode, no_signal }).collect()
     }
 
-    /// Algorithms as they are by default; those with a critic whiten over what was drawn.
+    /// Algorithms as they are by default, and those with a critic also whitened over what was drawn.
     fn every_algorithm(overlong: Option<Overlong>) -> Vec<PpoConfig> {
         let mut configs = Vec::new();
         for algorithm in Algorithm::ALL {
-            let critic = algorithm.defaults().needs_critic();
-            let whiten = critic.then_some(Whiten::BeforeFilter);
-            configs.push(PpoConfig { algorithm, whiten, overlong, ..PpoConfig::default() });
+            let own = PpoConfig { algorithm, overlong, ..PpoConfig::default() };
+            if algorithm.defaults().whiten == Whiten::AfterFilter {
+                configs.push(PpoConfig { whiten: Some(Whiten::BeforeFilter), ..own.clone() });
+            }
+            configs.push(own);
         }
         configs
+    }
+
+    /// What whitening over the samples that train makes of what it is given: one increasing line for all.
+    fn whitened(mut raw: Vec<OfResponse>) -> Vec<OfResponse> {
+        let moments: Moments = raw.iter().flat_map(|(_, tokens)| tokens).copied().map(f64::from).collect();
+        for (_, tokens) in &mut raw {
+            whiten(tokens, moments.mean(), moments.variance());
+        }
+        raw
     }
 
     fn groups() -> impl proptest::strategy::Strategy<Value = Vec<Vec<Response>>> {
@@ -281,11 +317,14 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
+        /// Whatever is selected, and however: an advantage is what it is without selection. Where whitening
+        /// is over what trains (with a critic), that is so before it, and it is one increasing line: it
+        /// keeps the order of any two tokens of the batch, and what lies below their mean is bad news.
         #[test]
         fn no_selection_changes_an_advantage(drawn in groups(), seed: u64, is_shaped: bool) {
             let overlong = is_shaped.then_some(Overlong { max_length: 5, cache: 3 });
             for filtration in every_filtration() {
-                let weights: Vec<_> = drawn.iter().map(|group| filtered(&filtration, seed, group)).collect();
+                let weights = filtered(&filtration, seed, &drawn);
                 let kept = weights.iter().zip(&drawn).filter(|(weights, _)| weights.is_some());
                 let groups: Vec<_> = kept.map(|(_, group)| group.clone()).collect();
                 let weights: Vec<Vec<f32>> = weights.into_iter().flatten().collect();
@@ -294,18 +333,42 @@ mod tests {
                 }
                 let ones: Vec<_> = groups.iter().map(|group| vec![1.0; group.len()]).collect();
                 for config in every_algorithm(overlong) {
-                    let unfiltered = advantages(&config, &groups, &ones);
-                    for (at, advantage) in advantages(&config, &groups, &weights) {
-                        let (_, expected) = unfiltered.iter().find(|(known, _)| *known == at).unwrap();
-                        let what = (config.algorithm, filtration, at);
-                        // Whitening divides by a deviation that can be as small as 1e-4.
-                        let allowed = 1e-4 * expected.abs().max(1.0);
-                        prop_assert!((advantage - expected).abs() <= allowed, "{what:?}: {advantage} {expected}");
-                        prop_assert!(*expected >= -allowed || advantage < 0.0, "{what:?}: {advantage} {expected}");
+                    let is_after = Settings::of(&config).unwrap().whiten == Whiten::AfterFilter;
+                    let whiten = if is_after { Some(Whiten::Off) } else { config.whiten };
+                    let before = PpoConfig { whiten, ..config.clone() };
+                    let mut expected = advantages(&before, &groups, &ones);
+                    let found = advantages(&config, &groups, &weights);
+                    expected.retain(|(known, _)| found.iter().any(|(at, _)| at == known));
+                    if is_after {
+                        expected = whitened(expected);
+                    }
+                    prop_assert_eq!(found.len(), expected.len());
+                    for ((at, found), (_, expected)) in found.iter().zip(&expected) {
+                        for (advantage, expected) in found.iter().zip(expected) {
+                            let what = (config.algorithm, filtration, at);
+                            // Whitening divides by a deviation that can be as small as 1e-4.
+                            let allowed = 1e-4 * expected.abs().max(1.0);
+                            prop_assert!((advantage - expected).abs() <= allowed, "{what:?}: {advantage} {expected}");
+                            prop_assert!(*expected >= -allowed || *advantage < 0.0, "{what:?}: {advantage} {expected}");
+                        }
                     }
                 }
             }
         }
+    }
+
+    /// What whitening over the samples that train cannot keep: with one end of the scores alone, the less
+    /// good of the best are bad news. Over all that was drawn they are not.
+    #[test]
+    fn of_the_best_alone_some_are_bad_news_after_whitening_over_them() {
+        let groups = [vec![(5.0, 1), (0.0, 1)], vec![(4.0, 1), (0.0, 1)]];
+        let best = [vec![1.0, 0.0], vec![1.0, 0.0]];
+        let signs = |whiten: Option<Whiten>| -> Vec<bool> {
+            let config = PpoConfig { algorithm: Algorithm::PfPpo, whiten, ..PpoConfig::default() };
+            advantages(&config, &groups, &best).iter().map(|(_, tokens)| tokens[0] > 0.0).collect()
+        };
+        assert_eq!(signs(None), [true, false]);
+        assert_eq!(signs(Some(Whiten::BeforeFilter)), [true, true]);
     }
 
     /// Five responses of which the draws hit the worst alone: it used to train with its raw score, +3.
@@ -318,7 +381,7 @@ mod tests {
             }
             let config = PpoConfig { algorithm, ..PpoConfig::default() };
             let found = advantages(&config, &[group.to_vec()], &[vec![0.0, 0.0, 0.0, 0.0, 2.0]]);
-            assert!(found[0].1 < -0.5, "{algorithm:?}: {found:?}");
+            assert!(found[0].1[0] < -0.5, "{algorithm:?}: {found:?}");
         }
     }
 
@@ -326,6 +389,6 @@ mod tests {
     fn a_part_of_the_kl_that_is_not_known_moves_no_baseline() {
         let config = PpoConfig { algorithm: Algorithm::Rloo, ..PpoConfig::default() };
         let alone = advantages(&config, &[vec![(1.0, 2), (0.0, 3)]], &[vec![1.0, 0.0]]);
-        assert_eq!(alone, [((0, 0), 1.0)]);
+        assert_eq!(alone, [((0, 0), vec![1.0, 1.0])]);
     }
 }

@@ -46,19 +46,19 @@ impl Trainer {
         };
         let scores: Vec<f32> = trained.iter().map(|sample| samples.scores[*sample]).collect();
         let metrics = StepMetrics {
-            policy_loss: policy.mean(policy_loss).unwrap_or(0.0),
+            policy_loss: policy.mean(policy_loss),
             value_loss: critic.mean(value_loss),
             entropy: mean(&samples.gather(&experience.old_entropies, &trained)),
             approx_kl: ratio(approx_kl, ratio_tokens),
-            rollout_approx_kl: rollout_kl.mean(),
+            rollout_approx_kl: (!old_logprobs.is_empty()).then(|| rollout_kl.mean()),
             rollout_logprob_diff: mean(&differences),
             clip_fraction: ratio(clipped, ratio_tokens),
             explained_variance: explained,
             score_mean: mean(&scores),
             kl_to_ref: experience.kl_to_ref(),
-            policy_grad_norm: policy.mean_norm().unwrap_or(0.0),
+            policy_grad_norm: policy.mean_norm(),
             critic_grad_norm: critic.mean_norm(),
-            policy_lr,
+            policy_lr: (policy.made > 0).then_some(policy_lr),
             kl_coefficient: self.controller.coefficient(),
             skipped_steps: policy.skipped + critic.skipped,
             truncated: truncated(batch),
@@ -92,7 +92,7 @@ impl Trainer {
         (tokens + rejected) as u64
     }
 
-    /// The metrics of a batch whose `minibatches` of every pass were skipped.
+    /// The metrics of a batch whose `minibatches` of every pass were skipped: nothing of its losses.
     pub(super) fn measure_skipped(&self, batch: &Batch, minibatches: usize) -> StepMetrics {
         let trained: Vec<&Sample> = batch.samples().iter().filter(|sample| sample.weight() > 0.0).collect();
         let scores: Vec<f32> = trained.iter().map(|sample| sample.scored().score()).collect();
@@ -111,7 +111,8 @@ impl Trainer {
     /// On fresh rollouts learner and actors must agree on the log-probs of what was drawn.
     fn warn_of_disagreement(&self, batch: &Batch, metrics: &StepMetrics) {
         let (is_fresh, alarm) = (metrics.staleness == 0.0, self.config.logprob_alarm());
-        if is_fresh && self.ranks.rank() == 0 && metrics.rollout_logprob_diff > alarm {
+        if is_fresh && self.ranks.rank() == 0 && metrics.rollout_logprob_diff.is_some_and(|diff| diff > alarm)
+        {
             warn!(
                 batch = %batch.id(),
                 rollout_logprob_diff = metrics.rollout_logprob_diff,
@@ -135,7 +136,7 @@ fn staleness(batch: &Batch) -> f64 {
             tokens += count;
         }
     }
-    ratio(behind, tokens)
+    ratio(behind, tokens).unwrap_or(0.0)
 }
 
 /// Samples with weight whose response was cut off by the length limit.
@@ -150,11 +151,11 @@ fn scores_clipped(scores: &[f32], bound: Option<f64>) -> u64 {
     scores.iter().filter(|score| f64::from(**score).abs() > bound).count() as u64
 }
 
-/// `numerator / denominator`, 0 where there is nothing to divide by.
-fn ratio(numerator: f64, denominator: f64) -> f64 {
-    if denominator > 0.0 { numerator / denominator } else { 0.0 }
+/// `numerator / denominator`, where there is something to divide by.
+fn ratio(numerator: f64, denominator: f64) -> Option<f64> {
+    (denominator > 0.0).then(|| numerator / denominator)
 }
 
-fn mean(values: &[f32]) -> f64 {
+fn mean(values: &[f32]) -> Option<f64> {
     ratio(values.iter().map(|value| f64::from(*value)).sum(), values.len() as f64)
 }

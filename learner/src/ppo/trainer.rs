@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use algo::KlController;
 use collective::ProcessGroup;
 use model::{ModelConfig, ScalarInit};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use types::link::learner::RecentSteps;
 use types::{BatchId, PolicyVersion, Sampling};
 
 use crate::checkpoint::Consumed;
 use crate::config::{LoraConfig, PpoConfig, Settings};
 use crate::error::{Error, Result};
-use crate::model_folder::{load, load_policy, with_scalar_head};
+use crate::model_folder::StartModel;
 use crate::ranks::Ranks;
 use crate::trainable_model::{LoraInit, TrainableModel, TrainableModelOptions};
 
@@ -81,22 +81,18 @@ impl Trainer {
             offload_optimizer: ppo.offload_optimizer,
             lora: lora_init(ppo.critic_lora.as_ref(), ppo.seed),
         };
-        let loaded = load_policy(&folder)?;
+        let start = StartModel::open_policy(&folder)?;
         let critic = match (ppo.needs_critic(), critic) {
             (false, _) => None,
-            (true, CriticSource::Policy) => Some(with_scalar_head(&loaded, ScalarInit::Zero)),
-            (true, CriticSource::Folder(path)) => Some(with_scalar_head(&load(&path)?, ScalarInit::Zero)),
+            (true, CriticSource::Policy) => Some(start.clone()),
+            (true, CriticSource::Folder(path)) => Some(StartModel::open(&path)?),
         };
-        let critic = match critic {
+        let critic = match critic.map(|start| start.with_scalar_head(ScalarInit::Zero)) {
             None => None,
-            Some(start) => {
-                agree(&ranks, "critic weights", &start.weights)?;
-                Some(TrainableModel::new("critic", start.config, &start.weights, &ranks, &options)?)
-            }
+            Some(start) => Some(TrainableModel::new("critic", &start, &ranks, &options)?),
         };
         options.lora = lora_init(ppo.lora.as_ref(), ppo.seed);
-        agree(&ranks, "policy weights", &loaded.weights)?;
-        let policy = TrainableModel::new("policy", loaded.config, &loaded.weights, &ranks, &options)?;
+        let policy = TrainableModel::new("policy", &start, &ranks, &options)?;
         Ok(Self {
             controller: settings.controller(),
             config: ppo,
@@ -155,17 +151,21 @@ impl Trainer {
         self.policy.config()
     }
 
-    /// The critic's shape, where there is one.
-    pub(crate) fn critic_config(&self) -> Option<&ModelConfig> {
-        self.critic.as_ref().map(TrainableModel::config)
-    }
-
     /// The folder whose tokenizer and generation files belong to the policy.
     pub(crate) fn policy_folder(&self) -> &Path {
         &self.policy_folder
     }
 
-    /// The policy's weights by group, `[numel]` each, in the element type it trains in: what is published.
+    /// The policy's weights as a buffer of bytes with elements of `kind`: what is published. Rank 0 alone
+    /// has it, the others nothing. All ranks call it together.
+    ///
+    /// # Errors
+    /// A rank that is lost while weights are gathered.
+    pub fn published(&self, kind: Kind) -> Result<Vec<u8>> {
+        self.policy.packed_on_first(&self.ranks, kind)
+    }
+
+    /// The policy's weights by group, `[numel]` each, in the element type it trains in, whole on every rank.
     /// They are views of the buffers that the next step writes, unless they had to be gathered (ZeRO stage 3)
     /// or merged (LoRA); copy them before that step. All ranks call it together.
     ///
@@ -187,13 +187,4 @@ impl Trainer {
 
 fn lora_init(config: Option<&LoraConfig>, seed: u64) -> Option<LoraInit> {
     config.cloned().map(|config| LoraInit { config, seed })
-}
-
-/// Checks that every rank starts from the same weights.
-fn agree(ranks: &Ranks, what: &'static str, weights: &model::Weights) -> Result<()> {
-    if ranks.world_size() == 1 {
-        return Ok(());
-    }
-    let hashes: Vec<u8> = weights.flats().iter().flat_map(model::hash_tensor).collect();
-    ranks.agree(what, &hashes)
 }

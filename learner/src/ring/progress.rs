@@ -95,9 +95,11 @@ impl Progress {
         self.end_phase();
     }
 
-    /// A checkpoint is being written.
+    /// A checkpoint is being written, beside the next step where there is one.
     pub(crate) fn begin_checkpoint(&mut self) {
-        self.phase = LearnerPhase::Checkpointing;
+        if self.is_idle() {
+            self.phase = LearnerPhase::Checkpointing;
+        }
     }
 
     /// A checkpoint could not be written; it is tried again.
@@ -151,10 +153,13 @@ mod tests {
         progress.trained_batch(BatchId(4), StepMetrics::default());
         assert_eq!(progress.phase(), LearnerPhase::Training);
         progress.begin_checkpoint();
-        assert_eq!(progress.phase(), LearnerPhase::Checkpointing);
-        progress.wrote_checkpoint(BatchId(4));
-        assert_eq!(progress.phase(), LearnerPhase::Training);
+        assert_eq!(progress.phase(), LearnerPhase::Training, "it is written beside the next step");
         progress.trained_batch(BatchId(5), StepMetrics::default());
+        assert_eq!(progress.phase(), LearnerPhase::Waiting);
+        progress.wrote_checkpoint(BatchId(4));
+        progress.begin_checkpoint();
+        assert_eq!(progress.phase(), LearnerPhase::Checkpointing);
+        progress.wrote_checkpoint(BatchId(5));
         assert_eq!(progress.phase(), LearnerPhase::Waiting);
     }
 

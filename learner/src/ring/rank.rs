@@ -23,7 +23,7 @@ use types::{BatchId, HostPort, RunId};
 
 use super::command::{RankCommand, RunTerms, decode, encode};
 use super::config::Config;
-use crate::checkpoint::{self, Checkpoints};
+use crate::checkpoint::{self, Checkpoints, PendingCheckpoint};
 use crate::error::Error;
 use crate::ppo::{CriticSource, Trainer, TrainerConfig};
 
@@ -40,6 +40,8 @@ const IDLE_LIMIT: Duration = Duration::from_secs(300);
 /// then.
 const COMMAND_LIMIT: Duration = Duration::from_secs(3600);
 const COMMAND_FACTOR: u32 = 5;
+/// How soon an idle rank 0 looks whether a checkpoint that is being written is whole.
+const WRITING_INTERVAL: Duration = Duration::from_millis(50);
 /// When a checkpoint that found no room is tried again.
 const PUT_OFF_DELAY: Duration = Duration::from_secs(10);
 
@@ -166,8 +168,13 @@ fn lead(
         let command = if rank.is_checkpoint_due() {
             Some(RankCommand::Checkpoint)
         } else {
-            match inbox.recv_timeout(IDLE_INTERVAL) {
+            let interval = if rank.pending.is_some() { WRITING_INTERVAL } else { IDLE_INTERVAL };
+            match inbox.recv_timeout(interval) {
                 Ok(command) => Some(command),
+                // While nothing is to be trained nothing is gained by waiting any longer.
+                Err(std_mpsc::RecvTimeoutError::Timeout) if rank.is_written() => {
+                    Some(RankCommand::Checkpoint)
+                }
                 Err(std_mpsc::RecvTimeoutError::Timeout) => None,
                 // The ring's loop is gone without a word: the others must not wait for us.
                 Err(std_mpsc::RecvTimeoutError::Disconnected) => Some(RankCommand::Finish),
@@ -229,6 +236,9 @@ impl<'a> Watch<'a> {
     }
 }
 
+/// Whether a checkpoint has its name now; otherwise it was put off.
+struct IsWhole(bool);
+
 struct Rank {
     trainer: Trainer,
     checkpoints: Checkpoints,
@@ -238,6 +248,9 @@ struct Rank {
     trained: BatchId,
     written: BatchId,
     checkpoint_every: u64,
+    /// A checkpoint that is being written beside the next step. It is finished behind that step, so that
+    /// there is one at most.
+    pending: Option<PendingCheckpoint>,
     /// A checkpoint found no room on the disk, and is tried again then. Rank 0 decides when.
     put_off_until: Option<Instant>,
     kind: Kind,
@@ -279,6 +292,7 @@ impl Rank {
             trained: resumed.trained,
             written: resumed.trained,
             checkpoint_every: config.checkpoint_every,
+            pending: None,
             put_off_until: None,
             kind,
             events: None,
@@ -314,43 +328,79 @@ impl Rank {
                 let buffer = self.buffer()?;
                 metrics.publish_seconds = published.elapsed().as_secs_f64();
                 self.tell(RankEvent::Trained { batch: batch.id(), metrics, buffer });
-                if batch.id().0.is_multiple_of(self.checkpoint_every) || self.last_batch == Some(batch.id()) {
+                self.finish_checkpoint()?;
+                if self.last_batch == Some(batch.id()) {
                     self.checkpoint()?;
+                } else if batch.id().0.is_multiple_of(self.checkpoint_every) {
+                    self.begin_checkpoint()?;
                 }
             }
             RankCommand::Checkpoint => self.checkpoint()?,
             RankCommand::KeepBest(batch) => self.keep_best(batch)?,
-            RankCommand::Finish => return Ok(ControlFlow::Break(())),
+            RankCommand::Finish => {
+                self.finish_checkpoint()?;
+                return Ok(ControlFlow::Break(()));
+            }
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// The policy's weights, as they are published.
+    /// The policy's weights, as rank 0 publishes them; nothing on other ranks.
     fn buffer(&self) -> crate::Result<Vec<u8>> {
-        Ok(model::buffer::pack(&self.trainer.policy_flats()?, self.kind))
+        self.trainer.published(self.kind)
     }
 
+    /// Brings everything that was trained into a checkpoint, and waits until that is whole.
     fn checkpoint(&mut self) -> anyhow::Result<()> {
-        if self.trained > self.written {
-            let run = self.run.clone().context("no checkpoint before the coordinator's welcome")?;
-            self.tell(RankEvent::Checkpointing);
-            match self.checkpoints.save(&self.trainer, &run, self.trained) {
-                // Every rank knows of it, and nothing of it is left.
-                Err(Error::Checkpoint(error)) if error.is_disk_full() => {
-                    self.put_off(&error);
-                    return Ok(());
-                }
-                saved => drop(saved?),
+        match self.finish_checkpoint()? {
+            Some(IsWhole(true)) if self.written == self.trained => {}
+            Some(IsWhole(false)) => {}
+            None if self.written == self.trained => self.tell(RankEvent::Checkpointed(self.written)),
+            Some(IsWhole(true)) | None => {
+                self.begin_checkpoint()?;
+                self.finish_checkpoint()?;
             }
-            (self.written, self.put_off_until) = (self.trained, None);
         }
-        self.tell(RankEvent::Checkpointed(self.written));
         Ok(())
+    }
+
+    /// Copies what a checkpoint holds and begins to write it, beside the next step. None is being written.
+    fn begin_checkpoint(&mut self) -> anyhow::Result<()> {
+        let run = self.run.clone().context("no checkpoint before the coordinator's welcome")?;
+        self.tell(RankEvent::Checkpointing);
+        match self.checkpoints.start(&self.trainer, &run, self.trained) {
+            // Every rank knows of it, and nothing of it is left.
+            Err(Error::Checkpoint(error)) if error.is_disk_full() => self.put_off(&error),
+            started => self.pending = Some(started?),
+        }
+        Ok(())
+    }
+
+    /// Waits until the checkpoint that is being written is whole, or put off; `None` where there is none.
+    fn finish_checkpoint(&mut self) -> anyhow::Result<Option<IsWhole>> {
+        let Some(pending) = self.pending.take() else { return Ok(None) };
+        let batch = pending.batch();
+        match self.checkpoints.finish(&self.trainer, pending) {
+            Err(Error::Checkpoint(error)) if error.is_disk_full() => {
+                self.put_off(&error);
+                return Ok(Some(IsWhole(false)));
+            }
+            finished => drop(finished?),
+        }
+        (self.written, self.put_off_until) = (batch, None);
+        self.tell(RankEvent::Checkpointed(batch));
+        Ok(Some(IsWhole(true)))
+    }
+
+    /// Whether this rank's part of the checkpoint that is being written is on the disk.
+    fn is_written(&self) -> bool {
+        self.pending.as_ref().is_some_and(PendingCheckpoint::is_written)
     }
 
     /// Keeps a checkpoint because no evaluation was better than its. Written first where the weights are
     /// still those.
     fn keep_best(&mut self, batch: BatchId) -> anyhow::Result<()> {
+        self.finish_checkpoint()?;
         if self.trained == batch && self.written < batch {
             self.checkpoint()?;
         }

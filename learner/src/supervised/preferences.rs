@@ -16,7 +16,7 @@ use super::training::{EvaluationSet, SupervisedTrainer};
 use super::work_folder::WorkFolder;
 use crate::error::{Error, Result};
 use crate::microbatch::Sequence;
-use crate::model_folder::load_policy;
+use crate::model_folder::StartModel;
 use crate::ranks::Ranks;
 use crate::trainable_model::HeadRequest;
 
@@ -75,10 +75,10 @@ fn train(
     ranks: &Ranks,
     sink: ProgressSink<'_>,
 ) -> Result<TrainingResult> {
-    let start = load_policy(&config.model)?;
+    let start = StartModel::open_policy(&config.model)?;
     // The reference is gone before the policy's optimizer state is made.
     let objectives = match &config.reference {
-        Some(folder) => reference_objectives(config, data, ranks, &load_policy(folder)?)?,
+        Some(folder) => reference_objectives(config, data, ranks, &StartModel::open_policy(folder)?)?,
         None => reference_objectives(config, data, ranks, &start)?,
     };
     let mut trainer = SupervisedTrainer::new("policy", ranks, &start, request(), config.sections())?;
@@ -103,7 +103,7 @@ fn reference_objectives(
     config: &PreferenceConfig,
     data: &PreferenceData,
     ranks: &Ranks,
-    reference: &model::Model,
+    reference: &StartModel,
 ) -> Result<PreferenceObjectives> {
     let reference = SupervisedTrainer::new("reference", ranks, reference, request(), config.sections())?;
     let logprobs = reference.summed_logprobs(&data.training.examples)?;

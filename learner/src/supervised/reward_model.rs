@@ -21,7 +21,7 @@ use super::training::{EvaluationSet, SupervisedTrainer};
 use super::work_folder::WorkFolder;
 use crate::error::{Error, Result};
 use crate::microbatch::Sequence;
-use crate::model_folder::{load, with_scalar_head};
+use crate::model_folder::StartModel;
 use crate::trainable_model::HeadRequest;
 
 /// The key of `config.json` under which the mean of the scores is stored.
@@ -64,7 +64,7 @@ pub fn train_rm(
     let set = PairSet::new(&pairs);
     let result = on_ranks_with_progress(&config.execution, progress, |ranks, sink| {
         let init = ScalarInit::Normal { seed: config.training.seed };
-        let start = with_scalar_head(&load(&config.model)?, init);
+        let start = StartModel::open(&config.model)?.with_scalar_head(init);
         let request = HeadRequest::Scalars;
         let trainer = SupervisedTrainer::new("reward model", ranks, &start, request, config.sections())?;
         let mut trainer = trainer.amended_by(store_statistics);

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use model::{ModelConfig, SaveOptions, Weights};
-use tch::Device;
+use model::{ModelConfig, SaveOptions};
 
 use super::training::SupervisedTrainer;
 use crate::disk::FileError;
@@ -22,15 +21,11 @@ impl SupervisedTrainer<'_> {
         companions: &Path,
         amend: impl FnOnce(&mut ModelConfig),
     ) -> Result<()> {
-        let flats = self.model().flats(self.ranks())?;
+        let weights = self.model().copy_on_first(self.ranks())?;
         let adapters = self.model().adapters(self.ranks())?;
-        if self.ranks().rank() > 0 {
-            return Ok(());
-        }
+        let Some(weights) = weights else { return Ok(()) };
         let mut config = self.model().config().clone();
         amend(&mut config);
-        let copies = flats.iter().map(|flat| flat.to_device(Device::Cpu).copy()).collect();
-        let weights = Weights::from_flats(&config, copies)?;
         let options = SaveOptions { companions: Some(companions.to_owned()), ..SaveOptions::default() };
         let (Some(adapters), Some(lora)) = (adapters, self.lora()) else {
             return Ok(model::folder::save(output, &config, &weights, &options)?);

@@ -17,7 +17,7 @@ use super::training::{EvaluationSet, SupervisedTrainer};
 use super::work_folder::WorkFolder;
 use crate::error::{Error, Result};
 use crate::microbatch::Sequence;
-use crate::model_folder::load_policy;
+use crate::model_folder::StartModel;
 use crate::trainable_model::HeadRequest;
 
 /// Trains a policy to give the responses of the data, and writes its folder. The same seed gives the same
@@ -48,8 +48,8 @@ pub fn sft(
     let objective = Objective::Likelihood { aggregation: config.loss_aggregation };
     let result = on_ranks_with_progress(&config.execution, progress, |ranks, sink| {
         let start = match (&config.model, &config.init) {
-            (None, Some(init)) => new_model(init, config.training.seed)?,
-            (folder, _) => load_policy(folder.as_deref().unwrap_or(tokenizer))?,
+            (None, Some(init)) => new_model(init, config.training.seed)?.into(),
+            (folder, _) => StartModel::open_policy(folder.as_deref().unwrap_or(tokenizer))?,
         };
         let request = HeadRequest::Logprobs(LogprobOptions::default());
         let mut trainer = SupervisedTrainer::new("policy", ranks, &start, request, config.sections())?;

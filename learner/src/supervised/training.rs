@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 
 use algo::{Moments, Responses, Totals, kto_reference_point};
-use model::{Model, ModelConfig};
+use model::ModelConfig;
 use serde::Serialize;
 use tracing::{info, warn};
 
@@ -26,6 +26,7 @@ use crate::disk::FileError;
 use crate::error::{Error, FormulaResult, Result};
 use crate::microbatch::{Microbatch, Sequence};
 use crate::microbatch_split::MicrobatchSplit;
+use crate::model_folder::StartModel;
 use crate::phase_timer::PhaseTimer;
 use crate::ranks::Ranks;
 use crate::trainable_model::{
@@ -76,7 +77,7 @@ impl<'a> SupervisedTrainer<'a> {
     pub(crate) fn new(
         name: &'static str,
         ranks: &'a Ranks,
-        start: &Model,
+        start: &StartModel,
         request: HeadRequest,
         sections: TrainingSections<'a>,
     ) -> Result<Self> {
@@ -90,7 +91,7 @@ impl<'a> SupervisedTrainer<'a> {
             offload_optimizer: execution.offload_optimizer,
             lora,
         };
-        let model = TrainableModel::new(name, start.config.clone(), &start.weights, ranks, &options)?;
+        let model = TrainableModel::new(name, start, ranks, &options)?;
         let companions = start.path.clone();
         Ok(Self { ranks, model, request, sections, companions, amend: |_, _| {} })
     }

@@ -18,15 +18,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use model::{LoadOptions, SaveOptions, Weights};
+use model::{SaveOptions, Weights};
 use serde::{Deserialize, Serialize};
-use tch::Device;
 use tracing::info;
 
 use super::training_state::TrainingState;
 use crate::checkpoint::{OptimizerShards, optimizer_file_name};
 use crate::disk::{self, FileError};
 use crate::error::{Error, Result};
+use crate::model_folder::StartModel;
 use crate::ranks::Ranks;
 use crate::trainable_model::TrainableModel;
 
@@ -99,10 +99,9 @@ impl WorkFolder {
             );
             return Err(Error::Config { problems: vec![problem] });
         }
-        let options = LoadOptions { verify: false, ..LoadOptions::default() };
-        let loaded = model::folder::load(&checkpoint.join(MODEL), &options)?;
+        let network = StartModel::open_verified(&checkpoint.join(MODEL))?;
         let mut shards = OptimizerShards::open(&checkpoint.join("optimizer"), MODEL, stored.shards)?;
-        model.restore(ranks, loaded.weights.flats(), stored.optimizer_steps, &mut |name, shard| {
+        model.restore(ranks, &network, stored.optimizer_steps, &mut |name, shard| {
             if shards.has(name) { Ok(Some(shards.read(name, shard)?)) } else { Ok(None) }
         })?;
         if ranks.rank() == 0 {
@@ -126,8 +125,8 @@ impl WorkFolder {
         let partial = self.path.join(format!(".{name}.partial"));
         let is_first = ranks.rank() == 0;
         together(ranks, if is_first { begin(&partial) } else { Ok(()) })?;
-        let flats = model.flats(ranks)?;
-        let written = self.write(&partial, (ranks, model), &flats, state);
+        let weights = model.copy_on_first(ranks)?;
+        let written = self.write(&partial, (ranks, model), weights.as_ref(), state);
         together(ranks, written)?;
         let target = self.path.join(name);
         let committed = if is_first { commit(&partial, &target) } else { Ok(()) };
@@ -145,20 +144,16 @@ impl WorkFolder {
         &self,
         partial: &Path,
         (ranks, model): (&Ranks, &TrainableModel),
-        flats: &[tch::Tensor],
+        weights: Option<&Weights>,
         state: &TrainingState,
     ) -> Result<()> {
         let shard = model.state_shard(ranks);
         if ranks.rank() == 0 || shard.count > 1 {
             let path = partial.join("optimizer").join(optimizer_file_name(MODEL, shard.index, shard.count));
-            disk::write_tensors(&path, &model.snapshot())?;
+            disk::write_tensors(&path, &model.snapshot()?)?;
         }
-        if ranks.rank() > 0 {
-            return Ok(());
-        }
-        let copies = flats.iter().map(|flat| flat.to_device(Device::Cpu).copy()).collect();
-        let weights = Weights::from_flats(model.config(), copies)?;
-        model::folder::save(&partial.join(MODEL), model.config(), &weights, &SaveOptions::default())?;
+        let Some(weights) = weights else { return Ok(()) };
+        model::folder::save(&partial.join(MODEL), model.config(), weights, &SaveOptions::default())?;
         let stored = StoredState {
             fingerprint: self.fingerprint.clone(),
             shards: shard.count,

@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::shard::Shard;
 use crate::config::{DecayOn, OptimizerConfig};
+use crate::host;
 
 /// Elements that a step takes at a time on the CPU: a chunk of all buffers stays in the cache from operation
 /// to operation.
@@ -63,7 +64,7 @@ impl AdamW {
             let Moments { master, first, second } = &self.moments[group];
             let exact = master.as_ref().unwrap_or(weights);
             let device = exact.device();
-            let gradient = gradient.to_device(device);
+            let gradient = host::moved(gradient, device);
             let matrices = match step.config.weight_decay_on {
                 DecayOn::All => exact.numel() as i64,
                 DecayOn::Matrices => self.decayed[group],
@@ -93,7 +94,7 @@ impl Moments {
     /// Before the first step, for these weights; the state lies on `device`.
     fn zeros(weights: &Tensor, device: Device) -> Self {
         let is_exact = weights.kind() == Kind::Float && weights.device() == device;
-        let master = (!is_exact).then(|| weights.to_device(device).to_kind(Kind::Float).copy());
+        let master = (!is_exact).then(|| host::moved(weights, device).to_kind(Kind::Float).copy());
         Self {
             master,
             first: Tensor::zeros(weights.size(), (Kind::Float, device)),

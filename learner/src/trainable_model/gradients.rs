@@ -5,7 +5,6 @@
 //! micro-batch, because no rank keeps more than its shard between micro-batches.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use collective::{Reduce, Work};
 use tch::{Device, Kind, Tensor};
@@ -128,7 +127,7 @@ impl Gradients {
         let _guard = tch::no_grad_guard();
         while self.under_way.len() > limit {
             let Some(reduction) = self.under_way.pop_front() else { break };
-            reduction.work.wait(Duration::MAX)?;
+            host::wait(reduction.work)?;
             let Some(shard) = reduction.shard else { continue };
             let sums = &self.sums[reduction.group];
             match self.stage {

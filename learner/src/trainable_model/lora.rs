@@ -65,16 +65,20 @@ impl Lora {
 
     /// New adapters by group: those of the folder that the configuration starts from or, without one, `A`
     /// uniform within `±1/sqrt(in)` (what `kaiming_uniform_(a=sqrt(5))` gives, as in PEFT) and `B` zero, so
-    /// that the network is unchanged. `weights` are the network's by group.
+    /// that the network is unchanged. `weights` reads the network's of a group.
     ///
     /// # Errors
-    /// A folder that cannot be read, or is of other adapters.
-    pub(crate) fn initial(&self, init: &LoraInit, weights: &[Tensor]) -> Result<Vec<Tensor>> {
+    /// A folder that cannot be read, or is of other adapters; weights that cannot be read.
+    pub(crate) fn initial(
+        &self,
+        init: &LoraInit,
+        weights: &dyn Fn(usize) -> Result<Tensor>,
+    ) -> Result<Vec<Tensor>> {
         let mut rng = ChaCha8Rng::seed_from_u64(init.seed);
         let start =
             init.config.start.as_deref().map(|folder| Adapter::read(folder, &init.config)).transpose()?;
         let mut groups = Vec::with_capacity(self.groups.len());
-        for (segments, weights) in self.groups.iter().zip(weights) {
+        for (group, segments) in self.groups.iter().enumerate() {
             let mut parts = vec![Tensor::zeros([0], (Kind::Float, tch::Device::Cpu))];
             for segment in segments {
                 let (stem, spec) = (segment.stem(), &segment.spec);
@@ -97,8 +101,8 @@ impl Lora {
                         parts.push(start.tensor(&format!("{stem}.weight"), &spec.shape)?);
                     }
                     (Trains::Whole(_), _) => {
-                        let own = weights.narrow(0, spec.offset, spec.numel());
-                        parts.push(own.to_device(tch::Device::Cpu).to_kind(Kind::Float));
+                        let own = weights(group)?.narrow(0, spec.offset, spec.numel());
+                        parts.push(own.to_kind(Kind::Float));
                     }
                 }
             }
@@ -310,7 +314,8 @@ mod tests {
             let lora = Lora::new(weights.layout(), &lora_config);
             let frozen = &weights.flats()[1];
             let init = LoraInit { config: lora_config, seed: 1 };
-            let size = lora.initial(&init, weights.flats()).unwrap()[1].size();
+            let read = |group: usize| Ok(weights.flats()[group].shallow_clone());
+            let size = lora.initial(&init, &read).unwrap()[1].size();
             let trained = Tensor::randn(size, (Kind::Float, Device::Cpu)) * 0.3;
             let merged = lora.merge(1, frozen, &trained);
 

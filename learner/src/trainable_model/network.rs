@@ -109,12 +109,25 @@ impl Network {
         Ok(GroupFetch { adapted, trained: self.store.fetcher(ranks, order)? })
     }
 
-    /// The weights of every group, `[numel]`: views where every rank has them whole and there is no adapter,
-    /// otherwise gathered and merged.
-    pub(crate) fn flats(&self, ranks: &Ranks) -> Result<Vec<Tensor>> {
+    /// Calls `visit` with the weights of every group, `[numel]`: views where every rank has them whole and
+    /// there is no adapter, otherwise gathered and merged, and freed once `visit` has dropped them. All ranks
+    /// call it together.
+    pub(crate) fn each_group(
+        &self,
+        ranks: &Ranks,
+        mut visit: impl FnMut(&Tensor) -> Result<()>,
+    ) -> Result<()> {
         let _guard = tch::no_grad_guard();
+        let is_gathered = self.store.whole(EMBEDDING_GROUP).is_none();
         let mut fetch = self.fetch(ranks, (0..=self.output_group()).collect())?;
-        (0..=self.output_group()).map(|_| Ok(fetch.next()?.used().shallow_clone())).collect()
+        for _ in 0..=self.output_group() {
+            visit(fetch.next()?.used())?;
+            if is_gathered {
+                // Otherwise the process keeps on the CPU what was gathered, and in the end all of it.
+                model::give_back_freed_memory();
+            }
+        }
+        Ok(())
     }
 
     /// The forward pass up to the head. All ranks call it together, also those without a micro-batch.

@@ -1,10 +1,12 @@
 //! What a checkpoint holds of a model in training besides the network's folder.
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::TrainableModel;
 use super::shard::Shard;
 use crate::error::Result;
+use crate::host;
+use crate::model_folder::StartModel;
 use crate::ranks::Ranks;
 
 /// Reads this rank's shard of a group's stored state by its name: `[shard]` f32 on the CPU, `None` where
@@ -36,47 +38,51 @@ impl TrainableModel {
     }
 
     /// A copy on the CPU of this rank's shard of the state, by name.
-    pub(crate) fn snapshot(&self) -> Vec<(String, Tensor)> {
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub(crate) fn snapshot(&self) -> Result<Vec<(String, Tensor)>> {
         let _guard = tch::no_grad_guard();
         let mut state = Vec::new();
         for (group, moments) in self.optimizer.moments.iter().enumerate() {
             let adapter = self.network.lora().is_some().then(|| self.network.store.own(group));
             if let Some(weights) = moments.master.as_ref().or(adapter.as_ref()) {
-                state.push((format!("{group}.weights"), copy_on_cpu(weights)));
+                state.push((format!("{group}.weights"), host::copy(weights)?));
             }
-            state.push((format!("{group}.first"), copy_on_cpu(&moments.first)));
-            state.push((format!("{group}.second"), copy_on_cpu(&moments.second)));
+            state.push((format!("{group}.first"), host::copy(&moments.first)?));
+            state.push((format!("{group}.second"), host::copy(&moments.second)?));
         }
-        state
+        Ok(state)
     }
 
-    /// Takes over the state of a checkpoint: the network's weights `flats`, `[numel]` each, as its folder has
-    /// them, the number of optimizer steps, and what `read` gives. All ranks call it together.
+    /// Takes over the state of a checkpoint: the network's weights as its folder has them, group by group,
+    /// the number of optimizer steps, and what `read` gives. All ranks call it together.
     ///
     /// # Errors
-    /// What `read` cannot read, a rank that is lost.
+    /// What `read` or the folder cannot read, a rank that is lost.
     pub(crate) fn restore(
         &mut self,
         ranks: &Ranks,
-        flats: &[Tensor],
+        stored: &StartModel,
         steps: u64,
         read: ReadState<'_>,
     ) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let store = &self.network.store;
-        for (group, flat) in flats.iter().enumerate() {
+        for group in 0..store.shards().len() {
             let shard = store.shards()[group];
             let mut own = store.own(group);
             if self.network.lora().is_none() {
-                store.load(group, flat);
+                store.load(group, &stored.group(group)?);
+                model::give_back_freed_memory();
             }
             let moments = &mut self.optimizer.moments[group];
-            let stored = read(&format!("{group}.weights"), &shard)?;
-            if let Some(weights) = &stored {
+            let exact = read(&format!("{group}.weights"), &shard)?;
+            if let Some(weights) = &exact {
                 own.copy_(weights);
             }
             if let Some(master) = &mut moments.master {
-                master.copy_(stored.as_ref().unwrap_or(&own));
+                master.copy_(exact.as_ref().unwrap_or(&own));
             }
             for (name, target) in [("first", &mut moments.first), ("second", &mut moments.second)] {
                 if let Some(stored) = read(&format!("{group}.{name}"), &shard)? {
@@ -88,8 +94,4 @@ impl TrainableModel {
         self.gradients.clear();
         self.network.gather_updates(ranks)
     }
-}
-
-fn copy_on_cpu(tensor: &Tensor) -> Tensor {
-    tensor.to_device(Device::Cpu).copy()
 }

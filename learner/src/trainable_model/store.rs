@@ -1,13 +1,13 @@
 //! Flat buffers of a network's groups, whole on every rank or one shard a rank.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use collective::Work;
 use tch::{Device, Kind, Tensor};
 
 use super::shard::Shard;
 use crate::error::Result;
+use crate::host;
 use crate::ranks::Ranks;
 
 /// What a rank holds of every buffer.
@@ -29,14 +29,8 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Takes the values of `flats`, `[numel]` each.
-    pub(crate) fn new(
-        shards: Vec<Shard>,
-        flats: &[Tensor],
-        kind: Kind,
-        device: Device,
-        placement: Placement,
-    ) -> Self {
+    /// Buffers of zeros, which [`load`](Self::load) fills.
+    pub(crate) fn zeros(shards: Vec<Shard>, kind: Kind, device: Device, placement: Placement) -> Self {
         let mut buffers = Vec::with_capacity(shards.len());
         for shard in &shards {
             let numel = match placement {
@@ -45,11 +39,7 @@ impl Store {
             };
             buffers.push(Tensor::zeros([numel], (kind, device)));
         }
-        let store = Self { shards, buffers, placement };
-        for (group, flat) in flats.iter().enumerate() {
-            store.load(group, flat);
-        }
-        store
+        Self { shards, buffers, placement }
     }
 
     /// Takes the values of a group from `flat`, `[numel]`.
@@ -98,7 +88,7 @@ impl Store {
             under_way.push(group.start_all_gather_into(&mut buffer.shallow_clone(), &own)?);
         }
         for work in under_way {
-            work.wait(Duration::MAX)?;
+            host::wait(work)?;
         }
         Ok(())
     }
@@ -145,7 +135,7 @@ impl Fetcher<'_> {
         }
         let Gather { buffer, work } = self.under_way.take().expect("the next group is always under way");
         self.start_next()?;
-        work.wait(Duration::MAX)?;
+        host::wait(work)?;
         Ok(shard.unpadded(&buffer))
     }
 
@@ -169,7 +159,8 @@ mod tests {
     fn a_sharded_store_holds_its_shard_and_zeros_behind_the_end() {
         let flat = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0]);
         let shard = Shard::new(5, 1, 2);
-        let store = Store::new(vec![shard], &[flat], Kind::Float, Device::Cpu, Placement::Sharded);
+        let store = Store::zeros(vec![shard], Kind::Float, Device::Cpu, Placement::Sharded);
+        store.load(0, &flat);
         assert_eq!(store.own(0), Tensor::from_slice(&[4.0f32, 5.0, 0.0]));
     }
 }

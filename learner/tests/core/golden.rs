@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::{GRADIENT_SCALE, parameters};
+use crate::support::{GRADIENT_SCALE, logged, parameters};
 
 /// A gradient may differ by this share of its length, and an update after several optimizer steps by that.
 const GRADIENT_TOLERANCE: f64 = 1e-5;
@@ -87,6 +87,7 @@ fn gradients_and_updates_are_those_of_the_reference() {
             ranks: 1,
             device: Device::Cpu,
             temperature: case.temperature.unwrap_or(1.0),
+            max_new_tokens: None,
         };
         learner::replay(&options, &service::jsonl::WrongLines::default()).unwrap();
         let (scale, tolerance) = match case.kind.as_str() {
@@ -158,6 +159,84 @@ fn supervised_objectives_are_those_of_the_reference() {
 struct Conversations {
     loss: f64,
     learnt_tokens: usize,
+}
+
+/// Dr. GRPO divides by the longest response that a run allows, which a file of samples does not say.
+#[test]
+fn a_replay_divides_by_what_the_run_allowed() {
+    tch::set_num_threads(1);
+    let (dir, net) = (tempfile::tempdir().unwrap(), golden().join("tiny"));
+    let cases = table::<Case>("cases.json");
+    let case = cases.iter().find(|case| case.net == "tiny").unwrap();
+    let replay = |name: &str, norm_tokens: Option<usize>, max_new_tokens: Option<u32>| {
+        let config = PpoConfig {
+            algorithm: algo::Algorithm::DrGrpo,
+            norm_tokens,
+            ppo_epochs: 1,
+            ..PpoConfig::default()
+        };
+        let options = ReplayOptions {
+            policy: net.join("policy"),
+            critic: None,
+            batch: net.join(format!("{}.jsonl", case.batch)),
+            config,
+            output: dir.path().join(name),
+            ranks: 1,
+            device: Device::Cpu,
+            temperature: 1.0,
+            max_new_tokens,
+        };
+        let (metrics, said) =
+            logged(|| learner::replay(&options, &service::jsonl::WrongLines::default()).unwrap());
+        (metrics.policy_grad_norm.unwrap(), said.contains("divided by the longest response of the file"))
+    };
+    let (of_run, is_warned) = replay("run", None, Some(1000));
+    assert!(!is_warned);
+    assert_eq!(replay("norm", Some(1000), None), (of_run, false));
+    let (of_file, is_warned) = replay("file", None, None);
+    assert!(is_warned && of_file > 2.0 * of_run, "{of_file} {of_run}");
+}
+
+/// Pairs of conversations in both public shapes, to the end: each is the same pair to the reward model and to
+/// DPO as the other.
+#[test]
+fn pairs_of_conversations_train_alike_in_both_shapes() {
+    tch::set_num_threads(1);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conversations/model");
+    let dir = tempfile::tempdir().unwrap();
+    let said = |role: &str, content: &str| json!({"role": role, "content": content});
+    let (ask, good, bad) = (said("user", "hi"), said("assistant", "good"), said("assistant", "bad"));
+    let shapes = [
+        ("whole", json!({"chosen": [ask, good], "rejected": [ask, bad]})),
+        ("apart", json!({"prompt": [ask], "chosen": [good], "rejected": [bad]})),
+    ];
+    let mut outputs = Vec::new();
+    for (name, line) in shapes {
+        let data = dir.path().join(format!("{name}.jsonl"));
+        std::fs::write(&data, format!("{line}\n{line}\n")).unwrap();
+        let of = |output: &str| {
+            json!({
+                "model": model, "data": data, "output": dir.path().join(format!("{name}-{output}")),
+                "execution": {"threads": 1},
+            })
+        };
+        let mut losses = Vec::new();
+        let mut note = |progress: learner::Progress| {
+            losses.push(progress.loss);
+            ControlFlow::Continue(())
+        };
+        let reward_model = learner::train_rm(&serde_json::from_value(of("rm")).unwrap(), &mut note).unwrap();
+        let dpo = learner::dpo(&serde_json::from_value(of("dpo")).unwrap(), &mut note).unwrap();
+        assert_eq!((reward_model.examples, dpo.examples), (2, 2));
+        // DPO begins at its reference: log 2, whatever the pair.
+        let first_of_dpo = losses[losses.len() / 2];
+        assert!((first_of_dpo - std::f64::consts::LN_2).abs() < 1e-6, "{losses:?}");
+        assert!(losses.iter().all(|loss| loss.is_finite()));
+        let weights = ["rm", "dpo"]
+            .map(|made| std::fs::read(dir.path().join(format!("{name}-{made}/model.safetensors"))).unwrap());
+        outputs.push((losses, weights));
+    }
+    assert!(outputs[0] == outputs[1], "the shapes differ: {:?} {:?}", outputs[0].0, outputs[1].0);
 }
 
 /// `bench/reference/conversations.py` makes the folder `conversations/`: a model with a chat template, and

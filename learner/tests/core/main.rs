@@ -5,6 +5,7 @@
 mod checkpoints;
 mod crash_points;
 mod exactness;
+mod figures;
 mod golden;
 mod resuming;
 mod ring;

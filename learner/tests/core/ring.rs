@@ -296,6 +296,47 @@ async fn first_life_and_second(mut ring: Ring) {
     ended.unwrap();
 }
 
+/// Copied behind its step, written beside the next one, and told when it is whole: behind that step, or soon
+/// where none follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_checkpoint_is_written_beside_the_next_step() {
+    Ring::new().await.play(overlapped).await;
+}
+
+async fn overlapped(mut ring: Ring) {
+    let config = Config { checkpoint_every: 1, ..ring.config() };
+    let batches = [1, 2, 3].map(|batch| ring.models.batch(batch, 6));
+    let learner = Learner::build(config.clone()).await;
+    let coordinate = async {
+        let mut talk = ring.conversation().await;
+        talk.hello().await;
+        talk.welcome().await;
+        for batch in batches {
+            talk.send(LearnerCommand::Batch(batch)).await;
+        }
+        let mut told = Vec::new();
+        while told.len() < 6 {
+            told.push(match talk.report().await {
+                LearnerReport::Trained { batch, .. } => ("trained", batch.0),
+                LearnerReport::Checkpointed(batch) => ("checkpointed", batch.0),
+                other => panic!("{other:?}"),
+            });
+        }
+        talk.send(LearnerCommand::Finish).await;
+        (talk, told)
+    };
+    let (ended, (_talk, told)) = tokio::join!(learner.run(), coordinate);
+    ended.unwrap();
+    let place = |what: (&str, u64)| told.iter().position(|found| *found == what).unwrap();
+    // The third batch was there when the second one's step ended.
+    assert!(place(("trained", 3)) < place(("checkpointed", 2)), "{told:?}");
+    assert!(place(("trained", 1)) < place(("checkpointed", 1)), "{told:?}");
+    assert_eq!(told[5], ("checkpointed", 3));
+    for batch in 2..=3 {
+        assert!(config.checkpoints.join(format!("step-{batch:08}/manifest.json")).is_file());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_ends_the_process_with_the_reason() {
     Ring::new().await.play(refused).await;

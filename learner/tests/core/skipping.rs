@@ -6,7 +6,7 @@ use learner::{Bound, Device, Error, PpoConfig, Whiten, ZeroStage, on_ranks};
 use model::Architecture;
 use types::{Batch, ScoredRollout, Scores};
 
-use crate::support::{Models, batch_of, config, flat};
+use crate::support::{Models, batch_of, config, flat, logged, measured};
 
 /// A gradient that does not fit f32: a score near f32's end, summed over tokens, with nothing that bounds it.
 fn unbounded() -> PpoConfig {
@@ -42,6 +42,25 @@ fn weights(trainer: &learner::Trainer) -> Vec<f64> {
     let mut all = flat(&trainer.policy_flats().unwrap());
     all.extend(flat(&trainer.critic_flats().unwrap().unwrap()));
     all
+}
+
+#[test]
+fn what_a_skipped_step_was_to_learn_from_is_named() {
+    let models = Models::new(config(Architecture::Llama, false));
+    let batch = poisoned(models.batch(1, 8));
+    let ids: Vec<String> = batch.samples().iter().map(|sample| sample.rollout().id().to_string()).collect();
+    let mut trainer = models.trainer(&unbounded(), None);
+    let (metrics, said) = logged(|| trainer.step(&batch).unwrap());
+    assert_eq!(metrics.skipped_steps, 2);
+    for model in ["policy", "critic"] {
+        let of_model =
+            said.lines().find(|line| line.contains("step skipped") && line.contains(model)).unwrap();
+        assert!(of_model.contains("WARN") && of_model.contains(&ids[..4].join(", ")), "{of_model}");
+        assert!(
+            ids[4..].iter().all(|id| !of_model.contains(id)),
+            "the second minibatch was sound: {of_model}"
+        );
+    }
 }
 
 #[test]
@@ -99,9 +118,12 @@ fn a_network_that_says_nothing_ends_training_after_so_many_steps() {
         let metrics = on_ranks(ranks, Device::Cpu, |group| {
             let mut trainer = models.trainer(&PpoConfig { max_skipped: 4, ..broken.clone() }, group);
             let first = trainer.step(&models.batch(1, 8))?;
+            assert!(first.policy_loss.is_some() && first.policy_grad_norm.is_some(), "one step was made");
             // Nothing can be computed before the update: the whole batch is skipped, which counts once.
             let second = trainer.step(&models.batch(2, 8))?;
             assert_eq!(trainer.version().0, 2);
+            assert_eq!(measured(&second), [None; 8], "nothing is drawn as 0");
+            assert!(second.score_mean.is_some());
             Ok((first.skipped_steps, second.skipped_steps))
         });
         assert!(metrics.unwrap().into_iter().all(|skipped| skipped == (3, 4)));

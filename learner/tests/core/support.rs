@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use collective::ProcessGroup;
 use learner::{Bound, CriticSource, PpoConfig, Trainer, TrainerConfig};
@@ -12,6 +13,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
+use types::link::learner::StepMetrics;
 use types::{
     Batch, BatchId, FinishReason, GroupScore, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts,
     Sample, ScoredRollout, Scores, Span,
@@ -192,6 +194,48 @@ pub(crate) fn gradient_config() -> PpoConfig {
 
 /// See [`gradient_config`]; `bench/reference/cases.py` has the same.
 pub(crate) const GRADIENT_SCALE: f64 = 1e3;
+
+/// What only optimizer steps and samples that train have.
+pub(crate) fn measured(metrics: &StepMetrics) -> [Option<f64>; 8] {
+    let StepMetrics { policy_loss, entropy, approx_kl, clip_fraction, .. } = *metrics;
+    let StepMetrics { rollout_approx_kl, rollout_logprob_diff, policy_grad_norm, policy_lr, .. } = *metrics;
+    [
+        policy_loss,
+        entropy,
+        approx_kl,
+        clip_fraction,
+        rollout_approx_kl,
+        rollout_logprob_diff,
+        policy_grad_norm,
+        policy_lr,
+    ]
+}
+
+/// What `work` returns, and what it says on this thread.
+pub(crate) fn logged<T>(work: impl FnOnce() -> T) -> (T, String) {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let writer = Arc::clone(&lines);
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || LineWriter(Arc::clone(&writer)))
+        .finish();
+    let done = tracing::subscriber::with_default(subscriber, work);
+    let said = String::from_utf8(lines.lock().unwrap().clone()).unwrap();
+    (done, said)
+}
+
+struct LineWriter(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for LineWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 /// The weights, one after the other.
 pub(crate) fn flat(flats: &[Tensor]) -> Vec<f64> {

@@ -133,7 +133,9 @@ impl From<RewardCommand> for pb::RewardCommand {
     fn from(command: RewardCommand) -> Self {
         use pb::reward_command::Command;
         let command = match command {
-            RewardCommand::Welcome { run } => Command::Welcome(pb::RunName { run: run.into() }),
+            RewardCommand::Welcome { run, sampling } => {
+                Command::Welcome(pb::RewardWelcome { run: run.into(), sampling: sampling.map(Into::into) })
+            }
             RewardCommand::Recorded(ids) => {
                 Command::Recorded(pb::RecordedRollouts { ids: ids.into_iter().map(Into::into).collect() })
             }
@@ -152,7 +154,10 @@ impl TryFrom<pb::RewardCommand> for RewardCommand {
     fn try_from(command: pb::RewardCommand) -> Result<Self, ProtocolError> {
         use pb::reward_command::Command;
         Ok(match required("reward command", command.command)? {
-            Command::Welcome(name) => Self::Welcome { run: RunId::try_from(name.run)? },
+            Command::Welcome(welcome) => Self::Welcome {
+                run: RunId::try_from(welcome.run)?,
+                sampling: welcome.sampling.map(TryInto::try_into).transpose()?,
+            },
             Command::Recorded(recorded) => {
                 let ids = recorded.ids.into_iter().map(TryInto::try_into);
                 Self::Recorded(ids.collect::<Result<_, _>>()?)

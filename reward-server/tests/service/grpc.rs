@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use types::link::environment::{EnvironmentReply, EnvironmentRequest};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
-use types::{MemberId, PromptId, Rollout, RolloutId};
+use types::{MemberId, PromptId, Rollout, RolloutId, Sampling, SamplingParams};
 
 use crate::world::{RUN, soon};
 
@@ -128,10 +128,18 @@ impl FakeCoordinator {
         soon(self.sessions.recv()).await.unwrap()
     }
 
-    /// The next stream, welcomed.
+    /// The next stream, welcomed by a coordinator that does not say how actors draw.
     pub(crate) async fn welcomed(&mut self) -> Session {
+        self.welcomed_at(None).await
+    }
+
+    /// The next stream, welcomed into a run that draws at this temperature.
+    pub(crate) async fn welcomed_at(&mut self, temperature: Option<f32>) -> Session {
         let session = self.session().await;
-        session.command(RewardCommand::Welcome { run: RUN.parse().unwrap() }).await;
+        let sampling = temperature.map(|temperature| {
+            Sampling::new(SamplingParams { temperature, ..SamplingParams::default() }).unwrap()
+        });
+        session.command(RewardCommand::Welcome { run: RUN.parse().unwrap(), sampling }).await;
         session
     }
 }

@@ -46,6 +46,49 @@ async fn a_rollout_gets_its_numbers_and_is_acknowledged_once_recorded() {
     assert_eq!(world.actor.reply().await.unwrap(), ScoreReply::Recorded(rollout.id()));
 }
 
+/// A server that nobody has told takes the KL at the temperature of the draws, as the coordinator says it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_temperature_of_the_draws_comes_with_the_welcome() {
+    let mut config = networks();
+    config.reference.as_mut().unwrap().temperature = None;
+    let mut coordinator = FakeCoordinator::start().await;
+    config.coordinator = Some(coordinator.address.clone());
+    let server = Server::start(config).await.unwrap();
+    let mut session = coordinator.welcomed_at(Some(0.7)).await;
+    let actor = connect(&server, "actor-0").await;
+    let rollout = tiny::with_tokens(0, &tiny::tokens(5, 12), "");
+    actor.offer(&rollout).await;
+    let found = scored(session.result().await);
+    let expected = tiny::expected_logprobs(&rollout, 0.7);
+    let at_one = tiny::expected_logprobs(&rollout, 1.0);
+    let apart = |other: &[f32]| -> f32 {
+        found.ref_logprobs().iter().zip(other).map(|(found, other)| (found - other).abs()).fold(0.0, f32::max)
+    };
+    assert!(apart(&expected) < 1e-5, "{} apart", apart(&expected));
+    assert!(apart(&at_one) > 1e-2, "the temperature makes a difference here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_temperature_than_that_of_the_draws_is_refused() {
+    for (configured, drawn_at, fits) in [(1.0, 0.7, false), (0.7, 0.7, true), (1.0, 0.0, true)] {
+        let mut config = networks();
+        config.reference.as_mut().unwrap().temperature = Some(configured);
+        let mut coordinator = FakeCoordinator::start().await;
+        config.coordinator = Some(coordinator.address.clone());
+        let server = Server::start(config).await.unwrap();
+        let mut session = coordinator.welcomed_at(Some(drawn_at)).await;
+        if fits {
+            assert!(matches!(session.any_report().await, Some(RewardReport::Load { .. })));
+            continue;
+        }
+        let error = server.ended().await.unwrap_err();
+        let said = format!("{error:#}");
+        assert!(said.contains("draws at temperature 0.7"), "{said}");
+        assert!(said.contains("reference.temperature is 1 here: leave it out"), "{said}");
+        assert!(error.downcast_ref::<service::BadInput>().is_some(), "{error:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rollouts_of_several_actors_are_batched_and_each_gets_its_own_numbers() {
     let mut world = World::start(networks()).await;

@@ -138,7 +138,7 @@ pub(crate) fn scorer(kind: ScorerKind) -> Vec<ScorerConfig> {
 pub(crate) fn networks() -> Config {
     let model = tiny::folder("reward-model");
     Config {
-        reference: Some(ReferenceConfig { model: tiny::folder("policy"), temperature: 0.8 }),
+        reference: Some(ReferenceConfig { model: tiny::folder("policy"), temperature: Some(0.8) }),
         scorers: scorer(ScorerKind::RewardModel(RewardModel { model, normalise: true })),
         models: reward_server::config::ModelsConfig { threads: Some(1), ..Default::default() },
         ..Config::default()

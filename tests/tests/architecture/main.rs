@@ -118,6 +118,37 @@ fn generated_types_stop_at_the_boundary() {
     }
 }
 
+/// What a step reads of a device is counted (`learner/src/host.rs`), so that a test can bound it.
+#[test]
+fn the_learner_reads_devices_in_one_file() {
+    let readers = [
+        ".double_value(",
+        ".int64_value(",
+        "Vec::try_from(",
+        "Vec::<f32>::try_from(",
+        "copy_data(",
+        "to_device(Device::Cpu",
+        "to_device(tch::Device::Cpu",
+        "to_device_(",
+        ".wait(Duration::MAX)",
+    ];
+    let mut found_host = false;
+    for (path, text) in sources() {
+        let relative = path.strip_prefix(root()).unwrap();
+        if !relative.starts_with("learner/src") {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let reads: Vec<&str> = readers.into_iter().filter(|reader| code.contains(reader)).collect();
+        if relative.ends_with("host.rs") {
+            found_host = reads.len() == 6;
+        } else {
+            assert_eq!(reads, Vec::<&str>::new(), "{}: ask host.rs, which counts", relative.display());
+        }
+    }
+    assert!(found_host, "host.rs reads and waits in its six ways");
+}
+
 #[test]
 fn no_source_is_unfinished() {
     let marks = ["TO", "FIX", "HA", "XX"].iter().zip(["DO", "ME", "CK", "X"]);

@@ -40,6 +40,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match (&arguments.explain, &file) {
         (None, Some(file)) => {
             print!("{}", file.resolved()?.text());
+            for remark in file.remarks()? {
+                println!("# {remark}");
+            }
             file.preflight()?;
         }
         (Some(key), Some(file)) => print!("{}", file.resolved()?.explain(key)?),

@@ -76,7 +76,7 @@ fn results_table(rings: &[Ring]) -> comfy_table::Table {
             of(|results| results.kl),
             of(|results| Some(results.length)),
             of(|results| Some(results.truncated)),
-            of(|results| Some(results.entropy)),
+            of(|results| results.entropy),
             of(|results| Some(results.step_seconds)),
         ]);
     }

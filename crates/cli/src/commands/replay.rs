@@ -44,6 +44,10 @@ pub(crate) struct Arguments {
     /// Temperature the samples were drawn at.
     #[arg(long, default_value_t = 1.0)]
     temperature: f32,
+    /// The run's sampling.max_new_tokens, by which dr-grpo divides its loss; the longest response of the
+    /// batch where not given.
+    #[arg(long)]
+    max_new_tokens: Option<u32>,
     /// Sets one value over the configuration; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
@@ -77,21 +81,22 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             .parse()
             .map_err(|error: model::UnknownDevice| BadInput(error.to_string()))?,
         temperature: arguments.temperature,
+        max_new_tokens: arguments.max_new_tokens,
     };
     let wrong = arguments.lines.wrong_lines();
     let metrics = learner::replay(&options, &wrong).map_err(bad_input::of_learner)?;
     if arguments.json {
         println!("{}", serde_json::to_string(&metrics)?);
     } else {
-        let value_loss =
-            metrics.value_loss.map(|loss| format!(", value_loss {}", decimal(loss, 6))).unwrap_or_default();
-        println!(
-            "policy_loss {}{value_loss}, approx_kl {:.2e}, clip_fraction {:.3}, {:.2} s",
-            decimal(metrics.policy_loss, 6),
-            metrics.approx_kl,
-            metrics.clip_fraction,
-            metrics.step_seconds
-        );
+        let figures = [
+            metrics.policy_loss.map(|loss| format!("policy_loss {}", decimal(loss, 6))),
+            metrics.value_loss.map(|loss| format!("value_loss {}", decimal(loss, 6))),
+            metrics.approx_kl.map(|kl| format!("approx_kl {kl:.2e}")),
+            metrics.clip_fraction.map(|clipped| format!("clip_fraction {clipped:.3}")),
+            (metrics.skipped_steps > 0).then(|| format!("{} optimizer steps skipped", metrics.skipped_steps)),
+            Some(format!("{:.2} s", metrics.step_seconds)),
+        ];
+        println!("{}", figures.into_iter().flatten().collect::<Vec<_>>().join(", "));
     }
     Ok(wrong.finish()?)
 }

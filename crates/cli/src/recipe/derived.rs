@@ -175,6 +175,8 @@ mod tests {
         let layers = filled("[coordinator]\ngroup_size = 8\n[learner.ppo]\nalgorithm = 'pf-ppo-paper'\n");
         assert_eq!(layers.value("coordinator.filtration.mode"), Some(&Value::from("resample-buffer:8")));
         assert_eq!(layers.value("coordinator.sampling.top_p"), Some(&Value::from(0.9)));
+        assert_eq!(layers.value("learner.ppo.schedule"), Some(&Value::from("cosine")));
+        assert_eq!(layers.value("learner.ppo.warmup_share"), Some(&Value::from(0.03)));
     }
 
     fn corrected(text: &str) -> Option<Value> {

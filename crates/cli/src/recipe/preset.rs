@@ -1,20 +1,6 @@
 //! What the algorithm of a recipe decides outside the loss: which responses train, how often, at which rates
-//! (`docs/decisions.md`, D20). What it decides of the loss is [`algo::Algorithm::defaults`].
-//!
-//! Where each comes from:
-//!
-//! | algorithm | source |
-//! |---|---|
-//! | `pf-ppo` | arXiv 2409.06957, section 5: N = 5, best-worst, m = 3, learning rates 5e-7 and 9e-6 |
-//! | `pf-ppo-paper` | its code, github.com/swtheing/PF-PPO-RLHF: `select_min_max` draws as many as there are items, with replacement, from the whole buffer; one epoch; `train_ppo.py`: top-p 0.9, cosine with 3 % warm-up |
-//! | `ppo`, `decoupled-ppo` | one epoch, 1e-6 and 1e-5: verl's `ppo_trainer.yaml` |
-//! | `grpo` | arXiv 2402.03300, section 4.2: a single update, 1e-6 |
-//! | `dr-grpo` | arXiv 2503.20783; one epoch and 1e-6 as its runs, github.com/sail-sg/understand-r1-zero |
-//! | `rloo` | arXiv 2402.14740; `num_iterations` 1 and 1e-6 as TRL's RLOO trainer |
-//! | `reinforce-plus-plus` | arXiv 2501.03262; one epoch and 1e-6 as OpenRLHF |
-//! | `dapo` | arXiv 2503.14476, section 3, and `run_dapo_qwen2.5_32b.sh` of verl: dynamic sampling with its cap, overlong punishment over the last fifth, 1e-6, weight decay 0.1, 10 steps of warm-up |
-//! | `on-policy-distillation` | Lu et al. 2025, thinkingmachines.ai/blog/on-policy-distillation: one update; no rate for all of its weights: 1e-6 |
-//! | `gspo`, `cispo` | arXiv 2507.18071 and 2506.13585, which name no rate: 1e-6, one epoch, as `grpo` |
+//! (`docs/decisions.md`, D20), and where that comes from. What it decides of the loss is
+//! [`algo::Algorithm::defaults`].
 
 use algo::Algorithm;
 use toml::Value;
@@ -69,6 +55,38 @@ pub(super) fn keys(algorithm: Algorithm, recipe: Surroundings) -> Vec<(&'static 
         | Algorithm::Gspo
         | Algorithm::Cispo
         | Algorithm::OnPolicyDistillation => every_response_once(),
+    }
+}
+
+/// Where the keys of an algorithm come from.
+pub(super) fn source(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::PfPpo => {
+            "arXiv 2409.06957, section 5: N = 5, best-worst, m = 3, learning rates 5e-7 and 9e-6"
+        }
+        Algorithm::PfPpoPaper => {
+            "its code, github.com/swtheing/PF-PPO-RLHF: select_min_max draws as many as there are items, with \
+             replacement, from the whole buffer; one epoch; train_ppo.py: top-p 0.9, cosine with 3 % warm-up"
+        }
+        Algorithm::Ppo | Algorithm::DecoupledPpo => "one epoch, 1e-6 and 1e-5: ppo_trainer.yaml of verl",
+        Algorithm::Grpo => "arXiv 2402.03300, section 4.2: a single update, 1e-6",
+        Algorithm::DrGrpo => {
+            "arXiv 2503.20783; one epoch and 1e-6 as its runs, github.com/sail-sg/understand-r1-zero"
+        }
+        Algorithm::Rloo => "arXiv 2402.14740; num_iterations 1 and 1e-6 as TRL's RLOO trainer",
+        Algorithm::ReinforcePlusPlus | Algorithm::ReinforcePlusPlusBaseline => {
+            "arXiv 2501.03262; one epoch and 1e-6 as OpenRLHF"
+        }
+        Algorithm::Dapo => {
+            "arXiv 2503.14476, section 3, and run_dapo_qwen2.5_32b.sh of verl: dynamic sampling with its cap, \
+             overlong punishment over the last fifth, 1e-6, weight decay 0.1, 10 steps of warm-up"
+        }
+        Algorithm::OnPolicyDistillation => {
+            "Lu et al. 2025, thinkingmachines.ai/blog/on-policy-distillation: one update; no rate for all of its \
+             weights: 1e-6"
+        }
+        Algorithm::Gspo => "arXiv 2507.18071, which names no rate: 1e-6 and one epoch, as grpo",
+        Algorithm::Cispo => "arXiv 2506.13585, which names no rate: 1e-6 and one epoch, as grpo",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use service::config::{Key, Schema, Section, Source, find_keys};
 
-use super::{Recipe, RecipeFile, derived};
+use super::{Recipe, RecipeFile, derived, preset};
 
 /// Every key of a recipe, resolved.
 #[derive(Debug)]
@@ -83,9 +83,20 @@ impl Resolved<'_> {
         let keys = find_keys(&self.sections, path)?;
         let described = keys.into_iter().map(|key| {
             let value = key.value.as_ref().map_or_else(|| "not set".to_owned(), ToString::to_string);
-            format!("{}here: {value} ({})\n", key.description(), self.source(path))
+            let sources = if path == "learner.ppo.algorithm" { self.sources() } else { String::new() };
+            format!("{}here: {value} ({})\n{sources}", key.description(), self.source(path))
         });
         Ok(described.collect())
+    }
+
+    /// Where that comes from which the algorithm decides.
+    fn sources(&self) -> String {
+        let algorithm = self.file.recipe.learner.ppo.algorithm;
+        format!(
+            "loss, advantages and KL: {}\nfiltration, passes and rates: {}\n",
+            algorithm.defaults().source,
+            preset::source(algorithm)
+        )
     }
 
     /// Every key.

@@ -16,9 +16,10 @@ pub(crate) fn of_step(step: &StepRecord) -> String {
         Some(format!("length {:.1}", step.response_tokens_mean)),
         (step.truncated > 0.0).then(|| format!("cut off {}", share(step.truncated))),
         (step.without_signal > 0.0).then(|| format!("groups without signal {}", share(step.without_signal))),
-        Some(format!("entropy {}", decimal(m.entropy, 2))),
-        Some(format!("clipped {}", share(m.clip_fraction))),
-        Some(format!("gradient {:.2}", m.policy_grad_norm)),
+        m.entropy.map(|entropy| format!("entropy {}", decimal(entropy, 2))),
+        m.clip_fraction.map(|clipped| format!("clipped {}", share(clipped))),
+        m.policy_grad_norm.map(|norm| format!("gradient {norm:.2}")),
+        (m.skipped_steps > 0).then(|| format!("{} optimizer steps skipped", m.skipped_steps)),
         (m.staleness > 0.0).then(|| format!("staleness {:.1}", m.staleness)),
         Some(format!("{:.2} s/step", m.step_seconds)),
     ];
@@ -141,5 +142,11 @@ mod tests {
         );
         step.metrics.kl_to_ref = Some(-0.0004);
         assert!(of_step(&step).contains("KL 0.000"));
+        step.metrics = serde_json::from_value(serde_json::json!({"skipped_steps": 2})).unwrap();
+        assert_eq!(
+            of_step(&step),
+            "score +0.500, length 7.0, 2 optimizer steps skipped, 0.00 s/step",
+            "a batch that was skipped has no figures"
+        );
     }
 }

@@ -17,7 +17,7 @@ use super::supervisor::{Addresses, RingEnd, Supervisor};
 use super::unit::Unit;
 use crate::commands::identity;
 use crate::observer_client::Observer;
-use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig, holds_training, tokenizers};
+use crate::recipe::{RecipeFile, RingFolder, Role, RoleConfig, holds_training, remarks, tokenizers};
 use crate::say::say;
 use crate::tracking::{Tracked, Tracking};
 
@@ -48,6 +48,9 @@ pub(crate) async fn run(file: &RecipeFile, resume: bool, stop: &mut StopSignals)
     let tracking = Tracking::start(&file.recipe.tracking, &tracked)?;
     let mut progress = RingProgress::new(file.recipe.coordinator.batches, began);
     progress.started(&addresses, &ring.folder.logs(), &supervisor.process_ids());
+    for remark in remarks::of_ring(&file.recipe) {
+        say(&format!("  {remark}"));
+    }
     if let Some(tokens) = &file.recipe.security.token_file {
         let (page, tokens) = (&addresses.page, tokens.display());
         say(&format!(

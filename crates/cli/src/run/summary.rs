@@ -17,7 +17,7 @@ const FIGURES: [Figure; 7] = [
     ("mean score", |step| Some(step.score_mean)),
     ("outcome (pass@1)", |step| step.outcome_mean),
     ("KL to the reference", |step| step.metrics.kl_to_ref),
-    ("entropy, nats", |step| Some(step.metrics.entropy)),
+    ("entropy, nats", |step| step.metrics.entropy),
     ("response tokens", |step| Some(step.response_tokens_mean)),
     ("R² of outcome on score, as filtered", |step| step.reliability.filtered),
     ("seconds a step", |step| Some(step.metrics.step_seconds)),

@@ -55,7 +55,7 @@ pub fn open(dir: &Path, options: &LoadOptions) -> Result<Opened, Error> {
 }
 
 /// A model folder whose weights are read group by group.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Opened {
     /// The network's shape and options.
     pub config: ModelConfig,
@@ -212,7 +212,7 @@ fn headers(files: &[Arc<WeightFile>]) -> Result<BTreeMap<String, Stored>, Error>
 }
 
 /// Where every parameter is read from, all checked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Sources {
     parameters: BTreeMap<String, Source>,
     /// The head that a tied network's file has beside the embedding.
@@ -221,7 +221,7 @@ struct Sources {
     kind: Kind,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Source {
     stored: Stored,
     kind: Kind,

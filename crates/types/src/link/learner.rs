@@ -39,40 +39,51 @@ pub struct LearnerHello {
     pub vocabulary: Option<Vocabulary>,
 }
 
-/// What one training step measured; means are over response tokens unless the name says otherwise.
+/// What one training step measured; means are over response tokens unless the name says otherwise. What there
+/// was nothing to measure of is absent, not 0.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct StepMetrics {
-    /// Clipped surrogate loss, mean over minibatches.
-    pub policy_loss: f64,
+    /// Clipped surrogate loss, mean over minibatches; absent where no step was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy_loss: Option<f64>,
     /// Clipped value loss, mean over minibatches; absent without a critic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value_loss: Option<f64>,
-    /// Entropy of the policy in nats.
-    pub entropy: f64,
-    /// Mean of (ratio - 1) - log ratio over all minibatches.
-    pub approx_kl: f64,
+    /// Entropy of the policy in nats; absent where nothing trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<f64>,
+    /// Mean of (ratio - 1) - log ratio over all minibatches; absent where no step was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approx_kl: Option<f64>,
     /// The same between the learner's old log-probs and the actors': zero but for rounding when on-policy.
-    pub rollout_approx_kl: f64,
-    /// Mean |learner - actor| log-prob.
-    pub rollout_logprob_diff: f64,
-    /// Share of tokens at which the clip was active.
-    pub clip_fraction: f64,
+    /// Absent where nothing trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout_approx_kl: Option<f64>,
+    /// Mean |learner - actor| log-prob; absent where nothing trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout_logprob_diff: Option<f64>,
+    /// Share of tokens at which the clip was active; absent where no step was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_fraction: Option<f64>,
     /// Explained variance of the returns by the values; absent without a critic, and where returns are equal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explained_variance: Option<f64>,
-    /// Mean score of the samples that train.
-    pub score_mean: f64,
+    /// Mean score of the samples that train; absent where none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_mean: Option<f64>,
     /// Mean k1 estimate of KL(policy || reference), per response; absent without a reference.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_to_ref: Option<f64>,
-    /// Gradient norm of the policy before clipping, mean over minibatches.
-    pub policy_grad_norm: f64,
+    /// Gradient norm of the policy before clipping, mean over minibatches; absent where no step was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy_grad_norm: Option<f64>,
     /// Gradient norm of the critic before clipping, mean over minibatches; absent without a critic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub critic_grad_norm: Option<f64>,
-    /// Learning rate of the policy in the last minibatch.
-    pub policy_lr: f64,
+    /// Learning rate of the policy in its last step; absent where none was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy_lr: Option<f64>,
     /// Coefficient of the KL penalty in force.
     pub kl_coefficient: f64,
     /// Optimizer steps of policy and critic that were not made, because a loss or a gradient was no finite
@@ -108,16 +119,10 @@ impl StepMetrics {
     /// The name of a measurement that is no finite number, if there is one. JSON, and with it the journal and
     /// the checkpoints, has no form for such a number: it becomes null.
     pub fn not_finite(&self) -> Option<String> {
+        // What is absent is left out.
         let fields = serde_json::to_value(self).ok()?;
-        let absent = [
-            ("value_loss", self.value_loss),
-            ("explained_variance", self.explained_variance),
-            ("kl_to_ref", self.kl_to_ref),
-            ("critic_grad_norm", self.critic_grad_norm),
-        ];
-        let absent = absent.map(|(name, value)| value.is_none().then_some(name));
         let mut null = fields.as_object()?.iter().filter(|(_, value)| value.is_null());
-        null.find(|(name, _)| !absent.contains(&Some(name.as_str()))).map(|(name, _)| name.clone())
+        null.next().map(|(name, _)| name.clone())
     }
 }
 
@@ -310,9 +315,9 @@ mod tests {
         let sound = StepMetrics::default();
         assert_eq!(sound.not_finite(), None);
         let broken = [
-            (StepMetrics { policy_loss: f64::NAN, ..sound.clone() }, "policy_loss"),
+            (StepMetrics { policy_loss: Some(f64::NAN), ..sound.clone() }, "policy_loss"),
             (StepMetrics { value_loss: Some(f64::NAN), ..sound.clone() }, "value_loss"),
-            (StepMetrics { approx_kl: f64::INFINITY, ..sound.clone() }, "approx_kl"),
+            (StepMetrics { kl_coefficient: f64::INFINITY, ..sound.clone() }, "kl_coefficient"),
             (StepMetrics { step_seconds: f64::NEG_INFINITY, ..sound }, "step_seconds"),
         ];
         for (metrics, name) in broken {

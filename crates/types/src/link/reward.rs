@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Incarnation, MemberId, Rollout, RolloutFailure, RolloutId, RunId, ScoredRollout, Vocabulary};
+use crate::{
+    Incarnation, MemberId, Rollout, RolloutFailure, RolloutId, RunId, Sampling, ScoredRollout, Vocabulary,
+};
 
 /// Actor to reward server.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,12 +73,15 @@ pub enum RewardReport {
 }
 
 /// Coordinator to reward server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RewardCommand {
     /// First on the stream.
     Welcome {
         /// The run.
         run: RunId,
+        /// How the actors draw tokens: the reference's log-probs are taken at this temperature; none of a
+        /// release that does not say.
+        sampling: Option<Sampling>,
     },
     /// The journal knows how these attempts went: the reward server and the actors may forget them.
     Recorded(Vec<RolloutId>),

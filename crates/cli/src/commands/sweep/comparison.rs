@@ -123,7 +123,7 @@ impl Comparison {
             over(&found, |results| results.outcome),
             over(&found, |results| results.kl),
             over(&found, |results| Some(results.length)),
-            over(&found, |results| Some(results.entropy)),
+            over(&found, |results| results.entropy),
         ];
         let several = self.rings.len() > 1;
         let label = if several { format!("{} {}", point.label(), ring.display()) } else { point.label() };
