@@ -302,7 +302,7 @@ mod tests {
         write(folder.path(), &state, Mark::default(), at).unwrap();
         // As a fault of ours could make it.
         if let Fact::Trained { metrics, .. } = &mut fact {
-            metrics.policy_loss = f64::NAN;
+            metrics.kl_coefficient = f64::NAN;
         }
         drop(state.replay(at, fact));
         let later = Mark { next: 1, ..Mark::default() };
