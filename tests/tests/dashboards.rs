@@ -1,5 +1,5 @@
-//! A real Prometheus beside a real ring: every query of the Grafana dashboard has an answer, and what the roles
-//! export is as Prometheus' own checker wants it.
+//! A real Prometheus beside a real ring: every query of the Grafana dashboard has an answer, and what the
+//! roles export is as Prometheus' own checker wants it.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -20,7 +20,7 @@ struct Ended(i32);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0), nix::sys::signal::Signal::SIGTERM));
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0), nix::sys::signal::Signal::SIGTERM);
     }
 }
 

@@ -360,7 +360,7 @@ async fn garbage_resets_and_bombs_take_no_memory_and_change_nothing() {
 }
 
 /// Opens ten thousand streams that never say hello, with a member's own token, for nobody else comes as far.
-/// How they ended, the most memory meanwhile (KiB), and the longest time that a known peer waited for an answer.
+/// How they ended, the most memory meanwhile (KiB), and the longest time that a known peer waited.
 async fn crowd(guarded: &Guarded) -> (BTreeMap<String, u32>, u64, Duration) {
     let known = guarded.channel(&guarded.security("observer")).await;
     let security = guarded.security("actor");

@@ -154,8 +154,8 @@ fn coordinator_config(folder: &Path) -> toml::Table {
     text.parse().unwrap_or_default()
 }
 
-/// What a run that asks for tokens is shown, where this user may read its secret: that which its configuration
-/// names, or which its job on a cluster made.
+/// What a run that asks for tokens is shown, where this user may read its secret: that which its
+/// configuration names, or which its job on a cluster made.
 fn observer_token(folder: &Path) -> Option<String> {
     let config = coordinator_config(folder);
     let security = config.get("service").and_then(|service| service.get("security"));

@@ -1,6 +1,6 @@
 //! How many connections a process holds, on all its ports and on one of them from one address, and how long
-//! one may take to begin as one of ours does. Whoever floods a port then keeps out the addresses that it comes
-//! from, and no others, and the process keeps descriptors for its files.
+//! one may take to begin as one of ours does. Whoever floods a port then keeps out the addresses that it
+//! comes from, and no others, and the process keeps descriptors for its files.
 
 use std::collections::HashMap;
 use std::fmt;

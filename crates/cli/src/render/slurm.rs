@@ -3,8 +3,8 @@
 //!
 //! The batch script is the supervisor: it starts the coordinator beside itself and the other roles as steps,
 //! submits the actors, starts again what dies, and passes a request to stop on to the coordinator, which
-//! tells everybody else. Processes find each other through the ring's folder on the shared file system, so that no port has
-//! to be chosen beforehand.
+//! tells everybody else. Processes find each other through the ring's folder on the shared file system, so
+//! that no port has to be chosen beforehand.
 
 use anyhow::Context as _;
 use minijinja::syntax::SyntaxConfig;
@@ -44,8 +44,8 @@ pub(crate) struct Options {
     /// Folder of the binaries on the nodes; the path decides where not given.
     #[arg(long, value_name = "DIR")]
     binaries: Option<String>,
-    /// Where coordinator, reward servers and learner run: on one node, or in a part for the reward servers and
-    /// one for the learner, which may span several. One node where that is not given, the learner has at most
+    /// Where coordinator, reward servers and learner run: on one node, or in a part for the reward servers
+    /// and one for the learner, which may span several. One node where that is not given, the learner has at most
     /// 8 ranks, and both are given the same --partition and --sbatch. Actors are jobs of their own.
     #[arg(long, value_enum)]
     layout: Option<Layout>,

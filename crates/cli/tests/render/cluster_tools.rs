@@ -1,4 +1,5 @@
-//! What was rendered, as the tools of Kubernetes read it: the schemas of every release from 1.28 on, and Kustomize.
+//! What was rendered, as the tools of Kubernetes read it: the schemas of every release from 1.28 on, and
+//! Kustomize.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// Every form of the manifests: a place of its own for the reward servers or not, guarded or not, with GPUs or not.
+/// Every form of the manifests: reward servers in a namespace of their own or not, guarded or not, with GPUs
+/// or not.
 fn rendered() -> Vec<Project> {
     let guarded = Project::new(RECIPE);
     guarded.render("k8s", &["--image", "sluice:1", "--volume-claim", "shared"]);

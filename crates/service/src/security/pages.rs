@@ -21,6 +21,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tower_service::Service as _;
 
 use super::guard::bearer;
@@ -80,13 +81,14 @@ pub(crate) async fn serve(
     let guard = Guard { security: security.clone(), door, is_tls: listener.is_tls() };
     // On every route, and on what is none: nobody learns which pages there are.
     let pages = pages.layer(from_fn_with_state(guard, ask));
-    let graceful = GracefulShutdown::new();
+    let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
     tokio::pin!(stop);
     loop {
         tokio::select! {
             (connection, peer) = listener.accept() => {
-                tokio::spawn(answer(connection, peer, pages.clone(), &graceful));
+                connections.spawn(answer(connection, peer, pages.clone(), &graceful));
             }
+            Some(_) = connections.join_next() => {}
             () = &mut stop => break,
         }
     }
@@ -192,9 +194,10 @@ mod tests {
         let pages = Router::new().route("/health", get(|| async { "alive" }));
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        let served = tokio::spawn(async move {
-            serve_pages(&Security::open(), listener, pages, &["observer"], stopped).await
-        });
+        let mut served = JoinSet::new();
+        served.spawn(
+            async move { serve_pages(&Security::open(), listener, pages, &["observer"], stopped).await },
+        );
         let mut stream = TcpStream::connect(address).await.unwrap();
         let mut answer = [0; 1024];
         for _ in 0..3 {
@@ -211,7 +214,7 @@ mod tests {
         let stayed = asked.elapsed();
         assert!(stayed >= HEAD_TIMEOUT / 2 && stayed < HEAD_TIMEOUT, "{stayed:?}");
         stop.cancel();
-        served.await.unwrap().unwrap();
+        served.join_next().await.unwrap().unwrap().unwrap();
     }
 
     #[test]

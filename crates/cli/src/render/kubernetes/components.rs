@@ -1,5 +1,5 @@
-//! What many places need beside the ring, as components of Kustomize: a place's own `kustomization.yaml` names the
-//! rendered folder as its resource, the components that it wants, and patches of its own.
+//! What many places need beside the ring, as components of Kustomize: a place's own `kustomization.yaml` names
+//! the rendered folder as its resource, the components that it wants, and patches of its own.
 //!
 //! | component     | what                                                                                    |
 //! |---------------|-----------------------------------------------------------------------------------------|
@@ -181,8 +181,9 @@ fn relabeling(label: &str, name: &str) -> Value {
     json!({ "sourceLabels": [format!("__meta_kubernetes_pod_label_{label}")], "targetLabel": name })
 }
 
-/// Actors are Jobs, and a Job cannot be scaled by an autoscaler; KEDA starts Jobs by a number of Prometheus. Here
-/// that is the number of actors that would keep the learner busy, by the share of the time that it computes.
+/// Actors are Jobs, and a Job cannot be scaled by an autoscaler; KEDA starts Jobs by a number of Prometheus.
+/// Here that is the number of actors that would keep the learner busy, by the share of the time that it
+/// computes.
 fn autoscaling(manifests: &Manifests<'_>) -> anyhow::Result<Component> {
     let actors = manifests.ring.of(Role::Actor).processes;
     let run = &manifests.name;

@@ -7,8 +7,8 @@
 //! | gRPC of a reward server      | actors                                                               |
 //! | all ports of learner, actors | learner and actors: c10d opens ports of its own, and knows no tokens |
 //!
-//! A reward server, which runs code that nobody has read, reaches the coordinator and the cluster's names, and
-//! nobody else, unless a scorer asks others.
+//! A reward server, which runs code that nobody has read, reaches the coordinator and the cluster's names,
+//! and nobody else, unless a scorer asks others.
 
 use serde_json::{Value, json};
 
