@@ -133,9 +133,9 @@ impl OpenConnections {
         let ConnectionLimits { in_all, per_address, local, .. } = self.limits;
         let limit = if address.is_loopback() { local } else { per_address };
         let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another port may take a place at the same moment.
-        let one_more = |open: usize| (open < in_all).then_some(open + 1);
-        if self.in_all.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+        // Another port may take a place at the same moment: it is taken first and given back.
+        if self.in_all.fetch_add(1, Ordering::Relaxed) >= in_all {
+            self.in_all.fetch_sub(1, Ordering::Relaxed);
             return Err(TooMany::InAll { limit: in_all });
         }
         let of_address = by_address.entry(address).or_default();

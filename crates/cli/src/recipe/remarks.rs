@@ -81,17 +81,6 @@ fn forgets_failures(recipe: &Recipe) -> Option<String> {
     let Filtration { strategy, .. } = recipe.coordinator.filtration.first();
     let is_power = matches!(strategy, Strategy::Power { .. } | Strategy::PowerPerPrompt { .. });
     let scorers = &recipe.reward_server.scorers;
-    let is_verdict = |kind: &ScorerKind| {
-        matches!(
-            kind,
-            ScorerKind::UnitTests(_)
-                | ScorerKind::Regex(_)
-                | ScorerKind::ExactMatch(_)
-                | ScorerKind::NumericMatch(_)
-                | ScorerKind::Math(_)
-                | ScorerKind::Format(_)
-        )
-    };
     let has_verdicts = !scorers.is_empty() && scorers.iter().all(|scorer| is_verdict(&scorer.kind));
     (is_power && has_verdicts).then(|| {
         format!(
@@ -99,6 +88,19 @@ fn forgets_failures(recipe: &Recipe) -> Option<String> {
              scorers here give 0 to what is wrong: failures would train with weight 0; best-worst needs no zero"
         )
     })
+}
+
+/// Whether a scorer says right or wrong, and 0 where it is wrong.
+fn is_verdict(kind: &ScorerKind) -> bool {
+    matches!(
+        kind,
+        ScorerKind::UnitTests(_)
+            | ScorerKind::Regex(_)
+            | ScorerKind::ExactMatch(_)
+            | ScorerKind::NumericMatch(_)
+            | ScorerKind::Math(_)
+            | ScorerKind::Format(_)
+    )
 }
 
 fn whiten(recipe: &Recipe) -> Whiten {

@@ -211,12 +211,13 @@ impl<'a> Manifests<'a> {
 
     /// A role's configuration, for its own pods.
     fn config_maps(&self) -> anyhow::Result<Vec<Value>> {
-        let config_map = |role: Role| {
+        let mut config_maps = Vec::new();
+        for role in Role::ALL {
             let mut data = json!({});
             data[format!("{}.toml", role.name())] = json!(self.ring.config_text(role)?);
-            Ok(self.object_of(role, CONFIG_MAP, &self.name_of(role), json!({ "data": data })))
-        };
-        Role::ALL.into_iter().map(config_map).collect()
+            config_maps.push(self.object_of(role, CONFIG_MAP, &self.name_of(role), json!({ "data": data })));
+        }
+        Ok(config_maps)
     }
 
     fn coordinator_service(&self) -> Value {

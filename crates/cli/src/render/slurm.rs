@@ -45,8 +45,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR")]
     binaries: Option<String>,
     /// Where coordinator, reward servers and learner run: on one node, or in a part for the reward servers
-    /// and one for the learner, which may span several. One node where that is not given, the learner has at most
-    /// 8 ranks, and both are given the same --partition and --sbatch. Actors are jobs of their own.
+    /// and one for the learner, which may span several. One node where that is not given, the learner has at
+    /// most 8 ranks, and both are given the same --partition and --sbatch. Actors are jobs of their own.
     #[arg(long, value_enum)]
     layout: Option<Layout>,
     /// Partition; may be given several times. The coordinator runs beside the reward servers.

@@ -1,5 +1,5 @@
-//! What many places need beside the ring, as components of Kustomize: a place's own `kustomization.yaml` names
-//! the rendered folder as its resource, the components that it wants, and patches of its own.
+//! What many places need beside the ring, as components of Kustomize: a place's own `kustomization.yaml`
+//! names the rendered folder as its resource, the components that it wants, and patches of its own.
 //!
 //! | component     | what                                                                                    |
 //! |---------------|-----------------------------------------------------------------------------------------|

@@ -23,7 +23,6 @@ const NAMES_CACHE: &str = "169.254.20.10/32";
 
 /// The policies of a ring.
 pub(super) fn policies(manifests: &Manifests<'_>) -> Vec<Value> {
-    let among = |role| ingress(&manifests.labels(role), &json!({ "from": computing(manifests) }));
     let everywhere = json!([{ "namespaceSelector": {} }]);
     let mut policies = Vec::new();
     for role in Role::ALL {
@@ -37,7 +36,7 @@ pub(super) fn policies(manifests: &Manifests<'_>) -> Vec<Value> {
                 ingress(&labels, &json!({ "from": ring, "ports": ports(COORDINATOR_PORT) }))
             }
             Role::RewardServer => graded(manifests, &labels),
-            Role::Learner | Role::Actor => among(role),
+            Role::Learner | Role::Actor => ingress(&labels, &json!({ "from": computing(manifests) })),
         };
         policies.push(manifests.object_of(role, NETWORK_POLICY, &manifests.name_of(role), spec));
     }
