@@ -164,6 +164,7 @@ impl Error {
     pub fn is_disk_full(&self) -> bool {
         match self {
             Self::Rank { is_disk_full, .. } => *is_disk_full,
+            Self::Io(error) => service::is_disk_full(error),
             other => service::is_disk_full(other),
         }
     }
@@ -184,4 +185,23 @@ pub struct Resumed {
     pub batch: BatchId,
     /// Whether the configuration is another than the one it was written under.
     pub config_changed: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_known_wherever_it_was_met() {
+        let met =
+            |kind| FileError { action: "write", path: "manifest.json".into(), source: io::Error::from(kind) };
+        assert!(Error::from(met(io::ErrorKind::StorageFull)).is_disk_full());
+        assert!(!Error::from(met(io::ErrorKind::PermissionDenied)).is_disk_full());
+        for is_disk_full in [false, true] {
+            let other = Error::Rank { rank: 1, reason: "it said so".to_owned(), is_disk_full };
+            assert_eq!(other.is_disk_full(), is_disk_full);
+        }
+    }
 }

@@ -400,10 +400,15 @@ async fn ten_thousand_streams_without_a_hello_take_little_and_give_it_back() {
     assert_eq!(ends.keys().collect::<Vec<_>>(), ["Some(ResourceExhausted)"]);
     assert!(most < memory_before + MEMORY_LIMIT_KIB, "from {memory_before} to {most} KiB");
     assert!(longest < Duration::from_secs(2), "{longest:?}");
-    // It has been given back: the next crowd finds room in what the first has left.
-    let (_, again, _) = crowd(&guarded).await;
-    println!("the next crowd: at most {again} KiB");
-    assert!(again < most + MEMORY_LIMIT_KIB / 4, "from {most} to {again} KiB");
+    // It has been given back: the next crowds find room in what the first has left, or nearly so.
+    for crowds in 2..=4 {
+        let (_, again, _) = crowd(&guarded).await;
+        println!("crowd {crowds}: at most {again} KiB");
+        assert!(
+            again < memory_before + 3 * MEMORY_LIMIT_KIB / 2,
+            "crowd {crowds}: from {most} to {again} KiB"
+        );
+    }
     assert_eq!(guarded.state().await, before);
     // Who has something to say is heard.
     learner(&guarded.address("learner"), "learner", 1).await.unwrap().next().await.unwrap();
