@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 
 use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::{binary, read_until};
@@ -170,7 +172,7 @@ impl TinyRing {
     }
 }
 
-/// A ring that runs.
+/// A ring that runs. It is told to stop when the test is over, however that ends.
 #[derive(Debug)]
 pub struct Running {
     child: Child,
@@ -202,6 +204,14 @@ impl Running {
         self.wait_for(enough).map(drop)
     }
 
+    /// Tells it to stop, as a user's Ctrl-C or a scheduler does.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        kill(Pid::from_raw(self.id()), Signal::SIGTERM).context("SIGTERM to sluice run")
+    }
+
     /// The id of the command's own process.
     pub fn id(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap_or(i32::MAX)
@@ -215,5 +225,13 @@ impl Running {
         let mut rest = String::new();
         std::io::Read::read_to_string(&mut self.said, &mut rest)?;
         Ok((self.child.wait()?, rest))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            drop(self.stop());
+        }
     }
 }

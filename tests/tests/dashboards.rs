@@ -15,15 +15,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tests::{TinyRing, root};
 
-/// A run that ends with the test, and takes its processes with it.
-struct Ended(i32);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0), nix::sys::signal::Signal::SIGTERM);
-    }
-}
-
 /// A process that ends with the test.
 struct Killed(Child);
 
@@ -132,7 +123,6 @@ fn every_query_of_the_dashboard_has_an_answer_in_a_live_ring() {
     assert!(text.contains("yardstick"));
     fs::write(&recipe, text).unwrap();
     let mut running = ring.start().unwrap();
-    let ended = Ended(running.id());
     running.wait_for_batches(2).unwrap();
     let targets = targets(&ring.output().join("ring"));
     assert_eq!(targets.len(), 4, "{targets:?}");
@@ -164,7 +154,7 @@ fn every_query_of_the_dashboard_has_an_answer_in_a_live_ring() {
         let said = [output.stdout, output.stderr].concat();
         assert!(output.status.success(), "{role}: {}", String::from_utf8_lossy(&said));
     }
-    drop(ended);
+    running.stop().unwrap();
     let (status, said) = running.end().unwrap();
     assert!(status.success(), "{said}");
 }

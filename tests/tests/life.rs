@@ -151,7 +151,7 @@ fn a_drain_before_the_first_checkpoint_is_no_failure() {
     let folder = tempfile::tempdir().unwrap();
     let ring = long_ring(folder.path());
     let first = ring.start().unwrap();
-    kill(Pid::from_raw(first.id()), Signal::SIGTERM).unwrap();
+    first.stop().unwrap();
     let (status, said) = first.end().unwrap();
     assert_eq!(status.code(), Some(0), "{said}");
     assert!(said.contains("stopped "), "{said}");

@@ -10,8 +10,6 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use nix::pty::{Winsize, openpty};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tests::{TinyRing, binary};
 use tokio::time::Instant;
 
@@ -148,7 +146,7 @@ fn a_live_view_shows_the_run_says_when_nobody_answers_and_is_left_by_q() {
     view.wait_for("tiny-ring");
     // Twice: at once.
     for _ in 0..2 {
-        kill(Pid::from_raw(running.id()), Signal::SIGTERM).unwrap();
+        running.stop().unwrap();
         std::thread::sleep(Duration::from_millis(200));
     }
     running.end().unwrap();
