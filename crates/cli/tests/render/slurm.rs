@@ -67,13 +67,12 @@ case "$*" in
 esac
 "#;
 
-/// Notes its start, writes its address file, and leaves when everybody is told to, or as a file of its name
+/// Notes its process, then its start, writes its address file, and leaves when everybody is told to, or as a file of its name
 /// says.
 const ROLE: &str = r#"#!/bin/bash
 role=${0##*/}
-echo "$role $*" >>record
-echo $$ >"$role.id"
 echo $$ >>"$role.ids"
+echo "$role $*" >>record
 for word; do
     case $word in service.address_file=*) address_file=${word#*=} ;; esac
 done
@@ -143,9 +142,15 @@ impl Job {
         panic!("the record never held {count} lines with {text:?}:\n{}", self.project.read("record"));
     }
 
+    /// The processes of a role, as they started. Who is in the record is here.
+    fn processes(&self, role: &str) -> Vec<Pid> {
+        let ids = self.project.read(&format!("sluice-{role}.ids"));
+        ids.lines().map(|id| Pid::from_raw(id.parse().unwrap())).collect()
+    }
+
     /// The session of a process: its task's.
-    fn session_of(&self, process: i32) -> Pid {
-        let process = nix::unistd::getsid(Some(Pid::from_raw(process))).unwrap();
+    fn session_of(&self, process: Pid) -> Pid {
+        let process = nix::unistd::getsid(Some(process)).unwrap();
         let sessions = self.project.read("sessions");
         assert!(sessions.lines().any(|session| session == process.to_string()), "{process} in {sessions}");
         process
@@ -328,8 +333,7 @@ fn a_job_that_slurm_ends_hears_nothing_from_its_script() {
     fs::write(job.project.path("state"), "COMPLETING\n").unwrap();
     kill(job.id(), Signal::SIGTERM).unwrap();
     // Slurm tells every process of the job; here, by hand, the coordinator.
-    let id = job.project.read("sluice-coordinator.id").trim_end().parse().unwrap();
-    kill(Pid::from_raw(id), Signal::SIGTERM).unwrap();
+    kill(job.processes("coordinator")[0], Signal::SIGTERM).unwrap();
     let (code, said) = job.end();
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(said.matches("sluice-coordinator told").count(), 1, "{said}");
@@ -355,8 +359,8 @@ fn steps_that_are_told_make_the_ring_drain_and_queue_itself_again() {
     let job = Job::start(|_| ());
     job.everybody_runs();
     // Slurm signals every process of a step: for each reward server its member.sh, and its child.
-    for id in job.project.read("sluice-reward-server.ids").lines() {
-        killpg(job.session_of(id.parse().unwrap()), Signal::SIGTERM).unwrap();
+    for process in job.processes("reward-server") {
+        killpg(job.session_of(process), Signal::SIGTERM).unwrap();
     }
     let (code, said) = job.end();
     assert_eq!(code, Some(0), "{said}");
@@ -389,9 +393,7 @@ fn actors_wait_for_a_ring_that_comes_back_elsewhere() {
 fn an_actor_that_slurm_tells_to_leave_queues_itself_again() {
     let job = Job::start(|_| ());
     job.everybody_runs();
-    let id = job.project.read("sluice-actor.id").trim_end().parse().unwrap();
-    let session = job.session_of(id);
-    killpg(session, Signal::SIGTERM).unwrap();
+    killpg(job.session_of(job.processes("actor")[0]), Signal::SIGTERM).unwrap();
     let asked = job.record_with(1, "scontrol requeue");
     let alone = ["88_0", "88_1", "88_2"].iter().any(|id| asked == [format!("scontrol requeue {id}")]);
     assert!(alone, "one task of the array, not all of it: {asked:?}");
@@ -437,8 +439,7 @@ fn what_dies_is_started_again_and_found_where_it_was() {
 
     let job = Job::start(|_| ());
     job.everybody_runs();
-    let id = job.project.read("sluice-coordinator.id").trim_end().parse().unwrap();
-    kill(Pid::from_raw(id), Signal::SIGKILL).unwrap();
+    kill(job.processes("coordinator")[0], Signal::SIGKILL).unwrap();
     let starts = job.record_with(2, "sluice-coordinator --config");
     assert!(starts[0].contains("--set listen=0.0.0.0:0 "), "{starts:?}");
     assert!(starts[1].contains("--set listen=0.0.0.0:7700 "), "{starts:?}");
