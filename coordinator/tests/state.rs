@@ -16,6 +16,8 @@ mod detectors;
 mod drain;
 #[path = "state/evaluations.rs"]
 mod evaluations;
+#[path = "state/fuzzed_journal.rs"]
+mod fuzzed_journal;
 #[path = "state/hopeless.rs"]
 mod hopeless;
 #[path = "state/journal.rs"]

@@ -214,3 +214,39 @@ impl RecipeFile {
         self.layers.table().get(name).and_then(Value::as_table).cloned().unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a person may write: an error that names the file or the key, or a recipe that can be shown and read
+    /// back the same.
+    #[test]
+    fn fuzzed_recipes_are_refused_in_words_or_read_back_the_same() {
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+        let recipes = [
+            "tiny-coder/recipe.toml",
+            "grpo/recipe.toml",
+            "own-model/recipe.toml",
+            "pf-ppo-study/online.toml",
+        ];
+        let good = recipes.map(|recipe| std::fs::read(examples.join(recipe)).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recipe.toml");
+        let read = || RecipeFile::read(&path, Environment::LeftOut, &[]);
+        fuzz::run("recipes", &good, |bytes| {
+            std::fs::write(&path, bytes).unwrap();
+            match read() {
+                Ok(file) => {
+                    std::fs::write(&path, service::config::render(&file.recipe)).unwrap();
+                    let again = read().expect("what is shown can be read");
+                    assert_eq!(service::config::render(&again.recipe), service::config::render(&file.recipe));
+                }
+                Err(error) => {
+                    let said = format!("{error:#}");
+                    assert!(!said.trim().is_empty() && said.len() < 1 << 16, "{said}");
+                }
+            }
+        });
+    }
+}

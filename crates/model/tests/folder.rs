@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 
 use model::folder::{self, Error, MANIFEST};
 use model::{Architecture, Dimensions, LoadOptions, ModelConfig, SaveOptions, Weights};
@@ -291,28 +290,41 @@ fn companions_travel_with_the_model() {
     assert_eq!(listed, [("tokenizer.json", b"{}".to_vec()), ("chat_template.jinja", b"{{ x }}".to_vec())]);
 }
 
+/// Damages one file of a model folder: an error that names the folder's file, or the model.
+fn fuzz_file(name: &str, others: &[Vec<u8>], options: &LoadOptions) {
+    let saved = saved();
+    let mut good = others.to_vec();
+    good.push(fs::read(saved.path.join(name)).unwrap());
+    fuzz::run(name, &good, |bytes| {
+        fs::write(saved.path.join(name), bytes).unwrap();
+        if let Err(error) = folder::load(&saved.path, options) {
+            let said = error.to_string();
+            assert!(said.contains(saved.path.to_str().unwrap()) && said.len() < 4096, "{said}");
+        }
+    });
+}
+
+#[test]
+fn fuzzed_weights_are_named_or_loaded() {
+    let other = saved_with(&config(Architecture::Qwen2), &SaveOptions::default());
+    let other = fs::read(other.path.join("model.safetensors")).unwrap();
+    let unverified = LoadOptions { verify: false, ..LoadOptions::default() };
+    fuzz_file("model.safetensors", &[other], &unverified);
+}
+
+#[test]
+fn fuzzed_configurations_are_named_or_loaded() {
+    let unverified = LoadOptions { verify: false, ..LoadOptions::default() };
+    fuzz_file("config.json", &[], &unverified);
+}
+
+#[test]
+fn fuzzed_manifests_are_named_or_right() {
+    fuzz_file(MANIFEST, &[], &LoadOptions::default());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Whatever bytes stand where weights should be: an error or the model, never a panic.
-    #[test]
-    fn junk_weights_never_panic(cut in 0usize..6000, at in 0usize..2000, junk in proptest::collection::vec(any::<u8>(), 0..40)) {
-        static WHOLE: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
-            let saved = saved();
-            ["config.json", "model.safetensors"].map(|name| fs::read(saved.path.join(name)).unwrap())
-        });
-        let [config, mut bytes] = WHOLE.clone();
-        bytes.truncate(bytes.len().saturating_sub(cut));
-        for (offset, byte) in junk.iter().enumerate() {
-            if let Some(place) = bytes.get_mut(at + offset) {
-                *place = *byte;
-            }
-        }
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
-        fs::write(dir.path().join("config.json"), config).unwrap();
-        drop(unverified(dir.path()));
-    }
 
     /// Whatever `config.json` says: an error, or dimensions within their bounds.
     #[test]

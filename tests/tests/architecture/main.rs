@@ -18,7 +18,7 @@ use workspace::{metadata, sources};
 const MAX_FILE_LINES: usize = 500;
 
 /// Who may know whom. Nothing else.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("types", &[]),
     ("algo", &[]),
     ("service", &[]),
@@ -27,6 +27,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ("sandbox", &[]),
     ("extraction", &["sandbox"]),
     ("torch-build", &[]),
+    ("fuzz", &[]),
     ("proto", &["types"]),
     ("engine", &["types", "model"]),
     ("openai", &["engine", "types", "model"]),
