@@ -194,3 +194,67 @@ impl Sessions {
         self.0.remove(key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::Request;
+
+    use super::*;
+
+    /// An actor's stream, and the end of it that the stream reads.
+    fn actor(number: u64) -> (SessionId, Outbox, mpsc::Receiver<Result<ActorCommand, Closing>>) {
+        let (sender, receiver) = mpsc::channel(OUTBOX_CAPACITY);
+        let (member, incarnation) = ("actor-0".parse().unwrap(), Incarnation(number));
+        let origin = Origin::of(&Request::new(()));
+        (
+            SessionId { role: Role::Actor, member, incarnation, number, origin },
+            Outbox::Actor(sender),
+            receiver,
+        )
+    }
+
+    #[test]
+    fn a_member_that_does_not_read_loses_its_stream() {
+        let (id, outbox, mut receiver) = actor(1);
+        let mut sessions = Sessions::default();
+        sessions.open(id.clone(), outbox);
+        for _ in 0..OUTBOX_CAPACITY {
+            sessions.send_to_actor(&id.member, ActorCommand::Finish);
+            assert!(sessions.is_current(&id));
+        }
+        sessions.send_to_actor(&id.member, ActorCommand::Finish);
+        assert!(!sessions.is_current(&id));
+        let mut read = 0;
+        while let Some(command) = receiver.blocking_recv() {
+            assert_eq!(command, Ok(ActorCommand::Finish));
+            read += 1;
+        }
+        assert_eq!(read, OUTBOX_CAPACITY, "what it was told before is still there, and then the end");
+    }
+
+    /// Its end is on the way to the loop, which tells the state machine of it; a session that were gone by then
+    /// would be nobody's, and its responses would wait for their time-out.
+    #[test]
+    fn a_member_that_died_while_it_was_told_something_is_noticed_by_the_end_of_its_stream() {
+        let (id, outbox, receiver) = actor(1);
+        let mut sessions = Sessions::default();
+        sessions.open(id.clone(), outbox);
+        drop(receiver);
+        sessions.send_to_actor(&id.member, ActorCommand::Finish);
+        assert!(sessions.is_current(&id), "the end that comes is its own");
+        sessions.ended(id.role, &id.member);
+        assert!(!sessions.is_current(&id));
+    }
+
+    #[test]
+    fn the_end_of_an_older_stream_is_not_the_members() {
+        let mut sessions = Sessions::default();
+        let (old, outbox, mut receiver) = actor(1);
+        sessions.open(old.clone(), outbox);
+        let (new, outbox, _receiver) = actor(2);
+        sessions.open(new.clone(), outbox);
+        assert!(!sessions.is_current(&old) && sessions.is_current(&new));
+        let Some(Err(Closing::Refuse(reason))) = receiver.blocking_recv() else { panic!("told nothing") };
+        assert!(reason.contains("another process has joined under this name"), "{reason}");
+    }
+}

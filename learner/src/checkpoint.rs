@@ -41,7 +41,7 @@ use crate::disk::FileError;
 pub use consumed::Consumed;
 pub use fence::Writer;
 pub(crate) use optimizer_shards::{OptimizerShards, file_name as optimizer_file_name};
-pub use write::PendingCheckpoint;
+pub use write::{PendingCheckpoint, WrittenCheckpoint};
 
 /// The fewest checkpoints that are kept.
 const MIN_KEPT_COUNT: usize = 2;

@@ -59,6 +59,12 @@ pub const METRICS: &[Metric] = &[
     .by(&[Label::one_of("phase", &["prepare", "update", "all", "publish"])]),
     Metric::histogram("rlhf_learner_broadcast_seconds", "Time of a weight broadcast."),
     Metric::gauge("rlhf_learner_checkpointed_batch", "The last batch that a checkpoint holds."),
+    Metric::gauge("rlhf_learner_checkpoint_every", "Batches from one checkpoint to the next, as configured."),
+    Metric::histogram(
+        "rlhf_learner_checkpoint_seconds",
+        "Time of a checkpoint, from the copy to its name on the disk, most of it beside the next steps.",
+    ),
+    Metric::gauge("rlhf_learner_checkpoint_bytes", "Size of the last checkpoint, all ranks' files."),
     Metric::counter(
         "rlhf_learner_checkpoints_put_off_total",
         "Checkpoints that found no room on the disk; each is tried again, and training goes on.",
@@ -112,6 +118,17 @@ pub(crate) fn step(step: &StepMetrics) {
 /// A checkpoint that holds this batch is complete.
 pub(crate) fn checkpointed(batch: BatchId) {
     gauge!("rlhf_learner_checkpointed_batch").set(batch.0 as f64);
+}
+
+/// A checkpoint will be begun after every so many batches.
+pub(crate) fn checkpoint_every(batches: u64) {
+    gauge!("rlhf_learner_checkpoint_every").set(batches as f64);
+}
+
+/// A checkpoint was written.
+pub(crate) fn checkpoint_written(bytes: u64, seconds: f64) {
+    histogram!("rlhf_learner_checkpoint_seconds").record(seconds);
+    gauge!("rlhf_learner_checkpoint_bytes").set(bytes as f64);
 }
 
 /// Weights were broadcast.

@@ -83,9 +83,10 @@ pub const PROCESS_METRICS: &[Metric] = &[
          that was too large or unreadable, or before a hello.",
     )
     .by(&[Label::one_of("reason", &StreamEnd::NAMES)]),
-    Metric::gauge("rlhf_build_info", "Constant 1; the labels name the role and the version.").by(&[
+    Metric::gauge("rlhf_build_info", "Constant 1; the labels name the role and the build.").by(&[
         Label::one_of("role", &["coordinator", "reward-server", "learner", "actor"]),
         Label::described("version", "the release"),
+        Label::described("commit", "as `SLUICE_COMMIT` said when it was built, else `unknown`"),
     ]),
     Metric::gauge("process_resident_memory_bytes", "Resident memory of this process."),
     Metric::counter(
@@ -94,6 +95,7 @@ pub const PROCESS_METRICS: &[Metric] = &[
     ),
     Metric::gauge("process_open_fds", "Open file descriptors of this process."),
     Metric::gauge("process_threads", "Threads of this process."),
+    Metric::gauge("process_start_time_seconds", "When this process was started, seconds since 1970."),
 ];
 
 /// Upper bounds of histogram buckets for durations, from a tenth of a millisecond to ten minutes.
@@ -151,7 +153,8 @@ pub(crate) fn refused(reason: Reason) {
 
 #[expect(clippy::disallowed_macros, reason = "this is the crate's metrics.rs")]
 fn build_info(role: &'static str) {
-    metrics::gauge!("rlhf_build_info", "role" => role, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    let (version, commit) = (env!("CARGO_PKG_VERSION"), option_env!("SLUICE_COMMIT").unwrap_or("unknown"));
+    metrics::gauge!("rlhf_build_info", "role" => role, "version" => version, "commit" => commit).set(1.0);
 }
 
 /// Reads the process's own figures, just before they are rendered.
@@ -168,6 +171,10 @@ pub(crate) fn observe_process() {
     if let Some(ticks) = cpu_ticks(&stat) {
         metrics::counter!("process_cpu_seconds_total").absolute(ticks / TICKS_PER_SECOND);
     }
+    let system = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    if let Some(started) = start_time(&stat, &system) {
+        metrics::gauge!("process_start_time_seconds").set(started);
+    }
     if let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") {
         metrics::gauge!("process_open_fds").set(descriptors.count() as f64);
     }
@@ -178,6 +185,15 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+/// When a process was started, seconds since 1970: ticks after boot in `/proc/self/stat`, and the time of boot in
+/// `/proc/stat`.
+fn start_time(stat: &str, system: &str) -> Option<f64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    let boot: u64 = system.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(boot as f64 + ticks as f64 / TICKS_PER_SECOND as f64)
 }
 
 /// The number behind a name in `/proc/self/status`.
@@ -195,5 +211,13 @@ mod tests {
         let stat = "42 (a (b) 7) R 1 2 3 4 5 6 7 8 9 10 250 150 0 0 20";
         assert_eq!(cpu_ticks(stat), Some(400));
         assert_eq!(cpu_ticks("42 (cut off"), None);
+    }
+
+    #[test]
+    fn a_process_started_so_many_ticks_after_boot() {
+        let stat = "42 (a (b) 7) R 1 2 3 4 5 6 7 8 9 10 250 150 0 0 20 0 4 0 12345 1 2";
+        assert_eq!(start_time(stat, "cpu 1 2\nbtime 1700000000\nprocesses 3\n"), Some(1_700_000_123.45));
+        assert_eq!(start_time(stat, "cpu 1 2\n"), None);
+        assert_eq!(start_time("42 (cut off) R 1", "btime 1\n"), None);
     }
 }

@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::warn;
 use types::{BatchId, RunId};
 
@@ -26,6 +28,18 @@ pub struct PendingCheckpoint {
     target: PathBuf,
     manifest: Manifest,
     writer: WriterThread,
+    begun: Instant,
+}
+
+/// A checkpoint that is whole.
+#[derive(Debug)]
+pub struct WrittenCheckpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// The length of all its files but the manifest, those of every rank.
+    pub bytes: u64,
+    /// From its beginning to its name.
+    pub time: Duration,
 }
 
 impl PendingCheckpoint {
@@ -73,7 +87,7 @@ impl Checkpoints {
     /// What the system refuses, on this rank or another. Then nothing is left under a checkpoint's name,
     /// older checkpoints are untouched, and training may go on.
     pub fn save(&self, trainer: &Trainer, run: &RunId, batch: BatchId) -> Result<PathBuf> {
-        self.finish(trainer, self.start(trainer, run, batch)?)
+        Ok(self.finish(trainer, self.start(trainer, run, batch)?)?.path)
     }
 
     /// Copies everything that a checkpoint holds and starts to write the copy, beside further steps. All
@@ -82,14 +96,15 @@ impl Checkpoints {
     /// # Errors
     /// A folder that cannot be made, a rank that is lost.
     pub fn start(&self, trainer: &Trainer, run: &RunId, batch: BatchId) -> Result<PendingCheckpoint> {
+        let begun = Instant::now();
         let name = folders::final_name(batch);
         let is_first = trainer.ranks.rank() == 0;
-        let begun = || {
-            self.check_writer()?;
-            begin(&self.folder, &name)
+        let folder = if is_first {
+            self.check_writer().and_then(|()| begin(&self.folder, &name))
+        } else {
+            Ok(String::new())
         };
-        let begun = if is_first { begun() } else { Ok(String::new()) };
-        let partial = self.folder.join(agreement::of_first(&trainer.ranks, begun)?);
+        let partial = self.folder.join(agreement::of_first(&trainer.ranks, folder)?);
         let manifest = Manifest {
             format: FORMAT,
             run: run.clone(),
@@ -114,7 +129,7 @@ impl Checkpoints {
             .map_err(FileError::on("start a thread for", &partial))
             .map_err(Error::from)?;
         let writer = WriterThread { handle: Some(handle) };
-        Ok(PendingCheckpoint { partial, target: self.folder.join(name), manifest, writer })
+        Ok(PendingCheckpoint { partial, target: self.folder.join(name), manifest, writer, begun })
     }
 
     /// Waits for a checkpoint that was started, gives it its name, and deletes all but the newest. All ranks
@@ -122,11 +137,13 @@ impl Checkpoints {
     ///
     /// # Errors
     /// As for [`save`](Self::save).
-    pub fn finish(&self, trainer: &Trainer, pending: PendingCheckpoint) -> Result<PathBuf> {
-        let PendingCheckpoint { partial, target, mut manifest, writer } = pending;
+    pub fn finish(&self, trainer: &Trainer, pending: PendingCheckpoint) -> Result<WrittenCheckpoint> {
+        let PendingCheckpoint { partial, target, mut manifest, writer, begun } = pending;
         let ranks = &trainer.ranks;
         let is_first = ranks.rank() == 0;
+        let mut bytes = 0;
         let committed = agreement::all_files(ranks, writer.join())?.and_then(|files| {
+            bytes = files.values().map(|file| file.bytes).sum();
             manifest.files = files;
             if is_first {
                 self.check_writer()?;
@@ -143,7 +160,7 @@ impl Checkpoints {
         if is_first {
             prune(&self.folder, self.keep);
         }
-        Ok(target)
+        Ok(WrittenCheckpoint { path: target, bytes, time: begun.elapsed() })
     }
 }
 

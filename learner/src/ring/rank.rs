@@ -23,8 +23,9 @@ use types::{BatchId, HostPort, RunId};
 
 use super::command::{RankCommand, RunTerms, decode, encode};
 use super::config::Config;
-use crate::checkpoint::{self, Checkpoints, PendingCheckpoint};
+use crate::checkpoint::{self, Checkpoints, PendingCheckpoint, WrittenCheckpoint};
 use crate::error::Error;
+use crate::metrics;
 use crate::ppo::{CriticSource, Trainer, TrainerConfig};
 
 /// Commands that may wait: the coordinator sends two batches ahead.
@@ -385,7 +386,10 @@ impl Rank {
                 self.put_off(&error);
                 return Ok(Some(IsWhole(false)));
             }
-            finished => drop(finished?),
+            written => {
+                let WrittenCheckpoint { bytes, time, .. } = written?;
+                metrics::checkpoint_written(bytes, time.as_secs_f64());
+            }
         }
         (self.written, self.put_off_until) = (batch, None);
         self.tell(RankEvent::Checkpointed(batch));

@@ -78,6 +78,7 @@ impl RingLoop {
     ) -> Self {
         let Offered { manifest, vocabulary } = offered;
         let config = &context.config;
+        metrics::checkpoint_every(config.checkpoint_every);
         Self {
             link: CoordinatorLink::new(
                 config.coordinator.clone(),
