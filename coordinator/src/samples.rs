@@ -1,15 +1,15 @@
 //! Responses that people can read: some of each batch, with all that is known about them.
 //!
 //! Which prompts are followed is decided when they are leased, so that neither short responses nor good ones
-//! are preferred. A followed prompt's texts are kept until its group is complete; then its responses are
-//! written, of a large group those from the worst to the best in equal steps. Nothing of it is part of the
+//! are preferred. What is seen of a followed prompt's responses is kept until its group is complete; then they
+//! are written, of a large group those from the worst to the best in equal steps. Nothing of it is part of the
 //! run: what a coordinator followed when it died is forgotten.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use types::{PromptId, RolloutId, ScoredRollout, Texts, Timestamp};
+use types::{MemberId, PromptId, RolloutId, ScoredRollout, Texts, Timestamp};
 
 use crate::samples_file::SamplesFile;
 use crate::state::{EndedResponse, Grant, GroupEnd};
@@ -18,6 +18,8 @@ use crate::state::{EndedResponse, Grant, GroupEnd};
 const REFILL_DELAY: Duration = Duration::from_secs(60);
 /// Prompts that are followed at a time, for each line of a batch: groups may take longer than batches.
 const FOLLOWED_PER_LINE: usize = 4;
+/// Log-probs of a response that are written, from its first token on.
+const LOGPROBS_PER_LINE: usize = 4096;
 
 /// Chooses, collects and writes.
 #[derive(Debug)]
@@ -35,7 +37,20 @@ pub(crate) struct Samples {
 #[derive(Debug)]
 struct Followed {
     lines: usize,
-    texts: BTreeMap<RolloutId, Texts>,
+    /// Of each sibling the newest attempt.
+    responses: BTreeMap<RolloutId, Seen>,
+}
+
+/// What was seen of a response before its group was complete.
+#[derive(Debug, Default)]
+struct Seen {
+    /// When its prompt was leased, and to whom.
+    leased: Option<(Timestamp, MemberId)>,
+    /// When its score came, and from whom.
+    scored: Option<(Timestamp, MemberId)>,
+    texts: Option<Texts>,
+    /// Of the tokens that the policy drew, as it drew them.
+    logprobs: Vec<f32>,
 }
 
 /// A line of the file.
@@ -49,6 +64,12 @@ struct Line<'a> {
     prompt_id: String,
     /// The response: the prompt, sibling, attempt.
     id: String,
+    /// The actor, and when the prompt was leased to it, in milliseconds since 1970.
+    actor: Option<&'a str>,
+    leased_unix_ms: Option<u64>,
+    /// The reward server, and when its score came.
+    reward_server: Option<&'a str>,
+    scored_unix_ms: Option<u64>,
     /// The version that drew its first token.
     version: u64,
     /// The prompt as the scorers read it.
@@ -59,6 +80,11 @@ struct Line<'a> {
     scorers: &'a BTreeMap<String, f64>,
     outcome: Option<f32>,
     response_tokens: u32,
+    /// Log-probs of the tokens that the policy drew, as it drew them: their mean, the lowest, and each of the
+    /// first.
+    logprob_mean: Option<f32>,
+    logprob_min: Option<f32>,
+    logprobs: Vec<f32>,
     /// `stop` or `length`.
     finish_reason: &'static str,
     /// `trains`, or why not.
@@ -74,8 +100,8 @@ impl Samples {
         Self { file, per_batch, left: per_batch, refilled_at, followed: BTreeMap::new() }
     }
 
-    /// Prompts are leased: some may be followed.
-    pub(crate) fn leased(&mut self, now: Timestamp, grant: &Grant) {
+    /// Prompts are leased to an actor: some may be followed.
+    pub(crate) fn leased(&mut self, now: Timestamp, actor: &MemberId, grant: &Grant) {
         if now.since(self.refilled_at) >= REFILL_DELAY {
             self.refill(now);
         }
@@ -84,18 +110,26 @@ impl Samples {
             let lines = group.wanted.len().min(self.left);
             if lines > 0 && room && !self.followed.contains_key(&group.prompt) {
                 self.left -= lines;
-                self.followed.insert(group.prompt, Followed { lines, texts: BTreeMap::new() });
+                self.followed.insert(group.prompt, Followed { lines, responses: BTreeMap::new() });
+            }
+            if let Some(followed) = self.followed.get_mut(&group.prompt) {
+                for id in &group.wanted {
+                    followed.responses.retain(|other, _| other.sibling != id.sibling);
+                    let seen = Seen { leased: Some((now, actor.clone())), ..Seen::default() };
+                    followed.responses.insert(*id, seen);
+                }
             }
         }
     }
 
-    /// A response counts.
-    pub(crate) fn scored(&mut self, scored: &ScoredRollout) {
+    /// A response counts, with the score that a reward server says.
+    pub(crate) fn scored(&mut self, now: Timestamp, server: &MemberId, scored: &ScoredRollout) {
         let id = scored.rollout().id();
-        if let Some(followed) = self.followed.get_mut(&id.prompt)
-            && let Some(texts) = &scored.remarks().texts
-        {
-            followed.texts.insert(id, texts.clone());
+        if let Some(followed) = self.followed.get_mut(&id.prompt) {
+            let seen = followed.responses.entry(id).or_default();
+            seen.scored = Some((now, server.clone()));
+            seen.texts.clone_from(&scored.remarks().texts);
+            seen.logprobs = scored.rollout().rollout_logprobs().to_vec();
         }
     }
 
@@ -113,11 +147,11 @@ impl Samples {
     /// # Errors
     /// When the file cannot be written.
     pub(crate) fn ended(&mut self, now: Timestamp, group: &GroupEnd) -> anyhow::Result<()> {
-        let Some(Followed { lines, texts }) = self.followed.remove(&group.prompt) else {
+        let Some(Followed { lines, responses }) = self.followed.remove(&group.prompt) else {
             return Ok(());
         };
         for response in spread(&group.responses, lines) {
-            let line = Line::of(now, group, response, texts.get(&response.summary.id));
+            let line = Line::of(now, group, response, responses.get(&response.summary.id));
             self.file.append(serde_json::to_vec(&line)?)?;
         }
         Ok(())
@@ -125,14 +159,24 @@ impl Samples {
 }
 
 impl<'a> Line<'a> {
-    fn of(now: Timestamp, group: &GroupEnd, response: &'a EndedResponse, texts: Option<&'a Texts>) -> Self {
+    fn of(now: Timestamp, group: &GroupEnd, response: &'a EndedResponse, seen: Option<&'a Seen>) -> Self {
         let EndedResponse { summary, weight, ending } = response;
         let fate = ending.map_or_else(|| "trains".to_owned(), |ending| ending.to_string());
+        let texts = seen.and_then(|seen| seen.texts.as_ref());
+        let leased = seen.and_then(|seen| seen.leased.as_ref());
+        let scored = seen.and_then(|seen| seen.scored.as_ref());
+        let logprobs = seen.map_or(&[][..], |seen| &seen.logprobs);
+        let mean = logprobs.iter().sum::<f32>() / logprobs.len() as f32;
+        let lowest = logprobs.iter().copied().reduce(f32::min);
         Self {
             time_unix_ms: now.0,
             batch: group.batch.0,
             prompt_id: group.prompt.to_string(),
             id: summary.id.to_string(),
+            actor: leased.map(|(_, actor)| actor.as_str()),
+            leased_unix_ms: leased.map(|(at, _)| at.0),
+            reward_server: scored.map(|(_, server)| server.as_str()),
+            scored_unix_ms: scored.map(|(at, _)| at.0),
             version: summary.oldest.0,
             prompt: texts.map(Texts::prompt),
             response: texts.map(Texts::response),
@@ -140,11 +184,18 @@ impl<'a> Line<'a> {
             scorers: &summary.numbers,
             outcome: summary.outcome,
             response_tokens: summary.tokens,
+            logprob_mean: lowest.map(|_| in_ten_thousandths(mean)),
+            logprob_min: lowest.map(in_ten_thousandths),
+            logprobs: logprobs.iter().take(LOGPROBS_PER_LINE).copied().map(in_ten_thousandths).collect(),
             finish_reason: if summary.truncated { "length" } else { "stop" },
             fate,
             weight: *weight,
         }
     }
+}
+
+fn in_ten_thousandths(logprob: f32) -> f32 {
+    (logprob * 1e4).round() / 1e4
 }
 
 /// So many of some responses: all of few, else from the worst score to the best in equal steps.
@@ -162,10 +213,14 @@ fn spread(responses: &[EndedResponse], lines: usize) -> Vec<&EndedResponse> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
     use std::path::Path;
 
     use serde_json::Value;
-    use types::{BatchId, Ending, FilterReason, LeaseId, PolicyVersion};
+    use types::{
+        BatchId, Ending, FilterReason, FinishReason, LeaseId, PolicyVersion, Remarks, Rollout, RolloutParts,
+        Scores, Span,
+    };
 
     use super::*;
     use crate::state::{LeasedGroup, ScoreSummary};
@@ -203,6 +258,29 @@ mod tests {
         GroupEnd { prompt: id(ordinal, 0).prompt, batch: BatchId(3), responses }
     }
 
+    fn actor() -> MemberId {
+        "actor-7".parse().unwrap()
+    }
+
+    fn scored(id: RolloutId, logprobs: &[f32], texts: Texts) -> ScoredRollout {
+        let tokens = NonZeroU32::new(u32::try_from(logprobs.len()).unwrap()).unwrap();
+        let rollout = Rollout::new(RolloutParts {
+            id,
+            prompt_tokens: vec![1].into(),
+            response_tokens: vec![5; logprobs.len()],
+            observations: Vec::new(),
+            reward: None,
+            rollout_logprobs: logprobs.to_vec(),
+            surviving_mass: None,
+            spans: vec![Span { version: PolicyVersion(2), tokens }],
+            finish_reason: FinishReason::Stop,
+            fields: "".into(),
+        });
+        let remarks = Remarks { texts: Some(texts), ..Remarks::default() };
+        let scores = Scores { score: 1.0, ref_logprobs: Vec::new(), outcome: None };
+        ScoredRollout::new(rollout.unwrap(), scores).unwrap().with_remarks(remarks).unwrap()
+    }
+
     fn samples(folder: &Path, per_batch: usize) -> Samples {
         Samples::new(SamplesFile::open(&folder.join("samples.jsonl"), 1 << 20).unwrap(), per_batch)
     }
@@ -216,13 +294,9 @@ mod tests {
     fn a_line_says_what_became_of_a_response_and_why() {
         let folder = tempfile::tempdir().unwrap();
         let mut samples = samples(folder.path(), 2);
-        samples.leased(Timestamp(5), &grant(0..1, 2));
-        samples
-            .followed
-            .get_mut(&id(0, 0).prompt)
-            .unwrap()
-            .texts
-            .insert(id(0, 0), Texts::new("2 + 2 =", "4"));
+        samples.leased(Timestamp(5), &actor(), &grant(0..1, 2));
+        let scored = scored(id(0, 0), &[-0.25, -1.000_04], Texts::new("2 + 2 =", "4"));
+        samples.scored(Timestamp(7), &"rewards".parse().unwrap(), &scored);
         samples.ended(Timestamp(9), &ended(0, &[1.0, -0.5])).unwrap();
         let lines = lines(folder.path());
         assert_eq!(lines.len(), 2);
@@ -232,26 +306,50 @@ mod tests {
         assert_eq!(lines[1]["fate"], "filtered{strategy}");
         assert_eq!((&lines[1]["finish_reason"], &lines[1]["response"]), (&"length".into(), &Value::Null));
         assert_eq!((&lines[1]["scorers"]["regex"], &lines[1]["batch"]), (&(-0.5).into(), &3.into()));
+        assert_eq!((&lines[0]["actor"], &lines[0]["leased_unix_ms"]), (&"actor-7".into(), &5.into()));
+        assert_eq!((&lines[0]["reward_server"], &lines[0]["scored_unix_ms"]), (&"rewards".into(), &7.into()));
+        assert_eq!((&lines[1]["actor"], &lines[1]["scored_unix_ms"]), (&"actor-7".into(), &Value::Null));
+        let number = |name: &str| lines[0][name].as_f64().unwrap();
+        assert!((number("logprob_mean") + 0.625).abs() < 1e-6 && (number("logprob_min") + 1.0).abs() < 1e-6);
+        assert_eq!(lines[0]["logprobs"].to_string(), "[-0.25,-1.0]");
+        assert_eq!(
+            (&lines[1]["logprob_mean"], &lines[1]["logprobs"]),
+            (&Value::Null, &serde_json::json!([]))
+        );
+    }
+
+    #[test]
+    fn of_a_response_that_was_issued_again_the_last_attempt_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut samples = samples(folder.path(), 1);
+        samples.leased(Timestamp(5), &actor(), &grant(0..1, 1));
+        let again = RolloutId { attempt: 1, ..id(0, 0) };
+        let groups = vec![LeasedGroup { prompt: again.prompt, wanted: vec![again] }];
+        let grant = Grant { id: LeaseId(2), groups, timeout: REFILL_DELAY };
+        samples.leased(Timestamp(8), &"actor-9".parse().unwrap(), &grant);
+        let responses = &samples.followed[&again.prompt].responses;
+        assert_eq!(responses.keys().collect::<Vec<_>>(), [&again]);
+        assert_eq!(responses[&again].leased, Some((Timestamp(8), "actor-9".parse().unwrap())));
     }
 
     #[test]
     fn prompts_are_chosen_when_leased_so_many_lines_a_batch_and_a_minute() {
         let folder = tempfile::tempdir().unwrap();
         let mut samples = samples(folder.path(), 4);
-        samples.leased(Timestamp(0), &grant(0..10, 3));
+        samples.leased(Timestamp(0), &actor(), &grant(0..10, 3));
         // The last one first: what is not followed is not written.
         for ordinal in (0..10).rev() {
             samples.ended(Timestamp(1), &ended(ordinal, &[0.0, 0.5, 1.0])).unwrap();
         }
         assert_eq!(lines(folder.path()).len(), 4);
-        samples.leased(Timestamp(2), &grant(10..20, 3));
+        samples.leased(Timestamp(2), &actor(), &grant(10..20, 3));
         assert!(samples.followed.is_empty(), "nothing is left until a batch is trained");
         samples.trained(Timestamp(3));
-        samples.leased(Timestamp(4), &grant(20..30, 3));
+        samples.leased(Timestamp(4), &actor(), &grant(20..30, 3));
         assert_eq!(samples.followed.len(), 2);
         for minute in 1..100 {
             let at = Timestamp(3) + REFILL_DELAY * minute;
-            samples.leased(at, &grant(u64::from(minute) * 100..u64::from(minute) * 100 + 10, 3));
+            samples.leased(at, &actor(), &grant(u64::from(minute) * 100..u64::from(minute) * 100 + 10, 3));
         }
         assert!(samples.followed.len() <= FOLLOWED_PER_LINE * 4, "{}", samples.followed.len());
     }

@@ -304,7 +304,7 @@ impl ServerLoop {
             && keep.contains(&scored.rollout().id())
         {
             if let Some(samples) = &mut self.samples {
-                samples.scored(&scored);
+                samples.scored(self.clock.now(), &session.member, &scored);
             }
             if let Some(summary) = failed {
                 let text = scored.remarks().texts.as_ref().map(|texts| texts.response().to_owned());
@@ -419,7 +419,7 @@ impl ServerLoop {
             Effect::Actor { member, command } => self.sessions.send_to_actor(&member, *command),
             Effect::Lease { member, grant } => {
                 if let Some(samples) = &mut self.samples {
-                    samples.leased(self.clock.now(), &grant);
+                    samples.leased(self.clock.now(), &member, &grant);
                 }
                 let lease = self.lease(grant)?;
                 self.sessions.send_to_actor(&member, ActorCommand::Lease(lease));

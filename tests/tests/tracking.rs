@@ -180,10 +180,33 @@ fn a_run_is_tracked_while_it_goes_on_and_has_a_report() {
     ] {
         assert!(html.contains(part), "{part}");
     }
+    lives_are_told(&ring.output());
     let nothing = sluice(&["report", path(folder.path())]);
     assert_eq!(nothing.status.code(), Some(2));
     let missing = ring.with("tracking.to=['wandb']").with("tracking.interpreter=/nowhere/python3");
     let refused = missing.command().unwrap().stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(2) && said.contains("tracking.to names wandb"), "{said}");
+}
+
+/// `sluice trace` of every sample of a run.
+fn lives_are_told(run: &Path) {
+    let samples = fs::read_to_string(run.join("ring/samples.jsonl")).unwrap();
+    let samples: Vec<Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(samples.iter().any(|sample| sample["fate"] == "trains"), "{samples:?}");
+    for sample in samples {
+        let logprobs = sample["logprobs"].as_array().unwrap();
+        assert_eq!(logprobs.len() as u64, sample["response_tokens"].as_u64().unwrap(), "{sample}");
+        let times =
+            ["leased_unix_ms", "scored_unix_ms", "time_unix_ms"].map(|time| sample[time].as_u64().unwrap());
+        assert!(times.is_sorted(), "{sample}");
+        let told = sluice(&["trace", path(run), sample["id"].as_str().unwrap()]);
+        let said = String::from_utf8_lossy(&told.stdout);
+        let actor = sample["actor"].as_str().unwrap();
+        assert!(told.status.success() && said.contains(&format!("leased to {actor}")), "{said}");
+        assert_eq!(said.contains("is trained: version"), sample["fate"] == "trains", "{said}");
+    }
+    let unknown = sluice(&["trace", path(run), "e9-p9"]);
+    let said = String::from_utf8_lossy(&unknown.stderr);
+    assert!(unknown.status.code() == Some(2) && said.contains("samples_per_batch"), "{said}");
 }

@@ -27,6 +27,7 @@ mod stage;
 mod sweep;
 mod token;
 mod top;
+mod trace;
 mod track;
 mod train;
 
@@ -59,6 +60,8 @@ pub(crate) enum Command {
     Dashboard(dashboard::Arguments),
     /// Writes a run as one HTML file: results, curves, what happened, samples, configuration.
     Report(report::Arguments),
+    /// The life of a response, from its lease to the step that it trained.
+    Trace(trace::Arguments),
     /// Hands the curves of runs to TensorBoard, W&B, MLflow or trackio.
     Track(track::Arguments),
     /// Writes a commented recipe to begin with.
@@ -122,6 +125,7 @@ impl Command {
             Self::Top(arguments) => on_runtime(top::run(arguments))?,
             Self::Dashboard(arguments) => on_runtime(dashboard::run(arguments))?,
             Self::Report(arguments) => report::run(&arguments)?,
+            Self::Trace(arguments) => trace::run(&arguments)?,
             Self::Track(arguments) => track::run(arguments)?,
             Self::Init(arguments) => init::run(&arguments)?,
             Self::Doctor(arguments) => return doctor::run(&arguments),

@@ -16,6 +16,11 @@ const PLACED = new Set([
   'fate',
   'weight',
   'time_unix_ms',
+  'leased_unix_ms',
+  'scored_unix_ms',
+  'logprobs',
+  'logprob_mean',
+  'logprob_min',
   'batch',
   'prompt_id',
   'text',
@@ -171,6 +176,7 @@ function sample(of) {
       el('pre', { tabindex: 0 }, text(of.prompt)),
     ),
     el('pre', { tabindex: 0, 'aria-label': 'Response' }, text(of.response)),
+    of.logprobs?.length > 0 && surprises(of),
     (components.length > 0 || facts.length > 0) &&
       el(
         'div',
@@ -178,6 +184,29 @@ function sample(of) {
         components.map(([name, value]) => el('span', {}, `${name} `, el('b', {}, number(value)))),
         facts,
       ),
+  );
+}
+
+const BARS = '▁▂▃▄▅▆▇█';
+const MOST_BARS = 96;
+
+// How unlikely the policy found its own tokens, from the first to the last: bars as high as -log p, of a long response the
+// highest of several.
+function surprises({ logprobs, logprob_mean: mean, logprob_min: lowest }) {
+  const each = Math.ceil(logprobs.length / MOST_BARS);
+  const scale = Math.max(-lowest, 1);
+  let bars = '';
+  for (let from = 0; from < logprobs.length; from += each) {
+    const height = -Math.min(...logprobs.slice(from, from + each)) / scale;
+    bars += BARS[Math.max(0, Math.min(BARS.length - 1, Math.floor(height * BARS.length)))];
+  }
+  const said = `mean ${number(mean)}, lowest ${number(lowest)}`;
+  return el(
+    'p',
+    { cls: 'surprises soft' },
+    'log-probs of its tokens ',
+    el('span', { cls: 'bars', role: 'img', 'aria-label': `log-probs of ${logprobs.length} tokens: ${said}` }, bars),
+    ` ${said}`,
   );
 }
 
