@@ -107,6 +107,14 @@ mod tests {
 
     const GRPO: GroupBaseline = GroupBaseline::MeanStd { epsilon: 1e-6 };
 
+    /// A sum of equal numbers divided by their count may be another number.
+    #[test]
+    fn equal_returns_have_exactly_no_deviation() {
+        let GroupStatistics { size, mean, std } = GroupStatistics::of(&[0.1; 3]);
+        assert_eq!((size, mean.to_bits(), std.to_bits()), (3, 0.1_f64.to_bits(), 0.0_f64.to_bits()));
+        assert!(GroupStatistics::of(&[0.1, 0.2]).std > 0.07);
+    }
+
     fn of_whole_group(baseline: GroupBaseline, scores: &[f32]) -> Vec<f32> {
         let returns: Vec<f64> = scores.iter().copied().map(f64::from).collect();
         group_advantages(baseline, scores, &vec![GroupStatistics::of(&returns); scores.len()]).unwrap()

@@ -247,6 +247,30 @@ mod tests {
         assert!(vade > in_order + 0.1, "{in_order} in order, {vade} with VADE");
     }
 
+    /// Mean and variance of many draws, each within five of its standard errors.
+    fn assert_moments(name: &str, mean: f64, variance: f64, draw: impl Fn(&mut Draws) -> f64) {
+        const DRAWS: usize = 40_000;
+        let mut draws = Draws::new(3, 1);
+        let drawn: Vec<f64> = (0..DRAWS).map(|_| draw(&mut draws)).collect();
+        let found = drawn.iter().sum::<f64>() / DRAWS as f64;
+        let squares: Vec<f64> = drawn.iter().map(|value| (value - mean).powi(2)).collect();
+        let spread = squares.iter().sum::<f64>() / DRAWS as f64;
+        let fourth = squares.iter().map(|square| (square - variance).powi(2)).sum::<f64>() / DRAWS as f64;
+        let errors = [variance, fourth].map(|of| 5.0 * (of / DRAWS as f64).sqrt());
+        assert!((found - mean).abs() < errors[0], "{name}: mean {found}, not {mean}");
+        assert!((spread - variance).abs() < errors[1], "{name}: variance {spread}, not {variance}");
+    }
+
+    #[test]
+    fn draws_have_the_moments_of_their_distributions() {
+        assert_moments("uniform", 0.5, 1.0 / 12.0, Draws::uniform);
+        assert_moments("normal", 0.0, 1.0, Draws::normal);
+        for shape in [1.0, 2.5, 40.0] {
+            assert_moments("gamma", shape, shape, |draws| draws.gamma(shape));
+        }
+        assert_moments("beta", 0.25, 3.0 / 80.0, |draws| draws.beta(1.0, 3.0));
+    }
+
     #[test]
     fn a_selection_depends_on_seed_round_and_results_alone() {
         let mut one = Posteriors::default();
