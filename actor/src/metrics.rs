@@ -59,7 +59,10 @@ pub const METRICS: &[Metric] = &[
     Metric::gauge("rlhf_actor_episodes_waiting", "Episodes that wait for their environment."),
     Metric::gauge("rlhf_actor_agents_waiting", "Agents that wait for an episode."),
     Metric::gauge("rlhf_actor_agent_episodes", "Episodes that agents play."),
-    Metric::counter("rlhf_actor_agent_calls_total", "Calls that agents made in episodes that became rollouts."),
+    Metric::counter(
+        "rlhf_actor_agent_calls_total",
+        "Calls that agents made in episodes that became rollouts.",
+    ),
     Metric::counter(
         "rlhf_actor_agent_further_sequences_total",
         "Calls among these that went on from none before, and so began a further sequence of their episode.",

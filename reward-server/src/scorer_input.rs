@@ -93,7 +93,9 @@ impl ScorerInput {
                 let prompt_end = match begin {
                     0 => self.response_start,
                     // What was given there is its prompt.
-                    _ => self.given.iter().find(|given| given.start == begin).map_or(begin, |given| given.end),
+                    _ => {
+                        self.given.iter().find(|given| given.start == begin).map_or(begin, |given| given.end)
+                    }
                 };
                 (self.tokens[begin..end].into(), prompt_end - begin)
             })

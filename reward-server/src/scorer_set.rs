@@ -322,7 +322,8 @@ impl ScorerSet {
             Scorer::RewardModel(network) => {
                 let models = self.models.as_ref().ok_or_else(|| ScoreError::error("no network is loaded"))?;
                 // Of several sequences the last: what the policy said in the end, with all that led to it.
-                let last = input.sequences().pop().map_or_else(|| Arc::clone(&input.tokens), |(last, _)| last);
+                let last =
+                    input.sequences().pop().map_or_else(|| Arc::clone(&input.tokens), |(last, _)| last);
                 let score = models.score(*network, &last).await?;
                 if !score.is_finite() {
                     return Err(ScoreError::error(format!("reward-model: the score is {score}")));

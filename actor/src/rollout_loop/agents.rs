@@ -63,7 +63,8 @@ impl RolloutLoop {
             AgentEvent::Played(played) => {
                 let Played { rollout, end, calls, sequences, given_tokens } = *played;
                 // Of one that was given up.
-                let Some(work) = self.work.number_of(rollout.id).and_then(|number| self.work.end(number)) else {
+                let Some(work) = self.work.number_of(rollout.id).and_then(|number| self.work.end(number))
+                else {
                     return;
                 };
                 let tokens = rollout.response_tokens.len();

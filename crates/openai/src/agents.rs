@@ -16,6 +16,7 @@
 //! Bounds: episodes open on an actor, calls, drawn tokens and sequences of each, bytes of a request, agents
 //! that wait, and how many episodes that are over are remembered.
 
+mod ended;
 pub(crate) mod pages;
 mod record;
 pub(crate) mod recorder;

@@ -232,7 +232,10 @@ fn run_sampling(common: Common, run: &RunDraws) -> Result<Sampling, ApiError> {
         ("top_p", common.top_p.is_none_or(|asked| asked == own.top_p())),
         ("top_k", common.top_k.is_none_or(|asked| asked.max(0) == i64::from(own.top_k()))),
         ("min_p", common.min_p.is_none_or(|asked| asked == own.min_p())),
-        ("repetition_penalty", common.repetition_penalty.is_none_or(|asked| asked == own.repetition_penalty())),
+        (
+            "repetition_penalty",
+            common.repetition_penalty.is_none_or(|asked| asked == own.repetition_penalty()),
+        ),
         ("ignore_eos", common.ignore_eos.is_none_or(|asked| asked == own.ignores_eos())),
         ("min_tokens", common.min_tokens.is_none_or(|asked| asked == 0)),
         ("seed", common.seed.is_none()),

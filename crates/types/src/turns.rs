@@ -129,7 +129,8 @@ fn saturated(count: usize) -> u32 {
 fn append_span(spans: &mut Vec<Span>, next: Span) {
     match spans.last_mut() {
         Some(last) if last.version == next.version => {
-            last.tokens = NonZeroU32::new(last.tokens.get().saturating_add(next.tokens.get())).unwrap_or(last.tokens);
+            last.tokens =
+                NonZeroU32::new(last.tokens.get().saturating_add(next.tokens.get())).unwrap_or(last.tokens);
         }
         _ => spans.push(next),
     }

@@ -24,9 +24,10 @@ use tokio::time::Instant;
 use types::{EpisodeEnd, PromptContent};
 
 use super::Agents;
+use super::ended::{Ended, Summary};
 use super::record::Unjoined;
 use super::recorder::Recorder;
-use super::table::{Ended, Leased, Refused, Summary, Verdict};
+use super::table::{Leased, Refused, Verdict};
 use crate::answer::Running;
 use crate::error::ApiError;
 use crate::kind::Kind;

@@ -144,7 +144,8 @@ impl Record {
     }
 
     fn join_tokens(&self, encoder: &PromptEncoder, tokens: &[u32]) -> anyhow::Result<Joined> {
-        let behind = self.sequences.iter().enumerate().filter(|(_, sequence)| tokens.starts_with(&sequence.tokens));
+        let behind =
+            self.sequences.iter().enumerate().filter(|(_, sequence)| tokens.starts_with(&sequence.tokens));
         let longest = behind.max_by_key(|(_, sequence)| sequence.tokens.len());
         let text = encoder.tokenizer().decode(tokens, false)?;
         Ok(match longest {
@@ -161,9 +162,10 @@ impl Record {
 
     /// The longest sequence whose text a text begins with.
     fn behind_text(&self, text: &str, is_chat: bool) -> Option<usize> {
-        let alike = self.sequences.iter().enumerate().filter(|(_, sequence)| {
-            sequence.said.is_some() == is_chat && text.starts_with(&sequence.text)
-        });
+        let alike =
+            self.sequences.iter().enumerate().filter(|(_, sequence)| {
+                sequence.said.is_some() == is_chat && text.starts_with(&sequence.text)
+            });
         alike.max_by_key(|(_, sequence)| sequence.text.len()).map(|(number, _)| number)
     }
 
@@ -278,5 +280,179 @@ impl Joined {
     /// A call that goes on from none.
     fn alone(prompt_tokens: Arc<[u32]>, text: String, conversation: Option<Conversation>) -> Self {
         Self { given: Vec::new(), prompt_tokens, behind: None, text, conversation }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroU32;
+
+    use model::{ChatTemplate, SpecialTokens};
+    use types::{PolicyVersion, PromptId, Rollout, Span};
+
+    use super::*;
+
+    const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+                          {% if m.tool_calls %}[calls]{% endif %}<|im_end|>\n{% endfor %}\
+                          {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+    fn encoder() -> PromptEncoder {
+        let special = SpecialTokens { eos: Some("<|im_end|>".to_owned()), ..SpecialTokens::default() };
+        // Words are tokens, so that letters one by one are what no encoder would write.
+        let texts = ["hello", "hello", "hello", "hello"];
+        let tokenizer = model::tokenizer::train_bpe(texts.iter(), 270, &special).unwrap();
+        let template = ChatTemplate::new(CHATML, BTreeMap::new()).unwrap();
+        PromptEncoder::new(Arc::new(tokenizer), Some(template))
+    }
+
+    fn record() -> Record {
+        Record::new(3, SystemTime::UNIX_EPOCH)
+    }
+
+    fn chat(encoder: &PromptEncoder, messages: &Value) -> Asked {
+        let fields = serde_json::from_value(json!({ "messages": messages })).unwrap();
+        Asked::Chat(Chat::read(fields, encoder.template()).unwrap_or_else(|error| panic!("{error:?}")))
+    }
+
+    fn text(text: &str) -> Asked {
+        Asked::Prompt(PromptContent::Text(text.to_owned()))
+    }
+
+    fn told(text: &str) -> Reply {
+        Reply { text: text.to_owned(), calls: Vec::new() }
+    }
+
+    /// The policy writes a text letter by letter.
+    fn letters(encoder: &PromptEncoder, text: &str, ends: bool) -> Finished {
+        let tokenizer = encoder.tokenizer();
+        let mut tokens: Vec<u32> =
+            text.chars().flat_map(|c| tokenizer.encode(&c.to_string(), false).unwrap()).collect();
+        tokens.extend(tokenizer.eos_ids().iter().filter(|_| ends));
+        let count = NonZeroU32::new(u32::try_from(tokens.len()).unwrap()).unwrap();
+        Finished {
+            id: 0,
+            rollout_logprobs: vec![-1.0; tokens.len()],
+            response_tokens: tokens,
+            surviving_mass: None,
+            top_logprobs: Vec::new(),
+            spans: vec![Span { version: PolicyVersion(1), tokens: count }],
+            cache_spans: Vec::new(),
+            finish_reason: if ends { FinishReason::Stop } else { FinishReason::Length },
+            stop_text: None,
+        }
+    }
+
+    fn keep(record: &mut Record, encoder: &PromptEncoder, call: (Joined, Reply), drawn: &Finished) {
+        record.keep(encoder.tokenizer(), call, (drawn, &Sampling::default())).unwrap();
+    }
+
+    fn decoded(encoder: &PromptEncoder, tokens: &[u32]) -> String {
+        encoder.tokenizer().decode(tokens, false).unwrap()
+    }
+
+    fn played(mut record: Record) -> (Rollout, Played) {
+        let id = RolloutId { prompt: PromptId { epoch: 0, ordinal: 1 }, sibling: 0, attempt: 0 };
+        let played = record.finish(id, None, Some(0.5)).unwrap();
+        (Rollout::new(played.rollout.clone()).unwrap(), played)
+    }
+
+    #[test]
+    fn a_chat_goes_on_from_the_exact_tokens() {
+        let (encoder, mut record) = (encoder(), record());
+        let mut messages = vec![json!({"role": "user", "content": "hello?"})];
+        let first = record.join(&encoder, chat(&encoder, &json!(messages))).unwrap();
+        assert!(first.behind.is_none());
+        let drawn = letters(&encoder, "hello", true);
+        assert_ne!(encoder.tokenizer().encode("hello", false).unwrap(), drawn.response_tokens[..5]);
+        let before = [&*first.prompt_tokens, &drawn.response_tokens].concat();
+        keep(&mut record, &encoder, (first, told("hello")), &drawn);
+        // As the package `openai` sends it back, with fields that say nothing.
+        messages.push(json!({"role": "assistant", "content": "hello", "refusal": null}));
+        messages.push(json!({"role": "user", "content": "more"}));
+        let second = record.join(&encoder, chat(&encoder, &json!(messages))).unwrap();
+        assert_eq!(second.behind, Some((0, before.len())));
+        assert!(second.prompt_tokens.starts_with(&before), "tokens were encoded again");
+        let new = "\n<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n";
+        assert_eq!(decoded(&encoder, &second.given), new);
+        keep(&mut record, &encoder, (second, told("hello")), &letters(&encoder, "hello", false));
+        let (rollout, played) = played(record);
+        assert_eq!((played.calls, played.sequences, played.end), (2, 1, EpisodeEnd::Length));
+        assert_eq!((rollout.beginnings(), rollout.reward()), (vec![], Some(0.5)));
+        assert_eq!(rollout.turns().len(), 2);
+        let whole = decoded(&encoder, &rollout.sequence());
+        assert!(whole.contains("assistant\nhello<|im_end|>\n<|im_start|>user\nmore"), "{whole}");
+    }
+
+    #[test]
+    fn a_call_that_the_policy_wrote_in_its_own_way_goes_on() {
+        let (encoder, mut record) = (encoder(), record());
+        let mut messages = vec![json!({"role": "user", "content": "6*7?"})];
+        let first = record.join(&encoder, chat(&encoder, &json!(messages))).unwrap();
+        let written = "<tool_call>{ \"name\":\"f\",  \"arguments\":{\"x\":1} }</tool_call>";
+        let arguments = json!({"x": 1}).as_object().unwrap().clone();
+        let call = model::chat::ToolCall { id: None, name: "f".to_owned(), arguments };
+        let reply = Reply { text: String::new(), calls: vec![call] };
+        keep(&mut record, &encoder, (first, reply), &letters(&encoder, written, true));
+        let function = json!({"name": "f", "arguments": "{\"x\": 1}"});
+        let call = json!({"id": "call_1", "type": "function", "function": function});
+        messages.push(json!({"role": "assistant", "content": null, "tool_calls": [call]}));
+        messages.push(json!({"role": "tool", "tool_call_id": "call_1", "content": "42"}));
+        let second = record.join(&encoder, chat(&encoder, &json!(messages))).unwrap();
+        assert!(second.behind.is_some(), "the template would have written the call otherwise");
+        assert!(decoded(&encoder, &second.prompt_tokens).contains(written));
+        // Another call than the one that was made is another history.
+        messages[1]["tool_calls"][0]["function"]["arguments"] = json!("{\"x\": 2}");
+        assert!(record.join(&encoder, chat(&encoder, &json!(messages))).unwrap().behind.is_none());
+    }
+
+    #[test]
+    fn what_does_not_go_on_is_a_further_sequence() {
+        let (encoder, mut record) = (encoder(), record());
+        let question = json!([{"role": "user", "content": "hello?"}]);
+        let (one, other) = (
+            record.join(&encoder, chat(&encoder, &question)).unwrap(),
+            record.join(&encoder, chat(&encoder, &question)).unwrap(),
+        );
+        let prompt = one.prompt_tokens.clone();
+        keep(&mut record, &encoder, (one, told("a")), &letters(&encoder, "a", true));
+        // Begun at the same time: two answers to one question, neither of which saw the other.
+        keep(&mut record, &encoder, (other, told("b")), &letters(&encoder, "b", true));
+        let summary = json!([{"role": "user", "content": "in short: a"}]);
+        let third = record.join(&encoder, chat(&encoder, &summary)).unwrap();
+        keep(&mut record, &encoder, (third, told("c")), &letters(&encoder, "c", true));
+        let fourth = json!([{"role": "user", "content": "in shorter"}]);
+        let refused = record.join(&encoder, chat(&encoder, &fourth)).unwrap_err();
+        assert!(matches!(refused, Unjoined::Full { most: 3 }), "{refused:?}");
+        assert_eq!(record.tokens(), 6);
+        let (rollout, played) = played(record);
+        assert_eq!((played.calls, played.sequences, played.end), (3, 3, EpisodeEnd::Finished));
+        let turn = prompt.len() + 2;
+        assert_eq!(rollout.beginnings(), [turn, 2 * turn]);
+        let sequence = rollout.sequence();
+        assert!(sequence.starts_with(&prompt) && sequence[turn..].starts_with(&prompt));
+    }
+
+    #[test]
+    fn texts_and_tokens_go_on_too() {
+        let (encoder, mut record) = (encoder(), record());
+        let first = record.join(&encoder, text("6*7 is ")).unwrap();
+        let drawn = letters(&encoder, "hello", false);
+        let before = [&*first.prompt_tokens, &drawn.response_tokens].concat();
+        keep(&mut record, &encoder, (first, told("hello")), &drawn);
+        let second = record.join(&encoder, text("6*7 is hello and ")).unwrap();
+        assert_eq!(
+            (second.behind, decoded(&encoder, &second.given).as_str()),
+            (Some((0, before.len())), " and ")
+        );
+        // With nothing in between the policy goes on with its turn.
+        let on = record.join(&encoder, text("6*7 is hello")).unwrap();
+        assert_eq!((on.behind, on.given.len(), &*on.prompt_tokens), (Some((0, before.len())), 0, &*before));
+        let tokens = [before.as_slice(), &[7]].concat();
+        let third = record.join(&encoder, Asked::Prompt(PromptContent::Tokens(tokens.clone()))).unwrap();
+        assert_eq!((third.behind, third.given), (Some((0, before.len())), vec![7]));
+        let other =
+            record.join(&encoder, Asked::Prompt(PromptContent::Tokens(tokens[1..].to_vec()))).unwrap();
+        assert!(other.behind.is_none());
     }
 }

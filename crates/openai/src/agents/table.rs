@@ -8,12 +8,10 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use types::{EpisodeEnd, FailReason, RolloutId};
 
+use super::ended::{Ended, EndedEpisodes, Summary};
 use super::record::Record;
 use super::{AgentEvent, AgentsConfig, Offer};
 use crate::request::RunDraws;
-
-/// Episodes that are over and whose end is remembered, for agents that say or ask it again.
-const ENDED_LIMIT: usize = 4096;
 
 /// All episodes of an actor.
 #[derive(Debug)]
@@ -28,9 +26,7 @@ pub(super) struct Table {
     /// What agents play, by the session's name.
     open: BTreeMap<String, Session>,
     sessions: BTreeMap<RolloutId, String>,
-    ended: BTreeMap<String, Ended>,
-    /// Their names, the oldest first.
-    ended_order: VecDeque<String>,
+    ended: EndedEpisodes,
     /// What became of episodes, and was not told yet.
     events: VecDeque<AgentEvent>,
     /// Others wait than was told.
@@ -52,26 +48,6 @@ struct Session {
     reserved: u32,
     /// The bound that a call was refused for.
     cut: Option<EpisodeEnd>,
-}
-
-/// How an episode ended.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Ended {
-    /// It is a response.
-    Played(Summary),
-    /// The agent has given it up.
-    GivenUp,
-    /// It was taken from the agent.
-    Taken { why: String },
-}
-
-/// What an agent is told of an episode that is over.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Summary {
-    pub(super) reward: Option<f32>,
-    pub(super) calls: u32,
-    pub(super) sequences: usize,
-    pub(super) tokens: usize,
 }
 
 /// What an agent says of an episode that is over.
@@ -116,8 +92,7 @@ impl Table {
             offered: VecDeque::new(),
             open: BTreeMap::new(),
             sessions: BTreeMap::new(),
-            ended: BTreeMap::new(),
-            ended_order: VecDeque::new(),
+            ended: EndedEpisodes::default(),
             events: VecDeque::new(),
             waits_changed: false,
         }
@@ -289,7 +264,7 @@ impl Table {
             },
         };
         self.sessions.remove(&id);
-        self.remember(name.to_owned(), ended.clone());
+        self.ended.remember(name.to_owned(), ended.clone());
         Ok(ended)
     }
 
@@ -297,22 +272,12 @@ impl Table {
         self.events.push_back(AgentEvent::Failed { id, reason: FailReason::Agent, detail, tokens });
     }
 
-    fn remember(&mut self, name: String, ended: Ended) {
-        self.ended.insert(name.clone(), ended);
-        self.ended_order.push_back(name);
-        if self.ended_order.len() > ENDED_LIMIT
-            && let Some(oldest) = self.ended_order.pop_front()
-        {
-            self.ended.remove(&oldest);
-        }
-    }
-
     /// An attempt is nobody's any more, and whoever knows that has said what became of it.
     pub(super) fn close(&mut self, id: RolloutId, why: &str) {
         self.offered.retain(|(offer, _)| offer.id != id);
         if let Some(name) = self.sessions.remove(&id) {
             self.open.remove(&name);
-            self.remember(name, Ended::Taken { why: why.to_owned() });
+            self.ended.remember(name, Ended::Taken { why: why.to_owned() });
         }
     }
 
@@ -335,7 +300,8 @@ impl Table {
     /// Ends what has lasted too long, and what no agent plays any more.
     pub(super) fn expire(&mut self, now: Instant) {
         let timeout = self.config.heartbeat_timeout;
-        let (late, offered) = std::mem::take(&mut self.offered).into_iter().partition(|(_, until)| *until <= now);
+        let (late, offered) =
+            std::mem::take(&mut self.offered).into_iter().partition(|(_, until)| *until <= now);
         self.offered = offered;
         let late: VecDeque<(Offer, Instant)> = late;
         for (offer, _) in late {
@@ -352,7 +318,7 @@ impl Table {
             let tokens = session.record.lock().unwrap_or_else(PoisonError::into_inner).tokens();
             self.fail(id, why.clone(), tokens);
             self.sessions.remove(&id);
-            self.remember(name, Ended::Taken { why });
+            self.ended.remember(name, Ended::Taken { why });
         }
     }
 
@@ -372,5 +338,150 @@ impl Session {
     fn due(&self, heartbeat_timeout: Duration) -> Instant {
         let silent = (self.under_way == 0).then(|| self.heard + heartbeat_timeout);
         silent.map_or(self.deadline, |silent| silent.min(self.deadline))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::{PromptContent, PromptId, Sampling};
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(100);
+
+    fn table() -> Table {
+        let heartbeat_timeout = Duration::from_secs(10);
+        Table::new(AgentsConfig {
+            episodes: 4,
+            calls: 2,
+            max_tokens: 50,
+            heartbeat_timeout,
+            ..AgentsConfig::default()
+        })
+    }
+
+    fn offer(ordinal: u64, now: Instant) -> Offer {
+        Offer {
+            id: RolloutId { prompt: PromptId { epoch: 0, ordinal }, sibling: 0, attempt: 0 },
+            prompt: PromptContent::Text("6*7?".to_owned()),
+            sampling: Arc::new(Sampling::default()),
+            run_seed: 1,
+            deadline: now + LEASE,
+        }
+    }
+
+    fn failure(table: &mut Table) -> (u64, FailReason, String) {
+        match table.next_event() {
+            Some(AgentEvent::Failed { id, reason, detail, .. }) => (id.prompt.ordinal, reason, detail),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn taken(table: &mut Table, now: Instant) -> Leased {
+        table.take(now, SystemTime::UNIX_EPOCH).unwrap()
+    }
+
+    #[test]
+    fn there_is_room_while_agents_wait() {
+        let (mut table, now) = (table(), Instant::now());
+        assert_eq!(table.room(), 0, "nobody waits");
+        assert!(table.wait());
+        assert_eq!(table.room(), 4);
+        assert!(matches!(table.next_event(), Some(AgentEvent::Waiting)) && table.next_event().is_none());
+        table.offer(offer(1, now), now);
+        assert_eq!(table.room(), 0, "there is one for the agent that waits");
+        assert_eq!(taken(&mut table, now).time, Duration::from_secs(90));
+        assert_eq!((table.room(), table.counts()), (3, (1, 1)));
+        assert!((1..4).all(|_| table.wait()) && !table.wait(), "more agents wait than there are places");
+        table.leave();
+        assert_eq!(table.room(), 0);
+        table.offer(offer(2, now), now);
+        assert!(table.take(now, SystemTime::UNIX_EPOCH).is_none());
+        assert!(matches!(failure(&mut table), (2, FailReason::Returned, _)));
+    }
+
+    #[test]
+    fn a_silent_agent_is_lost_and_one_with_a_call_is_not() {
+        let (mut table, now) = (table(), Instant::now());
+        table.offer(offer(1, now), now);
+        table.offer(offer(2, now), now);
+        table.offer(offer(3, now), now);
+        let (silent, calling) = (taken(&mut table, now).session, taken(&mut table, now).session);
+        assert_ne!(
+            table.begin_call(&silent, 10, now),
+            table.begin_call(&silent, 10, now),
+            "calls draw their own"
+        );
+        table.begin_call(&calling, 10, now).unwrap();
+        let later = now + Duration::from_secs(8);
+        table.call_over(&silent, 10, later);
+        table.call_over(&silent, 10, later);
+        assert_eq!(table.next_due(), Some(later + Duration::from_secs(10)));
+        table.expire(later + Duration::from_secs(9));
+        assert!(!table.has_events());
+        table.expire(later + Duration::from_secs(10));
+        let (id, reason, detail) = failure(&mut table);
+        assert!(id == 1 && reason == FailReason::Agent && detail.contains("silent for 10s"), "{detail}");
+        let over = table.heartbeat(&silent, later).unwrap_err();
+        assert!(matches!(&over, Refused::Over(Ended::Taken { why }) if *why == detail), "{over:?}");
+        assert!(!table.drew(&silent, 1), "what it draws now is nobody's");
+        // What nobody took goes back in half of its lease, and an episode ends with its time.
+        table.expire(now + LEASE / 2);
+        assert!(matches!(failure(&mut table), (3, FailReason::Returned, _)));
+        assert!(table.heartbeat(&calling, now + LEASE / 2).is_ok());
+        table.expire(now + LEASE);
+        let (id, reason, detail) = failure(&mut table);
+        assert!(id == 2 && reason == FailReason::Agent && detail.contains("deadline"), "{detail}");
+        assert_eq!((table.next_due(), table.counts()), (None, (0, 0)));
+    }
+
+    #[test]
+    fn calls_and_tokens_are_bounded() {
+        let (mut table, now) = (table(), Instant::now());
+        table.offer(offer(1, now), now);
+        let session = taken(&mut table, now).session;
+        assert_eq!(table.terms(&session, now).unwrap().draws.most, 50);
+        table.begin_call(&session, 30, now).unwrap();
+        assert_eq!(
+            table.terms(&session, now).unwrap().draws.most,
+            20,
+            "the call under way may draw the rest"
+        );
+        assert!(table.drew(&session, 12));
+        table.call_over(&session, 30, now);
+        assert_eq!(table.terms(&session, now).unwrap().draws.most, 38);
+        table.begin_call(&session, 38, now).unwrap();
+        let refused = table.terms(&session, now).unwrap_err();
+        assert!(
+            matches!(&refused, Refused::Exhausted(problem) if problem.contains("2 calls")),
+            "{refused:?}"
+        );
+        assert_eq!(table.open[&session].cut, Some(EpisodeEnd::Turns));
+        assert_eq!(table.terms("nobody", now).unwrap_err(), Refused::Unknown);
+    }
+
+    #[test]
+    fn an_end_is_said_once_and_remembered() {
+        let (mut table, now) = (table(), Instant::now());
+        for ordinal in 1..=3 {
+            table.offer(offer(ordinal, now), now);
+        }
+        let empty = taken(&mut table, now).session;
+        let ended = table.end(&empty, Verdict::Finished { reward: Some(1.0) }, now).unwrap();
+        assert!(matches!(ended, Ended::Taken { .. }), "no reward without a response");
+        assert!(matches!(failure(&mut table), (1, FailReason::Agent, _)));
+        let given_up = taken(&mut table, now).session;
+        let verdict = Verdict::Failed { why: "no disk".to_owned() };
+        assert_eq!(table.end(&given_up, verdict.clone(), now), Ok(Ended::GivenUp));
+        let (id, _, detail) = failure(&mut table);
+        assert!(id == 2 && detail.contains("no disk"), "{detail}");
+        assert_eq!(table.end(&given_up, verdict, now), Err(Refused::Over(Ended::GivenUp)));
+        assert!(!table.has_events(), "it ended once");
+        // What the loop gives up is over for the agent, and the loop is not told what it said itself.
+        let closed = taken(&mut table, now);
+        table.close(closed.offer.id, "its lease is over");
+        assert!(!table.has_events());
+        let over = table.heartbeat(&closed.session, now).unwrap_err();
+        assert!(matches!(over, Refused::Over(Ended::Taken { why }) if why == "its lease is over"));
     }
 }
