@@ -109,7 +109,9 @@ fn agents_train_a_policy_and_one_that_is_killed_costs_an_attempt_and_no_reward()
     while lost() == 0.0 {
         let mut agent = Agent::start(&example, &server);
         let so_far = metric(&page(&ring, "actor-0"), "rlhf_actor_agent_calls_total", &[]);
-        until("calls", || (metric(&page(&ring, "actor-0"), "rlhf_actor_agent_calls_total", &[]) > so_far).then_some(()));
+        until("calls", || {
+            (metric(&page(&ring, "actor-0"), "rlhf_actor_agent_calls_total", &[]) > so_far).then_some(())
+        });
         agent.kill();
         kills += 1;
         let since = Instant::now();

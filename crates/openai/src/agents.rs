@@ -43,6 +43,9 @@ pub struct AgentsConfig {
     /// Most episodes that an actor has at a time, those included that no agent has taken yet. At least
     /// `coordinator.group_size`.
     pub episodes: usize,
+    /// The responses of a prompt, which are leased together: an actor asks for so many where an agent waits, or
+    /// for as many as agents wait. Follows from `coordinator.group_size` in a recipe.
+    pub group_size: usize,
     /// An agent that has said nothing for so long, and has no call under way, is lost: its attempt has failed
     /// and is made again.
     #[serde(with = "humantime_serde")]
@@ -70,6 +73,7 @@ impl Default for AgentsConfig {
         Self {
             enabled: false,
             episodes: 64,
+            group_size: 5,
             heartbeat_timeout: Duration::from_secs(60),
             wall: Duration::from_secs(900),
             calls: 64,
@@ -86,6 +90,7 @@ impl AgentsConfig {
     pub fn problems(&self) -> Vec<String> {
         let counts = [
             ("episodes", self.episodes as u64, 1 << 16),
+            ("group_size", self.group_size as u64, self.episodes as u64),
             ("calls", u64::from(self.calls), 1 << 16),
             ("max_tokens", u64::from(self.max_tokens), types::MAX_SEQUENCE_TOKENS as u64),
             ("sequences", self.sequences as u64, 1 << 10),

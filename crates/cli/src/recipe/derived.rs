@@ -39,6 +39,9 @@ pub(super) fn fill_in(layers: &mut Layers) {
         layers.derive("actor.serve.enabled", Value::from(true), AGENTS);
         layers.derive("reward_server.agents", Value::from(true), AGENTS);
         layers.derive("coordinator.lease_prompts", Value::from(1), AGENTS);
+        if let Some(size) = value(layers, GROUP_SIZE) {
+            layers.derive("actor.agents.group_size", size, GROUP_SIZE);
+        }
     }
     // Where nothing is written the defaults of the roles are those of the default algorithm.
     if value(layers, ALGORITHM).is_some() {
@@ -63,7 +66,7 @@ pub(super) fn decided(layers: &Layers) -> Vec<Decided> {
     let Some(algorithm) = algorithm(layers) else { return Vec::new() };
     let default = i64::from(Sampling::default().max_new_tokens());
     let max_new_tokens = integer(layers, "coordinator.sampling.max_new_tokens").unwrap_or(default);
-    let group_size = integer(layers, "coordinator.group_size");
+    let group_size = integer(layers, GROUP_SIZE);
     preset::keys(algorithm, Surroundings { max_new_tokens, group_size })
 }
 
@@ -91,6 +94,7 @@ fn correct_stale_samples(layers: &mut Layers) {
 }
 
 const AGENTS: &str = "actor.agents.enabled";
+const GROUP_SIZE: &str = "coordinator.group_size";
 const ENVIRONMENT: &str = "reward_server.environment";
 const ALGORITHM: &str = "learner.ppo.algorithm";
 const MAX_STALENESS: &str = "coordinator.max_staleness";
@@ -169,7 +173,8 @@ mod tests {
 
     #[test]
     fn agents_have_a_port_and_lease_little_at_a_time() {
-        let layers = filled("[actor.agents]\nenabled = true\n");
+        let layers = filled("[coordinator]\ngroup_size = 8\n[actor.agents]\nenabled = true\n");
+        assert_eq!(layers.value("actor.agents.group_size"), Some(&Value::from(8)));
         assert_eq!(layers.value("actor.serve.enabled"), Some(&Value::from(true)));
         assert_eq!(layers.value("reward_server.agents"), Some(&Value::from(true)));
         assert_eq!(layers.value("coordinator.lease_prompts"), Some(&Value::from(1)));

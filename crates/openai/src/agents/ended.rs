@@ -25,6 +25,13 @@ pub(super) struct Summary {
     pub(super) tokens: usize,
 }
 
+/// What an agent says of an episode that is over.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Verdict {
+    Finished { reward: Option<f32> },
+    Failed { why: String },
+}
+
 /// The last of them, by the session's name.
 #[derive(Debug, Default)]
 pub(super) struct EndedEpisodes {

@@ -24,10 +24,10 @@ use tokio::time::Instant;
 use types::{EpisodeEnd, PromptContent};
 
 use super::Agents;
-use super::ended::{Ended, Summary};
+use super::ended::{Ended, Summary, Verdict};
 use super::record::Unjoined;
 use super::recorder::Recorder;
-use super::table::{Leased, Refused, Verdict};
+use super::table::{Leased, Refused};
 use crate::answer::Running;
 use crate::error::ApiError;
 use crate::kind::Kind;
@@ -225,9 +225,12 @@ impl AgentPages {
         };
         let running = Running::start(&policy, &job, permit, self.shared.config.time_limit).await;
         let running = running.inspect_err(|error| {
-            if error.is_context() {
-                self.agents.change(|table| table.is_cut(&session, EpisodeEnd::Context));
-            }
+            self.agents.change(|table| {
+                table.call_refused(&session);
+                if error.is_context() {
+                    table.is_cut(&session, EpisodeEnd::Context);
+                }
+            });
         })?;
         told(kind, &name, &job, running.recorded_by(recorder)).await
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use types::{EpisodeEnd, FailReason, RolloutId};
 
-use super::ended::{Ended, EndedEpisodes, Summary};
+use super::ended::{Ended, EndedEpisodes, Summary, Verdict};
 use super::record::Record;
 use super::{AgentEvent, AgentsConfig, Offer};
 use crate::request::RunDraws;
@@ -42,19 +42,14 @@ struct Session {
     /// When the agent was heard of last.
     heard: Instant,
     calls: u32,
+    /// Calls that were begun, those included that the engine refused: each draws its own.
+    begun: u32,
     under_way: u32,
     drawn: u32,
     /// Tokens that calls under way may draw.
     reserved: u32,
     /// The bound that a call was refused for.
     cut: Option<EpisodeEnd>,
-}
-
-/// What an agent says of an episode that is over.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Verdict {
-    Finished { reward: Option<f32> },
-    Failed { why: String },
 }
 
 /// An episode as an agent is given it.
@@ -125,7 +120,8 @@ impl Table {
         if self.is_leaving || self.waiting <= self.offered.len() {
             return 0;
         }
-        self.config.episodes.saturating_sub(self.offered.len() + self.open.len())
+        let wanted = (self.waiting - self.offered.len()).max(self.config.group_size);
+        wanted.min(self.config.episodes.saturating_sub(self.offered.len() + self.open.len()))
     }
 
     pub(super) fn counts(&self) -> (usize, usize) {
@@ -163,6 +159,7 @@ impl Table {
             deadline: now + time,
             heard: now,
             calls: 0,
+            begun: 0,
             under_way: 0,
             drawn: 0,
             reserved: 0,
@@ -209,11 +206,19 @@ impl Table {
     /// the number of the call alone.
     pub(super) fn begin_call(&mut self, name: &str, reserved: u32, now: Instant) -> Result<u64, Refused> {
         let session = self.session(name, now)?;
-        let seed = session.offer.id.turn_seed(session.offer.run_seed, session.calls);
+        let seed = session.offer.id.turn_seed(session.offer.run_seed, session.begun);
+        session.begun += 1;
         session.calls += 1;
         session.under_way += 1;
         session.reserved = session.reserved.saturating_add(reserved);
         Ok(seed)
+    }
+
+    /// The engine has refused a call, which costs none.
+    pub(super) fn call_refused(&mut self, name: &str) {
+        if let Some(session) = self.open.get_mut(name) {
+            session.calls = session.calls.saturating_sub(1);
+        }
     }
 
     /// A call had no room in the context, or for another sequence.
@@ -353,6 +358,7 @@ mod tests {
         let heartbeat_timeout = Duration::from_secs(10);
         Table::new(AgentsConfig {
             episodes: 4,
+            group_size: 2,
             calls: 2,
             max_tokens: 50,
             heartbeat_timeout,
@@ -386,12 +392,16 @@ mod tests {
         let (mut table, now) = (table(), Instant::now());
         assert_eq!(table.room(), 0, "nobody waits");
         assert!(table.wait());
-        assert_eq!(table.room(), 4);
+        assert_eq!(table.room(), 2, "a prompt's responses are leased together");
+        assert!(table.wait() && table.wait());
+        assert_eq!(table.room(), 3);
+        table.wait_over();
+        table.wait_over();
         assert!(matches!(table.next_event(), Some(AgentEvent::Waiting)) && table.next_event().is_none());
         table.offer(offer(1, now), now);
         assert_eq!(table.room(), 0, "there is one for the agent that waits");
         assert_eq!(taken(&mut table, now).time, Duration::from_secs(90));
-        assert_eq!((table.room(), table.counts()), (3, (1, 1)));
+        assert_eq!((table.room(), table.counts()), (2, (1, 1)));
         assert!((1..4).all(|_| table.wait()) && !table.wait(), "more agents wait than there are places");
         table.leave();
         assert_eq!(table.room(), 0);
