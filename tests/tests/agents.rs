@@ -145,6 +145,9 @@ fn agents_train_a_policy_and_one_that_is_killed_costs_an_attempt_and_no_reward()
     assert!(status.success(), "{said}");
     // Learner and sampler agree on every token of every sequence.
     ring.check_complete(6).unwrap();
+    // So does the reference, which is the policy that the first batch was drawn with.
+    let kl = ring.steps().unwrap()[&1]["metrics"]["kl_to_ref"].as_f64().unwrap();
+    assert!(kl.abs() < 1e-4, "the reference is {kl} away from the policy that it is");
     let played = agents.map(Agent::end);
     assert!(played.iter().all(|played| *played > 0), "{played:?}");
     let rewards = fs::read_to_string(ring.output().join("ring/samples.jsonl")).unwrap();
