@@ -58,7 +58,7 @@ check-cuda:
 parity: setup
 	crates/model/tests/parity/check.sh
 
-# Speaks to `sluice serve` with the openai package, in a throw-away Python environment.
+# Speaks to `sluice serve` with the openai package, and plays the episodes of a ring, in a throw-away Python environment.
 openai: setup
 	crates/openai/tests/peer/check.sh
 

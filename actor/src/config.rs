@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use engine::EngineConfig;
-use openai::ServeConfig;
+use openai::{AgentsConfig, ServeConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use service::ServiceConfig;
@@ -57,6 +57,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// The policy under the OpenAI API, on a port of its own.
     pub serve: ServeConfig,
+    /// Episodes that agents play with loops of their own, leased at `serve.listen`.
+    pub agents: AgentsConfig,
     /// The process.
     pub service: ServiceConfig,
 }
@@ -78,6 +80,7 @@ impl Default for Config {
             drain_timeout: Duration::from_secs(15),
             engine: EngineConfig::default(),
             serve: ServeConfig::default(),
+            agents: AgentsConfig::default(),
             service: ServiceConfig::default(),
         }
     }
@@ -99,6 +102,10 @@ impl service::Config for Config {
         let mut problems: Vec<String> =
             self.engine.problems().into_iter().map(|problem| format!("engine.{problem}")).collect();
         problems.extend(self.serve.problems().into_iter().map(|problem| format!("serve.{problem}")));
+        problems.extend(self.agents.problems().into_iter().map(|problem| format!("agents.{problem}")));
+        if self.agents.enabled && !self.serve.enabled {
+            problems.push("agents.enabled needs serve.enabled = true: they speak to that port".to_owned());
+        }
         if let Err(error) = self.member_id() {
             problems.push(error.to_string());
         }

@@ -12,15 +12,14 @@
 
 mod conversation;
 
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use engine::{Finished, PromptEncoder};
 use types::link::environment::EnvironmentMessage;
 use types::{
-    EpisodeEnd, FinishReason, Invalid, Observation, PromptContent, RolloutId, RolloutParts, Sampling,
-    SamplingParams, Span,
+    DrawnTurn, EpisodeEnd, FinishReason, Invalid, PromptContent, RolloutId, RolloutParts, Sampling,
+    SamplingParams, Turns,
 };
 
 use conversation::Conversation;
@@ -66,16 +65,12 @@ pub(crate) struct Episode {
     prompt_tokens: Arc<[u32]>,
     /// Prompt, turns and observations: what the next turn goes on from.
     sequence: Vec<u32>,
-    /// What was observed behind the last turn: part of the response once another turn follows.
-    observed: Vec<u32>,
+    /// How many turns have ended.
     turns: u32,
     /// What the environment says that it is worth so far.
     reward: Option<f32>,
-    response_tokens: Vec<u32>,
-    observations: Vec<Observation>,
-    rollout_logprobs: Vec<f32>,
-    surviving_mass: Option<Vec<f32>>,
-    spans: Vec<Span>,
+    /// What they were.
+    drawn: Turns,
 }
 
 impl Episode {
@@ -89,14 +84,9 @@ impl Episode {
             conversation: None,
             prompt_tokens: Arc::from([]),
             sequence: Vec::new(),
-            observed: Vec::new(),
             turns: 0,
             reward: None,
-            response_tokens: Vec::new(),
-            observations: Vec::new(),
-            rollout_logprobs: Vec::new(),
-            surviving_mass: None,
-            spans: Vec::new(),
+            drawn: Turns::default(),
         }
     }
 
@@ -125,7 +115,7 @@ impl Episode {
 
     /// Tokens drawn so far.
     pub(crate) fn tokens(&self) -> usize {
-        self.response_tokens.len()
+        self.drawn.tokens()
     }
 
     /// What the engine is asked for the next turn: a draw that depends on nothing but the place of the
@@ -152,11 +142,6 @@ impl Episode {
     /// When the tokens have no text.
     pub(crate) fn drawn(&mut self, encoder: &PromptEncoder, turn: Finished) -> anyhow::Result<TurnText> {
         let conversation = self.conversation.as_mut().context("an episode draws before it has begun")?;
-        if !self.observed.is_empty() {
-            let after = u32::try_from(self.response_tokens.len())?;
-            let tokens = std::mem::take(&mut self.observed);
-            self.observations.push(Observation { after, tokens });
-        }
         let truncated = turn.finish_reason == FinishReason::Length;
         let drawn = turn.response_tokens;
         let endings = (encoder.tokenizer().eos_ids(), self.sampling.stop_token_ids());
@@ -168,24 +153,14 @@ impl Episode {
         let text = conversation.said(encoder.tokenizer(), &self.sequence, &drawn, written)?;
         let tokens = u32::try_from(drawn.len())?;
         self.turns += 1;
-        self.append_mass(drawn.len(), turn.surviving_mass);
         self.sequence.extend_from_slice(&drawn);
-        self.response_tokens.extend(drawn);
-        self.rollout_logprobs.extend(turn.rollout_logprobs);
-        for span in turn.spans {
-            append_span(&mut self.spans, span);
-        }
+        self.drawn.draw(DrawnTurn {
+            tokens: drawn,
+            logprobs: turn.rollout_logprobs,
+            surviving_mass: turn.surviving_mass,
+            spans: turn.spans,
+        });
         Ok(TurnText { text, tokens, truncated })
-    }
-
-    /// Keeps a mass for each token: 1 in turns of which nothing was truncated.
-    fn append_mass(&mut self, drawn: usize, mass: Option<Vec<f32>>) {
-        let before = self.response_tokens.len();
-        match (&mut self.surviving_mass, mass) {
-            (None, None) => {}
-            (Some(so_far), mass) => so_far.extend(mass.unwrap_or_else(|| vec![1.0; drawn])),
-            (place @ None, Some(mass)) => *place = Some([vec![1.0; before], mass].concat()),
-        }
     }
 
     /// Takes what the environment says to the last turn; why no further turn can follow, if none can. The
@@ -207,7 +182,7 @@ impl Episode {
             return Ok(Some(EpisodeEnd::Context));
         }
         self.sequence.extend_from_slice(&tokens);
-        self.observed = tokens;
+        self.drawn.give(&tokens);
         Ok(None)
     }
 
@@ -218,33 +193,12 @@ impl Episode {
 
     /// The rollout that it is, over for this reason.
     pub(crate) fn finish(self, id: RolloutId, end: EpisodeEnd) -> RolloutParts {
-        RolloutParts {
-            id,
-            prompt_tokens: self.prompt_tokens,
-            response_tokens: self.response_tokens,
-            observations: self.observations,
-            reward: self.reward,
-            rollout_logprobs: self.rollout_logprobs,
-            surviving_mass: self.surviving_mass,
-            spans: self.spans,
-            finish_reason: if end.is_cut() { FinishReason::Length } else { FinishReason::Stop },
-            // Its scorers ask the coordinator for them.
-            fields: "".into(),
-        }
+        let finish_reason = if end.is_cut() { FinishReason::Length } else { FinishReason::Stop };
+        self.drawn.into_rollout(id, self.prompt_tokens, finish_reason, self.reward)
     }
 
     /// Tokens that the policy was given between its turns.
     pub(crate) fn given_tokens(&self) -> usize {
-        self.observations.iter().map(|observation| observation.tokens.len()).sum()
-    }
-}
-
-/// Adds a span behind others: a version that goes on drawing has one.
-fn append_span(spans: &mut Vec<Span>, next: Span) {
-    match spans.last_mut() {
-        Some(last) if last.version == next.version => {
-            last.tokens = NonZeroU32::new(last.tokens.get() + next.tokens.get()).unwrap_or(last.tokens);
-        }
-        _ => spans.push(next),
+        self.drawn.given_tokens()
     }
 }

@@ -57,6 +57,16 @@ pub const METRICS: &[Metric] = &[
         "Tokens that these episodes were given between turns.",
     ),
     Metric::gauge("rlhf_actor_episodes_waiting", "Episodes that wait for their environment."),
+    Metric::gauge("rlhf_actor_agents_waiting", "Agents that wait for an episode."),
+    Metric::gauge("rlhf_actor_agent_episodes", "Episodes that agents play."),
+    Metric::counter(
+        "rlhf_actor_agent_calls_total",
+        "Calls that agents made in episodes that became rollouts.",
+    ),
+    Metric::counter(
+        "rlhf_actor_agent_further_sequences_total",
+        "Calls among these that went on from none before, and so began a further sequence of their episode.",
+    ),
     Metric::counter(
         "rlhf_actor_prefill_tokens_total",
         "Tokens of prompts and of turns before that were computed.",
@@ -101,6 +111,16 @@ pub(crate) fn episode_ended(end: EpisodeEnd, turns: u32, given_tokens: usize) {
     counter!("rlhf_actor_episodes_ended_total", "end" => end.as_str()).increment(1);
     counter!("rlhf_actor_episode_turns_total").increment(u64::from(turns));
     counter!("rlhf_actor_observation_tokens_total").increment(given_tokens as u64);
+}
+
+pub(crate) fn agents((waiting, playing): (usize, usize)) {
+    gauge!("rlhf_actor_agents_waiting").set(waiting as f64);
+    gauge!("rlhf_actor_agent_episodes").set(playing as f64);
+}
+
+pub(crate) fn agent_episode(calls: u32, further_sequences: usize) {
+    counter!("rlhf_actor_agent_calls_total").increment(u64::from(calls));
+    counter!("rlhf_actor_agent_further_sequences_total").increment(further_sequences as u64);
 }
 
 pub(crate) fn episodes_waiting(count: usize) {

@@ -6,6 +6,7 @@
 //!  learner --weights--> receiver --> rollout loop --requests--> engine (a thread of its own)
 //!                                   ^  |   |   ^----- events ------+
 //!               recorded ids -------+  |   +--turns--> environments --> reward servers
+//!                                      |   +--offers--> agents, whose calls go to the engine
 //!                                      v
 //!                              reward router --rollouts--> reward servers
 //! ```
@@ -15,11 +16,13 @@
 //! | a lease                   | room in engine and router            | free slots reported with every load        |
 //! | the engine's events       | its next step                        | `max_sequences` plus what waits            |
 //! | an environment            | its answer, or the timeout           | one request for each episode               |
+//! | an agent                  | its end, its silence, its deadline   | `agents.episodes`                          |
 //! | an acknowledgement        | the coordinator's journal            | `max_unacknowledged`; then no more leases  |
 //! | weights                   | the learner, within its timeout      | one transfer at a time                     |
 //!
 //! The loop never waits for one of these alone: it is one `select!` over all of them.
 
+mod agents;
 mod episodes;
 mod load;
 mod policy_events;
@@ -32,6 +35,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use engine::{Event, Finished};
+use openai::{AgentEvent, Agents};
 use service::{
     BadInput, CancellationToken, LinkEvent, Readiness, Recurring, Saying, Security, Spawner, sleep_until,
 };
@@ -82,6 +86,8 @@ pub(crate) struct RolloutLoop {
     router: Option<mpsc::Sender<RouterCommand>>,
     /// The way to the environments, where the run has episodes.
     environments: Option<Environments>,
+    /// Agents that play episodes with loops of their own, where they do.
+    agents: Option<Agents>,
     /// Numbers of the episodes whose next turn is to be drawn.
     next_turns: BTreeSet<u64>,
     /// Ids that the coordinator has recorded, and the router's way to tell them.
@@ -109,6 +115,8 @@ pub(crate) struct Process {
     /// Cancelled with the process.
     pub(crate) token: CancellationToken,
     pub(crate) security: Security,
+    /// Where agents lease episodes, if they do.
+    pub(crate) agents: Option<Agents>,
 }
 
 /// What the select found.
@@ -117,6 +125,7 @@ enum Happened {
     Policy(anyhow::Result<PolicyEvent>),
     Engine(anyhow::Result<Event>),
     Environment(EnvironmentReply),
+    Agent(AgentEvent),
     Recorded(RolloutId),
     LoadDue,
     LeaseOver,
@@ -131,7 +140,7 @@ impl RolloutLoop {
     /// # Errors
     /// When the actor's name is none.
     pub(crate) fn new(config: Config, process: Process, outlets: Outlets) -> anyhow::Result<Self> {
-        let Process { spawner, readiness, token, security } = process;
+        let Process { spawner, readiness, token, security, agents } = process;
         let member = config.member_id()?;
         let link = CoordinatorLink::new(config.coordinator.clone(), security.clone(), config.connect_timeout);
         // Ids are recorded at most once each, so that this never fills: the router never waits for this loop.
@@ -151,6 +160,7 @@ impl RolloutLoop {
             unacknowledged: BTreeSet::new(),
             router: None,
             environments: None,
+            agents,
             next_turns: BTreeSet::new(),
             recorded,
             recorded_sender,
@@ -178,6 +188,7 @@ impl RolloutLoop {
                 Happened::Policy(event) => self.policy_event(event?).await?,
                 Happened::Engine(event) => self.engine_event(event.context("generate")?).await,
                 Happened::Environment(reply) => self.environment_reply(reply).await?,
+                Happened::Agent(event) => self.agent_event(event).await,
                 Happened::Recorded(id) => {
                     self.unacknowledged.remove(&id);
                 }
@@ -195,6 +206,7 @@ impl RolloutLoop {
                 self.leave_at = Some(Instant::now() + GOODBYE_DELAY);
             }
         }
+        self.agents.iter().for_each(Agents::leave);
         self.token.cancel();
         Ok(())
     }
@@ -211,6 +223,7 @@ impl RolloutLoop {
             event = self.updater.next() => Happened::Policy(event),
             event = policy::next_event(&mut self.policy) => Happened::Engine(event),
             reply = environments::next_reply(&mut self.environments) => Happened::Environment(reply),
+            event = agents::next_event(self.agents.as_ref()) => Happened::Agent(event),
             Some(id) = self.recorded.recv() => Happened::Recorded(id),
             () = tokio::time::sleep_until(load_due), if self.link.is_connected() => Happened::LoadDue,
             () = sleep_until(lease_over) => Happened::LeaseOver,
@@ -256,7 +269,7 @@ impl RolloutLoop {
 
     async fn command(&mut self, command: ActorCommand) -> anyhow::Result<ControlFlow<()>> {
         match command {
-            ActorCommand::Welcome(welcome) => self.welcomed(welcome).await,
+            ActorCommand::Welcome(welcome) => self.welcomed(welcome).await?,
             ActorCommand::RewardServers(servers) => self.reward_servers(servers).await,
             ActorCommand::PullWeights { version, hash, .. } if self.holds(hash) => {
                 self.renumber(version, hash).await?;
@@ -279,7 +292,8 @@ impl RolloutLoop {
         Ok(ControlFlow::Continue(()))
     }
 
-    async fn welcomed(&mut self, welcome: ActorWelcome) {
+    async fn welcomed(&mut self, welcome: ActorWelcome) -> anyhow::Result<()> {
+        self.agents_fit(&welcome)?;
         tracing::info!(run = %welcome.run, member = %self.member, "welcome");
         if self.router.is_none() {
             let (router_sender, inbox) = mpsc::channel(ROUTER_COMMAND_CAPACITY);
@@ -303,6 +317,7 @@ impl RolloutLoop {
         }
         self.updater.set_deterministic(welcome.deterministic);
         self.welcome = Some(welcome);
+        Ok(())
     }
 
     async fn reward_servers(&mut self, servers: Vec<RewardServerAddress>) {
@@ -324,7 +339,9 @@ impl RolloutLoop {
         let Some(welcome) = self.welcome.clone() else { return Ok(()) };
         while self.policy.is_some() && (!welcome.deterministic || self.work.running() == 0) {
             let Some(lease) = self.work.next_lease() else { break };
-            if welcome.episodes {
+            if self.agents.is_some() {
+                self.offer_to_agents(lease, &welcome);
+            } else if welcome.episodes {
                 self.begin_episodes(lease, &welcome);
             } else {
                 self.submit(lease, &welcome).await?;
@@ -414,6 +431,7 @@ impl RolloutLoop {
             tracing::info!(running = self.work.running(), "draining");
             self.drain_deadline = Some(Instant::now() + self.config.drain_timeout);
             self.link.report(ActorReport::Draining).await;
+            self.agents.iter().for_each(Agents::leave);
         }
     }
 
@@ -451,6 +469,9 @@ impl RolloutLoop {
         for id in given_up.episodes {
             if let Some(environments) = &mut self.environments {
                 environments.close(id);
+            }
+            if let Some(agents) = &self.agents {
+                agents.close(id, detail);
             }
         }
         for id in given_up.wanted {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
+use openai::Agents;
 use service::grpc::Listener;
 use service::security::serve_pages;
 use service::{Context, OnError};
@@ -24,10 +25,16 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     service::describe_metrics(metrics::METRICS);
     config.engine.check_device().context("engine")?;
     let (served, policy) = watch::channel(None);
+    let agents = config.agents.enabled.then(|| Agents::new(config.agents.clone()));
     if config.serve.enabled {
         let (listener, address) = service::bind("serve.listen", config.serve.listen).await?;
         context.bound.push(("openai", address));
-        let pages = openai::pages(policy, config.serve.clone());
+        // Pages of this machine alone are served without TLS.
+        let is_tls = context.security.has_certificates() && !address.ip().to_canonical().is_loopback();
+        let pages = match &agents {
+            Some(agents) => openai::pages_with_agents(policy, config.serve.clone(), agents, is_tls),
+            None => openai::pages(policy, config.serve.clone()),
+        };
         let (stop, security) = (context.token.clone().cancelled_owned(), context.security.clone());
         context.tasks.add("openai", OnError::Shutdown, async move {
             serve_pages(&security, listener, pages, &["client"], stop).await.context("serve the policy")
@@ -42,6 +49,7 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
         readiness: context.readiness.clone(),
         token: context.token.clone(),
         security: context.security.clone(),
+        agents,
     };
     let outlets = Outlets { served, shared };
     let rollout_loop = RolloutLoop::new(config, process, outlets)?;

@@ -42,6 +42,15 @@ pub(crate) struct Work {
     pub(crate) unwanted: bool,
     /// Its turns, where the run has episodes.
     pub(crate) episode: Option<Box<Episode>>,
+    /// An agent plays it, with a loop of its own.
+    pub(crate) is_agents: bool,
+}
+
+impl Work {
+    /// Whether it is played by somebody beside the engine.
+    fn is_played(&self) -> bool {
+        self.episode.is_some() || self.is_agents
+    }
 }
 
 /// The actor's work.
@@ -96,7 +105,7 @@ impl Workload {
         let first = self.next_number;
         self.skip(group.len());
         for (number, work) in (first..).zip(group) {
-            if work.episode.is_some() {
+            if work.is_played() {
                 self.episodes.insert(work.id, number);
             }
             self.running.insert(number, work);
@@ -111,7 +120,7 @@ impl Workload {
     /// The engine is done with one; none for what was given up.
     pub(crate) fn end(&mut self, number: u64) -> Option<Work> {
         let work = self.running.remove(&number)?;
-        if work.episode.is_some() {
+        if work.is_played() {
             self.episodes.remove(&work.id);
         }
         Some(work)
@@ -177,7 +186,7 @@ impl Workload {
         });
         for (number, work) in self.running.extract_if(.., |_, work| chosen(work.deadline)) {
             given_up.numbers.push(number);
-            if work.episode.is_some() {
+            if work.is_played() {
                 self.episodes.remove(&work.id);
                 given_up.episodes.push(work.id);
             }
@@ -207,6 +216,7 @@ pub(crate) fn group_work(
             deadline,
             unwanted: wanted.is_none(),
             episode: None,
+            is_agents: false,
         });
     }
     group

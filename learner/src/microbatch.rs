@@ -17,6 +17,8 @@ pub(crate) struct Sequence {
     rows: Vec<Range<usize>>,
     /// For log-probs, the token behind each of these rows; otherwise empty.
     targets: Vec<u32>,
+    /// Where in the tokens others begin that see nothing of those in front, in order.
+    beginnings: Vec<usize>,
 }
 
 impl Sequence {
@@ -25,7 +27,12 @@ impl Sequence {
     pub(crate) fn response(prompt: &[u32], response: &[u32]) -> Self {
         let tokens = [prompt, &response[..response.len().saturating_sub(1)]].concat();
         let first = prompt.len().saturating_sub(1);
-        Self { tokens, rows: once(first..first + response.len()).collect(), targets: response.to_vec() }
+        Self {
+            tokens,
+            rows: once(first..first + response.len()).collect(),
+            targets: response.to_vec(),
+            beginnings: Vec::new(),
+        }
     }
 
     /// Tokens of which some stretches are learnt, in order and none of them at the very beginning: wanted are
@@ -36,13 +43,25 @@ impl Sequence {
         let targets = learnt.iter().flat_map(|stretch| &tokens[stretch.clone()]).copied().collect();
         let rows =
             learnt.iter().map(|stretch| stretch.start.saturating_sub(1)..stretch.end.saturating_sub(1));
-        Self { tokens: tokens[..end].to_vec(), rows: rows.collect(), targets }
+        Self { tokens: tokens[..end].to_vec(), rows: rows.collect(), targets, beginnings: Vec::new() }
+    }
+
+    /// The same as several sequences, of which a further one begins at each of these places.
+    pub(crate) fn beginning_at(self, beginnings: Vec<usize>) -> Self {
+        Self { beginnings, ..self }
+    }
+
+    /// What the network is given as sequences of their own.
+    fn pieces(&self) -> impl Iterator<Item = &[u32]> {
+        let begins = once(0).chain(self.beginnings.iter().copied());
+        let ends = self.beginnings.iter().copied().chain(once(self.tokens.len()));
+        begins.zip(ends).map(|(begin, end)| &self.tokens[begin..end])
     }
 
     /// A sequence of which the last row is wanted.
     pub(crate) fn last(tokens: Vec<u32>) -> Self {
         let rows = once(tokens.len().saturating_sub(1)..tokens.len()).collect();
-        Self { tokens, rows, targets: Vec::new() }
+        Self { tokens, rows, targets: Vec::new(), beginnings: Vec::new() }
     }
 
     /// Number of tokens that the network is given.
@@ -53,12 +72,6 @@ impl Sequence {
     /// Number of rows that are wanted.
     pub(crate) fn wanted(&self) -> usize {
         self.rows.iter().map(Range::len).sum()
-    }
-}
-
-impl AsRef<[u32]> for Sequence {
-    fn as_ref(&self) -> &[u32] {
-        &self.tokens
     }
 }
 
@@ -84,8 +97,15 @@ impl Microbatch {
         device: Device,
         name: impl Fn(usize) -> String,
     ) -> Result<Self> {
-        let packed = Packed::new(sequences, config.vocab_size, device)
-            .map_err(|source| Error::Sequence { what: name(sequence_of(&source)), source })?;
+        let pieces: Vec<(usize, &[u32])> = (0..)
+            .zip(sequences)
+            .flat_map(|(number, sequence)| sequence.pieces().map(move |piece| (number, piece)))
+            .collect();
+        let tokens: Vec<&[u32]> = pieces.iter().map(|(_, piece)| *piece).collect();
+        let packed = Packed::new(&tokens, config.vocab_size, device).map_err(|source| {
+            let number = pieces.get(piece_of(&source)).map_or(0, |(number, _)| *number);
+            Error::Sequence { what: name(number), source }
+        })?;
         let mut start = 0;
         let mut rows: Vec<i64> = Vec::new();
         let mut targets: Vec<i64> = Vec::new();
@@ -114,8 +134,8 @@ impl Microbatch {
     }
 }
 
-/// The sequence that an error is about.
-fn sequence_of(error: &model::packed::Error) -> usize {
+/// The piece that an error is about.
+fn piece_of(error: &model::packed::Error) -> usize {
     match error {
         model::packed::Error::Empty { sequence } | model::packed::Error::Token { sequence, .. } => *sequence,
         model::packed::Error::NoSequence => 0,
@@ -141,6 +161,9 @@ mod tests {
         assert_eq!(turns.tokens, [5, 6, 7, 8]);
         assert_eq!((turns.rows.clone(), turns.targets.clone()), (vec![0..1, 2..4], vec![6, 8, 9]));
         assert_eq!(turns.wanted(), 3);
+        let apart = turns.beginning_at(vec![2]);
+        assert!(apart.pieces().eq([[5, 6], [7, 8]]));
+        assert_eq!((apart.wanted(), apart.tokens()), (3, 4));
         let one = Sequence::response(&[5], &[8]);
         assert_eq!((one.tokens.as_slice(), one.rows), ([5].as_slice(), once(0..1).collect()));
         let last = Sequence::last(vec![5, 6, 7]);

@@ -63,7 +63,8 @@ prop_compose! {
         for (further, given) in given {
             let after = observations.last().map_or(0, |last| last.after) + further;
             if (after as usize) < tokens.len() {
-                observations.push(Observation { after, tokens: given });
+                let begins_sequence = after % 2 == 0;
+                observations.push(Observation { after, tokens: given, begins_sequence });
             }
         }
         Rollout::new(RolloutParts {
@@ -179,7 +180,7 @@ fn a_rollout_of_one_turn_has_the_bytes_it_always_had() {
     let with_fields = pb::Rollout::decode(&[&known[..], b"\x42\x02{}"].concat()[..]).unwrap();
     let read = Rollout::try_from(with_fields).unwrap();
     assert_eq!(read, Rollout::new(parts.clone()).unwrap().without_fields());
-    let given = Observation { after: 1, tokens: vec![7, 8] };
+    let given = Observation { after: 1, tokens: vec![7, 8], begins_sequence: false };
     let several = bytes(RolloutParts { observations: vec![given], ..parts });
     assert_eq!(several, [&known[..], b"\x4a\x06\x08\x01\x12\x02\x07\x08"].concat());
 }

@@ -71,6 +71,9 @@ pub struct Config {
     pub sandbox: Option<SandboxConfig>,
     /// What the policy acts in over several turns. Without it a response is one turn.
     pub environment: Option<EnvironmentConfig>,
+    /// Agents play the episodes, and what they say that one is worth is what the scorer `environment` takes.
+    /// Follows from `actor.agents.enabled` in a recipe.
+    pub agents: bool,
     /// The scorers; their weighted sum is the score.
     pub scorers: Vec<ScorerConfig>,
     /// The HTTP endpoint for programs that are not Sluice.
@@ -223,6 +226,7 @@ impl Default for Config {
             reference: None,
             sandbox: None,
             environment: None,
+            agents: false,
             scorers: Vec::new(),
             endpoint: EndpointConfig::default(),
             service: ServiceConfig::default(),
@@ -344,11 +348,12 @@ impl service::Config for Config {
             if matches!(scorer.kind, ScorerKind::UnitTests(_)) && self.sandbox.is_none() {
                 problems.push(format!("scorers[{index}] runs unit tests: add a [sandbox] section"));
             }
-            let rewards = self.environment.as_ref().is_some_and(EnvironmentConfig::gives_rewards);
+            let rewards =
+                self.agents || self.environment.as_ref().is_some_and(EnvironmentConfig::gives_rewards);
             if matches!(scorer.kind, ScorerKind::Environment(_)) && !rewards {
                 problems.push(format!(
                     "scorers[{index}] takes the environment's reward: add an [environment] section of kind class, which \
-                     gives rewards"
+                     gives rewards, or let agents play (actor.agents.enabled)"
                 ));
             }
         }

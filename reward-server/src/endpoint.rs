@@ -199,6 +199,7 @@ fn input(scorers: &ScorerSet, query: &str, prompt: String, label: Value) -> Resu
     Ok(ScorerInput {
         response_start: prompt_tokens.len(),
         given: Vec::new(),
+        beginnings: Vec::new(),
         tokens: [prompt_tokens, response_tokens].concat().into(),
         response: without_special(tokenizer, &response),
         prompt_end: prompt[prompt.floor_char_boundary(prompt.len().saturating_sub(PROMPT_END_BYTES))..]

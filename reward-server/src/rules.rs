@@ -244,6 +244,7 @@ mod tests {
             tokens: vec![0].into(),
             response_start: 1,
             given: Vec::new(),
+            beginnings: Vec::new(),
             prompt: String::new(),
             response: response.to_owned(),
             prompt_end: String::new(),

@@ -19,6 +19,8 @@ pub(crate) struct ScorerInput {
     pub(crate) response_start: usize,
     /// The places in `tokens` of what was given between turns, in order; empty for one turn.
     pub(crate) given: Vec<Range<usize>>,
+    /// The places in `tokens` where a further sequence begins that saw nothing of what stands in front.
+    pub(crate) beginnings: Vec<usize>,
     /// The prompt as text; empty where no scorer reads text.
     pub(crate) prompt: String,
     /// The response as text, special tokens left out; empty where no scorer reads text. Of an episode the
@@ -56,6 +58,7 @@ impl ScorerInput {
             response: response_text(tokenizer, before, answer)?,
             response_start: rollout.prompt_tokens().len(),
             given: turns.windows(2).map(|pair| pair[0].end..pair[1].start).collect(),
+            beginnings: rollout.beginnings(),
             tokens: tokens.into(),
             prompt,
             fields,
@@ -74,6 +77,29 @@ impl ScorerInput {
     pub(crate) fn response_tokens(&self) -> Cow<'_, [u32]> {
         let behind = &self.tokens[self.response_start..];
         if self.given.is_empty() { Cow::Borrowed(behind) } else { Cow::Owned(self.drawn(behind.to_vec())) }
+    }
+
+    /// The sequences that the policy drew in, each with the place at which its response begins; one where it is
+    /// no episode of several.
+    pub(crate) fn sequences(&self) -> Vec<(Arc<[u32]>, usize)> {
+        if self.beginnings.is_empty() {
+            return vec![(Arc::clone(&self.tokens), self.response_start)];
+        }
+        let begins = std::iter::once(0).chain(self.beginnings.iter().copied());
+        let ends = self.beginnings.iter().copied().chain(std::iter::once(self.tokens.len()));
+        let places = begins.zip(ends);
+        places
+            .map(|(begin, end)| {
+                let prompt_end = match begin {
+                    0 => self.response_start,
+                    // What was given there is its prompt.
+                    _ => {
+                        self.given.iter().find(|given| given.start == begin).map_or(begin, |given| given.end)
+                    }
+                };
+                (self.tokens[begin..end].into(), prompt_end - begin)
+            })
+            .collect()
     }
 
     /// Those of some values for the tokens behind the prompt that are of tokens that the policy drew.
@@ -196,6 +222,7 @@ mod tests {
             observations: vec![Observation {
                 after: u32::try_from(first.len()).unwrap(),
                 tokens: tool.clone(),
+                begins_sequence: false,
             }],
             reward: None,
             rollout_logprobs: vec![-1.0; tokens],
@@ -208,8 +235,16 @@ mod tests {
         let input = ScorerInput::of_rollout(&rollout, Some(&tokenizer)).unwrap();
         assert_eq!((input.prompt.as_str(), input.response.as_str()), ("6*7?", " 42"));
         assert_eq!(input.prompt_end, "?print(6*7)[41]\n");
-        assert_eq!(*input.tokens, [encode("6*7?"), first.clone(), tool, second.clone()].concat());
+        assert_eq!(*input.tokens, [encode("6*7?"), first.clone(), tool.clone(), second.clone()].concat());
         assert_eq!(*input.response_tokens(), [first, second].concat());
+        assert_eq!(input.sequences(), [(Arc::clone(&input.tokens), input.response_start)]);
+        let apart = ScorerInput { beginnings: vec![input.given[0].start], ..input };
+        let (one, two) = (
+            [encode("6*7?"), encode("print(6*7)")].concat().into(),
+            [tool.clone(), encode(" 42")].concat().into(),
+        );
+        assert_eq!(apart.sequences(), [(one, 4), (two, tool.len())]);
+        let input = apart;
         let places: Vec<usize> = (0..input.tokens.len() - input.response_start).collect();
         assert_eq!(input.drawn(places), (0..10).chain(15..18).collect::<Vec<_>>());
     }

@@ -235,8 +235,14 @@ impl ScorerSet {
     ) -> Result<Vec<f32>, ScoreError> {
         match (&self.models, self.reference) {
             (Some(models), Some(network)) => {
-                let work = models.logprobs(network, &input.tokens, input.response_start);
-                Ok(input.drawn(timed("reference", deadline, work).await?))
+                let sequences = input.sequences();
+                let each = sequences.iter().map(|(tokens, from)| models.logprobs(network, tokens, *from));
+                let mut of_sequences = timed("reference", deadline, try_join_all(each)).await?;
+                // What was given in front of a further sequence has none; `drawn` leaves it out.
+                for ((_, from), logprobs) in sequences.iter().zip(&mut of_sequences).skip(1) {
+                    logprobs.splice(..0, vec![0.0; *from]);
+                }
+                Ok(input.drawn(of_sequences.concat()))
             }
             _ => Ok(Vec::new()),
         }
@@ -315,7 +321,10 @@ impl ScorerSet {
         match scorer {
             Scorer::RewardModel(network) => {
                 let models = self.models.as_ref().ok_or_else(|| ScoreError::error("no network is loaded"))?;
-                let score = models.score(*network, &input.tokens).await?;
+                // Of several sequences the last: what the policy said in the end, with all that led to it.
+                let last =
+                    input.sequences().pop().map_or_else(|| Arc::clone(&input.tokens), |(last, _)| last);
+                let score = models.score(*network, &last).await?;
                 if !score.is_finite() {
                     return Err(ScoreError::error(format!("reward-model: the score is {score}")));
                 }

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::{binary, read_until};
+use crate::{binary, read_until, root};
 
 /// Prompts of the data set.
 const PROMPTS: usize = 64;
@@ -58,6 +58,26 @@ impl TinyRing {
         fs::write(folder.join("data.jsonl"), asked)?;
         fs::write(folder.join("recipe.toml"), include_str!("ring/episodes.toml"))?;
         Ok(Self { folder: folder.to_owned(), settings: Vec::new() })
+    }
+
+    /// Copies the data and the recipe of `examples/agent`, whose responses are played by agents, to whom a free
+    /// port listens.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn of_agents(folder: &Path) -> anyhow::Result<Self> {
+        let example = root().join("examples/agent");
+        for name in ["recipe.toml", "demonstrations.jsonl", "prompts.jsonl", "template.jinja"] {
+            fs::copy(example.join(name), folder.join(name)).with_context(|| format!("copy {name}"))?;
+        }
+        let tokenizer = root().join("examples/own-model/demonstrations.jsonl");
+        let ring = Self { folder: folder.to_owned(), settings: Vec::new() };
+        Ok(ring
+            .with(&format!("stages[0].tokenizer.data=[{tokenizer:?}]"))
+            .with("actor.serve.listen=127.0.0.1:0")
+            .with("actor.engine.threads=1")
+            .with("reward_server.models.threads=1")
+            .with("learner.threads=1"))
     }
 
     /// The same ring with one more `--set`.

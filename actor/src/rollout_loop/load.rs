@@ -22,6 +22,9 @@ impl RolloutLoop {
         let acting = self.environments.as_ref().map_or(0, Environments::waiting);
         let most = if acting > 0 { EPISODES_PER_PLACE * places } else { places };
         let room = places.saturating_sub(asked.saturating_sub(acting)).min(most.saturating_sub(asked));
+        // Of agents as many as wait are given episodes, and what their calls draw is the engine's queue.
+        let waiting = self.work.waiting();
+        let room = self.agents.as_ref().map_or(room, |agents| agents.room().saturating_sub(waiting));
         let free = if closed { 0 } else { room };
         ActorLoad {
             free_slots: saturated(free),
@@ -38,6 +41,9 @@ impl RolloutLoop {
         metrics::load(load.running, load.free_slots);
         if let Some(policy) = &self.policy {
             metrics::engine(&policy.engine.totals_so_far());
+        }
+        if let Some(agents) = &self.agents {
+            metrics::agents(agents.counts());
         }
         metrics::episodes_waiting(self.environments.as_ref().map_or(0, Environments::waiting));
         (self.reported_load, self.reported_at) = (load, Instant::now());

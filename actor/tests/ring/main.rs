@@ -2,6 +2,7 @@
 //! loopback gRPC.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod agents;
 mod delivery;
 mod episodes;
 mod grpc;

@@ -12,6 +12,8 @@ use tokio::time::Instant;
 use types::{FinishReason, Sampling, Span};
 
 use crate::Served;
+use crate::agents::recorder::Recorder;
+use crate::chat::Reply;
 use crate::choice::{Choice, TokenText};
 use crate::error::ApiError;
 use crate::request::{Asked, Job, ToolUse};
@@ -60,6 +62,8 @@ pub(crate) struct Running {
     deadline: Instant,
     time_limit: Duration,
     pub(crate) usage: Usage,
+    /// Keeps what is drawn, where the request is a call in an agent's episode.
+    recorder: Option<Recorder>,
     /// Its place among the requests that are answered at a time.
     _permit: OwnedSemaphorePermit,
 }
@@ -81,6 +85,7 @@ impl Running {
             let (tokens, field) = match asked {
                 Asked::Prompt(content) => (policy.encoder.encode(content), "prompt"),
                 Asked::Chat(chat) => (chat.encode(&policy.encoder), "messages"),
+                Asked::Joined(tokens) => (Ok(Arc::clone(tokens)), "messages"),
             };
             let prompt_tokens =
                 tokens.map_err(|error| ApiError::bad_request(format!("{error:#}"), Some(field)))?;
@@ -119,8 +124,14 @@ impl Running {
             deadline: Instant::now() + time_limit,
             time_limit,
             usage,
+            recorder: None,
             _permit: permit,
         })
+    }
+
+    /// The same as a call in an agent's episode.
+    pub(crate) fn recorded_by(self, recorder: Recorder) -> Self {
+        Self { recorder: Some(recorder), ..self }
     }
 
     /// How many responses there will be.
@@ -167,8 +178,9 @@ impl Running {
         let number = *id as usize;
         self.usage.response_tokens += response_tokens.len();
         let choice = &mut self.choices[number];
-        let text = choice.rest(&self.tokenizer, response_tokens, stop_text.as_ref());
-        let mut text = text.map_err(undecodable)?;
+        let whole = choice.whole(&self.tokenizer, response_tokens, stop_text.as_ref());
+        let whole = whole.map_err(undecodable)?;
+        let mut text = choice.unsent(&whole).to_owned();
         let mut calls = Vec::new();
         if let Some(ToolUse { format, is_single }) = self.tools {
             // Some formats mark calls with special tokens, which the text leaves out.
@@ -180,6 +192,11 @@ impl Running {
                 calls = found;
                 calls.truncate(if is_single { 1 } else { usize::MAX });
             }
+        }
+        if let Some(recorder) = self.recorder.take() {
+            let text = if calls.is_empty() { whole } else { text.clone() };
+            let reply = Reply { text, calls: calls.clone() };
+            recorder.record(&self.tokenizer, &finished, reply).map_err(undecodable)?;
         }
         let mut tokens = Vec::new();
         if self.logprobs {

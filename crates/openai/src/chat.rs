@@ -1,8 +1,11 @@
 //! Conversations: from the fields of a chat request to what a template renders.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use anyhow::Context as _;
 use engine::PromptEncoder;
+use model::chat::ToolCall;
 use model::{ChatRequest, ChatTemplate};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -34,6 +37,13 @@ impl ChatFields {
     pub(crate) fn wanted_logprobs(&self) -> Option<usize> {
         self.logprobs.unwrap_or(false).then(|| self.top_logprobs.unwrap_or(0))
     }
+}
+
+/// What a client was told of a response.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Reply {
+    pub(crate) text: String,
+    pub(crate) calls: Vec<ToolCall>,
 }
 
 /// A conversation as its template takes it.
@@ -82,17 +92,66 @@ impl Chat {
         self.tools.is_some()
     }
 
-    /// Its tokens.
-    pub(crate) fn encode(&self, encoder: &PromptEncoder) -> anyhow::Result<Arc<[u32]>> {
-        encoder.encode_chat(&ChatRequest {
+    /// Its messages.
+    pub(crate) fn messages(&self) -> &[Value] {
+        &self.messages
+    }
+
+    /// What stands behind another conversation and the reply to it, where this one is what a client sends
+    /// next.
+    pub(crate) fn behind(&self, before: &Self, reply: &Reply) -> Option<&[Value]> {
+        let asks_alike = self.tools == before.tools
+            && self.variables == before.variables
+            && self.add_generation_prompt == before.add_generation_prompt
+            && !before.continue_final_message;
+        let (answer, behind) = self.messages.strip_prefix(before.messages.as_slice())?.split_first()?;
+        (asks_alike && is_reply(answer, reply)).then_some(behind)
+    }
+
+    /// Its text with these messages in the place of its own, at the time that templates are told.
+    pub(crate) fn render(
+        &self,
+        encoder: &PromptEncoder,
+        messages: &[Value],
+        now: SystemTime,
+    ) -> anyhow::Result<String> {
+        let template = encoder.template().context("the policy has no chat template")?;
+        let request = ChatRequest { messages, now: Some(now), ..self.request() };
+        Ok(template.render(&request)?)
+    }
+
+    fn request(&self) -> ChatRequest<'_> {
+        ChatRequest {
             messages: &self.messages,
             tools: self.tools.as_deref(),
             add_generation_prompt: self.add_generation_prompt,
             continue_final_message: self.continue_final_message,
             variables: Some(&self.variables),
             ..ChatRequest::default()
-        })
+        }
     }
+
+    /// Its tokens.
+    pub(crate) fn encode(&self, encoder: &PromptEncoder) -> anyhow::Result<Arc<[u32]>> {
+        encoder.encode_chat(&self.request())
+    }
+}
+
+/// Whether a message is what a client was told, in any of the forms in which clients send it back.
+fn is_reply(message: &Value, reply: &Reply) -> bool {
+    let calls = message["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
+    message["role"] == "assistant"
+        && message["content"] == reply.text.as_str()
+        && calls.len() == reply.calls.len()
+        && calls.iter().zip(&reply.calls).all(|(call, told)| is_call(&call["function"], told))
+}
+
+fn is_call(function: &Value, told: &ToolCall) -> bool {
+    let arguments = match &function["arguments"] {
+        Value::String(text) => serde_json::from_str(text).unwrap_or_default(),
+        other => other.clone(),
+    };
+    function["name"] == told.name.as_str() && arguments.as_object() == Some(&told.arguments)
 }
 
 /// The tools that the model is told of: none where the client chooses none.

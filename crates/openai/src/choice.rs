@@ -138,11 +138,11 @@ impl Choice {
         tokenizer.response_text(&self.prompt, inner, false).map(Some)
     }
 
-    /// The text of the whole response that was not given out yet, up to the stop text.
+    /// The text of the whole response, up to the stop text.
     ///
     /// # Errors
     /// When the tokenizer refuses the tokens.
-    pub(crate) fn rest(
+    pub(crate) fn whole(
         &self,
         tokenizer: &Tokenizer,
         response: &[u32],
@@ -150,7 +150,12 @@ impl Choice {
     ) -> Result<String, Error> {
         let whole = tokenizer.response_text(&self.prompt, response, true)?;
         let shown = stop.map_or(whole.as_str(), |stop| stop.shown(&whole));
-        Ok(shown.get(self.sent..).unwrap_or_default().to_owned())
+        Ok(shown.to_owned())
+    }
+
+    /// What of the whole text was not given out yet.
+    pub(crate) fn unsent<'a>(&self, whole: &'a str) -> &'a str {
+        whole.get(self.sent..).unwrap_or_default()
     }
 }
 

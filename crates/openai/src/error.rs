@@ -58,6 +58,21 @@ impl ApiError {
         Self { status, kind: "rate_limit_error", code, ..Self::bad_request(message, None) }
     }
 
+    /// What was there is over.
+    pub(crate) fn gone(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::GONE, code: Some("gone"), ..Self::bad_request(message, None) }
+    }
+
+    /// Something else was said before.
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::CONFLICT, code: Some("conflict"), ..Self::bad_request(message, None) }
+    }
+
+    /// An episode has no room for what is asked: the agent ends it.
+    pub(crate) fn exhausted(message: impl Into<String>) -> Self {
+        Self { code: Some("episode_exhausted"), ..Self::bad_request(message, None) }
+    }
+
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
         Self { status, kind: "service_unavailable_error", ..Self::bad_request(message, None) }
@@ -66,6 +81,11 @@ impl ApiError {
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Self { status, kind: "server_error", ..Self::bad_request(message, None) }
+    }
+
+    /// Whether a prompt leaves no room in the context.
+    pub(crate) fn is_context(&self) -> bool {
+        self.code == Some("context_length_exceeded")
     }
 
     /// As JSON.

@@ -14,7 +14,11 @@
 //! streamed or not. Each choice says in `weight_versions` which version of the weights drew which of its
 //! tokens. `logprobs` are of the untruncated distribution at the sampling temperature, as everywhere in
 //! Sluice.
+//!
+//! An actor's port may also have [`Agents`]: programs with a loop of their own lease episodes there, and what
+//! the policy draws in their calls is recorded.
 
+mod agents;
 mod answer;
 mod chat;
 mod choice;
@@ -44,13 +48,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+pub use agents::{AgentEvent, Agents, AgentsConfig, Offer, Played};
 use answer::Running;
 use error::ApiError;
 use kind::Kind;
 use name::ServedName;
-use request::Job;
+use request::{Draws, Job};
 
 /// Largest body of a request.
 const MAX_BODY_BYTES: usize = 16 << 20;
@@ -149,6 +154,25 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(policy: watch::Receiver<Option<Served>>, config: ServeConfig) -> Arc<Self> {
+        let permits = Arc::new(Semaphore::new(config.max_concurrent_requests));
+        Arc::new(Self { policy, config, permits, created: unix_time() })
+    }
+
+    fn policy(&self) -> Result<Served, ApiError> {
+        let policy = self.policy.borrow().clone();
+        policy.ok_or_else(|| ApiError::unavailable("the policy has no weights yet; ask again later"))
+    }
+
+    /// A place among the requests that are answered at a time.
+    fn permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
+            let most = self.config.max_concurrent_requests;
+            let problem = format!("{most} requests are being answered, which is the most; ask again later");
+            ApiError::too_many(problem)
+        })
+    }
+
     /// What clients call the model.
     fn name(&self) -> ServedName {
         let policy = self.policy.borrow();
@@ -165,8 +189,21 @@ impl Shared {
 
 /// The pages of `/v1` for a policy that may come later.
 pub fn pages(policy: watch::Receiver<Option<Served>>, config: ServeConfig) -> Router {
-    let permits = Arc::new(Semaphore::new(config.max_concurrent_requests));
-    let shared = Arc::new(Shared { policy, config, permits, created: unix_time() });
+    routes(Shared::new(policy, config))
+}
+
+/// The same, and the episodes of agents, which reach them over TLS or not.
+pub fn pages_with_agents(
+    policy: watch::Receiver<Option<Served>>,
+    config: ServeConfig,
+    agents: &Agents,
+    is_tls: bool,
+) -> Router {
+    let shared = Shared::new(policy, config);
+    routes(Arc::clone(&shared)).merge(agents::pages::routes(shared, agents.clone(), is_tls))
+}
+
+fn routes(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{name}", get(model))
@@ -268,16 +305,17 @@ async fn answer(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let body = body.map_err(|rejection| ApiError::bad_request(rejection.to_string(), None))?;
-    let policy = shared.policy.borrow().clone();
-    let policy =
-        policy.ok_or_else(|| ApiError::unavailable("the policy has no weights yet; ask again later"))?;
-    let permit = Arc::clone(&shared.permits).try_acquire_owned().map_err(|_| {
-        let most = shared.config.max_concurrent_requests;
-        ApiError::too_many(format!("{most} requests are being answered, which is the most; ask again later"))
-    })?;
+    let policy = shared.policy()?;
+    let permit = shared.permit()?;
     let name = shared.name();
-    let job = Job::parse(kind, &body, (&name, &policy.encoder), policy.engine.context_tokens())?;
+    let draws = Draws::Client { context_tokens: policy.engine.context_tokens() };
+    let job = Job::parse(kind, &body, (&name, &policy.encoder), &draws)?;
     let running = Running::start(&policy, &job, permit, shared.config.time_limit).await?;
+    told(kind, &name, &job, running).await
+}
+
+/// What a client is told of a request under way.
+async fn told(kind: Kind, name: &ServedName, job: &Job, running: Running) -> Result<Response, ApiError> {
     let head = reply::Head::new(kind, name.as_str(), unix_time());
     if job.stream {
         Ok(reply::stream(head, running, job.include_usage).into_response())

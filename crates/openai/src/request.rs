@@ -2,6 +2,7 @@
 //! itself.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 use engine::{MAX_TOP_LOGPROBS, PromptEncoder};
 use model::ChatTemplate;
@@ -43,6 +44,27 @@ pub(crate) enum Asked {
     /// A text, or tokens.
     Prompt(PromptContent),
     Chat(Chat),
+    /// Tokens that go on from those of an episode.
+    Joined(Arc<[u32]>),
+}
+
+/// Who says how tokens are drawn.
+#[derive(Debug, Clone)]
+pub(crate) enum Draws {
+    /// The client, within a context of so many tokens.
+    Client { context_tokens: usize },
+    /// The run: the request is a call in an agent's episode.
+    Run(RunDraws),
+}
+
+/// How tokens are drawn in an agent's episode.
+#[derive(Debug, Clone)]
+pub(crate) struct RunDraws {
+    pub(crate) sampling: Arc<Sampling>,
+    /// Most tokens of the call, at least one.
+    pub(crate) most: u32,
+    /// Fields that say otherwise are passed over instead of refused.
+    pub(crate) is_lenient: bool,
 }
 
 /// How calls of tools are looked for.
@@ -112,7 +134,7 @@ impl Job {
         kind: Kind,
         body: &[u8],
         (served, encoder): (&ServedName, &PromptEncoder),
-        context_tokens: usize,
+        draws: &Draws,
     ) -> Result<Self, ApiError> {
         let body: Value = serde_json::from_slice(body)
             .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}"), None))?;
@@ -149,13 +171,23 @@ impl Job {
             let message = format!("more than {MAX_TOP_LOGPROBS} alternatives");
             return Err(ApiError::bad_request(message, Some("logprobs")));
         }
-        let min_tokens = common.min_tokens.unwrap_or(0);
+        if matches!(draws, Draws::Run(_)) && prompts.len() * n != 1 {
+            let message = "a call in an episode has one prompt and one response: make a call for each";
+            return Err(ApiError::bad_request(message, Some("n")));
+        }
+        let min_tokens = match draws {
+            Draws::Client { .. } => common.min_tokens.unwrap_or(0),
+            Draws::Run(_) => 0,
+        };
         // Without a seed, one that nobody can guess or repeat.
         let seed = common.seed.map_or_else(|| RandomState::new().hash_one(0), i64::cast_unsigned);
         let stream = common.stream.unwrap_or(false);
         let options = common.stream_options.as_ref();
         let include_usage = options.and_then(|options| options.include_usage) == Some(true);
-        let sampling = sampling(common, kind, context_tokens)?;
+        let sampling = match draws {
+            Draws::Client { context_tokens } => sampling(common, kind, *context_tokens)?,
+            Draws::Run(run) => run_sampling(common, run)?,
+        };
         if min_tokens > sampling.max_new_tokens() as usize {
             let most = sampling.max_new_tokens();
             let message = format!("min_tokens is {min_tokens}, must be at most max_tokens, {most}");
@@ -184,15 +216,60 @@ fn sampling(common: Common, kind: Kind, context_tokens: usize) -> Result<Samplin
         min_p: common.min_p.unwrap_or(0.0),
         repetition_penalty: common.repetition_penalty.unwrap_or(1.0),
         max_new_tokens: common.max_completion_tokens.or(common.max_tokens).unwrap_or(most),
-        stop: match common.stop {
-            None => Vec::new(),
-            Some(OneOrMore::One(text)) => vec![text],
-            Some(OneOrMore::More(texts)) => texts,
-        },
+        stop: common.stop.map_or_else(Vec::new, OneOrMore::into_list),
         stop_token_ids: common.stop_token_ids.unwrap_or_default(),
         ignore_eos: common.ignore_eos.unwrap_or(false),
     };
     Sampling::new(params).map_err(|invalid| ApiError::bad_request(invalid.to_string(), None))
+}
+
+/// Draws as the run does: a policy is trained on what it drew itself. A client may only end a response
+/// earlier.
+fn run_sampling(common: Common, run: &RunDraws) -> Result<Sampling, ApiError> {
+    let own = &run.sampling;
+    let fixed = [
+        ("temperature", common.temperature.is_none_or(|asked| asked == own.temperature())),
+        ("top_p", common.top_p.is_none_or(|asked| asked == own.top_p())),
+        ("top_k", common.top_k.is_none_or(|asked| asked.max(0) == i64::from(own.top_k()))),
+        ("min_p", common.min_p.is_none_or(|asked| asked == own.min_p())),
+        (
+            "repetition_penalty",
+            common.repetition_penalty.is_none_or(|asked| asked == own.repetition_penalty()),
+        ),
+        ("ignore_eos", common.ignore_eos.is_none_or(|asked| asked == own.ignores_eos())),
+        ("min_tokens", common.min_tokens.is_none_or(|asked| asked == 0)),
+        ("seed", common.seed.is_none()),
+    ];
+    if let Some((field, _)) = fixed.iter().find(|(_, agrees)| !agrees && !run.is_lenient) {
+        let problem = format!(
+            "an episode's tokens are drawn as the run says, at a temperature of {}: leave {field} out, or set              actor.agents.ignore_sampling = true",
+            own.temperature()
+        );
+        return Err(ApiError::bad_field(field, &problem));
+    }
+    let asked = common.max_completion_tokens.or(common.max_tokens).unwrap_or(u32::MAX);
+    let mut params = SamplingParams::from(own.as_ref().clone());
+    params.max_new_tokens = params.max_new_tokens.min(run.most).min(asked);
+    for text in common.stop.into_iter().flat_map(OneOrMore::into_list) {
+        if !params.stop.contains(&text) {
+            params.stop.push(text);
+        }
+    }
+    for token in common.stop_token_ids.into_iter().flatten() {
+        if !params.stop_token_ids.contains(&token) {
+            params.stop_token_ids.push(token);
+        }
+    }
+    Sampling::new(params).map_err(|invalid| ApiError::bad_request(invalid.to_string(), None))
+}
+
+impl<T> OneOrMore<T> {
+    fn into_list(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::More(more) => more,
+        }
+    }
 }
 
 fn contents(prompt: Prompt) -> Vec<PromptContent> {

@@ -222,6 +222,11 @@ impl Security {
         self.0.tokens.is_some() || self.0.certificates.is_some()
     }
 
+    /// Whether ports speak TLS to other machines.
+    pub fn has_certificates(&self) -> bool {
+        self.0.certificates.is_some()
+    }
+
     /// Both ends of TLS, where there are certificates.
     pub(crate) fn tls(&self) -> Option<Tls> {
         let certificates = self.0.certificates.as_ref()?.read().unwrap_or_else(PoisonError::into_inner);

@@ -88,6 +88,8 @@ reasons!(
         Overload => "overload",
         /// The environment of an episode failed, or could not be begun.
         Environment => "environment",
+        /// The agent that played an episode was lost, gave it up, or did not end it in time.
+        Agent => "agent",
     }
 );
 
@@ -132,7 +134,8 @@ impl FailReason {
             | Self::RewardTimeout
             | Self::RewardError
             | Self::Overload
-            | Self::Environment => true,
+            | Self::Environment
+            | Self::Agent => true,
             Self::Generation | Self::Unsupported => false,
         }
     }

@@ -15,6 +15,10 @@ pub struct Observation {
     pub after: u32,
     /// Its token ids, at least one.
     pub tokens: Vec<u32>,
+    /// A further sequence begins with it: the policy saw nothing of what stands in front. So do calls of an
+    /// agent that do not go on from others.
+    #[serde(default)]
+    pub begins_sequence: bool,
 }
 
 /// A stretch of the tokens behind a prompt.
@@ -50,7 +54,7 @@ pub fn split_by_mask(tokens: &[u32], drawn: &[bool]) -> Result<(Vec<u32>, Vec<Ob
         let after = u32::try_from(response.len()).unwrap_or(u32::MAX);
         match observations.last_mut() {
             Some(last) if last.after == after => last.tokens.push(*token),
-            _ => observations.push(Observation { after, tokens: vec![*token] }),
+            _ => observations.push(Observation { after, tokens: vec![*token], begins_sequence: false }),
         }
     }
     observations.retain(|observation| (observation.after as usize) < response.len());
@@ -66,7 +70,7 @@ pub(crate) fn observations_problem(
 ) -> Option<String> {
     let mut given = 0;
     let mut before = 0;
-    for Observation { after, tokens } in observations {
+    for Observation { after, tokens, .. } in observations {
         let place = *after as usize;
         if tokens.is_empty() {
             return Some(format!("an observation behind {place} response tokens has no token"));
@@ -104,7 +108,10 @@ mod tests {
             let tokens: Vec<u32> = (0..mask.len() as u32).collect();
             split_by_mask(&tokens, &mask.iter().map(|bit| *bit == 1).collect::<Vec<_>>()).unwrap()
         };
-        let given = |after, tokens: &[u32]| Observation { after, tokens: tokens.to_vec() };
+        let given = |after, tokens: &[u32]| {
+            let tokens = tokens.to_vec();
+            Observation { after, tokens, begins_sequence: false }
+        };
         assert_eq!(split(&[1, 1]), (vec![0, 1], vec![]));
         assert_eq!(split(&[1, 0, 0, 1, 0, 1]), (vec![0, 3, 5], vec![given(1, &[1, 2]), given(2, &[4])]));
         assert_eq!(split(&[1, 0, 1, 0, 0]), (vec![0, 2], vec![given(1, &[1])]));

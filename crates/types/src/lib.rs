@@ -50,6 +50,7 @@ mod rollout;
 mod sample;
 mod sampling;
 mod time;
+mod turns;
 mod vocabulary;
 mod weights;
 
@@ -66,6 +67,7 @@ pub use rollout::{FinishReason, MAX_SEQUENCE_TOKENS, Rollout, RolloutFailure, Ro
 pub use sample::{Batch, GroupScore, Sample, ScoredRollout, Scores};
 pub use sampling::{Sampling, SamplingParams};
 pub use time::Timestamp;
+pub use turns::{DrawnTurn, Turns};
 pub use vocabulary::Vocabulary;
 pub use weights::{DType, Manifest, ModelDescription, ModelFile, TensorEntry, TensorLayout, WeightHash};
 

@@ -53,7 +53,8 @@ pub struct RolloutParts {
     /// `[response]` probability mass that survived top-p/top-k/min-p, in (0, 1]; absent when nothing was
     /// truncated.
     pub surviving_mass: Option<Vec<f32>>,
-    /// The versions that drew the tokens, in order; they cover the response exactly and never go back.
+    /// The versions that drew the tokens, in order; they cover the response exactly, and go back only where a
+    /// further sequence begins.
     pub spans: Vec<Span>,
     /// Why the response ended.
     pub finish_reason: FinishReason,
@@ -143,6 +144,14 @@ impl Rollout {
         turns
     }
 
+    /// The places in the [`sequence`](Self::sequence) at which a further sequence begins, of which the policy
+    /// saw nothing that stands in front; none where it is one sequence.
+    pub fn beginnings(&self) -> Vec<usize> {
+        let places = self.turns().into_iter().map(|turn| turn.end);
+        let behind = places.zip(self.observations());
+        behind.filter(|(_, given)| given.begins_sequence).map(|(place, _)| place).collect()
+    }
+
     /// Tokens that the policy was given between its turns.
     pub fn given_tokens(&self) -> usize {
         self.observations().iter().map(|observation| observation.tokens.len()).sum()
@@ -158,7 +167,7 @@ impl Rollout {
         self.0.surviving_mass.as_deref()
     }
 
-    /// The versions that drew the response, the oldest first; at least one.
+    /// The versions that drew the response, of each sequence the oldest first; at least one.
     pub fn spans(&self) -> &[Span] {
         &self.0.spans
     }
@@ -189,7 +198,7 @@ impl Rollout {
 
     /// The oldest version that drew a token of the response.
     pub fn oldest_version(&self) -> PolicyVersion {
-        self.spans().first().map_or(PolicyVersion(0), |span| span.version)
+        self.spans().iter().map(|span| span.version).min().unwrap_or(PolicyVersion(0))
     }
 }
 
@@ -218,10 +227,21 @@ fn problem(parts: &RolloutParts) -> Option<String> {
     if covered != tokens as u64 {
         return Some(format!("its spans cover {covered} of {tokens} response tokens"));
     }
-    if !parts.spans.is_sorted_by_key(|span| span.version) {
+    if goes_back(parts) {
         return Some("its spans go back to an older policy version".to_owned());
     }
     fields_problem(&parts.fields)
+}
+
+/// Whether an older version draws on where a newer one has drawn, within one sequence.
+fn goes_back(parts: &RolloutParts) -> bool {
+    let begins: Vec<u32> =
+        parts.observations.iter().filter(|given| given.begins_sequence).map(|given| given.after).collect();
+    let mut drawn = 0;
+    parts.spans.windows(2).any(|pair| {
+        drawn += pair[0].tokens.get();
+        pair[1].version < pair[0].version && !begins.contains(&drawn)
+    })
 }
 
 /// Whether a number is a probability above 0. A little above 1 is the rounding of a sum over the vocabulary.
@@ -286,7 +306,22 @@ pub(crate) mod tests {
     }
 
     fn given(after: u32, tokens: usize) -> Observation {
-        Observation { after, tokens: vec![9; tokens] }
+        Observation { after, tokens: vec![9; tokens], begins_sequence: false }
+    }
+
+    #[test]
+    fn a_further_sequence_begins_anew() {
+        let begins = |after, tokens| Observation { begins_sequence: true, ..given(after, tokens) };
+        let spans = vec![span(5, 2), span(4, 1)];
+        let several = RolloutParts { observations: vec![given(1, 2), begins(2, 3)], spans, ..parts(3) };
+        let rollout = Rollout::new(several.clone()).unwrap();
+        // Prompt of 2, a token, 2 given, a token; then 3 given and a token.
+        assert_eq!((rollout.beginnings(), rollout.turns()), (vec![6], vec![2..3, 5..6, 9..10]));
+        assert_eq!(rollout.oldest_version(), PolicyVersion(4));
+        let one = RolloutParts { observations: vec![given(1, 2), given(2, 3)], ..several };
+        let error = Rollout::new(one).unwrap_err();
+        assert!(error.problem.contains("older policy version"), "{error}");
+        assert_eq!(Rollout::new(parts(3)).unwrap().beginnings(), Vec::<usize>::new());
     }
 
     #[test]

@@ -192,7 +192,8 @@ impl Collected {
             let score =
                 shaped(&GroupScore::of(sample.scored()), config).map_err(Error::in_batch(batch.id()))?;
             collected.ids.push(rollout.id());
-            collected.sequences.push(Sequence::stretches(&rollout.sequence(), &rollout.turns()));
+            let sequence = Sequence::stretches(&rollout.sequence(), &rollout.turns());
+            collected.sequences.push(sequence.beginning_at(rollout.beginnings()));
             collected.starts.push(start);
             collected.weights.push(sample.weight());
             collected.scores.push(score as f32);

@@ -90,14 +90,14 @@ impl TryFrom<pb::Span> for Span {
 }
 
 impl From<Observation> for pb::Observation {
-    fn from(Observation { after, tokens }: Observation) -> Self {
-        Self { after, tokens }
+    fn from(Observation { after, tokens, begins_sequence }: Observation) -> Self {
+        Self { after, tokens, begins_sequence }
     }
 }
 
 impl From<pb::Observation> for Observation {
-    fn from(pb::Observation { after, tokens }: pb::Observation) -> Self {
-        Self { after, tokens }
+    fn from(pb::Observation { after, tokens, begins_sequence }: pb::Observation) -> Self {
+        Self { after, tokens, begins_sequence }
     }
 }
 
@@ -233,6 +233,7 @@ pub(super) fn fail_reason_to_pb(reason: FailReason) -> pb::FailReason {
         FailReason::Unsupported => pb::FailReason::Unsupported,
         FailReason::Overload => pb::FailReason::Overload,
         FailReason::Environment => pb::FailReason::Environment,
+        FailReason::Agent => pb::FailReason::Agent,
     }
 }
 
@@ -249,6 +250,7 @@ pub(super) fn fail_reason_from_pb(reason: pb::FailReason) -> Result<FailReason, 
         pb::FailReason::Unsupported => FailReason::Unsupported,
         pb::FailReason::Overload => FailReason::Overload,
         pb::FailReason::Environment => FailReason::Environment,
+        pb::FailReason::Agent => FailReason::Agent,
     })
 }
 

@@ -33,6 +33,16 @@ pub(super) fn fill_in(layers: &mut Layers) {
     if value(layers, ENVIRONMENT).is_some() {
         layers.derive("coordinator.episodes", Value::from(true), ENVIRONMENT);
     }
+    // Agents speak to the actors' port, say what an episode is worth, and take one episode after the other: a
+    // lease with many would wait for them.
+    if value(layers, AGENTS) == Some(Value::from(true)) {
+        layers.derive("actor.serve.enabled", Value::from(true), AGENTS);
+        layers.derive("reward_server.agents", Value::from(true), AGENTS);
+        layers.derive("coordinator.lease_prompts", Value::from(1), AGENTS);
+        if let Some(size) = value(layers, GROUP_SIZE) {
+            layers.derive("actor.agents.group_size", size, GROUP_SIZE);
+        }
+    }
     // Where nothing is written the defaults of the roles are those of the default algorithm.
     if value(layers, ALGORITHM).is_some() {
         for (key, value) in decided(layers) {
@@ -56,7 +66,7 @@ pub(super) fn decided(layers: &Layers) -> Vec<Decided> {
     let Some(algorithm) = algorithm(layers) else { return Vec::new() };
     let default = i64::from(Sampling::default().max_new_tokens());
     let max_new_tokens = integer(layers, "coordinator.sampling.max_new_tokens").unwrap_or(default);
-    let group_size = integer(layers, "coordinator.group_size");
+    let group_size = integer(layers, GROUP_SIZE);
     preset::keys(algorithm, Surroundings { max_new_tokens, group_size })
 }
 
@@ -83,6 +93,8 @@ fn correct_stale_samples(layers: &mut Layers) {
     }
 }
 
+const AGENTS: &str = "actor.agents.enabled";
+const GROUP_SIZE: &str = "coordinator.group_size";
 const ENVIRONMENT: &str = "reward_server.environment";
 const ALGORITHM: &str = "learner.ppo.algorithm";
 const MAX_STALENESS: &str = "coordinator.max_staleness";
@@ -157,6 +169,16 @@ mod tests {
         let layers = filled("[reward_server.environment]\nkind = 'python'\n");
         assert_eq!(layers.value("coordinator.episodes"), Some(&Value::from(true)));
         assert_eq!(filled("").value("coordinator.episodes"), None);
+    }
+
+    #[test]
+    fn agents_have_a_port_and_lease_little_at_a_time() {
+        let layers = filled("[coordinator]\ngroup_size = 8\n[actor.agents]\nenabled = true\n");
+        assert_eq!(layers.value("actor.agents.group_size"), Some(&Value::from(8)));
+        assert_eq!(layers.value("actor.serve.enabled"), Some(&Value::from(true)));
+        assert_eq!(layers.value("reward_server.agents"), Some(&Value::from(true)));
+        assert_eq!(layers.value("coordinator.lease_prompts"), Some(&Value::from(1)));
+        assert_eq!(filled("[actor.agents]\nenabled = false\n").value("actor.serve.enabled"), None);
     }
 
     #[test]

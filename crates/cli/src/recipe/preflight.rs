@@ -213,6 +213,7 @@ fn owed(recipe: &Recipe) -> Vec<String> {
         ));
     }
     problems.extend(too_few_places(recipe));
+    problems.extend(agents_problems(recipe));
     problems
 }
 
@@ -232,6 +233,30 @@ fn too_few_places(recipe: &Recipe) -> Option<String> {
              more, or coordinator.lease_prompts lower"
         )
     })
+}
+
+/// What keeps agents from playing the recipe's episodes.
+fn agents_problems(recipe: &Recipe) -> Vec<String> {
+    let Recipe { coordinator, reward_server, actor, .. } = recipe;
+    if !actor.agents.enabled {
+        return Vec::new();
+    }
+    let responses = coordinator.eval.as_ref().map_or(0, |eval| eval.samples).max(coordinator.group_size);
+    let too_few = format!(
+        "actor.agents.episodes is {}, but a prompt has {responses} responses, which are leased together: set it to \
+         {responses} or more",
+        actor.agents.episodes
+    );
+    let played_twice =
+        "actor.agents.enabled, but [reward_server.environment] plays episodes too: leave out one of the two";
+    let unrepeatable = "actor.agents.enabled, but coordinator.deterministic is true: nobody repeats what agents do; \
+                        set one of the two to false";
+    let problems = [
+        (actor.agents.episodes < usize::from(responses), too_few),
+        (reward_server.environment.is_some(), played_twice.to_owned()),
+        (coordinator.deterministic, unrepeatable.to_owned()),
+    ];
+    problems.into_iter().filter(|(is_one, _)| *is_one).map(|(_, problem)| problem).collect()
 }
 
 /// Whether a key names what another does that it was derived from, and that is not there: the other says so.
@@ -255,6 +280,19 @@ fn placed(resolved: &Resolved<'_>, problem: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn agents_play_alone_and_all_of_a_group() {
+        let found = |text: &str| agents_problems(&toml::from_str(text).unwrap()).join("\n");
+        let agents = "[actor.agents]\nenabled = true\nepisodes = 4\n";
+        assert_eq!(found(&format!("[coordinator]\ngroup_size = 4\n{agents}")), "");
+        let few = found(&format!("[coordinator]\ngroup_size = 5\n{agents}"));
+        assert!(few.contains("actor.agents.episodes is 4, but a prompt has 5"), "{few}");
+        let both = "[coordinator]\ndeterministic = true\n[reward_server.environment]\nkind = 'python'\n";
+        let said = found(&format!("{both}{agents}"));
+        assert!(said.contains("plays episodes too") && said.contains("deterministic is true"), "{said}");
+        assert_eq!(found(both), "");
+    }
 
     #[test]
     fn what_compares_responses_needs_two_of_them() {

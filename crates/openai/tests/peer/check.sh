@@ -1,5 +1,5 @@
 #!/bin/sh
-# Speaks to `sluice serve` with the `openai` package, in a throw-away Python environment.
+# Speaks to `sluice serve` with the `openai` package, and plays episodes of a ring with it, in a throw-away Python environment.
 set -eu
 cd "$(dirname "$0")/../../../.."
 environment=$(mktemp -d)
@@ -12,3 +12,4 @@ cp "$environment/folders/tokenizer"/*token* "$model"
 python3 -m venv "$environment/venv"
 "$environment/venv/bin/pip" install --quiet 'openai>=2,<3'
 "$environment/venv/bin/python" crates/openai/tests/peer/check.py target/debug/sluice "$model"
+"$environment/venv/bin/python" crates/openai/tests/peer/agent.py target/debug/sluice "$environment/ring"
