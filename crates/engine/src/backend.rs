@@ -155,6 +155,6 @@ pub(crate) fn is_native(engine: &EngineConfig, model: &ModelConfig) -> bool {
     match engine.backend {
         config::Backend::Auto => engine.device == Device::Cpu && native::supports(model),
         config::Backend::Native => true,
-        config::Backend::Aten => false,
+        config::Backend::Aten | config::Backend::Vllm | config::Backend::Sglang => false,
     }
 }

@@ -1,5 +1,8 @@
 //! What an engine may use, and how.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use model::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -47,6 +50,17 @@ pub struct EngineConfig {
     /// Whether a GPU replays decode steps from CUDA graphs, which half precision allows. Each size of batch
     /// is recorded anew after a swap of weights.
     pub cuda_graphs: bool,
+    /// Where an external engine answers, as `http://HOST:PORT`; with `backend` `vllm` or `sglang` only.
+    pub url: String,
+    /// How weights reach an external engine.
+    pub weight_transfer: WeightTransfer,
+    /// A folder that actor and external engine see under the same path. Each version is written there as a
+    /// model folder of its own; the two newest of an actor are kept.
+    pub weights_folder: Option<PathBuf>,
+    /// Longest wait for one answer of an external engine: a response, or an exchange of weights.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub request_timeout: Duration,
 }
 
 impl Default for EngineConfig {
@@ -69,6 +83,10 @@ impl Default for EngineConfig {
             prefix_cache: true,
             context_tokens: None,
             cuda_graphs: true,
+            url: String::new(),
+            weight_transfer: WeightTransfer::Disk,
+            weights_folder: None,
+            request_timeout: Duration::from_secs(600),
         }
     }
 }
@@ -106,7 +124,45 @@ impl EngineConfig {
             !(self.backend == Backend::Native && self.device != Device::Cpu),
             format!("backend is native, which runs on the CPU only, but device is {}", self.device),
         );
+        problems.extend(self.external_problems());
         problems
+    }
+
+    /// The same of what concerns external engines.
+    fn external_problems(&self) -> Vec<String> {
+        let Some(name) = self.backend.external() else {
+            let unused = (!self.url.is_empty()).then(|| {
+                format!("url is {:?}, which only an external engine has: set backend to vllm or sglang", self.url)
+            });
+            return unused.into_iter().collect();
+        };
+        let checks = [
+            (
+                self.url.strip_prefix("http://").is_none_or(str::is_empty),
+                format!("url is {:?}, must be http://HOST:PORT of the {name} server", self.url),
+            ),
+            (
+                self.weights_folder.as_ref().is_none_or(|folder| !folder.is_absolute()),
+                format!("weights_folder must be an absolute path that the {name} server sees, too"),
+            ),
+            (
+                self.weight_transfer == WeightTransfer::Nccl,
+                "weight_transfer is nccl, which the learner does not speak with an external engine; take disk"
+                    .to_owned(),
+            ),
+            (
+                self.backend == Backend::Vllm && self.on_swap == CacheOnSwap::Keep,
+                "on_swap is keep, but vllm does not say which version drew which token after reload_weights; \
+                 take recompute"
+                    .to_owned(),
+            ),
+            (
+                self.device != Device::Cpu,
+                format!("device is {}, but with {name} the actor computes nothing; leave it at cpu", self.device),
+            ),
+            (self.request_timeout.is_zero(), "request_timeout is 0s, must be longer".to_owned()),
+        ];
+        checks.into_iter().filter(|(wrong, _)| *wrong).map(|(_, problem)| problem).collect()
     }
 
     /// Element type and device as torch names them.
@@ -139,6 +195,32 @@ pub enum Backend {
     /// Torch's operators, on any device: the network that the learner runs, with its rounding of each element
     /// type. The last bits of a response's numbers depend on what else is generated.
     Aten,
+    /// A vLLM server at `url`, which an actor asks for tokens (docs/external-engines.md).
+    Vllm,
+    /// An SGLang server at `url`, in the same way.
+    Sglang,
+}
+
+impl Backend {
+    /// The name of the server, where another program runs the network.
+    pub fn external(self) -> Option<&'static str> {
+        match self {
+            Self::Auto | Self::Native | Self::Aten => None,
+            Self::Vllm => Some("vllm"),
+            Self::Sglang => Some("sglang"),
+        }
+    }
+}
+
+/// How weights reach an external engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightTransfer {
+    /// The actor receives them as any actor does, writes them to `weights_folder` and has the engine read
+    /// them.
+    Disk,
+    /// From the learner's GPUs to the engine's. Refused: it was never tried.
+    Nccl,
 }
 
 /// What happens to cached keys and values when the weights that made them are replaced.
@@ -163,6 +245,33 @@ mod tests {
         let text = serde_json::to_string(&config).unwrap();
         assert!(text.contains(r#""device":"cpu""#), "{text}");
         assert_eq!(serde_json::from_str::<EngineConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn an_external_engine_needs_an_address_and_a_folder() {
+        let sound = EngineConfig {
+            backend: Backend::Sglang,
+            url: "http://10.0.0.5:30000".to_owned(),
+            weights_folder: Some("/dev/shm/policy".into()),
+            ..EngineConfig::default()
+        };
+        assert_eq!(sound.problems(), Vec::<String>::new());
+        let vllm = EngineConfig { backend: Backend::Vllm, ..sound.clone() };
+        assert_eq!(vllm.problems().len(), 1, "keeping the cache: {:?}", vllm.problems());
+        let wrong = EngineConfig {
+            url: "https://10.0.0.5".to_owned(),
+            weights_folder: Some("policy".into()),
+            weight_transfer: WeightTransfer::Nccl,
+            device: Device::Cuda(0),
+            request_timeout: Duration::ZERO,
+            ..vllm
+        };
+        let problems = wrong.problems();
+        let keys = ["url", "weights_folder", "weight_transfer", "on_swap", "device", "request_timeout"];
+        assert!(problems.iter().zip(keys).all(|(said, key)| said.starts_with(key)), "{problems:?}");
+        assert_eq!(problems.len(), keys.len());
+        let unused = EngineConfig { backend: Backend::Auto, ..sound };
+        assert!(unused.problems()[0].starts_with("url is"), "{:?}", unused.problems());
     }
 
     #[test]

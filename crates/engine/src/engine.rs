@@ -49,7 +49,7 @@ impl Engine {
         config: &EngineConfig,
     ) -> Result<Self, Error> {
         check(model, config)?;
-        let context = context(model, config);
+        let context = context_tokens(model, config);
         let blocks = pool_blocks(model, config)?;
         let limits = Limits {
             max_sequences: config.max_sequences,
@@ -162,7 +162,10 @@ pub fn repeats_itself(model: &ModelConfig, config: &EngineConfig) -> bool {
 }
 
 fn check(model: &ModelConfig, config: &EngineConfig) -> Result<(), Error> {
-    let problems = config.problems();
+    let mut problems = config.problems();
+    if let Some(name) = config.backend.external() {
+        problems.push(format!("backend is {name}, a server of its own, which only an actor asks"));
+    }
     if !problems.is_empty() {
         return Err(Error::Config(problems));
     }
@@ -176,7 +179,7 @@ fn check(model: &ModelConfig, config: &EngineConfig) -> Result<(), Error> {
 }
 
 /// Longest prompt and response together: what the model was trained for, stretched where its positions are.
-fn context(model: &ModelConfig, config: &EngineConfig) -> usize {
+pub fn context_tokens(model: &ModelConfig, config: &EngineConfig) -> usize {
     let stretch = match model.rope.scaling {
         RopeScaling::Dynamic { factor } => factor.max(1.0),
         _ => 1.0,

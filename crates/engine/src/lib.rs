@@ -29,8 +29,8 @@ mod stopping;
 mod worker;
 
 pub use backend::PolicyWeights;
-pub use config::{Backend, CacheOnSwap, EngineConfig};
-pub use engine::{Engine, EngineParts, repeats_itself};
+pub use config::{Backend, CacheOnSwap, EngineConfig, WeightTransfer};
+pub use engine::{Engine, EngineParts, context_tokens, repeats_itself};
 pub use error::Error;
 pub use folder::Folder;
 pub use handle::{EngineClient, EngineHandle};
