@@ -25,8 +25,8 @@ use tokio::task::{AbortHandle, JoinSet};
 
 pub(crate) use folder::WeightsFolder;
 pub use refusal::external_problems;
-pub(crate) use remote::{Error, Remote};
 use remote::State;
+pub(crate) use remote::{Error, Remote};
 use response::Response;
 
 /// The actor's end of an external engine. Dropping it gives up what is under way.
@@ -42,15 +42,15 @@ pub(crate) struct ExternalEngine {
     responses: JoinSet<Event>,
     /// Whose a task is.
     ids: HashMap<tokio::task::Id, u64>,
-    /// The watch, and what is told the server beside.
-    others: JoinSet<()>,
+    /// Ends with this.
+    _watch: JoinSet<()>,
 }
 
 impl ExternalEngine {
     /// An engine for a model whose first weights the server has.
     pub(crate) fn start(remote: Arc<Remote>, config: EngineConfig, model: &ModelConfig) -> Self {
-        let mut others = JoinSet::new();
-        others.spawn(Arc::clone(&remote).watch());
+        let mut watch = JoinSet::new();
+        watch.spawn(Arc::clone(&remote).watch());
         Self {
             context: engine::context_tokens(model, &config),
             vocab_size: usize::try_from(model.vocab_size).unwrap_or(usize::MAX),
@@ -58,7 +58,7 @@ impl ExternalEngine {
             running: BTreeMap::new(),
             responses: JoinSet::new(),
             ids: HashMap::new(),
-            others,
+            _watch: watch,
             remote,
             config,
         }
@@ -116,7 +116,8 @@ impl ExternalEngine {
         if tokens.len() >= self.context {
             return Err(Refusal::Context { tokens: tokens.len(), context: self.context });
         }
-        if let Some(problem) = refusal::of_sampling(self.config.backend, &request.sampling).into_iter().next() {
+        if let Some(problem) = refusal::of_sampling(self.config.backend, &request.sampling).into_iter().next()
+        {
             return Err(Refusal::Sampling(problem));
         }
         let known = |id| self.running.contains_key(&id);

@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use types::link::actor::BroadcastGroup;
 use types::{BroadcastGroupId, Manifest, MemberId, ModelFile, PolicyVersion, Vocabulary, WeightHash};
 use weights::{
-    GroupEvent, Member, ModelFiles, PullOrder, PulledWeights, ReceiveEvent, Receiver,
-    ReceiverConfig, Snapshots,
+    GroupEvent, Member, ModelFiles, PullOrder, PulledWeights, ReceiveEvent, Receiver, ReceiverConfig,
+    Snapshots,
 };
 
 use crate::config::Config;

@@ -72,10 +72,12 @@ impl WeightsFolder {
         let weights = Weights::from_flats(model, flats).map_err(|error| unsound(&error))?;
         let folder = self.path.join(format!("v{}", version.0));
         self.forget(&folder);
-        model::folder::save(&folder, model, &weights, &SaveOptions {
-            companions: Some(companions),
-            ..SaveOptions::default()
-        })?;
+        model::folder::save(
+            &folder,
+            model,
+            &weights,
+            &SaveOptions { companions: Some(companions), ..SaveOptions::default() },
+        )?;
         self.written.push(folder.clone());
         while self.written.len() > 2 {
             let oldest = self.written[0].clone();

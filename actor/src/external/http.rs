@@ -111,7 +111,8 @@ impl Server {
             source,
         };
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.authority));
-        let stream = connecting.await.map_err(|late| lost(late.into()))?.map_err(|error| lost(error.into()))?;
+        let stream =
+            connecting.await.map_err(|late| lost(late.into()))?.map_err(|error| lost(error.into()))?;
         stream.set_nodelay(true).map_err(|error| lost(error.into()))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| lost(error.into()))?;
@@ -168,7 +169,14 @@ mod tests {
         assert_eq!((server.authority.as_str(), server.prefix.as_str()), ("engine.example:8000", "/a/b"));
         let server = Server::new("http://[::1]").unwrap();
         assert_eq!((server.authority.as_str(), server.prefix.as_str()), ("[::1]:80", ""));
-        for wrong in ["", "engine:8000", "https://engine:8000", "http://", "http://user:pass@engine:8000", "http://a b"] {
+        for wrong in [
+            "",
+            "engine:8000",
+            "https://engine:8000",
+            "http://",
+            "http://user:pass@engine:8000",
+            "http://a b",
+        ] {
             assert!(Server::new(wrong).is_err(), "{wrong}");
         }
     }

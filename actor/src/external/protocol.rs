@@ -190,7 +190,9 @@ fn sound(answer: Answer) -> Result<Answer, String> {
         let mut at = 0;
         for span in spans {
             if span.start != at || span.end < span.start {
-                return Err(format!("weight_versions do not cover the tokens one after the other: {spans:?}"));
+                return Err(format!(
+                    "weight_versions do not cover the tokens one after the other: {spans:?}"
+                ));
             }
             at = span.end;
         }

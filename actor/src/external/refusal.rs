@@ -42,7 +42,8 @@ pub(super) fn of_sampling(backend: Backend, sampling: &Sampling) -> Vec<String> 
         ),
         (
             backend == Backend::Vllm && !sampling.stop().is_empty(),
-            "sampling.stop has texts, which vllm's tokens-only pages do not look for; take stop_token_ids".to_owned(),
+            "sampling.stop has texts, which vllm's tokens-only pages do not look for; take stop_token_ids"
+                .to_owned(),
         ),
         (
             backend == Backend::Sglang && sampling.ignores_eos() && !sampling.stop_token_ids().is_empty(),
@@ -125,10 +126,16 @@ mod tests {
         for backend in [Backend::Vllm, Backend::Sglang] {
             let name = backend.external().unwrap();
             assert_eq!(said(backend, plain(), false), Vec::<String>::new());
-            assert_eq!(said(backend, SamplingParams { temperature: 0.7, ..plain() }, false), Vec::<String>::new());
+            assert_eq!(
+                said(backend, SamplingParams { temperature: 0.7, ..plain() }, false),
+                Vec::<String>::new()
+            );
             for (params, word) in [(top_p(), "top_p"), (penalty.clone(), "repetition_penalty")] {
                 let problems = said(backend, params, false);
-                assert!(problems.len() == 1 && problems[0].contains(word) && problems[0].contains(name), "{problems:?}");
+                assert!(
+                    problems.len() == 1 && problems[0].contains(word) && problems[0].contains(name),
+                    "{problems:?}"
+                );
             }
             let problems = said(backend, plain(), true);
             assert!(problems.len() == 1 && problems[0].contains("deterministic"), "{problems:?}");
@@ -137,7 +144,11 @@ mod tests {
         assert_eq!(said(Backend::Sglang, stop(), false).len(), 0);
         assert_eq!(said(Backend::Vllm, endless(), false).len(), 0);
         assert_eq!(said(Backend::Sglang, endless(), false).len(), 1);
-        assert_eq!(said(Backend::Auto, top_p(), true), Vec::<String>::new(), "an engine of our own can all that");
+        assert_eq!(
+            said(Backend::Auto, top_p(), true),
+            Vec::<String>::new(),
+            "an engine of our own can all that"
+        );
     }
 
     #[test]
@@ -147,7 +158,10 @@ mod tests {
         for temperature in [0.5, 0.7, 1.3, 2.0] {
             assert_eq!(measure(&at_one, &divided(temperature), temperature), Measured::AtTemperature);
             assert_eq!(measure(&at_one, &divided(1.0), temperature), Measured::AtOne);
-            assert_eq!(measure(&at_one, &divided(1.0 + 0.5 * (temperature - 1.0)), temperature), Measured::Unclear);
+            assert_eq!(
+                measure(&at_one, &divided(1.0 + 0.5 * (temperature - 1.0)), temperature),
+                Measured::Unclear
+            );
             assert_eq!(measure(&at_one[..1], &divided(temperature), temperature), Measured::Unclear);
             assert_eq!(measure(&at_one, &[], temperature), Measured::Unclear);
         }

@@ -200,7 +200,8 @@ impl Remote {
     /// Exchanges the weights. The state is `Ready` or `Down` or what it was afterwards, never `Exchanging`.
     async fn exchange(&self, next: &Held) -> Result<(), Error> {
         let before = self.state.send_replace(State::Exchanging);
-        let mut exchange = Exchange { state: &self.state, after: State::Down("an exchange of weights was given up".into()) };
+        let mut exchange =
+            Exchange { state: &self.state, after: State::Down("an exchange of weights was given up".into()) };
         if !matches!(before, State::Ready(_)) {
             // It may be another process, with other options.
             lock(&self.temperatures).values_mut().for_each(|measured| *measured = false);
@@ -284,7 +285,8 @@ impl Remote {
 
     /// Finds out what log-probs are of, for all temperatures for which it is not known.
     async fn measure_all(&self) -> Result<(), Error> {
-        let temperatures: Vec<f32> = lock(&self.temperatures).keys().map(|bits| f32::from_bits(*bits)).collect();
+        let temperatures: Vec<f32> =
+            lock(&self.temperatures).keys().map(|bits| f32::from_bits(*bits)).collect();
         for temperature in temperatures.into_iter().filter(|temperature| !self.is_measured(*temperature)) {
             self.measure(temperature).await?;
         }
@@ -353,7 +355,10 @@ impl Remote {
             is_it
         });
         if was_ready {
-            tracing::warn!(reason, "the external engine was lost; it reads its weights again before it is asked");
+            tracing::warn!(
+                reason,
+                "the external engine was lost; it reads its weights again before it is asked"
+            );
         }
     }
 

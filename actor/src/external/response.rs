@@ -62,7 +62,12 @@ impl Drop for InFlight<'_> {
 
 impl Response {
     /// A response of a request, of at most so many tokens.
-    pub(super) fn new(remote: Arc<Remote>, request: Request, sample: SampleRequest, max_tokens: usize) -> Self {
+    pub(super) fn new(
+        remote: Arc<Remote>,
+        request: Request,
+        sample: SampleRequest,
+        max_tokens: usize,
+    ) -> Self {
         let own = request.eos_token_ids.iter().filter(|_| !request.sampling.ignores_eos());
         let endings = own.chain(request.sampling.stop_token_ids()).copied().collect();
         let (tokens, logprobs, spans) = (Vec::new(), Vec::new(), Vec::new());
@@ -84,9 +89,7 @@ impl Response {
                 finish_reason,
                 stop_text: None,
             })),
-            Err(problem) => {
-                Event::Failed { id: self.sample.id, response_tokens: self.tokens.len(), problem }
-            }
+            Err(problem) => Event::Failed { id: self.sample.id, response_tokens: self.tokens.len(), problem },
         }
     }
 
@@ -185,7 +188,8 @@ impl Response {
             let problem = format!("the answer has {drawn} tokens, at most {left} were asked for");
             return Err(CallError::Answer { path, problem });
         }
-        let spans = spans(&self.remote, ready, &answer).map_err(|problem| CallError::Answer { path, problem })?;
+        let spans =
+            spans(&self.remote, ready, &answer).map_err(|problem| CallError::Answer { path, problem })?;
         for span in spans {
             append(&mut self.spans, span);
         }
@@ -247,7 +251,9 @@ fn spans(remote: &Remote, ready: &Ready, answer: &Answer) -> Result<Vec<Span>, S
         (Pause::Keep, None) => false,
     };
     if !is_sure {
-        return Err("the server does not say which weights drew the tokens: set on_swap = \"recompute\"".to_owned());
+        return Err(
+            "the server does not say which weights drew the tokens: set on_swap = \"recompute\"".to_owned()
+        );
     }
     spans.extend(span_of(ready.version, answer.tokens.len()));
     Ok(spans)

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod delivery;
+mod engine_stub;
 mod episodes;
+mod external;
 mod grpc;
 mod leaving;
 mod pages;

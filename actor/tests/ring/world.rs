@@ -167,6 +167,12 @@ impl World {
     pub(crate) async fn ends(mut self) {
         soon("the actor's end", self.actor.join_next()).await.unwrap().unwrap().unwrap();
     }
+
+    /// The actor ends by itself; why.
+    pub(crate) async fn ends_with_error(&mut self) -> String {
+        let ended = soon("the actor's end", self.actor.join_next()).await.unwrap().unwrap();
+        format!("{:#}", ended.unwrap_err())
+    }
 }
 
 /// The coordinator's side of the actor's stream.

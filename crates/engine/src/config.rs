@@ -132,7 +132,10 @@ impl EngineConfig {
     fn external_problems(&self) -> Vec<String> {
         let Some(name) = self.backend.external() else {
             let unused = (!self.url.is_empty()).then(|| {
-                format!("url is {:?}, which only an external engine has: set backend to vllm or sglang", self.url)
+                format!(
+                    "url is {:?}, which only an external engine has: set backend to vllm or sglang",
+                    self.url
+                )
             });
             return unused.into_iter().collect();
         };

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::de::IgnoredAny;
+use serde_json::json;
 
 use super::{Answer, Call, Draw, DrawnBy, Ending, Pause, parse, post};
 
@@ -31,7 +32,7 @@ struct Finish {
 
 /// Log-prob, token, and its text, which is nobody's business here.
 #[derive(Deserialize)]
-struct Drawn(f32, u32, #[serde(default)] Option<Value>);
+struct Drawn(f32, u32, #[serde(default)] IgnoredAny);
 
 #[derive(Deserialize)]
 struct Loaded {
