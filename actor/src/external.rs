@@ -54,7 +54,7 @@ impl ExternalEngine {
         Self {
             context: engine::context_tokens(model, &config),
             vocab_size: usize::try_from(model.vocab_size).unwrap_or(usize::MAX),
-            places: Arc::new(Semaphore::new(config.max_sequences)),
+            places: Arc::new(Semaphore::new(config.max_sequences())),
             running: BTreeMap::new(),
             responses: JoinSet::new(),
             ids: HashMap::new(),
@@ -69,9 +69,9 @@ impl ExternalEngine {
         self.context
     }
 
-    /// Whether the server is lost.
+    /// Whether the server is lost, or reads weights.
     pub(crate) fn is_lost(&self) -> bool {
-        matches!(*self.remote.state.borrow(), State::Down(_))
+        !matches!(*self.remote.state.borrow(), State::Ready(_))
     }
 
     /// The server that it asks.
@@ -124,7 +124,7 @@ impl ExternalEngine {
         if let Some(sample) = request.samples.iter().find(|sample| known(sample.id)) {
             return Err(Refusal::DuplicateId(sample.id));
         }
-        let waiting = self.running.len().saturating_sub(self.config.max_sequences);
+        let waiting = self.running.len().saturating_sub(self.config.max_sequences());
         if waiting + request.samples.len() > self.config.max_waiting {
             return Err(Refusal::Busy { waiting, most: self.config.max_waiting });
         }

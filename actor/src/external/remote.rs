@@ -379,7 +379,11 @@ impl Remote {
                         Err(error) => self.lost(ready.epoch, &error.to_string()),
                     }
                 }
-                State::Down(_) => self.bring_back().await,
+                State::Down(_) => {
+                    if self.control(&self.protocol.health()).await.is_ok() {
+                        self.bring_back().await;
+                    }
+                }
             }
         }
     }

@@ -14,7 +14,7 @@ impl RolloutLoop {
     pub(super) fn load(&self) -> ActorLoad {
         let running = self.work.running();
         // A few responses wait in the engine, so that a finished one is followed at once.
-        let places = self.config.engine.max_sequences + self.config.engine.max_sequences / 4;
+        let places = self.config.engine.max_sequences() + self.config.engine.max_sequences() / 4;
         let full = self.unacknowledged.len() >= self.config.max_unacknowledged;
         let lost = self.policy.as_ref().is_none_or(|policy| policy.engine.is_lost());
         let closed = lost || self.drain_deadline.is_some() || full;

@@ -97,7 +97,7 @@ impl World {
             service: ServiceConfig::default(),
             ..Config::default()
         };
-        config.engine.max_sequences = 8;
+        config.engine.max_sequences = Some(8);
         config.engine.kv_cache_blocks = Some(256);
         config.engine.threads = 1;
         change(&mut config);

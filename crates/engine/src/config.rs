@@ -19,26 +19,28 @@ pub(crate) const TILE_TOKENS: usize = 16;
 pub struct EngineConfig {
     /// Where the network runs: `cpu`, `cuda` or `cuda:N`. GPUs need a build with the feature `cuda`.
     pub device: Device,
-    /// Element type of weights and cache.
-    pub dtype: DType,
+    /// Element type of weights and cache; f32 on the CPU and bf16 on a GPU where it is not given.
+    pub dtype: Option<DType>,
     /// Which code runs the network.
     pub backend: Backend,
     /// Threads of the network on the CPU; 0 is one for each core. With the ATen backend these are torch's
     /// own, of the whole process.
     pub threads: usize,
-    /// Most responses that are generated at a time.
-    pub max_sequences: usize,
+    /// Most responses that are generated at a time; 64 on the CPU and 256 on a GPU where it is not given.
+    pub max_sequences: Option<usize>,
     /// Most responses that wait beside them. A request that would exceed it is refused.
     pub max_waiting: usize,
-    /// Size of the cache of keys and values in bytes. It is one pool that never grows.
-    pub kv_cache_bytes: u64,
+    /// Size of the cache of keys and values in bytes. It is one pool that never grows. Where it is not given
+    /// it is 1 GiB on the CPU; on a GPU what is free once the weights are there and the largest step was
+    /// computed, less a twentieth of the memory and room for the next weights.
+    pub kv_cache_bytes: Option<u64>,
     /// Size of that pool in blocks instead, if given.
     pub kv_cache_blocks: Option<usize>,
     /// Tokens of a block, the unit in which the pool is handed out: a multiple of 16.
     pub block_tokens: usize,
     /// Most prompt tokens that one step works on beside the responses' own, so that a long prompt does not
-    /// stall them.
-    pub prefill_chunk_tokens: usize,
+    /// stall them; 512 on the CPU and 8192 on a GPU where it is not given.
+    pub prefill_chunk_tokens: Option<usize>,
     /// What happens to the cache when weights are swapped.
     pub on_swap: CacheOnSwap,
     /// Whether the cache keeps what responses that have ended leave behind, as long as nobody needs its
@@ -50,6 +52,9 @@ pub struct EngineConfig {
     /// Whether a GPU replays decode steps from CUDA graphs, which half precision allows. Each size of batch
     /// is recorded anew after a swap of weights.
     pub cuda_graphs: bool,
+    /// Whether the weights are never exchanged, so that the next ones need no room.
+    #[serde(skip)]
+    pub weights_are_fixed: bool,
     /// Where an external engine answers, as `http://HOST:PORT`; with `backend` `vllm` or `sglang` only.
     pub url: String,
     /// How weights reach an external engine.
@@ -67,22 +72,20 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             device: Device::Cpu,
-            dtype: DType::F32,
+            dtype: None,
             backend: Backend::Auto,
             threads: 0,
-            max_sequences: 64,
+            max_sequences: None,
             max_waiting: 16_384,
-            // Enough for 64 sequences of a small model. On a GPU give it what is left by the weights (twice,
-            // while new ones arrive) and a step: some ten matrices of logits of 64 MiB, and what one layer
-            // gathers; twice where steps are replayed.
-            kv_cache_bytes: 1 << 30,
+            kv_cache_bytes: None,
             kv_cache_blocks: None,
             block_tokens: TILE_TOKENS,
-            prefill_chunk_tokens: 512,
+            prefill_chunk_tokens: None,
             on_swap: CacheOnSwap::Keep,
             prefix_cache: true,
             context_tokens: None,
             cuda_graphs: true,
+            weights_are_fixed: false,
             url: String::new(),
             weight_transfer: WeightTransfer::Disk,
             weights_folder: None,
@@ -103,8 +106,8 @@ impl EngineConfig {
         let in_range = |value: usize, most: usize| (1..=most).contains(&value);
         check(self.threads <= 1024, format!("threads is {}, must be at most 1024", self.threads));
         check(
-            in_range(self.max_sequences, 1 << 16),
-            format!("max_sequences is {}, must be 1 to 65536", self.max_sequences),
+            in_range(self.max_sequences(), 1 << 16),
+            format!("max_sequences is {}, must be 1 to 65536", self.max_sequences()),
         );
         check(self.max_waiting >= 1, "max_waiting is 0, must be at least 1".to_owned());
         check(
@@ -116,8 +119,8 @@ impl EngineConfig {
             format!("block_tokens is {}, must be a multiple of {TILE_TOKENS} up to 4096", self.block_tokens),
         );
         check(
-            in_range(self.prefill_chunk_tokens, 1 << 20),
-            format!("prefill_chunk_tokens is {}, must be 1 to 2^20", self.prefill_chunk_tokens),
+            in_range(self.prefill_chunk_tokens(), 1 << 20),
+            format!("prefill_chunk_tokens is {}, must be 1 to 2^20", self.prefill_chunk_tokens()),
         );
         check(self.context_tokens != Some(0), "context_tokens is 0, must be at least 1".to_owned());
         check(
@@ -170,7 +173,7 @@ impl EngineConfig {
 
     /// Element type and device as torch names them.
     pub(crate) fn place(&self) -> (tch::Kind, tch::Device) {
-        let kind = match self.dtype {
+        let kind = match self.dtype() {
             DType::F32 => tch::Kind::Float,
             DType::Bf16 => tch::Kind::BFloat16,
             DType::F16 => tch::Kind::Half,
@@ -280,9 +283,9 @@ mod tests {
     #[test]
     fn every_problem_is_listed() {
         let config = EngineConfig {
-            max_sequences: 0,
+            max_sequences: Some(0),
             block_tokens: 24,
-            prefill_chunk_tokens: 0,
+            prefill_chunk_tokens: Some(0),
             device: Device::Cuda(1),
             backend: Backend::Native,
             ..EngineConfig::default()

@@ -1,9 +1,12 @@
 // CUDA graphs: work on a device that is recorded once and then started as a whole.
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <cstddef>
 #include <memory>
+#include <tuple>
 
 #include "caught.h"
 
@@ -91,4 +94,12 @@ char* sluice_graph_replay(SluiceGraph* graph) {
 }
 
 void sluice_graph_free(SluiceGraph* graph) { delete graph; }
+
+// Bytes of a device that no process has, and all of them. What torch keeps for later counts as taken.
+char* sluice_cuda_memory(int device, std::size_t* free, std::size_t* total) {
+  return sluice::caught([&] {
+    auto* allocator = c10::cuda::CUDACachingAllocator::get();
+    std::tie(*free, *total) = allocator->getMemoryInfo(static_cast<c10::DeviceIndex>(device));
+  });
+}
 }
