@@ -243,6 +243,7 @@ impl RolloutLoop {
                         weights: self.weights,
                         source: self.updater.source(),
                         vocabulary: self.updater.vocabulary(),
+                        gpu: self.config.engine.device.gpu_name(),
                     };
                     event = self.link.connect(hello).await;
                 }

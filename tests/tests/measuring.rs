@@ -41,7 +41,8 @@ fn one_command_measures_all_and_says_it_twice() {
     let programs = [("engine_speed", SPEED), ("engine_swap", SWAP), ("steps", STEPS)];
     let (output, result) = measure(folder.path(), programs, "120");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let done: Vec<String> = outcomes(&result).into_iter().map(|(stage, outcome)| format!("{stage} {outcome}")).collect();
+    let done: Vec<String> =
+        outcomes(&result).into_iter().map(|(stage, outcome)| format!("{stage} {outcome}")).collect();
     assert_eq!(done, ["look done", "tests done", "nccl done", "engine done", "swap done", "step done"]);
     assert_eq!(result["failed_first"], Value::Null);
     let engine = result["results"]["engine"].as_array().unwrap();
@@ -50,7 +51,11 @@ fn one_command_measures_all_and_says_it_twice() {
     assert_eq!(result["results"]["swap"][0]["swap_seconds"], 0.001);
     assert_eq!(result["results"]["step"][0]["tokens_per_second"], 8.0 * 24.0 / 1.5);
     let table = fs::read_to_string(folder.path().join("out/table.md")).unwrap();
-    for row in ["| engine tiny, batch 1, context 16 | 8 tokens/s |", "| swap tiny | 0.250 s to prepare", "| PPO step tiny"] {
+    for row in [
+        "| engine tiny, batch 1, context 16 | 8 tokens/s |",
+        "| swap tiny | 0.250 s to prepare",
+        "| PPO step tiny",
+    ] {
         assert!(table.contains(row), "{row}: {table}");
     }
 }

@@ -33,6 +33,18 @@ impl Device {
         }
     }
 
+    /// A name of the GPU that no other has, wherever it is; none of the processor, or where torch does not see
+    /// it.
+    pub fn gpu_name(self) -> Option<String> {
+        match self {
+            Self::Cpu => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => crate::cuda::gpu_name(index).ok(),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(_) => None,
+        }
+    }
+
     /// What is free of its memory, and all of it, in bytes; none for the processor's.
     ///
     /// # Errors

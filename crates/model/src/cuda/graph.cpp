@@ -5,10 +5,16 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <tuple>
 
 #include "caught.h"
+
+// Of ATen/cuda/CUDAContextLight.h, which would want the headers of all CUDA libraries.
+namespace at::cuda {
+TORCH_CUDA_CPP_API cudaDeviceProp* getDeviceProperties(c10::DeviceIndex device);
+}
 
 namespace {
 
@@ -94,6 +100,14 @@ char* sluice_graph_replay(SluiceGraph* graph) {
 }
 
 void sluice_graph_free(SluiceGraph* graph) { delete graph; }
+
+// The 16 bytes that name a device and no other.
+char* sluice_cuda_uuid(int device, unsigned char* uuid) {
+  return sluice::caught([&] {
+    const cudaDeviceProp* properties = at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(device));
+    std::memcpy(uuid, properties->uuid.bytes, 16);
+  });
+}
 
 // Bytes of a device that no process has, and all of them. What torch keeps for later counts as taken.
 char* sluice_cuda_memory(int device, std::size_t* free, std::size_t* total) {
