@@ -194,7 +194,7 @@ fn owed(recipe: &Recipe) -> Vec<String> {
     let (group, slots) = (usize::from(coordinator.group_size), actor.engine.max_sequences());
     if slots < group {
         problems.push(format!(
-            "actor.engine.max_sequences() is {slots}, below coordinator.group_size = {group}: no actor could \
+            "actor.engine.max_sequences is {slots}, below coordinator.group_size = {group}: no actor could \
              ever take a prompt"
         ));
     }
