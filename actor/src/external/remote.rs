@@ -370,7 +370,7 @@ impl Remote {
             tokio::time::sleep(WATCH_INTERVAL / 2 + backoff.next_pause()).await;
             let state = self.state.borrow().clone();
             match state {
-                State::Empty | State::Exchanging => {}
+                State::Empty | State::Exchanging => backoff.reset(),
                 State::Ready(ready) => {
                     backoff.reset();
                     match self.control(&self.protocol.health()).await {
