@@ -140,7 +140,7 @@ fn on_gpu(plane: &mut Plane, number: usize, gpu: Option<&str>) -> MemberId {
 
 #[test]
 fn a_group_is_on_gpus_only_where_each_member_has_one_of_its_own() {
-    let mut plane = Plane::new(0, false);
+    let mut plane = Plane::of_plan(RunPlan { broadcast_members: 8, ..plan() }, 0, false);
     let hello = LearnerHello { gpu: Some("GPU-0".to_owned()), ..learner_hello(2, manifest(0, 0)) };
     plane.deliver(Event::Learner(LearnerEvent::Joined(hello)));
     let mut actors = vec![on_gpu(&mut plane, 0, Some("GPU-1"))];
