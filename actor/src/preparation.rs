@@ -18,7 +18,7 @@ pub(crate) enum Preparation {
     /// For an engine of this process.
     Own { model: ModelConfig, engine: EngineConfig },
     /// For a server, which reads them from a folder.
-    External(Box<External>),
+    External(External),
 }
 
 /// What the server's weights go through.
@@ -59,7 +59,7 @@ impl Preparation {
         folder: WeightsFolder,
         files: Vec<ModelFile>,
     ) -> Self {
-        Self::External(Box::new(External { remote, model, folder, files, runtime: Handle::current() }))
+        Self::External(External { remote, model, folder, files, runtime: Handle::current() })
     }
 }
 
@@ -74,7 +74,7 @@ impl Prepare for Preparation {
                 Ok(Prepared::Own(Box::new(prepared)))
             }
             Self::External(external) => {
-                let External { remote, model, folder, files, runtime } = &mut **external;
+                let External { remote, model, folder, files, runtime } = external;
                 let path = folder.write(version, model, files, weights).map_err(external::Error::from)?;
                 runtime.block_on(remote.take_up(version, &path))?;
                 Ok(Prepared::External)

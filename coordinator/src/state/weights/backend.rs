@@ -39,7 +39,8 @@ mod tests {
     #[test]
     fn gpus_of_their_own_go_through_nccl_and_all_else_through_the_hosts() {
         use GroupBackend::{Gloo, Nccl};
-        let cases: [(&[Option<&str>], GroupBackend, Option<&str>); 7] = [
+        type Case = (&'static [Option<&'static str>], GroupBackend, Option<&'static str>);
+        let cases: [Case; 7] = [
             (&[None, None], Gloo, None),
             (&[Some("a"), Some("b"), Some("c")], Nccl, None),
             (&[Some("a")], Nccl, None),
