@@ -3,7 +3,7 @@
 CARGO = cargo
 DEMO = examples/tiny-coder/recipe.toml
 
-.PHONY: demo test setup build lint doc deny mutants check-cuda parity openai page test-slurm clean-runs
+.PHONY: demo test setup build lint doc deny mutants check-cuda gpu-try parity openai page test-slurm clean-runs
 
 # Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
 demo: setup
@@ -53,6 +53,11 @@ mutants: setup
 check-cuda:
 	setup/install.sh cuda
 	LIBTORCH=$(CURDIR)/.deps/cuda/torch $(CARGO) check --locked --workspace --features cli/cuda --target-dir target/cuda
+
+# Tries bench/gpu/all.sh without a GPU: tiny shapes, the programs of this build.
+gpu-try: setup
+	$(CARGO) build --locked --workspace --example engine_speed --example engine_swap --example steps
+	DEVICE=cpu BIN=$(CURDIR)/target/debug/examples LIMIT=300 bench/gpu/all.sh target/gpu-try
 
 # Compares with transformers in a throw-away Python environment (needs the Python package index).
 parity: setup

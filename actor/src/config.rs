@@ -120,6 +120,11 @@ impl service::Config for Config {
                     .to_owned(),
             );
         }
+        if let Some(name) = self.engine.backend.external().filter(|_| self.serve.enabled) {
+            problems.push(format!(
+                "serve.enabled is true, but with engine.backend = {name:?} that server serves"
+            ));
+        }
         if self.max_unacknowledged == 0 {
             problems.push("max_unacknowledged must be at least 1".to_owned());
         }

@@ -10,6 +10,7 @@ use types::{EpisodeEnd, FailReason};
 
 const FAIL_REASON: Label = Label::one_of("reason", FailReason::LABELS);
 const EPISODE_END: Label = Label::one_of("end", EpisodeEnd::LABELS);
+const CALL_PROBLEM: Label = Label::one_of("problem", &["lost", "late", "status", "answer"]);
 const WAY: Label = Label::one_of("way", &["broadcast", "pull"]);
 
 /// Every metric of the process.
@@ -45,6 +46,11 @@ pub const METRICS: &[Metric] = &[
         "Time from the order to the use of a weight version, by way.",
     )
     .by(&[WAY]),
+    Metric::counter(
+        "rlhf_actor_engine_calls_failed_total",
+        "Calls that an external engine did not answer as it should, by problem.",
+    )
+    .by(&[CALL_PROBLEM]),
     Metric::histogram("rlhf_actor_response_tokens", "Length of generated responses."),
     Metric::counter(
         "rlhf_actor_episodes_ended_total",
@@ -136,6 +142,10 @@ pub(crate) fn engine(totals: &Totals) {
 
 pub(crate) fn failed(reason: FailReason) {
     counter!("rlhf_actor_rollouts_failed_total", "reason" => reason.as_str()).increment(1);
+}
+
+pub(crate) fn engine_call_failed(problem: &'static str) {
+    counter!("rlhf_actor_engine_calls_failed_total", "problem" => problem).increment(1);
 }
 
 pub(crate) fn overloaded() {

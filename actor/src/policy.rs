@@ -6,23 +6,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context as _;
-use engine::{EngineClient, EngineConfig, EngineHandle, EngineParts, Event, PolicyWeights, PromptEncoder};
+use engine::{EngineConfig, EngineHandle, EngineParts, Event, PolicyWeights, PromptEncoder};
 use model::ModelConfig;
-use model::buffer::PackedWeights;
 use openai::Served;
 use service::{OnError, Security, Spawner};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::link::actor::BroadcastGroup;
-use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, Vocabulary, WeightHash};
+use types::{BroadcastGroupId, Manifest, MemberId, ModelFile, PolicyVersion, Vocabulary, WeightHash};
 use weights::{
-    GroupEvent, Member, ModelFiles, Prepare, PullOrder, PulledWeights, ReceiveEvent, Receiver,
-    ReceiverConfig, Snapshots,
+    GroupEvent, Member, ModelFiles, PullOrder, PulledWeights, ReceiveEvent, Receiver, ReceiverConfig,
+    Snapshots,
 };
 
 use crate::config::Config;
+use crate::external::{ExternalEngine, Remote, WeightsFolder};
 use crate::metrics::{self, Way};
+use crate::policy_engine::PolicyEngine;
 use crate::policy_model::PolicyModel;
+use crate::preparation::{Preparation, Prepared};
 
 /// Pulls whose results may wait. The coordinator asks for one at a time.
 const PULL_CAPACITY: usize = 4;
@@ -30,9 +32,7 @@ const PULL_CAPACITY: usize = 4;
 /// The policy in use.
 #[derive(Debug)]
 pub(crate) struct Policy {
-    pub(crate) engine: EngineHandle,
-    /// The rollout loop's way to it.
-    pub(crate) client: EngineClient,
+    pub(crate) engine: PolicyEngine,
     pub(crate) encoder: Arc<PromptEncoder>,
 }
 
@@ -44,7 +44,7 @@ pub(crate) enum PolicyEvent {
     /// Weights did not arrive.
     Failed { version: PolicyVersion, detail: String },
     /// Weights are ready for [`PolicyUpdater::install`].
-    Arrived { manifest: Manifest, weights: Box<PolicyWeights> },
+    Arrived { manifest: Manifest, weights: Prepared },
 }
 
 /// What others get of the policy.
@@ -79,6 +79,8 @@ pub(crate) struct WeightSource {
 pub(crate) struct PolicyUpdater {
     member: Member,
     engine: EngineConfig,
+    /// The server that draws, where that is no engine of this process.
+    remote: Option<Arc<Remote>>,
     /// Whether the run repeats itself to the bit.
     deterministic: bool,
     known: Option<KnownModel>,
@@ -110,7 +112,7 @@ struct KnownModel {
     encoder: Arc<PromptEncoder>,
     /// That of its tokenizer.
     vocabulary: Vocabulary,
-    receiver: Receiver<PrepareForEngine>,
+    receiver: Receiver<Preparation>,
 }
 
 /// The transfer under way, or the last one.
@@ -142,34 +144,21 @@ struct Download {
     model: Option<PolicyModel>,
 }
 
-/// Brings weights into the engine's form, on the receiver's thread.
-#[derive(Debug)]
-struct PrepareForEngine {
-    model: ModelConfig,
-    engine: EngineConfig,
-}
-
-impl Prepare for PrepareForEngine {
-    type Prepared = Box<PolicyWeights>;
-    type Error = engine::Error;
-
-    fn prepare(
-        &mut self,
-        version: PolicyVersion,
-        weights: &PackedWeights<'_>,
-    ) -> Result<Box<PolicyWeights>, engine::Error> {
-        PolicyWeights::prepare(&self.model, weights, version, &self.engine).map(Box::new)
-    }
-}
-
 impl PolicyUpdater {
     /// An updater that knows no model yet.
-    pub(crate) fn new(config: &Config, name: MemberId, security: Security, outlets: Outlets) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        name: MemberId,
+        remote: Option<Arc<Remote>>,
+        security: Security,
+        outlets: Outlets,
+    ) -> Self {
         let (pull_results, pulled) = mpsc::channel(PULL_CAPACITY);
         let device = config.engine.device.to_torch();
         Self {
             member: Member { name, device, timeout: config.weights_timeout },
             engine: config.engine.clone(),
+            remote,
             deterministic: false,
             known: None,
             pulling: None,
@@ -219,7 +208,7 @@ impl PolicyUpdater {
         }
     }
 
-    fn received(&self, event: ReceiveEvent<Box<PolicyWeights>>) -> PolicyEvent {
+    fn received(&self, event: ReceiveEvent<Prepared>) -> PolicyEvent {
         match event {
             ReceiveEvent::Arrived { manifest, weights } => PolicyEvent::Arrived { manifest, weights },
             ReceiveEvent::Failed { version, error } => {
@@ -275,10 +264,10 @@ impl PolicyUpdater {
         let unpacking = result.and_then(|download| {
             let PulledWeights { description, buffer } = download.pulled;
             if let Some(model) = download.model.filter(|_| self.known.is_none()) {
+                self.known = Some(self.start_receiver(model, &description.files)?);
                 if let Some(shared) = &self.outlets.shared {
                     shared.files.set(description.files);
                 }
-                self.known = Some(self.start_receiver(model)?);
             }
             Ok(self.receiver()?.unpack(description.manifest, buffer)?)
         });
@@ -289,9 +278,15 @@ impl PolicyUpdater {
         }
     }
 
-    fn start_receiver(&self, model: PolicyModel) -> Result<KnownModel, weights::Error> {
+    fn start_receiver(&self, model: PolicyModel, files: &[ModelFile]) -> Result<KnownModel, weights::Error> {
         let PolicyModel { config, encoder, vocabulary } = model;
-        let prepare = PrepareForEngine { model: config.clone(), engine: self.engine.clone() };
+        let prepare = match (&self.remote, &self.engine.weights_folder) {
+            (Some(remote), Some(folder)) => {
+                let folder = WeightsFolder::new(folder, &self.member.name);
+                Preparation::external(Arc::clone(remote), config.clone(), folder, files.to_vec())
+            }
+            _ => Preparation::Own { model: config.clone(), engine: self.engine.clone() },
+        };
         let shared = self.outlets.shared.as_ref().map(|shared| shared.snapshots.clone());
         let receiver = ReceiverConfig { member: self.member.clone(), model: config.clone(), shared };
         let receiver = Receiver::start(receiver, prepare)?;
@@ -325,7 +320,7 @@ impl PolicyUpdater {
         }
     }
 
-    fn receiver(&self) -> Result<&Receiver<PrepareForEngine>, weights::Error> {
+    fn receiver(&self) -> Result<&Receiver<Preparation>, weights::Error> {
         self.known.as_ref().map(|known| &known.receiver).ok_or(weights::Error::UnknownModel)
     }
 
@@ -338,11 +333,16 @@ impl PolicyUpdater {
         &mut self,
         policy: &mut Option<Policy>,
         version: PolicyVersion,
-        weights: PolicyWeights,
+        weights: Prepared,
     ) -> anyhow::Result<()> {
-        match policy {
-            Some(policy) => policy.engine.swap_weights(weights).await.context("put new weights into use")?,
-            None => *policy = Some(self.start_engine(weights).await?),
+        match (policy.as_ref().map(|policy| &policy.engine), weights) {
+            (Some(PolicyEngine::Own { handle, .. }), Prepared::Own(weights)) => {
+                handle.swap_weights(*weights).await.context("put new weights into use")?;
+            }
+            (None, Prepared::Own(weights)) => *policy = Some(self.start_engine(*weights).await?),
+            // The server has them.
+            (Some(_), _) => {}
+            (None, Prepared::External) => *policy = Some(self.start_external()?),
         }
         let Transfer { way, since } = self.transfer;
         metrics::weights_in_use(way, version.0, since.elapsed());
@@ -368,7 +368,14 @@ impl PolicyUpdater {
         let client = engine.client().await?;
         // Nobody serves it unless the configuration says so.
         self.outlets.served.send_replace(Some(Served::new(engine.clone(), Arc::clone(&encoder))));
-        Ok(Policy { engine, client, encoder })
+        Ok(Policy { engine: PolicyEngine::Own { handle: engine, client }, encoder })
+    }
+
+    fn start_external(&self) -> anyhow::Result<Policy> {
+        let known = self.known.as_ref().ok_or(weights::Error::UnknownModel)?;
+        let remote = self.remote.clone().context("weights for an external engine without one")?;
+        let engine = ExternalEngine::start(remote, self.engine.clone(), &known.config);
+        Ok(Policy { engine: PolicyEngine::External(Box::new(engine)), encoder: Arc::clone(&known.encoder) })
     }
 }
 
@@ -388,12 +395,12 @@ async fn download(order: PullOrder, model_is_known: bool) -> anyhow::Result<Down
 /// What the engine says next; it says nothing before there is a policy.
 pub(crate) async fn next_event(policy: &mut Option<Policy>) -> anyhow::Result<Event> {
     match policy {
-        Some(policy) => Ok(policy.client.next_event().await?),
+        Some(policy) => Ok(policy.engine.next_event().await?),
         None => std::future::pending().await,
     }
 }
 
-async fn next_received(known: &mut Option<KnownModel>) -> anyhow::Result<ReceiveEvent<Box<PolicyWeights>>> {
+async fn next_received(known: &mut Option<KnownModel>) -> anyhow::Result<ReceiveEvent<Prepared>> {
     match known {
         Some(known) => known.receiver.next_event().await.context("the weight receiver is gone"),
         None => std::future::pending().await,

@@ -55,6 +55,7 @@ use crate::coordinator_client::CoordinatorLink;
 use crate::delivery::{Delivery, DeliveryConfig};
 use crate::environment_client::Player;
 use crate::environments::{self, Environments};
+use crate::external::{Remote, external_problems};
 use crate::metrics;
 use crate::policy::{self, Outlets, Policy, PolicyEvent, PolicyUpdater, WeightSource};
 use crate::reward_router::{RewardRouter, RouterCommand};
@@ -78,6 +79,8 @@ pub(crate) struct RolloutLoop {
     welcome: Option<ActorWelcome>,
     updater: PolicyUpdater,
     policy: Option<Policy>,
+    /// The server that draws, where that is no engine of this process.
+    remote: Option<Arc<Remote>>,
     /// Version and hash of the weights in use.
     weights: Option<(PolicyVersion, WeightHash)>,
     work: Workload,
@@ -142,12 +145,14 @@ impl RolloutLoop {
     pub(crate) fn new(config: Config, process: Process, outlets: Outlets) -> anyhow::Result<Self> {
         let Process { spawner, readiness, token, security, agents } = process;
         let member = config.member_id()?;
+        let remote = Remote::new(&config.engine, member.clone()).map_err(BadInput)?;
         let link = CoordinatorLink::new(config.coordinator.clone(), security.clone(), config.connect_timeout);
         // Ids are recorded at most once each, so that this never fills: the router never waits for this loop.
         let (recorded_sender, recorded) =
             mpsc::channel(2 * config.max_unacknowledged + config.engine.max_waiting);
         Ok(Self {
-            updater: PolicyUpdater::new(&config, member.clone(), security.clone(), outlets),
+            updater: PolicyUpdater::new(&config, member.clone(), remote.clone(), security.clone(), outlets),
+            remote,
             member,
             incarnation: Incarnation(service::new_incarnation()),
             link,
@@ -251,6 +256,7 @@ impl RolloutLoop {
                         weights: self.weights,
                         source: self.updater.source(),
                         vocabulary: self.updater.vocabulary(),
+                        gpu: self.config.engine.device.gpu_name(),
                     };
                     event = self.link.connect(hello).await;
                 }
@@ -294,6 +300,13 @@ impl RolloutLoop {
 
     async fn welcomed(&mut self, welcome: ActorWelcome) -> anyhow::Result<()> {
         self.agents_fit(&welcome)?;
+        let problems = external_problems(&self.config.engine, &welcome.sampling, welcome.deterministic);
+        if !problems.is_empty() {
+            return Err(BadInput(format!("engine: {}", problems.join("; "))).into());
+        }
+        if let Some(remote) = &self.remote {
+            remote.expect_temperature(welcome.sampling.temperature());
+        }
         tracing::info!(run = %welcome.run, member = %self.member, "welcome");
         if self.router.is_none() {
             let (router_sender, inbox) = mpsc::channel(ROUTER_COMMAND_CAPACITY);
@@ -462,8 +475,8 @@ impl RolloutLoop {
         let given_up = self.work.give_up(chosen);
         for number in given_up.numbers {
             self.next_turns.remove(&number);
-            if let Some(policy) = &self.policy {
-                policy.client.cancel(number).await?;
+            if let Some(policy) = &mut self.policy {
+                policy.engine.cancel(number).await?;
             }
         }
         for id in given_up.episodes {

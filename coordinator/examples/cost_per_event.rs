@@ -121,6 +121,7 @@ impl Run {
                 weights: None,
                 source: None,
                 vocabulary: None,
+                gpu: None,
             };
             run.deliver(Event::Actor { member, event: ActorEvent::Joined(hello) });
         }
@@ -208,6 +209,7 @@ fn learner() -> LearnerHello {
         store: "127.0.0.1:2".into(),
         weights: "127.0.0.1:3".into(),
         vocabulary: None,
+        gpu: None,
     }
 }
 

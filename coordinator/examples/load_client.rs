@@ -96,6 +96,7 @@ async fn actor(channel: Channel, index: usize, results: mpsc::Sender<pb::Rollout
         weights: None,
         source: None,
         vocabulary: None,
+        gpu: None,
     };
     let (reports, outgoing) = mpsc::channel(16);
     reports.send(pb::ActorReport::from(hello)).await.unwrap();
@@ -198,6 +199,7 @@ async fn learner(channel: Channel, counts: Arc<Counts>) {
         store: "127.0.0.1:2".to_owned(),
         weights: "127.0.0.1:3".to_owned(),
         vocabulary: None,
+        gpu: None,
     };
     let (reports, outgoing) = mpsc::channel(16);
     reports.send(pb::LearnerReport::from(hello)).await.unwrap();

@@ -22,6 +22,9 @@ pub(crate) fn log(notice: &Notice) {
         Notice::BroadcastGroupEnded { group, member } => {
             tracing::warn!(%group, %member, "broadcast group ended: a member did not receive");
         }
+        Notice::BroadcastThroughHosts { group, reason } => {
+            tracing::warn!(%group, reason, "weights are broadcast through the hosts' memory and not from GPU to GPU");
+        }
         Notice::BroadcastGroupUnformed { group, absent, timeout } => {
             tracing::warn!(%group, ?absent, seconds = timeout.as_secs_f64(), "broadcast group not formed in time");
         }

@@ -1,6 +1,6 @@
 //! Trains the same recorded batch again and again and prints each step's seconds, for `bench/step`:
 //!
-//!     steps POLICY CRITIC BATCH.jsonl CONFIG.json COUNT [RANKS]
+//!     steps POLICY CRITIC BATCH.jsonl CONFIG.json COUNT [RANKS [DEVICE]]
 //!
 //! Prints one JSON object a step, by rank 0: its number, its seconds, and the process's memory now and at its
 //! peak, in bytes.
@@ -16,9 +16,10 @@ use types::{Batch, BatchId, SamplingParams};
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [policy, critic, batch, config, count, rest @ ..] = arguments.as_slice() else {
-        anyhow::bail!("usage: steps POLICY CRITIC BATCH.jsonl CONFIG.json COUNT [RANKS]");
+        anyhow::bail!("usage: steps POLICY CRITIC BATCH.jsonl CONFIG.json COUNT [RANKS [DEVICE]]");
     };
     let ranks = rest.first().map_or(Ok(1), |ranks| ranks.parse())?;
+    let device: Device = rest.get(1).map_or(Ok(Device::Cpu), |device| device.parse())?;
     let count: u64 = count.parse()?;
     let ppo: learner::PpoConfig =
         serde_json::from_slice(&std::fs::read(config)?).with_context(|| format!("read {config}"))?;
@@ -27,7 +28,7 @@ fn main() -> anyhow::Result<()> {
         ppo,
         policy: PathBuf::from(policy),
         critic: CriticSource::Folder(PathBuf::from(critic)),
-        device: Device::Cpu.to_torch(),
+        device: device.to_torch(),
     };
     let processors = std::thread::available_parallelism()?.get();
     tch::set_num_threads(i32::try_from((processors / ranks).max(1))?);

@@ -21,6 +21,11 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The name of a member's GPU; none where it is empty.
+fn gpu(named: &str) -> Option<String> {
+    (!named.is_empty()).then(|| data::plain_text(named))
+}
+
 /// Checks that a hello speaks this release's protocol.
 fn check_version(theirs: u32) -> Result<(), ProtocolError> {
     let ours = crate::PROTOCOL_VERSION;

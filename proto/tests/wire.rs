@@ -13,7 +13,9 @@ use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
 use prost::Message;
 use proto::{LearnerCommands, ProtocolError, learner_messages, pb};
-use types::link::actor::{ActorCommand, ActorHello, ActorReport, Lease, LeasedPrompt};
+use types::link::actor::{
+    ActorCommand, ActorHello, ActorReport, BroadcastGroup, GroupBackend, Lease, LeasedPrompt,
+};
 use types::link::environment::{
     EnvironmentMessage, EnvironmentReply, EnvironmentRequest, MAX_ENVIRONMENT_BYTES, Speaker,
 };
@@ -115,6 +117,7 @@ fn opening_messages() -> Vec<Vec<u8>> {
         weights: None,
         source: Some("127.0.0.1:1".to_owned()),
         vocabulary: Some(vocabulary()),
+        gpu: None,
     };
     let server = RewardHello {
         member: member.clone(),
@@ -324,8 +327,15 @@ fn control_messages_survive_the_wire() {
         store: "host:1".into(),
         weights: "host:2".into(),
         vocabulary: Some(vocabulary()),
+        gpu: Some("GPU-1a".to_owned()),
     };
     assert_eq!(through_bytes::<_, pb::LearnerReport>(hello.clone()), hello);
+    for backend in [GroupBackend::Gloo, GroupBackend::Nccl] {
+        let members = vec!["learner".parse().unwrap(), "actor".parse().unwrap()];
+        let group = BroadcastGroup { id: BroadcastGroupId(4), store: "host:1".into(), members, backend };
+        let command = ActorCommand::JoinBroadcastGroup(group);
+        assert_eq!(through_bytes::<_, pb::ActorCommand>(command.clone()), command);
+    }
     let pb::LearnerReport { report: Some(pb::learner_report::Report::Trained(mut trained)) } = trained.into()
     else {
         panic!("another report");
@@ -398,6 +408,7 @@ fn a_hello_comes_first_and_only_there() {
         weights: Some((PolicyVersion(3), WeightHash([9; 32]))),
         source: Some("10.0.0.7:7714".into()),
         vocabulary: None,
+        gpu: Some("GPU-2b".to_owned()),
     };
     assert_eq!(through_bytes::<_, pb::ActorReport>(hello.clone()), hello);
     let mut older = pb::ActorReport::from(hello.clone());

@@ -73,8 +73,8 @@ impl RolloutLoop {
                 self.end_episode(number, end).await;
             }
             EnvironmentReply::Failed { reason, detail, .. } => {
-                if let Some(policy) = &self.policy {
-                    policy.client.cancel(number).await?;
+                if let Some(policy) = &mut self.policy {
+                    policy.engine.cancel(number).await?;
                 }
                 let tokens = self.episode(number).map_or(0, Episode::tokens);
                 self.end_failed(number, reason, detail, tokens).await;
@@ -166,13 +166,13 @@ impl RolloutLoop {
     }
 
     async fn submit_turns(&mut self, requests: Vec<(Turn, Request)>) -> anyhow::Result<()> {
-        let Some(policy) = self.policy.as_ref().filter(|_| !requests.is_empty()) else { return Ok(()) };
+        let Some(policy) = self.policy.as_mut().filter(|_| !requests.is_empty()) else { return Ok(()) };
         let asked: Vec<(Turn, Vec<u64>)> = requests
             .iter()
             .map(|(turn, request)| (*turn, request.samples.iter().map(|sample| sample.id).collect()))
             .collect();
         let refusals =
-            policy.client.submit(requests.into_iter().map(|(_, request)| request).collect()).await?;
+            policy.engine.submit(requests.into_iter().map(|(_, request)| request).collect()).await?;
         for ((turn, numbers), refusal) in asked.into_iter().zip(refusals) {
             // The engine has room again once something of it has ended, and that is an event.
             if matches!(refusal, Err(Refusal::Busy { .. } | Refusal::Unread { .. })) {

@@ -14,9 +14,10 @@ impl RolloutLoop {
     pub(super) fn load(&self) -> ActorLoad {
         let running = self.work.running();
         // A few responses wait in the engine, so that a finished one is followed at once.
-        let places = self.config.engine.max_sequences + self.config.engine.max_sequences / 4;
+        let places = self.config.engine.max_sequences() + self.config.engine.max_sequences() / 4;
         let full = self.unacknowledged.len() >= self.config.max_unacknowledged;
-        let closed = self.policy.is_none() || self.drain_deadline.is_some() || full;
+        let lost = self.policy.as_ref().is_none_or(|policy| policy.engine.is_lost());
+        let closed = lost || self.drain_deadline.is_some() || full;
         let asked = running + self.work.waiting();
         // An episode whose environment is at work takes no place of the engine.
         let acting = self.environments.as_ref().map_or(0, Environments::waiting);
@@ -39,8 +40,8 @@ impl RolloutLoop {
     pub(super) async fn report_load(&mut self) {
         let load = self.load();
         metrics::load(load.running, load.free_slots);
-        if let Some(policy) = &self.policy {
-            metrics::engine(&policy.engine.totals_so_far());
+        if let Some(totals) = self.policy.as_ref().and_then(|policy| policy.engine.totals_so_far()) {
+            metrics::engine(&totals);
         }
         if let Some(agents) = &self.agents {
             metrics::agents(agents.counts());

@@ -1,12 +1,13 @@
 //! What the loop makes of news about the policy's weights.
 
-use engine::PolicyWeights;
+use service::BadInput;
 use types::link::actor::ActorReport;
 use types::{PolicyVersion, WeightHash};
 use weights::GroupEvent;
 
 use super::RolloutLoop;
 use crate::policy::PolicyEvent;
+use crate::preparation::Prepared;
 
 impl RolloutLoop {
     pub(super) async fn policy_event(&mut self, event: PolicyEvent) -> anyhow::Result<()> {
@@ -21,9 +22,12 @@ impl RolloutLoop {
             PolicyEvent::Failed { version, detail } => {
                 tracing::warn!(%version, detail, "weights did not arrive");
                 self.link.report(ActorReport::WeightsFailed { version, detail }).await;
+                if let Some(refusal) = self.remote.as_ref().and_then(|remote| remote.refusal()) {
+                    return Err(BadInput(refusal).into());
+                }
             }
             PolicyEvent::Arrived { manifest, weights } => {
-                return self.take_up(manifest.version(), manifest.hash(), *weights).await;
+                return self.take_up(manifest.version(), manifest.hash(), weights).await;
             }
         }
         Ok(())
@@ -35,7 +39,7 @@ impl RolloutLoop {
         &mut self,
         version: PolicyVersion,
         hash: WeightHash,
-        weights: PolicyWeights,
+        weights: Prepared,
     ) -> anyhow::Result<()> {
         if self.refuses(version).await {
             return Ok(());

@@ -12,7 +12,7 @@ use crate::work::{HeldLease, Work, group_work};
 impl RolloutLoop {
     /// Gives the engine a lease.
     pub(super) async fn submit(&mut self, lease: HeldLease, welcome: &ActorWelcome) -> anyhow::Result<()> {
-        let Some(policy) = &self.policy else { return Ok(()) };
+        let Some(policy) = &mut self.policy else { return Ok(()) };
         let sampling = Arc::new(lease.sampling.unwrap_or_else(|| welcome.sampling.clone()));
         let (mut requests, mut works, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         let mut first = self.work.next_number();
@@ -37,7 +37,7 @@ impl RolloutLoop {
             first += group.len() as u64;
             works.push(group);
         }
-        let refusals = policy.client.submit(requests).await?;
+        let refusals = policy.engine.submit(requests).await?;
         for (group, refusal) in works.into_iter().zip(refusals) {
             match refusal {
                 Ok(()) => self.work.start(group),

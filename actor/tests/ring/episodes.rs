@@ -197,7 +197,7 @@ async fn an_episode_ends_with_its_environment_and_what_had_not_begun_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_episode_whose_tool_is_at_work_holds_no_place_in_the_engine() {
-    let mut playing = Playing::with(|config| config.engine.max_sequences = 1).await;
+    let mut playing = Playing::with(|config| config.engine.max_sequences = Some(1)).await;
     let wanted = playing.link.lease(0, 3).await;
     let mut script = Script::default();
     let mut steps = Vec::new();

@@ -4,7 +4,9 @@
 
 mod agents;
 mod delivery;
+mod engine_stub;
 mod episodes;
+mod external;
 mod grpc;
 mod leaving;
 mod pages;

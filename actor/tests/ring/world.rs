@@ -97,7 +97,7 @@ impl World {
             service: ServiceConfig::default(),
             ..Config::default()
         };
-        config.engine.max_sequences = 8;
+        config.engine.max_sequences = Some(8);
         config.engine.kv_cache_blocks = Some(256);
         config.engine.threads = 1;
         change(&mut config);
@@ -166,6 +166,12 @@ impl World {
     /// The actor ends by itself, without an error.
     pub(crate) async fn ends(mut self) {
         soon("the actor's end", self.actor.join_next()).await.unwrap().unwrap().unwrap();
+    }
+
+    /// The actor ends by itself; why.
+    pub(crate) async fn ends_with_error(&mut self) -> String {
+        let ended = soon("the actor's end", self.actor.join_next()).await.unwrap().unwrap();
+        format!("{:#}", ended.unwrap_err())
     }
 }
 

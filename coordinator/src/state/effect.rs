@@ -108,6 +108,9 @@ impl Applied {
         match command {
             WeightCommand::Actor(member, command) => self.tell_actor(member, command),
             WeightCommand::Learner(command) => self.tell_learner(command),
+            WeightCommand::ThroughHosts(group, reason) => {
+                self.notice(Notice::BroadcastThroughHosts { group, reason });
+            }
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Actor {
     pub weights: Option<(PolicyVersion, WeightHash)>,
     /// Where others pull the weights that it uses, if it shares them.
     pub source: Option<String>,
+    /// The GPU on which it receives weights, if it has one.
+    pub gpu: Option<String>,
     /// That of its tokenizer, if it says so.
     pub vocabulary: Option<Arc<Vocabulary>>,
     /// Its last reported load.
@@ -83,6 +85,8 @@ pub struct Learner {
     pub store: String,
     /// Its weight service.
     pub weights: String,
+    /// The GPU from which it sends weights, if it has one.
+    pub gpu: Option<String>,
     /// When it was last heard of.
     pub last_seen: Timestamp,
 }
@@ -259,6 +263,7 @@ impl Members {
             draining: false,
             weights: None,
             source: None,
+            gpu: None,
             vocabulary: None,
             load: ActorLoad::default(),
             last_seen: now,
@@ -285,6 +290,7 @@ impl Members {
             draining: false,
             weights,
             source: hello.source.clone(),
+            gpu: hello.gpu.clone(),
             vocabulary,
             load: same_process.map(|actor| actor.load).unwrap_or_default(),
             last_seen: now,
@@ -350,6 +356,7 @@ impl Members {
             phase: LearnerPhase::Waiting,
             store: hello.store,
             weights: hello.weights,
+            gpu: hello.gpu,
             last_seen: now,
         });
         self.watch.set_once(&Watched::Learner, now + timeout);

@@ -53,6 +53,13 @@ pub enum Notice {
         /// The member.
         member: MemberId,
     },
+    /// A broadcast group goes through the hosts' memory although some of its members have GPUs.
+    BroadcastThroughHosts {
+        /// The group.
+        group: BroadcastGroupId,
+        /// Why.
+        reason: String,
+    },
     /// A broadcast group did not form in time.
     BroadcastGroupUnformed {
         /// The group.

@@ -6,6 +6,7 @@
 //!
 //! Nothing here is journaled. Group numbers begin anew with each start, far from those before.
 
+mod backend;
 mod broadcasts;
 mod deliveries;
 
@@ -31,6 +32,8 @@ pub(super) struct WeightPlane {
 pub(super) enum WeightCommand {
     Actor(MemberId, ActorCommand),
     Learner(LearnerCommand),
+    /// Nobody is told, but the log: a group goes through the hosts' memory, for this reason.
+    ThroughHosts(BroadcastGroupId, String),
 }
 
 /// What was given up because its deadline has passed.
@@ -105,7 +108,8 @@ impl WeightPlane {
         let Some(learner) = members.connected_learner() else {
             return commands;
         };
-        if let Some(group) = self.broadcasts.form_group(now, plan, learner) {
+        if let Some((group, reason)) = self.broadcasts.form_group(now, plan, learner, members) {
+            commands.extend(reason.map(|reason| WeightCommand::ThroughHosts(group.id, reason)));
             for actor in &group.members[1..] {
                 let command = ActorCommand::JoinBroadcastGroup(group.clone());
                 commands.push(WeightCommand::Actor(actor.clone(), command));

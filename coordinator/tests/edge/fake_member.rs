@@ -134,6 +134,7 @@ pub(crate) fn actor_hello(name: &str) -> ActorHello {
         weights: None,
         source: None,
         vocabulary: None,
+        gpu: None,
     }
 }
 
@@ -172,6 +173,7 @@ pub(crate) fn learner_hello(name: &str, incarnation: u64) -> LearnerHello {
         store: "127.0.0.1:2".to_owned(),
         weights: format!("{name}.host:3"),
         vocabulary: Some(Vocabulary::none()),
+        gpu: None,
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use coordinator::state::{ActorEvent, Effect, Event, LearnerEvent, RunPlan, State};
-use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport};
-use types::link::learner::{LearnerCommand, LearnerPhase, LearnerReport};
+use coordinator::state::{ActorEvent, Effect, Event, LearnerEvent, Notice, RunPlan, State};
+use types::link::actor::{ActorCommand, ActorHello, ActorLoad, ActorReport, GroupBackend};
+use types::link::learner::{LearnerCommand, LearnerHello, LearnerPhase, LearnerReport};
 use types::{
     BroadcastGroupId, DType, Manifest, MemberId, PolicyVersion, TensorEntry, TensorLayout, Timestamp,
     WeightHash,
@@ -20,6 +20,10 @@ struct Plane {
     /// Orders to pull that were not answered, as (who, from whom).
     pulls: Vec<(MemberId, String)>,
     groups: Vec<BroadcastGroupId>,
+    /// What carries each.
+    backends: Vec<GroupBackend>,
+    /// Why some go through the hosts.
+    through_hosts: Vec<String>,
     receiving: Vec<MemberId>,
     /// Groups that were to be left, with who was told.
     left: Vec<(BroadcastGroupId, String)>,
@@ -36,6 +40,8 @@ impl Plane {
             now: Timestamp(1_000_000),
             pulls: Vec::new(),
             groups: Vec::new(),
+            backends: Vec::new(),
+            through_hosts: Vec::new(),
             receiving: Vec::new(),
             left: Vec::new(),
         };
@@ -71,7 +77,13 @@ impl Plane {
                     ActorCommand::LeaveBroadcastGroup(group) => self.left.push((group, member.to_string())),
                     _ => {}
                 },
-                Effect::Learner(LearnerCommand::JoinBroadcastGroup(group)) => self.groups.push(group.id),
+                Effect::Learner(LearnerCommand::JoinBroadcastGroup(group)) => {
+                    self.groups.push(group.id);
+                    self.backends.push(group.backend);
+                }
+                Effect::Notice(Notice::BroadcastThroughHosts { reason, .. }) => {
+                    self.through_hosts.push(reason)
+                }
                 Effect::Learner(LearnerCommand::LeaveBroadcastGroup(group)) => {
                     self.left.push((group, "learner".into()));
                 }
@@ -113,6 +125,38 @@ impl Plane {
 
 fn name(number: usize) -> MemberId {
     format!("actor-{number:02}").parse().unwrap()
+}
+
+/// What an actor says that comes with these weights, and receives others on this GPU.
+fn on_gpu(plane: &mut Plane, number: usize, gpu: Option<&str>) -> MemberId {
+    let (member, held) = (name(number), manifest(0, 0));
+    let weights = Some((held.version(), held.hash()));
+    let hello = ActorHello { weights, gpu: gpu.map(str::to_owned), ..actor_hello(member.clone()) };
+    plane.deliver(Event::Actor { member: member.clone(), event: ActorEvent::Joined(hello) });
+    plane.wait(plan().heartbeat_timeout / 10);
+    plane.wait(plan().heartbeat_timeout / 10);
+    member
+}
+
+#[test]
+fn a_group_is_on_gpus_only_where_each_member_has_one_of_its_own() {
+    let mut plane = Plane::of_plan(RunPlan { broadcast_members: 8, ..plan() }, 0, false);
+    let hello = LearnerHello { gpu: Some("GPU-0".to_owned()), ..learner_hello(2, manifest(0, 0)) };
+    plane.deliver(Event::Learner(LearnerEvent::Joined(hello)));
+    let mut actors = vec![on_gpu(&mut plane, 0, Some("GPU-1"))];
+    plane.form(&actors);
+    assert_eq!(plane.backends, [GroupBackend::Nccl]);
+    // One on the learner's GPU: everybody goes through the hosts, and the log says why, once.
+    actors.push(on_gpu(&mut plane, 1, Some("GPU-0")));
+    plane.form(&actors);
+    actors.push(on_gpu(&mut plane, 2, Some("GPU-2")));
+    plane.form(&actors);
+    assert_eq!(plane.backends[1..], [GroupBackend::Gloo; 2]);
+    assert_eq!(plane.through_hosts, ["learner and actor-01 share a GPU"]);
+    // A group with one on the CPU has another reason.
+    on_gpu(&mut plane, 3, None);
+    assert_eq!(plane.backends[3..], [GroupBackend::Gloo]);
+    assert_eq!(plane.through_hosts[1..], ["actor-03 has no GPU, and others have"]);
 }
 
 fn address(member: &MemberId) -> String {

@@ -87,6 +87,7 @@ pub(crate) fn learner_hello(incarnation: u64, manifest: Manifest) -> LearnerHell
         store: "127.0.0.1:2".into(),
         weights: LEARNER_WEIGHTS.into(),
         vocabulary: Some(Vocabulary::none()),
+        gpu: None,
     }
 }
 
@@ -100,5 +101,6 @@ pub(crate) fn actor_hello(member: MemberId) -> ActorHello {
         weights: None,
         source: None,
         vocabulary: None,
+        gpu: None,
     }
 }

@@ -23,6 +23,7 @@
 
 mod derived;
 mod eval_stages;
+mod external_engines;
 mod first_rows;
 pub(crate) mod inputs;
 pub(crate) mod json_schema;

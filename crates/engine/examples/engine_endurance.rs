@@ -63,7 +63,7 @@ fn engine(model: &Path) -> anyhow::Result<(Engine, u32)> {
 
 /// Tokens per second over `count` requests.
 fn rate(engine: &mut Engine, first: u64, count: u64, vocabulary: u32) -> anyhow::Result<f64> {
-    let (ahead, end) = (2 * engine.config().max_sequences as u64, first + count);
+    let (ahead, end) = (2 * engine.config().max_sequences() as u64, first + count);
     let (mut submitted, mut ended) = (first, first);
     let (tokens, since) = (engine.totals().response_tokens, Instant::now());
     while ended < end {

@@ -54,7 +54,7 @@ impl PolicyWeights {
             if group.size() == [layout.groups[index].numel] { Ok(group) } else { Err(Error::Weights) }
         };
         let prepared = if is_native(engine, model) {
-            Prepared::Native(NativeWeights::pack(model, &read, engine.dtype)?)
+            Prepared::Native(NativeWeights::pack(model, &read, engine.dtype())?)
         } else {
             Prepared::Aten(AtenWeights::copy(model, &read, engine.place())?)
         };
@@ -102,6 +102,14 @@ impl Network {
             Prepared::Aten(weights) => Backend::Aten(Box::new(Aten::new(model, weights, engine, blocks)?)),
         };
         Ok(Self { backend, version, layout })
+    }
+
+    /// Exchanges the cache for an empty one of `blocks` blocks. The native one has its size for good.
+    pub(crate) fn resize(&mut self, engine: &EngineConfig, blocks: usize) -> Result<(), Error> {
+        match &mut self.backend {
+            Backend::Native(_) => Ok(()),
+            Backend::Aten(aten) => aten.resize(engine, blocks),
+        }
     }
 
     /// Computes a step; the drawn tokens in the order of `batch.draws`.
@@ -155,6 +163,6 @@ pub(crate) fn is_native(engine: &EngineConfig, model: &ModelConfig) -> bool {
     match engine.backend {
         config::Backend::Auto => engine.device == Device::Cpu && native::supports(model),
         config::Backend::Native => true,
-        config::Backend::Aten => false,
+        config::Backend::Aten | config::Backend::Vllm | config::Backend::Sglang => false,
     }
 }

@@ -110,6 +110,11 @@ impl Generator {
         Ok(Self { engine, encoder, tokenizer, eos_token_ids, next_id: 0 })
     }
 
+    /// Where it runs and with how much, for a person.
+    pub fn summary(&self) -> String {
+        self.engine.summary()
+    }
+
     /// `options.n` responses to each prompt, all in memory.
     ///
     /// # Errors
@@ -269,7 +274,7 @@ impl<'a, T> Run<'a, T> {
     /// Whether another prompt may be taken: enough wait to follow what ends, no more.
     fn has_room(&self) -> bool {
         let waiting = self.generator.engine.load().waiting;
-        self.slots.len() < WINDOW && waiting < self.generator.engine.config().max_sequences
+        self.slots.len() < WINDOW && waiting < self.generator.engine.config().max_sequences()
     }
 
     fn submit(&mut self, (tag, content): (T, PromptContent)) {

@@ -36,6 +36,8 @@ pub struct EngineHandle {
     /// What was done by the end of the last step.
     totals: watch::Receiver<Totals>,
     context_tokens: usize,
+    /// For a person.
+    summary: Arc<str>,
 }
 
 /// Somebody who submits requests and reads what comes of them. Ids are its own: other clients may use the
@@ -67,7 +69,7 @@ impl EngineHandle {
                     return;
                 }
             };
-            let _ = ready.send(Ok((worker.context_tokens(), worker.watch())));
+            let _ = ready.send(Ok((worker.context_tokens(), worker.summary().into(), worker.watch())));
             if let Err(error) = worker.run(inbox) {
                 tracing::error!(error = format!("{error:#}"), "the engine stopped");
                 let _ = thread_ending.set(error.to_string());
@@ -77,9 +79,9 @@ impl EngineHandle {
             .name("engine".to_owned())
             .spawn(body)
             .map_err(Error::system("a thread for the engine"))?;
-        let (context_tokens, totals) =
+        let (context_tokens, summary, totals) =
             started.await.map_err(|_| Error::Stopped("it did not start".to_owned()))??;
-        Ok(Self { commands, ending, totals, context_tokens })
+        Ok(Self { commands, ending, totals, context_tokens, summary })
     }
 
     /// A new client.
@@ -131,6 +133,11 @@ impl EngineHandle {
     /// What the engine had done by the end of its last step, without waiting for the one under way.
     pub fn totals_so_far(&self) -> Totals {
         *self.totals.borrow()
+    }
+
+    /// Where it runs and with how much, for a person.
+    pub fn summary(&self) -> &str {
+        &self.summary
     }
 
     /// Longest prompt and response together, in tokens.

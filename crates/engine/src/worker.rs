@@ -90,6 +90,10 @@ impl Worker {
         self.totals.subscribe()
     }
 
+    pub(crate) fn summary(&self) -> String {
+        self.engine.summary()
+    }
+
     pub(crate) fn context_tokens(&self) -> usize {
         self.engine.context_tokens()
     }

@@ -37,7 +37,7 @@ fn weights_are_prepared_within_one_and_a_fifth_of_the_model() {
     for (tied, stored, (dtype, kind)) in cases {
         let mut config = ModelConfig::new(Architecture::Llama, dimensions).unwrap();
         config.tie_word_embeddings = tied;
-        let engine = EngineConfig { dtype, ..EngineConfig::default() };
+        let engine = EngineConfig { dtype: Some(dtype), ..EngineConfig::default() };
         let path = parent.path().join(format!("{tied}-{stored:?}-{dtype:?}"));
         let zeros = Weights::zeros(&config, stored, Device::Cpu);
         let bytes = zeros.numel().unsigned_abs() * dtype.size();

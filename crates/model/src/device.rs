@@ -33,6 +33,32 @@ impl Device {
         }
     }
 
+    /// A name of the GPU that no other has, wherever it is; none of the processor, or where torch does not see
+    /// it.
+    pub fn gpu_name(self) -> Option<String> {
+        match self {
+            Self::Cpu => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => crate::cuda::gpu_name(index).ok(),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(_) => None,
+        }
+    }
+
+    /// What is free of its memory, and all of it, in bytes; none for the processor's.
+    ///
+    /// # Errors
+    /// When torch does not see it.
+    pub fn memory(self) -> Result<Option<(u64, u64)>, tch::TchError> {
+        match self {
+            Self::Cpu => Ok(None),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(index) => crate::cuda::memory(index).map(Some),
+            #[cfg(not(feature = "cuda"))]
+            Self::Cuda(_) => Ok(None),
+        }
+    }
+
     /// Why this device and those of so many ranks in all cannot be used here, if they cannot.
     pub fn problem(self, ranks: usize) -> Option<String> {
         let Self::Cuda(_) = self else { return None };
@@ -84,6 +110,16 @@ fn gpus() -> usize {
     return crate::cuda::devices();
     #[cfg(not(feature = "cuda"))]
     0
+}
+
+impl From<tch::Device> for Device {
+    /// Whatever is no GPU is taken for the processor.
+    fn from(device: tch::Device) -> Self {
+        match device {
+            tch::Device::Cuda(index) => Self::Cuda(index),
+            _ => Self::Cpu,
+        }
+    }
 }
 
 impl fmt::Display for Device {

@@ -118,6 +118,11 @@ impl Served {
         Self { engine, encoder, folder: None }
     }
 
+    /// Where it runs and with how much, for a person.
+    pub fn summary(&self) -> &str {
+        self.engine.summary()
+    }
+
     /// What clients call it.
     pub fn name(&self, config: &ServeConfig) -> String {
         ServedName::new(config.model_name.as_deref(), self.folder.as_deref()).as_str().to_owned()

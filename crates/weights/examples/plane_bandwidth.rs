@@ -18,7 +18,7 @@ use collective::{Backend, GlooAddress, GroupConfig, ProcessGroup, Reduce, Store}
 use model::buffer::{self, PackedWeights};
 use model::{Architecture, Dimensions, ModelConfig};
 use tch::{Device, Kind, Tensor};
-use types::link::actor::BroadcastGroup;
+use types::link::actor::{BroadcastGroup, GroupBackend};
 use types::{BroadcastGroupId, Manifest, PolicyVersion};
 use weights::{
     GroupEvent, Member, Prepare, PublishEvent, Publisher, PublisherConfig, ReceiveEvent, Receiver,
@@ -105,6 +105,7 @@ async fn member(rank: usize, actors: usize, rounds: usize, port: u16) -> Result<
         id: BroadcastGroupId(1),
         store: format!("127.0.0.1:{port}"),
         members: names.iter().map(|name| name.parse()).collect::<std::result::Result<_, _>>()?,
+        backend: GroupBackend::Gloo,
     };
     let member = Member { name: names[rank].parse()?, device: Device::Cpu, timeout: TIMEOUT };
     let bytes = buffer::bytes(&model()?, Kind::BFloat16);

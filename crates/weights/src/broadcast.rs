@@ -53,7 +53,7 @@ mod tests {
     use std::thread;
 
     use collective::Store;
-    use types::link::actor::BroadcastGroup;
+    use types::link::actor::{BroadcastGroup, GroupBackend};
     use types::{BroadcastGroupId, MemberId};
 
     use crate::group::Member;
@@ -67,11 +67,40 @@ mod tests {
     }
 
     #[test]
+    fn the_plan_says_where_tensors_lie_and_not_the_members_device() {
+        let store = Store::serve("127.0.0.1", 0, TIMEOUT).unwrap();
+        let members: Vec<MemberId> = ["learner", "actor"].map(|name| name.parse().unwrap()).to_vec();
+        let group = |backend| BroadcastGroup {
+            id: BroadcastGroupId(1),
+            store: format!("127.0.0.1:{}", store.port()),
+            members: members.clone(),
+            backend,
+        };
+        // A GPU that is not even there, beside a CPU.
+        let on_gpu = Member { device: Device::Cuda(7), ..member("actor") };
+        let plan = group(GroupBackend::Gloo);
+        let received = thread::scope(|scope| {
+            let receiving = scope.spawn(|| receive(&on_gpu.form(&plan).unwrap(), 3).unwrap());
+            send(&member("learner").form(&plan).unwrap(), &[1, 2, 3]).unwrap();
+            receiving.join().unwrap()
+        });
+        assert_eq!(received.device(), Device::Cpu);
+        assert_eq!(Vec::<u8>::try_from(received).unwrap(), [1, 2, 3]);
+        // Who has no GPU is not in the others' way for a minute.
+        let error = member("actor").form(&group(GroupBackend::Nccl)).unwrap_err().to_string();
+        assert!(error.contains("this member has none"), "{error}");
+    }
+
+    #[test]
     fn a_buffer_of_several_chunks_arrives_whole() {
         let store = Store::serve("127.0.0.1", 0, TIMEOUT).unwrap();
         let members: Vec<MemberId> = ["learner", "actor"].map(|name| name.parse().unwrap()).to_vec();
-        let group =
-            BroadcastGroup { id: BroadcastGroupId(1), store: format!("127.0.0.1:{}", store.port()), members };
+        let group = BroadcastGroup {
+            id: BroadcastGroupId(1),
+            store: format!("127.0.0.1:{}", store.port()),
+            members,
+            backend: GroupBackend::Gloo,
+        };
         let buffer: Vec<u8> = (0..CHUNK_BYTES + 3).map(|at| (at % 251) as u8).collect();
         let received = thread::scope(|scope| {
             let receiving =

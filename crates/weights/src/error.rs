@@ -22,6 +22,9 @@ pub enum Error {
         /// The group.
         group: BroadcastGroupId,
     },
+    /// A group of GPUs, of which this member has none.
+    #[error("broadcast group {0} goes from GPU to GPU, and this member has none")]
+    NoGpu(BroadcastGroupId),
     /// A group that was left while it formed.
     #[error("broadcast group {0} was left")]
     Left(BroadcastGroupId),

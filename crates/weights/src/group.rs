@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use collective::{Backend, GroupConfig, ProcessGroup, Store};
 use tch::Device;
-use types::link::actor::BroadcastGroup;
+use types::link::actor::{BroadcastGroup, GroupBackend};
 use types::{BroadcastGroupId, HostPort, MemberId};
 
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ const STANDING_LIMIT: usize = 4;
 pub struct Member {
     /// Its name on the lists of members.
     pub name: MemberId,
-    /// Where its broadcast tensors lie: the CPU for Gloo, a GPU for NCCL.
+    /// Where its broadcast tensors lie in a group that goes through NCCL.
     pub device: Device,
     /// The longest wait for a group to form, and for each chunk of a broadcast.
     pub timeout: Duration,
@@ -43,13 +43,19 @@ impl Member {
     pub(crate) fn form(&self, group: &BroadcastGroup) -> Result<ProcessGroup> {
         let rank = group.members.iter().position(|member| *member == self.name);
         let rank = rank.ok_or_else(|| Error::NotListed { member: self.name.clone(), group: group.id })?;
+        let backend = match (group.backend, self.device) {
+            // On a GPU, too: what is sent and received goes through the host's memory.
+            (GroupBackend::Gloo, _) => Backend::for_device(Device::Cpu),
+            (GroupBackend::Nccl, Device::Cuda(_)) => Backend::for_device(self.device),
+            (GroupBackend::Nccl, _) => return Err(Error::NoGpu(group.id)),
+        };
         let address: HostPort = group.store.parse()?;
         let store = Store::connect(&address.host, address.port, self.timeout)?;
         let config = GroupConfig {
             name: format!("weights-{}", group.id),
             rank,
             world_size: group.members.len(),
-            backend: Backend::for_device(self.device),
+            backend,
             timeout: self.timeout,
             join_timeout: self.timeout,
         };

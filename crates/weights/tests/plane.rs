@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-use types::link::actor::BroadcastGroup;
+use types::link::actor::{BroadcastGroup, GroupBackend};
 use types::{
     BroadcastGroupId, Manifest, MemberId, ModelDescription, PolicyVersion, TensorEntry, TensorLayout,
     WeightHash,
@@ -111,6 +111,7 @@ impl Learner {
             id: BroadcastGroupId(id),
             store: format!("127.0.0.1:{}", self.store.port()),
             members,
+            backend: GroupBackend::Gloo,
         }
     }
 }

@@ -23,6 +23,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// What a device is quick in, where nothing else is said (docs/decisions.md, D23).
+    pub fn of_device(device: Device) -> Self {
+        match device {
+            Device::Cpu => Self::F32,
+            Device::Cuda(_) => Self::Bf16,
+        }
+    }
+
     /// Torch's name for it.
     pub(crate) fn kind(self) -> Kind {
         match self {
@@ -148,8 +156,8 @@ impl LoraConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExecutionConfig {
-    /// Element type of weights and activations.
-    pub dtype: Precision,
+    /// Element type of weights and activations; f32 on the CPU and bf16 on a GPU where it is not given.
+    pub dtype: Option<Precision>,
     /// Where. With several ranks on GPUs, rank `r` takes the `r`-th GPU after this one.
     pub device: Device,
     /// Ranks: threads of this process, each with its part of every minibatch.
@@ -172,7 +180,7 @@ pub struct ExecutionConfig {
 impl Default for ExecutionConfig {
     fn default() -> Self {
         Self {
-            dtype: Precision::F32,
+            dtype: None,
             device: Device::Cpu,
             ranks: 1,
             threads: None,
@@ -186,6 +194,11 @@ impl Default for ExecutionConfig {
 }
 
 impl ExecutionConfig {
+    /// Element type of weights and activations.
+    pub(crate) fn dtype(&self) -> Precision {
+        self.dtype.unwrap_or(Precision::of_device(self.device))
+    }
+
     /// Everything that makes the values unusable.
     pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();

@@ -5,6 +5,7 @@
 //! documented here.
 
 use algo::{Aggregation, Algorithm, Correction, CovarianceControl, KlEstimator, Schedule, Whiten};
+use model::Device;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -175,8 +176,8 @@ pub struct PpoConfig {
     /// samples; more than so many in a row end the run with exit code 3.
     pub max_skipped: u64,
 
-    /// Element type of weights and activations.
-    pub dtype: Precision,
+    /// Element type of weights and activations; f32 on the CPU and bf16 on a GPU where it is not given.
+    pub dtype: Option<Precision>,
     /// Whether a block's activations are computed again in the backward pass instead of kept. Changes no
     /// gradient.
     pub recompute: bool,
@@ -239,7 +240,7 @@ impl Default for PpoConfig {
             warmup_steps: 0,
             warmup_share: 0.0,
             max_skipped: MAX_SKIPPED_STEPS,
-            dtype: Precision::F32,
+            dtype: None,
             recompute: false,
             zero_stage: ZeroStage::Off,
             offload_optimizer: false,
@@ -255,9 +256,14 @@ impl PpoConfig {
         self.algorithm.defaults().needs_critic()
     }
 
+    /// Element type of weights and activations on a device.
+    pub fn dtype_on(&self, device: Device) -> Precision {
+        self.dtype.unwrap_or(Precision::of_device(device))
+    }
+
     /// [`logprob_alarm`](Self::logprob_alarm), or what fits the element type.
     pub(crate) fn logprob_alarm(&self) -> f64 {
-        self.logprob_alarm.unwrap_or(match self.dtype {
+        self.logprob_alarm.unwrap_or(match self.dtype.unwrap_or(Precision::F32) {
             // Twenty times what two implementations of one network differ by.
             Precision::F32 => 2e-3,
             // A network of 135M parameters in bf16 differs by 0.03 from its f32 log-probs.
@@ -295,8 +301,9 @@ mod tests {
 
     #[test]
     fn the_alarm_knows_the_element_type() {
-        let alarm =
-            |dtype, logprob_alarm| PpoConfig { dtype, logprob_alarm, ..PpoConfig::default() }.logprob_alarm();
+        let alarm = |dtype, logprob_alarm| {
+            PpoConfig { dtype: Some(dtype), logprob_alarm, ..PpoConfig::default() }.logprob_alarm()
+        };
         assert_eq!((alarm(Precision::F32, None), alarm(Precision::Bf16, None)), (2e-3, 5e-2));
         assert_eq!((alarm(Precision::F32, Some(0.1)), alarm(Precision::Bf16, Some(0.1))), (0.1, 0.1));
     }
@@ -340,7 +347,7 @@ mod tests {
         "#;
         let config: PpoConfig = toml::from_str(text).unwrap();
         assert_eq!(config.problems(), Vec::<String>::new());
-        assert_eq!((config.zero_stage, config.dtype), (ZeroStage::Gradients, Precision::Bf16));
+        assert_eq!((config.zero_stage, config.dtype), (ZeroStage::Gradients, Some(Precision::Bf16)));
         assert_eq!((config.value_clip, config.dual_clip), (Bound::Off, Some(Bound::At(3.0))));
         let error = toml::from_str::<PpoConfig>("gama = 1.0").unwrap_err().to_string();
         assert!(error.contains("unknown field `gama`"), "{error}");

@@ -65,7 +65,8 @@ impl Trainer {
     /// # Errors
     /// The configuration's problems, a folder that cannot be used, ranks that differ, no memory.
     pub fn new(config: TrainerConfig, group: Option<ProcessGroup>) -> Result<Self> {
-        let TrainerConfig { ppo, policy: folder, critic, device } = config;
+        let TrainerConfig { mut ppo, policy: folder, critic, device } = config;
+        ppo.dtype = Some(ppo.dtype_on(device.into()));
         let problems = ppo.problems();
         let settings = match Settings::of(&ppo) {
             Ok(settings) if problems.is_empty() => settings,
@@ -74,7 +75,7 @@ impl Trainer {
         let ranks = Ranks::of(group);
         ranks.agree("configuration", format!("{ppo:?}").as_bytes())?;
         let mut options = TrainableModelOptions {
-            kind: ppo.dtype.kind(),
+            kind: ppo.dtype_on(device.into()).kind(),
             device,
             zero_stage: ppo.zero_stage,
             recompute: ppo.recompute,

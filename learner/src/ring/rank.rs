@@ -285,7 +285,7 @@ impl Rank {
             }
             None => Resumed { steps: trainer.steps().clone(), ..Resumed::default() },
         };
-        let kind = config.ppo.dtype.kind();
+        let kind = config.ppo.dtype_on(device.into()).kind();
         let rank = Self {
             checkpoints,
             run: resumed.run.clone(),

@@ -181,6 +181,7 @@ impl RingLoop {
             store: addresses.store.clone(),
             weights: addresses.weights.clone(),
             vocabulary: Some(self.vocabulary.clone()),
+            gpu: config.device.gpu_name(),
         }
     }
 

@@ -84,7 +84,7 @@ impl<'a> SupervisedTrainer<'a> {
         let TrainingSections { training, execution, .. } = sections;
         let lora = execution.lora.clone().map(|config| LoraInit { config, seed: training.seed });
         let options = TrainableModelOptions {
-            kind: execution.dtype.kind(),
+            kind: execution.dtype().kind(),
             device: execution.device.of_rank(ranks.rank()),
             zero_stage: execution.zero_stage,
             recompute: execution.recompute,

@@ -55,7 +55,7 @@ fn resumed_training_is_bit_for_bit_the_uninterrupted_one() {
     let lora = Some(LoraConfig { rank: 2, ..LoraConfig::default() });
     for ppo in [
         ppo(),
-        PpoConfig { dtype: Precision::Bf16, ..ppo() },
+        PpoConfig { dtype: Some(Precision::Bf16), ..ppo() },
         PpoConfig { lora: lora.clone(), critic_lora: lora, ..ppo() },
         PpoConfig { kl_target: Some(0.05), kl_horizon: 20.0, kl_coefficient: Some(0.2), ..ppo() },
         PpoConfig { algorithm: algo::Algorithm::Grpo, ..ppo() },

@@ -151,7 +151,7 @@ fn half_precision_follows_single_precision() {
     let ppo = PpoConfig { policy_lr: 1e-2, adam_eps: 1e-3, ..PpoConfig::default() };
     let before = flat(&models.trainer(&ppo, None).policy_flats().unwrap());
     let moved = |dtype: Precision| -> Vec<f64> {
-        let mut trainer = models.trainer(&PpoConfig { dtype, ..ppo.clone() }, None);
+        let mut trainer = models.trainer(&PpoConfig { dtype: Some(dtype), ..ppo.clone() }, None);
         let (metrics, said) = logged(|| trainer.step(&batch).unwrap());
         // Fresh rollouts of f32: bf16 rounds them by more than f32's alarm, and by less than its own.
         let apart = metrics.rollout_logprob_diff.unwrap();
@@ -163,7 +163,7 @@ fn half_precision_follows_single_precision() {
     };
     let apart = difference(&moved(Precision::Bf16), &moved(Precision::F32));
     assert!(apart > 0.0 && apart < 0.2, "{apart}");
-    let strict = PpoConfig { dtype: Precision::Bf16, logprob_alarm: Some(2e-3), ..ppo.clone() };
+    let strict = PpoConfig { dtype: Some(Precision::Bf16), logprob_alarm: Some(2e-3), ..ppo.clone() };
     let (_, said) = logged(|| models.trainer(&strict, None).step(&batch).unwrap());
     assert!(said.contains("learner and actors disagree on the log-probs of fresh rollouts"), "{said}");
 }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use types::link::actor::BroadcastGroup;
+use types::link::actor::{BroadcastGroup, GroupBackend};
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport};
 use types::{
     BatchId, BroadcastGroupId, HostPort, Manifest, ModelDescription, PolicyVersion, Sampling, Vocabulary,
@@ -393,7 +393,8 @@ async fn two_ranks(mut ring: Ring) {
         talk.welcome().await;
         let group = BroadcastGroupId(5);
         let members = vec![hello.member.clone(), "actor-0".parse().unwrap()];
-        let members = BroadcastGroup { id: group, store: hello.store.clone(), members };
+        let backend = GroupBackend::Gloo;
+        let members = BroadcastGroup { id: group, store: hello.store.clone(), members, backend };
         talk.send(LearnerCommand::JoinBroadcastGroup(members)).await;
         let store = hello.store.clone();
         let joining = tokio::task::spawn_blocking(move || join(&store, group));

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use types::link::actor::{
-    ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, BroadcastGroup, Lease, LeasedPrompt,
-    RewardServerAddress,
+    ActorCommand, ActorHello, ActorLoad, ActorReport, ActorWelcome, BroadcastGroup, GroupBackend, Lease,
+    LeasedPrompt, RewardServerAddress,
 };
 use types::{
     BroadcastGroupId, Incarnation, LeaseId, MemberId, PolicyVersion, RolloutId, RunId, Vocabulary, WeightHash,
 };
 
 use super::data::{hash, plain_text};
-use super::{address, check_version, known_run, millis};
+use super::{address, check_version, gpu, known_run, millis};
 use crate::error::required;
 use crate::{ProtocolError, pb};
 
@@ -38,6 +38,7 @@ impl From<ActorHello> for pb::ActorReport {
             protocol: crate::PROTOCOL_VERSION,
             source: hello.source.unwrap_or_default(),
             vocabulary: hello.vocabulary.map(Into::into),
+            gpu: hello.gpu.unwrap_or_default(),
         };
         Self { report: Some(pb::actor_report::Report::Hello(hello)) }
     }
@@ -62,6 +63,7 @@ impl TryFrom<pb::ActorReport> for ActorHello {
                 false => Some(address("actor_hello.source", hello.source)?),
             },
             vocabulary: hello.vocabulary.map(Vocabulary::try_from).transpose()?,
+            gpu: gpu(&hello.gpu),
         })
     }
 }
@@ -149,6 +151,7 @@ impl From<BroadcastGroup> for pb::BroadcastGroup {
             id: group.id.0,
             store: group.store,
             members: group.members.into_iter().map(String::from).collect(),
+            nccl: group.backend == GroupBackend::Nccl,
         }
     }
 }
@@ -161,6 +164,7 @@ impl TryFrom<pb::BroadcastGroup> for BroadcastGroup {
             id: BroadcastGroupId(group.id),
             store: address("broadcast_group.store", group.store)?,
             members: group.members.into_iter().map(MemberId::try_from).collect::<Result<_, _>>()?,
+            backend: if group.nccl { GroupBackend::Nccl } else { GroupBackend::Gloo },
         })
     }
 }

@@ -6,7 +6,7 @@ use types::link::learner::{
 use types::{BatchId, BroadcastGroupId, Incarnation, MemberId, PolicyVersion, Vocabulary};
 
 use super::data::plain_text;
-use super::{address, check_version, finite, known_run};
+use super::{address, check_version, finite, gpu, known_run};
 use crate::error::required;
 use crate::{ProtocolError, pb};
 
@@ -92,6 +92,7 @@ impl From<LearnerHello> for pb::LearnerReport {
             steps: hello.steps.into_iter().map(Into::into).collect(),
             protocol: crate::PROTOCOL_VERSION,
             vocabulary: hello.vocabulary.map(Into::into),
+            gpu: hello.gpu.unwrap_or_default(),
         };
         Self { report: Some(pb::learner_report::Report::Hello(hello)) }
     }
@@ -120,6 +121,7 @@ impl TryFrom<pb::LearnerReport> for LearnerHello {
             weights: address("learner_hello.weights", hello.weights)?,
             steps: hello.steps.into_iter().map(MeasuredStep::try_from).collect::<Result<_, _>>()?,
             vocabulary: hello.vocabulary.map(Vocabulary::try_from).transpose()?,
+            gpu: gpu(&hello.gpu),
         })
     }
 }

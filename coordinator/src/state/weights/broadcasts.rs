@@ -11,8 +11,9 @@ use std::time::Duration;
 use types::link::actor::BroadcastGroup;
 use types::{BroadcastGroupId, Manifest, MemberId, PolicyVersion, Timestamp};
 
-use super::super::members::Learner;
+use super::super::members::{Learner, Members};
 use super::super::plan::RunPlan;
+use super::backend;
 
 /// Numbers for the groups of one start.
 const GROUPS_PER_TERM: u64 = 1_000_000;
@@ -41,6 +42,8 @@ pub(super) struct Broadcasts {
     form_after: Option<Timestamp>,
     /// Which actors' group has failed last, and how often in a row before it stood.
     failed: (BTreeSet<MemberId>, u32),
+    /// Why the last group goes through the hosts although some have GPUs.
+    through_hosts: Option<String>,
     /// Groups that have ended, with the actors that are still to be told.
     ended: BTreeMap<BroadcastGroupId, BTreeSet<MemberId>>,
 }
@@ -133,13 +136,15 @@ impl Broadcasts {
         Some(self.form_after.map_or(due, |moment| moment.max(due)))
     }
 
-    /// Forms a group when the actors that hold weights are not the ones in the active group.
+    /// Forms a group when the actors that hold weights are not the ones in the active group. It comes with the
+    /// reason why it is not on the GPUs that some have, once for as long as that is so.
     pub(super) fn form_group(
         &mut self,
         now: Timestamp,
         plan: &RunPlan,
         learner: &Learner,
-    ) -> Option<BroadcastGroup> {
+        members: &Members,
+    ) -> Option<(BroadcastGroup, Option<String>)> {
         self.form_at(plan).filter(|moment| *moment <= now)?;
         (self.changed_at, self.new_version) = (None, false);
         let actors = self.next_actors(plan.broadcast_members);
@@ -156,7 +161,16 @@ impl Broadcasts {
             unready: ranks.iter().cloned().collect(),
             deadline: now + plan.broadcast_timeout,
         });
-        Some(BroadcastGroup { id: self.last, store: learner.store.clone(), members: ranks })
+        let gpu_of = |member: &MemberId| match *member == learner.member {
+            true => learner.gpu.as_deref(),
+            false => members.actors().get(member).and_then(|actor| actor.gpu.as_deref()),
+        };
+        let (backend, reason) = backend::choose(ranks.iter().map(|member| (member, gpu_of(member))));
+        let is_new = self.through_hosts != reason;
+        self.through_hosts.clone_from(&reason);
+        let store = learner.store.clone();
+        let group = BroadcastGroup { id: self.last, store, members: ranks, backend };
+        Some((group, reason.filter(|_| is_new)))
     }
 
     /// The actors of the next group: those of the active one that are still there, then others by name.

@@ -95,6 +95,7 @@ impl Actor {
             weights: self.weights,
             source: None,
             vocabulary: None,
+            gpu: None,
         }
     }
 

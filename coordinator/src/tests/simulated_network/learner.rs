@@ -90,6 +90,7 @@ impl Learner {
             store: "learner:2".into(),
             weights: "learner:3".into(),
             vocabulary: Some(Vocabulary::none()),
+            gpu: None,
         }
     }
 

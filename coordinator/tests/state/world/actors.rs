@@ -132,6 +132,7 @@ impl World {
             weights: actor.weights,
             source: Some(format!("{member}.example:1")),
             vocabulary: actor.weights.map(|_| Vocabulary::none()),
+            gpu: None,
         };
         let event = Event::Actor { member: member.clone(), event: ActorEvent::Joined(hello) };
         self.say(Some(number), Up::Hello(event));

@@ -92,6 +92,7 @@ impl SimLearner {
             store: "127.0.0.1:2".into(),
             weights: "127.0.0.1:3".into(),
             vocabulary: Some(Vocabulary::none()),
+            gpu: None,
         }
     }
 }

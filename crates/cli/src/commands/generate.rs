@@ -45,14 +45,22 @@ pub(crate) struct Arguments {
     engine: EngineArguments,
 }
 
+/// Whether so many responses of a prompt can be drawn: all wait together, and each has a seed of its own.
+fn check_n(n: usize, most: usize) -> Result<(), BadInput> {
+    let seeds = usize::from(u16::MAX) + 1;
+    let most = most.min(seeds);
+    if (1..=most).contains(&n) {
+        return Ok(());
+    }
+    Err(BadInput(format!("--n is {n}, must be 1 to {most}: give a prompt several lines for more")))
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// Names the model's file, or the file and line of the input, that cannot be used.
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    if arguments.n == 0 {
-        return Err(BadInput("--n is 0, must be at least 1".to_owned()).into());
-    }
+    check_n(arguments.n, arguments.engine.config().max_waiting)?;
     closed_pipe::init_logging()?;
     let options = FileOptions {
         input: arguments.input.clone(),
@@ -78,4 +86,20 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         done.tokens_per_second()
     );
     Ok(wrong.finish()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_responses_than_can_wait_or_have_seeds_are_refused_with_their_bound() {
+        for (n, most) in [(1, 16_384), (16_384, 16_384), (65_536, 1 << 20)] {
+            check_n(n, most).unwrap();
+        }
+        let error = check_n(70_000, engine::EngineConfig::default().max_waiting).unwrap_err().to_string();
+        assert!(error.contains("--n is 70000, must be 1 to 16384"), "{error}");
+        assert!(check_n(65_537, 1 << 20).unwrap_err().to_string().contains("1 to 65536"));
+        assert!(check_n(0, 5).is_err());
+    }
 }

@@ -67,6 +67,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // Before the address is printed: who reads it may stop the server at once.
     let mut stop = StopSignals::listen()?;
     say(&format!("{} is called {:?}", model.display(), served.name(&config)));
+    say(&format!("engine: {}", served.summary()));
     println!("http://{}/v1", listener.local_addr()?);
     let token = CancellationToken::new();
     let (router, stopped) = (openai::router(served, config), token.clone().cancelled_owned());

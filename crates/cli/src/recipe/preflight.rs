@@ -10,7 +10,9 @@ use service::Security;
 use service::config::{Error, Key, Source};
 
 use super::resolved::Resolved;
-use super::{Recipe, RecipeFile, eval_stages, first_rows, inputs, surroundings, tokenizers};
+use super::{
+    Recipe, RecipeFile, eval_stages, external_engines, first_rows, inputs, surroundings, tokenizers,
+};
 
 impl RecipeFile {
     /// Refuses a recipe that cannot run to its end on this machine.
@@ -50,6 +52,7 @@ impl RecipeFile {
         problems.extend(owed(&self.recipe));
         problems.extend(first_rows::problems(&self.recipe));
         problems.extend(surroundings::problems(&self.recipe));
+        problems.extend(external_engines::problems(&self.recipe));
         problems.extend(tokenizers::problem(&self.recipe));
         let of_ring = resolved.keys().filter(|key| stage_of(&key.path).is_none());
         for key in of_ring.filter(|key| !is_said_of_its_source(&resolved, key)) {
@@ -188,7 +191,7 @@ fn owed(recipe: &Recipe) -> Vec<String> {
             eval.every, learner.checkpoint_every
         ));
     }
-    let (group, slots) = (usize::from(coordinator.group_size), actor.engine.max_sequences);
+    let (group, slots) = (usize::from(coordinator.group_size), actor.engine.max_sequences());
     if slots < group {
         problems.push(format!(
             "actor.engine.max_sequences is {slots}, below coordinator.group_size = {group}: no actor could \

@@ -22,11 +22,19 @@ impl RecipeFile {
     /// When a role would not read its section.
     pub(crate) fn resolved(&self) -> anyhow::Result<Resolved<'_>> {
         let mut recipe = self.recipe.clone();
-        let decided = recipe.learner.ppo.fill_in_decided();
+        let (device, ppo) = (recipe.learner.device, &mut recipe.learner.ppo);
+        let by_device = ppo.dtype.is_none();
+        ppo.dtype = Some(ppo.dtype_on(device));
+        let decided = ppo.fill_in_decided();
         let mut derived: Vec<(String, String)> = decided
             .into_iter()
             .map(|(key, from)| (format!("learner.ppo.{key}"), format!("learner.ppo.{from}")))
             .collect();
+        if by_device {
+            derived.push(("learner.ppo.dtype".to_owned(), "learner.device".to_owned()));
+        }
+        let decided = recipe.actor.engine.fill_in_decided().into_iter();
+        derived.extend(decided.map(|key| (format!("actor.engine.{key}"), "actor.engine.device".to_owned())));
         let mut values = serde_json::to_value(&recipe)?;
         for config in self.role_configs() {
             let section = config.role().section();

@@ -110,20 +110,22 @@ fn critic(recipe: &Recipe, policy: u64) -> u64 {
 fn unreachable(recipe: &Recipe) -> Vec<String> {
     let scorers = recipe.reward_server.scorers.iter().enumerate();
     let of_scorers = scorers.filter_map(|(at, scorer)| match &scorer.kind {
-        ScorerKind::Http(http) => Some((format!("scorers[{at}]"), &http.url)),
+        ScorerKind::Http(http) => Some((format!("reward_server.scorers[{at}]"), &http.url)),
         _ => None,
     });
     let environment = recipe.reward_server.environment.iter();
     let of_environment = environment.filter_map(|environment| match &environment.kind {
-        EnvironmentKind::Http(http) => Some(("environment".to_owned(), &http.url)),
+        EnvironmentKind::Http(http) => Some(("reward_server.environment".to_owned(), &http.url)),
         _ => None,
     });
     let mut problems = Vec::new();
-    for (section, url) in of_scorers.chain(of_environment) {
+    let engine = recipe.actor.engine.backend.external();
+    let engine = engine.map(|_| ("actor.engine".to_owned(), &recipe.actor.engine.url));
+    for (section, url) in of_scorers.chain(of_environment).chain(engine) {
         let Some(address) = address_of(url) else { continue };
         if let Some(problem) = refusal(&address) {
             problems.push(format!(
-                "reward_server.{section}.url is {url:?}: nobody answers at {address}: {problem}; start the service first"
+                "{section}.url is {url:?}: nobody answers at {address}: {problem}; start the service first"
             ));
         }
     }

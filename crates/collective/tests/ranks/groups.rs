@@ -123,31 +123,12 @@ fn gloo_listens_where_it_is_told() {
 
 fn nccl_needs_the_feature() {
     if cfg!(feature = "cuda") && tch::Cuda::is_available() {
-        return on_one_gpu();
+        return;
     }
     let store = serve();
     let nccl = GroupConfig { backend: Backend::Nccl { device: 0 }, ..config("group", 0, 1) };
     let error = join(&store, nccl).expect_err("no NCCL, or no GPU");
     assert!(matches!(error, Error::Join { .. }), "{error:?}");
-}
-
-/// The operations through NCCL as far as one rank goes.
-fn on_one_gpu() {
-    let store = serve();
-    let nccl = GroupConfig { backend: Backend::Nccl { device: 0 }, ..config("group", 0, 1) };
-    let group = join(&store, nccl).expect("join");
-    let on_gpu = |value: i64| Tensor::full([6], value, (Kind::Float, Device::Cuda(0)));
-    let mut tensor = on_gpu(3);
-    group.broadcast(&mut tensor, 0).expect("broadcast");
-    group.all_reduce(&mut tensor, Reduce::Mean).expect("all_reduce");
-    let mut whole = on_gpu(0);
-    group.all_gather_into(&mut whole, &tensor).expect("all_gather_into");
-    let mut part = on_gpu(0);
-    group.reduce_scatter(&mut part, &whole, Reduce::Sum).expect("reduce_scatter");
-    let mut bytes = vec![1, 2, 3];
-    group.broadcast_bytes(&mut bytes, 0).expect("broadcast_bytes");
-    assert_eq!(part, on_gpu(3));
-    group.broadcast(&mut ones(1), 0).expect_err("a tensor on the CPU");
 }
 
 fn an_abort_ends_what_is_pending() {
@@ -335,4 +316,31 @@ fn leaving_with_operations_under_way_is_quick_and_known() {
         assert_eq!(error.missing(), [0]);
         other.meet();
     });
+}
+
+/// What needs a GPU; the nextest profile `gpu` runs it.
+#[cfg(feature = "cuda")]
+pub(crate) mod gpu {
+    use super::*;
+
+    crate::tests![nccl_of_one_rank];
+
+    /// The operations through NCCL as far as one rank goes.
+    fn nccl_of_one_rank() {
+        let store = serve();
+        let nccl = GroupConfig { backend: Backend::Nccl { device: 0 }, ..config("group", 0, 1) };
+        let group = join(&store, nccl).expect("join");
+        let on_gpu = |value: i64| Tensor::full([6], value, (Kind::Float, Device::Cuda(0)));
+        let mut tensor = on_gpu(3);
+        group.broadcast(&mut tensor, 0).expect("broadcast");
+        group.all_reduce(&mut tensor, Reduce::Mean).expect("all_reduce");
+        let mut whole = on_gpu(0);
+        group.all_gather_into(&mut whole, &tensor).expect("all_gather_into");
+        let mut part = on_gpu(0);
+        group.reduce_scatter(&mut part, &whole, Reduce::Sum).expect("reduce_scatter");
+        let mut bytes = vec![1, 2, 3];
+        group.broadcast_bytes(&mut bytes, 0).expect("broadcast_bytes");
+        assert_eq!(part, on_gpu(3));
+        group.broadcast(&mut ones(1), 0).expect_err("a tensor on the CPU");
+    }
 }

@@ -23,6 +23,8 @@ fn main() -> ExitCode {
         return processes::member(&arguments[2..]);
     }
     let trials = [operations::TESTS, groups::TESTS, stores::TESTS, faults::TESTS];
+    #[cfg(feature = "cuda")]
+    let trials = [trials.as_slice(), &[groups::gpu::TESTS]].concat();
     let trials = trials.concat().into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             test();

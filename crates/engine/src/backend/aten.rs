@@ -48,7 +48,7 @@ pub(crate) use weights::AtenWeights;
 
 /// Bytes of one block of the cache.
 pub(crate) fn block_bytes(model: &ModelConfig, engine: &EngineConfig) -> u64 {
-    Shape::new(model, engine.block_tokens).block().unsigned_abs() * engine.dtype.size()
+    Shape::new(model, engine.block_tokens).block().unsigned_abs() * engine.dtype().size()
 }
 
 /// The backend on one device.
@@ -117,6 +117,26 @@ impl Aten {
         let rope = caught(|| Rope::new(model, kind, device))?;
         let there = OnDevice { model: model.clone(), weights, cache, rope, attention };
         Ok(Self { there, shape, steady, upload: Upload::default(), drawn: Vec::new() })
+    }
+
+    /// Exchanges the cache for an empty one of `blocks` blocks.
+    ///
+    /// # Errors
+    /// When the device has no room for it; the backend cannot be used any more then.
+    pub(crate) fn resize(&mut self, engine: &EngineConfig, mut blocks: usize) -> Result<(), Error> {
+        let _guard = tch::no_grad_guard();
+        let (place, model) = (engine.place(), &self.there.model);
+        if let Some(steady) = &mut self.steady {
+            // What was recorded writes to the old one.
+            steady.graphs.forget();
+            blocks += 1;
+            steady.spare = blocks as BlockId - 1;
+        }
+        let failed = |error| no_room(&error, blocks, engine, model);
+        // The old one makes room first.
+        self.there.cache = Cache::new(&self.shape, 0, place).map_err(failed)?;
+        self.there.cache = Cache::new(&self.shape, blocks, place).map_err(failed)?;
+        Ok(())
     }
 
     /// Computes a step; the drawn tokens in the order of `batch.draws`.

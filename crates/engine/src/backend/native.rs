@@ -76,7 +76,7 @@ pub(crate) fn supports(config: &ModelConfig) -> bool {
 
 /// Bytes of one block of the cache.
 pub(crate) fn block_bytes(model: &ModelConfig, engine: &EngineConfig) -> u64 {
-    shape(model, engine, 1).block() as u64 * engine.dtype.size()
+    shape(model, engine, 1).block() as u64 * engine.dtype().size()
 }
 
 fn shape(model: &ModelConfig, engine: &EngineConfig, blocks: usize) -> Shape {
@@ -179,10 +179,10 @@ struct Space<N: Number> {
 
 impl<N: Number> Space<N> {
     fn new(model: &ModelConfig, engine: &EngineConfig) -> io::Result<Self> {
-        let rows = engine.max_sequences + engine.prefill_chunk_tokens;
+        let rows = engine.max_sequences() + engine.prefill_chunk_tokens();
         let (heads, kv_heads, head_dim) = (size(model.heads), size(model.kv_heads), size(model.head_dim));
         let (hidden, vocab) = (size(model.hidden_size), size(model.vocab_size));
-        let logit_rows = (LOGIT_ELEMENTS / vocab).clamp(1, engine.max_sequences);
+        let logit_rows = (LOGIT_ELEMENTS / vocab).clamp(1, engine.max_sequences());
         Ok(Self {
             stream: Matrix::zeros(rows, hidden)?,
             normed: Matrix::zeros(rows, hidden)?,

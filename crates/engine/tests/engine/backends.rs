@@ -61,7 +61,7 @@ fn mixed() -> Vec<Request> {
 fn responses_of_all_rules_agree_in_mixed_batches() {
     let (model, weights) = small_model();
     let all = [requests(), mixed()].concat();
-    let config = EngineConfig { max_sequences: 30, prefill_chunk_tokens: 50, ..small_config() };
+    let config = EngineConfig { max_sequences: Some(30), prefill_chunk_tokens: Some(50), ..small_config() };
     let answers = both(&model, &weights, &config, &all);
     assert_agreement(&answers);
     let truncated = answers[1].values().filter(|response| response.surviving_mass.is_some());
@@ -89,7 +89,7 @@ fn long(case: &Case) -> [Request; 3] {
 }
 
 fn long_config() -> EngineConfig {
-    EngineConfig { prefill_chunk_tokens: 37, block_tokens: 32, ..small_config() }
+    EngineConfig { prefill_chunk_tokens: Some(37), block_tokens: 32, ..small_config() }
 }
 
 /// Prompts and responses beyond windows and beyond the context of the pre-training, cut into short chunks,
@@ -105,12 +105,13 @@ fn long_prompts_agree_for_every_option() {
 #[test]
 fn half_precision_is_near_the_full_one_and_the_cache_half_as_large() {
     let (model, weights) = small_model();
-    let full = EngineConfig { kv_cache_bytes: 1 << 20, kv_cache_blocks: None, ..config_of(Backend::Aten) };
+    let full =
+        EngineConfig { kv_cache_bytes: Some(1 << 20), kv_cache_blocks: None, ..config_of(Backend::Aten) };
     let blocks = |config: &EngineConfig| engine(&model, &weights, config).load().total_blocks;
     // 16 tokens of 2 layers with 2 heads of 8 elements for keys and as many for values.
     assert_eq!(blocks(&full), (1 << 20) / (16 * 2 * 2 * 8 * 2 * 4));
     for (dtype, tolerance) in [(DType::Bf16, 0.3), (DType::F16, 0.03)] {
-        let config = EngineConfig { dtype, ..full.clone() };
+        let config = EngineConfig { dtype: Some(dtype), ..full.clone() };
         assert_eq!(blocks(&config), 2 * blocks(&full));
         let finished = run(&mut engine(&model, &weights, &config), &requests());
         assert_eq!(finished.len(), 24);
@@ -126,7 +127,7 @@ fn half_precision_is_near_the_full_one_and_the_cache_half_as_large() {
 #[test]
 fn half_precision_has_the_learners_rounding() {
     let (model, weights) = small_model();
-    let config = EngineConfig { dtype: DType::Bf16, ..config_of(Backend::Aten) };
+    let config = EngineConfig { dtype: Some(DType::Bf16), ..config_of(Backend::Aten) };
     let sampling = SamplingParams { max_new_tokens: 40, ..SamplingParams::default() };
     let prompt = prompt(33, 7);
     let finished = run(&mut engine(&model, &weights, &config), &[request(0, prompt.clone(), sampling)]);
@@ -187,7 +188,7 @@ fn a_device_that_is_not_there_is_named() {
         assert!(problem.contains("device = \"cpu\" works meanwhile"), "{problem}");
     }
     // Weights of another element type than the engine's are refused too, not run as they are.
-    let half = EngineConfig { dtype: DType::F16, ..config_of(Backend::Aten) };
+    let half = EngineConfig { dtype: Some(DType::F16), ..config_of(Backend::Aten) };
     let error = Engine::new(&model, on_cpu(), None, &half).unwrap_err();
     assert!(matches!(error, Error::Weights), "{error}");
 }
@@ -219,7 +220,7 @@ mod gpu {
     fn responses_of_a_gpu_agree_with_the_native_ones() {
         let (model, weights) = small_model();
         let all = [requests(), mixed()].concat();
-        let config = EngineConfig { max_sequences: 30, kv_cache_blocks: Some(40), ..small_config() };
+        let config = EngineConfig { max_sequences: Some(30), kv_cache_blocks: Some(40), ..small_config() };
         let on = |config: &EngineConfig| run(&mut engine(&model, &weights, config), &all);
         assert_agreement(&[on(&config), on(&on_gpu(config.clone()))]);
         for case in Case::causal() {
@@ -234,7 +235,7 @@ mod gpu {
     fn replayed_steps_have_the_numbers_of_computed_ones() {
         let (model, weights) = small_model();
         let other = Weights::random(&model, 77, tch::Kind::Float, tch::Device::Cpu);
-        let config = EngineConfig { dtype: DType::Bf16, ..on_gpu(small_config()) };
+        let config = EngineConfig { dtype: Some(DType::Bf16), ..on_gpu(small_config()) };
         let sampling = |id: u64| SamplingParams {
             max_new_tokens: 60,
             top_p: if id.is_multiple_of(2) { 1.0 } else { 0.9 },
@@ -272,7 +273,7 @@ mod gpu {
     #[test]
     fn half_precision_is_as_near_as_on_the_cpu() {
         for case in Case::causal() {
-            let config = EngineConfig { dtype: DType::Bf16, backend: Backend::Aten, ..long_config() };
+            let config = EngineConfig { dtype: Some(DType::Bf16), backend: Backend::Aten, ..long_config() };
             let mean_difference = |config: &EngineConfig| {
                 let requests = long(&case);
                 let finished = run(&mut case.engine(config), &requests);

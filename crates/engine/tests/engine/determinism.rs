@@ -43,8 +43,8 @@ fn company_chunks_threads_and_preemption_change_no_bit() {
         }
     }
     let others = [
-        EngineConfig { max_sequences: 3, ..base.clone() },
-        EngineConfig { max_sequences: 24, prefill_chunk_tokens: 7, ..base.clone() },
+        EngineConfig { max_sequences: Some(3), ..base.clone() },
+        EngineConfig { max_sequences: Some(24), prefill_chunk_tokens: Some(7), ..base.clone() },
         EngineConfig { threads: 1, ..base.clone() },
         EngineConfig { block_tokens: 48, ..base.clone() },
     ];
@@ -78,9 +78,10 @@ fn other_seeds_prompts_and_weights_give_other_responses() {
 fn half_precision_is_deterministic_and_near_the_full_one() {
     let (model, weights) = small_model();
     for (dtype, tolerance) in [(DType::Bf16, 0.1), (DType::F16, 0.02)] {
-        let config = EngineConfig { dtype, ..small_config() };
+        let config = EngineConfig { dtype: Some(dtype), ..small_config() };
         let (finished, _) = together(&config);
-        let again = together(&EngineConfig { max_sequences: 3, prefill_chunk_tokens: 5, ..config }).0;
+        let again =
+            together(&EngineConfig { max_sequences: Some(3), prefill_chunk_tokens: Some(5), ..config }).0;
         assert_eq!(finished, again, "{dtype:?}");
         let learner = crate::parity::learner_logprobs(&model, &weights, &prompt(1, 0), &finished[&0], 1.0);
         let difference = crate::fixture::largest_difference(&finished[&0].rollout_logprobs, &learner);

@@ -17,7 +17,7 @@ fn draw(backend: Backend, sampling: SamplingParams) -> Vec<Finished> {
 /// The same where `banned` end a response and it needs a token more.
 fn draw_without(backend: Backend, sampling: SamplingParams, banned: &[u32]) -> Vec<Finished> {
     let (model, weights) = small_model();
-    let config = EngineConfig { max_waiting: DRAWS as usize, max_sequences: 64, ..config_of(backend) };
+    let config = EngineConfig { max_waiting: DRAWS as usize, max_sequences: Some(64), ..config_of(backend) };
     let mut engine = engine(&model, &weights, &config);
     let ids: Vec<u64> = (0..DRAWS).collect();
     let min_tokens = usize::from(!banned.is_empty());

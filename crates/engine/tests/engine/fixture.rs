@@ -120,7 +120,7 @@ pub(crate) fn policy(
 
 /// A configuration for small models; few blocks, so that tests notice when one is lost.
 pub(crate) fn small_config() -> EngineConfig {
-    EngineConfig { threads: 2, max_sequences: 8, kv_cache_blocks: Some(256), ..EngineConfig::default() }
+    EngineConfig { threads: 2, max_sequences: Some(8), kv_cache_blocks: Some(256), ..EngineConfig::default() }
 }
 
 /// The backends that run on every machine.

@@ -72,7 +72,7 @@ fn responses_come_in_the_order_of_the_prompts_and_do_not_depend_on_the_batch() {
         assert!(!response.text.contains("<end>"));
     }
     assert!(responses[0][0].tokens != responses[0][1].tokens, "siblings are not the same");
-    let narrow = EngineConfig { max_sequences: 2, prefill_chunk_tokens: 3, ..small_config() };
+    let narrow = EngineConfig { max_sequences: Some(2), prefill_chunk_tokens: Some(3), ..small_config() };
     assert_eq!(stream(&mut generator(&narrow, true), &prompts, 3), responses);
 }
 

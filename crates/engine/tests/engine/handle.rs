@@ -141,7 +141,7 @@ async fn weights_are_swapped_under_way_and_wrong_ones_refused() {
 async fn what_cannot_start_says_why() {
     let (model, weights) = small_model();
     let weights = policy(&model, &weights, &small_config(), 0);
-    let config = engine::EngineConfig { max_sequences: 0, ..small_config() };
+    let config = engine::EngineConfig { max_sequences: Some(0), ..small_config() };
     let error =
         EngineHandle::start(EngineParts { model, weights, tokenizer: None, config }).await.unwrap_err();
     assert!(error.to_string().contains("max_sequences is 0"), "{error}");

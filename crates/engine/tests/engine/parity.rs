@@ -41,7 +41,7 @@ fn greedy_continuations_equal_transformers_in_ragged_batches() {
             .map(|(id, prompt)| request(id as u64, prompt.clone(), SamplingParams::greedy(200)))
             .collect();
         // Chunks shorter than the longest prompt, so that prompts are cut.
-        let config = EngineConfig { prefill_chunk_tokens: 11, ..config_of(backend) };
+        let config = EngineConfig { prefill_chunk_tokens: Some(11), ..config_of(backend) };
         let finished = run(&mut case.engine(&config), &requests);
         for (id, expected) in expected.iter().enumerate() {
             let found = &finished[&(id as u64)];

@@ -66,7 +66,7 @@ fn a_turn_behind_a_kept_prefix_has_the_bits_of_a_whole_prefill() {
     let (model, weights) = small_model();
     for dtype in [DType::F32, DType::Bf16, DType::F16] {
         for block_tokens in [16, 48] {
-            let kept = EngineConfig { dtype, block_tokens, ..config_of(Backend::Native) };
+            let kept = EngineConfig { dtype: Some(dtype), block_tokens, ..config_of(Backend::Native) };
             let apart = EngineConfig { prefix_cache: false, ..kept.clone() };
             let mut with = engine(&model, &weights, &kept);
             let mut without = engine(&model, &weights, &apart);
@@ -176,8 +176,11 @@ fn episodes_that_do_not_fit_together_are_the_same_in_turn() {
     // From just enough for one to enough for some; the more there is, the more is found.
     let mut reused = Vec::new();
     for blocks in [longest, longest + 1, 2 * longest, 40, 80, 400] {
-        let tight =
-            EngineConfig { max_sequences: 16, kv_cache_blocks: Some(blocks), ..config_of(Backend::Native) };
+        let tight = EngineConfig {
+            max_sequences: Some(16),
+            kv_cache_blocks: Some(blocks),
+            ..config_of(Backend::Native)
+        };
         let mut engine = engine(&model, &weights, &tight);
         assert_eq!(turns_of(&play(&mut engine, 20, &TURNS)), expected, "{blocks} blocks");
         let totals = engine.totals();
@@ -375,8 +378,8 @@ fn whatever_happens_no_bit_depends_on_what_was_kept() {
         let config = EngineConfig {
             on_swap,
             kv_cache_blocks: Some(14),
-            prefill_chunk_tokens: 40,
-            max_sequences: 5,
+            prefill_chunk_tokens: Some(40),
+            max_sequences: Some(5),
             ..config_of(Backend::Native)
         };
         let mut engine = engine(&model, &first, &config);

@@ -16,7 +16,7 @@ fn plain(max_new_tokens: u32) -> SamplingParams {
 fn siblings_share_one_prefill() {
     let (model, weights) = small_model();
     for backend in BACKENDS {
-        let config = EngineConfig { max_sequences: 3, ..config_of(backend) };
+        let config = EngineConfig { max_sequences: Some(3), ..config_of(backend) };
         let ids = [0, 1, 2, 3, 4, 5];
         let mut shared = engine(&model, &weights, &config);
         let finished = run(&mut shared, &[siblings(&ids, prompt(100, 0), plain(4))]);
@@ -32,7 +32,7 @@ fn siblings_share_one_prefill() {
 #[test]
 fn a_long_prompt_does_not_stall_responses() {
     let (model, weights) = small_model();
-    let config = EngineConfig { prefill_chunk_tokens: 8, ..small_config() };
+    let config = EngineConfig { prefill_chunk_tokens: Some(8), ..small_config() };
     let mut engine = engine(&model, &weights, &config);
     let streamed = Request { stream: true, ..request(0, prompt(4, 0), plain(60)) };
     assert_eq!(engine.submit(&[streamed]), [Ok(())]);
@@ -85,7 +85,7 @@ fn what_cannot_be_served_is_refused_with_the_reason() {
 fn a_pool_that_is_too_small_for_all_serves_all_in_turn() {
     let (model, weights) = small_model();
     for backend in BACKENDS {
-        let config = EngineConfig { max_sequences: 16, ..config_of(backend) };
+        let config = EngineConfig { max_sequences: Some(16), ..config_of(backend) };
         let mut tight =
             engine(&model, &weights, &EngineConfig { kv_cache_blocks: Some(6), ..config.clone() });
         let requests: Vec<Request> = (0..20).map(|id| request(id, prompt(20, id), plain(60))).collect();
@@ -102,7 +102,7 @@ fn a_pool_that_is_too_small_for_all_serves_all_in_turn() {
 fn a_cancelled_response_leaves_nothing_behind() {
     let (model, weights) = small_model();
     for backend in BACKENDS {
-        let config = EngineConfig { max_sequences: 2, ..config_of(backend) };
+        let config = EngineConfig { max_sequences: Some(2), ..config_of(backend) };
         let requests =
             [siblings(&[0, 1, 2, 3], prompt(40, 0), plain(30)), request(4, prompt(9, 1), plain(30))];
         let mut reference = run(&mut engine(&model, &weights, &config), &requests);

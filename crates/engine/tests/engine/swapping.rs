@@ -107,7 +107,7 @@ fn weights_that_do_not_follow_are_refused() {
             "{error}"
         );
         let (other_model, other) = model_of(98, 11);
-        let half = EngineConfig { dtype: types::DType::Bf16, ..config.clone() };
+        let half = EngineConfig { dtype: Some(types::DType::Bf16), ..config.clone() };
         let wrong = [
             policy(&other_model, &other, &config, 6),
             policy(&model, &weights, &half, 6),

@@ -1,11 +1,20 @@
 // CUDA graphs: work on a device that is recorded once and then started as a whole.
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <cstddef>
+#include <cstring>
 #include <memory>
+#include <tuple>
 
 #include "caught.h"
+
+// Of ATen/cuda/CUDAContextLight.h, which would want the headers of all CUDA libraries.
+namespace at::cuda {
+TORCH_CUDA_CPP_API cudaDeviceProp* getDeviceProperties(c10::DeviceIndex device);
+}
 
 namespace {
 
@@ -91,4 +100,20 @@ char* sluice_graph_replay(SluiceGraph* graph) {
 }
 
 void sluice_graph_free(SluiceGraph* graph) { delete graph; }
+
+// The 16 bytes that name a device and no other.
+char* sluice_cuda_uuid(int device, unsigned char* uuid) {
+  return sluice::caught([&] {
+    const cudaDeviceProp* properties = at::cuda::getDeviceProperties(static_cast<c10::DeviceIndex>(device));
+    std::memcpy(uuid, properties->uuid.bytes, 16);
+  });
+}
+
+// Bytes of a device that no process has, and all of them. What torch keeps for later counts as taken.
+char* sluice_cuda_memory(int device, std::size_t* free, std::size_t* total) {
+  return sluice::caught([&] {
+    auto* allocator = c10::cuda::CUDACachingAllocator::get();
+    std::tie(*free, *total) = allocator->getMemoryInfo(static_cast<c10::DeviceIndex>(device));
+  });
+}
 }

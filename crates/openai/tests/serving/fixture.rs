@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 /// A configuration for a small model.
 pub(crate) fn small_config() -> EngineConfig {
-    EngineConfig { threads: 2, max_sequences: 8, kv_cache_blocks: Some(256), ..EngineConfig::default() }
+    EngineConfig { threads: 2, max_sequences: Some(8), kv_cache_blocks: Some(256), ..EngineConfig::default() }
 }
 
 /// A folder of a model of a few thousand parameters, with a tokenizer and a chat template.

@@ -28,6 +28,10 @@ pub struct ActorHello {
     /// say.
     #[serde(default)]
     pub vocabulary: Option<Vocabulary>,
+    /// The GPU on which it receives weights, by a name that no other has; none of one that computes on the
+    /// CPU, or does not say.
+    #[serde(default)]
+    pub gpu: Option<String>,
 }
 
 /// How loaded an actor is.
@@ -133,6 +137,20 @@ pub struct BroadcastGroup {
     pub store: String,
     /// The members by rank; rank 0 is the learner.
     pub members: Vec<MemberId>,
+    /// What carries its tensors, for all members alike.
+    #[serde(default)]
+    pub backend: GroupBackend,
+}
+
+/// What carries the tensors of a broadcast group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupBackend {
+    /// From one host's memory to another's.
+    #[default]
+    Gloo,
+    /// From one GPU to another. It wants a GPU of its own for each member.
+    Nccl,
 }
 
 /// Where a reward server listens.

@@ -37,6 +37,9 @@ pub struct LearnerHello {
     /// That of the policy's tokenizer, which actors get from here; none of a release that does not say.
     #[serde(default)]
     pub vocabulary: Option<Vocabulary>,
+    /// The GPU from which it sends weights, as an actor's hello names one.
+    #[serde(default)]
+    pub gpu: Option<String>,
 }
 
 /// What one training step measured; means are over response tokens unless the name says otherwise. What there
