@@ -23,16 +23,15 @@ def post(url, body):
 
 
 def play(episode):
-    """The loop: what the policy asks is answered, until it asks no more. What it was worth."""
+    """The loop: the policy may ask for the sum, and answers in the end. What the episode was worth."""
     messages = list(episode["messages"])
     a, b = (int(number) for number in re.findall(r"\d+", messages[-1]["content"]))
     for _ in range(3):
         reply = post(episode["base_url"] + "/chat/completions", {"model": episode["model"], "messages": messages})
         message = reply["choices"][0]["message"]
-        asked = re.fullmatch(r"add (\d{1,9}) (\d{1,9})", message["content"])
-        if not asked:
+        if message["content"] != "add":
             return 1.0 if message["content"] == f"{a + b}." else 0.0
-        messages += [message, {"role": "user", "content": str(int(asked[1]) + int(asked[2]))}]
+        messages += [message, {"role": "user", "content": str(a + b)}]
     return 0.0
 
 

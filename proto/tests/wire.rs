@@ -65,7 +65,7 @@ prop_compose! {
         for (further, given) in given {
             let after = observations.last().map_or(0, |last| last.after) + further;
             if (after as usize) < tokens.len() {
-                let begins_sequence = after % 2 == 0;
+                let begins_sequence = after.is_multiple_of(2);
                 observations.push(Observation { after, tokens: given, begins_sequence });
             }
         }

@@ -79,8 +79,8 @@ impl ScorerInput {
         if self.given.is_empty() { Cow::Borrowed(behind) } else { Cow::Owned(self.drawn(behind.to_vec())) }
     }
 
-    /// The sequences that the policy drew in, each with the place at which its response begins; one where it is
-    /// no episode of several.
+    /// The sequences that the policy drew in, each with the place at which its response begins; one where it
+    /// is no episode of several.
     pub(crate) fn sequences(&self) -> Vec<(Arc<[u32]>, usize)> {
         if self.beginnings.is_empty() {
             return vec![(Arc::clone(&self.tokens), self.response_start)];

@@ -60,8 +60,8 @@ impl TinyRing {
         Ok(Self { folder: folder.to_owned(), settings: Vec::new() })
     }
 
-    /// Copies the data and the recipe of `examples/agent`, whose responses are played by agents, to whom a free
-    /// port listens.
+    /// Copies the data and the recipe of `examples/agent`, whose responses are played by agents, to whom a
+    /// free port listens.
     ///
     /// # Errors
     /// When the folder cannot be written.

@@ -2,6 +2,7 @@
 //! for, of which one is killed.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![expect(clippy::disallowed_types, reason = "real processes take real time")]
 
 use std::fs;
 use std::path::Path;

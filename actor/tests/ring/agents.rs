@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use types::link::actor::ActorReport;
 use types::link::reward::{ScoreReply, ScoreRequest};
 use types::{FailReason, FinishReason, PolicyVersion, Rollout, SamplingParams};
@@ -174,7 +175,8 @@ async fn a_lost_agent_has_failed_its_attempt_and_nothing_is_scored() {
 async fn work_is_asked_for_while_agents_wait_and_handed_back_with_the_actor() {
     let mut playing = Playing::start().await;
     let address = playing.address;
-    let asks = tokio::spawn(async move {
+    let mut asks = JoinSet::new();
+    asks.spawn(async move {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request =
             "POST /v1/episodes HTTP/1.1\r\nhost: here\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
@@ -185,7 +187,7 @@ async fn work_is_asked_for_while_agents_wait_and_handed_back_with_the_actor() {
     });
     playing.asked_for_work().await;
     let wanted = playing.link.lease(0, 2).await;
-    let reply = soon("an episode", asks).await.unwrap();
+    let reply = soon("an episode", asks.join_next()).await.unwrap().unwrap();
     assert!(reply.starts_with("HTTP/1.1 200") && reply.contains(&wanted[0].to_string()), "{reply}");
     playing.link.command(types::link::actor::ActorCommand::Drain).await;
     let failure = playing.failure().await;

@@ -43,8 +43,8 @@ pub struct AgentsConfig {
     /// Most episodes that an actor has at a time, those included that no agent has taken yet. At least
     /// `coordinator.group_size`.
     pub episodes: usize,
-    /// The responses of a prompt, which are leased together: an actor asks for so many where an agent waits, or
-    /// for as many as agents wait. Follows from `coordinator.group_size` in a recipe.
+    /// The responses of a prompt, which are leased together: an actor asks for so many where an agent waits,
+    /// or for as many as agents wait. Follows from `coordinator.group_size` in a recipe.
     pub group_size: usize,
     /// An agent that has said nothing for so long, and has no call under way, is lost: its attempt has failed
     /// and is made again.

@@ -35,10 +35,9 @@ def play(episode):
             message = client.chat.completions.create(model="policy", messages=messages).choices[0].message
             content = message.content
             messages.append(message)
-        asked = re.fullmatch(r"add (\d{1,9}) (\d{1,9})", content)
-        if not asked:
+        if content != "add":
             return 1.0 if content == f"{a + b}." else 0.0
-        messages.append({"role": "user", "content": str(int(asked[1]) + int(asked[2]))})
+        messages.append({"role": "user", "content": str(a + b)})
     return 0.0
 
 
