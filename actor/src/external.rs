@@ -120,8 +120,7 @@ impl ExternalEngine {
         {
             return Err(Refusal::Sampling(problem));
         }
-        let known = |id| self.running.contains_key(&id);
-        if let Some(sample) = request.samples.iter().find(|sample| known(sample.id)) {
+        if let Some(sample) = request.samples.iter().find(|sample| self.running.contains_key(&sample.id)) {
             return Err(Refusal::DuplicateId(sample.id));
         }
         let waiting = self.running.len().saturating_sub(self.config.max_sequences());

@@ -24,6 +24,12 @@ pub(crate) enum Error {
     Weights(String),
 }
 
+/// What the system says of a path.
+fn io(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { path, source }
+}
+
 /// Where an actor's versions are written. It goes with the actor.
 #[derive(Debug)]
 pub(crate) struct WeightsFolder {
@@ -48,10 +54,6 @@ impl WeightsFolder {
         files: &[ModelFile],
         weights: &PackedWeights<'_>,
     ) -> Result<PathBuf, Error> {
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::Io { path, source }
-        };
         let companions = self.path.join("files");
         if self.written.is_empty() {
             // What an actor of this name has left.
@@ -65,11 +67,10 @@ impl WeightsFolder {
                 fs::write(&path, file.content()).map_err(io(&path))?;
             }
         }
-        let unsound = |error: &dyn std::fmt::Display| Error::Weights(error.to_string());
         let groups = 0..model::Layout::new(model).groups.len();
         let flats: Result<Vec<_>, _> = groups.map(|index| weights.group(index)).collect();
-        let flats = flats.map_err(|error| unsound(&error))?;
-        let weights = Weights::from_flats(model, flats).map_err(|error| unsound(&error))?;
+        let flats = flats.map_err(|error| Error::Weights(error.to_string()))?;
+        let weights = Weights::from_flats(model, flats).map_err(|error| Error::Weights(error.to_string()))?;
         let folder = self.path.join(format!("v{}", version.0));
         self.forget(&folder);
         model::folder::save(

@@ -1,5 +1,5 @@
-//! One HTTP/1.1 call, on a connection of its own: dropping the future closes the connection, which is how both
-//! servers learn that nobody waits for an answer any more.
+//! One HTTP/1.1 call, on a connection of its own: dropping the future closes the connection, which is how
+//! both servers learn that nobody waits for an answer any more.
 
 use std::time::Duration;
 
@@ -65,6 +65,13 @@ pub(crate) struct Call {
     pub(crate) body: Vec<u8>,
 }
 
+impl Call {
+    /// The connection that it was made on is lost.
+    fn lost(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> CallError {
+        CallError::Lost { path: self.path.clone(), source: source.into() }
+    }
+}
+
 /// Where a server answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
@@ -80,12 +87,12 @@ impl Server {
     /// # Errors
     /// When it is none.
     pub(crate) fn new(url: &str) -> Result<Self, String> {
-        let wrong = || format!("url is {url:?}, must be http://HOST:PORT");
-        let rest = url.strip_prefix("http://").ok_or_else(wrong)?;
+        let wrong = format!("url is {url:?}, must be http://HOST:PORT");
+        let rest = url.strip_prefix("http://").ok_or(wrong.clone())?;
         let (authority, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let authority: http::uri::Authority = authority.parse().map_err(|_| wrong())?;
+        let authority: http::uri::Authority = authority.parse().map_err(|_| wrong.clone())?;
         if authority.host().is_empty() || authority.as_str().contains('@') {
-            return Err(wrong());
+            return Err(wrong);
         }
         let port = authority.port_u16().unwrap_or(80);
         let prefix = prefix.trim_end_matches('/');
@@ -98,24 +105,18 @@ impl Server {
     /// # Errors
     /// See [`CallError`].
     pub(crate) async fn call(&self, call: &Call, timeout: Duration) -> Result<Bytes, CallError> {
-        let path = || call.path.clone();
         match tokio::time::timeout(timeout, self.exchange(call)).await {
             Ok(answer) => answer,
-            Err(_) => Err(CallError::Late { path: path(), within: timeout }),
+            Err(_) => Err(CallError::Late { path: call.path.clone(), within: timeout }),
         }
     }
 
     async fn exchange(&self, call: &Call) -> Result<Bytes, CallError> {
-        let lost = |source: Box<dyn std::error::Error + Send + Sync>| CallError::Lost {
-            path: call.path.clone(),
-            source,
-        };
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.authority));
-        let stream =
-            connecting.await.map_err(|late| lost(late.into()))?.map_err(|error| lost(error.into()))?;
-        stream.set_nodelay(true).map_err(|error| lost(error.into()))?;
+        let stream = connecting.await.map_err(|late| call.lost(late))?.map_err(|error| call.lost(error))?;
+        stream.set_nodelay(true).map_err(|error| call.lost(error))?;
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| lost(error.into()))?;
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| call.lost(error))?;
         let request = Request::builder()
             .method(call.method.clone())
             .uri(format!("{}{}", self.prefix, call.path))
@@ -123,9 +124,9 @@ impl Server {
             .header(ACCEPT, "application/json")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(call.body.clone())));
-        let request = request.map_err(|error| lost(error.into()))?;
+        let request = request.map_err(|error| call.lost(error))?;
         let answer = async {
-            let response = sender.send_request(request).await.map_err(|error| lost(error.into()))?;
+            let response = sender.send_request(request).await.map_err(|error| call.lost(error))?;
             let code = response.status();
             let body = whole(response.into_body(), call).await?;
             if code.is_success() {

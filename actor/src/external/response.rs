@@ -212,6 +212,16 @@ impl Remote {
         matches!(&*self.state.borrow(), State::Ready(ready) if ready.epoch == epoch)
     }
 
+    /// The version of a name that an answer has for its weights.
+    fn drawn_by(&self, ready: &Ready, name: &str) -> Result<PolicyVersion, String> {
+        self.version_of(name).ok_or_else(|| {
+            let problem = format!("the tokens were drawn by weights {name:?}, which are not this run's");
+            // It was started again.
+            self.lost(ready.epoch, &problem);
+            problem
+        })
+    }
+
     /// Waits until a call that was made with these weights is to be given up.
     async fn gives_up(&self, epoch: u64) {
         let mut state = self.state.subscribe();
@@ -228,23 +238,14 @@ impl Remote {
 /// The versions that drew an answer. The server's word counts where it gives one; where it does not, the
 /// weights were those that it had when it was asked, as an exchange waits for the answer.
 fn spans(remote: &Remote, ready: &Ready, answer: &Answer) -> Result<Vec<Span>, String> {
-    let version = |name: &str| {
-        let known = remote.version_of(name);
-        known.ok_or_else(|| {
-            let problem = format!("the tokens were drawn by weights {name:?}, which are not this run's");
-            // It was started again.
-            remote.lost(ready.epoch, &problem);
-            problem
-        })
-    };
     let mut spans = Vec::new();
     if let Some(named) = &answer.weights {
         for span in named {
-            spans.extend(span_of(version(&span.version)?, span.end - span.start));
+            spans.extend(span_of(remote.drawn_by(ready, &span.version)?, span.end - span.start));
         }
         return Ok(spans);
     }
-    let last = answer.last_weights.as_deref().map(version).transpose()?;
+    let last = answer.last_weights.as_deref().map(|name| remote.drawn_by(ready, name)).transpose()?;
     let is_sure = match (remote.pause, last) {
         (Pause::Abort, _) => last.is_none_or(|last| last == ready.version || !remote.has(ready.epoch)),
         (Pause::Keep, Some(last)) => last == ready.version,

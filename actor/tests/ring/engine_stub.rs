@@ -1,5 +1,5 @@
-//! A server that speaks vLLM's and SGLang's protocols, in the shapes of vLLM 0.32 and SGLang 0.5, and fails when
-//! it is told to. Its tokens and log-probs are functions of what stands before them.
+//! A server that speaks vLLM's and SGLang's protocols, in the shapes of vLLM 0.32 and SGLang 0.5, and fails
+//! when it is told to. Its tokens and log-probs are functions of what stands before them.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

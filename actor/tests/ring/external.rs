@@ -1,10 +1,11 @@
 //! An actor whose engine is a server of its own, as [`engine_stub`](crate::engine_stub) is one.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use engine::{Backend, CacheOnSwap};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorLoad, ActorReport};
 use types::link::reward::{ScoreReply, ScoreRequest};
 use types::{FailReason, FinishReason, PolicyVersion, Rollout, RolloutFailure, RolloutId, SamplingParams};

@@ -1,7 +1,7 @@
 //! Measures an exchange of weights: `engine_swap MODEL_DIR ENGINE_JSON [COUNT]`.
 //!
-//! `ENGINE_JSON` is an engine's configuration. Prints one line of JSON: the bytes of the weights, and the medians
-//! of the seconds in which they are brought into the engine's form on its device and exchanged.
+//! `ENGINE_JSON` is an engine's configuration. Prints one line of JSON: the bytes of the weights, and the
+//! medians of the seconds in which they are brought into the engine's form on its device and exchanged.
 #![expect(clippy::disallowed_types, reason = "it measures wall time")]
 
 use std::path::Path;

@@ -26,7 +26,7 @@ pub fn devices() -> usize {
 pub fn gpu_name(device: usize) -> Result<String, TchError> {
     let mut uuid = [0_u8; 16];
     let index = c_int::try_from(device).unwrap_or(c_int::MAX);
-    // SAFETY: the place has the 16 bytes of a UUID and outlives the call; the message is as `outcome` wants it.
+    // SAFETY: the place has 16 bytes and outlives the call; the message is as `outcome` wants it.
     unsafe { outcome(sluice_cuda_uuid(index, uuid.as_mut_ptr())) }?;
     Ok(format!("GPU-{:032x}", u128::from_be_bytes(uuid)))
 }

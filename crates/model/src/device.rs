@@ -33,8 +33,8 @@ impl Device {
         }
     }
 
-    /// A name of the GPU that no other has, wherever it is; none of the processor, or where torch does not see
-    /// it.
+    /// A name of the GPU that no other has, wherever it is; none of the processor, or where torch does not
+    /// see it.
     pub fn gpu_name(self) -> Option<String> {
         match self {
             Self::Cpu => None,

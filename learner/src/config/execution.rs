@@ -24,7 +24,7 @@ pub enum Precision {
 
 impl Precision {
     /// What a device is quick in, where nothing else is said (docs/decisions.md, D23).
-    pub fn of_device(device: Device) -> Self {
+    pub(crate) fn of_device(device: Device) -> Self {
         match device {
             Device::Cpu => Self::F32,
             Device::Cuda(_) => Self::Bf16,

@@ -59,7 +59,7 @@ pub(super) fn draw(draw: &Draw<'_>) -> Call {
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            // A positive 32-bit number, used by deterministic servers alone: they give siblings the same without.
+            // 32 bits, for deterministic servers alone: they give siblings the same without.
             "sampling_seed": draw.seed >> 33,
             "max_new_tokens": draw.max_tokens,
             // It would switch stop_token_ids off, too.

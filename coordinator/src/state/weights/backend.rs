@@ -1,5 +1,5 @@
-//! What carries a broadcast group's tensors, decided here once for all its members: each of them would have to
-//! come to the same end from its own device alone (docs/decisions.md, D16).
+//! What carries a broadcast group's tensors, decided here once for all its members: each of them would have
+//! to come to the same end from its own device alone (docs/decisions.md, D16).
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use types::link::actor::GroupBackend;
 
 /// The backend of a group of these members with their GPUs, and why it is not NCCL although some have one.
 ///
-/// NCCL joins GPUs, and no GPU twice. Whatever else there is goes from host to host: a member on a GPU copies.
+/// NCCL joins GPUs, and no GPU twice. Whatever else there is goes from host to host.
 pub(super) fn choose<'a>(
     members: impl IntoIterator<Item = (&'a MemberId, Option<&'a str>)>,
 ) -> (GroupBackend, Option<String>) {

@@ -136,8 +136,8 @@ impl Broadcasts {
         Some(self.form_after.map_or(due, |moment| moment.max(due)))
     }
 
-    /// Forms a group when the actors that hold weights are not the ones in the active group. It comes with the
-    /// reason why it is not on the GPUs that some have, once for as long as that is so.
+    /// Forms a group when the actors that hold weights are not the ones in the active group. It comes with
+    /// the reason why it is not on the GPUs that some have, once for as long as that is so.
     pub(super) fn form_group(
         &mut self,
         now: Timestamp,
@@ -161,11 +161,11 @@ impl Broadcasts {
             unready: ranks.iter().cloned().collect(),
             deadline: now + plan.broadcast_timeout,
         });
-        let gpu_of = |member: &MemberId| match *member == learner.member {
-            true => learner.gpu.as_deref(),
-            false => members.actors().get(member).and_then(|actor| actor.gpu.as_deref()),
-        };
-        let (backend, reason) = backend::choose(ranks.iter().map(|member| (member, gpu_of(member))));
+        let mut gpus = vec![(&learner.member, learner.gpu.as_deref())];
+        for actor in &ranks[1..] {
+            gpus.push((actor, members.actors().get(actor).and_then(|actor| actor.gpu.as_deref())));
+        }
+        let (backend, reason) = backend::choose(gpus);
         let is_new = self.through_hosts != reason;
         self.through_hosts.clone_from(&reason);
         let store = learner.store.clone();
