@@ -67,8 +67,8 @@ case "$*" in
 esac
 "#;
 
-/// Notes its process, then its start, writes its address file, and leaves when everybody is told to, or as a file of its name
-/// says.
+/// Notes its process, then its start, writes its address file, and leaves when everybody is told to, or as a
+/// file of its name says.
 const ROLE: &str = r#"#!/bin/bash
 role=${0##*/}
 echo $$ >>"$role.ids"
