@@ -1,9 +1,9 @@
 //! Responses that people can read: some of each batch, with all that is known about them.
 //!
 //! Which prompts are followed is decided when they are leased, so that neither short responses nor good ones
-//! are preferred. What is seen of a followed prompt's responses is kept until its group is complete; then they
-//! are written, of a large group those from the worst to the best in equal steps. Nothing of it is part of the
-//! run: what a coordinator followed when it died is forgotten.
+//! are preferred. What is seen of a followed prompt's responses is kept until its group is complete; then
+//! they are written, of a large group those from the worst to the best in equal steps. Nothing of it is part
+//! of the run: what a coordinator followed when it died is forgotten.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -232,8 +232,8 @@ mod tests {
         assert_eq!(read, OUTBOX_CAPACITY, "what it was told before is still there, and then the end");
     }
 
-    /// Its end is on the way to the loop, which tells the state machine of it; a session that were gone by then
-    /// would be nobody's, and its responses would wait for their time-out.
+    /// Its end is on the way to the loop, which tells the state machine of it; a session that were gone by
+    /// then would be nobody's, and its responses would wait for their time-out.
     #[test]
     fn a_member_that_died_while_it_was_told_something_is_noticed_by_the_end_of_its_stream() {
         let (id, outbox, receiver) = actor(1);

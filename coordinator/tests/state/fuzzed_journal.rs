@@ -40,7 +40,8 @@ fn a_fuzzed_journal_is_refused_or_holds_what_was_durable() {
     }
     drop(journal);
     let files = files(folder.path());
-    // The first byte says which file it is. The zeros that a store reserves at the end of its log are left out.
+    // The first byte says which file it is. The zeros that a store reserves at the end of its log are left
+    // out.
     let good: Vec<Vec<u8>> = (0u8..)
         .zip(&files)
         .map(|(index, file)| [vec![index], used(&folder.path().join(file))].concat())

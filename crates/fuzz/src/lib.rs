@@ -1,11 +1,11 @@
 //! For tests: damaged files and messages without end, for whatever reads them.
 //!
-//! A target gives inputs that are good and says what has to hold of any other: [`run`] damages the good ones as
-//! disks, networks, editors and liars do, for as long as it may, and makes what fails as small as it can. No
-//! coverage guides it: what comes deep into a reader is a good input with a little wrong in it.
+//! A target gives inputs that are good and says what has to hold of any other: [`run`] damages the good ones
+//! as disks, networks, editors and liars do, for as long as it may, and makes what fails as small as it can.
+//! No coverage guides it: what comes deep into a reader is a good input with a little wrong in it.
 //!
-//! `SLUICE_FUZZ_SECONDS` is how long each target runs (2 in a plain test), `SLUICE_FUZZ_SEED` another sequence
-//! of inputs (1). The same seed gives the same inputs in the same order.
+//! `SLUICE_FUZZ_SECONDS` is how long each target runs (2 in a plain test), `SLUICE_FUZZ_SEED` another
+//! sequence of inputs (1). The same seed gives the same inputs in the same order.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -267,7 +267,8 @@ mod tests {
         let first = seen();
         assert_eq!(first, seen());
         assert!(first.iter().collect::<BTreeSet<_>>().len() > 150);
-        assert!(first.iter().any(|input| input.starts_with(b"{\"a\": 18446744073709551616")));
+        let border = b"18446744073709551616";
+        assert!(first.iter().any(|input| input.windows(border.len()).any(|part| part == border)));
     }
 
     #[test]

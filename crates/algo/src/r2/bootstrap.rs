@@ -293,6 +293,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rewards_whose_squares_overflow_have_a_flat_line() {
+        let (expected, spread) = line(&[(-1e200, 0.25), (1e200, 0.75)]);
+        assert_eq!(expected, [0.5, 0.5]);
+        assert!((spread - 0.5).abs() < 1e-12, "{spread}");
+    }
+
+    #[test]
     fn the_line_is_that_of_least_squares_and_outcomes_vary_around_it_as_they_do() {
         // Slope 0.1 around (1.5, 0.5); residuals 0.2 in all where draws of 0 or 1 had 0.95.
         let (expected, spread) = line(&[(0.0, 0.25), (1.0, 0.75), (2.0, 0.25), (3.0, 0.75)]);
