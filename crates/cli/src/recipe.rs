@@ -137,6 +137,9 @@ impl Recipe {
         if let Err(error) = RunId::try_from(self.name.clone()) {
             problems.push(error.to_string());
         }
+        if self.output.to_string_lossy().contains("{output}") {
+            problems.push(format!("output is {}: it cannot be a part of itself", self.output.display()));
+        }
         for (count, key) in [
             (self.processes.actors, "processes.actors"),
             (self.processes.reward_servers, "processes.reward_servers"),
@@ -219,6 +222,15 @@ impl RecipeFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_output_in_itself_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("recipe.toml");
+        std::fs::write(&path, "output = \"{output}/policy\"\n").unwrap();
+        let error = RecipeFile::read(&path, Environment::LeftOut, &[]).unwrap_err();
+        assert!(format!("{error:#}").contains("it cannot be a part of itself"), "{error:#}");
+    }
 
     /// What a person may write: an error in words, or a recipe that can be shown, read back, and shown the
     /// same. (What is shown is all there is, so that more follows from it than from the file.)

@@ -187,8 +187,8 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
-/// When a process was started, seconds since 1970: ticks after boot in `/proc/self/stat`, and the time of boot
-/// in `/proc/stat`.
+/// When a process was started, seconds since 1970: ticks after boot in `/proc/self/stat`, and the time of
+/// boot in `/proc/stat`.
 fn start_time(stat: &str, system: &str) -> Option<f64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let ticks: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
