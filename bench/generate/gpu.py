@@ -20,63 +20,21 @@ from pathlib import Path
 import torch
 
 from engine import ROOT, run_engine
+from networks import MODELS, begun_folder, elements, shapes
 
 try:
     import transformers
 except ImportError:
     transformers = None
 
-# name: (hidden, layers, heads, key heads, intermediate, vocabulary, tied)
-MODELS = {
-    "tiny": (64, 2, 4, 2, 128, 1000, True),
-    "0.5B": (896, 24, 14, 2, 4864, 151936, True),
-    "7B": (3584, 28, 28, 4, 18944, 152064, False),
-}
-
 PROMPT, NEW = 128, 256
-
-
-def shapes(name):
-    """The network's tensors and their shapes, by their names in a Hugging Face folder."""
-    hidden, layers, heads, kv_heads, intermediate, vocab, tied = MODELS[name]
-    kv = hidden // heads * kv_heads
-    tensors = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
-    if not tied:
-        tensors["lm_head.weight"] = (vocab, hidden)
-    for layer in range(layers):
-        block = {"self_attn.q_proj.weight": (hidden, hidden), "self_attn.q_proj.bias": (hidden,),
-                 "self_attn.k_proj.weight": (kv, hidden), "self_attn.k_proj.bias": (kv,),
-                 "self_attn.v_proj.weight": (kv, hidden), "self_attn.v_proj.bias": (kv,),
-                 "self_attn.o_proj.weight": (hidden, hidden), "mlp.gate_proj.weight": (intermediate, hidden),
-                 "mlp.up_proj.weight": (intermediate, hidden), "mlp.down_proj.weight": (hidden, intermediate),
-                 "input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
-        tensors |= {f"model.layers.{layer}.{part}": shape for part, shape in block.items()}
-    return tensors
-
-
-def elements(shape):
-    return torch.Size(shape).numel()
 
 
 def write_folder(name, folder, device):
     """A folder of random weights, tensor by tensor: a 7B network never lies in memory as a whole."""
-    hidden, layers, heads, kv_heads, intermediate, vocab, tied = MODELS[name]
-    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": hidden,
-              "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-              "intermediate_size": intermediate, "vocab_size": vocab, "tie_word_embeddings": tied,
-              "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "hidden_act": "silu",
-              "torch_dtype": "bfloat16", "use_sliding_window": False}
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors, header, end = shapes(name), {"__metadata__": {"format": "pt"}}, 0
-    for tensor, shape in tensors.items():
-        start, end = end, end + 2 * elements(shape)
-        header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     torch.manual_seed(0)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor, shape in tensors.items():
+    with begun_folder(name, folder) as file:
+        for tensor, shape in shapes(name).items():
             norm = tensor.endswith("norm.weight")
             values = torch.ones(shape) if norm else torch.randn(shape, device=device) * 0.02
             file.write(values.to(torch.bfloat16).cpu().view(torch.uint8).numpy().data)

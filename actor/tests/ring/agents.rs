@@ -8,8 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use types::link::actor::ActorReport;
-use types::link::reward::{ScoreReply, ScoreRequest};
-use types::{FailReason, FinishReason, PolicyVersion, Rollout, SamplingParams};
+use types::{FailReason, FinishReason, PolicyVersion, SamplingParams};
 
 use crate::grpc::{self, ScoreStream};
 use crate::world::{Link, World, soon, tokenizer};
@@ -73,19 +72,6 @@ impl Playing {
         soon("an actor with room", asked).await;
     }
 
-    /// The next rollout, acknowledged.
-    async fn rollout(&mut self) -> Rollout {
-        loop {
-            match soon("a rollout", self.scores.up.recv()).await.unwrap() {
-                ScoreRequest::Hello { .. } => {}
-                ScoreRequest::Rollout { rollout, .. } => {
-                    self.scores.down.send(ScoreReply::Recorded(rollout.id())).await.unwrap();
-                    return rollout;
-                }
-            }
-        }
-    }
-
     async fn failure(&mut self) -> types::RolloutFailure {
         let failed = self.link.until("the failure", |report| match report {
             ActorReport::Failed(failure) => Some(failure),
@@ -130,7 +116,7 @@ async fn an_agents_calls_become_one_rollout_with_its_reward() {
     assert_eq!(playing.post(&completions, &json!({"prompt": "the fox"})).await.0, 410);
     assert_eq!(playing.post(&finish.replace("e0", "e1"), &json!({})).await.0, 404);
 
-    let rollout = playing.rollout().await;
+    let rollout = playing.scores.rollout().await;
     assert_eq!((rollout.id(), rollout.reward()), (wanted[0], Some(0.75)));
     assert_eq!(rollout.finish_reason(), FinishReason::Length, "a call was refused");
     assert_eq!(rollout.turns().iter().map(ExactSizeIterator::len).collect::<Vec<_>>(), [6, 4, 6]);

@@ -96,19 +96,6 @@ impl Playing {
         Self { world, link, scores, episodes, streams }
     }
 
-    /// The next rollout, acknowledged.
-    async fn rollout(&mut self) -> Rollout {
-        loop {
-            match soon("a rollout", self.scores.up.recv()).await.unwrap() {
-                ScoreRequest::Hello { .. } => {}
-                ScoreRequest::Rollout { rollout, .. } => {
-                    self.scores.down.send(ScoreReply::Recorded(rollout.id())).await.unwrap();
-                    return rollout;
-                }
-            }
-        }
-    }
-
     /// Plays a lease to its end: its rollouts by id, and what the environment was told.
     async fn play(&mut self, ordinal: u64, siblings: u16) -> (BTreeMap<RolloutId, Rollout>, Script) {
         let wanted = self.link.lease(ordinal, siblings).await;
@@ -116,7 +103,7 @@ impl Playing {
         script.play(&mut self.episodes, wanted.len()).await;
         let mut rollouts = BTreeMap::new();
         for _ in &wanted {
-            let rollout = self.rollout().await;
+            let rollout = self.scores.rollout().await;
             rollouts.insert(rollout.id(), rollout);
         }
         assert_eq!(rollouts.keys().copied().collect::<Vec<_>>(), wanted);
@@ -223,7 +210,7 @@ async fn an_episode_whose_tool_is_at_work_holds_no_place_in_the_engine() {
     }
     script.play(&mut playing.episodes, wanted.len()).await;
     for _ in &wanted {
-        playing.rollout().await;
+        playing.scores.rollout().await;
     }
     playing.world.finish(playing.link).await;
 }

@@ -7,7 +7,6 @@ use engine::{Backend, CacheOnSwap};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use types::link::actor::{ActorCommand, ActorLoad, ActorReport};
-use types::link::reward::{ScoreReply, ScoreRequest};
 use types::{FailReason, FinishReason, PolicyVersion, Rollout, RolloutFailure, RolloutId, SamplingParams};
 
 use crate::engine_stub::{Fault, Stub, continuation, logprob};
@@ -58,10 +57,8 @@ impl Asking {
 async fn rollouts(stream: &mut ScoreStream, count: usize) -> BTreeMap<RolloutId, Rollout> {
     let mut found = BTreeMap::new();
     while found.len() < count {
-        if let ScoreRequest::Rollout { rollout, .. } = soon("a rollout", stream.up.recv()).await.unwrap() {
-            stream.down.send(ScoreReply::Recorded(rollout.id())).await.unwrap();
-            found.insert(rollout.id(), rollout);
-        }
+        let rollout = stream.rollout().await;
+        found.insert(rollout.id(), rollout);
     }
     found
 }

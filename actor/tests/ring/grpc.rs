@@ -14,10 +14,12 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
-use types::ModelDescription;
 use types::link::actor::{ActorCommand, ActorHello, ActorReport};
 use types::link::environment::{EnvironmentReply, EnvironmentRequest};
 use types::link::reward::{ScoreReply, ScoreRequest};
+use types::{ModelDescription, Rollout};
+
+use crate::world::soon;
 
 /// A stream that a service accepted: what comes, and the way back. Dropping it ends the stream.
 pub(crate) struct Accepted<Up, Down> {
@@ -30,6 +32,18 @@ pub(crate) type ActorStream = Accepted<ActorReport, ActorCommand>;
 /// An actor that has come: its hello, and what follows.
 pub(crate) type Arrival = (ActorHello, ActorStream);
 pub(crate) type ScoreStream = Accepted<ScoreRequest, ScoreReply>;
+
+impl ScoreStream {
+    /// The next rollout, acknowledged.
+    pub(crate) async fn rollout(&mut self) -> Rollout {
+        loop {
+            if let ScoreRequest::Rollout { rollout, .. } = soon("a rollout", self.up.recv()).await.unwrap() {
+                self.down.send(ScoreReply::Recorded(rollout.id())).await.unwrap();
+                return rollout;
+            }
+        }
+    }
+}
 pub(crate) type EpisodeStream = Accepted<EnvironmentRequest, EnvironmentReply>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
