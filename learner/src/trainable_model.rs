@@ -122,6 +122,12 @@ impl TrainableModel {
         let mut decayed: Vec<i64> = layout.groups.iter().map(|group| group.decayed).collect();
         let (adapters, store) = match &options.lora {
             None => (None, weights),
+            Some(_) if config.experts.is_some() => {
+                let problem = format!(
+                    "lora: the {name} is a mixture of experts, for which there are no adapters; train all weights"
+                );
+                return Err(Error::Config { problems: vec![problem] });
+            }
             Some(init) => {
                 let lora = Lora::new(&layout, &init.config);
                 let factors = lora.initial(init, &|group| start.group(group))?;

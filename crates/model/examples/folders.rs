@@ -60,7 +60,7 @@ fn new_configs() -> Outcome<Vec<(String, ModelConfig)>> {
             high_freq_factor: 4.0,
             original_max_positions: 32,
         };
-        let limited = architecture != Architecture::Llama;
+        let limited = !matches!(architecture, Architecture::Llama | Architecture::Qwen3Moe);
         let layers = match architecture {
             Architecture::Mistral => vec![true; 3],
             _ => vec![false, true, true],

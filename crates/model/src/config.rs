@@ -66,11 +66,13 @@ pub enum Architecture {
     Qwen2,
     /// Qwen 3: RMS norm on each query and key head, head dimension independent of the width.
     Qwen3,
+    /// Qwen 3 with a mixture of experts in the place of every feed-forward layer.
+    Qwen3Moe,
 }
 
 impl Architecture {
     /// All families that can be read.
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 5] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Qwen3Moe];
 
     /// `model_type` in `config.json`.
     pub fn model_type(self) -> &'static str {
@@ -79,6 +81,7 @@ impl Architecture {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Qwen3Moe => "qwen3_moe",
         }
     }
 
@@ -94,6 +97,8 @@ impl Architecture {
             (Self::Qwen2, Head::Scalar) => "Qwen2ForSequenceClassification",
             (Self::Qwen3, Head::Causal) => "Qwen3ForCausalLM",
             (Self::Qwen3, Head::Scalar) => "Qwen3ForSequenceClassification",
+            (Self::Qwen3Moe, Head::Causal) => "Qwen3MoeForCausalLM",
+            (Self::Qwen3Moe, Head::Scalar) => "Qwen3MoeForSequenceClassification",
         }
     }
 }
@@ -174,6 +179,20 @@ pub struct SlidingWindow {
     pub layers: Vec<bool>,
 }
 
+/// A mixture of experts (Shazeer et al., arXiv 1701.06538): of `count` feed-forward layers each token runs
+/// through `per_token`, which a router chooses, and their outputs are summed by the router's probabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of each block.
+    pub count: i64,
+    /// How many of them a token runs through.
+    pub per_token: i64,
+    /// Width of each of them.
+    pub intermediate_size: i64,
+    /// Whether the probabilities of the chosen ones are divided by their sum.
+    pub normalized: bool,
+}
+
 /// The sizes of a new network; everything else takes its family's default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dimensions {
@@ -204,8 +223,10 @@ pub struct ModelConfig {
     pub vocab_size: i64,
     /// Width of the residual stream.
     pub hidden_size: i64,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer. A mixture of experts has none: its experts have their own.
     pub intermediate_size: i64,
+    /// The experts of every block, of `qwen3_moe` and of no other family.
+    pub experts: Option<Experts>,
     /// How many decoder blocks.
     pub layers: usize,
     /// How many query heads.
@@ -244,6 +265,7 @@ pub struct ModelConfig {
 
 impl ModelConfig {
     /// A new network of a family, with that family's defaults, no bias beyond them, no window, untied, f32.
+    /// A mixture of experts has 8 of the width that the dimensions say, of which a token runs through 2.
     ///
     /// # Errors
     /// When the dimensions do not fit together.
@@ -255,6 +277,12 @@ impl ModelConfig {
             vocab_size: dimensions.vocab_size,
             hidden_size,
             intermediate_size: dimensions.intermediate_size,
+            experts: (architecture == Architecture::Qwen3Moe).then_some(Experts {
+                count: 8,
+                per_token: 2,
+                intermediate_size: dimensions.intermediate_size,
+                normalized: true,
+            }),
             layers: dimensions.layers,
             heads,
             kv_heads: dimensions.kv_heads,
@@ -290,7 +318,12 @@ impl ModelConfig {
 
     /// Whether each query and key head is normalised before it is rotated.
     pub(crate) fn qk_norm(&self) -> bool {
-        self.architecture == Architecture::Qwen3
+        matches!(self.architecture, Architecture::Qwen3 | Architecture::Qwen3Moe)
+    }
+
+    /// Rows of the gate and of the up projection, of one expert where there are several.
+    pub fn feed_forward_width(&self) -> i64 {
+        self.experts.map_or(self.intermediate_size, |experts| experts.intermediate_size)
     }
 
     /// Whether the logits come from the embedding matrix, so that the folder holds no head.
@@ -349,8 +382,33 @@ impl ModelConfig {
         if self.mlp_bias && self.architecture != Architecture::Llama {
             return Err(invalid("mlp_bias", true, format!("false for {}", self.architecture.model_type())));
         }
+        self.validate_experts()?;
         self.validate_rope()?;
         self.validate_window()
+    }
+
+    fn validate_experts(&self) -> Result<(), Error> {
+        let Some(experts) = self.experts else {
+            return match self.architecture {
+                Architecture::Qwen3Moe => Err(Error::Missing("num_experts")),
+                _ => Ok(()),
+            };
+        };
+        if self.architecture != Architecture::Qwen3Moe {
+            let expected = format!("absent for {}", self.architecture.model_type());
+            return Err(invalid("num_experts", experts.count, expected));
+        }
+        let bounded = [
+            ("num_experts", experts.count, 1 << 12),
+            ("num_experts_per_tok", experts.per_token, experts.count),
+            ("moe_intermediate_size", experts.intermediate_size, 1 << 20),
+        ];
+        for (field, value, most) in bounded {
+            if !(1..=most).contains(&value) {
+                return Err(invalid(field, value, format!("1 to {most}")));
+            }
+        }
+        Ok(())
     }
 
     fn validate_rope(&self) -> Result<(), Error> {
@@ -387,6 +445,9 @@ impl ModelConfig {
 
     fn validate_window(&self) -> Result<(), Error> {
         let Some(window) = &self.sliding_window else { return Ok(()) };
+        if self.architecture == Architecture::Qwen3Moe {
+            return Err(invalid("sliding_window", window.tokens, "none for qwen3_moe"));
+        }
         if window.tokens < 1 {
             return Err(invalid("sliding_window", window.tokens, "at least 1"));
         }

@@ -104,26 +104,26 @@ impl Layout {
 }
 
 fn block_parameters(config: &ModelConfig, layer: usize) -> Vec<(String, Vec<i64>)> {
-    let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+    let hidden = config.hidden_size;
     let query = config.heads * config.head_dim;
     let key = config.kv_heads * config.head_dim;
-    let projections = [
+    let attention = [
         ("self_attn.q_proj", query, hidden, config.qkv_bias()),
         ("self_attn.k_proj", key, hidden, config.qkv_bias()),
         ("self_attn.v_proj", key, hidden, config.qkv_bias()),
         ("self_attn.o_proj", hidden, query, config.attention_bias),
-        ("mlp.gate_proj", intermediate, hidden, config.mlp_bias),
-        ("mlp.up_proj", intermediate, hidden, config.mlp_bias),
-        ("mlp.down_proj", hidden, intermediate, config.mlp_bias),
     ];
+    let projections: Vec<(String, i64, i64, bool)> = attention
+        .into_iter()
+        .map(|(part, rows, columns, bias)| (part.to_owned(), rows, columns, bias))
+        .chain(feed_forward(config))
+        .collect();
     let mut parameters = Vec::new();
-    for (part, rows, columns, _) in projections {
-        parameters.push((format!("{part}.weight"), vec![rows, columns]));
+    for (part, rows, columns, _) in &projections {
+        parameters.push((format!("{part}.weight"), vec![*rows, *columns]));
     }
-    for (part, rows, _, bias) in projections {
-        if bias {
-            parameters.push((format!("{part}.bias"), vec![rows]));
-        }
+    for (part, rows, _, _) in projections.iter().filter(|(.., bias)| *bias) {
+        parameters.push((format!("{part}.bias"), vec![*rows]));
     }
     parameters.push(("input_layernorm.weight".to_owned(), vec![hidden]));
     parameters.push(("post_attention_layernorm.weight".to_owned(), vec![hidden]));
@@ -135,6 +135,23 @@ fn block_parameters(config: &ModelConfig, layer: usize) -> Vec<(String, Vec<i64>
         name.insert_str(0, &format!("model.layers.{layer}."));
     }
     parameters
+}
+
+/// The projections behind attention: name, rows, columns, and whether there is a bias. Of experts the gate
+/// and the up projection of each lie side by side, and behind all of them the down projections, so that each
+/// kind is one tensor over the experts.
+fn feed_forward(config: &ModelConfig) -> Vec<(String, i64, i64, bool)> {
+    let (hidden, width, bias) = (config.hidden_size, config.feed_forward_width(), config.mlp_bias);
+    let inner =
+        |stem: &str| ["gate_proj", "up_proj"].map(|part| (format!("{stem}.{part}"), width, hidden, bias));
+    let down = |stem: &str| (format!("{stem}.down_proj"), hidden, width, bias);
+    let Some(experts) = config.experts else {
+        return inner("mlp").into_iter().chain([down("mlp")]).collect();
+    };
+    let stems = || (0..experts.count).map(|expert| format!("mlp.experts.{expert}"));
+    let router = ("mlp.gate".to_owned(), experts.count, hidden, false);
+    let all_inner = stems().flat_map(|stem| inner(&stem));
+    std::iter::once(router).chain(all_inner).chain(stems().map(|stem| down(&stem))).collect()
 }
 
 fn output_parameters(config: &ModelConfig) -> Vec<(String, Vec<i64>)> {

@@ -10,6 +10,7 @@ use tch::Tensor;
 
 use crate::attention::packed_attention;
 use crate::config::ModelConfig;
+use crate::experts::ExpertWeights;
 use crate::packed::Packed;
 use crate::rope::RopeRows;
 
@@ -20,24 +21,53 @@ pub struct BlockWeights {
     pub qkv: Tensor,
     /// Attention output, `[hidden, heads * head_dim]`.
     pub output: Tensor,
-    /// Gate and up projections, `[2 * intermediate, hidden]`.
-    pub gate_up: Tensor,
-    /// Down projection, `[hidden, intermediate]`.
-    pub down: Tensor,
     /// Bias of `qkv`.
     pub qkv_bias: Option<Tensor>,
     /// Bias of `output`.
     pub output_bias: Option<Tensor>,
-    /// Bias of `gate_up`.
-    pub gate_up_bias: Option<Tensor>,
-    /// Bias of `down`.
-    pub down_bias: Option<Tensor>,
+    /// What follows attention.
+    pub feed_forward: FeedForward,
     /// RMS norm before attention, `[hidden]`.
     pub attention_norm: Tensor,
     /// RMS norm before the feed-forward layer, `[hidden]`.
     pub mlp_norm: Tensor,
     /// RMS norms of the heads.
     pub head_norms: Option<HeadNorms>,
+}
+
+/// What follows attention in a block.
+#[derive(Debug)]
+pub enum FeedForward {
+    /// One gated layer for every token.
+    Dense(GatedWeights),
+    /// Several, of which each token runs through a few.
+    Experts(ExpertWeights),
+}
+
+/// The weights of a gated feed-forward layer.
+#[derive(Debug)]
+pub struct GatedWeights {
+    /// Gate and up projections, `[2 * intermediate, hidden]`.
+    pub gate_up: Tensor,
+    /// Down projection, `[hidden, intermediate]`.
+    pub down: Tensor,
+    /// Bias of `gate_up`.
+    pub gate_up_bias: Option<Tensor>,
+    /// Bias of `down`.
+    pub down_bias: Option<Tensor>,
+}
+
+impl FeedForward {
+    /// The one layer of a block that is no mixture of experts.
+    ///
+    /// # Panics
+    /// When it is one.
+    pub fn dense(&self) -> &GatedWeights {
+        match self {
+            Self::Dense(gated) => gated,
+            Self::Experts(_) => panic!("a mixture of experts has no single feed-forward layer"),
+        }
+    }
 }
 
 /// RMS norms of the heads before they are rotated.
@@ -61,18 +91,20 @@ impl BlockWeights {
     /// # Panics
     /// When the buffer is not of this configuration's size.
     pub fn view(config: &ModelConfig, flat: &Tensor) -> Self {
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let (hidden, width) = (config.hidden_size, config.feed_forward_width());
         let query = config.heads * config.head_dim;
         let qkv = query + 2 * config.kv_heads * config.head_dim;
+        let experts = config.experts.map_or(1, |experts| experts.count);
         // What the configuration does not have has no elements.
         let sizes = [
             qkv * hidden,
             hidden * query,
-            2 * intermediate * hidden,
-            hidden * intermediate,
+            if config.experts.is_some() { experts * hidden } else { 0 },
+            experts * 2 * width * hidden,
+            experts * hidden * width,
             if config.qkv_bias() { qkv } else { 0 },
             if config.attention_bias { hidden } else { 0 },
-            if config.mlp_bias { 2 * intermediate } else { 0 },
+            if config.mlp_bias { 2 * width } else { 0 },
             if config.mlp_bias { hidden } else { 0 },
             hidden,
             hidden,
@@ -80,18 +112,28 @@ impl BlockWeights {
             if config.qk_norm() { config.head_dim } else { 0 },
         ];
         let parts = flat.split_with_sizes(sizes, 0);
-        let [query_norm, key_norm] = [10, 11].map(|at| present(&parts[at]));
+        let [query_norm, key_norm] = [11, 12].map(|at| present(&parts[at]));
+        let feed_forward = match config.experts {
+            None => FeedForward::Dense(GatedWeights {
+                gate_up: parts[3].view([2 * width, hidden]),
+                down: parts[4].view([hidden, width]),
+                gate_up_bias: present(&parts[7]),
+                down_bias: present(&parts[8]),
+            }),
+            Some(_) => FeedForward::Experts(ExpertWeights {
+                router: parts[2].view([experts, hidden]),
+                gate_up: parts[3].view([experts, 2 * width, hidden]),
+                down: parts[4].view([experts, hidden, width]),
+            }),
+        };
         Self {
             qkv: parts[0].view([qkv, hidden]),
             output: parts[1].view([hidden, query]),
-            gate_up: parts[2].view([2 * intermediate, hidden]),
-            down: parts[3].view([hidden, intermediate]),
-            qkv_bias: present(&parts[4]),
-            output_bias: present(&parts[5]),
-            gate_up_bias: present(&parts[6]),
-            down_bias: present(&parts[7]),
-            attention_norm: parts[8].shallow_clone(),
-            mlp_norm: parts[9].shallow_clone(),
+            qkv_bias: present(&parts[5]),
+            output_bias: present(&parts[6]),
+            feed_forward,
+            attention_norm: parts[9].shallow_clone(),
+            mlp_norm: parts[10].shallow_clone(),
             head_norms: query_norm.zip(key_norm).map(|(query, key)| HeadNorms { query, key }),
         }
     }
@@ -187,14 +229,19 @@ pub fn block(
     let x = add_linear(x, &attended, &weights.output, weights.output_bias.as_ref());
     drop(attended);
     let normed = rms_norm(&x, &weights.mlp_norm, config.rms_norm_eps);
-    let gated = gated(config, &normed.linear(&weights.gate_up, weights.gate_up_bias.as_ref()));
-    add_linear(&x, &gated, &weights.down, weights.down_bias.as_ref())
+    match &weights.feed_forward {
+        FeedForward::Dense(layer) => {
+            let gated = gated(&normed.linear(&layer.gate_up, layer.gate_up_bias.as_ref()));
+            add_linear(&x, &gated, &layer.down, layer.down_bias.as_ref())
+        }
+        FeedForward::Experts(experts) => x + experts.apply(config, &normed),
+    }
 }
 
 /// [`block`], with what went through its projections; the block's output is that of `down`.
 ///
 /// # Panics
-/// As [`block`].
+/// As [`block`], and for a mixture of experts.
 pub fn block_passes(
     config: &ModelConfig,
     weights: &BlockWeights,
@@ -207,9 +254,10 @@ pub fn block_passes(
     let attended = attention(config, weights, &qkv, rope, attend);
     let x = add_linear(x, &attended, &weights.output, weights.output_bias.as_ref());
     let mlp_normed = rms_norm(&x, &weights.mlp_norm, config.rms_norm_eps);
-    let gate_up = mlp_normed.linear(&weights.gate_up, weights.gate_up_bias.as_ref());
-    let gated = gated(config, &gate_up);
-    let down = add_linear(&x, &gated, &weights.down, weights.down_bias.as_ref());
+    let layer = weights.feed_forward.dense();
+    let gate_up = mlp_normed.linear(&layer.gate_up, layer.gate_up_bias.as_ref());
+    let gated = gated(&gate_up);
+    let down = add_linear(&x, &gated, &layer.down, layer.down_bias.as_ref());
     BlockPasses {
         qkv: ProjectionPass { input: normed, output: qkv },
         output: ProjectionPass { input: attended, output: x },
@@ -238,8 +286,8 @@ fn attention(
 }
 
 /// From gate and up projections, `[rows, 2 * intermediate]`, to `[rows, intermediate]`.
-fn gated(config: &ModelConfig, gate_up: &Tensor) -> Tensor {
-    let [gate, up] = split(gate_up, [config.intermediate_size; 2]);
+pub(crate) fn gated(gate_up: &Tensor) -> Tensor {
+    let [gate, up] = split(gate_up, [gate_up.size()[1] / 2; 2]);
     gate.silu() * up
 }
 

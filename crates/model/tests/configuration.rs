@@ -53,7 +53,7 @@ fn every_shape_survives_a_round_trip() {
             count += 1;
         }
     }
-    assert_eq!(count, 36);
+    assert_eq!(count, 42);
 }
 
 #[test]
@@ -161,7 +161,16 @@ fn what_is_not_implemented_is_refused_by_name() {
             "id2label is 2 labels, expected one label",
         ),
     ];
-    for (fields, message) in refused {
+    let experts = |field: &str, value: Value| json!({ "architectures": ["Qwen3MoeForCausalLM"], "num_key_value_heads": 2, field: value });
+    let refused_experts = [
+        (experts("decoder_sparse_step", json!(2)), "unsupported decoder_sparse_step 2"),
+        (experts("mlp_only_layers", json!([0])), "unsupported mlp_only_layers [0]"),
+        (experts("use_sliding_window", json!(true)), "unsupported use_sliding_window true"),
+        (experts("num_experts", json!(4)), "num_experts_per_tok is 8, expected 1 to 4"),
+        (experts("num_experts", json!(0)), "num_experts is 0"),
+        (experts("moe_intermediate_size", json!(1_i64 << 40)), "moe_intermediate_size is 1099511627776"),
+    ];
+    for (fields, message) in refused.into_iter().chain(refused_experts) {
         let error = with(fields).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }

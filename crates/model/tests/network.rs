@@ -100,7 +100,8 @@ fn gradients_reach_every_buffer() {
     let windowed =
         ModelConfig { sliding_window: Some(window), attention_bias: true, ..config(Architecture::Qwen3) };
     let tied = ModelConfig { tie_word_embeddings: true, ..config(Architecture::Qwen2) };
-    for config in [biased, windowed, tied, config(Architecture::Mistral).with_scalar_head()] {
+    let experts = config(Architecture::Qwen3Moe);
+    for config in [biased, windowed, tied, experts, config(Architecture::Mistral).with_scalar_head()] {
         let packed = Packed::new(&sequences(), config.vocab_size, Device::Cpu).unwrap();
         let weights = Weights::random(&config, 3, Kind::Double, Device::Cpu);
         let mut flats: Vec<Tensor> =
@@ -184,13 +185,14 @@ fn logprobs_and_their_gradients_do_not_depend_on_chunks() {
 
 #[test]
 fn the_same_inputs_give_the_same_bits() {
-    let config = config(Architecture::Qwen3);
-    let packed = Packed::new(&sequences(), config.vocab_size, Device::Cpu).unwrap();
-    let run = || {
-        let weights = Weights::random(&config, 5, Kind::Float, Device::Cpu);
-        model::tensor_bytes(&model::forward(&config, &weights.network(&config), &packed))
-    };
-    assert_eq!(run(), run());
+    for config in [config(Architecture::Qwen3), config(Architecture::Qwen3Moe)] {
+        let packed = Packed::new(&sequences(), config.vocab_size, Device::Cpu).unwrap();
+        let run = || {
+            let weights = Weights::random(&config, 5, Kind::Float, Device::Cpu);
+            model::tensor_bytes(&model::forward(&config, &weights.network(&config), &packed))
+        };
+        assert_eq!(run(), run());
+    }
 }
 
 #[test]
@@ -220,7 +222,7 @@ fn views_stay_valid_across_a_weight_swap() {
     let network = serving.network(&config);
     serving.copy_from(&published).unwrap();
     let down = published.parameter("model.layers.1.mlp.down_proj.weight").unwrap();
-    assert_eq!(difference(&network.blocks[1].down, &down), 0.0);
+    assert_eq!(difference(&network.blocks[1].feed_forward.dense().down, &down), 0.0);
     let other = Weights::zeros(&ModelConfig { vocab_size: 32, ..config }, Kind::Float, Device::Cpu);
     let error = serving.copy_from(&other).unwrap_err();
     assert!(error.to_string().contains("model.embed_tokens.weight [31, 16] against"), "{error}");

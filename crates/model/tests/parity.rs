@@ -23,7 +23,7 @@ impl Case {
         let mut paths: Vec<PathBuf> =
             fs::read_dir(data("cases")).unwrap().map(|entry| entry.unwrap().path()).collect();
         paths.sort();
-        assert_eq!(paths.len(), 18);
+        assert_eq!(paths.len(), 21);
         let read = |path: PathBuf| {
             let value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             Self { name: value["name"].as_str().unwrap().to_owned(), value }

@@ -18,7 +18,7 @@ pub struct InitConfig {
     /// Folder with `tokenizer.json` and what else belongs to the tokenizer.
     #[schemars(extend("x-kind" = "tokenizer folder"))]
     pub tokenizer: PathBuf,
-    /// Family: `llama`, `mistral`, `qwen2` or `qwen3`.
+    /// Family: `llama`, `mistral`, `qwen2`, `qwen3`, or `qwen3_moe` (8 experts of `intermediate_size`, 2 a token).
     pub architecture: String,
     /// Rows of the embedding; the tokenizer's size where absent.
     pub vocab_size: Option<i64>,
@@ -67,7 +67,10 @@ impl InitConfig {
     fn problems(&self) -> Vec<String> {
         let mut problems = Problems::default();
         problems.check(self.family().is_some(), || {
-            format!("architecture is {:?}, must be llama, mistral, qwen2 or qwen3", self.architecture)
+            format!(
+                "architecture is {:?}, must be llama, mistral, qwen2, qwen3 or qwen3_moe",
+                self.architecture
+            )
         });
         problems.check(!self.tokenizer.as_os_str().is_empty(), || {
             "tokenizer is missing: name a folder".to_owned()

@@ -29,7 +29,9 @@ fn weights(trainer: &learner::Trainer) -> Vec<f64> {
 
 #[test]
 fn gradients_do_not_depend_on_micro_batches_recomputation_stage_or_ranks() {
-    for (architecture, tied) in [(Architecture::Llama, false), (Architecture::Qwen2, true)] {
+    for (architecture, tied) in
+        [(Architecture::Llama, false), (Architecture::Qwen2, true), (Architecture::Qwen3Moe, false)]
+    {
         let models = Models::new(config(architecture, tied));
         let expected = gradients(&models, &gradient_config(), 1);
         let check = |ppo: PpoConfig, ranks: usize| {
@@ -124,22 +126,25 @@ fn adapters_have_the_same_gradient_on_any_number_of_ranks() {
 
 #[test]
 fn on_fresh_rollouts_the_ratio_is_one_and_the_actors_log_probs_are_ours() {
-    let models = Models::new(config(Architecture::Qwen2, true));
-    for (ranks, recompute, microbatch_tokens) in [(1, false, 8192), (1, true, 30), (2, false, 30)] {
-        let ppo = PpoConfig {
-            ppo_epochs: 1,
-            minibatch_size: 1000,
-            recompute,
-            microbatch_tokens,
-            ..PpoConfig::default()
-        };
-        let batch = models.batch(1, 12);
-        let metrics = on_ranks(ranks, Device::Cpu, |group| models.trainer(&ppo, group).step(&batch)).unwrap();
-        for metrics in metrics {
-            assert_eq!((metrics.approx_kl, metrics.clip_fraction), (Some(0.0), Some(0.0)));
-            assert!(metrics.rollout_approx_kl.unwrap().abs() < 1e-8, "{metrics:?}");
-            assert!(metrics.rollout_logprob_diff.unwrap() < 1e-5, "{metrics:?}");
-            assert_eq!((metrics.staleness, metrics.samples), (0.0, 12));
+    for architecture in [Architecture::Qwen2, Architecture::Qwen3Moe] {
+        let models = Models::new(config(architecture, true));
+        for (ranks, recompute, microbatch_tokens) in [(1, false, 8192), (1, true, 30), (2, false, 30)] {
+            let ppo = PpoConfig {
+                ppo_epochs: 1,
+                minibatch_size: 1000,
+                recompute,
+                microbatch_tokens,
+                ..PpoConfig::default()
+            };
+            let batch = models.batch(1, 12);
+            let metrics =
+                on_ranks(ranks, Device::Cpu, |group| models.trainer(&ppo, group).step(&batch)).unwrap();
+            for metrics in metrics {
+                assert_eq!((metrics.approx_kl, metrics.clip_fraction), (Some(0.0), Some(0.0)));
+                assert!(metrics.rollout_approx_kl.unwrap().abs() < 1e-8, "{metrics:?}");
+                assert!(metrics.rollout_logprob_diff.unwrap() < 1e-5, "{metrics:?}");
+                assert_eq!((metrics.staleness, metrics.samples), (0.0, 12));
+            }
         }
     }
 }

@@ -12,6 +12,7 @@
 
 mod attention;
 mod cache;
+mod experts;
 mod machine;
 mod math;
 mod matrix;
@@ -36,13 +37,14 @@ use crate::batch::{Batch, Draw, Drawn};
 use crate::config::{EngineConfig, TILE_TOKENS};
 use attention::Attention;
 use cache::{Cache, Shape, WritePlan, Writing};
+use experts::ExpertSpace;
 use machine::{DistinctUnits, Level, Team};
 use matrix::Matrix;
 use norm::Norm;
 use number::Number;
 use product::{Product, Store, multiply};
 use rotation::{HeadTransform, Rotations};
-use weights::{Layer, Projection, size};
+use weights::{FeedForward, Layer, Projection, size};
 
 /// Elements of the largest matrix of logits: 64 MiB.
 const LOGIT_ELEMENTS: usize = 1 << 24;
@@ -172,6 +174,7 @@ struct Space<N: Number> {
     qkv: Matrix,
     attended: Matrix<N::Input>,
     gated: Matrix<N::Input>,
+    experts: Option<ExpertSpace<N>>,
     /// Final states of the rows that draw.
     last: Matrix<N::Input>,
     logits: Matrix,
@@ -188,7 +191,8 @@ impl<N: Number> Space<N> {
             normed: Matrix::zeros(rows, hidden)?,
             qkv: Matrix::zeros(rows, (heads + 2 * kv_heads) * head_dim)?,
             attended: Matrix::zeros(rows, heads * head_dim)?,
-            gated: Matrix::zeros(rows, size(model.intermediate_size))?,
+            gated: Matrix::zeros(rows, size(model.feed_forward_width()))?,
+            experts: ExpertSpace::new(model, rows)?,
             last: Matrix::zeros(logit_rows, hidden)?,
             logits: Matrix::zeros(logit_rows, vocab)?,
         })
@@ -278,11 +282,20 @@ impl<N: Number> Runner<N> {
     fn feed_forward(&mut self, number: usize, rows: usize) {
         let Self { team, space, level, eps, .. } = self;
         let (level, eps) = (*level, *eps);
-        let Layer { mlp_norm, gate_up, down, .. } = &self.weights.layers[number];
+        let Layer { mlp_norm, feed_forward, .. } = &self.weights.layers[number];
         let norm = Norm { weight: mlp_norm, eps };
         norm::normalize((team, level), norm, &space.stream, |row| row, space.normed.first_rows(rows));
-        multiply(team, level, product(&space.normed, gate_up, Store::Gate), space.gated.first_rows(rows));
-        multiply(team, level, product(&space.gated, down, Store::Add), space.stream.first_rows(rows));
+        let Space { stream, normed, gated, experts, .. } = space;
+        match (feed_forward, experts) {
+            (FeedForward::Dense(layer), _) => {
+                multiply(team, level, product(normed, &layer.gate_up, Store::Gate), gated.first_rows(rows));
+                multiply(team, level, product(gated, &layer.down, Store::Add), stream.first_rows(rows));
+            }
+            (FeedForward::Experts(layer), Some(experts)) => {
+                experts.run((team, level), layer, rows, normed, (gated, stream));
+            }
+            (FeedForward::Experts(_), None) => unreachable!("a network of experts has space for them"),
+        }
     }
 
     /// Draws the tokens of some draws, as many as there is room for logits.

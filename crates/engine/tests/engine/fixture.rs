@@ -27,7 +27,7 @@ impl Case {
             std::fs::read_dir(parity().join("cases")).unwrap().map(|entry| entry.unwrap().path()).collect();
         paths.sort();
         let cases: Vec<Self> = paths.iter().filter_map(|path| Self::read(path)).collect();
-        assert_eq!(cases.len(), 14);
+        assert_eq!(cases.len(), 16);
         cases
     }
 

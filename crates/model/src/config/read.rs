@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use tch::Kind;
 
 use super::{
-    Architecture, Error, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow, Yarn, invalid, shorten,
+    Architecture, Error, Experts, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow, Yarn, invalid,
+    shorten,
 };
 
 /// transformers' default where a window is used without saying how wide.
@@ -34,19 +35,20 @@ impl ModelConfig {
         let (architecture, head) = architecture(&fields)?;
         refuse_unsupported(&fields, head)?;
         let llama = architecture == Architecture::Llama;
-        let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
+        let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Qwen3Moe);
         let heads = fields.require_integer("num_attention_heads")?;
         let hidden_size = fields.require_integer("hidden_size")?;
         let layers = layer_count(&fields)?;
         let default_positions = match architecture {
             Architecture::Llama => 2048,
             Architecture::Mistral => 4096 * 32,
-            Architecture::Qwen2 | Architecture::Qwen3 => 32_768,
+            Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Qwen3Moe => 32_768,
         };
         let default_kv_heads = match architecture {
             Architecture::Llama => heads,
             Architecture::Mistral => 8,
             Architecture::Qwen2 | Architecture::Qwen3 => 32,
+            Architecture::Qwen3Moe => 4,
         };
         let default_head_dim = match architecture {
             Architecture::Qwen3 => 128,
@@ -65,6 +67,7 @@ impl ModelConfig {
             vocab_size: fields.require_integer("vocab_size")?,
             hidden_size,
             intermediate_size: fields.require_integer("intermediate_size")?,
+            experts: if architecture == Architecture::Qwen3Moe { Some(experts(&fields)?) } else { None },
             layers,
             heads,
             kv_heads,
@@ -131,6 +134,27 @@ fn refuse_unsupported(fields: &Fields, head: Head) -> Result<(), Error> {
         return Err(invalid("id2label", format!("{} labels", labels.len()), "one label"));
     }
     Ok(())
+}
+
+/// Every block is a mixture: layers of one feed-forward layer between them are refused.
+fn experts(fields: &Fields) -> Result<Experts, Error> {
+    if let Some(step) = fields.integer("decoder_sparse_step")?
+        && step != 1
+    {
+        return Err(unsupported("decoder_sparse_step", step));
+    }
+    if let Some(dense) = fields.present("mlp_only_layers")
+        && dense.as_array().is_none_or(|layers| !layers.is_empty())
+    {
+        return Err(unsupported("mlp_only_layers", dense));
+    }
+    Ok(Experts {
+        // As transformers 4 and 5 name them.
+        count: fields.integer("num_experts")?.or(fields.integer("num_local_experts")?).unwrap_or(128),
+        per_token: fields.integer("num_experts_per_tok")?.unwrap_or(8),
+        intermediate_size: fields.integer("moe_intermediate_size")?.unwrap_or(768),
+        normalized: fields.boolean("norm_topk_prob")?.unwrap_or(false),
+    })
 }
 
 fn unsupported(field: &'static str, found: impl ToString) -> Error {
@@ -223,6 +247,11 @@ fn sliding_window(
     match architecture {
         Architecture::Llama => Ok(None),
         Architecture::Mistral => Ok(Some(SlidingWindow { tokens, layers: vec![true; layers] })),
+        // Without `layer_types`: a window would be every layer's.
+        Architecture::Qwen3Moe => match fields.boolean("use_sliding_window")? {
+            Some(true) => Err(unsupported("use_sliding_window", true)),
+            _ => Ok(None),
+        },
         Architecture::Qwen2 | Architecture::Qwen3 => {
             if !fields.boolean("use_sliding_window")?.unwrap_or(false) {
                 return Ok(None);

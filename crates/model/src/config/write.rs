@@ -36,6 +36,7 @@ impl ModelConfig {
             ("eos_token_id", eos_token_id),
         ];
         object.extend(fields.map(|(field, value)| (field.to_owned(), value)));
+        self.set_experts(&mut object);
         self.set_biases(&mut object);
         self.set_window(&mut object);
         self.set_rope(&mut object);
@@ -52,7 +53,7 @@ impl ModelConfig {
     }
 
     fn set_biases(&self, object: &mut Map<String, Value>) {
-        if matches!(self.architecture, Architecture::Llama | Architecture::Qwen3) {
+        if !matches!(self.architecture, Architecture::Mistral | Architecture::Qwen2) {
             object.insert("attention_bias".to_owned(), json!(self.attention_bias));
         }
         if self.architecture == Architecture::Llama {
@@ -60,10 +61,29 @@ impl ModelConfig {
         }
     }
 
+    fn set_experts(&self, object: &mut Map<String, Value>) {
+        let Some(experts) = self.experts else { return };
+        let fields = [
+            ("num_experts", json!(experts.count)),
+            ("num_experts_per_tok", json!(experts.per_token)),
+            ("moe_intermediate_size", json!(experts.intermediate_size)),
+            ("norm_topk_prob", json!(experts.normalized)),
+            ("decoder_sparse_step", json!(1)),
+            ("mlp_only_layers", json!([])),
+        ];
+        object.extend(fields.map(|(field, value)| (field.to_owned(), value)));
+        if object.contains_key("num_local_experts") {
+            object.insert("num_local_experts".to_owned(), json!(experts.count));
+        }
+    }
+
     fn set_window(&self, object: &mut Map<String, Value>) {
         let tokens = self.sliding_window.as_ref().map(|window| window.tokens);
         match self.architecture {
             Architecture::Llama => {}
+            Architecture::Qwen3Moe => {
+                object.insert("use_sliding_window".to_owned(), json!(false));
+            }
             Architecture::Mistral => {
                 object.insert("sliding_window".to_owned(), json!(tokens));
             }

@@ -30,6 +30,7 @@ SMALL = dict(
 )
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=64)
+EXPERTS = dict(head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64)
 
 # name: (model_type, head, options on top of SMALL)
@@ -51,10 +52,14 @@ TABLE = {
     "qwen3_window_bias": ("qwen3", "causal", dict(head_dim=12, attention_bias=True, use_sliding_window=True,
                                                   sliding_window=20, max_window_layers=2, tie_word_embeddings=True)),
     "qwen3_yarn": ("qwen3", "causal", dict(head_dim=16, rope_theta=1e6, rope_scaling=YARN)),
+    "qwen3_moe": ("qwen3_moe", "causal", dict(EXPERTS, norm_topk_prob=True, rope_theta=1e6)),
+    "qwen3_moe_sums": ("qwen3_moe", "causal", dict(EXPERTS, num_experts=9, num_experts_per_tok=4, attention_bias=True,
+                                                   tie_word_embeddings=True)),
     "llama_score": ("llama", "scalar", dict(rope_scaling=LLAMA3)),
     "mistral_score": ("mistral", "scalar", dict(sliding_window=16)),
     "qwen2_score": ("qwen2", "scalar", {}),
     "qwen3_score": ("qwen3", "scalar", dict(head_dim=16)),
+    "qwen3_moe_score": ("qwen3_moe", "scalar", dict(EXPERTS, norm_topk_prob=True)),
 }
 
 
@@ -100,8 +105,21 @@ def build(config, head, salt, dtype=torch.float32):
     model = auto.from_config(config, attn_implementation="sdpa", dtype=dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(fill(name, tuple(parameter.shape), salt))
+            parameter.copy_(filled(name, tuple(parameter.shape), salt))
     return model
+
+
+def filled(name, shape, salt):
+    """As fill, under the names of the file: transformers 5 keeps all experts in one parameter."""
+    stem, _, part = name.rpartition(".experts.")
+    if part not in ("gate_up_proj", "down_proj"):
+        return fill(name, shape, salt)
+    halves = ["gate_proj", "up_proj"] if part == "gate_up_proj" else ["down_proj"]
+    rows = (shape[1] // len(halves), shape[2])
+    of_expert = lambda expert: torch.cat(  # noqa: E731
+        [fill(f"{stem}.experts.{expert}.{half}.weight", rows, salt) for half in halves]
+    )
+    return torch.stack([of_expert(expert) for expert in range(shape[0])])
 
 
 def tokens(count, stream, vocab):

@@ -37,6 +37,11 @@ impl<N: Number> Matrix<N> {
         &self.data[row * self.stride..][..self.columns]
     }
 
+    /// A row to write.
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [N] {
+        &mut self.data[row * self.stride..][..self.columns]
+    }
+
     /// A row in pairs; if the columns are odd, with the zero behind it.
     #[inline(always)]
     pub(crate) fn pairs(&self, row: usize) -> &[[N; 2]] {

@@ -1,8 +1,9 @@
 //! A policy's weights as the native backend reads them: matrices packed, vectors as they are.
 
-use model::{BlockWeights, ModelConfig, OutputWeights, buffer};
+use model::{BlockWeights, GatedWeights, ModelConfig, OutputWeights, buffer};
 use tch::Tensor;
 
+use super::experts::ExpertLayer;
 use super::memory::Buffer;
 use super::number::{Number, PANEL};
 use super::panels::Panels;
@@ -26,6 +27,19 @@ pub(crate) struct Layer<N: Number> {
     pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
     pub(crate) output: Projection<N>,
     pub(crate) mlp_norm: Vec<f32>,
+    pub(crate) feed_forward: FeedForward<N>,
+}
+
+/// What follows attention in a block.
+#[derive(Debug)]
+pub(crate) enum FeedForward<N: Number> {
+    Dense(Gated<N>),
+    Experts(ExpertLayer<N>),
+}
+
+/// A gated feed-forward layer.
+#[derive(Debug)]
+pub(crate) struct Gated<N: Number> {
     /// Panels of gates and of values by turns.
     pub(crate) gate_up: Projection<N>,
     pub(crate) down: Projection<N>,
@@ -91,9 +105,30 @@ fn layer<N: Number>(config: &ModelConfig, block: &BlockWeights) -> std::io::Resu
         head_norms: block.head_norms.as_ref().map(|norms| (numbers(&norms.query), numbers(&norms.key))),
         output: projection(&block.output, block.output_bias.as_ref())?,
         mlp_norm: numbers(&block.mlp_norm),
-        gate_up: gate_up(config, block)?,
-        down: projection(&block.down, block.down_bias.as_ref())?,
+        feed_forward: feed_forward(config, &block.feed_forward)?,
     })
+}
+
+fn feed_forward<N: Number>(
+    config: &ModelConfig,
+    weights: &model::FeedForward,
+) -> std::io::Result<FeedForward<N>> {
+    let experts = match weights {
+        model::FeedForward::Dense(layer) => return gated(config, layer).map(FeedForward::Dense),
+        model::FeedForward::Experts(experts) => experts,
+    };
+    let each = experts.gate_up.unbind(0).into_iter().zip(experts.down.unbind(0));
+    let packed = each.map(|(gate_up, down)| {
+        gated(config, &GatedWeights { gate_up, down, gate_up_bias: None, down_bias: None })
+    });
+    Ok(FeedForward::Experts(ExpertLayer {
+        router: matrix(&experts.router, size(experts.router.size()[0]))?,
+        experts: packed.collect::<std::io::Result<_>>()?,
+    }))
+}
+
+fn gated<N: Number>(config: &ModelConfig, layer: &GatedWeights) -> std::io::Result<Gated<N>> {
+    Ok(Gated { gate_up: gate_up(config, layer)?, down: projection(&layer.down, layer.down_bias.as_ref())? })
 }
 
 /// A row-major matrix and its bias.
@@ -103,8 +138,8 @@ fn projection<N: Number>(weight: &Tensor, bias: Option<&Tensor>) -> std::io::Res
 }
 
 /// Panels of 32 gates, then the 32 values that they multiply, and so on.
-fn gate_up<N: Number>(config: &ModelConfig, block: &BlockWeights) -> std::io::Result<Projection<N>> {
-    let intermediate = size(config.intermediate_size);
+fn gate_up<N: Number>(config: &ModelConfig, block: &GatedWeights) -> std::io::Result<Projection<N>> {
+    let intermediate = size(config.feed_forward_width());
     let outputs = 2 * intermediate.next_multiple_of(PANEL);
     let source = |output: usize| {
         let (pair, place) = (output / (2 * PANEL), output % (2 * PANEL));
