@@ -9,11 +9,17 @@ import ppo
 
 VOCAB = 29
 
-# name: (family, tied, hidden, intermediate, layers, heads, key heads)
+EXPERTS = dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=12, norm_topk_prob=True, decoder_sparse_step=1,
+               mlp_only_layers=[])
+YARN = dict(rope_scaling=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16))
+
+# name: (family, tied, hidden, intermediate, layers, heads, key heads, further fields of config.json)
 NETWORKS = {
-    "llama": ("llama", False, 16, 24, 2, 4, 2),
-    "qwen2": ("qwen2", True, 16, 24, 2, 4, 2),
-    "tiny": ("llama", False, 8, 12, 1, 2, 1),
+    "llama": ("llama", False, 16, 24, 2, 4, 2, {}),
+    "qwen2": ("qwen2", True, 16, 24, 2, 4, 2, {}),
+    "tiny": ("llama", False, 8, 12, 1, 2, 1, {}),
+    "experts": ("qwen3_moe", False, 16, 24, 2, 4, 2, EXPERTS),
+    "yarn": ("llama", True, 16, 24, 2, 2, 1, YARN),
 }
 
 # name: most turns of a sample
@@ -40,6 +46,8 @@ def update(name, net="tiny", batch="batch", **options):
 CASES = [
     gradient("gradient-llama", "llama"),
     gradient("gradient-qwen2-tied", "qwen2"),
+    gradient("gradient-experts", "experts", entropy_coefficient=0.02),
+    gradient("gradient-yarn", "yarn"),
     gradient("gradient-discounts", gamma=0.97, gae_lambda=0.9, kl_coefficient=0.1, kl_estimator="k3"),
     gradient("gradient-k2", kl_coefficient=0.2, kl_estimator="k2", score_clip=0.4),
     gradient("gradient-whiten-before", whiten="before-filter"),
@@ -54,6 +62,7 @@ CASES = [
     dict(gradient("gradient-temperature", entropy_coefficient=0.02), temperature=0.7),
     gradient("gradient-overlong", overlong=dict(max_length=16, cache=8)),
     update("update-llama", "llama"),
+    update("update-experts", "experts"),
     update("update-qwen2-tied", "qwen2", betas=[0.9, 0.999], weight_decay=0.1, schedule="linear", warmup_steps=2),
     update("update-clips", clip_ratio_low=0.1, clip_ratio_high=0.05, dual_clip=1.05, value_clip=0.05),
     update("update-no-value-clip", value_clip="off", max_grad_norm=0.05, schedule="cosine"),
@@ -88,11 +97,11 @@ CASES = [
 
 def models(net, seed):
     """A random policy and critic."""
-    family, tied, hidden, intermediate, layers, heads, kv_heads = NETWORKS[net]
+    family, tied, hidden, intermediate, layers, heads, kv_heads, more = NETWORKS[net]
     found = []
     for scalar in (False, True):
         config = network.config_of(family, vocab=VOCAB, hidden=hidden, intermediate=intermediate, layers=layers, heads=heads,
-                                   kv_heads=kv_heads, tied=tied, scalar=scalar)
+                                   kv_heads=kv_heads, tied=tied, scalar=scalar, **more)
         found.append((config, network.random_weights(config, 2 * seed + scalar, 0.25)))
     return found
 
