@@ -194,6 +194,12 @@ impl Default for ExecutionConfig {
 }
 
 impl ExecutionConfig {
+    /// Fills in what the device decides where the configuration does not: two that mean the same are equal
+    /// then.
+    pub fn fill_in_decided(&mut self) {
+        self.dtype = Some(self.dtype());
+    }
+
     /// Element type of weights and activations.
     pub(crate) fn dtype(&self) -> Precision {
         self.dtype.unwrap_or(Precision::of_device(self.device))

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use learner::{PreferenceConfig, RewardModelConfig, SftConfig};
+use learner::{ExecutionConfig, PreferenceConfig, RewardModelConfig, SftConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,17 @@ pub(crate) enum StageError {
 }
 
 impl Stage {
+    /// Fills in what devices decide where the recipe does not.
+    pub(crate) fn fill_in_decided(&mut self) {
+        let Self { sft, reward_model, dpo, .. } = self;
+        let executions = [
+            sft.as_mut().map(|config| &mut config.execution),
+            reward_model.as_mut().map(|config| &mut config.execution),
+            dpo.as_mut().map(|config| &mut config.execution),
+        ];
+        executions.into_iter().flatten().for_each(ExecutionConfig::fill_in_decided);
+    }
+
     /// The stage of a recipe that names none: the ring alone.
     pub(crate) fn ring_alone(output: &Path) -> Self {
         let ring = RingStage { output: output.join("policy"), ..RingStage::default() };

@@ -136,7 +136,9 @@ async fn perform(
 
 /// What a stage's result follows from: its own table, and for the ring the roles' too.
 fn told(file: &RecipeFile, stage: &Stage) -> anyhow::Result<Told> {
-    let mut text = toml::to_string(stage).context("write down the stage")?;
+    let mut decided = stage.clone();
+    decided.fill_in_decided();
+    let mut text = toml::to_string(&decided).context("write down the stage")?;
     if stage.ring.is_none() {
         return Ok(Told { text, batches: None });
     }

@@ -122,13 +122,15 @@ impl Records {
 }
 
 /// What a stage was told, as it is written now: a key that the release which did it did not have is one with
-/// its default. None where today's recipes could not say that any more.
+/// its default, and what it left to the device is what that decides. None where today's recipes could not say that any more.
 fn as_written_today(text: &str) -> Option<String> {
     // The stage's own table and, of a ring, what the roles are told, which begins with the run's name.
     let names = text.match_indices("\nname = ").map(|(at, _)| at + 1);
     names.chain([text.len()]).find_map(|border| {
         let (stage, roles) = text.split_at(border);
-        let mut today = toml::to_string(&toml::from_str::<Stage>(stage).ok()?).ok()?;
+        let mut stage = toml::from_str::<Stage>(stage).ok()?;
+        stage.fill_in_decided();
+        let mut today = toml::to_string(&stage).ok()?;
         if !roles.is_empty() {
             today += &toml::to_string(&toml::from_str::<Recipe>(roles).ok()?).ok()?;
         }
@@ -197,6 +199,31 @@ mod tests {
         let other = format!("{}-more/base", new.display());
         let error = records.finished("sft", &told_in(&new, &other), &new.join("sft")).unwrap_err();
         assert!(error.to_string().contains("grpo-more/base"), "what lies outside counts: {error}");
+    }
+
+    /// The default of an element type is the device's: a record that names it, as older releases wrote it, and
+    /// one that leaves it open mean the same.
+    #[test]
+    fn a_stage_that_left_a_key_to_its_device_is_the_one_that_says_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Records::of(folder.path()).unwrap();
+        for kind in ["sft", "reward_model", "dpo"] {
+            let text = |dtype: &str| {
+                let mut stage: Stage =
+                    toml::from_str(&format!("name = \"a\"\n[{kind}.execution]\n{dtype}\n")).unwrap();
+                stage.fill_in_decided();
+                toml::to_string(&stage).unwrap()
+            };
+            let left_open = text("");
+            assert!(left_open.contains("dtype = \"f32\""), "{left_open}");
+            let written = left_open.replace("dtype = \"f32\"\n", "");
+            records.finish("a", told(&written), Duration::from_secs(3)).unwrap();
+            for now in [&left_open, &text("dtype = \"f32\"")] {
+                assert_eq!(records.finished("a", &told(now), folder.path()).unwrap(), Some(3.0), "{kind}");
+            }
+            let error = records.finished("a", &told(&text("dtype = \"bf16\"")), folder.path()).unwrap_err();
+            assert!(error.to_string().contains("`dtype = \"f32\"`, now it is"), "{error}");
+        }
     }
 
     #[test]
