@@ -60,6 +60,7 @@ CASES = [
     gradient("gradient-kl-in-loss", kl_in="loss", kl_coefficient=0.3, kl_estimator="k3"),
     gradient("gradient-k3-plus-in-loss", kl_in="loss", kl_coefficient=0.3, kl_estimator="k3+"),
     dict(gradient("gradient-temperature", entropy_coefficient=0.02), temperature=0.7),
+    gradient("gradient-positive-weight", positive_weight=0.3),
     gradient("gradient-overlong", overlong=dict(max_length=16, cache=8)),
     update("update-llama", "llama"),
     update("update-experts", "experts"),

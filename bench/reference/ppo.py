@@ -18,7 +18,7 @@ DEFAULTS = dict(
     entropy_coefficient=0.0, ppo_epochs=3, minibatch_size=256, policy_lr=5e-7, critic_lr=9e-6,
     betas=(0.9, 0.95), adam_eps=1e-8, weight_decay=0.0, weight_decay_on="all", max_grad_norm=1.0, schedule="constant",
     warmup_steps=0, norm_tokens=None, kl_target=None, kl_horizon=10000.0, overlong=None, off_policy_delta="off",
-    covariance="off",
+    covariance="off", positive_weight=1.0,
 )
 
 # What an algorithm decides where a key is absent: the papers' choices.
@@ -246,6 +246,7 @@ class Batch:
                 bounded = torch.minimum(losses, -options["dual_clip"] * advantages)
                 losses = torch.where(advantages < 0, bounded, losses)
         losses = losses * corrections[which]
+        losses = losses * torch.where(advantages > 0, options["positive_weight"], 1.0)
         covariance, held = options["covariance"], self.held_back(known[1])[which]
         if "clip-cov" in covariance:
             losses = losses * (1 - held)

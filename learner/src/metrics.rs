@@ -13,7 +13,7 @@ struct StepGauge {
     value: fn(&StepMetrics) -> Option<f64>,
 }
 
-const STEP_GAUGES: [StepGauge; 15] = [
+const STEP_GAUGES: [StepGauge; 16] = [
     StepGauge { name: "rlhf_learner_policy_loss", value: |step| step.policy_loss },
     StepGauge { name: "rlhf_learner_value_loss", value: |step| step.value_loss },
     StepGauge { name: "rlhf_learner_entropy", value: |step| step.entropy },
@@ -28,6 +28,7 @@ const STEP_GAUGES: [StepGauge; 15] = [
     StepGauge { name: "rlhf_learner_critic_grad_norm", value: |step| step.critic_grad_norm },
     StepGauge { name: "rlhf_learner_policy_lr", value: |step| step.policy_lr },
     StepGauge { name: "rlhf_learner_kl_coefficient", value: |step| Some(step.kl_coefficient) },
+    StepGauge { name: "rlhf_learner_positive_weight", value: |step| step.positive_weight },
     StepGauge { name: "rlhf_learner_staleness_versions", value: |step| Some(step.staleness) },
 ];
 
@@ -89,6 +90,7 @@ pub const METRICS: &[Metric] = &[
     Metric::gauge("rlhf_learner_critic_grad_norm", "Gradient norm of the critic before clipping."),
     Metric::gauge("rlhf_learner_policy_lr", "Learning rate of the policy."),
     Metric::gauge("rlhf_learner_kl_coefficient", "Coefficient of the KL penalty."),
+    Metric::gauge("rlhf_learner_positive_weight", "Weight of tokens with a positive advantage."),
     Metric::gauge("rlhf_learner_staleness_versions", "Mean versions that trained tokens were behind."),
 ];
 

@@ -71,6 +71,7 @@ mod interval;
 mod kl;
 mod moments;
 mod policy_loss;
+mod positive_weight;
 mod preference;
 mod preset;
 mod ratio;
@@ -91,6 +92,7 @@ pub use interval::Interval;
 pub use kl::{KlEstimator, KlTokens, MAX_LOG_RATIO, kl_loss};
 pub use moments::{Moments, WHITEN_EPSILON, whiten};
 pub use policy_loss::{ClipRange, PolicyLoss, PolicyObjective, PolicyTokens, RatioLevel, policy_loss};
+pub use positive_weight::PositiveWeight;
 pub use preference::{
     Kto, KtoLoss, LabelledResponses, PairLoss, PreferenceObjective, PreferencePairs, ScorePairs,
     bradley_terry, kto_loss, kto_reference_point, preference_loss,

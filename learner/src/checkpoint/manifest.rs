@@ -56,6 +56,9 @@ pub(super) struct Manifest {
     pub(super) critic_steps: Option<u64>,
     /// β of the KL penalty now.
     pub(super) kl_coefficient: f64,
+    /// Weight of tokens with a positive advantage now, where it adapts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) positive_weight: Option<f64>,
     /// What the last steps measured: a coordinator that did not hear of them is told.
     pub(super) steps: RecentSteps,
     /// BLAKE3 of the configuration.

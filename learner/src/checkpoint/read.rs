@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use algo::KlController;
+use algo::{KlController, PositiveWeight};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use types::{BatchId, PolicyVersion};
@@ -58,6 +58,11 @@ impl Checkpoints {
         }
         if let KlController::Adaptive { coefficient, .. } = &mut trainer.controller {
             *coefficient = manifest.kl_coefficient;
+        }
+        if let (PositiveWeight::Adaptive { weight, largest, .. }, Some(stored)) =
+            (&mut trainer.positive_weight, manifest.positive_weight)
+        {
+            *weight = stored.min(*largest);
         }
         trainer.version = PolicyVersion(manifest.batch.0);
         trainer.steps = manifest.steps;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use algo::PositiveWeight;
 use tokio::time::Instant;
 use tracing::warn;
 use types::{BatchId, RunId};
@@ -115,6 +116,10 @@ impl Checkpoints {
             policy_steps: trainer.policy.steps(),
             critic_steps: trainer.critic.as_ref().map(TrainableModel::steps),
             kl_coefficient: trainer.controller.coefficient(),
+            positive_weight: match trainer.positive_weight {
+                PositiveWeight::Fixed { .. } => None,
+                PositiveWeight::Adaptive { weight, .. } => Some(weight),
+            },
             steps: trainer.steps.clone(),
             config_hash: manifest::config_hash(&trainer.config),
             config: trainer.config.clone(),

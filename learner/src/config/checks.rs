@@ -59,6 +59,10 @@ impl PpoConfig {
         if let Some(target) = self.kl_target {
             problems.above_zero("kl_target", target);
         }
+        problems.above_zero("positive_weight", self.positive_weight);
+        if let Some(target) = self.entropy_target {
+            problems.above_zero("entropy_target", target);
+        }
         if let Some(overlong) = self.overlong {
             problems.check(overlong.cache <= overlong.max_length, || {
                 format!(

@@ -120,6 +120,12 @@ pub struct PpoConfig {
     /// What is done with tokens whose log-prob and advantage vary together: they take most of the entropy
     /// away (arXiv 2505.22617). Such as `{ kl-cov = { share = 2e-4, coefficient = 1.0 } }`.
     pub covariance: CovarianceControl,
+    /// Weight of tokens with a positive advantage in the policy's loss: below 1, the entropy falls more slowly
+    /// (positive-advantage reweighting, arXiv 2511.05993).
+    pub positive_weight: f64,
+    /// Entropy in nats per token that the weight aims at: it falls, to a tenth of `positive_weight` at most,
+    /// while the entropy is below, and rises up to `positive_weight` above. Fixed where absent.
+    pub entropy_target: Option<f64>,
     /// How token losses become one number. Algorithm's default (PPO: token-mean).
     pub loss_aggregation: Option<Aggregation>,
     /// The constant that `seq-mean-token-sum-norm` divides by, in tokens; the run's `max_new_tokens` where
@@ -216,6 +222,8 @@ impl Default for PpoConfig {
             value_clip: Bound::At(0.2),
             entropy_coefficient: 0.0,
             covariance: CovarianceControl::Off,
+            positive_weight: 1.0,
+            entropy_target: None,
             loss_aggregation: None,
             norm_tokens: None,
             correction: None,

@@ -2,7 +2,7 @@
 
 use algo::{
     AdvantageEstimator, Aggregation, ClipRange, Correction, KlController, KlEstimator, KlPlacement,
-    PolicyObjective, Whiten,
+    PolicyObjective, PositiveWeight, Whiten,
 };
 
 use super::bound::Bound;
@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) correction: Correction,
     kl_target: Option<f64>,
     kl_horizon: f64,
+    /// The weight of tokens with a positive advantage, at the start.
+    pub(crate) positive_weight: PositiveWeight,
 }
 
 impl Settings {
@@ -43,6 +45,10 @@ impl Settings {
             correction: config.correction.unwrap_or(defaults.correction),
             kl_target: config.kl_target,
             kl_horizon: config.kl_horizon,
+            positive_weight: match (config.positive_weight, config.entropy_target) {
+                (weight, None) => PositiveWeight::Fixed { weight },
+                (largest, Some(target)) => PositiveWeight::Adaptive { weight: largest, largest, target },
+            },
         };
         if settings.kl_target.is_some() && settings.kl_coefficient() == 0.0 {
             conflicts.push("kl_target is set, but the KL coefficient is 0 and can never change".to_owned());

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use algo::{
     CovarianceControl, ExplainedVariance, KlEstimator, KlPlacement, KlTokens, PolicyLoss, PolicyTokens,
-    RatioSums, Responses, Totals, ValueTokens, coefficients, entropy_bonus, kl_loss,
+    PositiveWeight, RatioSums, Responses, Totals, ValueTokens, coefficients, entropy_bonus, kl_loss,
     off_policy_sequence_mask, policy_loss, reweight, value_loss,
 };
 
@@ -46,6 +46,8 @@ pub(crate) struct Losses<'a> {
     pub(crate) experience: &'a Experience,
     /// β now.
     pub(crate) kl_coefficient: f64,
+    /// The weight of tokens with a positive advantage now.
+    pub(crate) positive_weight: PositiveWeight,
     /// The constant that `seq-mean-token-sum-norm` divides by, in tokens.
     pub(crate) norm_tokens: usize,
     /// Whether the weights are still those that old log-probs are of: the log-probs are the old ones then.
@@ -169,7 +171,7 @@ impl Losses<'_> {
     }
 
     /// The coefficients of the surrogate: those of the minibatch times each token's weight for having been
-    /// drawn by another distribution.
+    /// drawn by another distribution, and for its advantage being positive.
     fn corrected(
         &self,
         tokens: &LossTokens<'_>,
@@ -186,6 +188,9 @@ impl Losses<'_> {
                 tokens.gather(corrections)
             };
             reweight(responses, &mut coefficients, &corrections)?;
+        }
+        if let Some(factors) = self.positive_weight.factors(advantages) {
+            reweight(responses, &mut coefficients, &factors)?;
         }
         if let Bound::At(delta) = self.config.off_policy_delta {
             let rollout_logprobs = tokens.gather(&tokens.collected.rollout_logprobs);

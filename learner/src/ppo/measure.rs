@@ -1,6 +1,6 @@
 //! What is measured of a step.
 
-use algo::{KlEstimator, Responses};
+use algo::{KlEstimator, PositiveWeight, Responses};
 use tracing::warn;
 use types::link::learner::StepMetrics;
 use types::{Batch, Sample};
@@ -60,6 +60,7 @@ impl Trainer {
             critic_grad_norm: critic.mean_norm(),
             policy_lr: (policy.made > 0).then_some(policy_lr),
             kl_coefficient: self.controller.coefficient(),
+            positive_weight: self.shown_positive_weight(),
             skipped_steps: policy.skipped + critic.skipped,
             truncated: truncated(batch),
             scores_clipped: scores_clipped(&scores, self.config.score_clip.number()),
@@ -77,6 +78,11 @@ impl Trainer {
         }
         self.warn_of_disagreement(batch, &metrics);
         Ok(metrics)
+    }
+
+    /// The weight of tokens with a positive advantage, unless it is 1 for good.
+    fn shown_positive_weight(&self) -> Option<f64> {
+        (self.positive_weight != PositiveWeight::Fixed { weight: 1.0 }).then(|| self.positive_weight.weight())
     }
 
     /// Response tokens that the filtration kept and that do not train: of responses that were cut off, and
@@ -99,6 +105,7 @@ impl Trainer {
         StepMetrics {
             score_mean: mean(&scores),
             kl_coefficient: self.controller.coefficient(),
+            positive_weight: self.shown_positive_weight(),
             skipped_steps: (self.config.ppo_epochs * minibatches) as u64,
             truncated: truncated(batch),
             staleness: staleness(batch),

@@ -99,6 +99,7 @@ impl Trainer {
         }
         let metrics = self.measure(batch, &experience, updates)?;
         self.adapt_kl_coefficient(&experience)?;
+        self.adapt_positive_weight(&metrics)?;
         Ok(metrics)
     }
 
@@ -156,6 +157,16 @@ impl Trainer {
             return schedule.factor(made, warmup_steps, total);
         }
         schedule.factor(done.max(warmup_steps), warmup_steps, total)
+    }
+
+    /// Moves the weight of tokens with a positive advantage towards the entropy that the configuration aims
+    /// at.
+    fn adapt_positive_weight(&mut self, metrics: &StepMetrics) -> Result<()> {
+        if let Some(entropy) = metrics.entropy {
+            let adapted = self.positive_weight.updated(entropy);
+            self.positive_weight = adapted.map_err(Error::numbers(|| "the entropy's target".to_owned()))?;
+        }
+        Ok(())
     }
 
     /// Moves β towards the KL that the configuration aims at (Ziegler et al. 2019, arXiv 1909.08593, section

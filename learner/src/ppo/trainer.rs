@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use algo::KlController;
+use algo::{KlController, PositiveWeight};
 use collective::ProcessGroup;
 use model::{ModelConfig, ScalarInit};
 use tch::{Device, Kind, Tensor};
@@ -50,6 +50,8 @@ pub struct Trainer {
     /// Whose tokenizer files go with the policy.
     pub(crate) policy_folder: PathBuf,
     pub(crate) controller: KlController,
+    /// What tokens with a positive advantage weigh.
+    pub(crate) positive_weight: PositiveWeight,
     pub(crate) version: PolicyVersion,
     pub(crate) steps: RecentSteps,
     pub(crate) consumed: Consumed,
@@ -96,6 +98,7 @@ impl Trainer {
         let policy = TrainableModel::new("policy", &start, &ranks, &options)?;
         Ok(Self {
             controller: settings.controller(),
+            positive_weight: settings.positive_weight,
             config: ppo,
             settings,
             ranks,

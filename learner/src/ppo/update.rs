@@ -90,6 +90,7 @@ impl Trainer {
             settings,
             experience: known,
             kl_coefficient: self.controller.coefficient(),
+            positive_weight: self.positive_weight,
             norm_tokens: config.norm_tokens.unwrap_or(self.max_new_tokens),
             is_at_old_weights,
         };

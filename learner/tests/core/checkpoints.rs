@@ -57,7 +57,14 @@ fn resumed_training_is_bit_for_bit_the_uninterrupted_one() {
         ppo(),
         PpoConfig { dtype: Some(Precision::Bf16), ..ppo() },
         PpoConfig { lora: lora.clone(), critic_lora: lora, ..ppo() },
-        PpoConfig { kl_target: Some(0.05), kl_horizon: 20.0, kl_coefficient: Some(0.2), ..ppo() },
+        PpoConfig {
+            kl_target: Some(0.05),
+            kl_horizon: 20.0,
+            entropy_target: Some(9.0),
+            positive_weight: 0.8,
+            kl_coefficient: Some(0.2),
+            ..ppo()
+        },
         PpoConfig { algorithm: algo::Algorithm::Grpo, ..ppo() },
     ] {
         let (whole, resumed) = interrupted(&models, &ppo, 1, 1);

@@ -48,6 +48,7 @@ same_fields! {
     critic_grad_norm,
     policy_lr,
     kl_coefficient,
+    positive_weight,
     staleness,
     samples,
     response_tokens,

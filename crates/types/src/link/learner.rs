@@ -89,6 +89,9 @@ pub struct StepMetrics {
     pub policy_lr: Option<f64>,
     /// Coefficient of the KL penalty in force.
     pub kl_coefficient: f64,
+    /// Weight of tokens with a positive advantage in force; absent where it is 1 for good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positive_weight: Option<f64>,
     /// Optimizer steps of policy and critic that were not made, because a loss or a gradient was no finite
     /// number.
     pub skipped_steps: u64,
