@@ -71,7 +71,8 @@ async fn a_hundred_megabytes_of_message_metadata_or_header_change_nothing() {
     let refused = timeout(TIMEOUT, ObserverClient::new(channel).status(asked)).await.unwrap();
     assert!(refused.is_err(), "a megabyte of metadata was taken");
 
-    // A list of headers that never ends (CVE-2024-27316): one HEADERS frame, and CONTINUATION frames behind it.
+    // A list of headers that never ends (CVE-2024-27316): one HEADERS frame, and CONTINUATION frames behind
+    // it.
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut read, mut write) = stream.into_split();
     let mut begun = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();

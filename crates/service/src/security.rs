@@ -55,8 +55,8 @@ pub struct SecurityConfig {
     /// Connections that a port holds from one other machine, and half of what the process can hold at most.
     /// Those of a large node, or of everybody behind one gateway (NAT), come from one address.
     pub connections_per_address: usize,
-    /// How long calls may begin on a connection: its peer is then told to open another (GOAWAY), where it is asked
-    /// anew who it is. Streams that are open go on.
+    /// How long calls may begin on a connection: its peer is then told to open another (GOAWAY), where it is
+    /// asked anew who it is. Streams that are open go on.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", extend("x-kind" = "duration"))]
     pub connection_age: Duration,

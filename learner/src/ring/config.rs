@@ -115,7 +115,8 @@ impl service::Config for Config {
             return Vec::new();
         }
         let mut doors = vec![Door::new("listen", self.listen)];
-        // The store of broadcast groups is bound to what actors are told, that of the ranks to where they meet.
+        // The store of broadcast groups is bound to what actors are told, that of the ranks to where they
+        // meet.
         doors.extend((!self.advertise.is_empty()).then(|| Door::new("advertise", &self.advertise)));
         doors.extend((self.world_size > 1).then(|| Door::new("rendezvous", &self.rendezvous)));
         doors

@@ -27,8 +27,9 @@ pub(crate) struct Arguments {
     /// A response (e0-p17-s2-a0), or a prompt (e0-p17) for all its responses that are known.
     #[arg(required_unless_present = "otlp")]
     id: Option<String>,
-    /// Writes spans instead, one trace for each response, as OTLP in JSON (a line for each ring): what the OpenTelemetry
-    /// Collector and Jaeger read. Of all responses that are known where no ID is given. `-` is standard output.
+    /// Writes spans instead, one trace for each response, as OTLP in JSON (a line for each ring): what the
+    /// OpenTelemetry Collector reads. Of all responses that are known where no ID is given. `-` is standard
+    /// output.
     #[arg(long, value_name = "FILE")]
     otlp: Option<PathBuf>,
 }

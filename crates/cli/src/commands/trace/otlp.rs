@@ -1,6 +1,6 @@
 //! Responses as traces of OpenTelemetry: an export request of OTLP in its JSON form (opentelemetry-proto
-//! 1.3, `docs/specification.md#json-protobuf-encoding`), a line for each ring, as the Collector's `otlpjsonfile`
-//! receiver reads files and its HTTP receiver a body.
+//! 1.3, `docs/specification.md#json-protobuf-encoding`), a line for each ring, as the Collector's
+//! `otlpjsonfile` receiver reads files and its HTTP receiver a body.
 //!
 //! A trace's id follows from the run's name and the response's id, which every message of the ring carries:
 //! whoever knows both finds the trace, and an export that is made again writes the same ids.
