@@ -15,6 +15,8 @@ use super::{Ring, Sample, Step};
 
 /// `SPAN_KIND_INTERNAL`.
 const INTERNAL: u8 = 1;
+/// The span of a response's whole life.
+const ROOT: &str = "rollout";
 /// Letters of the ids of a trace and of a span.
 const TRACE_LETTERS: usize = 32;
 const SPAN_LETTERS: usize = 16;
@@ -54,26 +56,38 @@ fn request(run: &str, ring: &Ring<'_>) -> Value {
     json!({ "resourceSpans": [{ "resource": resource, "scopeSpans": [{ "scope": scope, "spans": spans }] }] })
 }
 
-/// A response's trace: the whole of its life, and the parts of it whose ends are known.
-fn spans(run: &str, sample: &Sample, step: Option<&Step>) -> Vec<Value> {
-    let trace = &blake3::hash(format!("{run}\n{}", sample.id).as_bytes()).to_hex()[..TRACE_LETTERS];
-    let span_id = |name: &str| {
-        let hash = blake3::hash(format!("{trace}\n{name}").as_bytes());
+/// The ids of a response's trace.
+struct Trace(String);
+
+impl Trace {
+    fn of(run: &str, sample: &Sample) -> Self {
+        let hash = blake3::hash(format!("{run}\n{}", sample.id).as_bytes());
+        Self(hash.to_hex()[..TRACE_LETTERS].to_owned())
+    }
+
+    fn span_id(&self, name: &str) -> String {
+        let hash = blake3::hash(format!("{}\n{name}", self.0).as_bytes());
         hash.to_hex()[..SPAN_LETTERS].to_owned()
-    };
-    let root = span_id("rollout");
-    let span = |name: &str, begin: u64, end: u64, attributes: Vec<Value>| {
+    }
+
+    /// A span from one moment to another, both in milliseconds since 1970.
+    fn span(&self, name: &str, begin: u64, end: u64, attributes: Vec<Value>) -> Value {
         let mut span = json!({
-            "traceId": trace, "spanId": span_id(name), "name": name, "kind": INTERNAL,
+            "traceId": self.0, "spanId": self.span_id(name), "name": name, "kind": INTERNAL,
             // Numbers of 64 bits are text in this form.
             "startTimeUnixNano": nanoseconds(begin), "endTimeUnixNano": nanoseconds(end.max(begin)),
             "attributes": attributes,
         });
-        if name != "rollout" {
-            span["parentSpanId"] = json!(root);
+        if name != ROOT {
+            span["parentSpanId"] = json!(self.span_id(ROOT));
         }
         span
-    };
+    }
+}
+
+/// A response's trace: the whole of its life, and the parts of it whose ends are known.
+fn spans(run: &str, sample: &Sample, step: Option<&Step>) -> Vec<Value> {
+    let trace = Trace::of(run, sample);
     let Sample { leased_unix_ms: leased, scored_unix_ms: scored, time_unix_ms: complete, .. } = sample;
     let begin = leased.or(*scored).unwrap_or(*complete);
     let end = step.map_or(*complete, |step| step.time);
@@ -85,7 +99,7 @@ fn spans(run: &str, sample: &Sample, step: Option<&Step>) -> Vec<Value> {
         number("sluice.weight", f64::from(sample.weight)),
     ];
     whole.extend(sample.outcome.map(|outcome| number("sluice.outcome", f64::from(outcome))));
-    let mut spans = vec![span("rollout", begin, end, whole)];
+    let mut spans = vec![trace.span(ROOT, begin, end, whole)];
     if let (Some(leased), Some(scored)) = (leased, scored) {
         let mut drawn = vec![
             integer("sluice.response_tokens", sample.response_tokens.into()),
@@ -94,11 +108,11 @@ fn spans(run: &str, sample: &Sample, step: Option<&Step>) -> Vec<Value> {
         ];
         drawn.extend(sample.actor.iter().map(|actor| text("sluice.actor", actor)));
         drawn.extend(sample.reward_server.iter().map(|server| text("sluice.reward_server", server)));
-        spans.push(span("generate and score", *leased, *scored, drawn));
+        spans.push(trace.span("generate and score", *leased, *scored, drawn));
     }
-    spans.extend(scored.map(|scored| span("wait for the group", scored, *complete, Vec::new())));
+    spans.extend(scored.map(|scored| trace.span("wait for the group", scored, *complete, Vec::new())));
     spans.extend(step.map(|step| {
-        span("batch and train", *complete, step.time, vec![integer("sluice.batch", step.batch)])
+        trace.span("batch and train", *complete, step.time, vec![integer("sluice.batch", step.batch)])
     }));
     spans
 }

@@ -150,15 +150,6 @@ fn monitoring(manifests: &Manifests<'_>) -> anyhow::Result<Component> {
     if let Some(secret) = manifests.token_secret() {
         endpoint["authorization"] = json!({ "credentials": { "name": secret, "key": "observer" } });
     }
-    let namespaces = manifests.options.reward_namespace.iter().chain(&manifests.options.namespace);
-    let namespaces: Vec<&String> = namespaces.collect();
-    let monitor = |name: &str, labels: Value, endpoint: Value| {
-        let mut spec = json!({ "selector": { "matchLabels": labels }, "podMetricsEndpoints": [endpoint] });
-        if !namespaces.is_empty() {
-            spec["namespaceSelector"] = json!({ "matchNames": namespaces });
-        }
-        manifests.object(POD_MONITOR, name, json!({ "spec": spec }))
-    };
     let mut objects = Vec::new();
     match manifests.certificate_secret() {
         // Each role has a certificate of its own name.
@@ -166,9 +157,9 @@ fn monitoring(manifests: &Manifests<'_>) -> anyhow::Result<Component> {
             let mut endpoint = endpoint.clone();
             endpoint["scheme"] = json!("https");
             endpoint["tlsConfig"] = tls_of(role, &secret);
-            monitor(&manifests.name_of(role), manifests.labels(role), endpoint)
+            pod_monitor(manifests, &manifests.name_of(role), &manifests.labels(role), &endpoint)
         })),
-        None => objects.push(monitor(&manifests.name, manifests.ring_labels(), endpoint)),
+        None => objects.push(pod_monitor(manifests, &manifests.name, &manifests.ring_labels(), &endpoint)),
     }
     let rules: Value = yaml_serde::from_str(ALERTS_TEXT).context("read the alerts of this build")?;
     let mut dashboard = json!({ "data": { "sluice.json": DASHBOARD_TEXT } });
@@ -177,6 +168,17 @@ fn monitoring(manifests: &Manifests<'_>) -> anyhow::Result<Component> {
     objects.push(manifests.object(ALERTS, &manifests.name, json!({ "spec": rules })));
     objects.push(dashboard);
     Ok(Component { objects, ..Component::default() })
+}
+
+/// Has Prometheus ask the pods with these labels, in all namespaces of the ring.
+fn pod_monitor(manifests: &Manifests<'_>, name: &str, labels: &Value, endpoint: &Value) -> Value {
+    let namespaces = manifests.options.reward_namespace.iter().chain(&manifests.options.namespace);
+    let namespaces: Vec<&String> = namespaces.collect();
+    let mut spec = json!({ "selector": { "matchLabels": labels }, "podMetricsEndpoints": [endpoint] });
+    if !namespaces.is_empty() {
+        spec["namespaceSelector"] = json!({ "matchNames": namespaces });
+    }
+    manifests.object(POD_MONITOR, name, json!({ "spec": spec }))
 }
 
 /// What Prometheus shows to the pages of a role, and whom it takes for it.
