@@ -21,6 +21,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -66,6 +67,16 @@ class Journey:
         code = process.wait()
         self.say(said + f"[exit code {code} after {time.monotonic() - began:.1f} s]\n\n")
         return code, said, seconds if first else time.monotonic() - began
+
+    def check(self, commands, folder, variables=()):
+        """What other tools make of what a command has written; their time is the journey's."""
+        began = time.monotonic()
+        for command in commands:
+            done = subprocess.run(command, cwd=self.folder / folder, env={**ENVIRONMENT, **dict(variables)}, text=True,
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+            self.say(f"$ {shlex.join(command)}\n{done.stdout}[exit code {done.returncode}]\n\n")
+            assert done.returncode == 0, f"{self.name}: {shlex.join(command)}\n{done.stdout}"
+        self.seconds += time.monotonic() - began
 
     def until_it_runs(self, arguments, answers, first, settings=()):
         """Runs a command; where it is refused, answers what the message names, and tries again."""
@@ -222,6 +233,27 @@ def main():
     one.run(["init", "grpo"])
     settings = [*SMALL, f"learner.policy={model}", "coordinator.filtration.strategy=none,best-worst"]
     one.until_it_runs(["sweep", "recipe.toml"], {}, r"best-worst.*\d", settings)
+
+    # To a cluster: what is rendered is what its tools take, as far as they are here.
+    one = journey("to Slurm")
+    one.run(["init", "grpo"])
+    one.until_it_runs(["render", "slurm", "recipe.toml", "--output", "my-run-slurm", "--partition", "cpu"], {}, "",
+                      [f"learner.policy={model}"])
+    one.check([["bash", "-n", script] for script in ["ring.sbatch", "actors.sbatch", "member.sh"]], "my-run-slurm")
+    if shutil.which("sbatch"):
+        one.check([["sbatch", "--test-only", "ring.sbatch"]], "my-run-slurm")
+
+    one = journey("to Kubernetes")
+    one.run(["init", "grpo"])
+    arguments = ["--output", "my-run-k8s", "--image", "REGISTRY/sluice:0.1.0", "--volume-claim", "shared"]
+    one.until_it_runs(["render", "k8s", "recipe.toml", *arguments], {}, "", [f"learner.policy={model}"])
+    if (checkout / ".deps/kubernetes").exists():
+        files = [path.name for path in (one.folder / "my-run-k8s").glob("*.yaml") if path.name != "kustomization.yaml"]
+        validate = [sys.executable, "-m", "kubernetes_validate", "--strict", "--kubernetes-version"]
+        one.check([[*validate, release, *files] for release in ["1.28", "1.37"]], "my-run-k8s",
+                  {"PYTHONPATH": str(checkout / ".deps/kubernetes")})
+    if shutil.which("kubectl"):
+        one.check([["kubectl", "kustomize", "."]], "my-run-k8s")
 
     print("| journey | command | messages | to the first result |\n|---|---|---|---|")
     for command, seconds in built.items():

@@ -10,6 +10,7 @@
 #   setup/install.sh math     math-verify into .deps/math, for scorers of kind "math" (about 70 MB)
 #   setup/install.sh promtool Prometheus' own checker into .deps/debian, for the tests of the alerts (96 MB)
 #   setup/install.sh schemas  kubernetes-validate into .deps/kubernetes, for the tests of the manifests (144 MB)
+#   setup/install.sh trackers tensorboard, wandb, mlflow and trackio into .deps/trackers, for their tests and for runs (360 MB)
 #   setup/install.sh cuda     the full CUDA wheel set into .deps/cuda (about 5 GB)
 set -eu
 cd "$(dirname "$0")/.."
@@ -128,5 +129,15 @@ schemas)
         cp setup/schemas.txt .deps/kubernetes/.sluice-stamp
     fi
     ;;
-*) fail "unknown argument $1; give nothing, cuda, math, promtool, or schemas" ;;
+trackers)
+    if [ -d .deps/trackers ] && ! [ -f .deps/trackers/.sluice-stamp ]; then
+        fail "packages of yours are in .deps/trackers: they are left as they are. Move them away to have those of setup/trackers.txt"
+    fi
+    if ! up_to_date .deps/trackers setup/trackers.txt; then
+        say "installing trackers into .deps/trackers (about 360 MB)"
+        install_wheels .deps/trackers --no-deps --requirement setup/trackers.txt
+        cp setup/trackers.txt .deps/trackers/.sluice-stamp
+    fi
+    ;;
+*) fail "unknown argument $1; give nothing, cuda, math, promtool, schemas, or trackers" ;;
 esac

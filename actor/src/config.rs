@@ -93,8 +93,8 @@ impl service::Config for Config {
 
     fn doors(&self) -> Vec<Door> {
         let mut doors = Vec::new();
-        doors.extend(self.listen_weights.map(|listen| ("listen_weights", listen)));
-        doors.extend(self.serve.enabled.then_some(("serve.listen", self.serve.listen)));
+        doors.extend(self.listen_weights.map(|listen| Door::new("listen_weights", listen)));
+        doors.extend(self.serve.enabled.then(|| Door::new("serve.listen", self.serve.listen)));
         doors
     }
 

@@ -194,7 +194,7 @@ impl service::Config for Config {
     }
 
     fn doors(&self) -> Vec<Door> {
-        vec![("listen", self.listen)]
+        vec![Door::new("listen", self.listen)]
     }
 
     fn problems(&self) -> Vec<String> {

@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt};
 use proto::pb::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::pb::observer_server::{Observer, ObserverServer};
 use proto::{CALLERS, MAX_MESSAGE_BYTES, ProtocolError, pb};
+use serde::Serialize;
 use service::grpc::{Router, first_message, next_message};
 use service::{CancellationToken, CoordinatorTerm, OnError, Origin, Security, Spawner};
 use tokio::sync::mpsc;
@@ -23,7 +24,7 @@ use crate::data::DataSet;
 use crate::inbox::{Handle, Input, LoopEnded, Report};
 use crate::metrics;
 use crate::sessions::{Closing, CommandSender, OUTBOX_CAPACITY, Outbox, SessionId};
-use crate::state::{ActorEvent, Event, LearnerEvent, RewardEvent, Role, ScoreSummary};
+use crate::state::{ActorEvent, Event, LearnerEvent, RewardEvent, Role, ScoreSummary, StepRecord};
 
 type Commands<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -461,13 +462,25 @@ impl Coordinator for Grpc {
     }
 }
 
+fn to_json(told: &impl Serialize) -> Result<String, Status> {
+    serde_json::to_string(told).map_err(|error| Status::internal(error.to_string()))
+}
+
 #[tonic::async_trait]
 impl Observer for Grpc {
-    async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
+    async fn status(&self, asked: Request<pb::StatusRequest>) -> Result<Response<pb::StatusReply>, Status> {
         let status = self.handle.status().await?;
-        let json =
-            serde_json::to_string(status.as_ref()).map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Response::new(pb::StatusReply { json }))
+        let json = to_json(status.as_ref())?;
+        let steps_json = match asked.into_inner().steps_after {
+            Some(after) => {
+                let steps = self.handle.steps();
+                let new: Vec<&StepRecord> =
+                    steps.iter().map(AsRef::as_ref).filter(|step| step.batch.0 > after).collect();
+                to_json(&new)?
+            }
+            None => String::new(),
+        };
+        Ok(Response::new(pb::StatusReply { json, steps_json }))
     }
 
     async fn drain(&self, _: Request<pb::DrainRequest>) -> Result<Response<pb::DrainReply>, Status> {

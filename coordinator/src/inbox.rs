@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use types::ScoredRollout;
 
 use crate::sessions::{Outbox, SessionId};
 use crate::stall::Stall;
-use crate::state::Event;
+use crate::state::{Event, StepRecord};
 use crate::status::Status;
 
 /// Inputs that may wait.
@@ -45,12 +45,16 @@ pub(crate) struct Report {
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
     inbox: mpsc::Sender<Input>,
+    steps: RecentSteps,
 }
 
-/// A way to the loop, and the loop's end of it.
-pub(crate) fn inbox() -> (Handle, mpsc::Receiver<Input>) {
+/// The last steps, as the loop publishes them.
+pub(crate) type RecentSteps = watch::Receiver<Arc<Vec<Arc<StepRecord>>>>;
+
+/// A way to the loop that publishes these steps, and the loop's end of it.
+pub(crate) fn inbox(steps: RecentSteps) -> (Handle, mpsc::Receiver<Input>) {
     let (sender, inbox) = mpsc::channel(INBOX_CAPACITY);
-    (Handle { inbox: sender }, inbox)
+    (Handle { inbox: sender, steps }, inbox)
 }
 
 impl Handle {
@@ -70,6 +74,11 @@ impl Handle {
         let (reply, status) = oneshot::channel();
         self.send(Input::Status(reply)).await?;
         status.await.map_err(|_| LoopEnded)
+    }
+
+    /// The last steps, oldest first.
+    pub(crate) fn steps(&self) -> Arc<Vec<Arc<StepRecord>>> {
+        Arc::clone(&self.steps.borrow())
     }
 
     /// Who waits for whom.

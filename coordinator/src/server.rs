@@ -85,8 +85,8 @@ pub async fn build(config: Config, mut context: Context) -> anyhow::Result<Conte
     let (server_loop, handle, view) = ServerLoop::new(parts);
     let shown = Shown { run: config.run, steps_file: config.steps_file, done: done.clone() };
     context.pages = dashboard::pages(shown, view, handle.clone(), &mut context);
-    let router =
-        Grpc::new(handle, context.tasks.spawner(), done.clone(), term, data).router(&context.security);
+    let grpc = Grpc::new(handle, context.tasks.spawner(), done.clone(), term, data);
+    let router = grpc.router(&context.security);
     let token = context.token.clone();
     context.tasks.add("server loop", OnError::Shutdown, async move {
         // The loop reads and writes the disk at every turn, so it has a thread of its own: no stream waits

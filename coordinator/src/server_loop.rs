@@ -159,10 +159,10 @@ impl ServerLoop {
         let Parts { state, plan, journal, room, data, steps_file, evals_file, samples, worst, done, pulse } =
             parts;
         metrics::begin(&state);
-        let (handle, inbox) = inbox();
         let clock = Clock::starting_after(journal.last_fact());
         let (status, status_view) = watch::channel(Arc::new(Status::of(&state, clock.now())));
         let (steps, steps_view) = watch::channel(Arc::new(state.history().shared_steps()));
+        let (handle, inbox) = inbox(steps_view.clone());
         let (worst_sender, worst_view) = watch::channel(Arc::new(worst.examples().to_vec()));
         let this = Self {
             state,

@@ -11,6 +11,8 @@ mod coordinator_process;
 mod fake_member;
 #[path = "edge/hostile.rs"]
 mod hostile;
+#[path = "edge/oversized.rs"]
+mod oversized;
 #[path = "edge/streams.rs"]
 mod streams;
 #[path = "edge/vocabularies.rs"]
@@ -47,6 +49,18 @@ fn scored(id: RolloutId, score: f32) -> pb::RewardReport {
 fn failed(id: RolloutId, reason: i32) -> pb::RewardReport {
     let failure = pb::RolloutFailure { id: Some(id.into()), reason, ..pb::RolloutFailure::default() };
     pb::RewardReport { report: Some(pb::reward_report::Report::Failed(failure)) }
+}
+
+#[test]
+fn the_coordinator_needs_neither_torch_nor_anything_of_cpp() {
+    // deploy/docker puts it into an image that has neither.
+    let dynamic = ["--dynamic", env!("CARGO_BIN_EXE_sluice-coordinator")];
+    let output = std::process::Command::new("readelf").args(dynamic).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let needed: Vec<&str> = text.lines().filter(|line| line.contains("(NEEDED)")).collect();
+    let unwanted = |line: &&&str| ["torch", "c10", "stdc++", "cud"].iter().any(|name| line.contains(name));
+    assert!(!needed.is_empty() && needed.iter().find(unwanted).is_none(), "{needed:#?}");
 }
 
 #[tokio::test]

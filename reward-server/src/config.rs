@@ -325,8 +325,8 @@ impl service::Config for Config {
 
     fn doors(&self) -> Vec<Door> {
         let mut doors = Vec::new();
-        doors.extend(self.coordinator.is_some().then_some(("listen", self.listen)));
-        doors.extend(self.endpoint.enabled.then_some(("endpoint.listen", self.endpoint.listen)));
+        doors.extend(self.coordinator.is_some().then(|| Door::new("listen", self.listen)));
+        doors.extend(self.endpoint.enabled.then(|| Door::new("endpoint.listen", self.endpoint.listen)));
         doors
     }
 

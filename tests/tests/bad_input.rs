@@ -220,6 +220,70 @@ fn a_port_in_use_is_an_error_that_says_so() {
     assert!(said.contains(&address.to_string()) && said.contains("another process listens there"), "{said}");
 }
 
+/// Every key that makes a role listen, at an address that other machines reach.
+const DOORS: [(&str, &str, &[&str]); 14] = [
+    ("sluice-coordinator", "listen", &["listen=0.0.0.0:0"]),
+    ("sluice-coordinator", "service.listen_metrics", &["service.listen_metrics=10.0.0.1:9464"]),
+    ("sluice-reward-server", "listen", &["listen=10.0.0.1:0", "coordinator=127.0.0.1:1"]),
+    ("sluice-reward-server", "endpoint.listen", &["endpoint.enabled=true", "endpoint.listen=[::]:0"]),
+    ("sluice-reward-server", "service.listen_metrics", &["service.listen_metrics=0.0.0.0:0"]),
+    ("sluice-actor", "listen_weights", &["listen_weights=10.0.0.1:0"]),
+    ("sluice-actor", "serve.listen", &["serve.enabled=true", "serve.listen=0.0.0.0:8000"]),
+    ("sluice-actor", "service.listen_metrics", &["service.listen_metrics=0.0.0.0:0"]),
+    ("sluice-learner", "listen", &["listen=10.0.0.1:0"]),
+    ("sluice-learner", "advertise", &["advertise=learner.cluster"]),
+    ("sluice-learner", "rendezvous", &["world_size=2", "rendezvous=10.0.0.1:29500"]),
+    ("sluice-learner", "rendezvous", &["world_size=2", "rendezvous=learner-0:29500"]),
+    ("sluice-learner", "service.listen_metrics", &["service.listen_metrics=0.0.0.0:0"]),
+    // Another rank has no port but that of its metrics.
+    (
+        "sluice-learner",
+        "service.listen_metrics",
+        &["rank=1", "world_size=2", "service.listen_metrics=10.0.0.1:0"],
+    ),
+];
+
+#[test]
+fn no_role_opens_a_door_to_strangers_unless_it_is_told_to() {
+    let folder = tempfile::tempdir().unwrap();
+    // Of a role that was not refused the end would not come.
+    let said = |role: &str, settings: &[&str]| {
+        let mut command = Command::new("timeout");
+        command.arg("60").arg(binary(role).unwrap()).current_dir(folder.path());
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (role, key, settings) in DOORS {
+        let (code, refused) = said(role, settings);
+        assert_eq!(code, Some(2), "{role} {settings:?}: {refused}");
+        let line = refused.lines().find(|line| line.contains("which other machines reach"));
+        let line = line.unwrap_or_else(|| panic!("{role} {settings:?}: {refused}"));
+        assert!(line.contains(&format!("{key} is ")), "{role} {settings:?}: {line}");
+        assert!(line.contains("token_file") && line.contains("insecure = true"), "{line}");
+        // With any of the three it is another thing that it lacks.
+        for admitted in [
+            "service.security.token_file=/nowhere/token",
+            "service.security.certificates=/nowhere",
+            "service.security.insecure=true",
+        ] {
+            let (_, said) = said(role, &[settings, &[admitted]].concat());
+            assert!(!said.contains("which other machines reach"), "{role} {settings:?} {admitted}: {said}");
+        }
+    }
+    // c10d asks nobody, whatever the run asks: it is bound to one address.
+    let every = ["world_size=2", "rendezvous=0.0.0.0:29500", "service.security.insecure=true"];
+    let (code, refused) = said("sluice-learner", &every);
+    assert!(
+        code == Some(2) && refused.contains("rendezvous is 0.0.0.0:29500, which is every address"),
+        "{refused}"
+    );
+    let (code, refused) = said("sluice-learner", &["listen=0.0.0.0:0", "service.security.insecure=true"]);
+    assert!(code == Some(2) && refused.contains("set advertise"), "{refused}");
+}
+
 /// Runs a ring that cannot succeed; what it said beside its exit code.
 fn end_of(ring: &TinyRing) -> (Option<i32>, String) {
     let Output { status, stderr, .. } = ring.command().unwrap().stdin(Stdio::null()).output().unwrap();

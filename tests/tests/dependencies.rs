@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use cargo_metadata::semver::VersionReq;
 use cargo_metadata::{MetadataCommand, Package};
 use tests::root;
 use toml::Table;
@@ -70,6 +71,24 @@ fn a_crate_has_one_version_unless_deny_toml_says_why_not() {
     versions.retain(|_, versions| versions.len() > 1);
     let several: BTreeSet<&str> = versions.keys().map(String::as_str).collect();
     assert_eq!(several, skipped, "crates with several versions, and deny.toml's bans.skip: {versions:?}");
+}
+
+#[test]
+fn no_crate_is_below_the_floor_of_a_known_vulnerability() {
+    let deny = deny();
+    let denied = deny["bans"]["deny"].as_array().unwrap();
+    let dependencies = dependencies();
+    for denied in denied {
+        let (name, versions) = denied["crate"].as_str().unwrap().split_once('@').unwrap();
+        let versions: VersionReq = versions.parse().unwrap();
+        let mut taken = dependencies.iter().filter(|package| package.name.as_str() == name).peekable();
+        // A floor under nothing would be believed to hold something up.
+        assert!(taken.peek().is_some(), "deny.toml denies versions of {name}, which is no dependency");
+        for package in taken {
+            let reason = denied["reason"].as_str().unwrap();
+            assert!(!versions.matches(&package.version), "{name} {}: {reason}", package.version);
+        }
+    }
 }
 
 /// Whether an SPDX expression can be met by the allowed licences. `AND` binds more tightly than `OR`; `/` is

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -137,10 +137,33 @@ fn a_live_view_shows_the_run_says_when_nobody_answers_and_is_left_by_q() {
     view.wait_for("tiny-ring · Running · waits for ");
     view.wait_for("batch");
     view.wait_for("/200");
+    // Curves of the steps before it was started, too.
+    // What was blank and is blank is not drawn: words of a line come one by one.
+    view.wait_for("┌score:");
+    view.wait_for("┌scored");
     view.wait_for("actor-0");
     view.press("q");
     let (status, said) = view.end();
     assert!(status.success(), "{said}");
+    let is_left = said.contains("\u{1b}[?1049l") && said.ends_with("\u{1b}[?25h");
+    assert!(is_left, "the terminal is as it was: {said:?}");
+
+    // Without a terminal there are lines, and whoever reads no further ends it without a word.
+    let mut lines = top().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut reader = BufReader::new(lines.stdout.take().unwrap());
+    for _ in 0..2 {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        assert!(
+            line.starts_with("batch ") && line.contains("/200: ") && line.contains("waits for "),
+            "{line}"
+        );
+        assert!(!line.contains('\u{1b}'), "{line:?}");
+    }
+    drop(reader);
+    let output = lines.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(141), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 
     let mut view = Terminal::start(top());
     view.wait_for("tiny-ring");

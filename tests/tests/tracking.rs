@@ -8,10 +8,12 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use tests::{TinyRing, binary};
+use tests::{TinyRing, binary, root};
 
+/// `sluice` where `setup/install.sh trackers` puts packages.
 fn sluice(arguments: &[&str]) -> Output {
-    Command::new(binary("sluice").unwrap()).args(arguments).stdin(Stdio::null()).output().unwrap()
+    let mut command = Command::new(binary("sluice").unwrap());
+    command.args(arguments).current_dir(root()).stdin(Stdio::null()).output().unwrap()
 }
 
 fn path(path: &Path) -> &str {
@@ -20,13 +22,20 @@ fn path(path: &Path) -> &str {
 
 /// What a program in Python prints as JSON; none, with a word, where it lacks a package.
 fn python(package: &str, program: &str, arguments: &[&str]) -> Option<Value> {
-    let has =
-        Command::new("python3").args(["-c", &format!("import {package}")]).stderr(Stdio::null()).status();
+    let python = || {
+        let mut command = Command::new("python3");
+        command.env("PYTHONPATH", root().join(".deps/trackers"));
+        command
+    };
+    let has = python().args(["-c", &format!("import {package}")]).stderr(Stdio::null()).status();
     if !has.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: python3 has no package {package}, which would read back what was written");
+        eprintln!(
+            "left out: python3 has no package {package}, which would read back what was written \
+             (setup/install.sh trackers)"
+        );
         return None;
     }
-    let output = Command::new("python3").args(["-c", program]).args(arguments).output().unwrap();
+    let output = python().args(["-c", program]).args(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     let printed = String::from_utf8_lossy(&output.stdout);

@@ -147,7 +147,8 @@ async fn coordinator(world: World, config: Config) -> anyhow::Result<()> {
     };
     let (server_loop, handle, view) = ServerLoop::new(parts);
     let mut tasks = TaskSet::default();
-    let router = Grpc::new(handle, tasks.spawner(), done.clone(), term, data).router(&Security::open());
+    let grpc = Grpc::new(handle, tasks.spawner(), done.clone(), term, data);
+    let router = grpc.router(&Security::open());
     let incoming = wire::incoming().await?;
     let stop = token.clone();
     tasks.add("server loop", OnError::Shutdown, server_loop.run(stop));

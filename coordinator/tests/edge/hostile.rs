@@ -23,17 +23,17 @@ use crate::fake_member::{actor, learner, reward_server};
 use crate::streams::{closed, frame, get, head};
 
 /// Memory that no crowd of strangers may take.
-const MEMORY_LIMIT_KIB: u64 = 32 << 10;
+pub(crate) const MEMORY_LIMIT_KIB: u64 = 32 << 10;
 
 /// A coordinator that asks who comes.
-struct Guarded {
-    coordinator: CoordinatorProcess,
+pub(crate) struct Guarded {
+    pub(crate) coordinator: CoordinatorProcess,
     secret: Secret,
     folder: tempfile::TempDir,
 }
 
 impl Guarded {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (secret, file) = (Secret::random().unwrap(), folder.path().join("token"));
         std::fs::write(&file, role_file(&secret, "coordinator")).unwrap();
@@ -42,23 +42,23 @@ impl Guarded {
     }
 
     /// What somebody with this role's file shows.
-    fn security(&self, role: &'static str) -> Security {
+    pub(crate) fn security(&self, role: &'static str) -> Security {
         security_of(self.folder.path(), &self.secret, role)
     }
 
     /// The coordinator's address for a member of this role.
-    fn address(&self, role: &str) -> String {
+    pub(crate) fn address(&self, role: &str) -> String {
         format!("{}@{}", self.secret.token_of(role), self.coordinator.address)
     }
 
-    async fn channel(&self, security: &Security) -> Channel {
+    pub(crate) async fn channel(&self, security: &Security) -> Channel {
         connect(&self.coordinator.address, "coordinator", security).await.unwrap()
     }
 
     /// What the run has come to, without the time.
-    async fn state(&self) -> Value {
+    pub(crate) async fn state(&self) -> Value {
         let channel = self.channel(&self.security("observer")).await;
-        let reply = ObserverClient::new(channel).status(pb::StatusRequest {}).await.unwrap();
+        let reply = ObserverClient::new(channel).status(pb::StatusRequest::default()).await.unwrap();
         let status: Value = serde_json::from_str(&reply.into_inner().json).unwrap();
         let kept = ["actors", "reward_servers", "learner", "account", "trained", "phase", "failures"];
         kept.iter()
@@ -68,13 +68,13 @@ impl Guarded {
     }
 
     /// A page, with a token.
-    async fn page(&self, path: &str, token: Option<&str>) -> (u16, String) {
+    pub(crate) async fn page(&self, path: &str, token: Option<&str>) -> (u16, String) {
         let header = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
         get(&self.coordinator.metrics, path, &header).await
     }
 
     /// How many were refused for a reason.
-    async fn refused(&self, reason: &str) -> u64 {
+    pub(crate) async fn refused(&self, reason: &str) -> u64 {
         let token = self.secret.token_of("observer");
         let (status, page) = self.page("/metrics", Some(&token)).await;
         assert_eq!(status, 200, "{page}");
@@ -83,7 +83,7 @@ impl Guarded {
         line.unwrap_or_else(|| panic!("{name} in {page}")).parse().unwrap()
     }
 
-    fn times_said(&self) -> usize {
+    pub(crate) fn times_said(&self) -> usize {
         self.coordinator.log().lines().filter(|line| line.contains(" refused ")).count()
     }
 }
@@ -105,7 +105,8 @@ async fn try_everything(channel: Channel) -> Vec<(&'static str, Status)> {
     refused.extend(coordinator.reward(tokio_stream::pending()).await.err().map(|status| ("reward", status)));
     refused.extend(coordinator.learn(tokio_stream::pending()).await.err().map(|status| ("learn", status)));
     refused.extend(coordinator.fields(fields).await.err().map(|status| ("fields", status)));
-    refused.extend(observer.status(pb::StatusRequest {}).await.err().map(|status| ("status", status)));
+    refused
+        .extend(observer.status(pb::StatusRequest::default()).await.err().map(|status| ("status", status)));
     refused.extend(observer.drain(pb::DrainRequest {}).await.err().map(|status| ("drain", status)));
     refused
 }
@@ -202,20 +203,20 @@ async fn an_exchanged_secret_counts_without_a_restart() {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let channel = guarded.channel(&security).await;
-        match ObserverClient::new(channel).status(pb::StatusRequest {}).await {
+        match ObserverClient::new(channel).status(pb::StatusRequest::default()).await {
             Ok(_) => break,
             Err(status) => assert!(Instant::now() < deadline, "{status}"),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let old = guarded.channel(&guarded.security("observer")).await;
-    let refused = ObserverClient::new(old).status(pb::StatusRequest {}).await.unwrap_err();
+    let refused = ObserverClient::new(old).status(pb::StatusRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     // One that cannot be used takes nothing away.
     std::fs::write(&file, "boss 0123456789012345678901234567890123456789").unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let channel = guarded.channel(&security).await;
-    ObserverClient::new(channel).status(pb::StatusRequest {}).await.unwrap();
+    ObserverClient::new(channel).status(pb::StatusRequest::default()).await.unwrap();
     assert!(guarded.coordinator.log().contains("those from before count on"));
 }
 
@@ -264,7 +265,7 @@ async fn an_actor_is_given_what_it_generates_from_and_nothing_else() {
 }
 
 /// Resident memory of a process, in KiB.
-fn memory(coordinator: &CoordinatorProcess) -> u64 {
+pub(crate) fn memory(coordinator: &CoordinatorProcess) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", coordinator.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
@@ -377,7 +378,7 @@ async fn crowd(guarded: &Guarded) -> (BTreeMap<String, u32>, u64, Duration) {
     let (mut ends, mut most, mut longest) = (BTreeMap::new(), 0, Duration::ZERO);
     while !streams.is_empty() {
         let asked = Instant::now();
-        ObserverClient::new(known.clone()).status(pb::StatusRequest {}).await.unwrap();
+        ObserverClient::new(known.clone()).status(pb::StatusRequest::default()).await.unwrap();
         longest = longest.max(asked.elapsed());
         most = most.max(memory(&guarded.coordinator));
         while let Some(ended) = streams.try_join_next() {
@@ -419,14 +420,14 @@ async fn with_few_descriptors_a_crowd_on_both_ports_leaves_some_for_the_process(
     let coordinator = CoordinatorProcess::with_descriptors(128).await;
     let known = connect(&coordinator.address, "coordinator", &Security::open()).await.unwrap();
     let mut observer = ObserverClient::new(known);
-    observer.status(pb::StatusRequest {}).await.unwrap();
+    observer.status(pb::StatusRequest::default()).await.unwrap();
     let mut silent = Vec::new();
     for number in 0..200 {
         let address = if number % 2 == 0 { &coordinator.address } else { &coordinator.metrics };
         silent.push(TcpStream::connect(address).await.unwrap());
     }
     let asked = Instant::now();
-    observer.status(pb::StatusRequest {}).await.unwrap();
+    observer.status(pb::StatusRequest::default()).await.unwrap();
     assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     let descriptors = std::fs::read_dir(format!("/proc/{}/fd", coordinator.id())).unwrap().count();
     assert!(descriptors < 128, "{descriptors}");
@@ -468,7 +469,7 @@ async fn doors_that_stand_open_to_strangers_are_not_opened() {
 }
 
 /// The reason of the first GOAWAY among these frames (RFC 9113, section 6.8).
-fn told_to_go(mut frames: &[u8]) -> Option<u32> {
+pub(crate) fn told_to_go(mut frames: &[u8]) -> Option<u32> {
     while let Some((head, rest)) = frames.split_first_chunk::<9>() {
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
         let payload = rest.get(..length)?;

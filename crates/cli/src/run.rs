@@ -2,7 +2,7 @@
 
 mod figures;
 mod process;
-mod progress;
+pub(crate) mod progress;
 mod ring;
 pub(crate) mod stages;
 pub(crate) mod summary;

@@ -174,7 +174,7 @@ export class Chart {
       height: HEIGHT,
       series,
       bands,
-      padding: [8, 12, 0, 0],
+      padding: [8, 20, 0, 0],
       legend: { show: false },
       scales: { x: { time: axis === 'time' }, y: { distr: log ? 3 : 1, range } },
       axes: [

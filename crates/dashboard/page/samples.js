@@ -204,9 +204,8 @@ function surprises({ logprobs, logprob_mean: mean, logprob_min: lowest }) {
   return el(
     'p',
     { cls: 'surprises soft' },
-    'log-probs of its tokens ',
+    `log-probs of its tokens: ${said}`,
     el('span', { cls: 'bars', role: 'img', 'aria-label': `log-probs of ${logprobs.length} tokens: ${said}` }, bars),
-    ` ${said}`,
   );
 }
 

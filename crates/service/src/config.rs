@@ -80,7 +80,7 @@ pub trait Config: Serialize + DeserializeOwned + Default + JsonSchema {
     /// All problems, doors that stand open to strangers among them.
     fn every_problem(&self) -> Vec<String> {
         let mut doors = self.doors();
-        doors.push(("service.listen_metrics", self.service().listen_metrics));
+        doors.push(Door::new("service.listen_metrics", self.service().listen_metrics));
         let mut problems = self.problems();
         problems.extend(self.service().security.problems(&doors));
         problems

@@ -55,17 +55,51 @@ pub struct SecurityConfig {
     /// Connections that a port holds from one other machine, and half of what the process can hold at most.
     /// Those of a large node, or of everybody behind one gateway (NAT), come from one address.
     pub connections_per_address: usize,
+    /// How long calls may begin on a connection: its peer is then told to open another (GOAWAY), where it is
+    /// asked anew who it is. Streams that are open go on.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", extend("x-kind" = "duration"))]
+    pub connection_age: Duration,
 }
 
 impl Default for SecurityConfig {
     fn default() -> Self {
         // A whole node of processes, not a cluster.
-        Self { token_file: None, certificates: None, insecure: false, connections_per_address: 1_024 }
+        Self {
+            token_file: None,
+            certificates: None,
+            insecure: false,
+            connections_per_address: 1_024,
+            connection_age: Duration::from_secs(3600),
+        }
     }
 }
 
-/// A port that a process listens on: the key that names it, and its address.
-pub type Door = (&'static str, SocketAddr);
+/// A port that a process listens on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Door {
+    /// The key that names it.
+    key: &'static str,
+    /// Its address: a host, of which a port may be said.
+    address: String,
+}
+
+impl Door {
+    /// The one that this key names, at this address: `host:port`, or a host alone.
+    pub fn new(key: &'static str, address: impl fmt::Display) -> Self {
+        Self { key, address: address.to_string() }
+    }
+
+    /// Whether only this machine reaches it. A name that is not `localhost` may be anybody's.
+    fn is_local(&self) -> bool {
+        let with_port = self.address.rsplit_once(':').filter(|(host, port)| {
+            // The last part of an IPv6 address without brackets is no port.
+            port.parse::<u16>().is_ok() && (host.starts_with('[') || !host.contains(':'))
+        });
+        let host = with_port.map_or(self.address.as_str(), |(host, _)| host).trim_matches(['[', ']']);
+        host.parse::<IpAddr>().map_or(host == "localhost", |ip| ip.to_canonical().is_loopback())
+    }
+}
 
 impl SecurityConfig {
     /// Whether those who come are asked who they are.
@@ -79,11 +113,14 @@ impl SecurityConfig {
         if self.connections_per_address == 0 {
             problems.push("security.connections_per_address must be at least 1".to_owned());
         }
+        if self.connection_age.is_zero() {
+            problems.push("security.connection_age must be above 0s".to_owned());
+        }
         if self.asks() || self.insecure {
             return problems;
         }
-        let open = doors.iter().filter(|(_, address)| !address.ip().to_canonical().is_loopback());
-        problems.extend(open.map(|(key, address)| {
+        let open = doors.iter().filter(|door| !door.is_local());
+        problems.extend(open.map(|Door { key, address }| {
             format!(
                 "{key} is {address}, which other machines reach, and nobody who comes would be asked who they are: name \
                  the run's token file as token_file in [security] of the recipe or [service.security] of this process \
@@ -170,11 +207,24 @@ impl Refusal {
 #[derive(Clone)]
 pub struct Security(Arc<Inner>);
 
+/// What a configuration bounds connections by.
+#[derive(Debug, Clone, Copy)]
+struct ConnectionBounds {
+    per_address: usize,
+    age: Duration,
+}
+
+impl From<&SecurityConfig> for ConnectionBounds {
+    fn from(config: &SecurityConfig) -> Self {
+        Self { per_address: config.connections_per_address, age: config.connection_age }
+    }
+}
+
 struct Inner {
     role: &'static str,
     tokens: Option<RwLock<TokenFile>>,
     certificates: Option<RwLock<CertificateFolder>>,
-    connections_per_address: usize,
+    connections: ConnectionBounds,
     refusals: Mutex<RefusalLog>,
 }
 
@@ -193,28 +243,33 @@ impl Security {
         let tokens = config.token_file.as_ref().map(|path| TokenFile::read(path)).transpose()?;
         let certificates = config.certificates.as_ref();
         let certificates = certificates.map(|folder| CertificateFolder::read(folder, role)).transpose()?;
-        Ok(Self::of(role, tokens, certificates, config.connections_per_address))
+        Ok(Self::of(role, tokens, certificates, config.into()))
     }
 
     /// Nobody is asked, and nothing is proved.
     pub fn open() -> Self {
-        Self::of("nobody", None, None, SecurityConfig::default().connections_per_address)
+        Self::of("nobody", None, None, (&SecurityConfig::default()).into())
     }
 
     fn of(
         role: &'static str,
         tokens: Option<TokenFile>,
         certificates: Option<CertificateFolder>,
-        connections_per_address: usize,
+        connections: ConnectionBounds,
     ) -> Self {
         let (tokens, certificates) = (tokens.map(RwLock::new), certificates.map(RwLock::new));
         let refusals = Mutex::default();
-        Self(Arc::new(Inner { role, tokens, certificates, connections_per_address, refusals }))
+        Self(Arc::new(Inner { role, tokens, certificates, connections, refusals }))
     }
 
     /// Connections that a port holds from one other machine.
     pub(crate) fn connections_per_address(&self) -> usize {
-        self.0.connections_per_address
+        self.0.connections.per_address
+    }
+
+    /// How long calls may begin on a connection.
+    pub(crate) fn connection_age(&self) -> Duration {
+        self.0.connections.age
     }
 
     /// Whether those who come are asked who they are.

@@ -111,7 +111,15 @@ impl service::Config for Config {
 
     fn doors(&self) -> Vec<Door> {
         // The other ranks listen for nothing.
-        if self.rank == 0 { vec![("listen", self.listen)] } else { Vec::new() }
+        if self.rank > 0 {
+            return Vec::new();
+        }
+        let mut doors = vec![Door::new("listen", self.listen)];
+        // The store of broadcast groups is bound to what actors are told, that of the ranks to where they
+        // meet.
+        doors.extend((!self.advertise.is_empty()).then(|| Door::new("advertise", &self.advertise)));
+        doors.extend((self.world_size > 1).then(|| Door::new("rendezvous", &self.rendezvous)));
+        doors
     }
 
     fn problems(&self) -> Vec<String> {
@@ -126,6 +134,14 @@ impl service::Config for Config {
                  open on all of them: set advertise to the one that actors reach"
                     .to_owned(),
             );
+        }
+        let rendezvous = self.rendezvous.parse::<SocketAddr>();
+        if self.world_size > 1 && rendezvous.is_ok_and(|address| address.ip().is_unspecified()) {
+            problems.push(format!(
+                "rendezvous is {}, which is every address of this host, and c10d's store, which asks nobody who comes, \
+                 would be open on all of them: name the one that the ranks reach",
+                self.rendezvous
+            ));
         }
         if self.rank >= self.world_size {
             problems.push(format!("rank is {}, must be below world_size = {}", self.rank, self.world_size));

@@ -1,7 +1,9 @@
-//! `sluice trace`: the life of the responses that a run keeps as samples.
+//! `sluice trace`: the life of the responses that a run keeps as samples, to be read or as spans.
+
+mod otlp;
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _, stdout};
 use std::path::{Path, PathBuf};
 
 use comfy_table::Table;
@@ -23,7 +25,13 @@ pub(crate) struct Arguments {
     /// The output folder of a run, or the folder of one of its rings.
     run: PathBuf,
     /// A response (e0-p17-s2-a0), or a prompt (e0-p17) for all its responses that are known.
-    id: String,
+    #[arg(required_unless_present = "otlp")]
+    id: Option<String>,
+    /// Writes spans instead, one trace for each response, as OTLP in JSON (a line for each ring): what the
+    /// OpenTelemetry Collector reads. Of all responses that are known where no ID is given. `-` is standard
+    /// output.
+    #[arg(long, value_name = "FILE")]
+    otlp: Option<PathBuf>,
 }
 
 /// What is read of a sample; its fields are the coordinator's.
@@ -65,42 +73,58 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let rings = ring_folders(&arguments.run);
     let folders = if rings.is_empty() { vec![arguments.run.clone()] } else { rings };
     let mut known = 0;
-    let mut shown = 0;
+    let mut found = Vec::new();
     for folder in &folders {
-        let samples: Vec<Sample> = ["samples.previous.jsonl", "samples.jsonl"]
+        let mut samples: Vec<Sample> = ["samples.previous.jsonl", "samples.jsonl"]
             .iter()
             .flat_map(|name| lines(&folder.join(name)))
             .collect();
         known += samples.len();
-        let mut found = samples.iter().filter(|sample| sample.is(&arguments.id)).peekable();
-        if found.peek().is_none() {
-            continue;
-        }
-        let steps: Vec<Step> = lines(&folder.join("steps.jsonl")).collect();
-        for sample in found {
-            if shown > 0 {
-                println!();
-            }
-            println!("{}\n{}", sample.title(), life(sample, &steps));
-            shown += 1;
+        samples.retain(|sample| arguments.id.as_ref().is_none_or(|id| sample.is(id)));
+        if !samples.is_empty() {
+            let steps = lines(&folder.join("steps.jsonl")).collect();
+            found.push(Ring { folder, samples, steps });
         }
     }
-    if shown > 0 {
-        return Ok(());
+    if found.is_empty() {
+        return Err(nothing_found(arguments, known).into());
     }
+    match &arguments.otlp {
+        Some(file) => otlp::write(file, &found),
+        None => show(&found),
+    }
+}
+
+/// What was found of one ring.
+struct Ring<'a> {
+    folder: &'a Path,
+    samples: Vec<Sample>,
+    steps: Vec<Step>,
+}
+
+fn show(found: &[Ring<'_>]) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    let lives = found.iter().flat_map(|ring| ring.samples.iter().map(|sample| (sample, &ring.steps)));
+    for (place, (sample, steps)) in lives.enumerate() {
+        if place > 0 {
+            writeln!(out)?;
+        }
+        writeln!(out, "{}\n{}", sample.title(), life(sample, steps))?;
+    }
+    Ok(())
+}
+
+fn nothing_found(arguments: &Arguments, known: usize) -> BadInput {
     let where_to_look = arguments.run.display();
-    Err(BadInput(if known == 0 {
-        format!(
+    BadInput(match &arguments.id {
+        Some(id) if known > 0 => format!(
+            "none of the {known} samples of {where_to_look} is {id}: the ids are in samples.jsonl, and \
+             coordinator.samples_per_batch says how many of each batch are kept"
+        ),
+        _ => format!(
             "{where_to_look} has no samples: it is no run's folder, or coordinator.samples_per_batch is 0"
-        )
-    } else {
-        format!(
-            "none of the {known} samples of {where_to_look} is {}: the ids are in samples.jsonl, and \
-             coordinator.samples_per_batch says how many of each batch are kept",
-            arguments.id
-        )
+        ),
     })
-    .into())
 }
 
 /// The lines of a file that are such values: what is missing or half written is none.
@@ -115,6 +139,15 @@ impl Sample {
         self.id == id || self.prompt_id == id
     }
 
+    fn trains(&self) -> bool {
+        self.fate == "trains"
+    }
+
+    /// The step that it trained, if that is known.
+    fn step<'a>(&self, steps: &'a [Step]) -> Option<&'a Step> {
+        steps.iter().find(|step| self.trains() && step.batch == self.batch)
+    }
+
     fn title(&self) -> String {
         let outcome = self.outcome.map_or_else(String::new, |outcome| format!(", tests passed {outcome}"));
         format!("{}  score {}{outcome}, {}", self.id, self.score, self.fate)
@@ -123,8 +156,8 @@ impl Sample {
 
 /// What happened to a response, in order.
 fn life(sample: &Sample, steps: &[Step]) -> Table {
-    let trained = sample.fate == "trains";
-    let step = steps.iter().find(|step| trained && step.batch == sample.batch);
+    let trained = sample.trains();
+    let step = sample.step(steps);
     let by = |who: &Option<String>| who.clone().unwrap_or_else(|| "?".to_owned());
     let drawn = format!(
         "scored by {}: {} tokens, the first of version {}, ended by {}",
@@ -159,10 +192,10 @@ fn life(sample: &Sample, steps: &[Step]) -> Table {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const SAMPLE: &str = r#"{"time_unix_ms": 1700000002500, "batch": 4, "prompt_id": "e0-p3", "id": "e0-p3-s1-a0",
+    pub(super) const SAMPLE: &str = r#"{"time_unix_ms": 1700000002500, "batch": 4, "prompt_id": "e0-p3", "id": "e0-p3-s1-a0",
         "actor": "actor-1", "leased_unix_ms": 1700000000000, "reward_server": "rewards", "scored_unix_ms": 1700000001250,
         "version": 3, "score": 0.5, "outcome": 1.0, "response_tokens": 12, "finish_reason": "stop", "fate": "trains",
         "weight": 1.0, "a field of later": []}"#;

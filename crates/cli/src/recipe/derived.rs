@@ -51,7 +51,7 @@ pub(super) fn fill_in(layers: &mut Layers) {
     }
     correct_stale_samples(layers);
     // Who may speak to one process may speak to all.
-    for key in ["token_file", "certificates", "insecure", "connections_per_address"] {
+    for key in ["token_file", "certificates", "insecure", "connections_per_address", "connection_age"] {
         let from = format!("security.{key}");
         if let Some(value) = value(layers, &from) {
             for role in Role::ALL {

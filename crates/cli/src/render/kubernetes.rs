@@ -28,7 +28,7 @@ mod pod;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use service::BadInput;
+use service::{BadInput, SecurityConfig};
 
 use super::options::RingOptions;
 use super::ring::Ring;
@@ -69,6 +69,10 @@ pub(crate) struct Options {
     /// Image that holds the binaries; deploy/docker builds one.
     #[arg(long)]
     image: String,
+    /// Image of the coordinator, which needs no libtorch, where it is another one (`--target tools` of
+    /// deploy/docker).
+    #[arg(long, value_name = "IMAGE")]
+    coordinator_image: Option<String>,
     /// PersistentVolumeClaim of the folder that all pods share (ReadWriteMany): models, data and checkpoints.
     #[arg(long, value_name = "NAME")]
     volume_claim: String,
@@ -107,6 +111,23 @@ struct Manifests<'a> {
     ring: Ring,
     /// Prefix of all names.
     name: String,
+    secrets: Secrets,
+}
+
+/// What pods prove themselves by.
+#[derive(Debug, Clone, Copy)]
+struct Secrets {
+    has_tokens: bool,
+    has_certificates: bool,
+}
+
+impl Secrets {
+    /// What a recipe asks for: where it says nothing, tokens.
+    fn of(security: &SecurityConfig) -> Self {
+        let has_certificates = security.certificates.is_some();
+        let by_default = !security.insecure && !has_certificates;
+        Self { has_tokens: security.token_file.is_some() || by_default, has_certificates }
+    }
 }
 
 impl<'a> Manifests<'a> {
@@ -136,13 +157,17 @@ impl<'a> Manifests<'a> {
         if ring.of(Role::Learner).processes > 1 {
             ring.set(Role::Learner, "rendezvous", format!("{name}-learner-0:{RENDEZVOUS_PORT}"));
         }
-        if !ring.recipe.security.insecure {
-            for role in Role::ALL {
+        let secrets = Secrets::of(&ring.recipe.security);
+        for role in Role::ALL {
+            if secrets.has_tokens {
                 ring.set(role, "service.security.token_file", pod::TOKEN_FILE);
+            }
+            if secrets.has_certificates {
+                ring.set(role, "service.security.certificates", pod::CERTIFICATE_FOLDER);
             }
         }
         ring.check(pod::examples_of)?;
-        Ok(Self { options, ring, name })
+        Ok(Self { options, ring, name, secrets })
     }
 
     fn files(&self) -> anyhow::Result<Vec<RenderedFile>> {
@@ -190,7 +215,12 @@ impl<'a> Manifests<'a> {
 
     /// The Secret with a token file for each role, where there is one: `sluice token roles` writes the files.
     fn token_secret(&self) -> Option<String> {
-        (!self.ring.recipe.security.insecure).then(|| format!("{}-tokens", self.name))
+        self.secrets.has_tokens.then(|| format!("{}-tokens", self.name))
+    }
+
+    /// The Secret with the certificates of all roles, where there is one: `sluice certs` writes such files.
+    fn certificate_secret(&self) -> Option<String> {
+        self.secrets.has_certificates.then(|| format!("{}-certificates", self.name))
     }
 
     fn name_of(&self, role: Role) -> String {

@@ -198,6 +198,12 @@ impl RingProgress {
     }
 }
 
+/// How a run is doing, in one line.
+pub(crate) fn line_of(status: &Status) -> String {
+    let Status { trained, batches, .. } = status;
+    format!("batch {trained}/{batches}: {} · {}", figures_of(status), waiting(status))
+}
+
 /// Everything that is known in numbers.
 fn figures_of(status: &Status) -> String {
     let step = status.last_step.as_ref().map(figures::of_step).unwrap_or_default();

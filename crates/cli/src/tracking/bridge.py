@@ -6,6 +6,7 @@ Standard input: a first line that says which tracker, under which project, name 
 one line a step: {"step": 12, "time": milliseconds since 1970, "values": {"score_mean": 0.3}}. Its end is the run's.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -76,8 +77,10 @@ def main():
     # The run says when it is over: by closing this input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.path.append(sys.argv[1])
     told = json.loads(sys.stdin.readline())
+    if importlib.util.find_spec(told["tracker"]) is None:
+        # In front: what the tracker needs is there too, and the interpreter may have an older one.
+        sys.path.insert(0, sys.argv[1])
     os.makedirs(told["folder"], exist_ok=True)
     tracker = {"wandb": Wandb, "mlflow": Mlflow, "trackio": Trackio}[told["tracker"]](told)
     for line in sys.stdin:

@@ -167,4 +167,32 @@ mod tests {
         let error = (0..1000).find_map(|_| bridge.tell_within(&line, timeout).err()).unwrap();
         assert!(error.to_string().contains("taken nothing for 100ms"), "{error}");
     }
+
+    #[test]
+    fn what_a_tracker_needs_comes_from_the_folder_that_it_lies_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let interpreter = Interpreter { program: "python3".into(), packages: folder.path().join("packages") };
+        if interpreter.lacks("trackio").is_none() {
+            // It is this interpreter's own here, and the folder is not asked.
+            return;
+        }
+        std::fs::create_dir(&interpreter.packages).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(interpreter.packages.join(name), text).unwrap();
+        // The interpreter has a module of this name, as it may have an older release of what a tracker needs.
+        write("colorsys.py", "OURS = True\n");
+        write(
+            "trackio.py",
+            "import colorsys\nassert colorsys.OURS\nclass Run:\n    def log(self, values, step): print('logged', step)\n    \
+             def finish(self): print('finished')\ndef init(**told): return Run()\n",
+        );
+        let log = folder.path().join("log");
+        let told = serde_json::json!({
+            "tracker": "trackio", "project": "p", "name": "n", "id": "i", "offline": true, "config": {},
+            "folder": folder.path().join("tracking"),
+        });
+        let mut bridge = Bridge::start(&interpreter, &log, &told).unwrap();
+        bridge.tell(&serde_json::json!({"step": 7, "time": 1, "values": {"score_mean": 0.5}})).unwrap();
+        bridge.finish(Duration::from_secs(60)).unwrap();
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "logged 7\nfinished\n");
+    }
 }

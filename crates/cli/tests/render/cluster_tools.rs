@@ -17,8 +17,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// Every form of the manifests: reward servers in a namespace of their own or not, guarded or not, with GPUs
-/// or not.
+/// Every form of the manifests: reward servers in a namespace of their own or not, guarded by tokens, by
+/// certificates or not at all, with GPUs or not.
 fn rendered() -> Vec<Project> {
     let guarded = Project::new(RECIPE);
     guarded.render("k8s", &["--image", "sluice:1", "--volume-claim", "shared"]);
@@ -30,7 +30,9 @@ fn rendered() -> Vec<Project> {
     own.render("k8s", &gpus.concat());
     let open = Project::new(&format!("{RECIPE}\n[security]\ninsecure = true\n"));
     open.render("k8s", &["--image", "sluice:1", "--volume-claim", "shared"]);
-    vec![guarded, own, open]
+    let certified = Project::new(&format!("{RECIPE}\n[security]\ncertificates = \"certs\"\n"));
+    certified.render("k8s", &gpus.concat());
+    vec![guarded, own, open, certified]
 }
 
 #[test]
@@ -147,6 +149,8 @@ fn kustomize_takes_the_base_the_components_and_a_places_own_patches() {
         let mut kinds: Vec<&str> = objects.iter().map(|object| object["kind"].as_str().unwrap()).collect();
         kinds.retain(|kind| ["PodMonitor", "PrometheusRule", "ScaledJob"].contains(kind));
         kinds.sort_unstable();
+        // With certificates there is a PodMonitor for each role.
+        kinds.dedup();
         assert_eq!(kinds, ["PodMonitor", "PrometheusRule", "ScaledJob"]);
         let rules = objects.iter().find(|object| object["kind"] == "PrometheusRule").unwrap();
         let ours = fs::read_to_string(root().join("deploy/prometheus/alerts.yml")).unwrap();

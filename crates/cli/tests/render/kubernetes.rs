@@ -134,6 +134,62 @@ fn a_pod_is_given_its_own_roles_tokens() {
 }
 
 #[test]
+fn a_pod_is_given_its_own_roles_certificate_and_asks_for_no_token_besides() {
+    let project = Project::new(&format!("{RECIPE}\n[security]\ncertificates = \"certs\"\n"));
+    let objects = Objects::render(&project, &[]);
+    for role in ROLES {
+        let spec = &objects.pod(role)["spec"];
+        let volumes = spec["volumes"].as_array().unwrap();
+        let named = |name: &str| volumes.iter().find(|volume| volume["name"] == name);
+        assert!(named("tokens").is_none(), "{role}");
+        let secret = &named("certificates").unwrap()["secret"];
+        assert_eq!(secret["secretName"], "ring-1-certificates");
+        assert_eq!(secret["defaultMode"], 0o440);
+        let items: Vec<&str> =
+            secret["items"].as_array().unwrap().iter().map(|item| item["path"].as_str().unwrap()).collect();
+        assert_eq!(items, ["ca.pem", &format!("{role}.pem"), &format!("{role}.key")], "no other's key");
+        let container = &spec["containers"][0];
+        let mounts = container["volumeMounts"].as_array().unwrap();
+        let mount = mounts.iter().find(|mount| mount["name"] == "certificates").unwrap();
+        assert_eq!(
+            (mount["mountPath"].as_str(), mount["readOnly"].as_bool()),
+            (Some("/etc/sluice-certificates"), Some(true))
+        );
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            assert_eq!(container[probe]["httpGet"]["scheme"], "HTTPS", "{role} {probe}");
+        }
+    }
+    let actor: actor::Config = objects.config("actor");
+    let security = actor.service.security;
+    assert_eq!(security.certificates.unwrap().to_str(), Some("/etc/sluice-certificates"));
+    assert_eq!(security.token_file, None);
+    // Each role's pages are known by its own name, and Prometheus is an observer.
+    let monitors = project.read("out/components/monitoring/objects.yaml");
+    for role in ROLES {
+        assert!(monitors.contains(&format!("serverName: {role}.sluice.internal")), "{monitors}");
+    }
+    assert_eq!(monitors.matches("key: observer.key").count(), ROLES.len());
+    assert_eq!(monitors.matches("scheme: https").count(), ROLES.len());
+
+    // Where the recipe names both, both are there.
+    let security = "[security]\ncertificates = \"certs\"\ntoken_file = \"token\"\n";
+    let both = Project::new(&format!("{RECIPE}\n{security}"));
+    let objects = Objects::render(&both, &[]);
+    let actor: actor::Config = objects.config("actor");
+    assert!(actor.service.security.certificates.is_some() && actor.service.security.token_file.is_some());
+}
+
+#[test]
+fn the_coordinator_can_have_a_small_image() {
+    let project = Project::new(RECIPE);
+    let objects = Objects::render(&project, &["--coordinator-image", "sluice:tools"]);
+    for role in ROLES {
+        let image = objects.pod(role)["spec"]["containers"][0]["image"].as_str();
+        assert_eq!(image, Some(if role == "coordinator" { "sluice:tools" } else { "sluice:1" }), "{role}");
+    }
+}
+
+#[test]
 fn the_tiny_coder_example_can_be_rendered() {
     let example = include_str!("../../../../examples/tiny-coder/recipe.toml");
     for ring in ["pf-ppo", "ppo-m"] {

@@ -136,6 +136,35 @@ await step('a run without failed tests says that it has none', async () => {
   await page.close();
 });
 
+await step('log-probs are bars that fit, wide and narrow', async () => {
+  for (const width of [1280, 390]) {
+    const page = await open(`${one}/#samples`, { width });
+    await page.waitForFunction(() => document.querySelectorAll('.sample .bars').length > 0, { timeout: 10_000 });
+    const bars = await page.$$eval('.sample .bars', all =>
+      all.map(one => {
+        const [inner, outer] = [one.getBoundingClientRect(), one.closest('.sample').getBoundingClientRect()];
+        const label = one.getAttribute('aria-label');
+        return { text: one.textContent, label, fits: inner.left >= outer.left && inner.right <= outer.right };
+      }),
+    );
+    for (const { text, label, fits } of bars) {
+      assert.match(text, /^[▁▂▃▄▅▆▇█]{20,96}$/u, text);
+      assert.ok(fits, `${label} is cut off at ${width} px`);
+      const [, tokens, mean, lowest] = label.match(/^log-probs of (\d+) tokens: mean (-[\d.]+), lowest (-[\d.]+)$/);
+      assert.ok(+lowest <= +mean && +mean < 0, label);
+      // The least likely token is a whole block, wherever it stands.
+      assert.equal(text.includes('█'), +lowest <= -1, `${label}: ${text}`);
+      assert.equal([...text].length, Math.ceil(tokens / Math.ceil(tokens / 96)), label);
+    }
+    // A long response is drawn in as many bars at most, and what was kept without log-probs has none.
+    assert.ok(bars.some(({ label }) => label.includes(' 2000 tokens')), 'a long response');
+    const samples = await page.$$eval('.sample', all => all.length);
+    assert.ok(bars.length < samples, `${bars.length} of ${samples} samples have bars`);
+    await picture(page, `samples-logprobs-${width}`);
+    await page.close();
+  }
+});
+
 await step('a model cannot take the page over', async () => {
   const page = await open(`${one}/#samples`, { width: 1280 });
   const text = await page.$eval('#main', main => main.textContent);

@@ -13,13 +13,17 @@ pictures=${1:+$(mkdir -p "$1" && cd "$1" && pwd)}
 folder=$(mktemp -d)
 server=
 trap 'test -z "$server" || kill $server; rm -rf "$folder"' EXIT
-cargo build --quiet --locked -p cli --bin sluice
+# SLUICE_BIN names the folder of a program that is built already.
+if [ -z "${SLUICE_BIN:-}" ]; then
+    cargo build --quiet --locked -p cli --bin sluice
+    SLUICE_BIN=target/debug
+fi
 npm install --silent --no-save --no-audit --no-fund --prefix "$folder" puppeteer-core@25.16.0 axe-core@4.14.1
 cp crates/dashboard/tests/browser/*.mjs "$folder"
 node "$folder/fixture.mjs" "$folder/runs"
-target/debug/sluice dashboard --port 0 "$folder/runs/best-worst" 2>"$folder/one" &
+"$SLUICE_BIN/sluice" dashboard --port 0 "$folder/runs/best-worst" 2>"$folder/one" &
 server=$!
-target/debug/sluice dashboard --port 0 "$folder/runs/best-worst" "$folder/runs/none" "$folder/runs/bare" 2>"$folder/several" &
+"$SLUICE_BIN/sluice" dashboard --port 0 "$folder/runs/best-worst" "$folder/runs/none" "$folder/runs/bare" 2>"$folder/several" &
 server="$server $!"
 for said in one several; do
     tries=0

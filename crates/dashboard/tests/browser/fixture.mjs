@@ -131,6 +131,9 @@ function samples(batches) {
       const [best, worst] = [Math.max(...scores), Math.min(...scores)];
       for (const [sibling, score] of scores.entries()) {
         const kept = score === best || score === worst;
+        // Of the second group the responses are long, and those of the last were kept without log-probs.
+        const tokens = group === 1 ? 2000 : 20 + Math.floor(40 * random());
+        const logprobs = group === 3 ? [] : Array.from({ length: tokens }, () => -5 * random() ** 4);
         lines.push(
           JSON.stringify({
             time_unix_ms: 1000 * (BEGAN + batch),
@@ -145,7 +148,10 @@ function samples(batches) {
             score,
             scorers: { 'reward-model': score - 0.2, 'unit-tests': score > 0 ? 1 : 0 },
             outcome: score > 0 ? 1 : 0,
-            response_tokens: 20 + Math.floor(40 * random()),
+            response_tokens: tokens,
+            logprobs,
+            logprob_mean: logprobs.length > 0 ? logprobs.reduce((sum, one) => sum + one, 0) / tokens : null,
+            logprob_min: logprobs.length > 0 ? Math.min(...logprobs) : null,
             finish_reason: 'stop',
             version: batch - 1,
             fate: kept ? 'trains' : 'filtered{strategy}',

@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub(super) struct Keys {
     before: Option<Termios>,
-    quit: oneshot::Receiver<()>,
+    /// None where there is no terminal, or nobody reads it any more.
+    quit: Option<oneshot::Receiver<()>>,
 }
 
 impl Keys {
@@ -20,10 +21,10 @@ impl Keys {
     /// # Errors
     /// When the system refuses.
     pub(super) fn listen() -> anyhow::Result<Self> {
-        let (quits, quit) = oneshot::channel();
         if !std::io::stdin().is_terminal() {
-            return Ok(Self { before: None, quit });
+            return Ok(Self { before: None, quit: None });
         }
+        let (quits, quit) = oneshot::channel();
         let before = tcgetattr(std::io::stdin()).context("look at the terminal")?;
         let mut raw = before.clone();
         // Ctrl-C stays a signal.
@@ -33,14 +34,19 @@ impl Keys {
             .name("keys".to_owned())
             .spawn(move || wait_for_q(quits))
             .context("start a thread for keys")?;
-        Ok(Self { before: Some(before), quit })
+        Ok(Self { before: Some(before), quit: Some(quit) })
     }
 
     /// Returns when `q` is pressed; never where there is no terminal.
     pub(super) async fn quit(&mut self) {
-        if (&mut self.quit).await.is_err() {
-            std::future::pending::<()>().await;
+        if let Some(quit) = &mut self.quit {
+            if quit.await.is_ok() {
+                return;
+            }
+            // Standard input has ended. What has answered once may not be asked again.
+            self.quit = None;
         }
+        std::future::pending::<()>().await;
     }
 }
 

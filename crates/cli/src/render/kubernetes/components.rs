@@ -12,6 +12,7 @@
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
+use service::security::certificate_names;
 
 use super::{Kind, Manifests, pod};
 use crate::recipe::Role;
@@ -149,30 +150,45 @@ fn monitoring(manifests: &Manifests<'_>) -> anyhow::Result<Component> {
     if let Some(secret) = manifests.token_secret() {
         endpoint["authorization"] = json!({ "credentials": { "name": secret, "key": "observer" } });
     }
-    if manifests.ring.recipe.security.certificates.is_some() {
-        // Whose certificate Prometheus shows is for the place to say.
-        endpoint["scheme"] = json!("https");
-    }
-    let namespaces = manifests.options.reward_namespace.iter().chain(&manifests.options.namespace);
-    let namespaces: Vec<&String> = namespaces.collect();
-    let mut spec = json!({
-        "selector": { "matchLabels": manifests.ring_labels() },
-        "podMetricsEndpoints": [endpoint],
-    });
-    if !namespaces.is_empty() {
-        spec["namespaceSelector"] = json!({ "matchNames": namespaces });
+    let mut objects = Vec::new();
+    match manifests.certificate_secret() {
+        // Each role has a certificate of its own name.
+        Some(secret) => objects.extend(Role::ALL.into_iter().map(|role| {
+            let mut endpoint = endpoint.clone();
+            endpoint["scheme"] = json!("https");
+            endpoint["tlsConfig"] = tls_of(role, &secret);
+            pod_monitor(manifests, &manifests.name_of(role), &manifests.labels(role), &endpoint)
+        })),
+        None => objects.push(pod_monitor(manifests, &manifests.name, &manifests.ring_labels(), &endpoint)),
     }
     let rules: Value = yaml_serde::from_str(ALERTS_TEXT).context("read the alerts of this build")?;
     let mut dashboard = json!({ "data": { "sluice.json": DASHBOARD_TEXT } });
     dashboard = manifests.object(CONFIG_MAP, &format!("{}-dashboard", manifests.name), dashboard);
     dashboard["metadata"]["labels"]["grafana_dashboard"] = json!("1");
-    Ok(Component {
-        objects: vec![
-            manifests.object(POD_MONITOR, &manifests.name, json!({ "spec": spec })),
-            manifests.object(ALERTS, &manifests.name, json!({ "spec": rules })),
-            dashboard,
-        ],
-        ..Component::default()
+    objects.push(manifests.object(ALERTS, &manifests.name, json!({ "spec": rules })));
+    objects.push(dashboard);
+    Ok(Component { objects, ..Component::default() })
+}
+
+/// Has Prometheus ask the pods with these labels, in all namespaces of the ring.
+fn pod_monitor(manifests: &Manifests<'_>, name: &str, labels: &Value, endpoint: &Value) -> Value {
+    let namespaces = manifests.options.reward_namespace.iter().chain(&manifests.options.namespace);
+    let namespaces: Vec<&String> = namespaces.collect();
+    let mut spec = json!({ "selector": { "matchLabels": labels }, "podMetricsEndpoints": [endpoint] });
+    if !namespaces.is_empty() {
+        spec["namespaceSelector"] = json!({ "matchNames": namespaces });
+    }
+    manifests.object(POD_MONITOR, name, json!({ "spec": spec }))
+}
+
+/// What Prometheus shows to the pages of a role, and whom it takes for it.
+fn tls_of(role: Role, secret: &str) -> Value {
+    let file = |key: &str| json!({ "name": secret, "key": key });
+    json!({
+        "ca": { "secret": file("ca.pem") },
+        "cert": { "secret": file("observer.pem") },
+        "keySecret": file("observer.key"),
+        "serverName": certificate_names(role.name()).swap_remove(0),
     })
 }
 

@@ -26,6 +26,9 @@ const EPHEMERAL_STORAGE: &str = "8Gi";
 pub(super) const TOKEN_FILE: &str = "/etc/sluice-tokens/token";
 const TOKEN_FOLDER: &str = "/etc/sluice-tokens";
 
+/// Where a pod finds its role's certificate and key, and the authority's certificate.
+pub(super) const CERTIFICATE_FOLDER: &str = "/etc/sluice-certificates";
+
 /// What only the pod knows of its process's configuration: keys, and values as Kubernetes fills them in.
 fn settings_of(role: Role) -> Vec<(&'static str, String)> {
     let name = ("member", "$(POD_NAME)".to_owned());
@@ -81,9 +84,15 @@ pub(super) fn template(manifests: &Manifests<'_>, role: Role) -> anyhow::Result<
         let items = json!([{ "key": role.name(), "path": "token" }]);
         json!({ "name": "tokens", "secret": { "secretName": secret, "defaultMode": 0o440, "items": items } })
     });
+    let certificates = manifests.certificate_secret().map(|secret| {
+        let files = ["ca.pem".to_owned(), format!("{}.pem", role.name()), format!("{}.key", role.name())];
+        let items = files.map(|file| json!({ "key": file, "path": file }));
+        json!({ "name": "certificates", "secret": { "secretName": secret, "defaultMode": 0o440, "items": items } })
+    });
     if let Value::Array(volumes) = &mut volumes {
         volumes.extend(own);
         volumes.extend(tokens);
+        volumes.extend(certificates);
     }
     let mut spec = json!({
         // The Job decides by the exit code whether there is another pod.
@@ -135,9 +144,10 @@ fn container(manifests: &Manifests<'_>, role: Role) -> Value {
     for (key, value) in settings_of(role) {
         arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
     }
+    let own_image = manifests.options.coordinator_image.as_ref().filter(|_| role == Role::Coordinator);
     let mut container = json!({
         "name": role.name(),
-        "image": manifests.options.image,
+        "image": own_image.unwrap_or(&manifests.options.image),
         "command": [role.binary()],
         "args": arguments,
         "workingDir": manifests.options.mount_path,
@@ -206,6 +216,9 @@ fn mounts(manifests: &Manifests<'_>, role: Role) -> Vec<Value> {
     if manifests.token_secret().is_some() {
         mounts.push(json!({ "name": "tokens", "mountPath": TOKEN_FOLDER, "readOnly": true }));
     }
+    if manifests.certificate_secret().is_some() {
+        mounts.push(json!({ "name": "certificates", "mountPath": CERTIFICATE_FOLDER, "readOnly": true }));
+    }
     match role {
         Role::Coordinator => mounts.push(json!({ "name": "journal", "mountPath": "/journal" })),
         Role::Learner => mounts.push(json!({ "name": "shm", "mountPath": "/dev/shm" })),
@@ -222,7 +235,7 @@ fn ready_page(role: Role, processes: usize) -> &'static str {
 
 fn probe(manifests: &Manifests<'_>, page: &str, failures: u32) -> Value {
     let mut get = json!({ "path": page, "port": "metrics" });
-    if manifests.ring.recipe.security.certificates.is_some() {
+    if manifests.certificate_secret().is_some() {
         get["scheme"] = json!("HTTPS");
     }
     json!({
