@@ -48,8 +48,10 @@ impl PositiveWeight {
     /// What tokens with these advantages, `[tokens]`, are multiplied by; none where that is 1 for all.
     pub fn factors(&self, advantages: &[f32]) -> Option<Vec<f32>> {
         let weight = self.weight() as f32;
-        let factor = |advantage: &f32| if *advantage > 0.0 { weight } else { 1.0 };
-        (weight != 1.0).then(|| advantages.iter().map(factor).collect())
+        if weight == 1.0 {
+            return None;
+        }
+        Some(advantages.iter().map(|advantage| if *advantage > 0.0 { weight } else { 1.0 }).collect())
     }
 
     /// After a batch whose mean entropy was `entropy` nats per token:
@@ -93,12 +95,14 @@ mod tests {
 
     #[test]
     fn the_weight_falls_below_the_target_and_rises_above_it_within_its_bounds() {
-        let weight = |entropy| ADAPTIVE.updated(entropy).unwrap().weight();
-        assert!((weight(0.19) - 0.475).abs() < 1e-12);
-        assert!((weight(0.21) - 0.525).abs() < 1e-12);
-        assert!((weight(0.0) - 0.4).abs() < 1e-12 && (weight(9.0) - 0.6).abs() < 1e-12);
-        let after = |entropy| (0..40).fold(ADAPTIVE, |weight, _| weight.updated(entropy).unwrap()).weight();
-        assert_eq!((after(0.0), after(9.0)), (0.1, 1.0));
+        for (entropy, expected) in [(0.19, 0.475), (0.21, 0.525), (0.0, 0.4), (9.0, 0.6)] {
+            let weight = ADAPTIVE.updated(entropy).unwrap().weight();
+            assert!((weight - expected).abs() < 1e-12, "{entropy}: {weight}");
+        }
+        for (entropy, bound) in [(0.0, 0.1), (9.0, 1.0)] {
+            let after = (0..40).fold(ADAPTIVE, |weight, _| weight.updated(entropy).unwrap());
+            assert_eq!(after.weight(), bound);
+        }
     }
 
     #[test]

@@ -142,16 +142,19 @@ fn block_parameters(config: &ModelConfig, layer: usize) -> Vec<(String, Vec<i64>
 /// kind is one tensor over the experts.
 fn feed_forward(config: &ModelConfig) -> Vec<(String, i64, i64, bool)> {
     let (hidden, width, bias) = (config.hidden_size, config.feed_forward_width(), config.mlp_bias);
-    let inner =
-        |stem: &str| ["gate_proj", "up_proj"].map(|part| (format!("{stem}.{part}"), width, hidden, bias));
-    let down = |stem: &str| (format!("{stem}.down_proj"), hidden, width, bias);
-    let Some(experts) = config.experts else {
-        return inner("mlp").into_iter().chain([down("mlp")]).collect();
-    };
-    let stems = || (0..experts.count).map(|expert| format!("mlp.experts.{expert}"));
-    let router = ("mlp.gate".to_owned(), experts.count, hidden, false);
-    let all_inner = stems().flat_map(|stem| inner(&stem));
-    std::iter::once(router).chain(all_inner).chain(stems().map(|stem| down(&stem))).collect()
+    let mut projections = Vec::new();
+    let mut stems = vec!["mlp".to_owned()];
+    if let Some(experts) = config.experts {
+        projections.push(("mlp.gate".to_owned(), experts.count, hidden, false));
+        stems = (0..experts.count).map(|expert| format!("mlp.experts.{expert}")).collect();
+    }
+    for stem in &stems {
+        for part in ["gate_proj", "up_proj"] {
+            projections.push((format!("{stem}.{part}"), width, hidden, bias));
+        }
+    }
+    projections.extend(stems.iter().map(|stem| (format!("{stem}.down_proj"), hidden, width, bias)));
+    projections
 }
 
 fn output_parameters(config: &ModelConfig) -> Vec<(String, Vec<i64>)> {

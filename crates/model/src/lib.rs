@@ -49,7 +49,7 @@ pub mod config;
 pub mod cuda;
 mod device;
 pub mod driver;
-mod experts;
+mod feed_forward;
 pub mod folder;
 pub mod graph;
 mod groups;
@@ -70,7 +70,7 @@ pub use config::{
     Architecture, Dimensions, Experts, Head, ModelConfig, RopeConfig, RopeScaling, SlidingWindow, Yarn,
 };
 pub use device::{Device, UnknownDevice};
-pub use experts::ExpertWeights;
+pub use feed_forward::{ExpertWeights, FeedForward, GatedWeights};
 pub use folder::{LoadOptions, Model, SaveOptions};
 pub use groups::Groups;
 pub use heap::{give_back_freed_memory, keep_freed_memory};
@@ -80,8 +80,8 @@ pub use logprobs::{
     logprobs_kept,
 };
 pub use network::{
-    BlockPasses, BlockWeights, FeedForward, GatedWeights, HeadNorms, Network, OutputWeights, ProjectionPass,
-    block, block_passes, embed, final_norm, forward, logits, scores,
+    BlockPasses, BlockWeights, HeadNorms, Network, OutputWeights, ProjectionPass, block, block_passes, embed,
+    final_norm, forward, logits, scores,
 };
 pub use packed::{NextTokens, Packed};
 pub use raw::{copy_bytes, hash_tensor, tensor_bytes};

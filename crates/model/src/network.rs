@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use crate::attention::packed_attention;
 use crate::config::ModelConfig;
-use crate::experts::ExpertWeights;
+use crate::feed_forward::{ExpertWeights, FeedForward, GatedWeights, gated};
 use crate::packed::Packed;
 use crate::rope::RopeRows;
 
@@ -33,41 +33,6 @@ pub struct BlockWeights {
     pub mlp_norm: Tensor,
     /// RMS norms of the heads.
     pub head_norms: Option<HeadNorms>,
-}
-
-/// What follows attention in a block.
-#[derive(Debug)]
-pub enum FeedForward {
-    /// One gated layer for every token.
-    Dense(GatedWeights),
-    /// Several, of which each token runs through a few.
-    Experts(ExpertWeights),
-}
-
-/// The weights of a gated feed-forward layer.
-#[derive(Debug)]
-pub struct GatedWeights {
-    /// Gate and up projections, `[2 * intermediate, hidden]`.
-    pub gate_up: Tensor,
-    /// Down projection, `[hidden, intermediate]`.
-    pub down: Tensor,
-    /// Bias of `gate_up`.
-    pub gate_up_bias: Option<Tensor>,
-    /// Bias of `down`.
-    pub down_bias: Option<Tensor>,
-}
-
-impl FeedForward {
-    /// The one layer of a block that is no mixture of experts.
-    ///
-    /// # Panics
-    /// When it is one.
-    pub fn dense(&self) -> &GatedWeights {
-        match self {
-            Self::Dense(gated) => gated,
-            Self::Experts(_) => panic!("a mixture of experts has no single feed-forward layer"),
-        }
-    }
 }
 
 /// RMS norms of the heads before they are rotated.
@@ -283,12 +248,6 @@ fn attention(
     };
     let [queries, keys] = split(&rope.rotate(&queries_keys), [heads, kv_heads]);
     attend(&queries, &keys, &values).reshape([-1, heads * head_dim])
-}
-
-/// From gate and up projections, `[rows, 2 * intermediate]`, to `[rows, intermediate]`.
-pub(crate) fn gated(gate_up: &Tensor) -> Tensor {
-    let [gate, up] = split(gate_up, [gate_up.size()[1] / 2; 2]);
-    gate.silu() * up
 }
 
 /// Parts of the second dimension. One split, so that its gradient is one concatenation: that of a `narrow`

@@ -139,6 +139,11 @@ fn tokens_and_types_are_read_in_every_spelling() {
     assert!(with(json!({ "dtype": "float8_e4m3fn" })).is_err());
 }
 
+/// The fields of a mixture of experts with one of them said otherwise.
+fn experts(field: &str, value: Value) -> Value {
+    json!({ "architectures": ["Qwen3MoeForCausalLM"], "num_key_value_heads": 2, field: value })
+}
+
 #[test]
 fn what_is_not_implemented_is_refused_by_name() {
     let refused = [
@@ -161,7 +166,6 @@ fn what_is_not_implemented_is_refused_by_name() {
             "id2label is 2 labels, expected one label",
         ),
     ];
-    let experts = |field: &str, value: Value| json!({ "architectures": ["Qwen3MoeForCausalLM"], "num_key_value_heads": 2, field: value });
     let refused_experts = [
         (experts("decoder_sparse_step", json!(2)), "unsupported decoder_sparse_step 2"),
         (experts("mlp_only_layers", json!([0])), "unsupported mlp_only_layers [0]"),

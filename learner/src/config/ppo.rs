@@ -120,8 +120,8 @@ pub struct PpoConfig {
     /// What is done with tokens whose log-prob and advantage vary together: they take most of the entropy
     /// away (arXiv 2505.22617). Such as `{ kl-cov = { share = 2e-4, coefficient = 1.0 } }`.
     pub covariance: CovarianceControl,
-    /// Weight of tokens with a positive advantage in the policy's loss: below 1, the entropy falls more slowly
-    /// (positive-advantage reweighting, arXiv 2511.05993).
+    /// Weight of tokens with a positive advantage in the policy's loss: below 1, the entropy falls more
+    /// slowly (positive-advantage reweighting, arXiv 2511.05993).
     pub positive_weight: f64,
     /// Entropy in nats per token that the weight aims at: it falls, to a tenth of `positive_weight` at most,
     /// while the entropy is below, and rises up to `positive_weight` above. Fixed where absent.

@@ -18,7 +18,8 @@ pub struct InitConfig {
     /// Folder with `tokenizer.json` and what else belongs to the tokenizer.
     #[schemars(extend("x-kind" = "tokenizer folder"))]
     pub tokenizer: PathBuf,
-    /// Family: `llama`, `mistral`, `qwen2`, `qwen3`, or `qwen3_moe` (8 experts of `intermediate_size`, 2 a token).
+    /// Family: `llama`, `mistral`, `qwen2`, `qwen3`, or `qwen3_moe` (8 experts of `intermediate_size`, 2 a
+    /// token).
     pub architecture: String,
     /// Rows of the embedding; the tokenizer's size where absent.
     pub vocab_size: Option<i64>,

@@ -107,8 +107,8 @@ impl Aten {
         }
         let shape = Shape::new(model, engine.block_tokens);
         let attention = Setting::new(model, shape, place);
-        // The padded operators follow the lengths of the sequences, so that with them no step comes again, and
-        // the host reads between the operators how many rows each expert has.
+        // The padded operators follow the lengths of the sequences, so that with them no step comes again;
+        // of experts the host reads between the operators how many rows each has.
         let repeats = engine.cuda_graphs && attention.is_flash() && model.experts.is_none();
         let steady = repeats.then(|| {
             blocks += 1;

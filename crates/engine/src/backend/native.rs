@@ -292,7 +292,7 @@ impl<N: Number> Runner<N> {
                 multiply(team, level, product(gated, &layer.down, Store::Add), stream.first_rows(rows));
             }
             (FeedForward::Experts(layer), Some(experts)) => {
-                experts.run((team, level), layer, rows, normed, (gated, stream));
+                experts.run((team, level), layer, (rows, normed), (gated, stream));
             }
             (FeedForward::Experts(_), None) => unreachable!("a network of experts has space for them"),
         }

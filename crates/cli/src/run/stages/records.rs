@@ -122,7 +122,8 @@ impl Records {
 }
 
 /// What a stage was told, as it is written now: a key that the release which did it did not have is one with
-/// its default, and what it left to the device is what that decides. None where today's recipes could not say that any more.
+/// its default, and what it left to the device is what that decides. None where today's recipes could not
+/// say that any more.
 fn as_written_today(text: &str) -> Option<String> {
     // The stage's own table and, of a ring, what the roles are told, which begins with the run's name.
     let names = text.match_indices("\nname = ").map(|(at, _)| at + 1);
@@ -201,27 +202,30 @@ mod tests {
         assert!(error.to_string().contains("grpo-more/base"), "what lies outside counts: {error}");
     }
 
-    /// The default of an element type is the device's: a record that names it, as older releases wrote it, and
-    /// one that leaves it open mean the same.
+    /// The text of a stage that trains with this line in its execution.
+    fn text_of(kind: &str, line: &str) -> String {
+        let stage = format!("name = \"a\"\n[{kind}.execution]\n{line}\n");
+        let mut stage: Stage = toml::from_str(&stage).unwrap();
+        stage.fill_in_decided();
+        toml::to_string(&stage).unwrap()
+    }
+
+    /// The default of an element type is the device's: a record that names it, as older releases wrote it,
+    /// and one that leaves it open mean the same.
     #[test]
     fn a_stage_that_left_a_key_to_its_device_is_the_one_that_says_it() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::of(folder.path()).unwrap();
         for kind in ["sft", "reward_model", "dpo"] {
-            let text = |dtype: &str| {
-                let mut stage: Stage =
-                    toml::from_str(&format!("name = \"a\"\n[{kind}.execution]\n{dtype}\n")).unwrap();
-                stage.fill_in_decided();
-                toml::to_string(&stage).unwrap()
-            };
-            let left_open = text("");
+            let left_open = text_of(kind, "");
             assert!(left_open.contains("dtype = \"f32\""), "{left_open}");
             let written = left_open.replace("dtype = \"f32\"\n", "");
             records.finish("a", told(&written), Duration::from_secs(3)).unwrap();
-            for now in [&left_open, &text("dtype = \"f32\"")] {
+            for now in [&left_open, &text_of(kind, "dtype = \"f32\"")] {
                 assert_eq!(records.finished("a", &told(now), folder.path()).unwrap(), Some(3.0), "{kind}");
             }
-            let error = records.finished("a", &told(&text("dtype = \"bf16\"")), folder.path()).unwrap_err();
+            let other = told(&text_of(kind, "dtype = \"bf16\""));
+            let error = records.finished("a", &other, folder.path()).unwrap_err();
             assert!(error.to_string().contains("`dtype = \"f32\"`, now it is"), "{error}");
         }
     }

@@ -1,7 +1,7 @@
 //! The experts of a block: which rows run through which, and their sum.
 //!
-//! A row's outputs are added in the order of the experts, so that its numbers do not depend on the other rows,
-//! like everything in this backend.
+//! A row's outputs are added in the order of the experts, so that its numbers do not depend on the other
+//! rows, like everything in this backend.
 
 use std::io;
 
@@ -10,18 +10,9 @@ use model::{Experts, ModelConfig};
 use super::machine::{Level, Team};
 use super::matrix::Matrix;
 use super::number::Number;
-use super::panels::Panels;
 use super::product;
 use super::product::{Product, Store, multiply};
-use super::weights::{Gated, size};
-
-/// The weights of a block's experts.
-#[derive(Debug)]
-pub(crate) struct ExpertLayer<N: Number> {
-    /// One output for each expert.
-    pub(crate) router: Panels<N>,
-    pub(crate) experts: Vec<Gated<N>>,
-}
+use super::weights::{ExpertLayer, size};
 
 /// A row that runs through an expert.
 #[derive(Debug, Clone, Copy)]
@@ -64,8 +55,7 @@ impl<N: Number> ExpertSpace<N> {
         &mut self,
         (team, level): (&mut Team, Level),
         layer: &ExpertLayer<N>,
-        rows: usize,
-        normed: &Matrix<N::Input>,
+        (rows, normed): (usize, &Matrix<N::Input>),
         (gated, stream): (&mut Matrix<N::Input>, &mut Matrix),
     ) {
         let router = Product { input: normed, weights: &layer.router, bias: None, store: Store::Assign };

@@ -3,7 +3,6 @@
 use model::{BlockWeights, GatedWeights, ModelConfig, OutputWeights, buffer};
 use tch::Tensor;
 
-use super::experts::ExpertLayer;
 use super::memory::Buffer;
 use super::number::{Number, PANEL};
 use super::panels::Panels;
@@ -43,6 +42,14 @@ pub(crate) struct Gated<N: Number> {
     /// Panels of gates and of values by turns.
     pub(crate) gate_up: Projection<N>,
     pub(crate) down: Projection<N>,
+}
+
+/// The weights of a block's experts.
+#[derive(Debug)]
+pub(crate) struct ExpertLayer<N: Number> {
+    /// One output for each expert.
+    pub(crate) router: Panels<N>,
+    pub(crate) experts: Vec<Gated<N>>,
 }
 
 /// The weights of a network.

@@ -1,7 +1,7 @@
-//! Mixtures of experts in the place of a feed-forward layer, as Qwen 3's (Yang et al., arXiv 2505.09388): a
-//! router gives each token a probability for each expert, the token runs through the likeliest, and their
-//! outputs are summed by these probabilities.
+//! What follows attention in a block: a gated layer, or a mixture of experts in its place.
 //!
+//! Of a mixture, as Qwen 3's (Yang et al., arXiv 2505.09388), a router gives each token a probability for
+//! each expert, the token runs through the likeliest, and their outputs are summed by these probabilities.
 //! Rows are brought into the order of their experts, each expert computes what lies together, and the inverse
 //! order brings its outputs back. Both orders are permutations of copies, so that no gradient is a sum over
 //! an index: the same numbers come out whichever device adds them. The host reads once a block how many rows
@@ -10,7 +10,41 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::config::{Experts, ModelConfig};
-use crate::network::gated;
+
+/// What follows attention in a block.
+#[derive(Debug)]
+pub enum FeedForward {
+    /// One gated layer for every token.
+    Dense(GatedWeights),
+    /// Several, of which each token runs through a few.
+    Experts(ExpertWeights),
+}
+
+/// The weights of a gated feed-forward layer.
+#[derive(Debug)]
+pub struct GatedWeights {
+    /// Gate and up projections, `[2 * intermediate, hidden]`.
+    pub gate_up: Tensor,
+    /// Down projection, `[hidden, intermediate]`.
+    pub down: Tensor,
+    /// Bias of `gate_up`.
+    pub gate_up_bias: Option<Tensor>,
+    /// Bias of `down`.
+    pub down_bias: Option<Tensor>,
+}
+
+impl FeedForward {
+    /// The one layer of a block that is no mixture of experts.
+    ///
+    /// # Panics
+    /// When it is one.
+    pub fn dense(&self) -> &GatedWeights {
+        match self {
+            Self::Dense(gated) => gated,
+            Self::Experts(_) => panic!("a mixture of experts has no single feed-forward layer"),
+        }
+    }
+}
 
 /// The weights of a block's experts.
 #[derive(Debug)]
@@ -77,4 +111,11 @@ impl ExpertWeights {
 fn counts(chosen: &Tensor, experts: i64) -> Vec<i64> {
     let counts = chosen.bincount(None::<&Tensor>, experts).to_device(Device::Cpu);
     Vec::try_from(counts).expect("counts are i64 in one dimension")
+}
+
+/// From gate and up projections, `[rows, 2 * intermediate]`, to `[rows, intermediate]`. One split, so that its
+/// gradient is one concatenation.
+pub(crate) fn gated(gate_up: &Tensor) -> Tensor {
+    let parts = gate_up.split(gate_up.size()[1] / 2, 1);
+    parts[0].silu() * &parts[1]
 }
