@@ -113,8 +113,8 @@ fn counts(chosen: &Tensor, experts: i64) -> Vec<i64> {
     Vec::try_from(counts).expect("counts are i64 in one dimension")
 }
 
-/// From gate and up projections, `[rows, 2 * intermediate]`, to `[rows, intermediate]`. One split, so that its
-/// gradient is one concatenation.
+/// From gate and up projections, `[rows, 2 * intermediate]`, to `[rows, intermediate]`. One split, so that
+/// its gradient is one concatenation.
 pub(crate) fn gated(gate_up: &Tensor) -> Tensor {
     let parts = gate_up.split(gate_up.size()[1] / 2, 1);
     parts[0].silu() * &parts[1]
