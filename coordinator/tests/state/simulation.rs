@@ -12,7 +12,7 @@ use coordinator::state::{
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use types::{DropReason, Ending};
+use types::{DropReason, Ending, FailReason};
 
 use crate::small_run::{evaluation, plan};
 use crate::world::{Faults, World};
@@ -47,6 +47,7 @@ fn plan_of(rng: &mut ChaCha8Rng) -> RunPlan {
         send_filtered: rng.random_range(0..2) == 0,
         schedule: Schedule { order, ..Schedule::default() },
         evaluation: (rng.random_range(0..2) == 0).then(evaluation),
+        episodes: rng.random_range(0..3) == 0,
         ..plan()
     }
 }
@@ -103,6 +104,18 @@ fn simulate(seed: u64) {
     let ended = world.journal.iter().any(|(_, fact)| matches!(fact, Fact::WaitEnded(_)));
     let stale = world.state.account().count(Ending::Dropped(DropReason::Stale));
     assert!(!waits || ended || stale == 0, "{stale} responses were too old, though their batches could wait");
+}
+
+/// An attempt whose environment was lost is made again, and each of these is counted as what it is.
+#[test]
+fn lost_environments_cost_attempts_and_no_samples() {
+    let plan = RunPlan { episodes: true, batches: 12, max_attempts: 20, ..plan() };
+    let mut world = World::new(plan, 3);
+    world.faults = Faults { crash_reward_server: 40, ..Faults::default() };
+    world.run_to_the_end(QUIET_STEPS);
+    let account = world.state.account();
+    let lost = account.count(Ending::Failed(FailReason::Environment));
+    assert!(lost > 20, "{lost} attempts lost their environment: {account:#?}");
 }
 
 fn simulate_from(first: u64) {

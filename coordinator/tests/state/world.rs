@@ -3,12 +3,14 @@
 //! cut off. All of it follows from a seed.
 //!
 //! One file per part: `coordinator` (what `server_loop` does around the state), `streams`, `actors`,
-//! `reward_servers`, `learners` with their folder of checkpoints, and `faults`.
+//! `reward_servers`, `environments`, `learners` with their folder of checkpoints, and `faults`.
 
 #[path = "world/actors.rs"]
 mod actors;
 #[path = "world/coordinator.rs"]
 mod coordinator;
+#[path = "world/environments.rs"]
+mod environments;
 #[path = "world/faults.rs"]
 mod faults;
 #[path = "world/learners.rs"]
@@ -178,7 +180,8 @@ impl World {
     }
 
     /// What has to hold of a run that is complete.
-    fn check_the_end(&self) {
+    fn check_the_end(&mut self) {
+        self.check_environments();
         let recorded = self.state.history().steps().map(|step| step.batch);
         let batches = (1..=self.state.plan().last_batch().0).map(BatchId);
         assert!(recorded.eq(batches.clone()), "a step is recorded once");

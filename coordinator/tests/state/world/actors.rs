@@ -12,6 +12,7 @@ use types::{
     Timestamp, Vocabulary, WeightHash,
 };
 
+use super::environments::{Answers, SimEpisode};
 use super::streams::{Down, Up};
 use super::{Process, World};
 
@@ -24,14 +25,26 @@ const RESEND_DELAY: Duration = Duration::from_secs(4);
 pub(super) struct SimActor {
     pub(super) process: Process,
     weights: Option<(PolicyVersion, WeightHash)>,
-    /// Attempts it works on, with the version that draws them, and until when somebody wants them.
-    work: Vec<(RolloutId, PolicyVersion, Timestamp)>,
+    pub(super) work: Vec<Work>,
+    /// What environments have said to it.
+    pub(super) answers: Answers,
     finished: BTreeMap<RolloutId, Finished>,
     last_lease: LeaseId,
     draining: bool,
-    reward_servers: Vec<MemberId>,
+    pub(super) reward_servers: Vec<MemberId>,
     /// What reward servers said to have been recorded.
     pub(super) recorded: VecDeque<(Timestamp, RolloutId)>,
+}
+
+/// An attempt that it works on.
+#[derive(Debug, Clone)]
+pub(super) struct Work {
+    pub(super) id: RolloutId,
+    /// What draws it.
+    version: PolicyVersion,
+    wanted_until: Timestamp,
+    /// Where responses have several turns, and an environment was asked.
+    pub(super) episode: Option<SimEpisode>,
 }
 
 /// A response that nobody has acknowledged.
@@ -44,7 +57,7 @@ struct Finished {
 
 impl SimActor {
     fn holding(&self) -> Vec<RolloutId> {
-        let working = self.work.iter().map(|(id, _, _)| *id);
+        let working = self.work.iter().map(|work| work.id);
         working.chain(self.finished.keys().copied()).collect()
     }
 
@@ -59,18 +72,20 @@ impl SimActor {
         }
     }
 
-    fn forget_late(&mut self, now: Timestamp) {
-        self.work.retain(|(_, _, wanted_until)| *wanted_until > now);
+    /// Returns the episodes that nobody wants any more.
+    fn forget_late(&mut self, now: Timestamp) -> Vec<(RolloutId, Option<SimEpisode>)> {
         self.finished.retain(|_, finished| finished.wanted_until > now);
+        let late = self.work.extract_if(.., |work| work.wanted_until <= now);
+        late.map(|work| (work.id, work.episode)).collect()
     }
 }
 
-fn report(member: &MemberId, report: ActorReport) -> Up {
+pub(super) fn report(member: &MemberId, report: ActorReport) -> Up {
     Up::Report(Event::Actor { member: member.clone(), event: ActorEvent::Report(report) })
 }
 
 impl World {
-    fn actor(&mut self, member: &MemberId) -> &mut SimActor {
+    pub(super) fn actor(&mut self, member: &MemberId) -> &mut SimActor {
         self.actors.get_mut(member).unwrap()
     }
 
@@ -100,17 +115,23 @@ impl World {
             }
         }
         let actor = self.actor(member);
-        actor.forget_late(now);
+        let late = actor.forget_late(now);
         while let Some((_, id)) = actor.recorded.pop_front_if(|(at, _)| *at <= now) {
             actor.finished.remove(&id);
         }
         if actor.draining && actor.work.is_empty() && actor.finished.is_empty() {
             return self.crash_actor(member);
         }
+        self.close_environments(member, late);
+        let actor = self.actor(member);
         if actor.process.stream.is_none() && self.percent(40) {
             self.introduce_actor(member);
         }
-        self.finish_response(member);
+        if self.state.plan().episodes {
+            self.play_episodes(member);
+        } else {
+            self.finish_response(member);
+        }
         self.send_finished(member);
         let (stream, load) = (self.actor(member).process.stream, self.actor(member).load());
         self.say(stream, report(member, ActorReport::Load(load)));
@@ -152,7 +173,8 @@ impl World {
                 let (version, _) = actor.weights.expect("invariant 4: no lease without weights");
                 actor.last_lease = grant.id;
                 let wanted = grant.groups.iter().flat_map(|group| &group.wanted);
-                actor.work.extend(wanted.map(|id| (*id, version, wanted_until)));
+                let wanted = wanted.map(|id| Work { id: *id, version, wanted_until, episode: None });
+                actor.work.extend(wanted);
             }
             Down::Actor(command) => self.instruct_actor(member, command),
             Down::Reward(_) | Down::Learner(_) | Down::Batch(_) => unreachable!("not for an actor"),
@@ -206,9 +228,14 @@ impl World {
             return;
         }
         let place = self.rng.random_range(0..work);
+        self.end_response(member, place);
+    }
+
+    /// A response is over.
+    pub(super) fn end_response(&mut self, member: &MemberId, place: usize) {
         let fails = self.per_mille(self.faults.attempts);
         let actor = self.actor(member);
-        let (id, oldest, wanted_until) = actor.work.swap_remove(place);
+        let Work { id, version: oldest, wanted_until, .. } = actor.work.swap_remove(place);
         if fails && actor.process.stream.is_some() {
             let failure = RolloutFailure {
                 id,

@@ -7,12 +7,14 @@ use rand::RngExt;
 use types::link::reward::{RewardCommand, RewardHello};
 use types::{FailReason, Incarnation, MemberId, RolloutFailure, RolloutId, Timestamp, Vocabulary};
 
+use super::environments::SimEnvironments;
 use super::streams::{Down, Up};
 use super::{Process, World};
 
 #[derive(Debug, Default)]
 pub(super) struct SimRewardServer {
     pub(super) process: Process,
+    pub(super) environments: SimEnvironments,
     /// What actors have sent and has not arrived.
     offered: VecDeque<(Timestamp, ScoreSummary, MemberId)>,
     /// What it works on.
@@ -75,6 +77,7 @@ impl World {
         if server.process.stream.is_none() && self.percent(40) {
             self.introduce_reward_server(member);
         }
+        self.environments_turn(member);
         for _ in 0..4 {
             self.score_one(member);
         }
