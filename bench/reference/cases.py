@@ -23,7 +23,7 @@ NETWORKS = {
 }
 
 # name: most turns of a sample
-BATCHES = {"batch": 1, "episodes": 5}
+BATCHES = {"batch": 1, "episodes": 5, "sequences": 4}
 
 # A step of one minibatch from which the gradient can be read: AdamW with an epsilon that outweighs everything moves
 # weights by lr / eps times the gradient.
@@ -91,6 +91,16 @@ CASES = [
     *[update(f"update-episodes-{algorithm}", batch="episodes", algorithm=algorithm) for algorithm in
       ("pf-ppo", "pf-ppo-paper", "grpo", "dr-grpo", "rloo", "reinforce-plus-plus", "dapo", "gspo", "cispo", "decoupled-ppo",
        "on-policy-distillation")],
+    # Several sequences that share a reward, and rewards of turns.
+    gradient("gradient-sequences", "llama", batch="sequences", entropy_coefficient=0.05, kl_coefficient=0.1),
+    gradient("gradient-sequences-yarn", "yarn", batch="sequences", gamma=0.97),
+    *[gradient(f"gradient-credit-{credit}-{algorithm}", batch="sequences", algorithm=algorithm, credit=credit, turn_gamma=0.7)
+      for credit, algorithm in (("token", "ppo"), ("turn", "ppo"), ("token", "reinforce-plus-plus"), ("turn", "reinforce-plus-plus"),
+                                ("turn", "grpo"), ("turn", "dr-grpo"), ("turn", "rloo"))],
+    gradient("gradient-credit-token-gamma", "llama", batch="sequences", gamma=0.9, credit="token", score_clip=0.5),
+    gradient("gradient-credit-turn-all", "qwen2", batch="episodes", credit="turn", whiten="before-filter", critic_on="all"),
+    update("update-credit-turn", "llama", batch="sequences", credit="turn"),
+    update("update-credit-turn-grpo", "llama", batch="sequences", algorithm="grpo", credit="turn"),
     update("update-episodes-off-policy-mask", batch="episodes", off_policy_delta=0.02),
     update("update-episodes-sequence-mask", batch="episodes", correction={"sequence-mask": {"min": 0.98, "max": 1.02}}),
 ]
@@ -109,7 +119,8 @@ def models(net, seed):
 
 def batch(policy, seed, samples=14, turns=1):
     """A ragged batch: groups of four, weights of every kind, responses of one token, truncated ones, rollout log-probs that
-    are the policy's up to noise. With several turns most samples have tokens between those that the policy drew."""
+    are the policy's up to noise. With several turns most samples have tokens between those that the policy drew, and with
+    fewer than five some of these begin further sequences, and turns have scores."""
     rng = random.Random(seed)
     rows = []
     for at in range(samples):
@@ -123,12 +134,17 @@ def batch(policy, seed, samples=14, turns=1):
         with torch.no_grad():
             logprobs = network.of_responses(*policy, [prompt], [response])[0][0].tolist()
         logprobs = [value for value, bit in zip(logprobs, mask) if bit]
+        further = {}
+        if 1 < turns < 5:
+            begins = [i for i in range(1, len(mask)) if not mask[i] and mask[i - 1]]
+            scores = [float(torch.tensor(rng.gauss(0, 0.5), dtype=torch.float32)) for _ in begins]
+            further = {"sequence_starts": [i for i in begins if rng.randrange(2)], "turn_scores": scores}
         noise = lambda scale: [min(0.0, value + scale * rng.gauss(0, 1)) for value in logprobs]  # noqa: E731
         rows.append({
             "prompt_id": f"p{at // 4}", "prompt_tokens": prompt, "response_tokens": response,
             "rollout_logprobs": noise(0.05), "ref_logprobs": noise(0.3), "score": round(rng.gauss(0, 1), 4),
             "weight": [1.0, 0.5, 2.0, 0.0, 1.5][at % 5], "finish_reason": "length" if length > 14 else "stop",
-            **({"response_mask": mask} if turns > 1 else {}),
+            **({"response_mask": mask, **further} if turns > 1 else {}),
         })
     # What is written has the precision of f32 on the other side.
     for row in rows:

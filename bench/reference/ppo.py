@@ -18,7 +18,7 @@ DEFAULTS = dict(
     entropy_coefficient=0.0, ppo_epochs=3, minibatch_size=256, policy_lr=5e-7, critic_lr=9e-6,
     betas=(0.9, 0.95), adam_eps=1e-8, weight_decay=0.0, weight_decay_on="all", max_grad_norm=1.0, schedule="constant",
     warmup_steps=0, norm_tokens=None, kl_target=None, kl_horizon=10000.0, overlong=None, off_policy_delta="off",
-    covariance="off", positive_weight=1.0,
+    covariance="off", positive_weight=1.0, credit="response", turn_gamma=None,
 )
 
 # What an algorithm decides where a key is absent: the papers' choices.
@@ -65,6 +65,17 @@ def drawn_mask(sample):
     return sample.get("response_mask") or [1] * len(sample["response_tokens"])
 
 
+def turns_of(sample):
+    """For every turn the columns that the policy drew."""
+    mask, turns = drawn_mask(sample), []
+    for column, bit in enumerate(mask):
+        if bit and (column == 0 or not mask[column - 1]):
+            turns.append([])
+        if bit:
+            turns[-1].append(column)
+    return turns
+
+
 class Batch:
     """The samples that take part, padded, and what the step derives from them before it trains."""
 
@@ -72,6 +83,7 @@ class Batch:
         self.options = options
         with_critic = options["advantage"] == "gae"
         takes_all = with_critic and (options["whiten"] == "before-filter" or options["critic_on"] == "all")
+        takes_all = takes_all or (not with_critic and options["credit"] != "response")
         # Of those that do not take part score and length are known: baselines and whitening go by all of them.
         self.absent = [s for s in samples if not (takes_all or s.get("weight", 1.0) > 0)]
         samples = [s for s in samples if takes_all or s.get("weight", 1.0) > 0]
@@ -80,7 +92,8 @@ class Batch:
         self.responses = [s["response_tokens"] for s in samples]
         self.mask = network.pad([drawn_mask(s) for s in samples]).bool()
         self.lengths = self.mask.sum(1)
-        self.last = torch.tensor([max(i for i, bit in enumerate(drawn_mask(s)) if bit) for s in samples])
+        self.turns = [turns_of(s) for s in samples]
+        self.last = torch.tensor([turns[-1][-1] for turns in self.turns])
         self.weights = torch.tensor([s.get("weight", 1.0) for s in samples], dtype=torch.float64)
         self.trained = self.weights > 0
         self.scores = self.shaped(samples)
@@ -104,12 +117,24 @@ class Batch:
         return found
 
     def forward(self, model, which):
-        config, weights = model
-        prompts, responses = ([rows[i] for i in which] for rows in (self.prompts, self.responses))
-        values, entropies, mask = network.of_responses(config, weights, prompts, responses, self.options["temperature"])
-        width = self.mask.shape[1] - values.shape[1]
-        grow = lambda t: torch.nn.functional.pad(torch.where(mask, t, torch.zeros_like(t)), (0, width))  # noqa: E731
-        return grow(values), None if entropies is None else grow(entropies)
+        # A further sequence sees nothing of what stands in front of it: it is computed by itself.
+        pieces = []
+        for row, i in enumerate(which):
+            cuts = [0, *(self.samples[i].get("sequence_starts") or []), len(self.responses[i])]
+            pieces.append((row, 0, self.prompts[i], self.responses[i][:cuts[1]]))
+            for begin, end in zip(cuts[1:], cuts[2:]):
+                pieces.append((row, begin + 1, self.responses[i][begin:begin + 1], self.responses[i][begin + 1:end]))
+        rows, places, prompts, responses = zip(*pieces)
+        values, entropies, _ = network.of_responses(*model, prompts, responses, self.options["temperature"])
+
+        def joined(found):
+            whole = [[] for _ in which]
+            for row, place, response, numbers in zip(rows, places, responses, found):
+                whole[row] += [numbers.new_zeros(place - sum(map(len, whole[row]))), numbers[:len(response)]]
+            width = self.mask.shape[1]
+            return torch.stack([torch.nn.functional.pad(torch.cat(r), (0, width - sum(map(len, r)))) for r in whole])
+
+        return joined(values), None if entropies is None else joined(entropies)
 
     def estimate(self, old, values, beta):
         """Token rewards, advantages (whitened where asked for), returns and correction weights."""
@@ -119,6 +144,10 @@ class Batch:
             rewards = -beta * kl_value(options["kl_estimator"], (old - self.ref) * mask)
         if options["advantage"] != "own-kl":
             rewards[torch.arange(len(self.scores)), self.last] += self.scores.to(old.dtype)
+            for i, turns in enumerate(self.turns if options["credit"] != "response" else []):
+                for turn, score in zip(turns, self.samples[i].get("turn_scores") or []):
+                    rewards[i, turn[-1]] += score
+                    rewards[i, self.last[i]] -= score
         advantages, returns, absent = self.advantages(rewards * mask, values)
         if options["whiten"] != "off":
             after = options["whiten"] == "after-filter"
@@ -131,20 +160,26 @@ class Batch:
         steps = rewards.shape[1]
         if kind == "own-kl":
             return rewards, torch.zeros_like(rewards), rewards.new_zeros(0)
+        if options["credit"] == "turn":
+            return self.advantages_of_turns(rewards, values)
         if kind in ("gae", "return-to-go"):
             trace = 1.0 if kind == "return-to-go" else options["gae_lambda"]
             values = torch.zeros_like(rewards) if kind == "return-to-go" else values
-            gamma, running, found = options["gamma"], torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards)
-            following = torch.zeros_like(running)
+            running, found = torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards)
+            following, discounts = torch.zeros_like(running), torch.full_like(rewards, options["gamma"])
+            if options["turn_gamma"] is not None:
+                for i, turns in enumerate(self.turns):
+                    discounts[i, [turn[-1] for turn in turns]] = options["turn_gamma"]
             for t in reversed(range(steps)):
                 # A token that was given takes no time: what follows it follows the token before it.
                 here = self.mask[:, t]
+                gamma = discounts[:, t]
                 now = rewards[:, t] + gamma * following - values[:, t] + gamma * trace * running
                 running = torch.where(here, now, running)
                 following = torch.where(here, values[:, t], following)
                 found[:, t] = running * here
             lengths = [sum(drawn_mask(s)) for s in self.absent]
-            absent = [gamma ** torch.arange(n, dtype=rewards.dtype) * score for score, n in zip(self.shaped(self.absent), lengths)]
+            absent = [options["gamma"] ** torch.arange(n, dtype=rewards.dtype) * score for score, n in zip(self.shaped(self.absent), lengths)]
             return found, found + values, torch.cat([*absent, rewards.new_zeros(0)])
         totals = rewards.sum(1)
         found, absent = torch.zeros_like(totals), []
@@ -167,6 +202,54 @@ class Batch:
                 absent.append(value.expand(sum(drawn_mask(other))))
         absent = torch.cat([*absent, rewards.new_zeros(0)])
         return found[:, None].expand_as(rewards), torch.zeros_like(rewards), absent
+
+    def advantages_of_turns(self, rewards, values):
+        """Turns are the steps: an advantage is of a turn, and all its tokens have it."""
+        options, kind = self.options, self.options["advantage"]
+        gamma = 1.0 if options["turn_gamma"] is None else options["turn_gamma"]
+        sums = [[rewards[i, turn].sum() for turn in turns] for i, turns in enumerate(self.turns)]
+        heads = [[values[i, turn[0]] for turn in turns] for i, turns in enumerate(self.turns)]
+        found, returns, togo = [], [], []
+        for earned, value in zip(sums, heads):
+            if kind != "gae":
+                value = [0.0] * len(earned)
+            trace = options["gae_lambda"] if kind == "gae" else 1.0
+            advantage, own = 0.0, []
+            for k in reversed(range(len(earned))):
+                following = value[k + 1] if k + 1 < len(value) else 0.0
+                advantage = earned[k] + gamma * following - value[k] + gamma * trace * advantage
+                own.insert(0, advantage)
+            found.append(own)
+            returns.append([a + v for a, v in zip(own, value)])
+            togo.append(own)
+        if kind not in ("gae", "return-to-go"):
+            found = self.against_siblings(togo)
+        spread = torch.zeros_like(rewards), torch.zeros_like(rewards)
+        for i, turns in enumerate(self.turns):
+            for k, turn in enumerate(turns):
+                spread[0][i, turn], spread[1][i, turn] = found[i][k], returns[i][k]
+        return *spread, rewards.new_zeros(0)
+
+    def against_siblings(self, togo):
+        """Each turn's return-to-go against the same turn of its siblings; alone, the whole response against theirs."""
+        kind, found = self.options["advantage"], [list(returns) for returns in togo]
+        keys = [str(s["prompt_id"]) for s in self.samples]
+
+        def compared(own, all_of_them):
+            centred = own - sum(all_of_them) / len(all_of_them)
+            if len(all_of_them) < 2 or max(all_of_them) == min(all_of_them):
+                return 0.0
+            if kind == "leave-one-out":
+                return centred * len(all_of_them) / (len(all_of_them) - 1)
+            return centred / (torch.stack(all_of_them).std() + 1e-6) if kind == "mean-std" else centred
+
+        for i, returns in enumerate(togo):
+            siblings = [other for other, key in zip(togo, keys) if key == keys[i]]
+            whole = compared(returns[0], [other[0] for other in siblings])
+            for k in range(len(returns)):
+                same = [other[k] for other in siblings if len(other) > k]
+                found[i][k] = compared(returns[k], same) if len(same) > 1 else whole
+        return found
 
     def corrections(self, old):
         correction, mask = self.options["correction"], self.mask.to(old.dtype)

@@ -277,7 +277,7 @@ mod tests {
             fields: "".into(),
         });
         let remarks = Remarks { texts: Some(texts), ..Remarks::default() };
-        let scores = Scores { score: 1.0, ref_logprobs: Vec::new(), outcome: None };
+        let scores = Scores { score: 1.0, ref_logprobs: Vec::new(), outcome: None, turn_weight: 0.0 };
         ScoredRollout::new(rollout.unwrap(), scores).unwrap().with_remarks(remarks).unwrap()
     }
 

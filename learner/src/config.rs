@@ -16,6 +16,6 @@ pub use algo::Whiten;
 pub use bound::Bound;
 pub use execution::{ExecutionConfig, LoraConfig, LoraTarget, Precision, ZeroStage};
 pub use optimizer::{DecayOn, OptimizerConfig};
-pub use ppo::{KlIn, Overlong, PpoConfig, RolloutSupport, SamplesOn, Truncated};
+pub use ppo::{Credit, KlIn, Overlong, PpoConfig, RolloutSupport, SamplesOn, Truncated};
 pub(crate) use problems::Problems;
 pub(crate) use settings::Settings;

@@ -62,8 +62,8 @@ mod trainable_model;
 
 pub use checkpoint::{Checkpoints, Writer};
 pub use config::{
-    Bound, DecayOn, ExecutionConfig, KlIn, LoraConfig, LoraTarget, OptimizerConfig, Overlong, PpoConfig,
-    Precision, RolloutSupport, SamplesOn, Truncated, Whiten, ZeroStage,
+    Bound, Credit, DecayOn, ExecutionConfig, KlIn, LoraConfig, LoraTarget, OptimizerConfig, Overlong,
+    PpoConfig, Precision, RolloutSupport, SamplesOn, Truncated, Whiten, ZeroStage,
 };
 pub use disk::FileError;
 pub use error::{Error, Result};

@@ -35,6 +35,7 @@ mod prepare;
 mod siblings;
 mod step;
 mod trainer;
+mod turns;
 mod update;
 
 pub use trainer::{CriticSource, Trainer, TrainerConfig};

@@ -32,6 +32,10 @@ struct RecordedSample {
     #[serde(default = "full_weight")]
     weight: f32,
     surviving_mass: Option<Vec<f32>>,
+    turn_scores: Option<Vec<f32>>,
+    /// Places among the response tokens.
+    #[serde(default)]
+    sequence_starts: Vec<usize>,
     finish_reason: Option<FinishReason>,
 }
 
@@ -51,6 +55,12 @@ enum SampleError {
     /// The mask holds other numbers.
     #[error("response_mask holds {0}, must be 1 for a token that was drawn and 0 for one that was given")]
     Mask(u8),
+    /// Not one for each turn but the last.
+    #[error("turn_scores holds {0} numbers, must hold one for each turn but the last: {1}")]
+    TurnScores(usize, usize),
+    /// What begins there is no stretch of given tokens.
+    #[error("sequence_starts names {0}, must name places at which a stretch of given tokens begins")]
+    Start(usize),
     /// The weight is none.
     #[error("weight is {0}, must be at least 0")]
     Weight(f32),
@@ -75,6 +85,10 @@ struct RecordedPrompt {
 /// An episode of several turns has all tokens behind the prompt in `response_tokens`, and a `response_mask`
 /// that is 1 for those that the policy drew and 0 for those that it was given. Its log-probs and masses are
 /// one for each drawn token, or one for each response token, of which those of given ones are not read.
+/// `sequence_starts` are the places among the response tokens at which a further sequence begins, of which the
+/// policy saw nothing that stands in front: with tokens that it was given.
+/// `turn_scores` are the parts of the score that its turns brought, one for each but the last, which has the
+/// rest.
 ///
 /// # Errors
 /// The file and the line of what is missing, of another length or no number, unless such lines are passed
@@ -151,7 +165,22 @@ impl RecordedSample {
             return Err(SampleError::Mask(*other));
         }
         let drawn: Vec<bool> = mask.iter().map(|bit| *bit == 1).collect();
-        let (response_tokens, observations) = types::split_by_mask(&self.response_tokens, &drawn)?;
+        let (response_tokens, mut observations) = types::split_by_mask(&self.response_tokens, &drawn)?;
+        let given = (1..drawn.len()).filter(|place| drawn[place - 1] && !drawn[*place]);
+        let given: Vec<usize> = given.take(observations.len()).collect();
+        for start in &self.sequence_starts {
+            let observation = given.iter().position(|place| place == start);
+            let observation = observation.ok_or(SampleError::Start(*start))?;
+            observations[observation].begins_sequence = true;
+        }
+        if let Some(of_turns) = &self.turn_scores {
+            if of_turns.len() != observations.len() {
+                return Err(SampleError::TurnScores(of_turns.len(), observations.len()));
+            }
+            for (given, score) in observations.iter_mut().zip(of_turns) {
+                given.reward = *score;
+            }
+        }
         let numbers = |numbers: Vec<f32>| of_drawn(numbers, &drawn);
         // A response without tokens has no span; one that is too long is refused for its length.
         let tokens = NonZeroU32::new(u32::try_from(response_tokens.len()).unwrap_or(u32::MAX));
@@ -170,7 +199,12 @@ impl RecordedSample {
             finish_reason: self.finish_reason.unwrap_or(FinishReason::Stop),
             fields: "{}".into(),
         })?;
-        let scores = Scores { score: self.score, ref_logprobs: numbers(self.ref_logprobs), outcome: None };
+        let scores = Scores {
+            score: self.score,
+            ref_logprobs: numbers(self.ref_logprobs),
+            outcome: None,
+            turn_weight: if self.turn_scores.is_some() { 1.0 } else { 0.0 },
+        };
         Ok(ScoredRollout::new(rollout, scores)?)
     }
 }

@@ -54,7 +54,7 @@ prop_compose! {
         stop: bool,
         version in 0..1_000_000u64,
         cut in 0..40usize,
-        given in vec((1..4u32, vec(any::<u32>(), 1..9)), 0..4),
+        given in vec((1..4u32, vec(any::<u32>(), 1..9), -2f32..2.0), 0..4),
     ) -> Rollout {
         let first = cut.clamp(1, tokens.len());
         let mut spans = Vec::new();
@@ -63,11 +63,11 @@ prop_compose! {
             spans.extend(tokens.map(|tokens| Span { version: PolicyVersion(version), tokens }));
         }
         let mut observations: Vec<Observation> = Vec::new();
-        for (further, given) in given {
+        for (further, given, reward) in given {
             let after = observations.last().map_or(0, |last| last.after) + further;
             if (after as usize) < tokens.len() {
                 let begins_sequence = after.is_multiple_of(2);
-                observations.push(Observation { after, tokens: given, begins_sequence });
+                observations.push(Observation { after, tokens: given, begins_sequence, reward });
             }
         }
         Rollout::new(RolloutParts {
@@ -87,11 +87,16 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn scored_rollouts()(rollout in rollouts(), score in -9f32..9.0, outcome: Option<bool>, reference: bool)
-        -> ScoredRollout {
+    fn scored_rollouts()(
+        rollout in rollouts(),
+        score in -9f32..9.0,
+        outcome: Option<bool>,
+        reference: bool,
+        turn_weight in -1f32..1.0,
+    ) -> ScoredRollout {
         let ref_logprobs = if reference { rollout.rollout_logprobs().to_vec() } else { Vec::new() };
         let outcome = outcome.map(|passed| f32::from(u8::from(passed)));
-        let scored = ScoredRollout::new(rollout, Scores { score, ref_logprobs, outcome }).unwrap();
+        let scored = ScoredRollout::new(rollout, Scores { score, ref_logprobs, outcome, turn_weight }).unwrap();
         let numbers = outcome.map(|outcome| ("unit-tests".to_owned(), f64::from(outcome)));
         let texts = reference.then(|| Texts::new("2 + 2 =", " 4"));
         let numbers: BTreeMap<String, f64> = numbers.into_iter().collect();
@@ -184,7 +189,7 @@ fn a_rollout_of_one_turn_has_the_bytes_it_always_had() {
     let with_fields = pb::Rollout::decode(&[&known[..], b"\x42\x02{}"].concat()[..]).unwrap();
     let read = Rollout::try_from(with_fields).unwrap();
     assert_eq!(read, Rollout::new(parts.clone()).unwrap().without_fields());
-    let given = Observation { after: 1, tokens: vec![7, 8], begins_sequence: false };
+    let given = Observation::new(1, vec![7, 8]);
     let several = bytes(RolloutParts { observations: vec![given], ..parts });
     assert_eq!(several, [&known[..], b"\x4a\x06\x08\x01\x12\x02\x07\x08"].concat());
 }

@@ -1,6 +1,6 @@
 //! From the scorers' numbers to the score.
 
-use crate::config::{Gate, ScorerConfig, Share};
+use crate::config::{Gate, ScorerConfig, ScorerKind, Share};
 use crate::score_error::ScoreError;
 
 /// The rule that turns one number per scorer into the score.
@@ -10,20 +10,54 @@ pub(crate) struct Combination {
     clip: Option<[f64; 2]>,
 }
 
+/// What is known of a response beside its reference log-probs.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ResponseScore {
+    /// The score, finite.
+    pub(crate) score: f32,
+    /// How right it is, 0 to 1: by the scorer that is marked as yardstick, else by hidden tests.
+    pub(crate) outcome: Option<f32>,
+    /// Each scorer's own number, as it was before weights and gates.
+    pub(crate) numbers: Vec<f64>,
+    /// What each scorer added to the score.
+    pub(crate) contributions: Vec<f64>,
+    /// What the environment's reward of one turn weighs in the score.
+    pub(crate) turn_weight: f32,
+}
+
 /// What a scorer adds to the score.
 #[derive(Debug, Clone)]
 struct Part {
     weight: f64,
     share: Share,
+    /// Whether its number is the sum of an environment's rewards of turns.
+    is_of_turns: bool,
 }
 
 impl Combination {
     /// The rule of these scorers, in their order.
     pub(crate) fn new(scorers: &[ScorerConfig], clip: Option<[f64; 2]>) -> Self {
-        let parts =
-            scorers.iter().map(|scorer| Part { weight: scorer.weight(), share: scorer.share.clone() });
+        let parts = scorers.iter().map(|scorer| Part {
+            weight: scorer.weight(),
+            share: scorer.share.clone(),
+            is_of_turns: matches!(scorer.kind, ScorerKind::Environment(_)),
+        });
         let parts = parts.collect();
         Self { parts, clip }
+    }
+
+    /// What is known of a response with one finite number per scorer, and this outcome.
+    pub(crate) fn judge(&self, numbers: Vec<f64>, outcome: Option<f32>) -> Result<ResponseScore, ScoreError> {
+        let contributions = self.contributions(&numbers).collect();
+        let score = self.score(&numbers)?;
+        Ok(ResponseScore { score, outcome, numbers, contributions, turn_weight: self.turn_weight() })
+    }
+
+    /// `sum_i w_i / std_i` over the scorers whose number is a sum over turns: what one turn's reward adds to
+    /// the score. Means, clips and gates are of whole responses.
+    fn turn_weight(&self) -> f32 {
+        let of_turns = self.parts.iter().filter(|part| part.is_of_turns);
+        of_turns.map(|part| part.weight / part.share.std).sum::<f64>() as f32
     }
 
     /// `sum_i w_i clip_i((s_i - mean_i) / std_i)`, clipped, then gate by gate in the scorers' order.
@@ -71,7 +105,7 @@ fn gated(share: &Share, number: f64, score: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ScorerKind, UnitTests};
+    use crate::config::{EnvironmentReward, UnitTests};
 
     fn scorer(share: Share) -> ScorerConfig {
         ScorerConfig { share, kind: ScorerKind::UnitTests(UnitTests::default()) }
@@ -83,6 +117,18 @@ mod tests {
 
     fn score(scorers: &[ScorerConfig], clip: Option<[f64; 2]>, numbers: &[f64]) -> f32 {
         Combination::new(scorers, clip).score(numbers).unwrap()
+    }
+
+    #[test]
+    fn the_environments_reward_of_a_turn_weighs_what_its_sum_does() {
+        let share = Share { weight: Some(0.5), mean: 3.0, std: 2.0, ..Share::default() };
+        let environment = ScorerConfig { share, kind: ScorerKind::Environment(EnvironmentReward::default()) };
+        let combination = Combination::new(&[weighted(1.0), environment], None);
+        let score = |reward: f64| combination.judge(vec![0.25, reward], None).unwrap();
+        assert_eq!(score(5.0).turn_weight, 0.25);
+        // A turn that brings 4 more moves the score by 4 times that.
+        assert_eq!(score(9.0).score - score(5.0).score, 4.0 * 0.25);
+        assert_eq!(Combination::new(&[weighted(1.0)], None).judge(vec![0.5], None).unwrap().turn_weight, 0.0);
     }
 
     #[test]

@@ -29,11 +29,12 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use types::FailReason;
 
+use crate::combine::ResponseScore;
 use crate::config::EndpointConfig;
 use crate::metrics;
 use crate::score_error::ScoreError;
 use crate::scorer_input::ScorerInput;
-use crate::scorer_set::{ResponseScore, ScorerSet};
+use crate::scorer_set::ScorerSet;
 
 /// Bytes of a prompt's end that may spell the mark of thoughts.
 const PROMPT_END_BYTES: usize = 64;

@@ -219,11 +219,7 @@ mod tests {
             id: RolloutId { prompt: PromptId { epoch: 0, ordinal: 1 }, sibling: 0, attempt: 0 },
             prompt_tokens: encode("6*7?").into(),
             response_tokens: [first.clone(), second.clone()].concat(),
-            observations: vec![Observation {
-                after: u32::try_from(first.len()).unwrap(),
-                tokens: tool.clone(),
-                begins_sequence: false,
-            }],
+            observations: vec![Observation::new(u32::try_from(first.len()).unwrap(), tool.clone())],
             reward: None,
             rollout_logprobs: vec![-1.0; tokens],
             surviving_mass: None,

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use types::{Remarks, Sampling, Texts, Vocabulary};
 
 use crate::batch_queue::{BatchQueue, batch_queue};
-use crate::combine::Combination;
+use crate::combine::{Combination, ResponseScore};
 use crate::config::{Config, Http, Rule, ScorerKind};
 use crate::failures::Failures;
 use crate::http::Remote;
@@ -65,19 +65,6 @@ enum Yardstick {
     Scorer(usize),
     /// A scorer that is no part of the score: where it has no number there is a score all the same.
     Apart(NamedScorer),
-}
-
-/// What is known of a response beside its reference log-probs.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ResponseScore {
-    /// The score, finite.
-    pub(crate) score: f32,
-    /// How right it is, 0 to 1: by the scorer that is marked as yardstick, else by hidden tests.
-    pub(crate) outcome: Option<f32>,
-    /// Each scorer's own number, as it was before weights and gates.
-    pub(crate) numbers: Vec<f64>,
-    /// What each scorer added to the score.
-    pub(crate) contributions: Vec<f64>,
 }
 
 /// The scorers.
@@ -268,8 +255,7 @@ impl ScorerSet {
             Yardstick::Scorer(place) => self.known(as_outcome(self.scorers[place].name, numbers[place])),
             Yardstick::Tests | Yardstick::Apart(_) => outcome,
         };
-        let contributions = self.combination.contributions(&numbers).collect();
-        Ok(ResponseScore { score: self.combination.score(&numbers)?, outcome, numbers, contributions })
+        self.combination.judge(numbers, outcome)
     }
 
     /// The outcome where no scorer of the score says it.

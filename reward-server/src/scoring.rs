@@ -83,7 +83,12 @@ pub(crate) async fn score_rollout(
     let input = Arc::new(ScorerInput::of_rollout(&rollout, scorers.tokenizer())?);
     let (ref_logprobs, judged) =
         futures::try_join!(scorers.ref_logprobs(&input, deadline), scorers.score(&input, deadline))?;
-    let scores = Scores { score: judged.score, ref_logprobs, outcome: judged.outcome };
+    let scores = Scores {
+        score: judged.score,
+        ref_logprobs,
+        outcome: judged.outcome,
+        turn_weight: judged.turn_weight,
+    };
     // The scorers have read the fields; from here on nobody does.
     let scored = ScoredRollout::new(rollout.without_fields(), scores);
     let remarked = scored.and_then(|scored| scored.with_remarks(scorers.remarks(&input, &judged)));

@@ -31,7 +31,8 @@ fn scored(fact: &Fact) -> Option<ScoredRollout> {
         finish_reason: FinishReason::Stop,
         fields: "".into(),
     });
-    let scores = Scores { score: summary.score, ref_logprobs: Vec::new(), outcome: summary.outcome };
+    let scores =
+        Scores { score: summary.score, ref_logprobs: Vec::new(), outcome: summary.outcome, turn_weight: 0.0 };
     Some(ScoredRollout::new(rollout.unwrap(), scores).unwrap())
 }
 

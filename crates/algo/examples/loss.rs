@@ -1,8 +1,8 @@
 //! PPO's loss of two responses, with its gradient: `cargo run -p algo --example loss`
 
 use algo::{
-    Aggregation, ClipRange, Gae, PolicyObjective, PolicyTokens, RatioLevel, Responses, Totals, coefficients,
-    gae, policy_loss,
+    Aggregation, ClipRange, Discount, Gae, PolicyObjective, PolicyTokens, RatioLevel, Responses, Totals,
+    coefficients, gae, policy_loss,
 };
 
 fn main() -> Result<(), algo::Error> {
@@ -10,7 +10,8 @@ fn main() -> Result<(), algo::Error> {
     let responses = Responses::new(&[3, 1])?;
     let rewards = [0.0, 0.0, 1.0, -1.0];
     let values = [0.2, 0.4, 0.6, 0.0];
-    let estimated = gae(Gae { gamma: 1.0, gae_lambda: 0.95 }, responses, &rewards, &values)?;
+    let estimated =
+        gae(Gae { discount: Discount::per_token(1.0), gae_lambda: 0.95 }, responses, &rewards, &values)?;
 
     let weights = [1.0, 1.0];
     let totals = Totals::of(responses, &weights)?;

@@ -3,11 +3,37 @@
 use crate::error::{Error, require};
 use crate::responses::Responses;
 
-/// The two parameters of the estimator.
+/// What a reward is worth one step before.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Discount {
+    /// γ, from a token to the next one of its turn.
+    pub gamma: f64,
+    /// γ from the last token of a turn to the first one of the next.
+    pub turn_gamma: f64,
+}
+
+impl Discount {
+    /// The same from each token to the next.
+    pub fn per_token(gamma: f64) -> Self {
+        Self { gamma, turn_gamma: gamma }
+    }
+
+    /// From this token to the next one.
+    fn behind(self, responses: &Responses<'_>, token: usize) -> f64 {
+        if responses.ends_turn(token) { self.turn_gamma } else { self.gamma }
+    }
+
+    fn validate(self) -> Result<(), Error> {
+        require_discount("gamma", self.gamma)?;
+        require_discount("turn_gamma", self.turn_gamma)
+    }
+}
+
+/// The parameters of the estimator.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Gae {
-    /// γ, the discount per token.
-    pub gamma: f64,
+    /// γ.
+    pub discount: Discount,
     /// λ, between one-step differences (0) and Monte-Carlo returns (1).
     pub gae_lambda: f64,
 }
@@ -32,7 +58,7 @@ pub struct Advantages {
 /// # Errors
 /// γ or λ outside 0..=1, a wrong length or a counted number that is not finite.
 pub fn gae(gae: Gae, responses: Responses<'_>, rewards: &[f32], values: &[f32]) -> Result<Advantages, Error> {
-    require_discount("gamma", gae.gamma)?;
+    gae.discount.validate()?;
     require_discount("gae_lambda", gae.gae_lambda)?;
     responses.require_tokens("rewards", rewards)?;
     responses.require_tokens("values", values)?;
@@ -41,9 +67,9 @@ pub fn gae(gae: Gae, responses: Responses<'_>, rewards: &[f32], values: &[f32]) 
     for span in responses.spans() {
         let (mut next_value, mut advantage) = (0.0, 0.0);
         for token in responses.counted(span).rev() {
-            let value = f64::from(values[token]);
-            let delta = f64::from(rewards[token]) + gae.gamma * next_value - value;
-            advantage = delta + gae.gamma * gae.gae_lambda * advantage;
+            let (value, gamma) = (f64::from(values[token]), gae.discount.behind(&responses, token));
+            let delta = f64::from(rewards[token]) + gamma * next_value - value;
+            advantage = delta + gamma * gae.gae_lambda * advantage;
             next_value = value;
             result.advantages[token] = advantage as f32;
             result.returns[token] = (advantage + value) as f32;
@@ -58,14 +84,18 @@ pub fn gae(gae: Gae, responses: Responses<'_>, rewards: &[f32], values: &[f32]) 
 ///
 /// # Errors
 /// γ outside 0..=1, a wrong length or a counted number that is not finite.
-pub fn returns_to_go(gamma: f64, responses: Responses<'_>, rewards: &[f32]) -> Result<Vec<f32>, Error> {
-    require_discount("gamma", gamma)?;
+pub fn returns_to_go(
+    discount: Discount,
+    responses: Responses<'_>,
+    rewards: &[f32],
+) -> Result<Vec<f32>, Error> {
+    discount.validate()?;
     responses.require_tokens("rewards", rewards)?;
     let mut returns = vec![0.0; responses.tokens()];
     for span in responses.spans() {
         let mut running = 0.0;
         for token in responses.counted(span).rev() {
-            running = f64::from(rewards[token]) + gamma * running;
+            running = f64::from(rewards[token]) + discount.behind(&responses, token) * running;
             returns[token] = running as f32;
         }
     }

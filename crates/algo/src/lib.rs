@@ -4,13 +4,13 @@
 //! back-propagates:
 //!
 //! ```
-//! use algo::{Aggregation, ClipRange, Gae, PolicyObjective, PolicyTokens, RatioLevel, Responses, Totals};
+//! use algo::{Aggregation, ClipRange, Discount, Gae, PolicyObjective, PolicyTokens, RatioLevel, Responses, Totals};
 //!
 //! # fn main() -> Result<(), algo::Error> {
 //! // Two responses, of 2 tokens and of 1, one behind the other; every slice below is [tokens].
 //! let responses = Responses::new(&[2, 1])?;
 //! let (rewards, values) = ([0.0, 1.0, -1.0], [0.0, 0.0, 0.0]);
-//! let advantages = algo::gae(Gae { gamma: 1.0, gae_lambda: 1.0 }, responses, &rewards, &values)?;
+//! let advantages = algo::gae(Gae { discount: Discount::per_token(1.0), gae_lambda: 1.0 }, responses, &rewards, &values)?;
 //! assert_eq!(advantages.advantages, [1.0, 1.0, -1.0]);
 //!
 //! // What a token's loss weighs: here the mean over tokens, the second response counting twice.
@@ -79,6 +79,7 @@ mod responses;
 mod rewards;
 mod schedule;
 mod truncation;
+mod turns;
 mod value_loss;
 
 pub use advantages::{GroupBaseline, GroupStatistics, broadcast, group_advantages};
@@ -87,7 +88,7 @@ pub use controller::KlController;
 pub use correction::{Correction, CorrectionSums, CorrectionWeights, off_policy_sequence_mask, reweight};
 pub use covariance::CovarianceControl;
 pub use error::Error;
-pub use gae::{Advantages, Gae, gae, returns_to_go};
+pub use gae::{Advantages, Discount, Gae, gae, returns_to_go};
 pub use interval::Interval;
 pub use kl::{KlEstimator, KlTokens, MAX_LOG_RATIO, kl_loss};
 pub use moments::{Moments, WHITEN_EPSILON, whiten};
@@ -105,4 +106,5 @@ pub use rewards::{
 };
 pub use schedule::Schedule;
 pub use truncation::{Truncation, full_support_logprobs};
+pub use turns::{Turns, gae_by_turn, returns_to_go_by_turn};
 pub use value_loss::{ExplainedVariance, ValueLoss, ValueTokens, value_loss};

@@ -19,6 +19,7 @@ const MAX_TOKENS: usize = 1 << 32;
 pub struct Responses<'a> {
     lengths: &'a [usize],
     mask: Option<&'a [bool]>,
+    turn_ends: Option<&'a [bool]>,
     tokens: usize,
 }
 
@@ -30,7 +31,7 @@ impl<'a> Responses<'a> {
     pub fn new(lengths: &'a [usize]) -> Result<Self, Error> {
         let tokens = lengths.iter().fold(0_usize, |total, &length| total.saturating_add(length));
         require(tokens <= MAX_TOKENS, "tokens", tokens as f64, "at most 2^32 in a batch")?;
-        Ok(Self { lengths, mask: None, tokens })
+        Ok(Self { lengths, mask: None, turn_ends: None, tokens })
     }
 
     /// The same responses with a response mask: `true` on tokens that count. `mask` is `[tokens]`.
@@ -40,6 +41,21 @@ impl<'a> Responses<'a> {
     pub fn with_mask(self, mask: &'a [bool]) -> Result<Self, Error> {
         self.require_len("mask", mask.len())?;
         Ok(Self { mask: Some(mask), ..self })
+    }
+
+    /// The same responses with the ends of their turns: `true` on the last token of each. `turn_ends` is
+    /// `[tokens]`.
+    ///
+    /// # Errors
+    /// [`Error::Length`] if there is not one element per token.
+    pub fn with_turn_ends(self, turn_ends: &'a [bool]) -> Result<Self, Error> {
+        self.require_len("turn_ends", turn_ends.len())?;
+        Ok(Self { turn_ends: Some(turn_ends), ..self })
+    }
+
+    /// Whether a turn ends with this token; never where nothing is known of turns.
+    pub(crate) fn ends_turn(&self, token: usize) -> bool {
+        self.turn_ends.is_some_and(|ends| ends[token])
     }
 
     /// Number of tokens, counting or not.

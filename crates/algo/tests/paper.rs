@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use algo::{
-    Aggregation, ClipRange, Correction, Gae, GroupBaseline, GroupStatistics, KlEstimator, Kto,
+    Aggregation, ClipRange, Correction, Discount, Gae, GroupBaseline, GroupStatistics, KlEstimator, Kto,
     LabelledResponses, Moments, PolicyLoss, PolicyObjective, PolicyTokens, PreferenceObjective,
     PreferencePairs, RatioLevel, Responses, RewardShaping, ScorePairs, ScoredTokens, Totals, ValueTokens,
     coefficients, group_advantages, policy_loss, reweight, whiten,
@@ -72,7 +72,7 @@ fn golden_rewards() -> Vec<f32> {
 }
 
 fn golden_gae() -> algo::Advantages {
-    let parameters = Gae { gamma: 1.0, gae_lambda: 0.95 };
+    let parameters = Gae { discount: Discount::per_token(1.0), gae_lambda: 0.95 };
     algo::gae(parameters, responses(), &golden_rewards(), &VALUES).unwrap()
 }
 
@@ -269,7 +269,7 @@ fn s7_8_rloo_on_policy_is_reinforce_on_whole_responses() {
 
 #[test]
 fn s7_9_reinforce_plus_plus() {
-    let mut returns = algo::returns_to_go(1.0, responses(), &golden_rewards()).unwrap();
+    let mut returns = algo::returns_to_go(Discount::per_token(1.0), responses(), &golden_rewards()).unwrap();
     assert_close(&returns, &[0.99, 1.0, 1.01, 0.98, -0.52, -0.53, -0.55, 0.23, 0.24], 1e-6);
     // The golden numbers are verl's, which whitens with the unbiased variance.
     let moments = Moments::of_tokens("returns", responses(), &returns).unwrap();

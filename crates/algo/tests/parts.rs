@@ -4,9 +4,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use algo::{
-    Aggregation, ClipRange, ExplainedVariance, Gae, KlEstimator, KlTokens, Moments, PolicyObjective,
-    PolicyTokens, RatioLevel, RatioSums, Responses, RewardShaping, ScoredTokens, Totals, ValueTokens,
-    coefficients, policy_loss, whiten,
+    Aggregation, ClipRange, Discount, ExplainedVariance, Gae, KlEstimator, KlTokens, Moments,
+    PolicyObjective, PolicyTokens, RatioLevel, RatioSums, Responses, RewardShaping, ScoredTokens, Totals,
+    ValueTokens, coefficients, policy_loss, whiten,
 };
 use proptest::prelude::*;
 
@@ -92,7 +92,13 @@ impl Batch {
 
     fn gae(&self) -> algo::Advantages {
         let [rewards, values, ..] = &self.columns;
-        algo::gae(Gae { gamma: 0.97, gae_lambda: 0.9 }, self.responses(), rewards, values).unwrap()
+        algo::gae(
+            Gae { discount: Discount::per_token(0.97), gae_lambda: 0.9 },
+            self.responses(),
+            rewards,
+            values,
+        )
+        .unwrap()
     }
 }
 
@@ -259,7 +265,13 @@ fn a_number_that_counts_and_is_not_finite_is_an_error_everywhere() {
     let shaping = RewardShaping { kl_estimator: KlEstimator::K1, kl_coefficient: 0.1, score_clip: None };
     let tokens = ScoredTokens { responses, old_logprobs: &good, ref_logprobs: &bad, scores: &[0.0] };
     assert!(algo::token_rewards(&shaping, &tokens).is_err());
-    assert!(algo::gae(Gae { gamma: 1.0, gae_lambda: 1.0 }, responses, &bad, &good).is_err());
-    assert!(algo::gae(Gae { gamma: 1.1, gae_lambda: 1.0 }, responses, &good, &good).is_err());
-    assert!(algo::returns_to_go(f64::NAN, responses, &good).is_err());
+    assert!(
+        algo::gae(Gae { discount: Discount::per_token(1.0), gae_lambda: 1.0 }, responses, &bad, &good)
+            .is_err()
+    );
+    assert!(
+        algo::gae(Gae { discount: Discount::per_token(1.1), gae_lambda: 1.0 }, responses, &good, &good)
+            .is_err()
+    );
+    assert!(algo::returns_to_go(Discount::per_token(f64::NAN), responses, &good).is_err());
 }

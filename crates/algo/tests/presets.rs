@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
 use algo::{
-    AdvantageEstimator, Aggregation, Algorithm, ClipRange, Correction, Gae, GroupBaseline, GroupStatistics,
-    KlEstimator, KlPlacement, KlTokens, Moments, PolicyObjective, PolicyTokens, RatioLevel, Responses,
-    RewardShaping, ScoredTokens, Totals, Whiten, coefficients, kl_loss, policy_loss, reweight, whiten,
+    AdvantageEstimator, Aggregation, Algorithm, ClipRange, Correction, Discount, Gae, GroupBaseline,
+    GroupStatistics, KlEstimator, KlPlacement, KlTokens, Moments, PolicyObjective, PolicyTokens, RatioLevel,
+    Responses, RewardShaping, ScoredTokens, Totals, Whiten, coefficients, kl_loss, policy_loss, reweight,
+    whiten,
 };
 
 const LENGTHS: [usize; 4] = [3, 1, 2, 4];
@@ -30,9 +31,18 @@ fn first_gradient(algorithm: Algorithm) -> Vec<f32> {
     let mut advantages = match defaults.advantage {
         AdvantageEstimator::Gae => {
             assert!(defaults.needs_critic());
-            algo::gae(Gae { gamma: 1.0, gae_lambda: 0.95 }, responses, &rewards, &VALUES).unwrap().advantages
+            algo::gae(
+                Gae { discount: Discount::per_token(1.0), gae_lambda: 0.95 },
+                responses,
+                &rewards,
+                &VALUES,
+            )
+            .unwrap()
+            .advantages
         }
-        AdvantageEstimator::ReturnToGo => algo::returns_to_go(1.0, responses, &rewards).unwrap(),
+        AdvantageEstimator::ReturnToGo => {
+            algo::returns_to_go(Discount::per_token(1.0), responses, &rewards).unwrap()
+        }
         AdvantageEstimator::OwnKl => {
             let scored = ScoredTokens { scores: &[0.0; 4], ..scored };
             algo::token_rewards(&shaping, &scored).unwrap().rewards

@@ -2,10 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helper functions too")]
 
-use algo::{Aggregation, Gae, Moments, Responses, Totals, ValueTokens, coefficients, gae, whiten};
+use algo::{Aggregation, Discount, Gae, Moments, Responses, Totals, ValueTokens, coefficients, gae, whiten};
 
 fn advantages(gamma: f64, gae_lambda: f64, rewards: &[f32], values: &[f32]) -> algo::Advantages {
-    gae(Gae { gamma, gae_lambda }, Responses::new(&[rewards.len()]).unwrap(), rewards, values).unwrap()
+    gae(
+        Gae { discount: Discount::per_token(gamma), gae_lambda },
+        Responses::new(&[rewards.len()]).unwrap(),
+        rewards,
+        values,
+    )
+    .unwrap()
 }
 
 fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
@@ -74,7 +80,8 @@ fn verl_values_of_observations_do_not_matter() {
     let rewards = [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0];
     let with = |observed: f32| {
         let values = [0.1, 0.2, observed, -observed, 0.3, 0.4, observed];
-        gae(Gae { gamma: 0.9, gae_lambda: 0.95 }, responses, &rewards, &values).unwrap()
+        gae(Gae { discount: Discount::per_token(0.9), gae_lambda: 0.95 }, responses, &rewards, &values)
+            .unwrap()
     };
     assert_eq!(with(0.0), with(123.0));
     // The last token before the observation looks at the first one after it, one discount away.

@@ -9,7 +9,7 @@ use crate::Invalid;
 
 /// Tokens that the policy was given between two of its turns: what a tool returned or a user said, with what
 /// the chat template writes around it. They are context: nothing is learnt from them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Observation {
     /// How many response tokens stand in front of it: at least one, and not all.
     pub after: u32,
@@ -19,6 +19,17 @@ pub struct Observation {
     /// agent that do not go on from others.
     #[serde(default)]
     pub begins_sequence: bool,
+    /// What the environment gave for the turn in front of it; finite, and part of
+    /// [`RolloutParts::reward`](crate::RolloutParts::reward).
+    #[serde(default)]
+    pub reward: f32,
+}
+
+impl Observation {
+    /// Tokens that are given behind so many response tokens.
+    pub fn new(after: u32, tokens: Vec<u32>) -> Self {
+        Self { after, tokens, begins_sequence: false, reward: 0.0 }
+    }
 }
 
 /// A stretch of the tokens behind a prompt.
@@ -54,7 +65,7 @@ pub fn split_by_mask(tokens: &[u32], drawn: &[bool]) -> Result<(Vec<u32>, Vec<Ob
         let after = u32::try_from(response.len()).unwrap_or(u32::MAX);
         match observations.last_mut() {
             Some(last) if last.after == after => last.tokens.push(*token),
-            _ => observations.push(Observation { after, tokens: vec![*token], begins_sequence: false }),
+            _ => observations.push(Observation::new(after, vec![*token])),
         }
     }
     observations.retain(|observation| (observation.after as usize) < response.len());
@@ -70,8 +81,13 @@ pub(crate) fn observations_problem(
 ) -> Option<String> {
     let mut given = 0;
     let mut before = 0;
-    for Observation { after, tokens, .. } in observations {
+    for Observation { after, tokens, reward, .. } in observations {
         let place = *after as usize;
+        if !reward.is_finite() {
+            return Some(format!(
+                "the reward of the turn behind {before} response tokens is {reward}, must be finite"
+            ));
+        }
         if tokens.is_empty() {
             return Some(format!("an observation behind {place} response tokens has no token"));
         }
@@ -108,10 +124,7 @@ mod tests {
             let tokens: Vec<u32> = (0..mask.len() as u32).collect();
             split_by_mask(&tokens, &mask.iter().map(|bit| *bit == 1).collect::<Vec<_>>()).unwrap()
         };
-        let given = |after, tokens: &[u32]| {
-            let tokens = tokens.to_vec();
-            Observation { after, tokens, begins_sequence: false }
-        };
+        let given = |after, tokens: &[u32]| Observation::new(after, tokens.to_vec());
         assert_eq!(split(&[1, 1]), (vec![0, 1], vec![]));
         assert_eq!(split(&[1, 0, 0, 1, 0, 1]), (vec![0, 3, 5], vec![given(1, &[1, 2]), given(2, &[4])]));
         assert_eq!(split(&[1, 0, 1, 0, 0]), (vec![0, 2], vec![given(1, &[1])]));

@@ -19,7 +19,7 @@
 //!     finish_reason: FinishReason::Stop,
 //!     fields: "{}".into(),
 //! })?;
-//! let scores = Scores { score: 0.7, ref_logprobs: Vec::new(), outcome: Some(1.0) };
+//! let scores = Scores { score: 0.7, ref_logprobs: Vec::new(), outcome: Some(1.0), turn_weight: 0.0 };
 //! let scored = ScoredRollout::new(rollout, scores)?;
 //! let group = [GroupScore::of(&scored)];
 //! let sample = Sample::new(scored, 1.0, group)?;

@@ -152,6 +152,11 @@ impl Rollout {
         behind.filter(|(_, given)| given.begins_sequence).map(|(place, _)| place).collect()
     }
 
+    /// `[turns]` how many response tokens each turn has.
+    pub fn turn_lengths(&self) -> impl Iterator<Item = usize> {
+        episode::turns(self.observations(), self.response_tokens().len()).map(|turn| turn.len())
+    }
+
     /// Tokens that the policy was given between its turns.
     pub fn given_tokens(&self) -> usize {
         self.observations().iter().map(|observation| observation.tokens.len()).sum()
@@ -306,7 +311,7 @@ pub(crate) mod tests {
     }
 
     fn given(after: u32, tokens: usize) -> Observation {
-        Observation { after, tokens: vec![9; tokens], begins_sequence: false }
+        Observation::new(after, vec![9; tokens])
     }
 
     #[test]
@@ -336,13 +341,14 @@ pub(crate) mod tests {
         assert_eq!(several.segments().collect::<Vec<_>>(), [drawn, two, drawn, single, drawn]);
         assert_eq!(several.sequence(), [1, 2, 3, 9, 9, 3, 9, 3]);
         assert_eq!((several.turns(), several.given_tokens()), (vec![2..3, 5..6, 7..8], 3));
+        assert!(several.turn_lengths().eq([1, 1, 1]) && one.turn_lengths().eq([3]));
         assert_eq!(several.response_tokens(), one.response_tokens());
     }
 
     #[test]
     fn each_broken_invariant_is_named() {
         type Break = fn(&mut RolloutParts);
-        let cases: [(Break, &str); 15] = [
+        let cases: [(Break, &str); 16] = [
             (|r| r.reward = Some(f32::NAN), "environment's reward"),
             (|r| r.prompt_tokens = Vec::new().into(), "prompt_tokens"),
             (|r| r.response_tokens.clear(), "response_tokens"),
@@ -357,6 +363,10 @@ pub(crate) mod tests {
             (|r| r.observations = vec![given(3, 1)], "behind 3 of 3"),
             (|r| r.observations = vec![given(1, 2), given(1, 2)], "behind 1 of 3"),
             (|r| r.observations = vec![given(2, 0)], "has no token"),
+            (
+                |r| r.observations = vec![Observation { reward: f32::NAN, ..given(1, 1) }],
+                "the reward of the turn",
+            ),
             (|r| r.observations = vec![given(1, MAX_SEQUENCE_TOKENS), given(2, 1)], "in observations"),
         ];
         for (break_it, expected) in cases {

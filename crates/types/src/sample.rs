@@ -18,6 +18,11 @@ pub struct Scores {
     /// How right it is, in 0..=1, by hidden tests or the scorer that is the yardstick: never the reward,
     /// unless a recipe says so.
     pub outcome: Option<f32>,
+    /// What a reward that the environment gives for a turn ([`Observation::reward`]) weighs in the score; 0
+    /// where the score says nothing of single turns.
+    ///
+    /// [`Observation::reward`]: crate::Observation::reward
+    pub turn_weight: f32,
 }
 
 /// A rollout and its scores, which fit it in length.
@@ -61,6 +66,16 @@ impl ScoredRollout {
         self.scores.outcome
     }
 
+    /// `[turns]` the parts of the score that its turns brought: what the environment gave for each, and all
+    /// else behind the last one, so that their sum is the score.
+    pub fn turn_scores(&self) -> Vec<f32> {
+        let observations = self.rollout.observations().iter();
+        let mut scores: Vec<f32> = observations.map(|given| self.scores.turn_weight * given.reward).collect();
+        let before: f64 = scores.iter().copied().map(f64::from).sum();
+        scores.push((f64::from(self.score()) - before) as f32);
+        scores
+    }
+
     /// What the scorers say for people.
     pub fn remarks(&self) -> &Remarks {
         &self.remarks
@@ -95,9 +110,11 @@ impl ScoredRollout {
 }
 
 fn problem(rollout: &Rollout, scores: &Scores) -> Option<String> {
-    let Scores { score, ref_logprobs, outcome } = scores;
-    if !score.is_finite() {
-        return Some(format!("score is {score}, must be finite"));
+    let Scores { score, ref_logprobs, outcome, turn_weight } = scores;
+    for (name, number) in [("score", score), ("turn_weight", turn_weight)] {
+        if !number.is_finite() {
+            return Some(format!("{name} is {number}, must be finite"));
+        }
     }
     if let Some(outcome) = outcome
         && !(0.0..=1.0).contains(outcome)
@@ -266,6 +283,7 @@ impl Batch {
 mod tests {
     use super::*;
     use crate::rollout::tests::parts;
+    use crate::{Observation, RolloutParts};
 
     fn rollout(sibling: u16) -> Rollout {
         let mut parts = parts(3);
@@ -274,7 +292,7 @@ mod tests {
     }
 
     fn sound() -> Scores {
-        Scores { score: 0.25, ref_logprobs: vec![-1.0; 3], outcome: Some(1.0) }
+        Scores { score: 0.25, ref_logprobs: vec![-1.0; 3], outcome: Some(1.0), turn_weight: 0.0 }
     }
 
     fn sample(sibling: u16) -> Sample {
@@ -291,8 +309,20 @@ mod tests {
         }
         let made = |scores| ScoredRollout::new(rollout(0), scores);
         assert!(made(Scores { outcome: Some(1.5), ..sound() }).is_err());
+        assert!(made(Scores { turn_weight: f32::NAN, ..sound() }).is_err());
         assert!(made(Scores { ref_logprobs: vec![-1.0; 2], ..sound() }).is_err());
         assert!(made(Scores { ref_logprobs: Vec::new(), ..sound() }).is_ok());
+    }
+
+    #[test]
+    fn the_parts_of_turns_add_up_to_the_score() {
+        let given = |after, reward| Observation { reward, ..Observation::new(after, vec![9]) };
+        let episode = RolloutParts { observations: vec![given(1, 0.5), given(2, -1.0)], ..parts(3) };
+        let scored =
+            ScoredRollout::new(Rollout::new(episode).unwrap(), Scores { turn_weight: 2.0, ..sound() });
+        assert_eq!(scored.unwrap().turn_scores(), [1.0, -2.0, 1.25]);
+        let one_turn = ScoredRollout::new(rollout(0), sound()).unwrap();
+        assert_eq!(one_turn.turn_scores(), [0.25]);
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Turns {
     observations: Vec<Observation>,
     /// What was given behind the last turn: part of the response once another turn follows.
     given: Vec<u32>,
+    /// What the environment has given since the last observation.
+    earned: f32,
     rollout_logprobs: Vec<f32>,
     surviving_mass: Option<Vec<f32>>,
     spans: Vec<Span>,
@@ -46,6 +48,11 @@ impl Turns {
         self.given.extend_from_slice(tokens);
     }
 
+    /// The environment gives this reward for the last turn.
+    pub fn earn(&mut self, reward: f32) {
+        self.earned += reward;
+    }
+
     /// The policy has drawn a turn.
     pub fn draw(&mut self, turn: DrawnTurn) {
         self.observe(false);
@@ -61,6 +68,7 @@ impl Turns {
             let after = observation.after.saturating_add(saturated(before));
             self.observations.push(Observation { after, ..observation });
         }
+        self.earned = further.earned;
         self.draw_on(DrawnTurn {
             tokens: further.response_tokens,
             logprobs: further.rollout_logprobs,
@@ -74,7 +82,8 @@ impl Turns {
         if !self.given.is_empty() {
             let after = saturated(self.tokens());
             let tokens = std::mem::take(&mut self.given);
-            self.observations.push(Observation { after, tokens, begins_sequence });
+            let reward = std::mem::take(&mut self.earned);
+            self.observations.push(Observation { after, tokens, begins_sequence, reward });
         }
     }
 
@@ -155,12 +164,15 @@ mod tests {
     fn sequences_of_turns_become_one_rollout() {
         let mut turns = Turns::default();
         turns.draw(turn(&[3, 4], 2, None));
+        turns.earn(0.5);
         turns.give(&[7]);
         turns.draw(turn(&[5], 3, Some(0.5)));
+        turns.earn(-1.0);
         // Nothing is drawn behind it.
         turns.give(&[8, 8]);
         let mut further = Turns::default();
         further.draw(turn(&[6], 2, None));
+        further.earn(0.25);
         further.give(&[9]);
         further.draw(turn(&[4], 3, None));
         turns.append(&[1, 7], further);
@@ -173,6 +185,8 @@ mod tests {
         let rollout = Rollout::new(parts).unwrap();
         assert_eq!(rollout.sequence(), [1, 2, 3, 4, 7, 5, 1, 7, 6, 9, 4]);
         assert_eq!(rollout.beginnings(), [6]);
+        let rewards: Vec<f32> = rollout.observations().iter().map(|given| given.reward).collect();
+        assert_eq!(rewards, [0.5, -1.0, 0.25]);
         assert_eq!(rollout.turns(), [2..4, 5..6, 8..9, 10..11]);
     }
 }

@@ -32,6 +32,9 @@ impl PpoConfig {
     fn check_numbers(&self, problems: &mut Problems) {
         problems.share("gamma", self.gamma);
         problems.share("gae_lambda", self.gae_lambda);
+        if let Some(gamma) = self.turn_gamma {
+            problems.share("turn_gamma", gamma);
+        }
         problems.not_negative("entropy_coefficient", self.entropy_coefficient);
         problems.not_negative("missing_eos_penalty", self.missing_eos_penalty);
         problems.positive("ppo_epochs", self.ppo_epochs);
@@ -85,13 +88,15 @@ impl PpoConfig {
 mod tests {
     use algo::CovarianceControl;
 
-    use super::super::{LoraConfig, Overlong};
+    use super::super::{Credit, LoraConfig, Overlong};
     use super::*;
 
     #[test]
     fn all_problems_are_listed_at_once() {
         let config = PpoConfig {
             gamma: 1.5,
+            turn_gamma: Some(-1.0),
+            credit: Credit::Turn,
             minibatch_size: 0,
             policy_lr: -1.0,
             betas: [1.0, 0.9],
@@ -107,6 +112,7 @@ mod tests {
         let problems = config.problems();
         for key in [
             "gamma is 1.5",
+            "turn_gamma is -1",
             "minibatch_size is 0",
             "policy_lr is -1",
             "betas holds 1",
@@ -120,6 +126,6 @@ mod tests {
         ] {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:?}");
         }
-        assert_eq!(problems.len(), 11, "{problems:?}");
+        assert_eq!(problems.len(), 12, "{problems:?}");
     }
 }

@@ -69,6 +69,23 @@ pub enum Truncated {
     Mask,
 }
 
+/// What an advantage is of, in an episode of several turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Credit {
+    /// The score is one number, behind the last token.
+    #[default]
+    Response,
+    /// What the environment gives for a turn stands behind it, and the rest of the score behind the last
+    /// one. Advantages are of tokens: GAE and returns-to-go, discounted by `turn_gamma` from turn to turn.
+    Token,
+    /// Rewards stand as with `token`, and turns are the steps: an advantage is of a turn, and all its tokens
+    /// have it. GAE takes the critic's value of a turn from its first token (arXiv 2512.17008). Without a
+    /// critic a turn's return-to-go is compared with those of the same turn of its siblings (arXiv
+    /// 2505.11821); a turn that no sibling has takes the advantage of its whole response.
+    Turn,
+}
+
 /// The configuration of a PPO step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -91,6 +108,11 @@ pub struct PpoConfig {
     pub gamma: f64,
     /// λ of GAE.
     pub gae_lambda: f64,
+    /// What an advantage is of, in an episode of several turns.
+    pub credit: Credit,
+    /// γ from the last token of a turn to the first one of the next. Default: `gamma` where credit is by
+    /// token, 1 where it is by turn.
+    pub turn_gamma: Option<f64>,
     /// Over which responses advantages are whitened. Algorithm's default (PPO: after-filter; without a
     /// critic: before-filter).
     pub whiten: Option<Whiten>,
@@ -210,6 +232,8 @@ impl Default for PpoConfig {
             // The authors' PF-PPO code: γ 1, λ 0.95, scores clipped at 10, value clip 0.2.
             gamma: 1.0,
             gae_lambda: 0.95,
+            credit: Credit::default(),
+            turn_gamma: None,
             whiten: None,
             score_clip: Bound::At(10.0),
             truncated: Truncated::Train,

@@ -1,18 +1,22 @@
 //! A step's settings: the algorithm's defaults with what the configuration overrides, free of contradictions.
 
 use algo::{
-    AdvantageEstimator, Aggregation, ClipRange, Correction, KlController, KlEstimator, KlPlacement,
+    AdvantageEstimator, Aggregation, ClipRange, Correction, Discount, KlController, KlEstimator, KlPlacement,
     PolicyObjective, PositiveWeight, Whiten,
 };
 
 use super::bound::Bound;
-use super::ppo::{KlIn, PpoConfig, SamplesOn};
+use super::ppo::{Credit, KlIn, PpoConfig, SamplesOn};
 
 /// What a step does.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     /// Where advantages come from.
     pub(crate) advantage: AdvantageEstimator,
+    /// What they are of.
+    pub(crate) credit: Credit,
+    /// What rewards are worth before.
+    pub(crate) discount: Discount,
     /// Over which samples they are whitened.
     pub(crate) whiten: Whiten,
     /// Where the KL enters; β is that of the start, [`controller`](Self::controller) moves it.
@@ -38,6 +42,8 @@ impl Settings {
         let objective = objective(config, defaults.objective, &mut conflicts);
         let settings = Self {
             advantage: defaults.advantage,
+            credit: config.credit,
+            discount: discount(config),
             whiten: config.whiten.unwrap_or(defaults.whiten),
             kl,
             objective,
@@ -50,6 +56,7 @@ impl Settings {
                 (largest, Some(target)) => PositiveWeight::Adaptive { weight: largest, largest, target },
             },
         };
+        conflicts.extend(credit_conflict(config, defaults.advantage));
         if settings.kl_target.is_some() && settings.kl_coefficient() == 0.0 {
             conflicts.push("kl_target is set, but the KL coefficient is 0 and can never change".to_owned());
         }
@@ -114,9 +121,13 @@ impl PpoConfig {
     /// Whether samples of weight 0 change anything; otherwise they need not be sent. What only needs their
     /// scores (baselines, whitening without a critic) has those in every sample.
     pub fn reads_filtered_samples(&self) -> bool {
+        if !self.needs_critic() {
+            // What a score says nothing of: which turns brought it.
+            return self.credit != Credit::Response;
+        }
         let settings = Settings::of(self);
         let whitens = settings.is_ok_and(|settings| settings.whiten == Whiten::BeforeFilter);
-        self.needs_critic() && (whitens || self.critic_on == SamplesOn::All)
+        whitens || self.critic_on == SamplesOn::All
     }
 }
 
@@ -130,6 +141,33 @@ impl KeysFilledIn {
             *slot = value;
             self.0.push(key);
         }
+    }
+}
+
+fn discount(config: &PpoConfig) -> Discount {
+    let turn_gamma = match config.credit {
+        Credit::Response | Credit::Token => config.gamma,
+        Credit::Turn => 1.0,
+    };
+    Discount { gamma: config.gamma, turn_gamma: config.turn_gamma.unwrap_or(turn_gamma) }
+}
+
+/// What keeps an advantage from being what `credit` says.
+fn credit_conflict(config: &PpoConfig, advantage: AdvantageEstimator) -> Option<String> {
+    match (config.credit, advantage) {
+        (Credit::Response, _) => config.turn_gamma.map(|gamma| {
+            format!(
+                "turn_gamma is {gamma}, but the score stands behind the last token: set credit to token or turn"
+            )
+        }),
+        (Credit::Token, AdvantageEstimator::Group(_)) => Some(
+            "credit is token, but this algorithm has no critic and compares responses: set credit to turn or response"
+                .to_owned(),
+        ),
+        (Credit::Token | Credit::Turn, AdvantageEstimator::OwnKl) => {
+            Some("credit is set, but nothing that this algorithm trains on is a score".to_owned())
+        }
+        _ => None,
     }
 }
 
@@ -199,6 +237,24 @@ mod tests {
             assert_eq!((found.aggregation, found.correction), (defaults.aggregation, defaults.correction));
             assert_eq!(found.whiten, defaults.whiten, "{algorithm:?}");
         }
+    }
+
+    #[test]
+    fn credit_by_turn_needs_what_turns_brought() {
+        let of = |algorithm, credit| PpoConfig { algorithm, credit, ..PpoConfig::default() };
+        assert!(!of(Algorithm::Grpo, Credit::Response).reads_filtered_samples());
+        assert!(of(Algorithm::Grpo, Credit::Turn).reads_filtered_samples());
+        assert!(!of(Algorithm::Ppo, Credit::Turn).reads_filtered_samples());
+        for (config, key) in [
+            (of(Algorithm::Grpo, Credit::Token), "credit is token"),
+            (of(Algorithm::OnPolicyDistillation, Credit::Turn), "credit is set"),
+            (PpoConfig { turn_gamma: Some(0.9), ..PpoConfig::default() }, "turn_gamma is 0.9"),
+        ] {
+            let conflicts = Settings::of(&config).unwrap_err();
+            assert!(conflicts[0].starts_with(key), "{conflicts:?}");
+        }
+        let by_turn = PpoConfig { gamma: 0.5, ..of(Algorithm::Ppo, Credit::Turn) };
+        assert_eq!(settings(by_turn).discount, Discount { gamma: 0.5, turn_gamma: 1.0 });
     }
 
     #[test]

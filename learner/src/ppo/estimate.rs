@@ -4,11 +4,13 @@
 
 use algo::{
     AdvantageEstimator, Correction, CovarianceControl, Gae, KlEstimator, KlPlacement, Moments, Responses,
-    RewardShaping, ScoredTokens, broadcast, gae, response_returns, returns_to_go, token_rewards, whiten,
+    RewardShaping, ScoredTokens, broadcast, gae, gae_by_turn, response_returns, returns_to_go,
+    returns_to_go_by_turn, token_rewards, whiten,
 };
 
 use super::experience::{Collected, CriticTargets, Evaluated, Experience};
-use crate::config::{PpoConfig, SamplesOn, Settings, Whiten};
+use super::turns::SampleTurns;
+use crate::config::{Credit, PpoConfig, SamplesOn, Settings, Whiten};
 use crate::error::FormulaResult;
 
 /// What decides how a batch is estimated.
@@ -59,7 +61,8 @@ impl Evaluated {
 
 impl Estimation<'_> {
     /// Token rewards, `[tokens]`: `r_t = −β k̂l_t + 1[t = T] · clip(score)` (PF-PPO, arXiv 2409.06957, Eq.
-    /// 4). The KL is left out where it is a term of the loss, the score where it trains nothing.
+    /// 4), and what turns brought behind these, where credit goes by turns. The KL is left out where it is a
+    /// term of the loss, the score where it trains nothing.
     fn rewards(&self, samples: &Collected, old_logprobs: &[f32]) -> FormulaResult<Vec<f32>> {
         let (kl_estimator, kl_coefficient) = match self.settings.kl {
             KlPlacement::Reward { estimator, .. } => (estimator, self.kl_coefficient),
@@ -74,7 +77,12 @@ impl Estimation<'_> {
             ref_logprobs: samples.ref_logprobs.as_deref().unwrap_or(old_logprobs),
             scores: unscored.as_deref().unwrap_or(&samples.scores),
         };
-        Ok(token_rewards(&RewardShaping { kl_estimator, kl_coefficient, score_clip }, &tokens)?.rewards)
+        let shaping = RewardShaping { kl_estimator, kl_coefficient, score_clip };
+        let mut rewards = token_rewards(&shaping, &tokens)?.rewards;
+        if let Some(turns) = &samples.turns {
+            turns.turns()?.move_scores(&mut rewards, turns.scores())?;
+        }
+        Ok(rewards)
     }
 
     /// Advantages of every token: GAE with a critic (arXiv 1506.02438, Eq. 16), the return-to-go, the
@@ -85,25 +93,44 @@ impl Estimation<'_> {
         rewards: &[f32],
         old_values: Option<Vec<f32>>,
     ) -> FormulaResult<Estimates> {
-        let responses = samples.responses()?;
+        let (responses, discount) = (samples.responses()?, self.settings.discount);
+        let turns = samples.turns.as_ref().map(SampleTurns::turns).transpose()?;
+        let ends = turns.map_or_else(|| vec![false; responses.tokens()], |turns| turns.ends());
+        let by_token = responses.with_turn_ends(&ends)?;
+        let by_turn = turns.filter(|_| self.settings.credit == Credit::Turn);
         let (advantages, absent) = match self.settings.advantage {
             AdvantageEstimator::Gae => {
                 let old_values = old_values.expect("an algorithm with GAE has a critic");
-                let estimated = gae(self.gae(), responses, rewards, &old_values)?;
+                let estimated = match by_turn {
+                    Some(turns) => gae_by_turn(self.gae(), turns, rewards, &old_values)?,
+                    None => gae(self.gae(), by_token, rewards, &old_values)?,
+                };
                 let critic = Some(CriticTargets { old_values, returns: estimated.returns });
                 let absent = Moments::default();
                 return Ok(Estimates { advantages: estimated.advantages, absent, critic });
             }
-            AdvantageEstimator::ReturnToGo => (
-                returns_to_go(self.config.gamma, responses, rewards)?,
-                samples.siblings.absent_returns_to_go(self.config.gamma),
-            ),
-            AdvantageEstimator::OwnKl => (rewards.to_vec(), Moments::default()),
-            AdvantageEstimator::Group(baseline) => {
-                let returns = response_returns(responses, rewards)?;
-                let found = samples.siblings.advantages(baseline, &returns)?;
-                (broadcast(responses, &found.of_samples)?, found.absent)
+            AdvantageEstimator::ReturnToGo => {
+                let returns = match by_turn {
+                    Some(turns) => {
+                        broadcast(turns.of_tokens(), &returns_to_go_by_turn(discount, turns, rewards)?)?
+                    }
+                    None => returns_to_go(discount, by_token, rewards)?,
+                };
+                (returns, samples.siblings.absent_returns_to_go(discount.gamma))
             }
+            AdvantageEstimator::OwnKl => (rewards.to_vec(), Moments::default()),
+            AdvantageEstimator::Group(baseline) => match by_turn {
+                Some(turns) => {
+                    let returns = returns_to_go_by_turn(discount, turns, rewards)?;
+                    let found = samples.siblings.advantages_by_turn(baseline, turns, &returns)?;
+                    (broadcast(turns.of_tokens(), &found.advantages)?, found.absent)
+                }
+                None => {
+                    let returns = response_returns(responses, rewards)?;
+                    let found = samples.siblings.advantages(baseline, &returns)?;
+                    (broadcast(responses, &found.advantages)?, found.absent)
+                }
+            },
         };
         Ok(Estimates { advantages, absent, critic: None })
     }
@@ -128,7 +155,7 @@ impl Estimation<'_> {
     }
 
     fn gae(&self) -> Gae {
-        Gae { gamma: self.config.gamma, gae_lambda: self.config.gae_lambda }
+        Gae { discount: self.settings.discount, gae_lambda: self.config.gae_lambda }
     }
 
     /// `A ← (A − mean) / sqrt(var + 1e-8)` for every token, with the moments of those responses that the
@@ -184,7 +211,7 @@ mod tests {
             finish_reason: FinishReason::Stop,
             fields: "{}".into(),
         });
-        let scores = Scores { score, ref_logprobs: vec![-1.0; tokens], outcome: None };
+        let scores = Scores { score, ref_logprobs: vec![-1.0; tokens], outcome: None, turn_weight: 0.0 };
         ScoredRollout::new(rollout.unwrap(), scores).unwrap()
     }
 
@@ -382,6 +409,23 @@ mod tests {
             let config = PpoConfig { algorithm, ..PpoConfig::default() };
             let found = advantages(&config, &[group.to_vec()], &[vec![0.0, 0.0, 0.0, 0.0, 2.0]]);
             assert!(found[0].1[0] < -0.5, "{algorithm:?}: {found:?}");
+        }
+    }
+
+    /// Whatever is selected: credit by turn sees all turns of the group.
+    #[test]
+    fn credit_by_turn_of_one_turn_is_that_of_responses() {
+        let group = [(5.0, 2), (4.0, 3), (3.5, 1), (3.0, 2)];
+        let groups = Algorithm::ALL
+            .into_iter()
+            .filter(|algorithm| matches!(algorithm.defaults().advantage, AdvantageEstimator::Group(_)));
+        for algorithm in groups {
+            let of = |credit| PpoConfig { algorithm, credit, ..PpoConfig::default() };
+            for weights in [vec![1.0; 4], vec![0.0, 0.0, 0.0, 2.0]] {
+                let found = advantages(&of(Credit::Turn), &[group.to_vec()], std::slice::from_ref(&weights));
+                let expected = advantages(&of(Credit::Response), &[group.to_vec()], &[weights]);
+                assert_eq!(found, expected, "{algorithm:?}");
+            }
         }
     }
 

@@ -19,7 +19,8 @@ use algo::{Correction, CorrectionSums, Responses, full_support_logprobs};
 use types::{Batch, FinishReason, GroupScore, RolloutId, Sample};
 
 use super::siblings::{Siblings, shaped};
-use crate::config::{PpoConfig, RolloutSupport, SamplesOn, Settings, Truncated};
+use super::turns::SampleTurns;
+use crate::config::{Credit, PpoConfig, RolloutSupport, SamplesOn, Settings, Truncated};
 use crate::error::{Error, FormulaResult, Result};
 use crate::microbatch::{Microbatch, Sequence};
 use crate::microbatch_split::SplitItem;
@@ -43,6 +44,8 @@ pub(crate) struct Collected {
     pub(crate) scores: Vec<f32>,
     /// Their groups, with the responses that are no samples here.
     pub(crate) siblings: Siblings,
+    /// Their turns, where advantages go by them.
+    pub(crate) turns: Option<SampleTurns>,
     /// Log-probs when the tokens were drawn, over the whole vocabulary, `[tokens]`.
     pub(crate) rollout_logprobs: Vec<f32>,
     /// Log-probs under the reference, `[tokens]`, if the batch has them.
@@ -182,6 +185,7 @@ impl Collected {
             weights: Vec::new(),
             scores: Vec::new(),
             siblings,
+            turns: (config.credit != Credit::Response).then(|| SampleTurns::of(&taken)),
             rollout_logprobs,
             ref_logprobs: ref_logprobs(&taken),
         };

@@ -5,9 +5,11 @@
 //! reference. Where the KL is in the reward, its part of such a response's return is taken to be the mean of
 //! those of its siblings that are there: it then moves no baseline.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use algo::{GroupBaseline, GroupStatistics, Moments, clip_score, group_advantages, overlong_penalty};
+use algo::{
+    GroupBaseline, GroupStatistics, Moments, Turns, broadcast, clip_score, group_advantages, overlong_penalty,
+};
 use types::{GroupScore, Sample};
 
 use crate::config::{Overlong, PpoConfig};
@@ -33,10 +35,10 @@ struct Sibling {
     sample: Option<usize>,
 }
 
-/// Advantages of whole responses.
-pub(crate) struct ResponseAdvantages {
-    /// `[samples]`.
-    pub(crate) of_samples: Vec<f32>,
+/// Advantages against siblings.
+pub(crate) struct SiblingAdvantages {
+    /// Of whole responses `[samples]`, of turns `[turns]`.
+    pub(crate) advantages: Vec<f32>,
     /// Those of the responses that are no samples, over their tokens.
     pub(crate) absent: Moments,
 }
@@ -73,7 +75,7 @@ impl Siblings {
         &self,
         baseline: GroupBaseline,
         returns: &[f32],
-    ) -> FormulaResult<ResponseAdvantages> {
+    ) -> FormulaResult<SiblingAdvantages> {
         let mut statistics = Vec::with_capacity(self.groups.len());
         let (mut absent_returns, mut absent_groups, mut absent_tokens) = (Vec::new(), Vec::new(), Vec::new());
         for group in &self.groups {
@@ -89,13 +91,47 @@ impl Siblings {
             statistics.push(of_group);
         }
         let groups: Vec<GroupStatistics> = self.group_of.iter().map(|group| statistics[*group]).collect();
-        let of_samples = group_advantages(baseline, returns, &groups)?;
+        let advantages = group_advantages(baseline, returns, &groups)?;
         let mut absent = Moments::default();
         let absent_advantages = group_advantages(baseline, &absent_returns, &absent_groups)?;
         for (advantage, tokens) in absent_advantages.into_iter().zip(absent_tokens) {
             absent.push_times(f64::from(advantage), tokens);
         }
-        Ok(ResponseAdvantages { of_samples, absent })
+        Ok(SiblingAdvantages { advantages, absent })
+    }
+
+    /// Advantages of turns; `returns` are the samples' returns-to-go, `[turns]`. That of a first turn is the
+    /// whole response's against all responses of its group; that of a later turn is against those samples of
+    /// the group that have this turn, or where it is alone the whole response's.
+    ///
+    /// # Errors
+    /// Returns that are no numbers.
+    pub(crate) fn advantages_by_turn(
+        &self,
+        baseline: GroupBaseline,
+        turns: Turns<'_>,
+        returns: &[f32],
+    ) -> FormulaResult<SiblingAdvantages> {
+        let of_responses = turns.of_responses();
+        let whole: Vec<f32> = of_responses.spans().map(|turns| returns[turns.start]).collect();
+        let SiblingAdvantages { advantages: of_whole, absent } = self.advantages(baseline, &whole)?;
+        let mut advantages = broadcast(of_responses, &of_whole)?;
+        // By group and number of the turn: its places.
+        let mut later: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
+        for (group, turns) in self.group_of.iter().zip(of_responses.spans()) {
+            for (number, place) in turns.enumerate().skip(1) {
+                later.entry((*group, number)).or_default().push(place);
+            }
+        }
+        for places in later.into_values().filter(|places| places.len() > 1) {
+            let values: Vec<f32> = places.iter().map(|place| returns[*place]).collect();
+            let statistics = GroupStatistics::of(&values.iter().copied().map(f64::from).collect::<Vec<_>>());
+            let found = group_advantages(baseline, &values, &vec![statistics; values.len()])?;
+            for (place, advantage) in places.into_iter().zip(found) {
+                advantages[place] = advantage;
+            }
+        }
+        Ok(SiblingAdvantages { advantages, absent })
     }
 
     /// The returns-to-go of the responses that are no samples, over their tokens, without a KL.

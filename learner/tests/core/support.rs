@@ -101,7 +101,7 @@ impl Models {
                 .iter()
                 .map(|l| (l + 0.4 * (rng.random::<f32>() - 0.5)).min(0.0))
                 .collect();
-            let scores = Scores { score, ref_logprobs, outcome: None };
+            let scores = Scores { score, ref_logprobs, outcome: None, turn_weight: 0.0 };
             let scored = ScoredRollout::new(Rollout::new(parts).unwrap(), scores).unwrap();
             (scored, [1.0, 0.5, 2.0][at % 3])
         });

@@ -90,14 +90,14 @@ impl TryFrom<pb::Span> for Span {
 }
 
 impl From<Observation> for pb::Observation {
-    fn from(Observation { after, tokens, begins_sequence }: Observation) -> Self {
-        Self { after, tokens, begins_sequence }
+    fn from(Observation { after, tokens, begins_sequence, reward }: Observation) -> Self {
+        Self { after, tokens, begins_sequence, reward }
     }
 }
 
 impl From<pb::Observation> for Observation {
-    fn from(pb::Observation { after, tokens, begins_sequence }: pb::Observation) -> Self {
-        Self { after, tokens, begins_sequence }
+    fn from(pb::Observation { after, tokens, begins_sequence, reward }: pb::Observation) -> Self {
+        Self { after, tokens, begins_sequence, reward }
     }
 }
 
@@ -163,6 +163,7 @@ impl From<ScoredRollout> for pb::ScoredRollout {
             score: scores.score,
             ref_logprobs: scores.ref_logprobs,
             outcome: scores.outcome,
+            turn_weight: scores.turn_weight,
             numbers: numbers.collect(),
             texts,
         }
@@ -174,12 +175,12 @@ impl TryFrom<pb::ScoredRollout> for ScoredRollout {
 
     fn try_from(scored: pb::ScoredRollout) -> Result<Self, ProtocolError> {
         let rollout = required("scored.rollout", scored.rollout)?.try_into()?;
-        let pb::ScoredRollout { score, ref_logprobs, outcome, numbers, texts, .. } = scored;
+        let pb::ScoredRollout { score, ref_logprobs, outcome, numbers, texts, turn_weight, .. } = scored;
         let added = numbers.iter().filter_map(|said| Some((said.scorer.clone(), said.added?)));
         let contributions = added.collect();
         let numbers = numbers.into_iter().map(|said| (said.scorer, said.number)).collect();
         let texts = texts.map(|texts| Texts::new(&texts.prompt, &texts.response));
-        let scored = Self::new(rollout, Scores { score, ref_logprobs, outcome })?;
+        let scored = Self::new(rollout, Scores { score, ref_logprobs, outcome, turn_weight })?;
         Ok(scored.with_remarks(Remarks { numbers, contributions, texts })?)
     }
 }
