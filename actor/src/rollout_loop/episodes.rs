@@ -159,6 +159,7 @@ impl RolloutLoop {
             sampling,
             eos_token_ids: policy.encoder.eos_ids(),
             min_tokens: 0,
+            grammar: None,
             top_logprobs: 0,
             stream: false,
         };

@@ -99,6 +99,7 @@ fn request(id: u64, vocabulary: u32) -> Request {
         sampling: Arc::new(sampling.try_into().expect("these are in range")),
         eos_token_ids: Arc::from([]),
         min_tokens: 0,
+        grammar: None,
         top_logprobs: 0,
         stream: false,
     }

@@ -68,6 +68,7 @@ impl Episodes {
             sampling: Arc::clone(sampling),
             eos_token_ids: Arc::from([]),
             min_tokens: 0,
+            grammar: None,
             top_logprobs: 0,
             stream: false,
         }

@@ -49,6 +49,7 @@ fn main() -> anyhow::Result<()> {
                 sampling: Arc::new(sampling.try_into()?),
                 eos_token_ids: Arc::from([]),
                 min_tokens: 0,
+                grammar: None,
                 top_logprobs: 0,
                 stream: false,
             });

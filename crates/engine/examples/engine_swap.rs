@@ -54,6 +54,7 @@ fn draw(engine: &mut Engine, id: u64) -> anyhow::Result<()> {
         sampling: Arc::new(sampling.try_into()?),
         eos_token_ids: [].into(),
         min_tokens: 0,
+        grammar: None,
         top_logprobs: 0,
         stream: false,
     };

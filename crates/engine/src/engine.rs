@@ -347,6 +347,7 @@ mod tests {
             sampling: Arc::new(Sampling::default()),
             eos_token_ids: [].into(),
             min_tokens: 0,
+            grammar: None,
             top_logprobs: 0,
             stream: false,
         };

@@ -311,6 +311,7 @@ impl<'a, T> Run<'a, T> {
             sampling: Arc::clone(&self.sampling),
             eos_token_ids: Arc::clone(&generator.eos_token_ids),
             min_tokens: 0,
+            grammar: None,
             top_logprobs: 0,
             stream: false,
         };

@@ -44,6 +44,7 @@ pub(crate) fn run(network: &mut Network, limits: &Limits) -> Result<(), Error> {
             sampling: Arc::clone(&sampling),
             eos_token_ids: [].into(),
             min_tokens: 0,
+            grammar: None,
             top_logprobs: 0,
             stream: false,
         };

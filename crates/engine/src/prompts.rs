@@ -1,16 +1,20 @@
 //! Prompts to token ids, once per prompt (token in, token out: nothing is ever tokenized again).
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use model::{ChatRequest, ChatTemplate, Tokenizer};
 use types::PromptContent;
 
+use super::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource};
+
 /// Tokenizer and chat template of the policy.
 pub struct PromptEncoder {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    /// Made when the first grammar is asked for.
+    grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
 }
 
 impl std::fmt::Debug for PromptEncoder {
@@ -24,7 +28,7 @@ impl std::fmt::Debug for PromptEncoder {
 impl PromptEncoder {
     /// Encodes with a tokenizer and, where prompts are chat messages, a template.
     pub fn new(tokenizer: Arc<Tokenizer>, template: Option<ChatTemplate>) -> Self {
-        Self { tokenizer, template }
+        Self { tokenizer, template, grammars: OnceLock::new() }
     }
 
     /// Reads the chat template from the model folder that `tokenizer` is from.
@@ -33,7 +37,16 @@ impl PromptEncoder {
     /// When the template is broken.
     pub fn load(folder: &Path, tokenizer: Arc<Tokenizer>) -> anyhow::Result<Self> {
         let template = ChatTemplate::load(folder, tokenizer.special().clone());
-        Ok(Self { tokenizer, template: template.context("read the policy's chat template")? })
+        Ok(Self::new(tokenizer, template.context("read the policy's chat template")?))
+    }
+
+    /// A grammar for the tokens of the vocabulary. It blocks: the first time for about a tenth of a second.
+    ///
+    /// # Errors
+    /// What is wrong with the source.
+    pub fn compile(&self, source: &GrammarSource) -> Result<Grammar, GrammarError> {
+        let compiler = self.grammars.get_or_init(|| GrammarCompiler::new(&self.tokenizer));
+        compiler.as_ref().map_err(Clone::clone)?.compile(source)
     }
 
     /// The token ids of a prompt.

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use types::{FinishReason, Sampling, Span};
 
+use super::grammar::Grammar;
+
 /// Most alternatives that are reported beside a drawn token.
 pub const MAX_TOP_LOGPROBS: usize = 64;
 
@@ -22,6 +24,8 @@ pub struct Request {
     /// Fewest tokens of a response, 0 to `sampling.max_new_tokens`. Before, no token that ends it can be
     /// drawn and no stop text counts.
     pub min_tokens: usize,
+    /// What each response has to look like, if anything. `min_tokens` is 0 then.
+    pub grammar: Option<Grammar>,
     /// How many of the most probable tokens are reported beside each drawn one, 0 to [`MAX_TOP_LOGPROBS`].
     pub top_logprobs: usize,
     /// Whether each token is reported as it is drawn ([`Event::Token`]), or only the whole response.

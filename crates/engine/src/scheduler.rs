@@ -38,6 +38,7 @@ use types::PolicyVersion;
 use super::batch::{Batch, Draw, DrawRule, Segment, mask_without};
 use super::blocks::{BlockId, BlockPool};
 use super::config::CacheOnSwap;
+use super::grammar::GrammarState;
 use super::random;
 use super::request::{Load, MAX_TOP_LOGPROBS, Refusal, Request, Totals};
 use super::sequence::{SeenTokens, Sequence};
@@ -115,6 +116,7 @@ impl Scheduler {
 
     /// Takes a request, or refuses it as a whole.
     pub(crate) fn submit(&mut self, request: &Request) -> Result<(), Refusal> {
+        let mut grammars = self.grammars(request)?.into_iter();
         let limit = self.check(request)?;
         let key = self.next_group;
         self.next_group += 1;
@@ -131,9 +133,23 @@ impl Scheduler {
             sequence.stream = request.stream;
             sequence.min_tokens = request.min_tokens;
             sequence.seen = seen.clone();
+            sequence.grammar = grammars.next();
             self.waiting.push_back(sequence);
         }
         Ok(())
+    }
+
+    /// Where each response stands in its grammar; none where there is no grammar.
+    fn grammars(&self, request: &Request) -> Result<Vec<GrammarState>, Refusal> {
+        let Some(grammar) = &request.grammar else { return Ok(Vec::new()) };
+        if request.min_tokens > 0 {
+            let problem = "min_tokens is above 0, but a grammar says where a response may end".to_owned();
+            return Err(Refusal::Sampling(problem));
+        }
+        let endings = self.endings(request);
+        let begun = GrammarState::new(grammar, self.limits.vocab_size, &endings);
+        let each = request.samples.iter().map(|_| begun.clone());
+        each.collect::<Result<_, _>>().map_err(|error| Refusal::Sampling(format!("the grammar: {error}")))
     }
 
     /// Whether a request can be served; the most tokens of prompt and response then. Registers its ids.
@@ -302,7 +318,9 @@ impl Scheduler {
             let first_seen = batch.seen.len();
             batch.seen.extend(sequence.seen.iter().flat_map(SeenTokens::tokens));
             let first_mask = batch.masks.len();
-            if sequence.response.len() < sequence.min_tokens {
+            if let Some(grammar) = &sequence.grammar {
+                batch.masks.extend(grammar.mask());
+            } else if sequence.response.len() < sequence.min_tokens {
                 let endings = &self.groups[&sequence.group].endings;
                 batch.masks.extend(mask_without(endings, self.limits.vocab_size));
             }

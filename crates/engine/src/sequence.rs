@@ -8,6 +8,7 @@ use types::{FinishReason, PolicyVersion, Sampling, Span};
 
 use super::batch::Drawn;
 use super::blocks::BlockId;
+use super::grammar::GrammarState;
 use super::prefix::PrefixKey;
 use super::request::{Finished, StopText, TokenLogprob};
 use super::stopping::StopMatcher;
@@ -44,6 +45,8 @@ pub(crate) struct Sequence {
     pub(crate) stop: Option<StopMatcher>,
     /// Fewest tokens of the response.
     pub(crate) min_tokens: usize,
+    /// Where it stands in its grammar, if it has one.
+    pub(crate) grammar: Option<GrammarState>,
     /// The tokens that a repetition penalty applies to, if there is one.
     pub(crate) seen: Option<SeenTokens>,
 }
@@ -72,6 +75,7 @@ impl Sequence {
             leads: false,
             stop: StopMatcher::new(sampling),
             min_tokens: 0,
+            grammar: None,
             seen: None,
         }
     }
@@ -112,7 +116,7 @@ impl Sequence {
 
     /// Whether some tokens of the response could not be drawn somewhere.
     fn records_mass(&self) -> bool {
-        self.sampling.truncates() || self.min_tokens > 0
+        self.sampling.truncates() || self.min_tokens > 0 || self.grammar.is_some()
     }
 
     /// Records that `version` computed the keys and values of the next `tokens` tokens.

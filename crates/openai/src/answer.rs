@@ -17,6 +17,7 @@ use crate::chat::Reply;
 use crate::choice::{Choice, TokenText};
 use crate::error::ApiError;
 use crate::request::{Asked, Job, ToolUse};
+use crate::structured;
 
 /// A part of one response's text.
 #[derive(Debug)]
@@ -78,6 +79,10 @@ impl Running {
     ) -> Result<Self, ApiError> {
         let mut requests = Vec::with_capacity(job.prompts.len());
         let sampling = Arc::new(job.sampling.clone());
+        let grammar = match &job.grammar {
+            Some(source) => Some(structured::compile(&policy.encoder, source).await?),
+            None => None,
+        };
         let mut usage = Usage::default();
         let tokenizer = Arc::clone(policy.encoder.tokenizer());
         let mut choices = Vec::with_capacity(job.prompts.len() * job.n);
@@ -104,6 +109,7 @@ impl Running {
                 eos_token_ids: policy.encoder.eos_ids(),
                 top_logprobs: job.top_logprobs.unwrap_or(0),
                 min_tokens: job.min_tokens,
+                grammar: grammar.clone(),
                 // What of a response is a call is known at its end.
                 stream: job.stream && job.tools.is_none(),
             });

@@ -26,7 +26,7 @@ const IGNORED: [&str; 12] = [
 ];
 
 /// Fields that would change the response, with the values under which they do not.
-const UNSUPPORTED: [(&str, &[&str]); 40] = [
+const UNSUPPORTED: [(&str, &[&str]); 38] = [
     ("allowed_token_ids", &["[]"]),
     ("audio", &[]),
     ("bad_words", &["[]"]),
@@ -56,9 +56,7 @@ const UNSUPPORTED: [(&str, &[&str]); 40] = [
     ("presence_penalty", &["0", "0.0"]),
     ("prompt_logprobs", &["0"]),
     ("reasoning_effort", &[]),
-    ("response_format", &["{\"type\":\"text\"}"]),
     ("skip_special_tokens", &["true"]),
-    ("structured_outputs", &["{}"]),
     ("suffix", &["\"\""]),
     ("tool_choice", &["\"none\"", "\"auto\""]),
     ("tools", &["[]"]),

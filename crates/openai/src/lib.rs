@@ -15,6 +15,9 @@
 //! tokens. `logprobs` are of the untruncated distribution at the sampling temperature, as everywhere in
 //! Sluice.
 //!
+//! `response_format` (JSON of any kind, or by a schema) and `structured_outputs` (a schema, a regular
+//! expression, some texts, a grammar) are followed to the letter: other tokens have no chance.
+//!
 //! An actor's port may also have [`Agents`]: programs with a loop of their own lease episodes there, and what
 //! the policy draws in their calls is recorded.
 
@@ -28,6 +31,7 @@ mod kind;
 mod name;
 mod reply;
 mod request;
+mod structured;
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;

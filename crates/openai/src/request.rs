@@ -4,7 +4,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use engine::{MAX_TOP_LOGPROBS, PromptEncoder};
+use engine::{GrammarSource, MAX_TOP_LOGPROBS, PromptEncoder};
 use model::ChatTemplate;
 use model::chat::ToolFormat;
 use serde::Deserialize;
@@ -17,6 +17,7 @@ use crate::error::ApiError;
 use crate::extra_fields;
 use crate::kind::Kind;
 use crate::name::ServedName;
+use crate::structured;
 
 /// Most responses of one request.
 const MAX_RESPONSES: usize = 1024;
@@ -30,6 +31,8 @@ pub(crate) struct Job {
     pub(crate) sampling: Sampling,
     /// Fewest tokens of a response.
     pub(crate) min_tokens: usize,
+    /// What responses have to look like, if anything.
+    pub(crate) grammar: Option<GrammarSource>,
     /// How calls of tools are looked for in responses, if there are tools.
     pub(crate) tools: Option<ToolUse>,
     /// Log-probs are wanted, with so many alternatives.
@@ -94,6 +97,8 @@ struct Common {
     ignore_eos: Option<bool>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    response_format: Option<Value>,
+    structured_outputs: Option<Value>,
     /// What the two interfaces do not have in common.
     #[serde(flatten)]
     rest: Map<String, Value>,
@@ -161,6 +166,11 @@ impl Job {
             }
         };
         extra_fields::check(kind, &rest)?;
+        let grammar = structured::wanted(common.response_format.take(), common.structured_outputs.take())?;
+        if grammar.is_some() && tools.is_some() {
+            let problem = "the response is to follow a grammar, in which no call of a tool has a place: leave out tools or the grammar";
+            return Err(ApiError::bad_field("tools", problem));
+        }
         let n = common.n.unwrap_or(1);
         if prompts.is_empty() || n == 0 || prompts.len().saturating_mul(n) > MAX_RESPONSES {
             let message =
@@ -193,7 +203,18 @@ impl Job {
             let message = format!("min_tokens is {min_tokens}, must be at most max_tokens, {most}");
             return Err(ApiError::bad_request(message, Some("min_tokens")));
         }
-        Ok(Self { prompts, n, seed, min_tokens, tools, top_logprobs, stream, include_usage, sampling })
+        Ok(Self {
+            prompts,
+            n,
+            seed,
+            sampling,
+            min_tokens,
+            grammar,
+            tools,
+            top_logprobs,
+            stream,
+            include_usage,
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use types::FinishReason;
 
 use super::super::batch::{Batch, Drawn, Segment};
+use super::super::grammar::Next;
 use super::super::request::{Event, StopText, Token};
 use super::super::sequence::Sequence;
 use super::{PromptCache, Scheduler};
@@ -90,6 +91,11 @@ impl Scheduler {
         let is_ending = self.groups[&sequence.group].endings.binary_search(&drawn.token).is_ok();
         if stop_text.is_some() || is_ending {
             return Some(Ending::Finished(FinishReason::Stop, stop_text));
+        }
+        match sequence.grammar.as_mut().map(|grammar| grammar.push(drawn.token)) {
+            None | Some(Ok(Next::Token)) => {}
+            Some(Ok(Next::Nothing)) => return Some(Ending::Finished(FinishReason::Stop, None)),
+            Some(Err(error)) => return Some(Ending::Failed(format!("the grammar: {error}"))),
         }
         (sequence.len() >= sequence.limit).then_some(Ending::Finished(FinishReason::Length, None))
     }

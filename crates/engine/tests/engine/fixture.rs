@@ -204,6 +204,7 @@ pub(crate) fn siblings(ids: &[u64], prompt: Vec<u32>, sampling: SamplingParams) 
         sampling: Arc::new(sampling.try_into().unwrap()),
         eos_token_ids: Arc::from([]),
         min_tokens: 0,
+        grammar: None,
         top_logprobs: 0,
         stream: false,
     }

@@ -6,6 +6,7 @@ mod determinism;
 mod drawing;
 mod fixture;
 mod generator;
+mod grammar;
 mod handle;
 mod parity;
 mod prefix;

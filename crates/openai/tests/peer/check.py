@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import subprocess
 import sys
 import urllib.request
@@ -127,7 +128,13 @@ def check_agents(client):
     longer, shorter = ask(begun), ask(begun, extra_body={"continue_final_message": True, "add_generation_prompt": False})
     assert shorter.usage.prompt_tokens < longer.usage.prompt_tokens
     expect(openai.BadRequestError, "tool_choice", lambda: ask(tools=tools, tool_choice="required"))
-    expect(openai.BadRequestError, "response_format", lambda: ask(response_format={"type": "json_object"}))
+    schema = {"type": "object", "properties": {"four": {"type": "boolean"}}, "required": ["four"], "additionalProperties": False}
+    format = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    answer = json.loads(ask(response_format=format, max_tokens=64).choices[0].message.content)
+    assert isinstance(answer["four"], bool), answer
+    chosen = ask(extra_body={"structured_outputs": {"choice": ["yes", "no"]}}).choices[0].message.content
+    assert chosen in ("yes", "no"), chosen
+    expect(openai.BadRequestError, "response_format", lambda: ask(response_format={"type": "xml"}))
     expect(openai.BadRequestError, "guided_json", lambda: ask(extra_body={"guided_json": {}}))
 
 

@@ -4,4 +4,5 @@
 mod fixture;
 mod http;
 mod script;
+mod structured;
 mod tokens;

@@ -138,7 +138,7 @@ async fn what_would_change_a_response_is_obeyed_or_refused_by_name() {
         ("include_stop_str_in_output", json!(true)),
         ("bad_words", json!(["a"])),
         ("guided_json", json!({})),
-        ("structured_outputs", json!({"json": {}})),
+        ("structured_outputs", json!({"json": 3, "regex": "a"})),
         ("prompt_logprobs", json!(1)),
         ("allowed_token_ids", json!([1])),
         ("truncate_prompt_tokens", json!(1)),
@@ -162,7 +162,7 @@ async fn what_would_change_a_response_is_obeyed_or_refused_by_name() {
         ("tools", json!([{"name": "f"}])),
         ("chat_template_kwargs", json!({"messages": []})),
         ("chat_template_kwargs", json!(3)),
-        ("response_format", json!({"type": "json_object"})),
+        ("response_format", json!({"type": "grammar"})),
         ("add_special_tokens", json!(true)),
     ];
     for (field, value) in in_chats {
