@@ -11,6 +11,7 @@ mod calls;
 mod cut;
 mod episode;
 mod interpreter;
+mod offline;
 mod program;
 mod remote;
 mod streams;
@@ -38,7 +39,8 @@ use interpreter::InterpreterPool;
 use program::{Program, ProgramPool};
 use remote::Remote;
 
-pub(crate) use streams::{EpisodeHost, Said, carry_episodes};
+pub use offline::{KnownFields, OfflineEpisodes};
+pub(crate) use streams::{EpisodeHost, FieldsSource, Said, carry_episodes};
 
 /// Why an episode cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

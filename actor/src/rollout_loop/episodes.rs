@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use engine::{Finished, Refusal, Request, SampleRequest};
+use engine::{Episode, Finished, Opening, Refusal, Request, SampleRequest, TurnRequest, TurnText};
 use types::link::actor::ActorWelcome;
 use types::link::environment::{EnvironmentReply, EnvironmentRequest};
 use types::{EpisodeEnd, FailReason};
 
 use super::RolloutLoop;
-use crate::episode::{Episode, Opening, TurnRequest, TurnText};
 use crate::metrics;
 use crate::work::{HeldLease, Work, group_work};
 

@@ -284,7 +284,8 @@ impl EnvironmentConfig {
         matches!(self.kind, EnvironmentKind::Class(_) | EnvironmentKind::Http(_))
     }
 
-    pub(super) fn problems(&self) -> Vec<String> {
+    /// What is wrong with it: the key, and why.
+    pub fn problems(&self) -> Vec<String> {
         let EpisodeBounds { turns, max_tokens, wall, tool_time, observation_bytes, episodes } = &self.bounds;
         let (name, workers) = match &self.kind {
             EnvironmentKind::Python(python) => ("interpreters", python.interpreters),

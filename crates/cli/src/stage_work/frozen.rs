@@ -8,6 +8,8 @@ use reward_server::FileOptions;
 use serde::Deserialize;
 use service::jsonl;
 
+use crate::episodes::BehindPrompt;
+
 /// Responses of one policy.
 #[derive(Debug)]
 pub(super) struct Frozen<'a> {
@@ -38,7 +40,8 @@ impl Frozen<'_> {
         let path = self.file("tokens");
         let mut writer = jsonl::Writer::create(&path)?;
         for (id, response) in self.responses.iter().flatten().enumerate() {
-            let tokens: Vec<u32> = response.prompt_tokens.iter().chain(&response.tokens).copied().collect();
+            let behind = BehindPrompt::of(response).tokens;
+            let tokens: Vec<u32> = response.prompt_tokens.iter().copied().chain(behind).collect();
             writer.write(&serde_json::json!({"id": id, "tokens": tokens}))?;
         }
         writer.finish()?;
@@ -67,8 +70,11 @@ impl Frozen<'_> {
             let Logprobs { logprobs } = line?.parse()?;
             let of_response = logprobs.get(response.prompt_tokens.len().saturating_sub(1)..);
             let of_response = of_response.context("the reference's log-probs are shorter than the prompt")?;
-            let drawn = response.logprobs.iter().map(|logprob| f64::from(*logprob));
-            total += drawn.zip(of_response).map(|(policy, reference)| policy - reference).sum::<f64>();
+            let BehindPrompt { logprobs: of_policy, mask, .. } = BehindPrompt::of(response);
+            let pairs = of_policy.into_iter().zip(of_response).enumerate();
+            // What was given is no draw of either.
+            let drawn = pairs.filter(|(at, _)| mask.as_ref().is_none_or(|mask| mask[*at] == 1));
+            total += drawn.map(|(_, (policy, reference))| f64::from(policy) - reference).sum::<f64>();
             count += 1;
         }
         Ok(total / count.max(1) as f64)

@@ -15,47 +15,51 @@ mod conversation;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use engine::{Finished, PromptEncoder};
 use types::link::environment::EnvironmentMessage;
 use types::{
     DrawnTurn, EpisodeEnd, FinishReason, Invalid, PromptContent, RolloutId, RolloutParts, Sampling,
     SamplingParams, Turns,
 };
 
+use crate::{Finished, PromptEncoder};
 use conversation::Conversation;
 
 /// What an environment says before the first turn.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Opening {
-    pub(crate) messages: Vec<EnvironmentMessage>,
+pub struct Opening {
+    /// Its words behind the prompt.
+    pub messages: Vec<EnvironmentMessage>,
     /// The schemas of the tools that the policy may call, as a JSON list.
-    pub(crate) tools: Option<String>,
+    pub tools: Option<String>,
     /// Most tokens that the policy may draw in all turns.
-    pub(crate) max_tokens: u32,
+    pub max_tokens: u32,
 }
 
 /// A turn that the policy has ended, as the environment is told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TurnText {
+pub struct TurnText {
     /// Special tokens included, without the one that ended the turn.
-    pub(crate) text: String,
-    pub(crate) tokens: u32,
+    pub text: String,
+    /// How many tokens it has, that one included.
+    pub tokens: u32,
     /// It was cut off at its longest length.
-    pub(crate) truncated: bool,
+    pub truncated: bool,
 }
 
 /// What the engine is asked for the next turn.
 #[derive(Debug, Clone)]
-pub(crate) struct TurnRequest {
+pub struct TurnRequest {
     /// All tokens so far.
-    pub(crate) prompt_tokens: Arc<[u32]>,
-    pub(crate) sampling: Arc<Sampling>,
-    pub(crate) seed: u64,
+    pub prompt_tokens: Arc<[u32]>,
+    /// How its tokens are drawn: at most as many as the episode has left.
+    pub sampling: Arc<Sampling>,
+    /// Of its random stream.
+    pub seed: u64,
 }
 
 /// An episode under way.
 #[derive(Debug)]
-pub(crate) struct Episode {
+pub struct Episode {
     content: PromptContent,
     sampling: Arc<Sampling>,
     run_seed: u64,
@@ -75,7 +79,7 @@ pub(crate) struct Episode {
 
 impl Episode {
     /// An episode that has not begun.
-    pub(crate) fn new(content: PromptContent, sampling: Arc<Sampling>, run_seed: u64) -> Self {
+    pub fn new(content: PromptContent, sampling: Arc<Sampling>, run_seed: u64) -> Self {
         Self {
             content,
             sampling,
@@ -94,7 +98,7 @@ impl Episode {
     ///
     /// # Errors
     /// When a chat has no template, or does not render.
-    pub(crate) fn begin(&mut self, encoder: &PromptEncoder, opening: &Opening) -> anyhow::Result<()> {
+    pub fn begin(&mut self, encoder: &PromptEncoder, opening: &Opening) -> anyhow::Result<()> {
         let (conversation, tokens) = Conversation::begin(encoder, &self.content, opening)?;
         self.conversation = Some(conversation);
         self.max_tokens = opening.max_tokens;
@@ -104,17 +108,17 @@ impl Episode {
     }
 
     /// Whether the environment has answered the reset.
-    pub(crate) fn has_begun(&self) -> bool {
+    pub fn has_begun(&self) -> bool {
         self.conversation.is_some()
     }
 
     /// Turns that have ended.
-    pub(crate) fn turns(&self) -> u32 {
+    pub fn turns(&self) -> u32 {
         self.turns
     }
 
     /// Tokens drawn so far.
-    pub(crate) fn tokens(&self) -> usize {
+    pub fn tokens(&self) -> usize {
         self.drawn.tokens()
     }
 
@@ -123,7 +127,7 @@ impl Episode {
     ///
     /// # Errors
     /// Never, where the environment has left tokens to draw.
-    pub(crate) fn request(&self, id: RolloutId) -> Result<TurnRequest, Invalid> {
+    pub fn request(&self, id: RolloutId) -> Result<TurnRequest, Invalid> {
         let left = self.max_tokens.saturating_sub(u32::try_from(self.tokens()).unwrap_or(u32::MAX));
         let sampling = if left >= self.sampling.max_new_tokens() {
             Arc::clone(&self.sampling)
@@ -140,7 +144,7 @@ impl Episode {
     ///
     /// # Errors
     /// When the tokens have no text.
-    pub(crate) fn drawn(&mut self, encoder: &PromptEncoder, turn: Finished) -> anyhow::Result<TurnText> {
+    pub fn drawn(&mut self, encoder: &PromptEncoder, turn: Finished) -> anyhow::Result<TurnText> {
         let conversation = self.conversation.as_mut().context("an episode draws before it has begun")?;
         let truncated = turn.finish_reason == FinishReason::Length;
         let drawn = turn.response_tokens;
@@ -168,7 +172,7 @@ impl Episode {
     ///
     /// # Errors
     /// When the tokenizer refuses the text.
-    pub(crate) fn observe(
+    pub fn observe(
         &mut self,
         encoder: &PromptEncoder,
         context: usize,
@@ -187,18 +191,18 @@ impl Episode {
     }
 
     /// What the environment says that it is worth so far, where it says so.
-    pub(crate) fn is_worth(&mut self, reward: Option<f32>) {
+    pub fn is_worth(&mut self, reward: Option<f32>) {
         self.reward = reward;
     }
 
     /// The rollout that it is, over for this reason.
-    pub(crate) fn finish(self, id: RolloutId, end: EpisodeEnd) -> RolloutParts {
+    pub fn finish(self, id: RolloutId, end: EpisodeEnd) -> RolloutParts {
         let finish_reason = if end.is_cut() { FinishReason::Length } else { FinishReason::Stop };
         self.drawn.into_rollout(id, self.prompt_tokens, finish_reason, self.reward)
     }
 
     /// Tokens that the policy was given between its turns.
-    pub(crate) fn given_tokens(&self) -> usize {
+    pub fn given_tokens(&self) -> usize {
         self.drawn.given_tokens()
     }
 }

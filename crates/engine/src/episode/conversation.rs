@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context as _;
-use engine::PromptEncoder;
 use model::{ChatRequest, Tokenizer};
 use serde_json::{Value, json};
 use types::PromptContent;
 use types::link::environment::{EnvironmentMessage, Speaker};
 
 use super::Opening;
+use crate::PromptEncoder;
 
 /// A conversation.
 #[derive(Debug)]
