@@ -23,6 +23,9 @@ struct RecordedSample {
     response_tokens: Vec<u32>,
     /// 1 for a response token that was drawn, 0 for one that was given.
     response_mask: Option<Vec<u8>>,
+    /// Places among the response tokens with which further sequences begin.
+    #[serde(default)]
+    sequence_begins: Vec<usize>,
     rollout_logprobs: Option<Vec<f32>>,
     /// What `sluice generate` calls them.
     logprobs: Option<Vec<f32>>,
@@ -151,7 +154,8 @@ impl RecordedSample {
             return Err(SampleError::Mask(*other));
         }
         let drawn: Vec<bool> = mask.iter().map(|bit| *bit == 1).collect();
-        let (response_tokens, observations) = types::split_by_mask(&self.response_tokens, &drawn)?;
+        let (response_tokens, observations) =
+            types::split_by_mask(&self.response_tokens, &drawn, &self.sequence_begins)?;
         let numbers = |numbers: Vec<f32>| of_drawn(numbers, &drawn);
         // A response without tokens has no span; one that is too long is refused for its length.
         let tokens = NonZeroU32::new(u32::try_from(response_tokens.len()).unwrap_or(u32::MAX));

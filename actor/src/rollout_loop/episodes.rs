@@ -43,8 +43,8 @@ impl RolloutLoop {
         // Of one that was given up.
         let Some(number) = self.work.number_of(id) else { return Ok(()) };
         match reply {
-            EnvironmentReply::Ready { messages, tools, max_tokens, .. } => {
-                self.began(number, &Opening { messages, tools, max_tokens }).await;
+            EnvironmentReply::Ready { messages, tools, max_tokens, on_rewrite, .. } => {
+                self.began(number, &Opening { messages, tools, max_tokens, on_rewrite }).await;
             }
             EnvironmentReply::Observed { messages, reward, .. } => {
                 let Some((episode, policy)) = self
@@ -218,6 +218,7 @@ impl RolloutLoop {
         let Some(episode) = work.episode.take() else { return };
         metrics::finished(episode.tokens());
         metrics::episode_ended(end, episode.turns(), episode.given_tokens());
+        metrics::episode_rewritten(episode.further_sequences());
         if !work.unwanted {
             self.deliver(episode.finish(work.id, end), work.deadline).await;
         }

@@ -210,6 +210,9 @@ pub(crate) struct EpisodeTotals {
     episodes: u64,
     turns: u64,
     tool_calls: u64,
+    /// Turns that began a further sequence, because the chat template had rewritten what came before.
+    #[serde(skip_serializing_if = "is_zero")]
+    further_sequences: u64,
     /// By why they had no further turn.
     ends: BTreeMap<&'static str, u64>,
 }
@@ -232,6 +235,8 @@ impl EpisodeTotals {
         self.episodes += 1;
         self.turns += played.turns() as u64;
         self.tool_calls += played.tool_calls() as u64;
+        let begins = played.observations.iter().filter(|given| given.begins_sequence);
+        self.further_sequences += begins.count() as u64;
         *self.ends.entry(played.end.as_str()).or_default() += 1;
     }
 
@@ -253,11 +258,19 @@ impl EpisodeTotals {
 
 impl fmt::Display for EpisodeTotals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { episodes, turns, tool_calls, ends } = self;
+        let Self { episodes, turns, tool_calls, further_sequences, ends } = self;
         let ends: Vec<String> = ends.iter().map(|(end, count)| format!("{end} {count}")).collect();
         write!(f, "{episodes} episodes of {turns} turns and {tool_calls} calls of tools; they ended: ")?;
-        f.write_str(&ends.join(", "))
+        f.write_str(&ends.join(", "))?;
+        if *further_sequences > 0 {
+            write!(f, "; {further_sequences} turns began a further sequence")?;
+        }
+        Ok(())
     }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// The tokens behind a prompt, as `sluice replay` and others read them.
@@ -268,18 +281,30 @@ pub(crate) struct BehindPrompt {
     pub(crate) logprobs: Vec<f32>,
     /// 1 for a token that the policy drew, 0 for one that it was given; none where it drew all.
     pub(crate) mask: Option<Vec<u8>>,
+    /// Places of tokens with which further sequences begin.
+    pub(crate) begins: Vec<usize>,
+}
+
+/// A sequence that the policy drew in.
+#[derive(Debug, PartialEq)]
+pub(crate) struct DrawnSequence {
+    /// From its prompt on.
+    pub(crate) tokens: Vec<u32>,
+    /// The places of those that were drawn, with their log-probs.
+    pub(crate) drawn: Vec<(usize, f32)>,
 }
 
 impl BehindPrompt {
     /// Those of a response.
     pub(crate) fn of(response: &Response) -> Self {
         let (mut tokens, mut logprobs, mut mask) = (Vec::new(), Vec::new(), Vec::new());
-        let mut drawn = 0;
+        let (mut drawn, mut begins) = (0, Vec::new());
         for observation in response.observations() {
             let after = observation.after as usize;
             tokens.extend_from_slice(&response.tokens[drawn..after]);
             logprobs.extend_from_slice(&response.logprobs[drawn..after]);
             mask.resize(tokens.len(), 1);
+            begins.extend(observation.begins_sequence.then_some(tokens.len()));
             tokens.extend_from_slice(&observation.tokens);
             logprobs.resize(tokens.len(), 0.0);
             mask.resize(tokens.len(), 0);
@@ -288,7 +313,22 @@ impl BehindPrompt {
         tokens.extend_from_slice(&response.tokens[drawn..]);
         logprobs.extend_from_slice(&response.logprobs[drawn..]);
         mask.resize(tokens.len(), 1);
-        Self { tokens, logprobs, mask: response.played.is_some().then_some(mask) }
+        Self { tokens, logprobs, mask: response.played.is_some().then_some(mask), begins }
+    }
+
+    /// The sequences of a response, one behind the other.
+    pub(crate) fn sequences(response: &Response) -> Vec<DrawnSequence> {
+        let Self { tokens, logprobs, mask, begins } = Self::of(response);
+        let starts = std::iter::once(0).chain(begins.iter().copied());
+        let ends = begins.iter().copied().chain(std::iter::once(tokens.len()));
+        let mut sequences = Vec::with_capacity(begins.len() + 1);
+        for (start, end) in starts.zip(ends) {
+            let prompt: &[u32] = if start == 0 { &response.prompt_tokens } else { &[] };
+            let drawn = (start..end).filter(|place| mask.as_ref().is_none_or(|mask| mask[*place] == 1));
+            let drawn = drawn.map(|place| (prompt.len() + place - start, logprobs[place])).collect();
+            sequences.push(DrawnSequence { tokens: [prompt, &tokens[start..end]].concat(), drawn });
+        }
+        sequences
     }
 }
 

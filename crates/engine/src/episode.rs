@@ -8,21 +8,22 @@
 //! trained. What an environment says is encoded once, behind the exact tokens so far. In a chat that is what
 //! the template writes there: it renders the conversation with the new messages, and what it writes behind
 //! the text so far is the observation. A template that rewrites what came before (that drops thoughts, say)
-//! does not go on from these tokens; then the episode ends, and is counted.
+//! does not go on from these tokens; then a further sequence begins, whose prompt is the conversation as the
+//! template writes it now, or the episode ends, as its environment says.
 
 mod conversation;
 
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use types::link::environment::EnvironmentMessage;
+use types::link::environment::{EnvironmentMessage, OnRewrite};
 use types::{
-    DrawnTurn, EpisodeEnd, FinishReason, Invalid, PromptContent, RolloutId, RolloutParts, Sampling,
-    SamplingParams, Turns,
+    DrawnTurn, EpisodeEnd, FinishReason, Invalid, MAX_SEQUENCE_TOKENS, PromptContent, RolloutId,
+    RolloutParts, Sampling, SamplingParams, Turns,
 };
 
 use crate::{Finished, PromptEncoder};
-use conversation::Conversation;
+use conversation::{Conversation, Further};
 
 /// What an environment says before the first turn.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Opening {
     pub tools: Option<String>,
     /// Most tokens that the policy may draw in all turns.
     pub max_tokens: u32,
+    /// What becomes of it where the chat template rewrites what came before.
+    pub on_rewrite: OnRewrite,
 }
 
 /// A turn that the policy has ended, as the environment is told of it.
@@ -64,10 +67,11 @@ pub struct Episode {
     sampling: Arc<Sampling>,
     run_seed: u64,
     max_tokens: u32,
+    on_rewrite: OnRewrite,
     /// `None` before it has begun.
     conversation: Option<Conversation>,
     prompt_tokens: Arc<[u32]>,
-    /// Prompt, turns and observations: what the next turn goes on from.
+    /// Prompt, turns and observations of the sequence under way: what the next turn goes on from.
     sequence: Vec<u32>,
     /// How many turns have ended.
     turns: u32,
@@ -85,6 +89,7 @@ impl Episode {
             sampling,
             run_seed,
             max_tokens: 0,
+            on_rewrite: OnRewrite::default(),
             conversation: None,
             prompt_tokens: Arc::from([]),
             sequence: Vec::new(),
@@ -102,6 +107,7 @@ impl Episode {
         let (conversation, tokens) = Conversation::begin(encoder, &self.content, opening)?;
         self.conversation = Some(conversation);
         self.max_tokens = opening.max_tokens;
+        self.on_rewrite = opening.on_rewrite;
         self.sequence = tokens.to_vec();
         self.prompt_tokens = tokens;
         Ok(())
@@ -179,14 +185,25 @@ impl Episode {
         messages: &[EnvironmentMessage],
     ) -> anyhow::Result<Option<EpisodeEnd>> {
         let conversation = self.conversation.as_mut().context("an episode observes before it has begun")?;
-        let Some(tokens) = conversation.go_on(encoder, &self.sequence, messages)? else {
-            return Ok(Some(EpisodeEnd::Template));
-        };
-        if self.sequence.len() + tokens.len() >= context {
-            return Ok(Some(EpisodeEnd::Context));
+        match conversation.go_on(encoder, &self.sequence, messages)? {
+            Further::Behind(tokens) => {
+                if self.sequence.len() + tokens.len() >= context {
+                    return Ok(Some(EpisodeEnd::Context));
+                }
+                self.sequence.extend_from_slice(&tokens);
+                self.drawn.give(&tokens);
+            }
+            Further::Anew(tokens) if self.on_rewrite == OnRewrite::Split => {
+                // A rollout holds no more than so many tokens that were given.
+                let is_too_much = self.drawn.given_tokens() + tokens.len() > MAX_SEQUENCE_TOKENS;
+                if tokens.len() >= context || is_too_much {
+                    return Ok(Some(EpisodeEnd::Context));
+                }
+                self.drawn.begin_sequence(&tokens);
+                self.sequence = tokens;
+            }
+            Further::Anew(_) | Further::Nowhere => return Ok(Some(EpisodeEnd::Template)),
         }
-        self.sequence.extend_from_slice(&tokens);
-        self.drawn.give(&tokens);
         Ok(None)
     }
 
@@ -201,8 +218,138 @@ impl Episode {
         self.drawn.into_rollout(id, self.prompt_tokens, finish_reason, self.reward)
     }
 
+    /// Sequences in which it drew behind the first.
+    pub fn further_sequences(&self) -> usize {
+        self.drawn.further_sequences()
+    }
+
     /// Tokens that the policy was given between its turns.
     pub fn given_tokens(&self) -> usize {
         self.drawn.given_tokens()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use model::{ChatTemplate, SpecialTokens};
+    use types::link::environment::Speaker;
+    use types::{PolicyVersion, PromptId, Rollout, Span};
+
+    use super::*;
+
+    /// Shows of the policy's earlier turns what stands behind their thoughts, and opens the thoughts of the
+    /// next one, as Qwen3's does in front of a user's message.
+    const THINKING: &str = "{% for m in messages %}<{{ m.role }}>\
+        {% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1] }}\
+        {% else %}{{ m.content }}{% endif %}<end>{% endfor %}\
+        {% if add_generation_prompt %}<assistant>{% endif %}";
+
+    fn encoder(template: &str) -> PromptEncoder {
+        let special = SpecialTokens { eos: Some("<end>".to_owned()), ..SpecialTokens::default() };
+        let tokenizer = model::tokenizer::train_bpe(std::iter::empty::<&str>(), 260, &special).unwrap();
+        let template = ChatTemplate::new(template, BTreeMap::new()).unwrap();
+        PromptEncoder::new(Arc::new(tokenizer), Some(template))
+    }
+
+    fn tokens_of(encoder: &PromptEncoder, text: &str) -> Vec<u32> {
+        encoder.tokenizer().encode(text, false).unwrap()
+    }
+
+    /// A turn with this text, drawn by a version.
+    fn turn(encoder: &PromptEncoder, text: &str, version: u64) -> Finished {
+        let response_tokens = tokens_of(encoder, text);
+        let tokens = u32::try_from(response_tokens.len()).unwrap().try_into().unwrap();
+        Finished {
+            id: 0,
+            rollout_logprobs: vec![-0.5; response_tokens.len()],
+            response_tokens,
+            surviving_mass: None,
+            top_logprobs: Vec::new(),
+            spans: vec![Span { version: PolicyVersion(version), tokens }],
+            cache_spans: Vec::new(),
+            finish_reason: FinishReason::Stop,
+            stop_text: None,
+        }
+    }
+
+    fn says(text: &str) -> [EnvironmentMessage; 1] {
+        [EnvironmentMessage { speaker: Speaker::User, text: text.to_owned() }]
+    }
+
+    fn id() -> RolloutId {
+        RolloutId { prompt: PromptId { epoch: 0, ordinal: 3 }, sibling: 1, attempt: 0 }
+    }
+
+    fn begun(encoder: &PromptEncoder, on_rewrite: OnRewrite) -> Episode {
+        let content = PromptContent::Messages(r#"[{"role": "user", "content": "6*7?"}]"#.to_owned());
+        let sampling = SamplingParams { max_new_tokens: 50, ..SamplingParams::default() };
+        let mut episode = Episode::new(content, Arc::new(sampling.try_into().unwrap()), 9);
+        let opening = Opening { max_tokens: 60, on_rewrite, ..Opening::default() };
+        episode.begin(encoder, &opening).unwrap();
+        episode
+    }
+
+    #[test]
+    fn where_a_template_drops_thoughts_a_further_sequence_begins_with_what_it_writes() {
+        let encoder = encoder(THINKING);
+        let mut episode = begun(&encoder, OnRewrite::Split);
+        let prompt = tokens_of(&encoder, "<user>6*7?<end><assistant>");
+        assert_eq!(*episode.request(id()).unwrap().prompt_tokens, prompt);
+        let thought = "hm</think>41<end>";
+        let text = episode.drawn(&encoder, turn(&encoder, thought, 4)).unwrap().text;
+        assert_eq!(text, "hm</think>41");
+        assert_eq!(episode.observe(&encoder, 200, &says("no")).unwrap(), None);
+        let anew = tokens_of(&encoder, "<user>6*7?<end><assistant>41<end><user>no<end><assistant>");
+        let request = episode.request(id()).unwrap();
+        assert_eq!(*request.prompt_tokens, anew, "what the policy is given where it is served");
+        assert_eq!(request.seed, id().turn_seed(9, 1));
+        let left = 60 - u32::try_from(tokens_of(&encoder, thought).len()).unwrap();
+        assert_eq!(request.sampling.max_new_tokens(), left, "the bound is of all sequences");
+        // Without thoughts the template has nothing to drop, and what it writes goes on from the tokens.
+        episode.drawn(&encoder, turn(&encoder, "42<end>", 3)).unwrap();
+        assert_eq!(episode.observe(&encoder, 200, &says("sure?")).unwrap(), None);
+        let behind = tokens_of(&encoder, "<user>sure?<end><assistant>");
+        let request = episode.request(id()).unwrap();
+        assert_eq!(*request.prompt_tokens, [&anew[..], &tokens_of(&encoder, "42<end>"), &behind].concat());
+        episode.drawn(&encoder, turn(&encoder, "yes<end>", 4)).unwrap();
+        assert_eq!((episode.further_sequences(), episode.turns()), (1, 3));
+        episode.is_worth(Some(0.5));
+        let rollout = Rollout::new(episode.finish(id(), EpisodeEnd::Finished)).unwrap();
+        let drawn = ["hm</think>41<end>", "42<end>", "yes<end>"].map(|text| tokens_of(&encoder, text));
+        let first = [&prompt[..], &drawn[0]].concat();
+        let second = [&anew[..], &drawn[1], &behind, &drawn[2]].concat();
+        assert_eq!(rollout.sequence(), [first.as_slice(), &second].concat());
+        assert_eq!(rollout.beginnings(), [first.len()]);
+        assert_eq!(rollout.response_tokens(), drawn.concat());
+        assert_eq!(rollout.given_tokens(), anew.len() + behind.len());
+        assert_eq!(rollout.reward(), Some(0.5));
+    }
+
+    #[test]
+    fn such_an_episode_ends_where_that_is_wanted_or_its_prompt_has_no_room() {
+        let encoder = encoder(THINKING);
+        let mut episode = begun(&encoder, OnRewrite::End);
+        episode.drawn(&encoder, turn(&encoder, "hm</think>41<end>", 4)).unwrap();
+        let end = episode.observe(&encoder, 200, &says("no")).unwrap();
+        assert_eq!(end, Some(EpisodeEnd::Template));
+        let rollout = Rollout::new(episode.finish(id(), EpisodeEnd::Template)).unwrap();
+        assert_eq!((rollout.observations().len(), rollout.finish_reason()), (0, FinishReason::Length));
+        let anew = tokens_of(&encoder, "<user>6*7?<end><assistant>41<end><user>no<end><assistant>").len();
+        for (context, end) in [(anew, Some(EpisodeEnd::Context)), (anew + 1, None)] {
+            let mut episode = begun(&encoder, OnRewrite::Split);
+            episode.drawn(&encoder, turn(&encoder, "hm</think>41<end>", 4)).unwrap();
+            assert_eq!(episode.observe(&encoder, context, &says("no")).unwrap(), end);
+        }
+    }
+
+    #[test]
+    fn a_template_that_refuses_what_is_said_ends_the_episode() {
+        let template = "{% if messages|length > 1 %}{{ raise_exception('no more') }}{% endif %}go";
+        let encoder = encoder(template);
+        let mut episode = begun(&encoder, OnRewrite::Split);
+        episode.drawn(&encoder, turn(&encoder, "41<end>", 4)).unwrap();
+        assert_eq!(episode.observe(&encoder, 200, &says("no")).unwrap(), Some(EpisodeEnd::Template));
     }
 }

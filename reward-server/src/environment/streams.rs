@@ -164,8 +164,9 @@ async fn play(
             return;
         }
     };
-    let max_tokens = environment.max_tokens();
-    if replies.send(Ok(EnvironmentReply::Ready { id, messages, tools, max_tokens })).await.is_err() {
+    let (max_tokens, on_rewrite) = (environment.max_tokens(), environment.on_rewrite());
+    let ready = EnvironmentReply::Ready { id, messages, tools, max_tokens, on_rewrite };
+    if replies.send(Ok(ready)).await.is_err() {
         return;
     }
     while let Ok(Some(turn)) = timeout_at(end, turns.recv()).await {

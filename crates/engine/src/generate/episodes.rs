@@ -267,9 +267,9 @@ impl Plays {
         let Some(play) = self.under_way.get_mut(&number) else { return Ok(()) };
         play.due = None;
         match reply {
-            EnvironmentReply::Ready { messages, tools, max_tokens, .. } => {
+            EnvironmentReply::Ready { messages, tools, max_tokens, on_rewrite, .. } => {
                 play.hear(&messages);
-                match play.episode.begin(encoder, &Opening { messages, tools, max_tokens }) {
+                match play.episode.begin(encoder, &Opening { messages, tools, max_tokens, on_rewrite }) {
                     Ok(()) => {
                         self.ready.insert(number);
                     }

@@ -82,6 +82,9 @@ struct RecordedLine {
     text: Option<String>,
     /// 1 for a response token that was drawn, 0 for one that was given.
     response_mask: Option<Vec<u8>>,
+    /// Places among the response tokens with which further sequences begin.
+    #[serde(default)]
+    sequence_begins: Vec<usize>,
     finish_reason: Option<FinishReason>,
 }
 
@@ -98,7 +101,7 @@ fn recorded(path: &Path, wrong: &WrongLines) -> Result<Vec<ToJudge>, BadInput> {
             let (prompt, index) = prompts.get(&id.to_string()).copied().unwrap_or(next);
             let mask = recorded.response_mask.unwrap_or_else(|| vec![1; recorded.response_tokens.len()]);
             let drawn: Vec<bool> = mask.iter().map(|bit| *bit != 0).collect();
-            let split = types::split_by_mask(&recorded.response_tokens, &drawn);
+            let split = types::split_by_mask(&recorded.response_tokens, &drawn, &recorded.sequence_begins);
             let (tokens, observations) = split.map_err(|invalid| line.wrong(&invalid.to_string()))?;
             let answer = Answer {
                 prompt_tokens: recorded.prompt_tokens.into(),
@@ -122,10 +125,11 @@ fn recorded(path: &Path, wrong: &WrongLines) -> Result<Vec<ToJudge>, BadInput> {
 }
 
 /// Keys of a line that are no field of its prompt.
-const DRAWN_KEYS: [&str; 9] = [
+const DRAWN_KEYS: [&str; 10] = [
     "prompt_tokens",
     "response_tokens",
     "response_mask",
+    "sequence_begins",
     "tokens",
     "text",
     "logprobs",

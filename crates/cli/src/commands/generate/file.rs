@@ -23,7 +23,7 @@ pub(super) struct FileOptions {
 }
 
 /// Keys of a response's line that its prompt's may have, with another meaning.
-const RESPONSE_KEYS: [&str; 11] = [
+const RESPONSE_KEYS: [&str; 12] = [
     "id",
     "index",
     "prompt_tokens",
@@ -32,6 +32,7 @@ const RESPONSE_KEYS: [&str; 11] = [
     "text",
     "logprobs",
     "response_mask",
+    "sequence_begins",
     "turns",
     "end",
     "finish_reason",
@@ -50,6 +51,9 @@ struct OutputLine<'a> {
     /// Of an episode: which of them the policy drew, what was said, and why there was no further turn.
     #[serde(skip_serializing_if = "Option::is_none")]
     response_mask: Option<&'a [u8]>,
+    /// Places among them with which further sequences begin.
+    #[serde(skip_serializing_if = "<[usize]>::is_empty")]
+    sequence_begins: &'a [usize],
     #[serde(skip_serializing_if = "Option::is_none")]
     turns: Option<&'a [Said]>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,7 +99,7 @@ pub(super) fn generate(
         let responses = responses.map_err(|problem| prompt.line.wrong(&problem));
         let Some(responses) = wrong.sift(responses) else { return Ok(()) };
         for (index, response) in responses?.iter().enumerate() {
-            let BehindPrompt { tokens, logprobs, mask } = &BehindPrompt::of(response);
+            let BehindPrompt { tokens, logprobs, mask, begins } = &BehindPrompt::of(response);
             let played = response.played.as_deref();
             played.into_iter().for_each(|played| totals.add(played));
             writer.write(&OutputLine {
@@ -107,6 +111,7 @@ pub(super) fn generate(
                 text: &response.text,
                 logprobs,
                 response_mask: mask.as_deref(),
+                sequence_begins: begins,
                 turns: played.map(|played| &played.said[..]),
                 end: played.map(|played| played.end.as_str()),
                 finish_reason: response.finish_reason,
