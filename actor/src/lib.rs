@@ -8,7 +8,6 @@ mod coordinator_client;
 mod delivery;
 mod environment_client;
 mod environments;
-mod episode;
 mod external;
 mod hedge_budget;
 mod metrics;

@@ -62,6 +62,10 @@ pub const METRICS: &[Metric] = &[
         "rlhf_actor_observation_tokens_total",
         "Tokens that these episodes were given between turns.",
     ),
+    Metric::counter(
+        "rlhf_actor_episode_further_sequences_total",
+        "Turns of these episodes that began a further sequence, because the chat template had rewritten what came before.",
+    ),
     Metric::gauge("rlhf_actor_episodes_waiting", "Episodes that wait for their environment."),
     Metric::gauge("rlhf_actor_agents_waiting", "Agents that wait for an episode."),
     Metric::gauge("rlhf_actor_agent_episodes", "Episodes that agents play."),
@@ -117,6 +121,10 @@ pub(crate) fn episode_ended(end: EpisodeEnd, turns: u32, given_tokens: usize) {
     counter!("rlhf_actor_episodes_ended_total", "end" => end.as_str()).increment(1);
     counter!("rlhf_actor_episode_turns_total").increment(u64::from(turns));
     counter!("rlhf_actor_observation_tokens_total").increment(given_tokens as u64);
+}
+
+pub(crate) fn episode_rewritten(further_sequences: usize) {
+    counter!("rlhf_actor_episode_further_sequences_total").increment(further_sequences as u64);
 }
 
 pub(crate) fn agents((waiting, playing): (usize, usize)) {

@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::Episode;
 use tokio::time::Instant;
 use types::link::actor::{Lease, LeasedPrompt};
 use types::{LeaseId, RolloutId, Sampling};
-
-use crate::episode::Episode;
 
 /// No lease is taken to last longer.
 const LEASE_TIMEOUT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);

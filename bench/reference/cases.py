@@ -138,7 +138,7 @@ def batch(policy, seed, samples=14, turns=1):
         if 1 < turns < 5:
             begins = [i for i in range(1, len(mask)) if not mask[i] and mask[i - 1]]
             scores = [float(torch.tensor(rng.gauss(0, 0.5), dtype=torch.float32)) for _ in begins]
-            further = {"sequence_starts": [i for i in begins if rng.randrange(2)], "turn_scores": scores}
+            further = {"sequence_begins": [i for i in begins if rng.randrange(2)], "turn_scores": scores}
         noise = lambda scale: [min(0.0, value + scale * rng.gauss(0, 1)) for value in logprobs]  # noqa: E731
         rows.append({
             "prompt_id": f"p{at // 4}", "prompt_tokens": prompt, "response_tokens": response,

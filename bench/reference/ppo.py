@@ -120,7 +120,7 @@ class Batch:
         # A further sequence sees nothing of what stands in front of it: it is computed by itself.
         pieces = []
         for row, i in enumerate(which):
-            cuts = [0, *(self.samples[i].get("sequence_starts") or []), len(self.responses[i])]
+            cuts = [0, *(self.samples[i].get("sequence_begins") or []), len(self.responses[i])]
             pieces.append((row, 0, self.prompts[i], self.responses[i][:cuts[1]]))
             for begin, end in zip(cuts[1:], cuts[2:]):
                 pieces.append((row, begin + 1, self.responses[i][begin:begin + 1], self.responses[i][begin + 1:end]))

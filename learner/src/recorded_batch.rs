@@ -23,6 +23,9 @@ struct RecordedSample {
     response_tokens: Vec<u32>,
     /// 1 for a response token that was drawn, 0 for one that was given.
     response_mask: Option<Vec<u8>>,
+    /// Places among the response tokens with which further sequences begin.
+    #[serde(default)]
+    sequence_begins: Vec<usize>,
     rollout_logprobs: Option<Vec<f32>>,
     /// What `sluice generate` calls them.
     logprobs: Option<Vec<f32>>,
@@ -33,9 +36,6 @@ struct RecordedSample {
     weight: f32,
     surviving_mass: Option<Vec<f32>>,
     turn_scores: Option<Vec<f32>>,
-    /// Places among the response tokens.
-    #[serde(default)]
-    sequence_starts: Vec<usize>,
     finish_reason: Option<FinishReason>,
 }
 
@@ -58,9 +58,6 @@ enum SampleError {
     /// Not one for each turn but the last.
     #[error("turn_scores holds {0} numbers, must hold one for each turn but the last: {1}")]
     TurnScores(usize, usize),
-    /// What begins there is no stretch of given tokens.
-    #[error("sequence_starts names {0}, must name places at which a stretch of given tokens begins")]
-    Start(usize),
     /// The weight is none.
     #[error("weight is {0}, must be at least 0")]
     Weight(f32),
@@ -85,8 +82,6 @@ struct RecordedPrompt {
 /// An episode of several turns has all tokens behind the prompt in `response_tokens`, and a `response_mask`
 /// that is 1 for those that the policy drew and 0 for those that it was given. Its log-probs and masses are
 /// one for each drawn token, or one for each response token, of which those of given ones are not read.
-/// `sequence_starts` are the places among the response tokens at which a further sequence begins, of which the
-/// policy saw nothing that stands in front: with tokens that it was given.
 /// `turn_scores` are the parts of the score that its turns brought, one for each but the last, which has the
 /// rest.
 ///
@@ -165,14 +160,8 @@ impl RecordedSample {
             return Err(SampleError::Mask(*other));
         }
         let drawn: Vec<bool> = mask.iter().map(|bit| *bit == 1).collect();
-        let (response_tokens, mut observations) = types::split_by_mask(&self.response_tokens, &drawn)?;
-        let given = (1..drawn.len()).filter(|place| drawn[place - 1] && !drawn[*place]);
-        let given: Vec<usize> = given.take(observations.len()).collect();
-        for start in &self.sequence_starts {
-            let observation = given.iter().position(|place| place == start);
-            let observation = observation.ok_or(SampleError::Start(*start))?;
-            observations[observation].begins_sequence = true;
-        }
+        let (response_tokens, mut observations) =
+            types::split_by_mask(&self.response_tokens, &drawn, &self.sequence_begins)?;
         if let Some(of_turns) = &self.turn_scores {
             if of_turns.len() != observations.len() {
                 return Err(SampleError::TurnScores(of_turns.len(), observations.len()));

@@ -18,7 +18,7 @@ use types::link::actor::{
     ActorCommand, ActorHello, ActorReport, BroadcastGroup, GroupBackend, Lease, LeasedPrompt,
 };
 use types::link::environment::{
-    EnvironmentMessage, EnvironmentReply, EnvironmentRequest, MAX_ENVIRONMENT_BYTES, Speaker,
+    EnvironmentMessage, EnvironmentReply, EnvironmentRequest, MAX_ENVIRONMENT_BYTES, OnRewrite, Speaker,
 };
 use types::link::learner::{LearnerCommand, LearnerHello, LearnerReport, MeasuredStep, StepMetrics};
 use types::link::reward::{RewardCommand, RewardHello, RewardReport, ScoreReply, ScoreRequest};
@@ -349,7 +349,13 @@ fn the_turns_of_an_episode_survive_the_wire() {
     let says = |speaker, text: &str| EnvironmentMessage { speaker, text: text.to_owned() };
     let messages = vec![says(Speaker::Tool, "5"), says(Speaker::User, "go on")];
     let mut replies = vec![
-        EnvironmentReply::Ready { id, messages: Vec::new(), tools: Some("[]".into()), max_tokens: 9 },
+        EnvironmentReply::Ready {
+            id,
+            messages: Vec::new(),
+            tools: Some("[]".into()),
+            max_tokens: 9,
+            on_rewrite: OnRewrite::End,
+        },
         EnvironmentReply::Observed { id, messages: messages.clone(), reward: Some(0.5) },
         EnvironmentReply::Overloaded { id, retry_after: Duration::from_secs(1) },
     ];

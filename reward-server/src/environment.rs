@@ -11,6 +11,7 @@ mod calls;
 mod cut;
 mod episode;
 mod interpreter;
+mod offline;
 mod program;
 mod remote;
 mod streams;
@@ -26,7 +27,7 @@ use serde_json::Value;
 use service::{BadInput, CancellationToken};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
-use types::link::environment::EnvironmentMessage;
+use types::link::environment::{EnvironmentMessage, OnRewrite};
 use types::{FailReason, RolloutId, RunId};
 
 use crate::config::{CallSyntax, Config, EnvironmentKind, EpisodeBounds, ProgramFile};
@@ -38,7 +39,8 @@ use interpreter::InterpreterPool;
 use program::{Program, ProgramPool};
 use remote::Remote;
 
-pub(crate) use streams::{EpisodeHost, Said, carry_episodes};
+pub use offline::{KnownFields, OfflineEpisodes};
+pub(crate) use streams::{EpisodeHost, FieldsSource, Said, carry_episodes};
 
 /// Why an episode cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -195,6 +197,11 @@ impl Environment {
     /// Most tokens that the policy may draw in an episode.
     fn max_tokens(&self) -> u32 {
         self.0.bounds.max_tokens
+    }
+
+    /// What becomes of an episode whose chat template rewrites what came before.
+    fn on_rewrite(&self) -> OnRewrite {
+        self.0.bounds.on_rewrite
     }
 
     /// The schemas of what the policy may call, as OpenAI's API has them and chat templates read them.

@@ -17,7 +17,7 @@ use types::link::reward::ScoreRequest;
 use types::{MemberId, RolloutId, RunId};
 
 use crate::config::QueueConfig;
-use crate::environment::{Environment, EpisodeHost, Said, carry_episodes};
+use crate::environment::{Environment, EpisodeHost, FieldsSource, Said, carry_episodes};
 use crate::fields_client::PromptFields;
 use crate::registry::{InvalidRollout, Misbehaved, Reply, RolloutRegistry};
 
@@ -137,7 +137,8 @@ impl RewardServer for Grpc {
                  run without coordinator.episodes",
             )
         })?;
-        let host = EpisodeHost { environment, fields: Arc::clone(&self.fields), run };
+        let fields = FieldsSource::Coordinator(Arc::clone(&self.fields));
+        let host = EpisodeHost { environment, fields, run };
         let (replies, outbox) = mpsc::channel::<Said>(self.queue.stream_rollouts);
         let done = self.done.clone();
         tracing::info!(%actor, "actor connected for episodes");

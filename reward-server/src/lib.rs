@@ -50,6 +50,7 @@ mod unit_tests;
 mod worker_process;
 
 pub use config::Config;
+pub use environment::{KnownFields, OfflineEpisodes};
 pub use files::{FileOptions, Progress, logprobs_file, score_file};
 pub use metrics::METRICS;
 pub use network::Error as ModelError;

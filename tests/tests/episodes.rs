@@ -7,7 +7,7 @@ use std::fs;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::{DocumentedMetrics, TinyRing};
 
 fn ring(folder: &tempfile::TempDir) -> TinyRing {
@@ -124,4 +124,88 @@ fn an_environment_that_cannot_begin_fails_its_attempts_and_its_rewards_train() {
     ring.check_complete(8).unwrap();
     let log = ring.log("coordinator").unwrap();
     assert!(log.contains("too large a sum"), "nobody said why:\n{log}");
+}
+
+/// Asks three times, and rewards the last answer.
+const ASKS_AGAIN: &str = r#"
+class Again:
+    def reset(self, sum):
+        self.sum = sum
+        self.turns = 0
+
+    def step(self, text):
+        self.turns += 1
+        if self.turns < 3:
+            return "Again:\n", 0.0, False, False, {}
+        return None, float(self.sum in text), True, False, {}
+"#;
+
+/// Shows of earlier turns their last line alone.
+const FORGETFUL: &str = r"{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content.split('\n')[-1] }}
+{% else %}{{ m.content }}{% endif %}{% endfor %}";
+
+/// A ring of chats whose template rewrites what the policy has written before.
+fn forgetful_ring(folder: &tempfile::TempDir) -> TinyRing {
+    let ring = ring(folder).with("coordinator.batches=8");
+    let recipe = fs::read_to_string(folder.path().join("recipe.toml")).unwrap();
+    let recipe = recipe.replacen(
+        "vocab_size = 320\n",
+        "vocab_size = 320\nchat_template = \"{recipe}/template.jinja\"\n",
+        1,
+    );
+    let (before, behind) = recipe.split_once("[reward_server.environment]").unwrap();
+    let (_, behind) = behind.split_once("\n\n").unwrap();
+    let class = "[reward_server.environment]\nkind = \"class\"\nfile = \"{recipe}/environment.py\"\n\n";
+    fs::write(folder.path().join("recipe.toml"), [before, class, behind].concat()).unwrap();
+    fs::write(folder.path().join("template.jinja"), FORGETFUL).unwrap();
+    fs::write(folder.path().join("environment.py"), ASKS_AGAIN).unwrap();
+    let asked = fs::read_to_string(folder.path().join("data.jsonl")).unwrap();
+    let chats: String = asked
+        .lines()
+        .map(|line| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            let messages = [json!({"role": "user", "content": row["prompt"]})];
+            format!("{}\n", json!({"messages": messages, "sum": row["sum"]}))
+        })
+        .collect();
+    fs::write(folder.path().join("data.jsonl"), chats).unwrap();
+    ring
+}
+
+#[test]
+fn sequences_that_a_template_has_rewritten_train_and_repeat_themselves_bit_for_bit() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (undisturbed, disturbed) = (forgetful_ring(&first), forgetful_ring(&second));
+    let mut running = undisturbed.start().unwrap();
+    running.wait_for_batches(3).unwrap();
+    let actor = metrics_of(&undisturbed, "actor-0").unwrap();
+    let episodes = metric(&actor, "rlhf_actor_episodes_ended_total", &["end=\"finished\""]);
+    let further = metric(&actor, "rlhf_actor_episode_further_sequences_total", &[]);
+    assert!(episodes >= 64.0 && further > 0.5 * episodes, "{further} further ones of {episodes}:\n{actor}");
+    assert_eq!(metric(&actor, "rlhf_actor_episodes_ended_total", &["end=\"template\""]), 0.0);
+    let documented = DocumentedMetrics::read().unwrap();
+    assert_eq!(documented.undocumented(&actor), Vec::<String>::new());
+    let (status, said) = running.end().unwrap();
+    assert!(status.success(), "{said}");
+    // Actor and learner say the same of each sequence.
+    undisturbed.check_complete(8).unwrap();
+
+    let mut running = disturbed.start().unwrap();
+    running.wait_for_batches(3).unwrap();
+    kill(Pid::from_raw(running.processes["actor-0"]), Signal::SIGKILL).unwrap();
+    let (status, said) = running.end().unwrap();
+    assert!(status.success() && said.contains("1 restart(s)"), "{said}");
+    disturbed.check_complete(8).unwrap();
+    assert!(undisturbed.weights().unwrap() == disturbed.weights().unwrap(), "another policy came out");
+
+    // Ended instead, an episode has no second sequence.
+    let third = tempfile::tempdir().unwrap();
+    let ended = forgetful_ring(&third).with("reward_server.environment.on_rewrite=end");
+    let mut running = ended.start().unwrap();
+    running.wait_for_batches(2).unwrap();
+    let actor = metrics_of(&ended, "actor-0").unwrap();
+    assert!(metric(&actor, "rlhf_actor_episodes_ended_total", &["end=\"template\""]) > 16.0, "{actor}");
+    assert_eq!(metric(&actor, "rlhf_actor_episode_further_sequences_total", &[]), 0.0);
+    running.stop().unwrap();
+    running.end().unwrap();
 }

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use engine::{Finished, Refusal, Request, SampleRequest};
+use engine::{Episode, Finished, Opening, Refusal, Request, SampleRequest, TurnRequest, TurnText};
 use types::link::actor::ActorWelcome;
 use types::link::environment::{EnvironmentReply, EnvironmentRequest};
 use types::{EpisodeEnd, FailReason};
 
 use super::RolloutLoop;
-use crate::episode::{Episode, Opening, TurnRequest, TurnText};
 use crate::metrics;
 use crate::work::{HeldLease, Work, group_work};
 
@@ -44,8 +43,8 @@ impl RolloutLoop {
         // Of one that was given up.
         let Some(number) = self.work.number_of(id) else { return Ok(()) };
         match reply {
-            EnvironmentReply::Ready { messages, tools, max_tokens, .. } => {
-                self.began(number, &Opening { messages, tools, max_tokens }).await;
+            EnvironmentReply::Ready { messages, tools, max_tokens, on_rewrite, .. } => {
+                self.began(number, &Opening { messages, tools, max_tokens, on_rewrite }).await;
             }
             EnvironmentReply::Observed { messages, reward, .. } => {
                 let Some((episode, policy)) = self
@@ -220,6 +219,7 @@ impl RolloutLoop {
         let Some(episode) = work.episode.take() else { return };
         metrics::finished(episode.tokens());
         metrics::episode_ended(end, episode.turns(), episode.given_tokens());
+        metrics::episode_rewritten(episode.further_sequences());
         if !work.unwanted {
             self.deliver(episode.finish(work.id, end), work.deadline).await;
         }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use actor::Config;
 use tokio::sync::mpsc;
 use types::link::actor::ActorReport;
-use types::link::environment::{EnvironmentMessage, EnvironmentReply, EnvironmentRequest, Speaker};
+use types::link::environment::{
+    EnvironmentMessage, EnvironmentReply, EnvironmentRequest, OnRewrite, Speaker,
+};
 use types::link::reward::{ScoreReply, ScoreRequest};
 use types::{EpisodeEnd, FailReason, FinishReason, Rollout, RolloutId, SamplingParams};
 
@@ -34,7 +36,13 @@ impl Script {
             EnvironmentRequest::Hello { .. } | EnvironmentRequest::Close(_) => None,
             EnvironmentRequest::Reset { id, .. } => {
                 assert_eq!(self.turns.insert(id, 0), None, "reset twice");
-                Some(EnvironmentReply::Ready { id, messages: Vec::new(), tools: None, max_tokens: 15 })
+                Some(EnvironmentReply::Ready {
+                    id,
+                    messages: Vec::new(),
+                    tools: None,
+                    max_tokens: 15,
+                    on_rewrite: OnRewrite::default(),
+                })
             }
             EnvironmentRequest::Step { id, text, tokens, truncated } => {
                 let turn = self.turns.get_mut(&id).expect("a step of an episode that was reset");
@@ -155,7 +163,13 @@ async fn an_episode_ends_with_its_environment_and_what_had_not_begun_goes_on() {
             break id;
         }
     };
-    let ready = EnvironmentReply::Ready { id: begun, messages: Vec::new(), tools: None, max_tokens: 15 };
+    let ready = EnvironmentReply::Ready {
+        id: begun,
+        messages: Vec::new(),
+        tools: None,
+        max_tokens: 15,
+        on_rewrite: OnRewrite::default(),
+    };
     playing.episodes.down.send(ready).await.unwrap();
     // The stream is dropped only when the answer has been read.
     tokio::time::sleep(Duration::from_millis(300)).await;

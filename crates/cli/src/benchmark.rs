@@ -7,6 +7,7 @@
 mod prompts;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use sandbox::Problem;
 use serde_json::{Map, Value};
@@ -55,6 +56,8 @@ pub(crate) struct NumberQuestion {
     pub(crate) prompt: PromptContent,
     /// As the file has it, with its rationale.
     pub(crate) label: String,
+    /// Its whole line.
+    pub(crate) fields: Arc<str>,
 }
 
 /// MBPP's test split.
@@ -101,7 +104,7 @@ impl Benchmark {
     ) -> Result<Vec<Task>, BadInput> {
         let prompted = problems.into_iter().filter_map(|ProblemLine { line, problem }| {
             let prompt = self.prompt_of_function(&line, form);
-            wrong.sift(prompt.map(|prompt| Task { prompt, problem }))
+            wrong.sift(prompt.map(|prompt| Task { prompt, problem, fields: line.text().into() }))
         });
         prompted.collect()
     }
@@ -136,6 +139,14 @@ impl Questions {
         };
         tasks.iter().map(|task| &task.prompt).chain(numbers.iter().map(|question| &question.prompt))
     }
+
+    /// The lines that they stand in.
+    pub(crate) fn fields(&self) -> Vec<Arc<str>> {
+        match self {
+            Self::Tasks(tasks) => tasks.iter().map(|task| Arc::clone(&task.fields)).collect(),
+            Self::Numbers(numbers) => numbers.iter().map(|question| Arc::clone(&question.fields)).collect(),
+        }
+    }
 }
 
 fn text<'a>(line: &Line, fields: &'a Map<String, Value>, key: &str) -> Result<&'a str, BadInput> {
@@ -149,17 +160,17 @@ fn mbpp(problems: Vec<ProblemLine>, form: Form, wrong: &WrongLines) -> Result<Ve
         let Some(read) = wrong.sift(mbpp_line(&line, &problem)) else { continue };
         match read? {
             MbppLine::Example(example) => examples.push(example),
-            MbppLine::Asked(question) => asked.push((question, problem)),
+            MbppLine::Asked(question) => asked.push((question, problem, line.text().into())),
             MbppLine::Other => {}
         }
     }
     let shots = prompts::Shots { examples };
-    let prompted = asked.into_iter().map(|(question, problem)| {
+    let prompted = asked.into_iter().map(|(question, problem, fields)| {
         let prompt = match form {
             Form::Completion => PromptContent::Text(shots.completion(&question)),
             Form::Chat => shots.chat(question),
         };
-        Task { prompt, problem }
+        Task { prompt, problem, fields }
     });
     Ok(prompted.collect())
 }
@@ -196,7 +207,12 @@ fn numbers(path: &Path, form: Form, wrong: &WrongLines) -> Result<Vec<NumberQues
                 Form::Completion => PromptContent::Text(prompts::reasoned(question)),
                 Form::Chat => prompts::chat(&[], prompts::boxed(question)),
             };
-            Ok(NumberQuestion { task_id: format!("line {}", line.number()), prompt, label: label.to_owned() })
+            Ok(NumberQuestion {
+                task_id: format!("line {}", line.number()),
+                prompt,
+                label: label.to_owned(),
+                fields: line.text().into(),
+            })
         }))
     });
     questions.collect()

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use anyhow::Context as _;
 use engine::generate::Response;
@@ -30,6 +30,8 @@ pub(crate) struct Task {
     pub(crate) prompt: PromptContent,
     /// The tests.
     pub(crate) problem: Problem,
+    /// Its whole line: what the environment of an episode is told.
+    pub(crate) fields: Arc<str>,
 }
 
 /// A problem of a file, with the line that it stands in.
@@ -82,7 +84,8 @@ pub(crate) fn read_tasks(path: &Path, wrong: &WrongLines) -> Result<Vec<Task>, B
                 .ok_or_else(|| line.wrong("has tests, but no prompt, text or messages for the policy"))
         });
         if let Some(prompt) = wrong.sift(prompt) {
-            tasks.push(Task { prompt: prompt?, problem });
+            let fields = line.text().into();
+            tasks.push(Task { prompt: prompt?, problem, fields });
         }
     }
     if tasks.is_empty() { Err(BadInput(format!("{} holds no problem", path.display()))) } else { Ok(tasks) }
@@ -300,6 +303,7 @@ mod tests {
             prompt_end: prompt_end.to_owned(),
             logprobs: vec![-1.0],
             finish_reason: types::FinishReason::Stop,
+            played: None,
         };
         let problem = r#"{"kind": "mbpp", "task_id": "1", "test_list": ["assert add(1, 2) == 3"]}"#;
         let problem: Problem = serde_json::from_str(problem).unwrap();

@@ -6,13 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use coordinator::data::{DataConfig, Error as DataError, PromptRow, prompt_rows};
-use engine::generate::Response;
+use engine::generate::{Played, Response};
 use reward_server::config::{SandboxConfig, ScorerKind};
 use reward_server::{Config, NotScored, score_rollouts};
 use serde_json::Value;
 use service::jsonl::WrongLines;
 use service::{BadInput, Config as _};
-use types::{FinishReason, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, ScoredRollout, Span};
+use types::{
+    FinishReason, Observation, PolicyVersion, PromptId, Rollout, RolloutId, RolloutParts, ScoredRollout, Span,
+};
 
 use crate::bar::Bar;
 use crate::grading::GradingSetup;
@@ -27,6 +29,8 @@ pub(crate) struct ToJudge {
     /// Its place among the responses to the prompt.
     pub(crate) index: usize,
     pub(crate) text: String,
+    /// What was said in it, where it is an episode.
+    pub(crate) played: Option<Box<Played>>,
     pub(crate) rollout: Rollout,
 }
 
@@ -97,10 +101,13 @@ pub(crate) fn drawn_to(rows: &[PromptRow], groups: &[Vec<Response>]) -> anyhow::
                 tokens: response.tokens.clone(),
                 logprobs: response.logprobs.clone(),
                 finish_reason: response.finish_reason,
+                observations: response.observations().to_vec(),
+                reward: response.played.as_ref().and_then(|played| played.reward),
             };
             let rollout = answer.rollout(prompt, index, Arc::clone(&fields));
             let rollout = rollout.map_err(|error| anyhow::anyhow!("{error}"))?;
-            all.push(ToJudge { prompt, id: id.clone(), index, text: response.text.clone(), rollout });
+            let (text, played) = (response.text.clone(), response.played.clone());
+            all.push(ToJudge { prompt, id: id.clone(), index, text, played, rollout });
         }
     }
     Ok(all)
@@ -112,6 +119,7 @@ pub(crate) struct Judged {
     pub(crate) id: Value,
     pub(crate) index: usize,
     pub(crate) text: String,
+    pub(crate) played: Option<Box<Played>>,
     pub(crate) scored: Result<ScoredRollout, NotScored>,
 }
 
@@ -127,17 +135,17 @@ pub(crate) fn judge(
 ) -> anyhow::Result<()> {
     let (bar, total) = (Bar::new("scores", responses.len() as u64), responses.len() as u64);
     let (mut places, mut rollouts) = (Vec::new(), Vec::new());
-    for ToJudge { prompt, id, index, text, rollout } in responses {
-        places.push((prompt, id, index, text));
+    for ToJudge { prompt, id, index, text, played, rollout } in responses {
+        places.push((prompt, id, index, text, played));
         rollouts.push(rollout);
     }
     let (mut places, mut done, mut handed_on) = (places.into_iter(), 0, Ok(()));
     let ended = on_runtime(score_rollouts(config, rollouts.into_iter(), |scored| {
-        let Some((prompt, id, index, text)) = places.next() else { return };
+        let Some((prompt, id, index, text, played)) = places.next() else { return };
         done += 1;
         bar.at(done, total, "");
         if handed_on.is_ok() {
-            handed_on = each(Judged { prompt, id, index, text, scored });
+            handed_on = each(Judged { prompt, id, index, text, played, scored });
         }
     }));
     bar.finish();
@@ -151,6 +159,9 @@ pub(crate) struct Answer {
     pub(crate) tokens: Vec<u32>,
     pub(crate) logprobs: Vec<f32>,
     pub(crate) finish_reason: FinishReason,
+    /// Of an episode: what was given between its turns, and what its environment says that it is worth.
+    pub(crate) observations: Vec<Observation>,
+    pub(crate) reward: Option<f32>,
 }
 
 impl Answer {
@@ -174,8 +185,8 @@ impl Answer {
             },
             prompt_tokens: self.prompt_tokens,
             response_tokens: self.tokens,
-            observations: Vec::new(),
-            reward: None,
+            observations: self.observations,
+            reward: self.reward,
             rollout_logprobs: self.logprobs,
             surviving_mass: None,
             spans: tokens.map(|tokens| Span { version: PolicyVersion(0), tokens }).into_iter().collect(),

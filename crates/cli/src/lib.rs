@@ -18,6 +18,7 @@ mod decimal;
 mod doctor;
 #[cfg(test)]
 mod documented_commands;
+mod episodes;
 mod grading;
 mod heartbeat;
 mod judging;

@@ -30,7 +30,7 @@ pub(crate) fn draw(
 /// many have none, and why the first.
 ///
 /// # Errors
-/// When the engine fails.
+/// When the engine fails, or no prompt has a response.
 pub(crate) fn draw_where_possible(
     generator: &mut Generator,
     prompts: &[PromptContent],
@@ -52,6 +52,7 @@ pub(crate) fn draw_where_possible(
     drawn?;
     if let Some((number, problem)) = refused.first() {
         let (count, first) = (refused.len(), number + 1);
+        anyhow::ensure!(count < prompts.len(), "no prompt has a response; the first: {problem}");
         say(&format!("{count} of {total} prompts have no response; the first is number {first}: {problem}"));
     }
     Ok(groups)

@@ -5,7 +5,11 @@
 //! responses, however many there are. A response depends on its prompt, its place (number of prompt, number
 //! of sibling), the options and the weights, not on the batch: to the bit with the native engine, up to
 //! rounding with torch's operators.
+//!
+//! Where a generator has environments, responses are episodes of several turns (`episodes`).
 #![expect(clippy::disallowed_types, reason = "wall time of a command that has no async runtime")]
+
+mod episodes;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -13,11 +17,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::Tokenizer;
-use types::{FinishReason, PromptContent, PromptId, RolloutId, Sampling};
+use types::{FinishReason, Observation, PromptContent, PromptId, RolloutId, Sampling};
 
 use crate::folder::Folder;
 use crate::prompts::PromptEncoder;
 use crate::{Engine, EngineConfig, Event, Finished, Refusal, Request, SampleRequest};
+
+use episodes::{Ended, Plays, Policy};
+pub use episodes::{Environments, Played, Said};
 
 /// Prompts that may be under way: those the engine works on, and those that wait for a slower one in front of
 /// them.
@@ -46,16 +53,25 @@ pub struct Response {
     pub prompt_tokens: Arc<[u32]>,
     /// The drawn tokens, the one that ended the response included.
     pub tokens: Vec<u32>,
-    /// Their text behind the prompt without special tokens, up to the stop text if one ended it. Empty when
-    /// the folder has no tokenizer.
+    /// Their text behind the prompt without special tokens, up to the stop text if one ended it; of an
+    /// episode that of its last turn, as scorers read it. Empty when the folder has no tokenizer.
     pub text: String,
-    /// The text of the prompt's last tokens, special ones included: what the response goes on with.
+    /// The text of the last tokens in front of that, special ones included: what it goes on with.
     pub prompt_end: String,
     /// `[tokens]` log-probabilities of the drawn tokens under the untruncated distribution at the
     /// temperature.
     pub logprobs: Vec<f32>,
     /// Why the response ended.
     pub finish_reason: FinishReason,
+    /// Of an episode: what was said between its turns, and how it ended.
+    pub played: Option<Box<Played>>,
+}
+
+impl Response {
+    /// Of an episode: what the policy was given between its turns.
+    pub fn observations(&self) -> &[Observation] {
+        self.played.as_ref().map_or(&[], |played| &played.observations)
+    }
 }
 
 /// How far a generation is.
@@ -83,6 +99,7 @@ pub struct Generator {
     tokenizer: Option<Arc<Tokenizer>>,
     eos_token_ids: Arc<[u32]>,
     next_id: u64,
+    environments: Option<Environments>,
 }
 
 impl std::fmt::Debug for Generator {
@@ -107,7 +124,19 @@ impl Generator {
             None => model.eos_token_ids.clone().into(),
         };
         let engine = Engine::new(&model, weights, tokenizer.clone(), config)?;
-        Ok(Self { engine, encoder, tokenizer, eos_token_ids, next_id: 0 })
+        Ok(Self { engine, encoder, tokenizer, eos_token_ids, next_id: 0, environments: None })
+    }
+
+    /// The same, whose responses are episodes in these environments.
+    ///
+    /// # Errors
+    /// When the folder has no tokenizer: an environment is told texts.
+    pub fn with_environments(self, environments: Environments) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            self.encoder.is_some(),
+            "the model folder has no tokenizer.json, which episodes need"
+        );
+        Ok(Self { environments: Some(environments), ..self })
     }
 
     /// Where it runs and with how much, for a person.
@@ -146,13 +175,14 @@ impl Generator {
         sink: Sink<'_, T>,
         progress: &mut dyn FnMut(&Progress),
     ) -> anyhow::Result<Progress> {
-        let mut run = Run::new(self, options);
+        let mut run = Run::new(self, options)?;
         let result = run.all(prompts, sink, progress);
-        let Run { places, .. } = run;
+        let Run { places, plays, .. } = run;
         // What an error left behind must not come up in the next run.
         for id in places.into_keys() {
             self.engine.cancel(id);
         }
+        self.environments = plays.map(|plays| plays.finish(&mut self.engine));
         result
     }
 
@@ -183,6 +213,7 @@ impl Generator {
             tokens: finished.response_tokens,
             logprobs: finished.rollout_logprobs,
             finish_reason: finished.finish_reason,
+            played: None,
         })
     }
 }
@@ -197,6 +228,13 @@ struct Slot<T> {
     problem: Option<String>,
 }
 
+impl<T> Slot<T> {
+    /// So many responses are missing.
+    fn empty(tag: T, n: usize) -> Self {
+        Self { tag, prompt_tokens: Arc::from([]), responses: vec![None; n], missing: n, problem: None }
+    }
+}
+
 /// One run of a generator.
 struct Run<'a, T> {
     generator: &'a mut Generator,
@@ -209,16 +247,21 @@ struct Run<'a, T> {
     first: u64,
     /// Prompt and sibling of each response that the engine works on.
     places: BTreeMap<u64, (u64, usize)>,
+    /// The responses, where they are episodes.
+    plays: Option<Plays>,
     started: Instant,
     /// Tokens the engine had drawn before.
     tokens_before: u64,
 }
 
 impl<'a, T> Run<'a, T> {
-    fn new(generator: &'a mut Generator, options: &DrawOptions) -> Self {
+    fn new(generator: &'a mut Generator, options: &DrawOptions) -> anyhow::Result<Self> {
         let tokens_before = generator.engine.totals().response_tokens;
-        Self {
+        let environments = generator.environments.take();
+        let plays = environments.map(|environments| Plays::new(environments, options)).transpose()?;
+        Ok(Self {
             generator,
+            plays,
             sampling: Arc::new(options.sampling.clone()),
             n: options.n,
             seed: options.seed,
@@ -227,7 +270,7 @@ impl<'a, T> Run<'a, T> {
             places: BTreeMap::new(),
             started: Instant::now(),
             tokens_before,
-        }
+        })
     }
 
     fn all(
@@ -245,6 +288,7 @@ impl<'a, T> Run<'a, T> {
                     None => more = false,
                 }
             }
+            self.play()?;
             for event in self.generator.engine.step()? {
                 self.take(event)?;
             }
@@ -274,11 +318,34 @@ impl<'a, T> Run<'a, T> {
     /// Whether another prompt may be taken: enough wait to follow what ends, no more.
     fn has_room(&self) -> bool {
         let waiting = self.generator.engine.load().waiting;
-        self.slots.len() < WINDOW && waiting < self.generator.engine.config().max_sequences()
+        self.slots.len() < WINDOW
+            && waiting < self.generator.engine.config().max_sequences()
+            && self.plays.as_ref().is_none_or(Plays::has_room)
+    }
+
+    /// Plays episodes as far as they go before the engine's next step.
+    fn play(&mut self) -> anyhow::Result<()> {
+        let Generator { engine, encoder, eos_token_ids, next_id, .. } = &mut *self.generator;
+        let (Some(plays), Some(encoder)) = (&mut self.plays, encoder.as_ref()) else { return Ok(()) };
+        plays.advance(Policy { engine, encoder, eos_token_ids, next_id })?;
+        for Ended { place: (number, sibling), response } in plays.take_ended() {
+            let slot = &mut self.slots[(number - self.first) as usize];
+            slot.missing -= 1;
+            match response {
+                Ok(response) => slot.responses[sibling] = Some(response),
+                Err(problem) => slot.problem = Some(problem),
+            }
+        }
+        Ok(())
     }
 
     fn submit(&mut self, (tag, content): (T, PromptContent)) {
         let number = self.first + self.slots.len() as u64;
+        if let Some(plays) = &mut self.plays {
+            plays.add(number, self.n, &content);
+            self.slots.push_back(Slot::empty(tag, self.n));
+            return;
+        }
         let submitted = match self.generator.encode(&content) {
             Ok(prompt_tokens) => match self.submit_tokens(number, Arc::clone(&prompt_tokens)) {
                 Ok(()) => Ok(prompt_tokens),
@@ -287,13 +354,8 @@ impl<'a, T> Run<'a, T> {
             Err(error) => Err(format!("{error:#}")),
         };
         self.slots.push_back(match submitted {
-            Ok(prompt_tokens) => {
-                Slot { tag, prompt_tokens, responses: vec![None; self.n], missing: self.n, problem: None }
-            }
-            Err(problem) => {
-                let prompt_tokens = Arc::from([]);
-                Slot { tag, prompt_tokens, responses: Vec::new(), missing: 0, problem: Some(problem) }
-            }
+            Ok(prompt_tokens) => Slot { prompt_tokens, ..Slot::empty(tag, self.n) },
+            Err(problem) => Slot { problem: Some(problem), ..Slot::empty(tag, 0) },
         });
     }
 
@@ -325,6 +387,13 @@ impl<'a, T> Run<'a, T> {
 
     fn take(&mut self, event: Event) -> anyhow::Result<()> {
         let id = event.id();
+        if let Some(plays) = self.plays.as_mut().filter(|plays| plays.has(id)) {
+            return match (event, &self.generator.encoder) {
+                (Event::Finished(finished), Some(encoder)) => plays.drawn(encoder, *finished),
+                (Event::Failed { problem, .. }, _) => plays.refuse(id, problem),
+                _ => Ok(()),
+            };
+        }
         let ended = !matches!(event, Event::Token(_));
         let Some((number, sibling)) = self.places.get(&id).copied().filter(|_| ended) else { return Ok(()) };
         self.places.remove(&id);

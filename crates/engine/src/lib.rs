@@ -4,7 +4,8 @@
 //! [`Engine::step`] computes one step of the network for everything that runs and returns what happened,
 //! [`Engine::swap_weights`] exchanges the policy between two steps. What comes out is a function of what was
 //! submitted and between which steps. [`EngineHandle`] puts an engine on a thread of its own for async
-//! callers, and [`generate::Generator`] runs one over the prompts of a list or a stream.
+//! callers, and [`generate::Generator`] runs one over the prompts of a list or a stream. An [`Episode`] is a
+//! response of several turns.
 //!
 //! The scheduler decides (`scheduler`), a backend computes: `backend::native`, the engine's own code for the
 //! CPU, or `backend::aten`, torch's operators for GPUs. With the native one a response depends on its prompt,
@@ -16,6 +17,7 @@ mod blocks;
 mod config;
 mod defaults;
 mod engine;
+mod episode;
 mod error;
 mod folder;
 pub mod generate;
@@ -34,6 +36,7 @@ mod worker;
 pub use backend::PolicyWeights;
 pub use config::{Backend, CacheOnSwap, EngineConfig, WeightTransfer};
 pub use engine::{Engine, EngineParts, context_tokens, repeats_itself};
+pub use episode::{Episode, Opening, TurnRequest, TurnText};
 pub use error::Error;
 pub use folder::Folder;
 pub use grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource};

@@ -43,11 +43,17 @@ pub(crate) enum Segment<'a> {
 
 /// The response tokens and the observations of a list of tokens of which a mask says which were drawn, as
 /// verl's `response_mask`, TRL's `env_mask` and others have it. What was given behind the last drawn token is
-/// left out: nothing was drawn from it.
+/// left out: nothing was drawn from it. `begins` are the places of the tokens with which further sequences
+/// begin.
 ///
 /// # Errors
-/// A mask of another length, or that begins with a token that was given (which belongs to the prompt).
-pub fn split_by_mask(tokens: &[u32], drawn: &[bool]) -> Result<(Vec<u32>, Vec<Observation>), Invalid> {
+/// A mask of another length, or that begins with a token that was given (which belongs to the prompt); a
+/// sequence that begins in the middle of what was drawn or given.
+pub fn split_by_mask(
+    tokens: &[u32],
+    drawn: &[bool],
+    begins: &[usize],
+) -> Result<(Vec<u32>, Vec<Observation>), Invalid> {
     let wrong = |problem: String| Err(Invalid::new("response_mask", problem));
     if drawn.len() != tokens.len() {
         return wrong(format!("has {} numbers for {} response tokens", drawn.len(), tokens.len()));
@@ -57,7 +63,7 @@ pub fn split_by_mask(tokens: &[u32], drawn: &[bool]) -> Result<(Vec<u32>, Vec<Ob
     }
     let mut response = Vec::with_capacity(tokens.len());
     let mut observations: Vec<Observation> = Vec::new();
-    for (token, is_drawn) in tokens.iter().zip(drawn) {
+    for (place, (token, is_drawn)) in tokens.iter().zip(drawn).enumerate() {
         if *is_drawn {
             response.push(*token);
             continue;
@@ -65,8 +71,17 @@ pub fn split_by_mask(tokens: &[u32], drawn: &[bool]) -> Result<(Vec<u32>, Vec<Ob
         let after = u32::try_from(response.len()).unwrap_or(u32::MAX);
         match observations.last_mut() {
             Some(last) if last.after == after => last.tokens.push(*token),
-            _ => observations.push(Observation::new(after, vec![*token])),
+            _ => {
+                let begins_sequence = begins.contains(&place);
+                observations.push(Observation { begins_sequence, ..Observation::new(after, vec![*token]) });
+            }
         }
+    }
+    let begun = observations.iter().filter(|observation| observation.begins_sequence).count();
+    if begun != begins.len() {
+        let problem =
+            format!("{begins:?} must be places of tokens that were given behind one that was drawn");
+        return Err(Invalid::new("sequence_begins", problem));
     }
     observations.retain(|observation| (observation.after as usize) < response.len());
     Ok((response, observations))
@@ -122,13 +137,20 @@ mod tests {
     fn a_mask_is_split_into_what_was_drawn_and_given() {
         let split = |mask: &[u8]| {
             let tokens: Vec<u32> = (0..mask.len() as u32).collect();
-            split_by_mask(&tokens, &mask.iter().map(|bit| *bit == 1).collect::<Vec<_>>()).unwrap()
+            split_by_mask(&tokens, &mask.iter().map(|bit| *bit == 1).collect::<Vec<_>>(), &[]).unwrap()
         };
         let given = |after, tokens: &[u32]| Observation::new(after, tokens.to_vec());
         assert_eq!(split(&[1, 1]), (vec![0, 1], vec![]));
         assert_eq!(split(&[1, 0, 0, 1, 0, 1]), (vec![0, 3, 5], vec![given(1, &[1, 2]), given(2, &[4])]));
         assert_eq!(split(&[1, 0, 1, 0, 0]), (vec![0, 2], vec![given(1, &[1])]));
         assert_eq!(split(&[]), (vec![], vec![]));
-        assert!(split_by_mask(&[1, 2], &[true]).is_err() && split_by_mask(&[1], &[false]).is_err());
+        assert!(split_by_mask(&[1, 2], &[true], &[]).is_err() && split_by_mask(&[1], &[false], &[]).is_err());
+        let drawn = [true, false, false, true, false, true];
+        let (_, observations) = split_by_mask(&[0; 6], &drawn, &[4]).unwrap();
+        let begins: Vec<bool> = observations.iter().map(|given| given.begins_sequence).collect();
+        assert_eq!(begins, [false, true]);
+        for wrong in [&[2][..], &[3], &[4, 4], &[9]] {
+            assert!(split_by_mask(&[0; 6], &drawn, wrong).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -30,6 +30,8 @@ pub struct Turns {
     rollout_logprobs: Vec<f32>,
     surviving_mass: Option<Vec<f32>>,
     spans: Vec<Span>,
+    /// A further sequence begins with what was given.
+    begins: bool,
 }
 
 impl Turns {
@@ -53,9 +55,21 @@ impl Turns {
         self.earned += reward;
     }
 
+    /// A further sequence begins with this prompt: of what stands in front the policy sees nothing else.
+    pub fn begin_sequence(&mut self, prompt: &[u32]) {
+        self.given = prompt.to_vec();
+        self.begins = true;
+    }
+
+    /// Sequences that have begun behind the first.
+    pub fn further_sequences(&self) -> usize {
+        self.observations.iter().filter(|observation| observation.begins_sequence).count()
+    }
+
     /// The policy has drawn a turn.
     pub fn draw(&mut self, turn: DrawnTurn) {
-        self.observe(false);
+        let begins = std::mem::take(&mut self.begins);
+        self.observe(begins);
         self.draw_on(turn);
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use types::link::environment::{
-    EnvironmentMessage, EnvironmentReply, EnvironmentRequest, MAX_ENVIRONMENT_BYTES, Speaker,
+    EnvironmentMessage, EnvironmentReply, EnvironmentRequest, MAX_ENVIRONMENT_BYTES, OnRewrite, Speaker,
 };
 use types::{EpisodeEnd, MemberId, RolloutId, RunId};
 
@@ -141,9 +141,10 @@ impl From<EnvironmentReply> for pb::EnvironmentReply {
         use pb::environment_reply::Reply;
         let id = Some(reply.id().into());
         let reply = match reply {
-            EnvironmentReply::Ready { messages, tools, max_tokens, .. } => {
+            EnvironmentReply::Ready { messages, tools, max_tokens, on_rewrite, .. } => {
                 let messages = messages.into_iter().map(Into::into).collect();
-                Reply::Ready(pb::EnvironmentReady { id, messages, tools, max_tokens })
+                let ends_on_rewrite = on_rewrite == OnRewrite::End;
+                Reply::Ready(pb::EnvironmentReady { id, messages, tools, max_tokens, ends_on_rewrite })
             }
             EnvironmentReply::Observed { messages, reward, .. } => {
                 let messages = messages.into_iter().map(Into::into).collect();
@@ -178,6 +179,7 @@ impl TryFrom<pb::EnvironmentReply> for EnvironmentReply {
                     .map(|tools| bounded("environment_ready.tools", tools, MAX_ENVIRONMENT_BYTES))
                     .transpose()?,
                 max_tokens: ready.max_tokens,
+                on_rewrite: if ready.ends_on_rewrite { OnRewrite::End } else { OnRewrite::Split },
             },
             Reply::Observed(observed) => {
                 let (id, messages, reward) =

@@ -9,11 +9,13 @@ use sandbox::{Limits, SessionLimits};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use types::link::environment::OnRewrite;
 
 use super::flat_table;
 
 /// Keys of every environment; all others are its kind's.
-const BOUND_KEYS: [&str; 6] = ["turns", "max_tokens", "wall", "tool_time", "observation_bytes", "episodes"];
+const BOUND_KEYS: [&str; 7] =
+    ["turns", "max_tokens", "wall", "tool_time", "observation_bytes", "episodes", "on_rewrite"];
 
 /// Nothing of an environment is more than this: a bound against nonsense.
 const MOST: usize = 1 << 24;
@@ -51,6 +53,10 @@ pub struct EpisodeBounds {
     pub observation_bytes: usize,
     /// Episodes under way at a time on a reward server; actors try one more elsewhere, or later.
     pub episodes: usize,
+    /// What becomes of an episode whose chat template rewrites what came before (that drops the thoughts of
+    /// turns before, as Qwen3's does): `split`, it goes on in a further sequence, whose prompt is what the
+    /// template writes then, and all sequences share the reward; or `end`.
+    pub on_rewrite: OnRewrite,
 }
 
 impl Default for EpisodeBounds {
@@ -62,6 +68,8 @@ impl Default for EpisodeBounds {
             tool_time: Duration::from_secs(60),
             observation_bytes: 8 << 10,
             episodes: 1024,
+            // Ended, an episode of a model that thinks would have one turn, whatever it has called.
+            on_rewrite: OnRewrite::Split,
         }
     }
 }
@@ -284,8 +292,10 @@ impl EnvironmentConfig {
         matches!(self.kind, EnvironmentKind::Class(_) | EnvironmentKind::Http(_))
     }
 
-    pub(super) fn problems(&self) -> Vec<String> {
-        let EpisodeBounds { turns, max_tokens, wall, tool_time, observation_bytes, episodes } = &self.bounds;
+    /// What is wrong with it: the key, and why.
+    pub fn problems(&self) -> Vec<String> {
+        let EpisodeBounds { turns, max_tokens, wall, tool_time, observation_bytes, episodes, on_rewrite: _ } =
+            &self.bounds;
         let (name, workers) = match &self.kind {
             EnvironmentKind::Python(python) => ("interpreters", python.interpreters),
             EnvironmentKind::Tools(file) => ("workers", file.workers),

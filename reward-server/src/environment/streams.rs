@@ -13,13 +13,15 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 use types::link::environment::{EnvironmentReply, EnvironmentRequest};
-use types::{RolloutId, RunId};
+use types::{PromptId, RolloutId, RunId};
 
 use crate::fields_client::PromptFields;
 use crate::metrics;
 use crate::registry::Misbehaved;
+use crate::score_error::ScoreError;
 
 use super::episode::{Answer, Turn};
+use super::offline::KnownFields;
 use super::{Beginning, Environment, EnvironmentError};
 
 /// When an actor may try again to begin an episode.
@@ -32,8 +34,26 @@ pub(crate) type Said = Result<EnvironmentReply, Misbehaved>;
 #[derive(Debug, Clone)]
 pub(crate) struct EpisodeHost {
     pub(crate) environment: Environment,
-    pub(crate) fields: Arc<PromptFields>,
+    pub(crate) fields: FieldsSource,
     pub(crate) run: RunId,
+}
+
+/// Who knows the fields of prompts.
+#[derive(Debug, Clone)]
+pub(crate) enum FieldsSource {
+    /// The coordinator, which is asked.
+    Coordinator(Arc<PromptFields>),
+    /// This process.
+    Here(KnownFields),
+}
+
+impl FieldsSource {
+    async fn of(&self, run: &RunId, prompt: PromptId, deadline: Instant) -> Result<Arc<str>, ScoreError> {
+        match self {
+            Self::Coordinator(coordinator) => coordinator.of(Some(run.clone()), prompt, deadline).await,
+            Self::Here(known) => Ok(known.of(prompt.ordinal)),
+        }
+    }
 }
 
 /// What an episode begins with.
@@ -133,7 +153,7 @@ async fn play(
     replies: mpsc::Sender<Said>,
 ) {
     let Begin { id, end, place: _place } = begin;
-    let fields = Box::pin(fields.of(Some(run.clone()), id.prompt, end));
+    let fields = Box::pin(fields.of(&run, id.prompt, end));
     let begun = guarded(end, Box::pin(environment.reset((&run, id), fields))).await;
     let (mut episode, Beginning { messages, tools }) = match begun {
         Ok(begun) => begun,
@@ -144,8 +164,9 @@ async fn play(
             return;
         }
     };
-    let max_tokens = environment.max_tokens();
-    if replies.send(Ok(EnvironmentReply::Ready { id, messages, tools, max_tokens })).await.is_err() {
+    let (max_tokens, on_rewrite) = (environment.max_tokens(), environment.on_rewrite());
+    let ready = EnvironmentReply::Ready { id, messages, tools, max_tokens, on_rewrite };
+    if replies.send(Ok(ready)).await.is_err() {
         return;
     }
     while let Ok(Some(turn)) = timeout_at(end, turns.recv()).await {

@@ -33,11 +33,20 @@ struct Fields {
     response_tokens: Option<Vec<u32>>,
     /// Of a response, as `sluice generate` writes it: no whole sequence has it.
     finish_reason: Option<IgnoredAny>,
+    /// Of an episode: where further sequences begin.
+    sequence_begins: Option<Vec<IgnoredAny>>,
 }
 
 impl InputLine {
     fn of(line: Line, network: &FrozenNetwork) -> Result<Self, BadInput> {
-        let Fields { id, tokens, prompt_tokens, response_tokens, finish_reason } = line.parse()?;
+        let Fields { id, tokens, prompt_tokens, response_tokens, finish_reason, sequence_begins } =
+            line.parse()?;
+        if sequence_begins.is_some_and(|begins| !begins.is_empty()) {
+            return Err(line.wrong(
+                "has several sequences (sequence_begins), which are no single one: sluice eval judges them, sluice \
+                 replay trains on them",
+            ));
+        }
         let id = id.unwrap_or_else(|| line.number().into());
         let (tokens, from, is_response) = match (prompt_tokens, response_tokens, tokens) {
             (Some(prompt), Some(response), _) => {

@@ -7,6 +7,7 @@ mod totals;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use engine::generate::{DrawOptions, Response};
 use extraction::marked;
@@ -24,6 +25,7 @@ use super::lines::{LineArguments, say_beside};
 use super::sampling::SamplingArguments;
 use crate::benchmark::{Benchmark, Form, NumberQuestion, Questions};
 use crate::closed_pipe;
+use crate::episodes::{Drawing, EpisodeSetup, EpisodeTotals, add_turns};
 use crate::grading::{self, GradingSetup, Task, Totals};
 use crate::responses;
 
@@ -47,6 +49,13 @@ pub(crate) struct Arguments {
     columns: Vec<String>,
     #[command(flatten)]
     scorers: ScorerArguments,
+    /// Draws responses as episodes of several turns in the environment of this recipe, or of this reward
+    /// server's configuration; in that of --scorers, where it has one, if not given.
+    #[arg(long, value_name = "FILE", conflicts_with = "responses")]
+    environment: Option<PathBuf>,
+    /// Draws responses of one turn, though the recipe has an environment.
+    #[arg(long, conflicts_with_all = ["environment", "responses"])]
+    one_turn: bool,
     /// Asks as this benchmark's users do: its prompt, its stop texts, its part of the file.
     #[arg(long, value_enum, conflicts_with_all = ["scorer", "scorers", "columns"])]
     benchmark: Option<Benchmark>,
@@ -101,11 +110,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         None => Questions::Tasks(grading::read_tasks(problems, &wrong)?),
     };
     let prompts: Vec<PromptContent> = questions.prompts().cloned().collect();
-    let sampling = arguments.sampling.sampling(0.0, &stop)?;
-    let draw = DrawOptions { n: arguments.n, seed: arguments.seed, sampling };
-    let mut generator = arguments.engine.generator(&arguments.model)?;
-    let groups = responses::draw_where_possible(&mut generator, &prompts, &draw)?;
-    drop(generator);
+    let groups = arguments.draw(&prompts, questions.fields(), &stop)?;
+    let episodes = EpisodeTotals::of(groups.iter().flatten());
     let judged = match &questions {
         Questions::Tasks(tasks) => judge_programs(&setup, tasks, &groups)?,
         Questions::Numbers(questions) => judge_numbers(questions, &groups),
@@ -113,7 +119,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(output) = &arguments.output {
         write(output, &judged, &groups)?;
     }
-    arguments.say(&arguments.grading.summary(&judged.totals));
+    let summary = arguments.grading.summary(&judged.totals);
+    arguments.say(&EpisodeTotals::beside(episodes.as_ref(), summary, arguments.grading.json));
     Ok(wrong.finish()?)
 }
 
@@ -163,16 +170,47 @@ fn write(path: &Path, judged: &Judged, groups: &[Vec<Response>]) -> anyhow::Resu
     let mut writer = jsonl::Writer::create(path)?;
     for ((task_id, verdicts), group) in judged.verdicts.iter().zip(groups) {
         for (verdict, response) in verdicts.iter().zip(group) {
-            writer.write(&json!({
+            let mut row = json!({
                 "task_id": task_id, "completion": response.text, "verdict": verdict.name(),
                 "passed": *verdict == Verdict::Accepted,
-            }))?;
+            });
+            add_turns(&mut row, response.played.as_deref());
+            writer.write(&row)?;
         }
     }
     writer.finish()
 }
 
 impl Arguments {
+    /// What responses are played in; none where they have one turn.
+    fn episodes(&self) -> anyhow::Result<Option<EpisodeSetup>> {
+        match (&self.environment, self.scorers.file()) {
+            (Some(file), _) => EpisodeSetup::of_named(file).map(Some),
+            (None, Some(file)) if !self.one_turn => EpisodeSetup::of_file(file),
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// Draws responses to prompts with these fields, which these texts end beside those that were given. A
+    /// prompt that is too long has none.
+    fn draw(
+        &self,
+        prompts: &[PromptContent],
+        fields: Vec<Arc<str>>,
+        stop: &[String],
+    ) -> anyhow::Result<Vec<Vec<Response>>> {
+        let episodes = self.episodes()?;
+        let mut sampling = self.sampling.sampling(0.0, stop)?;
+        if let Some(episodes) = &episodes {
+            sampling = episodes.sampling(&sampling)?;
+        }
+        let draw = DrawOptions { n: self.n, seed: self.seed, sampling };
+        let generator = self.engine.generator(&self.model)?;
+        let mut drawing = Drawing::new(episodes.as_ref(), &self.model, generator)?;
+        drawing.know(fields.into_iter());
+        responses::draw_where_possible(&mut drawing.generator, prompts, &draw)
+    }
+
     /// Says what came of it, where the responses do not go.
     fn say(&self, summary: &str) {
         say_beside(self.output.as_deref().unwrap_or(Path::new("")), summary);

@@ -12,6 +12,7 @@ use super::lines::LineArguments;
 use super::sampling::SamplingArguments;
 use crate::bar::Bar;
 use crate::closed_pipe;
+use crate::episodes::{Drawing, EpisodeSetup};
 use crate::responses::pace;
 use file::{FileOptions, generate};
 
@@ -31,6 +32,11 @@ pub(crate) struct Arguments {
     /// logprobs, grade, replay and eval read them. - is standard output.
     #[arg(long)]
     output: PathBuf,
+    /// Draws responses as episodes of several turns in the environment of this recipe, or of this reward
+    /// server's configuration. A line has response_mask (0 for tokens that the policy was given), turns and
+    /// end beside the others then.
+    #[arg(long, value_name = "FILE")]
+    environment: Option<PathBuf>,
     #[command(flatten)]
     lines: LineArguments,
     #[command(flatten)]
@@ -62,22 +68,24 @@ fn check_n(n: usize, most: usize) -> Result<(), BadInput> {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     check_n(arguments.n, arguments.engine.config().max_waiting)?;
     closed_pipe::init_logging()?;
+    let episodes = arguments.environment.as_deref().map(EpisodeSetup::of_named).transpose()?;
+    let mut sampling = arguments.sampling.sampling(1.0, &[])?;
+    if let Some(episodes) = &episodes {
+        sampling = episodes.sampling(&sampling)?;
+    }
     let options = FileOptions {
         input: arguments.input.clone(),
         output: arguments.output.clone(),
-        draw: DrawOptions {
-            n: arguments.n,
-            seed: arguments.seed,
-            sampling: arguments.sampling.sampling(1.0, &[])?,
-        },
+        draw: DrawOptions { n: arguments.n, seed: arguments.seed, sampling },
     };
-    let mut generator = arguments.engine.generator(&arguments.model)?;
+    let generator = arguments.engine.generator(&arguments.model)?;
+    let mut drawing = Drawing::new(episodes.as_ref(), &arguments.model, generator)?;
     let (bar, wrong) = (Bar::new("responses", 0), arguments.lines.wrong_lines());
-    let done = generate(&mut generator, &options, &wrong, &mut |progress| {
+    let done = generate(&mut drawing, &options, &wrong, &mut |progress| {
         bar.at(progress.requests, 0, &pace(progress));
     });
     bar.finish();
-    let done = done?;
+    let (done, totals) = done?;
     eprintln!(
         "{} requests, {} new tokens, {:.3} s, {:.1} tokens/s",
         done.requests,
@@ -85,6 +93,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         done.elapsed.as_secs_f64(),
         done.tokens_per_second()
     );
+    if let Some(totals) = totals {
+        eprintln!("{totals}");
+    }
     Ok(wrong.finish()?)
 }
 

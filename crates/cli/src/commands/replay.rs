@@ -15,7 +15,8 @@ use crate::decimal::decimal;
 /// A line of the batch has prompt_id (or id), prompt_tokens, response_tokens, rollout_logprobs (or logprobs),
 /// score, and where there are any ref_logprobs and weight: what sluice generate, score and filter write. Of
 /// an episode, response_tokens are all tokens behind the prompt, and response_mask is 1 for those that the
-/// policy drew and 0 for those that it was given.
+/// policy drew and 0 for those that it was given; sequence_begins has the places of tokens with which further
+/// sequences begin.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The policy's folder.

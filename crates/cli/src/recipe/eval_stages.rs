@@ -1,4 +1,5 @@
-//! What stages that compare policies lack, found before anything starts.
+//! What stages that compare policies lack, and stages that draw responses of another kind than the ring does,
+//! found before anything starts.
 
 use std::path::Path;
 
@@ -13,7 +14,35 @@ use super::{EvalStage, Judge, Recipe};
 pub(super) fn problems(recipe: &Recipe) -> Vec<String> {
     let stages = recipe.stages.iter().enumerate();
     let evals = stages.filter_map(|(at, stage)| Some((at, stage.eval.as_ref()?)));
-    evals.flat_map(|(at, eval)| of_stage(recipe, eval, &format!("stages[{at}].eval"))).collect()
+    let mut problems: Vec<String> =
+        evals.flat_map(|(at, eval)| of_stage(recipe, eval, &format!("stages[{at}].eval"))).collect();
+    problems.extend(of_one_turn(recipe));
+    problems
+}
+
+/// Stages that would ask for one turn where the recipe's responses have several.
+fn of_one_turn(recipe: &Recipe) -> Vec<String> {
+    let (environment, agents) = (recipe.reward_server.environment.is_some(), recipe.actor.agents.enabled);
+    let section = match (environment, agents) {
+        (true, _) => "[reward_server.environment]",
+        (false, true) => "actor.agents",
+        (false, false) => return Vec::new(),
+    };
+    let mut problems = Vec::new();
+    for (at, stage) in recipe.stages.iter().enumerate() {
+        let table = if stage.preferences.is_some() { "preferences" } else { "best_of_n" };
+        if stage.preferences.is_some() || stage.best_of_n.is_some() {
+            problems.push(format!(
+                "stages[{at}].{table} draws responses of one turn, but the recipe's are episodes ({section}): put the                  stage into a recipe of its own without that section"
+            ));
+        }
+        if agents && stage.eval.as_ref().is_some_and(|eval| !eval.one_turn) {
+            problems.push(format!(
+                "stages[{at}].eval.one_turn is false, but agents play the recipe's episodes (actor.agents), and they                  lease them from the ring alone: set it to true, or evaluate with [coordinator.eval]"
+            ));
+        }
+    }
+    problems
 }
 
 fn of_stage(recipe: &Recipe, eval: &EvalStage, key: &str) -> Vec<String> {
@@ -130,6 +159,15 @@ mod tests {
         assert!(said.iter().any(|problem| problem.contains("no regular expression")), "{said:?}");
         let tested = "{\"prompt\": \"def f():\", \"test_list\": [\"assert f() is None\"], \"task_id\": 1}\n";
         assert_eq!(found(folder, tested, ""), Vec::<String>::new());
+        let agents = "[actor.agents]\nenabled = true\n";
+        let said = found(folder, tested, agents);
+        assert!(said[0].starts_with("stages[0].eval.one_turn is false, but agents play"), "{said:?}");
+        assert_eq!(found(folder, tested, &format!("one_turn = true\n{agents}")), Vec::<String>::new());
+        let episodes = "[reward_server.environment]\nkind = 'python'\n";
+        assert_eq!(found(folder, tested, episodes), Vec::<String>::new(), "the stage plays them");
+        let chosen = format!("[[stages]]\nname = 'best'\n[stages.best_of_n]\noutput = 'b'\n{episodes}");
+        let said = found(folder, tested, &chosen);
+        assert!(said[0].starts_with("stages[1].best_of_n draws responses of one turn"), "{said:?}");
         let said = found(folder, tested, &format!("judge = 'tests'\n{numeric}"));
         assert!(said[0].contains("leave one of them out"), "{said:?}");
     }

@@ -235,6 +235,10 @@ pub(crate) struct EvalStage {
     /// Field of a problem, a text or a list of texts, that names its kinds: greedy figures are given for
     /// each of them, too.
     pub(crate) kinds: Option<String>,
+    /// Draws responses of one turn, though `[reward_server.environment]` is there. Where not given they are
+    /// episodes in it, as in the ring.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) one_turn: bool,
     /// How they are drawn.
     pub(crate) sampling: Sampling,
     /// Seeds the draws.
@@ -259,6 +263,7 @@ impl Default for EvalStage {
             validation: None,
             temperatures: vec![0.2, 0.4, 0.6, 0.8, 1.0],
             kinds: None,
+            one_turn: false,
             sampling: Sampling::default(),
             seed: 0,
             output: PathBuf::new(),

@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use engine::generate::{DrawOptions, Response};
 use types::Sampling;
 
+use crate::episodes::{EpisodeTotals, add_turns};
 use crate::rate::Rate;
 use crate::recipe::{Candidate, EvalStage, Recipe, RingFolder};
 use crate::say::{say, say_result};
@@ -92,7 +93,8 @@ impl<'a> Comparison<'a> {
         let kl = stage.reference.as_deref().map(|model| frozen.kl(model, temperature)).transpose()?;
         let scores_are_rewards = problems.has_scores_beside_outcomes();
         let (name, model) = (name.clone(), model.clone());
-        let line = Line { name, model, greedy, sampled, best, rewards, scores_are_rewards, kl };
+        let episodes = EpisodeTotals::of(responses.iter().flatten());
+        let line = Line { name, model, greedy, sampled, best, rewards, scores_are_rewards, kl, episodes };
         write_samples(stage, problems, &responses, &line)?;
         Ok(line)
     }
@@ -142,14 +144,16 @@ fn write_samples(
     for (number, group) in responses.iter().enumerate() {
         for (index, response) in group.iter().enumerate() {
             let reward = line.rewards.as_ref().and_then(|rewards| rewards.of(number, index));
-            writer.write(&serde_json::json!({
+            let mut row = serde_json::json!({
                 "task_id": problems.name(number),
                 "prompt_id": number,
                 "rollout_id": index,
                 "completion": response.text,
                 "outcome": line.sampled.outcomes.of(number, index),
                 "score": reward.or_else(|| line.sampled.scores.of(number, index)),
-            }))?;
+            });
+            add_turns(&mut row, response.played.as_deref());
+            writer.write(&row)?;
         }
     }
     writer.finish()

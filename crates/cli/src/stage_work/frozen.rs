@@ -8,6 +8,8 @@ use reward_server::FileOptions;
 use serde::Deserialize;
 use service::jsonl;
 
+use crate::episodes::{BehindPrompt, DrawnSequence};
+
 /// Responses of one policy.
 #[derive(Debug)]
 pub(super) struct Frozen<'a> {
@@ -34,11 +36,15 @@ impl Frozen<'_> {
         self.folder.join(format!("{}-{what}.jsonl", self.name))
     }
 
+    /// Each sequence of each response in its order.
+    fn sequences(&self) -> impl Iterator<Item = DrawnSequence> {
+        self.responses.iter().flatten().flat_map(BehindPrompt::sequences)
+    }
+
     fn write_tokens(&self) -> anyhow::Result<PathBuf> {
         let path = self.file("tokens");
         let mut writer = jsonl::Writer::create(&path)?;
-        for (id, response) in self.responses.iter().flatten().enumerate() {
-            let tokens: Vec<u32> = response.prompt_tokens.iter().chain(&response.tokens).copied().collect();
+        for (id, DrawnSequence { tokens, .. }) in self.sequences().enumerate() {
             writer.write(&serde_json::json!({"id": id, "tokens": tokens}))?;
         }
         writer.finish()?;
@@ -51,8 +57,17 @@ impl Frozen<'_> {
         let options = FileOptions::new(model.to_owned(), self.write_tokens()?, output.clone());
         reward_server::score_file(&options, &mut |_| ())?;
         let mut scores = jsonl::read(&output)?.map(|line| anyhow::Ok(line?.parse::<Scored>()?.score));
-        let groups = self.responses.iter();
-        groups.map(|group| scores.by_ref().take(group.len()).collect::<anyhow::Result<_>>()).collect()
+        let mut groups = Vec::with_capacity(self.responses.len());
+        for group in self.responses {
+            let mut of_group = Vec::with_capacity(group.len());
+            for response in group {
+                // Of several sequences the last one is judged, as in the ring.
+                let further = response.observations().iter().filter(|given| given.begins_sequence).count();
+                of_group.push(scores.nth(further).context("scores are missing")??);
+            }
+            groups.push(of_group);
+        }
+        Ok(groups)
     }
 
     /// Mean over responses of `Σ log π − log π_ref`, in nats: an unbiased estimate of the sequence's KL to
@@ -62,15 +77,17 @@ impl Frozen<'_> {
         let mut options = FileOptions::new(reference.to_owned(), self.write_tokens()?, output.clone());
         options.temperature = f64::from(temperature);
         reward_server::logprobs_file(&options, &mut |_| ())?;
-        let (mut total, mut count) = (0.0, 0usize);
-        for (line, response) in jsonl::read(&output)?.zip(self.responses.iter().flatten()) {
+        let mut total = 0.0;
+        for (line, DrawnSequence { drawn, .. }) in jsonl::read(&output)?.zip(self.sequences()) {
             let Logprobs { logprobs } = line?.parse()?;
-            let of_response = logprobs.get(response.prompt_tokens.len().saturating_sub(1)..);
-            let of_response = of_response.context("the reference's log-probs are shorter than the prompt")?;
-            let drawn = response.logprobs.iter().map(|logprob| f64::from(*logprob));
-            total += drawn.zip(of_response).map(|(policy, reference)| policy - reference).sum::<f64>();
-            count += 1;
+            for (place, policy) in drawn {
+                let of_token = place.checked_sub(1).and_then(|before| logprobs.get(before));
+                let reference =
+                    of_token.context("the reference's log-probs are shorter than the sequence")?;
+                total += f64::from(policy) - reference;
+            }
         }
+        let count = self.responses.iter().map(Vec::len).sum::<usize>();
         Ok(total / count.max(1) as f64)
     }
 }

@@ -139,6 +139,7 @@ mod tests {
             prompt_end: String::new(),
             logprobs: vec![-1.0],
             finish_reason: types::FinishReason::Stop,
+            played: None,
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{EpisodeEnd, FailReason, MemberId, RolloutId, RunId};
@@ -59,6 +60,8 @@ pub enum EnvironmentReply {
         tools: Option<String>,
         /// Most tokens that the policy may draw in all turns together.
         max_tokens: u32,
+        /// What becomes of it where the chat template rewrites what came before.
+        on_rewrite: OnRewrite,
     },
     /// What the environment says to a turn; the next one follows.
     Observed {
@@ -107,6 +110,19 @@ impl EnvironmentReply {
             | Self::Overloaded { id, .. } => *id,
         }
     }
+}
+
+/// What becomes of an episode whose chat template writes what came before otherwise than the tokens have it:
+/// that drops the thoughts of turns before, say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnRewrite {
+    /// It goes on in a further sequence, whose prompt is the conversation as the template writes it then: the
+    /// policy draws behind what it will be given where it is served. All sequences share the reward.
+    #[default]
+    Split,
+    /// It ends there, and is scored as it is.
+    End,
 }
 
 /// Something that an environment says.

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use coordinator::data::DataConfig;
-use engine::generate::DrawOptions;
 use reward_server::{Config, NotScored};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -15,8 +14,8 @@ use types::{FinishReason, PromptContent};
 
 use super::Arguments;
 use super::totals::ScoreTotals;
+use crate::episodes::{EpisodeTotals, add_turns};
 use crate::judging::{Answer, Judged, ToJudge, drawn_to, judge, read_prompts};
-use crate::responses;
 
 /// Judges and says what came of it.
 ///
@@ -29,9 +28,12 @@ pub(super) fn run(arguments: &Arguments, config: &Config, wrong: &WrongLines) ->
         (None, None) => Vec::new(),
     };
     let mut totals = ScoreTotals::of(responses.iter().map(|response| response.prompt + 1).max().unwrap_or(0));
+    let episodes =
+        EpisodeTotals::of_played(responses.iter().filter_map(|response| response.played.as_deref()));
     let mut writer = arguments.output.as_deref().map(jsonl::Writer::create).transpose()?;
-    judge(config, responses, |Judged { prompt, id, index, text, scored }| {
+    judge(config, responses, |Judged { prompt, id, index, text, played, scored }| {
         let mut row = json!({"id": id, "index": index, "text": text});
+        add_turns(&mut row, played.as_deref());
         match scored {
             Ok(scored) => {
                 totals.add(prompt, &scored);
@@ -48,7 +50,9 @@ pub(super) fn run(arguments: &Arguments, config: &Config, wrong: &WrongLines) ->
     })?;
     writer.map_or(Ok(()), jsonl::Writer::finish)?;
     let k = &arguments.grading.k;
-    arguments.say(&if arguments.grading.json { totals.json(k) } else { totals.table(k) });
+    let is_json = arguments.grading.json;
+    let summary = if is_json { totals.json(k) } else { totals.table(k) };
+    arguments.say(&EpisodeTotals::beside(episodes.as_ref(), summary, is_json));
     Ok(wrong.finish()?)
 }
 
@@ -63,11 +67,8 @@ fn drawn(arguments: &Arguments, path: &Path, wrong: &WrongLines) -> anyhow::Resu
     }
     let rows = read_prompts(&data, wrong)?;
     let prompts: Vec<PromptContent> = rows.iter().map(|row| row.content.clone()).collect();
-    let sampling = arguments.sampling.sampling(0.0, &[])?;
-    let draw = DrawOptions { n: arguments.n, seed: arguments.seed, sampling };
-    let mut generator = arguments.engine.generator(&arguments.model)?;
-    let groups = responses::draw_where_possible(&mut generator, &prompts, &draw)?;
-    drop(generator);
+    let fields = rows.iter().map(|row| Value::Object(row.fields.clone()).to_string().into());
+    let groups = arguments.draw(&prompts, fields.collect(), &[])?;
     drawn_to(&rows, &groups)
 }
 
@@ -79,6 +80,11 @@ struct RecordedLine {
     prompt_tokens: Vec<u32>,
     response_tokens: Vec<u32>,
     text: Option<String>,
+    /// 1 for a response token that was drawn, 0 for one that was given.
+    response_mask: Option<Vec<u8>>,
+    /// Places among the response tokens with which further sequences begin.
+    #[serde(default)]
+    sequence_begins: Vec<usize>,
     finish_reason: Option<FinishReason>,
 }
 
@@ -93,16 +99,23 @@ fn recorded(path: &Path, wrong: &WrongLines) -> Result<Vec<ToJudge>, BadInput> {
             let id = recorded.prompt_id.or(recorded.id).unwrap_or_else(|| line.number().into());
             let next = (prompts.len(), 0);
             let (prompt, index) = prompts.get(&id.to_string()).copied().unwrap_or(next);
+            let mask = recorded.response_mask.unwrap_or_else(|| vec![1; recorded.response_tokens.len()]);
+            let drawn: Vec<bool> = mask.iter().map(|bit| *bit != 0).collect();
+            let split = types::split_by_mask(&recorded.response_tokens, &drawn, &recorded.sequence_begins);
+            let (tokens, observations) = split.map_err(|invalid| line.wrong(&invalid.to_string()))?;
             let answer = Answer {
                 prompt_tokens: recorded.prompt_tokens.into(),
-                logprobs: vec![0.0; recorded.response_tokens.len()],
-                tokens: recorded.response_tokens,
+                logprobs: vec![0.0; tokens.len()],
+                tokens,
                 finish_reason: recorded.finish_reason.unwrap_or(FinishReason::Stop),
+                observations,
+                reward: None,
             };
             let rollout = answer.rollout(prompt, index, fields);
             let rollout = rollout.map_err(|invalid| line.wrong(&invalid.problem))?;
             prompts.insert(id.to_string(), (prompt, index + 1));
-            Ok(ToJudge { prompt, id, index, text: recorded.text.unwrap_or_default(), rollout })
+            let text = recorded.text.unwrap_or_default();
+            Ok(ToJudge { prompt, id, index, text, played: None, rollout })
         });
         if let Some(read) = wrong.sift(read) {
             all.push(read?);
@@ -111,10 +124,24 @@ fn recorded(path: &Path, wrong: &WrongLines) -> Result<Vec<ToJudge>, BadInput> {
     if all.is_empty() { Err(BadInput(format!("{} holds no response", path.display()))) } else { Ok(all) }
 }
 
+/// Keys of a line that are no field of its prompt.
+const DRAWN_KEYS: [&str; 10] = [
+    "prompt_tokens",
+    "response_tokens",
+    "response_mask",
+    "sequence_begins",
+    "tokens",
+    "text",
+    "logprobs",
+    "ref_logprobs",
+    "turns",
+    "end",
+];
+
 /// What a line holds of its prompt: not what was drawn.
 fn fields_of(line: &Line) -> Result<Arc<str>, BadInput> {
     let mut fields: Map<String, Value> = line.parse()?;
-    for drawn in ["prompt_tokens", "response_tokens", "tokens", "text", "logprobs", "ref_logprobs"] {
+    for drawn in DRAWN_KEYS {
         fields.remove(drawn);
     }
     Ok(Value::Object(fields).to_string().into())

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use service::BadInput;
 use service::config::Layers;
 
+use crate::episodes::is_recipe;
 use crate::grading::GradingSetup;
 use crate::judging::judging_config;
 use crate::recipe::{Environment, RecipeFile};
@@ -34,6 +35,11 @@ impl ScorerArguments {
         !self.scorer.is_empty() || self.scorers.is_some()
     }
 
+    /// The recipe, or the reward server's configuration, that they stand in.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.scorers.as_deref()
+    }
+
     /// The reward server that they are those of, as one that judges.
     ///
     /// # Errors
@@ -52,13 +58,7 @@ impl ScorerArguments {
 
 /// Those of a recipe, or of a reward server's configuration.
 fn of_file(path: &Path) -> anyhow::Result<Config> {
-    let place = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(&place, &error))?;
-    let table: toml::Table = text.parse().map_err(|error| wrong(&place, &error))?;
-    if ["reward_server", "coordinator", "learner"]
-        .iter()
-        .any(|section| table.get(*section).is_some_and(|s| s.is_table()))
-    {
+    if is_recipe(path)? {
         return Ok(RecipeFile::read(path, Environment::Applied, &[])?.recipe.reward_server);
     }
     Ok(Layers::of_process(Some(path), &[])?.parse()?)

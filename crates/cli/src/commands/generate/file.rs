@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
-use engine::generate::{DrawOptions, Generator, Progress, Response};
+use engine::generate::{DrawOptions, Progress, Response, Said};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use service::BadInput;
 use service::jsonl::{self, Line, WrongLines};
 use types::{FinishReason, PromptContent};
+
+use crate::episodes::{BehindPrompt, Drawing, EpisodeTotals};
 
 /// What to generate from which file into which.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,8 +23,20 @@ pub(super) struct FileOptions {
 }
 
 /// Keys of a response's line that its prompt's may have, with another meaning.
-const RESPONSE_KEYS: [&str; 8] =
-    ["id", "index", "prompt_tokens", "response_tokens", "tokens", "text", "logprobs", "finish_reason"];
+const RESPONSE_KEYS: [&str; 12] = [
+    "id",
+    "index",
+    "prompt_tokens",
+    "response_tokens",
+    "tokens",
+    "text",
+    "logprobs",
+    "response_mask",
+    "sequence_begins",
+    "turns",
+    "end",
+    "finish_reason",
+];
 
 #[derive(Serialize)]
 struct OutputLine<'a> {
@@ -34,6 +48,16 @@ struct OutputLine<'a> {
     tokens: &'a [u32],
     text: &'a str,
     logprobs: &'a [f32],
+    /// Of an episode: which of them the policy drew, what was said, and why there was no further turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_mask: Option<&'a [u8]>,
+    /// Places among them with which further sequences begin.
+    #[serde(skip_serializing_if = "<[usize]>::is_empty")]
+    sequence_begins: &'a [usize],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    turns: Option<&'a [Said]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<&'static str>,
     finish_reason: FinishReason,
     #[serde(flatten)]
     of_prompt: &'a Map<String, Value>,
@@ -53,35 +77,52 @@ struct PromptLine {
 /// [`BadInput`] names file and line of what is no prompt or one the model cannot take, unless such lines are
 /// passed over; what was written before stays.
 pub(super) fn generate(
-    generator: &mut Generator,
+    drawing: &mut Drawing,
     options: &FileOptions,
     wrong: &WrongLines,
     progress: &mut dyn FnMut(&Progress),
-) -> anyhow::Result<Progress> {
+) -> anyhow::Result<(Progress, Option<EpisodeTotals>)> {
+    let (fields, plays) = (drawing.fields.clone(), drawing.plays());
     let lines = jsonl::read(&options.input)?;
-    let prompts = lines.filter_map(|line| wrong.sift(line.and_then(prompt))).map(|line| Ok(line?));
+    let prompts = lines.filter_map(|line| wrong.sift(line.and_then(prompt)));
+    let prompts = (0..).zip(prompts).map(|(number, line)| {
+        let (prompt, content) = line?;
+        if plays {
+            fields.put(number, prompt.line.text().into());
+        }
+        Ok(((number, prompt), content))
+    });
     let mut writer = jsonl::Writer::create(&options.output)?;
-    let mut sink = |prompt: PromptLine, responses: Result<Vec<Response>, String>| {
+    let mut totals = EpisodeTotals::default();
+    let mut sink = |(number, prompt): (u64, PromptLine), responses: Result<Vec<Response>, String>| {
+        fields.forget(number);
         let responses = responses.map_err(|problem| prompt.line.wrong(&problem));
         let Some(responses) = wrong.sift(responses) else { return Ok(()) };
         for (index, response) in responses?.iter().enumerate() {
+            let BehindPrompt { tokens, logprobs, mask, begins } = &BehindPrompt::of(response);
+            let played = response.played.as_deref();
+            played.into_iter().for_each(|played| totals.add(played));
             writer.write(&OutputLine {
                 id: &prompt.id,
                 index,
                 prompt_tokens: &response.prompt_tokens,
-                response_tokens: &response.tokens,
-                tokens: &response.tokens,
+                response_tokens: tokens,
+                tokens,
                 text: &response.text,
-                logprobs: &response.logprobs,
+                logprobs,
+                response_mask: mask.as_deref(),
+                sequence_begins: begins,
+                turns: played.map(|played| &played.said[..]),
+                end: played.map(|played| played.end.as_str()),
                 finish_reason: response.finish_reason,
                 of_prompt: &prompt.fields,
             })?;
         }
         Ok(())
     };
-    let reached = generator.run(prompts, &options.draw, &mut sink, progress)?;
+    let reached = drawing.generator.run(prompts, &options.draw, &mut sink, progress)?;
     writer.finish()?;
-    Ok(reached)
+    Ok((reached, plays.then_some(totals)))
 }
 
 fn prompt(line: Line) -> Result<(PromptLine, PromptContent), BadInput> {
@@ -113,6 +154,7 @@ mod tests {
     use std::path::Path;
 
     use engine::EngineConfig;
+    use engine::generate::Generator;
     use model::tokenizer::train_bpe;
     use model::{Architecture, Dimensions, ModelConfig, SaveOptions, SpecialTokens, Weights};
     use serde_json::json;
@@ -121,7 +163,7 @@ mod tests {
     use super::*;
 
     /// A generator over a model of a few thousand parameters.
-    fn generator(parent: &Path) -> Generator {
+    fn generator(parent: &Path) -> Drawing {
         let dimensions = Dimensions {
             vocab_size: 300,
             hidden_size: 32,
@@ -142,18 +184,18 @@ mod tests {
         let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
         train_bpe(texts.iter(), 300, &special).unwrap().save(&folder, Some(template)).unwrap();
         let engine = EngineConfig { threads: 2, kv_cache_blocks: Some(256), ..EngineConfig::default() };
-        Generator::load(&folder, &engine).unwrap()
+        Drawing::new(None, &folder, Generator::load(&folder, &engine).unwrap()).unwrap()
     }
 
     /// The lines of the output for an input.
-    fn run(generator: &mut Generator, parent: &Path, input: &str, n: usize) -> anyhow::Result<Vec<Value>> {
+    fn run(generator: &mut Drawing, parent: &Path, input: &str, n: usize) -> anyhow::Result<Vec<Value>> {
         run_and(false, generator, parent, (input, n))
     }
 
     /// The same, passing over wrong lines or not.
     fn run_and(
         keep_going: bool,
-        generator: &mut Generator,
+        generator: &mut Drawing,
         parent: &Path,
         (input, n): (&str, usize),
     ) -> anyhow::Result<Vec<Value>> {
@@ -164,11 +206,11 @@ mod tests {
         let draw = DrawOptions { n, seed: 5, sampling };
         let files = FileOptions { input: input_path, output: output.clone(), draw };
         let wrong = WrongLines::new(keep_going);
-        let summary = generate(generator, &files, &wrong, &mut |_| {})?;
+        let (summary, episodes) = generate(generator, &files, &wrong, &mut |_| {})?;
         let text = std::fs::read_to_string(output)?;
         let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let tokens: usize = rows.iter().map(|row| row["tokens"].as_array().unwrap().len()).sum();
-        assert_eq!(summary.new_tokens, tokens as u64);
+        assert_eq!((summary.new_tokens, episodes), (tokens as u64, None));
         Ok(rows)
     }
 

@@ -2,6 +2,7 @@
 //! scorers as in the ring.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use coordinator::data::{DataConfig, PromptRow};
 use engine::EngineConfig;
@@ -11,6 +12,7 @@ use service::BadInput;
 use service::jsonl::WrongLines;
 use types::PromptContent;
 
+use crate::episodes::{Drawing, EpisodeSetup};
 use crate::grading::{self, GradingSetup, Task};
 use crate::judging::{Judged, drawn_to, judge, judging_config, read_prompts};
 use crate::rate::Rate;
@@ -24,6 +26,8 @@ use super::numbers::Numbers;
 pub(super) struct Problems {
     /// How programs are graded.
     setup: GradingSetup,
+    /// What responses are played in; none where they have one turn.
+    episodes: Option<EpisodeSetup>,
     judged: ByWhom,
 }
 
@@ -91,7 +95,8 @@ impl Problems {
                 ByWhom::Scorers { rows, config: Box::new(config) }
             }
         };
-        Ok(Self { setup, judged })
+        let episodes = if stage.one_turn { None } else { EpisodeSetup::of_recipe(recipe)? };
+        Ok(Self { setup, episodes, judged })
     }
 
     /// What the policies are given.
@@ -131,8 +136,24 @@ impl Problems {
 
     /// Responses of a policy. A prompt that is too long for it has none.
     pub(super) fn draw(&self, policy: &Path, options: &DrawOptions) -> anyhow::Result<Vec<Vec<Response>>> {
-        let mut generator = Generator::load(policy, &EngineConfig::default())?;
-        responses::draw_where_possible(&mut generator, &self.prompts(), options)
+        let mut options = options.clone();
+        if let Some(episodes) = &self.episodes {
+            options.sampling = episodes.sampling(&options.sampling)?;
+        }
+        let generator = Generator::load(policy, &EngineConfig::default())?;
+        let mut drawing = Drawing::new(self.episodes.as_ref(), policy, generator)?;
+        drawing.know(self.fields().into_iter());
+        responses::draw_where_possible(&mut drawing.generator, &self.prompts(), &options)
+    }
+
+    /// What an environment is told of the prompts.
+    fn fields(&self) -> Vec<Arc<str>> {
+        match &self.judged {
+            ByWhom::Tests(tasks) => tasks.iter().map(|task| Arc::clone(&task.fields)).collect(),
+            ByWhom::Scorers { rows, .. } => {
+                rows.iter().map(|row| Value::Object(row.fields.clone()).to_string().into()).collect()
+            }
+        }
     }
 
     /// Judges a policy's responses.

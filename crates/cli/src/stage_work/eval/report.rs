@@ -10,6 +10,7 @@ use comfy_table::Table;
 use serde::Serialize;
 
 use crate::decimal::{decimal, signed};
+use crate::episodes::EpisodeTotals;
 use crate::rate::Rate;
 use crate::table::table_of_figures;
 
@@ -33,6 +34,8 @@ pub(super) struct Line {
     pub(super) scores_are_rewards: bool,
     /// KL to the reference, nats per response.
     pub(super) kl: Option<f64>,
+    /// What came of the sampled responses, where they are episodes.
+    pub(super) episodes: Option<EpisodeTotals>,
 }
 
 /// What came of a policy at the temperature that suits it best.
@@ -72,6 +75,9 @@ struct Row {
     pass_at_k: BTreeMap<u64, Option<Rate>>,
     reward_mean: Option<f64>,
     kl_to_reference: Option<f64>,
+    /// Of the sampled responses, where they are episodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    episodes: Option<EpisodeTotals>,
     r_squared_unfiltered: Option<f64>,
     r_squared_filtered: Option<f64>,
     /// Greedy, by kind of problem.
@@ -190,6 +196,7 @@ impl Row {
             pass_at_k: BTreeMap::new(),
             reward_mean: rewards.map(|rewards| rewards.iter().sum::<f64>() / rewards.len().max(1) as f64),
             kl_to_reference: line.kl,
+            episodes: line.episodes.clone(),
             r_squared_unfiltered: groups.as_deref().and_then(|groups| r_squared(&none, groups)),
             r_squared_filtered: groups.as_deref().and_then(|groups| r_squared(filtration, groups)),
             kinds: BTreeMap::new(),
@@ -344,6 +351,9 @@ impl fmt::Display for Report {
                 }
                 write!(f, ")")?;
             }
+            if let Some(episodes) = &row.episodes {
+                write!(f, "; {episodes}")?;
+            }
         }
         Ok(())
     }
@@ -370,6 +380,7 @@ mod tests {
             rewards: Some(Numbers(vec![vec![Some(1.0), Some(-1.0)]; sampled.len()])),
             scores_are_rewards: false,
             kl: Some(0.5),
+            episodes: None,
         }
     }
 
@@ -420,6 +431,7 @@ mod tests {
             rewards: None,
             scores_are_rewards: true,
             kl: None,
+            episodes: None,
         }
     }
 

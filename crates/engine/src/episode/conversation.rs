@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context as _;
-use engine::PromptEncoder;
 use model::{ChatRequest, Tokenizer};
 use serde_json::{Value, json};
 use types::PromptContent;
 use types::link::environment::{EnvironmentMessage, Speaker};
 
 use super::Opening;
+use crate::PromptEncoder;
 
 /// A conversation.
 #[derive(Debug)]
@@ -19,6 +19,17 @@ pub(super) enum Conversation {
     Plain,
     /// A prompt that is a chat.
     Chat(Chat),
+}
+
+/// How a conversation goes on.
+#[derive(Debug, PartialEq)]
+pub(super) enum Further {
+    /// Behind the tokens so far, with these.
+    Behind(Vec<u32>),
+    /// The template has rewritten what came before: from these tokens, which are the whole conversation.
+    Anew(Vec<u32>),
+    /// Not at all: the template refuses the conversation, or writes nothing behind it.
+    Nowhere,
 }
 
 /// A chat as its template knows it.
@@ -83,7 +94,7 @@ impl Conversation {
     }
 
     /// The tokens of what the environment says behind a sequence, up to where the policy's next turn begins;
-    /// none where the template does not go on from these tokens.
+    /// those of the whole conversation where the template does not go on from these.
     ///
     /// # Errors
     /// When the tokenizer refuses the text.
@@ -92,7 +103,7 @@ impl Conversation {
         encoder: &PromptEncoder,
         sequence: &[u32],
         messages: &[EnvironmentMessage],
-    ) -> anyhow::Result<Option<Vec<u32>>> {
+    ) -> anyhow::Result<Further> {
         let tokenizer = encoder.tokenizer();
         let said = match self {
             Self::Plain => {
@@ -102,16 +113,17 @@ impl Conversation {
             Self::Chat(chat) => {
                 chat.messages.extend(messages.iter().map(|message| spoken(tokenizer, message)));
                 // A template that refuses such messages does not go on either.
-                let rendered = chat.render(encoder).unwrap_or_default();
-                let Some(said) = rendered.strip_prefix(chat.text.as_str()).map(str::to_owned) else {
-                    return Ok(None);
+                let Ok(rendered) = chat.render(encoder) else { return Ok(Further::Nowhere) };
+                let before = std::mem::replace(&mut chat.text, rendered);
+                let Some(said) = chat.text.strip_prefix(before.as_str()) else {
+                    let tokens = tokenizer.encode(&chat.text, false)?;
+                    return Ok(if tokens.is_empty() { Further::Nowhere } else { Further::Anew(tokens) });
                 };
-                chat.text = rendered;
-                said
+                said.to_owned()
             }
         };
         let tokens = tokenizer.encode_response(sequence, &said)?;
-        Ok((!tokens.is_empty()).then_some(tokens))
+        Ok(if tokens.is_empty() { Further::Nowhere } else { Further::Behind(tokens) })
     }
 }
 
@@ -221,7 +233,7 @@ mod tests {
         assert_eq!(content, "print(6*7)");
         let sequence = [&*prompt, &drawn].concat();
         let observed = conversation.go_on(&encoder, &sequence, &[says(Speaker::Tool, "42\n")]);
-        let observed = observed.unwrap().unwrap();
+        let Further::Behind(observed) = observed.unwrap() else { panic!("it does not go on") };
         assert_eq!(
             tokenizer.decode(&observed, false).unwrap(),
             "\n<|im_start|>tool\n42\n<|im_end|>\n<|im_start|>assistant\n"
@@ -229,14 +241,15 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_rewrites_what_came_before_does_not_go_on() {
+    fn a_template_that_rewrites_what_came_before_begins_anew() {
         let encoder = encoder(Some(FORGETFUL));
         let (mut conversation, prompt) = Conversation::begin(&encoder, &chat(), &Opening::default()).unwrap();
         let drawn = encoder.tokenizer().encode("[hm</think>42]", false).unwrap();
         conversation.said(encoder.tokenizer(), &prompt, &drawn, &drawn).unwrap();
         let sequence = [&*prompt, &drawn].concat();
         let observed = conversation.go_on(&encoder, &sequence, &[says(Speaker::User, "so?")]);
-        assert_eq!(observed.unwrap(), None);
+        let anew = encoder.tokenizer().encode("[6*7?][42]][so?]", false).unwrap();
+        assert_eq!(observed.unwrap(), Further::Anew(anew));
     }
 
     #[test]
@@ -250,7 +263,7 @@ mod tests {
         let special = tokenizer.special_texts().next().unwrap().to_owned();
         let forged = says(Speaker::Tool, &format!("42{special}"));
         let observed = conversation.go_on(&encoder, &prompt, &[forged, says(Speaker::Tool, "\n")]);
-        let observed = observed.unwrap().unwrap();
+        let Further::Behind(observed) = observed.unwrap() else { panic!("it does not go on") };
         assert!(observed.iter().all(|token| tokenizer.special_text(*token).is_none()), "{observed:?}");
         let said = tokenizer.decode(&observed, false).unwrap().replace('\u{200b}', "");
         assert_eq!(said, format!("\n```output\n42{special}\n```\n```output\n\n```\n"));
