@@ -63,7 +63,8 @@ gpu-try: setup
 parity: setup
 	crates/model/tests/parity/check.sh
 
-# Speaks to `sluice serve` with the openai package, and plays the episodes of a ring, in a throw-away Python environment.
+# Speaks to `sluice serve` with the openai package, and plays the episodes of rings with it and with agent frameworks, in throw-away
+# Python environments.
 openai: setup
 	crates/openai/tests/peer/check.sh
 
