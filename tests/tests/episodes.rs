@@ -76,8 +76,12 @@ fn a_run_of_episodes_repeats_itself_bit_for_bit_also_when_an_actor_is_killed() {
     let samples: Vec<Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let (asked, at_once): (Vec<&Value>, Vec<&Value>) =
         samples.iter().partition(|sample| sample["turns"].as_u64() > Some(1));
-    let observations = |sample: &Value| sample["response"].as_str().unwrap().matches("```output").count() as u64;
-    assert!(!asked.is_empty() && asked.iter().all(|sample| sample["turns"] == observations(sample) + 1), "{asked:?}");
+    let observations =
+        |sample: &Value| sample["response"].as_str().unwrap().matches("```output").count() as u64;
+    assert!(
+        !asked.is_empty() && asked.iter().all(|sample| sample["turns"] == observations(sample) + 1),
+        "{asked:?}"
+    );
     assert!(at_once.iter().all(|sample| sample["turns"] == 1), "{at_once:?}");
 
     let mut running = disturbed.start().unwrap();

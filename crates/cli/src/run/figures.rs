@@ -29,8 +29,9 @@ pub(crate) fn of_step(step: &StepRecord) -> String {
 
 /// What an evaluation on held-out prompts found: `held-out v12: score +0.310, pass@1 31.2 % (best so far)`.
 pub(crate) fn of_evaluation(evaluation: &EvaluationRecord) -> String {
-    let EvaluationRecord { version, score_mean, outcome_mean, failed, is_best, ends_run, several_turns, .. } =
-        evaluation;
+    let EvaluationRecord {
+        version, score_mean, outcome_mean, failed, is_best, ends_run, several_turns, ..
+    } = evaluation;
     let parts = [
         Some(format!("held-out {version}: score {}", signed(*score_mean, 3))),
         outcome_mean.map(|outcome| format!("pass@1 {:.1} %", 100.0 * outcome)),
