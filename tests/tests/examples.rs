@@ -113,7 +113,8 @@ fn the_code_interpreter_is_trained_and_measured() {
             text.unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         rows
     };
-    // No product that is learnt from is judged by, and no line is wrong but where somebody has said what it is about.
+    // No product that is learnt from is judged by, and no line is wrong but where somebody has said what
+    // it is about.
     let large = |name: &str| rows(name).into_iter().filter(|row| row["kind"] == "large").collect::<Vec<_>>();
     let train = large("train");
     for other in [large("validation"), large("held_out")] {

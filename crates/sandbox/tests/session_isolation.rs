@@ -1,4 +1,5 @@
-//! Two sessions that work together find no way to each other, and none that is over lives on in the next. In both tiers.
+//! Two sessions that work together find no way to each other, and none that is over lives on in the next.
+//! In both tiers.
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 
@@ -12,8 +13,9 @@ use sandbox::{GraderConfig, Interpreters, Limits, Session, SessionLimits, Tier};
 
 const TIERS: [Tier; 2] = [Tier::A, Tier::B];
 
-/// Ways from one session to another: what one does, and what another one looks at. Each says `through` where it gets somewhere, and
-/// something else, or an exception, or its interpreter's end, where it does not.
+/// Ways from one session to another: what one does, and what another one looks at. Each says `through`
+/// where it gets somewhere, and something else, or an exception, or its interpreter's end, where it does
+/// not.
 const WAYS: [(&str, &str, &str); 11] = [
     (
         "a segment of shared memory",

@@ -1,8 +1,8 @@
-//! Thousands of steps of sessions, several at once and hostile ones among them, leave nothing behind, and no session sees anything of
-//! another.
+//! Thousands of steps of sessions, several at once and hostile ones among them, leave nothing behind, and
+//! no session sees anything of another.
 //!
-//! `SLUICE_SOAK_STEPS` sets how many in each tier (1,000 where not set). All of what the sandbox promises is looked at with
-//! `SLUICE_SOAK_STEPS=10000 cargo test -p sandbox --test session_soak -- --nocapture`.
+//! `SLUICE_SOAK_STEPS` sets how many in each tier (1,000 where not set). All of what the sandbox promises
+//! is looked at with `SLUICE_SOAK_STEPS=10000 cargo test -p sandbox --test session_soak -- --nocapture`.
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 
@@ -114,7 +114,8 @@ enum State {
     New,
     /// It has left its marks, and so many steps have counted since.
     Planted(u64),
-    /// An attack has run in it and not ended it: what it answers with may be that of its own threads and copies.
+    /// An attack has run in it and not ended it: what it answers with may be that of its own threads and
+    /// copies.
     Attacked,
 }
 

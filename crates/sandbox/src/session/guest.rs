@@ -23,8 +23,9 @@ use crate::zygote::{self, Zygote};
 const READS_AT_ONCE: usize = 64;
 /// Longest until every process of a guest stands still.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest until a guest that was killed is gone, with all its processes. Each of them needs a processor to die: on a machine
-/// with six times as much to do as it has processors, a few dozen have taken more than two seconds.
+/// Longest until a guest that was killed is gone, with all its processes. Each of them needs a processor
+/// to die: on a machine with six times as much to do as it has processors, a few dozen have taken more
+/// than two seconds.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An interpreter under way.

@@ -1,5 +1,5 @@
-//! Bytes that a test program has allocated and not freed. Resident memory says less: the system takes pages of the program and
-//! gives them back, and the allocator keeps freed memory for each thread.
+//! Bytes that a test program has allocated and not freed. Resident memory says less: the system takes
+//! pages of the program and gives them back, and the allocator keeps freed memory for each thread.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
