@@ -3,12 +3,18 @@
 CARGO = cargo
 DEMO = examples/tiny-coder/recipe.toml
 
-.PHONY: demo test setup build lint doc deny mutants check-cuda gpu-try parity openai page test-slurm clean-runs
+.PHONY: demo demo-interpreter test setup build lint doc deny mutants check-cuda gpu-try parity openai page test-slurm clean-runs
 
 # Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
 demo: setup
 	$(CARGO) build --release --locked --workspace --bins
 	target/release/sluice run $(DEMO) --resume
+
+# Trains a policy that learns when to run code (examples/code-interpreter), and prints what came of it.
+demo-interpreter: setup
+	$(CARGO) build --release --locked --workspace --bins
+	target/release/sluice run examples/code-interpreter/recipe.toml --resume
+	python3 examples/code-interpreter/measure.py target/release/sluice
 
 # Every test that needs nothing but this machine. Building the tests builds the programs that they start. Without math-verify
 # (the Python package index is out of reach): SLUICE_WITHOUT_MATH=1 leaves its tests out. promtool in the
@@ -63,7 +69,8 @@ gpu-try: setup
 parity: setup
 	crates/model/tests/parity/check.sh
 
-# Speaks to `sluice serve` with the openai package, and plays the episodes of a ring, in a throw-away Python environment.
+# Speaks to `sluice serve` with the openai package, and plays the episodes of rings with it and with agent frameworks, in throw-away
+# Python environments.
 openai: setup
 	crates/openai/tests/peer/check.sh
 

@@ -157,6 +157,7 @@ impl Run {
             tokens: 9,
             oldest,
             truncated: false,
+            turns: 1,
             numbers: BTreeMap::new(),
             contributions: BTreeMap::new(),
             digest: Some(id.seed(7)),

@@ -80,6 +80,8 @@ struct Line<'a> {
     scorers: &'a BTreeMap<String, f64>,
     outcome: Option<f32>,
     response_tokens: u32,
+    /// Turns of the policy.
+    turns: u32,
     /// Log-probs of the tokens that the policy drew, as it drew them: their mean, the lowest, and each of the
     /// first.
     logprob_mean: Option<f32>,
@@ -184,6 +186,7 @@ impl<'a> Line<'a> {
             scorers: &summary.numbers,
             outcome: summary.outcome,
             response_tokens: summary.tokens,
+            turns: summary.turns,
             logprob_mean: lowest.map(|_| in_ten_thousandths(mean)),
             logprob_min: lowest.map(in_ten_thousandths),
             logprobs: logprobs.iter().take(LOGPROBS_PER_LINE).copied().map(in_ten_thousandths).collect(),
@@ -247,6 +250,7 @@ mod tests {
                 tokens: 7,
                 oldest: PolicyVersion(2),
                 truncated: *score < 0.0,
+                turns: 2,
                 numbers: [("regex".to_owned(), f64::from(*score))].into(),
                 contributions: BTreeMap::new(),
                 digest: None,
@@ -303,7 +307,7 @@ mod tests {
         assert_eq!((&lines[0]["prompt"], &lines[0]["response"]), (&"2 + 2 =".into(), &"4".into()));
         assert_eq!((&lines[0]["prompt_id"], &lines[1]["id"]), (&"e0-p0".into(), &"e0-p0-s1-a0".into()));
         assert_eq!((&lines[0]["fate"], &lines[0]["finish_reason"]), (&"trains".into(), &"stop".into()));
-        assert_eq!(lines[1]["fate"], "filtered{strategy}");
+        assert_eq!((&lines[1]["fate"], &lines[1]["turns"]), (&"filtered{strategy}".into(), &2.into()));
         assert_eq!((&lines[1]["finish_reason"], &lines[1]["response"]), (&"length".into(), &Value::Null));
         assert_eq!((&lines[1]["scorers"]["regex"], &lines[1]["batch"]), (&(-0.5).into(), &3.into()));
         assert_eq!((&lines[0]["actor"], &lines[0]["leased_unix_ms"]), (&"actor-7".into(), &5.into()));

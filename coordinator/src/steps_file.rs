@@ -146,6 +146,8 @@ mod tests {
             outcome_mean: None,
             response_tokens_mean: 1.0,
             truncated: 0.0,
+            turns_mean: 1.0,
+            several_turns: 0.0,
             sets: BTreeMap::new(),
             reliability: Reliability::default(),
             filtration: FiltrationFigures::default(),

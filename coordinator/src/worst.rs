@@ -203,6 +203,7 @@ mod tests {
             tokens: 3,
             oldest: PolicyVersion(0),
             truncated: false,
+            turns: 1,
             digest: Some(ordinal),
             numbers: BTreeMap::new(),
             contributions: BTreeMap::new(),

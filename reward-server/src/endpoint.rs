@@ -203,6 +203,7 @@ fn input(scorers: &ScorerSet, query: &str, prompt: String, label: Value) -> Resu
         beginnings: Vec::new(),
         tokens: [prompt_tokens, response_tokens].concat().into(),
         response: without_special(tokenizer, &response),
+        episode: String::new(),
         prompt_end: prompt[prompt.floor_char_boundary(prompt.len().saturating_sub(PROMPT_END_BYTES))..]
             .to_owned(),
         prompt,

@@ -247,6 +247,7 @@ mod tests {
             beginnings: Vec::new(),
             prompt: String::new(),
             response: response.to_owned(),
+            episode: String::new(),
             prompt_end: String::new(),
             fields,
             truncated: false,

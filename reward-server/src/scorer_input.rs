@@ -26,6 +26,8 @@ pub(crate) struct ScorerInput {
     /// The response as text, special tokens left out; empty where no scorer reads text. Of an episode the
     /// last turn: what the policy answers in the end, and nothing that an environment said.
     pub(crate) response: String,
+    /// The text of all turns and of what was said between them, special tokens included; empty for one turn.
+    pub(crate) episode: String,
     /// The text of the last tokens in front of that, special ones included; empty where no scorer reads text.
     pub(crate) prompt_end: String,
     /// The data set's line.
@@ -52,10 +54,13 @@ impl ScorerInput {
         let turns = rollout.turns();
         let last = turns.last().map_or(tokens.len(), |turn| turn.start);
         let (before, answer) = tokens.split_at(last);
+        let behind = &tokens[rollout.prompt_tokens().len()..];
+        let episode = if turns.len() > 1 { prompt_text(tokenizer, behind)? } else { String::new() };
         let end = &before[before.len().saturating_sub(extraction::THOUGHTS_TOKENS)..];
         Ok(Self {
             prompt_end: prompt_text(tokenizer, end)?,
             response: response_text(tokenizer, before, answer)?,
+            episode,
             response_start: rollout.prompt_tokens().len(),
             given: turns.windows(2).map(|pair| pair[0].end..pair[1].start).collect(),
             beginnings: rollout.beginnings(),
@@ -71,6 +76,11 @@ impl ScorerInput {
     /// from.
     pub(crate) fn marked_response(&self) -> Cow<'_, str> {
         extraction::marked(&self.prompt_end, &self.response)
+    }
+
+    /// The response as people read it: every turn of an episode.
+    pub(crate) fn whole_response(&self) -> &str {
+        if self.episode.is_empty() { &self.response } else { &self.episode }
     }
 
     /// The response's token ids: what the policy drew, in all its turns.
@@ -205,6 +215,7 @@ mod tests {
         .unwrap();
         let input = ScorerInput::of_rollout(&rollout, Some(&tokenizer)).unwrap();
         assert_eq!((input.prompt.as_str(), input.response.as_str()), ("def f():\n", "    return 1"));
+        assert_eq!(input.whole_response(), input.response);
     }
 
     #[test]
@@ -231,6 +242,7 @@ mod tests {
         let input = ScorerInput::of_rollout(&rollout, Some(&tokenizer)).unwrap();
         assert_eq!((input.prompt.as_str(), input.response.as_str()), ("6*7?", " 42"));
         assert_eq!(input.prompt_end, "?print(6*7)[41]\n");
+        assert_eq!(input.whole_response(), "print(6*7)[41]\n 42", "people see all of it");
         assert_eq!(*input.tokens, [encode("6*7?"), first.clone(), tool.clone(), second.clone()].concat());
         assert_eq!(*input.response_tokens(), [first, second].concat());
         assert_eq!(input.sequences(), [(Arc::clone(&input.tokens), input.response_start)]);

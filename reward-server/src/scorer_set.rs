@@ -185,7 +185,7 @@ impl ScorerSet {
     /// What people are told of a response.
     pub(crate) fn remarks(&self, input: &ScorerInput, judged: &ResponseScore) -> Remarks {
         let numbers = self.names.iter().cloned().zip(judged.numbers.iter().copied()).collect();
-        let texts = self.tokenizer.as_ref().map(|_| Texts::new(&input.prompt, &input.response));
+        let texts = self.tokenizer.as_ref().map(|_| Texts::new(&input.prompt, input.whole_response()));
         let added = self.names.iter().cloned().zip(judged.contributions.iter().copied());
         // The score is finite, but a part of it may not be: then there is nothing to tell.
         let told = self.names.len() > 1 && judged.contributions.iter().all(|added| added.is_finite());

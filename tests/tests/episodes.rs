@@ -61,7 +61,28 @@ fn a_run_of_episodes_repeats_itself_bit_for_bit_also_when_an_actor_is_killed() {
     }
     let (status, said) = running.end().unwrap();
     assert!(status.success(), "{said}");
+    assert!(said.contains("several turns "), "{said}");
     undisturbed.check_complete(16).unwrap();
+    let steps = undisturbed.steps().unwrap();
+    let figure = |step: &Value, name: &str| step[name].as_f64().unwrap();
+    assert!(steps.values().any(|step| figure(step, "several_turns") > 0.2), "{steps:?}");
+    for step in steps.values() {
+        // With at most three turns each that has several has one or two more.
+        let (mean, several) = (figure(step, "turns_mean") - 1.0, figure(step, "several_turns"));
+        assert!(mean >= several - 1e-9 && mean <= 2.0 * several + 1e-9, "{step}");
+    }
+    // Of those that people read every turn is there, and what was said to it.
+    let samples = fs::read_to_string(undisturbed.output().join("ring/samples.jsonl")).unwrap();
+    let samples: Vec<Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (asked, at_once): (Vec<&Value>, Vec<&Value>) =
+        samples.iter().partition(|sample| sample["turns"].as_u64() > Some(1));
+    let observations =
+        |sample: &Value| sample["response"].as_str().unwrap().matches("```output").count() as u64;
+    assert!(
+        !asked.is_empty() && asked.iter().all(|sample| sample["turns"] == observations(sample) + 1),
+        "{asked:?}"
+    );
+    assert!(at_once.iter().all(|sample| sample["turns"] == 1), "{at_once:?}");
 
     let mut running = disturbed.start().unwrap();
     running.wait_for_batches(5).unwrap();

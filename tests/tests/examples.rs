@@ -78,6 +78,75 @@ fn own_model_trains_two_batches_and_a_rust_program_generates_with_it() {
     assert_eq!(said, rust_example("generate", &arguments, folder.path()));
 }
 
+/// `examples/code-interpreter` on a few problems: it does everything that the whole does, and learns nothing.
+#[test]
+fn the_code_interpreter_is_trained_and_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let example = root().join("examples/code-interpreter");
+    let problems = example.join("problems.py");
+    let made = [
+        "--output",
+        "{output}/problems",
+        "--lessons",
+        "96",
+        "--demonstrations",
+        "32",
+        "--validation",
+        "8",
+        "--held-out",
+        "12",
+    ];
+    let mut make = vec!["python3", problems.to_str().unwrap()];
+    make.extend(made);
+    let mut command = Command::new(binary("sluice").unwrap());
+    command.arg("run").arg(example.join("recipe.toml"));
+    command.args(["--set", &format!("stages[0].command.run={}", serde_json::to_string(&make).unwrap())]);
+    for setting in ["stages[2].sft.training.epochs=1", "coordinator.batches=1", "coordinator.batch_prompts=4"]
+    {
+        command.args(["--set", setting]);
+    }
+    run(command, folder.path());
+    let rows = |name: &str| {
+        let text =
+            fs::read_to_string(folder.path().join(format!("runs/code-interpreter/problems/{name}.jsonl")));
+        let rows: Vec<Value> =
+            text.unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        rows
+    };
+    // No product that is learnt from is judged by, and no line is wrong but where somebody has said what
+    // it is about.
+    let large = |name: &str| rows(name).into_iter().filter(|row| row["kind"] == "large").collect::<Vec<_>>();
+    let train = large("train");
+    for other in [large("validation"), large("held_out")] {
+        assert!(
+            other.len() >= 4
+                && other.iter().all(|row| train.iter().all(|seen| seen["messages"] != row["messages"]))
+        );
+    }
+    let lessons = rows("lessons");
+    let called = lessons.iter().filter(|row| row["messages"].as_array().unwrap().len() == 4);
+    assert!((40..80).contains(&called.count()), "more than half of the lessons call the interpreter");
+
+    let evaluations = json_lines(folder.path(), "code-interpreter", "evals");
+    assert_eq!(
+        evaluations.iter().map(|line| line["responses"].as_u64().unwrap()).collect::<Vec<_>>(),
+        [12, 12]
+    );
+    let mut measure = Command::new("python3");
+    measure.arg(example.join("measure.py")).arg(binary("sluice").unwrap());
+    let table = String::from_utf8(run(measure, folder.path()).stdout).unwrap();
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 8, "{table}");
+    assert!(
+        lines[2].starts_with("| SFT | greedily | ") && lines[7].starts_with("| GRPO | at its best, "),
+        "{table}"
+    );
+    for line in &lines[2..] {
+        let right: f64 = line.split(['|', '±']).nth(3).unwrap().trim().parse().unwrap();
+        assert!((0.0..=100.0).contains(&right) && line.matches('±').count() == 5, "{line}");
+    }
+}
+
 #[test]
 fn grpo_trains_on_whole_groups_without_critic_and_reference() {
     let folder = tempfile::tempdir().unwrap();

@@ -18,7 +18,7 @@ use super::evaluation_plan::{BestBy, EvaluationPlan};
 use super::fact::LeaseBounds;
 use super::groups::{CompleteGroup, Groups};
 use super::plan::RunPlan;
-use super::sums::GroupSums;
+use super::sums::{GroupSums, one_turn};
 
 /// Records that are remembered for files that lack them.
 const RECORDS_LIMIT: usize = 256;
@@ -53,6 +53,12 @@ pub struct EvaluationRecord {
     pub outcome_mean: Option<f64>,
     /// Share of responses cut off by the length limit.
     pub truncated: f64,
+    /// Mean turns of the responses.
+    #[serde(default = "one_turn")]
+    pub turns_mean: f64,
+    /// Share of them with more than one turn.
+    #[serde(default)]
+    pub several_turns: f64,
     /// Whether no evaluation before was better.
     pub is_best: bool,
     /// Whether the run ends with it, because too many in a row were not better.
@@ -270,6 +276,8 @@ impl UnderWay {
             score_deviation: score.deviation,
             outcome_mean: (sums.outcome.count > 0).then_some(sums.outcome.mean),
             truncated: sums.truncated as f64 / sums.score.count.max(1) as f64,
+            turns_mean: sums.turns as f64 / sums.score.count.max(1) as f64,
+            several_turns: sums.several_turns as f64 / sums.score.count.max(1) as f64,
             is_best: false,
             ends_run: false,
         }

@@ -122,6 +122,9 @@ pub struct ScoreSummary {
     pub oldest: PolicyVersion,
     /// Whether the response was cut off by the length limit.
     pub truncated: bool,
+    /// Turns of the policy: more than one where it is an episode that has gone on.
+    #[serde(default = "one_turn", skip_serializing_if = "is_one_turn")]
+    pub turns: u32,
     /// Each scorer's own number.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub numbers: BTreeMap<String, f64>,
@@ -131,6 +134,15 @@ pub struct ScoreSummary {
     /// A hash of its tokens, by which siblings that say the same are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<u64>,
+}
+
+fn one_turn() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_one_turn(turns: &u32) -> bool {
+    *turns == 1
 }
 
 impl ScoreSummary {
@@ -149,6 +161,7 @@ impl ScoreSummary {
             tokens: u32::try_from(rollout.response_tokens().len()).unwrap_or(u32::MAX),
             oldest: rollout.oldest_version(),
             truncated: rollout.finish_reason() == types::FinishReason::Length,
+            turns: u32::try_from(rollout.observations().len()).unwrap_or(u32::MAX).saturating_add(1),
             numbers: scored.remarks().numbers.clone(),
             contributions: scored.remarks().contributions.clone(),
             digest: Some(digest(rollout.response_tokens())),

@@ -17,7 +17,7 @@ use super::filtration_plan::FiltrationPlan;
 use super::moments::Spread;
 use super::outcomes::{OutcomeWindow, Reliability};
 use super::selection::{FiltrationFigures, SelectionSums};
-use super::sums::SetFigures;
+use super::sums::{SetFigures, one_turn};
 
 /// Steps remembered for the dashboard.
 const STEPS_LIMIT: usize = 1000;
@@ -75,6 +75,12 @@ pub struct StepRecord {
     pub response_tokens_mean: f64,
     /// Share of them cut off by the length limit.
     pub truncated: f64,
+    /// Their mean turns: more than 1 where responses are episodes, and the policy asks for something.
+    #[serde(default = "one_turn")]
+    pub turns_mean: f64,
+    /// Share of them with more than one turn.
+    #[serde(default)]
+    pub several_turns: f64,
     /// By data set, where there are several: what the unfiltered policy did on its prompts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub sets: BTreeMap<String, SetFigures>,
@@ -134,6 +140,8 @@ impl StepRecord {
             outcome_mean: (sums.outcome.count > 0).then_some(sums.outcome.mean),
             response_tokens_mean: sums.tokens as f64 / responses,
             truncated: sums.truncated as f64 / responses,
+            turns_mean: sums.turns as f64 / responses,
+            several_turns: sums.several_turns as f64 / responses,
             sets: sums.set_figures(),
             reliability: Reliability::default(),
             filtration: FiltrationFigures::default(),

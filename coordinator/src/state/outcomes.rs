@@ -186,6 +186,7 @@ mod tests {
                 tokens: 3,
                 oldest: PolicyVersion(0),
                 truncated: false,
+                turns: 1,
                 numbers: BTreeMap::new(),
                 contributions: BTreeMap::new(),
                 digest: None,

@@ -26,6 +26,10 @@ pub struct GroupSums {
     pub tokens: u64,
     /// Responses cut off by the length limit.
     pub truncated: u64,
+    /// Turns of the responses.
+    pub turns: u64,
+    /// Responses of more than one turn.
+    pub several_turns: u64,
     /// By data set, where there are several.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) sets: BTreeMap<String, SetSums>,
@@ -55,6 +59,11 @@ pub struct SetFigures {
     pub outcome_mean: Option<f64>,
 }
 
+/// The mean turns of responses of which nobody has said that they have several.
+pub(super) fn one_turn() -> f64 {
+    1.0
+}
+
 impl GroupSums {
     /// The sums over one complete group.
     pub(super) fn of(scored: &[ScoreSummary]) -> Self {
@@ -72,6 +81,8 @@ impl GroupSums {
         }
         self.tokens += u64::from(scored.tokens);
         self.truncated += u64::from(scored.truncated);
+        self.turns += u64::from(scored.turns);
+        self.several_turns += u64::from(scored.turns > 1);
         if let Some(outcome) = scored.outcome {
             self.outcome.add(f64::from(outcome));
         }
@@ -88,6 +99,8 @@ impl GroupSums {
         self.outcome.merge(&other.outcome);
         self.tokens += other.tokens;
         self.truncated += other.truncated;
+        self.turns += other.turns;
+        self.several_turns += other.several_turns;
         for (name, set) in &other.sets {
             let sums = self.sets.entry(name.clone()).or_default();
             sums.groups += set.groups;
@@ -135,6 +148,7 @@ mod tests {
             tokens: 3,
             oldest: PolicyVersion(0),
             truncated: false,
+            turns: if score > 2.0 { 3 } else { 1 },
             numbers: [("regex".to_owned(), number)].into(),
             contributions: BTreeMap::new(),
             digest: None,
@@ -160,6 +174,7 @@ mod tests {
         let mut sums = GroupSums::of(&[scored(1.0, 10.0), scored(3.0, 20.0)]);
         sums.merge(&GroupSums::of(&[scored(5.0, 60.0)]));
         assert_eq!((sums.groups, sums.score.count, sums.tokens), (2, 3, 9));
+        assert_eq!((sums.turns, sums.several_turns), (1 + 3 + 3, 2));
         // Of 1, 3, 5: mean 3, squared distances 4, 0, 4.
         let score = sums.score.spread();
         assert_eq!(score.mean, 3.0);

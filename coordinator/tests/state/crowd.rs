@@ -85,6 +85,7 @@ impl Crowd {
             tokens: 9,
             oldest,
             truncated: false,
+            turns: 1,
             numbers: BTreeMap::new(),
             contributions: BTreeMap::new(),
             digest: Some(id.seed(7)),

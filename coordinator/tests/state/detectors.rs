@@ -110,6 +110,7 @@ fn summary(id: RolloutId, said: &Said) -> ScoreSummary {
         tokens: said.tokens,
         oldest: PolicyVersion(0),
         truncated: said.truncated,
+        turns: 1,
         numbers: BTreeMap::new(),
         digest: Some(said.digest),
         contributions,

@@ -114,6 +114,7 @@ impl Run {
                     tokens: tokens(id.prompt),
                     oldest,
                     truncated: false,
+                    turns: 1,
                     numbers: BTreeMap::new(),
                     contributions: BTreeMap::new(),
                     digest: None,

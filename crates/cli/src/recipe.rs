@@ -242,6 +242,7 @@ mod tests {
             "grpo/recipe.toml",
             "own-model/recipe.toml",
             "pf-ppo-study/online.toml",
+            "code-interpreter/recipe.toml",
         ];
         let good = recipes.map(|recipe| std::fs::read(examples.join(recipe)).unwrap());
         let folder = tempfile::tempdir().unwrap();

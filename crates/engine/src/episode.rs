@@ -209,6 +209,8 @@ impl Episode {
 
     /// What the environment says that it is worth so far, where it says so.
     pub fn is_worth(&mut self, reward: Option<f32>) {
+        let of_turn = f64::from(reward.unwrap_or(0.0)) - f64::from(self.reward.unwrap_or(0.0));
+        self.drawn.earn(of_turn as f32);
         self.reward = reward;
     }
 

@@ -83,7 +83,7 @@ impl Interpreters {
 }
 
 /// An interpreter for one episode. Dropping it ends the interpreter and leaves nothing of it; that takes some
-/// milliseconds, and of a guest that resists up to two seconds.
+/// milliseconds, and up to ten seconds of a guest that resists or a machine that has no time.
 #[derive(Debug)]
 pub struct Session {
     /// `None` once the zygote is lost.

@@ -6,41 +6,17 @@
 
 #![allow(clippy::unwrap_used, reason = "the lint does not know that helpers of tests are tests")]
 
+#[path = "support/allocated.rs"]
+mod allocated;
 #[path = "support/arena.rs"]
 mod arena;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use allocated::allocated;
 use arena::{Census, Program};
 use sandbox::{GraderConfig, Limits, Tier, Verdict};
-
-/// Bytes that this process has allocated and not freed. Resident memory says less: the system takes pages of
-/// the program and gives them back, and the allocator keeps freed memory for each thread.
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-/// The system's allocator, counting.
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator with the caller's own arguments.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn soak(tier: Tier) {
     let _alone = arena::alone();
@@ -87,11 +63,11 @@ fn soak(tier: Tier) {
     // Pools and caches reach their size first.
     round((runs / 4).max(programs.len().min(runs)));
     full();
-    let (before, live) = (Census::take(), LIVE.load(Ordering::Relaxed));
+    let (before, live) = (Census::take(), allocated());
     round(runs);
     full();
     before.await_again(Duration::from_secs(20));
-    let grown = LIVE.load(Ordering::Relaxed).saturating_sub(live);
+    let grown = allocated().saturating_sub(live);
     assert!(grown * 20 <= live, "{live} bytes were allocated before, {grown} more after");
     let stats = grader.stats();
     println!(

@@ -287,6 +287,7 @@ impl World {
             tokens: 12,
             oldest,
             truncated: false,
+            turns: 1,
             numbers: BTreeMap::new(),
             contributions: BTreeMap::new(),
             digest: Some(id.seed(7)),

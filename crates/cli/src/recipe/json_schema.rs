@@ -51,10 +51,11 @@ mod tests {
     fn an_editor_accepts_every_recipe_that_we_ship_or_write() {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let examples = here.join("../../examples");
-        let mut files: Vec<PathBuf> = ["own-model", "grpo", "tiny-coder"]
+        let mut files: Vec<PathBuf> = ["own-model", "grpo", "tiny-coder", "agent", "code-interpreter"]
             .iter()
             .map(|name| examples.join(name).join("recipe.toml"))
             .chain(["online", "offline"].map(|name| examples.join(format!("pf-ppo-study/{name}.toml"))))
+            .chain(std::iter::once(examples.join("code-interpreter/measure.toml")))
             .collect();
         let shapes = std::fs::read_dir(here.join("src/commands/init")).unwrap();
         files.extend(shapes.map(|entry| entry.unwrap().path()));

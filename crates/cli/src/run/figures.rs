@@ -15,6 +15,7 @@ pub(crate) fn of_step(step: &StepRecord) -> String {
         m.kl_to_ref.map(|kl| format!("KL {}", decimal(kl, 3))),
         Some(format!("length {:.1}", step.response_tokens_mean)),
         (step.truncated > 0.0).then(|| format!("cut off {}", share(step.truncated))),
+        (step.several_turns > 0.0).then(|| format!("several turns {}", share(step.several_turns))),
         (step.without_signal > 0.0).then(|| format!("groups without signal {}", share(step.without_signal))),
         m.entropy.map(|entropy| format!("entropy {}", decimal(entropy, 2))),
         m.clip_fraction.map(|clipped| format!("clipped {}", share(clipped))),
@@ -28,10 +29,13 @@ pub(crate) fn of_step(step: &StepRecord) -> String {
 
 /// What an evaluation on held-out prompts found: `held-out v12: score +0.310, pass@1 31.2 % (best so far)`.
 pub(crate) fn of_evaluation(evaluation: &EvaluationRecord) -> String {
-    let EvaluationRecord { version, score_mean, outcome_mean, failed, is_best, ends_run, .. } = evaluation;
+    let EvaluationRecord {
+        version, score_mean, outcome_mean, failed, is_best, ends_run, several_turns, ..
+    } = evaluation;
     let parts = [
         Some(format!("held-out {version}: score {}", signed(*score_mean, 3))),
         outcome_mean.map(|outcome| format!("pass@1 {:.1} %", 100.0 * outcome)),
+        (*several_turns > 0.0).then(|| format!("several turns {}", share(*several_turns))),
         (*failed > 0).then(|| format!("{failed} responses failed")),
     ];
     let text = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
@@ -121,10 +125,11 @@ mod tests {
         .unwrap();
         assert_eq!(of_evaluation(&evaluation), "held-out v12: score +0.310, pass@1 31.2 % (best so far)");
         (evaluation.outcome_mean, evaluation.failed, evaluation.ends_run) = (None, 2, true);
+        evaluation.several_turns = 0.25;
         let text = of_evaluation(&evaluation);
         assert_eq!(
             text,
-            "held-out v12: score +0.310, 2 responses failed (no better for too long: the run ends)"
+            "held-out v12: score +0.310, several turns 25 %, 2 responses failed (no better for too long: the run ends)"
         );
     }
 
@@ -141,7 +146,9 @@ mod tests {
             "score +0.500, length 7.0, entropy 0.50, clipped 3 %, gradient 1.50, 0.25 s/step"
         );
         step.metrics.kl_to_ref = Some(-0.0004);
-        assert!(of_step(&step).contains("KL 0.000"));
+        step.several_turns = 0.5;
+        assert!(of_step(&step).contains("KL 0.000, length 7.0, several turns 50 %"), "{}", of_step(&step));
+        step.several_turns = 0.0;
         step.metrics = serde_json::from_value(serde_json::json!({"skipped_steps": 2})).unwrap();
         assert_eq!(
             of_step(&step),

@@ -336,6 +336,7 @@ impl Plays {
                     sampling,
                     eos_token_ids: Arc::clone(policy.eos_token_ids),
                     min_tokens: 0,
+                    grammar: None,
                     top_logprobs: 0,
                     stream: false,
                 }),

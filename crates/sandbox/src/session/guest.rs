@@ -14,7 +14,7 @@ use nix::unistd::pipe2;
 use crate::clock::{Moment, poll_millis};
 use crate::limits::Limits;
 use crate::stall::GuestPids;
-use crate::trial::{GIVE_UP_TIMEOUT, GuestSpec, STOP_TIMEOUT, job, raw};
+use crate::trial::{GuestSpec, STOP_TIMEOUT, job, raw};
 use crate::watch::{self, Usage};
 use crate::wire::{Event, EventKind, Job, Request, Role};
 use crate::zygote::{self, Zygote};
@@ -23,6 +23,10 @@ use crate::zygote::{self, Zygote};
 const READS_AT_ONCE: usize = 64;
 /// Longest until every process of a guest stands still.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest until a guest that was killed is gone, with all its processes. Each of them needs a processor
+/// to die: on a machine with six times as much to do as it has processors, a few dozen have taken more
+/// than two seconds.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An interpreter under way.
 #[derive(Debug)]
@@ -185,7 +189,7 @@ impl Guest {
         }
         let asked = Moment::now();
         let mut is_killed = false;
-        while !self.gone && asked.elapsed() < GIVE_UP_TIMEOUT {
+        while !self.gone && asked.elapsed() < END_TIMEOUT {
             if asked.elapsed() >= STOP_TIMEOUT && !is_killed {
                 if let Some(pidfd) = self.pidfds.first() {
                     zygote::signal(pidfd.as_fd(), Signal::SIGKILL);
