@@ -76,13 +76,13 @@ fn a_run_of_episodes_repeats_itself_bit_for_bit_also_when_an_actor_is_killed() {
     let samples: Vec<Value> = samples.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let (asked, at_once): (Vec<&Value>, Vec<&Value>) =
         samples.iter().partition(|sample| sample["turns"].as_u64() > Some(1));
-    let observations =
-        |sample: &Value| sample["response"].as_str().unwrap().matches("```output").count() as u64;
-    assert!(
-        !asked.is_empty() && asked.iter().all(|sample| sample["turns"] == observations(sample) + 1),
-        "{asked:?}"
-    );
-    assert!(at_once.iter().all(|sample| sample["turns"] == 1), "{at_once:?}");
+    assert!(!asked.is_empty(), "no sample has several turns");
+    for sample in asked {
+        // A policy that knows little may write such a block itself.
+        let observations = sample["response"].as_str().unwrap().matches("```output").count() as u64;
+        assert!(observations + 1 >= sample["turns"].as_u64().unwrap(), "{sample}");
+    }
+    assert!(at_once.iter().all(|sample| sample["turns"] == 1), "a sample without turns");
 
     let mut running = disturbed.start().unwrap();
     running.wait_for_batches(5).unwrap();
