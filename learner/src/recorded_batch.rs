@@ -76,7 +76,8 @@ struct RecordedPrompt {
 /// `surviving_mass` and `finish_reason`. Other fields are ignored. `-` is standard input.
 ///
 /// An episode of several turns has all tokens behind the prompt in `response_tokens`, and a `response_mask`
-/// that is 1 for those that the policy drew and 0 for those that it was given. Its log-probs and masses are
+/// that is 1 for those that the policy drew and 0 for those that it was given; `sequence_begins` has the
+/// places of those with which further sequences begin, if there are any. Its log-probs and masses are
 /// one for each drawn token, or one for each response token, of which those of given ones are not read.
 ///
 /// # Errors
