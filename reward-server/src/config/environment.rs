@@ -53,9 +53,8 @@ pub struct EpisodeBounds {
     pub observation_bytes: usize,
     /// Episodes under way at a time on a reward server; actors try one more elsewhere, or later.
     pub episodes: usize,
-    /// What becomes of an episode whose chat template rewrites what came before (that drops the thoughts of
-    /// turns before, as Qwen3's does): `split`, it goes on in a further sequence, whose prompt is what the
-    /// template writes then, and all sequences share the reward; or `end`.
+    /// What becomes of an episode whose chat template rewrites what came before: that drops the thoughts of
+    /// turns before, as Qwen3's does.
     pub on_rewrite: OnRewrite,
 }
 
