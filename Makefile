@@ -3,7 +3,7 @@
 CARGO = cargo
 DEMO = examples/tiny-coder/recipe.toml
 
-.PHONY: demo test setup build lint doc deny mutants check-cuda gpu-try parity openai page test-slurm clean-runs
+.PHONY: demo test setup build lint doc deny mutants check-cuda gpu-try parity openai openenv page test-slurm clean-runs
 
 # Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
 demo: setup
@@ -66,6 +66,10 @@ parity: setup
 # Speaks to `sluice serve` with the openai package, and plays the episodes of a ring, in a throw-away Python environment.
 openai: setup
 	crates/openai/tests/peer/check.sh
+
+# Plays episodes in an environment on OpenEnv's own server, in a throw-away Python environment.
+openenv: setup
+	reward-server/tests/peer/check.sh
 
 # Takes a run through a Slurm cluster of four nodes, in namespaces of this machine (needs root, and Slurm's packages from Debian
 # or Ubuntu). Programs of another folder: `make test-slurm SLUICE_BIN=FOLDER`.
