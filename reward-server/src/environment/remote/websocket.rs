@@ -1,5 +1,6 @@
 //! OpenEnv's WebSocket, `URL/ws` (<https://github.com/meta-pytorch/OpenEnv>, `env_client.py` and
-//! `env_server/http_server.py` in `src/openenv/core`): a connection for each episode, as its server keeps an environment with each.
+//! `env_server/http_server.py` in `src/openenv/core`): a connection for each episode, as its server keeps an
+//! environment with each.
 //!
 //! ```text
 //! {"type": "reset", "data": {..}}, {"type": "step", "data": ACTION}, {"type": "close"}  -->
