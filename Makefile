@@ -3,7 +3,7 @@
 CARGO = cargo
 DEMO = examples/tiny-coder/recipe.toml
 
-.PHONY: demo demo-interpreter test setup build lint doc deny mutants check-cuda gpu-try parity openai page test-slurm clean-runs
+.PHONY: demo demo-interpreter test setup build lint doc deny mutants check-cuda gpu-try parity openai openenv page test-slurm clean-runs
 
 # Trains tiny-coder from nothing through the real ring, and prints what came of it. Finished stages are skipped.
 demo: setup
@@ -73,6 +73,10 @@ parity: setup
 # Python environments.
 openai: setup
 	crates/openai/tests/peer/check.sh
+
+# Plays episodes in an environment on OpenEnv's own server, in a throw-away Python environment.
+openenv: setup
+	reward-server/tests/peer/check.sh
 
 # Takes a run through a Slurm cluster of four nodes, in namespaces of this machine (needs root, and Slurm's packages from Debian
 # or Ubuntu). Programs of another folder: `make test-slurm SLUICE_BIN=FOLDER`.

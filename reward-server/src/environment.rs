@@ -11,6 +11,7 @@ mod calls;
 mod cut;
 mod episode;
 mod interpreter;
+mod known_fields;
 mod offline;
 mod program;
 mod remote;
@@ -39,7 +40,8 @@ use interpreter::InterpreterPool;
 use program::{Program, ProgramPool};
 use remote::Remote;
 
-pub use offline::{KnownFields, OfflineEpisodes};
+pub use known_fields::KnownFields;
+pub use offline::OfflineEpisodes;
 pub(crate) use streams::{EpisodeHost, FieldsSource, Said, carry_episodes};
 
 /// Why an episode cannot go on.

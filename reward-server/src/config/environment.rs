@@ -53,9 +53,8 @@ pub struct EpisodeBounds {
     pub observation_bytes: usize,
     /// Episodes under way at a time on a reward server; actors try one more elsewhere, or later.
     pub episodes: usize,
-    /// What becomes of an episode whose chat template rewrites what came before (that drops the thoughts of
-    /// turns before, as Qwen3's does): `split`, it goes on in a further sequence, whose prompt is what the
-    /// template writes then, and all sequences share the reward; or `end`.
+    /// What becomes of an episode whose chat template rewrites what came before: that drops the thoughts of
+    /// turns before, as Qwen3's does.
     pub on_rewrite: OnRewrite,
 }
 
@@ -172,7 +171,8 @@ impl ClassFile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HttpEnvironment {
-    /// Where it is; `http://` or `https://`. `/reset` and `/step` are put behind it.
+    /// Where it is: `http://` or `https://`, and `/reset` and `/step` are put behind it; or `ws://` or
+    /// `wss://`, OpenEnv's WebSocket, `/ws` is put behind it, and each episode has a connection.
     pub url: String,
     /// What is sent and what is answered.
     #[serde(default)]
@@ -219,10 +219,30 @@ pub enum HttpShape {
 }
 
 impl HttpEnvironment {
+    /// Whether episodes have connections.
+    pub(crate) fn is_websocket(&self) -> bool {
+        ["ws://", "wss://"].iter().any(|scheme| self.url.starts_with(scheme))
+    }
+
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if !self.url.starts_with("http://") && !self.url.starts_with("https://") {
-            problems.push(format!("url is {:?}, must start with http:// or https://", self.url));
+        let is_http = ["http://", "https://"].iter().any(|scheme| self.url.starts_with(scheme));
+        if !is_http && !self.is_websocket() {
+            problems
+                .push(format!("url is {:?}, must start with http://, https://, ws:// or wss://", self.url));
+        }
+        if self.is_websocket() {
+            if self.shape != HttpShape::Openenv {
+                problems.push(format!(
+                    "shape is \"gym\", but url is {:?}: only openenv has a WebSocket",
+                    self.url
+                ));
+            }
+            if self.session_field.is_some() {
+                problems.push(
+                    "session_field is of http:// and https://: a WebSocket is the episode's own".to_owned(),
+                );
+            }
         }
         if self.timeout.is_zero() {
             problems.push("timeout must be above 0s".to_owned());
@@ -401,7 +421,15 @@ mod tests {
         for expected in ["url is", "concurrency must", "timeout must"] {
             assert!(problems.iter().any(|problem| problem.starts_with(expected)), "{expected}: {problems:?}");
         }
-        let sound = json!({"kind": "http", "url": "http://localhost:8000", "shape": "gym"});
-        assert_eq!(read(sound).unwrap().problems(), Vec::<String>::new());
+        for sound in [
+            json!({"kind": "http", "url": "http://localhost:8000", "shape": "gym"}),
+            json!({"kind": "http", "url": "wss://localhost:8000"}),
+        ] {
+            assert_eq!(read(sound).unwrap().problems(), Vec::<String>::new());
+        }
+        let bad = json!({"kind": "http", "url": "ws://localhost:8000", "shape": "gym", "session_field": "s"});
+        let problems = read(bad).unwrap().problems();
+        assert!(problems[0].contains("only openenv has a WebSocket"), "{problems:?}");
+        assert!(problems[1].starts_with("session_field is of http://"), "{problems:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! Environments at a remote server: `POST URL/reset` and `POST URL/step`, as OpenEnv
-//! (<https://github.com/meta-pytorch/OpenEnv>, `src/openenv/core/env_server/types.py`) or a server of
+//! Environments at a remote server: over `POST URL/reset` and `POST URL/step`, or a WebSocket, as
+//! OpenEnv (<https://github.com/meta-pytorch/OpenEnv>, `src/openenv/core/env_server/types.py`) or a server of
 //! Gymnasium's `reset` and `step` has them.
 //!
 //! A reset may be sent again with growing pauses: nothing depends on it yet. A step is sent once, as nobody
@@ -7,6 +7,8 @@
 //!
 //! Bounds: the time of each answer, its size, and how many requests are under way, abandoned ones included:
 //! they end with their time.
+
+mod websocket;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +25,7 @@ use crate::http::{TokenError, read_token};
 
 use super::EnvironmentError;
 use super::program::Stepped;
+use websocket::Connection;
 
 /// No answer is longer.
 const ANSWER_LIMIT_BYTES: u64 = 1 << 20;
@@ -52,6 +55,8 @@ pub(super) struct RemoteEpisode {
     remote: Remote,
     /// What names it there: field and value.
     name: (String, Value),
+    /// The connection that has it, where that is a WebSocket.
+    connection: Option<Connection>,
 }
 
 /// An attempt that failed.
@@ -109,7 +114,7 @@ impl Remote {
         };
         body.insert("seed".to_owned(), json!(seed));
         body.insert("episode_id".to_owned(), json!(name));
-        let mut answer = self.begin(body.into()).await?;
+        let (mut answer, connection) = self.begin(body.into()).await?;
         let name = match &self.0.config.session_field {
             None => ("episode_id".to_owned(), json!(name)),
             Some(field) => {
@@ -132,15 +137,20 @@ impl Remote {
             },
         };
         let messages = self.said("reset", observation)?;
-        Ok((RemoteEpisode { remote: self.clone(), name }, messages))
+        Ok((RemoteEpisode { remote: self.clone(), name, connection }, messages))
     }
 
     /// Sends a reset until it is answered, or has failed too often.
-    async fn begin(&self, body: Value) -> Result<Value, Failure> {
+    async fn begin(&self, body: Value) -> Result<(Value, Option<Connection>), Failure> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         let mut attempts_left = self.0.config.retries;
         loop {
-            match self.post("reset", body.clone()).await {
+            let answered = if self.0.config.is_websocket() {
+                self.begin_on_a_connection(&body).await
+            } else {
+                self.post("reset", body.clone()).await.map(|answer| (answer, None))
+            };
+            match answered {
                 Err(failure) if failure.transient && attempts_left > 0 => {
                     attempts_left -= 1;
                     tokio::time::sleep(backoff.next_pause()).await;
@@ -148,6 +158,15 @@ impl Remote {
                 answered => return answered,
             }
         }
+    }
+
+    /// Begins an episode on a connection of its own.
+    async fn begin_on_a_connection(&self, body: &Value) -> Result<(Value, Option<Connection>), Failure> {
+        let Inner { config, authorization, places, .. } = &*self.0;
+        let _place = places.acquire().await;
+        let connection = Connection::open(&config.url, authorization.as_deref(), config.timeout).await?;
+        let answer = connection.ask(json!({"type": "reset", "data": body})).await?;
+        Ok((answer, Some(connection)))
     }
 
     async fn post(&self, way: &'static str, body: Value) -> Result<Value, Failure> {
@@ -227,6 +246,11 @@ impl RemoteEpisode {
             HttpShape::Gym => config.action_field.as_deref(),
         };
         let action = field.map_or_else(|| json!(text), |field| json!({ field: text }));
+        if let Some(connection) = &self.connection {
+            let _place = self.remote.0.places.acquire().await;
+            let answer = connection.ask(json!({"type": "step", "data": action})).await?;
+            return self.stepped(answer);
+        }
         let mut body = Map::from_iter([("action".to_owned(), action)]);
         body.insert(self.name.0.clone(), self.name.1.clone());
         let answer = self.remote.post("step", body.into()).await?;

@@ -21,7 +21,7 @@ use crate::registry::Misbehaved;
 use crate::score_error::ScoreError;
 
 use super::episode::{Answer, Turn};
-use super::offline::KnownFields;
+use super::known_fields::KnownFields;
 use super::{Beginning, Environment, EnvironmentError};
 
 /// When an actor may try again to begin an episode.

@@ -20,4 +20,5 @@ mod shapes;
 mod stub;
 mod tiny;
 mod unit_tests;
+mod websocket_environment;
 mod world;

@@ -134,7 +134,7 @@ async fn serve(mut stream: TcpStream, script: Arc<Mutex<VecDeque<Does>>>, asked:
     }
 }
 
-async fn reset(actor: &mut Episodes, id: RolloutId, fields: &str) -> EnvironmentReply {
+pub(crate) async fn reset(actor: &mut Episodes, id: RolloutId, fields: &str) -> EnvironmentReply {
     note_fields(&actor.server, id.prompt, fields);
     actor.send(EnvironmentRequest::Reset { id, time_left: Duration::from_secs(600) }).await;
     actor.reply().await.unwrap()

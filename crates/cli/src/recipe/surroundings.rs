@@ -137,7 +137,7 @@ fn address_of(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let host = rest.split(['/', '?', '#']).next()?.rsplit('@').next()?;
     let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    let port = if scheme == "https" { 443 } else { 80 };
+    let port = if matches!(scheme, "https" | "wss") { 443 } else { 80 };
     Some(if has_port { host.to_owned() } else { format!("{host}:{port}") })
 }
 
