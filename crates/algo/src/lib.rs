@@ -4,13 +4,16 @@
 //! back-propagates:
 //!
 //! ```
-//! use algo::{Aggregation, ClipRange, Discount, Gae, PolicyObjective, PolicyTokens, RatioLevel, Responses, Totals};
+//! use algo::{
+//!     Aggregation, ClipRange, Discount, Gae, PolicyObjective, PolicyTokens, RatioLevel, Responses, Totals,
+//! };
 //!
 //! # fn main() -> Result<(), algo::Error> {
 //! // Two responses, of 2 tokens and of 1, one behind the other; every slice below is [tokens].
 //! let responses = Responses::new(&[2, 1])?;
 //! let (rewards, values) = ([0.0, 1.0, -1.0], [0.0, 0.0, 0.0]);
-//! let advantages = algo::gae(Gae { discount: Discount::per_token(1.0), gae_lambda: 1.0 }, responses, &rewards, &values)?;
+//! let by = Gae { discount: Discount::per_token(1.0), gae_lambda: 1.0 };
+//! let advantages = algo::gae(by, responses, &rewards, &values)?;
 //! assert_eq!(advantages.advantages, [1.0, 1.0, -1.0]);
 //!
 //! // What a token's loss weighs: here the mean over tokens, the second response counting twice.

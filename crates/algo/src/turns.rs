@@ -75,8 +75,8 @@ impl<'a> Turns<'a> {
 }
 
 /// [`gae()`] over turns: the reward of a turn is the sum of its tokens', its value what the critic says at
-/// its first token, and `turn_gamma` is γ. `rewards` and `values` are `[tokens]`; so is the result, equal over
-/// each turn.
+/// its first token, and `turn_gamma` is γ. `rewards` and `values` are `[tokens]`; so is the result, equal
+/// over each turn.
 ///
 /// # Errors
 /// Those of [`gae()`].
@@ -92,8 +92,8 @@ pub fn gae_by_turn(by: Gae, turns: Turns<'_>, rewards: &[f32], values: &[f32]) -
     })
 }
 
-/// [`returns_to_go()`] over turns, `[turns]`: the reward of a turn is the sum of its tokens', and `turn_gamma`
-/// is γ. `rewards` are `[tokens]`.
+/// [`returns_to_go()`] over turns, `[turns]`: the reward of a turn is the sum of its tokens', and
+/// `turn_gamma` is γ. `rewards` are `[tokens]`.
 ///
 /// # Errors
 /// Those of [`returns_to_go()`].

@@ -3,8 +3,8 @@
 //! are of bytes, wherever the borders of tokens lie.
 //!
 //! A token that the grammar does not allow has no chance; log-probs stay those of the whole distribution, and
-//! the mass of what was allowed is recorded beside them, as with any truncation. A response may end only where
-//! its grammar may.
+//! the mass of what was allowed is recorded beside them, as with any truncation. A response may end only
+//! where its grammar may.
 
 use std::fmt;
 use std::sync::Arc;
@@ -101,7 +101,7 @@ impl GrammarCompiler {
         for id in 0..u32::try_from(tokens).unwrap_or(u32::MAX) {
             words.push(bytes_of(tokenizer, id));
         }
-        // Which tokens end a response is the request's matter: one that no vocabulary has stands for all of them.
+        // Which tokens end a response is the request's matter: one of our own stands for all of them.
         words.push(special(b"<end of the response>"));
         let count =
             u32::try_from(words.len()).map_err(|_| GrammarError("too large a vocabulary".to_owned()))?;

@@ -167,6 +167,12 @@ fn owed(recipe: &Recipe) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if coordinator.sampling.temperature() == 0.0 {
+        problems.push(
+            "coordinator.sampling.temperature is 0: greedy responses have no log-probs to train on; set it above 0"
+                .to_owned(),
+        );
+    }
     let compares = matches!(learner.ppo.algorithm.defaults().advantage, AdvantageEstimator::Group(_));
     if compares && coordinator.group_size < 2 {
         problems.push(
@@ -309,6 +315,8 @@ mod tests {
         );
         let two = grpo.replace("group_size = 1", "group_size = 2");
         assert_eq!(found(&two), "");
+        let greedy = two.replace("[learner.ppo]", "sampling.temperature = 0.0\n[learner.ppo]");
+        assert!(found(&greedy).contains("coordinator.sampling.temperature is 0"), "{}", found(&greedy));
         // PPO judges a response by itself; a strategy that chooses among siblings has nothing to choose of.
         let ppo = format!("{compared}algorithm = 'pf-ppo'\n");
         assert_eq!(found(&ppo), "");

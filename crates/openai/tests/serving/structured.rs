@@ -4,9 +4,17 @@ use openai::ServeConfig;
 use serde_json::{Value, json};
 
 use crate::fixture::Server;
+use crate::script::{Maker, bytes, pieces, scripted};
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
+
+/// A model to which all tokens are alike, with a tokenizer whose text of the end is the token `end`.
+async fn server(tokenizer: Maker, end: u32) -> Server {
+    let parent = tempfile::tempdir().unwrap();
+    let model = scripted(parent.path(), tokenizer, &[], end);
+    Server::of(parent, &model, ServeConfig::default()).await
+}
 
 fn chat(more: Value) -> Value {
     let mut body = json!({"messages": [{"role": "user", "content": "fox?"}], "max_tokens": 200, "seed": 3});
@@ -25,7 +33,7 @@ fn verdict() -> Value {
 
 #[tokio::test]
 async fn a_chat_answers_in_json_of_the_schema_streamed_or_not() {
-    let server = Server::start(ServeConfig::default()).await;
+    let server = server(bytes, 0).await;
     let format = json!({"type": "json_schema", "json_schema": {"name": "verdict", "schema": verdict()}});
     let mut said = Vec::new();
     for seed in 0..6 {
@@ -33,7 +41,7 @@ async fn a_chat_answers_in_json_of_the_schema_streamed_or_not() {
         let choice = &reply["choices"][0];
         assert_eq!(choice["finish_reason"], "stop", "{reply}");
         let text = choice["message"]["content"].as_str().unwrap();
-        let value: Value = serde_json::from_str(text).unwrap();
+        let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {reply}"));
         assert!(value["fox"].is_boolean() && value["legs"].as_u64().unwrap() <= 9, "{text}");
         said.push(text.to_owned());
         let asked = json!({"response_format": format, "seed": seed, "stream": true});
@@ -46,25 +54,31 @@ async fn a_chat_answers_in_json_of_the_schema_streamed_or_not() {
     assert!(said.len() > 1, "{said:?}");
 }
 
+/// With tokens that are bytes, and with those of Llama 2.
 #[tokio::test]
 async fn the_other_ways_to_say_it_are_followed() {
-    let server = Server::start(ServeConfig::default()).await;
-    let text = async |structured: Value| {
-        let body = json!({"prompt": "q", "max_tokens": 60, "seed": 5, "structured_outputs": structured});
-        server.post(COMPLETIONS, body).await.json()["choices"][0]["text"].as_str().unwrap().to_owned()
-    };
-    assert!(["lazy dog", "fox"].contains(&text(json!({"choice": ["lazy dog", "fox"]})).await.as_str()));
-    let number = text(json!({"regex": "-?[1-9][0-9]{0,3}"})).await;
-    assert!(number.parse::<i32>().is_ok_and(|number| number != 0), "{number}");
-    let sum = text(json!({"grammar": "start: NUMBER \"+\" NUMBER\nNUMBER: /[0-9]{1,2}/"})).await;
-    assert!(sum.split('+').all(|part| part.parse::<u8>().is_ok_and(|part| part < 100)), "{sum}");
-    let verdict: Value = serde_json::from_str(&text(json!({"json": verdict()})).await).unwrap();
-    assert!(verdict["fox"].is_boolean());
+    for (tokenizer, end) in [(bytes as Maker, 0), (pieces, 2)] {
+        let server = server(tokenizer, end).await;
+        let text = async |structured: Value| {
+            let body = json!({"prompt": "q", "max_tokens": 200, "seed": 5, "structured_outputs": structured});
+            let reply = server.post(COMPLETIONS, body).await.json();
+            assert_eq!(reply["choices"][0]["finish_reason"], "stop", "{reply}");
+            reply["choices"][0]["text"].as_str().unwrap().to_owned()
+        };
+        let chosen = text(json!({"choice": ["lazy dog", "fox", "é 1"]})).await;
+        assert!(["lazy dog", "fox", "é 1"].contains(&chosen.as_str()), "{chosen}");
+        let number = text(json!({"regex": "-?[1-9][0-9]{0,3}"})).await;
+        assert!(number.parse::<i32>().is_ok_and(|number| number != 0), "{number}");
+        let sum = text(json!({"grammar": "start: NUMBER \"+\" NUMBER\nNUMBER: /[0-9]{1,2}/"})).await;
+        assert!(sum.split('+').all(|part| part.parse::<u8>().is_ok_and(|part| part < 100)), "{sum}");
+        let verdict: Value = serde_json::from_str(&text(json!({"json": verdict()})).await).unwrap();
+        assert!(verdict["fox"].is_boolean());
+    }
 }
 
 #[tokio::test]
 async fn what_cannot_be_followed_is_refused_by_name() {
-    let server = Server::start(ServeConfig::default()).await;
+    let server = server(bytes, 0).await;
     let refused = async |field: &str, more: Value| {
         let reply = server.post(CHAT, chat(more)).await;
         let error = reply.json()["error"].clone();
