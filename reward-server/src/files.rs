@@ -5,6 +5,8 @@
 //! line holds, and the result beside it. Where there is no `id` the line's number stands for it. Lines are
 //! read in windows of bounded size, a window's sequences are computed longest first in batches of a token
 //! budget, and its results are written in the input's order. So memory is bounded whatever the file's length.
+//! An episode of several sequences (`sequence_begins`) has each computed by itself: the score is that of the
+//! last one, and a token with which a further one begins has a log-prob of 0, as nobody drew it.
 //! The output appears under its name when it is complete; `-` is standard input and output.
 
 mod lines;
@@ -17,7 +19,7 @@ use service::BadInput;
 use service::jsonl::WrongLines;
 use types::DType;
 
-use self::lines::{Input, InputLine, Output};
+use self::lines::{Input, InputLine, Output, Part};
 use crate::network::{self, FrozenNetwork, HeadOutputs, Placement, Sequence};
 use crate::temperature::Temperature;
 
@@ -149,15 +151,20 @@ fn run(
             wrong.finish()?;
             return Ok(done);
         }
-        let mut results: Vec<Option<HeadOutputs>> = vec![None; window.len()];
-        for batch in batches(&window, budget) {
+        // The sequences of all lines, each with the place of its line.
+        let parts: Vec<(usize, &Part)> = (0..)
+            .zip(&window)
+            .flat_map(|(at, line): (usize, &InputLine)| line.parts.iter().map(move |part| (at, part)))
+            .collect();
+        let mut results: Vec<Option<HeadOutputs>> = vec![None; parts.len()];
+        for batch in batches(&parts, budget) {
             let sequences: Vec<Sequence> = batch
                 .iter()
-                .map(|at| Sequence { tokens: &window[*at].tokens, from: window[*at].from })
+                .map(|at| Sequence { tokens: &parts[*at].1.tokens, from: parts[*at].1.from })
                 .collect();
             let tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-            let numbers =
-                network.outputs(&sequences).map_err(|error| window[batch[0]].wrong(&error.to_string()))?;
+            let numbers = network.outputs(&sequences);
+            let numbers = numbers.map_err(|error| window[parts[batch[0]].0].wrong(&error.to_string()))?;
             for (at, numbers) in batch.iter().zip(numbers) {
                 results[*at] = Some(numbers);
             }
@@ -165,7 +172,10 @@ fn run(
             done.tokens += tokens as u64;
             progress(done);
         }
-        for (line, numbers) in window.iter().zip(results) {
+        let mut found = parts.iter().map(|(at, _)| *at).zip(results).peekable();
+        for (at, line) in window.iter().enumerate() {
+            let of_line = std::iter::from_fn(|| found.next_if(|(of, _)| *of == at));
+            let numbers = joined(of_line.filter_map(|(_, numbers)| numbers));
             check(line, numbers.as_ref())?;
             output.write(line, numbers.as_ref())?;
         }
@@ -174,15 +184,28 @@ fn run(
     }
 }
 
-/// The window's lines, longest first, in batches of at most `budget` tokens; a longer line is a batch of its
+/// What a line's sequences give together: the score of the last one, as in a ring, or a log-prob for each
+/// token behind the first one's prompt, where those with which a further sequence begins have 0.
+fn joined(numbers: impl Iterator<Item = HeadOutputs>) -> Option<HeadOutputs> {
+    numbers.reduce(|before, further| match (before, further) {
+        (HeadOutputs::Logprobs(mut all), HeadOutputs::Logprobs(further)) => {
+            all.push(0.0);
+            all.extend(further);
+            HeadOutputs::Logprobs(all)
+        }
+        (_, further) => further,
+    })
+}
+
+/// A window's sequences, longest first, in batches of at most `budget` tokens; a longer one is a batch of its
 /// own.
-fn batches(window: &[InputLine], budget: usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..window.len()).collect();
-    order.sort_by_key(|at| Reverse(window[*at].tokens.len()));
+fn batches(parts: &[(usize, &Part)], budget: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..parts.len()).collect();
+    order.sort_by_key(|at| Reverse(parts[*at].1.tokens.len()));
     let mut batches: Vec<Vec<usize>> = Vec::new();
     let mut tokens = 0;
     for at in order {
-        let length = window[at].tokens.len();
+        let length = parts[at].1.tokens.len();
         match batches.last_mut() {
             Some(batch) if tokens + length <= budget => {
                 tokens += length;

@@ -17,12 +17,19 @@ use crate::network::{FrozenNetwork, HeadOutputs};
 pub(super) struct InputLine {
     line: Line,
     id: Value,
-    /// What goes through the network.
+    /// What goes through the network: a sequence, or those of an episode, each of which sees nothing of the
+    /// others.
+    pub(super) parts: Vec<Part>,
+    /// A response: what else the line holds is written too.
+    is_response: bool,
+}
+
+/// A sequence of tokens.
+#[derive(Debug)]
+pub(super) struct Part {
     pub(super) tokens: Vec<u32>,
     /// The first token whose log-prob is wanted.
     pub(super) from: usize,
-    /// A response: what else the line holds is written too.
-    is_response: bool,
 }
 
 #[derive(Deserialize)]
@@ -33,32 +40,26 @@ struct Fields {
     response_tokens: Option<Vec<u32>>,
     /// Of a response, as `sluice generate` writes it: no whole sequence has it.
     finish_reason: Option<IgnoredAny>,
-    /// Of an episode: where further sequences begin.
-    sequence_begins: Option<Vec<IgnoredAny>>,
+    /// Of an episode: the places among the response's tokens with which further sequences begin.
+    #[serde(default)]
+    sequence_begins: Vec<usize>,
 }
 
 impl InputLine {
     fn of(line: Line, network: &FrozenNetwork) -> Result<Self, BadInput> {
         let Fields { id, tokens, prompt_tokens, response_tokens, finish_reason, sequence_begins } =
             line.parse()?;
-        if sequence_begins.is_some_and(|begins| !begins.is_empty()) {
-            return Err(line.wrong(
-                "has several sequences (sequence_begins), which are no single one: sluice eval judges them, sluice \
-                 replay trains on them",
-            ));
-        }
         let id = id.unwrap_or_else(|| line.number().into());
-        let (tokens, from, is_response) = match (prompt_tokens, response_tokens, tokens) {
+        let (parts, is_response) = match (prompt_tokens, response_tokens, tokens) {
             (Some(prompt), Some(response), _) => {
-                let from = prompt.len();
                 if prompt.is_empty() || response.is_empty() {
                     return Err(
                         line.wrong("has no prompt_tokens or no response_tokens: both need at least one")
                     );
                 }
-                ([prompt, response].concat(), from, true)
+                (parts(prompt, &response, &sequence_begins).map_err(|problem| line.wrong(&problem))?, true)
             }
-            (None, None, Some(tokens)) if finish_reason.is_none() => (tokens, 1, false),
+            (None, None, Some(tokens)) if finish_reason.is_none() => (vec![Part { tokens, from: 1 }], false),
             (None, None, Some(_)) => {
                 return Err(line.wrong(
                     "has the tokens of a response without its prompt's, whose numbers would mean nothing: give \
@@ -71,15 +72,22 @@ impl InputLine {
                 ));
             }
         };
-        if tokens.is_empty() {
-            return Err(line.wrong("has no tokens"));
+        for Part { tokens, .. } in &parts {
+            if tokens.is_empty() {
+                return Err(line.wrong("has no tokens"));
+            }
+            if let Some((token, vocabulary)) = network.foreign_token(tokens) {
+                return Err(
+                    line.wrong(&format!("token {token} is outside the model's vocabulary of {vocabulary}"))
+                );
+            }
         }
-        if let Some((token, vocabulary)) = network.foreign_token(&tokens) {
-            return Err(
-                line.wrong(&format!("token {token} is outside the model's vocabulary of {vocabulary}"))
-            );
-        }
-        Ok(Self { line, id, tokens, from, is_response })
+        Ok(Self { line, id, parts, is_response })
+    }
+
+    /// Tokens of all its sequences.
+    pub(super) fn tokens(&self) -> usize {
+        self.parts.iter().map(|part| part.tokens.len()).sum()
     }
 
     /// File and number.
@@ -91,6 +99,24 @@ impl InputLine {
     pub(super) fn wrong(&self, problem: &str) -> BadInput {
         self.line.wrong(problem)
     }
+}
+
+/// A response's sequences: the first behind the prompt, each further one from its beginning.
+fn parts(prompt: Vec<u32>, response: &[u32], begins: &[usize]) -> Result<Vec<Part>, String> {
+    let is_place = |pair: &[usize]| pair[0] < pair[1];
+    let cuts = [&[0], begins, &[response.len()]].concat();
+    if !cuts.windows(2).all(is_place) {
+        return Err(format!(
+            "sequence_begins holds {begins:?}, must hold ascending places among the {} response tokens, not the first",
+            response.len()
+        ));
+    }
+    let (from, first) = (prompt.len(), &response[..cuts[1]]);
+    let mut parts = vec![Part { tokens: [&prompt, first].concat(), from }];
+    for cut in cuts[1..].windows(2) {
+        parts.push(Part { tokens: response[cut[0]..cut[1]].to_vec(), from: 1 });
+    }
+    Ok(parts)
 }
 
 /// The file that is read.
@@ -135,7 +161,7 @@ impl<'a> Input<'a> {
             };
             let line = line?;
             // A line weighs at least 64, so that many short ones do not make a large window.
-            taken += line.tokens.len().max(64);
+            taken += line.tokens().max(64);
             window.push(line);
         }
         Ok(window)

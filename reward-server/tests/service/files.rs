@@ -87,6 +87,31 @@ fn logprobs_are_one_fewer_than_tokens() {
     }
 }
 
+/// What others would compute of each by itself.
+#[test]
+fn sequences_of_an_episode_see_nothing_of_each_other() {
+    let (prompt, response) = (tiny::tokens(1, 5), tiny::tokens(2, 9));
+    let episode = json!({"prompt_tokens": prompt, "response_tokens": response, "sequence_begins": [3, 7]});
+    let first = json!({"prompt_tokens": prompt, "response_tokens": response[..3]});
+    let (second, third) = (json!({"tokens": response[3..7]}), json!({"tokens": response[7..]}));
+    let files = Files::new(&format!("{episode}\n{first}\n{second}\n{third}\n"));
+    logprobs_file(&files.options(&tiny::folder("policy")), |_| {}).unwrap();
+    let logprobs = |row: &Value| serde_json::from_value::<Vec<f32>>(row["logprobs"].clone()).unwrap();
+    let rows: Vec<Vec<f32>> = files.results().iter().map(logprobs).collect();
+    let expected = [&rows[1][..], &[0.0], &rows[2], &[0.0], &rows[3]].concat();
+    assert_eq!((rows[0].len(), expected.len()), (9, 9));
+    assert!(rows[0].iter().zip(&expected).all(|(f, e)| (f - e).abs() < 1e-4), "{:?} {expected:?}", rows[0]);
+    score_file(&files.options(&tiny::folder("reward-model")), |_| {}).unwrap();
+    let scores: Vec<f64> = files.results().iter().map(|row| row["score"].as_f64().unwrap()).collect();
+    assert!((scores[0] - scores[3]).abs() < 1e-4 && (scores[0] - scores[1]).abs() > 1e-4, "{scores:?}");
+    for begins in [json!([0]), json!([7, 3]), json!([9])] {
+        let wrong = json!({"prompt_tokens": prompt, "response_tokens": response, "sequence_begins": begins});
+        let files = Files::new(&format!("{wrong}\n"));
+        let error = logprobs_file(&files.options(&tiny::folder("policy")), |_| {}).unwrap_err();
+        assert!(error.is_bad_input() && error.to_string().contains("sequence_begins"), "{error}");
+    }
+}
+
 #[test]
 fn ids_of_any_kind_come_back_as_they_were() {
     let files =
