@@ -69,11 +69,7 @@ impl ScoredRollout {
     /// `[turns]` the parts of the score that its turns brought: what the environment gave for each, and all
     /// else behind the last one, so that their sum is the score.
     pub fn turn_scores(&self) -> Vec<f32> {
-        let observations = self.rollout.observations().iter();
-        let mut scores: Vec<f32> = observations.map(|given| self.scores.turn_weight * given.reward).collect();
-        let before: f64 = scores.iter().copied().map(f64::from).sum();
-        scores.push((f64::from(self.score()) - before) as f32);
-        scores
+        turn_scores(&self.rollout, &self.scores)
     }
 
     /// What the scorers say for people.
@@ -109,12 +105,23 @@ impl ScoredRollout {
     }
 }
 
+fn turn_scores(rollout: &Rollout, scores: &Scores) -> Vec<f32> {
+    let observations = rollout.observations().iter();
+    let mut parts: Vec<f32> = observations.map(|given| scores.turn_weight * given.reward).collect();
+    let before: f64 = parts.iter().copied().map(f64::from).sum();
+    parts.push((f64::from(scores.score) - before) as f32);
+    parts
+}
+
 fn problem(rollout: &Rollout, scores: &Scores) -> Option<String> {
     let Scores { score, ref_logprobs, outcome, turn_weight } = scores;
     for (name, number) in [("score", score), ("turn_weight", turn_weight)] {
         if !number.is_finite() {
             return Some(format!("{name} is {number}, must be finite"));
         }
+    }
+    if let Some(part) = turn_scores(rollout, scores).into_iter().find(|part| !part.is_finite()) {
+        return Some(format!("a turn's part of the score is {part}, must be finite"));
     }
     if let Some(outcome) = outcome
         && !(0.0..=1.0).contains(outcome)
@@ -321,6 +328,10 @@ mod tests {
         let scored =
             ScoredRollout::new(Rollout::new(episode).unwrap(), Scores { turn_weight: 2.0, ..sound() });
         assert_eq!(scored.unwrap().turn_scores(), [1.0, -2.0, 1.25]);
+        // Rewards that cancel each other out leave a score that says nothing of them.
+        let huge = RolloutParts { observations: vec![given(1, 3e38), given(2, -3e38)], ..parts(3) };
+        let huge = ScoredRollout::new(Rollout::new(huge).unwrap(), Scores { turn_weight: 2.0, ..sound() });
+        assert!(huge.unwrap_err().problem.contains("a turn's part of the score is inf"));
         let one_turn = ScoredRollout::new(rollout(0), sound()).unwrap();
         assert_eq!(one_turn.turn_scores(), [0.25]);
     }

@@ -73,19 +73,23 @@ impl Script {
 
     /// A world with an environment there, of which `table` says more.
     async fn world(&self, table: Value) -> World {
-        let mut kind = json!({"kind": "http", "url": self.url, "timeout": "700ms", "retries": 2});
-        kind.as_object_mut().unwrap().extend(table.as_object().unwrap().clone());
-        let kind: EnvironmentKind = serde_json::from_value(kind).unwrap();
-        let bounds =
-            EpisodeBounds { turns: 4, observation_bytes: 64, episodes: 8, ..EpisodeBounds::default() };
-        World::start(Config {
-            tokenizer: Some(tiny::folder("policy")),
-            environment: Some(EnvironmentConfig { bounds, kind }),
-            scorers: vec![ScorerConfig::new(ScorerKind::Environment(EnvironmentReward {}))],
-            ..Config::default()
-        })
-        .await
+        world_at(&self.url, EpisodeBounds { observation_bytes: 64, ..EpisodeBounds::default() }, table).await
     }
+}
+
+/// A world whose environment is at this address; `table` says more of it.
+pub(crate) async fn world_at(url: &str, bounds: EpisodeBounds, table: Value) -> World {
+    let mut kind = json!({"kind": "http", "url": url, "timeout": "700ms", "retries": 2});
+    kind.as_object_mut().unwrap().extend(table.as_object().unwrap().clone());
+    let kind: EnvironmentKind = serde_json::from_value(kind).unwrap();
+    let bounds = EpisodeBounds { turns: 4, episodes: 8, ..bounds };
+    World::start(Config {
+        tokenizer: Some(tiny::folder("policy")),
+        environment: Some(EnvironmentConfig { bounds, kind }),
+        scorers: vec![ScorerConfig::new(ScorerKind::Environment(EnvironmentReward {}))],
+        ..Config::default()
+    })
+    .await
 }
 
 /// One connection: HTTP/1.1 by hand, because no library misbehaves as wanted.

@@ -6,10 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
-use reward_server::Config;
-use reward_server::config::{
-    EnvironmentConfig, EnvironmentKind, EnvironmentReward, EpisodeBounds, ScorerConfig, ScorerKind,
-};
+use reward_server::config::EpisodeBounds;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -19,8 +16,7 @@ use types::{EpisodeEnd, FailReason};
 
 use crate::episodes::id;
 use crate::grpc::Episodes;
-use crate::remote_environment::reset;
-use crate::tiny;
+use crate::remote_environment::{reset, world_at};
 use crate::world::{World, until};
 
 /// What the server does with a message.
@@ -78,17 +74,7 @@ impl Script {
     }
 
     async fn world(&self, table: Value) -> World {
-        let mut kind = json!({"kind": "http", "url": self.url, "timeout": "700ms", "retries": 2});
-        kind.as_object_mut().unwrap().extend(table.as_object().unwrap().clone());
-        let kind: EnvironmentKind = serde_json::from_value(kind).unwrap();
-        let bounds = EpisodeBounds { turns: 4, episodes: 8, ..EpisodeBounds::default() };
-        World::start(Config {
-            tokenizer: Some(tiny::folder("policy")),
-            environment: Some(EnvironmentConfig { bounds, kind }),
-            scorers: vec![ScorerConfig::new(ScorerKind::Environment(EnvironmentReward {}))],
-            ..Config::default()
-        })
-        .await
+        world_at(&self.url, EpisodeBounds::default(), table).await
     }
 }
 
